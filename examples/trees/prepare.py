@@ -1,0 +1,95 @@
+"""Cut the four hand-annotated aerial photos of the deepforest wheel into tiles that `yoloyard train` reads.
+
+    pip download --no-deps deepforest==2.1.0
+    python prepare.py deepforest-2.1.0-py3-none-any.whl
+
+Shapes: H W pixels of a photo, n boxes of a photo, k boxes of a tile.
+"""
+
+import argparse
+import zipfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+
+# Whole photos are either for training or for validation, and the photos were taken kilometres apart (the numbers in
+# the Yellowstone names are metres east and north): no tree is seen by both sides.
+PHOTOS = {
+    "train": ("2019_YELL_2_528000_4978000_image_crop2", "OSBS_029", "SOAP_061"),
+    "val": ("2019_YELL_2_541000_4977000_image_crop",),
+}
+TILE = 320  # pixels: eight average trees wide, at the photos' own resolution of 0.1 m
+OVERLAP = 80  # pixels: all but the largest trees are whole in at least one tile
+VISIBLE = 0.4  # a box that a tile's border cuts is kept if this part of its area remains
+
+
+def read_boxes(xml: bytes) -> np.ndarray:
+    """Boxes (n, 4) xyxy in pixels from Pascal VOC, which counts pixels from 1 and includes the last one."""
+    corners = ("xmin", "ymin", "xmax", "ymax")
+    objects = ElementTree.fromstring(xml).iter("object")
+    boxes = [[float(thing.findtext(f"bndbox/{corner}", "nan")) for corner in corners] for thing in objects]
+    return np.array(boxes, np.float64).reshape(-1, 4) - [1, 1, 0, 0]
+
+
+def tile_starts(length: int) -> list[int]:
+    """Evenly spaced positions of tiles that cover `length` pixels with at least OVERLAP in common."""
+    count = max(int(np.ceil((length - OVERLAP) / (TILE - OVERLAP))), 1)
+    return np.linspace(0, max(length - TILE, 0), count).round().astype(int).tolist()
+
+
+def boxes_of_tile(boxes: np.ndarray, left: int, top: int) -> np.ndarray:
+    """The part of `boxes` (n, 4) that lies in the tile at (left, top): (k, 4) xyxy in pixels of the tile."""
+    cut = (boxes - [left, top, left, top]).clip(0, TILE)
+    area, area_cut = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, cut))
+    return cut[area_cut >= VISIBLE * area]
+
+
+def label_lines(boxes: np.ndarray) -> str:
+    """YOLO rows, `class x_centre y_centre width height` as fractions of the tile; there is one class, tree."""
+    rows = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1) / TILE
+    return "".join("0 {:.6f} {:.6f} {:.6f} {:.6f}\n".format(*row) for row in rows)
+
+
+def write_split(wheel: zipfile.ZipFile, split: str, out: Path) -> tuple[int, int]:
+    """Write the tiles of one split below `out`; returns how many tiles and boxes there are."""
+    images, labels = out / "images" / split, out / "labels" / split
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
+    num_tiles = num_boxes = 0
+    for photo in PHOTOS[split]:
+        pixels = cv2.imdecode(np.frombuffer(wheel.read(f"deepforest/data/{photo}.png"), np.uint8), cv2.IMREAD_COLOR)
+        if pixels is None:
+            raise SystemExit(f"{photo}.png in {wheel.filename} cannot be decoded: fetch the wheel again")
+        boxes = read_boxes(wheel.read(f"deepforest/data/{photo}.xml"))
+        for top in tile_starts(pixels.shape[0]):
+            for left in tile_starts(pixels.shape[1]):
+                name = f"{photo}_{top:04d}_{left:04d}"
+                inside = boxes_of_tile(boxes, left, top)
+                cv2.imwrite(str(images / f"{name}.png"), pixels[top : top + TILE, left : left + TILE])
+                (labels / f"{name}.txt").write_text(label_lines(inside), encoding="utf-8")
+                num_tiles, num_boxes = num_tiles + 1, num_boxes + len(inside)
+    return num_tiles, num_boxes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Cut the annotated photos of the deepforest wheel into tiles.")
+    parser.add_argument("wheel", type=Path, help="deepforest-2.1.0-py3-none-any.whl")
+    parser.add_argument("--out", type=Path, default=Path("trees"), help="new folder for tiles and labels")
+    arguments = parser.parse_args()
+    if not arguments.wheel.is_file():
+        parser.error(f"no file {arguments.wheel}: fetch it with `pip download --no-deps deepforest==2.1.0`")
+    if arguments.out.exists():
+        parser.error(f"{arguments.out} exists already: remove it, or name another folder with --out")
+    with zipfile.ZipFile(arguments.wheel) as wheel:
+        for split in PHOTOS:
+            num_tiles, num_boxes = write_split(wheel, split, arguments.out)
+            print(f"{split}: {num_tiles} tiles, {num_boxes} boxes")
+    data = arguments.out / "data.yaml"
+    data.write_text("train: images/train\nval: images/val\nnames:\n  0: tree\n", encoding="utf-8")
+    print(f"next: yoloyard train --model yolo11n --data {data} --imgsz {TILE} --epochs 100")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Train YOLO object detectors on your own images, in plain PyTorch.
+
+`yoloyard.train(model="yolo11n", data="factory.yaml", epochs=100)` and `yoloyard.load("best.safetensors")(image)` are
+the commands of the same names. torch is imported when one of them is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from yoloyard.predict import Model
+    from yoloyard.training.monitor import Event
+    from yoloyard.training.trainer import Result
+
+__all__ = ["load", "train"]
+
+
+def train(resume: str | Path | None = None, on_event: Callable[[Event], object] | None = None, **words: Any) -> Result:
+    """Train a detector; `words` are the flags of `yoloyard train`. `on_event` is called with each event.
+
+    Raises yoloyard.errors.UserError with what to do, Interrupted after Ctrl-C with everything saved.
+    """
+    from yoloyard.training.run import train as run
+
+    return run(words, resume, on_event)
+
+
+def load(weights: str | Path, device: str = "auto", **settings: Any) -> Model:
+    """The model of a weight file: `model(image)` gives Detections for a path, an RGB array, or a list of these."""
+    from yoloyard.predict import Model
+
+    return Model(weights, device, **settings)

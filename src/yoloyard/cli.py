@@ -1,0 +1,206 @@
+"""The command line: a function a command; parses, calls, prints. torch is imported inside the commands."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from yoloyard.config import ALIASES, TrainConfig, words_of
+from yoloyard.errors import UsageError, UserError
+
+NEWEST = "newest"
+
+app = cyclopts.App(
+    name="yoloyard",
+    help="Train YOLO object detectors on your own images, in plain PyTorch.",
+    version_flags=["--version"],
+    version=lambda: _version(),  # noqa: PLW0108  # defined below
+)
+
+
+def _takes_words(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command(**words)` a flag for each word of the training configuration."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    flags = []
+    for word in words_of(TrainConfig).values():
+        default = "" if word.default in (None, "") else f" (default: {word.default})"
+        kind: Any = Annotated[word.type | None, Parameter(help=word.help + default, show_default=False)]  # type: ignore[name-defined]
+        flags.append(inspect.Parameter(word.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+    parameters = [*own, *flags]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+@app.command
+@_takes_words
+def train(
+    *,
+    config: Annotated[Path | None, Parameter(help="a YAML file of the words below; flags win over it")] = None,
+    resume: Annotated[str | None, Parameter(help="go on with a run folder; without one, with the newest run")] = None,
+    **words: Any,
+) -> None:
+    """Train a detector on the images and labels of a data.yaml."""
+    from yoloyard.config import read_words
+    from yoloyard.training.run import train as run
+
+    given = read_words(config) if config else {}
+    given |= {name: value for name, value in words.items() if value is not None}
+    run(given, resume)
+
+
+@app.command
+def val(
+    *,
+    weights: Annotated[str, Parameter(help="a weight file")],
+    data: Annotated[str, Parameter(help="the data.yaml")],
+    split: Annotated[str, Parameter(help="val, test or train")] = "val",
+    imgsz: Annotated[int | None, Parameter(help="pixels; default: as in the weight file")] = None,
+    batch: Annotated[int | None, Parameter(help="images of a step; default: as in the weight file")] = None,
+    conf: Annotated[float | None, Parameter(help="lowest score; default: as in the weight file")] = None,
+    iou: Annotated[float | None, Parameter(help="overlap for suppression; default: as in the weight file")] = None,
+    max_det: Annotated[int | None, Parameter(help="most boxes of an image; default: as in the weight file")] = None,
+    device: Annotated[str, Parameter(help="auto, cpu, cuda, 0, mps")] = "auto",
+    amp: Annotated[bool | None, Parameter(help="mixed precision; default: as in the weight file")] = None,
+    workers: Annotated[int, Parameter(help="processes that load images")] = 0,
+    save_json: Annotated[bool, Parameter(help="write predictions.json in COCO's form")] = False,
+    project: Annotated[str, Parameter(help="folder of the results")] = "runs",
+    name: Annotated[str, Parameter(help="name of the results")] = "val",
+) -> None:
+    """Print the figures of a weight file on a data set and write their report."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from yoloyard.val import validate
+
+    _check_positive(imgsz=imgsz, batch=batch, max_det=max_det)
+    found = validate(
+        weights, data, split, imgsz, batch, conf, iou, max_det, device, amp, workers, save_json, project, name, print
+    )
+    table = Table("class", "images", "boxes", "precision", "recall", "mAP50", "mAP50-95")
+    metrics = found.metrics
+    overall = (metrics.precision, metrics.recall, metrics.map50, metrics.map50_95)
+    boxes = sum(row.boxes for row in metrics.classes)
+    table.add_row("all", "", str(boxes), *(f"{value:.4f}" for value in overall), style="bold")
+    for row in metrics.classes:
+        figures = (row.precision, row.recall, row.map50, row.map50_95)
+        table.add_row(row.name, str(row.images), str(row.boxes), *(f"{value:.4f}" for value in figures))
+    Console().print(table)
+    print(f"report: {found.folder / 'report.html'}")
+
+
+@app.command
+def predict(
+    *sources: Annotated[str, Parameter(help="pictures, folders, globs, videos, a camera's number, an RTSP address")],
+    weights: Annotated[str, Parameter(help="a weight file")],
+    source: Annotated[list[str] | None, Parameter(help="the same as naming it without the flag")] = None,
+    imgsz: Annotated[int | None, Parameter(help="pixels; default: as in the weight file")] = None,
+    conf: Annotated[float, Parameter(help="lowest score")] = 0.25,
+    iou: Annotated[float | None, Parameter(help="overlap for suppression; default: as in the weight file")] = None,
+    max_det: Annotated[int | None, Parameter(help="most boxes of an image; default: as in the weight file")] = None,
+    device: Annotated[str, Parameter(help="auto, cpu, cuda, 0, mps")] = "auto",
+    save_txt: Annotated[bool, Parameter(help="write labels/NAME.txt: class, box, score")] = False,
+    save_json: Annotated[bool, Parameter(help="write predictions.json")] = False,
+    project: Annotated[str, Parameter(help="folder of the results")] = "runs",
+    name: Annotated[str, Parameter(help="name of the results")] = "predict",
+) -> None:
+    """Find objects in pictures, videos and camera streams."""
+    from yoloyard.files import new_run_folder
+    from yoloyard.predict import Model
+    from yoloyard.predict import predict as run
+
+    everything = [*sources, *(source or [])]
+    if not everything:
+        raise UsageError("say where to look: yoloyard predict --weights FILE PICTURES")
+    _check_positive(imgsz=imgsz, max_det=max_det)
+    model = Model(weights, device, imgsz, conf, iou, max_det)
+    folder = new_run_folder(Path(project), name)
+    count = run(model, everything, folder, save_txt, save_json, print)
+    print(f"{count} pictures; results in {folder}")
+
+
+@app.command
+def info(model: Annotated[str, Parameter(help="a model's name or a weight file; without one, all names")] = "") -> None:
+    """Print a model's layers, parameters, FLOPs and strides, or what a weight file says of itself."""
+    from yoloyard.info import describe
+
+    describe(model)
+
+
+@app.command
+def demo(
+    folder: Annotated[Path, Parameter(help="where to write it")] = Path("demo"),
+    *,
+    seed: Annotated[int, Parameter(help="another seed gives other pictures")] = 0,
+) -> None:
+    """Write the demo data set: pictures of an inspection line, with exact boxes."""
+    from yoloyard.data.demo import write_demo
+
+    print(f"demo data: {write_demo(folder, seed)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exits with 0, with 2 for wrong usage, with 1 for a failure, with 130 after Ctrl-C."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        app(normal_arguments(word for word in words if word != "--debug"), exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as error:
+        _fail(f"{error} (yoloyard --help lists what there is)", 2, debug)
+    except UserError as error:
+        _fail(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        _fail("stopped", 130, debug)
+    except BrokenPipeError:
+        sys.exit(1)  # whoever read our output has gone
+    except Exception as error:  # noqa: BLE001  # the last resort: one line, and how to see more
+        _fail(f"{type(error).__name__}: {error} (this is unexpected; --debug shows where)", 1, debug)
+
+
+def normal_arguments(words: Sequence[str] | Any) -> list[str]:
+    """YOLO users' ways of saying things as ours: `key=value`, `_` for `-`, YOLOv5's spellings, a bare `--resume`."""
+    normal: list[str] = []
+    for word in words:
+        if "=" in word and not word.startswith("-") and word.split("=")[0].isidentifier():
+            word = f"--{word}"
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            name = "config" if name == "hyp" else ALIASES.get(name, name)
+            word = f"--{name.replace('_', '-')}{equals}{value}"
+        if normal and normal[-1] == "--resume" and word.startswith("-"):
+            normal[-1] = f"--resume={NEWEST}"
+        normal.append(word)
+    if normal and normal[-1] == "--resume":
+        normal[-1] = f"--resume={NEWEST}"
+    return normal
+
+
+def _check_positive(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"yoloyard: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version() -> str:
+    from yoloyard.environment import versions
+
+    return versions()["yoloyard"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""The words a user may say, once: one typed tree that is the YAML file, the flags and the table in the docs.
+
+The tree is nested so that each room is handed its own part; the words are flat, since every leaf has a name of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from yoloyard.errors import UsageError
+
+Config = TypeVar("Config")
+
+
+def word(default: Any, help: str, at_least: float | None = None, at_most: float | None = None) -> Any:
+    """A leaf of the tree: its default, its help text and the range it must lie in."""
+    return field(default=default, metadata={"help": help, "at_least": at_least, "at_most": at_most})
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How training pictures are varied."""
+
+    mosaic: float = word(1.0, "probability of joining four pictures into one", 0, 1)
+    mixup: float = word(0.0, "probability of blending two pictures", 0, 1)
+    hsv_h: float = word(0.015, "hue jitter, fraction of the colour circle", 0, 1)
+    hsv_s: float = word(0.7, "saturation jitter, fraction", 0, 1)
+    hsv_v: float = word(0.4, "brightness jitter, fraction", 0, 1)
+    degrees: float = word(0.0, "rotation, plus or minus degrees", 0, 180)
+    translate: float = word(0.1, "shift, plus or minus fraction of the image", 0, 1)
+    scale: float = word(0.5, "zoom, plus or minus fraction", 0, 0.99)
+    shear: float = word(0.0, "shear, plus or minus degrees", 0, 89)
+    perspective: float = word(0.0, "perspective, plus or minus, per pixel", 0, 0.01)
+    flipud: float = word(0.0, "probability of an upside-down flip", 0, 1)
+    fliplr: float = word(0.5, "probability of a left-right flip", 0, 1)
+    close_mosaic: int = word(10, "last epochs without mosaic and mixup", 0)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights are moved."""
+
+    optimizer: str = word("auto", "SGD, AdamW or auto (chosen by the number of updates)")
+    lr0: float = word(0.01, "initial learning rate", 0)
+    lrf: float = word(0.01, "final learning rate as a fraction of lr0", 0, 1)
+    momentum: float = word(0.937, "SGD momentum, or Adam's beta1", 0, 0.9999)
+    weight_decay: float = word(0.0005, "for a batch of nbs", 0)
+    warmup_epochs: float = word(3.0, "epochs of warm-up", 0)
+    warmup_momentum: float = word(0.8, "momentum at the start of warm-up", 0, 1)
+    warmup_bias_lr: float = word(0.1, "learning rate of biases at the start of warm-up", 0)
+    cos_lr: bool = word(False, "cosine schedule instead of a linear one")
+    nbs: int = word(64, "nominal batch: images of one optimizer update", 1)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Gains of the parts of the loss."""
+
+    box: float = word(7.5, "gain of the box loss", 0)
+    cls: float = word(0.5, "gain of the class loss", 0)
+    dfl: float = word(1.5, "gain of the distribution focal loss", 0)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How predictions are made for the figures."""
+
+    conf: float = word(0.001, "lowest score that counts", 0, 1)
+    iou: float = word(0.7, "overlap above which suppression drops a box", 0, 1)
+    max_det: int = word(300, "most detections of an image", 1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run."""
+
+    data: str = word("", "the data.yaml of your images and labels")
+    model: str = word("yolo11n", "a name (see yoloyard info) or a weight file")
+    weights: str | None = word(None, "weight file to start from; what fits is taken")
+    epochs: int = word(100, "epochs", 1)
+    batch: int = word(16, "images of one step", 1)
+    imgsz: int = word(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
+    device: str = word("auto", "auto, cpu, cuda, 0, mps")
+    workers: int = word(8, "processes that load images (0: load in the training process)", 0)
+    amp: bool = word(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
+    cache: str | None = word(None, "ram: keep decoded images in memory")
+    freeze: str | None = word(None, "N: the first N blocks; or prefixes of parameter names, joined by commas")
+    patience: int = word(100, "stop after so many epochs without a better figure (0: never)", 0)
+    best_by: str = word("map50_95", "figure that decides which weights are best")
+    save_period: int = word(10, "keep a checkpoint every so many epochs (0: only the last)", 0)
+    keep: int = word(3, "how many of the periodic checkpoints are kept", 1)
+    seed: int = word(0, "the same seed gives the same run", 0)
+    project: str = word("runs", "folder of the run folders")
+    name: str | None = word(None, "name of the run (default: the data file's)")
+    exist_ok: bool = word(False, "write into an existing run folder")
+    tensorboard: bool = word(True, "write TensorBoard files where the package is installed")
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+# Spellings of YOLOv5's command line.
+ALIASES = {"img": "imgsz", "img_size": "imgsz", "batch_size": "batch", "cfg": "model"}
+
+
+@dataclass(frozen=True)
+class Word:
+    """A leaf of the tree: where it lies and what it may be."""
+
+    name: str
+    path: tuple[str, ...]
+    type: Any
+    default: Any
+    help: str
+    at_least: float | None
+    at_most: float | None
+
+
+def words_of(tree: type) -> dict[str, Word]:
+    """All leaves of a configuration class by their name."""
+    return {leaf.name: leaf for leaf in _leaves(tree, ())}
+
+
+def to_words(config: Any) -> dict[str, Any]:
+    """The flat words of a configuration, as they stand in a YAML file."""
+    values = {}
+    for leaf in words_of(type(config)).values():
+        value = config
+        for part in leaf.path:
+            value = getattr(value, part)
+        values[leaf.name] = value
+    return values
+
+
+def normal_words(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
+    """The words under their own names: `_` for `-`, YOLOv5's spellings replaced. Raises UsageError on unknown ones."""
+    known = words_of(tree)
+    normal = {}
+    for given, value in words.items():
+        name = ALIASES.get(given.replace("-", "_"), given.replace("-", "_"))
+        if name not in known:
+            raise UsageError(unknown_word(given, known))
+        normal[name] = value
+    return normal
+
+
+def with_words(config: Config, words: Mapping[str, Any]) -> Config:
+    """The configuration with some words changed. Raises UsageError on an unknown word or a value that can't be."""
+    known = words_of(type(config))
+    changes: dict[str, Any] = {}
+    for name, value in normal_words(type(config), words).items():
+        branch = changes
+        for part in known[name].path[:-1]:
+            branch = branch.setdefault(part, {})
+        branch[name] = _checked(known[name], value)
+    return _replace(config, changes)
+
+
+def read_words(path: Path) -> dict[str, Any]:
+    """The words of a YAML file. Raises UsageError with the line if it is broken."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
+        raise UsageError(f"{path} must hold lines such as 'epochs: 100'")
+    return tree
+
+
+def unknown_word(given: str, known: Iterable[str] | Mapping[str, Any], kind: str = "setting") -> str:
+    """The message for a word that isn't there, with the nearest one that is."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(given.replace("-", "_"), names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{nearest[0]}'?" if nearest else f"; there are: {', '.join(names)}"
+    return f"unknown {kind} '{given}'{hint}"
+
+
+def _leaves(tree: type, above: tuple[str, ...]) -> Iterator[Word]:
+    types_of = typing.get_type_hints(tree)
+    for item in dataclasses.fields(tree):
+        path = (*above, item.name)
+        if dataclasses.is_dataclass(types_of[item.name]):
+            yield from _leaves(types_of[item.name], path)
+        else:
+            meta = item.metadata
+            yield Word(
+                item.name, path, types_of[item.name], item.default, meta["help"], meta["at_least"], meta["at_most"]
+            )
+
+
+def _replace(config: Any, changes: dict[str, Any]) -> Any:
+    nested = {
+        name: _replace(getattr(config, name), change) if isinstance(change, dict) else change
+        for name, change in changes.items()
+    }
+    return dataclasses.replace(config, **nested)
+
+
+def _checked(leaf: Word, value: Any) -> Any:
+    allowed = typing.get_args(leaf.type) if isinstance(leaf.type, types.UnionType) else (leaf.type,)
+    if value is None and type(None) in allowed:
+        return None
+    if isinstance(value, Path) or (isinstance(value, int | float) and not isinstance(value, bool) and str in allowed):
+        value = str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
+        value = float(value)
+    if isinstance(value, float) and value.is_integer() and int in allowed:
+        value = int(value)
+    if type(value) not in allowed:
+        expected = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
+        raise UsageError(f"'{leaf.name}' must be {expected}, not {value!r}")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        below = leaf.at_least is not None and not value >= leaf.at_least
+        above = leaf.at_most is not None and not value <= leaf.at_most
+        if below or above:
+            limit = f"at least {leaf.at_least:g}" if below else f"at most {leaf.at_most:g}"
+            raise UsageError(f"'{leaf.name}' must be {limit}, not {value!r} ({leaf.help})")
+    return value

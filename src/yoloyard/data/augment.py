@@ -1,0 +1,233 @@
+"""What is done to a picture and its boxes between decoding and the batch.
+
+Shapes: H W pixels, n boxes. Boxes are xyxy in continuous pixels: pixel i covers i to i + 1. All randomness comes from
+the `random` generator that is handed in. The published augmentation of YOLOv8 and later: mosaic, affine, HSV, flips.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from yoloyard.config import AugmentConfig
+from yoloyard.structures import ImageTransform, Sample
+
+BORDER = 114  # grey of everything that no picture covers
+
+# A box survives the affine step if enough of it is left to be recognised.
+SMALLEST_SIDE = 2.0  # pixels
+SMALLEST_VISIBLE_AREA = 0.10  # of its area before
+LARGEST_ASPECT = 100.0
+
+
+def resized_shape(height: int, width: int, imgsz: int) -> tuple[int, int]:
+    """Height and width once the long side is `imgsz`, the short one rounded up."""
+    ratio = imgsz / max(height, width)
+    return min(math.ceil(height * ratio), imgsz), min(math.ceil(width * ratio), imgsz)
+
+
+def resize_to(image: np.ndarray, imgsz: int) -> np.ndarray:
+    """The picture with its long side `imgsz`, larger or smaller than before (bilinear)."""
+    height, width = resized_shape(image.shape[0], image.shape[1], imgsz)
+    if (height, width) == image.shape[:2]:
+        return image
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def letterbox(
+    image: np.ndarray,
+    shape: tuple[int, int],
+    enlarge: bool = True,
+    original_shape: tuple[int, int] | None = None,
+) -> tuple[np.ndarray, ImageTransform]:
+    """The picture scaled to fit into `shape` (H, W), centred on grey; and the way back from there.
+
+    `original_shape` (H, W) is the picture's size before any earlier resizing, so that the transform leads to it.
+    The odd pixel of padding goes right and below.
+    """
+    height, width = image.shape[:2]
+    ratio = min(shape[0] / height, shape[1] / width)
+    if not enlarge:
+        ratio = min(ratio, 1.0)
+    new_height, new_width = max(1, round(height * ratio)), max(1, round(width * ratio))
+    if (new_height, new_width) != (height, width):
+        image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+    pad_y, pad_x = shape[0] - new_height, shape[1] - new_width
+    top, left = pad_y // 2, pad_x // 2
+    if pad_y or pad_x:
+        bottom, right = pad_y - top, pad_x - left
+        image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(BORDER,) * 3)
+    original_height, original_width = original_shape or (height, width)
+    transform = ImageTransform(
+        original_height=original_height,
+        original_width=original_width,
+        scale_x=new_width / original_width,
+        scale_y=new_height / original_height,
+        pad_left=left,
+        pad_top=top,
+    )
+    return image, transform
+
+
+def minimal_shape(height: int, width: int, imgsz: int, stride: int = 32) -> tuple[int, int]:
+    """The smallest letterbox (H, W) for a picture scaled to `imgsz`: as little padding as the stride allows."""
+    ratio = min(imgsz / height, imgsz / width)
+    new_height, new_width = max(1, round(height * ratio)), max(1, round(width * ratio))
+    return new_height + (imgsz - new_height) % stride, new_width + (imgsz - new_width) % stride
+
+
+def mosaic(samples: Sequence[Sample], imgsz: int, random: np.random.Generator) -> Sample:
+    """Four pictures whose corners meet near the middle of a canvas of twice `imgsz`; what doesn't fit is cut off.
+
+    Order: top left, top right, bottom left, bottom right; the first gives the image id.
+    Source: Bochkovskiy et al., "YOLOv4" (arXiv 2004.10934), section 3.3.
+    """
+    side = 2 * imgsz
+    centre_y = int(random.uniform(imgsz / 2, 3 * imgsz / 2))
+    centre_x = int(random.uniform(imgsz / 2, 3 * imgsz / 2))
+    canvas = np.full((side, side, 3), BORDER, np.uint8)
+    all_boxes = []
+    for position, sample in enumerate(samples):
+        height, width = sample.image.shape[:2]
+        left = centre_x if position % 2 else centre_x - width
+        top = centre_y if position // 2 else centre_y - height
+        x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, side), min(top + height, side)
+        canvas[y1:y2, x1:x2] = sample.image[y1 - top : y2 - top, x1 - left : x2 - left]
+        all_boxes.append(sample.boxes_xyxy + np.array([left, top, left, top], np.float32))
+    boxes = np.concatenate(all_boxes).clip(0, side)
+    labels = np.concatenate([sample.labels for sample in samples])
+    ignore = np.concatenate([sample.ignore for sample in samples])
+    seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return Sample(canvas, boxes[seen], labels[seen], ignore[seen], samples[0].image_id)
+
+
+def draw_affine(
+    height: int, width: int, imgsz: int, config: AugmentConfig, random: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """A random matrix (3, 3) that takes a picture (H, W) to an output of side `imgsz`, and the zoom that is in it.
+
+    Centre to the origin, perspective, rotation with zoom, shear, shift to about the output's middle.
+    """
+    centre, perspective, rotation, shear, shift = (np.eye(3) for _ in range(5))
+    centre[:2, 2] = -width / 2, -height / 2
+    perspective[2, :2] = random.uniform(-config.perspective, config.perspective, 2)
+    angle = math.radians(random.uniform(-config.degrees, config.degrees))
+    zoom = random.uniform(1 - config.scale, 1 + config.scale)
+    cosine, sine = zoom * math.cos(angle), zoom * math.sin(angle)
+    rotation[:2, :2] = [[cosine, sine], [-sine, cosine]]
+    shear[0, 1], shear[1, 0] = np.tan(np.radians(random.uniform(-config.shear, config.shear, 2)))
+    shift[:2, 2] = random.uniform(0.5 - config.translate, 0.5 + config.translate, 2) * imgsz
+    return shift @ shear @ rotation @ perspective @ centre, float(zoom)
+
+
+def warp(sample: Sample, matrix: np.ndarray, zoom: float, imgsz: int) -> Sample:
+    """Picture and boxes moved by `matrix` (3, 3) onto an output of side `imgsz`; boxes of which little is left go.
+
+    `zoom` is the part of the matrix that only changes sizes: how much of a box is left is judged apart from it.
+    """
+    # OpenCV counts from the centres of pixels, the matrix from the picture's edge: half a pixel there and back.
+    to_edge = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    on_centres = np.linalg.inv(to_edge) @ matrix @ to_edge
+    size, grey = (imgsz, imgsz), (BORDER,) * 3
+    if matrix[2, 0] or matrix[2, 1]:
+        image = cv2.warpPerspective(sample.image, on_centres, size, borderValue=grey)
+    else:
+        image = cv2.warpAffine(sample.image, on_centres[:2], size, borderValue=grey)
+    boxes = warp_boxes(sample.boxes_xyxy, matrix).clip(0, imgsz)
+    before = sample.boxes_xyxy.astype(np.float64)
+    area_before = (before[:, 2] - before[:, 0]) * (before[:, 3] - before[:, 1]) * zoom**2
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    kept = (width > SMALLEST_SIDE) & (height > SMALLEST_SIDE)
+    kept &= width * height > SMALLEST_VISIBLE_AREA * area_before
+    kept &= np.maximum(width, height) < LARGEST_ASPECT * np.minimum(width, height)
+    return Sample(image, boxes[kept].astype(np.float32), sample.labels[kept], sample.ignore[kept], sample.image_id)
+
+
+def warp_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Bounds (n, 4) of the moved corners of boxes (n, 4), float64, not clipped.
+
+    With perspective only the part in front of the horizon counts; a box wholly behind it becomes empty.
+    """
+    corners = np.ones((len(boxes_xyxy), 4, 3))
+    corners[..., :2] = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    moved = corners @ matrix.T
+    if matrix[2, 0] or matrix[2, 1]:
+        moved, in_front = _cut_at_horizon(moved)
+        points = moved[..., :2] / moved[..., 2:]
+        low = np.where(in_front[..., None], points, np.inf).min(axis=1)
+        high = np.where(in_front[..., None], points, -np.inf).max(axis=1)
+        empty = ~in_front.any(axis=1)
+        low[empty], high[empty] = 0.0, 0.0
+    else:
+        low, high = moved[..., :2].min(axis=1), moved[..., :2].max(axis=1)
+    return np.concatenate((low, high), axis=1)
+
+
+def adjust_colour(image: np.ndarray, config: AugmentConfig, random: np.random.Generator) -> np.ndarray:
+    """Hue turned, saturation and brightness scaled at random; hue is 0..179 as OpenCV has it."""
+    hue_gain, saturation_gain, value_gain = random.uniform(-1, 1, 3) * (config.hsv_h, config.hsv_s, config.hsv_v)
+    if not (config.hsv_h or config.hsv_s or config.hsv_v):
+        return image
+    levels = np.arange(256, dtype=np.float64)
+    tables = np.stack(
+        (
+            (levels + 180 * hue_gain) % 180,
+            (levels * (1 + saturation_gain)).clip(0, 255),
+            (levels * (1 + value_gain)).clip(0, 255),
+        ),
+        axis=-1,
+    )
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv = cv2.LUT(hsv, tables.astype(np.uint8)[None])
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator) -> Sample:
+    """Upside down with probability `flipud`, left to right with `fliplr`."""
+    height, width = sample.image.shape[:2]
+    upside_down, mirrored = random.random(2) < (config.flipud, config.fliplr)
+    image, boxes = sample.image, sample.boxes_xyxy.copy()
+    if upside_down:
+        image = cv2.flip(image, 0)
+        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
+    if mirrored:
+        image = cv2.flip(image, 1)
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return Sample(image, boxes, sample.labels, sample.ignore, sample.image_id)
+
+
+def mixup(sample: Sample, partner: Sample, random: np.random.Generator) -> Sample:
+    """Two pictures of one size blended about half and half, with the boxes of both.
+
+    Source: Zhang et al., "mixup" (arXiv 1710.09412); shares by Beta(32, 32) as published for YOLO.
+    """
+    share = random.beta(32, 32)
+    image = (sample.image * np.float32(share) + partner.image * np.float32(1 - share)).astype(np.uint8)
+    return Sample(
+        image,
+        np.concatenate((sample.boxes_xyxy, partner.boxes_xyxy)),
+        np.concatenate((sample.labels, partner.labels)),
+        np.concatenate((sample.ignore, partner.ignore)),
+        sample.image_id,
+    )
+
+
+def _cut_at_horizon(corners: np.ndarray, nearest: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
+    """Homogeneous corners (n, 4, 3) with the points where edges reach the horizon, (n, 8, 3); which are in front.
+
+    `nearest` keeps the divisor away from 0; what is nearer to the horizon lies far outside every output.
+    """
+    following = np.roll(corners, -1, axis=1)
+    depth, next_depth = corners[..., 2], following[..., 2]
+    crossing = (depth > nearest) != (next_depth > nearest)
+    step = np.where(crossing, next_depth - depth, 1.0)
+    share = ((nearest - depth) / step)[..., None]
+    on_horizon = corners + share * (following - corners)
+    on_horizon[..., 2] = nearest
+    points = np.concatenate((corners, on_horizon), axis=1)
+    in_front = np.concatenate((depth > nearest, crossing), axis=1)
+    points[..., 2] = np.where(in_front, points[..., 2], 1.0)
+    return points, in_front

@@ -1,0 +1,317 @@
+"""Batches for training and validation, made by worker processes or in this one.
+
+Shapes: B pictures of a batch, M boxes a picture (padded), H W pixels.
+A training sample depends on (seed, epoch, index) and the config alone, never on the number of workers or ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from yoloyard.config import TrainConfig
+from yoloyard.data import augment
+from yoloyard.data.image_cache import AllImages, RecentImages
+from yoloyard.data.index import Index
+from yoloyard.data.sampling import (
+    BatchRequest,
+    TrainSampler,
+    epoch_order,
+    pictures_in_use,
+    rectangular_batches,
+    sample_random,
+    window,
+)
+from yoloyard.errors import UsageError, UserError
+from yoloyard.structures import Batch, Sample
+
+
+class TrainLoader:
+    """Training batches; `epoch` gives those of one epoch. The workers live as long as the loader."""
+
+    def __init__(self, batches: DataLoader, sampler: TrainSampler, config: TrainConfig) -> None:
+        self._batches, self._sampler, self._config = batches, sampler, config
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return math.ceil(self._sampler.count / self._sampler.batch)
+
+    def epoch(self, epoch: int, position: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` (from 0), beginning after `position` pictures of it (all ranks together).
+
+        Raises UserError naming the file if a picture can't be read.
+        """
+        self._sampler.begin(epoch, position, mosaic_is_on(self._config, epoch))
+        yield from _receive(self._batches)
+
+
+class ValLoader:
+    """Validation batches, the same at each iteration; over all ranks every picture comes exactly once."""
+
+    def __init__(self, batches: DataLoader) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _receive(self._batches)
+
+
+def mosaic_is_on(config: TrainConfig, epoch: int) -> bool:
+    """Whether `epoch` (from 0) still has mosaic and mixup: the last `close_mosaic` epochs have not."""
+    return epoch < config.epochs - config.augment.close_mosaic
+
+
+def make_train_loader(
+    index: Index,
+    config: TrainConfig,
+    rank: int = 0,
+    world_size: int = 1,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+) -> TrainLoader:
+    """Loader of a rank's share of each training batch: uint8 (batch / ranks, 3, imgsz, imgsz), no ignored boxes.
+
+    `start_method`: fork, spawn or forkserver for the workers; None is the system's usual one.
+    Raises UsageError if the batch is larger than the data set or can't be shared evenly, UserError if
+    `--cache ram` doesn't fit.
+    """
+    if config.batch > len(index):
+        raise UsageError(f"--batch {config.batch} is more than the {len(index)} images; use --batch {len(index)}")
+    if config.batch % world_size:
+        raise UsageError(f"--batch {config.batch} can't be shared evenly by {world_size} processes")
+    sampler = TrainSampler(len(index), config.batch, rank, world_size)
+    kept = pictures_in_use(len(sampler), config.batch, config.workers)
+    images = _images(index, config.imgsz, config.cache, kept, start_method)
+    dataset = TrainingBatches(index, images, config)
+    return TrainLoader(_data_loader(dataset, sampler, config.workers, pin_memory, start_method), sampler, config)
+
+
+def make_val_loader(
+    index: Index,
+    imgsz: int,
+    batch: int,
+    stride: int = 32,
+    rect: bool = True,
+    workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    cache: str | None = None,
+    pin_memory: bool = False,
+    start_method: str | None = None,
+) -> ValLoader:
+    """Loader of a rank's validation batches; `rect`: of similar shapes together, each as small as it can be.
+
+    What a batch holds doesn't depend on the number of ranks, so neither do the figures. `image_ids` are positions in
+    the index; `transforms` lead from the batch's pixels to the original's.
+    """
+    if rect:
+        shaped = rectangular_batches(index.sizes, imgsz, batch, stride)
+    else:
+        ids = range(len(index))
+        shaped = [(list(ids[start : start + batch]), (imgsz, imgsz)) for start in range(0, len(ids), batch)]
+    requests = [ValRequest(tuple(members), shape) for members, shape in shaped]
+    images = _images(index, imgsz, cache, kept=0, start_method=start_method)
+    dataset = ValidationBatches(index, images)
+    sampler = requests[rank::world_size]
+    return ValLoader(_data_loader(dataset, sampler, workers, pin_memory, start_method))
+
+
+class TrainingBatches(Dataset[Batch | UserError]):
+    """Makes the training batches that it is asked for. Runs in the workers."""
+
+    def __init__(self, index: Index, images: RecentImages | AllImages, config: TrainConfig) -> None:
+        self.index, self.images, self.config = index, images, config
+        self.num_batches = math.ceil(len(index) / config.batch)
+        self.capacities = _training_capacities(index, config)
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+
+    def __getitem__(self, request: BatchRequest) -> Batch | UserError:
+        # An error is handed over as a value: raised here, the loader would wrap it in a traceback.
+        try:
+            samples = [self._sample(request, position) for position in request.positions]
+        except UserError as error:
+            return error
+        return collate(samples, self.capacities)
+
+    def _sample(self, request: BatchRequest, position: int) -> Sample:
+        position %= len(self.index)
+        index = int(self._epoch_order(request.epoch)[position])
+        random = sample_random(self.config.seed, request.epoch, index)
+        sample = self._placed(index, position, request, random)
+        if request.mosaic and random.random() < self.config.augment.mixup:
+            (partner,) = self._partners(1, position, request, random)
+            other = self._placed(partner, position, request, random)
+            sample = augment.mixup(sample, other, random)
+        sample.image = augment.adjust_colour(sample.image, self.config.augment, random)
+        return augment.flip(sample, self.config.augment, random)
+
+    def _placed(self, index: int, position: int, request: BatchRequest, random: np.random.Generator) -> Sample:
+        """Picture `index`, in a mosaic or alone, moved onto the output."""
+        imgsz, config = self.config.imgsz, self.config.augment
+        sample = self._load(index)
+        if request.mosaic and random.random() < config.mosaic:
+            partners = self._partners(3, position, request, random)
+            sample = augment.mosaic([sample, *(self._load(partner) for partner in partners)], imgsz, random)
+        height, width = sample.image.shape[:2]
+        matrix, zoom = augment.draw_affine(height, width, imgsz, config, random)
+        return augment.warp(sample, matrix, zoom, imgsz)
+
+    def _partners(self, count: int, position: int, request: BatchRequest, random: np.random.Generator) -> list[int]:
+        batch = self.config.batch
+        numbers = window(position // batch, self.num_batches, batch)
+        drawn = random.integers(0, len(numbers) * batch, count)
+        order = self._epoch_order(request.epoch)
+        return [int(order[(numbers[draw // batch] * batch + draw % batch) % len(order)]) for draw in drawn]
+
+    def _load(self, index: int) -> Sample:
+        """A picture with its long side imgsz and its boxes, without those to be ignored."""
+        image = self.images[index]
+        boxes, labels, ignore = self.index.annotations(index)
+        boxes *= _box_scale(image, self.index.sizes[index])
+        return Sample(image, boxes[~ignore], labels[~ignore], ignore[~ignore], index)
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(self.config.seed, epoch, len(self.index)))
+        return self._order[1]
+
+
+@dataclass(frozen=True)
+class ValRequest:
+    """A validation batch: which pictures, and the (H, W) that they are fitted into."""
+
+    image_ids: tuple[int, ...]
+    shape: tuple[int, int]
+
+
+class ValidationBatches(Dataset[Batch | UserError]):
+    """Makes the validation batches that it is asked for. Runs in the workers."""
+
+    def __init__(self, index: Index, images: RecentImages | AllImages) -> None:
+        self.index, self.images = index, images
+        counts = np.diff(index.offsets)
+        self.capacities = _capacities(float(counts.mean()), int(counts.max()))
+
+    def __getitem__(self, request: ValRequest) -> Batch | UserError:
+        try:
+            samples = [self._sample(image_id, request.shape) for image_id in request.image_ids]
+        except UserError as error:
+            return error
+        return collate(samples, self.capacities)
+
+    def _sample(self, image_id: int, shape: tuple[int, int]) -> Sample:
+        height, width = (int(side) for side in self.index.sizes[image_id])
+        image, transform = augment.letterbox(
+            self.images[image_id], shape, enlarge=False, original_shape=(height, width)
+        )
+        boxes, labels, ignore = self.index.annotations(image_id)
+        boxes *= np.array([transform.scale_x, transform.scale_y] * 2, np.float32)
+        boxes += np.array([transform.pad_left, transform.pad_top] * 2, np.float32)
+        return Sample(image, boxes, labels, ignore, image_id, transform)
+
+
+def collate(samples: Sequence[Sample], capacities: Sequence[int]) -> Batch:
+    """Samples of one size as a Batch; boxes are padded to the smallest of the ascending `capacities` that will do."""
+    most = max(len(sample.labels) for sample in samples)
+    capacity = next(size for size in capacities if size >= most)
+    height, width = samples[0].image.shape[:2]
+    # Filled in the order of memory that channels_last has, so that nothing is rearranged later.
+    images = np.empty((len(samples), height, width, 3), np.uint8)
+    boxes = np.zeros((len(samples), capacity, 4), np.float32)
+    labels = np.full((len(samples), capacity), -1, np.int64)
+    ignore = np.zeros((len(samples), capacity), bool)
+    for row, sample in enumerate(samples):
+        count = len(sample.labels)
+        images[row], boxes[row, :count] = sample.image, sample.boxes_xyxy
+        labels[row, :count], ignore[row, :count] = sample.labels, sample.ignore
+    return Batch(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2),
+        boxes=torch.from_numpy(boxes),
+        labels=torch.from_numpy(labels),
+        ignore=torch.from_numpy(ignore),
+        image_ids=[sample.image_id for sample in samples],
+        transforms=[sample.transform for sample in samples],
+    )
+
+
+def _training_capacities(index: Index, config: TrainConfig) -> tuple[int, ...]:
+    counts = np.diff(index.offsets)
+    pictures = (4 if config.augment.mosaic else 1) * (2 if config.augment.mixup else 1)
+    return _capacities(4 * float(counts.mean()), pictures * int(counts.max()))
+
+
+def _capacities(typical: float, largest: int) -> tuple[int, ...]:
+    """At most 4 numbers of boxes to pad to, in equal ratios from a typical count to the largest, multiples of 8."""
+    last = 8 * math.ceil(max(largest, 1) / 8)
+    first = min(8 * math.ceil(max(typical, 1) / 8), last)
+    middle = (8 * math.ceil(first * (last / first) ** (step / 3) / 8) for step in (1, 2))
+    return tuple(sorted({first, *middle, last}))
+
+
+def _box_scale(image: np.ndarray, size: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
+    return np.array([width / size[1], height / size[0]] * 2, np.float32)
+
+
+def _images(
+    index: Index, imgsz: int, cache: str | None, kept: int, start_method: str | None
+) -> RecentImages | AllImages:
+    if cache is None:
+        return RecentImages(index, imgsz, kept)
+    if cache != "ram":
+        raise UsageError(f"--cache {cache}: the only cache is ram")
+    method = start_method or multiprocessing.get_context().get_start_method()
+    return AllImages(index, imgsz, shared=method != "fork")
+
+
+def _data_loader(
+    dataset: Dataset, sampler: Sampler | list[ValRequest], workers: int, pin_memory: bool, start_method: str | None
+) -> DataLoader:
+    return DataLoader(
+        dataset,
+        sampler=sampler,
+        batch_size=None,  # a request is a whole batch
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # the loader of torch draws a seed that we don't use; not from the trainer's
+        multiprocessing_context=start_method if workers else None,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the trainer decides what it means and ends the workers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The workers share the cores among them, and OpenCV's threads do not survive a fork.
+    cv2.setNumThreads(0)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _receive(loader: DataLoader) -> Iterator[Batch]:
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                # A new one: an exception that its own frame refers to would keep the workers alive.
+                raise UserError(str(batch))
+            yield batch
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        message = f"a process that loads images has died, perhaps for want of memory; try fewer --workers ({error})"
+        raise UserError(message) from error

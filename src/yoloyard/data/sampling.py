@@ -1,0 +1,112 @@
+"""In what order training visits the pictures, and from where a mosaic takes its other three.
+
+An epoch is a permutation of the pictures. A position in it means the same picture for any number of workers or ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+# Batches go round the workers in turn. Partners come from batches that lie a multiple of this apart, so that 1, 2, 4
+# or 8 workers each keep to pictures that they have decoded themselves.
+WINDOW_STRIDE = 8
+WINDOW_IMAGES = 64  # about so many pictures to choose partners from, and at least two batches
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """What a worker is asked for: everything that a batch depends on."""
+
+    epoch: int
+    positions: range  # in the epoch's permutation; beyond its end it starts anew
+    mosaic: bool
+
+
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The permutation int64 (count,) of an epoch."""
+    return np.random.default_rng([seed, epoch, 0]).permutation(count)
+
+
+def sample_random(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator that all of one sample's randomness comes from."""
+    return np.random.default_rng([seed, epoch, 1, index])
+
+
+def window(number: int, num_batches: int, batch: int) -> range:
+    """The batches, `number` among them, whose pictures may be mosaic partners in batch `number` of an epoch.
+
+    The epoch is cut into equal stretches; a window is every eighth batch (fewer in a short epoch) of a stretch.
+    """
+    depth = _window_depth(batch)
+    stretches = _num_stretches(num_batches, batch)
+    stretch = number * stretches // num_batches
+    first = -(-stretch * num_batches // stretches)
+    end = -(-(stretch + 1) * num_batches // stretches)
+    stride = WINDOW_STRIDE
+    while stride > 1 and (end - first) / stride < depth / 2:
+        stride //= 2
+    return range(first + (number - first) % stride, end, stride)
+
+
+def pictures_in_use(num_batches: int, batch: int, workers: int) -> int:
+    """How many pictures a worker keeps so that none of its windows is decoded twice."""
+    stretch = math.ceil(num_batches / _num_stretches(num_batches, batch))
+    return math.ceil(stretch / math.gcd(max(1, workers), WINDOW_STRIDE)) * batch
+
+
+class TrainSampler(Sampler[BatchRequest]):
+    """Yields a rank's batches of one epoch; each rank takes its contiguous share of every batch.
+
+    `begin` says which epoch, and at which position in it. The last batch is filled from the permutation's start.
+    """
+
+    def __init__(self, count: int, batch: int, rank: int, world_size: int) -> None:
+        self.count, self.batch = count, batch
+        self.share = batch // world_size
+        self.offset = rank * self.share
+        self.begin(0, 0, True)
+
+    def begin(self, epoch: int, position: int, mosaic: bool) -> None:
+        """Make the next iteration start at `position` (pictures of all ranks) of `epoch`."""
+        self.epoch, self.position, self.mosaic = epoch, position, mosaic
+
+    def __len__(self) -> int:
+        return math.ceil((self.count - self.position) / self.batch)
+
+    def __iter__(self) -> Iterator[BatchRequest]:
+        for start in range(self.position, self.count, self.batch):
+            first = start + self.offset
+            yield BatchRequest(self.epoch, range(first, first + self.share), self.mosaic)
+
+
+def rectangular_batches(
+    sizes: np.ndarray, imgsz: int, batch: int, stride: int = 32
+) -> list[tuple[list[int], tuple[int, int]]]:
+    """Pictures of sizes int (N, 2) height, width in batches of similar shape: (image ids, (H, W) of the batch).
+
+    Sorted by height / width; a batch is as long as `imgsz` and as wide as its widest needs, half a stride to spare,
+    both rounded up to the stride, as YOLOv5 and its successors validate.
+    """
+    ratios = sizes[:, 0] / sizes[:, 1]
+    order = np.argsort(ratios, kind="stable")
+    batches = []
+    for start in range(0, len(order), batch):
+        members = order[start : start + batch]
+        lowest, highest = ratios[members[0]], ratios[members[-1]]
+        shape = (highest, 1.0) if highest < 1 else (1.0, 1 / lowest) if lowest > 1 else (1.0, 1.0)
+        height, width = (math.ceil(side * imgsz / stride + 0.5) * stride for side in shape)
+        batches.append((members.tolist(), (height, width)))
+    return batches
+
+
+def _window_depth(batch: int) -> int:
+    return max(2, round(WINDOW_IMAGES / batch))
+
+
+def _num_stretches(num_batches: int, batch: int) -> int:
+    return math.ceil(num_batches / (WINDOW_STRIDE * _window_depth(batch)))

@@ -1,0 +1,84 @@
+"""Where the work is done and in which precision: decided once, from the configuration and what the hardware has."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from yoloyard.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The type of the arithmetic: float32, bfloat16, or float16 with loss scaling."""
+
+    device_type: str
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """`float32`, `bfloat16` or `float16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the model runs."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device_type, self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss where gradients would underflow (float16); does nothing otherwise."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a user means by auto, cpu, cuda, mps, 0, 1 ... Raises UsageError if it is not there."""
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if accelerator is None else accelerator
+    try:
+        device = torch.device(f"cuda:{int(name)}" if name.isdigit() else name)
+    except RuntimeError as error:
+        raise UsageError(f"unknown device '{name}': say auto, cpu, cuda, mps or the number of a GPU") from error
+    if device.type in ("cpu", "meta"):
+        return device
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    there = torch.accelerator.device_count() if accelerator is not None and accelerator.type == device.type else 0
+    if (device.index or 0) >= there:
+        found = f"{there} of that kind" if there else f"only {accelerator or 'cpu'}"
+        raise UsageError(f"there is no device '{name}' here ({found}); say --device auto or --device cpu")
+    return device
+
+
+def choose_precision(device: torch.device, amp: bool) -> Precision:
+    """bfloat16 where the hardware has it, float16 on older GPUs, float32 elsewhere and where `amp` is off."""
+    if not amp:
+        dtype = torch.float32
+    elif device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = torch.bfloat16 if native else torch.float16
+    elif device.type == "cpu" and cpu_has_bfloat16():
+        dtype = torch.bfloat16
+    else:
+        dtype = torch.float32
+    return Precision(device.type, dtype)
+
+
+def precision_named(device: torch.device, name: str) -> Precision:
+    """The precision that a weight file was evaluated in; float32 where this device can't do it at speed."""
+    if name == "float32":
+        return Precision(device.type, torch.float32)
+    return choose_precision(device, amp=True)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Does this processor multiply bfloat16 natively? Known on Linux; elsewhere the answer is no."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.system() != "Linux" or not cpuinfo.exists():
+        return False
+    words = set(cpuinfo.read_text().split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})

@@ -1,0 +1,258 @@
+"""report.html: what a run or a validation came to, on one page that needs nothing but itself.
+
+Plots are inline SVG, pictures are data URIs, style and script are in the page; everything that a user named is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+
+from yoloyard.data.decode import decode_image
+from yoloyard.data.index import Index
+from yoloyard.errors import UserError
+from yoloyard.evaluation import plots
+from yoloyard.evaluation.coco import Metrics
+from yoloyard.evaluation.drawing import draw_boxes
+from yoloyard.evaluation.matching import REPORT_CONFIDENCE
+from yoloyard.evaluation.page import SCRIPT, STYLE
+from yoloyard.files import write_whole_text
+from yoloyard.structures import Detections
+
+SHOWN_PICTURES = 6  # of the best and of the worst
+PICTURE_SIDE = 560  # pixels of the longer side, to keep the page at a few MB
+SHOWN_PROBLEMS = 200
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    metrics: Metrics,
+    index: Index,
+    predictions: Mapping[int, Detections],
+    facts: Mapping[str, object],
+    commands: Mapping[str, str],
+    records: Sequence[Mapping[str, Any]] = (),
+    train_index: Index | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the page to `path`, whole or not at all.
+
+    `metrics` are of `predictions` on `index`. `facts` (model, data, device, time, versions ...) and `commands` (what
+    for: the command) are shown as they are. `records` are the lines of metrics.jsonl, none for a plain validation.
+    Label statistics are those of `train_index`, without one of `index`; what these left out is listed after `notes`.
+    Raises UserError if the file can't be written; a picture that can't be read any more is named in the page.
+    """
+    statistics_of = "training" if train_index is not None else "validation"
+    problems = [*notes, *(train_index.problems if train_index is not None else ()), *index.problems]
+    sections = [
+        ("Summary", _headline(metrics) + _facts(facts)),
+        ("Training", _figures(plots.training_curves(records))),
+        ("Precision and recall", _figures(_curve_figures(metrics))),
+        ("Classes", _class_table(metrics) + _class_bars(metrics)),
+        ("Confusion matrix", _confusion(metrics)),
+        ("By size, and on background", _sizes(metrics)),
+        ("Worst pictures", _pictures(_worst(metrics), metrics, index, predictions)),
+        ("Best pictures", _pictures(_best(metrics), metrics, index, predictions)),
+        (f"Labels of the {statistics_of} set", _figures(plots.label_statistics(train_index or index))),
+        ("Left out and noteworthy", _problems(problems)),
+        ("Use the weights", _commands(commands)),
+    ]
+    write_whole_text(path, _page(title, [(heading, body) for heading, body in sections if body]))
+
+
+def _page(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    links = "".join(f'<a href="#part{i}">{escape(heading)}</a>' for i, (heading, _) in enumerate(sections))
+    bodies = "".join(
+        f'<section id="part{i}"><h2>{escape(heading)}</h2>{body}</section>'
+        for i, (heading, body) in enumerate(sections)
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><header><h1>{escape(title)}</h1><nav>{links}</nav></header>\n<main>{bodies}</main>\n"
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _headline(metrics: Metrics) -> str:
+    tiles = [
+        ("mAP50-95", metrics.map50_95, "mean over classes and IoU 0.50 to 0.95"),
+        ("mAP50", metrics.map50, "mean over classes at IoU 0.50"),
+        ("Precision", metrics.precision, f"at confidence {metrics.confidence:.3f}"),
+        ("Recall", metrics.recall, f"at confidence {metrics.confidence:.3f}"),
+        ("F1", metrics.f1, "mean over classes, at its best confidence"),
+    ]
+    return _tiles([(name, f"{value:.3f}", note) for name, value, note in tiles])
+
+
+def _tiles(tiles: Sequence[tuple[str, str, str]]) -> str:
+    return (
+        '<div class="tiles">'
+        + "".join(
+            f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(note)}</small></div>'
+            for name, value, note in tiles
+        )
+        + "</div>"
+    )
+
+
+def _facts(facts: Mapping[str, object]) -> str:
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items())
+    return f"<dl>{rows}</dl>" if rows else ""
+
+
+def _figures(figures: Mapping[str, Figure]) -> str:
+    if not figures:
+        return ""
+    parts = (
+        f"<figure><figcaption>{escape(title)}</figcaption>{plots.figure_svg(figure)}</figure>"
+        for title, figure in figures.items()
+    )
+    return '<div class="plots">' + "".join(parts) + "</div>"
+
+
+def _curve_figures(metrics: Metrics) -> dict[str, Figure]:
+    figures = {
+        "Precision against recall (IoU 0.5)": plots.precision_recall(metrics),
+        "Precision, recall and F1 against confidence": plots.confidence_curves(metrics),
+    }
+    if len(metrics.classes) > 1:
+        figures["F1 of each class against confidence"] = plots.f1_by_class(metrics)
+    return figures
+
+
+def _class_table(metrics: Metrics) -> str:
+    heads = ("Class", "Images", "Boxes", "Precision", "Recall", "F1", "mAP50", "mAP50-95")
+    lines = []
+    for row in metrics.classes:
+        figures = (row.precision, row.recall, row.f1, row.map50, row.map50_95)
+        cells = [f"{value:.3f}" for value in figures] if row.boxes else ["-"] * len(figures)
+        cells = [str(row.images), str(row.boxes), *cells]
+        lines.append(f"<tr><th>{escape(row.name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    head = "".join(f'<th><button type="button">{name}</button></th>' for name in heads)
+    note = (
+        f"<p>Precision, recall and F1 at confidence {metrics.confidence:.3f} and IoU 0.5. "
+        "Classes without boxes count in no mean. Click a heading to sort.</p>"
+    )
+    return (
+        f'{note}<div class="tall"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _class_bars(metrics: Metrics) -> str:
+    if sum(row.boxes > 0 for row in metrics.classes) < 2:
+        return ""
+    return _figures({"Average precision of each class": plots.class_bars(metrics)})
+
+
+def _confusion(metrics: Metrics) -> str:
+    figure = plots.confusion_matrix(metrics)
+    width = round(figure.get_figwidth() * 96)
+    return (
+        f"<p>Boxes found with confidence {REPORT_CONFIDENCE} or more and IoU 0.5. Colour: share of the true class. "
+        "Right column: not found. Bottom row: found where there is nothing.</p>"
+        f'<div class="wide"><div style="width:{width}px" class="matrix">{plots.figure_svg(figure)}</div></div>'
+    )
+
+
+def _sizes(metrics: Metrics) -> str:
+    limits = ("up to 32 x 32 pixels", "up to 96 x 96 pixels", "above 96 x 96 pixels")
+    values = (metrics.map_small, metrics.map_medium, metrics.map_large)
+    tiles = [
+        (f"mAP50-95, {name}", f"{value:.3f}" if count else "-", f"{limit}: {_count(count, 'box', 'boxes')}")
+        for name, value, limit, count in zip(
+            ("small", "medium", "large"), values, limits, metrics.boxes_by_size, strict=True
+        )
+    ]
+    images, false = metrics.background_images, metrics.background_false_positives
+    rate = f"{false / images:.2f}" if images else "-"
+    note = f"{_count(false, 'box', 'boxes')} found in {_count(images, 'image', 'images')} without any"
+    tiles.append(("False positives per background image", rate, f"{note}, at confidence {REPORT_CONFIDENCE}"))
+    return _tiles(tiles)
+
+
+def _worst(metrics: Metrics) -> list[int]:
+    """The images with the most mistakes; of equal ones those with less that is right."""
+    counts = metrics.image_counts
+    mistakes = counts.false + counts.missed
+    order = np.lexsort((counts.correct, -mistakes))
+    return [int(image) for image in order[:SHOWN_PICTURES] if mistakes[image] > 0]
+
+
+def _best(metrics: Metrics) -> list[int]:
+    """The images with the best F1; of equal ones those with more boxes."""
+    counts = metrics.image_counts
+    f1 = 2 * counts.correct / np.maximum(2 * counts.correct + counts.false + counts.missed, 1)
+    order = np.lexsort((-counts.correct, -f1))
+    worst = set(_worst(metrics))
+    return [int(image) for image in order if counts.correct[image] > 0 and image not in worst][:SHOWN_PICTURES]
+
+
+def _pictures(image_ids: Sequence[int], metrics: Metrics, index: Index, predictions: Mapping[int, Detections]) -> str:
+    if not image_ids:
+        return ""
+    note = f"<p>At confidence {REPORT_CONFIDENCE}. First the labels, then what was found.</p>"
+    return note + "".join(_picture(image_id, metrics, index, predictions.get(image_id)) for image_id in image_ids)
+
+
+def _picture(image_id: int, metrics: Metrics, index: Index, found: Detections | None) -> str:
+    path, counts = index.paths[image_id], metrics.image_counts
+    caption = (
+        f"<figcaption><b>{escape(path.name)}</b> "
+        f"{counts.correct[image_id]} right, {counts.missed[image_id]} missed, {counts.false[image_id]} false"
+        "</figcaption>"
+    )
+    try:
+        image = decode_image(path)
+    except UserError as error:
+        return f'<figure class="pair">{caption}<p>{escape(str(error))}</p></figure>'
+    height, width = image.shape[:2]
+    scale = min(1.0, PICTURE_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    boxes, labels, ignore = index.annotations(image_id)
+    names = [*index.names, "ignored"]
+    true = draw_boxes(image, boxes * scale, np.where(ignore, len(index.names), labels), names)
+    predicted = image
+    if found is not None:
+        shown = (found.scores >= REPORT_CONFIDENCE).cpu()
+        arrays = [part.cpu()[shown].numpy() for part in (found.boxes, found.labels, found.scores)]
+        predicted = draw_boxes(image, arrays[0] * scale, arrays[1], index.names, arrays[2])
+    images = _image(true, "labels", path.name) + _image(predicted, "found", path.name)
+    return f'<figure class="pair">{caption}<div>{images}</div></figure>'
+
+
+def _image(image: np.ndarray, what: str, name: str) -> str:
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
+    source = base64.b64encode(data.tobytes()).decode("ascii")
+    height, width = image.shape[:2]
+    alt = escape(f"{name}: {what}")
+    return f'<img src="data:image/jpeg;base64,{source}" width="{width}" height="{height}" alt="{alt}" loading="lazy">'
+
+
+def _problems(problems: Sequence[str]) -> str:
+    if not problems:
+        return ""
+    shown = "".join(f"<li>{escape(problem)}</li>" for problem in problems[:SHOWN_PROBLEMS])
+    more = len(problems) - SHOWN_PROBLEMS
+    rest = f"<p>and {more} more</p>" if more > 0 else ""
+    return f"<p>{_count(len(problems), 'line', 'lines')}</p><ul>{shown}</ul>{rest}"
+
+
+def _commands(commands: Mapping[str, str]) -> str:
+    return "".join(f"<h3>{escape(what)}</h3><pre>{escape(command)}</pre>" for what, command in commands.items())
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number:,} {one if number == 1 else several}"

@@ -1,0 +1,63 @@
+"""From a detector and a loader to detections in the pixels of the original pictures.
+
+The one way in which training, `val` and the benchmarks make the predictions that are scored.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from yoloyard.config import EvaluationConfig
+from yoloyard.device import Precision
+from yoloyard.nms import suppress
+from yoloyard.structures import Batch, Detections, ImageTransform, images_to_float
+
+
+@torch.inference_mode()
+def detect(
+    detector: torch.nn.Module,
+    images: Tensor,
+    transforms: Iterable[ImageTransform | None],
+    settings: EvaluationConfig,
+    precision: Precision,
+    multi_label: bool,
+) -> list[Detections]:
+    """Detections of each image, on the CPU. `images` uint8 (B, 3, H, W) on the detector's device."""
+    with precision.autocast():
+        maps = detector(images_to_float(images))
+    boxes, scores = detector.decode([level.float() for level in maps])  # type: ignore[operator]
+    found = suppress(boxes, scores, settings.conf, settings.iou, settings.max_det, multi_label)
+    detections = []
+    for (image_boxes, image_scores, labels), transform in zip(found, transforms, strict=True):
+        image_boxes = image_boxes.cpu()
+        if transform is not None:
+            image_boxes = transform.to_original(image_boxes)
+        detections.append(Detections(image_boxes, image_scores.cpu(), labels.cpu()))
+    return detections
+
+
+def predict_all(
+    detector: torch.nn.Module,
+    loader: Iterable[Batch],
+    settings: EvaluationConfig,
+    device: torch.device,
+    precision: Precision,
+    after_batch: Callable[[int], None] = lambda images: None,
+) -> dict[int, Detections]:
+    """Detections by image id, several labels a box. `after_batch` is told the number of images of each batch.
+
+    The detector is in evaluation mode meanwhile and left as it was.
+    """
+    training = detector.training
+    detector.eval()
+    predictions: dict[int, Detections] = {}
+    try:
+        for batch in loader:
+            batch = batch.to(device)
+            found = detect(detector, batch.images, batch.transforms, settings, precision, multi_label=True)
+            predictions.update(zip(batch.image_ids, found, strict=True))
+            after_batch(len(found))
+    finally:
+        detector.train(training)
+    return predictions

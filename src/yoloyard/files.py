@@ -1,0 +1,94 @@
+"""Files that are written whole or not at all: temporary name, fsync, rename."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from yoloyard.errors import UserError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it into place.
+
+    A reader sees the old file or the new one, never a part. Raises UserError if the disk is full or not writable;
+    the old file is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # clearing away must not hide the reason
+            temporary.unlink()
+
+
+def write_whole_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary folder beside `path`, then put it in the place of `path`.
+
+    Only between two renames is there no folder `path`; `restore_whole_folder` then finds the old one.
+    """
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for file in temporary.iterdir():
+            _sync(file)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        temporary.rename(path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def restore_whole_folder(path: Path) -> None:
+    """Undo a `write_whole_folder` that was killed between its two renames."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+
+
+def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
+    """Make the folder `project/name`, or `name-2`, `name-3` ... where there is one already (unless `exist_ok`)."""
+    folder, number = project / name, 1
+    try:
+        project.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir(exist_ok=exist_ok)
+                return folder
+            except FileExistsError:
+                number += 1
+                folder = project / f"{name}-{number}"
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The message for a failed write of `path`."""
+    return UserError(f"cannot write {path}: {error.strerror or error}. What was saved before is untouched.")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,42 @@
+"""What `yoloyard info` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from yoloyard.models import registry
+from yoloyard.models.profile import profile
+from yoloyard.models.weights import load_model
+
+WEIGHT_FILES = (".safetensors", ".pt")
+
+
+def describe(model: str) -> None:
+    """Print the names there are, a model's layers and cost, or a weight file's own words."""
+    console = Console(highlight=False, soft_wrap=True)
+    if not model:
+        console.print("models: " + ", ".join(registry.names()))
+        return
+    if Path(model).suffix in WEIGHT_FILES:
+        detector, metadata = load_model(Path(model))
+        for name in ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "versions"):
+            if metadata.get(name) is not None:
+                console.print(f"{name}: {metadata[name]}", markup=False)
+    else:
+        with torch.device("meta"):
+            detector = registry.build(model, num_classes=80)
+    cost = profile(detector)
+    table = Table("block", "name", "kind", "parameters", "GFLOPs")
+    for layer in cost.layers:
+        table.add_row(str(layer.index), layer.name, layer.kind, f"{layer.parameters:,}", f"{layer.flops / 1e9:.3f}")
+    console.print(table)
+    attention = f" and {cost.attention_flops / 1e9:.2f} G of attention" if cost.attention_flops else ""
+    console.print(
+        f"{len(cost.layers)} blocks, {cost.parameters:,} parameters, {cost.flops / 1e9:.1f} GFLOPs of "
+        f"convolutions{attention} at {cost.imgsz} pixels, strides {', '.join(map(str, cost.strides))}, "
+        f"{detector.num_classes} classes"
+    )

@@ -1,0 +1,110 @@
+"""Task-aligned assignment: which anchor points learn which box, and how strongly.
+
+Shapes: B batch, M boxes per image (padded), m boxes of a chunk, P anchor points, C classes, K = TOP_K.
+
+Nothing here depends on the data in shape, and nothing waits for the device. Boxes are taken in chunks of a size that
+follows from the shapes alone; this is exact, since everything up to the top-k is independent for each box, and the
+conflicts need only running sums and a running maximum for each point. Memory is that of one chunk.
+
+Source: Feng et al., "TOOD: Task-aligned One-stage Object Detection" (ICCV 2021), section 3.2, with the overlap measured
+as CIoU and boxes narrower than `MINIMUM_SIDE` widened for the search of candidates, as in the published recipe.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from yoloyard.boxes import complete_iou
+
+TOP_K = 10
+MINIMUM_SIDE = 16.0  # pixels; the second stride
+EPS = 1e-9
+PAIRS_OF_A_CHUNK = 2**21  # box-point pairs that are looked at together: 8 MB for each intermediate result
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What each anchor point is taught."""
+
+    boxes_xyxy: Tensor  # (B, P, 4) pixels; zeros where the point is background
+    labels: Tensor  # (B, P) int64; 0 where the point is background
+    target_scores: Tensor  # (B, P) score that the point's class should reach, 0 for background
+    foreground: Tensor  # (B, P) bool
+
+
+@torch.no_grad()
+def assign(
+    predicted_xyxy: Tensor, predicted_scores: Tensor, points: Tensor, boxes_xyxy: Tensor, labels: Tensor
+) -> Assignment:
+    """Assign boxes to anchor points.
+
+    `predicted_xyxy` (B, P, 4) pixels, `predicted_scores` (B, P, C) in 0..1, `points` (P, 2) pixels,
+    `boxes_xyxy` (B, M, 4) pixels, `labels` (B, M) with -1 in padded slots.
+    """
+    num_images, num_points, _ = predicted_xyxy.shape
+    num_boxes = boxes_xyxy.shape[1]
+    real = labels >= 0
+    classes = labels.clamp(min=0)
+    scores_by_class = predicted_scores.transpose(1, 2)  # (B, C, P)
+
+    selections = torch.zeros(num_images, num_points, dtype=torch.int64, device=labels.device)
+    only_selector = torch.zeros_like(selections)  # the box, where a single one selects the point
+    best_overlap = predicted_xyxy.new_zeros(num_images, num_points)
+    best_box = torch.zeros_like(selections)
+    chunk = max(1, PAIRS_OF_A_CHUNK // (num_images * num_points))
+    for start in range(0, num_boxes, chunk):
+        part = slice(start, start + chunk)
+        inside = _inside(boxes_xyxy[:, part, None], points) & real[:, part, None]  # (B, m, P)
+        overlap = complete_iou(boxes_xyxy[:, part, None], predicted_xyxy[:, None]).clamp_(min=0).mul_(inside)
+        index = classes[:, part, None].expand(-1, -1, num_points)
+        alignment = _alignment(scores_by_class.gather(1, index), overlap)
+        top = alignment.topk(min(TOP_K, num_points), dim=2, sorted=False).indices  # (B, m, K)
+        selected = inside.gather(2, top).long().flatten(1)  # (B, m * K)
+        numbers = torch.arange(start, min(start + chunk, num_boxes), device=labels.device)
+        numbers = numbers[None, :, None].expand_as(top).flatten(1)
+        selections.scatter_add_(1, top.flatten(1), selected)
+        only_selector.scatter_add_(1, top.flatten(1), selected * numbers)
+        chunk_overlap, chunk_box = overlap.max(dim=1)
+        better = chunk_overlap > best_overlap
+        best_overlap = torch.where(better, chunk_overlap, best_overlap)
+        best_box = torch.where(better, chunk_box + start, best_box)
+
+    foreground = selections > 0
+    box_of_point = torch.where(selections > 1, best_box, only_selector)
+    if num_boxes == 0:
+        return Assignment(torch.zeros_like(predicted_xyxy), box_of_point, best_overlap, foreground)
+
+    point_boxes = boxes_xyxy.gather(1, box_of_point.unsqueeze(-1).expand(-1, -1, 4))
+    point_labels = classes.gather(1, box_of_point)
+    inside = _inside(point_boxes, points) & foreground
+    overlap = complete_iou(point_boxes, predicted_xyxy).clamp(min=0) * inside
+    alignment = _alignment(predicted_scores.gather(2, point_labels.unsqueeze(-1)).squeeze(-1), overlap)
+    # The best alignment and the best overlap that each box reaches, over the points that it was given in the end.
+    none = predicted_xyxy.new_zeros(num_images, num_boxes)
+    top_alignment = none.scatter_reduce(1, box_of_point, alignment, "amax").gather(1, box_of_point)
+    top_overlap = none.scatter_reduce(1, box_of_point, overlap, "amax").gather(1, box_of_point)
+    return Assignment(
+        boxes_xyxy=point_boxes * foreground.unsqueeze(-1),
+        labels=point_labels * foreground,
+        target_scores=alignment * top_overlap / (top_alignment + EPS),
+        foreground=foreground,
+    )
+
+
+def _inside(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
+    """Is the point strictly inside the box, small boxes widened about their centre?
+
+    `boxes_xyxy` (..., 4) must broadcast against the P `points`: (..., 1, 4) or (..., P, 4) gives bool (..., P).
+    """
+    x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
+    widen_x = (MINIMUM_SIDE - (x2 - x1)).clamp(min=0) / 2
+    widen_y = (MINIMUM_SIDE - (y2 - y1)).clamp(min=0) / 2
+    x, y = points.unbind(-1)
+    return (x - (x1 - widen_x) > EPS) & (x2 + widen_x - x > EPS) & (y - (y1 - widen_y) > EPS) & (y2 + widen_y - y > EPS)
+
+
+def _alignment(scores: Tensor, overlap: Tensor) -> Tensor:
+    """score^0.5 * overlap^6, with products in place of the slow power functions."""
+    squared = overlap * overlap
+    return scores.sqrt() * (squared * squared * squared)

@@ -1,0 +1,224 @@
+"""The building blocks of the anchor-free families.
+
+Shapes: B batch, h w cells of a feature map, N = h * w positions, n repeats, d channels of one attention head.
+
+Every block maps (B, in_channels, h, w) to (B, out_channels, h, w); only a strided `Conv` makes the map smaller. The
+activation is a constructor argument of each block, a function that makes a module: `activation=nn.Hardswish`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d, scaled_dot_product_attention
+
+Activation = Callable[[], nn.Module]
+
+
+class Conv(nn.Module):
+    """Convolution without bias, batch normalisation, activation: (B, in, h, w) to (B, out, h / stride, w / stride).
+
+    Padding is kernel // 2, so that stride 1 keeps the size. `groups=in_channels` makes it depthwise.
+    Source: Ioffe and Szegedy, "Batch Normalization" (2015); eps and momentum are the families' published values.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        activation: Activation = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03)
+        self.activation = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.bn(self.conv(x)))
+
+
+class Bottleneck(nn.Module):
+    """Two 3x3 convolutions through `hidden` channels; the input is added where `shortcut` is on and the widths agree.
+
+    Source: He et al., "Deep Residual Learning" (2015), with two convolutions as in Darknet-53 (YOLOv3, 2018).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, hidden: int, shortcut: bool = True, activation: Activation = nn.SiLU
+    ) -> None:
+        super().__init__()
+        self.conv1 = Conv(in_channels, hidden, 3, activation=activation)
+        self.conv2 = Conv(hidden, out_channels, 3, activation=activation)
+        self.add = shortcut and in_channels == out_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(self.conv1(x))
+        return x + y if self.add else y
+
+
+class SplitStack(nn.Module):
+    """What C2f and C3k2 share: half of the channels go through a chain of blocks, and every stage's result is kept.
+
+    A 1x1 convolution makes 2 * `hidden` channels, which are split in two; `blocks` (hidden to hidden) run one after
+    the other on the second half; both halves and all n results, (2 + n) * hidden channels, are joined by a 1x1
+    convolution.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, hidden: int, blocks: Sequence[nn.Module], activation: Activation
+    ) -> None:
+        super().__init__()
+        self.conv_in = Conv(in_channels, 2 * hidden, activation=activation)
+        self.blocks = nn.ModuleList(blocks)
+        self.conv_out = Conv((2 + len(blocks)) * hidden, out_channels, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        results = list(self.conv_in(x).chunk(2, dim=1))
+        for block in self.blocks:
+            results.append(block(results[-1]))
+        return self.conv_out(torch.cat(results, dim=1))
+
+
+class C2f(SplitStack):
+    """The stage of YOLOv8: a split stack of n bottlenecks that keep their full width.
+
+    Source: YOLOv8 (2023); the idea is that of CSPNet (Wang et al., 2019) and ELAN (Wang et al., 2022).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, repeats: int, shortcut: bool, activation: Activation = nn.SiLU
+    ) -> None:
+        hidden = out_channels // 2
+        blocks = [Bottleneck(hidden, hidden, hidden, shortcut, activation) for _ in range(repeats)]
+        super().__init__(in_channels, out_channels, hidden, blocks, activation)
+
+
+class C3k(nn.Module):
+    """Two 1x1 branches of half the width, one with two bottlenecks behind it, joined by a 1x1 convolution.
+
+    Source: YOLO11 (2024); Wang et al., "CSPNet" (2019).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, activation: Activation = nn.SiLU) -> None:
+        super().__init__()
+        hidden = out_channels // 2
+        self.conv_in = Conv(in_channels, hidden, activation=activation)
+        self.conv_skip = Conv(in_channels, hidden, activation=activation)
+        self.blocks = nn.Sequential(*(Bottleneck(hidden, hidden, hidden, activation=activation) for _ in range(2)))
+        self.conv_out = Conv(2 * hidden, out_channels, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(torch.cat((self.blocks(self.conv_in(x)), self.conv_skip(x)), dim=1))
+
+
+class C3k2(SplitStack):
+    """The stage of YOLO11: a split stack of n `C3k` (c3k on) or of n bottlenecks of half the width (c3k off).
+
+    `expansion` is the width of the stack as a fraction of `out_channels`. Source: YOLO11 (2024).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        repeats: int,
+        c3k: bool,
+        expansion: float = 0.5,
+        activation: Activation = nn.SiLU,
+    ) -> None:
+        hidden = int(out_channels * expansion)
+        blocks: list[nn.Module]
+        if c3k:
+            blocks = [C3k(hidden, hidden, activation) for _ in range(repeats)]
+        else:
+            blocks = [Bottleneck(hidden, hidden, hidden // 2, activation=activation) for _ in range(repeats)]
+        super().__init__(in_channels, out_channels, hidden, blocks, activation)
+
+
+class SPPF(nn.Module):
+    """Spatial pyramid pooling, fast: three 5x5 max-poolings in a chain see 5, 9 and 13 cells around each cell.
+
+    `activate_in=False` leaves out the first convolution's activation, as some files of other projects have it.
+    Source: He et al., "Spatial Pyramid Pooling" (2014); the chained form is YOLOv5's (2021).
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, activate_in: bool = True, activation: Activation = nn.SiLU
+    ) -> None:
+        super().__init__()
+        hidden = in_channels // 2
+        self.conv_in = Conv(in_channels, hidden, activation=activation if activate_in else nn.Identity)
+        self.conv_out = Conv(4 * hidden, out_channels, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        results = [self.conv_in(x)]
+        for _ in range(3):
+            results.append(max_pool2d(results[-1], kernel_size=5, stride=1, padding=2))
+        return self.conv_out(torch.cat(results, dim=1))
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions of the map, with a depthwise 3x3 convolution of the values as position code.
+
+    Queries and keys have half the width of the values. The channels of `qkv` are head-major: the first head's query,
+    key and value, then the second's. Source: Vaswani et al., "Attention Is All You Need" (2017); YOLOv10
+    (Wang et al., 2024), section 3.2 "partial self-attention".
+    """
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.value_width = channels // heads
+        self.key_width = self.value_width // 2
+        self.qkv = Conv(channels, channels + 2 * heads * self.key_width, activation=nn.Identity)
+        self.position = Conv(channels, channels, 3, groups=channels, activation=nn.Identity)
+        self.project = Conv(channels, channels, activation=nn.Identity)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # (B, heads, N, 2 key_width + value_width): one row a position, as the attention function wants it
+        qkv = self.qkv(x).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
+        query, key, value = qkv.split((self.key_width, self.key_width, self.value_width), dim=3)
+        attended = scaled_dot_product_attention(query, key, value)
+        return self.project(_as_map(attended, x) + self.position(_as_map(value, x)))
+
+
+def _as_map(positions: Tensor, like: Tensor) -> Tensor:
+    """(B, heads, N, d) to (B, heads * d, h, w) with the height and width of `like`."""
+    return positions.transpose(2, 3).flatten(1, 2).unflatten(2, like.shape[2:])
+
+
+class PSABlock(nn.Module):
+    """Attention, then two 1x1 convolutions through twice the width, each added to its input. Source: YOLOv10 (2024)."""
+
+    def __init__(self, channels: int, heads: int, activation: Activation = nn.SiLU) -> None:
+        super().__init__()
+        self.attention = Attention(channels, heads)
+        self.feed_forward = nn.Sequential(
+            Conv(channels, 2 * channels, activation=activation), Conv(2 * channels, channels, activation=nn.Identity)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return x + self.feed_forward(x)
+
+
+class C2PSA(nn.Module):
+    """Half of the channels go through n attention blocks, the other half pass by. Source: YOLO11 (2024).
+
+    The attention heads are 64 channels wide.
+    """
+
+    def __init__(self, channels: int, repeats: int, activation: Activation = nn.SiLU) -> None:
+        super().__init__()
+        hidden = channels // 2
+        heads = max(hidden // 64, 1)
+        self.conv_in = Conv(channels, 2 * hidden, activation=activation)
+        self.blocks = nn.Sequential(*(PSABlock(hidden, heads, activation) for _ in range(repeats)))
+        self.conv_out = Conv(2 * hidden, channels, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bypass, attended = self.conv_in(x).chunk(2, dim=1)
+        return self.conv_out(torch.cat((bypass, self.blocks(attended)), dim=1))

@@ -1,0 +1,102 @@
+"""Heads: from feature maps to raw maps, and, apart from it, from raw maps to boxes and scores.
+
+Shapes: B batch, C classes, h w cells of a level, P anchor points (cells of all levels).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from yoloyard.boxes import anchor_points
+from yoloyard.models.blocks import Activation, Conv
+
+BINS = 16  # the distance of a side is a distribution over 0 .. 15 cells
+
+
+class AnchorFreeHead(nn.Module):
+    """One box and one class branch a level; each cell predicts one box by the distances to its four sides.
+
+    forward: one feature map a level to one raw map a level, (B, 64 + C, h, w): the box logits first, channel
+    side * 16 + bin with the sides left, top, right, bottom, then the class logits. `decode` turns them into boxes.
+
+    The class branch is made of plain 3x3 convolutions (YOLOv8) or of depthwise separable ones (YOLO11, YOLO12). Its
+    width depends on the number of classes; `class_width` overrides it for weights that come from a network with
+    another number. Sources: Tian et al., "FCOS" (2019); Li et al., "Generalized Focal Loss" (2020), section 3.2.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        strides: Sequence[int],
+        depthwise: bool,
+        class_width: int | None = None,
+        activation: Activation = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.strides = tuple(strides)
+        box_width = max(16, in_channels[0] // 4, 4 * BINS)
+        class_width = class_width or max(in_channels[0], min(num_classes, 100))
+        class_branch = _depthwise_branch if depthwise else _plain_branch
+        # start as if an image of 640 x 640 held five objects for each level to find, spread evenly over the classes
+        class_biases = [math.log(5 / num_classes / (640 / stride) ** 2) for stride in self.strides]
+        self.box_branches = nn.ModuleList(
+            _plain_branch(channels, box_width, 4 * BINS, 2.0, activation) for channels in in_channels
+        )
+        self.class_branches = nn.ModuleList(
+            class_branch(channels, class_width, num_classes, bias, activation)
+            for channels, bias in zip(in_channels, class_biases, strict=True)
+        )
+        # never trained, but a parameter and of this shape: so published parameter counts and files fit
+        bins = torch.arange(BINS, dtype=torch.float32).view(1, BINS, 1, 1)
+        self.projection = nn.Parameter(bins, requires_grad=False)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        branches = zip(features, self.box_branches, self.class_branches, strict=True)
+        return [torch.cat((boxes(x), classes(x)), dim=1) for x, boxes, classes in branches]
+
+    def decode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Raw maps to boxes (B, P, 4), xyxy in input pixels, not clipped, and scores (B, P, C) in 0 .. 1, float32.
+
+        The order of the points is that of `boxes.anchor_points`: level by level, row by row.
+        """
+        flat = torch.cat([level.flatten(2) for level in maps], dim=2).float()
+        box_logits, class_logits = flat.split((4 * BINS, self.num_classes), dim=1)
+        probabilities = box_logits.unflatten(1, (4, BINS)).softmax(dim=2)
+        distances = (probabilities * self.projection.float().view(BINS, 1)).sum(dim=2)  # (B, 4, P) in cells
+        left_top, right_bottom = distances.transpose(1, 2).split(2, dim=2)
+        points, strides = anchor_points([(m.shape[2], m.shape[3]) for m in maps], self.strides, flat.device)
+        boxes_xyxy = torch.cat((points - left_top, points + right_bottom), dim=2) * strides
+        return boxes_xyxy, class_logits.sigmoid().transpose(1, 2)
+
+
+def _plain_branch(
+    in_channels: int, width: int, out_channels: int, bias: float, activation: Activation
+) -> nn.Sequential:
+    return nn.Sequential(
+        Conv(in_channels, width, 3, activation=activation),
+        Conv(width, width, 3, activation=activation),
+        _last_layer(width, out_channels, bias),
+    )
+
+
+def _depthwise_branch(
+    in_channels: int, width: int, out_channels: int, bias: float, activation: Activation
+) -> nn.Sequential:
+    def separable(channels: int) -> nn.Sequential:
+        return nn.Sequential(
+            Conv(channels, channels, 3, groups=channels, activation=activation),
+            Conv(channels, width, activation=activation),
+        )
+
+    return nn.Sequential(separable(in_channels), separable(width), _last_layer(width, out_channels, bias))
+
+
+def _last_layer(in_channels: int, out_channels: int, bias: float) -> nn.Conv2d:
+    layer = nn.Conv2d(in_channels, out_channels, 1)
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, bias)
+    return layer

@@ -1,0 +1,70 @@
+"""What a detector costs: layers, parameters and floating-point operations, traced without a device.
+
+FLOPs are those of one image; a multiplication with its addition counts as two, as in the published figures, which are
+those of the convolutions alone. The products of attention are counted apart.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from yoloyard.models.detector import Detector
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """One block of a detector."""
+
+    index: int  # position in the published order
+    name: str
+    kind: str
+    parameters: int
+    flops: int  # of its convolutions
+    attention_flops: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A detector's cost for one image of imgsz x imgsz pixels."""
+
+    layers: tuple[LayerProfile, ...]
+    parameters: int
+    flops: int  # of the convolutions
+    attention_flops: int
+    strides: tuple[int, ...]
+    imgsz: int
+
+
+def profile(detector: Detector, imgsz: int = 640, channels: int = 3) -> Profile:
+    """Cost of `detector` for an image (1, channels, imgsz, imgsz), imgsz in pixels.
+
+    The detector itself is not touched and may lie on any device: a copy is traced on the meta device.
+    """
+    on_meta = copy.deepcopy(detector).to("meta").eval()
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        on_meta(torch.empty(1, channels, imgsz, imgsz, device="meta"))
+    counts = {path.partition(".")[2]: operators for path, operators in counter.get_flop_counts().items()}
+
+    names = {id(module): name for name, module in on_meta.named_modules()}
+    layers = []
+    for index, block in enumerate(on_meta.blocks):
+        if block is None:
+            continue
+        name = names[id(block)]
+        flops, attention_flops = _split(counts.get(name, {}))
+        layers.append(LayerProfile(index, name, type(block).__name__, _parameters(block), flops, attention_flops))
+    flops, attention_flops = _split(counter.get_flop_counts()["Global"])
+    return Profile(tuple(layers), _parameters(on_meta), flops, attention_flops, detector.strides, imgsz)
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _split(operators: dict[object, int]) -> tuple[int, int]:
+    """Operations of convolutions, and those of all other products."""
+    convolution = operators.get(torch.ops.aten.convolution, 0)
+    return convolution, sum(operators.values()) - convolution

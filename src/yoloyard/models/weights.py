@@ -1,0 +1,135 @@
+"""Weight files: a safetensors file of one network's tensors, with what is needed to use them as JSON metadata.
+
+Nothing in such a file is executed when it is read, and damage is detected.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from yoloyard import files
+from yoloyard.errors import UsageError, UserError
+from yoloyard.models import importers, registry
+from yoloyard.models.detector import Detector
+
+ZIP_MAGIC = b"PK\x03\x04"  # how files written by torch.save begin
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write `state` and `metadata` (each value anything JSON can hold) to `path`, whole or not at all.
+
+    `load_model` needs the keys `model` and `model_arguments`. Raises UserError if the disk is full or not writable.
+    """
+    # safetensors wants contiguous tensors that share no memory
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    content = safetensors.torch.save(tensors, {key: json.dumps(value) for key, value in metadata.items()})
+    files.write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors, on the CPU, and the metadata of a weight file, or of an ultralytics checkpoint (see `importers`).
+
+    Raises UserError, naming the file, if it is missing, cut short, or something else.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror or error}.") from error
+    if content.startswith(ZIP_MAGIC):
+        return importers.read_checkpoint(path)
+    try:
+        state = safetensors.torch.load(content)
+    except safetensors.SafetensorError as error:
+        raise UserError(
+            f"{path} is not a whole weight file: it was cut short, damaged, or is no safetensors file ({error})."
+        ) from error
+    # the header: eight bytes of its length, then JSON, checked above
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    try:
+        metadata = {key: json.loads(value) for key, value in header.get("__metadata__", {}).items()}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is a safetensors file, but wasn't written by yoloyard.") from error
+    return state, metadata
+
+
+def load_model(path: Path) -> tuple[Detector, dict[str, Any]]:
+    """The detector that a weight file holds, on the CPU in evaluation mode, and the file's metadata.
+
+    Raises UserError as `read_weights` does, and if the file doesn't say what model it is or doesn't fit it.
+    """
+    state, metadata = read_weights(path)
+    if "model" not in metadata or "model_arguments" not in metadata:
+        raise UserError(f"{path} holds tensors but doesn't say of which model; it wasn't written by yoloyard.")
+    try:
+        with torch.device("meta"):  # no memory, no random numbers for weights that are replaced at once
+            detector = registry.build(metadata["model"], **metadata["model_arguments"])
+    except (UsageError, TypeError) as error:
+        raise UserError(f"{path} names a model that this version can't build: {error}") from error
+    own = {name: tensor.shape for name, tensor in detector.state_dict().items()}
+    wrong = [name for name in own.keys() | state.keys() if name not in state or state[name].shape != own.get(name)]
+    if wrong:
+        raise UserError(f"{path} doesn't fit the model {metadata['model']} that it names: {_summary(sorted(wrong))}.")
+    detector.load_state_dict(state, assign=True)
+    return detector.eval(), metadata
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """Which of a detector's tensors came from other weights. `str()` makes the one line to print."""
+
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]  # no tensor of this name and shape
+    unused: tuple[str, ...]  # tensors of the source that had no place
+    classes: tuple[str, ...] = ()  # classes whose rows of the last layer were taken, by name
+
+    def __str__(self) -> str:
+        line = f"took {len(self.taken)} of {len(self.taken) + len(self.fresh)} tensors"
+        if self.fresh:
+            line += f"; new: {_summary(self.fresh)}"
+        without_place = [name for name in self.unused if name not in self.fresh]
+        if without_place:
+            line += f"; not used: {_summary(without_place)}"
+        if self.classes:
+            line += f"; class rows taken by name: {', '.join(self.classes)}"
+        return line
+
+
+def transfer(
+    detector: Detector, state: Mapping[str, Tensor], names: Sequence[str] = (), source_names: Sequence[str] = ()
+) -> TransferReport:
+    """Copy into `detector` what has an equal name and shape in `state`; the rest keeps its values.
+
+    `names` are the detector's classes, `source_names` those of `state`. Where they differ in number, the last class
+    layers' rows of classes of the same name (case and spaces at the ends ignored) are copied as well, if the layers
+    before them have the same width.
+    """
+    own = detector.state_dict()
+    taken = {name for name in own if name in state and state[name].shape == own[name].shape}
+    for name in taken:
+        own[name].copy_(state[name])
+    fresh = tuple(name for name in own if name not in taken)
+    source_rows = {name.strip().lower(): row for row, name in enumerate(source_names)}
+    rows = {row: source_rows[n.strip().lower()] for row, n in enumerate(names) if n.strip().lower() in source_rows}
+    classes: tuple[str, ...] = ()
+    for level in range(len(detector.strides)):
+        weight, bias = (f"head.class_branches.{level}.2.{part}" for part in ("weight", "bias"))
+        if weight in fresh and weight in state and own[weight].shape[1:] == state[weight].shape[1:]:
+            for name in (weight, bias):
+                own[name][list(rows)] = state[name][list(rows.values())].to(own[name])
+            classes = tuple(names[row] for row in rows)
+    unused = tuple(name for name in state if name not in taken)
+    return TransferReport(tuple(name for name in own if name in taken), fresh, unused, classes)
+
+
+def _summary(names: Sequence[str]) -> str:
+    """Tensor names as the parts of the network that they belong to, with their number: "head.class_branches (75)"."""
+    parts = Counter(".".join(name.split(".")[:2]) for name in names)
+    return ", ".join(f"{part} ({count})" for part, count in parts.items())

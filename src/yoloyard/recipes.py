@@ -1,0 +1,80 @@
+"""The published training defaults of each family, and the choice that fits them to the run at hand.
+
+The published recipes assume hundreds of thousands of images. A nominal batch of 64 and long warm-ups leave a set of
+400 images with six updates an epoch; where a run has so few, the recipe for small sets takes over. A value that the
+user gave is never touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from yoloyard.config import TrainConfig, with_words
+from yoloyard.errors import UsageError
+
+OPTIMIZERS = ("auto", "SGD", "AdamW")
+FEW_UPDATES = 1000  # of the nominal batch; below, the recipe for small sets is taken
+MANY_UPDATES = 10_000  # above, `auto` means SGD, as published
+
+# What a family's published recipe sets otherwise than config.py. YOLOv8 and YOLO11 were published with the values that
+# are the defaults there (ultralytics 8.3, default settings for detection).
+FAMILIES: dict[str, dict[str, Any]] = {"yolov8": {}, "yolo11": {}}
+
+
+def published(model: str) -> Mapping[str, Any]:
+    """The words in which the recipe of the model's family differs from the defaults."""
+    return next((words for family, words in FAMILIES.items() if model.startswith(family)), {})
+
+
+def fit_to_run(
+    config: TrainConfig, given: Collection[str], num_images: int, num_classes: int
+) -> tuple[TrainConfig, str]:
+    """Choose what depends on the number of updates; returns the configuration and one line that says what was chosen.
+
+    `given` are the words that the user said. Raises UsageError for an optimizer that isn't there.
+    """
+    optimizer = config.optimization.optimizer
+    if optimizer not in OPTIMIZERS:
+        raise UsageError(f"unknown optimizer '{optimizer}': there are {', '.join(OPTIMIZERS)}")
+    nominal = max(config.batch, config.optimization.nbs)
+    updates = math.ceil(num_images / nominal) * config.epochs
+    if updates < FEW_UPDATES and "nbs" not in given:
+        name = f"for small sets, since {nominal} images an update would leave only {updates} updates"
+        schedule, rates = _for_small_sets(config, num_images)
+    else:
+        name = f"as published, {updates} updates of {nominal} images"
+        schedule, rates = {}, _published_rates(updates, num_classes)
+    # The rates belong to the optimizer that they come with.
+    chosen = schedule | (rates if optimizer == "auto" else {})
+    chosen = {word: value for word, value in chosen.items() if word == "optimizer" or word not in given}
+    said = ", ".join(
+        f"{word} {value:g}" if isinstance(value, float) else f"{word} {value}" for word, value in chosen.items()
+    )
+    return with_words(config, chosen), f"recipe {name}: {said or 'all as you set it'}"
+
+
+def _for_small_sets(config: TrainConfig, num_images: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An update for every batch, a short warm-up, and mosaic for nearly all of the run."""
+    updates = math.ceil(num_images / config.batch) * config.epochs
+    schedule = {
+        "nbs": config.batch,
+        "warmup_epochs": min(config.optimization.warmup_epochs, round(0.1 * config.epochs, 1)),
+        "close_mosaic": min(config.augment.close_mosaic, config.epochs // 5),
+    }
+    if updates > MANY_UPDATES:
+        return schedule, {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.9, "warmup_bias_lr": 0.0}
+    return schedule, {"optimizer": "AdamW", "lr0": 0.001, "momentum": 0.9, "warmup_bias_lr": 0.0}
+
+
+def _published_rates(updates: int, num_classes: int) -> dict[str, Any]:
+    """What `auto` meant when YOLOv8 and YOLO11 were published (ultralytics 8.3)."""
+    if updates > MANY_UPDATES:
+        return {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.9, "warmup_bias_lr": 0.0}
+    return {
+        "optimizer": "AdamW",
+        "lr0": round(0.002 * 5 / (4 + num_classes), 6),
+        "momentum": 0.9,
+        "warmup_bias_lr": 0.0,
+    }

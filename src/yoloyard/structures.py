@@ -1,0 +1,97 @@
+"""What travels between the rooms: samples, batches, detections and the way back to the original picture.
+
+Shapes: B batch, M boxes per image (padded), n boxes of one image, H W pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """How an original picture was scaled and padded to the network's input; maps boxes back.
+
+    input_x = original_x * scale_x + pad_left, and the same for y.
+    """
+
+    original_height: int
+    original_width: int
+    scale_x: float
+    scale_y: float
+    pad_left: float
+    pad_top: float
+
+    def to_original(self, boxes_xyxy: Tensor) -> Tensor:
+        """Map (n, 4) xyxy input pixels to original pixels, clipped to the picture."""
+        pad = boxes_xyxy.new_tensor([self.pad_left, self.pad_top] * 2)
+        scale = boxes_xyxy.new_tensor([self.scale_x, self.scale_y] * 2)
+        limit = boxes_xyxy.new_tensor([self.original_width, self.original_height] * 2)
+        return ((boxes_xyxy - pad) / scale).clamp(min=0).minimum(limit)
+
+
+@dataclass
+class Sample:
+    """One picture and its boxes on the way through the augmentation."""
+
+    image: np.ndarray  # uint8 RGB (H, W, 3)
+    boxes_xyxy: np.ndarray  # float32 (n, 4), pixels of `image`
+    labels: np.ndarray  # int64 (n,)
+    ignore: np.ndarray  # bool (n,), crowd and difficult
+    image_id: int
+    transform: ImageTransform | None = None
+
+
+@dataclass
+class Batch:
+    """What the loader hands to the trainer and the evaluator."""
+
+    images: Tensor  # uint8 (B, 3, H, W), channels_last
+    boxes: Tensor  # float32 (B, M, 4), xyxy pixels of the batch image, padded with zeros
+    labels: Tensor  # int64 (B, M), padded with -1
+    ignore: Tensor  # bool (B, M)
+    image_ids: list[int]
+    transforms: list[ImageTransform | None]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on `device`; the copy does not wait for the device."""
+        return Batch(
+            images=self.images.to(device, non_blocking=True, memory_format=torch.channels_last),
+            boxes=self.boxes.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            ignore=self.ignore.to(device, non_blocking=True),
+            image_ids=self.image_ids,
+            transforms=self.transforms,
+        )
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader where the device copies faster from pinned memory."""
+        return Batch(
+            self.images.pin_memory(),
+            self.boxes.pin_memory(),
+            self.labels.pin_memory(),
+            self.ignore.pin_memory(),
+            self.image_ids,
+            self.transforms,
+        )
+
+
+@dataclass
+class Detections:
+    """What was found in one picture."""
+
+    boxes: Tensor  # float32 (n, 4), xyxy pixels of the original picture
+    scores: Tensor  # float32 (n,), 0..1, descending
+    labels: Tensor  # int64 (n,)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def images_to_float(images: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) to float32 0..1: the one place where pixels are scaled."""
+    return images.float() / 255

@@ -1,0 +1,193 @@
+"""Checkpoints: everything that is needed to go on as if nothing had happened, as safetensors and JSON.
+
+A checkpoint is a folder that is replaced whole. Whatever can't be restored raises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from yoloyard.errors import UserError
+from yoloyard.files import restore_whole_folder, write_whole_folder
+from yoloyard.training.step import Update
+
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """How far a run has come. Epochs are 0-based here; what users see begins with 1."""
+
+    epoch: int = 0
+    position: int = 0  # samples of this epoch that all processes have consumed
+    last_update: int = -1  # batch number of the last optimizer update
+    bad_steps: int = 0  # in a row
+    best: float | None = None
+    best_epoch: int = -1
+    figures: dict[str, float] = field(default_factory=dict)  # of the last validation
+    seconds: float = 0.0  # of training and validation up to now
+
+
+@dataclass
+class TrainingState:
+    """What changes while a run goes on."""
+
+    update: Update
+    progress: Progress
+    sums: Tensor  # (parts + 3,): of the epoch's losses, its finite batches, gradient norms, finite updates
+
+
+def save_checkpoint(folder: Path, state: TrainingState, run_facts: Mapping[str, Any]) -> None:
+    """Write everything into `folder`, whole or not at all; `run_facts` are kept as they are, for `read_facts`.
+
+    Raises UserError if the disk is full or not writable.
+    """
+    update = state.update
+    tensors = {
+        "model": dict(update.model.state_dict()),
+        "ema": dict(update.ema.model.state_dict()) | {"ema.updates": update.ema.updates},
+        "optimizer": _optimizer_tensors(update.optimizer),
+        "gradients": {name: p.grad for name, p in update.model.named_parameters() if p.grad is not None},
+        "run": {
+            "sums": state.sums,
+            "good_statistics": update.good_statistics,
+            **_random_tensors(),
+        },
+    }
+    facts = {
+        "format": FORMAT,
+        "progress": dataclasses.asdict(state.progress),
+        **run_facts,
+        "scaler": update.scaler.state_dict(),
+        "random": _random_facts(),
+    }
+
+    def write(temporary: Path) -> None:
+        for name, group in tensors.items():
+            content = {key: _plain(value) for key, value in group.items()}
+            (temporary / f"{name}.safetensors").write_bytes(safetensors.torch.save(content))
+        (temporary / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+    write_whole_folder(folder, write)
+
+
+def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
+    """Keep `folder` under the name `copy` and remove the oldest of its kind beyond `keep`."""
+
+    def link_all(temporary: Path) -> None:
+        for file in folder.iterdir():
+            _link(file, temporary / file.name)
+
+    write_whole_folder(copy, link_all)
+    for old in sorted(copy.parent.glob("epoch-*"))[:-keep]:
+        shutil.rmtree(old)
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """The JSON part of a checkpoint. Raises UserError if there is none or if it is another version's."""
+    restore_whole_folder(folder)
+    try:
+        facts: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"there is no whole checkpoint in {folder} ({error}); start the run again") from error
+    if facts.get("format") != FORMAT:
+        raise UserError(f"{folder} has checkpoint format {facts.get('format')}, this version reads {FORMAT}")
+    return facts
+
+
+def restore_checkpoint(folder: Path, facts: Mapping[str, Any], state: TrainingState) -> None:
+    """Put everything of `folder` back into `state`. Raises UserError if a part is missing or does not fit."""
+    update = state.update
+    device = state.sums.device
+    try:
+        run = _read(folder, "run")
+        update.model.load_state_dict(_read(folder, "model"))
+        averages = _read(folder, "ema")
+        update.ema.updates.copy_(averages.pop("ema.updates"))
+        update.ema.model.load_state_dict(averages)
+        _load_optimizer(update.optimizer, _read(folder, "optimizer"))
+        gradients = _read(folder, "gradients")
+        for name, parameter in update.model.named_parameters():
+            parameter.grad = gradients[name].to(parameter.device) if name in gradients else None
+        update.scaler.load_state_dict(facts["scaler"])
+        update.good_statistics = run["good_statistics"].to(update.good_statistics.device)
+        state.sums = run["sums"].to(device)
+        state.progress = Progress(**facts["progress"])
+        _restore_random(run, facts["random"])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UserError(f"the checkpoint {folder} can't be restored: {error}") from error
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()
+
+
+def _read(folder: Path, name: str) -> dict[str, Tensor]:
+    return safetensors.torch.load((folder / f"{name}.safetensors").read_bytes())
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    fresh = optimizer.state_dict()
+    expected = sum(len(group["params"]) for group in fresh["param_groups"])
+    if state and len(state) != expected:
+        raise ValueError(f"it holds the optimizer state of {len(state)} parameters, the model has {expected}")
+    optimizer.load_state_dict({"state": state, "param_groups": fresh["param_groups"]})
+
+
+def _random_tensors() -> dict[str, Tensor]:
+    tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(_numpy_random()[1].copy())}
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _random_facts() -> dict[str, Any]:
+    name, _, position, has_gauss, gauss = _numpy_random()
+    return {"python": random.getstate(), "numpy": [name, position, has_gauss, gauss]}
+
+
+def _numpy_random() -> tuple[str, np.ndarray, int, int, float]:
+    state = np.random.get_state(legacy=True)
+    assert isinstance(state, tuple)
+    return state
+
+
+def _restore_random(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    torch.set_rng_state(tensors["random.torch"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+    version, internal, gauss = facts["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, position, has_gauss, cached = facts["numpy"]
+    np.random.set_state((name, tensors["random.numpy"].numpy(), position, has_gauss, cached))
+
+
+def _link(source: Path, target: Path) -> None:
+    """Files of a checkpoint are never changed in place, so two checkpoints may share them."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)

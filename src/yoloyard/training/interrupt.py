@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM: the first asks a run to finish its step and save, the second ends it at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from yoloyard.errors import UserError
+
+
+class Interrupted(UserError):  # noqa: N818  # it is no error
+    """The run was asked to stop and has saved its state."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+class InterruptRequest:
+    """While entered, `signal` is the number of the signal that came, or None."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> InterruptRequest:
+        # Python lets only the main thread handle signals; elsewhere whoever started the thread decides.
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._former[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+        self._former = {}

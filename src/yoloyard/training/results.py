@@ -1,0 +1,97 @@
+"""What a run leaves behind for its user: weight files with their metadata, and the report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from yoloyard import environment
+from yoloyard.config import to_words
+from yoloyard.evaluation.coco import Metrics
+from yoloyard.evaluation.report import write_report
+from yoloyard.models.detector import Detector
+from yoloyard.models.weights import save_weights
+from yoloyard.structures import Detections
+from yoloyard.training.setup import Setup
+
+
+def validation_batch(batch: int) -> int:
+    """Images of a validation batch, which needs no memory for gradients."""
+    return 2 * batch
+
+
+def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, metrics: Metrics) -> None:
+    """Write a weight file with all that is needed to predict with it, evaluate it alike, or train on.
+
+    `epoch` counts from 1. Raises UserError if it can't be written; an older file is then untouched.
+    """
+    evaluation = setup.config.evaluation
+    metadata: dict[str, Any] = {
+        "model": setup.config.model,
+        "model_arguments": setup.model_arguments,
+        "names": list(setup.names),
+        "channels": 3,
+        "imgsz": setup.config.imgsz,
+        "evaluation": {
+            "conf": evaluation.conf,
+            "iou": evaluation.iou,
+            "max_det": evaluation.max_det,
+            "batch": validation_batch(setup.config.batch),
+            "precision": setup.precision.name,
+        },
+        "config": to_words(setup.config),
+        "licence": setup.licence,
+        "versions": environment.versions(),
+        "epoch": epoch,
+        "metrics": metrics.figures(),
+    }
+    save_weights(path, detector.state_dict(), metadata)
+
+
+def write_run_report(
+    path: Path,
+    setup: Setup,
+    metrics: Metrics,
+    predictions: Mapping[int, Detections],
+    records: Sequence[Mapping[str, Any]],
+    best_epoch: int,
+    seconds: float,
+) -> None:
+    """The report of a run: figures of its best weights. `best_epoch` counts from 1."""
+    config = setup.config
+    best = shlex.quote(str(setup.folder / "weights" / "best.safetensors"))
+    data = shlex.quote(config.data)
+    facts = {
+        "Model": f"{config.model}, {sum(p.numel() for p in setup.detector.parameters()):,} parameters",
+        "Data": config.data,
+        "Images": f"{len(setup.train_index):,} for training, {len(setup.val_index):,} for validation",
+        "Epochs": f"{len(records)} of {config.epochs}, the best one {best_epoch}",
+        "Image size": f"{config.imgsz} pixels",
+        "Batch": f"{config.batch} images",
+        "Optimizer": f"{config.optimization.optimizer}, lr0 {config.optimization.lr0:g}",
+        "Device": f"{setup.device}, {setup.precision.name}",
+        "Time": f"{seconds / 60:.1f} minutes",
+        "Seed": config.seed,
+        "Versions": ", ".join(f"{name} {version}" for name, version in environment.versions().items()),
+    }
+    if setup.licence:
+        facts["Licence of the weights it started from"] = setup.licence
+    commands = {
+        "Find objects in pictures": f"yoloyard predict --weights {best} PICTURES",
+        "These figures again": f"yoloyard val --weights {best} --data {data}",
+        "Train further": f"yoloyard train --resume {shlex.quote(str(setup.folder))} --epochs {2 * config.epochs}",
+        "Start another run from these weights": f"yoloyard train --weights {best} --data OTHER.yaml",
+    }
+    write_report(
+        path,
+        title=setup.folder.name,
+        metrics=metrics,
+        index=setup.val_index,
+        predictions=predictions,
+        facts=facts,
+        commands=commands,
+        records=records,
+        train_index=setup.train_index,
+    )

@@ -1,0 +1,230 @@
+"""From what the user said to what will be done: the resolved configuration, the data, the network, the run folder."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from yoloyard import recipes
+from yoloyard.config import TrainConfig, normal_words, to_words, unknown_word, with_words
+from yoloyard.data.data_yaml import read_data_yaml
+from yoloyard.data.index import Index, load_index
+from yoloyard.device import Precision, choose_device, choose_precision
+from yoloyard.errors import UsageError, UserError
+from yoloyard.files import new_run_folder, write_whole_text
+from yoloyard.models import registry
+from yoloyard.models.detector import Detector
+from yoloyard.models.weights import read_weights, transfer
+
+FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
+MAY_CHANGE_ON_RESUME = ("epochs", "device", "workers", "patience", "save_period", "keep", "tensorboard")
+WEIGHT_FILES = (".safetensors", ".pt")
+PROBLEMS_SHOWN = 5
+
+
+@dataclass
+class Setup:
+    """A run that is ready to begin."""
+
+    config: TrainConfig  # resolved: what was derived stands in it
+    folder: Path
+    train_index: Index
+    val_index: Index
+    device: torch.device
+    precision: Precision
+    detector: Detector  # on the CPU
+    model_arguments: dict[str, Any]  # with the model's name they build the detector again
+    licence: str | None  # of the weights that training started from
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The class names."""
+        return self.train_index.names
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weight file that a run starts from."""
+
+    path: Path
+    state: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
+    """A new run from the user's words. Raises UsageError or UserError with what to do."""
+    given = normal_words(TrainConfig, words)
+    config = with_words(TrainConfig(), given)
+    if not config.data:
+        raise UsageError("say which data: --data FILE, a data.yaml with train, val and names")
+    if config.best_by not in FIGURES:
+        raise UsageError(unknown_word(config.best_by, FIGURES, "figure for --best-by"))
+    device = choose_device(config.device)
+    source, model = _starting_point(given)
+    recipe = {word: value for word, value in recipes.published(model).items() if word not in given}
+    spec = read_data_yaml(Path(config.data))
+    config = with_words(config, recipe | {"model": model, "data": str(spec.path)})
+
+    train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
+    _report_problems(train_index, "train", say)
+    _report_problems(val_index, "val", say)
+    torch.manual_seed(config.seed)
+    arguments = {"num_classes": len(spec.names)}
+    detector = registry.build(model, **arguments)
+    config = _fit(config, given, detector, train_index, device, say)
+    licence = _transfer(detector, source, spec.names, model, say) if source else None
+    freeze(detector, config.freeze)
+    folder = new_run_folder(Path(config.project), run_name(config), config.exist_ok)
+    _write_config(folder, config)
+    precision = choose_precision(device, config.amp)
+    return Setup(config, folder, train_index, val_index, device, precision, detector, arguments, licence)
+
+
+def prepare_resume(
+    folder: Path, facts: Mapping[str, Any], words: Mapping[str, Any], say: Callable[[str], None]
+) -> Setup:
+    """The run of `folder` as its checkpoint's `facts` say, with the few words that may change.
+
+    A recipe that was chosen for the run stays. Raises UsageError for a word that would make it another run.
+    """
+    saved = with_words(TrainConfig(), facts["config"])
+    given = normal_words(TrainConfig, words)
+    changed = [word for word, value in given.items() if with_words(saved, {word: value}) != saved]
+    forbidden = sorted(set(changed) - set(MAY_CHANGE_ON_RESUME))
+    if forbidden:
+        raise UsageError(
+            f"a resumed run can't change {', '.join(forbidden)} (it can change {', '.join(MAY_CHANGE_ON_RESUME)}); "
+            "start a new run with --weights instead"
+        )
+    config = with_words(saved, given)
+    device = choose_device(config.device)
+    spec = read_data_yaml(Path(config.data))
+    train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
+    if (len(train_index), list(spec.names)) != (facts["images"], facts["names"]):
+        raise UserError(
+            f"{spec.path} has changed since the run began: it had {facts['images']} training images and the classes "
+            f"{', '.join(facts['names'])}, now {len(train_index)} and {', '.join(spec.names)}; start a new run"
+        )
+    arguments = {"num_classes": len(spec.names)}
+    detector = registry.build(config.model, **arguments)
+    freeze(detector, config.freeze)
+    _write_config(folder, config)
+    precision = choose_precision(device, config.amp)
+    return Setup(config, folder, train_index, val_index, device, precision, detector, arguments, facts["licence"])
+
+
+def freeze(detector: Detector, what: str | None) -> None:
+    """Stop the training of the first N published blocks, or of parameters by prefix; they stay in evaluation mode."""
+    if what is None:
+        return
+    if what.isdigit():
+        blocks = detector.blocks
+        if int(what) > len(blocks):
+            raise UsageError(f"--freeze {what}: the model has only {len(blocks)} blocks")
+        for block in blocks[: int(what)]:
+            if block is not None:
+                block.requires_grad_(False)
+        return
+    for prefix in (part.strip() for part in what.split(",")):
+        chosen = [parameter for name, parameter in detector.named_parameters() if name.startswith(prefix)]
+        if not chosen:
+            tops = sorted({name.split(".")[0] for name, _ in detector.named_parameters()})
+            raise UsageError(f"--freeze {prefix}: no parameter begins so; names begin with {', '.join(tops)}")
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+
+
+def set_training_mode(detector: torch.nn.Module) -> None:
+    """Training mode, but for normalisation layers whose parameters are frozen."""
+    detector.train()
+    for module in detector.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and not any(
+            parameter.requires_grad for parameter in module.parameters()
+        ):
+            module.eval()
+
+
+def run_name(config: TrainConfig) -> str:
+    """A run is named after its data file, or after the file's folder where it is called data.yaml."""
+    data = Path(config.data)
+    return config.name or (data.parent.name if data.stem == "data" and data.parent.name else data.stem)
+
+
+def _starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str]:
+    """The weight file to start from, if any, and the name of the model.
+
+    `--model` takes a name or a weight file; `--weights` alone brings its model with it.
+    """
+    model = given.get("model")
+    path = given.get("weights")
+    if path is None and model is not None and Path(model).suffix in WEIGHT_FILES:
+        path, model = model, None
+    if path is None:
+        return None, model or TrainConfig().model
+    state, metadata = read_weights(Path(path))
+    if model is None and "model" not in metadata:
+        raise UserError(f"{path} does not say which model it holds; add --model NAME")
+    return Source(Path(path), state, metadata), model or metadata["model"]
+
+
+def _transfer(
+    detector: Detector, source: Source, names: tuple[str, ...], model: str, say: Callable[[str], None]
+) -> str | None:
+    """Put what fits of `source` into `detector` and say so; returns the licence that comes with it."""
+    report = transfer(detector, source.state, names, source.metadata.get("names", ()))
+    if not report.taken:
+        raise UsageError(f"nothing in {source.path} fits {model}: use --model to name the model that it was made for")
+    say(f"weights from {source.path}: {report}")
+    licence: str | None = source.metadata.get("licence")
+    if licence:
+        say(f"these weights are under {licence}; that is kept in the files of this run")
+    return licence
+
+
+def _fit(
+    config: TrainConfig,
+    given: Mapping[str, Any],
+    detector: Detector,
+    train_index: Index,
+    device: torch.device,
+    say: Callable[[str], None],
+) -> TrainConfig:
+    """Derive what follows from the data, the network and the machine, and say what was derived."""
+    stride = max(detector.strides)
+    imgsz = math.ceil(config.imgsz / stride) * stride
+    if imgsz != config.imgsz:
+        say(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
+    batch = min(config.batch, len(train_index))
+    if batch != config.batch:
+        say(f"batch {config.batch} is more than the {len(train_index)} training images: {batch} is used")
+    workers = config.workers
+    if "workers" not in given:
+        # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
+        workers = 0 if device.type == "cpu" else min(workers, os.cpu_count() or 1)
+    config = with_words(config, {"imgsz": imgsz, "batch": batch, "workers": workers})
+    config, line = recipes.fit_to_run(config, given, len(train_index), detector.num_classes)
+    say(line)
+    return config
+
+
+def _report_problems(index: Index, split: str, say: Callable[[str], None]) -> None:
+    if not index.problems:
+        return
+    say(f"{len(index.problems)} images of {split} are left out:")
+    for problem in index.problems[:PROBLEMS_SHOWN]:
+        say(f"  {problem}")
+    if len(index.problems) > PROBLEMS_SHOWN:
+        say(f"  ... and {len(index.problems) - PROBLEMS_SHOWN} more; the report lists them")
+
+
+def _write_config(folder: Path, config: TrainConfig) -> None:
+    text = yaml.safe_dump(to_words(config), sort_keys=False, allow_unicode=True)
+    write_whole_text(folder / "config.yaml", text)

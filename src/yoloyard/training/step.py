@@ -1,0 +1,114 @@
+"""The training step: forward, loss, backward, clip, update, average. Nothing in it waits for the device.
+
+A bad step leaves no trace: whether loss and gradients are finite is decided on the device. If they are not, the
+optimizer, the averages and BatchNorm's statistics (which the forward has already spoilt) stay as they were, and the
+host hears of it a step later through `Outcome`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from yoloyard.device import Precision
+from yoloyard.losses.task_aligned import TaskAlignedLoss
+from yoloyard.models.detector import Detector
+from yoloyard.structures import Batch, images_to_float
+from yoloyard.training.ema import ExponentialMovingAverage
+from yoloyard.training.parallel import sum_over_processes, world_size
+
+LARGEST_GRADIENT_NORM = 10.0
+
+
+def forward_backward(
+    model: nn.Module,
+    criterion: TaskAlignedLoss,
+    batch: Batch,
+    gains: Mapping[str, float],
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+    images_in_batch: int,
+) -> Tensor:
+    """Add this batch's gradients to the parameters; returns the parts of the loss, (parts,), in the order of `gains`.
+
+    `images_in_batch` counts those of all processes. Each part is gain * sum / norm with the norm of all processes; what
+    is backpropagated is its product with images and processes, so that the mean over processes that follows gives the
+    gradient of one process with the whole batch.
+    """
+    with precision.autocast():
+        maps = model(images_to_float(batch.images))
+    parts = criterion(maps, batch.boxes, batch.labels)
+    norms = sum_over_processes(torch.cat([parts[name][1] for name in gains]).detach()).clamp(min=1)
+    sizes = [len(parts[name][0]) for name in gains]
+    losses = torch.stack(
+        [
+            (gain * parts[name][0] / norm).sum()
+            for (name, gain), norm in zip(gains.items(), norms.split(sizes), strict=True)
+        ]
+    )
+    scaler.scale(losses.sum() * images_in_batch * world_size()).backward()
+    return losses.detach()
+
+
+@dataclass
+class Outcome:
+    """What an update did, still on the device."""
+
+    gradient_norm: Tensor  # () before clipping
+    found_inf: Tensor  # () 1 where nothing was changed
+    losses: Tensor  # (parts,) of the last batch
+
+
+class Update:
+    """Applies the accumulated gradients; remembers BatchNorm's statistics as they were after the last good update."""
+
+    def __init__(
+        self,
+        model: Detector,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        ema: ExponentialMovingAverage,
+    ) -> None:
+        self.model, self.optimizer, self.scaler, self.ema = model, optimizer, scaler, ema
+        self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._statistics = [
+            buffer
+            for module in model.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for buffer in (module.running_mean, module.running_var)
+            if buffer is not None
+        ]
+        self.good_statistics = self._flat_statistics()
+
+    def __call__(self, losses: Tensor) -> Outcome:
+        """One optimizer update. `losses` (parts,) of the last batch must be finite, and so must the gradients."""
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters, LARGEST_GRADIENT_NORM)
+        found_inf = (~(torch.isfinite(norm) & torch.isfinite(losses).all())).float()
+        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # read by torch's fused optimizers
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._put_statistics_back(found_inf)
+        self.ema.update(self.model, found_inf)
+        return Outcome(norm, found_inf, losses)
+
+    @torch.no_grad()
+    def _put_statistics_back(self, found_inf: Tensor) -> None:
+        if not self._statistics:
+            return
+        good = torch.where(found_inf > 0, self.good_statistics, self._flat_statistics())
+        parts = good.split([statistic.numel() for statistic in self._statistics])
+        torch._foreach_copy_(self._statistics, list(parts))
+        self.good_statistics = good
+
+    def _flat_statistics(self) -> Tensor:
+        if not self._statistics:
+            return torch.zeros(0)
+        return torch.cat([statistic.detach().flatten() for statistic in self._statistics])

@@ -1,0 +1,130 @@
+"""The figures of a weight file on a data set, as training makes them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yoloyard import environment
+from yoloyard.config import EvaluationConfig, with_words
+from yoloyard.data.data_yaml import read_data_yaml
+from yoloyard.data.index import Index, load_index
+from yoloyard.data.loader import make_val_loader
+from yoloyard.device import choose_device, precision_named
+from yoloyard.errors import UsageError
+from yoloyard.evaluation.coco import Metrics, evaluate
+from yoloyard.evaluation.report import write_report
+from yoloyard.evaluation.validate import predict_all
+from yoloyard.files import new_run_folder, write_whole_text
+from yoloyard.models.weights import load_model
+from yoloyard.structures import Detections
+
+DEFAULT_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What `validate` found and where it is written."""
+
+    metrics: Metrics
+    folder: Path
+
+
+def validate(
+    weights: str | Path,
+    data: str | Path,
+    split: str = "val",
+    imgsz: int | None = None,
+    batch: int | None = None,
+    conf: float | None = None,
+    iou: float | None = None,
+    max_det: int | None = None,
+    device: str = "auto",
+    amp: bool | None = None,
+    workers: int = 0,
+    save_json: bool = False,
+    project: str | Path = "runs",
+    name: str = "val",
+    say: Callable[[str], None] = lambda line: None,
+) -> Validation:
+    """Evaluate `weights` on a split of `data` and write the report. What is None comes from the weight file.
+
+    Raises UsageError or UserError if something is missing or does not fit.
+    """
+    detector, metadata = load_model(Path(weights))
+    kept: dict[str, Any] = metadata.get("evaluation", {})
+    asked = {"conf": conf, "iou": iou, "max_det": max_det}
+    known = {name: value for name, value in kept.items() if name in asked}
+    settings = with_words(
+        EvaluationConfig(), known | {name: value for name, value in asked.items() if value is not None}
+    )
+    spec = read_data_yaml(data)
+    if len(spec.names) != detector.num_classes:
+        raise UsageError(
+            f"{weights} knows {detector.num_classes} classes ({', '.join(metadata['names'][:10])}), "
+            f"{spec.path} has {len(spec.names)} ({', '.join(spec.names[:10])})"
+        )
+    if list(spec.names) != list(metadata["names"]):
+        say(f"warning: the classes are called otherwise in {weights}: {', '.join(metadata['names'])}")
+    index = load_index(spec, split)
+    for problem in index.problems[:5]:
+        say(f"left out: {problem}")
+    stride = max(detector.strides)
+    wanted = imgsz or metadata.get("imgsz", 640)
+    size = -(-wanted // stride) * stride
+    if size != wanted:
+        say(f"imgsz {wanted} is not a multiple of the stride {stride}: {size} is used")
+    where = choose_device(device)
+    precision = precision_named(where, kept.get("precision", "float32") if amp is None else "any" if amp else "float32")
+    loader = make_val_loader(index, size, batch or kept.get("batch", DEFAULT_BATCH), stride, workers=workers)
+    detector.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    predictions = predict_all(detector, loader, settings, where, precision)
+    metrics = evaluate(index, predictions, settings.max_det)
+    folder = new_run_folder(Path(project), name)
+    write_report(
+        folder / "report.html",
+        title=f"{Path(weights).name} on {spec.path.name}, {split}",
+        metrics=metrics,
+        index=index,
+        predictions=predictions,
+        facts={
+            "Weights": str(weights),
+            "Model": metadata["model"],
+            "Data": f"{spec.path}, {split}, {len(index):,} images",
+            "Image size": f"{size} pixels",
+            "NMS": f"score above {settings.conf}, IoU {settings.iou}, at most {settings.max_det} boxes",
+            "Device": f"{where}, {precision.name}",
+            "Versions": ", ".join(f"{name} {version}" for name, version in environment.versions().items()),
+        },
+        commands={"Find objects in pictures": f"yoloyard predict --weights {shlex.quote(str(weights))} PICTURES"},
+    )
+    write_whole_text(folder / "metrics.json", json.dumps(metrics.figures(), indent=1))
+    if save_json:
+        write_whole_text(folder / "predictions.json", json.dumps(coco_results(index, predictions)))
+    return Validation(metrics, folder)
+
+
+def coco_results(index: Index, predictions: dict[int, Detections]) -> list[dict[str, Any]]:
+    """Predictions in the form of COCO's result files: boxes x, y, width, height in pixels of the original picture."""
+    rows = []
+    for image_id in sorted(predictions):
+        found = predictions[image_id]
+        for (x1, y1, x2, y2), score, label in zip(
+            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+        ):
+            rows.append(
+                {
+                    "image_id": image_id,
+                    "file_name": str(index.paths[image_id]),
+                    "category_id": label,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "score": score,
+                }
+            )
+    return rows

@@ -1,0 +1,99 @@
+"""Where labels lie, and what their rows mean."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from yoloyard.data.sources import label_path, parse_labels
+
+FILE = Path("labels/1.txt")
+
+
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ("/d/images/train/1.jpg", "/d/labels/train/1.txt"),
+        ("/d/train/images/1.jpg", "/d/train/labels/1.txt"),
+        ("/images/d/images/1.2.jpeg", "/images/d/labels/1.2.txt"),
+        ("/d/my_images/1.jpg", "/d/my_images/1.txt"),
+        ("/d/pictures/1.jpg", "/d/pictures/1.txt"),
+    ],
+)
+def test_labels_lie_beside_the_images_folder(image: str, labels: str) -> None:
+    assert label_path(Path(image)) == Path(labels)
+
+
+def test_labels_among_the_images_are_found_too(tmp_path: Path) -> None:
+    image, beside, mirrored = tmp_path / "images/1.jpg", tmp_path / "images/1.txt", tmp_path / "labels/1.txt"
+    beside.parent.mkdir()
+    beside.touch()
+    assert label_path(image) == beside
+    mirrored.parent.mkdir()
+    mirrored.touch()
+    assert label_path(image) == mirrored
+
+
+def test_boxes_and_polygons_may_be_mixed() -> None:
+    content = b"\xef\xbb\xbf0 0.5 0.5 0.2 0.4\r\n\r\n1 0.1 0.2 0.3 0.1 0.25 0.6\n1.0 0.25 0.25 0.5 0.5"
+    parsed = parse_labels(FILE, content, 2)
+    assert parsed.labels.tolist() == [0, 1, 1]
+    np.testing.assert_allclose(parsed.boxes_norm, [[0.4, 0.3, 0.6, 0.7], [0.1, 0.1, 0.3, 0.6], [0, 0, 0.5, 0.5]])
+    assert parsed.usable
+    assert not parsed.problems
+
+
+def test_no_rows_are_a_picture_without_objects() -> None:
+    parsed = parse_labels(FILE, b" \n", 2)
+    assert parsed.usable
+    assert parsed.boxes_norm.shape == (0, 4)
+
+
+def test_rows_that_say_the_same_count_once() -> None:
+    parsed = parse_labels(FILE, b"0 0.5 0.5 0.2 0.4\n0 0.50 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n", 2)
+    assert parsed.labels.tolist() == [0, 1]
+
+
+def test_boxes_end_at_the_picture() -> None:
+    parsed = parse_labels(FILE, b"0 0.95 0.5 0.2 1.005\n0 -0.005 0.2 0.4 0.5 1.01 0.3\n", 1)
+    np.testing.assert_allclose(parsed.boxes_norm, [[0.85, 0, 1, 1], [0, 0.2, 1, 0.5]])
+
+
+@pytest.mark.parametrize("row", ["0 0.5 0.5 0 0.2", "0 0.1 0.2 0.1 0.4 0.1 0.6"])
+def test_a_box_without_area_is_left_out_and_named(row: str) -> None:
+    parsed = parse_labels(FILE, f"0 0.5 0.5 0.2 0.2\n{row}\n".encode(), 1)
+    assert parsed.usable
+    assert len(parsed.labels) == 1
+    assert parsed.problems == ["labels/1.txt:2: the box has no area; row left out"]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("2 0.5 0.5 0.2 0.2", "class 2 is not one of 0 to 1"),
+        ("-1 0.5 0.5 0.2 0.2", "class -1 is not one of 0 to 1"),
+        ("0.5 0.5 0.5 0.2 0.2", "class 0.5 is not one of 0 to 1"),
+        ("nan 0.5 0.5 0.2 0.2", "class nan is not one of 0 to 1"),
+        ("dent 0.5 0.5 0.2 0.2", "'dent' is not a number"),
+        ("0 0.5,0.5 0.2 0.2 1", "'0.5,0.5' is not a number"),
+        ("0 0.5 0.5 0.2", "4 numbers; a box has 5"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "6 numbers; a box has 5"),
+        ("0 320 240 50 50", "320 is outside 0..1"),
+        ("0 0.5 0.5 1.02 0.2", "1.02 is outside 0..1"),
+        ("0 0.5 nan 0.2 0.2", "nan is outside 0..1"),
+        ("0 0.5 inf 0.2 0.2", "inf is outside 0..1"),
+        ("0 0.5 0.5 -0.005 0.2", "the size -0.005 0.2 is negative"),
+    ],
+)
+def test_a_wrong_row_makes_the_picture_unusable_and_is_named(row: str, reason: str) -> None:
+    parsed = parse_labels(FILE, f"0 0.5 0.5 0.2 0.2\n\n{row}\n".encode(), 2)
+    assert not parsed.usable
+    (problem,) = parsed.problems
+    assert problem.startswith(f"labels/1.txt:3: {reason}")
+    assert problem.endswith("; image skipped")
+
+
+def test_labels_that_are_no_text_are_named() -> None:
+    parsed = parse_labels(FILE, b"\xff\xfe0\0", 2)
+    assert not parsed.usable
+    assert "labels/1.txt: not a UTF-8 text file" in parsed.problems[0]

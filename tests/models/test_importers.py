@@ -1,0 +1,326 @@
+"""Files of torch.save: the families' checkpoints are understood, and nothing that a file names is ever run."""
+
+import builtins
+import io
+import os
+import pickle
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from reference import formula_images, formula_state_dict
+from torch import nn
+
+from yoloyard.errors import UserError
+from yoloyard.models import registry
+from yoloyard.models.detector import Detector
+from yoloyard.models.importers import published_names, read_checkpoint
+from yoloyard.models.inert_pickle import Checkpoint
+from yoloyard.models.weights import load_model
+
+
+class Part(nn.Module):
+    """Stands for every module class of the other project; pickled under a name that no longer exists on reading."""
+
+
+class Options:
+    """Stands for the other project's options object."""
+
+
+@pytest.fixture
+def foreign_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Part` and `Options` are pickled as classes of a package that isn't installed."""
+    module = types.ModuleType("ultralytics.nn.tasks")
+    for kind, name in ((Part, "DetectionModel"), (Options, "Options")):
+        monkeypatch.setattr(kind, "__module__", module.__name__)
+        monkeypatch.setattr(kind, "__qualname__", name)
+        setattr(module, name, kind)
+    monkeypatch.setitem(sys.modules, "ultralytics", types.ModuleType("ultralytics"))
+    monkeypatch.setitem(sys.modules, "ultralytics.nn", types.ModuleType("ultralytics.nn"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+
+def published_network(detector: Detector, sppf_activation: bool = True) -> Part:
+    """The detector as the other project would have built it: its tensors in modules nested by their published names."""
+    network = Part()
+    for own, published in published_names(detector).items():
+        *path, name = published.split(".")
+        module: nn.Module = network
+        for step in path:
+            if step not in module._modules:
+                module.add_module(step, Part())
+            module = module.get_submodule(step)
+        tensor = detector.state_dict()[own]
+        if name.startswith(("running", "num")):
+            module.register_buffer(name, tensor)
+        else:
+            module.register_parameter(name, nn.Parameter(tensor))
+    own_modules = dict(detector.named_modules())
+    for own, published in published_names(detector).items():
+        if published.endswith("bn.weight"):
+            conv = own_modules[own.removesuffix(".bn.weight")]
+            place = network.get_submodule(published.removesuffix(".bn.weight"))
+            place.add_module("act", conv.get_submodule("activation"))
+            place.get_submodule("bn").eps = 1e-3  # type: ignore[assignment]
+    if not sppf_activation:
+        network.get_submodule("model.9.cv1").add_module("act", nn.Identity())
+    network.names = {number: f"class {number}" for number in range(detector.num_classes)}  # type: ignore[assignment]
+    return network
+
+
+def formula_detector(name: str, num_classes: int, **arguments: Any) -> Detector:
+    with torch.device("meta"):
+        detector = registry.build(name, num_classes, **arguments)
+    detector.load_state_dict(formula_state_dict(detector), assign=True)
+    return detector.eval()
+
+
+@pytest.mark.usefixtures("foreign_classes")
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
+def test_a_checkpoint_is_recognised_and_computes_the_same(name: str, tmp_path: Path) -> None:
+    detector = formula_detector(name, num_classes=5, class_width=80)  # as fine-tuned from 80 classes
+    network = published_network(detector).to(memory_format=torch.channels_last)
+    stale = published_network(formula_detector("yolov8n", num_classes=2))
+    content = {
+        "model": stale,
+        "ema": network,
+        "epoch": 3,
+        "train_args": {"imgsz": 416, "data": Path("factory.yaml")},
+        "options": Options(),
+        "license": "AGPL-3.0 (https://example.org)",
+    }
+    torch.save(content, tmp_path / "last.pt")
+    sys.modules.pop("ultralytics.nn.tasks")
+
+    loaded, metadata = load_model(tmp_path / "last.pt")
+    assert metadata["model"] == name
+    assert metadata["model_arguments"] == {"num_classes": 5, "channels": 3, "class_width": 80}
+    assert metadata["names"] == ["class 0", "class 1", "class 2", "class 3", "class 4"]
+    assert metadata["imgsz"] == 416
+    assert metadata["licence"] == "AGPL-3.0 (https://example.org)"
+    images = formula_images("import", 1, 64, 64)
+    with torch.no_grad():
+        pairs = zip(loaded(images), detector(images), strict=True)
+        assert all(torch.equal(actual, expected) for actual, expected in pairs)
+
+
+@pytest.mark.usefixtures("foreign_classes")
+def test_half_precision_list_names_and_an_sppf_without_activation(tmp_path: Path) -> None:
+    detector = formula_detector("yolo11n", num_classes=2, channels=1)
+    network = published_network(detector, sppf_activation=False).half()
+    network.names = ["ok", "broken"]  # type: ignore[assignment]
+    torch.save({"model": network, "ema": None}, tmp_path / "best.pt")
+
+    loaded, metadata = load_model(tmp_path / "best.pt")
+    assert metadata["names"] == ["ok", "broken"]
+    assert metadata["licence"] == "AGPL-3.0"
+    assert metadata["model_arguments"]["sppf_activation"] is False
+    state = loaded.state_dict()
+    for name, tensor in detector.state_dict().items():
+        assert state[name].dtype == tensor.dtype
+        assert torch.equal(state[name], tensor.half().to(tensor.dtype)), name
+    without = formula_detector("yolo11n", num_classes=2, channels=1, sppf_activation=False)
+    without.load_state_dict(state)
+    images = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(images)[2], without(images)[2])
+        detector.load_state_dict(state)
+        assert not torch.equal(loaded(images)[2], detector(images)[2])
+
+
+def change_activation(network: Part) -> None:
+    network.get_submodule("model.3").add_module("act", nn.ReLU())
+
+
+def change_eps(network: Part) -> None:
+    network.get_submodule("model.3.bn").eps = 1e-5  # type: ignore[assignment]
+
+
+def fuse(network: Part) -> None:
+    network.get_submodule("model.0.conv").register_parameter("bias", nn.Parameter(torch.zeros(16)))
+
+
+def add_a_layer(network: Part) -> None:
+    network.get_submodule("model.2").add_module("cv9", nn.Conv2d(3, 3, 1))
+
+
+def drop_names(network: Part) -> None:
+    del network.names
+
+
+@pytest.mark.usefixtures("foreign_classes")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_activation, "model.3 has the activation ReLU"),
+        (change_eps, "model.3 has eps 1e-05"),
+        (fuse, "was fused for inference"),
+        (add_a_layer, "it is none of yolov8n, .*by the names and shapes of its 501 tensors"),
+        (drop_names, "not one name for each"),
+    ],
+)
+def test_what_would_compute_something_else_is_refused(
+    change: Callable[[Part], None], message: str, tmp_path: Path
+) -> None:
+    network = published_network(formula_detector("yolo11n", num_classes=2))
+    change(network)
+    torch.save({"model": network}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "other.pt")
+
+
+@pytest.mark.usefixtures("foreign_classes")
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    torch.save({"model": published_network(formula_detector("yolo11n", num_classes=2))}, path)
+    content = path.read_bytes()
+    for kept in (5, 1000, len(content) // 2, len(content) - 30):
+        path.write_bytes(content[:kept])
+        with pytest.raises(UserError, match=r"best\.pt"):
+            load_model(path)
+    middle = len(content) // 2  # inside a tensor
+    path.write_bytes(
+        content[:middle] + bytes(byte ^ 255 for byte in content[middle : middle + 64]) + content[middle + 64 :]
+    )
+    with pytest.raises(UserError, match=r"best\.pt is damaged: storage .* cannot be read"):
+        load_model(path)
+
+
+def test_files_that_hold_no_network_are_told(tmp_path: Path) -> None:
+    torch.save({"model": None, "ema": None}, tmp_path / "empty.pt")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "state.pt")
+    for name in ("empty.pt", "tensor.pt", "state.pt"):
+        with pytest.raises(UserError, match="is no checkpoint of a detector"):
+            load_model(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "photos.pt", "w") as archive:
+        archive.writestr("holiday.jpg", b"")
+    with pytest.raises(UserError, match=r"not one that torch\.save writes"):
+        load_model(tmp_path / "photos.pt")
+
+
+def test_tensors_keep_their_offsets_and_strides(tmp_path: Path) -> None:
+    numbers = torch.arange(24.0).view(2, 3, 4)
+    tensors = {
+        "transposed": numbers.transpose(0, 2),
+        "slice": numbers[1:, ::2, 1],
+        "expanded": numbers[0, 0, :1].expand(3),
+        "empty": numbers[:0],
+        "scalar": torch.tensor(7),
+        "parameter": nn.Parameter(numbers.bfloat16()),
+        "bool": torch.tensor([True, False]),
+    }
+    torch.save({"model": OrderedDict(tensors)}, tmp_path / "tensors.pt")
+    from yoloyard.models.inert_pickle import as_mapping, as_tensor
+
+    with Checkpoint(tmp_path / "tensors.pt") as checkpoint:
+        nodes = as_mapping(as_mapping(checkpoint.root)["model"])
+        for name, expected in tensors.items():
+            view = as_tensor(nodes[name])
+            assert view is not None
+            actual = checkpoint.read(view)
+            assert actual.dtype == expected.dtype
+            assert torch.equal(actual, expected), name
+
+
+class Reduce:
+    """An object whose pickle asks the reader to call a function."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+def saved(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def archive_of(pickled: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled)
+    return buffer.getvalue()
+
+
+def malicious_files(marker: Path) -> dict[str, bytes]:
+    """Files whose reading by the usual reader creates `marker`."""
+    touch = f"touch {marker}"
+    by_eval = f"__import__('os').system({touch!r})"
+    line = touch.encode()
+    return {
+        "os.system": saved(Reduce(os.system, touch)),
+        "eval": saved({"model": Reduce(builtins.eval, by_eval)}),
+        "nested in a dict": saved({"model": [{"deep": (1, Reduce(os.system, touch))}], "ema": None}),
+        "as a tensor's storage": saved({"model": Reduce(torch._utils._rebuild_tensor_v2, Reduce(os.system, touch))}),
+        "as an argument of a container": saved(OrderedDict(model=Reduce(os.system, touch))),
+        "as a dict's key": archive_of(b"}cposix\nsystem\n(V" + line + b"\ntRI1\ns."),
+        "old opcodes": archive_of(b"(S'" + line + b"'\niposix\nsystem\n."),
+        # a class gets a __setstate__ that calls what it is given
+        "BUILD": archive_of(b"cargparse\nNamespace\n)\x81}(V__setstate__\ncposix\nsystem\nubV" + line + b"\nb."),
+    }
+
+
+@pytest.mark.parametrize("kind", malicious_files(Path("m")))
+def test_a_malicious_file_runs_nothing(kind: str, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    file = tmp_path / "gift.pt"
+    file.write_bytes(malicious_files(marker)[kind])
+
+    with pytest.raises(UserError) as caught:
+        load_model(file)
+    assert "gift.pt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not marker.exists()
+
+    # the usual reader runs it: the file is as bad as it looks
+    with zipfile.ZipFile(file) as archive:
+        pickled = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    try:
+        pickle.loads(pickled)  # noqa: S301
+    except TypeError:
+        pass  # what comes after the call may fail; the call has happened
+    assert marker.exists()
+
+
+def test_what_a_file_asks_for_is_listed(tmp_path: Path) -> None:
+    torch.save({"model": Reduce(os.system, "true"), "list": OrderedDict()}, tmp_path / "gift.pt")
+    with Checkpoint(tmp_path / "gift.pt") as checkpoint:
+        assert checkpoint.names == ("collections.OrderedDict", "posix.system")
+
+
+def test_a_tensor_cannot_reach_beyond_its_storage(tmp_path: Path) -> None:
+    from yoloyard.models.inert_pickle import Storage, TensorView
+
+    torch.save({"a": torch.arange(4.0)}, tmp_path / "a.pt")
+    with Checkpoint(tmp_path / "a.pt") as checkpoint:
+        storage = Storage("0", torch.float32, 4)
+        for view in (
+            TensorView(storage, 1, (4,), (1,)),
+            TensorView(storage, 0, (2,), (4,)),
+            TensorView(storage, -1, (1,), (1,)),
+            TensorView(storage, 3, (2,), (-1,)),
+            TensorView(Storage("0", torch.float32, 400), 0, (400,), (1,)),
+            TensorView(Storage("1", torch.float32, 4), 0, (4,), (1,)),
+        ):
+            with pytest.raises(UserError, match=r"a\.pt is damaged"):
+                checkpoint.read(view)
+
+
+def test_modules_nested_in_themselves_end(tmp_path: Path) -> None:
+    class Loop:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (types.SimpleNamespace, (), {"_modules": {"again": self}})
+
+    torch.save({"model": Loop()}, tmp_path / "loop.pt")
+    with pytest.raises(UserError, match="nested without end"):
+        read_checkpoint(tmp_path / "loop.pt")
