@@ -39,6 +39,8 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)  # the reference chooses its own count when it selects the device
 
     def note_epoch(trainer: Any) -> None:
+        if trainer.epoch >= arguments.epochs:
+            return  # the validation of the best weights after the last epoch
         history.append(
             {
                 "epoch": trainer.epoch + 1,

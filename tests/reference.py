@@ -108,7 +108,7 @@ def formula_maps(case: str, batch: int, num_classes: int, height: int, width: in
         size = (height // stride, width // stride)
         boxes = formula(f"{case}/boxes/{stride}", (batch, 4, 16, *size), -1, 1)
         scores = formula(f"{case}/scores/{stride}", (batch, num_classes, *size), -9, 1)
-        y, x = (np.stack(np.indices(size)) + 0.5) * stride
+        y, x = (np.indices(size) + 0.5) * stride
         turn = np.arange(size[0] * size[1]).reshape(size) // 3
         for image in range(batch):
             own = targets[targets[:, 0] == image, 2:]

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import ultralytics
-from reference import FOLDER, GRADIENT_STEP, STRIDES, formula, formula_images, formula_maps, formula_weights
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
+
+from reference import FOLDER, GRADIENT_STEP, STRIDES, formula, formula_images, formula_maps, formula_weights
 
 SIZES = "nsmlx"
 FAMILIES = ("yolov8", "yolo11")
@@ -141,7 +142,7 @@ def loss_numbers(name: str, shape: tuple[int, int, int, int], targets: np.ndarra
 def save(path: Path, groups: dict[str, dict[str, np.ndarray]]) -> None:
     """One compressed file, entries named group/key."""
     arrays = {f"{group}/{key}": value for group, entries in groups.items() for key, value in entries.items()}
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
     print(f"{path}: {len(arrays)} arrays, {path.stat().st_size / 1e6:.2f} MB")
 
 

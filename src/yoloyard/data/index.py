@@ -28,7 +28,7 @@ from yoloyard.files import write_whole, write_whole_text
 FORMAT_VERSION = 1
 SMALLEST_SIDE = 10  # pixels; below it nothing can be seen
 KEPT_CACHES = 50
-READING_THREADS = 8  # files on network disks come one round trip each
+READING_THREADS = 4  # files on network disks come one round trip each
 
 
 class Paths(Sequence[Path]):

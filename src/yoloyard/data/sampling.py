@@ -48,7 +48,7 @@ def window(number: int, num_batches: int, batch: int) -> range:
     first = -(-stretch * num_batches // stretches)
     end = -(-(stretch + 1) * num_batches // stretches)
     stride = WINDOW_STRIDE
-    while stride > 1 and (end - first) / stride < depth / 2:
+    while stride > 1 and (end - first) // stride < max(2, (depth + 1) // 2):
         stride //= 2
     return range(first + (number - first) % stride, end, stride)
 
@@ -109,4 +109,4 @@ def _window_depth(batch: int) -> int:
 
 
 def _num_stretches(num_batches: int, batch: int) -> int:
-    return math.ceil(num_batches / (WINDOW_STRIDE * _window_depth(batch)))
+    return max(1, num_batches // (WINDOW_STRIDE * _window_depth(batch)))

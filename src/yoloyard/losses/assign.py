@@ -20,7 +20,7 @@ from yoloyard.boxes import complete_iou
 TOP_K = 10
 MINIMUM_SIDE = 16.0  # pixels; the second stride
 EPS = 1e-9
-PAIRS_OF_A_CHUNK = 2**21  # box-point pairs that are looked at together: 8 MB for each intermediate result
+PAIRS_OF_A_CHUNK = 2**22  # box-point pairs looked at together: 16 MB for each intermediate result
 
 
 @dataclass(frozen=True)

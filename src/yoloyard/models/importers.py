@@ -31,7 +31,7 @@ PUBLISHED_NAMES: dict[type[nn.Module], dict[str, str]] = {
     AnchorFreeHead: {"box_branches": "cv2", "class_branches": "cv3", "projection": "dfl.conv.weight"},
 }
 LICENCE = "AGPL-3.0"  # of the ultralytics package and the weights that it publishes
-MOST_NESTED = 32
+MOST_MODULES = 5_000  # of a network; a damaged file may hold itself
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -46,7 +46,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         network = content.get("model") if content.get("ema") is None else content["ema"]
         if not isinstance(network, Inert):
             raise UserError(f"{path} is no checkpoint of a detector: it holds no network under 'model' or 'ema'.")
-        modules = dict(_modules(network, "", 0, path))
+        modules = _modules(network, path)
         tensors = dict(_tensors(modules))
         name, arguments, detector = _recognise(tensors, modules, path)
         state = {}
@@ -99,14 +99,18 @@ def _renamed(module: nn.Module) -> dict[str, str]:
     return next((names for kind, names in PUBLISHED_NAMES.items() if isinstance(module, kind)), {})
 
 
-def _modules(module: Inert, name: str, depth: int, path: Path) -> Iterator[tuple[str, Inert]]:
-    """(name, module) of a pickled network and of all modules below it."""
-    if depth > MOST_NESTED:
-        raise UserError(f"{path} is no network that can be imported: its modules are nested without end.")
-    yield name, module
-    for child_name, child in as_mapping(as_mapping(module.state).get("_modules")).items():
-        if isinstance(child, Inert):
-            yield from _modules(child, f"{name}.{child_name}".lstrip("."), depth + 1, path)
+def _modules(network: Inert, path: Path) -> dict[str, Inert]:
+    """All modules of a pickled network by their names, itself under the empty one."""
+    modules, waiting = {"": network}, [("", network)]
+    while waiting:
+        name, module = waiting.pop()
+        for child_name, child in as_mapping(as_mapping(module.state).get("_modules")).items():
+            if isinstance(child, Inert):
+                waiting.append((f"{name}.{child_name}".lstrip("."), child))
+                modules.update(waiting[-1:])
+        if len(modules) > MOST_MODULES:
+            raise UserError(f"{path} is no network that can be imported: its modules are nested without end.")
+    return modules
 
 
 def _tensors(modules: dict[str, Inert]) -> Iterator[tuple[str, TensorView]]:
@@ -125,10 +129,10 @@ def _recognise(
     """The model whose names and shapes are exactly the file's, its arguments, and it itself on the meta device."""
     if "model.0.conv.bias" in tensors:
         raise UserError(f"{path} was fused for inference and has no batch normalisation left; use the unfused file.")
-    head = max((int(name.split(".")[1]) for name in tensors if name.split(".")[1].isdigit()), default=0)
+    head = max((int(name.split(".")[1]) for name in tensors if name.split(".")[1].isdecimal()), default=0)
     first, last = tensors.get("model.0.conv.weight"), tensors.get(f"model.{head}.cv3.0.2.weight")
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    if first is not None and last is not None:
+    if first is not None and last is not None and len(first.shape) == len(last.shape) == 4 and min(last.shape) > 0:
         arguments = {"num_classes": last.shape[0], "channels": first.shape[1], "class_width": last.shape[1]}
         for name in registry.names():
             with torch.device("meta"):
@@ -137,8 +141,8 @@ def _recognise(
             if {published[own]: tuple(tensor.shape) for own, tensor in state.items()} == shapes:
                 return name, arguments | _check_modules(detector, modules, path), detector
     raise UserError(
-        f"{path} holds a network that can't be imported: it is none of {', '.join(registry.names())}, "
-        f"by the names and shapes of its {len(tensors)} tensors."
+        f"{path} holds a network that can't be imported: the names and shapes of its {len(tensors)} tensors are those "
+        f"of none of {', '.join(registry.names())}."
     )
 
 
@@ -154,11 +158,11 @@ def _check_modules(detector: Detector, modules: dict[str, Inert], path: Path) ->
         module = detector.get_submodule(own_name)
         if not isinstance(module, Conv):
             continue
-        activation = modules[f"{published_name}.act"].path.rpartition(".")[2]
+        activation = modules.get(f"{published_name}.act", Inert()).path.rpartition(".")[2]
         if published_name in first_of_sppf and activation == "Identity":
             arguments["sppf_activation"] = False  # some releases build it so
         elif activation != type(module.activation).__name__:
-            raise UserError(f"{path} can't be imported: {published_name} has the activation {activation}.")
+            raise UserError(f"{path} can't be imported: {published_name} has the activation {activation!r}.")
         eps = as_mapping(modules[f"{published_name}.bn"].state).get("eps")
         if eps != module.bn.eps:
             raise UserError(f"{path} can't be imported: the normalisation of {published_name} has eps {eps}.")

@@ -5,6 +5,7 @@ name it mentions, without exception, becomes an `Inert` placeholder that only re
 placeholders is then looked through by code that knows a few names. Tensors are cut out of the file's raw bytes.
 """
 
+import math
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -31,6 +32,7 @@ STORAGE_TYPES = {
     "torch.ByteStorage": torch.uint8,
     "torch.BoolStorage": torch.bool,
 }
+PARAMETER_BUILDERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 
 
 class Inert:
@@ -110,19 +112,19 @@ class Checkpoint:
         self.path = path
         try:
             self._archive = zipfile.ZipFile(path)
-            entries = [name for name in self._archive.namelist() if name.endswith("/data.pkl")]
-            if len(entries) != 1:
-                raise UserError(f"{path} is a zip archive, but not one that torch.save writes.")
-            self._folder = entries[0].removesuffix("data.pkl")
-            self._check_byte_order()
-            content = self._archive.read(entries[0])
         except (OSError, zipfile.BadZipFile) as error:
             raise UserError(f"cannot read {path}: it was cut short or damaged ({error}).") from error
-        unpickler = _InertUnpickler(content)
+        entries = [name for name in self._archive.namelist() if name.endswith("/data.pkl")]
+        if len(entries) != 1:
+            raise UserError(f"{path} is a zip archive, but not one that torch.save writes.")
+        self._folder = entries[0].removesuffix("data.pkl")
+        if f"{self._folder}byteorder" in self._archive.namelist() and self._entry("byteorder") != b"little":
+            raise UserError(f"{path} was written on a big-endian machine; save it again on a little-endian one.")
+        unpickler = _InertUnpickler(self._entry("data.pkl"))
         try:
             self.root: Any = unpickler.load()
         except Exception as error:  # a broken pickle may fail in any way; nothing of the file has run
-            raise UserError(f"cannot read {path}: its pickle is broken ({type(error).__name__}: {error}).") from error
+            raise UserError(f"cannot read {path}: its pickle is broken ({error!r}).") from error
         self.names = tuple(sorted(unpickler.names))
 
     def __enter__(self) -> "Checkpoint":
@@ -133,29 +135,31 @@ class Checkpoint:
     ) -> None:
         self._archive.close()
 
-    def _check_byte_order(self) -> None:
-        entry = f"{self._folder}byteorder"
-        if entry in self._archive.namelist() and self._archive.read(entry) != b"little":
-            raise UserError(f"{self.path} was written on a big-endian machine; save it again on a little-endian one.")
+    def _entry(self, name: str) -> bytes:
+        """One file of the archive; its checksum is tested."""
+        try:
+            entry = self._archive.getinfo(f"{self._folder}{name}")
+            if entry.compress_type != zipfile.ZIP_STORED:  # torch.save never compresses; this could unfold to any size
+                raise UserError(f"{self.path} is damaged: {name!r} is compressed.")
+            return self._archive.read(entry)
+        except (OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+            raise UserError(f"{self.path} is damaged: {name!r} cannot be read ({error!r}).") from error
 
     def read(self, view: TensorView) -> Tensor:
         """The numbers of a tensor, contiguous. Raises UserError if the archive doesn't hold them all."""
-        storage = view.storage
-        last = view.offset + sum((size - 1) * stride for size, stride in zip(view.shape, view.strides, strict=True))
-        if 0 in view.shape:
-            return torch.empty(view.shape, dtype=storage.dtype)
-        try:
-            entry = self._archive.getinfo(f"{self._folder}data/{storage.key}")
-            # torch.save doesn't compress; a compressed entry could unfold to any size
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < storage.length * storage.dtype.itemsize:
-                raise UserError(f"{self.path} is damaged: storage {storage.key} is not what its index says.")
-            content = bytearray(self._archive.read(entry))
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{self.path} is damaged: storage {storage.key} cannot be read ({error}).") from error
-        if min(view.offset, *view.shape, *view.strides, 0) < 0 or last >= storage.length:
-            raise UserError(f"{self.path} is damaged: a tensor reaches beyond its storage {storage.key}.")
-        numbers = torch.frombuffer(content, dtype=storage.dtype)
-        return numbers.as_strided(view.shape, view.strides, view.offset).contiguous()
+        storage, shape, strides = view.storage, view.shape, view.strides
+        if 0 in shape:
+            return torch.empty(shape, dtype=storage.dtype)
+        last = view.offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+        negative = min(view.offset, *shape, *strides, 0) < 0
+        # more numbers than the storage has: repeated by a stride of 0, which could unfold to any size
+        if negative or last >= storage.length or math.prod(shape) > storage.length:
+            raise UserError(f"{self.path} is damaged: a tensor reaches beyond its storage {storage.key!r}.")
+        content = bytearray(self._entry(f"data/{storage.key}"))
+        if len(content) < storage.length * storage.dtype.itemsize:
+            raise UserError(f"{self.path} is damaged: storage {storage.key!r} is shorter than its index says.")
+        numbers = torch.frombuffer(content, dtype=storage.dtype, count=storage.length)
+        return numbers.as_strided(shape, strides, view.offset).contiguous()
 
 
 def as_mapping(node: Any) -> Mapping[Any, Any]:
@@ -169,11 +173,9 @@ def as_mapping(node: Any) -> Mapping[Any, Any]:
 
 def as_tensor(node: Any) -> TensorView | None:
     """The tensor or parameter that `node` of the tree is, None for anything else."""
-    if not isinstance(node, Inert):
-        return None
-    if node.path in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
-        return as_tensor(node.arguments[0]) if node.arguments else None
-    if node.path != "torch._utils._rebuild_tensor_v2" or len(node.arguments) < 4:
+    if isinstance(node, Inert) and node.path in PARAMETER_BUILDERS and node.arguments:
+        node = node.arguments[0]
+    if not isinstance(node, Inert) or node.path != "torch._utils._rebuild_tensor_v2" or len(node.arguments) < 4:
         return None
     storage, offset = node.arguments[:2]
     shape, strides = _whole_numbers(node.arguments[2]), _whole_numbers(node.arguments[3])

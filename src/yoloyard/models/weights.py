@@ -132,4 +132,5 @@ def transfer(
 def _summary(names: Sequence[str]) -> str:
     """Tensor names as the parts of the network that they belong to, with their number: "head.class_branches (75)"."""
     parts = Counter(".".join(name.split(".")[:2]) for name in names)
-    return ", ".join(f"{part} ({count})" for part, count in parts.items())
+    shown = [f"{part} ({count})" for part, count in list(parts.items())[:4]]
+    return ", ".join(shown) + (f", and {len(parts) - 4} more" if len(parts) > 4 else "")

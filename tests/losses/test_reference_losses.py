@@ -1,0 +1,25 @@
+"""Losses and gradients equal those that the reference package computed for the same maps and targets."""
+
+import pytest
+import torch
+
+from reference import GRADIENT_STEP, STRIDES, loss_case, loss_case_names
+from yoloyard.losses.task_aligned import TaskAlignedLoss
+
+GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+
+
+@pytest.mark.parametrize("name", loss_case_names())
+def test_equal_to_the_reference(name: str) -> None:
+    case = loss_case(name)
+    num_classes = case.maps[0].shape[1] - 64
+    parts = TaskAlignedLoss(STRIDES, num_classes)(case.maps, case.batch.boxes, case.batch.labels)
+    losses = {name: gain * (parts[name][0] / parts[name][1].clamp(min=1)).sum() for name, gain in GAINS.items()}
+    expected = {"box": case.box, "cls": case.cls, "dfl": case.dfl}
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    total = torch.stack(list(losses.values())).sum() * len(case.batch.images)
+    assert total.item() == pytest.approx(case.total, rel=1e-4)
+    total.backward()
+    gradients = torch.cat([level.grad.flatten(2) for level in case.maps if level.grad is not None], dim=2)
+    scale = case.gradients.abs().max()
+    assert (gradients[..., ::GRADIENT_STEP] - case.gradients).abs().max() <= 1e-4 * scale

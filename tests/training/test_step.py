@@ -1,0 +1,216 @@
+"""The training step: no wait for the device, a bad step leaves no trace, the gradient of several processes."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from memory import SavedBytes
+from yoloyard.config import OptimizerConfig
+from yoloyard.device import Precision
+from yoloyard.losses.task_aligned import TaskAlignedLoss
+from yoloyard.models import registry
+from yoloyard.models.detector import Detector
+from yoloyard.structures import Batch
+from yoloyard.training.ema import ExponentialMovingAverage
+from yoloyard.training.optimizer import build_optimizer
+from yoloyard.training.step import Outcome, Update, forward_backward
+
+GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+FLOAT32 = Precision("cpu", torch.float32)
+
+
+def some_batch(images: int = 2, size: int = 64, device: str = "cpu", seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (images, 3, size, size), dtype=torch.uint8, generator=generator)
+    boxes = torch.tensor([[4.0, 6, 40, 50], [20, 10, 60, 30]]).repeat(images, 1, 1)
+    labels = torch.tensor([[0, 1]]).repeat(images, 1)
+    return Batch(
+        pixels.to(device=device, memory_format=torch.channels_last),
+        boxes.to(device),
+        labels.to(device),
+        torch.zeros(images, 2, dtype=torch.bool, device=device),
+        list(range(images)),
+        [None] * images,
+    )
+
+
+class Stage:
+    """A nano detector with all that a step needs."""
+
+    def __init__(
+        self, optimizer: str = "SGD", device: str = "cpu", fused: bool = True, dtype: torch.dtype = torch.float32
+    ):
+        torch.manual_seed(0)
+        with torch.device(device):
+            self.detector: Detector = registry.build("yolo11n", num_classes=3)
+        self.precision = Precision("cpu", dtype)
+        scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+        config = OptimizerConfig(optimizer=optimizer, lr0=0.01, momentum=0.9)
+        self.optimizer = build_optimizer(self.detector, config, decay=5e-4, fused=fused)
+        self.update = Update(self.detector, self.optimizer, scaler, ExponentialMovingAverage(self.detector))
+        self.criterion = TaskAlignedLoss(self.detector.strides, 3)
+
+    def backward(self, batch: Batch) -> Tensor:
+        images = len(batch.image_ids)
+        return forward_backward(self.detector, self.criterion, batch, GAINS, self.precision, self.update.scaler, images)
+
+    def step(self, batch: Batch) -> Outcome:
+        return self.update(self.backward(batch))
+
+    def everything(self) -> dict[str, Tensor]:
+        """All that a step may change, as copies."""
+        state = {f"model.{name}": value for name, value in self.detector.state_dict().items()}
+        state |= {f"ema.{name}": value for name, value in self.update.ema.model.state_dict().items()}
+        for number, entry in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{number}.{name}": value for name, value in entry.items()}
+        state["updates"] = self.update.ema.updates
+        return {name: value.clone() for name, value in state.items() if "num_batches_tracked" not in name}
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_a_step_on_the_meta_device_waits_for_nothing(optimizer: str) -> None:
+    """On `meta`, `.item()`, boolean masks, `.cpu()` and `.tolist()` raise."""
+    stage = Stage(optimizer, device="meta", fused=False)
+    outcome = stage.step(some_batch(device="meta"))
+    assert outcome.gradient_norm.is_meta
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        outcome.gradient_norm.item()
+
+
+@pytest.mark.parametrize(("optimizer", "dtype"), [("SGD", torch.float16), ("AdamW", torch.bfloat16)])
+def test_a_step_with_autocast_scaler_and_fused_optimizer_waits_for_nothing(optimizer: str, dtype: torch.dtype) -> None:
+    from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+
+    with FakeTensorMode():
+        stage = Stage(optimizer, dtype=dtype)
+        outcome = stage.step(some_batch())
+        with pytest.raises((DynamicOutputShapeException, RuntimeError)):
+            outcome.gradient_norm.nonzero()
+
+
+@contextlib.contextmanager
+def poisoned(detector: Detector, value: float) -> Iterator[None]:
+    """The first convolution gives a value that is not finite, so that loss and BatchNorm are spoilt."""
+
+    def spoil(module: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:
+        return output * value
+
+    handle = next(module for module in detector.modules() if isinstance(module, torch.nn.Conv2d)).register_forward_hook(
+        spoil
+    )
+    yield
+    handle.remove()
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("good_steps_before", [0, 2])
+def test_a_bad_step_leaves_no_trace(optimizer: str, value: float, good_steps_before: int) -> None:
+    stage, twin = Stage(optimizer), Stage(optimizer)
+    for seed in range(good_steps_before):
+        stage.step(some_batch(seed=seed))
+        twin.step(some_batch(seed=seed))
+    before = stage.everything()
+    with poisoned(stage.detector, value):
+        outcome = stage.step(some_batch(seed=7))
+    assert outcome.found_inf == 1
+    after = stage.everything()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+    # And what follows is as if it had never been.
+    stage.step(some_batch(seed=8))
+    twin.step(some_batch(seed=8))
+    for name, tensor in twin.everything().items():
+        assert torch.equal(stage.everything()[name], tensor), name
+
+
+def test_a_bad_batch_among_accumulated_ones_spoils_only_its_own_update() -> None:
+    stage = Stage()
+    stage.step(some_batch(seed=1))
+    before = stage.everything()
+    stage.backward(some_batch(seed=2))
+    with poisoned(stage.detector, float("nan")):
+        stage.backward(some_batch(seed=3))
+    outcome = stage.step(some_batch(seed=4))
+    assert outcome.found_inf == 1
+    assert all(torch.equal(stage.everything()[name], tensor) for name, tensor in before.items())
+    assert stage.step(some_batch(seed=5)).found_inf == 0
+
+
+def test_good_steps_lower_the_loss_and_move_the_average() -> None:
+    stage = Stage("AdamW")
+    batch = some_batch()
+    first = stage.step(batch).losses.sum()
+    for _ in range(15):
+        last = stage.step(batch).losses.sum()
+    assert last < 0.7 * first
+    assert stage.update.ema.updates == 16
+
+
+def test_the_average_follows_the_published_ramp() -> None:
+    stage = Stage()
+    average = ExponentialMovingAverage(stage.detector)
+    name = "head.box_branches.0.2.bias"
+    start = stage.detector.state_dict()[name].clone()
+    with torch.no_grad():
+        for parameter in stage.detector.parameters():
+            parameter += 1
+    average.update(stage.detector, torch.zeros(()))
+    decay = 0.9999 * (1 - torch.exp(torch.tensor(-1 / 2000)))
+    expected = decay * start + (1 - decay) * (start + 1)
+    assert torch.allclose(average.model.state_dict()[name], expected)
+
+
+def test_the_norm_of_all_processes_divides_each_ones_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes with half a batch each, their gradients averaged, have the gradient of one with the whole."""
+    from yoloyard.training import step
+
+    whole, batch = Stage(), some_batch(images=4)
+    for module in whole.detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
+    halves = [copy.deepcopy(whole.detector) for _ in range(2)]
+    whole.backward(batch)
+
+    parts = []
+    for half in range(2):
+        rows = slice(2 * half, 2 * half + 2)
+        parts.append(
+            Batch(batch.images[rows], batch.boxes[rows], batch.labels[rows], batch.ignore[rows], [0, 1], [None] * 2)
+        )
+    parts[1].labels[:] = -1  # also where one process has no box
+    batch.labels[2:] = -1
+    whole.optimizer.zero_grad()
+    whole.backward(batch)
+
+    norms = []
+    with torch.no_grad():
+        for model, part in zip(halves, parts, strict=True):
+            sums = whole.criterion(model(part.images.float() / 255), part.boxes, part.labels)
+            norms.append(torch.cat([sums[name][1] for name in GAINS]))
+    monkeypatch.setattr(step, "sum_over_processes", lambda values: norms[0] + norms[1])
+    monkeypatch.setattr(step, "world_size", lambda: 2)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    for model, part in zip(halves, parts, strict=True):
+        forward_backward(model, whole.criterion, part, GAINS, FLOAT32, scaler, images_in_batch=4)
+    pairs = zip(whole.detector.named_parameters(), halves[0].parameters(), halves[1].parameters(), strict=True)
+    for (name, one), first, second in pairs:
+        if one.grad is not None and first.grad is not None and second.grad is not None:
+            mean = (first.grad + second.grad) / 2
+            assert torch.allclose(mean, one.grad, rtol=1e-3, atol=1e-5 * float(one.grad.abs().max()) + 1e-7), name
+
+
+def test_mixed_precision_saves_about_half_of_the_activations() -> None:
+    sizes = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        stage = Stage(dtype=dtype)
+        images = some_batch(size=256).images.float() / 255
+        with SavedBytes(ignored=[*stage.detector.parameters(), *stage.detector.buffers()]) as saved:
+            with stage.precision.autocast():
+                stage.detector(images)
+        sizes[dtype] = saved.bytes
+    assert 0.4 < sizes[torch.bfloat16] / sizes[torch.float32] < 0.6
