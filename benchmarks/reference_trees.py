@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import ultralytics  # type: ignore[import-not-found]  # only in the reference's environment
+import ultralytics
 from ultralytics import YOLO, settings
 
 

@@ -42,11 +42,7 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     runs = [run_once(arguments, side, seed) for seed in arguments.seeds for side in arguments.sides]
     results = {
-        "settings": {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(arguments).items()
-            if name not in ("work", "results")
-        },
+        "settings": {name: getattr(arguments, name) for name in ("seeds", "epochs", "batch", "imgsz", "threads")},
         "machine": {"processor": processor_name(), "cores": arguments.threads, "python": platform.python_version()},
         "runs": runs,
     }
@@ -115,18 +111,20 @@ def train_reference(arguments: argparse.Namespace, side: str, seed: int, folder:
 def train_ours(arguments: argparse.Namespace, side: str, seed: int, folder: Path) -> dict[str, Any]:
     """Train with yoloyard. The time is that of the whole command, from start to report."""
     flags = {"model": "yolo11n", "data": arguments.data.resolve(), "seed": seed, "project": folder, "name": "run"}
-    flags |= {name: getattr(arguments, name) for name in ("epochs", "batch", "imgsz")}
-    entry = ["-c", "from yoloyard.cli import main; main()", "train", *words(flags), *side.split()[1:]]
+    flags |= {"device": "cpu"} | {name: getattr(arguments, name) for name in ("epochs", "batch", "imgsz")}
+    entry = ["-m", "yoloyard", "train", *words(flags), *side.split()[1:]]
     began = time.perf_counter()
     start_process(arguments, entry, folder)
     seconds = time.perf_counter() - began
     run = folder / "run"
     images = sorted((arguments.data.parent / "images" / "val").iterdir())
     for kind in KINDS:
-        model = yoloyard.load(run / "weights" / f"{kind}.safetensors")
+        model = yoloyard.load(
+            run / "weights" / f"{kind}.safetensors", device="cpu", conf=CONF, iou=IOU, max_det=MAX_DET
+        )
         found = {}
         for image in images:
-            detections = model(image, conf=CONF, iou=IOU, max_det=MAX_DET)
+            detections = model(image)
             found[image.name] = {
                 "boxes_xyxy": detections.boxes.tolist(),
                 "scores": detections.scores.tolist(),
@@ -137,7 +135,8 @@ def train_ours(arguments: argparse.Namespace, side: str, seed: int, folder: Path
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     return {
         "seconds": seconds,
-        "versions": environment.get("packages", environment),
+        "versions": environment["versions"],
+        "precision": environment["precision"],
         "passes_at_epoch": first_above([epoch["val/map50"] for epoch in epochs]),
     }
 

@@ -74,6 +74,7 @@ class Update:
     ) -> None:
         self.model, self.optimizer, self.scaler, self.ema = model, optimizer, scaler, ema
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._fused = optimizer.defaults["fused"]
         self._statistics = [
             buffer
             for module in model.modules()
@@ -89,8 +90,9 @@ class Update:
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, LARGEST_GRADIENT_NORM)
         found_inf = (~(torch.isfinite(norm) & torch.isfinite(losses).all())).float()
-        self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # read by torch's fused optimizers
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        if self._fused:  # others, which are for the tests without a device only, don't know these
+            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.scaler.is_enabled():
             self.scaler.update()
