@@ -31,7 +31,7 @@ def _takes_words(command: Callable[..., None]) -> Callable[..., None]:
     flags = []
     for word in words_of(TrainConfig).values():
         default = "" if word.default in (None, "") else f" (default: {word.default})"
-        kind: Any = Annotated[word.type | None, Parameter(help=word.help + default, show_default=False)]  # type: ignore[name-defined]
+        kind: Any = Annotated[word.type | None, Parameter(help=word.help + default, show_default=False)]
         flags.append(inspect.Parameter(word.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     parameters = [*own, *flags]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

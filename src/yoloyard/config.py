@@ -58,6 +58,7 @@ class OptimizerConfig:
     warmup_momentum: float = word(0.8, "momentum at the start of warm-up", 0, 1)
     warmup_bias_lr: float = word(0.1, "learning rate of biases at the start of warm-up", 0)
     cos_lr: bool = word(False, "cosine schedule instead of a linear one")
+    ema_ramp: float = word(2000.0, "updates after which the average of the weights has a long memory", 1)
     nbs: int = word(64, "nominal batch: images of one optimizer update", 1)
 
 

@@ -56,16 +56,21 @@ def fit_to_run(
 
 
 def _for_small_sets(config: TrainConfig, num_images: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An update for every batch, a short warm-up, and mosaic for nearly all of the run."""
+    """An update for every batch, a short warm-up, mosaic for most of the run, and averages that fit its length.
+
+    The published ramp of 2000 updates leaves a short run without any averaging; here the memory at the run's end is a
+    twentieth of its updates.
+    """
     updates = math.ceil(num_images / config.batch) * config.epochs
     schedule = {
         "nbs": config.batch,
         "warmup_epochs": min(config.optimization.warmup_epochs, round(0.1 * config.epochs, 1)),
+        "ema_ramp": round(min(updates / max(math.log(updates / 20), 1), config.optimization.ema_ramp), 1),
         "close_mosaic": min(config.augment.close_mosaic, config.epochs // 5),
     }
     if updates > MANY_UPDATES:
         return schedule, {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.9, "warmup_bias_lr": 0.0}
-    return schedule, {"optimizer": "AdamW", "lr0": 0.001, "momentum": 0.9, "warmup_bias_lr": 0.0}
+    return schedule, {"optimizer": "AdamW", "lr0": 0.002, "momentum": 0.9, "warmup_bias_lr": 0.0}
 
 
 def _published_rates(updates: int, num_classes: int) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Stage:
         scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
         config = OptimizerConfig(optimizer=optimizer, lr0=0.01, momentum=0.9)
         self.optimizer = build_optimizer(self.detector, config, decay=5e-4, fused=fused)
-        self.update = Update(self.detector, self.optimizer, scaler, ExponentialMovingAverage(self.detector))
+        self.update = Update(self.detector, self.optimizer, scaler, ExponentialMovingAverage(self.detector, 2000))
         self.criterion = TaskAlignedLoss(self.detector.strides, 3)
 
     def backward(self, batch: Batch) -> Tensor:
@@ -162,7 +162,7 @@ def test_good_steps_lower_the_loss_and_move_the_average() -> None:
 
 def test_the_average_follows_the_published_ramp() -> None:
     stage = Stage()
-    average = ExponentialMovingAverage(stage.detector)
+    average = ExponentialMovingAverage(stage.detector, 2000)
     name = "head.box_branches.0.2.bias"
     start = stage.detector.state_dict()[name].clone()
     with torch.no_grad():

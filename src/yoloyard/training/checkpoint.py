@@ -122,7 +122,7 @@ def restore_checkpoint(folder: Path, facts: Mapping[str, Any], state: TrainingSt
         _load_optimizer(update.optimizer, _read(folder, "optimizer"))
         gradients = _read(folder, "gradients")
         for name, parameter in update.model.named_parameters():
-            parameter.grad = gradients[name].to(parameter.device) if name in gradients else None
+            parameter.grad = _laid_out_as(parameter, gradients[name]) if name in gradients else None
         update.scaler.load_state_dict(facts["scaler"])
         update.good_statistics = run["good_statistics"].to(update.good_statistics.device)
         state.sums = run["sums"].to(device)
@@ -146,15 +146,26 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put the state of each parameter back. Fused optimizers want it laid out in memory like the parameter."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
-    fresh = optimizer.state_dict()
-    expected = sum(len(group["params"]) for group in fresh["param_groups"])
-    if state and len(state) != expected:
-        raise ValueError(f"it holds the optimizer state of {len(state)} parameters, the model has {expected}")
-    optimizer.load_state_dict({"state": state, "param_groups": fresh["param_groups"]})
+    if state and len(state) != len(parameters):
+        raise ValueError(f"it holds the optimizer state of {len(state)} parameters, the model has {len(parameters)}")
+    for number, entry in state.items():
+        parameter = parameters[number]
+        optimizer.state[parameter] = {
+            name: _laid_out_as(parameter, value) if value.shape == parameter.shape else value.to(parameter.device)
+            for name, value in entry.items()
+        }
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    if value.shape != parameter.shape:
+        raise ValueError(f"a tensor of shape {tuple(value.shape)} does not fit a parameter of {tuple(parameter.shape)}")
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
 def _random_tensors() -> dict[str, Tensor]:

@@ -11,19 +11,19 @@ from torch import Tensor
 from yoloyard.models.detector import Detector
 
 DECAY = 0.9999
-RAMP = 2000  # updates
 
 
 class ExponentialMovingAverage:
-    """A copy of the model that follows it slowly: ema = d * ema + (1 - d) * model, d = 0.9999 * (1 - exp(-u / 2000)).
+    """A copy of the model that follows it slowly: ema = d * ema + (1 - d) * model, d = 0.9999 * (1 - exp(-u / ramp)).
 
     Every floating-point entry is averaged, BatchNorm's statistics too. All arithmetic stays on the device.
     """
 
-    def __init__(self, model: Detector) -> None:
+    def __init__(self, model: Detector, ramp: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         state = model.state_dict()
         device = next(iter(state.values())).device
+        self.ramp = ramp
         self.updates = torch.zeros((), device=device)
         self._names = [name for name, value in state.items() if value.is_floating_point()]
 
@@ -31,7 +31,7 @@ class ExponentialMovingAverage:
     def update(self, model: Detector, found_inf: Tensor) -> None:
         """Follow the model by one step; not at all where `found_inf` () is 1."""
         self.updates += 1 - found_inf
-        decay = DECAY * (1 - torch.exp(-self.updates / RAMP))
+        decay = DECAY * (1 - torch.exp(-self.updates / self.ramp))
         averages, values = self.model.state_dict(), model.state_dict()
         average = [averages[name] for name in self._names]
         difference = torch._foreach_sub([values[name] for name in self._names], average)

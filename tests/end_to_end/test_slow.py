@@ -1,0 +1,61 @@
+"""What takes minutes: the demo as the README promises it, and runs that are killed at any moment."""
+
+import json
+import random
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Command, start
+
+from yoloyard.cli import main
+from yoloyard.models.weights import read_weights
+
+MAKEFILE = Path(__file__).parents[2] / "Makefile"
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_demo_learns_what_cannot_be_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two commands of `make demo`: below 0.05 after an epoch, above 0.5 at the end."""
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^\t\$\(BIN\)/yoloyard (.+)$", MAKEFILE.read_text(), re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["demo", "train"]
+    for command in commands:
+        main(command.split())
+    records = [json.loads(line) for line in Path("runs/demo/metrics.jsonl").read_text().splitlines()]
+    assert records[0]["val/map50"] < 0.05
+    _, metadata = read_weights(Path("runs/demo/weights/best.safetensors"))
+    assert metadata["metrics"]["map50"] > 0.5
+
+
+def test_a_run_killed_at_any_moment_goes_on(data: Path, yoloyard: Command) -> None:
+    """Killed without warning ten times, often while it saves; each time it goes on, and in the end it is complete."""
+    when = random.Random(0)
+    words: list[object] = ["train", "--data", data, "--epochs", 40, "--save-period", 1, "--exist-ok", *TINY]
+    killed = 0
+    for _ in range(10):
+        process = start(*words)
+        try:
+            process.wait(timeout=6 + 6 * when.random())
+        except subprocess.TimeoutExpired:
+            process.kill()
+            killed += 1
+        process.communicate()
+        if Path("runs/line/checkpoints/last").exists() or Path("runs/line/checkpoints/.last.old").exists():
+            words = ["train", "--resume", "runs/line"]
+        if process.returncode == 0:
+            break
+        assert process.returncode == -9
+        time.sleep(0.1)
+    assert killed > 0
+    facts = json.loads(Path("runs/line/checkpoints/last/state.json").read_text())
+    if facts["progress"]["epoch"] < 40:
+        code, _, err = yoloyard("train", "--resume", "runs/line")
+        assert (code, err) == (0, "")
+    epochs = [json.loads(line)["epoch"] for line in Path("runs/line/metrics.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, 41))
+    for name in ("best", "last"):
+        read_weights(Path(f"runs/line/weights/{name}.safetensors"))
