@@ -275,6 +275,7 @@ def end_epoch(run: Run, metrics: Metrics, predictions: dict[int, Detections], sp
     progress, config = state.progress, setup.config
     epoch, figures = progress.epoch + 1, metrics.figures()
     *_, norms, updates = state.sums.tolist()
+    run.schedule.apply(state.update.optimizer, epoch * len(run.train_loader) - 1)  # as it was in the last batch
     record = as_record(
         epoch,
         {
