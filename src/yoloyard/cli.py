@@ -16,11 +16,13 @@ from yoloyard.config import ALIASES, TrainConfig, words_of
 from yoloyard.errors import UsageError, UserError
 
 NEWEST = "newest"
+_AT_LEAST_0 = cyclopts.validators.Number(gte=0)
 
 app = cyclopts.App(
     name="yoloyard",
     help="Train YOLO object detectors on your own images, in plain PyTorch.",
     version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
     version=lambda: _version(),  # noqa: PLW0108  # defined below
 )
 
@@ -69,7 +71,7 @@ def val(
     max_det: Annotated[int | None, Parameter(help="most boxes of an image; default: as in the weight file")] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda, 0, mps")] = "auto",
     amp: Annotated[bool | None, Parameter(help="mixed precision; default: as in the weight file")] = None,
-    workers: Annotated[int, Parameter(help="processes that load images")] = 0,
+    workers: Annotated[int, Parameter(help="processes that load images", validator=_AT_LEAST_0)] = 0,
     save_json: Annotated[bool, Parameter(help="write predictions.json in COCO's form")] = False,
     project: Annotated[str, Parameter(help="folder of the results")] = "runs",
     name: Annotated[str, Parameter(help="name of the results")] = "val",
@@ -80,7 +82,7 @@ def val(
 
     from yoloyard.val import validate
 
-    _check_positive(imgsz=imgsz, batch=batch, max_det=max_det)
+    _check_positive(imgsz=imgsz, batch=batch)
     found = validate(
         weights, data, split, imgsz, batch, conf, iou, max_det, device, amp, workers, save_json, project, name, print
     )
@@ -113,17 +115,17 @@ def predict(
 ) -> None:
     """Find objects in pictures, videos and camera streams."""
     from yoloyard.files import new_run_folder
-    from yoloyard.predict import Model
+    from yoloyard.predict import Model, find_sources
     from yoloyard.predict import predict as run
 
-    everything = [*sources, *(source or [])]
-    if not everything:
-        raise UsageError("say where to look: yoloyard predict --weights FILE PICTURES")
-    _check_positive(imgsz=imgsz, max_det=max_det)
+    _check_positive(imgsz=imgsz)
     model = Model(weights, device, imgsz, conf, iou, max_det)
+    found = find_sources([*sources, *(source or [])])
     folder = new_run_folder(Path(project), name)
-    count = run(model, everything, folder, save_txt, save_json, print)
-    print(f"{count} pictures; results in {folder}")
+    done = run(model, found, folder, save_txt, save_json, print)
+    print(f"{done.pictures} pictures; results in {folder}")
+    if done.unreadable:
+        raise UserError(f"{done.unreadable} pictures could not be read; they are named above")
 
 
 @app.command
@@ -150,8 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with 0, with 2 for wrong usage, with 1 for a failure, with 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    tokens = normal_arguments([word for word in words if word != "--debug"])
     try:
-        app(normal_arguments(word for word in words if word != "--debug"), exit_on_error=False, print_error=False)
+        app(tokens, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         _fail(f"{error} (yoloyard --help lists what there is)", 2, debug)
     except UserError as error:
@@ -164,12 +167,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{type(error).__name__}: {error} (this is unexpected; --debug shows where)", 1, debug)
 
 
-def normal_arguments(words: Sequence[str] | Any) -> list[str]:
+def normal_arguments(words: Sequence[str]) -> list[str]:
     """YOLO users' ways of saying things as ours: `key=value`, `_` for `-`, YOLOv5's spellings, a bare `--resume`."""
+    known = {*words_of(TrainConfig), *ALIASES, "hyp", "config", "resume", "split", "save_txt", "save_json", "source"}
     normal: list[str] = []
     for word in words:
-        if "=" in word and not word.startswith("-") and word.split("=")[0].isidentifier():
+        if word.partition("=")[0].replace("-", "_") in known and "=" in word:
             word = f"--{word}"
+        if word.lower() in ("--resume=true", "--resume=false"):
+            if word.lower() == "--resume=false":
+                continue
+            word = "--resume"
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             name = name.replace("-", "_")

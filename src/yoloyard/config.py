@@ -217,6 +217,8 @@ def _checked(leaf: Word, value: Any) -> Any:
         value = str(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
         value = float(value)
+    if isinstance(value, str) and float in allowed and str not in allowed and _is_number(value):
+        value = float(value)  # YAML takes 1e-3 for a word
     if isinstance(value, float) and value.is_integer() and int in allowed:
         value = int(value)
     if type(value) not in allowed:
@@ -229,3 +231,11 @@ def _checked(leaf: Word, value: Any) -> Any:
             limit = f"at least {leaf.at_least:g}" if below else f"at most {leaf.at_most:g}"
             raise UsageError(f"'{leaf.name}' must be {limit}, not {value!r} ({leaf.help})")
     return value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

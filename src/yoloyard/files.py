@@ -30,8 +30,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_whole_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write `text` as UTF-8, whole or not at all. What a file's name has of other encodings is escaped."""
+    write_whole(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
 def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:

@@ -15,6 +15,7 @@ from yoloyard.boxes import pairwise_iou
 
 CANDIDATES = 30_000  # of one image, by score
 BLOCK = 1024
+IMAGES_AT_ONCE = 16  # bounds the memory of large validation batches
 
 
 def suppress(
@@ -26,6 +27,9 @@ def suppress(
     kept one of its class is above `iou`. With `multi_label` a point may give one detection for each class, else only
     one for its best class.
     """
+    if len(scores) > IMAGES_AT_ONCE:
+        parts = zip(boxes_xyxy.split(IMAGES_AT_ONCE), scores.split(IMAGES_AT_ONCE), strict=True)
+        return [found for part in parts for found in suppress(*part, conf, iou, max_det, multi_label)]
     if multi_label and scores.shape[2] > 1:
         num_classes = scores.shape[2]
         candidate_scores, order = _sorted_candidates(scores.flatten(1), conf)

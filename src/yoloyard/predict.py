@@ -6,7 +6,7 @@ import glob
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from yoloyard.config import EvaluationConfig
+from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.augment import letterbox, minimal_shape
 from yoloyard.data.decode import decode_image
 from yoloyard.data.sources import IMAGE_SUFFIXES
@@ -22,7 +22,7 @@ from yoloyard.device import choose_device, precision_named
 from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.evaluation.validate import detect
-from yoloyard.files import write_whole_text
+from yoloyard.files import write_whole, write_whole_text
 from yoloyard.models.weights import load_model
 from yoloyard.structures import Detections
 
@@ -30,14 +30,40 @@ CONFIDENCE = 0.25
 VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv"))
 
 
+WRITTEN_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
+
+
+class UnreadableError(UserError):
+    """A picture or video can't be read."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where pictures come from: a file, a video, or a camera."""
+
+    address: str  # path, camera number, or stream address
+    name: str  # of the results, relative to their folder and unlike that of any other source
+    is_video: bool
+    is_optional: bool = False  # one of many, found in a folder or by a glob: the others are looked at without it
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture to look at: its name for the results and its pixels."""
 
     name: str
+    source: str
     image: np.ndarray  # uint8 RGB (H, W, 3)
     video: str | None = None  # the video or camera that it is a frame of
     frames_per_second: float = 0.0
+
+
+@dataclass
+class Done:
+    """How many pictures were looked at, and how many could not be read."""
+
+    pictures: int = 0
+    unreadable: int = 0
 
 
 class Model:
@@ -59,11 +85,13 @@ class Model:
         self.names: tuple[str, ...] = tuple(self.metadata["names"])
         kept = self.metadata.get("evaluation", {})
         defaults = EvaluationConfig()
-        self.settings = replace(
+        self.settings = with_words(
             defaults,
-            conf=conf,
-            iou=kept.get("iou", defaults.iou) if iou is None else iou,
-            max_det=kept.get("max_det", defaults.max_det) if max_det is None else max_det,
+            {
+                "conf": conf,
+                "iou": kept.get("iou", defaults.iou) if iou is None else iou,
+                "max_det": kept.get("max_det", defaults.max_det) if max_det is None else max_det,
+            },
         )
         self.stride = max(self.detector.strides)
         wanted = imgsz or self.metadata.get("imgsz", 640)
@@ -94,64 +122,96 @@ def load(weights: str | Path, device: str = "auto", **settings: Any) -> Model:
     return Model(weights, device, **settings)
 
 
-def pictures(sources: Sequence[str]) -> Iterator[Picture]:
-    """The pictures of files, folders, globs, videos, camera numbers and stream addresses, in order.
+def find_sources(words: Sequence[str]) -> list[Source]:
+    """Files, folders, globs, videos, camera numbers and stream addresses as a list of single sources, in order.
 
-    Raises UsageError if a source is not there or holds nothing.
+    Raises UsageError if one of them is not there or holds nothing.
     """
-    for source in sources:
-        if source.isdigit() or "://" in source:
-            yield from _frames(source)
-        elif Path(source).is_dir():
-            files = sorted(path for path in Path(source).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not words:
+        raise UsageError("say where to look: yoloyard predict --weights FILE PICTURES")
+    found: list[tuple[str, Path, bool]] = []  # address, name, is optional
+    for word in words:
+        if _is_stream(word):
+            found.append((word, Path(f"camera{word}" if word.isdigit() else "stream"), False))
+        elif Path(word).is_dir():
+            files = [path for path in sorted(Path(word).rglob("*")) if _is_readable_kind(path)]
             if not files:
-                raise UsageError(f"there are no pictures in the folder {source}")
-            yield from (Picture(str(path.relative_to(source)), decode_image(path)) for path in files)
+                raise UsageError(f"there are no pictures or videos in the folder {word}")
+            found += [(str(path), path.relative_to(word), True) for path in files]
+        elif Path(word).exists():
+            found.append((word, Path(Path(word).name), False))
         else:
-            files = [Path(source)] if Path(source).exists() else sorted(map(Path, glob.glob(source, recursive=True)))
+            files = [path for path in sorted(map(Path, glob.glob(word, recursive=True))) if _is_readable_kind(path)]
             if not files:
-                raise UsageError(f"there is no picture, video or folder {source}")
-            for path in files:
-                if path.suffix.lower() in VIDEO_SUFFIXES:
-                    yield from _frames(str(path))
-                elif path.is_file():
-                    yield Picture(path.name, decode_image(path))
+                raise UsageError(f"there is no picture, video or folder {word}")
+            found += [(str(path), Path(path.name), True) for path in files]
+    taken: set[str] = set()
+    sources = []
+    for address, name, is_optional in found:
+        is_video = _is_stream(address) or Path(address).suffix.lower() in VIDEO_SUFFIXES
+        suffix = ".mp4" if is_video else name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
+        # Labels have the name without its suffix, so that is what must not be taken twice.
+        stem, number = str(name.with_suffix("")), 1
+        while f"{stem}-{number}" in taken or (number == 1 and stem in taken):
+            number += 1
+        unique = stem if number == 1 else f"{stem}-{number}"
+        taken.add(unique)
+        sources.append(Source(address, unique + suffix, is_video, is_optional))
+    return sources
 
 
 def predict(
     model: Model,
-    sources: Sequence[str],
+    sources: Sequence[Source],
     folder: Path,
     save_txt: bool,
     save_json: bool,
     say: Callable[[str], None],
-) -> int:
+) -> Done:
     """Look at all `sources` and write pictures with boxes, and on demand YOLO txt and JSON, into `folder`.
 
-    Returns the number of pictures looked at. A camera goes on until Ctrl-C. What was found until then is written.
+    A camera goes on until Ctrl-C. What was found until the end, however it comes, is written. A picture of many that
+    can't be read is named and counted; raises UserError for one that was asked for by its own name.
     """
     results: list[dict[str, Any]] = []
     videos: dict[str, cv2.VideoWriter] = {}
-    count = 0
+    done = Done()
     try:
-        for picture in pictures(sources):
-            found = model(picture.image)
-            count += 1
-            say(f"{picture.name}: {_summary(found, model.names)}")
-            drawn = draw_boxes(
-                picture.image, found.boxes.numpy(), found.labels.numpy(), model.names, found.scores.numpy()
-            )
-            _write_picture(folder, picture, drawn, videos)
-            if save_txt:
-                write_whole_text(folder / "labels" / Path(picture.name).with_suffix(".txt"), _yolo_rows(picture, found))
-            if save_json:
-                results += [{"image": picture.name, **row} for row in _json_rows(found, model.names)]
+        for source in sources:
+            try:
+                for picture in _pictures(source):
+                    found = model(picture.image)
+                    done.pictures += 1
+                    say(f"{picture.name}: {_summary(found, model.names)}")
+                    drawn = draw_boxes(
+                        picture.image, found.boxes.numpy(), found.labels.numpy(), model.names, found.scores.numpy()
+                    )
+                    _write_picture(folder, picture, drawn, videos)
+                    if save_txt:
+                        name = Path(picture.name).with_suffix(".txt")
+                        write_whole_text(folder / "labels" / name, _yolo_rows(picture, found))
+                    if save_json:
+                        results += [{"image": picture.source, **row} for row in _json_rows(found, model.names)]
+            except UnreadableError as error:
+                if not source.is_optional:
+                    raise
+                say(f"left out: {error}")
+                done.unreadable += 1
     finally:
         for writer in videos.values():
             writer.release()
         if save_json:
             write_whole_text(folder / "predictions.json", json.dumps(results, indent=1))
-    return count
+    return done
+
+
+def _is_stream(word: str) -> bool:
+    return "://" in word or (word.isdigit() and not Path(word).exists())
+
+
+def _is_readable_kind(path: Path) -> bool:
+    known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    return known and path.is_file() and not path.name.startswith(".")
 
 
 def _pixels(image: str | Path | np.ndarray) -> np.ndarray:
@@ -162,22 +222,29 @@ def _pixels(image: str | Path | np.ndarray) -> np.ndarray:
     return image
 
 
-def _frames(source: str) -> Iterator[Picture]:
-    capture = cv2.VideoCapture(int(source)) if source.isdigit() else cv2.VideoCapture(source)
+def _pictures(source: Source) -> Iterator[Picture]:
+    """The picture of a file, or the frames of a video or camera. Raises UnreadableError."""
+    if not source.is_video:
+        try:
+            yield Picture(source.name, source.address, decode_image(Path(source.address)))
+        except UserError as error:
+            raise UnreadableError(str(error)) from error
+        return
+    capture = cv2.VideoCapture(int(source.address) if source.address.isdigit() else source.address)
     try:
-        if not capture.isOpened():
-            raise UserError(f"can't open the video or camera {source}")
-        rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
-        stem = f"camera{source}" if source.isdigit() else Path(source.rstrip("/")).stem or "stream"
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        rate = rate if 1 <= rate <= 240 else 25.0  # streams say all kinds of things
+        stem = source.name.removesuffix(".mp4")
         number = 0
         while True:
             there, frame = capture.read()
             if not there:
                 break
-            yield Picture(f"{stem}/{number:06d}.jpg", cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), stem, rate)
+            pixels = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+            yield Picture(f"{stem}/{number:06d}.jpg", f"{source.name}#{number}", pixels, source.name, rate)
             number += 1
         if number == 0:
-            raise UserError(f"the video or camera {source} gives no picture")
+            raise UnreadableError(f"the video or camera {source.address} gives no picture")
     finally:
         capture.release()
 
@@ -186,20 +253,17 @@ def _write_picture(folder: Path, picture: Picture, drawn: np.ndarray, videos: di
     pixels = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
     if picture.video is None:
         path = folder / picture.name
-        if path.suffix.lower() not in (".jpg", ".jpeg", ".png", ".bmp", ".webp"):
-            path = path.with_suffix(".jpg")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not cv2.imwrite(os.fspath(path), pixels):
-            raise UserError(f"cannot write {path}: is the disk full or the folder read-only?")
+        _, encoded = cv2.imencode(path.suffix, pixels)
+        write_whole(path, lambda temporary: temporary.write_bytes(encoded.tobytes()))
         return
     if picture.video not in videos:
-        path = folder / f"{picture.video}.mp4"
+        path = folder / picture.video
+        path.parent.mkdir(parents=True, exist_ok=True)
         size = (pixels.shape[1], pixels.shape[0])
-        videos[picture.video] = cv2.VideoWriter(
-            os.fspath(path), cv2.VideoWriter.fourcc(*"mp4v"), picture.frames_per_second, size
-        )
+        code = cv2.VideoWriter.fourcc(*"mp4v")
+        videos[picture.video] = cv2.VideoWriter(os.fspath(path), code, picture.frames_per_second, size)
         if not videos[picture.video].isOpened():
-            raise UserError(f"cannot write the video {path}")
+            raise UserError(f"cannot write the video {path}: is the disk full or the folder read-only?")
     videos[picture.video].write(pixels)
 
 

@@ -83,10 +83,10 @@ def validate(
     where = choose_device(device)
     precision = precision_named(where, kept.get("precision", "float32") if amp is None else "any" if amp else "float32")
     loader = make_val_loader(index, size, batch or kept.get("batch", DEFAULT_BATCH), stride, workers=workers)
+    folder = new_run_folder(Path(project), name)
     detector.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     predictions = predict_all(detector, loader, settings, where, precision)
     metrics = evaluate(index, predictions, settings.max_det)
-    folder = new_run_folder(Path(project), name)
     write_report(
         folder / "report.html",
         title=f"{Path(weights).name} on {spec.path.name}, {split}",

@@ -1,20 +1,13 @@
 """A tiny data set, and the command line run in this process or in one of its own."""
 
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from commands import Command
 from yoloyard.cli import main
 from yoloyard.data.demo import write_demo
-
-Command = Callable[..., tuple[int, str, str]]
-
-TINY = ["--model", "yolo11n", "--imgsz", "64", "--batch", "4", "--no-amp", "--no-tensorboard", "--device", "cpu"]
 
 
 @pytest.fixture(scope="session")
@@ -47,15 +40,3 @@ def yoloyard(capfd: pytest.CaptureFixture[str]) -> Command:
         return code, out, err
 
     return run
-
-
-def start(*words: object, **options: object) -> "subprocess.Popen[str]":
-    """Start a command in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "yoloyard", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
-        **options,  # type: ignore[call-overload]
-    )

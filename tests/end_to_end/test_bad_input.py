@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Command
 
+from commands import TINY, Command
 from yoloyard.models import registry
 from yoloyard.models.weights import save_weights
 

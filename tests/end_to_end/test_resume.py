@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Command, start
 
+from commands import TINY, Command, start
 from yoloyard.errors import UserError
 from yoloyard.models.weights import read_weights
 from yoloyard.training import run, trainer

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Command, start
 
+from commands import TINY, Command, start
 from yoloyard.cli import main
 from yoloyard.models.weights import read_weights
 

@@ -61,7 +61,9 @@ class Stage:
         return forward_backward(self.detector, self.criterion, batch, GAINS, self.precision, self.update.scaler, images)
 
     def step(self, batch: Batch) -> Outcome:
-        return self.update(self.backward(batch))
+        losses = self.backward(batch)
+        self.update.watch(losses)
+        return self.update()
 
     def everything(self) -> dict[str, Tensor]:
         """All that a step may change, as copies."""

@@ -34,6 +34,8 @@ from yoloyard.data.sampling import (
 from yoloyard.errors import UsageError, UserError
 from yoloyard.structures import Batch, Sample
 
+SECONDS_AFTER_SIGTERM = 20  # that a worker goes on, so that the trainer can finish its step and save
+
 
 class TrainLoader:
     """Training batches; `epoch` gives those of one epoch. The workers live as long as the loader."""
@@ -295,6 +297,8 @@ def _data_loader(
 def _start_worker(worker: int) -> None:
     # Ctrl-C reaches every process of the terminal; the trainer decides what it means and ends the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # So does SIGTERM where a cluster stops a job: the trainer still needs its batch then.
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))
     # The workers share the cores among them, and OpenCV's threads do not survive a fork.
     cv2.setNumThreads(0)
 

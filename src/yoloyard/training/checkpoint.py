@@ -65,7 +65,8 @@ def save_checkpoint(folder: Path, state: TrainingState, run_facts: Mapping[str, 
         "run": {
             "sums": state.sums,
             "good_statistics": update.good_statistics,
-            **_random_tensors(),
+            "losses_finite": update.losses_finite,
+            **_random_tensors(state.sums.device),
         },
     }
     facts = {
@@ -93,7 +94,7 @@ def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
             _link(file, temporary / file.name)
 
     write_whole_folder(copy, link_all)
-    for old in sorted(copy.parent.glob("epoch-*"))[:-keep]:
+    for old in sorted(copy.parent.glob("epoch-*"), key=lambda path: path.stat().st_mtime)[:-keep]:
         shutil.rmtree(old)
 
 
@@ -123,11 +124,12 @@ def restore_checkpoint(folder: Path, facts: Mapping[str, Any], state: TrainingSt
         gradients = _read(folder, "gradients")
         for name, parameter in update.model.named_parameters():
             parameter.grad = _laid_out_as(parameter, gradients[name]) if name in gradients else None
-        update.scaler.load_state_dict(facts["scaler"])
+        _restore_scaler(update, facts["scaler"])
         update.good_statistics = run["good_statistics"].to(update.good_statistics.device)
+        update.losses_finite = run["losses_finite"].to(device)
         state.sums = run["sums"].to(device)
         state.progress = Progress(**facts["progress"])
-        _restore_random(run, facts["random"])
+        _restore_random(run, facts["random"], device)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"the checkpoint {folder} can't be restored: {error}") from error
 
@@ -168,10 +170,21 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
-def _random_tensors() -> dict[str, Tensor]:
+def _restore_scaler(update: Update, saved: dict[str, Any]) -> None:
+    """The scaler's state. On a device with another precision, pending gradients are brought to its scale."""
+    if saved and update.scaler.is_enabled():
+        update.scaler.load_state_dict(saved)
+    ratio = update.scaler.get_scale() / saved.get("scale", 1.0)
+    if ratio != 1:
+        for parameter in update.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= ratio
+
+
+def _random_tensors(device: torch.device) -> dict[str, Tensor]:
     tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(_numpy_random()[1].copy())}
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     return tensors
 
 
@@ -186,10 +199,10 @@ def _numpy_random() -> tuple[str, np.ndarray, int, int, float]:
     return state
 
 
-def _restore_random(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def _restore_random(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(tensors["random.torch"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    if "random.cuda" in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
     version, internal, gauss = facts["python"]
     random.setstate((version, tuple(internal), gauss))
     name, position, has_gauss, cached = facts["numpy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -37,6 +38,7 @@ class InterruptRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
+        os.write(2, b"\nfinishing this step, then saving; again to stop at once\n")
         self._restore()
 
     def _restore(self) -> None:

@@ -77,12 +77,12 @@ class Monitor:
 
     def say(self, message: str) -> None:
         """A line for the user."""
-        self.console.print(message, markup=False)
+        self.console.print(message.encode("utf-8", "backslashreplace").decode(), markup=False)
 
     def tell(self, event: Event) -> None:
         """Pass an event on; alerts are printed as well."""
         if isinstance(event, AlertRaised):
-            self.console.print(f"warning: {event.message}", style="yellow", markup=False)
+            self.say(f"warning: {event.message}")
         if self._on_event is not None:
             self._on_event(event)
 

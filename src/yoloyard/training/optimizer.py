@@ -51,7 +51,8 @@ def build_optimizer(
         raise UsageError("nothing is left to train: every parameter is frozen; lower --freeze")
     if config.optimizer == "AdamW":
         return torch.optim.AdamW(groups, lr=config.lr0, betas=(config.momentum, 0.999), fused=fused)
-    optimizer = torch.optim.SGD(groups, lr=config.lr0, momentum=config.momentum, nesterov=True, fused=fused)
+    nesterov = config.momentum > 0
+    optimizer = torch.optim.SGD(groups, lr=config.lr0, momentum=config.momentum, nesterov=nesterov, fused=fused)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

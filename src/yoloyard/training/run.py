@@ -33,10 +33,6 @@ def train(
         folder = newest_run(Path(words.get("project", "runs"))) if resume == NEWEST else Path(resume)
         facts = read_facts(folder / "checkpoints" / "last")
         setup = prepare_resume(folder, facts, words, monitor.say)
-        if facts["progress"]["epoch"] >= setup.config.epochs:
-            raise UsageError(
-                f"{folder} is finished ({setup.config.epochs} epochs); extend it with --resume {folder} --epochs N"
-            )
         monitor.folder = folder
         return fit(setup, monitor, facts)
     except torch.OutOfMemoryError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -43,11 +44,17 @@ class Setup:
     detector: Detector  # on the CPU
     model_arguments: dict[str, Any]  # with the model's name they build the detector again
     licence: str | None  # of the weights that training started from
+    given: dict[str, Any]  # the user's own words
 
     @property
     def names(self) -> tuple[str, ...]:
         """The class names."""
         return self.train_index.names
+
+    def fingerprint(self) -> str:
+        """Changes with the training images, whose order decides which one comes when."""
+        names = "\n".join(path.name for path in self.train_index.paths)
+        return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ class Source:
 
 def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
     """A new run from the user's words. Raises UsageError or UserError with what to do."""
-    given = normal_words(TrainConfig, words)
-    config = with_words(TrainConfig(), given)
+    config = with_words(TrainConfig(), words)
+    given = {word: to_words(config)[word] for word in normal_words(TrainConfig, words)}
     if not config.data:
         raise UsageError("say which data: --data FILE, a data.yaml with train, val and names")
     if config.best_by not in FIGURES:
@@ -71,13 +78,14 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
     source, model = _starting_point(given)
     recipe = {word: value for word, value in recipes.published(model).items() if word not in given}
     spec = read_data_yaml(Path(config.data))
-    config = with_words(config, recipe | {"model": model, "data": str(spec.path)})
+    start = {"weights": str(source.path.resolve())} if source else {}
+    config = with_words(config, recipe | {"model": model, "data": str(spec.path)} | start)
 
     train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
     _report_problems(train_index, "train", say)
     _report_problems(val_index, "val", say)
     torch.manual_seed(config.seed)
-    arguments = {"num_classes": len(spec.names)}
+    arguments = _own_arguments(source, model) | {"num_classes": len(spec.names)}
     detector = registry.build(model, **arguments)
     config = _fit(config, given, detector, train_index, device, say)
     licence = _transfer(detector, source, spec.names, model, say) if source else None
@@ -85,7 +93,7 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
     folder = new_run_folder(Path(config.project), run_name(config), config.exist_ok)
     _write_config(folder, config)
     precision = choose_precision(device, config.amp)
-    return Setup(config, folder, train_index, val_index, device, precision, detector, arguments, licence)
+    return Setup(config, folder, train_index, val_index, device, precision, detector, arguments, licence, given)
 
 
 def prepare_resume(
@@ -96,29 +104,48 @@ def prepare_resume(
     A recipe that was chosen for the run stays. Raises UsageError for a word that would make it another run.
     """
     saved = with_words(TrainConfig(), facts["config"])
-    given = normal_words(TrainConfig, words)
-    changed = [word for word, value in given.items() if with_words(saved, {word: value}) != saved]
-    forbidden = sorted(set(changed) - set(MAY_CHANGE_ON_RESUME))
+    asked = to_words(with_words(saved, words))
+    asked["data"] = os.path.abspath(asked["data"])
+    given = {word: asked[word] for word in normal_words(TrainConfig, words)}
+    # The words of the command that began the run may be said again; so may where it lies.
+    same = {word for word, value in given.items() if value in (to_words(saved)[word], facts["given"].get(word))}
+    forbidden = sorted(set(given) - same - set(MAY_CHANGE_ON_RESUME) - {"project", "name", "exist_ok"})
     if forbidden:
         raise UsageError(
             f"a resumed run can't change {', '.join(forbidden)} (it can change {', '.join(MAY_CHANGE_ON_RESUME)}); "
             "start a new run with --weights instead"
         )
-    config = with_words(saved, given)
+    config = with_words(saved, {word: given[word] for word in MAY_CHANGE_ON_RESUME if word in given})
+    if facts["progress"]["epoch"] >= config.epochs and (folder / "report.html").exists():
+        raise UsageError(
+            f"{folder} is finished after {facts['progress']['epoch']} epochs; extend it with "
+            f"--resume {folder} --epochs N"
+        )
     device = choose_device(config.device)
     spec = read_data_yaml(Path(config.data))
     train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
-    if (len(train_index), list(spec.names)) != (facts["images"], facts["names"]):
-        raise UserError(
-            f"{spec.path} has changed since the run began: it had {facts['images']} training images and the classes "
-            f"{', '.join(facts['names'])}, now {len(train_index)} and {', '.join(spec.names)}; start a new run"
-        )
-    arguments = {"num_classes": len(spec.names)}
+    arguments = facts["model_arguments"]
     detector = registry.build(config.model, **arguments)
     freeze(detector, config.freeze)
-    _write_config(folder, config)
     precision = choose_precision(device, config.amp)
-    return Setup(config, folder, train_index, val_index, device, precision, detector, arguments, facts["licence"])
+    setup = Setup(
+        config,
+        folder,
+        train_index,
+        val_index,
+        device,
+        precision,
+        detector,
+        arguments,
+        facts["licence"],
+        facts["given"] | given,
+    )
+    if (setup.fingerprint(), list(spec.names)) != (facts["images"], facts["names"]):
+        raise UserError(
+            f"the training images or the classes of {spec.path} have changed since the run began; start a new one"
+        )
+    _write_config(folder, config)
+    return setup
 
 
 def freeze(detector: Detector, what: str | None) -> None:
@@ -133,7 +160,7 @@ def freeze(detector: Detector, what: str | None) -> None:
             if block is not None:
                 block.requires_grad_(False)
         return
-    for prefix in (part.strip() for part in what.split(",")):
+    for prefix in filter(None, (part.strip() for part in what.split(","))):
         chosen = [parameter for name, parameter in detector.named_parameters() if name.startswith(prefix)]
         if not chosen:
             tops = sorted({name.split(".")[0] for name, _ in detector.named_parameters()})
@@ -175,6 +202,13 @@ def _starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str]:
     return Source(Path(path), state, metadata), model or metadata["model"]
 
 
+def _own_arguments(source: Source | None, model: str) -> dict[str, Any]:
+    """What the source's file says of its network beyond the class count, if it is of the same model."""
+    if source is None or source.metadata.get("model") != model:
+        return {}
+    return {word: value for word, value in source.metadata["model_arguments"].items() if word != "num_classes"}
+
+
 def _transfer(
     detector: Detector, source: Source, names: tuple[str, ...], model: str, say: Callable[[str], None]
 ) -> str | None:
@@ -208,7 +242,8 @@ def _fit(
     workers = config.workers
     if "workers" not in given:
         # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
-        workers = 0 if device.type == "cpu" else min(workers, os.cpu_count() or 1)
+        # Powers of two keep each worker to the pictures that it has decoded itself.
+        workers = 0 if device.type == "cpu" else 2 ** int(math.log2(min(workers, os.cpu_count() or 1)))
     config = with_words(config, {"imgsz": imgsz, "batch": batch, "workers": workers})
     config, line = recipes.fit_to_run(config, given, len(train_index), detector.num_classes)
     say(line)

@@ -59,7 +59,31 @@ class Outcome:
 
     gradient_norm: Tensor  # () before clipping
     found_inf: Tensor  # () 1 where nothing was changed
-    losses: Tensor  # (parts,) of the last batch
+    losses_finite: Tensor  # () 1 where the losses of all its batches were finite
+
+    def send(self) -> Verdict:
+        """Begin to copy what the host wants to know; the copy is read a step later, so that nobody waits for it."""
+        flags = torch.stack((self.found_inf, self.losses_finite)).to("cpu", non_blocking=True)
+        arrival = None
+        if self.found_inf.is_cuda:
+            arrival = torch.cuda.Event()
+            arrival.record()
+        return Verdict(flags, arrival)
+
+
+@dataclass
+class Verdict:
+    """The flags of an `Outcome` on their way to the host."""
+
+    flags: Tensor
+    arrival: torch.cuda.Event | None
+
+    def read(self) -> tuple[bool, bool]:
+        """Was nothing changed? Were the losses finite?"""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        found_inf, losses_finite = self.flags.tolist()
+        return found_inf > 0, losses_finite > 0
 
 
 class Update:
@@ -83,13 +107,20 @@ class Update:
             if buffer is not None
         ]
         self.good_statistics = self._flat_statistics()
+        self.losses_finite = torch.ones((), device=self._parameters[0].device)
 
-    def __call__(self, losses: Tensor) -> Outcome:
-        """One optimizer update. `losses` (parts,) of the last batch must be finite, and so must the gradients."""
+    def watch(self, losses: Tensor) -> None:
+        """Note whether the losses (parts,) of a batch are finite; those of all batches of an update must be."""
+        self.losses_finite *= torch.isfinite(losses).all()
+
+    def __call__(self) -> Outcome:
+        """One optimizer update with the accumulated gradients, unless a loss or a gradient is not finite."""
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, LARGEST_GRADIENT_NORM)
-        found_inf = (~(torch.isfinite(norm) & torch.isfinite(losses).all())).float()
+        # All processes have the same gradients, but each has its own losses.
+        bad_losses = sum_over_processes(1 - self.losses_finite)
+        found_inf = (~torch.isfinite(norm) | (bad_losses > 0)).float()
         if self._fused:  # others, which are for the tests without a device only, don't know these
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -99,7 +130,22 @@ class Update:
         self.optimizer.zero_grad(set_to_none=True)
         self._put_statistics_back(found_inf)
         self.ema.update(self.model, found_inf)
-        return Outcome(norm, found_inf, losses)
+        outcome = Outcome(norm, found_inf, self.losses_finite)
+        self.losses_finite = torch.ones_like(self.losses_finite)
+        return outcome
+
+    def drop_bad_gradients(self) -> bool:
+        """Before a checkpoint: forget accumulated gradients that are not finite, and what their batches spoilt.
+
+        Waits for the device. Says whether there were any.
+        """
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and bool(self.losses_finite):
+            return False
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses_finite = torch.ones_like(self.losses_finite)
+        self._put_statistics_back(torch.ones((), device=self.losses_finite.device))
+        return True
 
     @torch.no_grad()
     def _put_statistics_back(self, found_inf: Tensor) -> None:

@@ -38,7 +38,7 @@ from yoloyard.training.optimizer import Schedule, build_optimizer
 from yoloyard.training.parallel import rank, world_size
 from yoloyard.training.results import save_run_weights, validation_batch, write_run_report
 from yoloyard.training.setup import Setup, set_training_mode
-from yoloyard.training.step import Outcome, Update, forward_backward
+from yoloyard.training.step import Outcome, Update, Verdict, forward_backward
 from yoloyard.training.trackers import TensorBoard
 
 BAD_STEPS = 3  # so many in a row stop the run
@@ -104,6 +104,8 @@ def fit(setup: Setup, monitor: Monitor, checkpoint: Mapping[str, Any] | None = N
 def begin(setup: Setup, monitor: Monitor, interrupt: InterruptRequest) -> Run:
     """Put the parts of a run together."""
     config, device = setup.config, setup.device
+    if device.index is not None:
+        torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     pin_memory = device.type == "cuda"
     model = setup.detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     train_loader = make_train_loader(setup.train_index, config, rank(), world_size(), pin_memory)
@@ -160,7 +162,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     progress, update, config = state.progress, state.update, setup.config
     set_training_mode(update.model)
     stopwatch = Stopwatch()
-    unchecked: tuple[Outcome, list[int]] | None = None  # an update that the device may still be busy with
+    unchecked: tuple[Verdict, list[int]] | None = None  # an update that the device may still be busy with
     images: list[int] = []  # that the next update learns from
     batches = run.train_loader.epoch(progress.epoch, progress.position)
     with run.monitor.bar(f"epoch {progress.epoch + 1}/{config.epochs}", len(run.train_loader)) as bar:
@@ -176,15 +178,16 @@ def train_epoch(run: Run) -> dict[str, float]:
             progress.position += config.batch
             images += batch.image_ids
             outcome = None
+            update.watch(losses)
             if number - progress.last_update >= run.schedule.accumulate_at(number):
-                outcome = update(losses)
+                outcome = update()
                 progress.last_update = number
             add_to_sums(state.sums, losses, outcome)
 
             check(run, unchecked)  # the update before this one: the device has finished it
             unchecked = None
             if outcome is not None:
-                unchecked, images = (outcome, images), []
+                unchecked, images = (outcome.send(), images), []
             stopwatch.count(config.batch)
             if bar.is_due():
                 losses_text = "  ".join(f"{name} {value:.3f}" for name, value in mean_losses(run).items())
@@ -214,14 +217,15 @@ def mean_losses(run: Run) -> dict[str, float]:
     return {name: value / max(batches, 1) for name, value in zip(run.gains, parts, strict=True)}
 
 
-def check(run: Run, update: tuple[Outcome, list[int]] | None) -> None:
+def check(run: Run, update: tuple[Verdict, list[int]] | None) -> None:
     """Hear whether an update was good. Three bad ones in a row end the run, with its state saved."""
     if update is None:
         return
-    outcome, images = update
+    verdict, images = update
     progress = run.state.progress
-    backed_off = run.state.update.scaler.is_enabled() and bool(torch.isfinite(outcome.losses).all())
-    if not bool(outcome.found_inf) or backed_off:  # a scaler that lowers its scale is part of its work
+    skipped, losses_finite = verdict.read()
+    backed_off = run.state.update.scaler.is_enabled() and losses_finite  # a scaler that finds its scale
+    if not skipped or backed_off:
         progress.bad_steps = 0
         return
     progress.bad_steps += 1
@@ -232,10 +236,12 @@ def check(run: Run, update: tuple[Outcome, list[int]] | None) -> None:
     message = f"epoch {progress.epoch + 1}: loss or gradient is not finite, the step is skipped; its images: {shown}"
     run.monitor.tell(AlertRaised(message))
     if progress.bad_steps >= BAD_STEPS:
+        progress.bad_steps = 0
         save(run)
         raise UserError(
             f"{BAD_STEPS} steps in a row had a loss or gradient that is not finite. The weights are as they were "
-            "before. Look at the images named above, lower --lr0, or train with --no-amp"
+            f"before, and saved in {run.setup.folder}. Look at the images named above, then train again with a lower "
+            "--lr0 or with --no-amp"
         )
 
 
@@ -287,25 +293,25 @@ def end_epoch(run: Run, metrics: Metrics, predictions: dict[int, Detections], sp
             "memory": {"gigabytes": memory_gigabytes(setup.device)},
         },
     )
-    averaged = state.update.ema.model
+    average = state.update.ema.model
     weights = setup.folder / "weights"
-    save_run_weights(weights / "last.safetensors", setup, averaged, epoch, metrics)
+    save_run_weights(weights / "last.safetensors", setup, average, epoch, metrics)
     value = figures[config.best_by]
     if progress.best is None or value > progress.best:
         progress.best, progress.best_epoch = value, progress.epoch
-        save_run_weights(weights / "best.safetensors", setup, averaged, epoch, metrics)
+        save_run_weights(weights / "best.safetensors", setup, average, epoch, metrics)
     if progress.best == 0:
         progress.best_epoch = progress.epoch  # patience begins with the first thing found
     monitor.record(record)
     monitor.epoch_line(record, config.epochs)
+    progress.epoch, progress.position = epoch, 0
+    state.sums.zero_()
+    save(run)
     if run.tensorboard is not None:
         run.tensorboard.scalars(record)
         for image_id in range(min(PREDICTIONS_TRACKED, len(setup.val_index))):
             image = decode_image(setup.val_index.paths[image_id])
             run.tensorboard.prediction(image_id, image, predictions[image_id], setup.names, epoch)
-    progress.epoch, progress.position = epoch, 0
-    state.sums.zero_()
-    save(run)
     if config.save_period and epoch % config.save_period == 0:
         copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
     monitor.tell(EpochEnded(epoch, record))
@@ -314,10 +320,14 @@ def end_epoch(run: Run, metrics: Metrics, predictions: dict[int, Detections], sp
 def save(run: Run) -> None:
     """Write the last checkpoint."""
     setup = run.setup
+    if run.state.update.drop_bad_gradients():
+        run.monitor.tell(AlertRaised("accumulated gradients are not finite; they are dropped"))
     facts = {
         "config": to_words(setup.config),
-        "images": len(setup.train_index),
+        "given": setup.given,
+        "images": setup.fingerprint(),
         "names": list(setup.names),
+        "model_arguments": setup.model_arguments,
         "licence": setup.licence,
     }
     save_checkpoint(run.last_checkpoint, run.state, facts)

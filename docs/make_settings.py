@@ -1,0 +1,70 @@
+"""Writes docs/settings.md from config.py: run `python docs/make_settings.py` after a change there."""
+
+from pathlib import Path
+
+from yoloyard.config import ALIASES, TrainConfig, Word, words_of
+
+PAGE = Path(__file__).with_name("settings.md")
+
+INTRODUCTION = """\
+# Settings
+
+<!-- Written by docs/make_settings.py from src/yoloyard/config.py; change it there. -->
+
+Every setting is a flag of `yoloyard train`, a line of the YAML file that `--config` names, and an argument of
+`yoloyard.train` in Python; the name is the same everywhere:
+
+```
+yoloyard train --data factory/data.yaml --close-mosaic 5 --no-amp
+yoloyard train data=factory/data.yaml close_mosaic=5 amp=false
+```
+
+- In flags `-` and `_` are the same, and `key=value` words do as well. A switch is turned off by `--no-NAME`.
+- YOLOv5's spellings are understood too: {aliases}, `--hyp` (`--config`).
+- A flag wins over the file of `--config`, and that over the recipe of the model's family.
+- What you set is never changed without a word. What you leave out may be chosen to fit the run: `optimizer`, `lr0`,
+  `momentum` and `warmup_bias_lr` while `optimizer` is `auto`; `nbs`, `warmup_epochs`, `close_mosaic` and `ema_ramp` for
+  a small data set; `workers` is 0 on a CPU. The line `recipe ...` says the choice; the run folder's `config.yaml` holds
+  all that was used.
+- In YAML write `0.001` or `1.0e-3`; `1e-3` is a text there.
+- A value outside its range is an error, and so is an unknown name; the message tells the nearest one.
+"""
+
+HEADINGS = {
+    "": "The run",
+    "augment": "Augmentation",
+    "optimization": "Optimizer and schedule",
+    "loss": "Loss",
+    "evaluation": "Validation",
+}
+
+
+def table() -> str:
+    """The whole page: a heading and a table of settings for each part of the configuration."""
+    spellings = ", ".join(f"`--{given.replace('_', '-')}` (`--{name}`)" for given, name in ALIASES.items())
+    parts: dict[str, list[str]] = {part: [] for part in HEADINGS}
+    for word in words_of(TrainConfig).values():
+        parts["" if len(word.path) == 1 else word.path[0]].append(_row(word))
+    text = INTRODUCTION.format(aliases=spellings)
+    for part, rows in parts.items():
+        head = ["", f"## {HEADINGS[part]}", "", "| setting | default | range | meaning |", "| --- | --- | --- | --- |"]
+        text += "\n".join([*head, *rows]) + "\n"
+    return text
+
+
+def _row(word: Word) -> str:
+    default = f"`{str(word.default).lower() if isinstance(word.default, bool) else word.default}`"
+    cells = (f"`{word.name}`", "" if word.default in (None, "") else default, _range(word), word.help)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _range(word: Word) -> str:
+    if word.at_least is None:
+        return ""
+    if word.at_most is None:
+        return f"from {word.at_least:g}"
+    return f"{word.at_least:g} to {word.at_most:g}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(table(), encoding="utf-8")

@@ -1,0 +1,22 @@
+"""The command line in tests: words that make a run tiny, and commands in processes of their own."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+Command = Callable[..., tuple[int, str, str]]
+
+TINY = ["--model", "yolo11n", "--imgsz", "64", "--batch", "4", "--no-amp", "--no-tensorboard", "--device", "cpu"]
+
+
+def start(*words: object, **options: object) -> "subprocess.Popen[str]":
+    """Start a command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "yoloyard", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
+        **options,  # type: ignore[call-overload]
+    )

@@ -1,0 +1,79 @@
+"""Imports point one way, modules have no effect when they are imported, and the project speaks of itself alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "yoloyard"
+
+# Each room may import those before it in its own list, and what all may: the bottom.
+BOTTOM = {"errors", "files", "config", "structures", "boxes", "nms", "device", "environment", "recipes"}
+MAY_IMPORT = {
+    "models": BOTTOM | {"models"},
+    "losses": BOTTOM | {"losses"},
+    "data": BOTTOM | {"data"},
+    "evaluation": BOTTOM | {"evaluation", "data"},
+    "training": BOTTOM | {"training", "evaluation", "data", "models", "losses"},
+    "predict": BOTTOM | {"models", "data", "evaluation"},
+    "val": BOTTOM | {"models", "data", "evaluation"},
+    "info": BOTTOM | {"models"},
+}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def imports_of(path: Path) -> set[str]:
+    """The rooms that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "yoloyard":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("yoloyard."):
+            found.add(room_of(node.module))
+        elif isinstance(node, ast.Import):
+            found |= {room_of(alias.name) for alias in node.names if alias.name.startswith("yoloyard.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_point_one_way(path: Path) -> None:
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    if room in ("cli", "__init__", "__main__"):
+        return  # the top may import everything
+    allowed = BOTTOM if room in BOTTOM else MAY_IMPORT[room]
+    assert imports_of(path) <= allowed
+
+
+def test_help_is_quick_because_it_needs_no_torch() -> None:
+    program = (
+        "import sys; from yoloyard.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch was imported' if {'torch', 'cv2', 'numpy'} & sys.modules.keys() else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_everything_changes_nothing() -> None:
+    program = f"""
+import logging, os, random, signal, sys, threading
+import torch
+before = (dict(os.environ), torch.get_num_threads(), torch.initial_seed(), len(logging.root.handlers),
+          signal.getsignal(signal.SIGINT), random.getstate(), threading.active_count())
+import importlib, pathlib
+for path in pathlib.Path({str(SOURCE)!r}).rglob("*.py"):
+    name = ".".join(path.relative_to({str(SOURCE.parent)!r}).with_suffix("").parts).removesuffix(".__init__")
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+after = (dict(os.environ), torch.get_num_threads(), torch.initial_seed(), len(logging.root.handlers),
+         signal.getsignal(signal.SIGINT), random.getstate(), threading.active_count())
+assert before == after
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
