@@ -34,7 +34,7 @@ def run(boxes: list[list[float]], labels: list[int], size: int = 64) -> Assignme
 @pytest.mark.parametrize("pairs", [84, 84 * 2, 2**22])
 def test_the_published_case_whatever_the_chunk(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAIRS_OF_A_CHUNK", pairs)
-    boxes = [[8.0, 8, 40, 40], [30, 30, 36, 50], [20, 22, 52, 48], [0, 0, 0, 0]]
+    boxes: list[list[float]] = [[8, 8, 40, 40], [30, 30, 36, 50], [20, 22, 52, 48], [0, 0, 0, 0]]
     found = run(boxes, [0, 1, 0, -1])
     assert found.foreground.nonzero()[:, 1].tolist() == list(EXPECTED)
     for anchor, (box, score) in EXPECTED.items():

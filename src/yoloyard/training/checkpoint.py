@@ -156,8 +156,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
         state.setdefault(int(number), {})[name] = value
     if state and len(state) != len(parameters):
         raise ValueError(f"it holds the optimizer state of {len(state)} parameters, the model has {len(parameters)}")
-    for number, entry in state.items():
-        parameter = parameters[number]
+    for position, entry in state.items():
+        parameter = parameters[position]
         optimizer.state[parameter] = {
             name: _laid_out_as(parameter, value) if value.shape == parameter.shape else value.to(parameter.device)
             for name, value in entry.items()
