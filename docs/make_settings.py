@@ -26,7 +26,6 @@ yoloyard train data=factory/data.yaml close_mosaic=5 amp=false
   `momentum` and `warmup_bias_lr` while `optimizer` is `auto`; `nbs`, `warmup_epochs`, `close_mosaic` and `ema_ramp` for
   a small data set; `workers` is 0 on a CPU. The line `recipe ...` says the choice; the run folder's `config.yaml` holds
   all that was used.
-- In YAML write `0.001` or `1.0e-3`; `1e-3` is a text there.
 - A value outside its range is an error, and so is an unknown name; the message tells the nearest one.
 """
 

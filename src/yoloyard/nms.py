@@ -14,7 +14,7 @@ from torch import Tensor
 from yoloyard.boxes import pairwise_iou
 
 CANDIDATES = 30_000  # of one image, by score
-BLOCK = 1024
+BLOCK = 256
 IMAGES_AT_ONCE = 16  # bounds the memory of large validation batches
 
 

@@ -78,6 +78,14 @@ def test_a_finished_run_is_extended_and_says_what_the_learning_rate_does(data: P
     assert [record["epoch"] for record in losses_of(Path("runs/short"))] == [1, 2]
 
 
+def test_a_run_that_was_stopped_before_its_report_gets_it(data: Path, yoloyard: Command) -> None:
+    result = train(data, epochs=1, name="short")
+    result.report.unlink()
+    code, _, err = yoloyard("train", "--data", data, "--resume", "runs/short")
+    assert (code, err) == (0, "")
+    assert result.report.exists()
+
+
 def test_what_would_make_it_another_run_is_refused(data: Path, yoloyard: Command) -> None:
     train(data, epochs=1, name="short")
     code, _, err = yoloyard("train", "--resume", "runs/short", "--epochs", 2, "--lr0", 0.5)

@@ -19,16 +19,17 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_demo_learns_what_cannot_be_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The two commands of `make demo`: below 0.05 after an epoch, above 0.5 at the end."""
+    """The commands of `make demo`: below 0.05 after an epoch, above 0.5 at the end."""
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^\t\$\(BIN\)/yoloyard (.+)$", MAKEFILE.read_text(), re.MULTILINE)
-    assert [command.split()[0] for command in commands] == ["demo", "train"]
+    assert [command.split()[0] for command in commands] == ["demo", "train", "predict"]
     for command in commands:
         main(command.split())
     records = [json.loads(line) for line in Path("runs/demo/metrics.jsonl").read_text().splitlines()]
     assert records[0]["val/map50"] < 0.05
     _, metadata = read_weights(Path("runs/demo/weights/best.safetensors"))
     assert metadata["metrics"]["map50"] > 0.5
+    assert len(list(Path("runs/demo-pictures").glob("*.jpg"))) == 10
 
 
 def test_a_run_killed_at_any_moment_goes_on(data: Path, yoloyard: Command) -> None:

@@ -227,3 +227,20 @@ def test_mixed_precision_saves_about_half_of_the_activations() -> None:
             stage.detector(images)
         sizes[dtype] = saved.bytes
     assert 0.4 < sizes[torch.bfloat16] / sizes[torch.float32] < 0.6
+
+
+def test_a_scaler_that_finds_its_scale_is_no_bad_step() -> None:
+    """float16: the first scale is too large, the step is skipped with finite losses, and a lower scale works."""
+    stage = Stage(dtype=torch.float16)
+    stage.update.scaler._init_scale = 2.0**40
+    before = stage.everything()
+    outcome = stage.step(some_batch())
+    assert outcome.send().read() == (True, True)
+    after = stage.everything()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    for _ in range(40):
+        outcome = stage.step(some_batch())
+        if not outcome.found_inf:
+            break
+    assert outcome.send().read() == (False, True)
+    assert stage.update.scaler.get_scale() < 2.0**40

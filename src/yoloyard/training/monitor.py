@@ -130,9 +130,11 @@ class Monitor:
     def table(self, title: str, rows: list[tuple[str, str]]) -> None:
         """A small table of two columns."""
         table = Table(title=title, show_header=False, title_justify="left")
+        table.add_column()
+        table.add_column(overflow="fold")  # a path must stay whole
         for name, value in rows:
             table.add_row(name, value)
-        self.console.print(table)
+        self.console.print(table, soft_wrap=False)
 
 
 def memory_gigabytes(device: torch.device) -> float:

@@ -346,11 +346,11 @@ def is_exhausted(run: Run) -> bool:
 def finish(run: Run) -> Result:
     """Evaluate the best weights once more, write the report, say where everything is."""
     setup, monitor, progress = run.setup, run.monitor, run.state.progress
-    best = setup.folder / "weights" / "best.safetensors"
+    best, report = setup.folder / "weights" / "best.safetensors", setup.folder / "report.html"
+    report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
     detector, metadata = load_model(best)
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     metrics, predictions = validate(run, detector)
-    report = setup.folder / "report.html"
     write_run_report(report, setup, metrics, predictions, monitor.records, metadata["epoch"], progress.seconds)
     if run.tensorboard is not None:
         run.tensorboard.close()
