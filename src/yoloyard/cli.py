@@ -164,6 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(1)  # whoever read our output has gone
     except Exception as error:  # noqa: BLE001  # the last resort: one line, and how to see more
+        if type(error).__name__ == "OutOfMemoryError":
+            _fail(f"the device has too little memory: lower --batch or --imgsz ({error})", 1, debug)
         _fail(f"{type(error).__name__}: {error} (this is unexpected; --debug shows where)", 1, debug)
 
 
@@ -172,7 +174,9 @@ def normal_arguments(words: Sequence[str]) -> list[str]:
     known = {*words_of(TrainConfig), *ALIASES, "hyp", "config", "resume", "split", "save_txt", "save_json", "source"}
     normal: list[str] = []
     for word in words:
-        if word.partition("=")[0].replace("-", "_") in known and "=" in word:
+        name, equals, _ = word.partition("=")
+        # `train` takes nothing but words, so that a mistyped one is told apart from a file's name elsewhere.
+        if equals and not word.startswith("-") and (name.replace("-", "_") in known or words[0] == "train"):
             word = f"--{word}"
         if word.lower() in ("--resume=true", "--resume=false"):
             if word.lower() == "--resume=false":

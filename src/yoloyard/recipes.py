@@ -69,14 +69,14 @@ def _for_small_sets(config: TrainConfig, num_images: int) -> tuple[dict[str, Any
         "close_mosaic": min(config.augment.close_mosaic, config.epochs // 5),
     }
     if updates > MANY_UPDATES:
-        return schedule, {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.9, "warmup_bias_lr": 0.0}
+        return schedule, {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.0}
     return schedule, {"optimizer": "AdamW", "lr0": 0.002, "momentum": 0.9, "warmup_bias_lr": 0.0}
 
 
 def _published_rates(updates: int, num_classes: int) -> dict[str, Any]:
     """What `auto` meant when YOLOv8 and YOLO11 were published (ultralytics 8.3)."""
     if updates > MANY_UPDATES:
-        return {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.9, "warmup_bias_lr": 0.0}
+        return {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.0}
     return {
         "optimizer": "AdamW",
         "lr0": round(0.002 * 5 / (4 + num_classes), 6),

@@ -14,16 +14,16 @@ import torch
 from yoloyard import environment
 from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import Index, load_index
+from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
 from yoloyard.device import choose_device, precision_named
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
+from yoloyard.evaluation.predictions import save_json as write_predictions
 from yoloyard.evaluation.report import write_report
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.files import new_run_folder, write_whole_text
 from yoloyard.models.weights import load_model
-from yoloyard.structures import Detections
 
 DEFAULT_BATCH = 32
 
@@ -106,25 +106,5 @@ def validate(
     )
     write_whole_text(folder / "metrics.json", json.dumps(metrics.figures(), indent=1))
     if save_json:
-        write_whole_text(folder / "predictions.json", json.dumps(coco_results(index, predictions)))
+        write_predictions(folder / "predictions.json", index, predictions)
     return Validation(metrics, folder)
-
-
-def coco_results(index: Index, predictions: dict[int, Detections]) -> list[dict[str, Any]]:
-    """Predictions in the form of COCO's result files: boxes x, y, width, height in pixels of the original picture."""
-    rows = []
-    for image_id in sorted(predictions):
-        found = predictions[image_id]
-        for (x1, y1, x2, y2), score, label in zip(
-            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-        ):
-            rows.append(
-                {
-                    "image_id": image_id,
-                    "file_name": str(index.paths[image_id]),
-                    "category_id": label,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "score": score,
-                }
-            )
-    return rows

@@ -76,6 +76,7 @@ def cut_weights(data: Path) -> list[object]:
         (lambda data: ["--freeze", "bakcbone."], 2, "backbone"),
         (lambda data: ["--project", data / "x"], 1, "cannot write"),
         (lambda data: ["--resume", data.parent], 1, "no whole checkpoint"),
+        (lambda data: ["--cache", "disk"], 2, "the only cache is ram"),
         (lambda data: ["--config", data.with_name("no.yaml")], 2, "no.yaml"),
     ],
 )
@@ -103,6 +104,7 @@ def test_training(spoil: Spoil, code: int, message: str, data: Path, yoloyard: C
         (["val", "--weights", "no.safetensors", "--data", "no.yaml"], 1, "no.safetensors"),
         (["info", "yolo11"], 2, "yolo11n"),
         (["trian"], 2, "train"),
+        (["train", "epoch=3"], 2, "--epochs"),
     ],
 )
 def test_other_commands(words: list[str], code: int, message: str, yoloyard: Command) -> None:

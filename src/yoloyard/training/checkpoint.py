@@ -11,7 +11,7 @@ import os
 import random
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,6 @@ class Progress:
     bad_steps: int = 0  # in a row
     best: float | None = None
     best_epoch: int = -1
-    figures: dict[str, float] = field(default_factory=dict)  # of the last validation
     seconds: float = 0.0  # of training and validation up to now
 
 

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from yoloyard.errors import UsageError, UserError
+from yoloyard.errors import UsageError
 from yoloyard.training.checkpoint import read_facts
 from yoloyard.training.monitor import Event, Monitor
 from yoloyard.training.setup import prepare, prepare_resume
@@ -25,18 +23,15 @@ def train(
     Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
     """
     monitor = Monitor(on_event)
-    try:
-        if resume is None:
-            setup = prepare(words, monitor.say)
-            monitor.folder = setup.folder
-            return fit(setup, monitor)
-        folder = newest_run(Path(words.get("project", "runs"))) if resume == NEWEST else Path(resume)
-        facts = read_facts(folder / "checkpoints" / "last")
-        setup = prepare_resume(folder, facts, words, monitor.say)
-        monitor.folder = folder
-        return fit(setup, monitor, facts)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"the device has too little memory: lower --batch or --imgsz ({error})") from error
+    if resume is None:
+        setup = prepare(words, monitor.say)
+        monitor.folder = setup.folder
+        return fit(setup, monitor)
+    folder = newest_run(Path(words.get("project", "runs"))) if resume == NEWEST else Path(resume)
+    facts = read_facts(folder / "checkpoints" / "last")
+    setup = prepare_resume(folder, facts, words, monitor.say)
+    monitor.folder = folder
+    return fit(setup, monitor, facts)
 
 
 def newest_run(project: Path) -> Path:

@@ -74,6 +74,8 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
         raise UsageError("say which data: --data FILE, a data.yaml with train, val and names")
     if config.best_by not in FIGURES:
         raise UsageError(unknown_word(config.best_by, FIGURES, "figure for --best-by"))
+    if config.cache not in (None, "ram"):
+        raise UsageError(f"--cache {config.cache}: the only cache is ram")
     device = choose_device(config.device)
     source, model = _starting_point(given)
     recipe = {word: value for word, value in recipes.published(model).items() if word not in given}
@@ -206,7 +208,8 @@ def _own_arguments(source: Source | None, model: str) -> dict[str, Any]:
     """What the source's file says of its network beyond the class count, if it is of the same model."""
     if source is None or source.metadata.get("model") != model:
         return {}
-    return {word: value for word, value in source.metadata["model_arguments"].items() if word != "num_classes"}
+    arguments = source.metadata.get("model_arguments", {})
+    return {word: value for word, value in arguments.items() if word not in ("num_classes", "channels")}
 
 
 def _transfer(
@@ -253,7 +256,7 @@ def _fit(
 def _report_problems(index: Index, split: str, say: Callable[[str], None]) -> None:
     if not index.problems:
         return
-    say(f"{len(index.problems)} images of {split} are left out:")
+    say(f"{split}: {len(index.problems)} problems; what they name is left out:")
     for problem in index.problems[:PROBLEMS_SHOWN]:
         say(f"  {problem}")
     if len(index.problems) > PROBLEMS_SHOWN:

@@ -55,8 +55,8 @@ class TensorBoard:
     def labels(self, index: Index) -> None:
         """The statistics of the training labels."""
         for title, figure in plots.label_statistics(index).items():
-            picture: Any = cv2.imdecode(np.frombuffer(plots.figure_png(figure), np.uint8), cv2.IMREAD_COLOR_RGB)
-            self._picture(f"labels/{title}", picture, 0)
+            picture: Any = cv2.imdecode(np.frombuffer(plots.figure_png(figure), np.uint8), cv2.IMREAD_COLOR)
+            self._picture(f"labels/{title}", picture[..., ::-1], 0)
 
     def prediction(self, name: object, image: np.ndarray, found: Detections, names: Sequence[str], epoch: int) -> None:
         """What was found in a validation picture."""

@@ -1,0 +1,58 @@
+"""What the pages say is in step with the code."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from yoloyard.cli import app, normal_arguments
+from yoloyard.config import TrainConfig, words_of
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "README.zh-CN.md")
+
+
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("make_settings", ROOT / "docs" / "make_settings.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == module.table()
+
+
+def test_every_command_of_the_readmes_is_understood() -> None:
+    """Each line `yoloyard ...` parses; none is run."""
+    for page in PAGES:
+        lines = re.findall(
+            r"^(?:\S+/)?yoloyard (.+?)(?:\s+#.*)?$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE
+        )
+        assert len(lines) > 10
+        for line in lines:
+            words = [word.strip("\"'") for word in line.split()]
+            app.parse_args(normal_arguments(words), exit_on_error=False, print_error=False)
+
+
+def test_both_readmes_have_the_same_parts_and_commands() -> None:
+    english, chinese = ((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    assert english.count("\n## ") == chinese.count("\n## ")
+    code = [re.findall(r"```\w*\n(.*?)```", page, re.DOTALL) for page in (english, chinese)]
+    commands = [[re.sub(r"\s*#.*", "", block) for block in blocks] for blocks in code]
+    assert commands[0] == commands[1]
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    for page in [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *ROOT.glob("*/*/*.md"),
+        ROOT / "benchmarks/README.md",
+    ]:
+        if ".venv" in page.parts or "node_modules" in page.parts:
+            continue
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_every_setting_has_a_help_text() -> None:
+    assert all(word.help for word in words_of(TrainConfig).values())
