@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from yoloyard.boxes import anchor_points
+from yoloyard.boxes import anchor_points, complete_iou
 from yoloyard.losses import assign as module
 from yoloyard.losses.assign import Assignment, assign
 
@@ -43,6 +43,16 @@ def test_the_published_case_whatever_the_chunk(pairs: int, monkeypatch: pytest.M
         assert found.labels[0, anchor] == [0, 1, 0][box]
     assert found.target_scores.sum() == pytest.approx(3.251739, abs=1e-5)
     assert not found.target_scores[~found.foreground].any()
+
+
+def test_the_overlap_of_pairs_is_complete_iou() -> None:
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(3, 40, 4, generator=generator) * 60
+    boxes = torch.cat((corners[..., :2], corners[..., :2] + corners[..., 2:]), dim=-1)
+    boxes[0, 0] = boxes[0, 1]
+    boxes[0, 2, 2:] = boxes[0, 2, :2]  # of no size
+    expected = complete_iou(boxes[:, :15, None], boxes[:, None]).clamp(min=0)
+    assert torch.allclose(module._pairwise_overlap(boxes[:, :15], boxes), expected, atol=1e-6)
 
 
 def test_no_box_in_an_image_or_in_the_whole_batch_means_background() -> None:

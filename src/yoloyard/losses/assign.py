@@ -10,6 +10,7 @@ Source: Feng et al., "TOOD: Task-aligned One-stage Object Detection" (ICCV 2021)
 as CIoU and boxes narrower than `MINIMUM_SIDE` widened for the search of candidates, as in the published recipe.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -56,7 +57,7 @@ def assign(
     for start in range(0, num_boxes, chunk):
         part = slice(start, start + chunk)
         inside = _inside(boxes_xyxy[:, part, None], points) & real[:, part, None]  # (B, m, P)
-        overlap = complete_iou(boxes_xyxy[:, part, None], predicted_xyxy[:, None]).clamp_(min=0).mul_(inside)
+        overlap = _pairwise_overlap(boxes_xyxy[:, part], predicted_xyxy).mul_(inside)
         index = classes[:, part, None].expand(-1, -1, num_points)
         alignment = _alignment(scores_by_class.gather(1, index), overlap)
         top = alignment.topk(min(TOP_K, num_points), dim=2, sorted=False).indices  # (B, m, K)
@@ -102,6 +103,31 @@ def _inside(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
     widen_y = (MINIMUM_SIDE - (y2 - y1)).clamp(min=0) / 2
     x, y = points.unbind(-1)
     return (x - (x1 - widen_x) > EPS) & (x2 + widen_x - x > EPS) & (y - (y1 - widen_y) > EPS) & (y2 + widen_y - y > EPS)
+
+
+def _pairwise_overlap(boxes_xyxy: Tensor, predicted_xyxy: Tensor, eps: float = 1e-7) -> Tensor:
+    """`complete_iou` of (B, m, 4) with (B, P, 4), clipped at 0, as (B, m, P).
+
+    The most expensive step of the loss: what depends on one box alone is computed before it is paired, results are
+    written in place, and an enclosing side is the sum of both sides less their (signed) overlap.
+    """
+    x1, y1, x2, y2 = boxes_xyxy.unsqueeze(-1).unbind(-2)  # (B, m, 1)
+    px1, py1, px2, py2 = predicted_xyxy.unsqueeze(1).unbind(-1)  # (B, 1, P)
+    overlap_x = torch.minimum(x2, px2).sub_(torch.maximum(x1, px1))
+    overlap_y = torch.minimum(y2, py2).sub_(torch.maximum(y1, py1))
+    width, height, predicted_width, predicted_height = x2 - x1, y2 - y1, px2 - px1, py2 - py1
+    diagonal = torch.add(width, predicted_width).sub_(overlap_x).square_()
+    diagonal.add_(torch.add(height, predicted_height).sub_(overlap_y).square_()).add_(eps)
+    intersection = overlap_x.clamp_(min=0).mul_(overlap_y.clamp_(min=0))
+    height, predicted_height = height + eps, predicted_height + eps
+    union = torch.add(width * height + eps, predicted_width * predicted_height).sub_(intersection)
+    iou = intersection.div_(union)
+    distance = torch.sub((x1 + x2) / 2, (px1 + px2) / 2).square_()
+    distance.add_(torch.sub((y1 + y2) / 2, (py1 + py2) / 2).square_())
+    angle, predicted_angle = torch.atan(width / height), torch.atan(predicted_width / predicted_height)
+    aspect = torch.sub(angle * (2 / math.pi), predicted_angle * (2 / math.pi)).square_()
+    certainty = torch.sub(aspect, iou).add_(1 + eps)
+    return iou.sub_(distance.div_(diagonal)).sub_(aspect.square_().div_(certainty)).clamp_(min=0)
 
 
 def _alignment(scores: Tensor, overlap: Tensor) -> Tensor:
