@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from commands import TINY, Command, start
 from yoloyard.errors import UserError
@@ -110,7 +111,9 @@ def test_three_bad_steps_in_a_row_stop_the_run_and_name_the_images(
         train(data, name="bad", nbs=4)
     assert "images/train/" in capsys.readouterr().out
     facts = json.loads(Path("runs/bad/checkpoints/last/state.json").read_text())
-    assert facts["progress"]["bad_steps"] == 3
+    assert (facts["progress"]["epoch"], facts["progress"]["position"]) == (0, 16)
+    weights = load_file("runs/bad/checkpoints/last/model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
 def test_ctrl_c_saves_and_prints_the_command_to_go_on(data: Path) -> None:
