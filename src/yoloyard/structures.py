@@ -44,6 +44,7 @@ class Sample:
     ignore: np.ndarray  # bool (n,), crowd and difficult
     image_id: int
     transform: ImageTransform | None = None
+    source_ids: tuple[int, ...] = ()  # all pictures that a mosaic or mixup was made of
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Batch:
     ignore: Tensor  # bool (B, M)
     image_ids: list[int]
     transforms: list[ImageTransform | None]
+    source_ids: tuple[int, ...] = ()  # of training batches: all pictures that something of is in it
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`; the copy does not wait for the device."""
@@ -66,6 +68,7 @@ class Batch:
             ignore=self.ignore.to(device, non_blocking=True),
             image_ids=self.image_ids,
             transforms=self.transforms,
+            source_ids=self.source_ids,
         )
 
     def pin_memory(self) -> Batch:
@@ -77,6 +80,7 @@ class Batch:
             self.ignore.pin_memory(),
             self.image_ids,
             self.transforms,
+            self.source_ids,
         )
 
 

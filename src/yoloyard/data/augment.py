@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -101,7 +102,14 @@ def mosaic(samples: Sequence[Sample], imgsz: int, random: np.random.Generator) -
     labels = np.concatenate([sample.labels for sample in samples])
     ignore = np.concatenate([sample.ignore for sample in samples])
     seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return Sample(canvas, boxes[seen], labels[seen], ignore[seen], samples[0].image_id)
+    return Sample(
+        canvas,
+        boxes[seen],
+        labels[seen],
+        ignore[seen],
+        samples[0].image_id,
+        source_ids=tuple(source for sample in samples for source in sample.source_ids),
+    )
 
 
 def draw_affine(
@@ -143,7 +151,13 @@ def warp(sample: Sample, matrix: np.ndarray, zoom: float, imgsz: int) -> Sample:
     kept = (width > SMALLEST_SIDE) & (height > SMALLEST_SIDE)
     kept &= width * height > SMALLEST_VISIBLE_AREA * area_before
     kept &= np.maximum(width, height) < LARGEST_ASPECT * np.minimum(width, height)
-    return Sample(image, boxes[kept].astype(np.float32), sample.labels[kept], sample.ignore[kept], sample.image_id)
+    return replace(
+        sample,
+        image=image,
+        boxes_xyxy=boxes[kept].astype(np.float32),
+        labels=sample.labels[kept],
+        ignore=sample.ignore[kept],
+    )
 
 
 def warp_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
@@ -196,7 +210,7 @@ def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator) -> 
     if mirrored:
         image = cv2.flip(image, 1)
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-    return Sample(image, boxes, sample.labels, sample.ignore, sample.image_id)
+    return replace(sample, image=image, boxes_xyxy=boxes)
 
 
 def mixup(sample: Sample, partner: Sample, random: np.random.Generator) -> Sample:
@@ -212,6 +226,7 @@ def mixup(sample: Sample, partner: Sample, random: np.random.Generator) -> Sampl
         np.concatenate((sample.labels, partner.labels)),
         np.concatenate((sample.ignore, partner.ignore)),
         sample.image_id,
+        source_ids=sample.source_ids + partner.source_ids,
     )
 
 

@@ -181,7 +181,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
         image = self.images[index]
         boxes, labels, ignore = self.index.annotations(index)
         boxes *= _box_scale(image, self.index.sizes[index])
-        return Sample(image, boxes[~ignore], labels[~ignore], ignore[~ignore], index)
+        return Sample(image, boxes[~ignore], labels[~ignore], ignore[~ignore], index, source_ids=(index,))
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
@@ -244,6 +244,7 @@ def collate(samples: Sequence[Sample], capacities: Sequence[int]) -> Batch:
         ignore=torch.from_numpy(ignore),
         image_ids=[sample.image_id for sample in samples],
         transforms=[sample.transform for sample in samples],
+        source_ids=tuple(dict.fromkeys(source for sample in samples for source in sample.source_ids)),
     )
 
 

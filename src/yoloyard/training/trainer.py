@@ -92,13 +92,17 @@ def fit(setup: Setup, monitor: Monitor, checkpoint: Mapping[str, Any] | None = N
         run = begin(setup, monitor, interrupt)
         if checkpoint is not None:
             go_on(run, checkpoint)
-        while run.state.progress.epoch < setup.config.epochs and not is_exhausted(run):
-            started = time.perf_counter()
-            speed = train_epoch(run)
-            metrics, predictions = validate(run, run.state.update.ema.model)
-            run.state.progress.seconds += time.perf_counter() - started
-            end_epoch(run, metrics, predictions, speed)
-        return finish(run)
+        try:
+            while run.state.progress.epoch < setup.config.epochs and not is_exhausted(run):
+                started = time.perf_counter()
+                speed = train_epoch(run)
+                metrics, predictions = validate(run, run.state.update.ema.model)
+                run.state.progress.seconds += time.perf_counter() - started
+                end_epoch(run, metrics, predictions, speed)
+            return finish(run)
+        finally:
+            if run.tensorboard is not None:
+                run.tensorboard.close()
 
 
 def begin(setup: Setup, monitor: Monitor, interrupt: InterruptRequest) -> Run:
@@ -176,7 +180,7 @@ def train_epoch(run: Run) -> dict[str, float]:
                 update.model, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
             )
             progress.position += config.batch
-            images += batch.image_ids
+            images += batch.source_ids
             outcome = None
             update.watch(losses)
             if number - progress.last_update >= run.schedule.accumulate_at(number):
@@ -352,8 +356,6 @@ def finish(run: Run) -> Result:
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     metrics, predictions = validate(run, detector)
     write_run_report(report, setup, metrics, predictions, monitor.records, metadata["epoch"], progress.seconds)
-    if run.tensorboard is not None:
-        run.tensorboard.close()
     figures = metrics.figures()
     monitor.table(
         f"{setup.folder.name}: best epoch {metadata['epoch']} of {len(monitor.records)}",
