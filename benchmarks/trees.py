@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -86,7 +87,8 @@ def run_once(arguments: argparse.Namespace, side: str, seed: int) -> dict[str, A
         if {name: run.get(name) for name in asked} != asked:
             raise SystemExit(f"{folder} was run with other settings: remove it, or name another --work folder")
         return run
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted attempt has left
+    folder.mkdir(parents=True)
     print(f"{side}, seed {seed}: training, output in {folder / 'log.txt'}", flush=True)
     train = train_reference if side == "ultralytics" else train_ours
     run = {**asked, **train(arguments, side, seed, folder)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -152,6 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with 0, with 2 for wrong usage, with 1 for a failure, with 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may be in any encoding
     tokens = normal_arguments([word for word in words if word != "--debug"])
     try:
         app(tokens, exit_on_error=False, print_error=False)

@@ -82,7 +82,8 @@ class Model:
         max_det: int | None = None,
     ) -> None:
         self.detector, self.metadata = load_model(Path(weights))
-        self.names: tuple[str, ...] = tuple(self.metadata["names"])
+        numbers = map(str, range(self.detector.num_classes))
+        self.names: tuple[str, ...] = tuple(self.metadata.get("names") or numbers)
         kept = self.metadata.get("evaluation", {})
         defaults = EvaluationConfig()
         self.settings = with_words(
@@ -156,7 +157,7 @@ def find_sources(words: Sequence[str]) -> list[Source]:
             number += 1
         unique = stem if number == 1 else f"{stem}-{number}"
         taken.add(unique)
-        sources.append(Source(address, unique + suffix, is_video, is_optional))
+        sources.append(Source(address, unique + suffix, is_video, is_optional or len(found) > 1))
     return sources
 
 
@@ -175,6 +176,7 @@ def predict(
     """
     results: list[dict[str, Any]] = []
     videos: dict[str, cv2.VideoWriter] = {}
+    sizes: dict[str, tuple[int, int]] = {}  # of the videos, width and height
     done = Done()
     try:
         for source in sources:
@@ -186,7 +188,7 @@ def predict(
                     drawn = draw_boxes(
                         picture.image, found.boxes.numpy(), found.labels.numpy(), model.names, found.scores.numpy()
                     )
-                    _write_picture(folder, picture, drawn, videos)
+                    _write_picture(folder, picture, drawn, videos, sizes)
                     if save_txt:
                         name = Path(picture.name).with_suffix(".txt")
                         write_whole_text(folder / "labels" / name, _yolo_rows(picture, found))
@@ -245,15 +247,25 @@ def _pictures(source: Source) -> Iterator[Picture]:
             number += 1
         if number == 0:
             raise UnreadableError(f"the video or camera {source.address} gives no picture")
+        if _is_stream(source.address):
+            raise UnreadableError(f"{source.address} gives no more pictures, after {number}")
     finally:
         capture.release()
 
 
-def _write_picture(folder: Path, picture: Picture, drawn: np.ndarray, videos: dict[str, cv2.VideoWriter]) -> None:
+def _write_picture(
+    folder: Path,
+    picture: Picture,
+    drawn: np.ndarray,
+    videos: dict[str, cv2.VideoWriter],
+    sizes: dict[str, tuple[int, int]],
+) -> None:
     pixels = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
     if picture.video is None:
         path = folder / picture.name
-        _, encoded = cv2.imencode(path.suffix, pixels)
+        encoded_well, encoded = cv2.imencode(path.suffix, pixels)
+        if not encoded_well:
+            raise UserError(f"{picture.source} is too large to be written as {path.suffix}")
         write_whole(path, lambda temporary: temporary.write_bytes(encoded.tobytes()))
         return
     if picture.video not in videos:
@@ -264,6 +276,9 @@ def _write_picture(folder: Path, picture: Picture, drawn: np.ndarray, videos: di
         videos[picture.video] = cv2.VideoWriter(os.fspath(path), code, picture.frames_per_second, size)
         if not videos[picture.video].isOpened():
             raise UserError(f"cannot write the video {path}: is the disk full or the folder read-only?")
+        sizes[picture.video] = size
+    if (pixels.shape[1], pixels.shape[0]) != sizes[picture.video]:
+        pixels = cv2.resize(pixels, sizes[picture.video])  # a stream may change; a video file can't
     videos[picture.video].write(pixels)
 
 

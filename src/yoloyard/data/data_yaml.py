@@ -68,11 +68,11 @@ def find_path(entry: str, folders: tuple[Path, ...]) -> Path:
     """
     entries = [entry, entry[3:]] if entry.startswith("../") else [entry]
     candidates = [Path(os.path.normpath(folder / each)) for folder in folders for each in entries]
-    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+    return next((candidate for candidate in candidates if os.path.exists(candidate)), candidates[0])
 
 
 def _parse(path: Path) -> dict[Any, Any]:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; --data wants the data.yaml that describes the data set")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
@@ -82,7 +82,7 @@ def _parse(path: Path) -> dict[Any, Any]:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not a UTF-8 text file (byte {error.start}); --data wants a data.yaml") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -122,7 +122,7 @@ def _root(path: Path, entry: Any) -> Path:
         raise UsageError(f"{path}: path must be a folder, not {entry!r}")
     root = find_path(os.path.expanduser(entry), (path.parent,))
     # A yaml that lies inside the folder that it names is common; then its own folder is meant.
-    return root if root.is_dir() or os.path.isabs(entry) else path.parent
+    return root if os.path.isdir(root) or os.path.isabs(entry) else path.parent
 
 
 def _entries(path: Path, split: str, value: Any) -> list[str]:

@@ -5,6 +5,7 @@ Shapes: N pictures, n boxes of all pictures, k boxes of one picture.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -97,11 +98,12 @@ def load_index(spec: DataSpec, split: str) -> Index:
     folder = cache_folder() / _key(spec, images, files, missing)
     try:
         index = open_index(folder)
-        os.utime(folder)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError):
         index = _build(spec, images, files, missing)
         _require_boxes(index, spec, split, images)
         return _save(index, folder)
+    with contextlib.suppress(OSError):  # a cache that is only for reading is as good
+        os.utime(folder)
     return index
 
 
@@ -253,7 +255,7 @@ def _save(index: Index, folder: Path) -> Index:
 def _is_whole(folder: Path) -> bool:
     try:
         open_index(folder)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError):
         return False
     return True
 

@@ -34,6 +34,7 @@ from yoloyard.data.sampling import (
 from yoloyard.errors import UsageError, UserError
 from yoloyard.structures import Batch, Sample
 
+KEPT_BYTES = 2 * 2**30  # of decoded pictures, over all workers
 SECONDS_AFTER_SIGTERM = 20  # that a worker goes on, so that the trainer can finish its step and save
 
 
@@ -93,7 +94,9 @@ def make_train_loader(
     if config.batch % world_size:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {world_size} processes")
     sampler = TrainSampler(len(index), config.batch, rank, world_size)
-    kept = pictures_in_use(len(sampler), config.batch, config.workers)
+    # Beyond this some pictures are decoded again; the samples stay the same.
+    affordable = KEPT_BYTES // (max(1, config.workers) * 3 * config.imgsz**2)
+    kept = min(pictures_in_use(len(sampler), config.batch, config.workers), affordable)
     images = _images(index, config.imgsz, config.cache, kept, start_method)
     dataset = TrainingBatches(index, images, config)
     return TrainLoader(_data_loader(dataset, sampler, config.workers, pin_memory, start_method), sampler, config)
@@ -316,7 +319,7 @@ def _receive(loader: DataLoader) -> Iterator[Batch]:
                 raise UserError(str(batch))
             yield batch
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not any(words in str(error) for words in ("exited unexpectedly", "is killed by signal")):
             raise
         message = f"a process that loads images has died, perhaps for want of memory; try fewer --workers ({error})"
         raise UserError(message) from error

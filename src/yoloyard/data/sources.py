@@ -40,9 +40,9 @@ def list_images(spec: DataSpec, split: str) -> tuple[list[Path], list[str]]:
     images: set[str] = set()
     problems: list[str] = []
     for entry in spec.splits[split]:
-        if entry.is_dir():
+        if os.path.isdir(entry):
             images.update(_images_below(entry))
-        elif not entry.exists():
+        elif not os.path.exists(entry):
             raise UserError(f"{spec.path}: {split} is {entry}, which does not exist")
         elif entry.suffix.lower() in IMAGE_SUFFIXES:
             images.add(str(entry))
@@ -67,7 +67,7 @@ def label_path(image: Path) -> Path:
     for position in range(len(folders) - 1, -1, -1):
         if folders[position] == "images":
             mirrored = Path(*folders[:position], "labels", *folders[position + 1 :], beside.name)
-            return beside if not mirrored.exists() and beside.exists() else mirrored
+            return beside if not os.path.exists(mirrored) and os.path.exists(beside) else mirrored
     return beside
 
 
@@ -140,7 +140,13 @@ def _is_number(word: str) -> bool:
 
 def _images_below(folder: Path) -> list[str]:
     images = []
-    for parent, _, files in os.walk(folder, followlinks=True):
+    seen = set()  # a link that leads upwards would be followed for ever
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable_folder):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         # Names that begin with a dot are other systems' side files, such as `._picture.jpg`.
         images += [
             os.path.join(parent, name)
@@ -148,6 +154,10 @@ def _images_below(folder: Path) -> list[str]:
             if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
         ]
     return images
+
+
+def _unreadable_folder(error: OSError) -> None:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
 
 def _images_listed(list_file: Path, spec: DataSpec) -> tuple[list[str], list[str]]:
@@ -166,7 +176,7 @@ def _images_listed(list_file: Path, spec: DataSpec) -> tuple[list[str], list[str
         else:
             folders = (spec.root, spec.path.parent, list_file.parent)
         image = find_path(entry, folders)
-        if image.is_file():
+        if os.path.isfile(image):
             images.append(str(image))
         else:
             problems.append(f"{list_file}:{number}: there is no image {image}")

@@ -73,6 +73,8 @@ def load_model(path: Path) -> tuple[Detector, dict[str, Any]]:
             detector = registry.build(metadata["model"], **metadata["model_arguments"])
     except (UsageError, TypeError) as error:
         raise UserError(f"{path} names a model that this version can't build: {error}") from error
+    if metadata.get("channels", 3) != 3:
+        raise UserError(f"{path} wants pictures of {metadata['channels']} channels; only those of 3 can be used")
     own = {name: tensor.shape for name, tensor in detector.state_dict().items()}
     wrong = [name for name in own.keys() | state.keys() if name not in state or state[name].shape != own.get(name)]
     if wrong:
@@ -107,17 +109,23 @@ def transfer(
 ) -> TransferReport:
     """Copy into `detector` what has an equal name and shape in `state`; the rest keeps its values.
 
-    `names` are the detector's classes, `source_names` those of `state`. Where they differ in number, the last class
+    `names` are the detector's classes, `source_names` those of `state`. Where they differ, the last class
     layers' rows of classes of the same name (case and spaces at the ends ignored) are copied as well, if the layers
     before them have the same width.
     """
     own = detector.state_dict()
-    taken = {name for name in own if name in state and state[name].shape == own[name].shape}
+    renamed = bool(names and source_names) and list(map(_plain, names)) != list(map(_plain, source_names))
+    last = {
+        f"head.class_branches.{level}.2.{part}" for level in range(len(detector.strides)) for part in ("weight", "bias")
+    }
+    # Rows of other classes, or in another order, are no use by their position.
+    skipped = last if renamed else set()
+    taken = {n for n in own if n in state and state[n].shape == own[n].shape and n not in skipped}
     for name in taken:
         own[name].copy_(state[name])
     fresh = tuple(name for name in own if name not in taken)
-    source_rows = {name.strip().lower(): row for row, name in enumerate(source_names)}
-    rows = {row: source_rows[n.strip().lower()] for row, n in enumerate(names) if n.strip().lower() in source_rows}
+    source_rows = {_plain(name): row for row, name in enumerate(source_names)}
+    rows = {row: source_rows[_plain(name)] for row, name in enumerate(names) if _plain(name) in source_rows}
     classes: tuple[str, ...] = ()
     for level in range(len(detector.strides)):
         weight, bias = (f"head.class_branches.{level}.2.{part}" for part in ("weight", "bias"))
@@ -127,6 +135,10 @@ def transfer(
             classes = tuple(names[row] for row in rows)
     unused = tuple(name for name in state if name not in taken)
     return TransferReport(tuple(name for name in own if name in taken), fresh, unused, classes)
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
 
 
 def _summary(names: Sequence[str]) -> str:
