@@ -23,7 +23,7 @@ from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.evaluation.validate import detect
 from yoloyard.files import write_whole, write_whole_text
-from yoloyard.models.weights import load_model
+from yoloyard.models.weights import load_picture_model
 from yoloyard.structures import Detections
 
 CONFIDENCE = 0.25
@@ -81,7 +81,7 @@ class Model:
         iou: float | None = None,
         max_det: int | None = None,
     ) -> None:
-        self.detector, self.metadata = load_model(Path(weights))
+        self.detector, self.metadata = load_picture_model(Path(weights))
         numbers = map(str, range(self.detector.num_classes))
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or numbers)
         kept = self.metadata.get("evaluation", {})

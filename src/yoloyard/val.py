@@ -23,7 +23,7 @@ from yoloyard.evaluation.predictions import save_json as write_predictions
 from yoloyard.evaluation.report import write_report
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.files import new_run_folder, write_whole_text
-from yoloyard.models.weights import load_model
+from yoloyard.models.weights import load_picture_model
 
 DEFAULT_BATCH = 32
 
@@ -57,7 +57,7 @@ def validate(
 
     Raises UsageError or UserError if something is missing or does not fit.
     """
-    detector, metadata = load_model(Path(weights))
+    detector, metadata = load_picture_model(Path(weights))
     kept: dict[str, Any] = metadata.get("evaluation", {})
     asked = {"conf": conf, "iou": iou, "max_det": max_det}
     known = {name: value for name, value in kept.items() if name in asked}

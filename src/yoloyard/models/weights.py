@@ -73,14 +73,20 @@ def load_model(path: Path) -> tuple[Detector, dict[str, Any]]:
             detector = registry.build(metadata["model"], **metadata["model_arguments"])
     except (UsageError, TypeError) as error:
         raise UserError(f"{path} names a model that this version can't build: {error}") from error
-    if metadata.get("channels", 3) != 3:
-        raise UserError(f"{path} wants pictures of {metadata['channels']} channels; only those of 3 can be used")
     own = {name: tensor.shape for name, tensor in detector.state_dict().items()}
     wrong = [name for name in own.keys() | state.keys() if name not in state or state[name].shape != own.get(name)]
     if wrong:
         raise UserError(f"{path} doesn't fit the model {metadata['model']} that it names: {_summary(sorted(wrong))}.")
     detector.load_state_dict(state, assign=True)
     return detector.eval(), metadata
+
+
+def load_picture_model(path: Path) -> tuple[Detector, dict[str, Any]]:
+    """`load_model` for those who have pictures of 3 channels to show. Raises UserError for other networks."""
+    detector, metadata = load_model(path)
+    if metadata.get("channels", 3) != 3:
+        raise UserError(f"{path} wants pictures of {metadata['channels']} channels; only those of 3 can be used")
+    return detector, metadata
 
 
 @dataclass(frozen=True)
