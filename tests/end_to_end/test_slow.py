@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from commands import TINY, Command, start
-from yoloyard.cli import main
 from yoloyard.models.weights import read_weights
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
@@ -18,13 +17,16 @@ MAKEFILE = Path(__file__).parents[2] / "Makefile"
 pytestmark = pytest.mark.slow
 
 
-def test_the_demo_learns_what_cannot_be_guessed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_learns_what_cannot_be_guessed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, yoloyard: Command
+) -> None:
     """The commands of `make demo`: below 0.05 after an epoch, above 0.5 at the end."""
     monkeypatch.chdir(tmp_path)
     commands = re.findall(r"^\t\$\(BIN\)/yoloyard (.+)$", MAKEFILE.read_text(), re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["demo", "train", "predict"]
     for command in commands:
-        main(command.split())
+        code, _, err = yoloyard(*command.split())
+        assert (code, err) == (0, "")
     records = [json.loads(line) for line in Path("runs/demo/metrics.jsonl").read_text().splitlines()]
     assert records[0]["val/map50"] < 0.05
     _, metadata = read_weights(Path("runs/demo/weights/best.safetensors"))
