@@ -13,10 +13,9 @@ from typing import Annotated, Any
 import cyclopts
 from cyclopts import Parameter
 
-from yoloyard.config import ALIASES, TrainConfig, words_of
+from yoloyard.config import ALIASES, NEWEST, TrainConfig, words_of
 from yoloyard.errors import UsageError, UserError
 
-NEWEST = "newest"
 _AT_LEAST_0 = cyclopts.validators.Number(gte=0)
 
 app = cyclopts.App(

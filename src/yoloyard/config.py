@@ -110,6 +110,8 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+NEWEST = "newest"  # what `--resume` without a folder means
+
 # Spellings of YOLOv5's command line.
 ALIASES = {"img": "imgsz", "img_size": "imgsz", "batch_size": "batch", "cfg": "model"}
 

@@ -10,9 +10,7 @@ from rich.table import Table
 
 from yoloyard.models import registry
 from yoloyard.models.profile import profile
-from yoloyard.models.weights import load_model
-
-WEIGHT_FILES = (".safetensors", ".pt")
+from yoloyard.models.weights import WEIGHT_FILES, load_model
 
 
 def describe(model: str) -> None:

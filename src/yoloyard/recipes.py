@@ -17,6 +17,7 @@ from yoloyard.errors import UsageError
 OPTIMIZERS = ("auto", "SGD", "AdamW")
 FEW_UPDATES = 1000  # of the nominal batch; below, the recipe for small sets is taken
 MANY_UPDATES = 10_000  # above, `auto` means SGD, as published
+SGD_RATES: dict[str, Any] = {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.0}
 
 # What a family's published recipe sets otherwise than config.py. YOLOv8 and YOLO11 were published with the values that
 # are the defaults there (ultralytics 8.3, default settings for detection).
@@ -69,14 +70,14 @@ def _for_small_sets(config: TrainConfig, num_images: int) -> tuple[dict[str, Any
         "close_mosaic": min(config.augment.close_mosaic, config.epochs // 5),
     }
     if updates > MANY_UPDATES:
-        return schedule, {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.0}
+        return schedule, SGD_RATES
     return schedule, {"optimizer": "AdamW", "lr0": 0.002, "momentum": 0.9, "warmup_bias_lr": 0.0}
 
 
 def _published_rates(updates: int, num_classes: int) -> dict[str, Any]:
     """What `auto` meant when YOLOv8 and YOLO11 were published (ultralytics 8.3)."""
     if updates > MANY_UPDATES:
-        return {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.0}
+        return SGD_RATES
     return {
         "optimizer": "AdamW",
         "lr0": round(0.002 * 5 / (4 + num_classes), 6),

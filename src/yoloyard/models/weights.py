@@ -20,6 +20,7 @@ from yoloyard.errors import UsageError, UserError
 from yoloyard.models import importers, registry
 from yoloyard.models.detector import Detector
 
+WEIGHT_FILES = (".safetensors", ".pt")  # suffixes that are read
 ZIP_MAGIC = b"PK\x03\x04"  # how files written by torch.save begin
 
 

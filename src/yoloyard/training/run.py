@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from yoloyard.config import NEWEST
 from yoloyard.errors import UsageError
 from yoloyard.training.checkpoint import read_facts
 from yoloyard.training.monitor import Event, Monitor
 from yoloyard.training.setup import prepare, prepare_resume
 from yoloyard.training.trainer import Result, fit
-
-NEWEST = "newest"  # `--resume` without a folder
 
 
 def train(

@@ -23,11 +23,10 @@ from yoloyard.errors import UsageError, UserError
 from yoloyard.files import new_run_folder, write_whole_text
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
-from yoloyard.models.weights import read_weights, transfer
+from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
 MAY_CHANGE_ON_RESUME = ("epochs", "device", "workers", "patience", "save_period", "keep", "tensorboard")
-WEIGHT_FILES = (".safetensors", ".pt")
 PROBLEMS_SHOWN = 5
 
 
