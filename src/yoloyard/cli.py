@@ -14,7 +14,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from yoloyard.config import ALIASES, NEWEST, TrainConfig, words_of
-from yoloyard.errors import UsageError, UserError
+from yoloyard.errors import UsageError, UserError, own_line
 
 _AT_LEAST_0 = cyclopts.validators.Number(gte=0)
 
@@ -136,6 +136,22 @@ def info(model: Annotated[str, Parameter(help="a model's name or a weight file; 
     describe(model)
 
 
+@app.command(name="import")
+def import_weights(
+    file: Annotated[Path, Parameter(help="a .pt file of yolov5 or ultralytics")],
+    *,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="default: the same name, .safetensors")] = None,
+) -> None:
+    """Turn another project's weights into a weight file of ours. Nothing in the file is executed."""
+    from yoloyard.models.importers import read_checkpoint
+    from yoloyard.models.weights import save_weights
+
+    out = out or file.with_suffix(".safetensors")
+    state, metadata = read_checkpoint(file)
+    save_weights(out, state, metadata)
+    print(f"{out}: {metadata['model']}, {len(metadata['names'])} classes; its weights are under {metadata['licence']}")
+
+
 @app.command
 def demo(
     folder: Annotated[Path, Parameter(help="where to write it")] = Path("demo"),
@@ -168,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001  # the last resort: one line, and how to see more
         if type(error).__name__ == "OutOfMemoryError":
             _fail(f"the device has too little memory: lower --batch or --imgsz ({error})", 1, debug)
+        if place := own_line(error):
+            _fail(f"{place}: {type(error).__name__}: {error}", 1, debug)
         _fail(f"{type(error).__name__}: {error} (this is unexpected; --debug shows where)", 1, debug)
 
 

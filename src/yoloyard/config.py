@@ -64,11 +64,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Gains of the parts of the loss."""
+    """Gains of the parts of the loss, and what is peculiar to YOLOv5's."""
 
     box: float = word(7.5, "gain of the box loss", 0)
     cls: float = word(0.5, "gain of the class loss", 0)
-    dfl: float = word(1.5, "gain of the distribution focal loss", 0)
+    dfl: float = word(1.5, "gain of the distribution focal loss (not YOLOv5)", 0)
+    obj: float = word(1.0, "gain of the objectness loss (YOLOv5)", 0)
+    anchor_t: float = word(4.0, "an anchor learns boxes up to so many times longer or shorter (YOLOv5)", 1)
+    autoanchor: bool = word(True, "make new anchors where the boxes don't fit them (YOLOv5)")
+    label_smoothing: float = word(0.0, "share of the class targets that is spread evenly (YOLOv5)", 0, 0.99)
+    cls_pw: float = word(1.0, "weight of positive class targets (YOLOv5)", 0)
+    obj_pw: float = word(1.0, "weight of positive objectness targets (YOLOv5)", 0)
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class TrainConfig:
     """Everything that decides a training run."""
 
     data: str = word("", "the data.yaml of your images and labels")
-    model: str = word("yolo11n", "a name (see yoloyard info) or a weight file")
+    model: str = word("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build")
     weights: str | None = word(None, "weight file to start from; what fits is taken")
     epochs: int = word(100, "epochs", 1)
     batch: int = word(16, "images of one step", 1)

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from yoloyard.models import registry
+from yoloyard.models.own_model import is_own
 from yoloyard.models.profile import profile
+from yoloyard.models.torch_files import names_in
 from yoloyard.models.weights import WEIGHT_FILES, load_model
 
 
@@ -19,15 +21,22 @@ def describe(model: str) -> None:
     if not model:
         console.print("models: " + ", ".join(registry.names()))
         return
+    device = "meta"
     if Path(model).suffix in WEIGHT_FILES:
+        asked = names_in(Path(model))
+        if asked:
+            console.print(f"the file names these functions and classes; none of them is run: {', '.join(asked)}")
         detector, metadata = load_model(Path(model))
+        device = "cpu" if is_own(metadata["model"]) else device
         for name in ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "versions"):
             if metadata.get(name) is not None:
                 console.print(f"{name}: {metadata[name]}", markup=False)
+    elif is_own(model):
+        detector, device = registry.build(model, num_classes=80), "cpu"  # its forward may look at numbers
     else:
         with torch.device("meta"):
             detector = registry.build(model, num_classes=80)
-    cost = profile(detector)
+    cost = profile(detector, device=device)
     table = Table("block", "name", "kind", "parameters", "GFLOPs")
     for layer in cost.layers:
         table.add_row(str(layer.index), layer.name, layer.kind, f"{layer.parameters:,}", f"{layer.flops / 1e9:.3f}")

@@ -19,14 +19,31 @@ FEW_UPDATES = 1000  # of the nominal batch; below, the recipe for small sets is 
 MANY_UPDATES = 10_000  # above, `auto` means SGD, as published
 SGD_RATES: dict[str, Any] = {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.0}
 
-# What a family's published recipe sets otherwise than config.py. YOLOv8 and YOLO11 were published with the values that
-# are the defaults there (ultralytics 8.3, default settings for detection).
-FAMILIES: dict[str, dict[str, Any]] = {"yolov8": {}, "yolo11": {}}
+# What a published recipe sets otherwise than config.py, by the beginning of a model's name.
+# YOLOv8, YOLO11 and YOLO12 were published with the values that are the defaults there (ultralytics 8.3.78, default
+# settings for detection). YOLOv5 7.0: its "scratch" recipes, low for n and s, high for the larger ones; what high has
+# of copy-paste needs polygons and is left out.
+YOLOV5_LOW: dict[str, Any] = {"optimizer": "SGD", "box": 0.05, "cls": 0.5, "obj": 1.0, "close_mosaic": 0, "iou": 0.6}
+YOLOV5_HIGH: dict[str, Any] = YOLOV5_LOW | {"cls": 0.3, "obj": 0.7, "lrf": 0.1, "scale": 0.9, "mixup": 0.1}
+RECIPES: dict[str, dict[str, Any]] = {
+    "yolov5n": YOLOV5_LOW,
+    "yolov5s": YOLOV5_LOW,
+    "yolov5m": YOLOV5_HIGH,
+    "yolov5l": YOLOV5_HIGH,
+    "yolov5x": YOLOV5_HIGH,
+    "yolov8": {},
+    "yolo11": {},
+    "yolo12": {},
+}
 
 
-def published(model: str) -> Mapping[str, Any]:
-    """The words in which the recipe of the model's family differs from the defaults."""
-    return next((words for family, words in FAMILIES.items() if model.startswith(family)), {})
+def published(model: str, anchor_based: bool) -> Mapping[str, Any]:
+    """The words in which the model's published recipe differs from the defaults.
+
+    A network of the user's own gets the one of the smallest YOLOv5 if its head is `anchor_based`.
+    """
+    own = YOLOV5_LOW if anchor_based else {}
+    return next((words for name, words in RECIPES.items() if model.startswith(name)), own)
 
 
 def fit_to_run(
@@ -44,6 +61,8 @@ def fit_to_run(
     if updates < FEW_UPDATES and "nbs" not in given:
         name = f"for small sets, since {nominal} images an update would leave only {updates} updates"
         schedule, rates = _for_small_sets(config, num_images)
+        if not {"optimizer", "lr0"} & set(given):
+            optimizer = "auto"  # also where the published recipe names one
     else:
         name = f"as published, {updates} updates of {nominal} images"
         schedule, rates = {}, _published_rates(updates, num_classes)

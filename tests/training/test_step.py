@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 
 from memory import SavedBytes
-from yoloyard.config import OptimizerConfig
+from yoloyard.config import OptimizerConfig, TrainConfig
 from yoloyard.device import Precision
-from yoloyard.losses.task_aligned import TaskAlignedLoss
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.structures import Batch
 from yoloyard.training import ema
+from yoloyard.training.criterion import choose_criterion
 from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.optimizer import build_optimizer
 from yoloyard.training.step import Outcome, Update, forward_backward
 
-GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
 FLOAT32 = Precision("cpu", torch.float32)
+NANO = ("yolo11n", "yolo12n", "yolov5n", "yolov5n6")
 
 
 def some_batch(images: int = 2, size: int = 64, device: str = "cpu", seed: int = 0) -> Batch:
@@ -44,21 +44,28 @@ class Stage:
     """A nano detector with all that a step needs."""
 
     def __init__(
-        self, optimizer: str = "SGD", device: str = "cpu", fused: bool = True, dtype: torch.dtype = torch.float32
+        self,
+        optimizer: str = "SGD",
+        device: str = "cpu",
+        fused: bool = True,
+        dtype: torch.dtype = torch.float32,
+        model: str = "yolo11n",
     ):
         torch.manual_seed(0)
         with torch.device(device):
-            self.detector: Detector = registry.build("yolo11n", num_classes=3)
+            self.detector: Detector = registry.build(model, num_classes=3)
         self.precision = Precision("cpu", dtype)
         scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
         config = OptimizerConfig(optimizer=optimizer, lr0=0.01, momentum=0.9)
         self.optimizer = build_optimizer(self.detector, config, decay=5e-4, fused=fused)
         self.update = Update(self.detector, self.optimizer, scaler, ExponentialMovingAverage(self.detector, 2000))
-        self.criterion = TaskAlignedLoss(self.detector.strides, 3)
+        self.criterion, self.gains = choose_criterion(self.detector, TrainConfig(imgsz=64))
 
     def backward(self, batch: Batch) -> Tensor:
         images = len(batch.image_ids)
-        return forward_backward(self.detector, self.criterion, batch, GAINS, self.precision, self.update.scaler, images)
+        return forward_backward(
+            self.detector, self.criterion, batch, self.gains, self.precision, self.update.scaler, images
+        )
 
     def step(self, batch: Batch) -> Outcome:
         losses = self.backward(batch)
@@ -76,9 +83,10 @@ class Stage:
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-def test_a_step_on_the_meta_device_waits_for_nothing(optimizer: str) -> None:
+@pytest.mark.parametrize("model", NANO)
+def test_a_step_on_the_meta_device_waits_for_nothing(optimizer: str, model: str) -> None:
     """On `meta`, `.item()`, boolean masks, `.cpu()` and `.tolist()` raise."""
-    stage = Stage(optimizer, device="meta", fused=False)
+    stage = Stage(optimizer, device="meta", fused=False, model=model)
     outcome = stage.step(some_batch(device="meta"))
     assert outcome.gradient_norm.is_meta
     with pytest.raises((RuntimeError, NotImplementedError)):
@@ -86,16 +94,17 @@ def test_a_step_on_the_meta_device_waits_for_nothing(optimizer: str) -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "dtype"), [("SGD", torch.float16), ("AdamW", torch.bfloat16)])
+@pytest.mark.parametrize("model", NANO)
 def test_a_step_with_autocast_scaler_and_fused_optimizer_waits_for_nothing(
-    optimizer: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    optimizer: str, dtype: torch.dtype, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
     # Tensors without content can't be deep-copied; a second one of the same build stands for the copy.
-    twin = SimpleNamespace(deepcopy=lambda model: registry.build("yolo11n", num_classes=3))
+    twin = SimpleNamespace(deepcopy=lambda _: registry.build(model, num_classes=3))
     monkeypatch.setattr(ema, "copy", twin)
     with FakeTensorMode():
-        stage = Stage(optimizer, dtype=dtype)
+        stage = Stage(optimizer, dtype=dtype, model=model)
         outcome = stage.step(some_batch())
         with pytest.raises((DynamicOutputShapeException, RuntimeError)):
             outcome.gradient_norm.nonzero()
@@ -177,11 +186,12 @@ def test_the_average_follows_the_published_ramp() -> None:
     assert torch.allclose(average.model.state_dict()[name], expected)
 
 
-def test_the_norm_of_all_processes_divides_each_ones_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("model", ["yolo11n", "yolov5n"])
+def test_the_norm_of_all_processes_divides_each_ones_loss(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with half a batch each, their gradients averaged, have the gradient of one with the whole."""
     from yoloyard.training import step
 
-    whole, batch = Stage(), some_batch(images=4)
+    whole, batch = Stage(model=model), some_batch(images=4)
     for module in whole.detector.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -201,14 +211,14 @@ def test_the_norm_of_all_processes_divides_each_ones_loss(monkeypatch: pytest.Mo
 
     norms = []
     with torch.no_grad():
-        for model, part in zip(halves, parts, strict=True):
-            sums = whole.criterion(model(part.images.float() / 255), part.boxes, part.labels)
-            norms.append(torch.cat([sums[name][1] for name in GAINS]))
+        for half_model, part in zip(halves, parts, strict=True):
+            sums = whole.criterion(half_model(part.images.float() / 255), part.boxes, part.labels)
+            norms.append(torch.cat([sums[name][1] for name in whole.gains]))
     monkeypatch.setattr(step, "sum_over_processes", lambda values: norms[0] + norms[1])
     monkeypatch.setattr(step, "world_size", lambda: 2)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    for model, part in zip(halves, parts, strict=True):
-        forward_backward(model, whole.criterion, part, GAINS, FLOAT32, scaler, images_in_batch=4)
+    for half_model, part in zip(halves, parts, strict=True):
+        forward_backward(half_model, whole.criterion, part, whole.gains, FLOAT32, scaler, images_in_batch=4)
     pairs = zip(whole.detector.named_parameters(), halves[0].parameters(), halves[1].parameters(), strict=True)
     for (name, one), first, second in pairs:
         if one.grad is not None and first.grad is not None and second.grad is not None:

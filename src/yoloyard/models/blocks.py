@@ -1,4 +1,4 @@
-"""The building blocks of the anchor-free families.
+"""The building blocks of the families.
 
 Shapes: B batch, h w cells of a feature map, N = h * w positions, n repeats, d channels of one attention head.
 
@@ -18,7 +18,7 @@ Activation = Callable[[], nn.Module]
 class Conv(nn.Module):
     """Convolution without bias, batch normalisation, activation: (B, in, h, w) to (B, out, h / stride, w / stride).
 
-    Padding is kernel // 2, so that stride 1 keeps the size. `groups=in_channels` makes it depthwise.
+    Padding is kernel // 2 unless given, so that stride 1 keeps the size. `groups=in_channels` makes it depthwise.
     Source: Ioffe and Szegedy, "Batch Normalization" (2015); eps and momentum are the families' published values.
     """
 
@@ -29,10 +29,12 @@ class Conv(nn.Module):
         kernel: int = 1,
         stride: int = 1,
         groups: int = 1,
+        padding: int | None = None,
         activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        padding = kernel // 2 if padding is None else padding
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03)
         self.activation = activation()
 
@@ -41,16 +43,23 @@ class Conv(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Two 3x3 convolutions through `hidden` channels; the input is added where `shortcut` is on and the widths agree.
+    """Two convolutions through `hidden` channels, the second one 3x3, the first one 3x3 or `first_kernel` wide.
 
-    Source: He et al., "Deep Residual Learning" (2015), with two convolutions as in Darknet-53 (YOLOv3, 2018).
+    The input is added where `shortcut` is on and the widths agree. Source: He et al., "Deep Residual Learning" (2015),
+    with two convolutions as in Darknet-53 (YOLOv3, 2018).
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, hidden: int, shortcut: bool = True, activation: Activation = nn.SiLU
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden: int,
+        shortcut: bool = True,
+        first_kernel: int = 3,
+        activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__()
-        self.conv1 = Conv(in_channels, hidden, 3, activation=activation)
+        self.conv1 = Conv(in_channels, hidden, first_kernel, activation=activation)
         self.conv2 = Conv(hidden, out_channels, 3, activation=activation)
         self.add = shortcut and in_channels == out_channels
 
@@ -92,26 +101,44 @@ class C2f(SplitStack):
         self, in_channels: int, out_channels: int, repeats: int, shortcut: bool, activation: Activation = nn.SiLU
     ) -> None:
         hidden = out_channels // 2
-        blocks = [Bottleneck(hidden, hidden, hidden, shortcut, activation) for _ in range(repeats)]
+        blocks = [Bottleneck(hidden, hidden, hidden, shortcut, activation=activation) for _ in range(repeats)]
         super().__init__(in_channels, out_channels, hidden, blocks, activation)
 
 
-class C3k(nn.Module):
-    """Two 1x1 branches of half the width, one with two bottlenecks behind it, joined by a 1x1 convolution.
+class C3(nn.Module):
+    """Two 1x1 branches of half the width, one with n bottlenecks behind it, joined by a 1x1 convolution.
 
-    Source: YOLO11 (2024); Wang et al., "CSPNet" (2019).
+    The stage of YOLOv5, whose bottlenecks begin with a 1x1 convolution. Source: Wang et al., "CSPNet" (2019);
+    YOLOv5 (2020).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, activation: Activation = nn.SiLU) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        repeats: int,
+        shortcut: bool,
+        first_kernel: int = 1,
+        activation: Activation = nn.SiLU,
+    ) -> None:
         super().__init__()
         hidden = out_channels // 2
         self.conv_in = Conv(in_channels, hidden, activation=activation)
         self.conv_skip = Conv(in_channels, hidden, activation=activation)
-        self.blocks = nn.Sequential(*(Bottleneck(hidden, hidden, hidden, activation=activation) for _ in range(2)))
+        self.blocks = nn.Sequential(
+            *(Bottleneck(hidden, hidden, hidden, shortcut, first_kernel, activation) for _ in range(repeats))
+        )
         self.conv_out = Conv(2 * hidden, out_channels, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_out(torch.cat((self.blocks(self.conv_in(x)), self.conv_skip(x)), dim=1))
+
+
+class C3k(C3):
+    """A `C3` of two bottlenecks with 3x3 convolutions. Source: YOLO11 (2024)."""
+
+    def __init__(self, in_channels: int, out_channels: int, activation: Activation = nn.SiLU) -> None:
+        super().__init__(in_channels, out_channels, 2, shortcut=True, first_kernel=3, activation=activation)
 
 
 class C3k2(SplitStack):
@@ -222,3 +249,92 @@ class C2PSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bypass, attended = self.conv_in(x).chunk(2, dim=1)
         return self.conv_out(torch.cat((bypass, self.blocks(attended)), dim=1))
+
+
+class AreaAttention(nn.Module):
+    """Self-attention within `areas` horizontal bands of the map, each of equally many positions.
+
+    Queries, keys and values are equally wide. The channels of `qkv` are head-major, as in `Attention`; a depthwise 7x7
+    convolution of the values of the whole map is the position code. The number of positions must be a multiple of
+    `areas`. Source: Tian et al., "YOLOv12: Attention-Centric Real-Time Object Detectors" (2025), section 3.2.
+    """
+
+    def __init__(self, channels: int, heads: int, areas: int) -> None:
+        super().__init__()
+        self.heads, self.areas = heads, areas
+        self.qkv = Conv(channels, 3 * channels, activation=nn.Identity)
+        self.position = Conv(channels, channels, 7, groups=channels, activation=nn.Identity)
+        self.project = Conv(channels, channels, activation=nn.Identity)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(x).unflatten(1, (self.heads, -1))  # (B, heads, 3 d, h, w)
+        values = qkv[:, :, -(channels // self.heads) :].flatten(1, 2)  # (B, C, h, w)
+        # (B * areas, heads, N / areas, 3 d): a band is a picture of its own
+        bands = qkv.flatten(3).unflatten(3, (self.areas, -1)).permute(0, 3, 1, 4, 2).flatten(0, 1)
+        attended = scaled_dot_product_attention(*bands.chunk(3, dim=3))
+        whole = attended.unflatten(0, (batch, self.areas)).permute(0, 2, 4, 1, 3)  # (B, heads, d, areas, N / areas)
+        return self.project(whole.reshape(batch, channels, height, width) + self.position(values))
+
+
+class AreaBlock(nn.Module):
+    """Area attention, then two 1x1 convolutions through `expansion` times the width, each added to its input.
+
+    Its convolutions begin with small normal weights. Source: YOLOv12 (2025).
+    """
+
+    def __init__(
+        self, channels: int, heads: int, areas: int, expansion: float, activation: Activation = nn.SiLU
+    ) -> None:
+        super().__init__()
+        hidden = int(channels * expansion)
+        self.attention = AreaAttention(channels, heads, areas)
+        self.feed_forward = nn.Sequential(
+            Conv(channels, hidden, activation=activation), Conv(hidden, channels, activation=nn.Identity)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return x + self.feed_forward(x)
+
+
+class A2C2f(nn.Module):
+    """A chain of n stages whose every result is kept and joined by a 1x1 convolution: "R-ELAN". Source: YOLOv12 (2025).
+
+    With `areas` each stage is two `AreaBlock` with heads of 32 channels, without it is a `C3k`. With `residual` the
+    result is scaled channel by channel, at first by 0.01, and added to the input.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        repeats: int,
+        areas: int | None = None,
+        residual: bool = False,
+        expansion: float = 2.0,
+        activation: Activation = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        hidden = out_channels // 2
+        self.conv_in = Conv(in_channels, hidden, activation=activation)
+        stages: list[nn.Module] = []
+        for _ in range(repeats):
+            if areas is None:
+                stages.append(C3k(hidden, hidden, activation))
+            else:
+                pair = (AreaBlock(hidden, hidden // 32, areas, expansion, activation) for _ in range(2))
+                stages.append(nn.Sequential(*pair))
+        self.blocks = nn.ModuleList(stages)
+        self.conv_out = Conv((1 + repeats) * hidden, out_channels, activation=activation)
+        self.gamma = nn.Parameter(torch.full((out_channels,), 0.01)) if residual else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        results = [self.conv_in(x)]
+        for block in self.blocks:
+            results.append(block(results[-1]))
+        joined = self.conv_out(torch.cat(results, dim=1))
+        return joined if self.gamma is None else x + self.gamma.view(-1, 1, 1) * joined

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from yoloyard.models.heads import AnchorFreeHead
+from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
 
 
 class Detector(nn.Module):
     """A network with a head. It knows nothing of targets, losses or devices.
 
     forward: images, float 0 .. 1 (B, channels, H, W), H and W multiples of the largest stride, to the head's raw maps,
-    one (B, 64 + C, h, w) a stride, the same in training and evaluation. A subclass sets `self.head` and defines
-    `forward`.
+    one (B, K, h, w) a stride, the same in training and evaluation; K is 64 + C or anchors * (5 + C), as the head says.
+    A subclass sets `self.head` and defines `forward`.
     """
 
-    head: AnchorFreeHead
+    head: AnchorFreeHead | AnchorBasedHead
 
     @property
     def strides(self) -> tuple[int, ...]:

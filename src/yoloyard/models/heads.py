@@ -1,6 +1,7 @@
 """Heads: from feature maps to raw maps, and, apart from it, from raw maps to boxes and scores.
 
-Shapes: B batch, C classes, h w cells of a level, P anchor points (cells of all levels).
+Shapes: B batch, C classes, L levels, A anchors a cell, h w cells of a level, P anchor points (cells of all levels;
+with anchors, A for each cell).
 """
 
 import math
@@ -54,6 +55,20 @@ class AnchorFreeHead(nn.Module):
         bins = torch.arange(BINS, dtype=torch.float32).view(1, BINS, 1, 1)
         self.projection = nn.Parameter(bins, requires_grad=False)
 
+    @property
+    def outputs(self) -> int:
+        """Channels of a raw map."""
+        return 4 * BINS + self.num_classes
+
+    @property
+    def last_layers(self) -> list[str]:
+        """Names of the layers whose output channels belong to the classes."""
+        return [f"class_branches.{level}.2" for level in range(len(self.strides))]
+
+    def class_rows(self, channels: int) -> tuple[list[int], list[list[int]]]:
+        """Of a last layer with `channels` output channels: those that belong to no class, and those of each class."""
+        return [], [[row] for row in range(channels)]
+
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         branches = zip(features, self.box_branches, self.class_branches, strict=True)
         return [torch.cat((boxes(x), classes(x)), dim=1) for x, boxes, classes in branches]
@@ -71,6 +86,75 @@ class AnchorFreeHead(nn.Module):
         points, strides = anchor_points([(m.shape[2], m.shape[3]) for m in maps], self.strides, flat.device)
         boxes_xyxy = torch.cat((points - left_top, points + right_bottom), dim=2) * strides
         return boxes_xyxy, class_logits.sigmoid().transpose(1, 2)
+
+
+class AnchorBasedHead(nn.Module):
+    """One 1x1 convolution a level; each cell predicts one box for each of its anchors.
+
+    forward: one feature map a level to one raw map a level, (B, A * (5 + C), h, w), channel anchor * (5 + C) + output
+    with the outputs centre x, centre y, width, height, objectness, classes. `decode` turns them into boxes. `anchors`
+    is (L, A, 2), width and height in pixels. Sources: Redmon and Farhadi, "YOLOv3" (2018); YOLOv5 (2020).
+    """
+
+    anchors: Tensor
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        strides: Sequence[int],
+        anchors: Sequence[Sequence[tuple[int, int]]],
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.strides = tuple(strides)
+        self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32))
+        self.predictions = nn.ModuleList(nn.Conv2d(channels, self.outputs, 1) for channels in in_channels)
+        for layer, stride in zip(self.predictions, self.strides, strict=True):
+            self._add_to_biases(layer, stride)
+
+    def _add_to_biases(self, layer: nn.Module, stride: int) -> None:
+        """Start as if an image of 640 x 640 held eight objects for each level, spread evenly over the classes."""
+        assert isinstance(layer.bias, Tensor)
+        with torch.no_grad():
+            biases = layer.bias.view(self.anchors.shape[1], -1)
+            biases[:, 4] += math.log(8 / (640 / stride) ** 2)
+            biases[:, 5:] += math.log(0.6 / (self.num_classes - 0.99999))
+
+    @property
+    def outputs(self) -> int:
+        """Channels of a raw map."""
+        return self.anchors.shape[1] * (5 + self.num_classes)
+
+    @property
+    def last_layers(self) -> list[str]:
+        """Names of the layers whose output channels belong to the classes."""
+        return [f"predictions.{level}" for level in range(len(self.strides))]
+
+    def class_rows(self, channels: int) -> tuple[list[int], list[list[int]]]:
+        """Of a last layer with `channels` output channels: those that belong to no class, and those of each class."""
+        anchors = self.anchors.shape[1]
+        outputs = channels // anchors
+        shared = [anchor * outputs + row for anchor in range(anchors) for row in range(5)]
+        return shared, [[anchor * outputs + row for anchor in range(anchors)] for row in range(5, outputs)]
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return [layer(x) for x, layer in zip(features, self.predictions, strict=True)]
+
+    def decode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Raw maps to boxes (B, P, 4), xyxy in input pixels, not clipped, and scores (B, P, C) in 0 .. 1, float32.
+
+        The score of a class is objectness times its probability. The order is level, anchor, row, column.
+        """
+        boxes, scores = [], []
+        for level, stride, anchors in zip(maps, self.strides, self.anchors, strict=True):
+            outputs = level.float().unflatten(1, (len(anchors), -1)).flatten(3).transpose(2, 3).sigmoid()
+            points, _ = anchor_points([(level.shape[2], level.shape[3])], (stride,), level.device)
+            centres = (2 * outputs[..., :2] - 1 + points) * stride  # (B, A, h * w, 2)
+            sizes = (2 * outputs[..., 2:4]).square() * anchors.unsqueeze(1)
+            boxes.append(torch.cat((centres - sizes / 2, centres + sizes / 2), dim=3).flatten(1, 2))
+            scores.append((outputs[..., 4:5] * outputs[..., 5:]).flatten(1, 2))
+        return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
 
 
 def _plain_branch(

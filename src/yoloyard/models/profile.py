@@ -37,27 +37,28 @@ class Profile:
     imgsz: int
 
 
-def profile(detector: Detector, imgsz: int = 640, channels: int = 3) -> Profile:
+def profile(detector: Detector, imgsz: int = 640, channels: int = 3, device: str = "meta") -> Profile:
     """Cost of `detector` for an image (1, channels, imgsz, imgsz), imgsz in pixels.
 
-    The detector itself is not touched and may lie on any device: a copy is traced on the meta device.
+    The detector itself is not touched and may lie on any device: a copy is traced on the meta device, where nothing is
+    computed, or on another `device` if its forward looks at numbers.
     """
-    on_meta = copy.deepcopy(detector).to("meta").eval()
+    traced = copy.deepcopy(detector).to(device).eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        on_meta(torch.empty(1, channels, imgsz, imgsz, device="meta"))
+        traced(torch.zeros(1, channels, imgsz, imgsz, device=device))
     counts = {path.partition(".")[2]: operators for path, operators in counter.get_flop_counts().items()}
 
-    names = {id(module): name for name, module in on_meta.named_modules()}
+    names = {id(module): name for name, module in traced.named_modules()}
     layers = []
-    for index, block in enumerate(on_meta.blocks):
+    for index, block in enumerate(traced.blocks):
         if block is None:
             continue
         name = names[id(block)]
         flops, attention_flops = _split(counts.get(name, {}))
         layers.append(LayerProfile(index, name, type(block).__name__, _parameters(block), flops, attention_flops))
     flops, attention_flops = _split(counter.get_flop_counts()["Global"])
-    return Profile(tuple(layers), _parameters(on_meta), flops, attention_flops, detector.strides, imgsz)
+    return Profile(tuple(layers), _parameters(traced), flops, attention_flops, detector.strides, imgsz)
 
 
 def _parameters(module: torch.nn.Module) -> int:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from yoloyard import files
 from yoloyard.errors import UsageError, UserError
-from yoloyard.models import importers, registry
+from yoloyard.models import importers, own_model, registry
 from yoloyard.models.detector import Detector
+from yoloyard.models.torch_files import is_torch_file
 
 WEIGHT_FILES = (".safetensors", ".pt")  # suffixes that are read
-ZIP_MAGIC = b"PK\x03\x04"  # how files written by torch.save begin
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
@@ -36,7 +36,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, on the CPU, and the metadata of a weight file, or of an ultralytics checkpoint (see `importers`).
+    """The tensors, on the CPU, and the metadata of a weight file, or of another project's (see `importers`).
 
     Raises UserError, naming the file, if it is missing, cut short, or something else.
     """
@@ -44,7 +44,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}.") from error
-    if content.startswith(ZIP_MAGIC):
+    if is_torch_file(content):
         return importers.read_checkpoint(path)
     try:
         state = safetensors.torch.load(content)
@@ -69,11 +69,14 @@ def load_model(path: Path) -> tuple[Detector, dict[str, Any]]:
     state, metadata = read_weights(path)
     if "model" not in metadata or "model_arguments" not in metadata:
         raise UserError(f"{path} holds tensors but doesn't say of which model; it wasn't written by yoloyard.")
-    try:
-        with torch.device("meta"):  # no memory, no random numbers for weights that are replaced at once
-            detector = registry.build(metadata["model"], **metadata["model_arguments"])
-    except (UsageError, TypeError) as error:
-        raise UserError(f"{path} names a model that this version can't build: {error}") from error
+    if own_model.is_own(metadata["model"]):
+        detector = own_model.beside(path, metadata).build(metadata["model_arguments"]["num_classes"])
+    else:
+        try:
+            with torch.device("meta"):  # no memory, no random numbers for weights that are replaced at once
+                detector = registry.build(metadata["model"], **metadata["model_arguments"])
+        except (UsageError, TypeError) as error:
+            raise UserError(f"{path} names a model that this version can't build: {error}") from error
     own = {name: tensor.shape for name, tensor in detector.state_dict().items()}
     wrong = [name for name in own.keys() | state.keys() if name not in state or state[name].shape != own.get(name)]
     if wrong:
@@ -116,30 +119,28 @@ def transfer(
 ) -> TransferReport:
     """Copy into `detector` what has an equal name and shape in `state`; the rest keeps its values.
 
-    `names` are the detector's classes, `source_names` those of `state`. Where they differ, the last class
-    layers' rows of classes of the same name (case and spaces at the ends ignored) are copied as well, if the layers
-    before them have the same width.
+    `names` are the detector's classes, `source_names` those of `state`. Where they differ, the last layers' rows of
+    classes of the same name (case and spaces at the ends ignored), and those of no class, are copied as well, if the
+    layers before them have the same width.
     """
     own = detector.state_dict()
     renamed = bool(names and source_names) and list(map(_plain, names)) != list(map(_plain, source_names))
-    last = {
-        f"head.class_branches.{level}.2.{part}" for level in range(len(detector.strides)) for part in ("weight", "bias")
-    }
+    last = [f"head.{layer}.{part}" for layer in detector.head.last_layers for part in ("weight", "bias")]
     # Rows of other classes, or in another order, are no use by their position.
-    skipped = last if renamed else set()
+    skipped = last if renamed else ()
     taken = {n for n in own if n in state and state[n].shape == own[n].shape and n not in skipped}
     for name in taken:
         own[name].copy_(state[name])
     fresh = tuple(name for name in own if name not in taken)
     source_rows = {_plain(name): row for row, name in enumerate(source_names)}
-    rows = {row: source_rows[_plain(name)] for row, name in enumerate(names) if _plain(name) in source_rows}
+    pairs = [(row, source_rows[_plain(name)]) for row, name in enumerate(names) if _plain(name) in source_rows]
     classes: tuple[str, ...] = ()
-    for level in range(len(detector.strides)):
-        weight, bias = (f"head.class_branches.{level}.2.{part}" for part in ("weight", "bias"))
-        if weight in fresh and weight in state and own[weight].shape[1:] == state[weight].shape[1:]:
-            for name in (weight, bias):
-                own[name][list(rows)] = state[name][list(rows.values())].to(own[name])
-            classes = tuple(names[row] for row in rows)
+    for name in last:
+        if name in fresh and name in state and own[name].shape[1:] == state[name].shape[1:]:
+            (shared, rows), (source_shared, source) = map(detector.head.class_rows, (len(own[name]), len(state[name])))
+            for ours, theirs in [(shared, source_shared), *((rows[a], source[b]) for a, b in pairs)]:
+                own[name][ours] = state[name][theirs].to(own[name])
+            classes = tuple(names[row] for row, _ in pairs)
     unused = tuple(name for name in state if name not in taken)
     return TransferReport(tuple(name for name in own if name in taken), fresh, unused, classes)
 

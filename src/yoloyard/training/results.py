@@ -29,7 +29,7 @@ def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, m
     """
     evaluation = setup.config.evaluation
     metadata: dict[str, Any] = {
-        "model": setup.config.model,
+        "model": setup.model_name,
         "model_arguments": setup.model_arguments,
         "names": list(setup.names),
         "channels": 3,
@@ -47,6 +47,8 @@ def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, m
         "epoch": epoch,
         "metrics": metrics.figures(),
     }
+    if setup.own_model is not None:
+        metadata["model_digest"] = setup.own_model.digest
     save_weights(path, detector.state_dict(), metadata)
 
 
@@ -64,7 +66,7 @@ def write_run_report(
     best = shlex.quote(str(setup.folder / "weights" / "best.safetensors"))
     data = shlex.quote(config.data)
     facts = {
-        "Model": f"{config.model}, {sum(p.numel() for p in setup.detector.parameters()):,} parameters",
+        "Model": f"{setup.model_name}, {sum(p.numel() for p in setup.detector.parameters()):,} parameters",
         "Data": config.data,
         "Images": f"{len(setup.train_index):,} for training, {len(setup.val_index):,} for validation",
         "Epochs": f"{len(records)} of {config.epochs}, the best one {best_epoch}",

@@ -20,10 +20,13 @@ from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import Index, load_index
 from yoloyard.device import Precision, choose_device, choose_precision
 from yoloyard.errors import UsageError, UserError
-from yoloyard.files import new_run_folder, write_whole_text
-from yoloyard.models import registry
+from yoloyard.files import new_run_folder, write_whole, write_whole_text
+from yoloyard.models import own_model, registry
 from yoloyard.models.detector import Detector
+from yoloyard.models.heads import AnchorBasedHead
+from yoloyard.models.own_model import OwnModel
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
+from yoloyard.training.anchors import fit_anchors
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
 MAY_CHANGE_ON_RESUME = ("epochs", "device", "workers", "patience", "save_period", "keep", "tensorboard")
@@ -42,8 +45,14 @@ class Setup:
     precision: Precision
     detector: Detector  # on the CPU
     model_arguments: dict[str, Any]  # with the model's name they build the detector again
+    own_model: OwnModel | None  # where the network is the user's own
     licence: str | None  # of the weights that training started from
     given: dict[str, Any]  # the user's own words
+
+    @property
+    def model_name(self) -> str:
+        """How weight files name the model."""
+        return self.own_model.word if self.own_model else self.config.model
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,25 +85,31 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
     if config.cache not in (None, "ram"):
         raise UsageError(f"--cache {config.cache}: the only cache is ram")
     device = choose_device(config.device)
-    source, model = _starting_point(given)
-    recipe = {word: value for word, value in recipes.published(model).items() if word not in given}
+    source, model, own = _starting_point(given)
     spec = read_data_yaml(Path(config.data))
+    torch.manual_seed(config.seed)
+    arguments = {"num_classes": len(spec.names)} | ({} if own else _own_arguments(source, model))
+    detector = own.build(**arguments) if own else registry.build(model, **arguments)
+
+    anchor_based = isinstance(detector.head, AnchorBasedHead)
+    recipe = {word: value for word, value in recipes.published(model, anchor_based).items() if word not in given}
     start = {"weights": str(source.path.resolve())} if source else {}
     config = with_words(config, recipe | {"model": model, "data": str(spec.path)} | start)
-
     train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
     _report_problems(train_index, "train", say)
     _report_problems(val_index, "val", say)
-    torch.manual_seed(config.seed)
-    arguments = _own_arguments(source, model) | {"num_classes": len(spec.names)}
-    detector = registry.build(model, **arguments)
     config = _fit(config, given, detector, train_index, device, say)
     licence = _transfer(detector, source, spec.names, model, say) if source else None
+    if isinstance(detector.head, AnchorBasedHead) and config.loss.autoanchor:
+        fit_anchors(detector.head, train_index, config.imgsz, config.loss.anchor_t, config.seed, say)
     freeze(detector, config.freeze)
     folder = new_run_folder(Path(config.project), run_name(config), config.exist_ok)
     _write_config(folder, config)
+    if own is not None:
+        content = own.source
+        write_whole(folder / own.path.name, lambda temporary: temporary.write_bytes(content))
     precision = choose_precision(device, config.amp)
-    return Setup(config, folder, train_index, val_index, device, precision, detector, arguments, licence, given)
+    return Setup(config, folder, train_index, val_index, device, precision, detector, arguments, own, licence, given)
 
 
 def prepare_resume(
@@ -126,7 +141,10 @@ def prepare_resume(
     spec = read_data_yaml(Path(config.data))
     train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
     arguments = facts["model_arguments"]
-    detector = registry.build(config.model, **arguments)
+    own = None
+    if own_model.is_own(config.model):
+        own = own_model.read_kept(config.model, facts["model_digest"], [folder])
+    detector = own.build(**arguments) if own else registry.build(config.model, **arguments)
     freeze(detector, config.freeze)
     precision = choose_precision(device, config.amp)
     setup = Setup(
@@ -138,6 +156,7 @@ def prepare_resume(
         precision,
         detector,
         arguments,
+        own,
         facts["licence"],
         facts["given"] | given,
     )
@@ -186,21 +205,30 @@ def run_name(config: TrainConfig) -> str:
     return config.name or (data.parent.name if data.stem == "data" and data.parent.name else data.stem)
 
 
-def _starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str]:
-    """The weight file to start from, if any, and the name of the model.
+def _starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, OwnModel | None]:
+    """The weight file to start from, if any, the model, and the user's file, if the model is in one.
 
-    `--model` takes a name or a weight file; `--weights` alone brings its model with it.
+    `--model` takes a name, a file with a function, or a weight file; `--weights` alone brings its model with it.
     """
     model = given.get("model")
     path = given.get("weights")
     if path is None and model is not None and Path(model).suffix in WEIGHT_FILES:
         path, model = model, None
-    if path is None:
-        return None, model or TrainConfig().model
-    state, metadata = read_weights(Path(path))
-    if model is None and "model" not in metadata:
-        raise UserError(f"{path} does not say which model it holds; add --model NAME")
-    return Source(Path(path), state, metadata), model or metadata["model"]
+    source = None
+    if path is not None:
+        source = Source(Path(path), *read_weights(Path(path)))
+    if model is None and source is not None:
+        if "model" not in source.metadata:
+            raise UserError(f"{path} does not say which model it holds; add --model NAME")
+        model = source.metadata["model"]
+        if own_model.is_own(model):
+            own = own_model.beside(source.path, source.metadata)
+            return source, f"{own.path}:{own.function}", own
+    model = model or TrainConfig().model
+    if own_model.is_own(model):
+        own = own_model.read_own(model)
+        return source, f"{own.path}:{own.function}", own
+    return source, model, None
 
 
 def _own_arguments(source: Source | None, model: str) -> dict[str, Any]:
@@ -219,6 +247,8 @@ def _transfer(
     if not report.taken:
         raise UsageError(f"nothing in {source.path} fits {model}: use --model to name the model that it was made for")
     say(f"weights from {source.path}: {report}")
+    if source.metadata.get("fused"):
+        say("that file was fused for inference: its normalisation is gone and begins anew")
     licence: str | None = source.metadata.get("licence")
     if licence:
         say(f"these weights are under {licence}; that is kept in the files of this run")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from yoloyard.device import Precision
-from yoloyard.losses.task_aligned import TaskAlignedLoss
 from yoloyard.models.detector import Detector
 from yoloyard.structures import Batch, images_to_float
+from yoloyard.training.criterion import Criterion
 from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.parallel import sum_over_processes, world_size
 
@@ -25,7 +25,7 @@ LARGEST_GRADIENT_NORM = 10.0
 
 def forward_backward(
     model: nn.Module,
-    criterion: TaskAlignedLoss,
+    criterion: Criterion,
     batch: Batch,
     gains: Mapping[str, float],
     precision: Precision,

@@ -26,11 +26,11 @@ from yoloyard.errors import UserError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.files import write_whole_text
-from yoloyard.losses.task_aligned import TaskAlignedLoss
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 from yoloyard.structures import Batch, Detections
 from yoloyard.training.checkpoint import Progress, TrainingState, copy_checkpoint, restore_checkpoint, save_checkpoint
+from yoloyard.training.criterion import Criterion, choose_criterion
 from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.interrupt import Interrupted, InterruptRequest
 from yoloyard.training.monitor import AlertRaised, CheckpointWritten, EpochEnded, Monitor, as_record, memory_gigabytes
@@ -66,7 +66,8 @@ class Run:
     monitor: Monitor
     state: TrainingState
     schedule: Schedule
-    criterion: TaskAlignedLoss
+    criterion: Criterion
+    gains: dict[str, float]  # of each part of the loss
     train_loader: TrainLoader
     val_loader: ValLoader
     tensorboard: TensorBoard | None
@@ -76,11 +77,6 @@ class Run:
     def last_checkpoint(self) -> Path:
         """The checkpoint that a resumed run begins with."""
         return self.setup.folder / "checkpoints" / "last"
-
-    @property
-    def gains(self) -> dict[str, float]:
-        """The gain of each part of the loss."""
-        return dataclasses.asdict(self.setup.config.loss)
 
 
 def fit(setup: Setup, monitor: Monitor, checkpoint: Mapping[str, Any] | None = None) -> Result:
@@ -125,8 +121,8 @@ def begin(setup: Setup, monitor: Monitor, interrupt: InterruptRequest) -> Run:
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
     average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
     update = Update(model, optimizer, setup.precision.scaler(), average)
-    state = TrainingState(update, Progress(), torch.zeros(len(dataclasses.fields(config.loss)) + 3, device=device))
-    criterion = TaskAlignedLoss(model.strides, model.num_classes)
+    criterion, gains = choose_criterion(model, config)
+    state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
     facts = environment.facts(device, setup.precision.name)
     write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
     tensorboard = None
@@ -134,11 +130,11 @@ def begin(setup: Setup, monitor: Monitor, interrupt: InterruptRequest) -> Run:
         tensorboard = TensorBoard(setup.folder / "tensorboard")
         tensorboard.labels(setup.train_index)
     monitor.say(
-        f"training {config.model} on {device} in {setup.precision.name}: {len(setup.train_index)} images, "
+        f"training {setup.model_name} on {device} in {setup.precision.name}: {len(setup.train_index)} images, "
         f"{len(setup.val_index)} for validation, {len(train_loader)} batches of {config.batch} an epoch; "
         f"results in {setup.folder}"
     )
-    return Run(setup, monitor, state, schedule, criterion, train_loader, val_loader, tensorboard, interrupt)
+    return Run(setup, monitor, state, schedule, criterion, gains, train_loader, val_loader, tensorboard, interrupt)
 
 
 def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
@@ -332,6 +328,7 @@ def save(run: Run) -> None:
         "images": setup.fingerprint(),
         "names": list(setup.names),
         "model_arguments": setup.model_arguments,
+        "model_digest": setup.own_model.digest if setup.own_model else None,
         "licence": setup.licence,
     }
     save_checkpoint(run.last_checkpoint, run.state, facts)

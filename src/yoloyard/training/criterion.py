@@ -1,0 +1,39 @@
+"""Which loss a detector is taught by: that of the kind of its head, also for a network of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from yoloyard.config import TrainConfig
+from yoloyard.losses.anchor_based import AnchorBasedLoss
+from yoloyard.losses.task_aligned import TaskAlignedLoss
+from yoloyard.models.detector import Detector
+from yoloyard.models.heads import AnchorBasedHead
+
+# (maps, boxes_xyxy, labels) to (sums, norms) by the name of the part
+Criterion = Callable[[list[Tensor], Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
+
+
+def choose_criterion(detector: Detector, config: TrainConfig) -> tuple[Criterion, dict[str, float]]:
+    """The loss for `detector`, which lies on its device already, and the gain of each of its parts."""
+    loss, head = config.loss, detector.head
+    if not isinstance(head, AnchorBasedHead):
+        return TaskAlignedLoss(head.strides, head.num_classes), {"box": loss.box, "cls": loss.cls, "dfl": loss.dfl}
+    criterion = AnchorBasedLoss(
+        head.anchors,
+        head.strides,
+        head.num_classes,
+        loss.anchor_t,
+        loss.label_smoothing,
+        loss.cls_pw,
+        loss.obj_pw,
+    )
+    # As published, the gains are for 80 classes, 640 pixels and three levels.
+    levels = 3 / len(head.strides)
+    return criterion, {
+        "box": loss.box * levels,
+        "cls": loss.cls * levels * head.num_classes / 80,
+        "obj": loss.obj * levels * (config.imgsz / 640) ** 2,
+    }
