@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reference import formula_images, formula_state_dict, numbers
+from reference import ANCHORS, POINT_STEP, formula_images, formula_state_dict, model_file, numbers
 from yoloyard.boxes import xyxy_to_cxcywh
 from yoloyard.errors import UsageError
 from yoloyard.models import registry
@@ -15,6 +15,16 @@ from yoloyard.models.profile import profile
 
 # parameters at 80 classes; billions of FLOPs of the convolutions at 640 pixels
 PUBLISHED = {
+    "yolov5n": (1_872_157, 4.47),
+    "yolov5s": (7_235_389, 16.43),
+    "yolov5m": (21_190_557, 48.87),
+    "yolov5l": (46_563_709, 108.99),
+    "yolov5x": (86_749_405, 205.45),
+    "yolov5n6": (3_246_940, 4.56),
+    "yolov5s6": (12_626_620, 16.80),
+    "yolov5m6": (35_731_932, 49.91),
+    "yolov5l6": (76_770_172, 111.24),
+    "yolov5x6": (140_794_780, 209.56),
     "yolov8n": (3_157_200, 8.7),
     "yolov8s": (11_166_560, 28.6),
     "yolov8m": (25_902_640, 78.9),
@@ -25,9 +35,19 @@ PUBLISHED = {
     "yolo11m": (20_114_688, 68.0),
     "yolo11l": (25_372_160, 86.9),
     "yolo11x": (56_966_176, 194.9),
+    "yolo12n": (2_602_288, 6.5),
+    "yolo12s": (9_284_096, 21.4),
+    "yolo12m": (20_199_168, 67.5),
+    "yolo12l": (26_450_784, 88.9),
+    "yolo12x": (59_210_784, 199.0),
 }
-NANO = ("yolov8n", "yolo11n")
-POINT_STEP = 7  # of the kept outputs
+ANCHOR_FREE_NANO = ("yolov8n", "yolo11n", "yolo12n")
+ANCHOR_BASED_NANO = ("yolov5n", "yolov5n6")
+NANO = (*ANCHOR_FREE_NANO, *ANCHOR_BASED_NANO)
+
+
+def strides_of(name: str) -> tuple[int, ...]:
+    return (8, 16, 32, 64) if name.endswith("6") else (8, 16, 32)
 
 
 def build_on_meta(name: str, num_classes: int, **arguments: int) -> Detector:
@@ -50,7 +70,7 @@ def test_parameters_and_flops_are_the_published_ones(name: str) -> None:
     figures = profile(build_on_meta(name, num_classes=80))
     assert figures.parameters == parameters
     assert figures.flops / 1e9 == pytest.approx(gflops, rel=0.01)
-    assert figures.strides == (8, 16, 32)
+    assert figures.strides == strides_of(name)
 
 
 def test_profile_adds_up_over_the_layers_and_counts_attention_apart() -> None:
@@ -61,15 +81,19 @@ def test_profile_adds_up_over_the_layers_and_counts_attention_apart() -> None:
     assert figures.attention_flops == 2 * 2 * 400 * 400 * (32 + 64)
     assert [layer.index for layer in figures.layers if layer.attention_flops] == [10]
     assert profile(build_on_meta("yolov8n", num_classes=80)).attention_flops == 0
+    # four blocks each: 2 heads in 4 bands of 400 positions, 4 heads in one; queries, keys and values 32 wide
+    areas = profile(build_on_meta("yolo12n", num_classes=80))
+    assert areas.attention_flops == 4 * 2 * (2 * 4 + 4) * 400 * 400 * (32 + 32)
+    assert [layer.index for layer in areas.layers if layer.attention_flops] == [6, 8]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_outputs_of_every_size_are_the_reference_packages(name: str) -> None:
     detector = build_on_meta(name, num_classes=80)
     detector.load_state_dict(formula_state_dict(detector), assign=True)
-    expected = numbers("models.npz", name)
+    expected = numbers(model_file(name), name)
     with torch.no_grad():
-        maps = detector.eval()(formula_images(f"{name}/80", 1, 64, 96))
+        maps = detector.eval()(formula_images(f"{name}/80", 1, 64, 128 if name.endswith("6") else 96))
     assert relative_difference(joined(maps)[..., ::POINT_STEP], expected["eval"]) < 1e-4
 
 
@@ -77,8 +101,8 @@ def test_outputs_of_every_size_are_the_reference_packages(name: str) -> None:
 def test_training_evaluation_and_decoding_are_the_reference_packages(name: str) -> None:
     detector = build_on_meta(name, num_classes=3)
     detector.load_state_dict(formula_state_dict(detector), assign=True)
-    images = formula_images(f"{name}/3", 2, 128, 160)
-    expected = numbers("models.npz", f"{name}_3")
+    images = formula_images(f"{name}/3", 2, 128, 192 if name.endswith("6") else 160)
+    expected = numbers(model_file(name), f"{name}_3")
     with torch.no_grad():
         maps = detector.eval()(images)
         boxes_xyxy, scores = detector.decode(maps)
@@ -94,10 +118,14 @@ def test_training_evaluation_and_decoding_are_the_reference_packages(name: str) 
 def test_every_size_runs_without_looking_at_a_number(name: str) -> None:
     # on the meta device there are no numbers: anything that depends on one raises
     detector = build_on_meta(name, num_classes=7, channels=1)
-    maps = detector(torch.empty(2, 1, 96, 160, device="meta"))
-    assert [tuple(level.shape) for level in maps] == [(2, 71, 12, 20), (2, 71, 6, 10), (2, 71, 3, 5)]
+    maps = detector(torch.empty(2, 1, 128, 192, device="meta"))
+    anchors = 3 if name.startswith("yolov5") else 1
+    channels = anchors * (5 + 7) if name.startswith("yolov5") else 64 + 7
+    sizes = [(128 // stride, 192 // stride) for stride in strides_of(name)]
+    assert [tuple(level.shape) for level in maps] == [(2, channels, *size) for size in sizes]
     boxes_xyxy, scores = detector.decode(maps)
-    assert (boxes_xyxy.shape, scores.shape) == ((2, 315, 4), (2, 315, 7))
+    points = anchors * sum(height * width for height, width in sizes)
+    assert (boxes_xyxy.shape, scores.shape) == ((2, points, 4), (2, points, 7))
 
 
 @pytest.mark.parametrize("name", NANO)
@@ -135,7 +163,34 @@ def test_decoding_by_hand() -> None:
     assert boxes_xyxy[0, 0].tolist() == pytest.approx([8 * (0.5 - 7.5)] * 2 + [8 * (0.5 + 7.5)] * 2)
 
 
-@pytest.mark.parametrize("name", NANO)
+def test_anchor_based_decoding_by_hand() -> None:
+    """The second anchor, 62 x 45, of cell (x 3, y 1) at stride 16; all else is zero."""
+    head = registry.build("yolov5n", num_classes=2).head
+    maps = [torch.zeros(1, 3 * 7, 4 * 2 // scale, 8 * 2 // scale) for scale in (2, 4, 8)]
+    maps[1][0, 7:14, 1, 3] = torch.tensor([100.0, -100.0, 100.0, 0.0, 2.0, 0.0, 100.0])
+    boxes_xyxy, scores = head.decode(maps)
+    point = 3 * 4 * 8 + 1 * 2 * 4 + 1 * 4 + 3  # behind the first level, and the first anchor of the second
+    centre_x, centre_y, width, height = 16 * (3 + 1.5), 16 * (1 - 0.5), 4 * 62, 45
+    assert boxes_xyxy[0, point].tolist() == pytest.approx(
+        [centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2]
+    )
+    assert scores[0, point].tolist() == pytest.approx([0.880797 * 0.5, 0.880797])
+    # the first anchor of the first cell, as large as it is, in the middle of the cell
+    assert boxes_xyxy[0, 0].tolist() == pytest.approx([4 - 5, 4 - 6.5, 4 + 5, 4 + 6.5])
+
+
+@pytest.mark.parametrize("name", ANCHOR_BASED_NANO)
+def test_fresh_anchor_based_weights_follow_the_recipe(name: str) -> None:
+    state = registry.build(name, num_classes=80).state_dict()
+    for level, objectness in enumerate((-6.6846, -5.2983, -3.9120, -2.5257)[: len(strides_of(name))]):
+        fan_in = state[f"head.predictions.{level}.weight"].shape[1]
+        biases = state[f"head.predictions.{level}.bias"].view(3, 85)
+        for part, constant in ((biases[:, :4], 0.0), (biases[:, 4], objectness), (biases[:, 5:], -4.8803)):
+            assert (part - constant).abs().max() <= fan_in**-0.5 + 1e-4
+    assert state["head.anchors"].tolist() == [list(map(list, level)) for level in ANCHORS[len(strides_of(name))]]
+
+
+@pytest.mark.parametrize("name", ANCHOR_FREE_NANO)
 def test_fresh_weights_follow_the_recipe(name: str) -> None:
     detector = registry.build(name, num_classes=80)
     state = detector.state_dict()
@@ -157,17 +212,19 @@ def test_width_of_the_class_branch_follows_the_class_count_unless_told(num_class
     assert width_of(build_on_meta("yolo11n", num_classes, class_width=96)) == 96
 
 
-@pytest.mark.parametrize(("name", "count"), [("yolov8n", 23), ("yolo11n", 24)])
-def test_blocks_hold_every_parameter_once_in_the_published_order(name: str, count: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "count"), [("yolov8n", 23), ("yolo11n", 24), ("yolo12n", 22), ("yolov5n", 25), ("yolov5n6", 34)]
+)
+def test_blocks_hold_every_parameter_once(name: str, count: int) -> None:
     detector = build_on_meta(name, num_classes=80)
     blocks = detector.blocks
     assert len(blocks) == count
     assert blocks[-1] is detector.head
     parameters = [parameter for block in blocks if block is not None for parameter in block.parameters()]
-    assert [id(p) for p in parameters] == [id(p) for p in detector.parameters()]
+    assert sorted(map(id, parameters)) == sorted(map(id, detector.parameters()))
 
 
 def test_an_unknown_model_names_the_nearest_and_lists_all() -> None:
-    with pytest.raises(UsageError, match=r"unknown model 'yolo11': did you mean yolo11\w\? The models are yolov8n, "):
+    with pytest.raises(UsageError, match=r"unknown model 'yolo11': did you mean yolo11\w\? The models are yolov5n, "):
         registry.build("yolo11", num_classes=3)
     assert registry.names() == tuple(PUBLISHED)

@@ -11,6 +11,7 @@ What is kept, and how to read it, stands in tests/data/README.md.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,23 @@ from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
-from reference import FOLDER, GRADIENT_STEP, STRIDES, formula, formula_images, formula_maps, formula_weights
+from reference import (
+    FOLDER,
+    GRADIENT_STEP,
+    STRIDES,
+    Outputs,
+    formula_images,
+    formula_maps,
+    formula_weights,
+    model_file,
+    normalised_targets,
+    random_targets,
+    save_numbers,
+)
 
 SIZES = "nsmlx"
-FAMILIES = ("yolov8", "yolo11")
-POINT_STEP = 7  # kept outputs: every 7th anchor point
+FAMILIES = ("yolov8", "yolo11", "yolo12")
+MODELS = tuple(f"{family}{size}" for family in FAMILIES for size in SIZES)
 
 
 def reference_model(name: str, num_classes: int) -> DetectionModel:
@@ -37,40 +50,26 @@ def reference_model(name: str, num_classes: int) -> DetectionModel:
     return model.train()
 
 
-def raw(outputs: dict[str, Tensor]) -> np.ndarray:
-    """Raw outputs as (B, 64 + C, P), every POINT_STEP-th point."""
-    joined = torch.cat((outputs["boxes"], outputs["scores"]), dim=1)
-    return joined[..., ::POINT_STEP].detach().numpy()
+def reference_outputs(model: DetectionModel, images: Tensor) -> Outputs:
+    """What the model says to images (B, 3, H, W); it is in training mode afterwards."""
+
+    def joined(outputs: dict[str, Tensor]) -> Tensor:
+        return torch.cat((outputs["boxes"], outputs["scores"]), dim=1)
+
+    with torch.no_grad():
+        decoded, evaluation = model.eval()(images)
+        return Outputs(joined(evaluation), joined(model.train()(images)), decoded)
 
 
 def model_numbers(name: str, num_classes: int, batch: int, height: int, width: int) -> dict[str, np.ndarray]:
     """Outputs of one model for one formula image batch."""
     model = reference_model(name, num_classes)
-    images = formula_images(f"{name}/{num_classes}", batch, height, width)
-    with torch.no_grad():
-        model.eval()
-        decoded, eval_outputs = model(images)
-        model.train()
-        train_outputs = model(images)
+    outputs = reference_outputs(model, formula_images(f"{name}/{num_classes}", batch, height, width))
     return {
         "shape": np.array([batch, num_classes, height, width]),
         "parameters": np.array(sum(parameter.numel() for parameter in model.parameters())),
-        "eval": raw(eval_outputs),
-        "train": raw(train_outputs),
-        "decoded": decoded[..., ::POINT_STEP].numpy(),  # (B, 4 + C, P): cxcywh in pixels, then scores
+        **outputs.kept(),
     }
-
-
-def random_targets(case: str, counts: list[int], num_classes: int, height: int, width: int) -> np.ndarray:
-    """(n, 6) image, class, xyxy in pixels, of formula boxes from 4 pixels to most of the image."""
-    rows = []
-    for image, count in enumerate(counts):
-        centres = formula(f"{case}/centres/{image}", (count, 2), 0.05, 0.95) * [width, height]
-        sizes = 4 * (0.7 * min(height, width) / 4) ** formula(f"{case}/sizes/{image}", (count, 2), 0, 1)
-        classes = np.floor(formula(f"{case}/classes/{image}", (count, 1), 0, num_classes))
-        corners = np.concatenate((centres - sizes / 2, centres + sizes / 2), axis=1)
-        rows.append(np.concatenate((np.full((count, 1), image), classes, corners), axis=1))
-    return np.concatenate(rows).astype(np.float32)
 
 
 EDGE_TARGETS = np.array(
@@ -105,23 +104,22 @@ def loss_cases() -> dict[str, tuple[tuple[int, int, int, int], np.ndarray]]:
     return cases | {"edges": ((2, 3, 96, 160), EDGE_TARGETS)}
 
 
-def reference_loss(model: DetectionModel, maps: list[Tensor], targets: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The total loss and the three components (box, cls, dfl) for raw maps of the strides 8, 16, 32."""
+def reference_loss(
+    model: DetectionModel, maps: Sequence[Tensor], targets: np.ndarray
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total loss and the components for raw maps (B, 64 + C, h, w) of the strides 8, 16, 32."""
     height, width = maps[0].shape[2] * STRIDES[0], maps[0].shape[3] * STRIDES[0]
-    rows = torch.from_numpy(targets).reshape(-1, 6)
-    corners, size = rows[:, 2:], torch.tensor([width, height], dtype=torch.float32)
+    rows = normalised_targets(targets, height, width)
     batch = {
         "img": torch.zeros(len(maps[0]), 3, height, width),
         "batch_idx": rows[:, 0],
         "cls": rows[:, 1:2],
-        "bboxes": torch.cat(
-            ((corners[:, :2] + corners[:, 2:]) / 2 / size, (corners[:, 2:] - corners[:, :2]) / size), 1
-        ),
+        "bboxes": rows[:, 2:],
     }
     joined = torch.cat([level.flatten(2) for level in maps], dim=2)
-    outputs = {"boxes": joined[:, :64], "scores": joined[:, 64:], "feats": maps}
+    outputs = {"boxes": joined[:, :64], "scores": joined[:, 64:], "feats": list(maps)}
     losses, components = model.loss(batch, outputs)
-    return losses.sum(), torch.stack([components[key] for key in ("box_loss", "cls_loss", "dfl_loss")])
+    return losses.sum(), {name: components[f"{name}_loss"] for name in ("box", "cls", "dfl")}
 
 
 def loss_numbers(name: str, shape: tuple[int, int, int, int], targets: np.ndarray) -> dict[str, np.ndarray]:
@@ -133,17 +131,10 @@ def loss_numbers(name: str, shape: tuple[int, int, int, int], targets: np.ndarra
     return {
         "shape": np.array(shape),
         "targets": targets,
-        "box_cls_dfl": components.detach().numpy(),
+        "box_cls_dfl": torch.stack(list(components.values())).detach().numpy(),
         "total": total.detach().numpy(),
         "gradients": gradients[..., ::GRADIENT_STEP].numpy(),
     }
-
-
-def save(path: Path, groups: dict[str, dict[str, np.ndarray]]) -> None:
-    """One compressed file, entries named group/key."""
-    arrays = {f"{group}/{key}": value for group, entries in groups.items() for key, value in entries.items()}
-    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
-    print(f"{path}: {len(arrays)} arrays, {path.stat().st_size / 1e6:.2f} MB")
 
 
 def main() -> None:
@@ -152,12 +143,12 @@ def main() -> None:
     folder = parser.parse_args().out
     folder.mkdir(parents=True, exist_ok=True)
     print(f"ultralytics {ultralytics.__version__}, torch {torch.__version__}")
-    models = {
-        f"{family}{size}": model_numbers(f"{family}{size}", 80, 1, 64, 96) for family in FAMILIES for size in SIZES
-    }
-    models |= {f"{family}n_3": model_numbers(f"{family}n", 3, 2, 128, 160) for family in FAMILIES}
-    save(folder / "models.npz", models)
-    save(folder / "losses.npz", {name: loss_numbers(name, *case) for name, case in loss_cases().items()})
+    for file in sorted({model_file(name) for name in MODELS}):
+        names = [name for name in MODELS if model_file(name) == file]
+        models = {name: model_numbers(name, 80, 1, 64, 96) for name in names}
+        models |= {f"{name}_3": model_numbers(name, 3, 2, 128, 160) for name in names if name.endswith("n")}
+        save_numbers(folder / file, models)
+    save_numbers(folder / "losses.npz", {name: loss_numbers(name, *case) for name, case in loss_cases().items()})
 
 
 if __name__ == "__main__":
