@@ -4,8 +4,12 @@ import importlib.util
 import re
 from pathlib import Path
 
+import torch
+
 from yoloyard.cli import app, normal_arguments
 from yoloyard.config import TrainConfig, words_of
+from yoloyard.models import registry
+from yoloyard.models.weights import transfer
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "README.zh-CN.md")
@@ -38,6 +42,21 @@ def test_both_readmes_have_the_same_parts_and_commands() -> None:
     code = [re.findall(r"```\w*\n(.*?)```", page, re.DOTALL) for page in (english, chinese)]
     commands = [[re.sub(r"\s*#.*", "", block) for block in blocks] for blocks in code]
     assert commands[0] == commands[1]
+
+
+def test_the_networks_of_the_docs_take_all_of_yolo11s_weights_and_train(tmp_path: Path) -> None:
+    networks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-model.md").read_text("utf-8"), re.DOTALL)
+    assert len(networks) == 2
+    official = registry.build("yolo11n", num_classes=80)
+    for network in networks:
+        assert len([line for line in network.splitlines() if line.strip()]) < 40
+        (tmp_path / "my_model.py").write_text(network)
+        detector = registry.build(f"{tmp_path / 'my_model.py'}:build", num_classes=3)
+        report = transfer(detector, official.state_dict())
+        assert {name.split(".")[1] for name in report.fresh} == {"attention", "class_branches"}
+        assert all(".2." in name for name in report.fresh if "class_branches" in name)
+        sum(level.square().mean() for level in detector(torch.rand(2, 3, 64, 64))).backward()  # type: ignore[union-attr]
+        assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
 
 
 def test_links_of_the_pages_lead_somewhere() -> None:

@@ -5,7 +5,6 @@ import contextlib
 import io
 import os
 import pickle
-import sys
 import types
 import zipfile
 from collections import OrderedDict
@@ -17,60 +16,16 @@ import pytest
 import torch
 from torch import nn
 
+from foreign import Options, published_network
 from reference import formula_images, formula_state_dict
 from yoloyard.errors import UserError
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
-from yoloyard.models.importers import published_names, read_checkpoint
+from yoloyard.models.importers import read_checkpoint
 from yoloyard.models.inert_pickle import Storage, TensorView, as_mapping, as_tensor
 from yoloyard.models.torch_files import Checkpoint, names_in
 from yoloyard.models.weights import load_model
-
-PACKAGE = "ultralytics.nn.tasks"
-# pickled as classes of a package that isn't installed
-Part = type("DetectionModel", (nn.Module,), {"__module__": PACKAGE})
-Options = type("Options", (), {"__module__": PACKAGE})
-
-
-@pytest.fixture
-def foreign_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writing a pickle looks its classes up; reading it must not, so that package is empty."""
-    module = types.ModuleType(PACKAGE)
-    module.__dict__.update(DetectionModel=Part, Options=Options)
-    for name in ("ultralytics", "ultralytics.nn"):
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, PACKAGE, module)
-
-
-def published_network(detector: Detector, sppf_activation: bool = True) -> nn.Module:
-    """The detector as the other project would have built it: its tensors in modules nested by their published names."""
-    network = Part()
-    for own, published in published_names(detector).items():
-        *path, name = published.split(".")
-        module: nn.Module = network
-        for step in path:
-            if step not in module._modules:
-                module.add_module(step, Part())
-            module = module.get_submodule(step)
-        tensor = detector.state_dict()[own]
-        if name == "anchors":  # such files count them in cells
-            tensor = tensor / torch.tensor(detector.strides).view(-1, 1, 1)
-        if name.startswith(("running", "num", "anchors")):
-            module.register_buffer(name, tensor)
-        else:
-            module.register_parameter(name, nn.Parameter(tensor))
-    own_modules = dict(detector.named_modules())
-    for own, published in published_names(detector).items():
-        if published.endswith("bn.weight"):
-            conv = own_modules[own.removesuffix(".bn.weight")]
-            place = network.get_submodule(published.removesuffix(".bn.weight"))
-            place.add_module("act", conv.get_submodule("activation"))
-            place.get_submodule("bn").eps = 1e-3
-    if not sppf_activation:
-        network.get_submodule("model.9.cv1").add_module("act", nn.Identity())
-    network.names = {number: f"class {number}" for number in range(detector.num_classes)}
-    return network
 
 
 def formula_detector(name: str, num_classes: int, **arguments: Any) -> Detector:

@@ -5,7 +5,7 @@ import torch
 
 from yoloyard.config import OptimizerConfig, TrainConfig, with_words
 from yoloyard.models import registry
-from yoloyard.recipes import fit_to_run
+from yoloyard.recipes import RECIPES, fit_to_run, published
 from yoloyard.training.optimizer import Schedule, build_optimizer, parameter_groups
 
 
@@ -80,6 +80,33 @@ def test_a_recipe_never_touches_what_the_user_gave() -> None:
     assert (optimization.optimizer, optimization.momentum) == ("SGD", 0.5)
     own, _ = fit_to_run(with_words(TrainConfig(epochs=20), {"nbs": 64}), {"nbs"}, num_images=400, num_classes=5)
     assert own.optimization.nbs == 64
+
+
+def test_every_model_has_its_published_recipe() -> None:
+    assert {name for name in registry.names() if any(name.startswith(start) for start in RECIPES)} == {
+        *registry.names()
+    }
+    low, high = published("yolov5s6", anchor_based=True), published("yolov5x", anchor_based=True)
+    assert (low["box"], low["cls"], low["obj"], low["iou"]) == (0.05, 0.5, 1.0, 0.6)
+    assert (high["cls"], high["obj"], high["lrf"], high["scale"], high["mixup"]) == (0.3, 0.7, 0.1, 0.9, 0.1)
+    assert published("yolo12n", anchor_based=False) == {}
+    for words in RECIPES.values():
+        with_words(TrainConfig(), words)
+    # a network of the user's own gets the gains of its kind of head
+    assert published("/home/me/my_model.py:build", anchor_based=True) == low
+    assert published("/home/me/my_model.py:build", anchor_based=False) == {}
+
+
+def test_yolov5_trains_with_sgd_but_for_small_sets() -> None:
+    recipe = dict(published("yolov5n", anchor_based=True))
+    large, _ = fit_to_run(with_words(TrainConfig(), recipe), {}, num_images=118_000, num_classes=80)
+    assert (large.optimization.optimizer, large.optimization.lr0, large.optimization.momentum) == ("SGD", 0.01, 0.937)
+    assert large.optimization.warmup_bias_lr == 0.1
+    small, _ = fit_to_run(with_words(TrainConfig(epochs=20), recipe), {}, num_images=400, num_classes=5)
+    assert (small.optimization.optimizer, small.optimization.lr0) == ("AdamW", 0.002)
+    given = {"lr0": 0.005}
+    own, _ = fit_to_run(with_words(TrainConfig(epochs=20), recipe | given), given, num_images=400, num_classes=5)
+    assert (own.optimization.optimizer, own.optimization.lr0) == ("SGD", 0.005)
 
 
 def test_momentum_is_there_before_the_first_step() -> None:

@@ -9,32 +9,15 @@ from yoloyard.errors import UsageError
 from yoloyard.models import own_model, yolo11, yolo12, yolov5, yolov8
 from yoloyard.models.detector import Detector
 
-BUILDERS: dict[str, Callable[..., Detector]] = {
-    "yolov5n": partial(yolov5.build, "n"),
-    "yolov5s": partial(yolov5.build, "s"),
-    "yolov5m": partial(yolov5.build, "m"),
-    "yolov5l": partial(yolov5.build, "l"),
-    "yolov5x": partial(yolov5.build, "x"),
-    "yolov5n6": partial(yolov5.build, "n6"),
-    "yolov5s6": partial(yolov5.build, "s6"),
-    "yolov5m6": partial(yolov5.build, "m6"),
-    "yolov5l6": partial(yolov5.build, "l6"),
-    "yolov5x6": partial(yolov5.build, "x6"),
-    "yolov8n": partial(yolov8.build, "n"),
-    "yolov8s": partial(yolov8.build, "s"),
-    "yolov8m": partial(yolov8.build, "m"),
-    "yolov8l": partial(yolov8.build, "l"),
-    "yolov8x": partial(yolov8.build, "x"),
-    "yolo11n": partial(yolo11.build, "n"),
-    "yolo11s": partial(yolo11.build, "s"),
-    "yolo11m": partial(yolo11.build, "m"),
-    "yolo11l": partial(yolo11.build, "l"),
-    "yolo11x": partial(yolo11.build, "x"),
-    "yolo12n": partial(yolo12.build, "n"),
-    "yolo12s": partial(yolo12.build, "s"),
-    "yolo12m": partial(yolo12.build, "m"),
-    "yolo12l": partial(yolo12.build, "l"),
-    "yolo12x": partial(yolo12.build, "x"),
+# A family's `build` and its sizes; a model's name is the family's and the size's.
+FAMILIES: dict[str, tuple[Callable[..., Detector], str]] = {
+    "yolov5": (yolov5.build, "n s m l x n6 s6 m6 l6 x6"),
+    "yolov8": (yolov8.build, "n s m l x"),
+    "yolo11": (yolo11.build, "n s m l x"),
+    "yolo12": (yolo12.build, "n s m l x"),
+}
+BUILDERS = {
+    f"{family}{size}": partial(builder, size) for family, (builder, sizes) in FAMILIES.items() for size in sizes.split()
 }
 
 

@@ -37,16 +37,16 @@ def fit_anchors(
     # as the zoom of the augmentation will vary them
     varied = boxes * np.repeat(random.uniform(0.9, 1.1, len(shapes)), counts)[:, None]
     old = head.anchors.flatten(0, 1).double().cpu().numpy()
-    rows = {"these": recall_by_size(varied, old, anchor_t)}
-    if rows["these"]["all"] > ENOUGH_RECALL:
-        say(f"anchors fit: {_line(rows['these'])} of the boxes are in their reach")
+    rows = {"old": recall_by_size(varied, old, anchor_t)}
+    if rows["old"]["all"] > ENOUGH_RECALL:
+        say(f"anchors fit: {_line(rows['old'])} of the boxes are in their reach")
         return
-    say(f"anchors fit only {rows['these']['all']:.1%} of the boxes: looking for better ones (--no-autoanchor: keep)")
+    say(f"anchors fit only {rows['old']['all']:.1%} of the boxes: looking for better ones (--no-autoanchor: keep)")
     new = make_anchors(boxes, len(old), imgsz, anchor_t, random)
     rows["new"] = recall_by_size(varied, new, anchor_t)
     for name, row in rows.items():
-        say(f"  {name:5} anchors: {_line(row)}")
-    if rows["new"]["all"] <= rows["these"]["all"]:
+        say(f"  {name} anchors: {_line(row)}")
+    if rows["new"]["all"] <= rows["old"]["all"]:
         say("  the new ones are no better: these stay")
         return
     levels = new.reshape(head.anchors.shape)

@@ -1,0 +1,18 @@
+"""What tests of several rooms use."""
+
+import sys
+import types
+
+import pytest
+
+from foreign import PACKAGE, Options, Part
+
+
+@pytest.fixture
+def foreign_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing a pickle looks its classes up; reading it must not, so that package is empty."""
+    module = types.ModuleType(PACKAGE)
+    module.__dict__.update(DetectionModel=Part, Options=Options)
+    for name in ("ultralytics", "ultralytics.nn"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, PACKAGE, module)

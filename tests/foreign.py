@@ -1,0 +1,42 @@
+"""Networks as other projects pickle them: classes that are not installed here, tensors by their published names."""
+
+import torch
+from torch import nn
+
+from yoloyard.models.detector import Detector
+from yoloyard.models.importers import published_names
+
+PACKAGE = "ultralytics.nn.tasks"
+# pickled as classes of a package that isn't installed
+Part = type("DetectionModel", (nn.Module,), {"__module__": PACKAGE})
+Options = type("Options", (), {"__module__": PACKAGE})
+
+
+def published_network(detector: Detector, sppf_activation: bool = True) -> nn.Module:
+    """The detector as the other project would have built it: its tensors in modules nested by their published names."""
+    network = Part()
+    for own, published in published_names(detector).items():
+        *path, name = published.split(".")
+        module: nn.Module = network
+        for step in path:
+            if step not in module._modules:
+                module.add_module(step, Part())
+            module = module.get_submodule(step)
+        tensor = detector.state_dict()[own]
+        if name == "anchors":  # such files count them in cells
+            tensor = tensor / torch.tensor(detector.strides).view(-1, 1, 1)
+        if name.startswith(("running", "num", "anchors")):
+            module.register_buffer(name, tensor)
+        else:
+            module.register_parameter(name, nn.Parameter(tensor))
+    own_modules = dict(detector.named_modules())
+    for own, published in published_names(detector).items():
+        if published.endswith("bn.weight"):
+            conv = own_modules[own.removesuffix(".bn.weight")]
+            place = network.get_submodule(published.removesuffix(".bn.weight"))
+            place.add_module("act", conv.get_submodule("activation"))
+            place.get_submodule("bn").eps = 1e-3
+    if not sppf_activation:
+        network.get_submodule("model.9.cv1").add_module("act", nn.Identity())
+    network.names = {number: f"class {number}" for number in range(detector.num_classes)}
+    return network
