@@ -1,35 +1,23 @@
-"""The reference side of trees.py: train ultralytics by its public API, predict, write JSON.
+"""The ultralytics side of trees.py: train by its public API, predict, write JSON.
 
 Run by the interpreter of the reference's own environment, as a process of its own; nothing here imports yoloyard.
 Prints nothing that trees.py reads: what it found stands in `result.json` and `predictions-*.json` in --out.
 """
 
-import argparse
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import ultralytics
+from reference_arguments import argument_parser
 from ultralytics import YOLO, settings
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train and predict with ultralytics.")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--imgsz", type=int, required=True)
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--nbs", type=int, help="nominal batch, if not the reference's default")
-    return parser.parse_args()
-
-
 def main() -> None:
-    arguments = parse_arguments()
+    parser = argument_parser("Train and predict with ultralytics.")
+    parser.add_argument("--nbs", type=int, help="nominal batch, if not the reference's default")
+    arguments = parser.parse_args()
     settings.update({"sync": False})
     out = arguments.out.resolve()
     history: list[dict[str, Any]] = []
@@ -51,7 +39,7 @@ def main() -> None:
         )
         print(json.dumps(history[-1]), flush=True)
 
-    model = YOLO("yolo11n.yaml")
+    model = YOLO(f"{arguments.model}.yaml")
     for event in ("on_pretrain_routine_end", "on_train_start", "on_train_epoch_start", "on_val_start"):
         model.add_callback(event, set_threads)
     model.add_callback("on_fit_epoch_end", note_epoch)
@@ -83,7 +71,13 @@ def main() -> None:
         for image in images:
             torch.set_num_threads(arguments.threads)
             boxes = trained.predict(
-                str(image), conf=0.001, iou=0.7, max_det=300, imgsz=arguments.imgsz, device="cpu", verbose=False
+                str(image),
+                conf=arguments.conf,
+                iou=arguments.iou,
+                max_det=arguments.max_det,
+                imgsz=arguments.imgsz,
+                device="cpu",
+                verbose=False,
             )[0].boxes
             found[image.name] = {
                 "boxes_xyxy": boxes.xyxy.tolist(),
@@ -94,6 +88,7 @@ def main() -> None:
     result = {
         "seconds": seconds,
         "versions": {"ultralytics": ultralytics.__version__, "torch": torch.__version__},
+        "map50": [epoch["metrics"]["metrics/mAP50(B)"] for epoch in history],
         "history": history,
     }
     (out / "result.json").write_text(json.dumps(result), encoding="utf-8")

@@ -55,7 +55,7 @@ def test_the_networks_of_the_docs_take_all_of_yolo11s_weights_and_train(tmp_path
         report = transfer(detector, official.state_dict())
         assert {name.split(".")[1] for name in report.fresh} == {"attention", "class_branches"}
         assert all(".2." in name for name in report.fresh if "class_branches" in name)
-        sum(level.square().mean() for level in detector(torch.rand(2, 3, 64, 64))).backward()  # type: ignore[union-attr]
+        sum(level.square().mean() for level in detector(torch.rand(2, 3, 64, 64))).backward()
         assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
 
 

@@ -129,7 +129,9 @@ def predict(
 
 
 @app.command
-def info(model: Annotated[str, Parameter(help="a model's name or a weight file; without one, all names")] = "") -> None:
+def info(
+    model: Annotated[str, Parameter(help="a name, a weight file or my_model.py:build; without one, all names")] = "",
+) -> None:
     """Print a model's layers, parameters, FLOPs and strides, or what a weight file says of itself."""
     from yoloyard.info import describe
 
@@ -185,7 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if type(error).__name__ == "OutOfMemoryError":
             _fail(f"the device has too little memory: lower --batch or --imgsz ({error})", 1, debug)
         if place := own_line(error):
-            _fail(f"{place}: {type(error).__name__}: {error}", 1, debug)
+            _fail(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}", 1, debug)
         _fail(f"{type(error).__name__}: {error} (this is unexpected; --debug shows where)", 1, debug)
 
 

@@ -1,8 +1,9 @@
 """Errors that are meant for the person at the keyboard: one clear line, no traceback."""
 
-import sysconfig
+import linecache
 import traceback
-from pathlib import Path
+
+OWN_MODULE = "own_model_"  # how the names of modules begin that are files of the user's
 
 
 class UserError(Exception):
@@ -18,11 +19,17 @@ class UsageError(UserError):
 
 
 def own_line(error: BaseException) -> str:
-    """Where in the user's own code an error arose, as "file, line 12 (`x = f(y)`)"; empty if in none of it."""
+    """Where in a file of the user's an error arose, as "file, line 12 (`x = f(y)`)"; empty if in none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno} (`{(error.text or '').strip()}`)"
-    others = [str(Path(__file__).parent), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))]
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith((*others, "<")):
-            return f"{frame.filename}, line {frame.lineno} (`{(frame.line or '').strip()}`)"
-    return ""
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if str(frame.f_globals.get("__name__")).startswith(OWN_MODULE):
+            code = linecache.getline(frame.f_code.co_filename, line).strip()
+            place = f"{frame.f_code.co_filename}, line {line} (`{code}`)"
+    return place
+
+
+def printable(text: str) -> str:
+    """Text from a file of others, with all that could move a terminal's cursor or hide something escaped."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from yoloyard.errors import printable
 from yoloyard.models import registry
 from yoloyard.models.own_model import is_own
 from yoloyard.models.profile import profile
@@ -25,12 +26,13 @@ def describe(model: str) -> None:
     if Path(model).suffix in WEIGHT_FILES:
         asked = names_in(Path(model))
         if asked:
-            console.print(f"the file names these functions and classes; none of them is run: {', '.join(asked)}")
+            names = ", ".join(ascii(name)[1:-1] for name in asked)
+            console.print(f"the file names these functions and classes; none of them is run: {names}", markup=False)
         detector, metadata = load_model(Path(model))
         device = "cpu" if is_own(metadata["model"]) else device
         for name in ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "versions"):
             if metadata.get(name) is not None:
-                console.print(f"{name}: {metadata[name]}", markup=False)
+                console.print(f"{name}: {printable(str(metadata[name]))}", markup=False)
     elif is_own(model):
         detector, device = registry.build(model, num_classes=80), "cpu"  # its forward may look at numbers
     else:

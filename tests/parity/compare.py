@@ -222,6 +222,9 @@ PYTHONPATH=tests reference-env/bin/python tests/parity/compare.py --table ultral
 yolov5 asks for a build of OpenCV that wants a display's libraries; where they are missing, put
 `opencv-python-headless` in its place. The first two comparisons write all differences, the last command this page.
 
+Trained networks: `best.pt` and `last.pt` of the reference packages, imported, have the same COCO mAP as in the original
+where one evaluator scores both; see [benchmarks](../benchmarks/README.md).
+
 A part of the reference packages' answers is [kept](../tests/data/README.md), so that the tests compare with them on
 every machine, without these packages.
 """

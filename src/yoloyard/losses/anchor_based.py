@@ -54,7 +54,7 @@ class AnchorBasedLoss:
         self.label_smoothing = label_smoothing
         self.cls_pw = cls_pw
         self.obj_pw = obj_pw
-        self.balance = THREE_LEVELS if len(strides) == 3 else MORE_LEVELS
+        self.balance = THREE_LEVELS if len(strides) == 3 else MORE_LEVELS[: len(strides)]
 
     def __call__(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums (L,) and norms (L,) of `box`, `obj` and `cls` on this process.
@@ -64,7 +64,7 @@ class AnchorBasedLoss:
         """
         levels = [
             self._level(level.float(), boxes_xyxy / stride, labels, anchors / stride, balance)
-            for level, stride, anchors, balance in zip(maps, self.strides, self.anchors, self.balance, strict=False)
+            for level, stride, anchors, balance in zip(maps, self.strides, self.anchors, self.balance, strict=True)
         ]
         return {
             name: (torch.stack([level[name][0] for level in levels]), torch.stack([level[name][1] for level in levels]))

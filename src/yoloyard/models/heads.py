@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from yoloyard.boxes import anchor_points
 from yoloyard.models.blocks import Activation, Conv
 
+MOST_LEVELS = 5  # of an anchor-based head: so many weights of levels are published
 BINS = 16  # the distance of a side is a distribution over 0 .. 15 cells
 
 
@@ -65,9 +66,9 @@ class AnchorFreeHead(nn.Module):
         """Names of the layers whose output channels belong to the classes."""
         return [f"class_branches.{level}.2" for level in range(len(self.strides))]
 
-    def class_rows(self, channels: int) -> tuple[list[int], list[list[int]]]:
-        """Of a last layer with `channels` output channels: those that belong to no class, and those of each class."""
-        return [], [[row] for row in range(channels)]
+    def class_rows(self, num_classes: int) -> tuple[list[int], list[list[int]]]:
+        """Output channels of a last layer for `num_classes`: those that belong to no class, and those of each class."""
+        return [], [[row] for row in range(num_classes)]
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         branches = zip(features, self.box_branches, self.class_branches, strict=True)
@@ -93,7 +94,8 @@ class AnchorBasedHead(nn.Module):
 
     forward: one feature map a level to one raw map a level, (B, A * (5 + C), h, w), channel anchor * (5 + C) + output
     with the outputs centre x, centre y, width, height, objectness, classes. `decode` turns them into boxes. `anchors`
-    is (L, A, 2), width and height in pixels. Sources: Redmon and Farhadi, "YOLOv3" (2018); YOLOv5 (2020).
+    is (L, A, 2), width and height in pixels. Raises ValueError for more than 5 levels or strides that don't ascend.
+    Sources: Redmon and Farhadi, "YOLOv3" (2018); YOLOv5 (2020).
     """
 
     anchors: Tensor
@@ -106,6 +108,11 @@ class AnchorBasedHead(nn.Module):
         anchors: Sequence[Sequence[tuple[int, int]]],
     ) -> None:
         super().__init__()
+        if not len(in_channels) == len(strides) == len(anchors) <= MOST_LEVELS or list(strides) != sorted(set(strides)):
+            raise ValueError(
+                f"an AnchorBasedHead has at most {MOST_LEVELS} levels, strides ascending, input channels and anchors "
+                f"for each; not strides {list(strides)}, {len(in_channels)} inputs, {len(anchors)} rows of anchors"
+            )
         self.num_classes = num_classes
         self.strides = tuple(strides)
         self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32))
@@ -131,10 +138,9 @@ class AnchorBasedHead(nn.Module):
         """Names of the layers whose output channels belong to the classes."""
         return [f"predictions.{level}" for level in range(len(self.strides))]
 
-    def class_rows(self, channels: int) -> tuple[list[int], list[list[int]]]:
-        """Of a last layer with `channels` output channels: those that belong to no class, and those of each class."""
-        anchors = self.anchors.shape[1]
-        outputs = channels // anchors
+    def class_rows(self, num_classes: int) -> tuple[list[int], list[list[int]]]:
+        """Output channels of a last layer for `num_classes`: those that belong to no class, and those of each class."""
+        anchors, outputs = self.anchors.shape[1], 5 + num_classes
         shared = [anchor * outputs + row for anchor in range(anchors) for row in range(5)]
         return shared, [[anchor * outputs + row for anchor in range(anchors)] for row in range(5, outputs)]
 

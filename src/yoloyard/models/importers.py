@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yoloyard.errors import UserError
+from yoloyard.errors import UserError, printable
 from yoloyard.models import registry
 from yoloyard.models.blocks import (
     C2PSA,
@@ -48,8 +48,10 @@ PUBLISHED_NAMES: dict[type[nn.Module], dict[str, str]] = {
     AnchorFreeHead: {"box_branches": "cv2", "class_branches": "cv3", "projection": "dfl.conv.weight"},
 }
 NORMALISATION_EPS = 1e-3  # of every family
+LARGEST_IMAGE = 8192  # pixels
 LICENCE = "AGPL-3.0"  # of yolov5 and ultralytics and the weights that they publish
 YOLOV5_IOU = 0.6  # its published suppression for validation
+DEEPEST_MODULE = 30
 MOST_MODULES = 5_000  # of a network; a damaged file may hold itself
 
 
@@ -74,14 +76,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = _read_state(checkpoint, tensors, detector, fused)
     anchor_based = isinstance(detector.head, AnchorBasedHead)
     imgsz = as_mapping(content.get("opt" if anchor_based else "train_args")).get("imgsz")
+    known_size = type(imgsz) is int and 32 <= imgsz <= LARGEST_IMAGE
+    licence = content.get("license")
     metadata = {
         "model": name,
         "model_arguments": arguments,
         "names": _class_names(network, arguments["num_classes"], path),
         "channels": arguments["channels"],
-        "imgsz": imgsz if isinstance(imgsz, int) else 20 * max(detector.strides),
-        "licence": str(content.get("license") or LICENCE),
-        "versions": {"yolov5" if anchor_based else "ultralytics": str(content.get("version", "unknown"))},
+        "imgsz": imgsz if known_size else 20 * max(detector.strides),
+        "licence": printable(licence) if licence and isinstance(licence, str) else LICENCE,
+        "versions": {"yolov5" if anchor_based else "ultralytics": printable(str(content.get("version", "unknown")))},
     }
     if anchor_based:
         metadata["evaluation"] = {"iou": YOLOV5_IOU}
@@ -157,10 +161,10 @@ def _modules(network: Inert, path: Path) -> dict[str, Inert]:
     while waiting:
         name, module = waiting.pop()
         for child_name, child in as_mapping(as_mapping(module.state).get("_modules")).items():
-            if isinstance(child, Inert):
+            if isinstance(child, Inert) and isinstance(child_name, str):
                 waiting.append((f"{name}.{child_name}".lstrip("."), child))
                 modules.update(waiting[-1:])
-        if len(modules) > MOST_MODULES:
+        if len(modules) > MOST_MODULES or name.count(".") > DEEPEST_MODULE:
             raise UserError(f"{path} is no network that can be imported: its modules are nested without end.")
     return modules
 
@@ -247,4 +251,4 @@ def _class_names(network: Inert, num_classes: int, path: Path) -> list[str]:
     numbered = dict(enumerate(names)) if isinstance(names, list) else as_mapping(names)
     if set(numbered) != set(range(num_classes)):
         raise UserError(f"{path} is damaged: it has {num_classes} classes, but not one name for each.")
-    return [str(numbered[number]) for number in range(num_classes)]
+    return [printable(str(numbered[number])) for number in range(num_classes)]

@@ -5,10 +5,10 @@ name it mentions, without exception, becomes an `Inert` placeholder that only re
 placeholders is then looked through by code that knows a few names. `torch_files.py` cuts the tensors out of raw bytes.
 """
 
+import math
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import IO, Any
+from collections.abc import Callable, Mapping
+from typing import IO, Any, ClassVar, NamedTuple
 
 import torch
 
@@ -55,17 +55,15 @@ class Inert:
         self.elements.append(element)
 
 
-@dataclass(frozen=True)
-class Storage:
-    """A run of numbers in the archive."""
+class Storage(NamedTuple):  # a tuple, since a pickle may write attributes of what it has made
+    """A run of numbers in the file."""
 
     key: str
     dtype: torch.dtype
     length: int
 
 
-@dataclass(frozen=True)
-class TensorView:
+class TensorView(NamedTuple):
     """A tensor that has not been read yet: a storage and how to look at it."""
 
     storage: Storage
@@ -74,11 +72,38 @@ class TensorView:
     strides: tuple[int, ...]
 
 
-class InertUnpickler(pickle.Unpickler):
+KEYS = (str, int, float, bytes, type(None), Inert)  # what a dict or a set of the tree may have as keys
+PythonUnpickler: Any = pickle._Unpickler
+
+
+def _keys_checked(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    """A step of the pickle machine that fills a dict or a set; `keys` is where they lie on its stack."""
+
+    def checked(machine: Any) -> None:
+        for key in machine.stack[keys]:
+            if not isinstance(key, KEYS):
+                raise pickle.UnpicklingError(f"a {type(key).__name__} as a key")
+        load(machine)
+
+    return checked
+
+
+class InertUnpickler(PythonUnpickler):
     """Builds dicts, lists, tuples, numbers and strings; everything that a file names becomes a kind of `Inert`.
+
+    It is Python's own unpickler written in Python: the one in C allocates whatever size a file says. Keys may not be
+    tuples: computing the hash of one that is nested a million times ends the interpreter.
 
     `names` collects the functions and classes that the pickle asks for, `storages` those of its tensors by their keys.
     """
+
+    dispatch: ClassVar = PythonUnpickler.dispatch | {
+        pickle.SETITEM[0]: _keys_checked(PythonUnpickler.load_setitem, slice(-2, -1)),
+        pickle.SETITEMS[0]: _keys_checked(PythonUnpickler.load_setitems, slice(None, None, 2)),
+        pickle.DICT[0]: _keys_checked(PythonUnpickler.load_dict, slice(None, None, 2)),
+        pickle.ADDITEMS[0]: _keys_checked(PythonUnpickler.load_additems, slice(None)),
+        pickle.FROZENSET[0]: _keys_checked(PythonUnpickler.load_frozenset, slice(None)),
+    }
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
@@ -122,7 +147,9 @@ def as_tensor(node: Any) -> TensorView | None:
     shape, strides = _whole_numbers(node.arguments[2]), _whole_numbers(node.arguments[3])
     if not isinstance(storage, Storage) or not isinstance(offset, int) or shape is None or strides is None:
         return None
-    return TensorView(storage, offset, shape, strides) if len(shape) == len(strides) else None
+    if len(shape) != len(strides) or math.prod(shape) > storage.length:
+        return None
+    return TensorView(storage, offset, shape, strides)
 
 
 def _whole_numbers(node: Any) -> tuple[int, ...] | None:

@@ -7,6 +7,7 @@ its weight files the copy's digest: what is trained is used with the code that i
 from __future__ import annotations
 
 import hashlib
+import linecache
 import re
 import sys
 import types
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from yoloyard.errors import UsageError, UserError, own_line
+from yoloyard.errors import OWN_MODULE, UsageError, UserError, own_line
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
 
@@ -56,16 +57,20 @@ class OwnModel:
             _check(detector, num_classes, str(self.path))
         except UserError:
             raise
-        except Exception as error:
-            raise UserError(f"{own_line(error) or self.path}: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            reason = " ".join(str(error).split())  # torch's are long; this is one line
+            raise UserError(f"{own_line(error) or self.path}: {type(error).__name__}: {reason}") from error
         return detector
 
     def _module(self) -> types.ModuleType:
         """The file, run as a module; nothing of an earlier run of it is used again."""
-        module = types.ModuleType(f"own_model_{self.path.stem}")
-        module.__file__ = str(self.path)
+        module = types.ModuleType(f"{OWN_MODULE}{self.path.stem}")
+        module.__file__ = file = str(self.path)
         sys.modules[module.__name__] = module  # dataclasses and pickle look their module up there
-        exec(compile(self.source, str(self.path), "exec"), module.__dict__)
+        # errors show the lines that run, not those that the file has got since
+        lines = self.source.decode("utf-8", "replace").splitlines(keepends=True)
+        linecache.cache[file] = (len(self.source), None, lines, file)
+        exec(compile(self.source, file, "exec", dont_inherit=True), module.__dict__)
         return module
 
 
@@ -91,10 +96,10 @@ def beside(weights: Path, metadata: Mapping[str, Any]) -> OwnModel:
 
     Raises UserError if there is none or if it has changed.
     """
-    return read_kept(metadata["model"], metadata["model_digest"], [weights.parent, weights.parent.parent])
+    return read_kept(metadata["model"], metadata.get("model_digest"), [weights.parent, weights.parent.parent])
 
 
-def read_kept(model: str, digest: str, folders: list[Path]) -> OwnModel:
+def read_kept(model: str, digest: str | None, folders: list[Path]) -> OwnModel:
     """The file that `model` names, as a run has kept it, in the first of `folders` that has one.
 
     Raises UserError if there is none or if it is another than the weights were trained with.
@@ -133,3 +138,5 @@ def _check(detector: Detector, num_classes: int, name: str) -> None:
                 f"{name}: for an image of {size} x {size} pixels, level {level} with stride {stride} must be "
                 f"{expected}, came {tuple(found.shape)}"
             )
+    with torch.no_grad():
+        detector.decode(maps)

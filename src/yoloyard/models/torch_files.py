@@ -61,12 +61,18 @@ class Checkpoint:
         if len(content) < storage.length * storage.dtype.itemsize:
             raise UserError(f"{self.path} is damaged: storage {storage.key!r} is shorter than its index says.")
         numbers = torch.frombuffer(content, dtype=storage.dtype, count=storage.length)
-        return numbers.as_strided(shape, strides, view.offset).contiguous()
+        tensor = numbers.as_strided(shape, strides, view.offset)
+        # a part of a storage must not keep all of it
+        return tensor.contiguous() if tensor.numel() == storage.length else tensor.clone().contiguous()
 
 
-def is_torch_file(content: bytes) -> bool:
-    """Does the file with this content look like one of `torch.save`?"""
-    return content.startswith((ZIP_MAGIC, LEGACY_MAGIC))
+def is_torch_file(path: Path) -> bool:
+    """Does the file begin like one of `torch.save`? Raises UserError if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LEGACY_MAGIC)).startswith((ZIP_MAGIC, LEGACY_MAGIC))
+    except OSError as error:
+        raise UserError(f"cannot read the weights {path}: {error.strerror or error}.") from error
 
 
 def names_in(path: Path) -> tuple[str, ...]:
@@ -74,11 +80,7 @@ def names_in(path: Path) -> tuple[str, ...]:
 
     Raises UserError if the file can't be read.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
-    return Checkpoint(path).names if is_torch_file(content) else ()
+    return Checkpoint(path).names if is_torch_file(path) else ()
 
 
 class _Zip:
@@ -86,7 +88,7 @@ class _Zip:
         self._path = path
         try:
             self._archive = zipfile.ZipFile(BytesIO(content))
-        except zipfile.BadZipFile as error:
+        except Exception as error:  # a damaged directory may fail in any way
             raise UserError(f"cannot read {path}: it was cut short or damaged ({error}).") from error
         entries = [name for name in self._archive.namelist() if name.endswith("/data.pkl")]
         if len(entries) != 1:

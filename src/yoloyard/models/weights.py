@@ -19,6 +19,7 @@ from yoloyard import files
 from yoloyard.errors import UsageError, UserError
 from yoloyard.models import importers, own_model, registry
 from yoloyard.models.detector import Detector
+from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.torch_files import is_torch_file
 
 WEIGHT_FILES = (".safetensors", ".pt")  # suffixes that are read
@@ -40,12 +41,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises UserError, naming the file, if it is missing, cut short, or something else.
     """
+    if is_torch_file(path):
+        return importers.read_checkpoint(path)
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}.") from error
-    if is_torch_file(content):
-        return importers.read_checkpoint(path)
     try:
         state = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
@@ -67,21 +68,23 @@ def load_model(path: Path) -> tuple[Detector, dict[str, Any]]:
     Raises UserError as `read_weights` does, and if the file doesn't say what model it is or doesn't fit it.
     """
     state, metadata = read_weights(path)
-    if "model" not in metadata or "model_arguments" not in metadata:
+    model, arguments = metadata.get("model"), metadata.get("model_arguments")
+    if not isinstance(model, str) or not isinstance(arguments, dict):
         raise UserError(f"{path} holds tensors but doesn't say of which model; it wasn't written by yoloyard.")
-    if own_model.is_own(metadata["model"]):
-        detector = own_model.beside(path, metadata).build(metadata["model_arguments"]["num_classes"])
-    else:
-        try:
+    is_own = own_model.is_own(model)
+    try:
+        if is_own:
+            detector = own_model.beside(path, metadata).build(**arguments)
+        else:
             with torch.device("meta"):  # no memory, no random numbers for weights that are replaced at once
-                detector = registry.build(metadata["model"], **metadata["model_arguments"])
-        except (UsageError, TypeError) as error:
-            raise UserError(f"{path} names a model that this version can't build: {error}") from error
+                detector = registry.build(model, **arguments)
+    except (UsageError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} names a model that this version can't build: {error}") from error
     own = {name: tensor.shape for name, tensor in detector.state_dict().items()}
     wrong = [name for name in own.keys() | state.keys() if name not in state or state[name].shape != own.get(name)]
     if wrong:
-        raise UserError(f"{path} doesn't fit the model {metadata['model']} that it names: {_summary(sorted(wrong))}.")
-    detector.load_state_dict(state, assign=True)
+        raise UserError(f"{path} doesn't fit the model {model} that it names: {_summary(sorted(wrong))}.")
+    detector.load_state_dict(state, assign=not is_own)
     return detector.eval(), metadata
 
 
@@ -134,10 +137,14 @@ def transfer(
     fresh = tuple(name for name in own if name not in taken)
     source_rows = {_plain(name): row for row, name in enumerate(source_names)}
     pairs = [(row, source_rows[_plain(name)]) for row, name in enumerate(names) if _plain(name) in source_rows]
+    if isinstance(detector.head, AnchorBasedHead) and 1 in (len(names), len(source_names)):
+        pairs = []  # the class output of a single class is never trained
+    (shared, rows), (source_shared, source) = map(detector.head.class_rows, (len(names), len(source_names)))
+    counts = (len(shared) + sum(map(len, rows)), len(source_shared) + sum(map(len, source)))
     classes: tuple[str, ...] = ()
     for name in last:
-        if name in fresh and name in state and own[name].shape[1:] == state[name].shape[1:]:
-            (shared, rows), (source_shared, source) = map(detector.head.class_rows, (len(own[name]), len(state[name])))
+        fits = name in fresh and name in state and own[name].shape[1:] == state[name].shape[1:]
+        if fits and (len(own[name]), len(state[name])) == counts:
             for ours, theirs in [(shared, source_shared), *((rows[a], source[b]) for a, b in pairs)]:
                 own[name][ours] = state[name][theirs].to(own[name])
             classes = tuple(names[row] for row, _ in pairs)

@@ -32,10 +32,13 @@ def fit_anchors(
     random = np.random.default_rng(seed)
     shapes = index.sizes[:, ::-1].astype(np.float64)
     per_image = imgsz / shapes.max(axis=1)
-    counts = np.diff(index.offsets)
-    boxes = (index.boxes[:, 2:] - index.boxes[:, :2]) * np.repeat(per_image, counts)[:, None]
+    taught = ~np.array(index.ignore)
+    image_of_box = np.repeat(np.arange(len(shapes)), np.diff(index.offsets))[taught]
+    boxes = (index.boxes[:, 2:] - index.boxes[:, :2])[taught] * per_image[image_of_box, None]
+    if not len(boxes):
+        return
     # as the zoom of the augmentation will vary them
-    varied = boxes * np.repeat(random.uniform(0.9, 1.1, len(shapes)), counts)[:, None]
+    varied = boxes * random.uniform(0.9, 1.1, len(shapes))[image_of_box, None]
     old = head.anchors.flatten(0, 1).double().cpu().numpy()
     rows = {"old": recall_by_size(varied, old, anchor_t)}
     if rows["old"]["all"] > ENOUGH_RECALL:

@@ -25,7 +25,9 @@ class ExponentialMovingAverage:
         device = next(iter(state.values())).device
         self.ramp = ramp
         self.updates = torch.zeros((), device=device)
-        self._names = [name for name, value in state.items() if value.is_floating_point()]
+        # a tensor that several modules share has several names in the state, but is averaged once
+        once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        self._names = [name for name, value in state.items() if name in once and value.is_floating_point()]
 
     @torch.no_grad()
     def update(self, model: Detector, found_inf: Tensor) -> None:

@@ -19,12 +19,14 @@ NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters as `weight` (decayed), `norm` and `bias` (both not decayed)."""
+    """Trainable parameters, each once, as `weight` (decayed), `norm` and `bias` (both not decayed)."""
     groups: dict[str, list[nn.Parameter]] = {"weight": [], "norm": [], "bias": []}
+    seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or parameter in seen:
                 continue
+            seen.add(parameter)
             if "bias" in f"{module_name}.{name}":
                 groups["bias"].append(parameter)
             elif isinstance(module, NORMALISATIONS):

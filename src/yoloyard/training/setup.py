@@ -99,7 +99,7 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
     _report_problems(train_index, "train", say)
     _report_problems(val_index, "val", say)
     config = _fit(config, given, detector, train_index, device, say)
-    licence = _transfer(detector, source, spec.names, model, say) if source else None
+    licence = _transfer(detector, source, spec.names, model, own, say) if source else None
     if isinstance(detector.head, AnchorBasedHead) and config.loss.autoanchor:
         fit_anchors(detector.head, train_index, config.imgsz, config.loss.anchor_t, config.seed, say)
     freeze(detector, config.freeze)
@@ -143,7 +143,7 @@ def prepare_resume(
     arguments = facts["model_arguments"]
     own = None
     if own_model.is_own(config.model):
-        own = own_model.read_kept(config.model, facts["model_digest"], [folder])
+        own = own_model.read_kept(config.model, facts.get("model_digest"), [folder])
     detector = own.build(**arguments) if own else registry.build(config.model, **arguments)
     freeze(detector, config.freeze)
     precision = choose_precision(device, config.amp)
@@ -240,15 +240,23 @@ def _own_arguments(source: Source | None, model: str) -> dict[str, Any]:
 
 
 def _transfer(
-    detector: Detector, source: Source, names: tuple[str, ...], model: str, say: Callable[[str], None]
+    detector: Detector,
+    source: Source,
+    names: tuple[str, ...],
+    model: str,
+    own: OwnModel | None,
+    say: Callable[[str], None],
 ) -> str | None:
     """Put what fits of `source` into `detector` and say so; returns the licence that comes with it."""
-    report = transfer(detector, source.state, names, source.metadata.get("names", ()))
+    state = source.state
+    if own is not None and source.metadata.get("model") != own.word:
+        state = {name: value for name, value in state.items() if name != "head.anchors"}  # the user gives his own
+    report = transfer(detector, state, names, source.metadata.get("names", ()))
     if not report.taken:
         raise UsageError(f"nothing in {source.path} fits {model}: use --model to name the model that it was made for")
     say(f"weights from {source.path}: {report}")
     if source.metadata.get("fused"):
-        say("that file was fused for inference: its normalisation is gone and begins anew")
+        say("that file was fused for inference: its normalisation is gone and begins anew; the unfused file is better")
     licence: str | None = source.metadata.get("licence")
     if licence:
         say(f"these weights are under {licence}; that is kept in the files of this run")
