@@ -1,6 +1,7 @@
 """Weight files of other projects through the command line: imported, shown, evaluated, trained from."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def test_info_shows_what_a_file_asks_for(checkpoint: Path, yoloyard: Command) ->
     assert "ultralytics.nn.tasks.DetectionModel" in out
     assert "torch._utils._rebuild_tensor_v2" in out
     assert "licence: AGPL-3.0" in out
+
+
+def test_a_hostile_name_cannot_hide_itself_or_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, yoloyard: Command
+) -> None:
+    """Neither by markup of the console nor by what moves a terminal's cursor."""
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile("gift.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"(cposix\nsystem\nc[/x]\x1b[2K[conceal]\nname\nl.")
+    code, out, err = yoloyard("info", "gift.pt")
+    assert code == 1
+    assert "posix.system" in out
+    assert r"[/x]\x1b[2K[conceal].name" in out
+    assert "\x1b" not in out + err
 
 
 def test_the_licence_goes_with_everything_that_is_trained_from_it(

@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from commands import TINY, Command
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.models import registry
+from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.weights import load_model, read_weights, save_weights
+from yoloyard.training.setup import prepare
 
 NETWORK = """\
 import torch
@@ -73,6 +76,24 @@ def test_an_own_network_trains_from_weights_and_is_used_from_the_runs_copy(data:
     assert code == 0
     assert "GFLOPs" in out
     assert yoloyard("train", "--weights", weights, "--data", data, "--epochs", 1, *OWN)[0] == 0
+
+
+def test_weights_leave_the_anchors_of_an_own_network_as_the_user_gave_them(data: Path) -> None:
+    classes = read_data_yaml(data).names
+    official = registry.build("yolov5n", num_classes=len(classes))
+    metadata = {"model": "yolov5n", "model_arguments": {"num_classes": len(classes)}, "names": list(classes)}
+    save_weights(Path("official.safetensors"), official.state_dict(), metadata)
+    Path("my_model.py").write_text(
+        "from yoloyard.models import yolov5\n\ndef build(num_classes):\n"
+        "    detector = yolov5.build('n', num_classes)\n    detector.head.anchors.fill_(7)\n    return detector\n"
+    )
+    words = {"model": "my_model.py:build", "weights": "official.safetensors", "data": str(data), "autoanchor": False}
+    detector = prepare(words, lambda line: None).detector
+    assert isinstance(detector.head, AnchorBasedHead)
+    assert detector.head.anchors.unique().tolist() == [7]
+    assert torch.equal(
+        detector.state_dict()["head.predictions.0.weight"], official.state_dict()["head.predictions.0.weight"]
+    )
 
 
 def test_an_error_in_an_own_network_shows_its_line(data: Path, yoloyard: Command) -> None:

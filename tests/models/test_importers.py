@@ -5,6 +5,8 @@ import contextlib
 import io
 import os
 import pickle
+import subprocess
+import sys
 import types
 import zipfile
 from collections import OrderedDict
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -296,6 +299,55 @@ def test_a_malicious_file_runs_nothing(kind: str, tmp_path: Path) -> None:
     else:
         torch.load(file, weights_only=False)
     assert marker.exists()
+
+
+HOSTILE = {
+    "a key nested three million times": b"})" + b"\x85" * 3_000_000 + b"K\x01s.",  # {((((...)))): 1}
+    "a memo of 64 GB": b"\x80\x02Nr\xff\xff\xff\xff.",  # LONG_BINPUT 4294967295
+    "a string of 2 GB": b"\x80\x02X\xff\xff\xff\x7f.",
+    "a module named by a huge number": (
+        b"\x80\x02}X\x05\x00\x00\x00modelcm\nC\n)\x81}X\x08\x00\x00\x00_modules}\x8b\x00\x40\x00\x00"
+        + b"\x01" * 0x4000
+        + b"cm\nC\n)\x81ssbs."
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_file_ends_in_one_line(kind: str, tmp_path: Path) -> None:
+    """In a process of its own: some of these would end the interpreter or take all memory."""
+    (tmp_path / "gift.pt").write_bytes(archive_of(HOSTILE[kind]))
+    program = (
+        "import resource, sys; from pathlib import Path; from yoloyard.models.weights import load_model\n"
+        "from yoloyard.errors import UserError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: load_model(Path(sys.argv[1]))\n"
+        "except UserError as error: print(error)\n"
+        "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
+        "sys.exit(0 if grown < 2**20 else 'took more than a gigabyte')"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "gift.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert done.stdout.count("\n") == 1
+    assert "gift.pt" in done.stdout
+
+
+@pytest.mark.usefixtures("foreign_classes")
+def test_a_damaged_directory_of_the_archive_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "best.pt"
+    torch.save({"model": published_network(formula_detector("yolov5n", num_classes=1))}, path)
+    content = path.read_bytes()
+    directory = content.rindex(b"PK\x05\x06")
+    start = int.from_bytes(content[directory + 16 : directory + 20], "little")
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(content)
+        for place in random.integers(start, len(content), 2):
+            damaged[place] = random.integers(256)
+        path.write_bytes(damaged)
+        with contextlib.suppress(UserError):  # or nothing that matters was hit
+            Checkpoint(path)
 
 
 def test_what_a_file_asks_for_is_listed(tmp_path: Path) -> None:

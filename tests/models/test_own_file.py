@@ -40,6 +40,12 @@ def wrong_width(num_classes):
 def wrong_classes(num_classes):
     return Own(AnchorFreeHead([16], 80, (8,), depthwise=False), 8)
 
+def too_many_levels(num_classes):
+    return Own(AnchorBasedHead([16] * 6, num_classes, [8 * 2**i for i in range(6)], [[(10, 10)]] * 6), 8)
+
+def leaves(num_classes):
+    raise SystemExit(3)
+
 def no_detector(num_classes):
     return nn.Linear(2, 2)
 
@@ -74,7 +80,9 @@ def test_the_function_makes_the_detector(file: Path) -> None:
         ("wrong_width", r"my_model\.py, line 14 \(`return self\.head\(\[x\]\)`\): RuntimeError"),
         ("wrong_classes", "the head has 80 classes, the data 2"),
         ("no_detector", "no_detector must return a yoloyard Detector, not Linear"),
-        ("stumbles", r"my_model\.py, line 35 \(`return 1 / 0`\): ZeroDivisionError"),
+        ("stumbles", r"my_model\.py, line 41 \(`return 1 / 0`\): ZeroDivisionError"),
+        ("too_many_levels", "at most 5 levels"),
+        ("leaves", r"line 35 \(`raise SystemExit\(3\)`\): SystemExit: 3"),
         ("missing", "has no function missing"),
         ("number", "has no function number"),
     ],
@@ -93,6 +101,15 @@ def test_a_broken_file_shows_its_line(file: Path) -> None:
         registry.build(f"{file.parent}/other.py:build", num_classes=2)
     with pytest.raises(UsageError, match=r"say which function .*my_model\.py:build"):
         registry.build(str(file), num_classes=2)
+
+
+def test_a_file_is_run_as_plain_python(file: Path) -> None:
+    """Nothing of how this project is compiled reaches it: annotations stay what they are."""
+    file.write_text(
+        "from dataclasses import dataclass, fields\n@dataclass\nclass Sizes:\n    width: int = 3\n"
+        "assert fields(Sizes)[0].type is int\n" + NETWORK
+    )
+    assert registry.build(f"{file}:build", num_classes=2).num_classes == 2
 
 
 def test_an_edited_file_is_read_anew(file: Path) -> None:

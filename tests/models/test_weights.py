@@ -11,6 +11,8 @@ import torch
 
 from yoloyard.errors import UserError
 from yoloyard.models import registry
+from yoloyard.models.detector import Detector
+from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.weights import load_model, read_weights, save_weights, transfer
 
 METADATA: dict[str, Any] = {
@@ -99,6 +101,7 @@ def test_metadata_that_does_not_fit_the_tensors_is_told(file: Path) -> None:
     for changed, message in (
         ({"model": "yolo99n"}, "names a model that this version can't build: unknown model 'yolo99n'"),
         ({"model_arguments": {"num_classes": 3, "depth": 1}}, "names a model that this version can't build"),
+        ({"model": 7}, "doesn't say of which model"),
         ({"model": "yolo11s"}, r"doesn't fit the model yolo11s that it names: backbone.attention \(35\), .* more\."),
     ):
         save_weights(file, state, metadata | changed)
@@ -144,3 +147,44 @@ def test_what_does_not_belong_is_not_used() -> None:
     report = transfer(detector, source)
     assert report.fresh == ()
     assert str(report) == "took 499 of 499 tensors; not used: neck.attention (1)"
+
+
+def filled(name: str, num_classes: int, value: float) -> Detector:
+    detector = registry.build(name, num_classes)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter.fill_(value)
+    return detector
+
+
+def test_an_anchor_based_head_takes_the_rows_of_boxes_and_of_classes_of_the_same_name() -> None:
+    detector, source = filled("yolov5n", 2, 0.0), filled("yolov5n", 3, 1.0)
+    report = transfer(detector, source.state_dict(), ("dent", "hole"), ("scratch", "crack", "Dent "))
+    assert report.classes == ("dent",)
+    bias = detector.state_dict()["head.predictions.1.bias"].view(3, 7)
+    assert bias.tolist() == [[1.0] * 5 + [1.0, 0.0]] * 3
+
+
+def test_the_class_row_of_a_single_class_is_no_use_to_an_anchor_based_head() -> None:
+    """It is never trained: the objectness alone says what there is."""
+    detector, source = filled("yolov5n", 1, 0.0), filled("yolov5n", 3, 1.0)
+    report = transfer(detector, source.state_dict(), ("person",), ("person", "car", "dog"))
+    assert report.classes == ()
+    assert detector.state_dict()["head.predictions.0.bias"].view(3, 6).tolist() == [[1.0] * 5 + [0.0]] * 3
+
+
+def test_heads_with_other_numbers_of_anchors_share_no_rows() -> None:
+    detector, source = filled("yolov5n", 2, 0.0), filled("yolov5n", 2, 1.0)
+    detector.head = AnchorBasedHead([64, 128, 256], 2, (8, 16, 32), [[(10, 10), (20, 20)]] * 3)
+    before = detector.state_dict()["head.predictions.0.bias"].clone()
+    report = transfer(detector, source.state_dict(), ("a", "b"), ("b", "a"))
+    assert report.classes == ()
+    assert torch.equal(detector.state_dict()["head.predictions.0.bias"], before)
+
+
+def test_metadata_of_an_own_network_without_its_digest_is_told(tmp_path: Path) -> None:
+    (tmp_path / "my_model.py").write_text("")
+    metadata = {"model": "my_model.py:build", "model_arguments": {"num_classes": 3}}
+    save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(1)}, metadata)
+    with pytest.raises(UserError, match="is not the file that these weights were trained with"):
+        load_model(tmp_path / "w.safetensors")

@@ -94,3 +94,14 @@ def test_a_handful_of_equal_boxes_is_no_reason_to_fail() -> None:
     assert head.anchors.isfinite().all()
     assert (head.anchors > 0).all()
     assert said[0].startswith("anchors fit only")
+
+
+def test_boxes_that_are_not_taught_do_not_count() -> None:
+    said: list[str] = []
+    index = index_of([np.full((3, 2), 60.0), np.array([[600.0, 2.0]])])
+    index.ignore[3] = True
+    fit_anchors(head_of(), index, 640, 4.0, 0, said.append)
+    assert said[0].startswith("anchors fit: all 100.0%")
+    index.ignore[:] = True
+    fit_anchors(head_of(), index, 640, 4.0, 0, said.append)
+    assert len(said) == 1

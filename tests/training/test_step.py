@@ -186,6 +186,24 @@ def test_the_average_follows_the_published_ramp() -> None:
     assert torch.allclose(average.model.state_dict()[name], expected)
 
 
+def test_a_layer_that_stands_in_two_places_is_averaged_and_updated_once() -> None:
+    stage = Stage()
+    branches = stage.detector.get_submodule("head.class_branches")
+    branches[1].add_module("2", branches[0].get_submodule("2"))  # type: ignore[index]
+    average = ExponentialMovingAverage(stage.detector, 1)
+    first, second = "head.class_branches.0.2.bias", "head.class_branches.1.2.bias"
+    start = stage.detector.state_dict()[first].clone()
+    with torch.no_grad():
+        stage.detector.get_parameter(first).add_(1)
+    average.update(stage.detector, torch.zeros(()))
+    decay = 0.9999 * (1 - torch.exp(torch.tensor(-1.0)))
+    for name in (first, second):
+        assert torch.allclose(average.model.state_dict()[name], decay * start + (1 - decay) * (start + 1))
+    optimizer = build_optimizer(stage.detector, OptimizerConfig(optimizer="SGD"), decay=0)
+    parameters = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(parameters) == len(set(parameters))
+
+
 @pytest.mark.parametrize("model", ["yolo11n", "yolov5n"])
 def test_the_norm_of_all_processes_divides_each_ones_loss(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with half a batch each, their gradients averaged, have the gradient of one with the whole."""
