@@ -53,6 +53,27 @@ def stumbles(num_classes):
     return 1 / 0
 
 number = 3
+
+class Odd(Own):
+    def forward(self, images):
+        return self.body(images, images)
+
+def wrong_line(num_classes):
+    return Odd(AnchorFreeHead([16], num_classes, (8,), depthwise=False), 8)
+
+class Narrow(Own):
+    def forward(self, images):
+        return [level[..., :2] for level in super().forward(images)]
+
+def wrong_output(num_classes):
+    return Narrow(AnchorFreeHead([16], num_classes, (8,), depthwise=False), 8)
+
+class Twice(Own):
+    def forward(self, images):
+        return super().forward(images) * 2
+
+def wrong_count(num_classes):
+    return Twice(AnchorFreeHead([16], num_classes, (8,), depthwise=False), 8)
 """
 
 
@@ -76,8 +97,11 @@ def test_the_function_makes_the_detector(file: Path) -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("wrong_stride", r"level 0 with stride 8 must be \(1, 66, 4, 4\), came \(1, 66, 8, 8\)"),
-        ("wrong_width", r"my_model\.py, line 14 \(`return self\.head\(\[x\]\)`\): RuntimeError"),
+        ("wrong_stride", r"the head wants \(1, 16, 4, 4\) at level 0 with stride 8 for .*, came \(1, 16, 8, 8\)"),
+        ("wrong_width", r"the head wants \(1, 24, 4, 4\) at level 0 with stride 8 for .*, came \(1, 16, 4, 4\)"),
+        ("wrong_output", r"forward must return \(1, 66, 4, 4\) at level 0 with stride 8 .*, came \(1, 66, 4, 2\)"),
+        ("wrong_count", "forward must return 1 maps, one a stride, came 2 maps"),
+        ("wrong_line", r"my_model\.py, line 47 \(`return self\.body\(images, images\)`\): TypeError"),
         ("wrong_classes", "the head has 80 classes, the data 2"),
         ("no_detector", "no_detector must return a yoloyard Detector, not Linear"),
         ("stumbles", r"my_model\.py, line 41 \(`return 1 / 0`\): ZeroDivisionError"),

@@ -38,6 +38,7 @@ class AnchorFreeHead(nn.Module):
         activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__()
+        self.in_channels = tuple(in_channels)
         self.num_classes = num_classes
         self.strides = tuple(strides)
         box_width = max(16, in_channels[0] // 4, 4 * BINS)
@@ -113,6 +114,7 @@ class AnchorBasedHead(nn.Module):
                 f"an AnchorBasedHead has at most {MOST_LEVELS} levels, strides ascending, input channels and anchors "
                 f"for each; not strides {list(strides)}, {len(in_channels)} inputs, {len(anchors)} rows of anchors"
             )
+        self.in_channels = tuple(in_channels)
         self.num_classes = num_classes
         self.strides = tuple(strides)
         self.register_buffer("anchors", torch.tensor(anchors, dtype=torch.float32))

@@ -11,7 +11,7 @@ import linecache
 import re
 import sys
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,18 +125,31 @@ def _check(detector: Detector, num_classes: int, name: str) -> None:
     if head.num_classes != num_classes:
         raise UserError(f"{name}: the head has {head.num_classes} classes, the data {num_classes}")
     size = 4 * max(head.strides)
+
+    def check_features(_: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        _check_levels(f"{name}: the head wants", head, arguments[0], head.in_channels, size)
+
+    hook = head.register_forward_pre_hook(check_features)
     training = detector.training
-    with torch.no_grad():
-        maps = detector.eval()(torch.zeros(1, 3, size, size))
+    try:
+        with torch.no_grad():
+            maps = detector.eval()(torch.zeros(1, 3, size, size))
+            _check_levels(f"{name}: forward must return", head, maps, [head.outputs] * len(head.strides), size)
+            detector.decode(maps)
+    finally:
+        hook.remove()
     detector.train(training)
+
+
+def _check_levels(what: str, head: Any, maps: Any, channels: Sequence[int], size: int) -> None:
+    """Is there a map (1, channels, h, w) for each stride, for an image of `size` pixels? Raises UserError."""
     if not isinstance(maps, list | tuple) or len(maps) != len(head.strides):
-        raise UserError(f"{name}: forward must return {len(head.strides)} maps, one a stride, not {maps!r:.80}")
-    for level, (stride, found) in enumerate(zip(head.strides, maps, strict=True)):
-        expected = (1, head.outputs, size // stride, size // stride)
+        came = f"{len(maps)} maps" if isinstance(maps, list | tuple) else f"{maps!r:.80}"
+        raise UserError(f"{what} {len(head.strides)} maps, one a stride, came {came}")
+    for level, (stride, width, found) in enumerate(zip(head.strides, channels, maps, strict=True)):
+        expected = (1, width, size // stride, size // stride)
         if tuple(found.shape) != expected:
             raise UserError(
-                f"{name}: for an image of {size} x {size} pixels, level {level} with stride {stride} must be "
-                f"{expected}, came {tuple(found.shape)}"
+                f"{what} {expected} at level {level} with stride {stride} for an image of {size} x {size} pixels, "
+                f"came {tuple(found.shape)}"
             )
-    with torch.no_grad():
-        detector.decode(maps)
