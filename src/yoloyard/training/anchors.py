@@ -123,4 +123,4 @@ def _k_means(boxes: np.ndarray, count: int, random: np.random.Generator) -> np.n
 
 
 def _line(row: dict[str, float]) -> str:
-    return ", ".join(f"{name} {share:.1%}" for name, share in row.items() if share == share)  # not NaN
+    return ", ".join(f"{name} {share:.1%}" for name, share in row.items() if not np.isnan(share))

@@ -214,21 +214,18 @@ def _starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, OwnMo
     path = given.get("weights")
     if path is None and model is not None and Path(model).suffix in WEIGHT_FILES:
         path, model = model, None
-    source = None
-    if path is not None:
-        source = Source(Path(path), *read_weights(Path(path)))
+    source = None if path is None else Source(Path(path), *read_weights(Path(path)))
+    own = None
     if model is None and source is not None:
         if "model" not in source.metadata:
             raise UserError(f"{path} does not say which model it holds; add --model NAME")
         model = source.metadata["model"]
-        if own_model.is_own(model):
-            own = own_model.beside(source.path, source.metadata)
-            return source, f"{own.path}:{own.function}", own
-    model = model or TrainConfig().model
-    if own_model.is_own(model):
+        own = own_model.beside(source.path, source.metadata) if own_model.is_own(model) else None
+    elif model is not None and own_model.is_own(model):
         own = own_model.read_own(model)
-        return source, f"{own.path}:{own.function}", own
-    return source, model, None
+    if own is not None:
+        model = f"{own.path}:{own.function}"
+    return source, model or TrainConfig().model, own
 
 
 def _own_arguments(source: Source | None, model: str) -> dict[str, Any]:
