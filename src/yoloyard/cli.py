@@ -51,10 +51,17 @@ def train(
 ) -> None:
     """Train a detector on the images and labels of a data.yaml."""
     from yoloyard.config import read_words
+    from yoloyard.training.launch import command, launch
+    from yoloyard.training.parallel import is_one_of_several
+    from yoloyard.training.run import checkpoint_of, num_processes
     from yoloyard.training.run import train as run
 
     given = read_words(config) if config else {}
     given |= {name: value for name, value in words.items() if value is not None}
+    if not is_one_of_several():
+        _, facts = checkpoint_of(given, resume)
+        if (count := num_processes(given, facts)) > 1:
+            sys.exit(launch(count, command(given, resume), lambda line: print(f"yoloyard: {line}", file=sys.stderr)))
     run(given, resume)
 
 
@@ -226,7 +233,8 @@ def _check_positive(**values: int | None) -> None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"yoloyard: {message}", file=sys.stderr)
+    if message:
+        print(f"yoloyard: {message}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -35,22 +35,34 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that a user means by auto, cpu, cuda, mps, 0, 1 ... Raises UsageError if it is not there."""
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that a user means by auto, cpu, cuda, mps, 0, 1 ... Raises UsageError if it is not there.
+
+    `local_rank`: of several processes on this machine, which is asking; each gets a GPU of its own, in the order of a
+    list such as "0,1".
+    """
+    names = name.split(",")
+    if len(names) > 1:
+        if local_rank >= len(names):
+            raise UsageError(f"--device {name} names {len(names)} devices, but there are more processes than that")
+        return choose_device(names[local_rank].strip())
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if accelerator is None else accelerator
+        name = "cpu" if accelerator is None else accelerator.type
     try:
         device = torch.device(f"cuda:{int(name)}" if name.isdigit() else name)
     except RuntimeError as error:
         raise UsageError(f"unknown device '{name}': say auto, cpu, cuda, mps or the number of a GPU") from error
     if device.type in ("cpu", "meta"):
         return device
+    if device.index is None and local_rank:
+        device = torch.device(device.type, local_rank)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     there = torch.accelerator.device_count() if accelerator is not None and accelerator.type == device.type else 0
     if (device.index or 0) >= there:
         found = f"{there} of that kind" if there else f"only {accelerator or 'cpu'}"
-        raise UsageError(f"there is no device '{name}' here ({found}); say --device auto or --device cpu")
+        shown = device if local_rank else name
+        raise UsageError(f"there is no device '{shown}' here ({found}); say --device auto or --device cpu")
     return device
 
 

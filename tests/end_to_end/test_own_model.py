@@ -88,7 +88,7 @@ def test_weights_leave_the_anchors_of_an_own_network_as_the_user_gave_them(data:
         "    detector = yolov5.build('n', num_classes)\n    detector.head.anchors.fill_(7)\n    return detector\n"
     )
     words = {"model": "my_model.py:build", "weights": "official.safetensors", "data": str(data), "autoanchor": False}
-    detector = prepare(words, lambda line: None).detector
+    detector = prepare(words, torch.device("cpu"), 1, lambda line: None).detector
     assert isinstance(detector.head, AnchorBasedHead)
     assert detector.head.anchors.unique().tolist() == [7]
     assert torch.equal(

@@ -48,12 +48,13 @@ class TrainLoader:
         """Batches of a whole epoch."""
         return math.ceil(self._sampler.count / self._sampler.batch)
 
-    def epoch(self, epoch: int, position: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, position: int = 0, epochs: int | None = None) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), beginning after `position` pictures of it (all ranks together).
 
-        Raises UserError naming the file if a picture can't be read.
+        `epochs`: how many there will be, where that isn't what the config says. Raises UserError naming the file if
+        a picture can't be read.
         """
-        self._sampler.begin(epoch, position, mosaic_is_on(self._config, epoch))
+        self._sampler.begin(epoch, position, mosaic_is_on(self._config, epoch, epochs or self._config.epochs))
         yield from _receive(self._batches)
 
 
@@ -70,9 +71,9 @@ class ValLoader:
         return _receive(self._batches)
 
 
-def mosaic_is_on(config: TrainConfig, epoch: int) -> bool:
-    """Whether `epoch` (from 0) still has mosaic and mixup: the last `close_mosaic` epochs have not."""
-    return epoch < config.epochs - config.augment.close_mosaic
+def mosaic_is_on(config: TrainConfig, epoch: int, epochs: int) -> bool:
+    """Whether `epoch` (from 0) of `epochs` still has mosaic and mixup: the last `close_mosaic` have not."""
+    return epoch < epochs - config.augment.close_mosaic
 
 
 def make_train_loader(

@@ -43,11 +43,12 @@ def predict_all(
     settings: EvaluationConfig,
     device: torch.device,
     precision: Precision,
-    after_batch: Callable[[int], None] = lambda images: None,
+    goes_on: Callable[[int], bool] = lambda images: True,
 ) -> dict[int, Detections]:
-    """Detections by image id, several labels a box. `after_batch` is told the number of images of each batch.
+    """Detections by image id, several labels a box. `goes_on` is told the number of images of each batch.
 
-    The detector is in evaluation mode meanwhile and left as it was.
+    Where it says no, this ends with what was found until then. The detector is in evaluation mode meanwhile and left
+    as it was.
     """
     training = detector.training
     detector.eval()
@@ -57,7 +58,8 @@ def predict_all(
             batch = batch.to(device)
             found = detect(detector, batch.images, batch.transforms, settings, precision, multi_label=True)
             predictions.update(zip(batch.image_ids, found, strict=True))
-            after_batch(len(found))
+            if not goes_on(len(found)):
+                break
     finally:
         detector.train(training)
     return predictions

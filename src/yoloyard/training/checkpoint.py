@@ -25,7 +25,7 @@ from yoloyard.errors import UserError
 from yoloyard.files import restore_whole_folder, write_whole_folder
 from yoloyard.training.step import Update
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -39,6 +39,7 @@ class Progress:
     best: float | None = None
     best_epoch: int = -1
     seconds: float = 0.0  # of training and validation up to now
+    planned_epochs: int = 0  # that fit into `--time`; 0: as configured
 
 
 @dataclass

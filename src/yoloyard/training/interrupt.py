@@ -22,8 +22,9 @@ class Interrupted(UserError):  # noqa: N818  # it is no error
 class InterruptRequest:
     """While entered, `signal` is the number of the signal that came, or None."""
 
-    def __init__(self) -> None:
+    def __init__(self, silent: bool = False) -> None:
         self.signal: int | None = None
+        self._silent = silent
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> InterruptRequest:
@@ -38,7 +39,8 @@ class InterruptRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
-        os.write(2, b"\nfinishing this step, then saving; again to stop at once\n")
+        if not self._silent:
+            os.write(2, b"\nfinishing this step, then saving; again to stop at once\n")
         self._restore()
 
     def _restore(self) -> None:

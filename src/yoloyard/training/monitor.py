@@ -69,9 +69,9 @@ class Bar:
 class Monitor:
     """Talks on the console, keeps the records of the run folder, passes events on."""
 
-    def __init__(self, on_event: Callable[[Event], object] | None = None) -> None:
+    def __init__(self, on_event: Callable[[Event], object] | None = None, silent: bool = False) -> None:
         self.folder = Path()  # the run folder, once there is one
-        self.console = Console(stderr=False, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=False, highlight=False, soft_wrap=True, quiet=silent)
         self.records: list[dict[str, float]] = []
         self._on_event = on_event
 
@@ -120,9 +120,11 @@ class Monitor:
     def epoch_line(self, record: dict[str, float], epochs: int) -> None:
         """One line of an epoch's figures."""
         losses = "  ".join(f"{name[6:]} {value:.3f}" for name, value in record.items() if name.startswith("train/"))
+        figures = ""
+        if "val/map50" in record:
+            figures = f"mAP50 {record['val/map50']:.3f}  mAP50-95 {record['val/map50_95']:.3f}  "
         self.say(
-            f"epoch {record['epoch']:.0f}/{epochs}  {losses}  "
-            f"mAP50 {record['val/map50']:.3f}  mAP50-95 {record['val/map50_95']:.3f}  "
+            f"epoch {record['epoch']:.0f}/{epochs}  {losses}  {figures}"
             f"{record['speed/images_per_second']:.1f} images/s  "
             f"{record['speed/waiting_fraction']:.0%} waiting for data  {record['memory/gigabytes']:.1f} GB"
         )

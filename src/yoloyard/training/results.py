@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard import environment
-from yoloyard.config import to_words
+from yoloyard.config import TrainConfig, to_words
 from yoloyard.evaluation.coco import Metrics
 from yoloyard.evaluation.report import write_report
 from yoloyard.models.detector import Detector
@@ -17,15 +17,16 @@ from yoloyard.structures import Detections
 from yoloyard.training.setup import Setup
 
 
-def validation_batch(batch: int) -> int:
-    """Images of a validation batch, which needs no memory for gradients."""
-    return 2 * batch
+def validation_batch(config: TrainConfig) -> int:
+    """Images of a validation batch of one process, which needs no memory for gradients."""
+    return 2 * config.batch // config.processes
 
 
-def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, metrics: Metrics) -> None:
+def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, metrics: Metrics | None) -> None:
     """Write a weight file with all that is needed to predict with it, evaluate it alike, or train on.
 
-    `epoch` counts from 1. Raises UserError if it can't be written; an older file is then untouched.
+    `epoch` counts from 1; without `metrics` it was not validated. Raises UserError if the file can't be written; an
+    older one is then untouched.
     """
     evaluation = setup.config.evaluation
     metadata: dict[str, Any] = {
@@ -38,14 +39,14 @@ def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, m
             "conf": evaluation.conf,
             "iou": evaluation.iou,
             "max_det": evaluation.max_det,
-            "batch": validation_batch(setup.config.batch),
+            "batch": validation_batch(setup.config),
             "precision": setup.precision.name,
         },
         "config": to_words(setup.config),
         "licence": setup.licence,
         "versions": environment.versions(),
         "epoch": epoch,
-        "metrics": metrics.figures(),
+        "metrics": metrics.figures() if metrics else {},
     }
     if setup.own_model is not None:
         metadata["model_digest"] = setup.own_model.digest

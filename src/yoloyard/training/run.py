@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from yoloyard.config import NEWEST
+from yoloyard.config import NEWEST, TrainConfig, normal_words, with_words
+from yoloyard.device import choose_device
 from yoloyard.errors import UsageError
 from yoloyard.training.checkpoint import read_facts
+from yoloyard.training.launch import command, processes_wanted
 from yoloyard.training.monitor import Event, Monitor
-from yoloyard.training.setup import prepare, prepare_resume
+from yoloyard.training.parallel import is_one_of_several, join_team, leave_team, local_rank
+from yoloyard.training.setup import Setup, prepare, prepare_resume, rebuild
 from yoloyard.training.trainer import Result, fit
 
 
@@ -19,18 +23,51 @@ def train(
 ) -> Result:
     """Train with the user's `words` (see `config.TrainConfig`); `resume` names the run folder that goes on.
 
-    Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
+    In several processes each of them calls this. Raises UsageError or UserError with what to do, Interrupted after
+    Ctrl-C.
     """
-    monitor = Monitor(on_event)
-    if resume is None:
-        setup = prepare(words, monitor.say)
+    folder, facts = checkpoint_of(words, resume)
+    count = num_processes(words, facts)
+    if count > 1 and not is_one_of_several():
+        line = shlex.join(command(words, None if resume is None else str(resume)))
+        raise UsageError(f"{count} processes can be started from a terminal only: yoloyard {line}")
+    device = choose_device(device_word(words, facts), local_rank())
+    team = join_team(device)
+    with team.watched():
+        monitor = Monitor(on_event if team.is_first else None, silent=not team.is_first)
+        setup: Setup | None = None
+        with team.first() as is_first:
+            if is_first and facts is not None:
+                setup = prepare_resume(folder, facts, words, device, team.size)
+            elif is_first:
+                setup = prepare(words, device, team.size, monitor.say)
+        shared = team.share((setup.folder, setup.facts(), setup.config) if setup else None)
+        if setup is None:
+            setup = rebuild(*shared, device)
         monitor.folder = setup.folder
-        return fit(setup, monitor)
+        result = fit(setup, monitor, team, facts)
+    leave_team()
+    return result
+
+
+def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[Path, dict[str, Any] | None]:
+    """The folder of the run that goes on and the facts of its last checkpoint; no facts for a new run."""
+    if resume is None:
+        return Path(), None
     folder = newest_run(Path(words.get("project", "runs"))) if resume == NEWEST else Path(resume)
-    facts = read_facts(folder / "checkpoints" / "last")
-    setup = prepare_resume(folder, facts, words, monitor.say)
-    monitor.folder = folder
-    return fit(setup, monitor, facts)
+    return folder, read_facts(folder / "checkpoints" / "last")
+
+
+def num_processes(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> int:
+    """How many processes the run wants. Raises UsageError if they can't be."""
+    return processes_wanted(words, facts["config"] if facts else {})
+
+
+def device_word(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
+    """What was said of the device: now, or when the run that goes on began."""
+    given = normal_words(TrainConfig, words)
+    saved = facts["config"]["device"] if facts else TrainConfig().device
+    return with_words(TrainConfig(), {"device": given.get("device", saved)}).device
 
 
 def newest_run(project: Path) -> Path:

@@ -18,7 +18,7 @@ from yoloyard import recipes
 from yoloyard.config import TrainConfig, normal_words, to_words, unknown_word, with_words
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import Index, load_index
-from yoloyard.device import Precision, choose_device, choose_precision
+from yoloyard.device import Precision, choose_precision
 from yoloyard.errors import UsageError, UserError
 from yoloyard.files import new_run_folder, write_whole, write_whole_text
 from yoloyard.models import own_model, registry
@@ -29,7 +29,9 @@ from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
 from yoloyard.training.anchors import fit_anchors
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
-MAY_CHANGE_ON_RESUME = ("epochs", "device", "workers", "patience", "save_period", "keep", "tensorboard")
+MAY_CHANGE_ON_RESUME = (
+    "epochs", "time", "device", "processes", "workers", "patience", "save_period", "keep", "tensorboard",
+)  # fmt: skip
 PROBLEMS_SHOWN = 5
 
 
@@ -64,6 +66,18 @@ class Setup:
         names = "\n".join(path.name for path in self.train_index.paths)
         return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
 
+    def facts(self) -> dict[str, Any]:
+        """What `rebuild` makes this setup from, and a checkpoint keeps for a resumed run."""
+        return {
+            "config": to_words(self.config),
+            "given": self.given,
+            "images": self.fingerprint(),
+            "names": list(self.names),
+            "model_arguments": self.model_arguments,
+            "model_digest": self.own_model.digest if self.own_model else None,
+            "licence": self.licence,
+        }
+
 
 @dataclass(frozen=True)
 class Source:
@@ -74,8 +88,8 @@ class Source:
     metadata: dict[str, Any]
 
 
-def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
-    """A new run from the user's words. Raises UsageError or UserError with what to do."""
+def prepare(words: Mapping[str, Any], device: torch.device, num_processes: int, say: Callable[[str], None]) -> Setup:
+    """A new run of `num_processes` from the user's words. Raises UsageError or UserError with what to do."""
     config = with_words(TrainConfig(), words)
     given = {word: to_words(config)[word] for word in normal_words(TrainConfig, words)}
     if not config.data:
@@ -84,7 +98,10 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
         raise UsageError(unknown_word(config.best_by, FIGURES, "figure for --best-by"))
     if config.cache not in (None, "ram"):
         raise UsageError(f"--cache {config.cache}: the only cache is ram")
-    device = choose_device(config.device)
+    if config.batch % num_processes:
+        raise UsageError(f"--batch {config.batch} can't be shared evenly by {num_processes} processes")
+    if config.sync_bn and device.type == "cpu":
+        raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
     source, model, own = _starting_point(given)
     spec = read_data_yaml(Path(config.data))
     torch.manual_seed(config.seed)
@@ -98,22 +115,23 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
     train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
     _report_problems(train_index, "train", say)
     _report_problems(val_index, "val", say)
-    config = _fit(config, given, detector, train_index, device, say)
+    config = _fit(config, given, detector, train_index, device, num_processes, say)
     licence = _transfer(detector, source, spec.names, model, own, say) if source else None
     if isinstance(detector.head, AnchorBasedHead) and config.loss.autoanchor:
         fit_anchors(detector.head, train_index, config.imgsz, config.loss.anchor_t, config.seed, say)
     freeze(detector, config.freeze)
     folder = new_run_folder(Path(config.project), run_name(config), config.exist_ok)
-    _write_config(folder, config)
     if own is not None:
         content = own.source
         write_whole(folder / own.path.name, lambda temporary: temporary.write_bytes(content))
     precision = choose_precision(device, config.amp)
-    return Setup(config, folder, train_index, val_index, device, precision, detector, arguments, own, licence, given)
+    setup = Setup(config, folder, train_index, val_index, device, precision, detector, arguments, own, licence, given)
+    write_config(setup)
+    return setup
 
 
 def prepare_resume(
-    folder: Path, facts: Mapping[str, Any], words: Mapping[str, Any], say: Callable[[str], None]
+    folder: Path, facts: Mapping[str, Any], words: Mapping[str, Any], device: torch.device, num_processes: int
 ) -> Setup:
     """The run of `folder` as its checkpoint's `facts` say, with the few words that may change.
 
@@ -131,13 +149,26 @@ def prepare_resume(
             f"a resumed run can't change {', '.join(forbidden)} (it can change {', '.join(MAY_CHANGE_ON_RESUME)}); "
             "start a new run with --weights instead"
         )
-    config = with_words(saved, {word: given[word] for word in MAY_CHANGE_ON_RESUME if word in given})
-    if facts["progress"]["epoch"] >= config.epochs and (folder / "report.html").exists():
+    changes = {word: given[word] for word in MAY_CHANGE_ON_RESUME if word in given}
+    config = with_words(saved, changes | {"processes": num_processes})
+    if config.batch % num_processes:
+        raise UsageError(f"the batch of {config.batch} can't be shared evenly by {num_processes} processes")
+    is_over = facts["progress"]["epoch"] >= config.epochs or (config.time is not None and config.time == saved.time)
+    if is_over and (folder / "report.html").exists():
         raise UsageError(
-            f"{folder} is finished after {facts['progress']['epoch']} epochs; extend it with "
-            f"--resume {folder} --epochs N"
+            f"{folder} is finished after {facts['progress']['epoch']} epochs; extend it with --resume {folder} "
+            + ("--time HOURS" if config.time else "--epochs N")
         )
-    device = choose_device(config.device)
+    setup = rebuild(folder, {**facts, "given": facts["given"] | given}, config, device)
+    write_config(setup)
+    return setup
+
+
+def rebuild(folder: Path, facts: Mapping[str, Any], config: TrainConfig, device: torch.device) -> Setup:
+    """The setup that `Setup.facts` describes: for a run that goes on, and in the processes that join the first.
+
+    Raises UserError if its data have changed.
+    """
     spec = read_data_yaml(Path(config.data))
     train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
     arguments = facts["model_arguments"]
@@ -147,25 +178,19 @@ def prepare_resume(
     detector = own.build(**arguments) if own else registry.build(config.model, **arguments)
     freeze(detector, config.freeze)
     precision = choose_precision(device, config.amp)
-    setup = Setup(
-        config,
-        folder,
-        train_index,
-        val_index,
-        device,
-        precision,
-        detector,
-        arguments,
-        own,
-        facts["licence"],
-        facts["given"] | given,
-    )
+    licence, given = facts["licence"], facts["given"]
+    setup = Setup(config, folder, train_index, val_index, device, precision, detector, arguments, own, licence, given)
     if (setup.fingerprint(), list(spec.names)) != (facts["images"], facts["names"]):
         raise UserError(
             f"the training images or the classes of {spec.path} have changed since the run began; start a new one"
         )
-    _write_config(folder, config)
     return setup
+
+
+def write_config(setup: Setup) -> None:
+    """Write the resolved configuration into the run folder."""
+    text = yaml.safe_dump(to_words(setup.config), sort_keys=False, allow_unicode=True)
+    write_whole_text(setup.folder / "config.yaml", text)
 
 
 def freeze(detector: Detector, what: str | None) -> None:
@@ -266,6 +291,7 @@ def _fit(
     detector: Detector,
     train_index: Index,
     device: torch.device,
+    num_processes: int,
     say: Callable[[str], None],
 ) -> TrainConfig:
     """Derive what follows from the data, the network and the machine, and say what was derived."""
@@ -273,15 +299,22 @@ def _fit(
     imgsz = math.ceil(config.imgsz / stride) * stride
     if imgsz != config.imgsz:
         say(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
-    batch = min(config.batch, len(train_index))
+    batch = min(config.batch, len(train_index) // num_processes * num_processes)
+    if not batch:
+        raise UsageError(f"{len(train_index)} training images are too few for {num_processes} processes")
     if batch != config.batch:
         say(f"batch {config.batch} is more than the {len(train_index)} training images: {batch} is used")
     workers = config.workers
     if "workers" not in given:
         # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
         # Powers of two keep each worker to the pictures that it has decoded itself.
-        workers = 0 if device.type == "cpu" else 2 ** int(math.log2(min(workers, os.cpu_count() or 1)))
-    config = with_words(config, {"imgsz": imgsz, "batch": batch, "workers": workers})
+        workers = (
+            0
+            if device.type == "cpu"
+            else 2 ** int(math.log2(max(1, min(workers, (os.cpu_count() or 1) // num_processes))))
+        )
+    derived = {"imgsz": imgsz, "batch": batch, "workers": workers, "processes": num_processes}
+    config = with_words(config, derived)
     config, line = recipes.fit_to_run(config, given, len(train_index), detector.num_classes)
     say(line)
     return config
@@ -295,8 +328,3 @@ def _report_problems(index: Index, split: str, say: Callable[[str], None]) -> No
         say(f"  {problem}")
     if len(index.problems) > PROBLEMS_SHOWN:
         say(f"  ... and {len(index.problems) - PROBLEMS_SHOWN} more; the report lists them")
-
-
-def _write_config(folder: Path, config: TrainConfig) -> None:
-    text = yaml.safe_dump(to_words(config), sort_keys=False, allow_unicode=True)
-    write_whole_text(folder / "config.yaml", text)

@@ -34,9 +34,9 @@ def forward_backward(
 ) -> Tensor:
     """Add this batch's gradients to the parameters; returns the parts of the loss, (parts,), in the order of `gains`.
 
-    `images_in_batch` counts those of all processes. Each part is gain * sum / norm with the norm of all processes; what
-    is backpropagated is its product with images and processes, so that the mean over processes that follows gives the
-    gradient of one process with the whole batch.
+    The parts are those of all processes together. `images_in_batch` counts the images of all of them. Each part is
+    gain * sum / norm with the norm of all processes; what is backpropagated is its product with images and processes,
+    so that the mean over processes that follows gives the gradient of one process with the whole batch.
     """
     with precision.autocast():
         maps = model(images_to_float(batch.images))
@@ -50,7 +50,7 @@ def forward_backward(
         ]
     )
     scaler.scale(losses.sum() * images_in_batch * world_size()).backward()
-    return losses.detach()
+    return sum_over_processes(losses.detach())
 
 
 @dataclass
@@ -118,9 +118,8 @@ class Update:
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, LARGEST_GRADIENT_NORM)
-        # All processes have the same gradients, but each has its own losses.
-        bad_losses = sum_over_processes(1 - self.losses_finite)
-        found_inf = (~torch.isfinite(norm) | (bad_losses > 0)).float()
+        # Gradients and losses are those of all processes, so all decide alike.
+        found_inf = (~torch.isfinite(norm) | (self.losses_finite == 0)).float()
         if self._fused:  # others, which are for the tests without a device only, don't know these
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
@@ -148,15 +147,34 @@ class Update:
         return True
 
     @torch.no_grad()
+    def even_out_statistics(self) -> None:
+        """Give all processes the mean of BatchNorm's statistics, which each has of its own pictures until then.
+
+        In the model and in its average: before what must be equal everywhere, a validation or a checkpoint.
+        """
+        if world_size() == 1 or not self._statistics:
+            return
+        averages = self.ema.model.state_dict()
+        names = [name for name in averages if name.endswith(("running_mean", "running_var"))]
+        every = [*self._statistics, *(averages[name] for name in names)]
+        means = sum_over_processes(torch.cat([statistic.flatten() for statistic in every])) / world_size()
+        torch._foreach_copy_(every, _split_like(means, every))
+        self.good_statistics = sum_over_processes(self.good_statistics.clone()) / world_size()
+
+    @torch.no_grad()
     def _put_statistics_back(self, found_inf: Tensor) -> None:
         if not self._statistics:
             return
         good = torch.where(found_inf > 0, self.good_statistics, self._flat_statistics())
-        parts = good.split([statistic.numel() for statistic in self._statistics])
-        torch._foreach_copy_(self._statistics, list(parts))
+        torch._foreach_copy_(self._statistics, _split_like(good, self._statistics))
         self.good_statistics = good
 
     def _flat_statistics(self) -> Tensor:
         if not self._statistics:
             return torch.zeros(0)
         return torch.cat([statistic.detach().flatten() for statistic in self._statistics])
+
+
+def _split_like(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]

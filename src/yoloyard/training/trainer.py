@@ -1,7 +1,8 @@
 """A training run from its first batch to its report, to be read from top to bottom.
 
-A batch is one forward of all processes; an update is made every few batches (see `optimizer.Schedule`).
-Epochs are counted from 0 here and from 1 in everything that the user sees.
+A batch is one forward of all processes; an update is made every few batches (see `optimizer.Schedule`). All processes
+run this file alike; the first alone writes and talks (see `parallel.Team`). Epochs are counted from 0 here and from 1
+in everything that the user sees.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from yoloyard import environment
-from yoloyard.config import to_words
 from yoloyard.data.decode import decode_image
 from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
 from yoloyard.errors import UserError
@@ -35,7 +35,7 @@ from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.interrupt import Interrupted, InterruptRequest
 from yoloyard.training.monitor import AlertRaised, CheckpointWritten, EpochEnded, Monitor, as_record, memory_gigabytes
 from yoloyard.training.optimizer import Schedule, build_optimizer
-from yoloyard.training.parallel import rank, world_size
+from yoloyard.training.parallel import Team, parallelize
 from yoloyard.training.results import save_run_weights, validation_batch, write_run_report
 from yoloyard.training.setup import Setup, set_training_mode
 from yoloyard.training.step import Outcome, Update, Verdict, forward_backward
@@ -64,6 +64,8 @@ class Run:
 
     setup: Setup
     monitor: Monitor
+    team: Team
+    network: nn.Module  # the model as the step calls it
     state: TrainingState
     schedule: Schedule
     criterion: Criterion
@@ -74,25 +76,32 @@ class Run:
     interrupt: InterruptRequest
 
     @property
+    def epochs(self) -> int:
+        """How many epochs the run will have, as far as is known."""
+        return self.state.progress.planned_epochs or self.setup.config.epochs
+
+    @property
     def last_checkpoint(self) -> Path:
         """The checkpoint that a resumed run begins with."""
         return self.setup.folder / "checkpoints" / "last"
 
 
-def fit(setup: Setup, monitor: Monitor, checkpoint: Mapping[str, Any] | None = None) -> Result:
+def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any] | None = None) -> Result:
     """Train as `setup` says, from the beginning or from the run's last checkpoint, whose facts are `checkpoint`.
 
     Raises Interrupted after Ctrl-C or SIGTERM, with everything saved, and UserError if the run can't go on.
     """
-    with InterruptRequest() as interrupt:
-        run = begin(setup, monitor, interrupt)
+    with InterruptRequest(silent=not team.is_first) as interrupt:
+        run = begin(setup, monitor, team, interrupt)
         if checkpoint is not None:
             go_on(run, checkpoint)
         try:
-            while run.state.progress.epoch < setup.config.epochs and not is_exhausted(run):
+            while run.state.progress.epoch < run.epochs and not is_exhausted(run):
                 started = time.perf_counter()
                 speed = train_epoch(run)
-                metrics, predictions = validate(run, run.state.update.ema.model)
+                plan_epochs(run, time.perf_counter() - started)
+                is_due = is_to_be_validated(run)
+                metrics, predictions = validate(run, run.state.update.ema.model) if is_due else (None, {})
                 run.state.progress.seconds += time.perf_counter() - started
                 end_epoch(run, metrics, predictions, speed)
             return finish(run)
@@ -101,51 +110,73 @@ def fit(setup: Setup, monitor: Monitor, checkpoint: Mapping[str, Any] | None = N
                 run.tensorboard.close()
 
 
-def begin(setup: Setup, monitor: Monitor, interrupt: InterruptRequest) -> Run:
+def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptRequest) -> Run:
     """Put the parts of a run together."""
     config, device = setup.config, setup.device
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     pin_memory = device.type == "cuda"
     model = setup.detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train_loader = make_train_loader(setup.train_index, config, rank(), world_size(), pin_memory)
+    if config.sync_bn and team.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    train_loader = make_train_loader(setup.train_index, config, team.rank, team.size, pin_memory)
     val_loader = make_val_loader(
         setup.val_index,
         config.imgsz,
-        validation_batch(config.batch),
+        validation_batch(config),
         stride=max(model.strides),
         workers=config.workers,
+        rank=team.rank,
+        world_size=team.size,
         pin_memory=pin_memory,
     )
+    network = parallelize(model, device)
     schedule = Schedule(config.optimization, config.epochs, len(train_loader), config.batch)
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
     average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
     update = Update(model, optimizer, setup.precision.scaler(), average)
     criterion, gains = choose_criterion(model, config)
     state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
-    facts = environment.facts(device, setup.precision.name)
-    write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
     tensorboard = None
-    if config.tensorboard and TensorBoard.is_installed():
-        tensorboard = TensorBoard(setup.folder / "tensorboard")
-        tensorboard.labels(setup.train_index)
+    with team.first() as is_first:
+        if is_first:
+            facts = environment.facts(device, setup.precision.name)
+            write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
+        if is_first and config.tensorboard and TensorBoard.is_installed():
+            tensorboard = TensorBoard(setup.folder / "tensorboard")
+            tensorboard.labels(setup.train_index)
+    where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     monitor.say(
-        f"training {setup.model_name} on {device} in {setup.precision.name}: {len(setup.train_index)} images, "
+        f"training {setup.model_name} on {where} in {setup.precision.name}: {len(setup.train_index)} images, "
         f"{len(setup.val_index)} for validation, {len(train_loader)} batches of {config.batch} an epoch; "
         f"results in {setup.folder}"
     )
-    return Run(setup, monitor, state, schedule, criterion, gains, train_loader, val_loader, tensorboard, interrupt)
+    return Run(
+        setup,
+        monitor,
+        team,
+        network,
+        state,
+        schedule,
+        criterion,
+        gains,
+        train_loader,
+        val_loader,
+        tensorboard,
+        interrupt,
+    )
 
 
 def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
     """Restore the last checkpoint; say where it goes on and, if the run was extended, with which learning rate."""
     restore_checkpoint(run.last_checkpoint, checkpoint, run.state)
     progress, config = run.state.progress, run.setup.config
-    run.monitor.read_records(progress.epoch)
-    run.monitor.say(
-        f"going on in epoch {progress.epoch + 1} of {config.epochs}, after {progress.position} images of it"
-    )
     planned = int(checkpoint["config"]["epochs"])
+    if planned != config.epochs or config.time != checkpoint["config"]["time"]:
+        progress.planned_epochs = 0
+    plan_epochs(run, 0.0)
+    run.monitor.read_records(progress.epoch)
+    run.monitor.say(f"going on in epoch {progress.epoch + 1} of {run.epochs}, after {progress.position} images of it")
     if planned != config.epochs:
         lr0 = config.optimization.lr0
         before = dataclasses.replace(run.schedule, epochs=planned).factor(max(progress.epoch - 1, 0)) * lr0
@@ -164,16 +195,17 @@ def train_epoch(run: Run) -> dict[str, float]:
     stopwatch = Stopwatch()
     unchecked: tuple[Verdict, list[int]] | None = None  # an update that the device may still be busy with
     images: list[int] = []  # that the next update learns from
-    batches = run.train_loader.epoch(progress.epoch, progress.position)
-    with run.monitor.bar(f"epoch {progress.epoch + 1}/{config.epochs}", len(run.train_loader)) as bar:
-        while run.interrupt.signal is None and (batch := stopwatch.wait_for(batches)) is not None:
+    batches = run.train_loader.epoch(progress.epoch, progress.position, run.epochs)
+    with run.monitor.bar(f"epoch {progress.epoch + 1}/{run.epochs}", len(run.train_loader)) as bar:
+        while not is_asked_to_stop(run) and (batch := stopwatch.wait_for(batches)) is not None:
             number = progress.epoch * len(run.train_loader) + progress.position // config.batch
+            run.team.at(f"epoch {progress.epoch + 1}, step {progress.position // config.batch + 1}")
             if run.tensorboard is not None and number < BATCHES_TRACKED:
                 run.tensorboard.training_batch(batch, setup.names, number)
             run.schedule.apply(update.optimizer, number)
             batch = batch.to(setup.device)
             losses = forward_backward(
-                update.model, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
+                run.network, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
             )
             progress.position += config.batch
             images += batch.source_ids
@@ -229,6 +261,7 @@ def check(run: Run, update: tuple[Verdict, list[int]] | None) -> None:
         progress.bad_steps = 0
         return
     progress.bad_steps += 1
+    images = [image for others in run.team.gather(images) for image in others]
     names = [str(run.setup.train_index.paths[image]) for image in dict.fromkeys(images)]
     shown = ", ".join(names[:IMAGES_NAMED]) + (
         f" and {len(names) - IMAGES_NAMED} more" if len(names) > IMAGES_NAMED else ""
@@ -245,41 +278,70 @@ def check(run: Run, update: tuple[Verdict, list[int]] | None) -> None:
         )
 
 
+def is_asked_to_stop(run: Run) -> bool:
+    """Did Ctrl-C or SIGTERM come, to whichever process? All hear of it at the same step."""
+    run.interrupt.signal = run.team.largest(run.interrupt.signal or 0) or None
+    return run.interrupt.signal is not None
+
+
 def stop_if_asked(run: Run) -> None:
     """After Ctrl-C: save everything and end, saying how to go on."""
-    if run.interrupt.signal is None:
+    if not is_asked_to_stop(run):
         return
     save(run)
     raise Interrupted(
         f"stopped; everything is saved. Go on with: yoloyard train --resume {shlex.quote(str(run.setup.folder))}",
-        run.interrupt.signal,
+        run.interrupt.signal or 0,
     )
 
 
+def plan_epochs(run: Run, seconds: float) -> None:
+    """With `--time`, fit the number of epochs to the hours; `seconds` were spent on the epoch that is about to end."""
+    config, progress = run.setup.config, run.state.progress
+    if config.time is not None:
+        spent = run.team.share(progress.seconds + seconds)
+        done = progress.epoch + (seconds > 0)
+        fitting = int(config.time * 3600 * done / spent) if done else config.epochs
+        progress.planned_epochs = max(done, min(fitting, config.epochs) if "epochs" in run.setup.given else fitting, 1)
+    run.schedule = dataclasses.replace(run.schedule, epochs=run.epochs)
+
+
+def is_to_be_validated(run: Run) -> bool:
+    """Every `val_period` epochs, and after the last."""
+    epoch = run.state.progress.epoch + 1
+    return epoch % run.setup.config.val_period == 0 or epoch >= run.epochs
+
+
 def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detections]]:
-    """The figures of `detector` on the validation set."""
-    setup, config = run.setup, run.setup.config
+    """The figures of `detector` on the validation set, and, in the first process, the detections of all."""
+    setup, config, team = run.setup, run.setup.config, run.team
+    team.at(f"the validation of epoch {run.state.progress.epoch + 1}")
+    run.state.update.even_out_statistics()
     done = 0
     with run.monitor.bar("validation", len(setup.val_index)) as bar:
 
-        def after_batch(images: int) -> None:
+        def goes_on(images: int) -> bool:
             nonlocal done
-            done += images
-            stop_if_asked(run)
+            done += images * team.size
             if bar.is_due():
                 bar.show(done, "", memory_gigabytes(setup.device))
+            return run.interrupt.signal is None
 
-        predictions = predict_all(
-            detector, run.val_loader, config.evaluation, setup.device, setup.precision, after_batch
-        )
-    return evaluate(setup.val_index, predictions, config.evaluation.max_det), predictions
+        own = predict_all(detector, run.val_loader, config.evaluation, setup.device, setup.precision, goes_on)
+    stop_if_asked(run)
+    predictions: dict[int, Detections] = {}
+    for part in team.gather(own):
+        predictions |= part
+    with team.first() as is_first:
+        metrics = evaluate(setup.val_index, predictions, config.evaluation.max_det) if is_first else None
+    return team.share(metrics), predictions
 
 
-def end_epoch(run: Run, metrics: Metrics, predictions: dict[int, Detections], speed: dict[str, float]) -> None:
+def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detections], speed: dict[str, float]) -> None:
     """Write weights, records and checkpoints, and begin the next epoch."""
     setup, state, monitor = run.setup, run.state, run.monitor
     progress, config = state.progress, setup.config
-    epoch, figures = progress.epoch + 1, metrics.figures()
+    epoch, figures = progress.epoch + 1, metrics.figures() if metrics else {}
     *_, norms, updates = state.sums.tolist()
     run.schedule.apply(state.update.optimizer, epoch * len(run.train_loader) - 1)  # as it was in the last batch
     record = as_record(
@@ -293,27 +355,32 @@ def end_epoch(run: Run, metrics: Metrics, predictions: dict[int, Detections], sp
             "memory": {"gigabytes": memory_gigabytes(setup.device)},
         },
     )
-    average = state.update.ema.model
-    weights = setup.folder / "weights"
-    save_run_weights(weights / "last.safetensors", setup, average, epoch, metrics)
-    value = figures[config.best_by]
-    if progress.best is None or value > progress.best:
+    value = figures.get(config.best_by)
+    is_best = value is not None and (progress.best is None or value > progress.best)
+    if is_best:
         progress.best, progress.best_epoch = value, progress.epoch
-        save_run_weights(weights / "best.safetensors", setup, average, epoch, metrics)
     if progress.best == 0:
         progress.best_epoch = progress.epoch  # patience begins with the first thing found
-    monitor.record(record)
-    monitor.epoch_line(record, config.epochs)
+    state.update.even_out_statistics()
+    with run.team.first() as is_first:
+        if is_first:
+            average = state.update.ema.model
+            save_run_weights(setup.folder / "weights" / "last.safetensors", setup, average, epoch, metrics)
+            if is_best:
+                save_run_weights(setup.folder / "weights" / "best.safetensors", setup, average, epoch, metrics)
+            monitor.record(record)
+            monitor.epoch_line(record, run.epochs)
     progress.epoch, progress.position = epoch, 0
     state.sums.zero_()
     save(run)
-    if run.tensorboard is not None:
-        run.tensorboard.scalars(record)
-        for image_id in range(min(PREDICTIONS_TRACKED, len(setup.val_index))):
-            image = decode_image(setup.val_index.paths[image_id])
-            run.tensorboard.prediction(image_id, image, predictions[image_id], setup.names, epoch)
-    if config.save_period and epoch % config.save_period == 0:
-        copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
+    with run.team.first() as is_first:
+        if is_first and run.tensorboard is not None:
+            run.tensorboard.scalars(record)
+            for image_id in range(min(PREDICTIONS_TRACKED, len(predictions))):
+                image = decode_image(setup.val_index.paths[image_id])
+                run.tensorboard.prediction(image_id, image, predictions[image_id], setup.names, epoch)
+        if is_first and config.save_period and epoch % config.save_period == 0:
+            copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
     monitor.tell(EpochEnded(epoch, record))
 
 
@@ -322,25 +389,20 @@ def save(run: Run) -> None:
     setup = run.setup
     if run.state.update.drop_bad_gradients():
         run.monitor.tell(AlertRaised("accumulated gradients are not finite; they are dropped"))
-    facts = {
-        "config": to_words(setup.config),
-        "given": setup.given,
-        "images": setup.fingerprint(),
-        "names": list(setup.names),
-        "model_arguments": setup.model_arguments,
-        "model_digest": setup.own_model.digest if setup.own_model else None,
-        "licence": setup.licence,
-    }
-    save_checkpoint(run.last_checkpoint, run.state, facts)
+    run.state.update.even_out_statistics()
+    with run.team.first() as is_first:
+        if is_first:
+            save_checkpoint(run.last_checkpoint, run.state, setup.facts())
     run.monitor.tell(CheckpointWritten(run.last_checkpoint))
 
 
 def is_exhausted(run: Run) -> bool:
     """Has there been no better figure for `patience` epochs?"""
-    progress, patience = run.state.progress, run.setup.config.patience
-    exhausted = patience > 0 and progress.epoch - 1 - progress.best_epoch >= patience
+    progress, config, patience = run.state.progress, run.setup.config, run.setup.config.patience
+    is_validated = progress.epoch > 0 and progress.epoch % config.val_period == 0
+    exhausted = patience > 0 and is_validated and progress.epoch - 1 - progress.best_epoch >= patience
     if exhausted:
-        run.monitor.say(f"no better {run.setup.config.best_by} for {patience} epochs (--patience): training ends here")
+        run.monitor.say(f"no better {config.best_by} for {patience} epochs (--patience): training ends here")
     return exhausted
 
 
@@ -348,14 +410,16 @@ def finish(run: Run) -> Result:
     """Evaluate the best weights once more, write the report, say where everything is."""
     setup, monitor, progress = run.setup, run.monitor, run.state.progress
     best, report = setup.folder / "weights" / "best.safetensors", setup.folder / "report.html"
-    report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
     detector, metadata = load_model(best)
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     metrics, predictions = validate(run, detector)
-    write_run_report(report, setup, metrics, predictions, monitor.records, metadata["epoch"], progress.seconds)
+    with run.team.first() as is_first:
+        if is_first:
+            report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
+            write_run_report(report, setup, metrics, predictions, monitor.records, metadata["epoch"], progress.seconds)
     figures = metrics.figures()
     monitor.table(
-        f"{setup.folder.name}: best epoch {metadata['epoch']} of {len(monitor.records)}",
+        f"{setup.folder.name}: best epoch {metadata['epoch']} of {progress.epoch}",
         [
             ("mAP50-95", f"{figures['map50_95']:.4f}"),
             ("mAP50", f"{figures['map50']:.4f}"),
