@@ -14,7 +14,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from yoloyard.config import ALIASES, NEWEST, TrainConfig, words_of
-from yoloyard.errors import UsageError, UserError, own_line
+from yoloyard.errors import SilentError, UsageError, UserError, own_line
 
 _AT_LEAST_0 = cyclopts.validators.Number(gte=0)
 
@@ -184,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(tokens, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         _fail(f"{error} (yoloyard --help lists what there is)", 2, debug)
+    except SilentError as error:
+        _fail("", error.exit_code, debug)
     except UserError as error:
         _fail(str(error), error.exit_code, debug)
     except KeyboardInterrupt:

@@ -18,6 +18,14 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class SilentError(UserError):
+    """This process ends because another one did, or all were asked to; that one says so."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
 def own_line(error: BaseException) -> str:
     """Where in a file of the user's an error arose, as "file, line 12 (`x = f(y)`)"; empty if in none."""
     if isinstance(error, SyntaxError) and error.filename:

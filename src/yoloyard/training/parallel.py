@@ -8,20 +8,23 @@ come to an exchange within `PATIENCE` ends the run, so whatever the first does a
 from __future__ import annotations
 
 import datetime
+import inspect
 import os
+import shlex
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from yoloyard.errors import UserError
+from yoloyard.errors import SilentError, UserError
 from yoloyard.training.interrupt import Interrupted
 
 PATIENCE = 40.0  # seconds that a process may be late at an exchange
@@ -51,8 +54,14 @@ def parallelize(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if world_size() == 1:
         return model
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
     devices = None if device.type == "cpu" else [device]
-    return nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    wrapper = nn.parallel.DistributedDataParallel
+    # Statistics are not sent round at every step; torch 2.13 gave that option another name.
+    names = {"forward_sync_buffers", "broadcast_buffers"} & inspect.signature(wrapper).parameters.keys()
+    options: dict[str, Any] = {max(names): False}
+    return wrapper(model, device_ids=devices, **options)
 
 
 class Team:
@@ -62,6 +71,7 @@ class Team:
         self.rank, self.size = rank, size
         self._store, self._host_group = store, host_group
         self._place = "the beginning"
+        self.run_folder: Path | None = None  # for advice
         self._turns = 0  # of the first, to number them alike in all processes
 
     @property
@@ -123,7 +133,7 @@ class Team:
         except Interrupted as stopped:  # all processes at once
             if self.is_first:
                 raise
-            raise SilencedError(str(stopped), stopped.exit_code) from stopped
+            raise SilentError(str(stopped), stopped.exit_code) from stopped
         except Exception as error:
             if self._store is None:
                 raise
@@ -164,13 +174,16 @@ class Team:
     def _explained(self, error: Exception) -> Exception:
         """Which process is to blame, as an error for the person at the keyboard."""
         assert self._store is not None
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):  # whoever started the processes now ends them: a moment yet
+                signal.signal(number, signal.SIG_IGN)
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, UserError) else 1
         try:
             self._store.set(f"failed/{self.rank}", text)
             if not _is_of_communication(error):
                 if self._store.add("culprits", 1) > 1:  # all found the same, or one thing led to another
-                    return SilencedError(text, code)
+                    return SilentError(text, code)
                 if isinstance(error, UserError) and self.is_first:
                     return error
                 return _with_code(UserError(f"process {self.rank} of {self.size}, at {self._place}: {text}"), code)
@@ -178,7 +191,7 @@ class Team:
             silent = [rank for rank in range(self.size) if not self._store.check([f"failed/{rank}"])]
             talks = self.rank == min(set(range(self.size)) - set(silent))
             if not talks or (not silent and self._store.add("culprits", 0)):
-                return SilencedError(text)
+                return SilentError(text)
             lines = [f"process {rank}, last seen at {self._last_place(rank)}," for rank in silent]
             for rank in silent:
                 self._end(rank)
@@ -187,9 +200,11 @@ class Team:
         who = (
             f"{' and '.join(lines)} was killed or hangs" if lines else f"the processes can't reach each other ({text})"
         )
-        return UserError(
-            f"{who}; the run ends at {self._place}. What was saved before is whole: go on with yoloyard train --resume"
-        )
+        advice = "nothing was saved yet"
+        if self.run_folder is not None and (self.run_folder / "checkpoints" / "last").exists():
+            folder = shlex.quote(str(self.run_folder))
+            advice = f"the last checkpoint is whole: go on with yoloyard train --resume {folder}"
+        return UserError(f"{who}; the run ends at {self._place}; {advice}")
 
     def _last_place(self, rank: int) -> str:
         assert self._store is not None
@@ -202,14 +217,6 @@ class Team:
         if host == socket.gethostname():
             with suppress(ProcessLookupError):
                 os.kill(int(number), signal.SIGKILL)
-
-
-class SilencedError(UserError):
-    """This process ends because another one failed, or all were asked to; the first to know says so."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def is_one_of_several() -> bool:

@@ -113,6 +113,7 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
 def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptRequest) -> Run:
     """Put the parts of a run together."""
     config, device = setup.config, setup.device
+    team.run_folder = setup.folder
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     pin_memory = device.type == "cuda"

@@ -1,0 +1,41 @@
+"""A function run in several processes that are a team, as torchrun would start them."""
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+
+def run_together(count: int, work: Callable[..., Any], *arguments: object) -> list[Any]:
+    """`work(*arguments)` in `count` new processes with one thread each; their results by rank."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [
+        context.Process(target=_run, args=(rank, count, port, results, work, arguments)) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    found = dict(results.get(timeout=300) for _ in processes)
+    for process in processes:
+        process.join()
+    failed = [text for succeeded, text in found.values() if not succeeded]
+    assert not failed, "\n".join(failed)
+    return [found[rank][1] for rank in range(count)]
+
+
+def _run(rank: int, count: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple[object]) -> None:
+    if count > 1:
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    try:
+        import torch
+
+        torch.set_num_threads(1)
+        results.put((rank, (True, work(*arguments))))
+    except BaseException:  # noqa: BLE001  # whatever it is, the test must hear of it
+        results.put((rank, (False, traceback.format_exc())))
