@@ -12,9 +12,10 @@ from torch import nn
 from processes import run_together
 from yoloyard.config import to_words
 from yoloyard.data.demo import write_demo
+from yoloyard.data.index import Index
 from yoloyard.data.loader import make_val_loader
 from yoloyard.evaluation.validate import predict_all
-from yoloyard.structures import Detections
+from yoloyard.structures import Detections, images_to_float
 from yoloyard.training import trainer
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.monitor import Monitor
@@ -43,12 +44,29 @@ def as_arrays(predictions: dict[int, Detections]) -> dict[int, np.ndarray]:
     }
 
 
+def freeze_normalisation(detector: nn.Module, index: Index) -> None:
+    """Keep BatchNorm at the statistics of some pictures, so that signals and gradients stay of a natural size."""
+    normalisations = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in normalisations:
+        module.momentum = 1.0
+    with torch.no_grad():
+        detector.train()(images_to_float(next(iter(make_val_loader(index, 64, 5))).images))
+    for module in normalisations:
+        assert module.running_var is not None
+        module.running_var += module.running_var.mean()  # a channel that hardly varies would blow up what follows
+        module.requires_grad_(False)
+    for name, parameter in detector.named_parameters():
+        if "class_branches" in name and name.endswith("2.bias"):
+            nn.init.constant_(parameter, -1.0)  # scores that make the targets of boxes matter
+
+
 def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     """Twenty steps with frozen normalisation, then a validation; what this process has then."""
     os.environ["YOLOYARD_CACHE"] = cache
     words: dict[str, Any] = {
         "data": data, "model": model, "imgsz": 64, "batch": 4, "epochs": 5, "amp": False, "device": "cpu",
-        "optimizer": "SGD", "tensorboard": False, "project": f"{cache}/runs", "autoanchor": False,
+        "optimizer": "SGD", "lr0": 0.01, "warmup_bias_lr": 0.0, "autoanchor": False,
+        "tensorboard": False, "project": f"{cache}/runs",
     }  # fmt: skip
     team = join_team(CPU)
     setup: Setup | None = None
@@ -57,9 +75,8 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
             setup = prepare(words, CPU, team.size, lambda line: None)
     shared = team.share((setup.folder, setup.facts(), setup.config) if setup else None)
     setup = setup or rebuild(*shared, CPU)
-    for module in setup.detector.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.requires_grad_(False)
+    freeze_normalisation(setup.detector, setup.val_index)
+    before = {name: value.numpy().copy() for name, value in setup.detector.state_dict().items()}
     with InterruptRequest() as interrupt:
         run = trainer.begin(setup, Monitor(silent=True), team, interrupt)
         samples = []
@@ -76,6 +93,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     return {
         "samples": samples,
         "losses": trainer.mean_losses(run),
+        "weights before": before,
         "weights": {name: value.numpy() for name, value in setup.detector.state_dict().items()},
         "predictions": as_arrays(predictions),
         "predictions of one": as_arrays(predictions_of_one),
@@ -84,18 +102,22 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("model", ["yolo11n", "yolov5n"])
-def test_two_and_four_processes_train_as_one(line: Path, tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(("model", "counts"), [("yolo11n", (2, 4)), ("yolov5n", (2,))])
+def test_two_and_four_processes_train_as_one(line: Path, tmp_path: Path, model: str, counts: tuple[int, ...]) -> None:
     alone, *_ = run_together(1, train_and_validate, str(line), model, str(tmp_path / "1"))
-    for count in (2, 4):
+    way = {name: np.abs(value - alone["weights before"][name]).max() for name, value in alone["weights"].items()}
+    convolutions = [name for name, value in alone["weights"].items() if value.ndim == 4]
+    assert np.median([way[name] for name in convolutions]) > 1e-5  # they learn something
+    for count in counts:
         results = run_together(count, train_and_validate, str(line), model, str(tmp_path / str(count)))
         for step in range(STEPS):
             together = np.concatenate([result["samples"][step] for result in results])
             assert np.array_equal(together, alone["samples"][step])
-        for name, value in alone["weights"].items():
-            for result in results:
-                # float32: sums in another order, over 20 steps
-                np.testing.assert_allclose(result["weights"][name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+        for result in results:
+            for name, value in alone["weights"].items():
+                # float32 sums in another order: far less than the way that the weights have gone
+                difference = np.abs(result["weights"][name] - value).max()
+                assert difference <= 1e-3 * way[name] + 3e-7, name
         assert results[0]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
         assert sum(map(len, results[0]["predictions"].values())) > 20
         assert results[0]["predictions"].keys() == results[0]["predictions of one"].keys() == set(range(5))

@@ -1,0 +1,142 @@
+"""One run in several processes, from the command line: it starts, resumes, stops, and says who failed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import yoloyard as package
+from commands import TINY, Command, start
+from yoloyard.errors import UsageError
+from yoloyard.training.checkpoint import read_facts
+
+TWO = [*TINY, "--processes", "2"]
+
+# A network that goes wrong in one process at the start of its fifth training step.
+FAILING = """
+import os, time
+from yoloyard.models import yolo11
+
+def build(num_classes):
+    detector = yolo11.build("n", num_classes)
+    steps = 0
+
+    def count(module, inputs):
+        nonlocal steps
+        steps += module.training
+        if steps == 5 and os.environ.get("RANK") == "1":
+            ACTION
+
+    detector.register_forward_pre_hook(count)
+    return detector
+"""
+
+
+def records(run: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path("runs", run, "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_resume_and_speak_once(data: Path) -> None:
+    done = start("train", "--data", data, "--epochs", 2, "--name", "two", *TWO)
+    out, err = done.communicate()
+    assert (done.returncode, err) == (0, ""), err
+    assert out.count("epoch 1/2") == out.count("epoch 2/2") == out.count("report.html") == 1
+    assert yaml.safe_load(Path("runs/two/config.yaml").read_text())["processes"] == 2
+    more = start("train", "--resume", "runs/two", "--epochs", 3)
+    out, err = more.communicate()
+    assert (more.returncode, err) == (0, ""), err
+    assert "going on in epoch 3" in out
+    assert "2 x cpu" in out
+    assert [record["epoch"] for record in records("two")] == [1, 2, 3]
+    assert Path("runs/two/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--processes", "3"], "can't be shared evenly by 3 processes"),
+        (["--device", "0,1"], "there is no device"),
+        (["--device", "cpu,cpu", "--processes", "3"], "leave one out"),
+        (["--sync-bn"], "--sync-bn is for GPUs"),
+    ],
+)
+def test_what_can_not_be_shared_is_a_usage_error(data: Path, words: list[str], message: str) -> None:
+    tiny = TINY[: TINY.index("--device")] if "--device" in words else TINY
+    done = start("train", "--data", data, *tiny, *words)
+    _, err = done.communicate()
+    assert done.returncode == 2
+    assert message in err
+    assert err.count("yoloyard:") == 1
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def test_from_python_the_command_to_use_is_named(data: Path) -> None:
+    with pytest.raises(UsageError, match=r"yoloyard train --data=.*--processes=2"):
+        package.train(data=str(data), device="cpu", processes=2)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it_as_well(data: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "yoloyard"]
+    words = ["train", "--data", data, "--epochs", 1, *TINY]
+    done = subprocess.run([*torchrun, *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1/1") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("action", "says"),
+    [
+        ("raise ValueError('broken belt')", "process 1 of 2, at epoch 2, step 1: ValueError: broken belt"),
+        ("os.kill(os.getpid(), 9)", "process 1, last seen at epoch 2, step 1, was killed or hangs"),
+        ("time.sleep(1000)", "process 1, last seen at epoch 2, step 1, was killed or hangs"),
+        ("os.kill(os.getpid(), 19)", "process 1, last seen at epoch 2, step 1, was killed or hangs"),
+    ],
+)
+def test_a_process_that_fails_ends_the_run_and_is_named(data: Path, action: str, says: str) -> None:
+    Path("my_model.py").write_text(FAILING.replace("ACTION", action))
+    words = ["--data", data, "--epochs", 9, "--model", "my_model.py:build", *TWO[2:]]
+    run = start("train", *words)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert says in err
+    assert err.count("epoch 2, step 1") <= 2
+    facts = read_facts(Path("runs/line/checkpoints/last"))  # whole, and of the epoch before
+    assert facts["progress"]["epoch"] == 1
+    Path("my_model.py").write_text(FAILING.replace("ACTION", "pass"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_processes_at_the_same_step(data: Path, number: signal.Signals) -> None:
+    run = start("train", "--data", data, "--epochs", 500, "--name", "stopped", *TWO)
+    assert run.stdout is not None
+    while "epoch 2/" not in run.stdout.readline():
+        pass
+    os.kill(run.pid, number)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + number
+    assert err.count("everything is saved") == 1
+    assert read_facts(Path("runs/stopped/checkpoints/last"))["progress"]["epoch"] >= 2
+
+
+def test_a_time_limit_sets_the_number_of_epochs(data: Path, yoloyard: Command) -> None:
+    code, out, err = yoloyard("train", "--data", data, "--time", 0.0008, "--name", "timed", *TINY)
+    assert code == 0, err
+    count = len(records("timed"))
+    assert 1 <= count < 100
+    assert f"of {count}" in out
+    assert records("timed")[-1]["lr/weight"] < records("timed")[0]["lr/weight"] or count == 1
+
+
+def test_validation_comes_every_few_epochs_and_at_the_end(data: Path, yoloyard: Command) -> None:
+    code, _, err = yoloyard("train", "--data", data, "--epochs", 5, "--val-period", 2, "--name", "rare", *TINY)
+    assert code == 0, err
+    assert [record["epoch"] for record in records("rare") if "val/map50" in record] == [2, 4, 5]
+    assert Path("runs/rare/report.html").exists()
