@@ -80,7 +80,7 @@ def load_resized(index: Index, position: int, imgsz: int) -> np.ndarray:
 
 
 def free_memory(shared: bool = False) -> int | None:
-    """Bytes that can still be taken, a container's limit included; None where the system doesn't say."""
+    """Bytes that this process can still take, a container's limit included; None where the system doesn't say."""
     limits = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -99,4 +99,5 @@ def free_memory(shared: bool = False) -> int | None:
     if shared and os.path.isdir("/dev/shm"):
         shared_memory = os.statvfs("/dev/shm")
         limits.append(shared_memory.f_bavail * shared_memory.f_frsize)
-    return min(limits, default=None)
+    # Processes that train together on this machine each keep their own.
+    return min(limits) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if limits else None

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from yoloyard.evaluation.validate import predict_all
 from yoloyard.files import write_whole_text
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
-from yoloyard.structures import Batch, Detections
+from yoloyard.structures import Detections
 from yoloyard.training.checkpoint import Progress, TrainingState, copy_checkpoint, restore_checkpoint, save_checkpoint
 from yoloyard.training.criterion import Criterion, choose_criterion
 from yoloyard.training.ema import ExponentialMovingAverage
@@ -39,6 +39,7 @@ from yoloyard.training.parallel import Team, parallelize
 from yoloyard.training.results import save_run_weights, validation_batch, write_run_report
 from yoloyard.training.setup import Setup, set_training_mode
 from yoloyard.training.step import Outcome, Update, Verdict, forward_backward
+from yoloyard.training.stopwatch import Stopwatch
 from yoloyard.training.trackers import TensorBoard
 
 BAD_STEPS = 3  # so many in a row stop the run
@@ -431,36 +432,3 @@ def finish(run: Run) -> Result:
         ],
     )
     return Result(setup.folder, best, report, metrics, metadata["epoch"])
-
-
-class Stopwatch:
-    """How fast an epoch goes, and how much of the time is spent waiting for data."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._waiting = 0.0
-        self._images = 0
-
-    def wait_for(self, batches: Iterator[Batch]) -> Batch | None:
-        """The next batch, None after the last."""
-        asked = time.perf_counter()
-        batch = next(batches, None)
-        self._waiting += time.perf_counter() - asked
-        return batch
-
-    def count(self, images: int) -> None:
-        """So many images more have been trained on."""
-        self._images += images
-
-    def figures(self) -> dict[str, float]:
-        """Images a second, the share of waiting, and the seconds."""
-        seconds = time.perf_counter() - self._started
-        return {
-            "images_per_second": self._images / seconds,
-            "waiting_fraction": self._waiting / seconds,
-            "seconds": seconds,
-        }
-
-    def __str__(self) -> str:
-        figures = self.figures()
-        return f"{figures['images_per_second']:.1f} images/s  {figures['waiting_fraction']:.0%} waiting for data"
