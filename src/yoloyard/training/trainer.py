@@ -34,6 +34,7 @@ from yoloyard.training.criterion import Criterion, choose_criterion
 from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.interrupt import Interrupted, InterruptRequest
 from yoloyard.training.monitor import AlertRaised, CheckpointWritten, EpochEnded, Monitor, as_record, memory_gigabytes
+from yoloyard.training.multi_scale import vary_size
 from yoloyard.training.optimizer import Schedule, build_optimizer
 from yoloyard.training.parallel import rank, world_size
 from yoloyard.training.results import save_run_weights, validation_batch, write_run_report
@@ -108,7 +109,9 @@ def begin(setup: Setup, monitor: Monitor, interrupt: InterruptRequest) -> Run:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     pin_memory = device.type == "cuda"
     model = setup.detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train_loader = make_train_loader(setup.train_index, config, rank(), world_size(), pin_memory)
+    train_loader = make_train_loader(
+        setup.train_index, config, rank(), world_size(), pin_memory, stride=max(model.strides)
+    )
     val_loader = make_val_loader(
         setup.val_index,
         config.imgsz,
@@ -171,7 +174,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             if run.tensorboard is not None and number < BATCHES_TRACKED:
                 run.tensorboard.training_batch(batch, setup.names, number)
             run.schedule.apply(update.optimizer, number)
-            batch = batch.to(setup.device)
+            batch = vary_size(batch.to(setup.device), config, max(update.model.strides), progress.epoch, number)
             losses = forward_backward(
                 update.model, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
             )
