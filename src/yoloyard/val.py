@@ -16,7 +16,7 @@ from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
-from yoloyard.data.selection import names_of, select
+from yoloyard.data.selection import class_numbers, names_of, select
 from yoloyard.device import choose_device, precision_named
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
@@ -78,7 +78,8 @@ def validate(
         say(f"warning: the classes are called otherwise in {weights}: {', '.join(metadata['names'])}")
     index = select(load_index(spec, split), classes, single_cls)
     if classes is not None:
-        say(f"as in training, boxes of the classes {classes} alone are counted")
+        chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))
+        say(f"as in training, boxes of these classes alone are counted: {chosen}")
     for problem in index.problems[:5]:
         say(f"left out: {problem}")
     stride = max(detector.strides)

@@ -51,7 +51,7 @@ def select(
             selected = replace(selected, names=names_of(index.names, single_cls), labels=np.zeros_like(selected.labels))
         if not len(selected.boxes):
             raise UserError(
-                f"not a single box is left of {len(index.boxes)} in {len(index)} images: "
+                f"not a single box is left of {len(index.boxes)} in the {len(index)} images beside {index.paths[0]}: "
                 + (f"choose other --classes than {classes}" if numbers is not None else "raise --fraction")
             )
         if folder is not None:

@@ -39,9 +39,7 @@ def resize(batch: Batch, factor: float, stride: int) -> Batch:
     if (new_height, new_width) == (height, width):
         return batch
     images = functional.interpolate(batch.images.float(), (new_height, new_width), mode="bilinear")
-    scale = torch.tensor([new_width / width, new_height / height] * 2).to(batch.boxes.device, non_blocking=True)
-    return replace(
-        batch,
-        images=images.round_().to(torch.uint8, memory_format=torch.channels_last),
-        boxes=batch.boxes * scale,
-    )
+    boxes = batch.boxes.clone()
+    boxes[..., 0::2] *= new_width / width
+    boxes[..., 1::2] *= new_height / height
+    return replace(batch, images=images.round_().to(torch.uint8, memory_format=torch.channels_last), boxes=boxes)

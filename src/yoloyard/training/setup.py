@@ -299,7 +299,7 @@ def _fit(
         say(f"class weights: {class_weights.as_line(weights, train_index.names)}")
     places = len(plan_epochs(train_index, config, stride))
     if config.repeat_factor:
-        say(f"repeat factor {config.repeat_factor:g}: an epoch has {places} images, of {len(train_index)}")
+        say(f"repeat factor {config.repeat_factor:g}: an epoch has {places} images instead of {len(train_index)}")
     config, line = recipes.fit_to_run(config, given, places, detector.num_classes)
     say(line)
     return config
