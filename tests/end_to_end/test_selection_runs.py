@@ -45,9 +45,11 @@ def test_val_makes_the_figures_of_training(data: Path, yoloyard: Command, words:
     code, out, err = yoloyard("val", "--weights", "runs/part/weights/last.safetensors", "--data", data)
     assert (code, err) == (0, "")
     assert json.loads(Path("runs/val/metrics.json").read_text()) == last_figures(Path("runs/part"))
-    boxes = [line.split("│")[1:4] for line in out.splitlines() if line.startswith("│")]
-    counted = {name.strip() for name, _, count in boxes if int(count)} - {"all"}
-    assert counted <= ({"scratch", "stain"} if "--classes" in words else {"object"})
+    rows = [line.split("│")[1:4] for line in out.splitlines() if line.startswith("│")]
+    boxes = {name.strip(): int(count) for name, _, count in rows}
+    assert 0 < boxes.pop("all") == sum(boxes.values())
+    assert {name for name, count in boxes.items() if count} <= {"object", "scratch", "stain"}
+    assert len(boxes) == len(metadata["names"])
 
 
 def test_a_run_with_all_of_it_goes_on_bit_equal(
