@@ -21,9 +21,14 @@ from yoloyard.errors import UsageError
 Config = TypeVar("Config")
 
 
-def word(default: Any, help: str, at_least: float | None = None, at_most: float | None = None) -> Any:
-    """A leaf of the tree: its default, its help text and the range it must lie in."""
-    return field(default=default, metadata={"help": help, "at_least": at_least, "at_most": at_most})
+def word(
+    default: Any, help: str, at_least: float | None = None, at_most: float | None = None, joined: bool = False
+) -> Any:
+    """A leaf of the tree: its default, its help text and the range it must lie in.
+
+    `joined`: a text of parts joined by commas, which may be a list in YAML and Python.
+    """
+    return field(default=default, metadata={"help": help, "at_least": at_least, "at_most": at_most, "joined": joined})
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,17 @@ class TrainConfig:
     save_period: int = word(10, "keep a checkpoint every so many epochs (0: only the last)", 0)
     keep: int = word(3, "how many of the periodic checkpoints are kept", 1)
     seed: int = word(0, "the same seed gives the same run", 0)
+    classes: str | None = word(None, "train on these classes alone: numbers or names joined by commas", joined=True)
+    single_cls: bool = word(False, "take all classes as one, 'object'")
+    fraction: float = word(1.0, "share of the training images to use, above 0; chosen by the seed", 0, 1)
+    rect: bool = word(False, "batches of similar shapes with little padding, without mosaic and mixup")
+    multi_scale: bool = word(False, "each batch in another size, 0.5 to 1.5 times imgsz")
+    class_weights: str | None = word(
+        None, "weights of the class loss: balanced, or a number for each class, joined by commas", joined=True
+    )
+    repeat_factor: float = word(
+        0.0, "images with a class that is in a smaller share of the images than this come more often (0: off)", 0, 1
+    )
     project: str = word("runs", "folder of the run folders")
     name: str | None = word(None, "name of the run (default: the data file's)")
     exist_ok: bool = word(False, "write into an existing run folder")
@@ -137,6 +153,7 @@ class Word:
     help: str
     at_least: float | None
     at_most: float | None
+    joined: bool
 
 
 def words_of(tree: type) -> dict[str, Word]:
@@ -207,10 +224,7 @@ def _leaves(tree: type, above: tuple[str, ...]) -> Iterator[Word]:
         if dataclasses.is_dataclass(types_of[item.name]):
             yield from _leaves(types_of[item.name], path)
         else:
-            meta = item.metadata
-            yield Word(
-                item.name, path, types_of[item.name], item.default, meta["help"], meta["at_least"], meta["at_most"]
-            )
+            yield Word(item.name, path, types_of[item.name], item.default, **item.metadata)
 
 
 def _replace(config: Any, changes: dict[str, Any]) -> Any:
@@ -225,6 +239,8 @@ def _checked(leaf: Word, value: Any) -> Any:
     allowed = typing.get_args(leaf.type) if isinstance(leaf.type, types.UnionType) else (leaf.type,)
     if value is None and type(None) in allowed:
         return None
+    if leaf.joined and isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
     if isinstance(value, Path) or (isinstance(value, int | float) and not isinstance(value, bool) and str in allowed):
         value = str(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed:

@@ -16,6 +16,7 @@ from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
+from yoloyard.data.selection import class_numbers, names_of, select
 from yoloyard.device import choose_device, precision_named
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
@@ -65,14 +66,20 @@ def validate(
         EvaluationConfig(), known | {name: value for name, value in asked.items() if value is not None}
     )
     spec = read_data_yaml(data)
-    if len(spec.names) != detector.num_classes:
+    trained: dict[str, Any] = metadata.get("config", {})
+    classes, single_cls = trained.get("classes"), trained.get("single_cls", False)
+    names = names_of(spec.names, single_cls)
+    if len(names) != detector.num_classes:
         raise UsageError(
             f"{weights} knows {detector.num_classes} classes ({', '.join(metadata['names'][:10])}), "
-            f"{spec.path} has {len(spec.names)} ({', '.join(spec.names[:10])})"
+            f"{spec.path} has {len(names)} ({', '.join(names[:10])})"
         )
-    if list(spec.names) != list(metadata["names"]):
+    if list(names) != list(metadata["names"]):
         say(f"warning: the classes are called otherwise in {weights}: {', '.join(metadata['names'])}")
-    index = load_index(spec, split)
+    index = select(load_index(spec, split), classes, single_cls)
+    if classes is not None:
+        chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))
+        say(f"as in training, boxes of these classes alone are counted: {chosen}")
     for problem in index.problems[:5]:
         say(f"left out: {problem}")
     stride = max(detector.strides)

@@ -53,6 +53,7 @@ def boxes_in(draw: st.DrawFn, height: int, width: int) -> list[int]:
 def test_boxes_enclose_the_same_pixels_after_all_steps(data: st.DataObject, seed: int, with_mosaic: bool) -> None:
     """Pictures are masks here: what is found in the final picture must be what the boxes say."""
     random, imgsz = np.random.default_rng(seed), 64
+    shape = data.draw(st.sampled_from([(64, 64), (32, 96), (96, 64)]))
     config = dataclasses.replace(STILL, translate=0.3, scale=0.4, flipud=0.5, fliplr=0.5)
     samples = []
     for number in range(4 if with_mosaic else 1):
@@ -63,9 +64,9 @@ def test_boxes_enclose_the_same_pixels_after_all_steps(data: st.DataObject, seed
         samples.append(sample)
     sample = augment.mosaic(samples, imgsz, random) if with_mosaic else samples[0]
     height, width = sample.image.shape[:2]
-    sample = augment.warp(sample, *augment.draw_affine(height, width, imgsz, config, random), imgsz)
+    sample = augment.warp(sample, *augment.draw_affine(height, width, shape, config, random), shape)
     sample = augment.flip(sample, config, random)
-    assert sample.image.shape == (imgsz, imgsz, 3)
+    assert sample.image.shape == (*shape, 3)
     assert sample.boxes_xyxy.dtype == np.float32
     boxes = dict(zip(sample.labels.tolist(), sample.boxes_xyxy, strict=True))
     for number, colour in enumerate(COLOURS[: len(samples)]):
@@ -87,7 +88,7 @@ def test_moved_boxes_are_the_bounds_of_moved_masks(data: st.DataObject, seed: in
     height, width = data.draw(sides), data.draw(sides)
     box = data.draw(boxes_in(height, width))
     config = AugmentConfig(degrees=180, shear=20, perspective=0.002, translate=0.3, scale=0.5)
-    matrix, _ = augment.draw_affine(height, width, 64, config, np.random.default_rng(seed))
+    matrix, _ = augment.draw_affine(height, width, (64, 64), config, np.random.default_rng(seed))
     (found,) = augment.warp_boxes(np.array([box], np.float32), matrix)
     step = 0.25
     axis = np.arange(-64, 128, step) + step / 2
@@ -110,8 +111,8 @@ def test_pictures_move_with_their_boxes_when_turned(data: st.DataObject, seed: i
     sample = picture(height, width, [box], COLOURS[3:])
     config = dataclasses.replace(STILL, degrees=180, shear=10, perspective=0.001)
     # Shrunk, so that nothing of the picture leaves the output.
-    matrix, _ = augment.draw_affine(height, width, 128, config, random)
-    warped = augment.warp(sample, matrix, 1.0, 128)
+    matrix, _ = augment.draw_affine(height, width, (128, 128), config, random)
+    warped = augment.warp(sample, matrix, 1.0, (128, 128))
     seen = coloured_bounds(warped.image, COLOURS[3])
     assert seen is not None
     np.testing.assert_allclose(seen, warped.boxes_xyxy[0], atol=2.5)  # the tip of a corner is thinner than a pixel
@@ -129,8 +130,8 @@ def test_a_box_beyond_the_horizon_becomes_empty_and_one_across_it_stays_finite()
 def test_without_variation_the_picture_lies_in_the_middle() -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
     sample = Sample(image, np.array([[8, 4, 20, 30]], np.float32), np.array([1]), np.zeros(1, bool), 7)
-    matrix, zoom = augment.draw_affine(32, 64, 64, STILL, np.random.default_rng(0))
-    warped = augment.warp(sample, matrix, zoom, 64)
+    matrix, zoom = augment.draw_affine(32, 64, (64, 64), STILL, np.random.default_rng(0))
+    warped = augment.warp(sample, matrix, zoom, (64, 64))
     assert (warped.image[16:48] == image).all()
     assert (warped.image[:16] == 114).all()
     assert (warped.image[48:] == 114).all()
@@ -142,7 +143,7 @@ def test_a_zoom_keeps_edges_exactly_where_boxes_say() -> None:
     sample = picture(64, 64, [[8, 16, 40, 52]], COLOURS[3:])
     for zoom, sharp in ((0.5, [[4, 8, 20, 26]]), (2.0, [[16, 32, 80, 104]])):
         side = int(64 * zoom)
-        warped = augment.warp(sample, np.diag([zoom, zoom, 1.0]), zoom, side)
+        warped = augment.warp(sample, np.diag([zoom, zoom, 1.0]), zoom, (side, side))
         assert warped.boxes_xyxy.tolist() == sharp
         x1, y1, x2, y2 = sharp[0]
         # At twice the size the edge runs over two pixels, half way down at the box's side.
@@ -157,7 +158,7 @@ def test_boxes_of_which_little_is_left_are_dropped() -> None:
         np.zeros((64, 64, 3), np.uint8), np.array(boxes, np.float32), np.arange(5), np.zeros(5, bool), image_id=0
     )
     # Inside; 1.5 px wide after clipping; 9.1 % and 10.9 % of the area left; lower than 2 px.
-    assert augment.warp(sample, np.eye(3), 1.0, 64).labels.tolist() == [0, 3]
+    assert augment.warp(sample, np.eye(3), 1.0, (64, 64)).labels.tolist() == [0, 3]
 
 
 @given(seeds, st.lists(st.tuples(sides, sides), min_size=4, max_size=4))
@@ -182,8 +183,8 @@ def test_a_mosaic_has_no_seams(seed: int, shapes: list[tuple[int, int]]) -> None
     assert joined.image_id == 0
 
     config = dataclasses.replace(STILL, degrees=45, scale=0.5)
-    matrix, zoom = augment.draw_affine(128, 128, imgsz, config, draws)
-    warped = augment.warp(joined, matrix, zoom, imgsz).image[..., 0]
+    matrix, zoom = augment.draw_affine(128, 128, (imgsz, imgsz), config, draws)
+    warped = augment.warp(joined, matrix, zoom, (imgsz, imgsz)).image[..., 0]
     # Each output pixel led back to the mosaic: the surface is flat, so interpolation finds its height there.
     grid = np.stack([*np.meshgrid(*[np.arange(imgsz) + 0.5] * 2), np.ones((imgsz, imgsz))], axis=-1)
     x, y = np.moveaxis(grid @ np.linalg.inv(matrix).T, -1, 0)[:2] - 0.5

@@ -10,7 +10,7 @@ from yoloyard.losses.anchor_based import AnchorBasedLoss
 @pytest.mark.parametrize("name", anchor_based_loss_case_names())
 def test_equal_to_the_reference(name: str) -> None:
     case = anchor_based_loss_case(name)
-    criterion = AnchorBasedLoss(case.anchors, case.strides, case.num_classes, **case.options)
+    criterion = AnchorBasedLoss(case.anchors, case.strides, case.num_classes, class_weights=None, **case.options)
     parts = criterion(case.maps, case.boxes, case.labels)
     losses = {
         name: gain * (parts[name][0] / parts[name][1].clamp(min=1)).sum() for name, gain in ANCHOR_BASED_GAINS.items()

@@ -113,9 +113,9 @@ def mosaic(samples: Sequence[Sample], imgsz: int, random: np.random.Generator) -
 
 
 def draw_affine(
-    height: int, width: int, imgsz: int, config: AugmentConfig, random: np.random.Generator
+    height: int, width: int, shape: tuple[int, int], config: AugmentConfig, random: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """A random matrix (3, 3) that takes a picture (H, W) to an output of side `imgsz`, and the zoom that is in it.
+    """A random matrix (3, 3) that takes a picture to an output of `shape` (H, W), and the zoom that is in it.
 
     Centre to the origin, perspective, rotation with zoom, shear, shift to about the output's middle.
     """
@@ -127,24 +127,24 @@ def draw_affine(
     cosine, sine = zoom * math.cos(angle), zoom * math.sin(angle)
     rotation[:2, :2] = [[cosine, sine], [-sine, cosine]]
     shear[0, 1], shear[1, 0] = np.tan(np.radians(random.uniform(-config.shear, config.shear, 2)))
-    shift[:2, 2] = random.uniform(0.5 - config.translate, 0.5 + config.translate, 2) * imgsz
+    shift[:2, 2] = random.uniform(0.5 - config.translate, 0.5 + config.translate, 2) * shape[::-1]
     return shift @ shear @ rotation @ perspective @ centre, float(zoom)
 
 
-def warp(sample: Sample, matrix: np.ndarray, zoom: float, imgsz: int) -> Sample:
-    """Picture and boxes moved by `matrix` (3, 3) onto an output of side `imgsz`; boxes of which little is left go.
+def warp(sample: Sample, matrix: np.ndarray, zoom: float, shape: tuple[int, int]) -> Sample:
+    """Picture and boxes moved by `matrix` (3, 3) onto an output of `shape` (H, W); boxes of which little is left go.
 
     `zoom` is the part of the matrix that only changes sizes: how much of a box is left is judged apart from it.
     """
     # OpenCV counts from the centres of pixels, the matrix from the picture's edge: half a pixel there and back.
     to_edge = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     on_centres = np.linalg.inv(to_edge) @ matrix @ to_edge
-    size, grey = (imgsz, imgsz), (BORDER,) * 3
+    size, grey = shape[::-1], (BORDER,) * 3
     if matrix[2, 0] or matrix[2, 1]:
         image = cv2.warpPerspective(sample.image, on_centres, size, borderValue=grey)
     else:
         image = cv2.warpAffine(sample.image, on_centres[:2], size, borderValue=grey)
-    boxes = warp_boxes(sample.boxes_xyxy, matrix).clip(0, imgsz)
+    boxes = warp_boxes(sample.boxes_xyxy, matrix).clip(0, [*size, *size])
     before = sample.boxes_xyxy.astype(np.float64)
     area_before = (before[:, 2] - before[:, 0]) * (before[:, 3] - before[:, 1]) * zoom**2
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]

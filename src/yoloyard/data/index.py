@@ -101,7 +101,7 @@ def load_index(spec: DataSpec, split: str) -> Index:
     except (OSError, ValueError, KeyError, EOFError, TypeError):
         index = _build(spec, images, files, missing)
         _require_boxes(index, spec, split, images)
-        return _save(index, folder)
+        return save_index(index, folder)
     with contextlib.suppress(OSError):  # a cache that is only for reading is as good
         os.utime(folder)
     return index
@@ -212,7 +212,7 @@ def _require_boxes(index: Index, spec: DataSpec, split: str, images: list[Path])
         )
 
 
-def _save(index: Index, folder: Path) -> Index:
+def save_index(index: Index, folder: Path) -> Index:
     """Save the index and map it, or hand it back as it is where the cache can't be written."""
     arrays = {
         "path_text": index.paths.text,
@@ -241,7 +241,7 @@ def _save(index: Index, folder: Path) -> Index:
             temporary.rename(folder)
         except OSError:
             # Something is there: of a process that started at the same time, or damaged.
-            if not _is_whole(folder):
+            if find_index(folder) is None:
                 shutil.rmtree(folder, ignore_errors=True)
                 temporary.rename(folder)
         _forget_old_caches(folder.parent)
@@ -252,12 +252,12 @@ def _save(index: Index, folder: Path) -> Index:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_whole(folder: Path) -> bool:
+def find_index(folder: Path) -> Index | None:
+    """The index that was saved in `folder`, None if there is none or if it isn't whole."""
     try:
-        open_index(folder)
+        return open_index(folder)
     except (OSError, ValueError, KeyError, EOFError, TypeError):
-        return False
-    return True
+        return None
 
 
 def _array_writer(array: np.ndarray) -> Callable[[Path], None]:

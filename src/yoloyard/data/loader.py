@@ -20,12 +20,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from yoloyard.config import TrainConfig
 from yoloyard.data import augment
+from yoloyard.data.epoch_plan import EpochOrder, EpochPlan, plan_epochs
 from yoloyard.data.image_cache import AllImages, RecentImages
 from yoloyard.data.index import Index
 from yoloyard.data.sampling import (
     BatchRequest,
     TrainSampler,
-    epoch_order,
     pictures_in_use,
     rectangular_batches,
     sample_random,
@@ -83,9 +83,11 @@ def make_train_loader(
     world_size: int = 1,
     pin_memory: bool = False,
     start_method: str | None = None,
+    stride: int = 32,
 ) -> TrainLoader:
     """Loader of a rank's share of each training batch: uint8 (batch / ranks, 3, imgsz, imgsz), no ignored boxes.
 
+    With `--rect` height and width are multiples of `stride` instead.
     `start_method`: fork, spawn or forkserver for the workers; None is the system's usual one.
     Raises UsageError if the batch is larger than the data set or can't be shared evenly, UserError if
     `--cache ram` doesn't fit.
@@ -94,12 +96,13 @@ def make_train_loader(
         raise UsageError(f"--batch {config.batch} is more than the {len(index)} images; use --batch {len(index)}")
     if config.batch % world_size:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {world_size} processes")
-    sampler = TrainSampler(len(index), config.batch, rank, world_size)
+    plan = plan_epochs(index, config, stride)
+    sampler = TrainSampler(len(plan), config.batch, rank, world_size)
     # Beyond this some pictures are decoded again; the samples stay the same.
     affordable = KEPT_BYTES // (max(1, config.workers) * 3 * config.imgsz**2)
     kept = min(pictures_in_use(len(sampler), config.batch, config.workers), affordable)
     images = _images(index, config.imgsz, config.cache, kept, start_method)
-    dataset = TrainingBatches(index, images, config)
+    dataset = TrainingBatches(index, images, config, plan)
     return TrainLoader(_data_loader(dataset, sampler, config.workers, pin_memory, start_method), sampler, config)
 
 
@@ -136,11 +139,10 @@ def make_val_loader(
 class TrainingBatches(Dataset[Batch | UserError]):
     """Makes the training batches that it is asked for. Runs in the workers."""
 
-    def __init__(self, index: Index, images: RecentImages | AllImages, config: TrainConfig) -> None:
-        self.index, self.images, self.config = index, images, config
-        self.num_batches = math.ceil(len(index) / config.batch)
+    def __init__(self, index: Index, images: RecentImages | AllImages, config: TrainConfig, plan: EpochPlan) -> None:
+        self.index, self.images, self.config, self.plan = index, images, config, plan
         self.capacities = _training_capacities(index, config)
-        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+        self._order: tuple[int, EpochOrder] | None = None
 
     def __getitem__(self, request: BatchRequest) -> Batch | UserError:
         # An error is handed over as a value: raised here, the loader would wrap it in a traceback.
@@ -151,33 +153,37 @@ class TrainingBatches(Dataset[Batch | UserError]):
         return collate(samples, self.capacities)
 
     def _sample(self, request: BatchRequest, position: int) -> Sample:
-        position %= len(self.index)
-        index = int(self._epoch_order(request.epoch)[position])
-        random = sample_random(self.config.seed, request.epoch, index)
-        sample = self._placed(index, position, request, random)
+        order = self._epoch_order(request.epoch)
+        height, width = order.shapes[position // self.config.batch].tolist()
+        position %= len(order.pictures)
+        index, copy = int(order.pictures[position]), int(order.copies[position])
+        random = sample_random(self.config.seed, request.epoch, index, copy)
+        sample = self._placed(index, position, (height, width), request, random)
         if request.mosaic and random.random() < self.config.augment.mixup:
             (partner,) = self._partners(1, position, request, random)
-            other = self._placed(partner, position, request, random)
+            other = self._placed(partner, position, (height, width), request, random)
             sample = augment.mixup(sample, other, random)
         sample.image = augment.adjust_colour(sample.image, self.config.augment, random)
         return augment.flip(sample, self.config.augment, random)
 
-    def _placed(self, index: int, position: int, request: BatchRequest, random: np.random.Generator) -> Sample:
-        """Picture `index`, in a mosaic or alone, moved onto the output."""
+    def _placed(
+        self, index: int, position: int, shape: tuple[int, int], request: BatchRequest, random: np.random.Generator
+    ) -> Sample:
+        """Picture `index`, in a mosaic or alone, moved onto an output of `shape` (H, W)."""
         imgsz, config = self.config.imgsz, self.config.augment
         sample = self._load(index)
         if request.mosaic and random.random() < config.mosaic:
             partners = self._partners(3, position, request, random)
             sample = augment.mosaic([sample, *(self._load(partner) for partner in partners)], imgsz, random)
         height, width = sample.image.shape[:2]
-        matrix, zoom = augment.draw_affine(height, width, imgsz, config, random)
-        return augment.warp(sample, matrix, zoom, imgsz)
+        matrix, zoom = augment.draw_affine(height, width, shape, config, random)
+        return augment.warp(sample, matrix, zoom, shape)
 
     def _partners(self, count: int, position: int, request: BatchRequest, random: np.random.Generator) -> list[int]:
         batch = self.config.batch
-        numbers = window(position // batch, self.num_batches, batch)
+        numbers = window(position // batch, self.plan.num_batches, batch)
         drawn = random.integers(0, len(numbers) * batch, count)
-        order = self._epoch_order(request.epoch)
+        order = self._epoch_order(request.epoch).pictures
         return [int(order[(numbers[draw // batch] * batch + draw % batch) % len(order)]) for draw in drawn]
 
     def _load(self, index: int) -> Sample:
@@ -187,9 +193,9 @@ class TrainingBatches(Dataset[Batch | UserError]):
         boxes *= _box_scale(image, self.index.sizes[index])
         return Sample(image, boxes[~ignore], labels[~ignore], ignore[~ignore], index, source_ids=(index,))
 
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.config.seed, epoch, len(self.index)))
+    def _epoch_order(self, epoch: int) -> EpochOrder:
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, self.plan.order(epoch))
         return self._order[1]
 
 

@@ -1,6 +1,7 @@
 """In what order training visits the pictures, and from where a mosaic takes its other three.
 
-An epoch is a permutation of the pictures. A position in it means the same picture for any number of workers or ranks.
+An epoch is a permutation of the pictures, or of the places that `epoch_plan.py` gives them. A position in it means the
+same picture for any number of workers or ranks.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 0]).permutation(count)
 
 
-def sample_random(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator that all of one sample's randomness comes from."""
-    return np.random.default_rng([seed, epoch, 1, index])
+def sample_random(seed: int, epoch: int, index: int, copy: int = 0) -> np.random.Generator:
+    """The generator that all of one sample's randomness comes from; each copy of a picture in an epoch has its own."""
+    return np.random.default_rng([seed, epoch, 1, index, copy] if copy else [seed, epoch, 1, index])
 
 
 def window(number: int, num_batches: int, batch: int) -> range:
@@ -97,11 +98,16 @@ def rectangular_batches(
     batches = []
     for start in range(0, len(order), batch):
         members = order[start : start + batch]
-        lowest, highest = ratios[members[0]], ratios[members[-1]]
-        shape = (highest, 1.0) if highest < 1 else (1.0, 1 / lowest) if lowest > 1 else (1.0, 1.0)
-        height, width = (math.ceil(side * imgsz / stride + 0.5) * stride for side in shape)
-        batches.append((members.tolist(), (height, width)))
+        shape = rectangular_shape(ratios[members[0]], ratios[members[-1]], imgsz, stride)
+        batches.append((members.tolist(), shape))
     return batches
+
+
+def rectangular_shape(lowest: float, highest: float, imgsz: int, stride: int) -> tuple[int, int]:
+    """The (H, W) of a batch whose pictures have ratios height / width from `lowest` to `highest`."""
+    shape = (highest, 1.0) if highest < 1 else (1.0, 1 / lowest) if lowest > 1 else (1.0, 1.0)
+    height, width = (math.ceil(side * imgsz / stride + 0.5) * stride for side in shape)
+    return height, width
 
 
 def _window_depth(batch: int) -> int:

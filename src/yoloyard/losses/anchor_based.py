@@ -35,6 +35,7 @@ class AnchorBasedLoss:
 
     `anchors` (L, A, 2) are widths and heights in pixels; a box is learnt by the anchors whose sides are less than
     `anchor_t` times longer or shorter. `cls_pw` and `obj_pw` weigh the positive targets of classes and objectness.
+    `class_weights` (C,) multiply what each class's column adds to the class loss.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class AnchorBasedLoss:
         label_smoothing: float = 0.0,
         cls_pw: float = 1.0,
         obj_pw: float = 1.0,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.anchors = anchors
         self.strides = strides
@@ -54,6 +56,7 @@ class AnchorBasedLoss:
         self.label_smoothing = label_smoothing
         self.cls_pw = cls_pw
         self.obj_pw = obj_pw
+        self.class_weights = class_weights
         self.balance = THREE_LEVELS if len(strides) == 3 else MORE_LEVELS[: len(strides)]
 
     def __call__(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -102,10 +105,13 @@ class AnchorBasedLoss:
         needs all logits: entropy(x, y) is linear in y.
         """
         low, high = self.label_smoothing / 2, 1 - self.label_smoothing / 2
-        none_true = _cross_entropy(class_logits, low, self.cls_pw).sum(dim=2)
+        none_true = _cross_entropy(class_logits, low, self.cls_pw)  # (B, A, C, h * w)
         own = class_logits.flatten(2).gather(2, matches.labels * class_logits.shape[3] + matches.cells)
         extra = _cross_entropy(own, high, self.cls_pw) - _cross_entropy(own, low, self.cls_pw)
-        return torch.where(matches.applies, none_true.gather(2, matches.cells) + extra, 0).sum()
+        if self.class_weights is not None:
+            none_true = none_true * self.class_weights.unsqueeze(1)
+            extra = extra * self.class_weights[matches.labels]
+        return torch.where(matches.applies, none_true.sum(dim=2).gather(2, matches.cells) + extra, 0).sum()
 
 
 def match(boxes_cxcywh: Tensor, labels: Tensor, anchors: Tensor, size: tuple[int, int], anchor_t: float) -> Matches:

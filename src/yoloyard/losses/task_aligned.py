@@ -21,11 +21,15 @@ LARGEST_DISTANCE = BINS - 1 - 0.01
 
 
 class TaskAlignedLoss:
-    """`criterion(maps, boxes, labels)` for detectors whose maps are (B, 4 * 16 + C, h, w), box logits first."""
+    """`criterion(maps, boxes, labels)` for detectors whose maps are (B, 4 * 16 + C, h, w), box logits first.
 
-    def __init__(self, strides: tuple[int, ...], num_classes: int) -> None:
+    `class_weights` (C,) multiply what each class's column adds to the class loss.
+    """
+
+    def __init__(self, strides: tuple[int, ...], num_classes: int, class_weights: Tensor | None = None) -> None:
         self.strides = strides
         self.num_classes = num_classes
+        self.class_weights = class_weights
 
     def __call__(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums (1,) and norms (1,) of `box`, `cls` and `dfl` on this process.
@@ -60,18 +64,21 @@ class TaskAlignedLoss:
         norm = weights.sum().reshape(1)
         return {
             "box": (box.reshape(1), norm),
-            "cls": (_class_loss(class_logits, assignment).reshape(1), norm),
+            "cls": (_class_loss(class_logits, assignment, self.class_weights).reshape(1), norm),
             "dfl": (dfl.reshape(1), norm),
         }
 
 
-def _class_loss(class_logits: Tensor, assignment: Assignment) -> Tensor:
-    """Binary cross-entropy summed over all points and classes.
+def _class_loss(class_logits: Tensor, assignment: Assignment, class_weights: Tensor | None) -> Tensor:
+    """Binary cross-entropy summed over all points and classes, these weighted by `class_weights` (C,) if given.
 
     Each point has at most one target above zero, and bce(x, y) = softplus(x) - x * y: no dense targets are needed.
     """
     own_logit = class_logits.gather(2, assignment.labels.unsqueeze(-1)).squeeze(-1)
-    return functional.softplus(class_logits).sum() - (own_logit * assignment.target_scores).sum()
+    if class_weights is None:
+        return functional.softplus(class_logits).sum() - (own_logit * assignment.target_scores).sum()
+    none_true = (functional.softplus(class_logits).sum(dim=(0, 1)) * class_weights).sum()
+    return none_true - (own_logit * assignment.target_scores * class_weights[assignment.labels]).sum()
 
 
 def _distribution_loss(log_distribution: Tensor, target_grid: Tensor, points: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from yoloyard.config import TrainConfig
@@ -11,6 +12,7 @@ from yoloyard.losses.anchor_based import AnchorBasedLoss
 from yoloyard.losses.task_aligned import TaskAlignedLoss
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
+from yoloyard.training import class_weights
 
 # (maps, boxes_xyxy, labels) to (sums, norms) by the name of the part
 Criterion = Callable[[list[Tensor], Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
@@ -19,8 +21,13 @@ Criterion = Callable[[list[Tensor], Tensor, Tensor], dict[str, tuple[Tensor, Ten
 def choose_criterion(detector: Detector, config: TrainConfig) -> tuple[Criterion, dict[str, float]]:
     """The loss for `detector`, which lies on its device already, and the gain of each of its parts."""
     loss, head = config.loss, detector.head
+    weights = None
+    if config.class_weights is not None:
+        numbers = class_weights.parse(config.class_weights, head.num_classes)
+        weights = torch.tensor(numbers, device=next(detector.parameters()).device)
     if not isinstance(head, AnchorBasedHead):
-        return TaskAlignedLoss(head.strides, head.num_classes), {"box": loss.box, "cls": loss.cls, "dfl": loss.dfl}
+        gains = {"box": loss.box, "cls": loss.cls, "dfl": loss.dfl}
+        return TaskAlignedLoss(head.strides, head.num_classes, weights), gains
     criterion = AnchorBasedLoss(
         head.anchors,
         head.strides,
@@ -29,6 +36,7 @@ def choose_criterion(detector: Detector, config: TrainConfig) -> tuple[Criterion
         loss.label_smoothing,
         loss.cls_pw,
         loss.obj_pw,
+        weights,
     )
     # As published, the gains are for 80 classes, 640 pixels and three levels.
     levels = 3 / len(head.strides)

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from yoloyard import recipes
 from yoloyard.config import TrainConfig, normal_words, to_words, unknown_word, with_words
-from yoloyard.data.data_yaml import read_data_yaml
+from yoloyard.data.data_yaml import DataSpec, read_data_yaml
+from yoloyard.data.epoch_plan import plan_epochs
 from yoloyard.data.index import Index, load_index
+from yoloyard.data.selection import class_numbers, names_of, select
 from yoloyard.device import Precision, choose_precision
 from yoloyard.errors import UsageError, UserError
 from yoloyard.files import new_run_folder, write_whole, write_whole_text
@@ -26,6 +28,7 @@ from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.own_model import OwnModel
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
+from yoloyard.training import class_weights
 from yoloyard.training.anchors import fit_anchors
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
@@ -102,21 +105,26 @@ def prepare(words: Mapping[str, Any], device: torch.device, num_processes: int, 
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {num_processes} processes")
     if config.sync_bn and device.type == "cpu":
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
+    _refuse_conflicts(config, given)
     source, model, own = _starting_point(given)
     spec = read_data_yaml(Path(config.data))
+    names = names_of(spec.names, config.single_cls)
     torch.manual_seed(config.seed)
-    arguments = {"num_classes": len(spec.names)} | ({} if own else _own_arguments(source, model))
+    arguments = {"num_classes": len(names)} | ({} if own else _own_arguments(source, model))
     detector = own.build(**arguments) if own else registry.build(model, **arguments)
 
     anchor_based = isinstance(detector.head, AnchorBasedHead)
     recipe = {word: value for word, value in recipes.published(model, anchor_based).items() if word not in given}
     start = {"weights": str(source.path.resolve())} if source else {}
     config = with_words(config, recipe | {"model": model, "data": str(spec.path)} | start)
-    train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
+    if config.classes is not None:
+        config = with_words(config, {"classes": class_numbers(config.classes, spec.names)})
+    train_index, val_index = _load(spec, config)
     _report_problems(train_index, "train", say)
     _report_problems(val_index, "val", say)
+    _report_selection(config, spec, train_index, val_index, say)
     config = _fit(config, given, detector, train_index, device, num_processes, say)
-    licence = _transfer(detector, source, spec.names, model, own, say) if source else None
+    licence = _transfer(detector, source, names, model, own, say) if source else None
     if isinstance(detector.head, AnchorBasedHead) and config.loss.autoanchor:
         fit_anchors(detector.head, train_index, config.imgsz, config.loss.anchor_t, config.seed, say)
     freeze(detector, config.freeze)
@@ -170,7 +178,7 @@ def rebuild(folder: Path, facts: Mapping[str, Any], config: TrainConfig, device:
     Raises UserError if its data have changed.
     """
     spec = read_data_yaml(Path(config.data))
-    train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
+    train_index, val_index = _load(spec, config)
     arguments = facts["model_arguments"]
     own = None
     if own_model.is_own(config.model):
@@ -180,7 +188,7 @@ def rebuild(folder: Path, facts: Mapping[str, Any], config: TrainConfig, device:
     precision = choose_precision(device, config.amp)
     licence, given = facts["licence"], facts["given"]
     setup = Setup(config, folder, train_index, val_index, device, precision, detector, arguments, own, licence, given)
-    if (setup.fingerprint(), list(spec.names)) != (facts["images"], facts["names"]):
+    if (setup.fingerprint(), list(setup.names)) != (facts["images"], facts["names"]):
         raise UserError(
             f"the training images or the classes of {spec.path} have changed since the run began; start a new one"
         )
@@ -308,16 +316,56 @@ def _fit(
     if "workers" not in given:
         # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
         # Powers of two keep each worker to the pictures that it has decoded itself.
-        workers = (
-            0
-            if device.type == "cpu"
-            else 2 ** int(math.log2(max(1, min(workers, (os.cpu_count() or 1) // num_processes))))
-        )
+        affordable = max(1, min(workers, (os.cpu_count() or 1) // num_processes))
+        workers = 0 if device.type == "cpu" else 2 ** int(math.log2(affordable))
     derived = {"imgsz": imgsz, "batch": batch, "workers": workers, "processes": num_processes}
     config = with_words(config, derived)
-    config, line = recipes.fit_to_run(config, given, len(train_index), detector.num_classes)
+    if config.rect:
+        say("rect: batches of similar shapes, without mosaic and mixup")
+        config = with_words(config, {"mosaic": 0, "mixup": 0})
+    if config.class_weights is not None:
+        weights = class_weights.resolve(config.class_weights, train_index)
+        config = with_words(config, {"class_weights": weights})
+        say(f"class weights: {class_weights.as_line(weights, train_index.names)}")
+    places = len(plan_epochs(train_index, config, stride))
+    if config.repeat_factor:
+        say(f"repeat factor {config.repeat_factor:g}: an epoch has {places} images instead of {len(train_index)}")
+    config, line = recipes.fit_to_run(config, given, places, detector.num_classes)
     say(line)
     return config
+
+
+def _refuse_conflicts(config: TrainConfig, given: Mapping[str, Any]) -> None:
+    if config.rect:
+        for word in ("mosaic", "mixup"):
+            if given.get(word):
+                raise UsageError(f"--rect has no {word}: leave out --rect or --{word}")
+    if config.single_cls and config.class_weights is not None:
+        raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
+
+
+def _load(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
+    """What is trained on and what validation counts."""
+    train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
+    return (
+        select(train_index, config.classes, config.single_cls, config.fraction, config.seed),
+        select(val_index, config.classes, config.single_cls),
+    )
+
+
+def _report_selection(
+    config: TrainConfig, spec: DataSpec, train_index: Index, val_index: Index, say: Callable[[str], None]
+) -> None:
+    if config.classes is not None:
+        chosen = ", ".join(spec.names[number] for number in class_numbers(config.classes, spec.names))
+        say(
+            f"classes {chosen} alone: {len(train_index.boxes)} boxes for training, {len(val_index.boxes)} for "
+            "validation; images without them stay as background"
+        )
+    if config.single_cls:
+        say(f"all classes are one: {train_index.names[0]}")
+    if config.fraction < 1:
+        say(f"fraction {config.fraction:g}: {len(train_index)} training images are used")
 
 
 def _report_problems(index: Index, split: str, say: Callable[[str], None]) -> None:

@@ -34,6 +34,7 @@ from yoloyard.training.criterion import Criterion, choose_criterion
 from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.interrupt import Interrupted, InterruptRequest
 from yoloyard.training.monitor import AlertRaised, CheckpointWritten, EpochEnded, Monitor, as_record, memory_gigabytes
+from yoloyard.training.multi_scale import vary_size
 from yoloyard.training.optimizer import Schedule, build_optimizer
 from yoloyard.training.parallel import Team, parallelize
 from yoloyard.training.results import save_run_weights, validation_batch, write_run_report
@@ -100,7 +101,7 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
             while run.state.progress.epoch < run.epochs and not is_exhausted(run):
                 started = time.perf_counter()
                 speed = train_epoch(run)
-                plan_epochs(run, time.perf_counter() - started)
+                fit_epochs_to_time(run, time.perf_counter() - started)
                 is_due = is_to_be_validated(run)
                 metrics, predictions = validate(run, run.state.update.ema.model) if is_due else (None, {})
                 run.state.progress.seconds += time.perf_counter() - started
@@ -121,12 +122,13 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     model = setup.detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.sync_bn and team.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    train_loader = make_train_loader(setup.train_index, config, team.rank, team.size, pin_memory)
+    stride = max(model.strides)
+    train_loader = make_train_loader(setup.train_index, config, team.rank, team.size, pin_memory, stride=stride)
     val_loader = make_val_loader(
         setup.val_index,
         config.imgsz,
         validation_batch(config),
-        stride=max(model.strides),
+        stride=stride,
         workers=config.workers,
         rank=team.rank,
         world_size=team.size,
@@ -176,7 +178,7 @@ def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
     planned = int(checkpoint["config"]["epochs"])
     if planned != config.epochs or config.time != checkpoint["config"]["time"]:
         progress.planned_epochs = 0
-    plan_epochs(run, 0.0)
+    fit_epochs_to_time(run, 0.0)
     run.monitor.read_records(progress.epoch)
     run.monitor.say(f"going on in epoch {progress.epoch + 1} of {run.epochs}, after {progress.position} images of it")
     if planned != config.epochs:
@@ -205,7 +207,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             if run.tensorboard is not None and number < BATCHES_TRACKED:
                 run.tensorboard.training_batch(batch, setup.names, number)
             run.schedule.apply(update.optimizer, number)
-            batch = batch.to(setup.device)
+            batch = vary_size(batch.to(setup.device), config, max(update.model.strides), progress.epoch, number)
             losses = forward_backward(
                 run.network, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
             )
@@ -297,7 +299,7 @@ def stop_if_asked(run: Run) -> None:
     )
 
 
-def plan_epochs(run: Run, seconds: float) -> None:
+def fit_epochs_to_time(run: Run, seconds: float) -> None:
     """With `--time`, fit the number of epochs to the hours; `seconds` were spent on the epoch that is about to end."""
     config, progress = run.setup.config, run.state.progress
     if config.time is not None:

@@ -1,0 +1,105 @@
+"""Some classes, one class, a share of the pictures: what stays, and where it lies."""
+
+import dataclasses
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+
+from yoloyard.data.index import Index, find_index
+from yoloyard.data.selection import class_numbers, select
+from yoloyard.errors import UsageError, UserError
+
+
+def boxes_of(index: Index) -> dict[str, list[list[float]]]:
+    """Label and box of each picture."""
+    pictures = zip(index.paths, (index.annotations(position) for position in range(len(index))), strict=True)
+    return {path.name: [[label, *box] for box, label in zip(*part[:2], strict=True)] for path, part in pictures}
+
+
+def test_boxes_of_other_classes_go_and_pictures_stay(index: Index) -> None:
+    chosen = select(index, "scratch")
+    expected = {name: [row for row in rows if row[0] == 1] for name, rows in boxes_of(index).items()}
+    assert boxes_of(chosen) == expected
+    assert any(boxes_of(index)[name] and not rows for name, rows in expected.items())
+    assert chosen.names == index.names
+    assert chosen.problems == index.problems
+    assert (chosen.sizes == index.sizes).all()
+    assert boxes_of(select(index, "1")) == expected
+    assert boxes_of(select(index, "scratch, 0")) == boxes_of(index)
+
+
+def test_all_classes_as_one(index: Index) -> None:
+    one = select(index, single_cls=True)
+    assert one.names == ("object",)
+    assert not one.labels.any()
+    assert (one.boxes == index.boxes).all()
+    both = select(index, "scratch", single_cls=True)
+    assert len(both.boxes) == (index.labels == 1).sum()
+    assert not both.labels.any()
+
+
+def test_a_smaller_fraction_is_part_of_a_larger_one(index: Index) -> None:
+    shares = [boxes_of(select(index, fraction=fraction, seed=3)) for fraction in (0.01, 0.25, 0.5, 1.0)]
+    assert [len(share) for share in shares] == [1, 6, 12, 24]
+    for smaller, larger in itertools.pairwise(shares):
+        assert smaller.items() <= larger.items()
+        assert list(larger) == sorted(larger)
+    assert boxes_of(select(index, fraction=0.5, seed=4)) != shares[2]
+
+
+def test_every_array_of_the_index_is_cut(index: Index) -> None:
+    part = select(index, "1", fraction=0.5)
+    for field in dataclasses.fields(Index):
+        whole, left = getattr(index, field.name), getattr(part, field.name)
+        if isinstance(whole, np.ndarray):
+            rows = len(part) if len(whole) == len(index) else len(part.boxes)
+            assert len(left) == (len(part) + 1 if field.name == "offsets" else rows), field.name
+
+
+def test_what_was_selected_is_mapped_from_the_cache(index: Index) -> None:
+    part = select(index, "1", True, 0.5, 7)
+    assert part.folder is not None
+    assert part.folder != index.folder
+    assert isinstance(part.boxes, np.memmap)
+    assert len(pickle.dumps(part)) < 500
+    assert boxes_of(pickle.loads(pickle.dumps(part))) == boxes_of(part)  # noqa: S301  # our own
+    assert select(index, "1", True, 0.5, 7).folder == part.folder
+    assert len({select(index, *words).folder for words in (("0",), (None, True), ("0", True), (None, False, 0.5))}) == 4
+    assert select(index).folder == index.folder
+    # An index that isn't in a cache gives one that isn't either.
+    assert select(dataclasses.replace(index, folder=None), "1", True, 0.5, 7).folder is None
+
+
+def test_a_damaged_selection_is_made_anew(index: Index) -> None:
+    folder = select(index, "1").folder
+    assert folder is not None
+    (folder / "index.json").write_text("{")
+    assert find_index(folder) is None
+    assert select(index, "1").labels.tolist() == [1] * int((index.labels == 1).sum())
+    assert find_index(folder) is not None
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ("scrach", "unknown class 'scrach'; did you mean 'scratch'"),
+        ("2", "--classes 2: the classes are 0 to 1 .dent, scratch."),
+        ("-1", "unknown class '-1'"),
+        (" , ", "names no class"),
+    ],
+)
+def test_a_class_that_is_not_there_is_an_error(classes: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        class_numbers(classes, ("dent", "scratch"))
+
+
+def test_nothing_left_is_an_error(index: Index) -> None:
+    only_dents = dataclasses.replace(index, labels=np.zeros_like(index.labels), folder=None)
+    with pytest.raises(
+        UserError, match=r"not a single box is left of 46 in the 24 images beside \S+: choose other --classes than 1"
+    ):
+        select(only_dents, "1")
+    with pytest.raises(UsageError, match="--fraction must be above 0"):
+        select(index, fraction=0)
