@@ -100,6 +100,7 @@ class TrainConfig:
     workers: int = word(8, "processes that load images (0: load in the training process)", 0)
     amp: bool = word(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
     cache: str | None = word(None, "ram: keep decoded images in memory")
+    transform: str | None = word(None, "my_transform.py:NAME, a function or Albumentations pipeline")
     freeze: str | None = word(None, "N: the first N blocks; or prefixes of parameter names, joined by commas")
     patience: int = word(100, "stop after so many epochs without a better figure (0: never)", 0)
     best_by: str = word("map50_95", "figure that decides which weights are best")

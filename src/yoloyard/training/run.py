@@ -15,20 +15,24 @@ from yoloyard.training.trainer import Result, fit
 
 
 def train(
-    words: Mapping[str, Any], resume: str | Path | None = None, on_event: Callable[[Event], object] | None = None
+    words: Mapping[str, Any],
+    resume: str | Path | None = None,
+    on_event: Callable[[Event], object] | None = None,
+    transform: Callable[..., Any] | None = None,
 ) -> Result:
     """Train with the user's `words` (see `config.TrainConfig`); `resume` names the run folder that goes on.
 
+    `transform(image, boxes, labels)` or an Albumentations pipeline changes training pictures (see `data.transform`).
     Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
     """
     monitor = Monitor(on_event)
     if resume is None:
-        setup = prepare(words, monitor.say)
+        setup = prepare(words, monitor.say, transform)
         monitor.folder = setup.folder
         return fit(setup, monitor)
     folder = newest_run(Path(words.get("project", "runs"))) if resume == NEWEST else Path(resume)
     facts = read_facts(folder / "checkpoints" / "last")
-    setup = prepare_resume(folder, facts, words, monitor.say)
+    setup = prepare_resume(folder, facts, words, monitor.say, transform)
     monitor.folder = folder
     return fit(setup, monitor, facts)
 

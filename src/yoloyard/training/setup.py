@@ -18,6 +18,7 @@ from yoloyard import recipes
 from yoloyard.config import TrainConfig, normal_words, to_words, unknown_word, with_words
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import Index, load_index
+from yoloyard.data.transform import Transform, restore
 from yoloyard.device import Precision, choose_device, choose_precision
 from yoloyard.errors import UsageError, UserError
 from yoloyard.files import new_run_folder, write_whole, write_whole_text
@@ -26,6 +27,7 @@ from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.own_model import OwnModel
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
+from yoloyard.own_file import OwnFile
 from yoloyard.training.anchors import fit_anchors
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
@@ -48,6 +50,7 @@ class Setup:
     own_model: OwnModel | None  # where the network is the user's own
     licence: str | None  # of the weights that training started from
     given: dict[str, Any]  # the user's own words
+    transform: Transform | None = None  # the user's own
 
     @property
     def model_name(self) -> str:
@@ -74,7 +77,7 @@ class Source:
     metadata: dict[str, Any]
 
 
-def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
+def prepare(words: Mapping[str, Any], say: Callable[[str], None], transform: Callable[..., Any] | None = None) -> Setup:
     """A new run from the user's words. Raises UsageError or UserError with what to do."""
     config = with_words(TrainConfig(), words)
     given = {word: to_words(config)[word] for word in normal_words(TrainConfig, words)}
@@ -86,6 +89,7 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
         raise UsageError(f"--cache {config.cache}: the only cache is ram")
     device = choose_device(config.device)
     source, model, own = _starting_point(given)
+    own_transform = _transform(config, transform, own)
     spec = read_data_yaml(Path(config.data))
     torch.manual_seed(config.seed)
     arguments = {"num_classes": len(spec.names)} | ({} if own else _own_arguments(source, model))
@@ -94,6 +98,8 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
     anchor_based = isinstance(detector.head, AnchorBasedHead)
     recipe = {word: value for word, value in recipes.published(model, anchor_based).items() if word not in given}
     start = {"weights": str(source.path.resolve())} if source else {}
+    if own_transform is not None and own_transform.file is not None:
+        start["transform"] = f"{own_transform.file.path}:{own_transform.file.function}"
     config = with_words(config, recipe | {"model": model, "data": str(spec.path)} | start)
     train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
     _report_problems(train_index, "train", say)
@@ -108,16 +114,36 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
     if own is not None:
         content = own.source
         write_whole(folder / own.path.name, lambda temporary: temporary.write_bytes(content))
+    if own_transform is not None:
+        own_transform.keep(folder)
     precision = choose_precision(device, config.amp)
-    return Setup(config, folder, train_index, val_index, device, precision, detector, arguments, own, licence, given)
+    return Setup(
+        config,
+        folder,
+        train_index,
+        val_index,
+        device,
+        precision,
+        detector,
+        arguments,
+        own,
+        licence,
+        given,
+        own_transform,
+    )
 
 
 def prepare_resume(
-    folder: Path, facts: Mapping[str, Any], words: Mapping[str, Any], say: Callable[[str], None]
+    folder: Path,
+    facts: Mapping[str, Any],
+    words: Mapping[str, Any],
+    say: Callable[[str], None],
+    transform: Callable[..., Any] | None = None,
 ) -> Setup:
     """The run of `folder` as its checkpoint's `facts` say, with the few words that may change.
 
-    A recipe that was chosen for the run stays. Raises UsageError for a word that would make it another run.
+    A recipe that was chosen for the run stays, and so does its transform, unless one is handed in. Raises UsageError
+    for a word that would make it another run.
     """
     saved = with_words(TrainConfig(), facts["config"])
     asked = to_words(with_words(saved, words))
@@ -145,6 +171,11 @@ def prepare_resume(
     if own_model.is_own(config.model):
         own = own_model.read_kept(config.model, facts.get("model_digest"), [folder])
     detector = own.build(**arguments) if own else registry.build(config.model, **arguments)
+    own_transform = None
+    if transform is not None:
+        own_transform = Transform(transform)
+    elif facts.get("transform") is not None:
+        own_transform = restore(folder, facts["transform"])
     freeze(detector, config.freeze)
     precision = choose_precision(device, config.amp)
     setup = Setup(
@@ -159,12 +190,15 @@ def prepare_resume(
         own,
         facts["licence"],
         facts["given"] | given,
+        own_transform,
     )
     if (setup.fingerprint(), list(spec.names)) != (facts["images"], facts["names"]):
         raise UserError(
             f"the training images or the classes of {spec.path} have changed since the run began; start a new one"
         )
     _write_config(folder, config)
+    if own_transform is not None:
+        own_transform.keep(folder)
     return setup
 
 
@@ -226,6 +260,22 @@ def _starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, OwnMo
     if own is not None:
         model = f"{own.path}:{own.function}"
     return source, model or TrainConfig().model, own
+
+
+def _transform(config: TrainConfig, function: Callable[..., Any] | None, own: OwnModel | None) -> Transform | None:
+    """The transform that was handed in, or that the word `transform` names."""
+    if function is not None and config.transform is not None:
+        raise UsageError(
+            f"there are two transforms, {function!r:.80} and --transform {config.transform}; leave one out"
+        )
+    if function is not None:
+        return Transform(function)
+    if config.transform is None:
+        return None
+    file = OwnFile.read(config.transform, "transform", "transform: --transform my_transform.py:NAME")
+    if own is not None and own.path.name == file.path.name and own.source != file.source:
+        raise UsageError(f"{own.path} and {file.path} have the same name, and the run keeps a copy of both; rename one")
+    return Transform(file)
 
 
 def _own_arguments(source: Source | None, model: str) -> dict[str, Any]:

@@ -108,7 +108,9 @@ def begin(setup: Setup, monitor: Monitor, interrupt: InterruptRequest) -> Run:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     pin_memory = device.type == "cuda"
     model = setup.detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train_loader = make_train_loader(setup.train_index, config, rank(), world_size(), pin_memory)
+    train_loader = make_train_loader(
+        setup.train_index, config, rank(), world_size(), pin_memory, transform=setup.transform
+    )
     val_loader = make_val_loader(
         setup.val_index,
         config.imgsz,
@@ -328,6 +330,7 @@ def save(run: Run) -> None:
         "images": setup.fingerprint(),
         "names": list(setup.names),
         "model_arguments": setup.model_arguments,
+        "transform": setup.transform.facts if setup.transform else None,
         "model_digest": setup.own_model.digest if setup.own_model else None,
         "licence": setup.licence,
     }
