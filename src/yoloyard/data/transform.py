@@ -1,7 +1,7 @@
 """A transform of the user's own, a function or an Albumentations pipeline, for training pictures.
 
-`image, boxes, labels = transform(image, boxes, labels)`: uint8 RGB (H, W, 3), float32 (n, 4) xyxy in pixels, int64 (n,).
-It comes after mosaic, affine and mixup, before colour jitter and flips.
+`image, boxes, labels = transform(image, boxes, labels)`: uint8 RGB (H, W, 3), float32 (n, 4) xyxy in pixels and int64
+(n,). It comes after mosaic, affine and mixup, before colour jitter and flips.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _again(folder: Path, facts: Mapping[str, Any]) -> str:
 
 
 def _name(function: Any) -> str:
-    return str(getattr(function, "__qualname__", type(function).__qualname__))
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _source_file(function: Any) -> str | None:
@@ -246,10 +246,11 @@ def _seeded(seed: int) -> Iterator[None]:
 def _checked(result: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image, boxes and labels in their agreed form. Raises ValueError saying what else came."""
     if not isinstance(result, tuple | list) or len(result) != 3:
-        raise ValueError(f"it must return image, boxes, labels, not {result!r:.80}")
+        came = f"{len(result)} things" if isinstance(result, tuple | list) else type(result).__name__
+        raise ValueError(f"it must return image, boxes, labels, not {came}")
     image, boxes, labels = result
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        came = f"{image.dtype} {tuple(image.shape)}" if hasattr(image, "dtype") else f"{image!r:.80}"
+        came = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
         raise ValueError(
             f"its image must be a uint8 array (height, width, 3), not {came}; leave out normalisation and tensors"
         )
