@@ -1,11 +1,14 @@
 """What tests of several rooms use."""
 
+import os
 import sys
 import types
 
 import pytest
 
 from foreign import PACKAGE, Options, Part
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it looks for a newer version of itself on the network otherwise
 
 
 @pytest.fixture

@@ -19,14 +19,23 @@ if TYPE_CHECKING:
 __all__ = ["load", "train"]
 
 
-def train(resume: str | Path | None = None, on_event: Callable[[Event], object] | None = None, **words: Any) -> Result:
+def train(
+    resume: str | Path | None = None,
+    on_event: Callable[[Event], object] | None = None,
+    transform: str | Callable[..., Any] | None = None,
+    **words: Any,
+) -> Result:
     """Train a detector; `words` are the flags of `yoloyard train`. `on_event` is called with each event.
 
+    `transform` changes training pictures: `image, boxes, labels = transform(image, boxes, labels)`, an Albumentations
+    pipeline, or FILE.py:NAME of one of these.
     Raises yoloyard.errors.UserError with what to do, Interrupted after Ctrl-C with everything saved.
     """
     from yoloyard.training.run import train as run
 
-    return run(words, resume, on_event)
+    if transform is None or isinstance(transform, str):
+        return run(words if transform is None else {**words, "transform": transform}, resume, on_event)
+    return run(words, resume, on_event, transform)
 
 
 def load(weights: str | Path, device: str = "auto", **settings: Any) -> Model:

@@ -107,6 +107,7 @@ class TrainConfig:
     workers: int = word(8, "processes that load images (0: load in the training process)", 0)
     amp: bool = word(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
     cache: str | None = word(None, "ram: keep decoded images in memory")
+    transform: str | None = word(None, "my_transform.py:NAME, a function or Albumentations pipeline")
     freeze: str | None = word(None, "N: the first N blocks; or prefixes of parameter names, joined by commas")
     time: float | None = word(None, "hours that the run may take; without --epochs it takes them all", 0)
     val_period: int = word(1, "validate every so many epochs, and after the last", 1)

@@ -26,13 +26,14 @@ class SilentError(UserError):
         self.exit_code = exit_code
 
 
-def own_line(error: BaseException) -> str:
-    """Where in a file of the user's an error arose, as "file, line 12 (`x = f(y)`)"; empty if in none."""
+def own_line(error: BaseException, file: str | None = None) -> str:
+    """Where in a file of the user's, or in `file`, an error arose: "file, line 12 (`x = f(y)`)"; empty if in none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno} (`{(error.text or '').strip()}`)"
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        if str(frame.f_globals.get("__name__")).startswith(OWN_MODULE):
+        is_own = str(frame.f_globals.get("__name__")).startswith(OWN_MODULE)
+        if is_own or frame.f_code.co_filename == file:
             code = linecache.getline(frame.f_code.co_filename, line).strip()
             place = f"{frame.f_code.co_filename}, line {line} (`{code}`)"
     return place

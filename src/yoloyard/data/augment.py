@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 
 from yoloyard.config import AugmentConfig
+from yoloyard.data.decode import BACKGROUND
 from yoloyard.structures import ImageTransform, Sample
 
-BORDER = 114  # grey of everything that no picture covers
+BORDER = BACKGROUND
 
 # A box survives the affine step if enough of it is left to be recognised.
 SMALLEST_SIDE = 2.0  # pixels

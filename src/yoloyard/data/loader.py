@@ -6,6 +6,7 @@ A training sample depends on (seed, epoch, index) and the config alone, never on
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import signal
@@ -31,6 +32,7 @@ from yoloyard.data.sampling import (
     sample_random,
     window,
 )
+from yoloyard.data.transform import Transform
 from yoloyard.errors import UsageError, UserError
 from yoloyard.structures import Batch, Sample
 
@@ -84,11 +86,12 @@ def make_train_loader(
     pin_memory: bool = False,
     start_method: str | None = None,
     stride: int = 32,
+    transform: Transform | None = None,
 ) -> TrainLoader:
     """Loader of a rank's share of each training batch: uint8 (batch / ranks, 3, imgsz, imgsz), no ignored boxes.
 
     With `--rect` height and width are multiples of `stride` instead.
-    `start_method`: fork, spawn or forkserver for the workers; None is the system's usual one.
+    `start_method`: fork, spawn or forkserver for the workers; None is the system's usual one. `transform`: the user's.
     Raises UsageError if the batch is larger than the data set or can't be shared evenly, UserError if
     `--cache ram` doesn't fit.
     """
@@ -102,7 +105,9 @@ def make_train_loader(
     affordable = KEPT_BYTES // (max(1, config.workers) * 3 * config.imgsz**2)
     kept = min(pictures_in_use(len(sampler), config.batch, config.workers), affordable)
     images = _images(index, config.imgsz, config.cache, kept, start_method)
-    dataset = TrainingBatches(index, images, config, plan)
+    dataset = TrainingBatches(index, images, config, plan, transform)
+    if transform is not None and config.workers and _method(start_method) != "fork":
+        transform.check_spawn()
     return TrainLoader(_data_loader(dataset, sampler, config.workers, pin_memory, start_method), sampler, config)
 
 
@@ -139,8 +144,15 @@ def make_val_loader(
 class TrainingBatches(Dataset[Batch | UserError]):
     """Makes the training batches that it is asked for. Runs in the workers."""
 
-    def __init__(self, index: Index, images: RecentImages | AllImages, config: TrainConfig, plan: EpochPlan) -> None:
-        self.index, self.images, self.config, self.plan = index, images, config, plan
+    def __init__(
+        self,
+        index: Index,
+        images: RecentImages | AllImages,
+        config: TrainConfig,
+        plan: EpochPlan,
+        transform: Transform | None = None,
+    ) -> None:
+        self.index, self.images, self.config, self.plan, self.transform = index, images, config, plan, transform
         self.capacities = _training_capacities(index, config)
         self._order: tuple[int, EpochOrder] | None = None
 
@@ -163,6 +175,8 @@ class TrainingBatches(Dataset[Batch | UserError]):
             (partner,) = self._partners(1, position, request, random)
             other = self._placed(partner, position, (height, width), request, random)
             sample = augment.mixup(sample, other, random)
+        if self.transform is not None:
+            sample = self.transform(sample, random, len(self.index.names), self.index.paths[index])
         sample.image = augment.adjust_colour(sample.image, self.config.augment, random)
         return augment.flip(sample, self.config.augment, random)
 
@@ -234,9 +248,13 @@ class ValidationBatches(Dataset[Batch | UserError]):
 
 
 def collate(samples: Sequence[Sample], capacities: Sequence[int]) -> Batch:
-    """Samples of one size as a Batch; boxes are padded to the smallest of the ascending `capacities` that will do."""
+    """Samples of one size as a Batch; boxes are padded to the smallest of the ascending `capacities` that will do.
+
+    Where a transform has added boxes, the largest capacity may be too small; it is doubled then.
+    """
     most = max(len(sample.labels) for sample in samples)
-    capacity = next(size for size in capacities if size >= most)
+    larger = (capacities[-1] * 2**doubled for doubled in itertools.count(1))
+    capacity = next(size for size in itertools.chain(capacities, larger) if size >= most)
     height, width = samples[0].image.shape[:2]
     # Filled in the order of memory that channels_last has, so that nothing is rearranged later.
     images = np.empty((len(samples), height, width, 3), np.uint8)
@@ -284,8 +302,11 @@ def _images(
         return RecentImages(index, imgsz, kept)
     if cache != "ram":
         raise UsageError(f"--cache {cache}: the only cache is ram")
-    method = start_method or multiprocessing.get_context().get_start_method()
-    return AllImages(index, imgsz, shared=method != "fork")
+    return AllImages(index, imgsz, shared=_method(start_method) != "fork")
+
+
+def _method(start_method: str | None) -> str:
+    return start_method or multiprocessing.get_context().get_start_method()
 
 
 def _data_loader(

@@ -1,45 +1,26 @@
 """A network of the user's own: `my_model.py:build`, a file and the function in it that makes the detector.
 
-The file is run anew each time, so that editing it and starting again is all it takes. A run keeps a copy of it, and
-its weight files the copy's digest: what is trained is used with the code that it was trained with.
+A run keeps a copy of the file, and its weight files the copy's digest.
 """
 
 from __future__ import annotations
 
-import hashlib
-import linecache
-import re
-import sys
-import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from yoloyard.errors import OWN_MODULE, UsageError, UserError, own_line
+from yoloyard.errors import UserError
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
+from yoloyard.own_file import OwnFile, is_own
+
+__all__ = ["OwnModel", "beside", "is_own", "read_kept", "read_own"]
 
 
-@dataclass(frozen=True)
-class OwnModel:
+class OwnModel(OwnFile):
     """A file of the user's and the name of a function in it, `build(num_classes) -> Detector`."""
-
-    path: Path
-    function: str
-    source: bytes
-
-    @property
-    def word(self) -> str:
-        """How a weight file names it: without the folder."""
-        return f"{self.path.name}:{self.function}"
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the file's content."""
-        return hashlib.sha256(self.source).hexdigest()
 
     def build(self, num_classes: int) -> Detector:
         """The user's detector, on the CPU; looked at once with an empty image, so that mistakes show at once.
@@ -47,10 +28,8 @@ class OwnModel:
         Raises UserError with the user's own line if the file, the function or the first forward fails, and UsageError
         if the function is not there.
         """
+        function = self.load("model")
         try:
-            function = getattr(self._module(), self.function, None)
-            if not callable(function):
-                raise UsageError(f"{self.path} has no function {self.function}; say --model {self.path}:NAME")
             detector = function(num_classes)
             if not isinstance(detector, Detector):
                 raise UserError(f"{self.path}: {self.function} must return a yoloyard Detector, not {detector!r:.80}")
@@ -58,37 +37,13 @@ class OwnModel:
         except UserError:
             raise
         except (Exception, SystemExit) as error:
-            reason = " ".join(str(error).split())  # torch's are long; this is one line
-            raise UserError(f"{own_line(error) or self.path}: {type(error).__name__}: {reason}") from error
+            raise self.explained(error) from error
         return detector
-
-    def _module(self) -> types.ModuleType:
-        """The file, run as a module; nothing of an earlier run of it is used again."""
-        module = types.ModuleType(f"{OWN_MODULE}{self.path.stem}")
-        module.__file__ = file = str(self.path)
-        sys.modules[module.__name__] = module  # dataclasses and pickle look their module up there
-        # errors show the lines that run, not those that the file has got since
-        lines = self.source.decode("utf-8", "replace").splitlines(keepends=True)
-        linecache.cache[file] = (len(self.source), None, lines, file)
-        exec(compile(self.source, file, "exec", dont_inherit=True), module.__dict__)
-        return module
-
-
-def is_own(model: str) -> bool:
-    """Does this word name a file of the user's and a function in it?"""
-    return re.fullmatch(r".+\.py(:\w+)?", model) is not None
 
 
 def read_own(model: str) -> OwnModel:
     """The file and function that `my_model.py:build` names. Raises UsageError if there is no such file."""
-    file, _, function = model.rpartition(":")
-    if not function.isidentifier() or not file:
-        raise UsageError(f"--model {model}: say which function makes the network: --model {model}:build")
-    path = Path(file).absolute()
-    try:
-        return OwnModel(path, function, path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"cannot read the model {path}: {error.strerror or error}") from error
+    return OwnModel.read(model, "model", f"network: --model {model}:build")
 
 
 def beside(weights: Path, metadata: Mapping[str, Any]) -> OwnModel:

@@ -19,10 +19,14 @@ from yoloyard.training.trainer import Result, fit
 
 
 def train(
-    words: Mapping[str, Any], resume: str | Path | None = None, on_event: Callable[[Event], object] | None = None
+    words: Mapping[str, Any],
+    resume: str | Path | None = None,
+    on_event: Callable[[Event], object] | None = None,
+    transform: Callable[..., Any] | None = None,
 ) -> Result:
     """Train with the user's `words` (see `config.TrainConfig`); `resume` names the run folder that goes on.
 
+    `transform(image, boxes, labels)` or an Albumentations pipeline changes training pictures (see `data.transform`).
     In several processes each of them calls this. Raises UsageError or UserError with what to do, Interrupted after
     Ctrl-C.
     """
@@ -38,12 +42,12 @@ def train(
         setup: Setup | None = None
         with team.first() as is_first:
             if is_first and facts is not None:
-                setup = prepare_resume(folder, facts, words, device, team.size)
+                setup = prepare_resume(folder, facts, words, device, team.size, transform)
             elif is_first:
-                setup = prepare(words, device, team.size, monitor.say)
+                setup = prepare(words, device, team.size, monitor.say, transform)
         shared = team.share((setup.folder, setup.facts(), setup.config) if setup else None)
         if setup is None:
-            setup = rebuild(*shared, device)
+            setup = rebuild(*shared, device, transform)
         monitor.folder = setup.folder
         result = fit(setup, monitor, team, facts)
     leave_team()

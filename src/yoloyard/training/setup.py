@@ -20,6 +20,7 @@ from yoloyard.data.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.epoch_plan import plan_epochs
 from yoloyard.data.index import Index, load_index
 from yoloyard.data.selection import class_numbers, names_of, select
+from yoloyard.data.transform import Transform, restore
 from yoloyard.device import Precision, choose_precision
 from yoloyard.errors import UsageError, UserError
 from yoloyard.files import new_run_folder, write_whole, write_whole_text
@@ -28,6 +29,7 @@ from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.own_model import OwnModel
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
+from yoloyard.own_file import OwnFile
 from yoloyard.training import class_weights
 from yoloyard.training.anchors import fit_anchors
 
@@ -53,6 +55,7 @@ class Setup:
     own_model: OwnModel | None  # where the network is the user's own
     licence: str | None  # of the weights that training started from
     given: dict[str, Any]  # the user's own words
+    transform: Transform | None = None  # the user's own
 
     @property
     def model_name(self) -> str:
@@ -78,6 +81,7 @@ class Setup:
             "names": list(self.names),
             "model_arguments": self.model_arguments,
             "model_digest": self.own_model.digest if self.own_model else None,
+            "transform": self.transform.facts if self.transform else None,
             "licence": self.licence,
         }
 
@@ -91,7 +95,13 @@ class Source:
     metadata: dict[str, Any]
 
 
-def prepare(words: Mapping[str, Any], device: torch.device, num_processes: int, say: Callable[[str], None]) -> Setup:
+def prepare(
+    words: Mapping[str, Any],
+    device: torch.device,
+    num_processes: int,
+    say: Callable[[str], None],
+    transform: Callable[..., Any] | None = None,
+) -> Setup:
     """A new run of `num_processes` from the user's words. Raises UsageError or UserError with what to do."""
     config = with_words(TrainConfig(), words)
     given = {word: to_words(config)[word] for word in normal_words(TrainConfig, words)}
@@ -107,6 +117,7 @@ def prepare(words: Mapping[str, Any], device: torch.device, num_processes: int, 
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
     _refuse_conflicts(config, given)
     source, model, own = _starting_point(given)
+    own_transform = _transform(config, transform, own)
     spec = read_data_yaml(Path(config.data))
     names = names_of(spec.names, config.single_cls)
     torch.manual_seed(config.seed)
@@ -116,6 +127,8 @@ def prepare(words: Mapping[str, Any], device: torch.device, num_processes: int, 
     anchor_based = isinstance(detector.head, AnchorBasedHead)
     recipe = {word: value for word, value in recipes.published(model, anchor_based).items() if word not in given}
     start = {"weights": str(source.path.resolve())} if source else {}
+    if own_transform is not None and own_transform.file is not None:
+        start["transform"] = f"{own_transform.file.path}:{own_transform.file.function}"
     config = with_words(config, recipe | {"model": model, "data": str(spec.path)} | start)
     if config.classes is not None:
         config = with_words(config, {"classes": class_numbers(config.classes, spec.names)})
@@ -132,18 +145,39 @@ def prepare(words: Mapping[str, Any], device: torch.device, num_processes: int, 
     if own is not None:
         content = own.source
         write_whole(folder / own.path.name, lambda temporary: temporary.write_bytes(content))
+    if own_transform is not None:
+        own_transform.keep(folder)
     precision = choose_precision(device, config.amp)
-    setup = Setup(config, folder, train_index, val_index, device, precision, detector, arguments, own, licence, given)
+    setup = Setup(
+        config,
+        folder,
+        train_index,
+        val_index,
+        device,
+        precision,
+        detector,
+        arguments,
+        own,
+        licence,
+        given,
+        own_transform,
+    )
     write_config(setup)
     return setup
 
 
 def prepare_resume(
-    folder: Path, facts: Mapping[str, Any], words: Mapping[str, Any], device: torch.device, num_processes: int
+    folder: Path,
+    facts: Mapping[str, Any],
+    words: Mapping[str, Any],
+    device: torch.device,
+    num_processes: int,
+    transform: Callable[..., Any] | None = None,
 ) -> Setup:
     """The run of `folder` as its checkpoint's `facts` say, with the few words that may change.
 
-    A recipe that was chosen for the run stays. Raises UsageError for a word that would make it another run.
+    A recipe that was chosen for the run stays, and so does its transform, unless one is handed in. Raises UsageError
+    for a word that would make it another run.
     """
     saved = with_words(TrainConfig(), facts["config"])
     asked = to_words(with_words(saved, words))
@@ -167,12 +201,20 @@ def prepare_resume(
             f"{folder} is finished after {facts['progress']['epoch']} epochs; extend it with --resume {folder} "
             + ("--time HOURS" if config.time else "--epochs N")
         )
-    setup = rebuild(folder, {**facts, "given": facts["given"] | given}, config, device)
+    setup = rebuild(folder, {**facts, "given": facts["given"] | given}, config, device, transform)
     write_config(setup)
+    if setup.transform is not None:
+        setup.transform.keep(folder)
     return setup
 
 
-def rebuild(folder: Path, facts: Mapping[str, Any], config: TrainConfig, device: torch.device) -> Setup:
+def rebuild(
+    folder: Path,
+    facts: Mapping[str, Any],
+    config: TrainConfig,
+    device: torch.device,
+    transform: Callable[..., Any] | None = None,
+) -> Setup:
     """The setup that `Setup.facts` describes: for a run that goes on, and in the processes that join the first.
 
     Raises UserError if its data have changed.
@@ -184,10 +226,27 @@ def rebuild(folder: Path, facts: Mapping[str, Any], config: TrainConfig, device:
     if own_model.is_own(config.model):
         own = own_model.read_kept(config.model, facts.get("model_digest"), [folder])
     detector = own.build(**arguments) if own else registry.build(config.model, **arguments)
+    own_transform = None
+    if transform is not None:
+        own_transform = Transform(transform)
+    elif facts.get("transform") is not None:
+        own_transform = restore(folder, facts["transform"])
     freeze(detector, config.freeze)
     precision = choose_precision(device, config.amp)
-    licence, given = facts["licence"], facts["given"]
-    setup = Setup(config, folder, train_index, val_index, device, precision, detector, arguments, own, licence, given)
+    setup = Setup(
+        config,
+        folder,
+        train_index,
+        val_index,
+        device,
+        precision,
+        detector,
+        arguments,
+        own,
+        facts["licence"],
+        facts["given"],
+        own_transform,
+    )
     if (setup.fingerprint(), list(setup.names)) != (facts["images"], facts["names"]):
         raise UserError(
             f"the training images or the classes of {spec.path} have changed since the run began; start a new one"
@@ -259,6 +318,22 @@ def _starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, OwnMo
     if own is not None:
         model = f"{own.path}:{own.function}"
     return source, model or TrainConfig().model, own
+
+
+def _transform(config: TrainConfig, function: Callable[..., Any] | None, own: OwnModel | None) -> Transform | None:
+    """The transform that was handed in, or that the word `transform` names."""
+    if function is not None and config.transform is not None:
+        raise UsageError(
+            f"there are two transforms, {function!r:.80} and --transform {config.transform}; leave one out"
+        )
+    if function is not None:
+        return Transform(function)
+    if config.transform is None:
+        return None
+    file = OwnFile.read(config.transform, "transform", "transform: --transform my_transform.py:NAME")
+    if own is not None and own.path.name == file.path.name and own.source != file.source:
+        raise UsageError(f"{own.path} and {file.path} have the same name, and the run keeps a copy of both; rename one")
+    return Transform(file)
 
 
 def _own_arguments(source: Source | None, model: str) -> dict[str, Any]:

@@ -123,7 +123,9 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     if config.sync_bn and team.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     stride = max(model.strides)
-    train_loader = make_train_loader(setup.train_index, config, team.rank, team.size, pin_memory, stride=stride)
+    train_loader = make_train_loader(
+        setup.train_index, config, team.rank, team.size, pin_memory, stride=stride, transform=setup.transform
+    )
     val_loader = make_val_loader(
         setup.val_index,
         config.imgsz,
