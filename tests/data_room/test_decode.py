@@ -257,8 +257,9 @@ def test_pixels_that_could_only_be_guessed_at_are_refused(
 ) -> None:
     file = tmp_path / "picture.tif"
     file.write_bytes(tiff(pixels, 2 if pixels.ndim == 3 else 1, tags))
-    with pytest.raises(UserError, match=rf"{file}: .*save (it|them)"):
-        decode_image(file)
+    for read in (decode_image, image_size):  # so that they are left out before the training
+        with pytest.raises(UserError, match=rf"{file}: .*save (it|them)"):
+            read(file)
 
 
 def test_of_several_pages_the_first_is_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from yoloyard.errors import UsageError, UserError
 from yoloyard.own_file import OwnFile
 from yoloyard.structures import Batch, Sample
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:Using lambda is incompatible")
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 PICTURE = Path("images/0007.jpg")
 BOXES = A.BboxParams(format="pascal_voc", label_fields=["kinds"])
@@ -56,6 +57,10 @@ def noisy(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Result:
     shift = random.randint(0, 9) + np.random.randint(10) + int(torch.randint(10, ()))
     added = np.array([[1, 2, 3 + shift, 30]], np.float32)
     return np.roll(image, shift, axis=1), np.concatenate((boxes, added)), np.append(labels, 1)
+
+
+def untouched(image: np.ndarray, **_: Any) -> np.ndarray:
+    return image
 
 
 def test_a_function_is_given_pixels_and_gives_them_back() -> None:
@@ -286,7 +291,7 @@ def test_a_pipeline_is_kept_and_restored(tmp_path: Path) -> None:
     "function",
     [
         noisy,
-        A.Compose([A.Lambda(image=lambda image, **_: image)], bbox_params=BOXES),
+        A.Compose([A.Lambda(image=untouched)], bbox_params=BOXES),
         # what its text would leave out
         A.Compose(
             [A.HorizontalFlip()],
@@ -316,3 +321,16 @@ def test_a_file_is_kept_with_its_digest(file: Path, tmp_path: Path) -> None:
     (run / "my_transform.py").unlink()
     with pytest.raises(UsageError, match="cannot read the transform"):
         restore(run, transform.facts)
+
+
+def test_the_transforms_of_the_docs_work(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "transforms.md").read_text(encoding="utf-8")
+    files = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "yoloyard.train" not in block]
+    (tmp_path / "my_transform.py").write_text("\n".join(files))
+    names = re.findall(r"--transform my_transform\.py:(\w+)", page)
+    assert set(names) == {"pipeline", "cutout"}
+    for name in names:
+        outcomes = [apply(named(tmp_path / "my_transform.py", name), seed=seed) for seed in range(8)]
+        assert all(found.image.shape == (64, 64, 3) for found in outcomes)
+        assert len({found.image.tobytes() for found in outcomes}) > 3
+        assert max(len(found.labels) for found in outcomes) == 1

@@ -19,7 +19,7 @@ from yoloyard.models.weights import read_weights
 from yoloyard.training.interrupt import Interrupted
 from yoloyard.training.monitor import EpochEnded, Event
 
-WORDS = {
+WORDS: dict[str, Any] = {
     "model": "yolo11n", "imgsz": 64, "batch": 4, "nbs": 8, "amp": False, "tensorboard": False, "device": "cpu",
     "epochs": 2, "workers": 0,
 }  # fmt: skip
@@ -56,11 +56,11 @@ def test_a_run_with_a_transform_is_stopped_and_goes_on_bit_equal(data: Path, tra
         with pytest.raises(UsageError, match=r"hand it in again: yoloyard\.train\(resume='runs/parts', transform=upsi"):
             package.train(resume="runs/parts")
         package.train(resume="runs/parts", transform=transform)
+        plain = package.train(data=data, name="plain", **WORDS)
+        assert not equal(whole.folder, plain.folder)
     else:
         package.train(resume="runs/parts")  # from the run's own copy
     assert equal(whole.folder, Path("runs/parts"))
-    plain = package.train(data=data, name="plain", **WORDS)
-    assert not equal(whole.folder, plain.folder)
 
 
 def test_a_transform_in_a_file_is_used_from_the_runs_copy(data: Path, yoloyard: Command) -> None:

@@ -31,7 +31,7 @@ def decode_image(path: Path) -> np.ndarray:
         data = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
-    _check_whole(path, data)
+    _check(path, data)
     return _decode(path, data)
 
 
@@ -51,7 +51,7 @@ def image_size(path: Path) -> tuple[int, int]:
             if size is None or not image_header.looks_whole(data, tail, length):
                 file.seek(0)
                 data = file.read()
-                _check_whole(path, data)
+                _check(path, data)
                 size = image_header.header_size(data)
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
@@ -69,8 +69,6 @@ def _decode(path: Path, data: bytes) -> np.ndarray:
     orientation, stored = image_header.orientation(data), data
     if image_header.is_tiff(data):
         tags = image_header.tiff_tags(data)
-        if reason := image_header.tiff_refusal(tags):
-            raise _unreadable(path, reason)
         if orientation > 1:
             stored = image_header.stored_upright(data)
     try:
@@ -133,8 +131,8 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
-def _check_whole(path: Path, data: bytes) -> None:
-    if reason := image_header.damage(data):
+def _check(path: Path, data: bytes) -> None:
+    if reason := image_header.problem(data):
         raise _unreadable(path, reason)
 
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 JPEG, PNG, BMP = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"BM"
 CUT_OFF = "the file is cut off"
 
-_ORIENTATION, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES = 274, 256, 257, 258, 262, 277
+_ORIENTATION, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 274, 256, 257, 258, 259, 262, 277
 _PLANAR, _EXTRA, _SAMPLE_FORMAT = 284, 338, 339
 _STARTS_AND_LENGTHS = ((273, 279), (324, 325))  # of strips and of tiles
+_COMMON_COMPRESSIONS = (1, 5, 8, 32773, 32946)  # none, LZW, deflate, PackBits, deflate
 _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of TIFF's types those that hold unsigned integers
 # Any marker after compressed pixels; 0xFF 0x00 and restarts belong to the pixels, and 0xFF may be repeated.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -45,7 +46,9 @@ def header_size(data: bytes) -> tuple[int, int] | None:
             return (height, width) if height else None
     if is_tiff(data):
         tags = tiff_tags(data)
-        return (tags[_HEIGHT][0], tags[_WIDTH][0]) if tags.get(_HEIGHT) and tags.get(_WIDTH) else None
+        # Of other compressions a decoder must say whether it knows them.
+        known = tags.get(_COMPRESSION, (1,))[0] in _COMMON_COMPRESSIONS and _HEIGHT in tags and _WIDTH in tags
+        return (tags[_HEIGHT][0], tags[_WIDTH][0]) if known else None
     return _webp_size(data) if is_webp(data) else None
 
 
@@ -60,11 +63,11 @@ def looks_whole(head: bytes, tail: bytes, length: int) -> bool:
     return head.startswith(BMP) and length >= _bmp_length(head)
 
 
-def damage(data: bytes) -> str | None:
+def problem(data: bytes) -> str | None:
     """What is wrong with the whole file `data`, as far as can be told without decoding; None if nothing is.
 
     OpenCV returns a cut JPEG half grey without a word, and some other formats too. A damage that leaves all markers as
-    they were is not seen.
+    they were is not seen. Of TIFFs also what OpenCV would read wrongly.
     """
     if data.startswith(JPEG):
         return _jpeg_damage(data)
@@ -78,6 +81,8 @@ def damage(data: bytes) -> str | None:
         tags = tiff_tags(data)
         if not tags:
             return f"{CUT_OFF} (its directory lies beyond the end)"
+        if refusal := _tiff_refusal(tags):
+            return refusal
         needed = 0
         for starts, lengths in _STARTS_AND_LENGTHS:
             needed = max(needed, *(a + b for a, b in zip(tags.get(starts, ()), tags.get(lengths, ()), strict=False)), 0)
@@ -118,7 +123,8 @@ def stored_upright(data: bytes) -> bytes:
 
 def tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
     """The entries of a TIFF's or an EXIF block's first directory that this module has a use for, by their number."""
-    wanted = {_ORIENTATION, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _PLANAR, _EXTRA, _SAMPLE_FORMAT}
+    wanted = {_ORIENTATION, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES}
+    wanted |= {_PLANAR, _EXTRA, _SAMPLE_FORMAT}
     wanted.update(*_STARTS_AND_LENGTHS)
     tags: dict[int, tuple[int, ...]] = {}
     for tag, code, count, position in _tiff_entries(data):
@@ -128,7 +134,7 @@ def tiff_tags(data: bytes) -> dict[int, tuple[int, ...]]:
     return tags
 
 
-def tiff_refusal(tags: dict[int, tuple[int, ...]]) -> str | None:
+def _tiff_refusal(tags: dict[int, tuple[int, ...]]) -> str | None:
     """Why OpenCV would give this TIFF wrong or not at all; None if it is one of those that it reads well."""
     bits, samples = tags.get(_BITS, (1,))[0], tags.get(_SAMPLES, (1,))[0]
     if tags.get(_SAMPLE_FORMAT, (1,))[0] != 1 or bits > 16:

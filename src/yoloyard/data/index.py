@@ -26,7 +26,7 @@ from yoloyard.errors import UserError
 from yoloyard.files import write_whole, write_whole_text
 
 # Part of the cache's key: raise it whenever what is stored, or how labels are understood, changes.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SMALLEST_SIDE = 10  # pixels; below it nothing can be seen
 KEPT_CACHES = 50
 READING_THREADS = 4  # files on network disks come one round trip each
