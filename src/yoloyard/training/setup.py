@@ -27,9 +27,10 @@ from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.own_model import OwnModel
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
 from yoloyard.training.anchors import fit_anchors
+from yoloyard.training.trackers import check_trackers
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
-MAY_CHANGE_ON_RESUME = ("epochs", "device", "workers", "patience", "save_period", "keep", "tensorboard")
+MAY_CHANGE_ON_RESUME = ("epochs", "device", "workers", "patience", "save_period", "keep", "tensorboard", "wandb")
 PROBLEMS_SHOWN = 5
 
 
@@ -84,6 +85,7 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
         raise UsageError(unknown_word(config.best_by, FIGURES, "figure for --best-by"))
     if config.cache not in (None, "ram"):
         raise UsageError(f"--cache {config.cache}: the only cache is ram")
+    check_trackers(config)
     device = choose_device(config.device)
     source, model, own = _starting_point(given)
     spec = read_data_yaml(Path(config.data))
@@ -137,6 +139,7 @@ def prepare_resume(
             f"{folder} is finished after {facts['progress']['epoch']} epochs; extend it with "
             f"--resume {folder} --epochs N"
         )
+    check_trackers(config)
     device = choose_device(config.device)
     spec = read_data_yaml(Path(config.data))
     train_index, val_index = load_index(spec, "train"), load_index(spec, "val")

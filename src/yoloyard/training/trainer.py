@@ -39,12 +39,12 @@ from yoloyard.training.parallel import rank, world_size
 from yoloyard.training.results import save_run_weights, validation_batch, write_run_report
 from yoloyard.training.setup import Setup, set_training_mode
 from yoloyard.training.step import Outcome, Update, Verdict, forward_backward
-from yoloyard.training.trackers import TensorBoard
+from yoloyard.training.trackers import Trackers, open_trackers
 
 BAD_STEPS = 3  # so many in a row stop the run
 IMAGES_NAMED = 20  # of a bad step
-BATCHES_TRACKED = 3  # the first ones, as pictures in TensorBoard
-PREDICTIONS_TRACKED = 3  # pictures of each validation in TensorBoard
+BATCHES_TRACKED = 3  # the first ones, as pictures
+PREDICTIONS_TRACKED = 3  # pictures of each validation
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Run:
     gains: dict[str, float]  # of each part of the loss
     train_loader: TrainLoader
     val_loader: ValLoader
-    tensorboard: TensorBoard | None
+    trackers: Trackers
     interrupt: InterruptRequest
 
     @property
@@ -97,8 +97,7 @@ def fit(setup: Setup, monitor: Monitor, checkpoint: Mapping[str, Any] | None = N
                 end_epoch(run, metrics, predictions, speed)
             return finish(run)
         finally:
-            if run.tensorboard is not None:
-                run.tensorboard.close()
+            run.trackers.close()
 
 
 def begin(setup: Setup, monitor: Monitor, interrupt: InterruptRequest) -> Run:
@@ -125,16 +124,14 @@ def begin(setup: Setup, monitor: Monitor, interrupt: InterruptRequest) -> Run:
     state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
     facts = environment.facts(device, setup.precision.name)
     write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
-    tensorboard = None
-    if config.tensorboard and TensorBoard.is_installed():
-        tensorboard = TensorBoard(setup.folder / "tensorboard")
-        tensorboard.labels(setup.train_index)
+    trackers = open_trackers(setup.folder, config, lambda message: monitor.tell(AlertRaised(message)))
+    trackers.labels(setup.train_index)
     monitor.say(
         f"training {setup.model_name} on {device} in {setup.precision.name}: {len(setup.train_index)} images, "
         f"{len(setup.val_index)} for validation, {len(train_loader)} batches of {config.batch} an epoch; "
         f"results in {setup.folder}"
     )
-    return Run(setup, monitor, state, schedule, criterion, gains, train_loader, val_loader, tensorboard, interrupt)
+    return Run(setup, monitor, state, schedule, criterion, gains, train_loader, val_loader, trackers, interrupt)
 
 
 def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
@@ -168,8 +165,8 @@ def train_epoch(run: Run) -> dict[str, float]:
     with run.monitor.bar(f"epoch {progress.epoch + 1}/{config.epochs}", len(run.train_loader)) as bar:
         while run.interrupt.signal is None and (batch := stopwatch.wait_for(batches)) is not None:
             number = progress.epoch * len(run.train_loader) + progress.position // config.batch
-            if run.tensorboard is not None and number < BATCHES_TRACKED:
-                run.tensorboard.training_batch(batch, setup.names, number)
+            if number < BATCHES_TRACKED:
+                run.trackers.training_batch(batch, setup.names, number)
             run.schedule.apply(update.optimizer, number)
             batch = batch.to(setup.device)
             losses = forward_backward(
@@ -307,11 +304,11 @@ def end_epoch(run: Run, metrics: Metrics, predictions: dict[int, Detections], sp
     progress.epoch, progress.position = epoch, 0
     state.sums.zero_()
     save(run)
-    if run.tensorboard is not None:
-        run.tensorboard.scalars(record)
+    run.trackers.scalars(record)
+    if run.trackers:
         for image_id in range(min(PREDICTIONS_TRACKED, len(setup.val_index))):
             image = decode_image(setup.val_index.paths[image_id])
-            run.tensorboard.prediction(image_id, image, predictions[image_id], setup.names, epoch)
+            run.trackers.prediction(image_id, image, predictions[image_id], setup.names, epoch)
     if config.save_period and epoch % config.save_period == 0:
         copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
     monitor.tell(EpochEnded(epoch, record))
