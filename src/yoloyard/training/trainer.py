@@ -107,7 +107,7 @@ def begin(setup: Setup, monitor: Monitor, interrupt: InterruptRequest) -> Run:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     pin_memory = device.type == "cuda"
     model = setup.detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    train_loader = make_train_loader(setup.train_index, config, rank(), world_size(), pin_memory)
+    train_loader = make_train_loader(setup.train_index, config, rank(), world_size(), pin_memory, say=monitor.say)
     val_loader = make_val_loader(
         setup.val_index,
         config.imgsz,
@@ -115,6 +115,7 @@ def begin(setup: Setup, monitor: Monitor, interrupt: InterruptRequest) -> Run:
         stride=max(model.strides),
         workers=config.workers,
         pin_memory=pin_memory,
+        say=monitor.say,
     )
     schedule = Schedule(config.optimization, config.epochs, len(train_loader), config.batch)
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
