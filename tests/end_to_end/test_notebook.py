@@ -35,7 +35,7 @@ class Notebook:
 
     def close(self) -> None:
         """End the kernel."""
-        self.client.km.shutdown_kernel(now=True)
+        nbclient.util.run_sync(self.client.km.shutdown_kernel)(now=True)
 
 
 def text_of(outputs: list[Any]) -> str:
@@ -58,7 +58,6 @@ def test_a_notebook_trains_with_bars_predicts_and_shows_errors_in_a_line(noteboo
     assert "Traceback" not in text
     widgets = [output for output in outputs if "application/vnd.jupyter.widget-view+json" in output.get("data", {})]
     assert len(widgets) == 5  # training and validation of two epochs, and the validation of the best weights
-    print(outputs)
 
     outputs = notebook.run('len(yoloyard.load(result.weights, conf=0.00001)("line/images/val/0000.jpg")) > 0')
     assert text_of(outputs) == "True"
