@@ -5,6 +5,8 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -242,6 +244,22 @@ def test_workers_end_with_their_loader(index: Index) -> None:
     assert len(workers) == 2
     del loader
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_program_ends_at_once_with_its_workers_alive(make_set: MakeSet) -> None:
+    program = """
+import pathlib, sys
+from yoloyard.config import TrainConfig
+from yoloyard.data.data_yaml import read_data_yaml
+from yoloyard.data.index import load_index
+from yoloyard.data.loader import make_train_loader
+index = load_index(read_data_yaml(pathlib.Path(sys.argv[1])), "train")
+loader = make_train_loader(index, TrainConfig(batch=4, imgsz=64, workers=1), start_method="fork")
+print(len(list(loader.epoch(0))))
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(make_set())], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "6\n")
+    assert "Alarm clock" not in done.stderr  # how a worker ends that was left behind
 
 
 def with_ignored(index: Index) -> Index:

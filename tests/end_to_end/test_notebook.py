@@ -15,6 +15,8 @@ pytestmark = pytest.mark.slow
 
 WORDS = 'model="yolo11n", data="line/data.yaml", imgsz=64, batch=4, amp=False, tensorboard=False, device="cpu"'
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "notebook" / "train.ipynb"
+
 
 class Notebook:
     """Cells run one after the other in one kernel of this interpreter."""
@@ -84,3 +86,18 @@ def test_interrupting_the_kernel_saves_and_the_next_cell_goes_on(notebook: Noteb
     assert "going on in epoch 3 of 4" in text
     assert "epoch 4/4" in text
     assert text.endswith("True")
+
+
+def test_the_example_runs(notebook: Notebook) -> None:
+    cells = [cell.source for cell in nbformat.read(EXAMPLE, as_version=4).cells if cell.cell_type == "code"]
+    shorter = {
+        "imgsz=320, epochs=12, batch=8": "imgsz=64, epochs=1, batch=4",
+        'write_demo(Path("demo"))': 'write_demo(Path("demo"), train=14, val=6, size=96)',
+    }
+    assert all(any(part in cell for cell in cells) for part in shorter)
+    for cell in cells:
+        for part, short in shorter.items():
+            cell = cell.replace(part, short)
+        outputs = notebook.run(cell)
+        assert "error" not in {output["output_type"] for output in outputs}
+    assert "image/png" in outputs[-1]["data"]

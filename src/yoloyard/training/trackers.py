@@ -85,8 +85,9 @@ class WeightsAndBiases:
                 resume="allow",
             )
         except wandb.errors.Error as error:
+            said = str(error).rstrip(".")
             raise UserError(
-                f"Weights & Biases: {error}; say `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
+                f"Weights & Biases: {said}; say `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
             ) from error
         write_whole_text(kept, self._run.id)
         self._run.define_metric("*", step_metric="epoch")  # the axis of every curve
