@@ -45,18 +45,21 @@ def _takes_words(command: Callable[..., None]) -> Callable[..., None]:
 @_takes_words
 def train(
     *,
-    config: Annotated[Path | None, Parameter(help="a YAML file of the words below; flags win over it")] = None,
+    config: Annotated[
+        Path | None, Parameter(help="a YAML file of the words below, or an args.yaml of ultralytics; flags win over it")
+    ] = None,
     resume: Annotated[str | None, Parameter(help="go on with a run folder; without one, with the newest run")] = None,
     **words: Any,
 ) -> None:
     """Train a detector on the images and labels of a data.yaml."""
     from yoloyard.config import read_words
+    from yoloyard.foreign_config import own_words
     from yoloyard.training.launch import command, launch
     from yoloyard.training.parallel import is_one_of_several
     from yoloyard.training.run import checkpoint_of, num_processes
     from yoloyard.training.run import train as run
 
-    given = read_words(config) if config else {}
+    given = own_words(read_words(config), config) if config else {}
     given |= {name: value for name, value in words.items() if value is not None}
     if not is_one_of_several():
         _, facts = checkpoint_of(given, resume)

@@ -131,6 +131,7 @@ class TrainConfig:
     name: str | None = word(None, "name of the run (default: the data file's)")
     exist_ok: bool = word(False, "write into an existing run folder")
     tensorboard: bool = word(True, "write TensorBoard files where the package is installed")
+    wandb: bool = word(False, "show the run in Weights & Biases, under the account that its package knows")
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -11,6 +11,10 @@ class UserError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows in place of a traceback (IPython's hook): the message."""
+        return [str(self)]
+
 
 class UsageError(UserError):
     """The command, a flag or a config value is wrong. The command line prints the message and exits with 2."""

@@ -89,7 +89,7 @@ def validate(
         say(f"imgsz {wanted} is not a multiple of the stride {stride}: {size} is used")
     where = choose_device(device)
     precision = precision_named(where, kept.get("precision", "float32") if amp is None else "any" if amp else "float32")
-    loader = make_val_loader(index, size, batch or kept.get("batch", DEFAULT_BATCH), stride, workers=workers)
+    loader = make_val_loader(index, size, batch or kept.get("batch", DEFAULT_BATCH), stride, workers=workers, say=say)
     folder = new_run_folder(Path(project), name)
     detector.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     predictions = predict_all(detector, loader, settings, where, precision)

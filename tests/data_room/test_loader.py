@@ -5,6 +5,8 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -242,6 +244,26 @@ def test_workers_end_with_their_loader(index: Index) -> None:
     assert len(workers) == 2
     del loader
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_program_ends_at_once_with_its_workers_alive(make_set: MakeSet) -> None:
+    program = """
+import atexit
+workers = []
+atexit.register(lambda: print([worker.exitcode for worker in workers]))  # the first one in, so the last one called
+import multiprocessing, pathlib, sys
+from yoloyard.config import TrainConfig
+from yoloyard.data.data_yaml import read_data_yaml
+from yoloyard.data.index import load_index
+from yoloyard.data.loader import make_train_loader
+index = load_index(read_data_yaml(pathlib.Path(sys.argv[1])), "train")
+loader = make_train_loader(index, TrainConfig(batch=4, imgsz=64, workers=1), start_method="fork")
+print(len(list(loader.epoch(0))))
+workers += multiprocessing.active_children()
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(make_set())], capture_output=True, text=True, check=False)
+    # Not -14, which is how a worker ends that goes on for a while after SIGTERM.
+    assert (done.returncode, done.stdout) == (0, "6\n[0]\n"), done.stderr
 
 
 def with_ignored(index: Index) -> Index:

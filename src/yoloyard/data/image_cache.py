@@ -13,6 +13,7 @@ import torch
 from yoloyard.data.augment import resize_to, resized_shape
 from yoloyard.data.decode import decode_image
 from yoloyard.data.index import Index
+from yoloyard.data.shared_memory import free_shared_memory
 from yoloyard.errors import UserError
 
 SPARE_MEMORY = 0.9  # of what is free; the rest is for the training itself
@@ -96,8 +97,7 @@ def free_memory(shared: bool = False) -> int | None:
             limits.append(int(most) - used)
     except OSError:
         most = "max"  # no control groups here: no limit
-    if shared and os.path.isdir("/dev/shm"):
-        shared_memory = os.statvfs("/dev/shm")
-        limits.append(shared_memory.f_bavail * shared_memory.f_frsize)
+    if shared and (free := free_shared_memory()) is not None:
+        limits.append(free)
     # Processes that train together on this machine each keep their own.
     return min(limits) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if limits else None

@@ -6,12 +6,16 @@ A training sample depends on (seed, epoch, index) and the config alone, never on
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import multiprocessing
+import multiprocessing.util
+import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from typing import Any
 
 import cv2
@@ -32,6 +36,7 @@ from yoloyard.data.sampling import (
     sample_random,
     window,
 )
+from yoloyard.data.shared_memory import batch_bytes, by_value, shortage
 from yoloyard.data.transform import Transform
 from yoloyard.errors import UsageError, UserError
 from yoloyard.structures import Batch, Sample
@@ -87,11 +92,13 @@ def make_train_loader(
     start_method: str | None = None,
     stride: int = 32,
     transform: Transform | None = None,
+    say: Callable[[str], object] = print,
 ) -> TrainLoader:
     """Loader of a rank's share of each training batch: uint8 (batch / ranks, 3, imgsz, imgsz), no ignored boxes.
 
     With `--rect` height and width are multiples of `stride` instead.
     `start_method`: fork, spawn or forkserver for the workers; None is the system's usual one. `transform`: the user's.
+    `say` is told in a line if /dev/shm is too small for the batches, which then come through pipes.
     Raises UsageError if the batch is larger than the data set or can't be shared evenly, UserError if
     `--cache ram` doesn't fit.
     """
@@ -108,7 +115,10 @@ def make_train_loader(
     dataset = TrainingBatches(index, images, config, plan, transform)
     if transform is not None and config.workers and _method(start_method) != "fork":
         transform.check_spawn()
-    return TrainLoader(_data_loader(dataset, sampler, config.workers, pin_memory, start_method), sampler, config)
+    side = config.imgsz + (stride if config.rect else 0)
+    largest = batch_bytes(sampler.share, side, side, dataset.capacities[-1])
+    batches = _data_loader(dataset, sampler, config.workers, pin_memory, start_method, largest, say)
+    return TrainLoader(batches, sampler, config)
 
 
 def make_val_loader(
@@ -123,6 +133,7 @@ def make_val_loader(
     cache: str | None = None,
     pin_memory: bool = False,
     start_method: str | None = None,
+    say: Callable[[str], object] = print,
 ) -> ValLoader:
     """Loader of a rank's validation batches; `rect`: of similar shapes together, each as small as it can be.
 
@@ -138,7 +149,8 @@ def make_val_loader(
     images = _images(index, imgsz, cache, kept=0, start_method=start_method)
     dataset = ValidationBatches(index, images)
     sampler = requests[rank::world_size]
-    return ValLoader(_data_loader(dataset, sampler, workers, pin_memory, start_method))
+    largest = max(batch_bytes(len(members), *shape, dataset.capacities[-1]) for members, shape in shaped)
+    return ValLoader(_data_loader(dataset, sampler, workers, pin_memory, start_method, largest, say))
 
 
 class TrainingBatches(Dataset[Batch | UserError]):
@@ -310,27 +322,39 @@ def _method(start_method: str | None) -> str:
 
 
 def _data_loader(
-    dataset: Dataset, sampler: Sampler | list[ValRequest], workers: int, pin_memory: bool, start_method: str | None
+    dataset: Dataset,
+    sampler: Sampler | list[ValRequest],
+    workers: int,
+    pin_memory: bool,
+    start_method: str | None,
+    largest: int,  # bytes of a batch
+    say: Callable[[str], object],
 ) -> DataLoader:
-    return DataLoader(
+    if line := shortage(largest, workers):
+        say(line)
+    ending = multiprocessing.get_context(start_method).Event()
+    loader = DataLoader(
         dataset,
         sampler=sampler,
         batch_size=None,  # a request is a whole batch
-        collate_fn=_as_it_is,
+        collate_fn=by_value if line else _as_it_is,
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_start_worker,
+        worker_init_fn=functools.partial(_start_worker, ending),
         generator=torch.Generator(),  # the loader of torch draws a seed that we don't use; not from the trainer's
         multiprocessing_context=start_method if workers else None,
     )
+    # Run before multiprocessing sends SIGTERM to what is left at the end of the program.
+    multiprocessing.util.Finalize(loader, ending.set, exitpriority=0)
+    return loader
 
 
-def _start_worker(worker: int) -> None:
+def _start_worker(ending: Event, worker: int) -> None:
     # Ctrl-C reaches every process of the terminal; the trainer decides what it means and ends the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # So does SIGTERM where a cluster stops a job: the trainer still needs its batch then.
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(SECONDS_AFTER_SIGTERM))
+    # So does SIGTERM where a cluster stops a job: the trainer still needs its batch then, unless it is at its end.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else signal.alarm(SECONDS_AFTER_SIGTERM))
     # The workers share the cores among them, and OpenCV's threads do not survive a fork.
     cv2.setNumThreads(0)
 

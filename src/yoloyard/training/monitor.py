@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import resource
@@ -106,7 +107,7 @@ class Monitor:
 
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:
-        """A progress bar that vanishes at its end; shown on a terminal only."""
+        """A progress bar that vanishes at its end; shown on a terminal, and in a notebook that has ipywidgets."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -114,7 +115,9 @@ class Monitor:
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
+        in_notebook = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        shown = self.console.is_terminal or in_notebook
+        with Progress(*columns, console=self.console, transient=True, disable=not shown) as progress:
             yield Bar(progress, progress.add_task(title, total=total, text=""))
 
     def epoch_line(self, record: dict[str, float], epochs: int) -> None:

@@ -32,10 +32,12 @@ from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
 from yoloyard.own_file import OwnFile
 from yoloyard.training import class_weights
 from yoloyard.training.anchors import fit_anchors
+from yoloyard.training.trackers import check_trackers
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
 MAY_CHANGE_ON_RESUME = (
     "epochs", "time", "device", "processes", "workers", "patience", "save_period", "keep", "tensorboard",
+    "wandb",
 )  # fmt: skip
 PROBLEMS_SHOWN = 5
 
@@ -116,6 +118,7 @@ def prepare(
     if config.sync_bn and device.type == "cpu":
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
     _refuse_conflicts(config, given)
+    check_trackers(config)
     source, model, own = _starting_point(given)
     own_transform = _transform(config, transform, own)
     spec = read_data_yaml(Path(config.data))
@@ -201,6 +204,7 @@ def prepare_resume(
             f"{folder} is finished after {facts['progress']['epoch']} epochs; extend it with --resume {folder} "
             + ("--time HOURS" if config.time else "--epochs N")
         )
+    check_trackers(config)
     setup = rebuild(folder, {**facts, "given": facts["given"] | given}, config, device, transform)
     write_config(setup)
     if setup.transform is not None:

@@ -1,23 +1,42 @@
-"""TensorBoard: curves and pictures of a run. Only where its package is installed."""
+"""Where else a run is shown: TensorBoard's files, where its package is installed, and Weights & Biases (`--wandb`)."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import cv2
 import numpy as np
-import torch
 
+from yoloyard.config import TrainConfig, to_words
 from yoloyard.data.index import Index
+from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation import plots
 from yoloyard.evaluation.drawing import draw_boxes
+from yoloyard.files import write_whole_text
 from yoloyard.structures import Batch, Detections
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+WANDB_ID = "wandb-id.txt"  # in the run folder: under which name Weights & Biases knows the run
+SURE = 0.25  # lowest score of a prediction that is drawn
+
+
+class Tracker(Protocol):
+    """Something that shows a run."""
+
+    def scalars(self, record: dict[str, float]) -> None:
+        """An epoch's figures."""
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A picture, uint8 RGB (H, W, 3); those of one name follow each other by their step."""
+
+    def close(self) -> None:
+        """Write what is left."""
 
 
 class TensorBoard:
@@ -26,12 +45,7 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: SummaryWriter = SummaryWriter(str(folder))
-
-    @staticmethod
-    def is_installed() -> bool:
-        """Is there a TensorBoard to write for?"""
-        return importlib.util.find_spec("tensorboard") is not None
+        self._writer: SummaryWriter = SummaryWriter(str(folder / "tensorboard"))
 
     def scalars(self, record: dict[str, float]) -> None:
         """An epoch's figures."""
@@ -40,40 +54,129 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, int(record["epoch"]))
         self._writer.flush()
 
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A picture, uint8 RGB (H, W, 3)."""
+        self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of the same name in the project `yoloyard`, or in that of WANDB_PROJECT; its files are in the run folder.
+
+    A run that goes on is the same run there. Its own environment variables say where to (WANDB_MODE=offline: nowhere).
+    Raises UserError if it can't begin, for want of an account or a server.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        import wandb
+
+        kept = folder / WANDB_ID
+        known = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "yoloyard"),
+                name=folder.name,
+                dir=str(folder),
+                config=to_words(config),
+                id=known,
+                resume="allow",
+            )
+        except wandb.errors.Error as error:
+            said = str(error).rstrip(".")
+            raise UserError(
+                f"Weights & Biases: {said}; say `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
+            ) from error
+        write_whole_text(kept, self._run.id)
+        self._run.define_metric("*", step_metric="epoch")  # the axis of every curve
+        self._image = wandb.Image
+
+    def scalars(self, record: dict[str, float]) -> None:
+        """An epoch's figures."""
+        self._run.log(record)
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A picture, uint8 RGB (H, W, 3)."""
+        self._run.log({name: self._image(picture)})
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish()
+
+
+class Trackers:
+    """All that show a run; what fails is left out from then on, since training doesn't depend on it.
+
+    `alert` is told the failure in a line.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], alert: Callable[[str], object]) -> None:
+        self._trackers, self._alert = list(trackers), alert
+
+    def scalars(self, record: dict[str, float]) -> None:
+        """An epoch's figures."""
+        self._each(lambda tracker: tracker.scalars(record))
+
     def training_batch(self, batch: Batch, names: Sequence[str], step: int) -> None:
         """Pictures as the network sees them, with the boxes that it is taught."""
-        for row in range(min(len(batch.image_ids), 8)):
+        for row in range(min(len(batch.image_ids), 8) if self._trackers else 0):
             real = batch.labels[row] >= 0
-            picture = draw_boxes(
-                _pixels(batch.images[row]),
-                batch.boxes[row][real].cpu().numpy(),
-                batch.labels[row][real].cpu().numpy(),
-                names,
-            )
-            self._picture(f"training batch/{row}", picture, step)
+            pixels: Any = batch.images[row].permute(1, 2, 0).cpu().numpy()
+            boxes, labels = (values[row][real].cpu().numpy() for values in (batch.boxes, batch.labels))
+            self._picture(f"training batch/{row}", draw_boxes(np.ascontiguousarray(pixels), boxes, labels, names), step)
 
     def labels(self, index: Index) -> None:
         """The statistics of the training labels."""
+        if not self._trackers:
+            return
         for title, figure in plots.label_statistics(index).items():
             picture: Any = cv2.imdecode(np.frombuffer(plots.figure_png(figure), np.uint8), cv2.IMREAD_COLOR)
             self._picture(f"labels/{title}", picture[..., ::-1], 0)
 
     def prediction(self, name: object, image: np.ndarray, found: Detections, names: Sequence[str], epoch: int) -> None:
         """What was found in a validation picture."""
-        sure = found.scores >= 0.25
-        picture = draw_boxes(
-            image, found.boxes[sure].numpy(), found.labels[sure].numpy(), names, found.scores[sure].numpy()
-        )
-        self._picture(f"prediction/{name}", picture, epoch)
+        if not self._trackers:
+            return
+        sure = found.scores >= SURE
+        boxes, labels, scores = (values[sure].numpy() for values in (found.boxes, found.labels, found.scores))
+        self._picture(f"prediction/{name}", draw_boxes(image, boxes, labels, names, scores), epoch)
 
     def close(self) -> None:
         """Write what is left."""
-        self._writer.close()
+        self._each(lambda tracker: tracker.close())
+
+    def __bool__(self) -> bool:
+        return bool(self._trackers)
 
     def _picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        self._writer.add_image(name, picture, step, dataformats="HWC")
+        self._each(lambda tracker: tracker.picture(name, picture, step))
+
+    def _each(self, do: Callable[[Tracker], None]) -> None:
+        for tracker in tuple(self._trackers):
+            try:
+                do(tracker)
+            except Exception as error:  # noqa: BLE001  # whatever another package raises, training goes on
+                self._trackers.remove(tracker)
+                self._alert(f"{type(tracker).__name__} has failed and is left out from here on: {error}")
 
 
-def _pixels(image: torch.Tensor) -> np.ndarray:
-    pixels: Any = image.permute(1, 2, 0).cpu().numpy()
-    return np.ascontiguousarray(pixels)
+def check_trackers(config: TrainConfig) -> None:
+    """Raises UsageError if a tracker is asked for that isn't installed."""
+    if config.wandb and not _is_installed("wandb"):
+        raise UsageError("--wandb needs Weights & Biases' package: pip install wandb")
+
+
+def open_trackers(folder: Path, config: TrainConfig, alert: Callable[[str], object]) -> Trackers:
+    """Those that the run in `folder` is to be shown by."""
+    trackers: list[Tracker] = []
+    if config.tensorboard and _is_installed("tensorboard"):
+        trackers.append(TensorBoard(folder))
+    if config.wandb:
+        trackers.append(WeightsAndBiases(folder, config))
+    return Trackers(trackers, alert)
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

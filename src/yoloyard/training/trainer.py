@@ -41,12 +41,12 @@ from yoloyard.training.results import save_run_weights, validation_batch, write_
 from yoloyard.training.setup import Setup, set_training_mode
 from yoloyard.training.step import Outcome, Update, Verdict, forward_backward
 from yoloyard.training.stopwatch import Stopwatch
-from yoloyard.training.trackers import TensorBoard
+from yoloyard.training.trackers import Trackers, open_trackers
 
 BAD_STEPS = 3  # so many in a row stop the run
 IMAGES_NAMED = 20  # of a bad step
-BATCHES_TRACKED = 3  # the first ones, as pictures in TensorBoard
-PREDICTIONS_TRACKED = 3  # pictures of each validation in TensorBoard
+BATCHES_TRACKED = 3  # the first ones, as pictures
+PREDICTIONS_TRACKED = 3  # pictures of each validation
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Run:
     gains: dict[str, float]  # of each part of the loss
     train_loader: TrainLoader
     val_loader: ValLoader
-    tensorboard: TensorBoard | None
+    trackers: Trackers
     interrupt: InterruptRequest
 
     @property
@@ -108,8 +108,7 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
                 end_epoch(run, metrics, predictions, speed)
             return finish(run)
         finally:
-            if run.tensorboard is not None:
-                run.tensorboard.close()
+            run.trackers.close()
 
 
 def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptRequest) -> Run:
@@ -124,7 +123,14 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     stride = max(model.strides)
     train_loader = make_train_loader(
-        setup.train_index, config, team.rank, team.size, pin_memory, stride=stride, transform=setup.transform
+        setup.train_index,
+        config,
+        team.rank,
+        team.size,
+        pin_memory,
+        stride=stride,
+        transform=setup.transform,
+        say=monitor.say,
     )
     val_loader = make_val_loader(
         setup.val_index,
@@ -135,6 +141,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
         rank=team.rank,
         world_size=team.size,
         pin_memory=pin_memory,
+        say=monitor.say,
     )
     network = parallelize(model, device)
     schedule = Schedule(config.optimization, config.epochs, len(train_loader), config.batch)
@@ -143,34 +150,21 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     update = Update(model, optimizer, setup.precision.scaler(), average)
     criterion, gains = choose_criterion(model, config)
     state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
-    tensorboard = None
+    trackers = Trackers([], monitor.say)
     with team.first() as is_first:
         if is_first:
             facts = environment.facts(device, setup.precision.name)
             write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
-        if is_first and config.tensorboard and TensorBoard.is_installed():
-            tensorboard = TensorBoard(setup.folder / "tensorboard")
-            tensorboard.labels(setup.train_index)
+            trackers = open_trackers(setup.folder, config, lambda message: monitor.tell(AlertRaised(message)))
+            trackers.labels(setup.train_index)
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     monitor.say(
         f"training {setup.model_name} on {where} in {setup.precision.name}: {len(setup.train_index)} images, "
         f"{len(setup.val_index)} for validation, {len(train_loader)} batches of {config.batch} an epoch; "
         f"results in {setup.folder}"
     )
-    return Run(
-        setup,
-        monitor,
-        team,
-        network,
-        state,
-        schedule,
-        criterion,
-        gains,
-        train_loader,
-        val_loader,
-        tensorboard,
-        interrupt,
-    )
+    loaders = (train_loader, val_loader)
+    return Run(setup, monitor, team, network, state, schedule, criterion, gains, *loaders, trackers, interrupt)
 
 
 def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
@@ -206,8 +200,8 @@ def train_epoch(run: Run) -> dict[str, float]:
         while not is_asked_to_stop(run) and (batch := stopwatch.wait_for(batches)) is not None:
             number = progress.epoch * len(run.train_loader) + progress.position // config.batch
             run.team.at(f"epoch {progress.epoch + 1}, step {progress.position // config.batch + 1}")
-            if run.tensorboard is not None and number < BATCHES_TRACKED:
-                run.tensorboard.training_batch(batch, setup.names, number)
+            if number < BATCHES_TRACKED:
+                run.trackers.training_batch(batch, setup.names, number)
             run.schedule.apply(update.optimizer, number)
             batch = vary_size(batch.to(setup.device), config, max(update.model.strides), progress.epoch, number)
             losses = forward_backward(
@@ -379,13 +373,13 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
     progress.epoch, progress.position = epoch, 0
     state.sums.zero_()
     save(run)
-    with run.team.first() as is_first:
-        if is_first and run.tensorboard is not None:
-            run.tensorboard.scalars(record)
+    with run.team.first():
+        run.trackers.scalars(record)
+        if run.trackers:
             for image_id in range(min(PREDICTIONS_TRACKED, len(predictions))):
                 image = decode_image(setup.val_index.paths[image_id])
-                run.tensorboard.prediction(image_id, image, predictions[image_id], setup.names, epoch)
-        if is_first and config.save_period and epoch % config.save_period == 0:
+                run.trackers.prediction(image_id, image, predictions[image_id], setup.names, epoch)
+        if run.team.is_first and config.save_period and epoch % config.save_period == 0:
             copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
     monitor.tell(EpochEnded(epoch, record))
 

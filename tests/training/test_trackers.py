@@ -1,0 +1,137 @@
+"""What a run shows elsewhere: Weights & Biases without its server, and a tracker that fails."""
+
+import importlib
+import importlib.util
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from yoloyard.config import TrainConfig
+from yoloyard.errors import UsageError, UserError
+from yoloyard.structures import Detections
+from yoloyard.training.trackers import Trackers, check_trackers, open_trackers
+
+RECORD = {"epoch": 1, "train/box": 2.5, "val/map50": 0.25}
+PICTURE = np.full((32, 48, 3), 90, np.uint8)
+FOUND = Detections(torch.tensor([[4.0, 4, 20, 20]]), torch.tensor([0.9]), torch.tensor([0]))
+WANDB = TrainConfig(wandb=True, tensorboard=False)
+
+
+def records_in(path: Path) -> Iterator[bytes]:
+    """The records of a .wandb file: 7 bytes of header, then LevelDB's log format, blocks of 32 KiB with pieces.
+
+    A piece is checksum (4 bytes), length (2), kind (1: whole, 2: first, 3: middle, 4: last), content.
+    https://github.com/google/leveldb/blob/main/doc/log_format.md
+    """
+    content, position, record = path.read_bytes(), 7, b""
+    while position < len(content):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+        length, kind = struct.unpack_from("<HB", content, position + 4)
+        record += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            yield record
+            record = b""
+
+
+def rows_of(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The rows of a run that Weights & Biases kept offline, and the names that the run has there."""
+    protobuf: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+
+    rows, ids = [], []
+    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        for content in records_in(path):
+            record = protobuf.Record()
+            record.ParseFromString(content)
+            if record.WhichOneof("record_type") == "run":
+                ids.append(f"{record.run.project}/{record.run.display_name}/{record.run.run_id}")
+            if record.WhichOneof("record_type") == "history":
+                rows.append({item.key or "/".join(item.nested_key): item.value_json for item in record.history.item})
+    return rows, ids
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+
+@pytest.mark.usefixtures("offline")
+def test_weights_and_biases_keeps_figures_and_pictures_and_a_resumed_run_is_the_same_one(tmp_path: Path) -> None:
+    folder = tmp_path / "line"
+    folder.mkdir()
+    for epoch in (1, 2):
+        trackers = open_trackers(folder, WANDB, pytest.fail)
+        trackers.prediction(7, PICTURE, FOUND, ["dent"], epoch)
+        trackers.scalars(RECORD | {"epoch": epoch})
+        trackers.close()
+    rows, ids = rows_of(folder)
+    figures = [row for row in rows if "val/map50" in row]
+    assert [(row["epoch"], row["train/box"], row["val/map50"]) for row in figures] == [
+        ("1", "2.5", "0.25"),
+        ("2", "2.5", "0.25"),
+    ]
+    assert len(list(folder.glob("wandb/offline-run-*/files/media/images/prediction/7_*.png"))) == 2
+    assert len(ids) == 2
+    assert set(ids) == {f"yoloyard/line/{(folder / 'wandb-id.txt').read_text()}"}
+
+
+@pytest.mark.usefixtures("offline")
+def test_an_account_that_is_missing_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def init(**words: Any) -> None:
+        raise wandb.errors.UsageError("No API key configured")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(UserError, match=r"No API key configured; say `wandb login`, set WANDB_MODE=offline, or"):
+        open_trackers(tmp_path, WANDB, pytest.fail)
+
+
+def test_a_package_that_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install wandb"):
+        check_trackers(WANDB)
+    check_trackers(TrainConfig())
+
+
+def test_a_tracker_that_fails_is_left_out_with_one_alert() -> None:
+    class Full:
+        def scalars(self, record: dict[str, float]) -> None:
+            raise OSError(28, "No space left on device")
+
+        def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+            seen.append(name)
+
+        def close(self) -> None:
+            seen.append("closed")
+
+    class Good(Full):
+        def scalars(self, record: dict[str, float]) -> None:
+            seen.append("scalars")
+
+    seen: list[str] = []
+    alerts: list[str] = []
+    trackers = Trackers([Full(), Good()], alerts.append)
+    trackers.scalars(RECORD)
+    trackers.scalars(RECORD)
+    trackers.prediction(3, PICTURE, FOUND, ["dent"], 1)
+    trackers.close()
+    assert alerts == ["Full has failed and is left out from here on: [Errno 28] No space left on device"]
+    assert seen == ["scalars", "scalars", "prediction/3", "closed"]
+
+
+def test_without_a_tracker_nothing_is_drawn(tmp_path: Path) -> None:
+    trackers = open_trackers(tmp_path, TrainConfig(tensorboard=False), pytest.fail)
+    assert not trackers
+    trackers.prediction(3, None, FOUND, ["dent"], 1)  # type: ignore[arg-type]  # a drawing of it would fail
+    assert not list(tmp_path.iterdir())
