@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from yoloyard.config import TrainConfig, with_words, words_of
+from yoloyard.config import TrainConfig, with_words
 from yoloyard.errors import UsageError
-from yoloyard.foreign_config import OPTIONAL, own_words
+from yoloyard.foreign_config import own_words
 
 # The words that a run of ultralytics 8.4 writes, at their defaults but for the data.
 ARGS = """
@@ -233,6 +233,11 @@ def test_the_settings_of_an_ultralytics_run_are_ours() -> None:
         ({"model": "yolo11n.pt", "pretrained": False}, "model", "yolo11n"),
         ({"pretrained": "other.pt"}, "weights", "other.pt"),
         ({"conf": 0.01}, "conf", 0.01),
+        ({"classes": [0, 2]}, "classes", "0,2"),
+        ({"multi_scale": 0.5}, "multi_scale", True),
+        ({"time": 2.5}, "time", 2.5),
+        ({"fraction": 0.5}, "fraction", 0.5),
+        ({"single_cls": True}, "single_cls", True),
     ],
 )
 def test_values_are_said_in_our_way(given: dict[str, Any], word: str, ours: Any) -> None:
@@ -257,16 +262,6 @@ def test_everything_that_we_do_not_have_is_named_at_once() -> None:
         "sharpness: 2 (not known here)",
     ):
         assert part in message
-
-
-@pytest.mark.parametrize("word", sorted(OPTIONAL))
-def test_a_word_that_only_newer_versions_have_is_taken_or_named(word: str) -> None:
-    value = {"time": 2.5, "fraction": 0.5, "classes": [0, 2], "val_period": 2}.get(word, True)
-    if word in words_of(TrainConfig):
-        assert read(ARGS, **{word: value})[word] == value
-    else:
-        with pytest.raises(UsageError, match=f"{word}: "):
-            read(ARGS, **{word: value})
 
 
 def test_a_run_for_another_task_is_refused() -> None:

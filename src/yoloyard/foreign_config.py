@@ -12,19 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from yoloyard.config import TrainConfig, words_of
 from yoloyard.errors import UsageError
 
-# Words that we may have; with the values at which they change nothing.
-OPTIONAL: dict[str, tuple[Any, ...]] = {
-    "time": (None,),
-    "single_cls": (False,),
-    "rect": (False,),
-    "fraction": (1,),
-    "multi_scale": (False,),
-    "classes": (None,),
-    "val_period": (1,),
-}
 OPTIMIZERS = ("auto", "SGD", "AdamW")
 RATES = ("lr0", "momentum", "warmup_bias_lr")  # that `optimizer: auto` chooses as well
 
@@ -61,11 +50,11 @@ def own_words(words: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _translated(words: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[str, Any]:
-    shared, passed_over, known = dialect.shared.split(), dialect.passed_over.split(), words_of(TrainConfig)
+    shared, passed_over = dialect.shared.split(), dialect.passed_over.split()
     ours: dict[str, Any] = {}
     complaints = []
     for name, value in words.items():
-        neutral = dialect.neutral.get(name, OPTIONAL.get(name))
+        neutral = dialect.neutral.get(name)
         if name in passed_over:
             continue
         if complaint := _complaint(name, value):
@@ -77,10 +66,7 @@ def _translated(words: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[
         elif neutral is None:
             complaints.append(f"{name}: {_yaml(value)} (not known here)")
         elif value not in neutral:
-            if name in OPTIONAL and name in known:
-                ours[name] = value
-            else:
-                complaints.append(f"{name}: {_yaml(value)} (without it: {_yaml(neutral[0])})")
+            complaints.append(f"{name}: {_yaml(value)} (without it: {_yaml(neutral[0])})")
     if words.get("pretrained") is False and "model" in ours:  # a weight file that only names its network
         ours["model"] = PurePath(ours["model"]).stem
     if complaints:
@@ -133,6 +119,16 @@ def _freeze(value: Any) -> dict[str, Any]:
     return {"freeze": str(layers)} if layers else {}
 
 
+def _multi_scale(value: Any) -> dict[str, Any]:
+    return {"multi_scale": bool(value)}  # newer releases say by which share
+
+
+def _classes(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    return {"classes": ",".join(str(number) for number in (value if isinstance(value, list) else [value]))}
+
+
 def _freeze_yolov5(value: Any) -> dict[str, Any]:
     layers = value[0] if isinstance(value, list) and len(value) == 1 else value  # [10] are the first ten there
     return _freeze(layers)
@@ -152,7 +148,8 @@ ULTRALYTICS = Dialect(
         show_labels show_conf show_boxes line_width format keras optimize dynamic simplify opset nms end2end
     """,
     shared="""
-        data epochs patience batch imgsz workers optimizer seed cos_lr close_mosaic amp conf iou max_det
+        data epochs time patience batch imgsz workers optimizer seed cos_lr close_mosaic amp conf iou max_det
+        single_cls rect fraction
         lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr box cls dfl nbs
         hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
     """,
@@ -163,6 +160,8 @@ ULTRALYTICS = Dialect(
         "cache": _cache,
         "save_period": _save_period,
         "freeze": _freeze,
+        "multi_scale": _multi_scale,
+        "classes": _classes,
     },
     neutral={
         "dropout": (0,),
@@ -180,13 +179,13 @@ ULTRALYTICS = Dialect(
 YOLOV5 = Dialect(
     project="yolov5",
     passed_over="""
-        hyp save_dir project name exist_ok resume nosave noplots noval bucket sync_bn local_rank entity bbox_interval
+        hyp save_dir project name exist_ok resume nosave noplots noval bucket local_rank entity bbox_interval
         artifact_alias upload_dataset s3_upload_dir neptune_token neptune_project neptune_resume_id hf_model_id hf_token
         hf_private hf_dataset_id roboflow_token roboflow_upload iou_t ndjson_console ndjson_file
     """,
     shared="""
-        data epochs patience imgsz workers optimizer seed cos_lr label_smoothing lr0 lrf momentum weight_decay
-        warmup_epochs warmup_momentum warmup_bias_lr box cls cls_pw obj obj_pw anchor_t
+        data epochs patience imgsz workers optimizer seed cos_lr single_cls rect sync_bn
+        label_smoothing lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr box cls cls_pw obj obj_pw anchor_t
         hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
     """,
     converted={
@@ -198,6 +197,7 @@ YOLOV5 = Dialect(
         "cache": _cache,
         "save_period": _save_period,
         "freeze": _freeze_yolov5,
+        "multi_scale": _multi_scale,
     },
     neutral={
         "evolve": (None,),
