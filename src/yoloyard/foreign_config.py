@@ -185,7 +185,8 @@ YOLOV5 = Dialect(
     """,
     shared="""
         data epochs patience imgsz workers optimizer seed cos_lr single_cls rect sync_bn
-        label_smoothing lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr box cls cls_pw obj obj_pw anchor_t
+        label_smoothing lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr
+        box cls cls_pw obj obj_pw anchor_t
         hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
     """,
     converted={
