@@ -1,4 +1,4 @@
-"""Pictures of one split that are copies of pictures of another: the same bytes, re-encoded, resized, mirrored or turned.
+"""Pictures of one split that are copies of pictures of another: encoded again, resized, mirrored, or just the same bytes.
 
 Thumbnails propose pairs, the two files decide: inspection lines take thousands of pictures that look alike, and another
 shot of the same scene is not a copy. Shapes: N pictures of the first split, n of the second, H W pixels.
@@ -112,7 +112,7 @@ def find_copies(
 
 
 def turned(image: np.ndarray, orientation: tuple[bool, int]) -> np.ndarray:
-    """`image` (H, W) or (H, W, 3) in one of ORIENTATIONS."""
+    """`image` (H, W, ...) in one of ORIENTATIONS."""
     mirrored, quarters = orientation
     return np.rot90(image[:, ::-1] if mirrored else image, quarters)
 
@@ -135,7 +135,7 @@ def _nearest(first: np.ndarray, second: np.ndarray) -> list[list[tuple[int, tupl
     found: list[list[tuple[float, int, tuple[bool, int]]]] = [[] for _ in range(len(second))]
     rows_at_once = max(1, 16_000_000 // len(points))
     for orientation in ORIENTATIONS:
-        laid = np.stack([turned(thumbnail, orientation) for thumbnail in second])
+        laid = np.moveaxis(turned(np.moveaxis(second, 0, -1), orientation), -1, 0)
         places = (_coarse(laid) - mean) @ axes
         places = np.concatenate((places, np.ones((len(places), 1), np.float32)), axis=1)
         for start in range(0, len(second), rows_at_once):
@@ -177,16 +177,13 @@ def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality
     The better one is encoded as the worse one was. What is left between these two is small against the loss of the
     encoding itself if it is a copy. Between two shots it is their noise, which the encoding rounds to other steps.
     """
-    if quality < other_quality:
-        one, other, quality = other, one, other_quality if quality == 100 else quality
-    else:
-        quality = other_quality
-    again = one
-    if quality < 100:
-        _, data = cv2.imencode(".jpg", cv2.cvtColor(one, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-        again = cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    left = _block_means((_grey(again) - _grey(other)) ** 2)
-    loss = _block_means((_grey(again) - _grey(one)) ** 2)
+    better, worse = (one, other) if quality >= other_quality else (other, one)
+    again, lowest = _grey(better), min(quality, other_quality)
+    if lowest < 100:
+        _, data = cv2.imencode(".jpg", cv2.cvtColor(better, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, lowest])
+        again = np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), np.float32)
+    left = _block_means((again - _grey(worse)) ** 2)
+    loss = _block_means((again - _grey(better)) ** 2)
     return bool(
         np.sqrt(left.mean()) <= LARGEST_ERROR * (np.sqrt(loss.mean()) + 0.5)
         and (np.sqrt(left) <= LARGEST_BLOCK_ERROR * (np.sqrt(loss) + 2)).all()
