@@ -1,4 +1,4 @@
-"""Pictures of one split that are copies of pictures of another: encoded again, resized, mirrored, or just the same bytes.
+"""Pictures of one split that are copies of pictures of another: encoded again, resized, mirrored, or the same bytes.
 
 Thumbnails propose pairs, the two files decide: inspection lines take thousands of pictures that look alike, and another
 shot of the same scene is not a copy. Shapes: N pictures of the first split, n of the second, H W pixels.
@@ -46,9 +46,9 @@ ORIENTATIONS = {
     (False, 2): "turned by 180 degrees",
     (True, 2): "upside down",
     (False, 1): "turned by 90 degrees",
-    (False, 3): "turned by 270 degrees",
+    (False, 3): "turned by 90 degrees",
     (True, 1): "mirrored and turned by 90 degrees",
-    (True, 3): "mirrored and turned by 270 degrees",
+    (True, 3): "mirrored and turned by 90 degrees",
 }
 
 # The luminance table of ITU-T T.81, annex K.1, sums up to this; encoders scale it by their quality.
