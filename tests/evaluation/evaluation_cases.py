@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from yoloyard.data.index import Index, Paths
+from yoloyard.data.problems import Problem
 from yoloyard.structures import Detections
 
 
@@ -15,7 +16,7 @@ def make_index(
     names: Sequence[str],
     images: Sequence[tuple[Sequence | np.ndarray, Sequence[int] | np.ndarray, Sequence[bool] | np.ndarray]],
     paths: Sequence[Path] | None = None,
-    problems: Sequence[str] = (),
+    problems: Sequence[Problem] = (),
 ) -> Index:
     """An index of 640 x 480 images from (xyxy, labels, ignore) of each."""
     if paths is None:

@@ -20,14 +20,14 @@ from typing import overload
 import numpy as np
 
 from yoloyard.data.data_yaml import DataSpec
-from yoloyard.data.decode import image_size
+from yoloyard.data.pictures import examine
+from yoloyard.data.problems import Problem
 from yoloyard.data.sources import label_path, list_images, parse_labels
 from yoloyard.errors import UserError
 from yoloyard.files import write_whole, write_whole_text
 
 # Part of the cache's key: raise it whenever what is stored, or how labels are understood, changes.
 FORMAT_VERSION = 2
-SMALLEST_SIDE = 10  # pixels; below it nothing can be seen
 KEPT_CACHES = 50
 READING_THREADS = 4  # files on network disks come one round trip each
 
@@ -65,8 +65,9 @@ class Index:
     boxes: np.ndarray  # float32 (n, 4) xyxy pixels of the original
     labels: np.ndarray  # int64 (n,)
     ignore: np.ndarray  # bool (n,): crowd and difficult, neither taught nor counted against
-    problems: tuple[str, ...]  # what was left out and why, with file and line
+    problems: tuple[Problem, ...]  # what was left out and why, with file and line
     folder: Path | None = None  # the cache that the arrays are mapped from
+    skipped: int = 0  # pictures that the split names and that can't be used
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -81,16 +82,24 @@ class Index:
         if self.folder is not None:
             return open_index, (self.folder,)
         parts = (self.names, self.paths, self.sizes, self.offsets, self.boxes, self.labels, self.ignore, self.problems)
-        return Index, parts
+        return Index, (*parts, None, self.skipped)
 
 
-def load_index(spec: DataSpec, split: str) -> Index:
+def load_index(spec: DataSpec, split: str, say: Callable[[str], None] = lambda line: None) -> Index:
     """The index of a split, from the cache if nothing has changed: labels' content, images, classes, format.
 
     Pictures that are unreadable or whose labels are wrong are left out and named in `problems`. Nothing is written
-    beside the user's files; where the cache can't be written, the index is made anew each time.
+    beside the user's files; where the cache can't be written, the index is made anew each time. Says through `say`
+    when many pictures have to be examined.
     Raises UsageError or UserError if there are no images, no usable ones, or not a single box.
     """
+    index = read_split(spec, split, say)
+    require_boxes(index, spec, split)
+    return index
+
+
+def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda line: None) -> Index:
+    """The same, but also of a split without a single usable picture or box. Raises if there are no images at all."""
     images, missing = list_images(spec, split)
     with ThreadPoolExecutor(READING_THREADS) as threads:
         files = list(threads.map(_read_labels, images))
@@ -99,12 +108,16 @@ def load_index(spec: DataSpec, split: str) -> Index:
     try:
         index = open_index(folder)
     except (OSError, ValueError, KeyError, EOFError, TypeError):
-        index = _build(spec, images, files, missing)
-        _require_boxes(index, spec, split, images)
-        return save_index(index, folder)
+        index = _build(spec, images, files, missing, say, split)
+        return save_index(index, folder) if len(index.boxes) else index  # an empty file can't be mapped
     with contextlib.suppress(OSError):  # a cache that is only for reading is as good
         os.utime(folder)
     return index
+
+
+def pictures_folder() -> Path:
+    """Where the facts of pictures are kept."""
+    return cache_folder().parent / "pictures"
 
 
 def cache_folder() -> Path:
@@ -124,10 +137,14 @@ def open_index(folder: Path) -> Index:
         if len(arrays[name]) != length:
             raise ValueError(f"{folder}/{name}.npy has another length than it was saved with")
     paths = Paths(arrays.pop("path_text"), arrays.pop("path_offsets"))
-    return Index(tuple(facts["names"]), paths, problems=tuple(facts["problems"]), folder=folder, **arrays)
+    problems = tuple(Problem(*words) for words in facts["problems"])
+    return Index(tuple(facts["names"]), paths, problems=problems, folder=folder, skipped=facts["skipped"], **arrays)
 
 
-def _read_labels(image: Path) -> tuple[Path, bytes | None, str | None]:
+Labels = tuple[Path, bytes | None, Problem | None]
+
+
+def _read_labels(image: Path) -> Labels:
     """Label file, its content (None: there is none) and, if it can't be read, why."""
     path = label_path(image)
     try:
@@ -135,13 +152,12 @@ def _read_labels(image: Path) -> tuple[Path, bytes | None, str | None]:
     except (FileNotFoundError, NotADirectoryError):
         return path, None, None
     except OSError as error:
-        return path, None, f"{path}: cannot read the labels ({error.strerror or error}); image skipped"
+        what = f"cannot read the labels ({error.strerror or error})"
+        return path, None, Problem("label unreadable", str(path), what, "image skipped")
 
 
-def _key(
-    spec: DataSpec, images: list[Path], files: list[tuple[Path, bytes | None, str | None]], missing: list[str]
-) -> str:
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, spec.names, missing]).encode())
+def _key(spec: DataSpec, images: list[Path], files: list[Labels], missing: list[Problem]) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, spec.names, list(map(str, missing))]).encode())
     for image, (path, content, failure) in zip(images, files, strict=True):
         try:
             state = image.stat()
@@ -149,20 +165,24 @@ def _key(
         except OSError:
             stamp = []
         content_digest = None if content is None else hashlib.sha256(content).hexdigest()
-        digest.update(json.dumps([str(image), stamp, str(path), content_digest, failure]).encode())
+        digest.update(json.dumps([str(image), stamp, str(path), content_digest, failure and str(failure)]).encode())
     return digest.hexdigest()[:32]
 
 
 def _build(
-    spec: DataSpec, images: list[Path], files: list[tuple[Path, bytes | None, str | None]], missing: list[str]
+    spec: DataSpec,
+    images: list[Path],
+    files: list[Labels],
+    missing: list[Problem],
+    say: Callable[[str], None],
+    split: str,
 ) -> Index:
-    with ThreadPoolExecutor(READING_THREADS) as threads:
-        measured = list(threads.map(_measure, images))
+    pictures = examine(images, pictures_folder(), say, split)
     problems, kept, sizes = list(missing), [], []
     boxes, labels, counts = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)], [0]
-    for image, (path, content, failure), size in zip(images, files, measured, strict=True):
-        if isinstance(size, str):
-            problems.append(size)
+    for image, (path, content, failure), picture in zip(images, files, pictures, strict=True):
+        if picture.problem:
+            problems.append(picture.problem)
             continue
         if failure:
             problems.append(failure)
@@ -171,9 +191,9 @@ def _build(
         problems += parsed.problems
         if not parsed.usable:
             continue
-        height, width = size
+        height, width = picture.height, picture.width
         kept.append(os.fsencode(image))
-        sizes.append(size)
+        sizes.append((height, width))
         boxes.append((parsed.boxes_norm * [width, height, width, height]).astype(np.float32))
         labels.append(parsed.labels)
         counts.append(len(parsed.labels))
@@ -186,24 +206,15 @@ def _build(
         labels=np.concatenate(labels),
         ignore=np.zeros(sum(counts), bool),
         problems=tuple(problems),
+        skipped=len(images) + len(missing) - len(kept),
     )
 
 
-def _measure(image: Path) -> tuple[int, int] | str:
-    """Height and width, or why the image can't be used."""
-    try:
-        height, width = image_size(image)
-    except UserError as error:
-        return f"{error}; image skipped"
-    if min(height, width) < SMALLEST_SIDE:
-        return f"{image}: {width}x{height} pixels, below {SMALLEST_SIDE} a side; image skipped"
-    return height, width
-
-
-def _require_boxes(index: Index, spec: DataSpec, split: str, images: list[Path]) -> None:
+def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
+    """Raise UserError if there is nothing in `split` that can be learnt from."""
     if not len(index):
         raise UserError(
-            f"{spec.path}: none of the {len(images)} images of {split!r} can be used; first: {index.problems[0]}"
+            f"{spec.path}: none of the {index.skipped} images of {split!r} can be used; first: {index.problems[0]}"
         )
     if not len(index.boxes):
         raise UserError(
@@ -225,7 +236,8 @@ def save_index(index: Index, folder: Path) -> Index:
     }
     facts = {
         "names": index.names,
-        "problems": index.problems,
+        "problems": [(problem.kind, problem.where, problem.what, problem.effect) for problem in index.problems],
+        "skipped": index.skipped,
         "lengths": {name: len(array) for name, array in arrays.items()},
     }
     try:

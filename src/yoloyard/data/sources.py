@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from yoloyard.data.data_yaml import DataSpec, find_path
+from yoloyard.data.problems import Problem
 from yoloyard.errors import UsageError, UserError
 
 IMAGE_SUFFIXES = frozenset((".bmp", ".dib", ".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp"))
@@ -24,11 +25,11 @@ class LabelFile:
 
     boxes_norm: np.ndarray  # float64 (k, 4) xyxy as fractions of width and height, inside 0..1
     labels: np.ndarray  # int64 (k,)
-    problems: list[str] = field(default_factory=list)  # each with file and line
+    problems: list[Problem] = field(default_factory=list)
     usable: bool = True  # False: a row is wrong, so that boxes may be missing
 
 
-def list_images(spec: DataSpec, split: str) -> tuple[list[Path], list[str]]:
+def list_images(spec: DataSpec, split: str) -> tuple[list[Path], list[Problem]]:
     """The image files of a split, sorted, each once; and the lines of list files that lead to no file.
 
     Folders are searched with all that is in them; files are told by their suffix.
@@ -38,7 +39,7 @@ def list_images(spec: DataSpec, split: str) -> tuple[list[Path], list[str]]:
         there = ", ".join(spec.splits)
         raise UsageError(f"{spec.path} has no {split!r}; it names {there}")
     images: set[str] = set()
-    problems: list[str] = []
+    problems: list[Problem] = []
     for entry in spec.splits[split]:
         if os.path.isdir(entry):
             images.update(_images_below(entry))
@@ -82,7 +83,8 @@ def parse_labels(path: Path, content: bytes, num_classes: int) -> LabelFile:
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        result.problems.append(f"{path}: not a UTF-8 text file (byte {error.start}); image skipped")
+        what = f"not a UTF-8 text file (byte {error.start})"
+        result.problems.append(Problem("label unreadable", str(path), what, "image skipped"))
         result.usable = False
         return result
     for number, line in enumerate(lines, start=1):
@@ -92,12 +94,17 @@ def parse_labels(path: Path, content: bytes, num_classes: int) -> LabelFile:
         try:
             row = _parse_row(words, num_classes)
         except ValueError as error:
-            result.problems.append(f"{path}:{number}: {error}; image skipped")
+            kind, what = error.args
+            result.problems.append(Problem(kind, f"{path}:{number}", what, "image skipped"))
             result.usable = False
             continue
         if row[3] <= row[1] or row[4] <= row[2]:
-            result.problems.append(f"{path}:{number}: the box has no area; row left out")
+            result.problems.append(
+                Problem("box without area", f"{path}:{number}", "the box has no area", "row left out")
+            )
             continue
+        if row in rows:
+            result.problems.append(Problem("label twice", f"{path}:{number}", "the same row as above", "row left out"))
         rows[row] = None
     if rows:
         table = np.array(list(rows), dtype=np.float64)
@@ -106,24 +113,26 @@ def parse_labels(path: Path, content: bytes, num_classes: int) -> LabelFile:
 
 
 def _parse_row(words: list[str], num_classes: int) -> tuple[float, float, float, float, float]:
-    """Class and clipped xyxy of a row; raises ValueError with the reason if the row is wrong."""
+    """Class and clipped xyxy of a row; raises ValueError(kind, reason) if the row is wrong."""
     try:
         numbers = [float(word) for word in words]
     except ValueError:
         word = next(word for word in words if not _is_number(word))
-        raise ValueError(f"{word!r} is not a number") from None
+        raise ValueError("label malformed", f"{word!r} is not a number") from None
     label, values = numbers[0], numbers[1:]
     if not (label.is_integer() and 0 <= label < num_classes):
-        raise ValueError(f"class {words[0]} is not one of 0 to {num_classes - 1}")
+        raise ValueError("class unknown", f"class {words[0]} is not one of 0 to {num_classes - 1}")
     if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        raise ValueError(f"{len(words)} numbers; a box has 5 (class cx cy w h), a polygon 7, 9, 11 ...")
+        what = f"{len(words)} numbers; a box has 5 (class cx cy w h), a polygon 7, 9, 11 ..."
+        raise ValueError("label malformed", what)
     for word, value in zip(words[1:], values, strict=True):
         if not -TOLERANCE <= value <= 1 + TOLERANCE:  # also false for nan
-            raise ValueError(f"{word} is outside 0..1; labels are fractions of the image's width and height")
+            what = f"{word} is outside 0..1; labels are fractions of the image's width and height"
+            raise ValueError("label outside the image", what)
     if len(values) == 4:
         centre_x, centre_y, width, height = values
         if width < 0 or height < 0:
-            raise ValueError(f"the size {words[3]} {words[4]} is negative")
+            raise ValueError("box without area", f"the size {words[3]} {words[4]} is negative")
         corners = (centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2)
     else:
         corners = (min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2]))
@@ -160,13 +169,14 @@ def _unreadable_folder(error: OSError) -> None:
     raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error
 
 
-def _images_listed(list_file: Path, spec: DataSpec) -> tuple[list[str], list[str]]:
+def _images_listed(list_file: Path, spec: DataSpec) -> tuple[list[str], list[Problem]]:
     """The images named by a text file, one a line, and the lines whose file does not exist."""
     try:
         lines = list_file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{list_file} is neither a folder nor a text file that lists images ({error})") from error
-    images, problems = [], []
+    images: list[str] = []
+    problems: list[Problem] = []
     for number, line in enumerate(lines, start=1):
         entry = line.strip()
         if not entry:
@@ -179,5 +189,5 @@ def _images_listed(list_file: Path, spec: DataSpec) -> tuple[list[str], list[str
         if os.path.isfile(image):
             images.append(str(image))
         else:
-            problems.append(f"{list_file}:{number}: there is no image {image}")
+            problems.append(Problem("image missing", f"{list_file}:{number}", f"there is no image {image}"))
     return images, problems

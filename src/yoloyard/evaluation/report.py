@@ -52,7 +52,7 @@ def write_report(
     Raises UserError if the file can't be written; a picture that can't be read any more is named in the page.
     """
     statistics_of = "training" if train_index is not None else "validation"
-    problems = [*notes, *(train_index.problems if train_index is not None else ()), *index.problems]
+    problems = [*notes, *map(str, [*(train_index.problems if train_index is not None else ()), *index.problems])]
     sections = [
         ("Summary", _headline(metrics) + _facts(facts)),
         ("Training", _figures(plots.training_curves(records))),
