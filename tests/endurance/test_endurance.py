@@ -1,6 +1,7 @@
 """Long runs and many runs: memory and open files don't grow; workers of any number and kind end as they should."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,10 +71,12 @@ def test_memory_and_files_do_not_grow_from_run_to_run(workers: int, tmp_path: Pa
 
 
 LOADERS = """
-import atexit
+import atexit, json
 alive = []
 def report():
-    print({worker.exitcode for worker in alive} - {0})
+    for worker in alive:
+        worker.join()
+    print(json.dumps([worker.exitcode for worker in alive]))
 if __name__ == "__main__":
     atexit.register(report)  # the first one in, so that it is called when the workers have ended
 import hashlib, multiprocessing, pathlib, sys
@@ -112,7 +115,8 @@ def test_any_number_of_workers_makes_the_same_batches_and_ends_at_once(tmp_path:
                 timeout=180,
             )
             assert done.returncode == 0, done.stderr
-            digest, bad_ends = done.stdout.splitlines()
-            assert bad_ends == "set()"
+            digest, ends = done.stdout.splitlines()
+            # By itself, or by SIGTERM where it had hardly begun; never by the alarm that ends what is forgotten.
+            assert set(json.loads(ends)) <= {0, -signal.SIGTERM}
             digests.add(digest)
     assert len(digests) == 1
