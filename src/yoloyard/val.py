@@ -72,7 +72,7 @@ def validate(
         )
     if list(spec.names) != list(metadata["names"]):
         say(f"warning: the classes are called otherwise in {weights}: {', '.join(metadata['names'])}")
-    index = load_index(spec, split)
+    index = load_index(spec, split, say)
     for problem in index.problems[:5]:
         say(f"left out: {problem}")
     stride = max(detector.strides)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +18,10 @@ from torch import Tensor
 
 from yoloyard import recipes
 from yoloyard.config import TrainConfig, normal_words, to_words, unknown_word, with_words
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import Index, load_index
+from yoloyard.data.copies import copy_problem, find_copies
+from yoloyard.data.data_yaml import DataSpec, read_data_yaml
+from yoloyard.data.index import Index, load_index, pictures_folder
+from yoloyard.data.problems import KINDS
 from yoloyard.device import Precision, choose_device, choose_precision
 from yoloyard.errors import UsageError, UserError
 from yoloyard.files import new_run_folder, write_whole, write_whole_text
@@ -30,7 +34,8 @@ from yoloyard.training.anchors import fit_anchors
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
 MAY_CHANGE_ON_RESUME = ("epochs", "device", "workers", "patience", "save_period", "keep", "tensorboard")
-PROBLEMS_SHOWN = 5
+PROBLEMS_SHOWN = 5  # of a kind
+MOST_UNUSABLE = 0.1  # share of a split's images; where more can't be used, something is wrong with the set as a whole
 
 
 @dataclass
@@ -95,9 +100,11 @@ def prepare(words: Mapping[str, Any], say: Callable[[str], None]) -> Setup:
     recipe = {word: value for word, value in recipes.published(model, anchor_based).items() if word not in given}
     start = {"weights": str(source.path.resolve())} if source else {}
     config = with_words(config, recipe | {"model": model, "data": str(spec.path)} | start)
-    train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
-    _report_problems(train_index, "train", say)
-    _report_problems(val_index, "val", say)
+    train_index, val_index = load_index(spec, "train", say), load_index(spec, "val", say)
+    val_index = _with_copies(train_index, val_index, say)
+    for split, index in (("train", train_index), ("val", val_index)):
+        _report_problems(index, split, len(index.problems) if config.strict else PROBLEMS_SHOWN, say)
+    _refuse_broken(spec, train_index, val_index, config.strict)
     config = _fit(config, given, detector, train_index, device, say)
     licence = _transfer(detector, source, spec.names, model, own, say) if source else None
     if isinstance(detector.head, AnchorBasedHead) and config.loss.autoanchor:
@@ -287,14 +294,44 @@ def _fit(
     return config
 
 
-def _report_problems(index: Index, split: str, say: Callable[[str], None]) -> None:
-    if not index.problems:
-        return
-    say(f"{split}: {len(index.problems)} problems; what they name is left out:")
-    for problem in index.problems[:PROBLEMS_SHOWN]:
-        say(f"  {problem}")
-    if len(index.problems) > PROBLEMS_SHOWN:
-        say(f"  ... and {len(index.problems) - PROBLEMS_SHOWN} more; the report lists them")
+def _with_copies(train_index: Index, val_index: Index, say: Callable[[str], None]) -> Index:
+    """The validation index, its problems joined by the pictures that training sees too."""
+    pictures = train_index.paths, val_index.paths
+    copies = find_copies(*pictures, pictures_folder(), say)
+    problems = [copy_problem(copy, *pictures, "train") for copy in copies]
+    return dataclasses.replace(val_index, problems=(*val_index.problems, *problems))
+
+
+def _report_problems(index: Index, split: str, shown: int, say: Callable[[str], None]) -> None:
+    """Say how many images are left out, and of each kind of problem how many there are and the first ones."""
+    if index.skipped:
+        say(f"{split}: {index.skipped} of {index.skipped + len(index)} images can't be used and are left out")
+    for kind in KINDS:
+        problems = [problem for problem in index.problems if problem.kind == kind]
+        if problems:
+            say(f"{split}: {kind}, {len(problems)} {'time' if len(problems) == 1 else 'times'}:")
+        for problem in problems[:shown]:
+            say(f"  {problem}")
+        if len(problems) > shown:
+            say(f"  ... and {len(problems) - shown} more; the report lists them")
+
+
+def _refuse_broken(spec: DataSpec, train_index: Index, val_index: Index, strict: bool) -> None:
+    """Raise UserError where the data are not worth a run: too much can't be used, or anything if `strict`."""
+    errors = sum(problem.is_error for index in (train_index, val_index) for problem in index.problems)
+    if strict and errors:
+        raise UserError(
+            f"--strict: the data have {errors} {'error' if errors == 1 else 'errors'}, listed above; mend them, "
+            "or leave out --strict to train without what can't be used"
+        )
+    for split, index in (("train", train_index), ("val", val_index)):
+        total = index.skipped + len(index)
+        if index.skipped > MOST_UNUSABLE * total:
+            raise UserError(
+                f"{spec.path}: {index.skipped} of the {total} images of {split!r} can't be used, more than "
+                f"{MOST_UNUSABLE:.0%}; mend them or take them out of the set; "
+                f"`yoloyard data check {shlex.quote(str(spec.path))}` lists all"
+            )
 
 
 def _write_config(folder: Path, config: TrainConfig) -> None:
