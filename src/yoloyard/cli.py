@@ -133,11 +133,15 @@ def data_check(
         table = Table(
             "class", "images", "boxes", "small", "medium", "large", title=f"{split}: {len(index):,} images{skipped}"
         )
-        for label, *counts in class_rows(index):
-            table.add_row(Text(label), *(f"{count:,}" for count in counts))
+        for label, *numbers in class_rows(index):
+            table.add_row(Text(label), *(f"{number:,}" for number in numbers))
         console.print(table)
     warnings = sum(map(len, check.problems.values())) - check.errors
-    print(f"{check.errors:,} errors, {warnings:,} warnings; all of them, and pictures: {check.page}")
+    counts = [
+        f"{number:,} {word if number == 1 else f'{word}s'}"
+        for number, word in ((check.errors, "error"), (warnings, "warning"))
+    ]
+    print(f"{', '.join(counts)}; all of them, and pictures: {check.page}")
     if check.errors:
         sys.exit(1)
 
