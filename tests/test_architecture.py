@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "predict": BOTTOM | {"models", "data", "evaluation"},
     "val": BOTTOM | {"models", "data", "evaluation"},
     "info": BOTTOM | {"models"},
+    "data_check": BOTTOM | {"data", "evaluation"},
 }
 
 

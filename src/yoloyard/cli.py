@@ -27,6 +27,10 @@ app = cyclopts.App(
 )
 
 
+data_app = cyclopts.App(name="data", help="Look at a data set.")
+app.command(data_app)
+
+
 def _takes_words(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command(**words)` a flag for each word of the training configuration."""
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
@@ -106,6 +110,50 @@ def val(
         table.add_row(row.name, str(row.images), str(row.boxes), *(f"{value:.4f}" for value in figures))
     Console().print(table)
     print(f"report: {found.folder / 'report.html'}")
+
+
+@data_app.command(name="check")
+def data_check(
+    data: Annotated[Path, Parameter(help="the data.yaml")],
+    *,
+    project: Annotated[str, Parameter(help="folder of the results")] = "runs",
+    name: Annotated[str, Parameter(help="name of the results")] = "check",
+) -> None:
+    """List everything that is wrong with a data set, and what is in it; exits with 1 if there is an error."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from yoloyard.data.problems import KINDS
+    from yoloyard.data_check import FIRST_SHOWN, check_data, class_rows
+
+    check = check_data(data, project, name, print)
+    console = Console()
+    table = Table("problem", "", "split", "times", "first ones")
+    for kind, is_error in KINDS.items():
+        for split, problems in check.problems.items():
+            mine = [problem for problem in problems if problem.kind == kind]
+            if mine:
+                shown = Text("\n".join(map(str, mine[:FIRST_SHOWN])), overflow="fold")
+                table.add_row(kind, "error" if is_error else "warning", split, f"{len(mine):,}", shown)
+    if table.row_count:
+        console.print(table)
+    for split, index in check.indexes.items():
+        skipped = f", {index.skipped:,} that can't be used" if index.skipped else ""
+        table = Table(
+            "class", "images", "boxes", "small", "medium", "large", title=f"{split}: {len(index):,} images{skipped}"
+        )
+        for label, *numbers in class_rows(index):
+            table.add_row(Text(label), *(f"{number:,}" for number in numbers))
+        console.print(table)
+    warnings = sum(map(len, check.problems.values())) - check.errors
+    counts = [
+        f"{number:,} {word if number == 1 else f'{word}s'}"
+        for number, word in ((check.errors, "error"), (warnings, "warning"))
+    ]
+    print(f"{', '.join(counts)}; all of them, and pictures: {check.page}")
+    if check.errors:
+        sys.exit(1)
 
 
 @app.command

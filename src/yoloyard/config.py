@@ -96,6 +96,7 @@ class TrainConfig:
     """Everything that decides a training run."""
 
     data: str = word("", "the data.yaml of your images and labels")
+    strict: bool = word(False, "stop if anything is wrong with the data, instead of leaving out what can't be used")
     model: str = word("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build")
     weights: str | None = word(None, "weight file to start from; what fits is taken")
     epochs: int = word(100, "epochs", 1)

@@ -76,7 +76,7 @@ def validate(
         )
     if list(names) != list(metadata["names"]):
         say(f"warning: the classes are called otherwise in {weights}: {', '.join(metadata['names'])}")
-    index = select(load_index(spec, split), classes, single_cls)
+    index = select(load_index(spec, split, say), classes, single_cls)
     if classes is not None:
         chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))
         say(f"as in training, boxes of these classes alone are counted: {chosen}")

@@ -20,6 +20,7 @@ import numpy as np
 
 from yoloyard.data.decode import decode_image
 from yoloyard.data.pictures import PictureFacts, examine
+from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
 from yoloyard.files import write_whole_text
 
@@ -61,7 +62,7 @@ class Copy:
 
     first: int
     second: int
-    how: str  # "the same bytes", or "the same picture, mirrored, resized"
+    how: str  # "the same bytes", or "the same picture (mirrored, resized)"
 
 
 def find_copies(
@@ -109,6 +110,13 @@ def find_copies(
     if file is not None:
         _write(file, copies)
     return copies
+
+
+def copy_problem(copy: Copy, first: Sequence[Path], second: Sequence[Path], first_name: str) -> Problem:
+    """What is said of a copy; `first` are the pictures of the split `first_name`."""
+    one, other = first[copy.first], second[copy.second]
+    what = f"the same file is in {first_name}" if one == other else f"{copy.how} as {one} of {first_name}"
+    return Problem("copy in another split", str(other), what)
 
 
 def turned(image: np.ndarray, orientation: tuple[bool, int]) -> np.ndarray:
@@ -168,7 +176,7 @@ def _same_picture(first: Path, second: Path, orientation: tuple[bool, int]) -> s
     else:
         same = _is_encoding(one, _quality(first), other, _quality(second))
     words = [word for word in (ORIENTATIONS[orientation], "resized" if resized else "") if word]
-    return ", ".join(["the same picture", *(words or ["encoded again"])]) if same else ""
+    return f"the same picture ({', '.join(words or ['encoded again'])})" if same else ""
 
 
 def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality: int) -> bool:

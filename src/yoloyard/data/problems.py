@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 # Kind: is it an error (else a warning), and how the table calls it.
 KINDS = {
+    "split unusable": True,  # no folder, no images, none that can be used, or not a single box
     "image missing": True,
     "image unreadable": True,
     "image too small": True,

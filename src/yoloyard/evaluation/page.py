@@ -1,4 +1,19 @@
-"""Style and script of the report: readable in light and dark, on a laptop and a phone, and on paper."""
+"""What pages are built of, with their style and script: readable in light and dark, on a phone, and on paper.
+
+A page needs nothing but itself: figures are inline SVG, pictures data URIs. H W pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+
+from yoloyard.evaluation import plots
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #1b1f24; --soft: #5b6470; --line: #dde1e6;
@@ -82,3 +97,75 @@ for (const button of document.querySelectorAll(".sortable button")) {
   };
 }
 """
+
+
+def html_page(title: str, sections: Sequence[tuple[str, str]]) -> str:
+    """The whole page: a heading, links, and a card a section of (heading, body); bodies are HTML already."""
+    links = "".join(f'<a href="#part{i}">{escape(heading)}</a>' for i, (heading, _) in enumerate(sections))
+    bodies = "".join(
+        f'<section id="part{i}"><h2>{escape(heading)}</h2>{body}</section>'
+        for i, (heading, body) in enumerate(sections)
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<body><header><h1>{escape(title)}</h1><nav>{links}</nav></header>\n<main>{bodies}</main>\n"
+        f"<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def number_tiles(values: Sequence[tuple[str, str, str]]) -> str:
+    """Numbers in large letters: (name, value, note)."""
+    return (
+        '<div class="tiles">'
+        + "".join(
+            f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(note)}</small></div>'
+            for name, value, note in values
+        )
+        + "</div>"
+    )
+
+
+def facts_list(facts: Mapping[str, object]) -> str:
+    """Short texts by their names."""
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items())
+    return f"<dl>{rows}</dl>" if rows else ""
+
+
+def sortable_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column names the rows; a click on a heading sorts it."""
+    head = "".join(f'<th><button type="button">{escape(name)}</button></th>' for name in heads)
+    lines = (
+        f"<tr><th>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in rest)}</tr>"
+        for first, *rest in rows
+    )
+    return (
+        f'<div class="tall"><table class="sortable"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def figures_grid(figures: Mapping[str, Figure]) -> str:
+    """Figures by their titles, as SVG."""
+    if not figures:
+        return ""
+    parts = (
+        f"<figure><figcaption>{escape(title)}</figcaption>{plots.figure_svg(figure)}</figure>"
+        for title, figure in figures.items()
+    )
+    return '<div class="plots">' + "".join(parts) + "</div>"
+
+
+def picture_element(image: np.ndarray, what: str, name: str) -> str:
+    """A picture, uint8 RGB (H, W, 3), as a JPEG inside the page; `what` it shows of the file `name`."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
+    source = base64.b64encode(data.tobytes()).decode("ascii")
+    height, width = image.shape[:2]
+    alt = escape(f"{name}: {what}")
+    return f'<img src="data:image/jpeg;base64,{source}" width="{width}" height="{height}" alt="{alt}" loading="lazy">'
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """The number with its noun."""
+    return f"{number:,} {one if number == 1 else several}"

@@ -5,7 +5,6 @@ Plots are inline SVG, pictures are data URIs, style and script are in the page; 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -22,7 +21,15 @@ from yoloyard.evaluation import plots
 from yoloyard.evaluation.coco import Metrics
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.evaluation.matching import REPORT_CONFIDENCE
-from yoloyard.evaluation.page import SCRIPT, STYLE
+from yoloyard.evaluation.page import (
+    counted,
+    facts_list,
+    figures_grid,
+    html_page,
+    number_tiles,
+    picture_element,
+    sortable_table,
+)
 from yoloyard.files import write_whole_text
 from yoloyard.structures import Detections
 
@@ -54,34 +61,19 @@ def write_report(
     statistics_of = "training" if train_index is not None else "validation"
     problems = [*notes, *map(str, [*(train_index.problems if train_index is not None else ()), *index.problems])]
     sections = [
-        ("Summary", _headline(metrics) + _facts(facts)),
-        ("Training", _figures(plots.training_curves(records))),
-        ("Precision and recall", _figures(_curve_figures(metrics))),
+        ("Summary", _headline(metrics) + facts_list(facts)),
+        ("Training", figures_grid(plots.training_curves(records))),
+        ("Precision and recall", figures_grid(_curve_figures(metrics))),
         ("Classes", _class_table(metrics) + _class_bars(metrics)),
         ("Confusion matrix", _confusion(metrics)),
         ("By size, and on background", _sizes(metrics)),
         ("Worst pictures", _pictures(_worst(metrics), metrics, index, predictions)),
         ("Best pictures", _pictures(_best(metrics), metrics, index, predictions)),
-        (f"Labels of the {statistics_of} set", _figures(plots.label_statistics(train_index or index))),
+        (f"Labels of the {statistics_of} set", figures_grid(plots.label_statistics(train_index or index))),
         ("Left out and noteworthy", _problems(problems)),
         ("Use the weights", _commands(commands)),
     ]
-    write_whole_text(path, _page(title, [(heading, body) for heading, body in sections if body]))
-
-
-def _page(title: str, sections: Sequence[tuple[str, str]]) -> str:
-    links = "".join(f'<a href="#part{i}">{escape(heading)}</a>' for i, (heading, _) in enumerate(sections))
-    bodies = "".join(
-        f'<section id="part{i}"><h2>{escape(heading)}</h2>{body}</section>'
-        for i, (heading, body) in enumerate(sections)
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body><header><h1>{escape(title)}</h1><nav>{links}</nav></header>\n<main>{bodies}</main>\n"
-        f"<script>{SCRIPT}</script></body></html>\n"
-    )
+    write_whole_text(path, html_page(title, [(heading, body) for heading, body in sections if body]))
 
 
 def _headline(metrics: Metrics) -> str:
@@ -92,33 +84,7 @@ def _headline(metrics: Metrics) -> str:
         ("Recall", metrics.recall, f"at confidence {metrics.confidence:.3f}"),
         ("F1", metrics.f1, "mean over classes, at its best confidence"),
     ]
-    return _tiles([(name, f"{value:.3f}", note) for name, value, note in tiles])
-
-
-def _tiles(tiles: Sequence[tuple[str, str, str]]) -> str:
-    return (
-        '<div class="tiles">'
-        + "".join(
-            f'<div class="tile"><span>{escape(name)}</span><b>{escape(value)}</b><small>{escape(note)}</small></div>'
-            for name, value, note in tiles
-        )
-        + "</div>"
-    )
-
-
-def _facts(facts: Mapping[str, object]) -> str:
-    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts.items())
-    return f"<dl>{rows}</dl>" if rows else ""
-
-
-def _figures(figures: Mapping[str, Figure]) -> str:
-    if not figures:
-        return ""
-    parts = (
-        f"<figure><figcaption>{escape(title)}</figcaption>{plots.figure_svg(figure)}</figure>"
-        for title, figure in figures.items()
-    )
-    return '<div class="plots">' + "".join(parts) + "</div>"
+    return number_tiles([(name, f"{value:.3f}", note) for name, value, note in tiles])
 
 
 def _curve_figures(metrics: Metrics) -> dict[str, Figure]:
@@ -133,27 +99,22 @@ def _curve_figures(metrics: Metrics) -> dict[str, Figure]:
 
 def _class_table(metrics: Metrics) -> str:
     heads = ("Class", "Images", "Boxes", "Precision", "Recall", "F1", "mAP50", "mAP50-95")
-    lines = []
+    rows = []
     for row in metrics.classes:
         figures = (row.precision, row.recall, row.f1, row.map50, row.map50_95)
         cells = [f"{value:.3f}" for value in figures] if row.boxes else ["-"] * len(figures)
-        cells = [str(row.images), str(row.boxes), *cells]
-        lines.append(f"<tr><th>{escape(row.name)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    head = "".join(f'<th><button type="button">{name}</button></th>' for name in heads)
+        rows.append([row.name, str(row.images), str(row.boxes), *cells])
     note = (
         f"<p>Precision, recall and F1 at confidence {metrics.confidence:.3f} and IoU 0.5. "
         "Classes without boxes count in no mean. Click a heading to sort.</p>"
     )
-    return (
-        f'{note}<div class="tall"><table class="sortable"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
-    )
+    return note + sortable_table(heads, rows)
 
 
 def _class_bars(metrics: Metrics) -> str:
     if sum(row.boxes > 0 for row in metrics.classes) < 2:
         return ""
-    return _figures({"Average precision of each class": plots.class_bars(metrics)})
+    return figures_grid({"Average precision of each class": plots.class_bars(metrics)})
 
 
 def _confusion(metrics: Metrics) -> str:
@@ -170,16 +131,16 @@ def _sizes(metrics: Metrics) -> str:
     limits = ("up to 32 x 32 pixels", "up to 96 x 96 pixels", "above 96 x 96 pixels")
     values = (metrics.map_small, metrics.map_medium, metrics.map_large)
     tiles = [
-        (f"mAP50-95, {name}", f"{value:.3f}" if count else "-", f"{limit}: {_count(count, 'box', 'boxes')}")
+        (f"mAP50-95, {name}", f"{value:.3f}" if count else "-", f"{limit}: {counted(count, 'box', 'boxes')}")
         for name, value, limit, count in zip(
             ("small", "medium", "large"), values, limits, metrics.boxes_by_size, strict=True
         )
     ]
     images, false = metrics.background_images, metrics.background_false_positives
     rate = f"{false / images:.2f}" if images else "-"
-    note = f"{_count(false, 'box', 'boxes')} found in {_count(images, 'image', 'images')} without any"
+    note = f"{counted(false, 'box', 'boxes')} found in {counted(images, 'image', 'images')} without any"
     tiles.append(("False positives per background image", rate, f"{note}, at confidence {REPORT_CONFIDENCE}"))
-    return _tiles(tiles)
+    return number_tiles(tiles)
 
 
 def _worst(metrics: Metrics) -> list[int]:
@@ -229,16 +190,8 @@ def _picture(image_id: int, metrics: Metrics, index: Index, found: Detections | 
         shown = (found.scores >= REPORT_CONFIDENCE).cpu()
         arrays = [part.cpu()[shown].numpy() for part in (found.boxes, found.labels, found.scores)]
         predicted = draw_boxes(image, arrays[0] * scale, arrays[1], index.names, arrays[2])
-    images = _image(true, "labels", path.name) + _image(predicted, "found", path.name)
+    images = picture_element(true, "labels", path.name) + picture_element(predicted, "found", path.name)
     return f'<figure class="pair">{caption}<div>{images}</div></figure>'
-
-
-def _image(image: np.ndarray, what: str, name: str) -> str:
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
-    source = base64.b64encode(data.tobytes()).decode("ascii")
-    height, width = image.shape[:2]
-    alt = escape(f"{name}: {what}")
-    return f'<img src="data:image/jpeg;base64,{source}" width="{width}" height="{height}" alt="{alt}" loading="lazy">'
 
 
 def _problems(problems: Sequence[str]) -> str:
@@ -247,12 +200,8 @@ def _problems(problems: Sequence[str]) -> str:
     shown = "".join(f"<li>{escape(problem)}</li>" for problem in problems[:SHOWN_PROBLEMS])
     more = len(problems) - SHOWN_PROBLEMS
     rest = f"<p>and {more} more</p>" if more > 0 else ""
-    return f"<p>{_count(len(problems), 'line', 'lines')}</p><ul>{shown}</ul>{rest}"
+    return f"<p>{counted(len(problems), 'line', 'lines')}</p><ul>{shown}</ul>{rest}"
 
 
 def _commands(commands: Mapping[str, str]) -> str:
     return "".join(f"<h3>{escape(what)}</h3><pre>{escape(command)}</pre>" for what, command in commands.items())
-
-
-def _count(number: int, one: str, several: str) -> str:
-    return f"{number:,} {one if number == 1 else several}"

@@ -12,14 +12,13 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from yoloyard import recipes
 from yoloyard.config import TrainConfig, normal_words, to_words, unknown_word, with_words
-from yoloyard.data.data_yaml import DataSpec, read_data_yaml
+from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.epoch_plan import plan_epochs
-from yoloyard.data.index import Index, load_index
-from yoloyard.data.selection import class_numbers, names_of, select
+from yoloyard.data.index import Index
+from yoloyard.data.selection import class_numbers, names_of
 from yoloyard.data.transform import Transform, restore
 from yoloyard.device import Precision, choose_precision
 from yoloyard.errors import UsageError, UserError
@@ -28,10 +27,11 @@ from yoloyard.models import own_model, registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.own_model import OwnModel
-from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
 from yoloyard.own_file import OwnFile
 from yoloyard.training import class_weights
 from yoloyard.training.anchors import fit_anchors
+from yoloyard.training.dataset import load_splits, load_splits_again
+from yoloyard.training.starting_point import freeze, own_arguments, starting_point, transfer_weights
 from yoloyard.training.trackers import check_trackers
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
@@ -39,7 +39,6 @@ MAY_CHANGE_ON_RESUME = (
     "epochs", "time", "device", "processes", "workers", "patience", "save_period", "keep", "tensorboard",
     "wandb",
 )  # fmt: skip
-PROBLEMS_SHOWN = 5
 
 
 @dataclass
@@ -88,15 +87,6 @@ class Setup:
         }
 
 
-@dataclass(frozen=True)
-class Source:
-    """The weight file that a run starts from."""
-
-    path: Path
-    state: dict[str, Tensor]
-    metadata: dict[str, Any]
-
-
 def prepare(
     words: Mapping[str, Any],
     device: torch.device,
@@ -119,12 +109,12 @@ def prepare(
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
     _refuse_conflicts(config, given)
     check_trackers(config)
-    source, model, own = _starting_point(given)
+    source, model, own = starting_point(given)
     own_transform = _transform(config, transform, own)
     spec = read_data_yaml(Path(config.data))
     names = names_of(spec.names, config.single_cls)
     torch.manual_seed(config.seed)
-    arguments = {"num_classes": len(names)} | ({} if own else _own_arguments(source, model))
+    arguments = {"num_classes": len(names)} | ({} if own else own_arguments(source, model))
     detector = own.build(**arguments) if own else registry.build(model, **arguments)
 
     anchor_based = isinstance(detector.head, AnchorBasedHead)
@@ -135,12 +125,9 @@ def prepare(
     config = with_words(config, recipe | {"model": model, "data": str(spec.path)} | start)
     if config.classes is not None:
         config = with_words(config, {"classes": class_numbers(config.classes, spec.names)})
-    train_index, val_index = _load(spec, config)
-    _report_problems(train_index, "train", say)
-    _report_problems(val_index, "val", say)
-    _report_selection(config, spec, train_index, val_index, say)
+    train_index, val_index = load_splits(spec, config, say)
     config = _fit(config, given, detector, train_index, device, num_processes, say)
-    licence = _transfer(detector, source, names, model, own, say) if source else None
+    licence = transfer_weights(detector, source, names, model, own, say) if source else None
     if isinstance(detector.head, AnchorBasedHead) and config.loss.autoanchor:
         fit_anchors(detector.head, train_index, config.imgsz, config.loss.anchor_t, config.seed, say)
     freeze(detector, config.freeze)
@@ -224,7 +211,7 @@ def rebuild(
     Raises UserError if its data have changed.
     """
     spec = read_data_yaml(Path(config.data))
-    train_index, val_index = _load(spec, config)
+    train_index, val_index = load_splits_again(spec, config)
     arguments = facts["model_arguments"]
     own = None
     if own_model.is_own(config.model):
@@ -264,64 +251,10 @@ def write_config(setup: Setup) -> None:
     write_whole_text(setup.folder / "config.yaml", text)
 
 
-def freeze(detector: Detector, what: str | None) -> None:
-    """Stop the training of the first N published blocks, or of parameters by prefix; they stay in evaluation mode."""
-    if what is None:
-        return
-    if what.isdigit():
-        blocks = detector.blocks
-        if int(what) > len(blocks):
-            raise UsageError(f"--freeze {what}: the model has only {len(blocks)} blocks")
-        for block in blocks[: int(what)]:
-            if block is not None:
-                block.requires_grad_(False)
-        return
-    for prefix in filter(None, (part.strip() for part in what.split(","))):
-        chosen = [parameter for name, parameter in detector.named_parameters() if name.startswith(prefix)]
-        if not chosen:
-            tops = sorted({name.split(".")[0] for name, _ in detector.named_parameters()})
-            raise UsageError(f"--freeze {prefix}: no parameter begins so; names begin with {', '.join(tops)}")
-        for parameter in chosen:
-            parameter.requires_grad_(False)
-
-
-def set_training_mode(detector: torch.nn.Module) -> None:
-    """Training mode, but for normalisation layers whose parameters are frozen."""
-    detector.train()
-    for module in detector.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and not any(
-            parameter.requires_grad for parameter in module.parameters()
-        ):
-            module.eval()
-
-
 def run_name(config: TrainConfig) -> str:
     """A run is named after its data file, or after the file's folder where it is called data.yaml."""
     data = Path(config.data)
     return config.name or (data.parent.name if data.stem == "data" and data.parent.name else data.stem)
-
-
-def _starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, OwnModel | None]:
-    """The weight file to start from, if any, the model, and the user's file, if the model is in one.
-
-    `--model` takes a name, a file with a function, or a weight file; `--weights` alone brings its model with it.
-    """
-    model = given.get("model")
-    path = given.get("weights")
-    if path is None and model is not None and Path(model).suffix in WEIGHT_FILES:
-        path, model = model, None
-    source = None if path is None else Source(Path(path), *read_weights(Path(path)))
-    own = None
-    if model is None and source is not None:
-        if "model" not in source.metadata:
-            raise UserError(f"{path} does not say which model it holds; add --model NAME")
-        model = source.metadata["model"]
-        own = own_model.beside(source.path, source.metadata) if own_model.is_own(model) else None
-    elif model is not None and own_model.is_own(model):
-        own = own_model.read_own(model)
-    if own is not None:
-        model = f"{own.path}:{own.function}"
-    return source, model or TrainConfig().model, own
 
 
 def _transform(config: TrainConfig, function: Callable[..., Any] | None, own: OwnModel | None) -> Transform | None:
@@ -338,38 +271,6 @@ def _transform(config: TrainConfig, function: Callable[..., Any] | None, own: Ow
     if own is not None and own.path.name == file.path.name and own.source != file.source:
         raise UsageError(f"{own.path} and {file.path} have the same name, and the run keeps a copy of both; rename one")
     return Transform(file)
-
-
-def _own_arguments(source: Source | None, model: str) -> dict[str, Any]:
-    """What the source's file says of its network beyond the class count, if it is of the same model."""
-    if source is None or source.metadata.get("model") != model:
-        return {}
-    arguments = source.metadata.get("model_arguments", {})
-    return {word: value for word, value in arguments.items() if word not in ("num_classes", "channels")}
-
-
-def _transfer(
-    detector: Detector,
-    source: Source,
-    names: tuple[str, ...],
-    model: str,
-    own: OwnModel | None,
-    say: Callable[[str], None],
-) -> str | None:
-    """Put what fits of `source` into `detector` and say so; returns the licence that comes with it."""
-    state = source.state
-    if own is not None and source.metadata.get("model") != own.word:
-        state = {name: value for name, value in state.items() if name != "head.anchors"}  # the user gives his own
-    report = transfer(detector, state, names, source.metadata.get("names", ()))
-    if not report.taken:
-        raise UsageError(f"nothing in {source.path} fits {model}: use --model to name the model that it was made for")
-    say(f"weights from {source.path}: {report}")
-    if source.metadata.get("fused"):
-        say("that file was fused for inference: its normalisation is gone and begins anew; the unfused file is better")
-    licence: str | None = source.metadata.get("licence")
-    if licence:
-        say(f"these weights are under {licence}; that is kept in the files of this run")
-    return licence
 
 
 def _fit(
@@ -421,37 +322,3 @@ def _refuse_conflicts(config: TrainConfig, given: Mapping[str, Any]) -> None:
                 raise UsageError(f"--rect has no {word}: leave out --rect or --{word}")
     if config.single_cls and config.class_weights is not None:
         raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
-
-
-def _load(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
-    """What is trained on and what validation counts."""
-    train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
-    return (
-        select(train_index, config.classes, config.single_cls, config.fraction, config.seed),
-        select(val_index, config.classes, config.single_cls),
-    )
-
-
-def _report_selection(
-    config: TrainConfig, spec: DataSpec, train_index: Index, val_index: Index, say: Callable[[str], None]
-) -> None:
-    if config.classes is not None:
-        chosen = ", ".join(spec.names[number] for number in class_numbers(config.classes, spec.names))
-        say(
-            f"classes {chosen} alone: {len(train_index.boxes)} boxes for training, {len(val_index.boxes)} for "
-            "validation; images without them stay as background"
-        )
-    if config.single_cls:
-        say(f"all classes are one: {train_index.names[0]}")
-    if config.fraction < 1:
-        say(f"fraction {config.fraction:g}: {len(train_index)} training images are used")
-
-
-def _report_problems(index: Index, split: str, say: Callable[[str], None]) -> None:
-    if not index.problems:
-        return
-    say(f"{split}: {len(index.problems)} problems; what they name is left out:")
-    for problem in index.problems[:PROBLEMS_SHOWN]:
-        say(f"  {problem}")
-    if len(index.problems) > PROBLEMS_SHOWN:
-        say(f"  ... and {len(index.problems) - PROBLEMS_SHOWN} more; the report lists them")

@@ -38,7 +38,8 @@ from yoloyard.training.multi_scale import vary_size
 from yoloyard.training.optimizer import Schedule, build_optimizer
 from yoloyard.training.parallel import Team, parallelize
 from yoloyard.training.results import save_run_weights, validation_batch, write_run_report
-from yoloyard.training.setup import Setup, set_training_mode
+from yoloyard.training.setup import Setup
+from yoloyard.training.starting_point import set_training_mode
 from yoloyard.training.step import Outcome, Update, Verdict, forward_backward
 from yoloyard.training.stopwatch import Stopwatch
 from yoloyard.training.trackers import Trackers, open_trackers
