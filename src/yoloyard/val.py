@@ -16,6 +16,7 @@ from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
+from yoloyard.data.problems import summary
 from yoloyard.device import choose_device, precision_named
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
@@ -73,8 +74,8 @@ def validate(
     if list(spec.names) != list(metadata["names"]):
         say(f"warning: the classes are called otherwise in {weights}: {', '.join(metadata['names'])}")
     index = load_index(spec, split)
-    for problem in index.problems[:5]:
-        say(f"left out: {problem}")
+    for line in summary(index.problems):
+        say(f"{split}: {line}")
     stride = max(detector.strides)
     wanted = imgsz or metadata.get("imgsz", 640)
     size = -(-wanted // stride) * stride

@@ -9,6 +9,7 @@ import pytest
 from evaluation_cases import detections, make_index
 
 from yoloyard.data.index import Index
+from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
 from yoloyard.evaluation.coco import evaluate
 from yoloyard.evaluation.report import write_report
@@ -60,7 +61,12 @@ def case(tmp_path: Path) -> tuple[Index, dict[int, Detections]]:
     paths = [tmp_path / "<b>first.png", tmp_path / "second&.png"]
     for path in paths:
         cv2.imwrite(str(path), np.full((480, 640, 3), 90, np.uint8))
-    index = make_index([NASTY, "dent"], [([BOX], [0], [False]), ([], [], [])], paths, problems=["a.txt:3: <i>bad</i>"])
+    index = make_index(
+        [NASTY, "dent"],
+        [([BOX], [0], [False]), ([], [], [])],
+        paths,
+        problems=[Problem("label malformed", "a.txt:3", "<i>bad</i>")],
+    )
     return index, {0: detections((BOX, 0.9, 0)), 1: detections((BOX, 0.8, 1))}
 
 

@@ -18,6 +18,7 @@ from yoloyard import recipes
 from yoloyard.config import TrainConfig, normal_words, to_words, unknown_word, with_words
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import Index, load_index
+from yoloyard.data.problems import summary
 from yoloyard.device import Precision, choose_device, choose_precision
 from yoloyard.errors import UsageError, UserError
 from yoloyard.files import new_run_folder, write_whole, write_whole_text
@@ -30,7 +31,6 @@ from yoloyard.training.anchors import fit_anchors
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
 MAY_CHANGE_ON_RESUME = ("epochs", "device", "workers", "patience", "save_period", "keep", "tensorboard")
-PROBLEMS_SHOWN = 5
 
 
 @dataclass
@@ -290,11 +290,9 @@ def _fit(
 def _report_problems(index: Index, split: str, say: Callable[[str], None]) -> None:
     if not index.problems:
         return
-    say(f"{split}: {len(index.problems)} problems; what they name is left out:")
-    for problem in index.problems[:PROBLEMS_SHOWN]:
-        say(f"  {problem}")
-    if len(index.problems) > PROBLEMS_SHOWN:
-        say(f"  ... and {len(index.problems) - PROBLEMS_SHOWN} more; the report lists them")
+    say(f"{split}: {len(index.problems)} problems; what they name as skipped or left out is not used:")
+    for line in summary(index.problems):
+        say(f"  {line}")
 
 
 def _write_config(folder: Path, config: TrainConfig) -> None:
