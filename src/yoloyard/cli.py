@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
@@ -25,6 +25,8 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,
     version=lambda: _version(),  # noqa: PLW0108  # defined below
 )
+data_app = cyclopts.App(name="data", help="Convert data sets.")
+app.command(data_app)
 
 
 data_app = cyclopts.App(name="data", help="Look at a data set.")
@@ -222,6 +224,20 @@ def demo(
     from yoloyard.data.demo import write_demo
 
     print(f"demo data: {write_demo(folder, seed)}")
+
+
+@data_app.command(name="convert")
+def data_convert(
+    data: Annotated[Path, Parameter(help="the data.yaml")],
+    out: Annotated[Path, Parameter(help="a new or empty folder")],
+    *,
+    to: Annotated[Literal["yolo", "coco", "voc"], Parameter(help="the format to write")],
+) -> None:
+    """Write a data set in another format, pictures as hard links; what can't be used is left out and listed."""
+    from yoloyard.data.convert import convert
+    from yoloyard.data.data_yaml import read_data_yaml
+
+    print(f"data: {convert(read_data_yaml(data), out, to, print)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

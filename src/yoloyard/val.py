@@ -16,6 +16,7 @@ from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
+from yoloyard.data.problems import summary
 from yoloyard.data.selection import class_numbers, names_of, select
 from yoloyard.device import choose_device, precision_named
 from yoloyard.errors import UsageError
@@ -80,8 +81,8 @@ def validate(
     if classes is not None:
         chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))
         say(f"as in training, boxes of these classes alone are counted: {chosen}")
-    for problem in index.problems[:5]:
-        say(f"left out: {problem}")
+    for line in summary(index.problems):
+        say(f"{split}: {line}")
     stride = max(detector.strides)
     wanted = imgsz or metadata.get("imgsz", 640)
     size = -(-wanted // stride) * stride

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.sources import list_images
+from yoloyard.data.data_yaml import DataSpec, read_data_yaml
+from yoloyard.data.sources import find_sources
 from yoloyard.errors import UsageError
 
 
@@ -14,6 +14,12 @@ def write(path: Path, text: str = "") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     return path
+
+
+def images(spec: DataSpec, split: str) -> list[Path]:
+    sources = find_sources(spec, split)
+    assert not [problem for problem in sources.problems if problem.is_error]
+    return [picture.path for picture in sources.pictures]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +51,7 @@ def test_a_split_is_a_folder_a_list_file_or_a_list_of_either(tmp_path: Path) -> 
     spec = read_data_yaml(data)
 
     def found(split: str) -> list[str]:
-        return [str(image.relative_to(tmp_path)) for image in list_images(spec, split)[0]]
+        return [str(image.relative_to(tmp_path)) for image in images(spec, split)]
 
     assert found("train") == ["a/images/1.jpg", "a/images/deeper/2.PNG"]
     assert found("val") == ["a/images/1.jpg", "b/images/3.jpg", "c/images/4.jpg"]
@@ -67,15 +73,15 @@ def test_paths_start_from_the_yaml_wherever_the_program_does(
     for given in (data, os.path.relpath(data)):
         spec = read_data_yaml(given)
         assert spec.path == data
-        assert list_images(spec, "train") == ([image], [])
-        assert list_images(spec, "val") == ([image], [])
+        assert images(spec, "train") == [image]
+        assert images(spec, "val") == [image]
 
 
 @pytest.mark.parametrize("root", ["", "path: ../sets/parts\n", "path: parts\n"])
 def test_exports_that_name_the_folder_above_are_understood(tmp_path: Path, root: str) -> None:
     image = write(tmp_path / "parts/train/images/1.jpg")
     data = write(tmp_path / "parts/data.yaml", root + "train: ../train/images\nnames: [x]\n")
-    assert list_images(read_data_yaml(data), "train") == ([image], [])
+    assert images(read_data_yaml(data), "train") == [image]
 
 
 def test_keys_for_other_programs_are_read_past(tmp_path: Path) -> None:
@@ -108,6 +114,9 @@ def test_keys_for_other_programs_are_read_past(tmp_path: Path) -> None:
         ("train: images\nnames: [a, b]\nnc: 3\n", r"nc is 3 but names has 2 entries"),
         ("names: [a]\n", r"none of train, val, test"),
         ("train: {a: b}\nnames: [a]\n", r"train must be a folder"),
+        ("train: {labels: b}\nnames: [a]\n", r"train must be a folder"),
+        ("train: {images: a, labels: [b]}\nnames: [a]\n", r"train must be a folder"),
+        ("train: gone.json\n", r"no names, and .*gone\.json, whose categories they would be, does not exist"),
         ("train: images\nnames: [a\nval: x\n", r"line 3: not valid YAML"),
         ("train: images\nnames:\n\t- a\n", r"line 3: not valid YAML"),
         ("just text\n", r"expected lines such as"),

@@ -38,7 +38,8 @@ def load(data: Path) -> Index:
 
 def contents(index: Index) -> list[object]:
     pictures = [[part.tolist() for part in index.annotations(i)] for i in range(len(index))]
-    return [index.names, list(index.paths), index.sizes.tolist(), pictures, index.problems]
+    others = [index.source_ids.tolist(), index.category_ids.tolist(), list(index.file_names)]
+    return [index.names, list(index.paths), index.sizes.tolist(), pictures, index.problems, *others]
 
 
 def test_boxes_are_pixels_of_the_original(make_set: MakeSet) -> None:
@@ -140,23 +141,32 @@ def test_workers_map_the_cache_instead_of_receiving_it(make_set: MakeSet) -> Non
     assert contents(pickle.loads(pickled)) == contents(index)  # noqa: S301  (our own bytes)
 
 
-def _load_in_process(data: Path, start: object, results: object) -> None:
+def _load_in_process(data: Path, built: Path, start: object, results: object) -> None:
+    build = index_module._build
+
+    def counting(*arguments: object) -> Index:
+        with built.open("a") as file:
+            file.write("built\n")
+        return build(*arguments)  # type: ignore[arg-type]
+
+    index_module._build = counting  # type: ignore[assignment]  # this process is the test's own
     start.wait()  # type: ignore[attr-defined]
     results.put(contents(load(data)))  # type: ignore[attr-defined]
 
 
-def test_processes_that_start_at_once_agree(make_set: MakeSet, own_cache: Path) -> None:
-    data = make_set(12)
+def test_processes_that_start_at_once_make_one_index(make_set: MakeSet, own_cache: Path, tmp_path: Path) -> None:
+    data, built = make_set(12), tmp_path / "built"
     context = multiprocessing.get_context("fork")
     start, results = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=_load_in_process, args=(data, start, results)) for _ in range(4)]
+    processes = [context.Process(target=_load_in_process, args=(data, built, start, results)) for _ in range(4)]
     for process in processes:
         process.start()
     found = [results.get(timeout=30) for _ in processes]
     for process in processes:
         process.join()
     assert found == [contents(load(data))] * 4
-    assert len(list((own_cache / "index").iterdir())) == 1
+    assert len([each for each in (own_cache / "index").iterdir() if each.is_dir()]) == 1
+    assert built.read_text() == "built\n"
 
 
 def test_what_cannot_be_used_is_left_out_and_named(make_set: MakeSet) -> None:

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yoloyard.data.sources import label_path, parse_labels
+from yoloyard.data.layout import label_path
+from yoloyard.data.yolo_txt import parse_yolo
 
 FILE = Path("labels/1.txt")
+UNIT = (1, 1)  # a picture of one pixel: pixels are fractions
 
 
 @pytest.mark.parametrize(
@@ -36,64 +38,68 @@ def test_labels_among_the_images_are_found_too(tmp_path: Path) -> None:
 
 def test_boxes_and_polygons_may_be_mixed() -> None:
     content = b"\xef\xbb\xbf0 0.5 0.5 0.2 0.4\r\n\r\n1 0.1 0.2 0.3 0.1 0.25 0.6\n1.0 0.25 0.25 0.5 0.5"
-    parsed = parse_labels(FILE, content, 2)
+    parsed = parse_yolo(FILE, content, 2, UNIT)
     assert parsed.labels.tolist() == [0, 1, 1]
-    np.testing.assert_allclose(parsed.boxes_norm, [[0.4, 0.3, 0.6, 0.7], [0.1, 0.1, 0.3, 0.6], [0, 0, 0.5, 0.5]])
+    np.testing.assert_allclose(parsed.boxes, [[0.4, 0.3, 0.6, 0.7], [0.1, 0.1, 0.3, 0.6], [0, 0, 0.5, 0.5]])
     assert parsed.usable
     assert not parsed.problems
 
 
 def test_no_rows_are_a_picture_without_objects() -> None:
-    parsed = parse_labels(FILE, b" \n", 2)
+    parsed = parse_yolo(FILE, b" \n", 2, UNIT)
     assert parsed.usable
-    assert parsed.boxes_norm.shape == (0, 4)
+    assert parsed.boxes.shape == (0, 4)
 
 
 def test_rows_that_say_the_same_count_once() -> None:
-    parsed = parse_labels(FILE, b"0 0.5 0.5 0.2 0.4\n0 0.50 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n", 2)
+    parsed = parse_yolo(FILE, b"0 0.5 0.5 0.2 0.4\n0 0.50 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n", 2, UNIT)
     assert parsed.labels.tolist() == [0, 1]
+    (problem,) = parsed.problems
+    assert problem.kind == "label twice"
+    assert str(problem) == "labels/1.txt:2: it says the same as line 1; row left out"
 
 
 def test_boxes_end_at_the_picture() -> None:
-    parsed = parse_labels(FILE, b"0 0.95 0.5 0.2 1.005\n0 -0.005 0.2 0.4 0.5 1.01 0.3\n", 1)
-    np.testing.assert_allclose(parsed.boxes_norm, [[0.85, 0, 1, 1], [0, 0.2, 1, 0.5]])
+    parsed = parse_yolo(FILE, b"0 0.95 0.5 0.2 1.005\n0 -0.005 0.2 0.4 0.5 1.01 0.3\n", 1, UNIT)
+    np.testing.assert_allclose(parsed.boxes, [[0.85, 0, 1, 1], [0, 0.2, 1, 0.5]])
 
 
 @pytest.mark.parametrize("row", ["0 0.5 0.5 0 0.2", "0 0.1 0.2 0.1 0.4 0.1 0.6"])
 def test_a_box_without_area_is_left_out_and_named(row: str) -> None:
-    parsed = parse_labels(FILE, f"0 0.5 0.5 0.2 0.2\n{row}\n".encode(), 1)
+    parsed = parse_yolo(FILE, f"0 0.5 0.5 0.2 0.2\n{row}\n".encode(), 1, UNIT)
     assert parsed.usable
     assert len(parsed.labels) == 1
-    assert [str(problem) for problem in parsed.problems] == ["labels/1.txt:2: the box has no area; row left out"]
+    assert list(map(str, parsed.problems)) == ["labels/1.txt:2: the box has no area; row left out"]
 
 
 @pytest.mark.parametrize(
-    ("row", "reason"),
+    ("row", "reason", "kind"),
     [
-        ("2 0.5 0.5 0.2 0.2", "class 2 is not one of 0 to 1"),
-        ("-1 0.5 0.5 0.2 0.2", "class -1 is not one of 0 to 1"),
-        ("0.5 0.5 0.5 0.2 0.2", "class 0.5 is not one of 0 to 1"),
-        ("nan 0.5 0.5 0.2 0.2", "class nan is not one of 0 to 1"),
-        ("dent 0.5 0.5 0.2 0.2", "'dent' is not a number"),
-        ("0 0.5,0.5 0.2 0.2 1", "'0.5,0.5' is not a number"),
-        ("0 0.5 0.5 0.2", "4 numbers; a box has 5"),
-        ("0 0.5 0.5 0.2 0.2 0.9", "6 numbers; a box has 5"),
-        ("0 320 240 50 50", "320 is outside 0..1"),
-        ("0 0.5 0.5 1.02 0.2", "1.02 is outside 0..1"),
-        ("0 0.5 nan 0.2 0.2", "nan is outside 0..1"),
-        ("0 0.5 inf 0.2 0.2", "inf is outside 0..1"),
-        ("0 0.5 0.5 -0.005 0.2", "the size -0.005 0.2 is negative"),
+        ("2 0.5 0.5 0.2 0.2", "class 2 is not one of 0 to 1", "class unknown"),
+        ("-1 0.5 0.5 0.2 0.2", "class -1 is not one of 0 to 1", "class unknown"),
+        ("0.5 0.5 0.5 0.2 0.2", "class 0.5 is not one of 0 to 1", "class unknown"),
+        ("nan 0.5 0.5 0.2 0.2", "class nan is not one of 0 to 1", "class unknown"),
+        ("dent 0.5 0.5 0.2 0.2", "'dent' is not a number", "label malformed"),
+        ("0 0.5,0.5 0.2 0.2 1", "'0.5,0.5' is not a number", "label malformed"),
+        ("0 0.5 0.5 0.2", "4 numbers; a box has 5", "label malformed"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "6 numbers; a box has 5", "label malformed"),
+        ("0 320 240 50 50", "320 is outside 0..1", "label outside the image"),
+        ("0 0.5 0.5 1.02 0.2", "1.02 is outside 0..1", "label outside the image"),
+        ("0 0.5 nan 0.2 0.2", "nan is outside 0..1", "label outside the image"),
+        ("0 0.5 inf 0.2 0.2", "inf is outside 0..1", "label outside the image"),
+        ("0 0.5 0.5 -0.005 0.2", "the size -0.005 0.2 is negative", "box without area"),
     ],
 )
-def test_a_wrong_row_makes_the_picture_unusable_and_is_named(row: str, reason: str) -> None:
-    parsed = parse_labels(FILE, f"0 0.5 0.5 0.2 0.2\n\n{row}\n".encode(), 2)
+def test_a_wrong_row_makes_the_picture_unusable_and_is_named(row: str, reason: str, kind: str) -> None:
+    parsed = parse_yolo(FILE, f"0 0.5 0.5 0.2 0.2\n\n{row}\n".encode(), 2, UNIT)
     assert not parsed.usable
     (problem,) = parsed.problems
     assert str(problem).startswith(f"labels/1.txt:3: {reason}")
-    assert problem.effect == "image skipped"
+    assert str(problem).endswith("; image skipped")
+    assert problem.kind == kind
 
 
 def test_labels_that_are_no_text_are_named() -> None:
-    parsed = parse_labels(FILE, b"\xff\xfe0\0", 2)
+    parsed = parse_yolo(FILE, b"\xff\xfe0\0", 2, UNIT)
     assert not parsed.usable
     assert "labels/1.txt: not a UTF-8 text file" in str(parsed.problems[0])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from yoloyard.data.index import Index, Paths
+from yoloyard.data.index import Index, Paths, Texts
 from yoloyard.data.problems import Problem
 from yoloyard.structures import Detections
 
@@ -33,6 +33,9 @@ def make_index(
         labels=np.concatenate([np.zeros(0, np.int64), *(np.asarray(labels, np.int64) for _, labels, _ in images)]),
         ignore=np.concatenate([np.zeros(0, bool), *(np.asarray(ignore, bool) for _, _, ignore in images)]),
         problems=tuple(problems),
+        source_ids=np.arange(len(images)),
+        category_ids=np.arange(len(names)),
+        file_names=Texts.of(Path(path).name for path in paths),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from yoloyard.data.index import Index, Paths
+from yoloyard.data.index import Index, Paths, Texts
 from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.yolov5 import P5_ANCHORS, build
 from yoloyard.training.anchors import fit_anchors, make_anchors, recall_by_size
@@ -26,6 +26,9 @@ def index_of(boxes: list[np.ndarray], size: tuple[int, int] = (640, 640)) -> Ind
         labels=np.zeros(len(corners), np.int64),
         ignore=np.zeros(len(corners), bool),
         problems=(),
+        source_ids=np.arange(len(boxes)),
+        category_ids=np.zeros(1, np.int64),
+        file_names=Texts.of([""] * len(boxes)),
         folder=Path(),
     )
 

@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from yoloyard.data.coco_json import category_names, read_coco_file
+from yoloyard.data.layout import images_below, label_path
+from yoloyard.data.voc_xml import mentioned_classes
 from yoloyard.errors import UsageError
 
 SPLITS = ("train", "val", "test")
@@ -23,20 +26,38 @@ HARMLESS_KEYS = (
 )  # fmt: skip
 
 
+LOOKED_AT = 5  # label files, for the classes that they mention
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place where a split's pictures or labels are, existing or not."""
+
+    path: Path  # a folder, a list file, a picture or a COCO JSON; with `labels` the folder of the pictures
+    labels: Path | None = None  # a folder or a COCO JSON, where the data.yaml says it
+
+    @property
+    def coco(self) -> Path | None:
+        """The COCO JSON, if it is one."""
+        path = self.labels or self.path
+        return path if path.suffix.lower() == ".json" else None
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """What a data.yaml says, its paths made absolute."""
 
     path: Path  # the yaml itself
     names: tuple[str, ...]
-    splits: dict[str, tuple[Path, ...]]  # split -> folders and list files, existing or not
+    splits: dict[str, tuple[Entry, ...]]
     root: Path  # the folder that relative paths start from
 
 
 def read_data_yaml(path: Path | str) -> DataSpec:
     """Read a data.yaml; relative paths start from the file's own folder, wherever the program was started.
 
-    Whether the pictures are there is not looked at before `load_index` needs them.
+    Whether the pictures are there is not looked at before `load_index` needs them. Without `names`, the classes are
+    the categories of the first split's COCO JSON.
     Raises UsageError naming the file, and the line or key that is wrong.
     """
     path = Path(os.path.abspath(path))
@@ -49,15 +70,12 @@ def read_data_yaml(path: Path | str) -> DataSpec:
             )
     if tree.get("channels", 3) != 3:
         raise UsageError(f"{path}: channels is {tree['channels']!r}, only pictures of 3 channels can be trained on")
-    names = _names(path, tree)
     root = _root(path, tree.get("path"))
-    splits = {
-        split: tuple(find_path(entry, (root, path.parent)) for entry in _entries(path, split, tree[split]))
-        for split in SPLITS
-        if tree.get(split)
-    }
+    folders = (root, path.parent)
+    splits = {split: _entries(path, split, tree[split], folders) for split in SPLITS if tree.get(split)}
     if not splits:
         raise UsageError(f"{path}: none of {', '.join(SPLITS)} says where images are")
+    names = _names(path, tree, next(iter(splits.values())))
     return DataSpec(path, names, splits, root)
 
 
@@ -92,10 +110,10 @@ def _parse(path: Path) -> dict[Any, Any]:
     return tree
 
 
-def _names(path: Path, tree: dict[Any, Any]) -> tuple[str, ...]:
+def _names(path: Path, tree: dict[Any, Any], entries: tuple[Entry, ...]) -> tuple[str, ...]:
     names = tree.get("names")
     if not names:
-        raise UsageError(f"{path}: no names; list the classes in the order of their numbers, names: [dent, scratch]")
+        names = _names_of_labels(path, entries)
     if isinstance(names, dict):
         if any(isinstance(key, bool) or not str(key).isdigit() for key in names):
             raise UsageError(f"{path}: the keys of names must be the class numbers 0, 1, 2 ...")
@@ -125,9 +143,47 @@ def _root(path: Path, entry: Any) -> Path:
     return root if os.path.isdir(root) or os.path.isabs(entry) else path.parent
 
 
-def _entries(path: Path, split: str, value: Any) -> list[str]:
-    entries = value if isinstance(value, list) else [value]
+def _names_of_labels(path: Path, entries: tuple[Entry, ...]) -> list[str]:
+    files = [entry.coco for entry in entries if entry.coco is not None]
+    if len(files) == len(entries):
+        for file in files:
+            if not file.exists():
+                raise UsageError(f"{path}: no names, and {file}, whose categories they would be, does not exist")
+        return list(dict.fromkeys(name for file in files for name in category_names(file, read_coco_file(file))))
+    mentioned = _mentioned(entries)
+    hint = f"; the first XML files mention {', '.join(mentioned)}" if mentioned else ""
+    raise UsageError(f"{path}: no names; list the classes in the order of their numbers, names: [dent, scratch]{hint}")
+
+
+def _mentioned(entries: tuple[Entry, ...]) -> list[str]:
+    """The classes that the first few XML files mention, for a message."""
+    found: dict[str, None] = {}
     for entry in entries:
-        if not isinstance(entry, str) or not entry:
-            raise UsageError(f"{path}: {split} must be a folder, a list file or a list of these, not {entry!r}")
-    return [os.path.expanduser(entry) for entry in entries]
+        if entry.labels is not None and entry.labels.is_dir():
+            files = sorted(entry.labels.glob("*.xml"))
+        elif entry.path.is_dir():
+            files = [label_path(Path(image)) for image in sorted(images_below(entry.path))[:LOOKED_AT]]
+        else:
+            files = sorted((entry.path.parents[2] / "Annotations").glob("*.xml")) if len(entry.path.parts) > 3 else []
+        for file in files[:LOOKED_AT]:
+            if file.suffix == ".xml":
+                found |= dict.fromkeys(mentioned_classes(file.read_bytes()))
+    return list(found)
+
+
+def _entries(path: Path, split: str, value: Any, folders: tuple[Path, ...]) -> tuple[Entry, ...]:
+    entries = []
+    for entry in value if isinstance(value, list) else [value]:
+        own = entry if isinstance(entry, dict) else {"images": entry}
+        if "images" not in own or not own.keys() <= {"images", "labels"} or not all(map(_is_text, own.values())):
+            raise UsageError(
+                f"{path}: {split} must be a folder, a list file, a COCO .json, images: FOLDER with labels: FOLDER or "
+                f"JSON, or a list of these, not {entry!r}"
+            )
+        paths = {key: find_path(os.path.expanduser(text), folders) for key, text in own.items()}
+        entries.append(Entry(paths["images"], paths.get("labels")))
+    return tuple(entries)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""

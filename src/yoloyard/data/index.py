@@ -11,29 +11,62 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import overload
 
 import numpy as np
+from filelock import FileLock
 
+from yoloyard.data.coco_json import CocoSet, coco_labels, parse_coco
 from yoloyard.data.data_yaml import DataSpec
+from yoloyard.data.labels import Labels
 from yoloyard.data.pictures import examine
 from yoloyard.data.problems import Problem
-from yoloyard.data.sources import label_path, list_images, parse_labels
+from yoloyard.data.sources import Picture, Sources, find_sources, parse_labels
 from yoloyard.errors import UserError
 from yoloyard.files import write_whole, write_whole_text
 
 # Part of the cache's key: raise it whenever what is stored, or how labels are understood, changes.
 FORMAT_VERSION = 2
 KEPT_CACHES = 50
+KEPT_LOCK_SECONDS = 86400
 READING_THREADS = 4  # files on network disks come one round trip each
 
 
+class Texts(Sequence[str]):
+    """Texts stored end to end in one array of bytes, so that a hundred thousand are shared and not copied."""
+
+    def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
+        self.text, self.offsets = text, offsets
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Texts:
+        """Store `texts`, file names in any encoding among them."""
+        encoded = [os.fsencode(text) for text in texts]
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, position: int) -> str: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> Sequence[str]: ...
+
+    def __getitem__(self, position: int | slice) -> str | Sequence[str]:
+        if isinstance(position, slice):
+            return [self[each] for each in range(*position.indices(len(self)))]
+        position = range(len(self))[position]
+        return os.fsdecode(self.text[self.offsets[position] : self.offsets[position + 1]].tobytes())
+
+
 class Paths(Sequence[Path]):
-    """Paths stored end to end in one array of bytes, so that a hundred thousand are shared and not copied."""
+    """Paths stored as `Texts` are."""
 
     def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
         self.text, self.offsets = text, offsets
@@ -48,15 +81,13 @@ class Paths(Sequence[Path]):
     def __getitem__(self, position: slice) -> Sequence[Path]: ...
 
     def __getitem__(self, position: int | slice) -> Path | Sequence[Path]:
-        if isinstance(position, slice):
-            return [self[each] for each in range(*position.indices(len(self)))]
-        position = range(len(self))[position]
-        return Path(os.fsdecode(self.text[self.offsets[position] : self.offsets[position + 1]].tobytes()))
+        found = Texts(self.text, self.offsets)[position]
+        return Path(found) if isinstance(found, str) else [Path(each) for each in found]
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Pictures and boxes of a split. The position of a picture in it is its image id."""
+    """Pictures and boxes of a split. The position of a picture in it is its image id within the program."""
 
     names: tuple[str, ...]
     paths: Paths
@@ -66,6 +97,9 @@ class Index:
     labels: np.ndarray  # int64 (n,)
     ignore: np.ndarray  # bool (n,): crowd and difficult, neither taught nor counted against
     problems: tuple[Problem, ...]  # what was left out and why, with file and line
+    source_ids: np.ndarray  # int64 (N,) the image's id in the user's COCO JSON, its position otherwise
+    category_ids: np.ndarray  # int64 (C,) the class's id in the user's COCO JSON, its number otherwise
+    file_names: Texts  # as the COCO JSON says, else the path from the folder of the split's pictures
     folder: Path | None = None  # the cache that the arrays are mapped from
     skipped: int = 0  # pictures that the split names and that can't be used
 
@@ -81,16 +115,16 @@ class Index:
         # A worker that is spawned maps the same files instead of receiving the arrays.
         if self.folder is not None:
             return open_index, (self.folder,)
-        parts = (self.names, self.paths, self.sizes, self.offsets, self.boxes, self.labels, self.ignore, self.problems)
-        return Index, (*parts, None, self.skipped)
+        return Index, tuple(getattr(self, field.name) for field in fields(self))
 
 
 def load_index(spec: DataSpec, split: str, say: Callable[[str], None] = lambda line: None) -> Index:
     """The index of a split, from the cache if nothing has changed: labels' content, images, classes, format.
 
     Pictures that are unreadable or whose labels are wrong are left out and named in `problems`. Nothing is written
-    beside the user's files; where the cache can't be written, the index is made anew each time. Says through `say`
-    when many pictures have to be examined.
+    beside the user's files; where the cache can't be written, the index is made anew each time. Of several processes
+    that need the same one at once, one makes it and the others wait for it. Says through `say` when many pictures have
+    to be examined.
     Raises UsageError or UserError if there are no images, no usable ones, or not a single box.
     """
     index = read_split(spec, split, say)
@@ -100,19 +134,37 @@ def load_index(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
 
 def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda line: None) -> Index:
     """The same, but also of a split without a single usable picture or box. Raises if there are no images at all."""
-    images, missing = list_images(spec, split)
+    sources = find_sources(spec, split)
     with ThreadPoolExecutor(READING_THREADS) as threads:
-        files = list(threads.map(_read_labels, images))
+        files = list(threads.map(_read_labels, sources.pictures))
     # The key ends the folder's name; changed labels give another folder, so that a mapped one never changes.
-    folder = cache_folder() / _key(spec, images, files, missing)
-    try:
-        index = open_index(folder)
-    except (OSError, ValueError, KeyError, EOFError, TypeError):
-        index = _build(spec, images, files, missing, say, split)
-        return save_index(index, folder) if len(index.boxes) else index  # an empty file can't be mapped
-    with contextlib.suppress(OSError):  # a cache that is only for reading is as good
-        os.utime(folder)
+    folder = cache_folder() / _key(spec, sources, files)
+    index = find_index(folder)
+    if index is None:
+        with _alone(folder):
+            index = find_index(folder)  # another process may have made it meanwhile
+            if index is None:
+                index = _build(spec, split, sources, files, say)
+                index = save_index(index, folder) if len(index.boxes) else index  # an empty file can't be mapped
+    else:
+        with contextlib.suppress(OSError):  # a cache that is only for reading is as good
+            os.utime(folder)
     return index
+
+
+def require_pictures(index: Index, spec: DataSpec, split: str) -> None:
+    """Raise UserError if not a picture of `split` can be used."""
+    if not len(index):
+        first = next((problem for problem in index.problems if problem.is_error), "there are none")
+        raise UserError(f"{spec.path}: none of the {index.skipped} images of {split!r} can be used; first: {first}")
+
+
+def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
+    """Raise UserError if there is nothing in `split` that can be learnt from."""
+    require_pictures(index, spec, split)
+    if not len(index.boxes):
+        where = f"the labels of {index.paths[0]} were looked for in {find_sources(spec, split).label_place()}"
+        raise UserError(f"{spec.path}: the {len(index)} images of {split!r} have not a single label; {where}")
 
 
 def pictures_folder() -> Path:
@@ -137,90 +189,156 @@ def open_index(folder: Path) -> Index:
         if len(arrays[name]) != length:
             raise ValueError(f"{folder}/{name}.npy has another length than it was saved with")
     paths = Paths(arrays.pop("path_text"), arrays.pop("path_offsets"))
-    problems = tuple(Problem(*words) for words in facts["problems"])
-    return Index(tuple(facts["names"]), paths, problems=problems, folder=folder, skipped=facts["skipped"], **arrays)
+    file_names = Texts(arrays.pop("name_text"), arrays.pop("name_offsets"))
+    problems = tuple(Problem(*parts) for parts in facts["problems"])
+    return Index(
+        tuple(facts["names"]),
+        paths,
+        problems=problems,
+        file_names=file_names,
+        folder=folder,
+        skipped=facts["skipped"],
+        **arrays,
+    )
 
 
-Labels = tuple[Path, bytes | None, Problem | None]
-
-
-def _read_labels(image: Path) -> Labels:
-    """Label file, its content (None: there is none) and, if it can't be read, why."""
-    path = label_path(image)
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from making `folder` too, where the cache can be written."""
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
-        return path, path.read_bytes(), None
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError):  # not writable, or a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read_labels(picture: Picture) -> bytes | Problem | None:
+    """The content of the label file, None if there is none, a problem if it can't be read."""
+    try:
+        return picture.labels.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
-        return path, None, None
+        return None
     except OSError as error:
         what = f"cannot read the labels ({error.strerror or error})"
-        return path, None, Problem("label unreadable", str(path), what, "image skipped")
+        return Problem("label unreadable", str(picture.labels), what, "image skipped")
 
 
-def _key(spec: DataSpec, images: list[Path], files: list[Labels], missing: list[Problem]) -> str:
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, spec.names, list(map(str, missing))]).encode())
-    for image, (path, content, failure) in zip(images, files, strict=True):
-        try:
-            state = image.stat()
-            stamp = [state.st_size, state.st_mtime_ns]
-        except OSError:
-            stamp = []
-        content_digest = None if content is None else hashlib.sha256(content).hexdigest()
-        digest.update(json.dumps([str(image), stamp, str(path), content_digest, failure and str(failure)]).encode())
+def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) -> str:
+    problems = [str(problem) for problem in sources.problems]
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, spec.names, str(sources.folder), problems]).encode())
+    for coco in sources.coco:
+        digest.update(json.dumps([str(coco.path), str(coco.folder), coco.digest()]).encode())
+        for name in coco.file_names:
+            digest.update(json.dumps(_stamp(os.path.join(coco.folder, name))).encode())
+    for picture, content in zip(sources.pictures, files, strict=True):
+        stated = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else content and str(content)
+        parts = [str(picture.path), _stamp(picture.path), str(picture.labels), stated]
+        digest.update(json.dumps(parts).encode())
     return digest.hexdigest()[:32]
+
+
+def _stamp(path: Path | str) -> list[int]:
+    try:
+        state = os.stat(path)
+    except (OSError, ValueError):
+        return []
+    return [state.st_size, state.st_mtime_ns]
 
 
 def _build(
     spec: DataSpec,
-    images: list[Path],
-    files: list[Labels],
-    missing: list[Problem],
-    say: Callable[[str], None],
     split: str,
+    sources: Sources,
+    files: list[bytes | Problem | None],
+    say: Callable[[str], None],
 ) -> Index:
-    pictures = examine(images, pictures_folder(), say, split)
-    problems, kept, sizes = list(missing), [], []
-    boxes, labels, counts = [np.zeros((0, 4), np.float32)], [np.zeros(0, np.int64)], [0]
-    for image, (path, content, failure), picture in zip(images, files, pictures, strict=True):
-        if picture.problem:
-            problems.append(picture.problem)
-            continue
-        if failure:
-            problems.append(failure)
-            continue
-        parsed = parse_labels(path, content or b"", len(spec.names))
-        problems += parsed.problems
-        if not parsed.usable:
-            continue
-        height, width = picture.height, picture.width
-        kept.append(os.fsencode(image))
-        sizes.append((height, width))
-        boxes.append((parsed.boxes_norm * [width, height, width, height]).astype(np.float32))
-        labels.append(parsed.labels)
-        counts.append(len(parsed.labels))
+    sets = [parse_coco(file, spec.names) for file in sources.coco]
+    problems = [*sources.problems, *(problem for coco in sets for problem in coco.problems)]
+    # Pictures of COCO files come first, by their ids, as other evaluation tools go through them.
+    images: dict[Path, str] = {}  # each with its name
+    ids: list[int] = []
+    rows_of: list[list[int]] = []  # the images of each COCO file that are there
+    for file, coco in zip(sources.coco, sets, strict=True):
+        rows = []
+        for row, name in enumerate(coco.file_names):
+            image = file.folder / name
+            if image in images:
+                what = f"another file has labels for {image} too; the labels of an image must be in one"
+                problems.append(Problem("label malformed", coco.where(row), what, "these left out"))
+            elif not os.path.isfile(image):
+                what = f"there is no image {image}"
+                problems.append(Problem("image missing", coco.where(row), what, "image skipped"))
+            else:
+                images[image] = name
+                rows.append(row)
+        ids += [coco.image_ids[row] for row in rows]
+        rows_of.append(rows)
+    own = [(picture, file) for picture, file in zip(sources.pictures, files, strict=True) if picture.path not in images]
+    images |= {picture.path: os.path.relpath(picture.path, sources.folder) for picture, _ in own}
+
+    facts = examine(list(images), pictures_folder(), say, split)
+    labels: list[Labels] = []
+    for coco, rows in zip(sets, rows_of, strict=True):
+        sizes = np.zeros((len(coco.image_ids), 2), np.int64)
+        for row, picture_facts in zip(rows, facts[len(labels) :], strict=False):
+            sizes[row] = (picture_facts.height, picture_facts.width)
+        all_labels = coco_labels(coco, sizes)
+        labels += [all_labels[row] for row in rows]
+    labels += [
+        Labels() if own_facts.problem else _labels_of(picture, file, spec.names, (own_facts.height, own_facts.width))
+        for (picture, file), own_facts in zip(own, facts[len(labels) :], strict=True)
+    ]
+
+    kept: list[int] = []  # positions in `images`
+    for position, (picture_facts, found) in enumerate(zip(facts, labels, strict=True)):
+        problems += [picture_facts.problem] if picture_facts.problem else found.problems
+        if not picture_facts.problem and found.usable:
+            kept.append(position)
+    paths, names, none = list(images), list(images.values()), Labels()
+    encoded = Texts.of(str(paths[position]) for position in kept)
+    image_ids, categories = _source_ids(ids, len(own), sets, len(spec.names))
     return Index(
         names=spec.names,
-        paths=Paths(np.frombuffer(b"".join(kept), np.uint8), np.cumsum([0, *map(len, kept)], dtype=np.int64)),
-        sizes=np.array(sizes, np.int32).reshape(-1, 2),
-        offsets=np.cumsum(counts, dtype=np.int64),
-        boxes=np.concatenate(boxes),
-        labels=np.concatenate(labels),
-        ignore=np.zeros(sum(counts), bool),
+        paths=Paths(encoded.text, encoded.offsets),
+        sizes=np.array([(facts[each].height, facts[each].width) for each in kept], np.int32).reshape(-1, 2),
+        offsets=np.cumsum([0, *(len(labels[position].labels) for position in kept)], dtype=np.int64),
+        boxes=np.concatenate([none.boxes, *(labels[position].boxes for position in kept)]).astype(np.float32),
+        labels=np.concatenate([none.labels, *(labels[position].labels for position in kept)]),
+        ignore=np.concatenate([none.ignore, *(labels[position].ignore for position in kept)]),
         problems=tuple(problems),
-        skipped=len(images) + len(missing) - len(kept),
+        source_ids=np.arange(len(kept)) if image_ids is None else np.array(image_ids, np.int64)[kept],
+        category_ids=np.array(categories, np.int64),
+        file_names=Texts.of(names[position] for position in kept),
+        skipped=len(images) - len(kept) + sum(problem.kind == "image missing" for problem in problems),
     )
 
 
-def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
-    """Raise UserError if there is nothing in `split` that can be learnt from."""
-    if not len(index):
-        raise UserError(
-            f"{spec.path}: none of the {index.skipped} images of {split!r} can be used; first: {index.problems[0]}"
-        )
-    if not len(index.boxes):
-        raise UserError(
-            f"{spec.path}: the {len(index)} images of {split!r} have not a single label; "
-            f"the labels of {index.paths[0]} were looked for in {label_path(index.paths[0])}"
-        )
+def _labels_of(picture: Picture, file: bytes | Problem | None, names: tuple[str, ...], size: tuple[int, int]) -> Labels:
+    if file is None:
+        what = f"it has no label file, such as {picture.labels}; it counts as an image without objects"
+        return Labels(problems=[Problem("image without label", str(picture.path), what)])
+    if isinstance(file, Problem):
+        return Labels(problems=[file], usable=False)
+    return parse_labels(picture.labels, file, names, size)
+
+
+def _source_ids(
+    ids: list[int], others: int, sets: list[CocoSet], num_classes: int
+) -> tuple[list[int] | None, list[int]]:
+    """The ids of the pictures (None: their positions) and of the classes, for other tools.
+
+    They are COCO's if the whole split has them and they are clear: two files may use the same for different things.
+    """
+    categories = sets[0].category_ids if sets else []
+    if others or not sets or any(coco.category_ids != categories for coco in sets):
+        return None, list(range(num_classes))
+    return ids if len(set(ids)) == len(ids) else None, categories
 
 
 def save_index(index: Index, folder: Path) -> Index:
@@ -233,10 +351,14 @@ def save_index(index: Index, folder: Path) -> Index:
         "boxes": index.boxes,
         "labels": index.labels,
         "ignore": index.ignore,
+        "source_ids": index.source_ids,
+        "category_ids": index.category_ids,
+        "name_text": index.file_names.text,
+        "name_offsets": index.file_names.offsets,
     }
     facts = {
         "names": index.names,
-        "problems": [(problem.kind, problem.where, problem.what, problem.effect) for problem in index.problems],
+        "problems": [astuple(problem) for problem in index.problems],
         "skipped": index.skipped,
         "lengths": {name: len(array) for name, array in arrays.items()},
     }
@@ -284,3 +406,6 @@ def _forget_old_caches(parent: Path) -> None:
     caches = sorted((each for each in parent.iterdir() if each.is_dir()), key=lambda each: each.stat().st_mtime)
     for cache in caches[:-KEPT_CACHES]:
         shutil.rmtree(cache, ignore_errors=True)
+    for lock in parent.glob("*.lock"):
+        if time.time() - lock.stat().st_mtime > KEPT_LOCK_SECONDS:
+            lock.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # Kind: is it an error (else a warning), and how the table calls it.
@@ -39,3 +41,16 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f"; {self.effect}" if self.effect else "")
+
+
+def summary(problems: Sequence[Problem], shown: int = 5) -> list[str]:
+    """Lines for the console: the first errors, how many more there are, and one line for each kind of warning."""
+    errors = [problem for problem in problems if problem.is_error]
+    lines = [str(problem) for problem in errors[:shown]]
+    if len(errors) > shown:
+        lines.append(f"... and {len(errors) - shown} more; the report lists them")
+    warnings = [problem for problem in problems if not problem.is_error]
+    for kind, count in Counter(problem.kind for problem in warnings).items():
+        first = next(problem for problem in warnings if problem.kind == kind)
+        lines.append(f"{kind}: {count}; the first: {first}")
+    return lines

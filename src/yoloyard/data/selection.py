@@ -13,13 +13,13 @@ from dataclasses import replace
 import numpy as np
 
 from yoloyard.config import unknown_word
-from yoloyard.data.index import Index, Paths, find_index, save_index
+from yoloyard.data.index import Index, Paths, Texts, find_index, save_index
 from yoloyard.errors import UsageError, UserError
 
 SELECTION_VERSION = 1  # part of the cache's key: raise it when a selection means something else
 ONE_CLASS = ("object",)
 # The arrays of Index that have a row a picture or a box, but for its paths and offsets.
-PER_PICTURE = ("sizes",)
+PER_PICTURE = ("sizes", "source_ids")
 PER_BOX = ("boxes", "labels", "ignore")
 
 
@@ -48,7 +48,12 @@ def select(
         selected = _keep_boxes(selected, numbers) if numbers is not None else selected
         selected = replace(selected, folder=None)
         if single_cls:
-            selected = replace(selected, names=names_of(index.names, single_cls), labels=np.zeros_like(selected.labels))
+            selected = replace(
+                selected,
+                names=names_of(index.names, single_cls),
+                labels=np.zeros_like(selected.labels),
+                category_ids=np.zeros(1, np.int64),
+            )
         if not len(selected.boxes):
             raise UserError(
                 f"not a single box is left of {len(index.boxes)} in the {len(index)} images beside {index.paths[0]}: "
@@ -86,15 +91,19 @@ def _keep_pictures(index: Index, fraction: float, seed: int) -> Index:
     count = max(1, round(fraction * len(index)))
     pictures = np.sort(np.random.default_rng(seed).permutation(len(index))[:count])
     boxes = np.isin(_picture_of_box(index), pictures)
-    paths = index.paths
-    pieces = [paths.text[paths.offsets[each] : paths.offsets[each + 1]] for each in pictures]
     return replace(
         index,
-        paths=Paths(np.concatenate(pieces), _offsets(np.diff(paths.offsets)[pictures])),
+        paths=Paths(*_cut_texts(index.paths, pictures)),
+        file_names=Texts(*_cut_texts(index.file_names, pictures)),
         offsets=_offsets(np.diff(index.offsets)[pictures]),
         **{name: getattr(index, name)[pictures] for name in PER_PICTURE},
         **{name: getattr(index, name)[boxes] for name in PER_BOX},
     )
+
+
+def _cut_texts(texts: Paths | Texts, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pieces = [texts.text[texts.offsets[each] : texts.offsets[each + 1]] for each in pictures]
+    return np.concatenate(pieces), _offsets(np.diff(texts.offsets)[pictures])
 
 
 def _keep_boxes(index: Index, classes: Sequence[int]) -> Index:

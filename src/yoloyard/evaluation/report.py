@@ -59,7 +59,9 @@ def write_report(
     Raises UserError if the file can't be written; a picture that can't be read any more is named in the page.
     """
     statistics_of = "training" if train_index is not None else "validation"
-    problems = [*notes, *map(str, [*(train_index.problems if train_index is not None else ()), *index.problems])]
+    found = [*(train_index.problems if train_index is not None else ()), *index.problems]
+    found.sort(key=lambda problem: not problem.is_error)  # errors first; the list may be cut
+    problems = [*notes, *map(str, found)]
     sections = [
         ("Summary", _headline(metrics) + facts_list(facts)),
         ("Training", figures_grid(plots.training_curves(records))),

@@ -57,17 +57,18 @@ def _with_copies(train_index: Index, val_index: Index, say: Callable[[str], None
 
 
 def _report_problems(index: Index, split: str, shown: int, say: Callable[[str], None]) -> None:
-    """Say how many images are left out, and of each kind of problem how many there are and the first ones."""
+    """Say how many images are left out, and of each kind of problem how many there are and the first ones, of warnings one."""
     if index.skipped:
         say(f"{split}: {index.skipped} of {index.skipped + len(index)} images can't be used and are left out")
-    for kind in KINDS:
+    for kind, is_error in KINDS.items():
         problems = [problem for problem in index.problems if problem.kind == kind]
         if problems:
             say(f"{split}: {kind}, {len(problems)} {'time' if len(problems) == 1 else 'times'}:")
-        for problem in problems[:shown]:
+        most = shown if is_error else 1
+        for problem in problems[:most]:
             say(f"  {problem}")
-        if len(problems) > shown:
-            say(f"  ... and {len(problems) - shown} more; the report lists them")
+        if len(problems) > most:
+            say(f"  ... and {len(problems) - most} more; the report lists them")
 
 
 def _refuse_broken(spec: DataSpec, train_index: Index, val_index: Index, strict: bool) -> None:

@@ -1,0 +1,290 @@
+"""COCO JSON: one file a split, images and annotations with ids, boxes [x, y, width, height] in pixels.
+
+Shapes: N images of the file, n annotations. Coordinates are kept in float64 and go through no fractions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from yoloyard.data.labels import Labels, clip, outside
+from yoloyard.data.problems import Problem
+from yoloyard.errors import UserError
+
+_FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
+_CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A COCO JSON as bytes. Parsing a large one takes seconds; whether an index of it is kept is known without."""
+
+    path: Path
+    content: bytes
+    file_names: list[str]  # those of its images, and perhaps others that it mentions
+    folder: Path  # where its pictures are
+
+    def digest(self) -> str:
+        """Changes with the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass
+class CocoSet:
+    """A parsed COCO JSON. Images are ordered by their ids, annotations by image and then as in the file."""
+
+    path: Path
+    image_ids: list[int]  # N
+    file_names: list[str]  # N
+    image_sizes: np.ndarray  # float64 (N, 2) height, width as the file says, 0 where it doesn't
+    category_ids: list[int]  # of the class names; ids that the file hasn't got where it lacks a class
+    annotation_names: list[str]  # n, for messages: annotation id 17
+    image_rows: np.ndarray  # int64 (n,)
+    labels: np.ndarray  # int64 (n,); -1: not one of the class names
+    categories: list[object]  # n, how the file calls the class
+    boxes_xywh: np.ndarray  # float64 (n, 4) pixels; nan where there is no box
+    ignore: np.ndarray  # bool (n,) crowds
+    problems: list[Problem]
+
+    def where(self, row: int) -> str:
+        """How messages name an image."""
+        return f"{self.path} image id {self.image_ids[row]}"
+
+
+def read_coco_file(path: Path) -> bytes:
+    """The content of a COCO JSON. Raises UserError if it can't be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def file_names_in(path: Path, content: bytes) -> list[str]:
+    """All file names that a COCO JSON mentions, in its order, found without parsing the rest."""
+    try:
+        names: list[str] = json.loads(b"[" + b",".join(_FILE_NAME.findall(content)) + b"]")
+    except ValueError as error:
+        raise UserError(f"{path}: a file_name is not valid JSON ({error})") from error
+    return names
+
+
+def category_names(path: Path, content: bytes) -> list[str]:
+    """The names of a COCO JSON's categories in the order of their ids, each once. Raises UserError if it has none."""
+    found = list(_CATEGORIES.finditer(content))
+    categories: Any = None
+    if len(found) == 1:  # no need to parse the rest, which may be hundreds of megabytes
+        try:
+            categories, _ = json.JSONDecoder().raw_decode(content[found[0].end() :].decode("utf-8"))
+        except (ValueError, RecursionError):
+            categories = None  # the parser of the whole file says what is wrong
+    if categories is None:
+        categories = _parse(path, content).get("categories")
+    names = list(dict.fromkeys(name for _, name in sorted(_categories(path, categories).items())))
+    if not names:
+        raise UserError(f"{path} has no categories; list the classes as names in the data.yaml")
+    return names
+
+
+def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
+    """The images and annotations of a COCO JSON, categories mapped onto class `names` by their names.
+
+    Raises UserError if it isn't a COCO JSON. What is wrong with single images and annotations is in `problems`, or
+    comes to light in `coco_labels`.
+    """
+    path, tree = file.path, _parse(file.path, file.content)
+    problems: list[Problem] = []
+    categories = _categories(path, tree.get("categories"))
+    images = _images(path, tree.get("images"), problems)
+    rows = {image_id: row for row, image_id in enumerate(images)}
+    number = {name: label for label, name in reversed(list(enumerate(names)))}
+    label_of = {category: number.get(name, -1) for category, name in categories.items()}
+
+    annotations = tree.get("annotations", [])
+    if not isinstance(annotations, list):
+        raise UserError(f"{path}: annotations is not a list")
+    kept, where = [], []
+    for position, annotation in enumerate(annotations):
+        own = annotation if isinstance(annotation, dict) else {}
+        name = f"annotation id {own['id']}" if "id" in own else f"annotations[{position}]"
+        image_id = own.get("image_id")
+        if isinstance(image_id, int) and image_id in rows:
+            kept.append(own)
+            where.append(name)
+        else:
+            what = f"image id {image_id} is not among its images" if "image_id" in own else "it names no image_id"
+            problems.append(Problem("label without image", f"{path} {name}", what, "annotation left out"))
+    boxes = [_box(annotation) for annotation in kept]
+    image_rows = np.array([rows[annotation["image_id"]] for annotation in kept], np.int64)
+    ids = [annotation.get("category_id") for annotation in kept]
+    labels = np.array([label_of.get(each, -1) if isinstance(each, int) else -1 for each in ids], np.int64)
+    crowd = np.array([annotation.get("iscrowd") in (1, True) for annotation in kept], bool)
+    order = np.argsort(image_rows, kind="stable")
+    return CocoSet(
+        path=path,
+        image_ids=list(images),
+        file_names=[image["file_name"] for image in images.values()],
+        image_sizes=np.array([[_side(image, "height"), _side(image, "width")] for image in images.values()]),
+        category_ids=_category_ids(label_of, len(names)),
+        annotation_names=[where[position] for position in order],
+        image_rows=image_rows[order],
+        labels=labels[order],
+        categories=[categories.get(ids[position], ids[position]) for position in order],
+        boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4)[order],
+        ignore=crowd[order],
+        problems=problems,
+    )
+
+
+def coco_labels(coco: CocoSet, sizes: np.ndarray) -> list[Labels]:
+    """The labels of each image, clipped to pictures of `sizes` int (N, 2) height, width; nothing where that is 0.
+
+    Annotations of an image that say the same are kept once, those whose box has no area are left out. One that is
+    wrong makes the picture unusable, and so does a size that isn't the picture's.
+    """
+    rows, labels, ignore = coco.image_rows, coco.labels, coco.ignore
+    size = sizes[rows].astype(np.float64)
+    boxes = np.concatenate([coco.boxes_xywh[:, :2], coco.boxes_xywh[:, :2] + coco.boxes_xywh[:, 2:]], axis=1)
+    missing = ~np.isfinite(coco.boxes_xywh).all(1)
+    negative = (coco.boxes_xywh[:, 2:] < 0).any(1)
+    wrong: np.ndarray = (labels < 0) | missing | negative | outside(boxes, size)
+    clipped = clip(np.nan_to_num(boxes), size)
+    flat = ~wrong & (clipped[:, 2:] <= clipped[:, :2]).any(1)
+    twice = ~wrong & ~flat & _repeated(np.column_stack([rows, labels, ignore, coco.boxes_xywh]))
+    good: np.ndarray = ~(wrong | flat | twice)
+
+    counts = np.bincount(rows, minlength=len(sizes))
+    ends = np.cumsum(counts)
+    result = []
+    for start, end in zip(ends - counts, ends, strict=True):
+        mine = slice(start, end)
+        if not good[mine].all():
+            mine = np.flatnonzero(good[mine]) + start
+        result.append(Labels(clipped[mine], labels[mine], ignore[mine]))
+    differs: np.ndarray = (coco.image_sizes > 0).all(1) & (sizes > 0).all(1) & (coco.image_sizes != sizes).any(1)
+    for row in np.flatnonzero(differs).tolist():
+        (height, width), (true_height, true_width) = coco.image_sizes[row], sizes[row]
+        what = f"it says {width:g}x{height:g} pixels, {coco.file_names[row]} has {true_width}x{true_height}"
+        result[row].refuse("image size differs", coco.where(row), what)
+    for position in np.flatnonzero(~good & (sizes[rows] > 0).all(1) & ~differs[rows]).tolist():
+        own, where = result[rows[position]], f"{coco.path} {coco.annotation_names[position]}"
+        if twice[position]:
+            what = "the image has an annotation that says the same"
+            own.problems.append(Problem("label twice", where, what, "annotation left out"))
+        elif flat[position]:
+            own.problems.append(Problem("box without area", where, "the box has no area", "annotation left out"))
+        elif labels[position] < 0:
+            own.refuse("class unknown", where, f"category {coco.categories[position]!r} is not one of the classes")
+        elif missing[position]:
+            own.refuse("label malformed", where, "it has neither a bbox of 4 numbers nor a polygon")
+        else:
+            x, y, width, height = coco.boxes_xywh[position]
+            if negative[position]:
+                own.refuse("box without area", where, f"the size {width:g} {height:g} is negative")
+            else:
+                true_height, true_width = sizes[rows[position]]
+                what = f"the bbox {x:g} {y:g} {width:g} {height:g} is outside the picture of {true_width}x{true_height}"
+                own.refuse("label outside the image", where, what)
+    return result
+
+
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        tree = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(tree, dict) or "images" not in tree:
+        what = "COCO JSON is an object with images, annotations and categories"
+        hint = "; a list of results is not a data set" if isinstance(tree, list) else ""
+        raise UserError(f"{path}: {what}{hint}")
+    return tree
+
+
+def _categories(path: Path, value: Any) -> dict[int, str]:
+    """Names by ids, in the order of ids."""
+    if not isinstance(value, list):
+        raise UserError(f"{path}: categories is not a list")
+    found: dict[int, str] = {}
+    for position, category in enumerate(value):
+        own = category if isinstance(category, dict) else {}
+        number, name = own.get("id"), own.get("name")
+        if not _is_id(number) or not isinstance(name, str | int | float):
+            raise UserError(f"{path}: categories[{position}] has no number as its id or no name")
+        if number in found:
+            raise UserError(f"{path}: two categories have the id {number}")
+        found[number] = str(name)
+    return dict(sorted(found.items()))
+
+
+def _images(path: Path, value: Any, problems: list[Problem]) -> dict[int, dict[str, Any]]:
+    """The images that can be told apart, by their ids, in the order of ids."""
+    if not isinstance(value, list):
+        raise UserError(f"{path}: images is not a list")
+    found: dict[int, dict[str, Any]] = {}
+    by_name: dict[str, int] = {}
+    for position, image in enumerate(value):
+        own = image if isinstance(image, dict) else {}
+        number, name = own.get("id"), own.get("file_name")
+        where = f"{path} image id {number}" if _is_id(number) else f"{path} images[{position}]"
+        if not _is_id(number):
+            problems.append(Problem("label malformed", where, "its id is not a whole number", "image skipped"))
+        elif not isinstance(name, str) or not name or "\0" in name:
+            problems.append(Problem("label malformed", where, "it has no file_name", "image skipped"))
+        elif number in found:
+            problems.append(Problem("label malformed", where, "another image has this id", "image skipped"))
+        elif name in by_name:
+            what = f"image id {by_name[name]} has the same file_name {name}"
+            problems.append(Problem("label malformed", where, what, "image skipped"))
+        else:
+            found[number], by_name[name] = own, number
+    return dict(sorted(found.items()))
+
+
+def _is_id(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def _side(image: dict[str, Any], side: str) -> float:
+    value = image.get(side)
+    return float(value) if isinstance(value, int | float) and 0 < value < 1e9 else 0.0
+
+
+def _box(annotation: dict[str, Any]) -> list[float]:
+    """x, y, width, height of an annotation, from its polygons if it has no bbox; nan if there is neither."""
+    box = annotation.get("bbox")
+    try:
+        if isinstance(box, list) and len(box) == 4:
+            return [float(value) for value in box]
+        polygons = annotation.get("segmentation")
+        if not box and isinstance(polygons, list) and polygons:
+            x = [float(value) for polygon in polygons for value in polygon[0::2]]
+            y = [float(value) for polygon in polygons for value in polygon[1::2]]
+            if len(x) == len(y) and np.isfinite(x + y).all():
+                return [min(x), min(y), max(x) - min(x), max(y) - min(y)]
+    except (TypeError, ValueError, OverflowError):
+        pass  # what is no number is no box either
+    return [np.nan] * 4
+
+
+def _category_ids(label_of: dict[int, int], num_classes: int) -> list[int]:
+    """The id of each class: the file's first of that name, or a free one where the file lacks the class."""
+    found = {label: category for category, label in reversed(list(label_of.items()))}
+    free = max(label_of, default=-1) + 1
+    return [found.get(label, free + label) for label in range(num_classes)]
+
+
+def _repeated(table: np.ndarray) -> np.ndarray:
+    """Which rows of (n, columns) are equal to an earlier one. Rows must be ordered by their first column."""
+    order = np.lexsort(table.T[::-1])  # stable, so that of equal rows the first comes first
+    equal = np.zeros(len(table), bool)
+    equal[order[1:]] = (table[order[1:]] == table[order[:-1]]).all(1)
+    return equal

@@ -1,0 +1,148 @@
+"""A data set in another format: pictures linked, labels of all splits written, a data.yaml beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yoloyard.data.data_yaml import DataSpec
+from yoloyard.data.index import Index, read_split, require_pictures
+from yoloyard.data.layout import IMAGE_FOLDERS
+from yoloyard.data.voc_xml import format_voc
+from yoloyard.data.yolo_txt import format_yolo
+from yoloyard.errors import UsageError, UserError
+from yoloyard.files import write_whole_folder
+
+FORMATS = ("yolo", "coco", "voc")
+_IMAGE_FOLDER = {"yolo": "images", "coco": "images", "voc": "JPEGImages"}
+
+
+def convert(spec: DataSpec, out: Path, to: str, say: Callable[[str], None]) -> Path:
+    """Write all splits of `spec` to the folder `out` in the format `to` (yolo, coco, voc); gives the new data.yaml.
+
+    Pictures are hard links, or copies where links can't be made. What the index leaves out is left out, and said. The
+    folder is written whole or not at all.
+    Raises UsageError if `to` is unknown or `out` holds something, UserError if the data can't be read or written.
+    """
+    if to not in FORMATS:
+        raise UsageError(f"--to {to}: the formats are {', '.join(FORMATS)}")
+    out = Path(os.path.abspath(out))
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out} holds something already: name an empty or a new folder")
+    indexes = {split: read_split(spec, split, say) for split in spec.splits}
+    for split, index in indexes.items():
+        require_pictures(index, spec, split)
+
+    def write(folder: Path) -> None:
+        data: dict[str, Any] = {}
+        for split, index in indexes.items():
+            data[split] = _write_split(folder, split, index, to)
+        text = yaml.safe_dump(data | {"names": list(spec.names)}, sort_keys=False, allow_unicode=True)
+        (folder / "data.yaml").write_text(text, encoding="utf-8")
+
+    write_whole_folder(out, write)
+    for split, index in indexes.items():
+        for problem in index.problems:
+            say(f"{split}: {problem}")
+        written = len(index.boxes)
+        if to == "yolo" and index.ignore.any():
+            count = int(index.ignore.sum())
+            written -= count
+            say(f"{split}: {count} boxes are to be ignored (crowd, difficult); YOLO can't say that: left out")
+        say(f"{split}: {len(index)} images, {written} boxes")
+    return out / "data.yaml"
+
+
+def free_names(file_names: list[str]) -> list[str]:
+    """Relative names that differ even without their suffix, since labels have another one.
+
+    Folders stay, but none leads out of the data set or is called as those that labels are found by, and signs that not
+    every text file can hold become `_`.
+    """
+    taken: set[str] = set()
+    result = []
+    for name in file_names:
+        parts = [part.lstrip(".") for part in name.split("/") if part not in IMAGE_FOLDERS]
+        parts = [part for part in parts if part]
+        stem, suffix = os.path.splitext("/".join(parts))
+        stem, suffix = ("".join(sign if sign.isprintable() else "_" for sign in text) for text in (stem, suffix))
+        free, number = stem, 1
+        while free in taken:
+            number += 1
+            free = f"{stem}-{number}"
+        taken.add(free)
+        result.append(free + suffix)
+    return result
+
+
+def _write_split(folder: Path, split: str, index: Index, to: str) -> str | dict[str, str]:
+    """Write pictures and labels of a split; gives its entry of the data.yaml."""
+    images = f"{_IMAGE_FOLDER[to]}/{split}"
+    names = free_names(list(index.file_names))
+    (folder / images).mkdir(parents=True)
+    for path, name in zip(index.paths, names, strict=True):
+        _link(path, folder / images / name)
+    if to == "coco":
+        labels = f"annotations/instances_{split}.json"
+        _write(folder / labels, json.dumps(_coco(index, names)))
+        return {"images": images, "labels": labels}
+    for position, name in enumerate(names):
+        boxes, classes, ignore = index.annotations(position)
+        height, width = index.sizes[position].tolist()
+        if to == "yolo":
+            text = format_yolo(boxes[~ignore], classes[~ignore], (height, width))
+            _write((folder / "labels" / split / name).with_suffix(".txt"), text)
+        else:
+            text = format_voc(name, index.names, boxes, classes, ignore, (height, width))
+            _write((folder / "Annotations" / split / name).with_suffix(".xml"), text)
+    if to == "voc":
+        lines = "".join(f"{split}/{os.path.splitext(name)[0]}\n" for name in names)
+        _write(folder / "ImageSets" / "Main" / f"{split}.txt", lines)
+    return images
+
+
+def _coco(index: Index, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for position, name in enumerate(names):
+        image_id = int(index.source_ids[position])
+        height, width = index.sizes[position].tolist()
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        for box, label, ignored in zip(*index.annotations(position), strict=True):
+            x1, y1, x2, y2 = box.astype(float).tolist()
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(index.category_ids[label]),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": int(ignored),
+                }
+            )
+    pairs = zip(index.category_ids.tolist(), index.names, strict=True)
+    categories = [{"id": number, "name": name} for number, name in pairs]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = source.resolve()  # a link to a link would depend on where it lies
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file that others own
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise UserError(f"cannot copy {source} to {target}: {error.strerror or error}") from error

@@ -1,0 +1,51 @@
+"""What the labels of one picture say, whatever format they are written in.
+
+Shapes: k boxes of a picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from yoloyard.data.problems import Problem
+
+# Share of a side. Rounding in other programs' exports; what is farther outside is a mistake.
+TOLERANCE = 0.01
+
+
+@dataclass
+class Labels:
+    """The boxes of a picture and what is wrong with them."""
+
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # float64 (k, 4) xyxy pixels, clipped
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 (k,)
+    ignore: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # bool (k,) crowd and difficult
+    problems: list[Problem] = field(default_factory=list)  # each with file and line
+    usable: bool = True  # False: something is wrong, so that boxes may be missing
+
+    def refuse(self, kind: str, where: str, what: str) -> None:
+        """Note what makes the picture unusable."""
+        self.problems.append(Problem(kind, where, what, "image skipped"))
+        self.usable = False
+
+
+class LabelError(Exception):
+    """A label is wrong; the kind of problem, and the reason for a person."""
+
+    def __init__(self, kind: str, what: str) -> None:
+        super().__init__(what)
+        self.kind = kind
+
+
+def outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which boxes (k, 4) xyxy leave pictures of `sizes` (k, 2) or (2,), height and width, beyond the tolerance."""
+    sides = np.tile(sizes[..., ::-1], 2)
+    inside = (boxes >= -TOLERANCE * sides) & (boxes <= (1 + TOLERANCE) * sides)  # false for nan
+    return np.logical_not(inside.all(-1))
+
+
+def clip(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Boxes (k, 4) xyxy cut at the edges of pictures of `sizes` (k, 2) or (2,), height and width."""
+    return np.clip(boxes, 0, np.tile(sizes[..., ::-1], 2))

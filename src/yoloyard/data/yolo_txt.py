@@ -1,0 +1,95 @@
+"""YOLO text files: one a picture, a row an object, in fractions of the picture's width and height."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from yoloyard.data.labels import TOLERANCE, LabelError, Labels
+from yoloyard.data.problems import Problem
+
+
+def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, int]) -> Labels:
+    """Boxes of a text file: rows `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...` (a polygon), as fractions.
+
+    Both kinds may be mixed; a polygon becomes its bounds. Boxes are clipped to the picture of `size` (height, width);
+    rows that say the same are kept once, rows whose box has no area are left out. A row that is wrong makes the
+    picture unusable.
+    """
+    result = Labels()
+    rows: dict[tuple[float, ...], int] = {}
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        result.refuse("label malformed", str(path), f"not a UTF-8 text file (byte {error.start})")
+        return result
+    for number, line in enumerate(lines, start=1):
+        words = line.split()
+        if not words:
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = _parse_row(words, num_classes)
+        except LabelError as error:
+            result.refuse(error.kind, where, str(error))
+            continue
+        if row[3] <= row[1] or row[4] <= row[2]:
+            result.problems.append(Problem("box without area", where, "the box has no area", "row left out"))
+        elif row in rows:
+            same = f"it says the same as line {rows[row]}"
+            result.problems.append(Problem("label twice", where, same, "row left out"))
+        else:
+            rows[row] = number
+    if rows:
+        height, width = size
+        table = np.array(list(rows), dtype=np.float64)
+        result.labels = table[:, 0].astype(np.int64)
+        result.boxes = table[:, 1:] * [width, height, width, height]
+        result.ignore = np.zeros(len(table), bool)
+    return result
+
+
+def format_yolo(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> str:
+    """The rows of a text file: boxes (k, 4) xyxy in pixels of a picture of `size` (height, width), labels (k,)."""
+    height, width = size
+    corners = boxes.astype(np.float64) / [width, height, width, height]
+    rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    pairs = zip(labels.tolist(), rows.tolist(), strict=True)
+    return "".join(f"{label} {' '.join(f'{value:.9g}' for value in row)}\n" for label, row in pairs)
+
+
+def _parse_row(words: list[str], num_classes: int) -> tuple[float, float, float, float, float]:
+    """Class and clipped xyxy of a row; raises LabelError with the reason if the row is wrong."""
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        word = next(word for word in words if not _is_number(word))
+        raise LabelError("label malformed", f"{word!r} is not a number") from None
+    label, values = numbers[0], numbers[1:]
+    if not (label.is_integer() and 0 <= label < num_classes):
+        raise LabelError("class unknown", f"class {words[0]} is not one of 0 to {num_classes - 1}")
+    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        what = f"{len(words)} numbers; a box has 5 (class cx cy w h), a polygon 7, 9, 11 ..."
+        raise LabelError("label malformed", what)
+    if len(values) == 4 and min(values[2:]) < 0:
+        raise LabelError("box without area", f"the size {words[3]} {words[4]} is negative")
+    for word, value in zip(words[1:], values, strict=True):
+        if not -TOLERANCE <= value <= 1 + TOLERANCE:  # also false for nan
+            what = f"{word} is outside 0..1; labels are fractions of the image's width and height"
+            raise LabelError("label outside the image", what)
+    if len(values) == 4:
+        centre_x, centre_y, width, height = values
+        corners = (centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2)
+    else:
+        corners = (min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2]))
+    left, top, right, bottom = (min(max(value, 0.0), 1.0) for value in corners)
+    return label, left, top, right, bottom
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return not math.isnan(float(word))
+    except ValueError:
+        return False
