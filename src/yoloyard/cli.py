@@ -25,11 +25,7 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,
     version=lambda: _version(),  # noqa: PLW0108  # defined below
 )
-data_app = cyclopts.App(name="data", help="Convert data sets.")
-app.command(data_app)
-
-
-data_app = cyclopts.App(name="data", help="Look at a data set.")
+data_app = cyclopts.App(name="data", help="Check data sets and convert them.")
 app.command(data_app)
 
 

@@ -53,7 +53,7 @@ def test_every_array_of_the_index_is_cut(index: Index) -> None:
     part = select(index, "1", fraction=0.5)
     for field in dataclasses.fields(Index):
         whole, left = getattr(index, field.name), getattr(part, field.name)
-        if isinstance(whole, np.ndarray):
+        if isinstance(whole, np.ndarray) and field.name != "category_ids":  # which are the classes'
             rows = len(part) if len(whole) == len(index) else len(part.boxes)
             assert len(left) == (len(part) + 1 if field.name == "offsets" else rows), field.name
 

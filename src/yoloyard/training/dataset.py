@@ -57,7 +57,7 @@ def _with_copies(train_index: Index, val_index: Index, say: Callable[[str], None
 
 
 def _report_problems(index: Index, split: str, shown: int, say: Callable[[str], None]) -> None:
-    """Say how many images are left out, and of each kind of problem how many there are and the first ones, of warnings one."""
+    """Say how many images are left out, and of each kind of problem how many there are and which."""
     if index.skipped:
         say(f"{split}: {index.skipped} of {index.skipped + len(index)} images can't be used and are left out")
     for kind, is_error in KINDS.items():
