@@ -30,6 +30,8 @@ def spoil(data: Path) -> dict[str, str]:
     rewrite(labels / "0005.txt", good, "1 0.5 0.5 0.1 0.1", good)
     rewrite(labels / "0006.txt", "0 0.5 0.5 0.1")
     (labels / "0007.txt").write_bytes(b"\xff\xfe0")
+    (root / "labels/val/9999.txt").write_text(good)
+    (labels / "0013.txt").unlink()
     shutil.copy(train / "0008.jpg", val / "0000.jpg")
     mirrored = decode_image(train / "0009.jpg")[:, ::-1, ::-1]  # the last one to BGR
     cv2.imwrite(
@@ -51,6 +53,8 @@ def spoil(data: Path) -> dict[str, str]:
         "label twice": f"{labels}/0005.txt:3: ",
         "label malformed": f"{labels}/0006.txt:1: 4 numbers",
         "label unreadable": f"{labels}/0007.txt: not a UTF-8 text file",
+        "label without image": f"{root}/labels/val/9999.txt: there is no image for it",
+        "image without label": f"{train}/0013.jpg: it has no label file",
         "copy in another split": f"{val}/0000.jpg: the same bytes as {train}/0008.jpg of train",
         "split unusable": f"{data}:{line}: test is {root}/images/nowhere, which does not exist",
     }
@@ -72,7 +76,7 @@ def test_every_mistake_is_listed_and_nothing_is_written_beside_the_data(data: Pa
         assert line in page, kind
     assert f"{data.parent}/images/val/0001.jpg: the same picture (mirrored, resized) as" in page
     assert page.count("<img ") >= 4  # the pairs, and samples with their boxes
-    assert "11 errors, 1 warning;" in out  # two copies
+    assert "11 errors, 3 warnings;" in out  # two copies
 
 
 def test_a_good_set_passes(data: Path, yoloyard: Command) -> None:

@@ -23,7 +23,7 @@ def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, in
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        result.refuse("label malformed", str(path), f"not a UTF-8 text file (byte {error.start})")
+        result.refuse("label unreadable", str(path), f"not a UTF-8 text file (byte {error.start})")
         return result
     for number, line in enumerate(lines, start=1):
         words = line.split()
