@@ -168,12 +168,13 @@ def coco_labels(coco: CocoSet, sizes: np.ndarray) -> list[Labels]:
         if not good[mine].all():
             mine = np.flatnonzero(good[mine]) + start
         result.append(Labels(clipped[mine], labels[mine], ignore[mine]))
-    differs = (coco.image_sizes > 0).all(1) & (sizes > 0).all(1) & (coco.image_sizes != sizes).any(1)
+    differs: np.ndarray = (coco.image_sizes > 0).all(1) & (sizes > 0).all(1) & (coco.image_sizes != sizes).any(1)
     for row in np.flatnonzero(differs).tolist():
         (height, width), (true_height, true_width) = coco.image_sizes[row], sizes[row]
         what = f"it says {width:g}x{height:g} pixels, {coco.file_names[row]} has {true_width}x{true_height}"
         result[row].refuse("image size differs", coco.where(row), what)
-    for position in np.flatnonzero(~good & (sizes[rows] > 0).all(1) & ~differs[rows]).tolist():
+    known = (sizes > 0).all(1) & ~differs
+    for position in np.flatnonzero(~good & known[rows]).tolist():
         own, where = result[rows[position]], f"{coco.path} {coco.annotation_names[position]}"
         if twice[position]:
             what = "the image has an annotation that says the same"
