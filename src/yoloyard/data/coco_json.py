@@ -153,7 +153,7 @@ def coco_labels(coco: CocoSet, sizes: np.ndarray) -> list[Labels]:
     size = sizes[rows].astype(np.float64)
     boxes = np.concatenate([coco.boxes_xywh[:, :2], coco.boxes_xywh[:, :2] + coco.boxes_xywh[:, 2:]], axis=1)
     missing: np.ndarray = np.logical_not(np.isfinite(coco.boxes_xywh).all(1))
-    negative: np.ndarray = (coco.boxes_xywh[:, 2:] < 0).any(1)
+    negative = np.logical_or(coco.boxes_xywh[:, 2] < 0, coco.boxes_xywh[:, 3] < 0)
     wrong: np.ndarray = (labels < 0) | missing | negative | outside(boxes, size)
     clipped = clip(np.nan_to_num(boxes), size)
     flat: np.ndarray = ~wrong & (clipped[:, 2:] <= clipped[:, :2]).any(1)
