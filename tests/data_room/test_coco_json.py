@@ -219,8 +219,8 @@ def test_predictions_score_the_same_on_the_users_own_file(tmp_path: Path) -> Non
     """Sparse image and category ids, crowds, equal scores: pycocotools reads what we write."""
     random = np.random.default_rng(3)
     numbers = random.permutation(24) * 11 + 100017
-    images: list[dict[str, object]] = []
-    annotations: list[dict[str, object]] = []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in numbers.tolist():
         picture(tmp_path / "images" / f"{random.integers(10**9)}-{number}.png", 200, 150)
     for path, number in zip(sorted((tmp_path / "images").iterdir()), numbers.tolist(), strict=True):

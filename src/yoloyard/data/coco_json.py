@@ -152,12 +152,12 @@ def coco_labels(coco: CocoSet, sizes: np.ndarray) -> list[Labels]:
     rows, labels, ignore = coco.image_rows, coco.labels, coco.ignore
     size = sizes[rows].astype(np.float64)
     boxes = np.concatenate([coco.boxes_xywh[:, :2], coco.boxes_xywh[:, :2] + coco.boxes_xywh[:, 2:]], axis=1)
-    missing = ~np.isfinite(coco.boxes_xywh).all(1)
-    negative = np.any(coco.boxes_xywh[:, 2:] < 0, axis=1)
+    missing: np.ndarray = np.logical_not(np.isfinite(coco.boxes_xywh).all(1))
+    negative = np.logical_or(coco.boxes_xywh[:, 2] < 0, coco.boxes_xywh[:, 3] < 0)
     wrong: np.ndarray = (labels < 0) | missing | negative | outside(boxes, size)
     clipped = clip(np.nan_to_num(boxes), size)
-    flat = ~wrong & (clipped[:, 2:] <= clipped[:, :2]).any(1)
-    twice = ~wrong & ~flat & _repeated(np.column_stack([rows, labels, ignore, coco.boxes_xywh]))
+    flat: np.ndarray = ~wrong & (clipped[:, 2:] <= clipped[:, :2]).any(1)
+    twice: np.ndarray = ~wrong & ~flat & _repeated(np.column_stack([rows, labels, ignore, coco.boxes_xywh]))
     good: np.ndarray = ~(wrong | flat | twice)
 
     counts = np.bincount(rows, minlength=len(sizes))
@@ -173,7 +173,7 @@ def coco_labels(coco: CocoSet, sizes: np.ndarray) -> list[Labels]:
         (height, width), (true_height, true_width) = coco.image_sizes[row], sizes[row]
         what = f"it says {width:g}x{height:g} pixels, {coco.file_names[row]} has {true_width}x{true_height}"
         result[row].refuse("image size differs", coco.where(row), what)
-    known = (sizes > 0).all(1) & ~differs
+    known: np.ndarray = (sizes > 0).all(1) & ~differs
     for position in np.flatnonzero(~good & known[rows]).tolist():
         own, where = result[rows[position]], f"{coco.path} {coco.annotation_names[position]}"
         if twice[position]:
