@@ -93,7 +93,7 @@ def test_torchrun_starts_it_as_well(data: Path) -> None:
 @pytest.mark.parametrize(
     ("action", "says"),
     [
-        ("raise ValueError('broken belt')", "process 1 of 2, at epoch 2, step 1: ValueError: broken belt"),
+        ("raise ValueError('broken belt')", "`raise ValueError('broken belt')`): ValueError: broken belt"),
         ("os.kill(os.getpid(), 9)", "process 1, last seen at epoch 2, step 1, was killed or hangs"),
         ("time.sleep(1000)", "process 1, last seen at epoch 2, step 1, was killed or hangs"),
         ("os.kill(os.getpid(), 19)", "process 1, last seen at epoch 2, step 1, was killed or hangs"),
@@ -106,6 +106,7 @@ def test_a_process_that_fails_ends_the_run_and_is_named(data: Path, action: str,
     _, err = run.communicate(timeout=120)
     assert run.returncode == 1
     assert says in err
+    assert "process 1" in err
     assert err.count("epoch 2, step 1") <= 2
     facts = read_facts(Path("runs/line/checkpoints/last"))  # whole, and of the epoch before
     assert facts["progress"]["epoch"] == 1

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from yoloyard.errors import SilentError, UserError
+from yoloyard.errors import SilentError, UserError, own_line
 from yoloyard.training.interrupt import Interrupted
 
 PATIENCE = 40.0  # seconds that a process may be late at an exchange
@@ -178,6 +178,8 @@ class Team:
             for number in (signal.SIGINT, signal.SIGTERM):  # whoever started the processes now ends them: a moment yet
                 signal.signal(number, signal.SIG_IGN)
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        if line := own_line(error):
+            text = f"{line}: {text}"
         code = error.exit_code if isinstance(error, UserError) else 1
         try:
             self._store.set(f"failed/{self.rank}", text)
