@@ -54,7 +54,7 @@ def train(
     **words: Any,
 ) -> None:
     """Train a detector on the images and labels of a data.yaml."""
-    from yoloyard.config import read_words
+    from yoloyard.config import checked_words, read_words
     from yoloyard.foreign_config import own_words
     from yoloyard.training.launch import command, launch
     from yoloyard.training.parallel import is_one_of_several
@@ -64,9 +64,11 @@ def train(
     given = own_words(read_words(config), config) if config else {}
     given |= {name: value for name, value in words.items() if value is not None}
     if not is_one_of_several():
+        given = checked_words(TrainConfig, given)
         _, facts = checkpoint_of(given, resume)
         if (count := num_processes(given, facts)) > 1:
-            sys.exit(launch(count, command(given, resume), lambda line: print(f"yoloyard: {line}", file=sys.stderr)))
+            arguments = [*command(given, resume), *(["--debug"] if "--debug" in sys.argv else [])]
+            sys.exit(launch(count, arguments, lambda line: print(f"yoloyard: {line}", file=sys.stderr)))
     run(given, resume)
 
 

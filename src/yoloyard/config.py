@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -102,7 +103,7 @@ class TrainConfig:
     epochs: int = word(100, "epochs", 1)
     batch: int = word(16, "images of one step", 1)
     imgsz: int = word(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
-    device: str = word("auto", "auto, cpu, cuda, 0, mps, or several: 0,1")
+    device: str = word("auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True)
     processes: int = word(1, "processes that share a batch, on cpu or with a GPU each", 1)
     sync_bn: bool = word(False, "batch normalisation over all processes' pictures (GPUs only)")
     workers: int = word(8, "processes that load images (0: load in the training process)", 0)
@@ -199,6 +200,12 @@ def with_words(config: Config, words: Mapping[str, Any]) -> Config:
     return _replace(config, changes)
 
 
+def checked_words(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
+    """The words under their own names, with values as a configuration holds them. Raises UsageError as with_words."""
+    values = to_words(with_words(tree(), words))
+    return {name: values[name] for name in normal_words(tree, words)}
+
+
 def read_words(path: Path) -> dict[str, Any]:
     """The words of a YAML file. Raises UsageError with the line if it is broken."""
     try:
@@ -255,6 +262,8 @@ def _checked(leaf: Word, value: Any) -> Any:
     if type(value) not in allowed:
         expected = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
         raise UsageError(f"'{leaf.name}' must be {expected}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"'{leaf.name}' must be a finite number, not {value!r} ({leaf.help})")
     if isinstance(value, int | float) and not isinstance(value, bool):
         below = leaf.at_least is not None and not value >= leaf.at_least
         above = leaf.at_most is not None and not value <= leaf.at_most

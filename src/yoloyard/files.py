@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from yoloyard.errors import UserError
+from yoloyard.errors import UsageError, UserError
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -67,6 +67,8 @@ def restore_whole_folder(path: Path) -> None:
 
 def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
     """Make the folder `project/name`, or `name-2`, `name-3` ... where there is one already (unless `exist_ok`)."""
+    if name in ("", ".", "..") or os.sep in name:
+        raise UsageError(f"--name {name!r} must be a plain name; --project says in which folder")
     folder, number = project / name, 1
     try:
         project.mkdir(parents=True, exist_ok=True)

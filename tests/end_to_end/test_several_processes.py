@@ -63,6 +63,8 @@ def test_two_processes_train_resume_and_speak_once(data: Path) -> None:
         (["--device", "0,1"], "there is no device"),
         (["--device", "cpu,cpu", "--processes", "3"], "leave one out"),
         (["--sync-bn"], "--sync-bn is for GPUs"),
+        (["--time", "inf"], "must be a finite number"),
+        (["--name", "../elsewhere"], "must be a plain name"),
     ],
 )
 def test_what_can_not_be_shared_is_a_usage_error(data: Path, words: list[str], message: str) -> None:
@@ -128,12 +130,43 @@ def test_a_signal_stops_all_processes_at_the_same_step(data: Path, number: signa
 
 
 def test_a_time_limit_sets_the_number_of_epochs(data: Path, yoloyard: Command) -> None:
-    code, out, err = yoloyard("train", "--data", data, "--time", 0.0008, "--name", "timed", *TINY)
+    words = ["--time", 0.0008, "--name", "timed", "--warmup-epochs", 0, "--lr0", 0.01, *TINY]
+    code, out, err = yoloyard("train", "--data", data, *words)
     assert code == 0, err
     count = len(records("timed"))
     assert 1 <= count < 100
     assert f"of {count}" in out
-    assert records("timed")[-1]["lr/weight"] < records("timed")[0]["lr/weight"] or count == 1
+    # as the last epoch of a run of so many
+    assert records("timed")[-1]["lr/weight"] == pytest.approx(0.01 * (0.99 * (1 - (count - 1) / count) + 0.01))
+
+
+def test_the_time_of_a_part_of_an_epoch_counts(data: Path) -> None:
+    run = start("train", "--data", data, "--epochs", 500, "--val-period", 200, "--name", "stopped", *TINY)
+    assert run.stdout is not None
+    while "epoch 2/" not in run.stdout.readline():
+        pass
+    os.kill(run.pid, signal.SIGHUP)  # as when the terminal is closed
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGHUP, err
+    progress = read_facts(Path("runs/stopped/checkpoints/last"))["progress"]
+    assert progress["seconds"] > sum(record["speed/seconds"] for record in records("stopped"))
+    fewer = start("train", "--resume", "runs/stopped", "--epochs", 1)
+    assert "would be fewer" in fewer.communicate()[1]
+    # nothing was validated yet, and a weight file of the run names the run as well
+    last = start("train", "--resume", "runs/stopped/weights/last.safetensors", "--epochs", progress["epoch"] + 1)
+    _, err = last.communicate()
+    assert last.returncode == 0, err
+    assert Path("runs/stopped/report.html").exists()
+    assert Path("runs/stopped/weights/best.safetensors").exists()
+
+
+def test_lists_in_a_settings_file_reach_the_processes(data: Path) -> None:
+    Path("my.yaml").write_text(f"data: {data}\nclasses: [scratch, stain]\ndevice: [cpu, cpu]\nepochs: 1\n")
+    done = start("train", "--config", "my.yaml", *TINY[: TINY.index("--device")])
+    out, err = done.communicate()
+    assert done.returncode == 0, err
+    assert "classes scratch, stain alone" in out
+    assert "2 x cpu" in out
 
 
 def test_validation_comes_every_few_epochs_and_at_the_end(data: Path, yoloyard: Command) -> None:

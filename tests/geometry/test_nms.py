@@ -11,8 +11,8 @@ from yoloyard.nms import suppress
 def greedy_loop(boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, iou: float, most: int) -> list[int]:
     kept: list[int] = []
     for i in scores.sort(descending=True, stable=True).indices.tolist():
-        rivals = [k for k in kept if labels[k] == labels[i]]
-        if all(float(pairwise_iou(boxes[k][None], boxes[i][None])) <= iou for k in rivals):
+        overlaps = pairwise_iou(boxes[kept], boxes[i][None])[labels[kept] == labels[i]]
+        if (overlaps <= iou).all():
             kept.append(i)
     return kept[:most]
 

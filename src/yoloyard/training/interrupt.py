@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks a run to finish its step and save, the second ends it at once."""
+"""Ctrl-C, SIGTERM, a closed terminal: the first asks a run to finish its step and save, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class InterruptRequest:
     def __enter__(self) -> InterruptRequest:
         # Python lets only the main thread handle signals; elsewhere whoever started the thread decides.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # the terminal is closed; nohup ignores it
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
                 self._former[number] = signal.signal(number, self._ask)
         return self
 

@@ -11,20 +11,19 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from yoloyard.config import NEWEST, TrainConfig, normal_words
+from yoloyard.config import NEWEST
 from yoloyard.device import choose_device
 from yoloyard.errors import UsageError
 
 
 def processes_wanted(words: Mapping[str, Any], saved: Mapping[str, Any]) -> int:
-    """How many processes the user's `words` ask for; `saved` is the configuration of a run that goes on.
+    """How many processes the user's checked `words` ask for; `saved` is the configuration of a run that goes on.
 
     `--device 0,1` means a process each. Raises UsageError if the two flags don't agree or a device is not there.
     """
-    given = normal_words(TrainConfig, words)
-    device = str(given.get("device", saved.get("device", "auto")))
+    device = words.get("device", saved.get("device", "auto"))
     devices = len(device.split(","))
-    count = int(given.get("processes", devices if "device" in given else saved.get("processes", devices)))
+    count = words.get("processes", devices if "device" in words else saved.get("processes", devices))
     if devices > 1 and count != devices:
         raise UsageError(f"--device {device} names {devices} devices, but --processes says {count}; leave one out")
     for local_rank in range(count):
@@ -62,6 +61,9 @@ def launch(count: int, arguments: list[str], say: Callable[[str], None]) -> int:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     # Each process would otherwise take all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    options: dict[str, Any] = {}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and "signals_to_handle" in LaunchConfig.__dataclass_fields__:
+        options["signals_to_handle"] = "SIGTERM,SIGINT,SIGQUIT"  # started with nohup
     with tempfile.TemporaryDirectory() as folder:
         config = LaunchConfig(
             min_nodes=1,
@@ -72,6 +74,7 @@ def launch(count: int, arguments: list[str], say: Callable[[str], None]) -> int:
             rdzv_endpoint="localhost:0",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=folder),
+            **options,
         )
         try:
             elastic_launch(config, sys.executable)("-m", "yoloyard", *arguments)

@@ -1,8 +1,8 @@
 """Several processes that train together: what the step must know of them, and how they wait, agree and fail.
 
 In one process all of it does nothing. Process (rank) 0 is the first: it alone writes and talks. A process that doesn't
-come to an exchange within `PATIENCE` ends the run, so whatever the first does alone, and may take long, is done inside
-`Team.first`, where the others wait as long as it shows signs of life.
+come to an exchange within `PATIENCE` ends the run, so whatever may take long, and not equally long, is done inside
+`Team.phase` or `Team.first`, where the others wait as long as there are signs of life.
 """
 
 from __future__ import annotations
@@ -64,6 +64,10 @@ def parallelize(model: nn.Module, device: torch.device) -> nn.Module:
     return wrapper(model, device_ids=devices, **options)
 
 
+class LostProcessError(RuntimeError):
+    """Another process has failed or shows no sign of life."""
+
+
 class Team:
     """The processes of a run. One process is a team of its own."""
 
@@ -72,7 +76,7 @@ class Team:
         self._store, self._host_group = store, host_group
         self._place = "the beginning"
         self.run_folder: Path | None = None  # for advice
-        self._turns = 0  # of the first, to number them alike in all processes
+        self._phases = 0  # counted alike in all processes
 
     @property
     def is_first(self) -> bool:
@@ -109,21 +113,26 @@ class Team:
         return values[0]  # type: ignore[return-value]
 
     @contextmanager
-    def first(self) -> Iterator[bool]:
-        """For work of the first alone, however long it takes: true there; at the end the others wait for it.
+    def phase(self) -> Iterator[None]:
+        """For work that may take long, and the processes unequally long: at its end each waits for all others.
 
-        Raises UserError in the others if the first failed or shows no sign of life.
+        It waits as long as they show signs of life. Raises LostProcessError if one has failed or shows none.
         """
-        self._turns += 1
+        self._phases += 1
         if self._store is None:
-            yield True
-        elif self.is_first:
-            with self._signs_of_life():
-                yield True
-            self._store.set(f"turn/{self._turns}", "done")
-        else:
-            yield False
-            self._wait_for(f"turn/{self._turns}")
+            yield
+            return
+        with self._signs_of_life():
+            yield
+        self._store.set(f"phase/{self._phases}/{self.rank}", "done")
+        for rank in range(self.size):
+            self._wait_for(rank, f"phase/{self._phases}/{rank}")
+
+    @contextmanager
+    def first(self) -> Iterator[bool]:
+        """A phase for work of the first alone: true there; at the end the others wait for it."""
+        with self.phase():
+            yield self.is_first
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -134,6 +143,10 @@ class Team:
             if self.is_first:
                 raise
             raise SilentError(str(stopped), stopped.exit_code) from stopped
+        except KeyboardInterrupt:  # before training has begun
+            if self.is_first:
+                raise
+            raise SilentError("stopped", 128 + signal.SIGINT) from None
         except Exception as error:
             if self._store is None:
                 raise
@@ -148,7 +161,7 @@ class Team:
             while not done.wait(LOOK_SECONDS):
                 number += 1
                 assert self._store is not None
-                self._store.set("alive/0", str(number))
+                self._store.set(f"alive/{self.rank}", f"{self._phases} {number}")
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -158,18 +171,18 @@ class Team:
             done.set()
             thread.join()
 
-    def _wait_for(self, key: str) -> None:
+    def _wait_for(self, rank: int, key: str) -> None:
         assert self._store is not None
         sign, seen = b"", time.monotonic()
         while not self._store.check([key]):
-            if self._store.check(["failed/0"]):
-                raise RuntimeError("process 0 has failed")
-            latest = self._store.get("alive/0") if self._store.check(["alive/0"]) else b""
+            if self._store.check([f"failed/{rank}"]):
+                raise LostProcessError(f"process {rank} has failed")
+            latest = self._store.get(f"alive/{rank}") if self._store.check([f"alive/{rank}"]) else b""
             if latest != sign:
                 sign, seen = latest, time.monotonic()
             if time.monotonic() - seen > PATIENCE:
-                raise RuntimeError("process 0 shows no sign of life")
-            time.sleep(LOOK_SECONDS / 10)
+                raise LostProcessError(f"process {rank} shows no sign of life")
+            time.sleep(LOOK_SECONDS / 50)
 
     def _explained(self, error: Exception) -> Exception:
         """Which process is to blame, as an error for the person at the keyboard."""
@@ -257,9 +270,9 @@ def leave_team() -> None:
 
 def _is_of_communication(error: Exception) -> bool:
     """Did another process cause it? gloo raises plain RuntimeErrors, so their text tells."""
-    if isinstance(error, dist.DistError):
+    if isinstance(error, dist.DistError | LostProcessError):
         return True
-    marks = ("gloo", "Connection closed by peer", "Connection reset", "Timed out waiting", "process 0 ")
+    marks = ("gloo", "Connection closed by peer", "Connection reset", "Timed out waiting")
     return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
 
 

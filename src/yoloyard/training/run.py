@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from yoloyard.config import NEWEST, TrainConfig, normal_words, with_words
+from yoloyard.config import NEWEST, TrainConfig, checked_words
 from yoloyard.device import choose_device
 from yoloyard.errors import UsageError
 from yoloyard.training.checkpoint import read_facts
@@ -30,6 +30,7 @@ def train(
     In several processes each of them calls this. Raises UsageError or UserError with what to do, Interrupted after
     Ctrl-C.
     """
+    words = checked_words(TrainConfig, words)
     folder, facts = checkpoint_of(words, resume)
     count = num_processes(words, facts)
     if count > 1 and not is_one_of_several():
@@ -46,8 +47,8 @@ def train(
             elif is_first:
                 setup = prepare(words, device, team.size, monitor.say, transform)
         shared = team.share((setup.folder, setup.facts(), setup.config) if setup else None)
-        if setup is None:
-            setup = rebuild(*shared, device, transform)
+        with team.phase():
+            setup = setup or rebuild(*shared, device, transform)
         monitor.folder = setup.folder
         result = fit(setup, monitor, team, facts)
     leave_team()
@@ -55,10 +56,17 @@ def train(
 
 
 def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[Path, dict[str, Any] | None]:
-    """The folder of the run that goes on and the facts of its last checkpoint; no facts for a new run."""
+    """The folder of the run that goes on and the facts of its last checkpoint; no facts for a new run.
+
+    `words` here and below are checked ones.
+    """
     if resume is None:
         return Path(), None
-    folder = newest_run(Path(words.get("project", "runs"))) if resume == NEWEST else Path(resume)
+    if resume == NEWEST:
+        folder = newest_run(Path(words.get("project", "runs")))
+    else:  # the run folder, or a weight file or checkpoint in it
+        named = Path(resume)
+        folder = next((each for each in (named, *named.parents[:2]) if (each / "checkpoints" / "last").exists()), named)
     return folder, read_facts(folder / "checkpoints" / "last")
 
 
@@ -69,9 +77,8 @@ def num_processes(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> 
 
 def device_word(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
     """What was said of the device: now, or when the run that goes on began."""
-    given = normal_words(TrainConfig, words)
     saved = facts["config"]["device"] if facts else TrainConfig().device
-    return with_words(TrainConfig(), {"device": given.get("device", saved)}).device
+    return str(words.get("device", saved))
 
 
 def newest_run(project: Path) -> Path:

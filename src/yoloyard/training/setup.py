@@ -185,10 +185,13 @@ def prepare_resume(
     config = with_words(saved, changes | {"processes": num_processes})
     if config.batch % num_processes:
         raise UsageError(f"the batch of {config.batch} can't be shared evenly by {num_processes} processes")
-    is_over = facts["progress"]["epoch"] >= config.epochs or (config.time is not None and config.time == saved.time)
+    done = facts["progress"]["epoch"]
+    if "epochs" in given and config.epochs < done:
+        raise UsageError(f"{folder} has had {done} epochs; --epochs {config.epochs} would be fewer")
+    is_over = done >= config.epochs or (config.time is not None and config.time == saved.time)
     if is_over and (folder / "report.html").exists():
         raise UsageError(
-            f"{folder} is finished after {facts['progress']['epoch']} epochs; extend it with --resume {folder} "
+            f"{folder} is finished after {done} epochs; extend it with --resume {folder} "
             + ("--time HOURS" if config.time else "--epochs N")
         )
     check_trackers(config)

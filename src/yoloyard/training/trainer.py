@@ -12,7 +12,7 @@ import json
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class Run:
     val_loader: ValLoader
     trackers: Trackers
     interrupt: InterruptRequest
+    since: float = field(default_factory=time.perf_counter)  # up to which `Progress.seconds` counts
 
     @property
     def epochs(self) -> int:
@@ -100,12 +101,10 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
             go_on(run, checkpoint)
         try:
             while run.state.progress.epoch < run.epochs and not is_exhausted(run):
-                started = time.perf_counter()
                 speed = train_epoch(run)
-                fit_epochs_to_time(run, time.perf_counter() - started)
+                fit_epochs_to_time(run, run.state.progress.epoch + 1)
                 is_due = is_to_be_validated(run)
                 metrics, predictions = validate(run, run.state.update.ema.model) if is_due else (None, {})
-                run.state.progress.seconds += time.perf_counter() - started
                 end_epoch(run, metrics, predictions, speed)
             return finish(run)
         finally:
@@ -123,27 +122,28 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     if config.sync_bn and team.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     stride = max(model.strides)
-    train_loader = make_train_loader(
-        setup.train_index,
-        config,
-        team.rank,
-        team.size,
-        pin_memory,
-        stride=stride,
-        transform=setup.transform,
-        say=monitor.say,
-    )
-    val_loader = make_val_loader(
-        setup.val_index,
-        config.imgsz,
-        validation_batch(config),
-        stride=stride,
-        workers=config.workers,
-        rank=team.rank,
-        world_size=team.size,
-        pin_memory=pin_memory,
-        say=monitor.say,
-    )
+    with team.phase():  # which `cache` makes a long one
+        train_loader = make_train_loader(
+            setup.train_index,
+            config,
+            team.rank,
+            team.size,
+            pin_memory,
+            stride=stride,
+            transform=setup.transform,
+            say=monitor.say,
+        )
+        val_loader = make_val_loader(
+            setup.val_index,
+            config.imgsz,
+            validation_batch(config),
+            stride=stride,
+            workers=config.workers,
+            rank=team.rank,
+            world_size=team.size,
+            pin_memory=pin_memory,
+            say=monitor.say,
+        )
     network = parallelize(model, device)
     schedule = Schedule(config.optimization, config.epochs, len(train_loader), config.batch)
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
@@ -175,7 +175,7 @@ def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
     planned = int(checkpoint["config"]["epochs"])
     if planned != config.epochs or config.time != checkpoint["config"]["time"]:
         progress.planned_epochs = 0
-    fit_epochs_to_time(run, 0.0)
+    fit_epochs_to_time(run, progress.epoch)
     run.monitor.read_records(progress.epoch)
     run.monitor.say(f"going on in epoch {progress.epoch + 1} of {run.epochs}, after {progress.position} images of it")
     if planned != config.epochs:
@@ -197,10 +197,10 @@ def train_epoch(run: Run) -> dict[str, float]:
     unchecked: tuple[Verdict, list[int]] | None = None  # an update that the device may still be busy with
     images: list[int] = []  # that the next update learns from
     batches = run.train_loader.epoch(progress.epoch, progress.position, run.epochs)
+    run.team.at(place_of(run))
     with run.monitor.bar(f"epoch {progress.epoch + 1}/{run.epochs}", len(run.train_loader)) as bar:
         while not is_asked_to_stop(run) and (batch := stopwatch.wait_for(batches)) is not None:
             number = progress.epoch * len(run.train_loader) + progress.position // config.batch
-            run.team.at(f"epoch {progress.epoch + 1}, step {progress.position // config.batch + 1}")
             if number < BATCHES_TRACKED:
                 run.trackers.training_batch(batch, setup.names, number)
             run.schedule.apply(update.optimizer, number)
@@ -209,6 +209,7 @@ def train_epoch(run: Run) -> dict[str, float]:
                 run.network, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
             )
             progress.position += config.batch
+            run.team.at(place_of(run))
             images += batch.source_ids
             outcome = None
             update.watch(losses)
@@ -296,12 +297,25 @@ def stop_if_asked(run: Run) -> None:
     )
 
 
-def fit_epochs_to_time(run: Run, seconds: float) -> None:
-    """With `--time`, fit the number of epochs to the hours; `seconds` were spent on the epoch that is about to end."""
+def place_of(run: Run) -> str:
+    """Where training is, for messages."""
+    progress = run.state.progress
+    return f"epoch {progress.epoch + 1}, step {progress.position // run.setup.config.batch + 1}"
+
+
+def count_time(run: Run) -> None:
+    """Add the time since the last call to the run's."""
+    now = time.perf_counter()
+    run.state.progress.seconds += now - run.since
+    run.since = now
+
+
+def fit_epochs_to_time(run: Run, done: int) -> None:
+    """With `--time`, fit the number of epochs to the hours, after `done` of them."""
     config, progress = run.setup.config, run.state.progress
     if config.time is not None:
-        spent = run.team.share(progress.seconds + seconds)
-        done = progress.epoch + (seconds > 0)
+        count_time(run)
+        spent = run.team.share(progress.seconds)
         fitting = int(config.time * 3600 * done / spent) if done else config.epochs
         progress.planned_epochs = max(done, min(fitting, config.epochs) if "epochs" in run.setup.given else fitting, 1)
     run.schedule = dataclasses.replace(run.schedule, epochs=run.epochs)
@@ -328,7 +342,8 @@ def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detection
                 bar.show(done, "", memory_gigabytes(setup.device))
             return run.interrupt.signal is None
 
-        own = predict_all(detector, run.val_loader, config.evaluation, setup.device, setup.precision, goes_on)
+        with team.phase():
+            own = predict_all(detector, run.val_loader, config.evaluation, setup.device, setup.precision, goes_on)
     stop_if_asked(run)
     predictions: dict[int, Detections] = {}
     for part in team.gather(own):
@@ -390,6 +405,7 @@ def save(run: Run) -> None:
     setup = run.setup
     if run.state.update.drop_bad_gradients():
         run.monitor.tell(AlertRaised("accumulated gradients are not finite; they are dropped"))
+    count_time(run)
     run.state.update.even_out_statistics()
     with run.team.first() as is_first:
         if is_first:
@@ -411,6 +427,13 @@ def finish(run: Run) -> Result:
     """Evaluate the best weights once more, write the report, say where everything is."""
     setup, monitor, progress = run.setup, run.monitor, run.state.progress
     best, report = setup.folder / "weights" / "best.safetensors", setup.folder / "report.html"
+    if progress.best is None:  # the run ended before its first validation
+        average = run.state.update.ema.model
+        found, _ = validate(run, average)
+        with run.team.first() as is_first:
+            if is_first:
+                save_run_weights(best, setup, average, progress.epoch, found)
+    count_time(run)
     detector, metadata = load_model(best)
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     metrics, predictions = validate(run, detector)
