@@ -31,7 +31,7 @@ from yoloyard.errors import UserError
 from yoloyard.files import write_whole, write_whole_text
 
 # Part of the cache's key: raise it whenever what is stored, or how labels are understood, changes.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KEPT_CACHES = 50
 KEPT_LOCK_SECONDS = 86400
 READING_THREADS = 4  # files on network disks come one round trip each
