@@ -95,6 +95,21 @@ def test_a_class_that_is_not_there_is_an_error(classes: str, message: str) -> No
         class_numbers(classes, ("dent", "scratch"))
 
 
+def test_a_number_that_is_the_name_of_another_class_is_refused() -> None:
+    names = ("1", "2", "3")
+    assert class_numbers("0", names) == (0,)
+    with pytest.raises(UsageError, match=r"--classes 1: 1 is the name of class 0 and the number of class 1 \('2'\)"):
+        class_numbers("1", names)
+    with pytest.raises(UsageError, match=r"--classes 3: 2 is the name of class 1 and the number of class 2 \('3'\)"):
+        class_numbers("3", names)
+    assert class_numbers("2,0", ("0", "1", "2")) == (0, 2)
+
+
+def test_a_name_may_have_a_comma() -> None:
+    assert class_numbers(" dent, deep ", ("scratch", "dent, deep", "deep")) == (1,)
+    assert class_numbers("deep,scratch", ("scratch", "dent, deep", "deep")) == (0, 2)
+
+
 def test_nothing_left_is_an_error(index: Index) -> None:
     only_dents = dataclasses.replace(index, labels=np.zeros_like(index.labels), folder=None)
     with pytest.raises(
