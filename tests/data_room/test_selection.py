@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+import os
 import pickle
 
 import numpy as np
 import pytest
 
+from yoloyard.data import index as index_module
 from yoloyard.data.index import Index, find_index
 from yoloyard.data.selection import class_numbers, select
 from yoloyard.errors import UsageError, UserError
@@ -79,6 +81,22 @@ def test_a_damaged_selection_is_made_anew(index: Index) -> None:
     assert find_index(folder) is None
     assert select(index, "1").labels.tolist() == [1] * int((index.labels == 1).sum())
     assert find_index(folder) is not None
+
+
+def test_selections_in_use_and_what_others_write_are_not_forgotten(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "KEPT_CACHES", 2)
+    used, unused = select(index, "0").folder, index.folder
+    assert used is not None
+    assert unused is not None
+    other = used.with_name(".new-other")
+    other.mkdir()
+    for day, folder in enumerate((other, used, unused)):
+        os.utime(folder, (day, day))
+    select(index, "0")
+    new = select(index, "1").folder
+    assert {folder for folder in used.parent.iterdir() if folder.is_dir()} == {used, new, other}
 
 
 @pytest.mark.parametrize(

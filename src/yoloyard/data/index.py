@@ -146,9 +146,6 @@ def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
             if index is None:
                 index = _build(spec, split, sources, files, say)
                 index = save_index(index, folder) if len(index.boxes) else index  # an empty file can't be mapped
-    else:
-        with contextlib.suppress(OSError):  # a cache that is only for reading is as good
-            os.utime(folder)
     return index
 
 
@@ -387,11 +384,14 @@ def save_index(index: Index, folder: Path) -> Index:
 
 
 def find_index(folder: Path) -> Index | None:
-    """The index that was saved in `folder`, None if there is none or if it isn't whole."""
+    """The index that was saved in `folder`, None if there is none or if it isn't whole; its time of use is noted."""
     try:
-        return open_index(folder)
+        index = open_index(folder)
     except (OSError, ValueError, KeyError, EOFError, TypeError):
         return None
+    with contextlib.suppress(OSError):  # a cache that is only for reading is as good
+        os.utime(folder)
+    return index
 
 
 def _array_writer(array: np.ndarray) -> Callable[[Path], None]:
@@ -403,7 +403,9 @@ def _array_writer(array: np.ndarray) -> Callable[[Path], None]:
 
 
 def _forget_old_caches(parent: Path) -> None:
-    caches = sorted((each for each in parent.iterdir() if each.is_dir()), key=lambda each: each.stat().st_mtime)
+    # Folders that begin with a dot are being written by other processes.
+    folders = [each for each in parent.iterdir() if each.is_dir() and not each.name.startswith(".")]
+    caches = sorted(folders, key=lambda each: each.stat().st_mtime)
     for cache in caches[:-KEPT_CACHES]:
         shutil.rmtree(cache, ignore_errors=True)
     for lock in parent.glob("*.lock"):
