@@ -133,6 +133,13 @@ def test_where_pictures_were_looked_for_is_said(tmp_path: Path) -> None:
         load(tmp_path, "train: a.json\n")
 
 
+def test_a_set_that_loses_all_its_boxes_by_their_ids_says_so(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    write(tmp_path / "a.json", [image(1, "a.png")], [annotation(1, "1", 3, [1, 1, 5, 5])])
+    with pytest.raises(UserError, match="not a single label; .*first error: .* its image_id '1' is not a whole number"):
+        load(tmp_path, "train: a.json\n")
+
+
 WRONG = [
     (annotation(17, 1, 5, [1, 1, 5, 5]), "class unknown", "annotation id 17: category 5 is not one of the classes"),
     *(

@@ -161,7 +161,8 @@ def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
     require_pictures(index, spec, split)
     if not len(index.boxes):
         where = f"the labels of {index.paths[0]} were looked for in {find_sources(spec, split).label_place()}"
-        raise UserError(f"{spec.path}: the {len(index)} images of {split!r} have not a single label; {where}")
+        first = next((f"; first error: {problem}" for problem in index.problems if problem.is_error), "")
+        raise UserError(f"{spec.path}: the {len(index)} images of {split!r} have not a single label; {where}{first}")
 
 
 def pictures_folder() -> Path:
