@@ -245,7 +245,15 @@ def test_values_are_said_in_our_way(given: dict[str, Any], word: str, ours: Any)
 
 
 def test_everything_that_we_do_not_have_is_named_at_once() -> None:
-    changes = {"copy_paste": 0.3, "cutmix": 0.1, "batch": -1, "optimizer": "NAdam", "cache": "disk", "cls_pw": 0.5}
+    changes = {
+        "copy_paste": 0.3,
+        "cutmix": 0.1,
+        "batch": -1,
+        "optimizer": "NAdam",
+        "cache": "disk",
+        "cls_pw": 0.5,
+        "device": -1,
+    }
     with pytest.raises(UsageError) as error:
         read(ARGS, **changes, freeze=[3, 4], sharpness=2)
     message = str(error.value)
@@ -258,10 +266,27 @@ def test_everything_that_we_do_not_have_is_named_at_once() -> None:
         "optimizer: NAdam (there are auto, SGD, AdamW)",
         "cache: disk (there are ram and false)",
         "cls_pw: 0.5 (without it: 0)",
+        "device: -1 (an idle GPU that is found automatically; say which, such as 0)",
         "freeze: [3, 4] (the first N layers only)",
         "sharpness: 2 (not known here)",
     ):
         assert part in message
+
+
+@pytest.mark.parametrize("text", [ARGS, OPT + HYP + "hyp: {}"])
+def test_rect_is_without_mosaic_and_mixup_whatever_is_stated(text: str) -> None:
+    assert {"mosaic", "mixup"} <= read(text).keys()
+    assert not {"mosaic", "mixup"} & read(text, rect=True).keys()
+
+
+@pytest.mark.parametrize("device", ["-1", [-1, -1], "0,-1"])
+def test_a_device_that_is_found_automatically_is_named(device: object) -> None:
+    with pytest.raises(UsageError, match="an idle GPU that is found automatically"):
+        read(ARGS, device=device)
+
+
+def test_no_save_period_says_nothing() -> None:
+    assert "save_period" not in read(ARGS, save_period=None)
 
 
 def test_a_run_for_another_task_is_refused() -> None:

@@ -58,6 +58,25 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def fill_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary folder in the empty folder `path`, then move what it holds up, files last.
+
+    The folder stays the same one: it may be where a disk is mounted, or where a shell is.
+    """
+    temporary = path / ".new.tmp"
+    try:
+        temporary.mkdir()
+        write(temporary)
+        for part in sorted(temporary.iterdir(), key=lambda each: each.is_file()):
+            _sync(part)
+            part.rename(path / part.name)
+        _sync_folder(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def restore_whole_folder(path: Path) -> None:
     """Undo a `write_whole_folder` that was killed between its two renames."""
     old = path.with_name(f".{path.name}.old")

@@ -69,6 +69,8 @@ def _translated(words: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[
             complaints.append(f"{name}: {_yaml(value)} (without it: {_yaml(neutral[0])})")
     if words.get("pretrained") is False and "model" in ours:  # a weight file that only names its network
         ours["model"] = PurePath(ours["model"]).stem
+    if words.get("rect"):  # without these two, there as here, whatever the file states for them
+        ours = {name: value for name, value in ours.items() if name not in ("mosaic", "mixup")}
     if complaints:
         raise UsageError(
             f"{path} is from {dialect.project} and has what yoloyard has not: {'; '.join(complaints)}. "
@@ -85,6 +87,8 @@ def _complaint(name: str, value: Any) -> str | None:
         return f"optimizer: {_yaml(value)} (there are {', '.join(OPTIMIZERS)})"
     if name == "cache" and value == "disk":
         return "cache: disk (there are ram and false)"
+    if name == "device" and "-1" in _device(value).get("device", "").replace(" ", "").split(","):
+        return f"device: {_yaml(value)} (an idle GPU that is found automatically; say which, such as 0)"
     if name == "imgsz" and not isinstance(value, int):
         return f"imgsz: {_yaml(value)} (one number only)"
     if name == "freeze" and isinstance(value, list) and len(value) > 1 and value != list(range(len(value))):
@@ -111,7 +115,7 @@ def _cache(value: Any) -> dict[str, Any]:
 
 
 def _save_period(value: Any) -> dict[str, Any]:
-    return {"save_period": max(value, 0)}
+    return {} if value is None else {"save_period": max(value, 0)}
 
 
 def _freeze(value: Any) -> dict[str, Any]:

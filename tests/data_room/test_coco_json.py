@@ -28,7 +28,7 @@ def picture(path: Path, width: int = 40, height: int = 30) -> None:
     cv2.imwrite(str(path), np.zeros((height, width, 3), np.uint8))
 
 
-def image(number: int, name: str, **others: Any) -> dict[str, Any]:
+def image(number: float, name: str, **others: Any) -> dict[str, Any]:
     return {"id": number, "file_name": name, "width": 40, "height": 30, **others}
 
 
@@ -70,6 +70,16 @@ def test_boxes_ids_and_classes_are_those_of_the_file(tmp_path: Path) -> None:
     assert ignore.tolist() == [False, True, False]
     assert index.annotations(1)[0].tolist() == [[0, 0, 40, 30]]
     assert index.problems == ()
+
+
+def test_ids_may_be_written_as_floats(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    categories = [{"id": 2.0, "name": "dent"}, {"id": 1, "name": "crack"}]
+    annotations = [annotation(1, 1.0, 2, [1, 1, 5, 5]), annotation(2, 1, 2.0, [2, 2, 5, 5])]
+    write(tmp_path / "a.json", [image(1.0, "a.png")], annotations, categories)
+    index = load(tmp_path, "train: a.json\n")
+    assert (index.labels.tolist(), index.problems) == ([1, 1], ())
+    assert (index.source_ids.tolist(), index.category_ids.tolist()) == ([1], [1, 2])
 
 
 def test_names_of_the_data_yaml_win_and_are_found_by_name(tmp_path: Path) -> None:
@@ -123,8 +133,19 @@ def test_where_pictures_were_looked_for_is_said(tmp_path: Path) -> None:
         load(tmp_path, "train: a.json\n")
 
 
+def test_a_set_that_loses_all_its_boxes_by_their_ids_says_so(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    write(tmp_path / "a.json", [image(1, "a.png")], [annotation(1, "1", 3, [1, 1, 5, 5])])
+    with pytest.raises(UserError, match="not a single label; .*first error: .* its image_id '1' is not a whole number"):
+        load(tmp_path, "train: a.json\n")
+
+
 WRONG = [
     (annotation(17, 1, 5, [1, 1, 5, 5]), "class unknown", "annotation id 17: category 5 is not one of the classes"),
+    *(
+        (annotation(17, 1, wrong, [1, 1, 5, 5]), "label malformed", f"its category_id {wrong!r} is not a whole number")
+        for wrong in ("3", 3.5, [3], True, None)
+    ),
     (annotation(17, 1, 3, [1, 1, -5, 5]), "box without area", "annotation id 17: the size -5 5 is negative"),
     (
         annotation(17, 1, 3, [1, 1, 45, 5]),
@@ -166,6 +187,8 @@ def test_what_is_left_out_alone_is_named(tmp_path: Path) -> None:
         annotation(3, 1, 7, [1, 1, 5, 5]),
         annotation(4, 1, 3, [1, 1, 0, 5]),
         annotation(5, 99, 3, [1, 1, 5, 5]),
+        *(annotation(6 + row, wrong, 3, [1, 1, 5, 5]) for row, wrong in enumerate(("1", 1.5, [1], True))),
+        annotation(10, 3, 3, [1, 1, 5, 5]),  # of an image that is named already
         "x",
     ]
     file = write(tmp_path / "a.json", images, annotations)
@@ -176,11 +199,16 @@ def test_what_is_left_out_alone_is_named(tmp_path: Path) -> None:
         "image id 4: it has no file_name; image skipped",
         "images[4]: its id is not a whole number; image skipped",
         "annotation id 5: image id 99 is not among its images; annotation left out",
-        "annotations[5]: it names no image_id; annotation left out",
+        "annotation id 6: its image_id '1' is not a whole number; annotation left out",
+        "annotation id 7: its image_id 1.5 is not a whole number; annotation left out",
+        "annotation id 8: its image_id [1] is not a whole number; annotation left out",
+        "annotation id 9: its image_id True is not a whole number; annotation left out",
+        "annotations[10]: it names no image_id; annotation left out",
         "annotation id 2: the image has an annotation that says the same; annotation left out",
         "annotation id 4: the box has no area; annotation left out",
         "image id 2: it says 30x40 pixels, turned.png has 40x30; image skipped",
     ]
+    assert {problem.kind for problem in index.problems[3:9]} == {"label malformed"}  # boxes are lost
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,35 @@ def test_a_folder_with_something_in_it_is_refused_and_a_failure_leaves_nothing(s
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "set"]
 
 
+def test_an_empty_folder_is_filled_and_stays_the_same(
+    spec: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, link = tmp_path / "disk/empty", tmp_path / "link"
+    folder.mkdir(parents=True)
+    link.symlink_to(folder)
+    same = folder.stat().st_ino
+    assert len(load_index(read_data_yaml(convert(spec, link, "yolo", print)), "train")) == 4
+    assert link.is_symlink()
+    assert folder.stat().st_ino == same
+    assert sorted(path.name for path in folder.iterdir()) == ["data.yaml", "images", "labels"]
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    convert(spec, Path(), "coco", print)
+    assert sorted(os.listdir()) == ["annotations", "data.yaml", "images"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["empty"]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_folder_inside_the_data_set_is_refused(spec: DataSpec, made: bool) -> None:
+    out = spec.root / "images/val/converted"
+    if made:
+        out.mkdir()
+    with pytest.raises(UsageError, match=r"converted is in \S+images/val and would become part of the data set"):
+        convert(spec, out, "coco", print)
+    assert out.exists() == made
+
+
 def test_the_command_lists_what_it_left_out(spec: DataSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     label = spec.root / "labels/train/a/1.txt"
     label.write_text("9 0.5 0.5 0.5 0.5\n")

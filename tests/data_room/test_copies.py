@@ -115,6 +115,22 @@ def test_unusable_pictures_and_empty_lists_are_passed_over(train: list[Path], tm
     assert find_copies(train, [], None) == []
 
 
+def test_a_file_that_is_removed_meanwhile_is_no_copy(
+    parts: list[np.ndarray], train: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (val,) = write(tmp_path / "val", parts[:1], 75)
+    assert len(find_copies(train, [val], None)) == 1
+
+    def decode_and_lose(path: Path) -> np.ndarray:
+        image = decode_image(path)
+        if path == val:
+            path.unlink()
+        return image
+
+    monkeypatch.setattr(copies_module, "decode_image", decode_and_lose)
+    assert find_copies(train, [val], None) == []
+
+
 def test_what_has_not_changed_is_not_compared_again(
     train: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+import os
 import pickle
 
 import numpy as np
 import pytest
 
+from yoloyard.data import index as index_module
 from yoloyard.data.index import Index, find_index
 from yoloyard.data.selection import class_numbers, select
 from yoloyard.errors import UsageError, UserError
@@ -81,6 +83,22 @@ def test_a_damaged_selection_is_made_anew(index: Index) -> None:
     assert find_index(folder) is not None
 
 
+def test_selections_in_use_and_what_others_write_are_not_forgotten(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "KEPT_CACHES", 2)
+    used, unused = select(index, "0").folder, index.folder
+    assert used is not None
+    assert unused is not None
+    other = used.with_name(".new-other")
+    other.mkdir()
+    for day, folder in enumerate((other, used, unused)):
+        os.utime(folder, (day, day))
+    select(index, "0")
+    new = select(index, "1").folder
+    assert {folder for folder in used.parent.iterdir() if folder.is_dir()} == {used, new, other}
+
+
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
@@ -93,6 +111,21 @@ def test_a_damaged_selection_is_made_anew(index: Index) -> None:
 def test_a_class_that_is_not_there_is_an_error(classes: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         class_numbers(classes, ("dent", "scratch"))
+
+
+def test_a_number_that_is_the_name_of_another_class_is_refused() -> None:
+    names = ("1", "2", "3")
+    assert class_numbers("0", names) == (0,)
+    with pytest.raises(UsageError, match=r"--classes 1: 1 is the name of class 0 and the number of class 1 \('2'\)"):
+        class_numbers("1", names)
+    with pytest.raises(UsageError, match=r"--classes 3: 2 is the name of class 1 and the number of class 2 \('3'\)"):
+        class_numbers("3", names)
+    assert class_numbers("2,0", ("0", "1", "2")) == (0, 2)
+
+
+def test_a_name_may_have_a_comma() -> None:
+    assert class_numbers(" dent, deep ", ("scratch", "dent, deep", "deep")) == (1,)
+    assert class_numbers("deep,scratch", ("scratch", "dent, deep", "deep")) == (0, 2)
 
 
 def test_nothing_left_is_an_error(index: Index) -> None:

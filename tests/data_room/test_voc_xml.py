@@ -68,6 +68,8 @@ def test_repeated_and_flat_objects_are_left_out_and_named() -> None:
         (voc(size=(40, 30)), "image size differs", ": it says 30x40 pixels, the picture has 40x30"),
         (voc()[:-3], "label malformed", ":4: not valid XML (unclosed token)"),
         (b"", "label malformed", ":1: not valid XML"),
+        (b"<html><body>404</body></html>", "label malformed", ": its root is <html>, not <annotation>"),
+        (b"<annotations><image/></annotations>", "label malformed", ": its root is <annotations>, not <annotation>"),
         (b"<?xml version='1.0' encoding='klingon'?><annotation/>", "label malformed", "unknown encoding"),
         (
             b"<!DOCTYPE a [<!ENTITY x SYSTEM 'file:///etc/passwd'>]><annotation>&x;</annotation>",
@@ -83,6 +85,11 @@ def test_what_is_wrong_makes_the_picture_unusable(content: bytes, kind: str, mes
     assert problem.kind == kind
     assert message in str(problem)
     assert str(problem).startswith(str(FILE))
+
+
+def test_known_classes_are_listed_in_their_order() -> None:
+    (problem,) = parse_voc(FILE, voc(thing("hole", 1, 1, 5, 5)), ["dent", "scratch", "dent", "crack"], SIZE).problems
+    assert problem.what == "class 'hole' is not one of dent, scratch, crack"
 
 
 def write(path: Path, content: bytes | str) -> None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from yoloyard.errors import UserError
 
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
+_UNKNOWN_CLASS, _NO_CLASS = -1, -2  # in place of a label: the id of no class name, and no id at all
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class CocoSet:
     category_ids: list[int]  # of the class names; ids that the file hasn't got where it lacks a class
     annotation_names: list[str]  # n, for messages: annotation id 17
     image_rows: np.ndarray  # int64 (n,)
-    labels: np.ndarray  # int64 (n,); -1: not one of the class names
-    categories: list[object]  # n, how the file calls the class
+    labels: np.ndarray  # int64 (n,); negative: not one of the class names
+    categories: list[object]  # n, how the file calls the class; its id where that is not one of the categories
     boxes_xywh: np.ndarray  # float64 (n, 4) pixels; nan where there is no box
     ignore: np.ndarray  # bool (n,) crowds
     problems: list[Problem]
@@ -105,28 +106,34 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
     images = _images(path, tree.get("images"), problems)
     rows = {image_id: row for row, image_id in enumerate(images)}
     number = {name: label for label, name in reversed(list(enumerate(names)))}
-    label_of = {category: number.get(name, -1) for category, name in categories.items()}
+    label_of = {category: number.get(name, _UNKNOWN_CLASS) for category, name in categories.items()}
 
     annotations = tree.get("annotations", [])
     if not isinstance(annotations, list):
         raise UserError(f"{path}: annotations is not a list")
-    kept, where = [], []
+    left_out = {_whole_number(image.get("id")) for image in tree["images"] if isinstance(image, dict)} - rows.keys()
+    kept, where, image_rows, labels, called = [], [], [], [], []
     for position, annotation in enumerate(annotations):
         own = annotation if isinstance(annotation, dict) else {}
         name = f"annotation id {own['id']}" if "id" in own else f"annotations[{position}]"
-        image_id = own.get("image_id")
-        if isinstance(image_id, int) and image_id in rows:
+        image_id, category = _whole_number(own.get("image_id")), _whole_number(own.get("category_id"))
+        if image_id in rows:
             kept.append(own)
             where.append(name)
-        else:
-            what = f"image id {image_id} is not among its images" if "image_id" in own else "it names no image_id"
-            problems.append(Problem("label without image", f"{path} {name}", what, "annotation left out"))
+            image_rows.append(rows[image_id])
+            labels.append(_NO_CLASS if category is None else label_of.get(category, _UNKNOWN_CLASS))
+            called.append(own.get("category_id") if category is None else categories.get(category, category))
+        elif image_id is None or image_id not in left_out:  # images that are left out are named already
+            if image_id is not None:
+                what = f"image id {image_id} is not among its images"
+            elif "image_id" in own:
+                what = f"its image_id {own['image_id']!r} is not a whole number"
+            else:
+                what = "it names no image_id"
+            problems.append(Problem("label malformed", f"{path} {name}", what, "annotation left out"))
     boxes = [_box(annotation) for annotation in kept]
-    image_rows = np.array([rows[annotation["image_id"]] for annotation in kept], np.int64)
-    ids = [annotation.get("category_id") for annotation in kept]
-    labels = np.array([label_of.get(each, -1) if isinstance(each, int) else -1 for each in ids], np.int64)
     crowd = np.array([annotation.get("iscrowd") in (1, True) for annotation in kept], bool)
-    order = np.argsort(image_rows, kind="stable")
+    order = np.argsort(np.array(image_rows, np.int64), kind="stable")
     return CocoSet(
         path=path,
         image_ids=list(images),
@@ -134,9 +141,9 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
         image_sizes=np.array([[_side(image, "height"), _side(image, "width")] for image in images.values()]),
         category_ids=_category_ids(label_of, len(names)),
         annotation_names=[where[position] for position in order],
-        image_rows=image_rows[order],
-        labels=labels[order],
-        categories=[categories.get(ids[position], ids[position]) for position in order],
+        image_rows=np.array(image_rows, np.int64)[order],
+        labels=np.array(labels, np.int64)[order],
+        categories=[called[position] for position in order],
         boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4)[order],
         ignore=crowd[order],
         problems=problems,
@@ -181,7 +188,10 @@ def coco_labels(coco: CocoSet, sizes: np.ndarray) -> list[Labels]:
             own.problems.append(Problem("label twice", where, what, "annotation left out"))
         elif flat[position]:
             own.problems.append(Problem("box without area", where, "the box has no area", "annotation left out"))
-        elif labels[position] < 0:
+        elif labels[position] == _NO_CLASS:
+            what = f"its category_id {coco.categories[position]!r} is not a whole number"
+            own.refuse("label malformed", where, what)
+        elif labels[position] == _UNKNOWN_CLASS:
             own.refuse("class unknown", where, f"category {coco.categories[position]!r} is not one of the classes")
         elif missing[position]:
             own.refuse("label malformed", where, "it has neither a bbox of 4 numbers nor a polygon")
@@ -217,8 +227,8 @@ def _categories(path: Path, value: Any) -> dict[int, str]:
     found: dict[int, str] = {}
     for position, category in enumerate(value):
         own = category if isinstance(category, dict) else {}
-        number, name = own.get("id"), own.get("name")
-        if not _is_id(number) or not isinstance(name, str | int | float):
+        number, name = _whole_number(own.get("id")), own.get("name")
+        if number is None or not isinstance(name, str | int | float):
             raise UserError(f"{path}: categories[{position}] has no number as its id or no name")
         if number in found:
             raise UserError(f"{path}: two categories have the id {number}")
@@ -234,9 +244,9 @@ def _images(path: Path, value: Any, problems: list[Problem]) -> dict[int, dict[s
     by_name: dict[str, int] = {}
     for position, image in enumerate(value):
         own = image if isinstance(image, dict) else {}
-        number, name = own.get("id"), own.get("file_name")
-        where = f"{path} image id {number}" if _is_id(number) else f"{path} images[{position}]"
-        if not _is_id(number):
+        number, name = _whole_number(own.get("id")), own.get("file_name")
+        where = f"{path} images[{position}]" if number is None else f"{path} image id {number}"
+        if number is None:
             problems.append(Problem("label malformed", where, "its id is not a whole number", "image skipped"))
         elif not isinstance(name, str) or not name or "\0" in name:
             problems.append(Problem("label malformed", where, "it has no file_name", "image skipped"))
@@ -250,8 +260,12 @@ def _images(path: Path, value: Any, problems: list[Problem]) -> dict[int, dict[s
     return dict(sorted(found.items()))
 
 
-def _is_id(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+def _whole_number(value: Any) -> int | None:
+    """An id of at most 64 bits, 2.0 (as tables of floats are exported) being 2; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    number = int(value) if isinstance(value, int) or value.is_integer() else None
+    return number if number is not None and -(2**63) <= number < 2**63 else None
 
 
 def _side(image: dict[str, Any], side: str) -> float:

@@ -17,7 +17,7 @@ from yoloyard.data.layout import IMAGE_FOLDERS
 from yoloyard.data.voc_xml import format_voc
 from yoloyard.data.yolo_txt import format_yolo
 from yoloyard.errors import UsageError, UserError
-from yoloyard.files import write_whole_folder
+from yoloyard.files import fill_folder, write_whole_folder
 
 FORMATS = ("yolo", "coco", "voc")
 _IMAGE_FOLDER = {"yolo": "images", "coco": "images", "voc": "JPEGImages"}
@@ -27,14 +27,19 @@ def convert(spec: DataSpec, out: Path, to: str, say: Callable[[str], None]) -> P
     """Write all splits of `spec` to the folder `out` in the format `to` (yolo, coco, voc); gives the new data.yaml.
 
     Pictures are hard links, or copies where links can't be made. What the index leaves out is left out, and said. The
-    folder is written whole or not at all.
-    Raises UsageError if `to` is unknown or `out` holds something, UserError if the data can't be read or written.
+    folder is written whole or not at all; an empty one that is there already is filled, the data.yaml last.
+    Raises UsageError if `to` is unknown, or if `out` holds something or is in a folder of the data set, UserError if
+    the data can't be read or written.
     """
     if to not in FORMATS:
         raise UsageError(f"--to {to}: the formats are {', '.join(FORMATS)}")
-    out = Path(os.path.abspath(out))
+    out = Path(os.path.realpath(out))  # a link to an empty folder stays one
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} holds something already: name an empty or a new folder")
+    searched = [entry for entries in spec.splits.values() for entry in entries if entry.coco is None]
+    for folder in [path for entry in searched for path in (entry.path, entry.labels) if path is not None]:
+        if folder.is_dir() and out.is_relative_to(os.path.realpath(folder)):
+            raise UsageError(f"{out} is in {folder} and would become part of the data set: name a folder outside")
     indexes = {split: read_split(spec, split, say) for split in spec.splits}
     for split, index in indexes.items():
         require_pictures(index, spec, split)
@@ -46,7 +51,10 @@ def convert(spec: DataSpec, out: Path, to: str, say: Callable[[str], None]) -> P
         text = yaml.safe_dump(data | {"names": list(spec.names)}, sort_keys=False, allow_unicode=True)
         (folder / "data.yaml").write_text(text, encoding="utf-8")
 
-    write_whole_folder(out, write)
+    if out.exists():
+        fill_folder(out, write)
+    else:
+        write_whole_folder(out, write)
     for split, index in indexes.items():
         for problem in index.problems:
             say(f"{split}: {problem}")

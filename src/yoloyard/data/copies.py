@@ -168,13 +168,14 @@ def _same_picture(first: Path, second: Path, orientation: tuple[bool, int]) -> s
     """How `second`, laid in `orientation`, is the same picture as `first`; empty if it isn't."""
     try:
         one, other = decode_image(first), np.ascontiguousarray(turned(decode_image(second), orientation))
-    except UserError:
-        return ""  # changed since it was examined: nothing can be said
+        qualities = _quality(first), _quality(second)
+    except (UserError, OSError):
+        return ""  # changed or removed since it was examined: nothing can be said
     resized = one.shape != other.shape
     if resized or ORIENTATIONS[orientation]:
         same = _like(_grey(one), _grey(other))
     else:
-        same = _is_encoding(one, _quality(first), other, _quality(second))
+        same = _is_encoding(one, qualities[0], other, qualities[1])
     words = [word for word in (ORIENTATIONS[orientation], "resized" if resized else "") if word]
     return f"the same picture ({', '.join(words or ['encoded again'])})" if same else ""
 

@@ -31,7 +31,7 @@ from yoloyard.errors import UserError
 from yoloyard.files import write_whole, write_whole_text
 
 # Part of the cache's key: raise it whenever what is stored, or how labels are understood, changes.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KEPT_CACHES = 50
 KEPT_LOCK_SECONDS = 86400
 READING_THREADS = 4  # files on network disks come one round trip each
@@ -146,9 +146,6 @@ def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
             if index is None:
                 index = _build(spec, split, sources, files, say)
                 index = save_index(index, folder) if len(index.boxes) else index  # an empty file can't be mapped
-    else:
-        with contextlib.suppress(OSError):  # a cache that is only for reading is as good
-            os.utime(folder)
     return index
 
 
@@ -164,7 +161,8 @@ def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
     require_pictures(index, spec, split)
     if not len(index.boxes):
         where = f"the labels of {index.paths[0]} were looked for in {find_sources(spec, split).label_place()}"
-        raise UserError(f"{spec.path}: the {len(index)} images of {split!r} have not a single label; {where}")
+        first = next((f"; first error: {problem}" for problem in index.problems if problem.is_error), "")
+        raise UserError(f"{spec.path}: the {len(index)} images of {split!r} have not a single label; {where}{first}")
 
 
 def pictures_folder() -> Path:
@@ -387,11 +385,14 @@ def save_index(index: Index, folder: Path) -> Index:
 
 
 def find_index(folder: Path) -> Index | None:
-    """The index that was saved in `folder`, None if there is none or if it isn't whole."""
+    """The index that was saved in `folder`, None if there is none or if it isn't whole; its time of use is noted."""
     try:
-        return open_index(folder)
+        index = open_index(folder)
     except (OSError, ValueError, KeyError, EOFError, TypeError):
         return None
+    with contextlib.suppress(OSError):  # a cache that is only for reading is as good
+        os.utime(folder)
+    return index
 
 
 def _array_writer(array: np.ndarray) -> Callable[[Path], None]:
@@ -403,7 +404,9 @@ def _array_writer(array: np.ndarray) -> Callable[[Path], None]:
 
 
 def _forget_old_caches(parent: Path) -> None:
-    caches = sorted((each for each in parent.iterdir() if each.is_dir()), key=lambda each: each.stat().st_mtime)
+    # Folders that begin with a dot are being written by other processes.
+    folders = [each for each in parent.iterdir() if each.is_dir() and not each.name.startswith(".")]
+    caches = sorted(folders, key=lambda each: each.stat().st_mtime)
     for cache in caches[:-KEPT_CACHES]:
         shutil.rmtree(cache, ignore_errors=True)
     for lock in parent.glob("*.lock"):

@@ -70,20 +70,34 @@ def names_of(names: tuple[str, ...], single_cls: bool) -> tuple[str, ...]:
 
 
 def class_numbers(classes: str, names: Sequence[str]) -> tuple[int, ...]:
-    """The numbers, ascending, of classes given by number or name and joined by commas. Raises UsageError."""
-    words = [word.strip() for word in classes.split(",") if word.strip()]
+    """The numbers, ascending, of classes given by number or name and joined by commas; a name may have commas itself.
+
+    The numbers, joined by commas, give the same classes again. Raises UsageError, also where a number is the name of
+    another class.
+    """
+    names = list(names)
+    words = (
+        [classes.strip()] if classes.strip() in names else [word.strip() for word in classes.split(",") if word.strip()]
+    )
     if not words:
         raise UsageError("--classes names no class: say numbers or names joined by commas, such as --classes 0,2")
     found = set()
     for word in words:
-        if word.isdecimal():
-            if int(word) >= len(names):
-                raise UsageError(f"--classes {word}: the classes are 0 to {len(names) - 1} ({', '.join(names[:10])})")
-            found.add(int(word))
-        elif word in names:
-            found.add(list(names).index(word))
-        else:
+        if word in names:
+            number = names.index(word)
+        elif not word.isdecimal():
             raise UsageError(unknown_word(word, names, "class"))
+        elif int(word) >= len(names):
+            raise UsageError(f"--classes {word}: the classes are 0 to {len(names) - 1} ({', '.join(names[:10])})")
+        else:
+            number = int(word)
+        for text in (word, str(number)):  # both, for a run goes on with the numbers
+            if text in names and text.isdecimal() and int(text) < len(names) and names.index(text) != int(text):
+                raise UsageError(
+                    f"--classes {classes}: {text} is the name of class {names.index(text)} and the number of class "
+                    f"{int(text)} ({names[int(text)]!r}); give these classes names that are no numbers"
+                )
+        found.add(number)
     return tuple(sorted(found))
 
 

@@ -41,7 +41,9 @@ def parse_voc(path: Path, content: bytes, names: Sequence[str], size: tuple[int,
     except LabelError as error:
         result.refuse(error.kind, str(path), str(error))
         return result
-    classes = {name.strip(): label for label, name in reversed(list(enumerate(names)))}
+    classes: dict[str, int] = {}
+    for label, name in enumerate(names):
+        classes.setdefault(name.strip(), label)
     rows: dict[tuple[float, ...], int] = {}
     for line, own in objects:
         where = f"{path}:{line}"
@@ -66,8 +68,8 @@ def parse_voc(path: Path, content: bytes, names: Sequence[str], size: tuple[int,
 def read_objects(content: bytes) -> tuple[Fields, list[tuple[int, Fields]]]:
     """The texts outside of objects, and each object with the line of its <object>.
 
-    Raises ExpatError if it isn't XML, LabelError if it has a document type definition: its entities could make
-    gigabytes of a few bytes, or read other files.
+    Raises ExpatError if it isn't XML, LabelError if its root is not <annotation> or if it has a document type
+    definition: its entities could make gigabytes of a few bytes, or read other files.
     """
     parser = expat.ParserCreate()
     fields: Fields = {}
@@ -76,6 +78,8 @@ def read_objects(content: bytes) -> tuple[Fields, list[tuple[int, Fields]]]:
     text: list[str] = []
 
     def start(tag: str, _: object) -> None:
+        if not path and tag != "annotation":
+            raise LabelError("label malformed", f"its root is <{tag}>, not <annotation>")
         path.append(tag)
         text.clear()
         if path[1:] == ["object"]:
