@@ -136,7 +136,9 @@ def test_where_pictures_were_looked_for_is_said(tmp_path: Path) -> None:
 def test_a_set_that_loses_all_its_boxes_by_their_ids_says_so(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     write(tmp_path / "a.json", [image(1, "a.png")], [annotation(1, "1", 3, [1, 1, 5, 5])])
-    with pytest.raises(UserError, match="not a single label; .*first error: .* its image_id '1' is not a whole number"):
+    with pytest.raises(
+        UserError, match=r"not a single label; .*first error: .* its image_id '1' is not a whole number"
+    ):
         load(tmp_path, "train: a.json\n")
 
 
