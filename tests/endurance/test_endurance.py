@@ -67,7 +67,7 @@ def test_memory_and_files_do_not_grow_from_epoch_to_epoch(workers: int, tmp_path
 def test_memory_and_files_do_not_grow_from_run_to_run(workers: int, tmp_path: Path) -> None:
     megabytes, files = growth(CALLS, workers, tmp_path)
     assert megabytes < 4  # measured: below 1.5; the network of a run that was kept is 10, its optimizer's state 20 more
-    assert abs(files) < 0.01
+    assert files < 0.2  # one that is kept by each call would be 1; a single one more at some point is 0.01
 
 
 LOADERS = """
