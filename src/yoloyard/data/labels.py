@@ -5,7 +5,10 @@ Shapes: k boxes of a picture.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +16,9 @@ from yoloyard.data.problems import Problem
 
 # Share of a side. Rounding in other programs' exports; what is farther outside is a mistake.
 TOLERANCE = 0.01
+
+
+Row = TypeVar("Row")
 
 
 @dataclass
@@ -29,6 +35,33 @@ class Labels:
         """Note what makes the picture unusable."""
         self.problems.append(Problem(kind, where, what, "image skipped"))
         self.usable = False
+
+    def take_rows(
+        self, path: Path, rows: Iterable[tuple[int, Row]], parse: Callable[[Row], tuple[float, ...]], unit: str
+    ) -> None:
+        """Fill in the boxes of a file's rows, each given with its line.
+
+        `parse` gives label, whether to ignore it, and xyxy, or raises LabelError, which makes the picture unusable.
+        Rows that say the same are kept once, those whose box has no area are left out; `unit` is what a row is called.
+        """
+        lines: dict[tuple[float, ...], int] = {}
+        for line, content in rows:
+            where = f"{path}:{line}"
+            try:
+                row = parse(content)
+            except LabelError as error:
+                self.refuse(error.kind, where, str(error))
+                continue
+            if row[4] <= row[2] or row[5] <= row[3]:
+                self.problems.append(Problem("box without area", where, "the box has no area", f"{unit} left out"))
+            elif row in lines:
+                same = f"it says the same as line {lines[row]}"
+                self.problems.append(Problem("label twice", where, same, f"{unit} left out"))
+            else:
+                lines[row] = line
+        if lines:
+            table = np.array(list(lines), dtype=np.float64)
+            self.labels, self.ignore, self.boxes = table[:, 0].astype(np.int64), table[:, 1] > 0, table[:, 2:]
 
 
 class LabelError(Exception):

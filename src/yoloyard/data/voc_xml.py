@@ -15,7 +15,6 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from yoloyard.data.labels import LabelError, Labels, clip, outside
-from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -44,24 +43,7 @@ def parse_voc(path: Path, content: bytes, names: Sequence[str], size: tuple[int,
     classes: dict[str, int] = {}
     for label, name in enumerate(names):
         classes.setdefault(name.strip(), label)
-    rows: dict[tuple[float, ...], int] = {}
-    for line, own in objects:
-        where = f"{path}:{line}"
-        try:
-            row = _parse_object(own, classes, size)
-        except LabelError as error:
-            result.refuse(error.kind, where, str(error))
-            continue
-        if row[4] <= row[2] or row[5] <= row[3]:
-            result.problems.append(Problem("box without area", where, "the box has no area", "object left out"))
-        elif row in rows:
-            same = f"it says the same as line {rows[row]}"
-            result.problems.append(Problem("label twice", where, same, "object left out"))
-        else:
-            rows[row] = line
-    if rows:
-        table = np.array(list(rows), dtype=np.float64)
-        result.labels, result.ignore, result.boxes = table[:, 0].astype(np.int64), table[:, 1] > 0, table[:, 2:]
+    result.take_rows(path, objects, lambda own: _parse_object(own, classes, size), "object")
     return result
 
 

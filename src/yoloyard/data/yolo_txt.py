@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from yoloyard.data.labels import TOLERANCE, LabelError, Labels
-from yoloyard.data.problems import Problem
 
 
 def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, int]) -> Labels:
@@ -19,35 +18,15 @@ def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, in
     picture unusable.
     """
     result = Labels()
-    rows: dict[tuple[float, ...], int] = {}
     try:
         lines = content.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         result.refuse("label unreadable", str(path), f"not a UTF-8 text file (byte {error.start})")
         return result
-    for number, line in enumerate(lines, start=1):
-        words = line.split()
-        if not words:
-            continue
-        where = f"{path}:{number}"
-        try:
-            row = _parse_row(words, num_classes)
-        except LabelError as error:
-            result.refuse(error.kind, where, str(error))
-            continue
-        if row[3] <= row[1] or row[4] <= row[2]:
-            result.problems.append(Problem("box without area", where, "the box has no area", "row left out"))
-        elif row in rows:
-            same = f"it says the same as line {rows[row]}"
-            result.problems.append(Problem("label twice", where, same, "row left out"))
-        else:
-            rows[row] = number
-    if rows:
-        height, width = size
-        table = np.array(list(rows), dtype=np.float64)
-        result.labels = table[:, 0].astype(np.int64)
-        result.boxes = table[:, 1:] * [width, height, width, height]
-        result.ignore = np.zeros(len(table), bool)
+    rows = ((number, words) for number, line in enumerate(lines, start=1) if (words := line.split()))
+    result.take_rows(path, rows, lambda words: _parse_row(words, num_classes), "row")
+    height, width = size
+    result.boxes = result.boxes * [width, height, width, height]
     return result
 
 
@@ -60,8 +39,8 @@ def format_yolo(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) ->
     return "".join(f"{label} {' '.join(f'{value:.9g}' for value in row)}\n" for label, row in pairs)
 
 
-def _parse_row(words: list[str], num_classes: int) -> tuple[float, float, float, float, float]:
-    """Class and clipped xyxy of a row; raises LabelError with the reason if the row is wrong."""
+def _parse_row(words: list[str], num_classes: int) -> tuple[float, ...]:
+    """Class, 0 (not to be ignored) and clipped xyxy of a row; raises LabelError with the reason if the row is wrong."""
     try:
         numbers = [float(word) for word in words]
     except ValueError:
@@ -85,7 +64,7 @@ def _parse_row(words: list[str], num_classes: int) -> tuple[float, float, float,
     else:
         corners = (min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2]))
     left, top, right, bottom = (min(max(value, 0.0), 1.0) for value in corners)
-    return label, left, top, right, bottom
+    return label, 0.0, left, top, right, bottom
 
 
 def _is_number(word: str) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from yoloyard.data.decode import decode_image
@@ -15,7 +14,7 @@ from yoloyard.data.index import Index
 from yoloyard.data.problems import KINDS, Problem
 from yoloyard.errors import UserError
 from yoloyard.evaluation import plots
-from yoloyard.evaluation.drawing import draw_boxes
+from yoloyard.evaluation.drawing import draw_boxes, shrunk
 from yoloyard.evaluation.page import (
     counted,
     facts_list,
@@ -177,10 +176,7 @@ def _shown(
         image = decode_image(path)
     except UserError as error:
         return f"<p>{escape(str(error))}</p>"
-    height, width = image.shape[:2]
-    scale = min(1.0, PICTURE_SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    image, scale = shrunk(image, PICTURE_SIDE)
     if boxes is not None and labels is not None:
         image = draw_boxes(image, boxes * scale, labels, names)
     return picture_element(image, "labels" if boxes is not None else "picture", path.name)

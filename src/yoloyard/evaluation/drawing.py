@@ -32,6 +32,14 @@ _WIDE_FAMILIES = (
 )  # fmt: skip
 
 
+def shrunk(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+    """The picture (H, W, 3) with its longer side at most `side`, and the factor that it was scaled by."""
+    height, width = image.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA), scale
+
+
 def draw_boxes(
     image: np.ndarray,
     boxes_xyxy: np.ndarray,

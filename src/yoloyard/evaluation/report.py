@@ -10,7 +10,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -19,7 +18,7 @@ from yoloyard.data.index import Index
 from yoloyard.errors import UserError
 from yoloyard.evaluation import plots
 from yoloyard.evaluation.coco import Metrics
-from yoloyard.evaluation.drawing import draw_boxes
+from yoloyard.evaluation.drawing import draw_boxes, shrunk
 from yoloyard.evaluation.matching import REPORT_CONFIDENCE
 from yoloyard.evaluation.page import (
     counted,
@@ -180,10 +179,7 @@ def _picture(image_id: int, metrics: Metrics, index: Index, found: Detections | 
         image = decode_image(path)
     except UserError as error:
         return f'<figure class="pair">{caption}<p>{escape(str(error))}</p></figure>'
-    height, width = image.shape[:2]
-    scale = min(1.0, PICTURE_SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    image, scale = shrunk(image, PICTURE_SIDE)
     boxes, labels, ignore = index.annotations(image_id)
     names = [*index.names, "ignored"]
     true = draw_boxes(image, boxes * scale, np.where(ignore, len(index.names), labels), names)
