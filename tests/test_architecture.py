@@ -33,6 +33,8 @@ MAY_IMPORT = {
     "val": BOTTOM | {"models", "data", "evaluation"},
     "info": BOTTOM | {"models"},
     "data_check": BOTTOM | {"data", "evaluation"},
+    "yard": BOTTOM | {"yard", "images"},  # what it wants of the trainer it starts as a command
+    "images": set(),  # data; its scripts run inside a container, before yoloyard
 }
 
 
