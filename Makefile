@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-slow test-oldest lint format bench clean
+.PHONY: demo test test-slow test-image test-oldest lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/yoloyard demo demo
@@ -12,15 +12,19 @@ demo: $(VENV)/installed
 	$(BIN)/yoloyard predict --weights runs/demo/weights/best.safetensors demo/images/val/000?.jpg --name demo-pictures
 
 test: $(VENV)/installed-dev lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not image"
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+# Builds the cpu image and uses it; installs buildah and podman where it may, says SKIP and why where not.
+test-image: $(VENV)/installed-dev
+	tests/image/run.sh $(BIN)/python
+
 # The oldest torch that is promised, in an environment of its own.
 test-oldest:
 	$(MAKE) VENV=.venv-oldest OLDEST=1 .venv-oldest/installed-dev
-	.venv-oldest/bin/python -m pytest -m "not slow and not gpu"
+	.venv-oldest/bin/python -m pytest -m "not slow and not gpu and not image"
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
