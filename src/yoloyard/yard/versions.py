@@ -78,8 +78,9 @@ def best_tag(driver: str | None, capabilities: list[str], table: Path = TABLE) -
     with_cuda = [tag for tag in found.values() if tag.cuda]
     for_gpus = [tag for tag in with_cuda if all(map(tag.runs_on, capabilities))]
     if not for_gpus:
+        shown = ", ".join(sorted(set(capabilities)))
         raise UserError(
-            f"no tag has code for all GPUs of this machine (compute capability {', '.join(sorted(set(capabilities)))}): "
+            f"no tag has code for all GPUs of this machine (compute capability {shown}): "
             "use some of them (--gpus 0), or `--gpus none` with the tag cpu"
         )
     fitting = [tag for tag in for_gpus if number(driver) >= number(tag.driver)]
