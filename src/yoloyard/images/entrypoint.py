@@ -36,7 +36,7 @@ HOLDERS = {"tini", "docker-init", "catatonit", "sshd", "sshd-session", "tmux: se
 PAUSES = (1, 2, 4, 8, 16)  # seconds before a service is started again
 
 
-class Wrong(Exception):
+class WrongError(Exception):
     """A value that cannot be used; the message says which and what to do."""
 
 
@@ -64,17 +64,17 @@ class Settings:
 def read_number(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
     word = environment.get(name, str(default))
     if not re.fullmatch(r"[0-9]{1,10}", word) or not least <= int(word) <= most:
-        raise Wrong(f"{name} is {word!r}: it must be a whole number from {least} to {most}")
+        raise WrongError(f"{name} is {word!r}: it must be a whole number from {least} to {most}")
     return int(word)
 
 
 def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = WORKSPACE) -> Settings:
-    """Raises Wrong for what cannot be meant."""
+    """Raises WrongError for what cannot be meant."""
     on = []
     for name in PROGRAMS:
         word = environment.get(f"YOLOYARD_{name}", "0")
         if word not in ("0", "1"):
-            raise Wrong(f"YOLOYARD_{name} is {word!r}: it must be 1 (on) or 0 (off)")
+            raise WrongError(f"YOLOYARD_{name} is {word!r}: it must be 1 (on) or 0 (off)")
         if word == "1":
             on.append(name)
     ports = {
@@ -83,16 +83,18 @@ def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = 
     }
     for name in on:
         if [ports[other] for other in on].count(ports[name]) > 1:
-            raise Wrong(f"YOLOYARD_{name}_PORT is {ports[name]}, which another service has too")
+            raise WrongError(f"YOLOYARD_{name}_PORT is {ports[name]}, which another service has too")
     bind = environment.get("YOLOYARD_BIND", "0.0.0.0")
     if not re.fullmatch(r"[0-9a-fA-F.:]+", bind):
-        raise Wrong(f"YOLOYARD_BIND is {bind!r}: it must be an address such as 0.0.0.0 or 127.0.0.1")
+        raise WrongError(f"YOLOYARD_BIND is {bind!r}: it must be an address such as 0.0.0.0 or 127.0.0.1")
     for name in SECRETS[:2]:
         if environment.get(name, "x").strip() == "":
-            raise Wrong(f"{name} is empty, which would let anybody in: set it, or leave it out and a token is made")
+            raise WrongError(
+                f"{name} is empty, which would let anybody in: set it, or leave it out and a token is made"
+            )
     password_hash = environment.get("YOLOYARD_JUPYTER_PASSWORD_HASH", "")
     if password_hash and not re.fullmatch(r"(argon2|sha1|sha256|sha512):.+", password_hash):
-        raise Wrong("YOLOYARD_JUPYTER_PASSWORD_HASH is no hash: make one with "
+        raise WrongError("YOLOYARD_JUPYTER_PASSWORD_HASH is no hash: make one with "
                     "python -c 'from jupyter_server.auth import passwd; print(passwd())'")  # fmt: skip
     given = environment.get("YOLOYARD_JUPYTER_TOKEN", "")
     made = "JUPYTER" in on and not given and not password_hash
@@ -206,7 +208,7 @@ def prepare_ssh(settings: Settings, environment: Mapping[str, str], state: Path)
     (state / "authorized_keys").write_text(settings.ssh_keys.rstrip() + "\n")
     check = subprocess.run(["ssh-keygen", "-l", "-f", state / "authorized_keys"], capture_output=True, check=False)
     if check.returncode:
-        raise Wrong("YOLOYARD_SSH_KEYS has no public key: give lines as in ~/.ssh/id_ed25519.pub")
+        raise WrongError("YOLOYARD_SSH_KEYS has no public key: give lines as in ~/.ssh/id_ed25519.pub")
     key = KEYS / "ssh_host_ed25519_key"
     if not key.exists():
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "yoloyard", "-f", key], check=True)
@@ -276,12 +278,19 @@ def start(
     command: list[str], environment: dict[str, str], ids: tuple[int, int] | None, folder: Path | None, service: bool
 ) -> subprocess.Popen[bytes]:
     """A child with an open mask of signals, as `ids` (uid, gid) where given. A service has a session of its own."""
-    rights = (
-        {"user": ids[0], "group": ids[1], "extra_groups": [g for g in os.getgroups() if g] or [ids[1]]} if ids else {}
+    groups = [each for each in os.getgroups() if each]  # of --group-add, without root's
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL if service else None,
+        stdout=sys.stderr if service else None,
+        start_new_session=service,
+        user=ids and ids[0],
+        group=ids and ids[1],
+        extra_groups=groups if ids else None,
+        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, []),  # noqa: PLW1509 (there are no threads)
     )
-    streams = {"stdin": subprocess.DEVNULL, "stdout": 2} if service else {}
-    return subprocess.Popen(command, env=environment, cwd=folder, start_new_session=service, **rights, **streams,
-                            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, []))  # type: ignore[call-overload, no-any-return]  # fmt: skip
 
 
 def make_services(
@@ -290,7 +299,7 @@ def make_services(
     """Prepares what the services read."""
     for name in settings.on:
         if not shutil.which(PROGRAMS[name], path=environment.get("PATH")):
-            raise Wrong(f"YOLOYARD_{name} is 1, but {PROGRAMS[name]} is not in this image: "
+            raise WrongError(f"YOLOYARD_{name} is 1, but {PROGRAMS[name]} is not in this image: "
                         "the runtime stage has TensorBoard alone; take the tag without -runtime")  # fmt: skip
     state = Path("/run/yoloyard") if root else Path(tempfile.mkdtemp(prefix="yoloyard-"))
     state.mkdir(exist_ok=True, mode=0o755)
@@ -460,7 +469,7 @@ def main(words: list[str]) -> int:
             make_user(settings.uid, settings.gid)
         mine = user_environment(os.environ, root)
         services = make_services(settings, os.environ, mine, root)
-    except Wrong as error:
+    except WrongError as error:
         say(str(error))
         return 2
     ids = (settings.uid, settings.gid) if root else None

@@ -2,13 +2,12 @@
 
     pip install uv && python images/lock.py
 
-Three files, one a layer of the Dockerfile: what torch needs, what yoloyard needs, what the devel stage has besides. torch
-itself and its nvidia-* and triton packages are not there, since they are what one tag differs from another by. The locks
-hold for Python 3.11 to 3.13 and agree with constraints.txt.
+Three files, one a layer of the Dockerfile: what torch needs, what yoloyard needs, what the devel stage has besides.
+torch itself and its nvidia-* and triton packages are not there, since they are what one tag differs from another by.
+The locks hold for Python 3.11 to 3.13 and agree with constraints.txt.
 """
 
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -48,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
