@@ -89,9 +89,7 @@ def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = 
         raise WrongError(f"YOLOYARD_BIND is {bind!r}: it must be an address such as 0.0.0.0 or 127.0.0.1")
     for name in SECRETS[:2]:
         if environment.get(name, "x").strip() == "":
-            raise WrongError(
-                f"{name} is empty, which would let anybody in: set it, or leave it out and a token is made"
-            )
+            raise WrongError(f"{name} is empty, which would let anybody in: leave it out and a token is made")
     password_hash = environment.get("YOLOYARD_JUPYTER_PASSWORD_HASH", "")
     if password_hash and not re.fullmatch(r"(argon2|sha1|sha256|sha512):.+", password_hash):
         raise WrongError("YOLOYARD_JUPYTER_PASSWORD_HASH is no hash: make one with "
