@@ -105,7 +105,10 @@ def test_a_session_gets_the_environment_but_no_secret(tmp_path: Path) -> None:
     assert "PermitRootLogin yes" not in text
 
 
-@pytest.mark.skipif(not shutil.which("sshd", path="/usr/sbin:/usr/bin"), reason="no sshd here")
+@pytest.mark.skipif(
+    not shutil.which("sshd", path="/usr/sbin:/usr/bin") or not Path("/run/sshd").is_dir(),
+    reason="no sshd here, or the folder that it wants is not made yet",
+)
 def test_sshd_takes_its_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entrypoint, "KEYS", tmp_path)
     key = tmp_path / "ssh_host_ed25519_key"
