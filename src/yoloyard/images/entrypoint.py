@@ -1,0 +1,487 @@
+"""What a container of yoloyard does from its start to its end: a user, the services that are switched on, the command.
+
+    entrypoint.py [COMMAND ...]    starts all of it and exits with the command's status
+    entrypoint.py health           does each service that is switched on answer?
+
+docs/container.md names the environment variables. Python's standard library alone, in the order in which things happen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HOME = Path("/home/yard")
+WORKSPACE = Path("/workspace")
+KEYS = Path("/etc/yoloyard/keys")
+MOUNTED_KEYS = Path("/run/secrets/authorized_keys")
+SECRETS = ("YOLOYARD_JUPYTER_TOKEN", "YOLOYARD_JUPYTER_PASSWORD_HASH", "YOLOYARD_SSH_KEYS")
+NOT_FOR_SESSIONS = (*SECRETS, "HOME", "USER", "LOGNAME", "SHELL", "PWD", "OLDPWD", "SHLVL", "TERM", "_")
+PROGRAMS = {"JUPYTER": "jupyter-lab", "SSH": "sshd", "TENSORBOARD": "tensorboard"}
+# They hold the work of others and have none to save; a signal to them would hang up those that they hold.
+HOLDERS = {"tini", "docker-init", "catatonit", "sshd", "sshd-session", "tmux: server", "screen", "node", "sh", "dash",
+           "bash", "zsh", "fish", "login", "su"}  # fmt: skip
+PAUSES = (1, 2, 4, 8, 16)  # seconds before a service is started again
+
+
+class WrongError(Exception):
+    """A value that cannot be used; the message says which and what to do."""
+
+
+def say(words: str) -> None:
+    print(f"yoloyard: {words}", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Settings:
+    """What the environment variables ask for."""
+
+    on: tuple[str, ...]  # of PROGRAMS
+    ports: dict[str, int]
+    bind: str
+    uid: int
+    gid: int
+    token: str  # empty: there is a password hash
+    token_made: bool
+    password_hash: str
+    ssh_keys: str
+    stop_seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+def read_number(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    word = environment.get(name, str(default))
+    if not re.fullmatch(r"[0-9]{1,10}", word) or not least <= int(word) <= most:
+        raise WrongError(f"{name} is {word!r}: it must be a whole number from {least} to {most}")
+    return int(word)
+
+
+def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = WORKSPACE) -> Settings:
+    """Raises WrongError for what cannot be meant."""
+    on = []
+    for name in PROGRAMS:
+        word = environment.get(f"YOLOYARD_{name}", "0")
+        if word not in ("0", "1"):
+            raise WrongError(f"YOLOYARD_{name} is {word!r}: it must be 1 (on) or 0 (off)")
+        if word == "1":
+            on.append(name)
+    ports = {
+        name: read_number(environment, f"YOLOYARD_{name}_PORT", default, 1, 65535)
+        for name, default in (("JUPYTER", 8888), ("SSH", 2222), ("TENSORBOARD", 6006))
+    }
+    for name in on:
+        if [ports[other] for other in on].count(ports[name]) > 1:
+            raise WrongError(f"YOLOYARD_{name}_PORT is {ports[name]}, which another service has too")
+    bind = environment.get("YOLOYARD_BIND", "0.0.0.0")
+    if not re.fullmatch(r"[0-9a-fA-F.:]+", bind):
+        raise WrongError(f"YOLOYARD_BIND is {bind!r}: it must be an address such as 0.0.0.0 or 127.0.0.1")
+    for name in SECRETS[:2]:
+        if environment.get(name, "x").strip() == "":
+            raise WrongError(f"{name} is empty, which would let anybody in: leave it out and a token is made")
+    password_hash = environment.get("YOLOYARD_JUPYTER_PASSWORD_HASH", "")
+    if password_hash and not re.fullmatch(r"(argon2|sha1|sha256|sha512):.+", password_hash):
+        raise WrongError("YOLOYARD_JUPYTER_PASSWORD_HASH is no hash: make one with "
+                    "python -c 'from jupyter_server.auth import passwd; print(passwd())'")  # fmt: skip
+    given = environment.get("YOLOYARD_JUPYTER_TOKEN", "")
+    made = "JUPYTER" in on and not given and not password_hash
+    uid, gid, notes = read_owner(environment, root, workspace)
+    ssh_keys = environment.get("YOLOYARD_SSH_KEYS", "")
+    if not ssh_keys and MOUNTED_KEYS.is_file():
+        ssh_keys = MOUNTED_KEYS.read_text()
+    if "SSH" in on and not root:
+        on.remove("SSH")
+        notes.append("SSH is off: sshd can only be started by root, and this container runs as another user")
+    elif "SSH" in on and not ssh_keys.strip():
+        on.remove("SSH")
+        notes.append(f"SSH is off: no keys; give YOLOYARD_SSH_KEYS or mount {MOUNTED_KEYS}")
+    seconds = read_number(environment, "YOLOYARD_STOP_SECONDS", 100, 1, 86400)
+    return Settings(tuple(on), ports, bind, uid, gid, given or (secrets.token_hex(24) if made else ""), made,
+                    password_hash, ssh_keys, seconds, notes)  # fmt: skip
+
+
+def read_owner(environment: Mapping[str, str], root: bool, workspace: Path) -> tuple[int, int, list[str]]:
+    """Uid, gid and notes: whom files in the project folder shall belong to."""
+    if not root:
+        return os.geteuid(), os.getegid(), []
+    notes = []
+    found = workspace.stat() if workspace.is_dir() else None
+    uid = found.st_uid if found else 1000
+    if uid == 0 and "YOLOYARD_UID" not in environment:
+        if is_rootless():
+            notes.append("root of this rootless container is you outside it: the user yard is root here")
+        else:
+            uid = 1000
+            notes.append(f"{workspace} belongs to root; the user yard has uid 1000 (YOLOYARD_UID changes it)")
+    elif uid == 65534 and "YOLOYARD_UID" not in environment:
+        uid = 1000  # an owner that this user namespace does not know
+        notes.append(f"{workspace} belongs to nobody known here; the user yard has uid 1000 (YOLOYARD_UID changes it)")
+    uid = read_number(environment, "YOLOYARD_UID", uid, 0, 2**31 - 1)
+    group = found.st_gid if found and found.st_uid == uid else uid
+    return uid, read_number(environment, "YOLOYARD_GID", group, 0, 2**31 - 1), notes
+
+
+def is_rootless() -> bool:
+    """Is root here somebody else outside?"""
+    return Path("/proc/self/uid_map").read_text().split() != ["0", "0", "4294967295"]
+
+
+def make_user(uid: int, gid: int) -> None:
+    """Gives the user yard these ids, first in the file so that names are found for them, and its home."""
+    for file, name, line in (
+        ("/etc/passwd", "yard", f"yard:x:{uid}:{gid}::{HOME}:/bin/bash"),
+        ("/etc/group", "yard", f"yard:x:{gid}:"),
+    ):
+        path = Path(file)
+        lines = path.read_text().splitlines()
+        if line not in lines:
+            rest = [other for other in lines if not other.startswith(f"{name}:")]
+            first = [rest.pop(0)] if uid == 0 or gid == 0 else []  # root stays root by name
+            path.write_text("\n".join([*first, line, *rest]) + "\n")
+    device = HOME.stat().st_dev
+    for folder, folders, files in os.walk(HOME):
+        inside = [each for each in folders if (Path(folder) / each).lstat().st_dev == device]
+        folders[:] = inside  # what is mounted there is not the image's
+        for each in (Path(folder), *(Path(folder) / file for file in files)):
+            if each.lstat().st_dev == device and each.lstat().st_uid != uid:
+                os.lchown(each, uid, gid)
+    for path in (HOME / ".cache", WORKSPACE, Path("/data")):
+        if path.is_dir() and path.stat().st_uid in (0, 1000) and path.stat().st_uid != uid and not any(path.iterdir()):
+            os.chown(path, uid, gid)  # a new volume
+
+
+def user_environment(environment: Mapping[str, str], root: bool) -> dict[str, str]:
+    """That of the command and of Jupyter: without the secrets of the services."""
+    made = {name: value for name, value in environment.items() if name not in SECRETS}
+    home = HOME if root or os.access(HOME, os.W_OK) else Path(tempfile.gettempdir()) / f"yard-{os.geteuid()}"
+    home.mkdir(exist_ok=True, mode=0o700)
+    made |= {"HOME": str(home), "USER": "yard", "LOGNAME": "yard", "SHELL": "/bin/bash"}
+    if home != HOME and os.access(HOME / ".cache", os.W_OK):
+        made.setdefault("XDG_CACHE_HOME", str(HOME / ".cache"))
+    return made
+
+
+def sshd_config(settings: Settings, environment: Mapping[str, str], state: Path) -> str:
+    """Keys alone, for the user yard alone; a session has the container's environment."""
+    words = []
+    for name, value in sorted(environment.items()):
+        if name not in NOT_FOR_SESSIONS and re.fullmatch(r"\w+", name) and value.isprintable():
+            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+            words.append(f'"{name}={escaped}"')
+    address = f"[{settings.bind}]" if ":" in settings.bind else settings.bind
+    return f"""ListenAddress {address}:{settings.ports["SSH"]}
+HostKey {KEYS}/ssh_host_ed25519_key
+AuthorizedKeysFile {state}/authorized_keys
+AllowUsers yard
+AuthenticationMethods publickey
+PubkeyAuthentication yes
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitEmptyPasswords no
+PermitRootLogin {"prohibit-password" if settings.uid == 0 else "no"}
+UsePAM no
+X11Forwarding no
+PermitUserEnvironment no
+PrintMotd no
+PidFile none
+ClientAliveInterval 30
+Subsystem sftp internal-sftp
+SetEnv {" ".join(words)}
+"""
+
+
+def prepare_ssh(settings: Settings, environment: Mapping[str, str], state: Path) -> None:
+    """Writes what sshd reads, and the host's key where the volume has none yet."""
+    (state / "authorized_keys").write_text(settings.ssh_keys.rstrip() + "\n")
+    check = subprocess.run(["ssh-keygen", "-l", "-f", state / "authorized_keys"], capture_output=True, check=False)
+    if check.returncode:
+        raise WrongError("YOLOYARD_SSH_KEYS has no public key: give lines as in ~/.ssh/id_ed25519.pub")
+    key = KEYS / "ssh_host_ed25519_key"
+    if not key.exists():
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "yoloyard", "-f", key], check=True)
+    Path("/run/sshd").mkdir(exist_ok=True, mode=0o755)
+    write_secret(state / "sshd_config", sshd_config(settings, environment, state))
+
+
+def jupyter_config(settings: Settings) -> str:
+    root = str(WORKSPACE) if WORKSPACE.is_dir() else str(HOME)
+    config = {
+        "ServerApp": {
+            "ip": settings.bind,
+            "port": settings.ports["JUPYTER"],
+            "port_retries": 0,
+            "open_browser": False,
+            "root_dir": root,
+            "allow_root": settings.uid == 0,
+            "terminado_settings": {"shell_command": ["/bin/bash", "-l"]},
+        },
+        "IdentityProvider": {"token": settings.token},
+        "PasswordIdentityProvider": {
+            "token": settings.token,
+            "hashed_password": settings.password_hash,
+            "allow_password_change": False,
+        },
+    }
+    return json.dumps(config)
+
+
+def write_secret(path: Path, text: str, owner: tuple[int, int] | None = None) -> None:
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    path.write_text(text)
+    if owner:
+        os.chown(path, *owner)
+
+
+class Service:
+    """A program that is started again a few times if it ends by itself."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], ids: tuple[int, int] | None) -> None:
+        self.name, self.command, self.environment, self.ids = name, command, environment, ids
+        self.failures, self.due, self.started = 0, 0.0, 0.0
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        folder = WORKSPACE if WORKSPACE.is_dir() else None
+        self.process = start(self.command, self.environment, self.ids, folder, service=True)
+        self.started = time.monotonic()
+
+    def look(self) -> None:
+        """Says that it died, and starts it again when its pause is over."""
+        now = time.monotonic()
+        if self.process and self.process.poll() is not None:
+            self.failures = 0 if now - self.started > 60 else self.failures
+            again = self.failures < len(PAUSES)
+            after = f"starts again in {PAUSES[self.failures]} s" if again else "is given up: see its words above"
+            say(f"{self.name} ended with status {self.process.returncode} and {after}")
+            self.process = None
+            self.due = now + PAUSES[self.failures] if again else float("inf")
+            self.failures += 1
+        if not self.process and now >= self.due:
+            self.start()
+
+
+def start(
+    command: list[str], environment: dict[str, str], ids: tuple[int, int] | None, folder: Path | None, service: bool
+) -> subprocess.Popen[bytes]:
+    """A child with an open mask of signals, as `ids` (uid, gid) where given. A service has a session of its own."""
+    groups = [each for each in os.getgroups() if each]  # of --group-add, without root's
+    return subprocess.Popen(
+        command,
+        env=environment,
+        cwd=folder,
+        stdin=subprocess.DEVNULL if service else None,
+        stdout=sys.stderr if service else None,
+        start_new_session=service,
+        user=ids and ids[0],
+        group=ids and ids[1],
+        extra_groups=groups if ids else None,
+        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, []),  # noqa: PLW1509 (there are no threads)
+    )
+
+
+def make_services(
+    settings: Settings, environment: Mapping[str, str], mine: dict[str, str], root: bool
+) -> list[Service]:
+    """Prepares what the services read."""
+    for name in settings.on:
+        if not shutil.which(PROGRAMS[name], path=environment.get("PATH")):
+            raise WrongError(f"YOLOYARD_{name} is 1, but {PROGRAMS[name]} is not in this image: "
+                        "the runtime stage has TensorBoard alone; take the tag without -runtime")  # fmt: skip
+    state = Path("/run/yoloyard") if root else Path(tempfile.mkdtemp(prefix="yoloyard-"))
+    state.mkdir(exist_ok=True, mode=0o755)
+    ids = (settings.uid, settings.gid) if root else None
+    services = []
+    if "JUPYTER" in settings.on:
+        write_secret(state / "jupyter_config.json", jupyter_config(settings), ids)
+        command = ["jupyter-lab", f"--config={state}/jupyter_config.json"]
+        services.append(Service("JupyterLab", command, mine, ids))
+        shown = f"?token={settings.token}" if settings.token_made else ""
+        say(f"JupyterLab: http://127.0.0.1:{settings.ports['JUPYTER']}/lab{shown}")
+    if "SSH" in settings.on:
+        prepare_ssh(settings, environment, state)
+        program = str(shutil.which("sshd", path=environment.get("PATH")))
+        services.append(Service("sshd", [program, "-D", "-e", "-f", f"{state}/sshd_config"], dict(environment), None))
+        say(f"SSH: port {settings.ports['SSH']}, user yard")
+    if "TENSORBOARD" in settings.on:
+        command = ["tensorboard", f"--logdir={WORKSPACE}/runs", f"--host={settings.bind}"]
+        services.append(Service("TensorBoard", [*command, f"--port={settings.ports['TENSORBOARD']}"], mine, ids))
+        say(f"TensorBoard: http://127.0.0.1:{settings.ports['TENSORBOARD']}/")
+    return services
+
+
+@dataclass
+class Process:
+    parent: int
+    name: str
+    saves: bool  # it catches SIGTERM, so it has something to put in order
+
+
+def processes() -> dict[int, Process]:
+    """All that run in this PID namespace, by their number."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                status = dict(re.findall(r"^(\w+):\t(.*)$", (folder / "status").read_text(), re.MULTILINE))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended just now
+            if status["State"][0] not in "ZX":
+                saves = bool(int(status["SigCgt"], 16) >> (signal.SIGTERM - 1) & 1)
+                found[int(folder.name)] = Process(int(status["PPid"]), status["Name"], saves)
+    return found
+
+
+def has_own_namespace() -> bool:
+    """Is PID 1 this one, or an init that started it? With --pid=host it is not, and others' processes are in sight."""
+    table, number = processes(), os.getpid()
+    while number > 1:
+        number = table[number].parent
+        if number not in table or table[number].name not in HOLDERS:
+            return number == 1
+    return number == 1
+
+
+def busy(table: dict[int, Process], top: list[int], holders: set[int], left_out: set[int]) -> list[int]:
+    """The topmost processes below `top` that catch SIGTERM. What is below one of them is that one's own business."""
+    found = []
+    for number in top:
+        if number in left_out or number not in table:
+            continue
+        if table[number].saves and number not in holders and table[number].name not in HOLDERS:
+            found.append(number)
+        else:
+            found += busy(table, [n for n, each in table.items() if each.parent == number], holders, left_out)
+    return found
+
+
+def let_save(services: list[Service], seconds: float) -> None:
+    """SIGTERM, once, to each process that catches it, wherever it was started, and time until all have ended."""
+    all_of_it = has_own_namespace()
+    running = {each.process.pid: each.name for each in services if each.process}
+    left_out = {pid for pid, name in running.items() if name == "TensorBoard"}
+    signalled: set[int] = set()
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        table = processes()
+        top = [n for n, each in table.items() if each.parent not in table] if all_of_it else [os.getpid()]
+        found = busy(table, top, {1, os.getpid(), *running}, left_out)
+        if not found:
+            return
+        for number in set(found) - signalled:
+            say(f"stops {table[number].name} (process {number}) and waits for it")
+            try:
+                os.kill(number, signal.SIGTERM)
+            except ProcessLookupError:
+                continue  # it ended just now
+        signalled |= set(found)
+        time.sleep(0.2)
+    say(f"{seconds:.0f} s are over (YOLOYARD_STOP_SECONDS): what still runs is ended")
+
+
+def end(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
+    """SIGTERM and, for shells, SIGHUP; SIGKILL to what is left after `seconds`."""
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(signal.SIGTERM)
+            child.send_signal(signal.SIGHUP)
+    deadline = time.monotonic() + seconds
+    for child in children:
+        try:
+            child.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def run(services: list[Service], command: subprocess.Popen[bytes] | None, stop_seconds: float) -> int:
+    """Until the command ends or a signal comes. Returns the exit status."""
+    signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+    while command is None or command.poll() is None:
+        for service in services:
+            service.look()
+        came = signal.sigtimedwait(signals, 0.5)
+        if came and came.si_signo == signal.SIGINT and command and os.isatty(0):
+            continue  # Ctrl-C in a terminal has reached the command, too, which decides
+        if came and came.si_signo != signal.SIGCHLD:
+            say(f"{signal.Signals(came.si_signo).name}: stopping")
+            break
+    let_save(services, stop_seconds)
+    if command:
+        end([command], 5)
+    end([service.process for service in services if service.process], 10)
+    status = command.returncode if command else 0
+    return status if status >= 0 else 128 - status
+
+
+def health(settings: Settings) -> int:
+    """0 if each service that is on answers."""
+    for name in settings.on:
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.bind, settings.bind)
+        try:
+            with socket.create_connection((host, settings.ports[name]), timeout=5) as connection:
+                if name != "SSH":
+                    path = "/api" if name == "JUPYTER" else "/"
+                    connection.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+                answer = connection.recv(16)
+        except OSError as error:
+            say(f"{PROGRAMS[name]} does not answer: {error}")
+            return 1
+        if not re.match(rb"SSH-|HTTP/1\.\d 200", answer):
+            say(f"{PROGRAMS[name]} answers {answer!r}")
+            return 1
+    return 0
+
+
+USAGE = """No service is on and there is no command: nothing to do. For example
+
+    IMAGE yoloyard train --data /data/data.yaml     a command, as the user who owns /workspace
+    -e YOLOYARD_TENSORBOARD=1 IMAGE                 a service; in the devel stage also YOLOYARD_JUPYTER and YOLOYARD_SSH
+"""
+
+
+def main(words: list[str]) -> int:
+    root = os.geteuid() == 0
+    try:
+        settings = read_settings(os.environ, root)
+        if words == ["health"]:
+            return health(settings)
+        for note in settings.notes:
+            say(note)
+        if not settings.on and not words:
+            print(USAGE, end="")
+            return 0
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
+        if root:
+            make_user(settings.uid, settings.gid)
+        mine = user_environment(os.environ, root)
+        services = make_services(settings, os.environ, mine, root)
+    except WrongError as error:
+        say(str(error))
+        return 2
+    ids = (settings.uid, settings.gid) if root else None
+    if root and os.isatty(0):
+        os.fchown(0, settings.uid, -1)
+    command = None
+    if words:
+        try:
+            command = start(words, mine, ids, None, service=False)
+        except (FileNotFoundError, PermissionError) as error:
+            say(f"{words[0]} cannot be started: {error.strerror}")
+            return 127 if isinstance(error, FileNotFoundError) else 126
+    return run(services, command, settings.stop_seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
