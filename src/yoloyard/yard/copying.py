@@ -58,10 +58,9 @@ def copy_folder(folder: Path, host: Host, to: PurePosixPath, large_is_fine: bool
             with tarfile.open(fileobj=cast(IO[bytes], receiver.stdin), mode="w|") as archive:
                 for file in files:
                     archive.add(folder / file, arcname=str(file), recursive=False)
-            receiver.communicate()
         except BrokenPipeError:
-            receiver.wait()
-        output = receiver.stdout.read().decode(errors="replace") if receiver.stdout and not receiver.stdout.closed else ""
+            receiver.stdin = None  # tar has gone; it says why
+        output = receiver.communicate()[0].decode(errors="replace")
     if receiver.returncode:
         raise UserError(f"copying to {host}:{to} failed: {last_line(output) or 'tar stopped'}")
 

@@ -83,6 +83,10 @@ class Host:
         except FileNotFoundError as error:
             raise UserError(f"{words[0]} is not installed on {self}") from error
 
+    def tunnel(self, forwards: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start an ssh client that does nothing but forward ports (`-L 8888:127.0.0.1:8888` ...), until it is ended."""
+        return subprocess.Popen([*self.ssh(), "-o", "ExitOnForwardFailure=yes", "-N", *forwards, "--", self.login])
+
     def pipe(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start `words`, to be fed through its `stdin`."""
         return subprocess.Popen(
