@@ -50,7 +50,9 @@ def find_engine(host: Host, wanted: str | None = None) -> Engine:
         for compose in ways:
             if host.run([*compose, "version"]).returncode == 0:
                 return Engine("docker" if name == "docker" else "podman", compose)
-        package = "the package docker-compose-plugin" if name == "docker" else "podman-compose (pip install podman-compose)"
+        package = (
+            "the package docker-compose-plugin" if name == "docker" else "podman-compose (pip install podman-compose)"
+        )
         said.append(f"{name} is there, but Compose is not: install {package}")
     raise UserError(f"no container engine can be used on {host}: {'; '.join(said)}. {_INSTALL}")
 
@@ -93,7 +95,7 @@ class Project:
         self._write("service.yaml", json.dumps({"services": {SERVICE: service}}, indent=2) + "\n")  # JSON is YAML
 
     def _write(self, name: str, text: str) -> None:
-        script = f'umask 077; cd / && mkdir -p {_STATE}{self.name} && cd {_STATE}{self.name} && cat > {name}.tmp && mv {name}.tmp {name}'
+        script = f"umask 077; cd / && mkdir -p {_STATE}{self.name} && cd {_STATE}{self.name} && cat > {name}.tmp && mv {name}.tmp {name}"
         self.host.ask(["sh", "-c", script], text)
 
     def compose(self, engine: Engine, *words: str) -> list[str]:

@@ -59,7 +59,9 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
             changed = [name for name, value in asked.items() if settings.get(name) not in (value, None)]
             if changed:
                 flags = ", ".join(_flag(name) for name in changed)
-                raise UserError(f"the container is running with another {flags}: yoloyard down stops it, up starts anew")
+                raise UserError(
+                    f"the container is running with another {flags}: yoloyard down stops it, up starts anew"
+                )
             say(f"the container is running already ({runner.name}, image {_image(settings)})")
             _wait(project, runner, say)
         else:
@@ -87,7 +89,9 @@ def down(folder: Path, on: str | None, engine: str | None, volumes: bool, say: S
         words = ["down", "--timeout", str(SAVING), *(["--volumes"] if volumes else [])]
         done = host.run(project.compose(runner, *words))
         if done.returncode or project.status(runner) is not None:
-            raise UserError(f"{runner.compose[0]} could not stop it: {last_line(done.stderr) or last_line(done.stdout)}")
+            raise UserError(
+                f"{runner.compose[0]} could not stop it: {last_line(done.stderr) or last_line(done.stdout)}"
+            )
         say("stopped; " + ("its volumes are deleted" if volumes else "its volumes are kept (--volumes deletes them)"))
         if host.is_remote:
             port = f" -e 'ssh -p {host.port}'" if host.port else ""
@@ -138,7 +142,7 @@ def project_of(folder: Path, host: Host) -> Project:
         raise UsageError(f"{folder} is no project folder; go into one, or make one")
     if not host.is_remote:
         return Project(host, PurePosixPath(folder))
-    home = host.ask(["sh", "-c", 'cd && pwd']).strip()
+    home = host.ask(["sh", "-c", "cd && pwd"]).strip()
     return Project(host, PurePosixPath(home) / "yoloyard" / folder.name)
 
 
@@ -178,7 +182,10 @@ def _choose(
     else:
         tag = best_tag(used.driver, list(used.capabilities)).name
         say(f"tag {tag}: {_why(host, used, gpus)}")
-    if runner.name == "podman" and "true" in host.run(["podman", "info", "--format", "{{.Host.Security.Rootless}}"]).stdout:
+    if (
+        runner.name == "podman"
+        and "true" in host.run(["podman", "info", "--format", "{{.Host.Security.Rootless}}"]).stdout
+    ):
         # Else the folder's owner would be root inside, and files written by anybody else there belong to nobody here.
         service |= {"userns_mode": "keep-id", "user": "0:0"}
     keys, sources = public_keys()
@@ -209,7 +216,9 @@ def _choose(
 
 def _why(host: Host, used: graphics.Graphics, gpus: str) -> str:
     if used.driver is None:
-        return "no GPU, as asked for" if gpus == "none" else f"no NVIDIA GPU on {host}; training runs on the CPU, slowly"
+        return (
+            "no GPU, as asked for" if gpus == "none" else f"no NVIDIA GPU on {host}; training runs on the CPU, slowly"
+        )
     each = ", ".join(f"{name} ({value})" for name, value in zip(used.names, used.capabilities, strict=True))
     return f"the newest for driver {used.driver} and {each}"
 

@@ -64,4 +64,3 @@ class _Taken:
             except OSError:
                 return True
         return False
-
