@@ -53,7 +53,7 @@ def find_engine(host: Host, wanted: str | None = None) -> Engine:
         package = (
             "the package docker-compose-plugin" if name == "docker" else "podman-compose (pip install podman-compose)"
         )
-        said.append(f"{name} is there, but Compose is not: install {package}")
+        said.append(f"{name} is there, but Compose is not: install the package {package}")
     raise UserError(f"no container engine can be used on {host}: {'; '.join(said)}. {_INSTALL}")
 
 
@@ -95,7 +95,8 @@ class Project:
         self._write("service.yaml", json.dumps({"services": {SERVICE: service}}, indent=2) + "\n")  # JSON is YAML
 
     def _write(self, name: str, text: str) -> None:
-        script = f"umask 077; cd / && mkdir -p {_STATE}{self.name} && cd {_STATE}{self.name} && cat > {name}.tmp && mv {name}.tmp {name}"
+        place = f"{_STATE}{self.name}"
+        script = f"umask 077; mkdir -p {place} && cd {place} && cat > {name}.tmp && mv {name}.tmp {name}"
         self.host.ask(["sh", "-c", script], text)
 
     def compose(self, engine: Engine, *words: str) -> list[str]:

@@ -82,9 +82,7 @@ def gpu_access(host: Host, engine: str) -> Literal["runtime", "cdi"]:
         else "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
     )
     if listed.returncode not in (126, 127):
-        raise UserError(
-            f"{host} has the NVIDIA Container Toolkit, but {engine} doesn't use it: {configure}; {_WITHOUT}"
-        )
+        raise UserError(f"{host} has the NVIDIA Container Toolkit, but {engine} is not set up: {configure}; {_WITHOUT}")
     raise UserError(
         f"{host} has a GPU, but no NVIDIA Container Toolkit, so that containers don't see it. Install the package "
         f"nvidia-container-toolkit (its install guide adds NVIDIA's repository), then: {configure}; {_WITHOUT}"
