@@ -43,10 +43,8 @@ def find_engine(host: Host, wanted: str | None = None) -> Engine:
         if done.returncode:
             said.append(_silent(name, last_line(done.stderr) or last_line(done.stdout)))
             continue
-        if name == "docker":
-            ways = (("docker", "compose"), ("docker-compose",))
-        else:
-            ways = (("podman-compose",), ("podman", "compose"))
+        docker: tuple[tuple[str, ...], ...] = (("docker", "compose"), ("docker-compose",))
+        ways = docker if name == "docker" else (("podman-compose",), ("podman", "compose"))
         for compose in ways:
             if host.run([*compose, "version"]).returncode == 0:
                 return Engine("docker" if name == "docker" else "podman", compose)

@@ -302,8 +302,8 @@ def _check_source(folder: Path, project: Project, settings: dict[str, str], anyw
     before = settings.get(_SOURCE)
     if project.host.is_remote and before and before != _source(folder) and not anyway:
         raise UserError(
-            f"{project.host}:{project.folder} was copied from {before}, not from {_source(folder)}: rename this folder, "
-            "or copy over it with --yes"
+            f"{project.host}:{project.folder} was copied from {before}, not from {_source(folder)}: "
+            "rename this folder, or copy over it with --yes"
         )
 
 

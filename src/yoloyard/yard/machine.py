@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from yoloyard.errors import UsageError, UserError, printable
@@ -51,7 +51,7 @@ class Host:
         Raises UserError if the connection breaks.
         """
         call = self.command(words)
-        options = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
+        options: dict[str, Any] = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
         try:
             done = subprocess.run(
                 call,
@@ -60,7 +60,7 @@ class Host:
                 errors="replace",
                 check=False,
                 env=environment(),
-                **options,  # type: ignore[call-overload]
+                **options,
             )
         except (FileNotFoundError, PermissionError) as error:
             return subprocess.CompletedProcess(call, 127, "", f"{words[0]}: {error.strerror}")
@@ -162,7 +162,7 @@ def _refused(host: Host, said: IO[bytes]) -> UserError:
 
 
 def environment() -> dict[str, str]:
-    """The environment for commands: Compose would let YOLOYARD_ variables of the shell win over the file it is given."""
+    """Of commands: without YOLOYARD_ variables, which Compose would take rather than those in the file it is given."""
     return {name: value for name, value in os.environ.items() if not name.startswith("YOLOYARD_")}
 
 
