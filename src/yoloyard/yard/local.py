@@ -54,9 +54,13 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
         runner = find_engine(host, engine)
         project = project_of(folder, host)
         settings, asked = project.settings(), wishes.variables()
+        if "YOLOYARD_TAG" in asked:
+            asked["YOLOYARD_TAG"] = find_tag(asked["YOLOYARD_TAG"]).name  # it may be an alias
+        if "YOLOYARD_DATA" in asked:
+            asked["YOLOYARD_DATA"] = _data_folder(host, asked["YOLOYARD_DATA"])
         status = project.status(runner)
         if status and status.running:
-            changed = [name for name, value in asked.items() if settings.get(name) not in (value, None)]
+            changed = [name for name, value in asked.items() if settings.get(name) != value]
             if changed:
                 flags = ", ".join(_flag(name) for name in changed)
                 raise UserError(
@@ -177,31 +181,25 @@ def _choose(
     if used.driver is not None:
         service |= graphics.override(graphics.gpu_access(host, runner.name), numbers)
     if "YOLOYARD_TAG" in asked:
-        tag = find_tag(asked["YOLOYARD_TAG"]).name
+        tag = asked["YOLOYARD_TAG"]
         say(f"tag {tag}, as asked for")
     else:
         tag = best_tag(used.driver, list(used.capabilities)).name
         say(f"tag {tag}: {_why(host, used, gpus)}")
-    if (
-        runner.name == "podman"
-        and "true" in host.run(["podman", "info", "--format", "{{.Host.Security.Rootless}}"]).stdout
-    ):
+    rootless = ["podman", "info", "--format", "{{.Host.Security.Rootless}}"]
+    if runner.name == "podman" and host.run(rootless).stdout.strip() == "true":
         # Else the folder's owner would be root inside, and files written by anybody else there belong to nobody here.
         service |= {"userns_mode": "keep-id", "user": "0:0"}
     keys, sources = public_keys()
     say(f"SSH keys: {', '.join(sources)}" if keys else "no public SSH key here (ssh-keygen makes one): no SSH")
-    if "YOLOYARD_DATA" in asked and not asked["YOLOYARD_DATA"].startswith("/"):
-        if host.is_remote:
-            raise UsageError("--data must be a whole path on the host, like /mnt/data")
-        asked = {**asked, "YOLOYARD_DATA": str(Path(asked["YOLOYARD_DATA"]).resolve())}
-    if "YOLOYARD_DATA" in asked and host.run(["test", "-d", asked["YOLOYARD_DATA"]]).returncode:
-        raise UserError(f"--data {asked['YOLOYARD_DATA']}: there is no such folder on {host}")
     address = asked.get("YOLOYARD_ADDRESS", "127.0.0.1")
     settings = {
         "YOLOYARD_ENGINE": runner.name,
         "YOLOYARD_IMAGE": os.environ.get("YOLOYARD_IMAGE", "yoloyard"),
         "YOLOYARD_GPUS": gpus,
         "YOLOYARD_WORKSPACE": str(project.folder),
+        "YOLOYARD_DATA": "data",
+        "YOLOYARD_SHM_SIZE": "8gb",
         "YOLOYARD_ADDRESS": address,
         "YOLOYARD_JUPYTER_TOKEN": before.get("YOLOYARD_JUPYTER_TOKEN") or secrets.token_urlsafe(24),
         "YOLOYARD_SSH": "1" if keys else "0",
@@ -212,6 +210,16 @@ def _choose(
         "YOLOYARD_TAG": tag,
     }
     return settings, service
+
+
+def _data_folder(host: Host, given: str) -> str:
+    """The whole path of `--data`. Raises UsageError or UserError if it is none of `host`'s folders."""
+    if host.is_remote and not given.startswith("/"):
+        raise UsageError(f"--data {given} must be a whole path on the host, like /mnt/data")
+    folder = given if host.is_remote else str(Path(given).resolve())
+    if host.run(["test", "-d", folder]).returncode:
+        raise UserError(f"--data {folder}: there is no such folder on {host}")
+    return folder
 
 
 def _why(host: Host, used: graphics.Graphics, gpus: str) -> str:
