@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
-from yoloyard import cli_yard
+from yoloyard import cli_local, cli_yard
 from yoloyard.config import ALIASES, NEWEST, TrainConfig, words_of
 from yoloyard.errors import SilentError, UsageError, UserError, own_line
 
@@ -29,6 +29,7 @@ app = cyclopts.App(
 data_app = cyclopts.App(name="data", help="Check data sets and convert them.")
 app.command(data_app)
 cli_yard.register(app)
+cli_local.register(app)
 
 
 def _takes_words(command: Callable[..., None]) -> Callable[..., None]:
@@ -269,6 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def normal_arguments(words: Sequence[str]) -> list[str]:
     """YOLO users' ways of saying things as ours: `key=value`, `_` for `-`, YOLOv5's spellings, a bare `--resume`."""
+    if words[:1] == ["shell"]:
+        return list(words)  # another command's own words
     known = {*words_of(TrainConfig), *ALIASES, "hyp", "config", "resume", "split", "save_txt", "save_json", "source"}
     normal: list[str] = []
     for word in words:
