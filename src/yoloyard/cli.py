@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
+from yoloyard import cli_doctor
 from yoloyard.config import ALIASES, NEWEST, TrainConfig, words_of
 from yoloyard.errors import SilentError, UsageError, UserError, own_line
 
@@ -27,6 +28,7 @@ app = cyclopts.App(
 )
 data_app = cyclopts.App(name="data", help="Check data sets and convert them.")
 app.command(data_app)
+cli_doctor.register(app)
 
 
 def _takes_words(command: Callable[..., None]) -> Callable[..., None]:

@@ -163,7 +163,7 @@ def _nvidia(root: Path) -> dict[str, Any]:
 
 
 def _module_version(text: str) -> str | None:
-    """"NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  ..." -> "570.86.15"."""
+    """ "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  ..." -> "570.86.15"."""
     first = text.splitlines()[0] if text else ""
     return next((word for word in first.split() if word[0].isdigit() and "." in word), None)
 
@@ -185,7 +185,9 @@ def _engines(root: Path) -> dict[str, Any]:
     ]
     return {
         "engines": [name for name in ("docker", "podman") if name in found],
-        "toolkit": [name for name in ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-cli") if name in found],
+        "toolkit": [
+            name for name in ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-cli") if name in found
+        ],
         "docker_runtimes": runtimes,
         "cdi": specifications,
     }

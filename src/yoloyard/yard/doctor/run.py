@@ -37,9 +37,12 @@ def examine(
     and the like are read. What can't be read becomes a finding "skipped" of its subject; a mistake in a check is
     raised, never hidden.
     """
+    driver = nvml.gather()
+    users = {process["pid"] for each in driver["gpus"] for process in each.get("processes", [])}
     facts: dict[str, Any] = {
         "machine": machine.gather(root, folder),
-        "nvml": nvml.gather(),
+        "nvml": driver,
+        "processes": {pid: machine.command_of(root, pid) for pid in users},  # who uses the GPUs
         "torch": wheel.gather(),
         "disk": None if quick else disk.measure(folder),
         "network": network.measure(endpoint) if endpoint else None,
