@@ -1,4 +1,4 @@
-"""A machine that is made up at its boundary: NVML and the clock in C, a wheel of torch, and /proc, /sys, /dev as files."""
+"""A machine that is made up at its boundary: NVML and the clock in C, a wheel of torch, /proc, /sys, /dev as files."""
 
 from __future__ import annotations
 
@@ -64,11 +64,10 @@ class Machine:
         else:
             (self.root / path).unlink()
 
-    def gpu(self, capability: str = "8.6", used: int = 300, pid: int = 0, **other: int) -> None:
-        """The GPUs are now this one, with 24 GiB, `used` MiB of them."""
+    def gpu(self, capability: str = "8.6", used: int = 300, pid: int = 0, state: tuple[int, ...] = (0,) * 4) -> None:
+        """The GPUs are now this one, with 24 GiB, `used` MiB of them; state: errors, throttling, compute mode, MIG."""
         major, minor = capability.split(".")
-        rest = [other.get(name, 0) for name in ("errors", "throttled", "mode", "mig")]
-        self.environment["NVML_GPUS"] = " ".join(map(str, (major, minor, 24576, used, pid, *rest)))
+        self.environment["NVML_GPUS"] = " ".join(map(str, (major, minor, 24576, used, pid, *state)))
 
     def torch(self, version: str, cuda: str | None, architectures: str) -> None:
         """The wheel of torch is now one that was built so."""

@@ -87,16 +87,23 @@ def test_gpu_full_by_somebody_outside_the_container(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("state", "verdict", "word"),
     [
-        ({"errors": 2}, "problem", "2 memory errors"),
-        ({"throttled": 0x40}, "warning", "heat"),
-        ({"throttled": 0x1}, "ok", "full clocks"),  # idle
-        ({"mig": 1}, "problem", "MIG"),
+        ((2, 0, 0, 0), "problem", "2 memory errors"),
+        ((0, 0x40, 0, 0), "warning", "heat"),
+        ((0, 0x1, 0, 0), "ok", "full clocks"),  # idle
+        ((0, 0, 0, 1), "problem", "MIG"),
     ],
 )
-def test_health_of_a_gpu(machine: Machine, state: dict[str, int], verdict: str, word: str) -> None:
-    machine.gpu(**state)
+def test_health_of_a_gpu(machine: Machine, state: tuple[int, ...], verdict: str, word: str) -> None:
+    machine.gpu(state=state)
     found = machine.findings()["gpu-health"]
     assert (found["verdict"], word in found["evidence"]) == (verdict, True)
+
+
+def test_gpu_that_takes_no_other_process(machine: Machine) -> None:
+    machine.gpu(used=6000, pid=4711, state=(0, 0, 3, 0))
+    assert "-c DEFAULT" in machine.findings()["gpu-taken"]["remedy"]
+    machine.gpu(state=(0, 0, 3, 0))  # exclusive, but free for us
+    assert machine.findings()["gpu-taken"]["verdict"] == "ok"
 
 
 @pytest.mark.parametrize("where", ["NVML_INIT", "NVML_HANDLE"])

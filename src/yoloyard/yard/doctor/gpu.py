@@ -1,4 +1,4 @@
-"""GPUs: are they there, does the driver serve the CUDA runtime of torch, does the wheel hold code for them, are they free."""
+"""GPUs: are they there and free, does the driver serve torch's CUDA runtime, has the wheel code for them."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _visible(facts: dict[str, Any]) -> Finding:
             "problem",
             f"{said} in this container, though {', '.join(nodes) or 'the driver'} is there: the container's right to "
             "the devices was taken away, as a reload of systemd or of the cgroups does",
-            "restart the container (yoloyard down, yoloyard up); for good: start it by CDI (--device nvidia.com/gpu=all), "
-            'or set "exec-opts": ["native.cgroupdriver=cgroupfs"] in /etc/docker/daemon.json',
+            "restart the container (yoloyard down, yoloyard up); for good: start it by CDI "
+            '(--device nvidia.com/gpu=all), or set "exec-opts": ["native.cgroupdriver=cgroupfs"] in /etc/docker/daemon.json',
         )
     if answer and answer["code"] == LIBRARY_MISMATCH:
         return Finding(

@@ -18,7 +18,7 @@ MEMORY_BYTES = 8 * 2**30  # of each GPU: a training process and its workers
 
 def check(facts: dict[str, Any]) -> list[Finding]:
     machine = facts["machine"]
-    gpus = max(1, len(facts["nvml"]["gpus"]))
+    gpus = len(facts["nvml"]["gpus"])
     return [
         _shared_memory(machine, gpus),
         *_ulimits(machine, gpus),
@@ -28,6 +28,11 @@ def check(facts: dict[str, Any]) -> list[Finding]:
     ]
 
 
+def _training(gpus: int) -> str:
+    """How training is meant to go here; without a GPU the trainer loads its pictures itself."""
+    return f"training on {gpus} GPU(s) with {WORKERS} workers each" if gpus else "training on the CPU"
+
+
 def _shared_memory(machine: dict[str, Any], gpus: int) -> Finding:
     check, title = "shared-memory", "shared memory (/dev/shm)"
     shared, needed = machine["shared_memory"], SHARED_BYTES * gpus
@@ -35,7 +40,7 @@ def _shared_memory(machine: dict[str, Any], gpus: int) -> Finding:
         return Finding(check, title, "skipped", "there is no /dev/shm")
     evidence = (
         f"{shared['free'] / 2**20:.0f} of {shared['size'] / 2**20:.0f} MiB are free; "
-        f"{WORKERS} workers for each of {gpus} GPU(s) want {needed / 2**20:.0f} MiB (batches of 16 at 640 pixels)"
+        f"{_training(gpus)} wants {needed / 2**20:.0f} MiB (batches of 16 pictures of 640 pixels)"
     )
     if shared["free"] >= needed:
         return Finding(check, title, "ok", evidence)
@@ -53,7 +58,7 @@ def _shared_memory(machine: dict[str, Any], gpus: int) -> Finding:
 def _ulimits(machine: dict[str, Any], gpus: int) -> list[Finding]:
     needs = {
         "nofile": (FILES, "open files"),
-        "nproc": (gpus * (WORKERS + 1) * THREADS, "processes and threads"),
+        "nproc": (max(1, gpus) * (WORKERS + 1) * THREADS, "processes and threads"),
     }
     if machine["infiniband"]:
         needs["memlock"] = (LOCKED_BYTES, "locked memory in bytes, for InfiniBand")
@@ -82,7 +87,7 @@ def _ulimits(machine: dict[str, Any], gpus: int) -> list[Finding]:
 def _cpus(cpus: dict[str, Any], gpus: int) -> Finding:
     check, title = "cpus", "CPUs for loading pictures"
     quota = "" if cpus["quota"] is None else f" (a cgroup allows {cpus['quota']:g} of {cpus['allowed']})"
-    evidence = f"{cpus['usable']:g} CPUs{quota}; {gpus} GPU(s) with {WORKERS} workers each want {gpus * WORKERS}"
+    evidence = f"{cpus['usable']:g} CPUs{quota}; {_training(gpus)} wants {gpus * WORKERS or 1}"
     if cpus["usable"] >= gpus * WORKERS:
         return Finding(check, title, "ok", evidence)
     fewer = max(1, int(cpus["usable"]) // gpus)
@@ -96,10 +101,8 @@ def _memory(memory: dict[str, Any], gpus: int) -> Finding:
         return Finding(check, title, "skipped", "/proc/meminfo doesn't tell")
     usable = min(memory["total"], memory["limit"] or memory["total"])
     limit = "" if usable == memory["total"] else f" (a cgroup's limit; the machine has {memory['total'] / 2**30:.1f})"
-    evidence = (
-        f"{usable / 2**30:.1f} GiB{limit}; {gpus} training process(es) want {gpus * MEMORY_BYTES / 2**30:.0f} GiB"
-    )
-    if usable >= gpus * MEMORY_BYTES:
+    evidence = f"{usable / 2**30:.1f} GiB{limit}; {_training(gpus)} wants {max(1, gpus) * MEMORY_BYTES / 2**30:.0f} GiB"
+    if usable >= max(1, gpus) * MEMORY_BYTES:
         return Finding(check, title, "ok", evidence)
     return Finding(check, title, "warning", evidence, "fewer --workers, or more memory (a container: --memory)")
 

@@ -44,7 +44,7 @@ def measure(endpoint: str) -> dict[str, Any]:
         address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         done()
         step = "connect"
-        connection = socket.create_connection(address[4][:2], TIMEOUT)
+        connection = socket.create_connection((str(address[4][0]), port), TIMEOUT)
         done()
         if parts.scheme == "https":
             step = "tls"
