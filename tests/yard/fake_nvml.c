@@ -1,6 +1,6 @@
 /* Stands in for libnvidia-ml.so.1, and for the kernel's word on its clock (adjtimex).
 
-   NVML_INIT, NVML_HANDLE: error codes of starting up and of asking for a GPU (default 0: fine).
+   NVML_INIT, NVML_HANDLE, NVML_MEMORY: error codes of starting up, of a GPU, of its memory (default 0: fine).
    NVML_DRIVER: "570.86.15". NVML_CUDA: 12080 is CUDA 12.8. CLOCK_STATE: what adjtimex returns (5: not synchronised).
    NVML_GPUS: a GPU a line "major minor MiB_total MiB_used pid_or_0 memory_errors throttle_reasons compute_mode mig". */
 #include <stdio.h>
@@ -39,7 +39,7 @@ int nvmlDeviceGetUUID(Gpu *gpu, char *text, unsigned size) { snprintf(text, size
 int nvmlDeviceGetCudaComputeCapability(Gpu *gpu, int *major, int *minor) { *major = gpu->major; *minor = gpu->minor; return 0; }
 int nvmlDeviceGetMemoryInfo(Gpu *gpu, Memory *memory) {
     memory->total = gpu->total << 20; memory->used = gpu->used << 20; memory->free = memory->total - memory->used;
-    return 0;
+    return number("NVML_MEMORY");
 }
 int nvmlDeviceGetComputeRunningProcesses_v3(Gpu *gpu, unsigned *size, Process *processes) {
     if (!gpu->pid) { *size = 0; return 0; }

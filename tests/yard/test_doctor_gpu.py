@@ -133,6 +133,12 @@ def test_gpu_that_has_fallen_off_the_bus(machine: Machine) -> None:
     assert (found["verdict"], "xid" in found["remedy"]) == ("problem", True)
 
 
+def test_gpu_without_memory_of_its_own(machine: Machine) -> None:
+    machine.environment["NVML_MEMORY"] = "3"  # not supported
+    found = machine.findings()
+    assert (found["gpu-visible"]["verdict"], found["gpu-taken"]["verdict"]) == ("ok", "skipped")
+
+
 def test_nouveau(machine: Machine) -> None:
     machine.environment["NVML_INIT"] = "9"
     machine.write("proc/modules", "nouveau 2719744 4 - Live 0x0\n")

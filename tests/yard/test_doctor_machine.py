@@ -24,6 +24,8 @@ def test_no_nvidia_runtime(machine: Machine) -> None:
     machine.write("etc/docker/daemon.json", "{}")
     found = machine.findings()["container-toolkit"]
     assert (found["verdict"], "nvidia-ctk runtime configure" in found["remedy"]) == ("problem", True)
+    machine.write("usr/bin/nvidia-container-runtime-hook")  # enough for --gpus
+    assert machine.findings()["container-toolkit"]["verdict"] == "warning"
     machine.write("etc/cdi/nvidia.yaml")
     assert machine.findings()["container-toolkit"]["verdict"] == "ok"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 NVIDIA = "0x10de"  # the vendor's number on the PCI bus
 UNLIMITED = 2**60  # limits above are none: cgroup v1 writes a huge number
+TOOLKIT = ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-container-cli")
 TIME_ERROR, STA_UNSYNC = 5, 0x40  # of <sys/timex.h>
 
 
@@ -185,9 +186,7 @@ def _engines(root: Path) -> dict[str, Any]:
     ]
     return {
         "engines": [name for name in ("docker", "podman") if name in found],
-        "toolkit": [
-            name for name in ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-cli") if name in found
-        ],
+        "toolkit": [name for name in TOOLKIT if name in found],
         "docker_runtimes": runtimes,
         "cdi": specifications,
     }

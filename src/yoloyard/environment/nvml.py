@@ -10,7 +10,6 @@ UNKNOWN_ERROR = 999  # NVML_ERROR_UNKNOWN; what a container hears that may no lo
 DRIVER_NOT_LOADED = 9
 LIBRARY_MISMATCH = 18  # the library was updated, the kernel module was not
 LIBRARY_NOT_FOUND = 12
-NO_PERMISSION = 4
 
 
 def gather() -> dict[str, Any]:
@@ -36,7 +35,7 @@ def gather() -> dict[str, Any]:
     except nvml.NVMLError as error:
         found["error"] = _error(error)
     finally:
-        nvml.nvmlShutdown()
+        _ask(nvml, nvml.nvmlShutdown)
     return found
 
 
@@ -44,6 +43,8 @@ def _gpu(nvml: Any, index: int) -> dict[str, Any]:
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    except nvml.NVMLError_NotSupported:
+        memory = None  # a GPU that shares the memory of the machine
     except nvml.NVMLError as error:
         return {"index": index, "error": _error(error)}
     capability = _ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
@@ -55,8 +56,8 @@ def _gpu(nvml: Any, index: int) -> dict[str, Any]:
         "name": _ask(nvml, nvml.nvmlDeviceGetName, handle),
         "uuid": _ask(nvml, nvml.nvmlDeviceGetUUID, handle),
         "capability": capability and f"{capability[0]}.{capability[1]}",
-        "memory_total": memory.total,
-        "memory_used": memory.used,
+        "memory_total": memory and memory.total,
+        "memory_used": memory and memory.used,
         "processes": [{"pid": each.pid, "memory": each.usedGpuMemory} for each in processes],
         "uncorrected_memory_errors": _ask(
             nvml,

@@ -38,9 +38,11 @@ def _engine(name: str, engines: dict[str, Any]) -> Finding:
     command = docker if name == "docker" else podman
     if not toolkit:
         return Finding(CHECK, title, "problem", has, INSTALL + command)
-    # Docker's --gpus needs the toolkit's hook, which is found by its name; podman goes by CDI.
     if name == "podman" and not cdi:
         return Finding(CHECK, title, "problem", has, command)
     if name == "docker" and "nvidia" not in runtimes and not cdi:
+        if "nvidia-container-runtime-hook" in toolkit:  # Docker finds it by its name
+            evidence = f"{has}: docker run --gpus works, --runtime=nvidia does not"
+            return Finding(CHECK, title, "warning", evidence, command)
         return Finding(CHECK, title, "problem", has, command)
     return Finding(CHECK, title, "ok", has)

@@ -66,7 +66,8 @@ def _visible(facts: dict[str, Any]) -> Finding:
         remedy = "look for Xid with `sudo dmesg | grep -i xid`; reboot; if it comes back, the GPU or its slot is faulty"
         return Finding("gpu-visible", title, "problem", f"GPU {', '.join(broken)} does not answer; {said}", remedy)
     if gpus:
-        named = ", ".join(f"{gpu['name']} ({gpu['memory_total'] / 2**30:.0f} GiB)" for gpu in gpus)
+        sizes = [f" ({gpu['memory_total'] / 2**30:.0f} GiB)" if gpu["memory_total"] else "" for gpu in gpus]
+        named = ", ".join(f"{gpu['name']}{size}" for gpu, size in zip(gpus, sizes, strict=True))
         if len(cards) > len(gpus) and not machine["container"]:
             evidence = f"{len(gpus)} of {len(cards)} NVIDIA cards on the PCI bus answer: {named}"
             return Finding("gpu-visible", title, "warning", evidence, "sudo dmesg | grep -i -e nvrm -e xid")
@@ -194,6 +195,8 @@ def _architecture(gpu: dict[str, Any], torch: dict[str, Any], nvml: dict[str, An
 def _free(gpu: dict[str, Any], names: dict[int, str | None], container: str | None) -> Finding:
     title = f"GPU {gpu['index']} is free"
     used, total, processes = gpu["memory_used"], gpu["memory_total"], gpu["processes"]
+    if total is None:
+        return Finding("gpu-taken", title, "skipped", f"{gpu['name']} shares the memory of the machine")
     who = ", ".join(f"{names.get(each['pid']) or 'not seen from here'} (process {each['pid']})" for each in processes)
     evidence = f"{used / 2**30:.1f} of {total / 2**30:.1f} GiB are in use" + (f" by {who}" if who else "")
     first = processes[0]["pid"] if processes else None
