@@ -43,15 +43,16 @@ def _visible(facts: dict[str, Any]) -> Finding:
     errors = [gpu["error"] for gpu in gpus if gpu["error"]]
     answer = error or (errors[0] if errors else None)
     said = f'NVML says "{answer["text"]}"' if answer else ""
-    if answer and answer["code"] == UNKNOWN_ERROR and machine["container"]:
+    if answer and answer["code"] == UNKNOWN_ERROR and machine["container"] and nodes:
         return Finding(
             "container-lost-gpu",
             title,
             "problem",
-            f"{said} in this container, though {', '.join(nodes) or 'the driver'} is there: the container's right to "
+            f"{said} in this container, though {', '.join(nodes)} is there: the container's right to "
             "the devices was taken away, as a reload of systemd or of the cgroups does",
             "restart the container (yoloyard down, yoloyard up); for good: start it by CDI "
-            '(--device nvidia.com/gpu=all), or set "exec-opts": ["native.cgroupdriver=cgroupfs"] in /etc/docker/daemon.json',
+            '(--device nvidia.com/gpu=all), or set "exec-opts": ["native.cgroupdriver=cgroupfs"] in '
+            "/etc/docker/daemon.json",
         )
     if answer and answer["code"] == LIBRARY_MISMATCH:
         return Finding(
