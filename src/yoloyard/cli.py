@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
-from yoloyard import cli_local, cli_yard
+from yoloyard import cli_doctor, cli_local, cli_yard
 from yoloyard.config import ALIASES, NEWEST, TrainConfig, words_of
 from yoloyard.errors import SilentError, UsageError, UserError, own_line
 
@@ -30,6 +30,7 @@ data_app = cyclopts.App(name="data", help="Check data sets and convert them.")
 app.command(data_app)
 cli_yard.register(app)
 cli_local.register(app)
+cli_doctor.register(app)
 
 
 def _takes_words(command: Callable[..., None]) -> Callable[..., None]:
