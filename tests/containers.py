@@ -21,6 +21,7 @@ runtime = "runc"
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 """
+BUILD_OPTIONS = ("--network=host", "--runtime=runc", "--ulimit=nofile=1024:1024", "--ulimit=nproc=4096:4096")
 
 
 def say(text: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from containers import BASE, CONTAINERS_CONF, OWNER, REPOSITORY, ROOT, Yard, attempt, run, say, yoloyard
+from containers import BASE, BUILD_OPTIONS, CONTAINERS_CONF, OWNER, REPOSITORY, ROOT, Yard, attempt, run, say, yoloyard
 from yoloyard.data.demo import write_demo
 
 
@@ -46,16 +46,12 @@ def base() -> str:
 
 def pip_of_this_machine(folder: Path) -> list[str]:
     """What this machine's pip has been told (a folder of wheels, a certificate), as mounts for the build."""
-    lines, mounts = ["[global]"], []
-    if wheels := os.environ.get("PIP_FIND_LINKS"):
-        lines.append(f"find-links = {wheels}")
-        mounts.append(wheels)
-    if certificate := os.environ.get("PIP_CERT"):
-        lines.append(f"cert = {certificate}")
-        mounts.append(certificate)
-    settings = folder / "pip.conf"
-    settings.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    mounts = [f"{mount}:{mount}:ro" for mount in mounts] + [f"{settings}:/etc/pip.conf:ro"]
+    lines, mounts = ["[global]"], [f"{folder}/pip.conf:/etc/pip.conf:ro"]
+    for variable, setting, place in (("PIP_FIND_LINKS", "find-links", "wheels"), ("PIP_CERT", "cert", "ca.crt")):
+        if path := os.environ.get(variable):
+            lines.append(f"{setting} = /mnt/{place}")
+            mounts.append(f"{path}:/mnt/{place}:ro")
+    (folder / "pip.conf").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [f"--build-option=--volume={mount}" for mount in mounts]
 
 
@@ -65,7 +61,8 @@ def image(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     started = time.monotonic()
     yoloyard(
         *("image", "build", "cpu", "--stage", "both", "--engine", "buildah", "--base-image", base, "--torch-index", ""),
-        *("--build-option=--network=host", *pip_of_this_machine(tmp_path_factory.mktemp("pip"))),
+        *(f"--build-option={option}" for option in BUILD_OPTIONS),
+        *pip_of_this_machine(tmp_path_factory.mktemp("pip")),
         seconds=1500,
         folder=ROOT,
     )
