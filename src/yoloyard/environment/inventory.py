@@ -18,6 +18,7 @@ from typing import Any
 # Whose files are counted, and which modules are looked for along sys.path.
 LOOKED_OVER = ("torch", "torchvision", "torchaudio", "numpy", "opencv-", "safetensors", "faster-coco-eval", "nvidia-")
 MODULES = ("torch", "torchvision", "torchaudio", "numpy", "cv2", "faster_coco_eval", "safetensors")
+CONSTANTS = ("__version__", "cuda", "hip", "opencv_version", "headless", "contrib")  # of a version.py
 CUDA_LIBRARIES = ("libcudnn", "libcublas", "libnccl", "libcudart")
 
 
@@ -116,7 +117,8 @@ def _files(folder: str, place: str) -> dict[str, Any] | None:
         return None
     listed, missing, changed = 0, [], []
     for row in rows:
-        if len(row) != 3 or row[0].startswith(("..", "/")) or not row[0].endswith((".py", ".so")) and ".so." not in row[0]:
+        is_code = len(row) == 3 and re.search(r"\.(py|so)$|\.so\.", row[0])
+        if not is_code or row[0].startswith(("..", "/")):
             continue
         listed += 1
         try:
@@ -157,7 +159,8 @@ def _constants(path: str) -> dict[str, str]:
             text = file.read()
     except OSError:
         return {}
-    return dict(re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]?([^'\"\n]*)", text, re.MULTILINE))
+    rows = re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]?([^'\"\n]*)", text, re.MULTILINE)
+    return {name: value for name, value in rows if name in CONSTANTS}
 
 
 def _libraries(folder: str) -> list[str]:
