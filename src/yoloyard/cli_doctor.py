@@ -25,6 +25,9 @@ def doctor(
     network: Annotated[
         str | None, Parameter(help="address of the object store (https://HOST or HOST:PORT); opens a connection to it")
     ] = None,
+    python: Annotated[
+        Path | None, Parameter(help="look at the packages of this Python, not at those that yoloyard runs with")
+    ] = None,
     quick: Annotated[bool, Parameter(help="measure no speed and compute nothing", negative="")] = False,
     json_: Annotated[bool, Parameter(name="--json", help="print facts and findings as JSON", negative="")] = False,
 ) -> None:
@@ -34,7 +37,7 @@ def doctor(
 
     if not folder.is_dir():
         raise UsageError(f"--folder {folder} is no folder")
-    examination = examine(folder, network, quick)
+    examination = examine(folder, network, quick, python=python)
     if json_:
         print(json.dumps(examination.as_dict(), indent=1))
     else:

@@ -38,10 +38,10 @@ def import_all(python: str, modules: Sequence[str]) -> dict[str, dict[str, Any]]
     while left := [name for name in modules if name not in found]:
         try:
             done = run_program(python, "trial.py", *left)
-            output, end = done.stdout, _ending(done.returncode)
+            output, end = done.stdout, ending(done.returncode)
             said = done.stderr
         except subprocess.TimeoutExpired as error:
-            output = error.stdout.decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+            output = as_text(error.stdout)
             end, said = f"it took longer than {SECONDS} s", ""
         rows = [json.loads(line) for line in output.splitlines()]
         finished = {row["module"]: row for row in rows if "error" in row}
@@ -52,15 +52,24 @@ def import_all(python: str, modules: Sequence[str]) -> dict[str, dict[str, Any]]
     return found
 
 
-def run_program(python: str, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_program(python: str, name: str, *arguments: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
     """Let `python` run a program that lies beside this file, without this folder on its sys.path."""
-    source = Path(__file__).with_name(name).read_text(encoding="utf-8")
-    return subprocess.run(
-        [python, "-c", source, *arguments], capture_output=True, text=True, timeout=SECONDS, check=False
-    )
+    command = program(python, name, *arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
 
 
-def _ending(status: int) -> str:
+def program(python: str, name: str, *arguments: str) -> list[str]:
+    """The command by which `python` runs a program that lies beside this file."""
+    return [python, "-c", Path(__file__).with_name(name).read_text(encoding="utf-8"), *arguments]
+
+
+def ending(status: int) -> str:
+    """How a process ended, by its exit status."""
     if status < 0:
         return f"the process was killed by {signal.Signals(-status).name} (a crash)"
     return f"the process ended with status {status}"
+
+
+def as_text(output: str | bytes | None) -> str:
+    """What a process had printed when its time was up."""
+    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""

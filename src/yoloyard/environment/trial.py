@@ -40,7 +40,7 @@ def _torch(torch: Any) -> dict[str, Any]:
     facts = {"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": torch.backends.cudnn.version()}
     if torch.version.cuda:
         facts["nccl"] = list(torch.cuda.nccl.version()) if torch.distributed.is_nccl_available() else None
-        facts["available"] = torch.cuda.is_available()
+        facts["devices"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
         facts["loaded"] = _loaded()
     return facts
 
