@@ -46,6 +46,25 @@ def doctor(
         sys.exit(1)
 
 
+@doctor_app.command(name="diff")
+def doctor_diff(
+    run_a: Annotated[Path, Parameter(help="a run's folder, its environment.json, or what doctor --json printed")],
+    run_b: Annotated[Path, Parameter(help="another one")],
+    /,
+) -> None:
+    """Say in what two runs or machines differ, the likeliest causes of other results first.
+
+    Exits with 1 if something differs that decides results, or that keeps the two from training together.
+    """
+    from yoloyard.yard.doctor.diff import compare, load
+
+    comparison = compare(load(run_a), load(run_b))
+    for line in comparison.lines():
+        print(line)
+    if comparison.decides:
+        sys.exit(1)
+
+
 def _show(findings: list) -> None:
     from rich.console import Console
     from rich.padding import Padding

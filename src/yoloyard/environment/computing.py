@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -100,15 +101,13 @@ def on_device(name: str) -> None:
     attempt("memory", lambda: memory(device))
     precisions = ["float32", "bfloat16"] if device.type != "cuda" else list(TOLERANCES)
     for precision in precisions:
-        attempt(f"matmul {precision}", lambda p=precision: compare(device, p, torch.matmul, (SIZE, SIZE), (SIZE, SIZE)))
-        attempt(
-            f"convolution {precision}",
-            lambda p=precision: compare(device, p, convolve, (4, 16, 64, 64), (32, 16, 3, 3)),
-        )
+        attempt(f"matmul {precision}", partial(compare, device, precision, torch.matmul, (SIZE, SIZE), (SIZE, SIZE)))
+        shapes = (4, 16, 64, 64), (32, 16, 3, 3)
+        attempt(f"convolution {precision}", partial(compare, device, precision, convolve, *shapes))
     attempt("bfloat16", lambda: {"native": has_bfloat16(device)})
     for precision in ("float32", "float16", "bfloat16"):
         if precision not in GPU_ONLY or device.type == "cuda":
-            attempt(f"training {precision}", lambda p=precision: train(device, getattr(torch, p)))
+            attempt(f"training {precision}", partial(train, device, getattr(torch, precision)))
 
 
 def together(backend: str, rank: int, size: int) -> None:
@@ -141,7 +140,7 @@ def peers(count: int) -> None:
     for source in range(count):
         for target in range(count):
             if source != target:
-                attempt(f"{source} to {target}", lambda s=source, t=target: copy(s, t))
+                attempt(f"{source} to {target}", partial(copy, source, target))
 
 
 if __name__ == "__main__":
