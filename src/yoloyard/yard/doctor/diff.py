@@ -14,6 +14,7 @@ from yoloyard.environment import PACKAGES
 from yoloyard.errors import UserError, printable
 
 ABSENT = "-"
+NAMED = 20  # differences of a group that does not decide results
 # In the order in which they explain other results; True where a difference decides results.
 GROUPS = {
     "data set": True,
@@ -28,6 +29,7 @@ GROUPS = {
     "machine": False,
     "command": False,
 }
+PARTLY = {"arithmetic", "GPU", "machine"}  # of which a run says more than the doctor: what both say is compared
 WHERE = {"project", "name", "exist_ok", "resume", "workers", "device", "wandb", "tensorboard", "data"}  # no results
 # NCCL of other versions does not understand one another: processes on two nodes hang or fail.
 TOGETHER = {"torch": "torch", "nccl": "NCCL"}
@@ -54,7 +56,9 @@ class Comparison:
         lines = [f"problem: {problem}" for problem in self.problems]
         for group, rows in self.differences.items():
             lines.append(f"{group}{'' if GROUPS[group] else ' (does not decide results)'}:")
-            lines += [f"  {name}: {_shown(a)} | {_shown(b)}" for name, a, b in rows]
+            named = rows if GROUPS[group] else rows[:NAMED]
+            lines += [f"  {name}: {_shown(a)} | {_shown(b)}" for name, a, b in named]
+            lines += [f"  and {len(rows) - NAMED} more"] if len(named) < len(rows) else []
         if self.missing:
             lines.append(f"not compared, as one of the two says nothing of it: {', '.join(self.missing)}")
         if not self.differences:
@@ -85,14 +89,14 @@ def load(path: Path) -> Facts:
 
 
 def compare(first: Facts, second: Facts) -> Comparison:
-    """Group by group, in the order of `GROUPS`; a group that is empty on one side is named and not compared."""
+    """Group by group, in the order of `GROUPS`; a group that one side lacks is named and not compared."""
     differences, missing = {}, []
     for group in GROUPS:
-        a, b = first.get(group, {}), second.get(group, {})
-        if not a or not b:
-            missing += [group] if a or b else []
+        if group not in first or group not in second:
+            missing += [group] if group in first or group in second else []
             continue
-        names = dict.fromkeys([*a, *b])
+        a, b = first[group], second[group]
+        names = [name for name in dict.fromkeys([*a, *b]) if group not in PARTLY or (name in a and name in b)]
         rows = [(name, a.get(name, ABSENT), b.get(name, ABSENT)) for name in names]
         if differing := [row for row in rows if row[1] != row[2]]:
             differences[group] = differing
@@ -110,37 +114,42 @@ def _version(facts: Facts, name: str) -> str | None:
 
 
 def _of_run(facts: dict[str, Any], folder: Path) -> Facts:
-    git = facts.get("git") or {}
-    return {
-        "data set": _flat(facts.get("data", {})),
-        "settings": _settings(folder / "config.yaml"),
-        "code": {name: git[name] for name in ("commit", "diff_sha256") if name in git},
-        "arithmetic": {name: facts.get(name) for name in ("precision", "device", "threads", "cuda", "cudnn", "nccl")},
+    arithmetic = {name: facts.get(name) for name in ("precision", "cuda", "cudnn", "nccl")}
+    found: Facts = {
+        "arithmetic": {"device": facts["device"].split(":")[0], **arithmetic},
         "packages that decide results": facts["versions"],
-        "variables": {"": None} | facts.get("variables", {}),  # none set is an answer too
-        "other packages": _others(facts.get("packages", [])),
-        "command": {"command": " ".join(facts.get("command", []))},
+        "command": {"command": " ".join(facts["command"])},
         **_of_machine(facts.get("machine"), facts.get("nvml"), facts.get("accelerator")),
-        **({"machine": {"system": facts["system"]}} if "machine" not in facts else {}),
     }
+    found.setdefault("machine", {})["threads"] = facts["threads"]
+    if facts.get("data"):
+        found["data set"] = _flat(facts["data"])
+    if (file := folder / "config.yaml").is_file():
+        words = _flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+        found["settings"] = {name: value for name, value in words.items() if name not in WHERE}
+    if git := facts.get("git"):
+        found["code"] = {name: git.get(name) for name in ("commit", "diff_sha256")}
+    if "packages" in facts:  # runs of older versions have none
+        found["variables"] = facts["variables"]
+        found["other packages"] = _others(facts["packages"])
+    return found
 
 
 def _of_doctor(facts: dict[str, Any]) -> Facts:
-    packages = facts.get("packages") or {}
-    rows = {row["name"]: row["version"] for row in reversed(packages.get("distributions", []))}
-    torch = packages.get("imports", {}).get("torch", {})
-    decisive = {"python": packages.get("version")} | {name: rows.get(name, ABSENT) for name in PACKAGES}
-    decisive["torch"] = torch.get("version") or decisive["torch"]
-    return {
-        "arithmetic": {
-            "cuda": torch.get("cuda"),
-            "cudnn": torch.get("cudnn"),
-            "nccl": ".".join(map(str, torch.get("nccl") or [])) or None,
-        },
-        "packages that decide results": decisive if rows else {},
-        "other packages": {name: version for name, version in rows.items() if name not in PACKAGES},
-        **_of_machine(facts.get("machine"), facts.get("nvml"), None),
-    }
+    packages = facts.get("packages") or {"error": "none"}
+    found = _of_machine(facts.get("machine"), facts.get("nvml"), None)
+    if packages["error"]:
+        return found
+    rows = {row["name"]: row["version"] for row in reversed(packages["distributions"])}
+    torch = packages["imports"]["torch"]
+    decisive = {name: rows.get(name, "not installed as a package") for name in PACKAGES}
+    if not torch["error"]:
+        nccl = ".".join(map(str, torch.get("nccl") or [])) or None
+        found["arithmetic"] = {"cuda": torch["cuda"], "cudnn": torch["cudnn"], "nccl": nccl}
+        decisive["torch"] = torch["version"]  # with the local part, +cu128
+    found["packages that decide results"] = {"python": packages["version"], **decisive}
+    found["other packages"] = {name: rows[name] for name in sorted(rows) if name not in PACKAGES}
+    return found
 
 
 def _of_machine(machine: dict[str, Any] | None, nvml: dict[str, Any] | None, used: str | None) -> Facts:
@@ -163,17 +172,9 @@ def _of_machine(machine: dict[str, Any] | None, nvml: dict[str, Any] | None, use
     return found
 
 
-def _settings(file: Path) -> dict[str, Any]:
-    """The words of a run that can change results; none where the file lies without its run."""
-    if not file.is_file():
-        return {}
-    words = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    return {name: value for name, value in _flat(words).items() if name.split(".")[-1] not in WHERE}
-
-
 def _others(packages: list[str]) -> dict[str, str]:
     pairs = (line.partition("==") for line in packages)
-    return {name: version or "editable" for name, _, version in pairs if name not in PACKAGES}
+    return {name: version or "of unknown version" for name, _, version in pairs if name not in PACKAGES}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -316,7 +316,7 @@ def _twice(packages: dict[str, Any]) -> list[Finding]:
     for (name, folder), rows in groups.items():
         if len(rows) < 2 or any(row["editable"] for row in rows):
             continue
-        code = _code_version(packages, name).partition("+")[0] if name in packages["modules"] else ""
+        code = (packages["imports"].get(name, {}).get("version") or "").partition("+")[0]
         newest = max(rows, key=lambda row: (row["version"].partition("+")[0] == code, _number(row["version"])))
         stale = " ".join(f"'{os.path.join(folder, row['info'])}'" for row in rows if row is not newest)
         evidence = f"{name} is there as {' and '.join(row['version'] for row in rows)} in {folder}"
