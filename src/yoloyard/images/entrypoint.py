@@ -226,6 +226,11 @@ def jupyter_config(settings: Settings) -> str:
             "allow_root": settings.uid == 0,
             "terminado_settings": {"shell_command": ["/bin/bash", "-l"]},
         },
+        "LabApp": {  # nothing asks the network for news, updates or extensions
+            "extension_manager": "readonly",
+            "check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+            "news_url": None,
+        },
         "IdentityProvider": {"token": settings.token},
         "PasswordIdentityProvider": {
             "token": settings.token,
