@@ -140,7 +140,9 @@ def test_only_the_topmost_process_that_saves_is_signalled() -> None:
         12: Process(11, "server", True),
         13: Process(0, "yoloyard", True),  # started by exec
     }
-    assert sorted(entrypoint.busy(table, [1, 13], {1, 2, 3, 7}, {11})) == [5, 10, 13]
+    assert sorted(entrypoint.busy(table, [1, 13], {1, 2, 3, 7}, {11}, set())) == [5, 10, 13]
+    table[5].saves = False  # it has saved and ends its workers itself
+    assert sorted(entrypoint.busy(table, [1, 13], {1, 2, 3, 7}, {11}, {5, 10, 13})) == [10, 13]
 
 
 TRAINING = """

@@ -358,7 +358,9 @@ def has_own_namespace() -> bool:
     return number == 1
 
 
-def busy(table: dict[int, Process], top: list[int], holders: set[int], left_out: set[int]) -> list[int]:
+def busy(
+    table: dict[int, Process], top: list[int], holders: set[int], left_out: set[int], signalled: set[int]
+) -> list[int]:
     """The topmost processes below `top` that catch SIGTERM. What is below one of them is that one's own business."""
     found = []
     for number in top:
@@ -366,8 +368,9 @@ def busy(table: dict[int, Process], top: list[int], holders: set[int], left_out:
             continue
         if table[number].saves and number not in holders and table[number].name not in HOLDERS:
             found.append(number)
-        else:
-            found += busy(table, [n for n, each in table.items() if each.parent == number], holders, left_out)
+        elif number not in signalled:
+            below = [n for n, each in table.items() if each.parent == number]
+            found += busy(table, below, holders, left_out, signalled)
     return found
 
 
@@ -381,7 +384,7 @@ def let_save(services: list[Service], seconds: float) -> None:
     while time.monotonic() < deadline:
         table = processes()
         top = [n for n, each in table.items() if each.parent not in table] if all_of_it else [os.getpid()]
-        found = busy(table, top, {1, os.getpid(), *running}, left_out)
+        found = busy(table, top, {1, os.getpid(), *running}, left_out, signalled)
         if not found:
             return
         for number in set(found) - signalled:
