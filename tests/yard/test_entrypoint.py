@@ -165,7 +165,8 @@ def test_a_command_is_asked_once_and_waited_for(in_a_shell: bool, tmp_path: Path
     program += (
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGHUP}); "
     )
-    program += "c = e.start(sys.argv[1:], dict(os.environ), None, None, False); sys.exit(e.run([], c, e.read_settings({}, False)))"
+    program += "c = e.start(sys.argv[1:], dict(os.environ), None, None, False); "
+    program += "sys.exit(e.run([], c, e.read_settings({}, False)))"
     command = [sys.executable, "-c", TRAINING]
     if in_a_shell:
         command = ["sh", "-c", '"$@"; exit $?', "sh", *command]
