@@ -32,6 +32,8 @@ def image_build(
     ] = None,
 ) -> None:
     """Build an image from the clone that yoloyard is used from."""
+    from functools import partial
+
     from yoloyard.yard.engine import find_engine
     from yoloyard.yard.image import build, build_command, clone_root, image_names
     from yoloyard.yard.versions import find_tag
@@ -41,7 +43,7 @@ def image_build(
     stages: list[Literal["runtime", "devel"]] = ["runtime", "devel"] if stage == "both" else [stage]
     for one in stages:
         mirrors = (base_image, torch_index, pip_index, apt_mirror)
-        build(build_command(found, root, wanted, one, *mirrors, options=build_option or ()), print)
+        build(build_command(found, root, wanted, one, *mirrors, options=build_option or ()), partial(print, flush=True))
         print(f"image: {', '.join(image_names(wanted, one))}")
 
 
@@ -49,7 +51,7 @@ def image_build(
 def image_list() -> None:
     """List all tags: PyTorch, CUDA, GPUs, the least driver, and which are built here."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from yoloyard.errors import UserError
     from yoloyard.yard.engine import find_engine
@@ -60,7 +62,7 @@ def image_list() -> None:
         engine = find_engine(can_run=False)
     except UserError:
         engine = None  # the table is of use without one as well
-    table = Table("tag", "PyTorch", "CUDA", "GPU architectures", "driver from", "built here")
+    table = Table(Column("tag", no_wrap=True), "PyTorch", "CUDA", "GPU code", "driver from", "built here")
     for tag in tags().values():
         built = [stage for stage in ("devel", "runtime") if engine and engine.has(image_names(tag, stage)[0])]
         name = "\n".join([tag.name, *(f"= {alias}" for alias in tag.aliases)])

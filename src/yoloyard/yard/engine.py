@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from yoloyard.errors import UserError
+from yoloyard.errors import UsageError, UserError
 
 BUILDERS = ("docker", "podman", "buildah")
 RUNNERS = ("docker", "podman")
@@ -33,12 +33,12 @@ class Engine:
 def find_engine(wanted: str | None = None, can_run: bool = True) -> Engine:
     """The first engine that is installed and answers, or the one that is wanted.
 
-    `can_run`: it must be able to run containers, which buildah can't. Raises UserError that says what to install or
-    to start.
+    `can_run`: it must be able to run containers, which buildah can't. Raises UsageError for an engine that is none of
+    them, UserError that says what to install or to start.
     """
     known = RUNNERS if can_run else BUILDERS
     if wanted and wanted not in known:
-        raise UserError(f"{wanted} can't be used here: {', '.join(known)} can")
+        raise UsageError(f"{wanted} can't be used here: {', '.join(known)} can")
     silent = []
     for name in [wanted] if wanted else known:
         path = shutil.which(name)
