@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,6 @@ from yoloyard.yard.machine import connect, parse_host
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 HERE_SSH = shutil.which("ssh")
-Yard = Callable[..., "subprocess.CompletedProcess[str]"]
 
 needs_sshd = pytest.mark.skipif(not (SSHD and HERE_SSH), reason="no ssh server here (package openssh-server)")
 
@@ -43,6 +42,17 @@ class Remote:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         return int(free.getsockname()[1])
+
+
+def wait_for(port: int) -> None:
+    """Until something listens on `port`."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"nothing listens on {port}")
 
 
 @pytest.fixture
@@ -77,15 +87,11 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
     monkeypatch.setenv("PATH", str(here))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()
-    Path("/run/sshd").mkdir(exist_ok=True) if os.getuid() == 0 else None
+    if os.getuid() == 0:
+        Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it
     log = (keys / "log").open("wb")
     server = subprocess.Popen([str(SSHD), "-D", "-e", "-f", str(keys / "sshd_config")], stderr=log)
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.02)
+    wait_for(port)
     yield Remote(f"ssh://{getpass.getuser()}@127.0.0.1:{port}", machine, keys, home)
     server.terminate()
     server.wait()
@@ -137,6 +143,7 @@ def test_jupyter_keeps_a_tunnel_until_ctrl_c(remote: Remote, tmp_path: Path) -> 
         [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "-d", str(tmp_path / "page")],
         stderr=subprocess.DEVNULL,
     )
+    wait_for(port)  # so that the tunnel takes another one on this side
     opened = subprocess.Popen(
         [sys.executable, "-m", "yoloyard", "jupyter", "--on", remote.address],
         stdout=subprocess.PIPE,
@@ -148,14 +155,7 @@ def test_jupyter_keeps_a_tunnel_until_ctrl_c(remote: Remote, tmp_path: Path) -> 
         line = opened.stdout.readline()
         address = line.split()[-1]
         assert "lab?token=" in address, line + opened.communicate()[1]
-        content = b""
-        end = time.monotonic() + 20
-        while not content and time.monotonic() < end:
-            try:
-                content = urllib.request.urlopen(address, timeout=5).read()
-            except OSError:
-                time.sleep(0.05)  # neither server nor tunnel is quite there
-        assert content == b"the notebook"
+        assert urllib.request.urlopen(address, timeout=20).read() == b"the notebook"
         opened.send_signal(signal.SIGINT)
         assert opened.wait(10) == 130
     finally:

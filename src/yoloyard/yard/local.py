@@ -16,7 +16,7 @@ from yoloyard.yard import graphics
 from yoloyard.yard.container import USER, Engine, Project, Status, find_engine
 from yoloyard.yard.copying import copy_folder, send_image
 from yoloyard.yard.machine import Host, connect, last_line
-from yoloyard.yard.ports import PORTS, choose_ports, tunnel_ports
+from yoloyard.yard.ports import PORTS, choose_ports, listens, tunnel_ports
 from yoloyard.yard.ssh_keys import public_keys
 from yoloyard.yard.versions import best_tag, find_tag
 
@@ -131,6 +131,10 @@ def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[st
         ports = tunnel_ports(settings)
         tunnel = host.tunnel(_forwards(settings, ports))
         try:
+            while tunnel.poll() is None and not listens(ports["YOLOYARD_JUPYTER_PORT"]):
+                time.sleep(0.05)
+            if tunnel.poll() is not None:
+                raise UserError(f"the tunnel to {host} can't be opened (ssh's exit status {tunnel.returncode})")
             address = jupyter_url({}, ports["YOLOYARD_JUPYTER_PORT"], settings["YOLOYARD_JUPYTER_TOKEN"])
             say(f"Jupyter:     {address}")
             say(f"TensorBoard: http://127.0.0.1:{ports['YOLOYARD_TENSORBOARD_PORT']}/")
