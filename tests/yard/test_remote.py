@@ -136,7 +136,8 @@ def test_an_image_is_sent_there(remote: Remote, tmp_path: Path) -> None:
 @needs_sshd
 def test_jupyter_keeps_a_tunnel_until_ctrl_c(remote: Remote, tmp_path: Path) -> None:
     port = free_port()
-    assert yard("up", "--on", remote.address, "--jupyter-port", str(port)).returncode == 0
+    ports = ["--jupyter-port", str(port), "--tensorboard-port", str(free_port())]
+    assert yard("up", "--on", remote.address, *ports).returncode == 0
     (tmp_path / "page").mkdir()
     (tmp_path / "page/lab").write_text("the notebook")
     served = subprocess.Popen(

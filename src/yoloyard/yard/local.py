@@ -131,7 +131,8 @@ def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[st
         ports = tunnel_ports(settings)
         tunnel = host.tunnel(_forwards(settings, ports))
         try:
-            while tunnel.poll() is None and not listens(ports["YOLOYARD_JUPYTER_PORT"]):
+            # ssh opens them in the order of its flags, and ends if one can't be
+            while tunnel.poll() is None and not listens(ports["YOLOYARD_TENSORBOARD_PORT"]):
                 time.sleep(0.05)
             if tunnel.poll() is not None:
                 raise UserError(f"the tunnel to {host} can't be opened (ssh's exit status {tunnel.returncode})")
