@@ -25,6 +25,9 @@ def doctor(
     network: Annotated[
         str | None, Parameter(help="address of the object store (https://HOST or HOST:PORT); opens a connection to it")
     ] = None,
+    python: Annotated[
+        Path | None, Parameter(help="look at the packages of this Python, not at those that yoloyard runs with")
+    ] = None,
     quick: Annotated[bool, Parameter(help="measure no speed and compute nothing", negative="")] = False,
     json_: Annotated[bool, Parameter(name="--json", help="print facts and findings as JSON", negative="")] = False,
 ) -> None:
@@ -34,12 +37,31 @@ def doctor(
 
     if not folder.is_dir():
         raise UsageError(f"--folder {folder} is no folder")
-    examination = examine(folder, network, quick)
+    examination = examine(folder, network, quick, python=python)
     if json_:
         print(json.dumps(examination.as_dict(), indent=1))
     else:
         _show(examination.findings)
     if examination.problems:
+        sys.exit(1)
+
+
+@doctor_app.command(name="diff")
+def doctor_diff(
+    run_a: Annotated[Path, Parameter(help="a run's folder, its environment.json, or what doctor --json printed")],
+    run_b: Annotated[Path, Parameter(help="another one")],
+    /,
+) -> None:
+    """Say in what two runs or machines differ, the likeliest causes of other results first.
+
+    Exits with 1 if something differs that decides results, or that keeps the two from training together.
+    """
+    from yoloyard.yard.doctor.diff import compare, load
+
+    comparison = compare(load(run_a), load(run_b))
+    for line in comparison.lines():
+        print(line)
+    if comparison.decides:
         sys.exit(1)
 
 

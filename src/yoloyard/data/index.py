@@ -111,6 +111,22 @@ class Index:
         here = slice(int(self.offsets[position]), int(self.offsets[position + 1]))
         return np.array(self.boxes[here]), np.array(self.labels[here]), np.array(self.ignore[here])
 
+    def fingerprint(self) -> str:
+        """SHA-256 of what is trained on: classes, file names below the split's folder, sizes, boxes and labels.
+
+        Not of pixels, and not of where the data set lies: a copy on another machine has the same.
+        """
+        digest = hashlib.sha256(json.dumps(self.names).encode())
+        arrays = (self.sizes, self.offsets, self.boxes, self.labels, self.ignore)
+        for array in (self.file_names.offsets, self.file_names.text, *arrays):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def facts(self) -> dict[str, str | int]:
+        """How much there is, and the fingerprint: by which two runs tell whether they had the same data."""
+        return {"images": len(self), "boxes": len(self.labels), "skipped": self.skipped, "sha256": self.fingerprint()}
+
     def __reduce__(self) -> tuple[object, ...]:
         # A worker that is spawned maps the same files instead of receiving the arrays.
         if self.folder is not None:

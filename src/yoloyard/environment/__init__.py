@@ -1,12 +1,19 @@
-"""Facts about the machine and the packages of a run, written beside its results."""
+"""Facts about the machine, the packages and the code of a run, written beside its results. No secrets among them."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
+
+from yoloyard.environment import machine, nvml
+from yoloyard.environment.code import git_state
+from yoloyard.environment.inventory import freeze
+from yoloyard.environment.secrets import command_without_secrets, variables
 
 PACKAGES = ("yoloyard", "torch", "numpy", "opencv-python-headless", "safetensors", "faster-coco-eval")
 
@@ -22,19 +29,37 @@ def versions() -> dict[str, str]:
     return found
 
 
-def facts(device: Any, precision: str) -> dict[str, Any]:
-    """What a run needs to say about where it ran. `device` is a torch.device."""
+def facts(device: Any, precision: str, data: Mapping[str, Any] | None = None, folder: Path = Path(".")) -> dict:
+    """What a run needs to say about where it ran, in JSON's types.
+
+    Args:
+        device: a torch.device
+        precision: the name of its arithmetic
+        data: what the splits hold (`Index.facts`), by their names
+        folder: where the run's files lie, for the free space of its disk
+    """
     import torch
 
-    accelerator = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    is_cuda = bool(torch.version.cuda)
+    has_nccl = is_cuda and torch.distributed.is_available() and torch.distributed.is_nccl_available()
     return {
-        "command": sys.argv,
-        "versions": versions(),
+        "command": command_without_secrets(sys.argv),
+        "versions": {**versions(), "torch": str(torch.__version__)},
         "system": platform.platform(),
+        "host": platform.node(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(device),
-        "accelerator": accelerator,
+        "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if is_cuda else None,
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
         "precision": precision,
+        "image": os.environ.get("YOLOYARD_TAG"),  # set in our images
+        "variables": variables(),
+        "git": git_state(Path.cwd()),
+        "data": dict(data or {}),
+        "packages": freeze(),
+        "machine": machine.gather(Path("/"), folder),
+        "nvml": nvml.gather(),
     }

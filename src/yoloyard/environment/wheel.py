@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 _QUESTION = """
@@ -15,12 +16,15 @@ print("\\n" + json.dumps({"version": torch.__version__, "cuda": torch.version.cu
 """
 
 
-def gather() -> dict[str, Any]:
-    """Version, CUDA version (None: a wheel for CPUs) and architectures of torch; `error` where it can't be imported."""
+def gather(python: Path | None = None) -> dict[str, Any]:
+    """Version, CUDA version (None: a wheel for CPUs) and architectures of torch; `error` where it can't be imported.
+
+    `python`: whose torch; this process's by default.
+    """
     found: dict[str, Any] = {"error": None, "version": None, "cuda": None, "architectures": []}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _QUESTION], capture_output=True, text=True, timeout=300, check=False
+            [str(python or sys.executable), "-c", _QUESTION], capture_output=True, text=True, timeout=300, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return found | {"error": str(error)}

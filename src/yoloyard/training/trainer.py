@@ -154,7 +154,8 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     trackers = Trackers([], monitor.say)
     with team.first() as is_first:
         if is_first:
-            facts = environment.facts(device, setup.precision.name)
+            data = {"train": setup.train_index.facts(), "val": setup.val_index.facts()}
+            facts = environment.facts(device, setup.precision.name, data, setup.folder)
             write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
             trackers = open_trackers(setup.folder, config, lambda message: monitor.tell(AlertRaised(message)))
             trackers.labels(setup.train_index)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.environment import machine, nvml, wheel
-from yoloyard.yard.doctor import container, disk, gpu, limits, network
+from yoloyard.environment import packages as packages_of
+from yoloyard.yard.doctor import compute, container, disk, gpu, limits, network, packages
 from yoloyard.yard.doctor.finding import Finding
 
 WORST_FIRST = ("problem", "warning", "skipped", "ok")
@@ -29,13 +30,17 @@ class Examination:
 
 
 def examine(
-    folder: Path = Path("."), endpoint: str | None = None, quick: bool = False, root: Path = Path("/")
+    folder: Path = Path("."),
+    endpoint: str | None = None,
+    quick: bool = False,
+    root: Path = Path("/"),
+    python: Path | None = None,
 ) -> Examination:
     """Look at this machine. Opens a connection only to `endpoint`.
 
     `folder`: where data and runs lie. `quick`: measure no speed, compute nothing. `root`: where /proc, /sys, /dev
-    and the like are read. What can't be read becomes a finding "skipped" of its subject; a mistake in a check is
-    raised, never hidden.
+    and the like are read. `python`: whose packages are looked at, instead of those of this process. What can't be
+    read becomes a finding "skipped" of its subject; a mistake in a check is raised, never hidden.
     """
     driver = nvml.gather()
     users = {process["pid"] for each in driver["gpus"] for process in each.get("processes", [])}
@@ -43,16 +48,20 @@ def examine(
         "machine": machine.gather(root, folder),
         "nvml": driver,
         "processes": {pid: machine.command_of(root, pid) for pid in users},  # who uses the GPUs
-        "torch": wheel.gather(),
+        "torch": wheel.gather(python),
+        "packages": packages_of.gather(python),
         "disk": None if quick else disk.measure(folder),
         "network": network.measure(endpoint) if endpoint else None,
     }
-    # Further subjects: facts["NAME"] = NAME.gather() above, *NAME.check(facts) below.
+    attempt = facts["packages"].get("imports", {}).get("torch", {"error": "not looked at"})
+    facts["compute"] = None if quick or attempt["error"] else compute.gather(attempt.get("devices", 0), python)
     findings = [
         *gpu.check(facts),
         *container.check(facts),
         *limits.check(facts),
         *disk.check(facts),
         *network.check(facts),
+        *packages.check(facts),
+        *compute.check(facts),
     ]
     return Examination(facts, sorted(findings, key=lambda finding: WORST_FIRST.index(finding.verdict)))

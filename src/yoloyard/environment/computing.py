@@ -1,0 +1,154 @@
+"""A program that computes on one device and compares with the CPU, or sums among processes, and prints lines of JSON.
+
+    program DEVICE                        matrix product, convolution, precisions, a training step, memory
+    program together BACKEND RANK SIZE    an all-reduce; MASTER_ADDR and MASTER_PORT say where to meet
+    program peers COUNT                   which GPUs reach each other's memory, and whether copies arrive whole
+
+Whichever Python runs it, it needs torch alone. A line is printed before each trial, so that a crash has a name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+# Largest error, relative to the largest value of the result, that rounding of that kind explains: inputs are rounded
+# before both sides compute. TF32 rounds them once more, to 10 bits of mantissa.
+TOLERANCES = {"float32": 1e-5, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 2e-2}
+SIZE = 512
+GPU_ONLY = {"float16"}  # autocast on a CPU is for bfloat16
+
+
+def answer(**facts: Any) -> None:
+    print(json.dumps(facts), flush=True)  # noqa: T201
+
+
+def attempt(trial: str, compute: Callable[[], dict[str, Any]]) -> None:
+    """Announce the trial, then say what came of it."""
+    answer(trial=trial)
+    try:
+        facts = compute()
+    except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
+        facts = {"error": f"{type(error).__name__}: {error}"[:1500]}
+    answer(trial=trial, **{"error": None, **facts})
+
+
+def compare(device: torch.device, precision: str, compute: Callable[..., torch.Tensor], *shapes: Any) -> dict[str, Any]:
+    """Compute on the device in `precision` and on the CPU in float64, from the same rounded inputs."""
+    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    wanted = compute(*(each.double() for each in inputs))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    found = compute(*(each.to(device) for each in inputs)).cpu().double()
+    error = float((found - wanted).abs().max() / wanted.abs().max())
+    return {"largest": error, "tolerance": TOLERANCES[precision]}
+
+
+def convolve(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """A convolution with its gradients, end to end in one tensor."""
+    images, weights = images.detach().requires_grad_(), weights.detach().requires_grad_()
+    result = nn.functional.conv2d(images, weights, padding=1)
+    gradients = torch.autograd.grad(result.sum(), [images, weights])
+    # The gradients are divided by what they sum over, or their size alone would decide.
+    scale = [1.0, 1.0, 1.0 / images.shape[-1]]
+    return torch.cat([(part * by).flatten() for part, by in zip((result.detach(), *gradients), scale, strict=True)])
+
+
+def train(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Steps of a small network under autocast, with loss scaling in float16: the loss must fall and stay finite."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(*layers, nn.Linear(8, 2)).to(device)
+    images, wanted = torch.randn(8, 3, 32, 32).to(device), torch.tensor([0, 1] * 4, device=device)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    losses = []
+    for _ in range(20):
+        autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+        with autocast:
+            loss = nn.functional.cross_entropy(network(images).float(), wanted)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(float(loss.detach()))
+    return {"first": losses[0], "last": losses[-1]}
+
+
+def memory(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"free": None, "total": None}
+    free, total = torch.cuda.mem_get_info(device)
+    return {"free": free, "total": total}
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware has it; GPUs without it only emulate, slowly."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def on_device(name: str) -> None:
+    device = torch.device(name)
+    attempt("memory", lambda: memory(device))
+    precisions = ["float32", "bfloat16"] if device.type != "cuda" else list(TOLERANCES)
+    for precision in precisions:
+        attempt(f"matmul {precision}", partial(compare, device, precision, torch.matmul, (SIZE, SIZE), (SIZE, SIZE)))
+        shapes = (4, 16, 64, 64), (32, 16, 3, 3)
+        attempt(f"convolution {precision}", partial(compare, device, precision, convolve, *shapes))
+    attempt("bfloat16", lambda: {"native": has_bfloat16(device)})
+    for precision in ("float32", "float16", "bfloat16"):
+        if precision not in GPU_ONLY or device.type == "cuda":
+            attempt(f"training {precision}", partial(train, device, getattr(torch, precision)))
+
+
+def together(backend: str, rank: int, size: int) -> None:
+    """Sum a vector over all processes; each counts one more than its rank."""
+    from datetime import timedelta
+
+    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+    def reduce() -> dict[str, Any]:
+        torch.distributed.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+        values = torch.full((1 << 20,), float(rank + 1), device=device)
+        torch.distributed.all_reduce(values)
+        wanted = size * (size + 1) / 2
+        wrong = int((values != wanted).sum())
+        torch.distributed.destroy_process_group()
+        return {"wrong": wrong, "nccl": list(torch.cuda.nccl.version()) if backend == "nccl" else None}
+
+    attempt("all-reduce", reduce)
+
+
+def peers(count: int) -> None:
+    def copy(source: int, target: int) -> dict[str, Any]:
+        reaches = torch.cuda.can_device_access_peer(source, target)
+        values = torch.arange(1 << 20, device=f"cuda:{source}")
+        wrong = int((values.to(f"cuda:{target}").cpu() != values.cpu()).sum())
+        return {"reaches": reaches, "wrong": wrong}
+
+    for source in range(count):
+        for target in range(count):
+            if source != target:
+                attempt(f"{source} to {target}", partial(copy, source, target))
+
+
+if __name__ == "__main__":
+    sys.path[:] = [entry for entry in sys.path if entry]
+    os.environ.setdefault("NCCL_DEBUG", "WARN")
+    if sys.argv[1] == "together":
+        together(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    elif sys.argv[1] == "peers":
+        peers(int(sys.argv[2]))
+    else:
+        on_device(sys.argv[1])

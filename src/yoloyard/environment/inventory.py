@@ -1,0 +1,179 @@
+"""What is installed in an interpreter's environment, read from files alone: nothing that is installed is imported.
+
+`freeze` and `installed` serve this process; run as a program, by whichever Python, this file prints the inventory of
+its environment as JSON. So it imports the standard library only, and what Python 3.8 has of it.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import re
+import sys
+from importlib import metadata
+from typing import Any
+
+# Whose files are counted, and which modules are looked for along sys.path.
+LOOKED_OVER = ("torch", "torchvision", "torchaudio", "numpy", "opencv-", "safetensors", "faster-coco-eval", "nvidia-")
+MODULES = ("torch", "torchvision", "torchaudio", "numpy", "cv2", "faster_coco_eval", "safetensors")
+CONSTANTS = ("__version__", "cuda", "hip", "opencv_version", "headless", "contrib")  # of a version.py
+CUDA_LIBRARIES = ("libcudnn", "libcublas", "libnccl", "libcudart")
+
+
+def normal_name(name: str) -> str:
+    """A distribution's name as indexes compare it: `Jinja2` is `jinja2`, `a_b.c` is `a-b-c`."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def freeze() -> list[str]:
+    """`name==version` of everything installed, as Python sees it; editable ones end in ` (editable)`. Sorted.
+
+    Names and versions are those of the metadata folders, which need not be opened for it.
+    """
+    found: dict[str, str] = {}
+    for folder in sys.path:
+        for entry in _names(folder or "."):
+            stem, kind = os.path.splitext(entry)
+            if kind not in (".dist-info", ".egg-info") or stem.startswith("~"):
+                continue
+            name, _, version = stem.partition("-")
+            if kind == ".egg-info":  # "name-1.0-py3.11.egg-info", or of a source folder without a version
+                version = version.split("-py")[0]
+            editable = " (editable)" if _editable(os.path.join(folder, entry)) else ""
+            found.setdefault(normal_name(name), f"=={version}{editable}" if version else editable)
+    return sorted(name + rest for name, rest in found.items())
+
+
+def inventory() -> dict[str, Any]:
+    """Interpreter, sys.path, distributions, leftovers of removed ones, modules and CUDA libraries by folder."""
+    folders = list(dict.fromkeys(os.path.abspath(entry) for entry in sys.path if os.path.isdir(entry or ".")))
+    return {
+        "executable": sys.executable,
+        "version": ".".join(map(str, sys.version_info[:3])),
+        "prefix": sys.prefix,
+        "base_prefix": sys.base_prefix,
+        "path": folders,
+        "user_site": _user_site(),
+        "python_path": [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry],
+        "distributions": [row for folder in folders for row in _distributions(folder)],
+        "leftovers": [os.path.join(folder, name) for folder in folders for name in _names(folder) if name[:1] == "~"],
+        "modules": {name: [row for folder in folders for row in _module(folder, name)] for name in MODULES},
+        "libraries": {
+            "wheels": [path for folder in folders for path in _libraries(os.path.join(folder, "nvidia", "*", "lib"))],
+            "path": [
+                {"folder": folder, "files": _libraries(glob.escape(folder))}
+                for folder in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+                if folder
+            ],
+        },
+    }
+
+
+def _user_site() -> str | None:
+    import site
+
+    return site.getusersitepackages() if site.ENABLE_USER_SITE else None
+
+
+def _distributions(folder: str) -> list[dict[str, Any]]:
+    rows = []
+    for entry in _names(folder):
+        if not entry.endswith((".dist-info", ".egg-info")) or entry[:1] == "~":
+            continue
+        place = os.path.join(folder, entry)
+        distribution = metadata.PathDistribution(_path(place))
+        facts = distribution.metadata
+        name = (facts["Name"] if facts else None) or entry.split("-")[0]
+        name = normal_name(name)
+        rows.append(
+            {
+                "name": name,
+                "version": (facts["Version"] if facts else None) or "",
+                "folder": folder,
+                "info": entry,
+                "whole": os.path.isfile(os.path.join(place, "METADATA")) or entry.endswith(".egg-info"),
+                "editable": _editable(place),
+                "requires": (facts.get_all("Requires-Dist") or []) if facts else [],
+                "files": _files(folder, place) if name.startswith(LOOKED_OVER) else None,
+            }
+        )
+    return rows
+
+
+def _path(place: str) -> Any:
+    import pathlib
+
+    return pathlib.Path(place)
+
+
+def _files(folder: str, place: str) -> dict[str, Any] | None:
+    """Of the code that RECORD lists: how many files there are, which are missing, which have another size."""
+    try:
+        with open(os.path.join(place, "RECORD"), newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+    except OSError:
+        return None
+    listed, missing, changed = 0, [], []
+    for row in rows:
+        is_code = len(row) == 3 and re.search(r"\.(py|so)$|\.so\.", row[0])
+        if not is_code or row[0].startswith(("..", "/")):
+            continue
+        listed += 1
+        try:
+            size = os.stat(os.path.join(folder, row[0])).st_size
+        except OSError:
+            missing.append(row[0])
+            continue
+        if row[2] and size != int(row[2]):
+            changed.append(row[0])
+    return {
+        "listed": listed,
+        "missing": len(missing),
+        "changed": len(changed),
+        "without_init": [name for name in missing if name.count("/") == 1 and name.endswith("/__init__.py")],
+        "examples": (missing + changed)[:3],
+    }
+
+
+def _editable(place: str) -> bool:
+    try:
+        with open(os.path.join(place, "direct_url.json"), encoding="utf-8") as file:
+            return bool(json.load(file).get("dir_info", {}).get("editable"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _module(folder: str, name: str) -> list[dict[str, Any]]:
+    """Where the module lies in this folder, with the constants of its version.py read as text."""
+    for place in (os.path.join(folder, name), os.path.join(folder, name + ".py")):
+        if os.path.isfile(os.path.join(place, "__init__.py")) or os.path.isfile(place):
+            return [{"folder": folder, "constants": _constants(os.path.join(place, "version.py"))}]
+    return []
+
+
+def _constants(path: str) -> dict[str, str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read()
+    except OSError:
+        return {}
+    rows = re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]?([^'\"\n]*)", text, re.MULTILINE)
+    return {name: value for name, value in rows if name in CONSTANTS}
+
+
+def _libraries(folder: str) -> list[str]:
+    return sorted(path for name in CUDA_LIBRARIES for path in glob.glob(os.path.join(folder, name + "*.so*")))
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+if __name__ == "__main__":
+    sys.path[:] = [entry for entry in sys.path if entry]  # not the folder that we happen to be in
+    print(json.dumps(inventory()))  # noqa: T201

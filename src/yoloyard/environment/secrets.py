@@ -1,0 +1,62 @@
+"""What may be written beside a run: no passwords, keys or tokens of command lines, addresses and variables."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+
+HIDDEN = "***"
+# Variables that can change results or how a run goes; nothing else of the environment is written.
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "LD_LIBRARY_PATH",
+    "PYTHONHASHSEED",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+)
+PREFIXES = ("NCCL_", "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "GLOO_", "NVIDIA_TF32_", "YOLOYARD_")
+
+_SECRET_NAME = re.compile(r"token|key|secret|passw|passphrase|credential|auth|hash", re.IGNORECASE)
+_USER_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
+_IN_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:token|key|secret|signature|credential|password)[^=&\s]*=)[^&\s]+")
+_KEYS = re.compile(
+    r"\b[0-9a-f]{40}\b"  # Weights & Biases
+    r"|\bwandb_v\d+_\w+"
+    r"|\b(?:hf_|gh[opsu]_|github_pat_|glpat-|sk-|xox[bp]-)[\w-]{10,}"  # Hugging Face, GitHub, GitLab, others
+    r"|\bAKIA[0-9A-Z]{16}\b"  # Amazon
+)
+
+
+def without_secrets(text: str) -> str:
+    """`text` with the users and passwords of addresses, and what looks like a key, replaced by `***`."""
+    text = _USER_IN_ADDRESS.sub(f"{HIDDEN}@", text)
+    text = _IN_QUERY.sub(rf"\1{HIDDEN}", text)
+    return _KEYS.sub(HIDDEN, text)
+
+
+def command_without_secrets(words: Sequence[str]) -> list[str]:
+    """A command line; the values of flags that are named like secrets (`--api-key X`, `--token=X`) are hidden too."""
+    found: list[str] = []
+    hide_next = False
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if hide_next and not word.startswith("--"):
+            found.append(HIDDEN)
+        elif equals and _SECRET_NAME.search(flag):
+            found.append(f"{flag}={HIDDEN}")
+        else:
+            found.append(without_secrets(word))
+        hide_next = word.startswith("-") and not equals and bool(_SECRET_NAME.search(flag))
+    return found
+
+
+def variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The listed variables that are set, without those named like secrets."""
+    names = (name for name in sorted(environment) if name in VARIABLES or name.startswith(PREFIXES))
+    return {name: without_secrets(environment[name]) for name in names if not _SECRET_NAME.search(name)}

@@ -1,0 +1,82 @@
+"""A program that imports modules one after the other, uses each a little, and prints a line of JSON for each.
+
+Whichever Python runs it; a module may print, raise or crash. `packages.py` reads the lines and goes on after a crash.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sys
+import tempfile
+from typing import Any
+
+
+def use(name: str, module: Any) -> dict[str, Any]:
+    """Do with the module what training does first; returns what it says of itself."""
+    if name == "numpy":
+        module.ones(3).sum()
+    if name == "cv2":
+        import numpy
+
+        ok, encoded = module.imencode(".png", module.resize(numpy.zeros((4, 4, 3), numpy.uint8), (8, 8)))
+        assert ok
+        assert module.imdecode(encoded, 1).shape == (8, 8, 3)
+    if name == "torch":
+        return _torch(module)
+    if name == "torchvision":
+        import torch
+
+        module.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([0.5]), 0.5)
+    return {}
+
+
+def _torch(torch: Any) -> dict[str, Any]:
+    import numpy
+
+    torch.from_numpy(numpy.ones(3)) + 1
+    facts = {"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": torch.backends.cudnn.version()}
+    if torch.version.cuda:
+        facts["nccl"] = list(torch.cuda.nccl.version()) if torch.distributed.is_nccl_available() else None
+        facts["devices"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        facts["loaded"] = _loaded()
+    return facts
+
+
+def _loaded() -> list[str]:
+    """The CUDA libraries in this process, by the kernel's word."""
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+        paths = re.findall(r"(/\S*/lib(?:cudnn|cublas|nccl|cudart)\S*)$", file.read(), re.MULTILINE)
+    return sorted(set(paths))
+
+
+def attempt(name: str) -> dict[str, Any]:
+    """The module's version and file, or the error; `said` is what it wrote to standard error, C code included."""
+    with tempfile.TemporaryFile() as said:
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            module = importlib.import_module(name)
+            found = {"version": getattr(module, "__version__", None), "file": getattr(module, "__file__", None)}
+            found.update(error=None, **use(name, module))
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it is the answer
+            found = {"error": "{}: {}".format(type(error).__name__, error)}  # noqa: UP032
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        said.seek(0)
+        found["said"] = said.read().decode(errors="replace")[-3000:]
+    return found
+
+
+if __name__ == "__main__":
+    sys.path[:] = [entry for entry in sys.path if entry]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what modules print is no answer
+    for each in sys.argv[1:]:
+        answers.write(json.dumps({"module": each}) + "\n")
+        answers.flush()
+        answers.write(json.dumps({"module": each, **attempt(each)}) + "\n")
+        answers.flush()
