@@ -34,12 +34,12 @@ def image_build(
     """Build an image from the clone that yoloyard is used from."""
     from functools import partial
 
-    from yoloyard.yard.engine import find_engine
+    from yoloyard.yard.builder import find_builder
     from yoloyard.yard.image import build, build_command, clone_root, image_names
     from yoloyard.yard.versions import find_tag
 
     root, wanted = clone_root(), find_tag(tag)
-    found = find_engine(engine, can_run=False)
+    found = find_builder(engine)
     stages: list[Literal["runtime", "devel"]] = ["runtime", "devel"] if stage == "both" else [stage]
     for one in stages:
         mirrors = (base_image, torch_index, pip_index, apt_mirror)
@@ -54,12 +54,12 @@ def image_list() -> None:
     from rich.table import Column, Table
 
     from yoloyard.errors import UserError
-    from yoloyard.yard.engine import find_engine
+    from yoloyard.yard.builder import find_builder
     from yoloyard.yard.image import image_names
     from yoloyard.yard.versions import tags
 
     try:
-        engine = find_engine(can_run=False)
+        engine = find_builder()
     except UserError:
         engine = None  # the table is of use without one as well
     table = Table(Column("tag", no_wrap=True), "PyTorch", "CUDA", "GPU code", "driver from", "built here")

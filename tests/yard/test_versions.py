@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from yoloyard.errors import UsageError, UserError
-from yoloyard.yard.engine import Engine
 from yoloyard.yard.image import build_command
-from yoloyard.yard.versions import TABLE, best_tag, find_tag, number, problems, tags
+from yoloyard.yard.versions import TABLE, Engine, best_tag, find_tag, number, problems, tags
 
 ROOT = Path(__file__).parents[2]
 WHEELS = {wheel["torch"]: wheel for wheel in json.loads((ROOT / "tests" / "data" / "torch_wheels.json").read_text())}

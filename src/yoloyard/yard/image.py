@@ -12,8 +12,8 @@ from typing import Literal
 import yoloyard.images
 from yoloyard import environment
 from yoloyard.errors import UserError
-from yoloyard.yard.engine import Engine, repository
-from yoloyard.yard.versions import Tag
+from yoloyard.yard.builder import Builder
+from yoloyard.yard.versions import Tag, repository
 
 Stage = Literal["runtime", "devel"]
 
@@ -33,7 +33,7 @@ def clone_root() -> Path:
 
 
 def build_command(
-    engine: Engine,
+    engine: Builder,
     root: Path,
     tag: Tag,
     stage: Stage,

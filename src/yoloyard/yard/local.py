@@ -18,7 +18,7 @@ from yoloyard.yard.copying import copy_folder, send_image
 from yoloyard.yard.machine import Host, connect, last_line
 from yoloyard.yard.ports import PORTS, choose_ports, listens, tunnel_ports
 from yoloyard.yard.ssh_keys import public_keys
-from yoloyard.yard.versions import best_tag, find_tag
+from yoloyard.yard.versions import best_tag, find_tag, repository
 
 Say = Callable[[str], object]
 SAVING = 120  # seconds that a training has to save when the container stops
@@ -204,7 +204,7 @@ def _choose(
     address = asked.get("YOLOYARD_ADDRESS", "127.0.0.1")
     settings = {
         "YOLOYARD_ENGINE": runner.name,
-        "YOLOYARD_IMAGE": os.environ.get("YOLOYARD_IMAGE", "yoloyard"),
+        "YOLOYARD_IMAGE": repository(),
         "YOLOYARD_GPUS": gpus,
         "YOLOYARD_WORKSPACE": str(project.folder),
         "YOLOYARD_DATA": "data",
@@ -244,7 +244,7 @@ def _find_image(host: Host, runner: Engine, settings: dict[str, str], say: Say) 
     reference = _image(settings)
     if host.run([runner.name, "image", "inspect", reference]).returncode == 0:
         return
-    if "YOLOYARD_IMAGE" in os.environ:
+    if os.environ.get("YOLOYARD_IMAGE"):
         say(f"pulling {reference}")
         if host.call([runner.name, "pull", reference]):
             raise UserError(f"{reference} can't be pulled on {host} ($YOLOYARD_IMAGE names the registry's path)")
