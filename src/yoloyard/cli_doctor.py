@@ -78,7 +78,8 @@ def _show(findings: list) -> None:
         if finding.remedy:
             console.print(Padding(Text(f"-> {finding.remedy}", style="cyan"), (0, 0, 0, 9)))
     counts = {verdict: sum(each.verdict == verdict for each in findings) for verdict in styles}
+    plural = {verdict: "" if counts[verdict] == 1 else "s" for verdict in counts}
     console.print(
-        f"{counts['problem']} problems, {counts['warning']} warnings, {counts['ok']} in order, "
-        f"{counts['skipped']} not looked at"
+        f"{counts['problem']} problem{plural['problem']}, {counts['warning']} warning{plural['warning']}, "
+        f"{counts['ok']} in order, {counts['skipped']} not looked at"
     )

@@ -32,16 +32,18 @@ def image_build(
     ] = None,
 ) -> None:
     """Build an image from the clone that yoloyard is used from."""
-    from yoloyard.yard.engine import find_engine
+    from functools import partial
+
+    from yoloyard.yard.builder import find_builder
     from yoloyard.yard.image import build, build_command, clone_root, image_names
     from yoloyard.yard.versions import find_tag
 
     root, wanted = clone_root(), find_tag(tag)
-    found = find_engine(engine, can_run=False)
+    found = find_builder(engine)
     stages: list[Literal["runtime", "devel"]] = ["runtime", "devel"] if stage == "both" else [stage]
     for one in stages:
         mirrors = (base_image, torch_index, pip_index, apt_mirror)
-        build(build_command(found, root, wanted, one, *mirrors, options=build_option or ()), print)
+        build(build_command(found, root, wanted, one, *mirrors, options=build_option or ()), partial(print, flush=True))
         print(f"image: {', '.join(image_names(wanted, one))}")
 
 
@@ -49,18 +51,18 @@ def image_build(
 def image_list() -> None:
     """List all tags: PyTorch, CUDA, GPUs, the least driver, and which are built here."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from yoloyard.errors import UserError
-    from yoloyard.yard.engine import find_engine
+    from yoloyard.yard.builder import find_builder
     from yoloyard.yard.image import image_names
     from yoloyard.yard.versions import tags
 
     try:
-        engine = find_engine(can_run=False)
+        engine = find_builder()
     except UserError:
         engine = None  # the table is of use without one as well
-    table = Table("tag", "PyTorch", "CUDA", "GPU architectures", "driver from", "built here")
+    table = Table(Column("tag", no_wrap=True), "PyTorch", "CUDA", "GPU code", "driver from", "built here")
     for tag in tags().values():
         built = [stage for stage in ("devel", "runtime") if engine and engine.has(image_names(tag, stage)[0])]
         name = "\n".join([tag.name, *(f"= {alias}" for alias in tag.aliases)])

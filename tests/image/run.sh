@@ -23,4 +23,4 @@ if ((${#missing[@]})); then
 fi
 [ "$(id -u)" = 0 ] || skip "debootstrap needs root"
 export PATH="$PATH:/usr/sbin:/sbin"
-exec "$1" -m pytest -s -m image tests/image
+exec "$1" -m pytest -s -m image tests/image "${@:2}"

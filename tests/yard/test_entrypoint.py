@@ -59,10 +59,12 @@ def test_a_token_is_made_where_none_is_given_and_never_twice_the_same(tmp_path: 
     assert read_settings({"YOLOYARD_JUPYTER": "1", "YOLOYARD_JUPYTER_TOKEN": "mine"}, True, tmp_path).token == "mine"
 
 
-def test_with_a_password_there_is_no_token(tmp_path: Path) -> None:
+def test_with_a_password_the_token_is_not_printed(tmp_path: Path) -> None:
     words = {"YOLOYARD_JUPYTER": "1", "YOLOYARD_JUPYTER_PASSWORD_HASH": "argon2:$argon2id$v=19$abc"}
-    config = json.loads(entrypoint.jupyter_config(read_settings(words, True, tmp_path)))
-    assert config["IdentityProvider"]["token"] == ""
+    settings = read_settings(words, True, tmp_path)
+    assert not settings.token_made
+    config = json.loads(entrypoint.jupyter_config(settings))
+    assert len(config["IdentityProvider"]["token"]) >= 32
     assert config["PasswordIdentityProvider"]["hashed_password"] == "argon2:$argon2id$v=19$abc"
 
 
@@ -140,12 +142,15 @@ def test_only_the_topmost_process_that_saves_is_signalled() -> None:
         12: Process(11, "server", True),
         13: Process(0, "yoloyard", True),  # started by exec
     }
-    assert sorted(entrypoint.busy(table, [1, 13], {1, 2, 3, 7}, {11})) == [5, 10, 13]
+    assert sorted(entrypoint.busy(table, [1, 13], {1, 2, 3, 7}, {11}, set())) == [5, 10, 13]
+    table[5].saves = False  # a second signal would now end it at once; it still saves, and ends its workers itself
+    assert sorted(entrypoint.busy(table, [1, 13], {1, 2, 3, 7}, {11}, {5, 10, 13})) == [5, 10, 13]
 
 
 TRAINING = """
 import signal, sys, time
 def save(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
     print("asked", flush=True); time.sleep(0.5); print("saved", flush=True); sys.exit(7)
 signal.signal(signal.SIGTERM, save)
 print("ready", flush=True)
@@ -160,7 +165,8 @@ def test_a_command_is_asked_once_and_waited_for(in_a_shell: bool, tmp_path: Path
     program += (
         "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGHUP}); "
     )
-    program += "c = e.start(sys.argv[1:], dict(os.environ), None, None, False); sys.exit(e.run([], c, 20))"
+    program += "c = e.start(sys.argv[1:], dict(os.environ), None, None, False); "
+    program += "sys.exit(e.run([], c, e.read_settings({}, False)))"
     command = [sys.executable, "-c", TRAINING]
     if in_a_shell:
         command = ["sh", "-c", '"$@"; exit $?', "sh", *command]

@@ -58,9 +58,9 @@ def test_no_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def index(names: tuple[str, ...] = ("nut",), root: str = "/a", box: float = 1.0, file: str = "1.jpg") -> Index:
     texts = Texts.of([file])
     where = Texts.of([f"{root}/{file}"])
-    arrays = np.array([[8, 8]], np.int32), np.array([0, 1]), np.array([[0, 0, box, box]], np.float32)
-    rest = np.array([0]), np.array([False]), (), np.array([0]), np.array([0])
-    return Index(names, Paths(where.text, where.offsets), *arrays, *rest, texts)
+    offsets, boxes, zero = np.array([0, 1]), np.array([[0, 0, box, box]], np.float32), np.array([0])
+    paths, sizes = Paths(where.text, where.offsets), np.array([[8, 8]], np.int32)
+    return Index(names, paths, sizes, offsets, boxes, zero, np.array([False]), (), zero, zero, texts)
 
 
 def test_fingerprint_of_data() -> None:

@@ -95,7 +95,7 @@ def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = 
         raise WrongError("YOLOYARD_JUPYTER_PASSWORD_HASH is no hash: make one with "
                     "python -c 'from jupyter_server.auth import passwd; print(passwd())'")  # fmt: skip
     given = environment.get("YOLOYARD_JUPYTER_TOKEN", "")
-    made = "JUPYTER" in on and not given and not password_hash
+    made = not given and not password_hash  # beside a password the token is the entry point's own, and is not printed
     uid, gid, notes = read_owner(environment, root, workspace)
     ssh_keys = environment.get("YOLOYARD_SSH_KEYS", "")
     if not ssh_keys and MOUNTED_KEYS.is_file():
@@ -107,7 +107,7 @@ def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = 
         on.remove("SSH")
         notes.append(f"SSH is off: no keys; give YOLOYARD_SSH_KEYS or mount {MOUNTED_KEYS}")
     seconds = read_number(environment, "YOLOYARD_STOP_SECONDS", 100, 1, 86400)
-    return Settings(tuple(on), ports, bind, uid, gid, given or (secrets.token_hex(24) if made else ""), made,
+    return Settings(tuple(on), ports, bind, uid, gid, given or secrets.token_hex(24), made,
                     password_hash, ssh_keys, seconds, notes)  # fmt: skip
 
 
@@ -226,6 +226,11 @@ def jupyter_config(settings: Settings) -> str:
             "allow_root": settings.uid == 0,
             "terminado_settings": {"shell_command": ["/bin/bash", "-l"]},
         },
+        "LabApp": {  # nothing asks the network for news, updates or extensions
+            "extension_manager": "readonly",
+            "check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
+            "news_url": None,
+        },
         "IdentityProvider": {"token": settings.token},
         "PasswordIdentityProvider": {
             "token": settings.token,
@@ -321,6 +326,17 @@ def make_services(
     return services
 
 
+def ask(settings: Settings, name: str, request: str) -> bytes:
+    """What a service answers; of sshd, which speaks first, its first line."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.bind, settings.bind)
+    with socket.create_connection((host, settings.ports[name]), timeout=5) as connection:
+        connection.sendall(request.encode())
+        answer = connection.recv(4096)
+        while request and (more := connection.recv(4096)):
+            answer += more
+        return answer
+
+
 @dataclass
 class Process:
     parent: int
@@ -353,30 +369,47 @@ def has_own_namespace() -> bool:
     return number == 1
 
 
-def busy(table: dict[int, Process], top: list[int], holders: set[int], left_out: set[int]) -> list[int]:
+def busy(
+    table: dict[int, Process], top: list[int], holders: set[int], left_out: set[int], signalled: set[int]
+) -> list[int]:
     """The topmost processes below `top` that catch SIGTERM. What is below one of them is that one's own business."""
     found = []
     for number in top:
         if number in left_out or number not in table:
             continue
-        if table[number].saves and number not in holders and table[number].name not in HOLDERS:
+        if number in signalled or (table[number].saves and number not in holders and table[number].name not in HOLDERS):
             found.append(number)
         else:
-            found += busy(table, [n for n, each in table.items() if each.parent == number], holders, left_out)
+            below = [n for n, each in table.items() if each.parent == number]
+            found += busy(table, below, holders, left_out, signalled)
     return found
 
 
-def let_save(services: list[Service], seconds: float) -> None:
+def are_kernels_idle(settings: Settings) -> bool:
+    """Has every cell ended? A kernel itself goes on after the training in it has saved."""
+    request = f"GET /api/kernels HTTP/1.0\r\nHost: localhost\r\nAuthorization: token {settings.token}\r\n\r\n"
+    try:
+        return b'"busy"' not in ask(settings, "JUPYTER", request)
+    except OSError as error:
+        say(f"JupyterLab does not say what its kernels do: {error}")
+        return True
+
+
+def let_save(services: list[Service], settings: Settings) -> None:
     """SIGTERM, once, to each process that catches it, wherever it was started, and time until all have ended."""
     all_of_it = has_own_namespace()
     running = {each.process.pid: each.name for each in services if each.process}
     left_out = {pid for pid, name in running.items() if name == "TensorBoard"}
     signalled: set[int] = set()
-    deadline = time.monotonic() + seconds
+    kernels_of = {pid for pid, name in running.items() if name == "JupyterLab"}
+    deadline = time.monotonic() + settings.stop_seconds
     while time.monotonic() < deadline:
         table = processes()
         top = [n for n, each in table.items() if each.parent not in table] if all_of_it else [os.getpid()]
-        found = busy(table, top, {1, os.getpid(), *running}, left_out)
+        found = busy(table, top, {1, os.getpid(), *running}, left_out, signalled)
+        found = [
+            n for n in found if not (n in signalled and table[n].parent in kernels_of and are_kernels_idle(settings))
+        ]
         if not found:
             return
         for number in set(found) - signalled:
@@ -387,7 +420,7 @@ def let_save(services: list[Service], seconds: float) -> None:
                 continue  # it ended just now
         signalled |= set(found)
         time.sleep(0.2)
-    say(f"{seconds:.0f} s are over (YOLOYARD_STOP_SECONDS): what still runs is ended")
+    say(f"{settings.stop_seconds:.0f} s are over (YOLOYARD_STOP_SECONDS): what still runs is ended")
 
 
 def end(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
@@ -405,7 +438,7 @@ def end(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
             child.wait()
 
 
-def run(services: list[Service], command: subprocess.Popen[bytes] | None, stop_seconds: float) -> int:
+def run(services: list[Service], command: subprocess.Popen[bytes] | None, settings: Settings) -> int:
     """Until the command ends or a signal comes. Returns the exit status."""
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
     while command is None or command.poll() is None:
@@ -417,7 +450,7 @@ def run(services: list[Service], command: subprocess.Popen[bytes] | None, stop_s
         if came and came.si_signo != signal.SIGCHLD:
             say(f"{signal.Signals(came.si_signo).name}: stopping")
             break
-    let_save(services, stop_seconds)
+    let_save(services, settings)
     if command:
         end([command], 5)
     end([service.process for service in services if service.process], 10)
@@ -428,18 +461,15 @@ def run(services: list[Service], command: subprocess.Popen[bytes] | None, stop_s
 def health(settings: Settings) -> int:
     """0 if each service that is on answers."""
     for name in settings.on:
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.bind, settings.bind)
+        path = "/api" if name == "JUPYTER" else "/"
+        request = "" if name == "SSH" else f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n"
         try:
-            with socket.create_connection((host, settings.ports[name]), timeout=5) as connection:
-                if name != "SSH":
-                    path = "/api" if name == "JUPYTER" else "/"
-                    connection.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-                answer = connection.recv(16)
+            answer = ask(settings, name, request)
         except OSError as error:
             say(f"{PROGRAMS[name]} does not answer: {error}")
             return 1
         if not re.match(rb"SSH-|HTTP/1\.\d 200", answer):
-            say(f"{PROGRAMS[name]} answers {answer!r}")
+            say(f"{PROGRAMS[name]} answers {answer[:40]!r}")
             return 1
     return 0
 
@@ -480,7 +510,7 @@ def main(words: list[str]) -> int:
         except (FileNotFoundError, PermissionError) as error:
             say(f"{words[0]} cannot be started: {error.strerror}")
             return 127 if isinstance(error, FileNotFoundError) else 126
-    return run(services, command, settings.stop_seconds)
+    return run(services, command, settings)
 
 
 if __name__ == "__main__":

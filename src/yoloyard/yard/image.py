@@ -12,8 +12,8 @@ from typing import Literal
 import yoloyard.images
 from yoloyard import environment
 from yoloyard.errors import UserError
-from yoloyard.yard.engine import Engine, repository
-from yoloyard.yard.versions import Tag
+from yoloyard.yard.builder import Builder
+from yoloyard.yard.versions import Tag, repository
 
 Stage = Literal["runtime", "devel"]
 
@@ -33,7 +33,7 @@ def clone_root() -> Path:
 
 
 def build_command(
-    engine: Engine,
+    engine: Builder,
     root: Path,
     tag: Tag,
     stage: Stage,
@@ -72,9 +72,15 @@ def build_command(
 def build(command: list[str], say: Callable[[str], None]) -> None:
     """Run a build; its output goes to the console. Raises UserError if it fails."""
     say(shlex.join(command))
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        raise UserError(f"the build failed (status {done.returncode}); the reason stands above")
+    with subprocess.Popen(command) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # where Ctrl-C didn't reach it; it removes its working containers before it ends
+            process.wait()
+            raise
+    if status:
+        raise UserError(f"the build failed (status {status}); the reason stands above")
 
 
 def _revision(root: Path) -> str:

@@ -16,9 +16,9 @@ from yoloyard.yard import graphics
 from yoloyard.yard.container import USER, Engine, Project, Status, find_engine
 from yoloyard.yard.copying import copy_folder, send_image
 from yoloyard.yard.machine import Host, connect, last_line
-from yoloyard.yard.ports import PORTS, choose_ports, tunnel_ports
+from yoloyard.yard.ports import PORTS, choose_ports, listens, tunnel_ports
 from yoloyard.yard.ssh_keys import public_keys
-from yoloyard.yard.versions import best_tag, find_tag
+from yoloyard.yard.versions import best_tag, find_tag, repository
 
 Say = Callable[[str], object]
 SAVING = 120  # seconds that a training has to save when the container stops
@@ -67,7 +67,7 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
                     f"the container is running with another {flags}: yoloyard down stops it, up starts anew"
                 )
             say(f"the container is running already ({runner.name}, image {_image(settings)})")
-            _wait(project, runner, say)
+            _wait(project, runner)
         else:
             _check_source(folder, project, settings, large_is_fine)
             if host.is_remote:
@@ -75,7 +75,11 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
             settings, service = _choose(folder, project, runner, settings, asked, say)
             _find_image(host, runner, settings, say)
             project.write(settings, service)
-            _start(project, runner, say)
+            try:
+                _start(project, runner)
+            except KeyboardInterrupt:
+                say("the container may go on starting; yoloyard down stops it")
+                raise
         _print_ways_in(host, on, settings, say)
         say(f"up in {time.monotonic() - started:.1f} s")
 
@@ -127,6 +131,11 @@ def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[st
         ports = tunnel_ports(settings)
         tunnel = host.tunnel(_forwards(settings, ports))
         try:
+            # ssh opens them in the order of its flags, and ends if one can't be
+            while tunnel.poll() is None and not listens(ports["YOLOYARD_TENSORBOARD_PORT"]):
+                time.sleep(0.05)
+            if tunnel.poll() is not None:
+                raise UserError(f"the tunnel to {host} can't be opened (ssh's exit status {tunnel.returncode})")
             address = jupyter_url({}, ports["YOLOYARD_JUPYTER_PORT"], settings["YOLOYARD_JUPYTER_TOKEN"])
             say(f"Jupyter:     {address}")
             say(f"TensorBoard: http://127.0.0.1:{ports['YOLOYARD_TENSORBOARD_PORT']}/")
@@ -195,7 +204,7 @@ def _choose(
     address = asked.get("YOLOYARD_ADDRESS", "127.0.0.1")
     settings = {
         "YOLOYARD_ENGINE": runner.name,
-        "YOLOYARD_IMAGE": os.environ.get("YOLOYARD_IMAGE", "yoloyard"),
+        "YOLOYARD_IMAGE": repository(),
         "YOLOYARD_GPUS": gpus,
         "YOLOYARD_WORKSPACE": str(project.folder),
         "YOLOYARD_DATA": "data",
@@ -235,7 +244,7 @@ def _find_image(host: Host, runner: Engine, settings: dict[str, str], say: Say) 
     reference = _image(settings)
     if host.run([runner.name, "image", "inspect", reference]).returncode == 0:
         return
-    if "YOLOYARD_IMAGE" in os.environ:
+    if os.environ.get("YOLOYARD_IMAGE"):
         say(f"pulling {reference}")
         if host.call([runner.name, "pull", reference]):
             raise UserError(f"{reference} can't be pulled on {host} ($YOLOYARD_IMAGE names the registry's path)")
@@ -249,33 +258,29 @@ def _find_image(host: Host, runner: Engine, settings: dict[str, str], say: Say) 
     )
 
 
-def _start(project: Project, runner: Engine, say: Say) -> None:
+def _start(project: Project, runner: Engine) -> None:
     done = project.host.run(project.compose(runner, "up", "--detach"))
     if done.returncode or project.status(runner) is None:
         said = (done.stderr or done.stdout).strip()
         raise UserError(f"{' '.join(runner.compose)} could not start the container:\n{said}")
-    _wait(project, runner, say)
+    _wait(project, runner)
 
 
-def _wait(project: Project, runner: Engine, say: Say, patience: float = _PATIENCE) -> None:
+def _wait(project: Project, runner: Engine, patience: float = _PATIENCE) -> None:
     """Until the container is healthy. Raises UserError with its last lines if it stops or takes too long."""
     end = time.monotonic() + patience
-    try:
-        while True:
-            status = project.status(runner)
-            if status is None or not status.running:
-                log = project.log_end(runner, status.id) if status else ""
-                code = status.exit_code if status else "unknown"
-                raise UserError(f"the container stopped (exit status {code}); the last it said:\n{log}")
-            if status.health in ("", "healthy"):
-                return
-            if time.monotonic() > end:
-                log = project.log_end(runner, status.id)
-                raise UserError(f"the container is {status.health} after {patience:.0f} s; the last it said:\n{log}")
-            time.sleep(0.5)
-    except KeyboardInterrupt:
-        say("the container goes on starting; yoloyard down stops it")
-        raise
+    while True:
+        status = project.status(runner)
+        if status is None or not status.running:
+            log = project.log_end(runner, status.id) if status else ""
+            code = status.exit_code if status else "unknown"
+            raise UserError(f"the container stopped (exit status {code}); the last it said:\n{log}")
+        if status.health in ("", "healthy"):
+            return
+        if time.monotonic() > end:
+            log = project.log_end(runner, status.id)
+            raise UserError(f"the container is {status.health} after {patience:.0f} s; the last it said:\n{log}")
+        time.sleep(0.5)
 
 
 def _print_ways_in(host: Host, on: str | None, settings: dict[str, str], say: Say) -> None:

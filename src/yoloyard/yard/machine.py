@@ -85,7 +85,9 @@ class Host:
 
     def tunnel(self, forwards: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start an ssh client that does nothing but forward ports (`-L 8888:127.0.0.1:8888` ...), until it is ended."""
-        return subprocess.Popen([*self.ssh(), "-o", "ExitOnForwardFailure=yes", "-N", *forwards, "--", self.login])
+        own = Host(self.login, self.port)  # over a shared connection the client would end at once
+        options = ["-o", "ControlPath=none", "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=30", "-N"]
+        return subprocess.Popen([*own.ssh(), *options, *forwards, "--", self.login])
 
     def pipe(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start `words`, to be fed through its `stdin`."""

@@ -44,6 +44,12 @@ def tunnel_ports(settings: dict[str, str]) -> dict[str, int]:
     return chosen
 
 
+def listens(port: int) -> bool:
+    """Whether something on this machine answers on `port`."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 class _Taken:
     """Whether something listens on a port of a machine."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from dataclasses import dataclass, fields
@@ -90,6 +91,11 @@ def best_tag(driver: str | None, capabilities: list[str], table: Path = TABLE) -
             f"the NVIDIA driver {driver} is too old for every tag: update it on the host to {least} or newer"
         )
     return max(fitting, key=lambda tag: (number(tag.torch), number(tag.cuda)))
+
+
+def repository() -> str:
+    """How images are called: $YOLOYARD_IMAGE, such as a team's path in its registry, or yoloyard."""
+    return os.environ.get("YOLOYARD_IMAGE") or "yoloyard"
 
 
 def number(version: str) -> tuple[int, ...]:
