@@ -122,7 +122,7 @@ def test_peers() -> None:
     [
         ({"error": "timed out"}, {"without_peers": SUM}, "NCCL_P2P_DISABLE=1"),
         (
-            {"error": "x", "said": "NCCL WARN Error while creating shared memory segment"},
+            {"error": "x", "said": "NCCL WARN Error while creating shared memory segment /dev/shm/nccl"},
             {},
             "--shm-size",
         ),
