@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_machine import Machine
 
+from fake_machine import Machine
 from yoloyard.cli import main
 
 Yard = Callable[..., tuple[int, str, str]]

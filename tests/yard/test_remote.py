@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fake_machine import Machine
 
+from fake_machine import Machine
 from yoloyard.errors import UsageError, UserError
 from yoloyard.yard.copying import copy_folder, files_of
 from yoloyard.yard.machine import connect, parse_host
