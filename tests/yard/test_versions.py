@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from yoloyard.errors import UsageError, UserError
+from yoloyard.yard.builder import Builder
 from yoloyard.yard.image import build_command
-from yoloyard.yard.versions import TABLE, Engine, best_tag, find_tag, number, problems, tags
+from yoloyard.yard.versions import TABLE, best_tag, find_tag, number, problems, tags
 
 ROOT = Path(__file__).parents[2]
 WHEELS = {wheel["torch"]: wheel for wheel in json.loads((ROOT / "tests" / "data" / "torch_wheels.json").read_text())}
@@ -170,7 +171,7 @@ def test_another_pytorch_is_one_entry_of_the_table(tmp_path: Path) -> None:
     assert best_tag("620.10", ["13.0", H100], table).name == "torch3.0-cu140"
     assert best_tag("610.10", [H100], table).name == "torch2.15-cu132"
     tag = find_tag("newest", table)
-    command = build_command(Engine("podman", ["podman"]), ROOT, tag, "devel")
+    command = build_command(Builder("podman", ["podman"]), ROOT, tag, "devel")
     assert {"TORCH=3.0.0", "CUDA=14.0", "BASE_IMAGE=ubuntu:26.04", f"TORCH_INDEX={tag.index}"} <= {*command}
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(table, tmp_path / "src" / "yoloyard" / "images")
