@@ -65,6 +65,8 @@ def unmet(packages: dict[str, Any]) -> tuple[list[Unmet], list[Unmet]]:
                 continue  # of an old tool's making; pip passes it over too
             if wanted.marker and not any(wanted.marker.evaluate({**environment, "extra": x}) for x in extras or {""}):
                 continue
+            if (row["name"], wanted.name) == ("torchvision", "torch"):
+                continue  # torchvision is to fit torch, not the other way round; see `packages`
             key, who = canonicalize_name(wanted.name), f"{row['name']} {row['version']}"
             there = rows.get(key)
             if there is None:
