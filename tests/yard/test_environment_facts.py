@@ -103,8 +103,11 @@ def test_variables_are_those_that_matter() -> None:
         "YOLOYARD_JUPYTER_PASSWORD_HASH": "abc",
         "WANDB_API_KEY": "abc",
         "HOME": "/home/me",
+        "PYTHONHASHSEED": "0",
     }
-    assert variables(given) == {"CUDA_VISIBLE_DEVICES": "0", "NCCL_P2P_DISABLE": "1", "YOLOYARD_TAG": "cpu"}
+    assert variables(given) == {"CUDA_VISIBLE_DEVICES": "0", "NCCL_P2P_DISABLE": "1", "PYTHONHASHSEED": "0"}
+    for secret in ("https://user:p@ss@host/x", "https://host/x?sv=1&sig=ss%2B1", "Bearer ss.1", "ASIASS34567890123456"):
+        assert "ss" not in without_secrets(secret).lower().replace("bearer", "")
     assert without_secrets("plain words, /a/path:8080") == "plain words, /a/path:8080"
 
 

@@ -128,6 +128,14 @@ def test_mirrors_base_and_words_for_the_engine(machine: Machine) -> None:
     assert words[-3:] == ["--network=host", "--no-cache", str(ROOT)]
 
 
+def test_a_mirrors_password_is_refused(machine: Machine) -> None:
+    machine.install("podman")
+    code, _, err = machine.image("build", "cpu", "--engine", "podman", "--pip-index", "https://me:word@pypi.example.cn")
+    assert code == 2
+    assert "word@" not in err
+    assert "would be kept in the image" in err
+
+
 def test_the_first_engine_that_answers_is_taken(machine: Machine) -> None:
     machine.install("docker", "podman", "buildah")
     assert machine.image("build", "cpu", SILENT="docker")[0] == 0

@@ -195,6 +195,35 @@ def test_no_engine_and_no_compose(machine: Machine, yard: Yard) -> None:
     assert yard("up", "--engine", "lxc")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--address", "nonsense"), "--address nonsense is no IPv4 address"),
+        (("--address", "192.0.2.1"), "can't listen at 192.0.2.1"),
+        (("--gpus", "nonsense"), "--gpus nonsense is neither all, none nor numbers"),
+        (("--shm-size", "much"), "--shm-size much is no size"),
+        (("--jupyter-port", "9000", "--ssh-port", "9000"), "two flags name the port 9000"),
+    ],
+)
+def test_wrong_words_of_up(machine: Machine, yard: Yard, words: tuple[str, ...], said: str) -> None:
+    machine.with_docker()
+    code, _, err = yard("up", *words)
+    assert code in (1, 2)
+    assert said in err
+    assert not [call for call in machine.calls("docker compose") if " up " in call]
+
+
+def test_settings_that_were_lost(machine: Machine, yard: Yard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine.with_docker()
+    assert yard("up")[0] == 0
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    for command in ("up", "down"):
+        code, out, err = yard(command)
+        assert code == 1, (command, out)
+        assert "what `up` chose for it is gone: docker stop" in err
+
+
 def test_data_must_be_a_folder(machine: Machine, yard: Yard, tmp_path: Path) -> None:
     machine.with_docker()
     assert yard("up", "--data", "nowhere")[0] == 1

@@ -27,7 +27,10 @@ def gather(python: Path | None = None) -> dict[str, Any]:
         return {"error": f"{command} can't be run: {error}"}
     if done.returncode:
         return {"error": f"{command}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}"}
-    found: dict[str, Any] = json.loads(done.stdout)
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        return {"error": f"{command} does not answer as a Python does"}
     modules = [name for name in IMPORTED if name not in OPTIONAL or found["modules"][name]]
     return found | {"error": None, "imports": import_all(command, modules)}
 

@@ -20,16 +20,17 @@ VARIABLES = (
     "WORLD_SIZE",
     "LOCAL_WORLD_SIZE",
 )
-PREFIXES = ("NCCL_", "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "GLOO_", "NVIDIA_TF32_", "YOLOYARD_")
+PREFIXES = ("NCCL_", "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "GLOO_", "NVIDIA_TF32_")
 
-_SECRET_NAME = re.compile(r"token|key|secret|passw|passphrase|credential|auth|hash", re.IGNORECASE)
-_USER_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+@")
-_IN_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:token|key|secret|signature|credential|password)[^=&\s]*=)[^&\s]+")
+_SECRET_NAME = re.compile(r"token|key|secret|passw|passphrase|\bpass\b|pwd|credential|auth|hash", re.IGNORECASE)
+_USER_IN_ADDRESS = re.compile(r"(?<=://)[^/\s]+@")
+_IN_QUERY = re.compile(r"(?i)([?&](?:[^=&\s]*(?:token|key|secret|signature|credential|password)[^=&\s]*|sig)=)[^&\s]+")
 _KEYS = re.compile(
     r"\b[0-9a-f]{40}\b"  # Weights & Biases
     r"|\bwandb_v\d+_\w+"
     r"|\b(?:hf_|gh[opsu]_|github_pat_|glpat-|sk-|xox[bp]-)[\w-]{10,}"  # Hugging Face, GitHub, GitLab, others
-    r"|\bAKIA[0-9A-Z]{16}\b"  # Amazon
+    r"|\bA[KS]IA[0-9A-Z]{16}\b"  # Amazon
+    r"|(?<=[Bb]earer )\S+"  # the header of many
 )
 
 
@@ -58,5 +59,6 @@ def command_without_secrets(words: Sequence[str]) -> list[str]:
 
 def variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The listed variables that are set, without those named like secrets."""
-    names = (name for name in sorted(environment) if name in VARIABLES or name.startswith(PREFIXES))
-    return {name: without_secrets(environment[name]) for name in names if not _SECRET_NAME.search(name)}
+    named = (name for name in environment if name.startswith(PREFIXES) and not _SECRET_NAME.search(name))
+    names = sorted({*named, *(name for name in VARIABLES if name in environment)})
+    return {name: without_secrets(environment[name]) for name in names}

@@ -31,4 +31,7 @@ def gather(python: Path | None = None) -> dict[str, Any]:
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or [f"it ended with status {done.returncode}"]
         return found | {"error": last[0]}
-    return found | json.loads(done.stdout.splitlines()[-1])
+    try:
+        return found | json.loads((done.stdout.splitlines() or [""])[-1])
+    except ValueError:
+        return found | {"error": f"{python or sys.executable} does not answer as a Python does"}

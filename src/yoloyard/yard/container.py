@@ -48,9 +48,7 @@ def find_engine(host: Host, wanted: str | None = None) -> Engine:
         for compose in ways:
             if host.run([*compose, "version"]).returncode == 0:
                 return Engine("docker" if name == "docker" else "podman", compose)
-        package = (
-            "the package docker-compose-plugin" if name == "docker" else "podman-compose (pip install podman-compose)"
-        )
+        package = "docker-compose-plugin" if name == "docker" else "podman-compose (or pip install podman-compose)"
         said.append(f"{name} is there, but Compose is not: install the package {package}")
     raise UserError(f"no container engine can be used on {host}: {'; '.join(said)}. {_INSTALL}")
 
@@ -87,6 +85,11 @@ class Project:
 
     def write(self, settings: dict[str, str], service: dict[str, Any]) -> None:
         """Keep `settings` as the variables of compose.yaml, and `service` as what is added to its service."""
+        for name in ("YOLOYARD_WORKSPACE", "YOLOYARD_DATA"):
+            if sign := re.search(r"[':\n]", settings.get(name, "")):
+                raise UserError(
+                    f"{settings[name]} can't be mounted, for the {sign[0]!r} in its path: rename the folder"
+                )
         lines = [f"{name}='{value.replace(chr(39), '')}'\n" for name, value in settings.items()]
         self._write(".env", "".join(lines))
         self._write("compose.yaml", (resources.files("yoloyard.images") / "compose.yaml").read_text(encoding="utf-8"))

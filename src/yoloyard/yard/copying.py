@@ -19,7 +19,10 @@ _LEFT_OUT = {"runs", "__pycache__", "node_modules", "wandb", "build", "dist"}
 
 
 def files_of(folder: Path) -> list[Path]:
-    """What belongs to a project, relative to `folder`: what git tracks or doesn't ignore, or else all but clutter."""
+    """What belongs to a project, relative to `folder`: what git tracks or doesn't ignore, or else all but clutter.
+
+    Files that hold passwords by custom (`.env`, `.netrc`) are clutter, too.
+    """
     asked = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         listed = subprocess.run(asked, capture_output=True, check=False)
@@ -31,7 +34,9 @@ def files_of(folder: Path) -> list[Path]:
     found = []
     for place, folders, names_here in os.walk(folder):
         folders[:] = [name for name in folders if name not in _LEFT_OUT and not name.startswith(".")]
-        found += [(Path(place) / name).relative_to(folder) for name in names_here]
+        found += [
+            (Path(place) / name).relative_to(folder) for name in names_here if not name.startswith((".env", ".netrc"))
+        ]
     return sorted(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Literal
 
 import yoloyard.images
 from yoloyard import environment
-from yoloyard.errors import UserError
+from yoloyard.errors import UsageError, UserError
 from yoloyard.yard.builder import Builder
 from yoloyard.yard.versions import Tag, repository
 
@@ -47,6 +48,9 @@ def build_command(
 
     `base_image` and `torch_index` replace those of the tag; `options` are handed to the engine as they are.
     """
+    for given in (torch_index, pip_index, apt_mirror):
+        if given and re.search(r"://[^/]*@", given):
+            raise UsageError("a mirror's password would be kept in the image: name the mirror without a user")
     seconds = _git(root, "log", "-1", "--format=%ct") or "0"
     arguments = {
         "BASE_IMAGE": base_image or f"ubuntu:{tag.ubuntu}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shlex
 import time
@@ -51,15 +52,21 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
     """
     started = time.monotonic()
     with connect(on) as host:
-        runner = find_engine(host, engine)
         project = project_of(folder, host)
         settings, asked = project.settings(), wishes.variables()
+        before = settings.get("YOLOYARD_ENGINE")
+        runner = find_engine(host, engine or before)
+        if before and runner.name != before and host.run([before, "version"]).returncode == 0:
+            status = project.status(find_engine(host, before))
+            if status and status.running:
+                raise UserError(f"the container is running with {before}: yoloyard down stops it, up starts anew")
         if "YOLOYARD_TAG" in asked:
             asked["YOLOYARD_TAG"] = find_tag(asked["YOLOYARD_TAG"]).name  # it may be an alias
         if "YOLOYARD_DATA" in asked:
             asked["YOLOYARD_DATA"] = _data_folder(host, asked["YOLOYARD_DATA"])
         status = project.status(runner)
         if status and status.running:
+            _check_known(settings, runner, status)
             changed = [name for name, value in asked.items() if settings.get(name) != value]
             if changed:
                 flags = ", ".join(_flag(name) for name in changed)
@@ -90,7 +97,10 @@ def down(folder: Path, on: str | None, engine: str | None, volumes: bool, say: S
         project = project_of(folder, host)
         settings = project.settings()
         runner = find_engine(host, engine or settings.get("YOLOYARD_ENGINE"))
-        if not settings or (project.status(runner) is None and not volumes):
+        status = project.status(runner)
+        if status:
+            _check_known(settings, runner, status)
+        if not settings or (status is None and not volumes):
             say(f"no container of {project.folder} on {host}")
             return
         say(f"stopping; what trains has {SAVING} s to save")
@@ -176,12 +186,24 @@ def jupyter_url(settings: dict[str, str], port: int, token: str = "") -> str:
     return f"http://{_reachable(address)}:{port}/lab?token={token or settings['YOLOYARD_JUPYTER_TOKEN']}"
 
 
+def _check_known(settings: dict[str, str], runner: Engine, status: Status) -> None:
+    if not settings:
+        raise UserError(
+            "there is a container of this folder, but what `up` chose for it is gone: "
+            f"{runner.name} stop --time {SAVING} {status.id[:12]} && {runner.name} rm {status.id[:12]}, then up"
+        )
+
+
 def _choose(
     folder: Path, project: Project, runner: Engine, before: dict[str, str], asked: dict[str, str], say: Say
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The variables of compose.yaml, and what is added to its service: GPUs, and the user of a rootless podman."""
     host = project.host
     gpus = asked.get("YOLOYARD_GPUS", "all")
+    if not re.fullmatch(r"all|none|\d+(,\d+)*", gpus):
+        raise UsageError(f"--gpus {gpus} is neither all, none nor numbers like 0,1")
+    if not re.fullmatch(r"(?i)\d+[kmg]?b?", asked.get("YOLOYARD_SHM_SIZE", "8gb")):
+        raise UsageError(f"--shm-size {asked['YOLOYARD_SHM_SIZE']} is no size, such as 8gb or 512mb")
     found = graphics.Graphics() if gpus == "none" else graphics.find_graphics(host)
     if found.driver is None and gpus not in ("all", "none"):
         raise UserError(f"--gpus {gpus}: {host} has no NVIDIA GPU, or no driver for it (nvidia-smi is not there)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import socket
 
 from yoloyard.errors import UsageError, UserError
@@ -14,8 +16,12 @@ PORTS = {"YOLOYARD_JUPYTER_PORT": 8888, "YOLOYARD_SSH_PORT": 2222, "YOLOYARD_TEN
 def choose_ports(host: Host, address: str, before: dict[str, str], asked: dict[str, str]) -> dict[str, str]:
     """A free port of `host` for each service: the one asked for, else the last one, else the next that is free.
 
-    Raises UserError if one that was asked for is taken.
+    Raises UserError if one that was asked for is taken, UsageError for what is no address or no port.
     """
+    try:
+        ipaddress.IPv4Address(address)
+    except ValueError:
+        raise UsageError(f"--address {address} is no IPv4 address, such as 127.0.0.1 or 0.0.0.0") from None
     taken, chosen = _Taken(host, address), dict[str, str]()
     for name, default in PORTS.items():
         if name in asked:
@@ -23,7 +29,9 @@ def choose_ports(host: Host, address: str, before: dict[str, str], asked: dict[s
             port = int(asked[name])
             if not 0 < port < 65536:
                 raise UsageError(f"{flag} {port} is no port; they go from 1 to 65535")
-            if taken(port) or asked[name] in chosen.values():
+            if asked[name] in chosen.values():
+                raise UsageError(f"two flags name the port {port}")
+            if taken(port):
                 raise UserError(f"port {port} is taken on {host}: name another with {flag}, or leave it out")
         else:
             port = int(before.get(name, default))
@@ -63,10 +71,12 @@ class _Taken:
     def __call__(self, port: int) -> bool:
         if self._remote:
             return port in self._listening
-        with socket.socket(socket.AF_INET6 if ":" in self._address else socket.AF_INET) as probe:
+        with socket.socket(socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((self._address, port))
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise UserError(f"can't listen at {self._address}: {error.strerror}") from error
                 return True
         return False

@@ -33,7 +33,7 @@ PARTLY = {"arithmetic", "GPU", "machine"}  # of which a run says more than the d
 WHERE = {"project", "name", "exist_ok", "resume", "workers", "device", "wandb", "tensorboard", "data"}  # no results
 # NCCL of other versions does not understand one another: processes on two nodes hang or fail.
 TOGETHER = {"torch": "torch", "nccl": "NCCL"}
-NODES_FAIL = "two nodes that train together need the same one: they hang or fail otherwise"
+NODES_FAIL = "as two nodes of one run they hang or fail"
 
 Facts = dict[str, dict[str, Any]]  # group, name, value
 
@@ -81,10 +81,15 @@ def load(path: Path) -> Facts:
         raise UserError(f"cannot read {file}: {error.strerror}{hint}") from error
     except ValueError as error:
         raise UserError(f"{file} is no JSON: {error}") from error
-    if isinstance(facts, dict) and "facts" in facts and "findings" in facts:
-        return _of_doctor(facts["facts"])
-    if isinstance(facts, dict) and "versions" in facts:
-        return _of_run(facts, path if path.is_dir() else path.parent)
+    try:
+        if isinstance(facts, dict) and "facts" in facts and "findings" in facts:
+            return _of_doctor(facts["facts"])
+        if isinstance(facts, dict) and "versions" in facts:
+            return _of_run(facts, path if path.is_dir() else path.parent)
+    except KeyError as error:
+        raise UserError(f"{file} lacks {error}: another version of yoloyard wrote it") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{file.with_name('config.yaml')} is no YAML: {error}") from error
     raise UserError(f"{file} holds neither the environment of a run nor an output of `yoloyard doctor --json`")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 import time
 from pathlib import Path
@@ -47,7 +48,8 @@ def check(facts: dict[str, Any]) -> list[Finding]:
 def _space(disk: dict[str, Any]) -> Finding:
     title = "disk space"
     evidence = f"{disk['free'] / 1e9:.1f} of {disk['total'] / 1e9:.1f} GB are free in {disk['folder']}"
-    remedy = f"find what is large with `du -xh {disk['folder']} | sort -h | tail`, or name another disk with --folder"
+    largest = f"du -xh {shlex.quote(disk['folder'])} | sort -h | tail"
+    remedy = f"find what is large with `{largest}`, or name another disk with --folder"
     if disk["files_free"] is not None and disk["files_free"] < 1000:
         evidence += f"; {disk['files_free']} more files fit"
         return Finding("disk-space", title, "problem", evidence, remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def installed(packages: dict[str, Any], name: str) -> dict[str, Any] | None:
 
 
 def _pip(packages: dict[str, Any]) -> str:
-    return f"{packages['executable']} -m pip"
+    return f"{shlex.quote(packages['executable'])} -m pip"
 
 
 def _code_version(packages: dict[str, Any], module: str) -> str:
@@ -266,7 +267,7 @@ def _library_path(packages: dict[str, Any]) -> list[Finding]:
     taken = [path for path in rivals if os.path.realpath(path) in loaded]
     bad = {str(Path(path).parent) for path in rivals}
     left = [row["folder"] for row in folders if str(Path(row["folder"])) not in bad]
-    remedy = f"export LD_LIBRARY_PATH={':'.join(left)}" if left else "unset LD_LIBRARY_PATH"
+    remedy = f"export LD_LIBRARY_PATH={shlex.quote(':'.join(left))}" if left else "unset LD_LIBRARY_PATH"
     shown = (taken or list(rivals))[0]
     what = f"torch loads {shown}" if taken else f"{shown} lies there, as does {rivals[shown]}"
     more = f" and {len(rivals) - 1} more" if len(rivals) > 1 else ""
