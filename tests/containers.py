@@ -74,7 +74,7 @@ class Yard:
     @property
     def jupyter(self) -> str:
         """The address with the token."""
-        return self.address(r"http://127\.0\.0\.1:\d+/lab\?token=\w+")
+        return self.address(r"http://127\.0\.0\.1:\d+/lab\?token=[\w-]+")
 
     @property
     def tensorboard(self) -> str:
