@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import dataclass
 
 from yoloyard.errors import UsageError, UserError
+from yoloyard.yard.machine import last_line
 
 BUILDERS = ("docker", "podman", "buildah")
 
@@ -43,12 +44,8 @@ def find_builder(wanted: str | None = None) -> Builder:
         asked = subprocess.run([path, "info"], capture_output=True, text=True, check=False)
         if asked.returncode == 0:
             return Builder(name, [name])
-        silent.append(f"{name} is installed but does not answer ({_last_line(asked.stderr)})")
+        silent.append(f"{name} is installed but does not answer ({last_line(asked.stderr) or 'no reason given'})")
     if silent:
         hint = " (is its service running, and may you use it? `sudo systemctl start docker`, group docker)"
         raise UserError("; ".join(silent) + (hint if "docker is" in silent[0] else ""))
     raise UserError(f"no {' or '.join([wanted] if wanted else BUILDERS)} found: install Docker Engine or podman first")
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1]

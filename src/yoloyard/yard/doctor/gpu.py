@@ -8,6 +8,7 @@ from typing import Any
 from yoloyard.environment.nvml import DRIVER_NOT_LOADED, LIBRARY_MISMATCH, LIBRARY_NOT_FOUND, UNKNOWN_ERROR
 from yoloyard.errors import UserError
 from yoloyard.yard.doctor.finding import Finding
+from yoloyard.yard.versions import number
 
 # The first driver with which every runtime of a CUDA major version works ("CUDA minor version compatibility",
 # table 1 of NVIDIA's "CUDA Compatibility"). What must be compiled for the GPU at run time (PTX) is left out of that.
@@ -28,11 +29,6 @@ def check(facts: dict[str, Any]) -> list[Finding]:
     for gpu in gpus:
         findings += [_free(gpu, facts["processes"], facts["machine"]["container"]), _health(gpu)]
     return findings
-
-
-def version(text: str) -> tuple[int, ...]:
-    """ "535.183.01" as (535, 183, 1), so that versions compare."""
-    return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
 def _visible(facts: dict[str, Any]) -> Finding:
@@ -124,11 +120,11 @@ def _driver(nvml: dict[str, Any], torch: dict[str, Any], gpus: list[dict[str, An
     if built is None:
         return Finding(check, title, "skipped", f"{has}; torch {torch['version']} was built without CUDA")
     evidence = f"{has}; torch {torch['version']} was built for CUDA {built}"
-    if served and version(served) >= version(built):
+    if served and number(served) >= number(built):
         return Finding(check, title, "ok", evidence)
-    major = version(built)[0]
+    major = number(built)[0]
     first = FIRST_DRIVER.get(major)
-    if first and version(driver) >= version(first):
+    if first and number(driver) >= number(first):
         compiled = [gpu["name"] for gpu in gpus if _code(gpu["capability"], torch["architectures"]) == "ptx"]
         if not compiled:
             return Finding(check, title, "ok", f"{evidence}, and any CUDA {major} works from driver {first} on")
@@ -158,7 +154,7 @@ def _code(capability: str | None, architectures: list[str]) -> str | None:
     """
     if capability is None:
         return None
-    major, minor = version(capability)[:2]
+    major, minor = number(capability)[:2]
     how = None
     for name in architectures:
         if not (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)):
@@ -189,7 +185,7 @@ def _architecture(gpu: dict[str, Any], torch: dict[str, Any], nvml: dict[str, An
         evidence += "; its PTX is compiled at the first start, which takes minutes"
         return Finding("gpu-architecture", title, "warning", evidence, remedy)
     numbers = [int(digits) for name in torch["architectures"] for digits in re.findall(r"^sm_(\d+)", name)]
-    age = "old" if numbers and version(capability)[0] * 10 + version(capability)[1] < min(numbers) else "new"
+    age = "old" if numbers and number(capability)[0] * 10 + number(capability)[1] < min(numbers) else "new"
     return Finding(f"gpu-too-{age}", title, "problem", f"{evidence}: the GPU is too {age} for this wheel", remedy)
 
 

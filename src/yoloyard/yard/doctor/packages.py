@@ -12,6 +12,7 @@ from typing import Any
 from yoloyard.environment.inventory import normal_name
 from yoloyard.errors import UserError
 from yoloyard.yard.doctor.finding import Finding, Verdict
+from yoloyard.yard.versions import number
 
 WHEELS = "https://download.pytorch.org/whl"
 OPENCV = (
@@ -318,16 +319,12 @@ def _twice(packages: dict[str, Any]) -> list[Finding]:
         if len(rows) < 2 or any(row["editable"] for row in rows):
             continue
         code = (packages["imports"].get(name, {}).get("version") or "").partition("+")[0]
-        newest = max(rows, key=lambda row: (row["version"].partition("+")[0] == code, _number(row["version"])))
+        newest = max(rows, key=lambda row: (row["version"].partition("+")[0] == code, number(row["version"])))
         stale = " ".join(f"'{os.path.join(folder, row['info'])}'" for row in rows if row is not newest)
         evidence = f"{name} is there as {' and '.join(row['version'] for row in rows)} in {folder}"
         remedy = f"rm -r {stale} && {_pip(packages)} install --force-reinstall --no-deps {name}=={newest['version']}"
         found.append(Finding("package-twice", f"{name} is there once", "problem", evidence, remedy))
     return found
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def _half_removed(packages: dict[str, Any]) -> list[Finding]:
