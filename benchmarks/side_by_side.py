@@ -1,0 +1,148 @@
+"""Two programs measured in turns, A B A B, and what came of it as rows of a table.
+
+Both sides run in the reference's environment, so that they have the same torch, NumPy and OpenCV. Each is a process of
+its own that stays alive between its turns (see `turns.py`) and whose output goes to `runs/bench/SIDE.log`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parent / "src"
+RESULTS = HERE / "results"
+LOGS = Path("runs", "bench")
+
+
+@dataclass(frozen=True)
+class Side:
+    """A program: its name in tables, its command after the interpreter, and how many threads it may use."""
+
+    name: str
+    command: Sequence[str | Path]
+    threads: int | None = None  # None: as many as it chooses itself
+
+
+@dataclass
+class Row:
+    """A line of the table: medians of what the sides needed, and their ratio ours : theirs."""
+
+    what: str
+    unit: str
+    ours: list[float]
+    theirs: list[float]
+    goal: float | None  # what the ratio should be: at most, or at least where `more_is_better`
+    more_is_better: bool = False
+    note: str = ""  # threads, dtypes, sizes
+    ratio: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ratio = statistics.median(self.ours) / statistics.median(self.theirs)
+
+
+def arguments_of(description: str, **more: Any) -> argparse.Namespace:
+    """The flags that every benchmark has; `more` are further ones, by name, as keywords of `add_argument`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--reference-python", type=Path, required=True, help="interpreter of the environment with both")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each side that count")
+    for name, keywords in more.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **keywords)
+    return parser.parse_args()
+
+
+def compare(python: Path, sides: Sequence[Side], repeats: int, warmups: int = 1) -> dict[str, list[dict[str, float]]]:
+    """What each side reports in each of its `repeats` turns, by the side's name; `warmups` turns before don't count."""
+    LOGS.mkdir(parents=True, exist_ok=True)
+    started = [_start(python, side) for side in sides]
+    answers: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
+    try:
+        for turn in range(-warmups, repeats):
+            for side, process in zip(sides, started, strict=True):
+                answer = _take_turn(side, process)
+                if turn >= 0:
+                    answers[side.name].append(answer)
+    finally:
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.terminate()
+            process.wait()
+    return answers
+
+
+def write_results(name: str, rows: Sequence[Row], python: Path) -> None:
+    """Keep the rows with machine and versions in `results/NAME.json`, from which `report.py` makes RESULTS.md."""
+    RESULTS.mkdir(exist_ok=True)
+    facts = {
+        "measured": date.today().isoformat(),
+        "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.system()},
+        "versions": versions(python),
+        "rows": [asdict(row) for row in rows],
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        goal = "" if row.goal is None else f" (wanted {'>=' if row.more_is_better else '<='} {row.goal:g})"
+        ours, theirs = statistics.median(row.ours), statistics.median(row.theirs)
+        print(f"{row.what}: {ours:.4g} : {theirs:.4g} {row.unit} = {row.ratio:.3f}{goal}  {row.note}", flush=True)
+
+
+def processor() -> str:
+    """The name of the processor, and whether it multiplies bfloat16."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return platform.processor()
+    text = cpuinfo.read_text()
+    name = next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
+    native = [flag for flag in ("amx_bf16", "avx512_bf16") if f" {flag} " in text]
+    return f"{name} ({', '.join(native) or 'no native bfloat16'})"
+
+
+def versions(python: Path) -> dict[str, str]:
+    """Python and the packages that matter in the environment of both sides."""
+    names = ["torch", "numpy", "opencv-python-headless", "ultralytics-opencv-headless"]
+    code = (
+        "import importlib.metadata as m, json, platform; "
+        f"print(json.dumps({{'python': platform.python_version(), **{{n: m.version(n) for n in {names}}}}}))"
+    )
+    found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(found.stdout)
+
+
+def _start(python: Path, side: Side) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
+    environment["PYTHONPATH"] = os.pathsep.join((str(SOURCE), str(HERE)))
+    if side.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(side.threads)
+    with (LOGS / f"{side.name.replace(' ', '-').replace('/', '-')}.log").open("w", encoding="utf-8") as log:
+        return subprocess.Popen(
+            [python, *side.command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+        )
+
+
+def _take_turn(side: Side, process: subprocess.Popen[str]) -> dict[str, float]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    except BrokenPipeError:
+        raise SystemExit(f"{side.name} has ended; its output is in {LOGS}") from None
+    answer = process.stdout.readline()
+    if not answer:
+        raise SystemExit(f"{side.name} has ended; its output is in {LOGS}")
+    return json.loads(answer)

@@ -1,0 +1,28 @@
+"""What a measured program does: it gets ready, then works whenever it is told to, and says how long that took.
+
+Standard library only: the programs of both sides import it, each in its own environment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+
+class Turns:
+    """Turns of a program that `side_by_side.compare` has started. While there are turns to come, `wait()` is true."""
+
+    def __init__(self) -> None:
+        # The answers go where standard output went; whatever else is printed goes to standard error.
+        self._answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+        sys.stdout = sys.stderr
+
+    def wait(self) -> bool:
+        """Wait for a turn; false if there is none to come."""
+        return bool(sys.stdin.readline())
+
+    def report(self, **figures: float) -> None:
+        """Answer for this turn: the figures that were measured in it."""
+        print(json.dumps(figures), file=self._answers, flush=True)
