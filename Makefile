@@ -35,9 +35,18 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# On real pictures, beside ultralytics: needs its environment, see benchmarks/README.md.
-bench: $(VENV)/installed
-	$(BIN)/python benchmarks/trees.py --data trees/data.yaml --reference-python $(REFERENCE_PYTHON)
+# Beside ultralytics, in an environment that holds both; writes benchmarks/RESULTS.md. Half an hour on an idle machine.
+bench: .venv-bench/installed trees/data.yaml
+	.venv-bench/bin/python benchmarks/run_all.py
+
+.venv-bench/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet ultralytics-opencv-headless==8.4.190 --editable ".[tensorboard]"
+	touch $@
+
+trees/data.yaml: .venv-bench/installed
+	.venv-bench/bin/python -m pip download --quiet --no-deps deepforest==2.1.0
+	.venv-bench/bin/python examples/trees/prepare.py deepforest-2.1.0-py3-none-any.whl --out trees
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("yoloyard needs Python 3.11 or newer, this is " + sys.version if sys.version_info < (3, 11) else 0)'
@@ -54,4 +63,4 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf .venv .venv-oldest demo runs build src/*.egg-info
+	rm -rf .venv .venv-oldest .venv-bench demo trees runs build src/*.egg-info

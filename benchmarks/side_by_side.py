@@ -40,14 +40,14 @@ class Row:
     what: str
     unit: str
     ours: list[float]
-    theirs: list[float]
+    theirs: list[float]  # empty where there is nothing to compare with
     goal: float | None  # what the ratio should be: at most, or at least where `more_is_better`
     more_is_better: bool = False
     note: str = ""  # threads, dtypes, sizes
-    ratio: float = field(init=False)
+    ratio: float | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.ratio = statistics.median(self.ours) / statistics.median(self.theirs)
+        self.ratio = statistics.median(self.ours) / statistics.median(self.theirs) if self.theirs else None
 
 
 def arguments_of(description: str, **more: Any) -> argparse.Namespace:
@@ -92,8 +92,9 @@ def write_results(name: str, rows: Sequence[Row], python: Path) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         goal = "" if row.goal is None else f" (wanted {'>=' if row.more_is_better else '<='} {row.goal:g})"
-        ours, theirs = statistics.median(row.ours), statistics.median(row.theirs)
-        print(f"{row.what}: {ours:.4g} : {theirs:.4g} {row.unit} = {row.ratio:.3f}{goal}  {row.note}", flush=True)
+        beside = f" : {statistics.median(row.theirs):.4g}" if row.theirs else ""
+        ratio = "" if row.ratio is None else f" = {row.ratio:.3f}{goal}"
+        print(f"{row.what}: {statistics.median(row.ours):.4g}{beside} {row.unit}{ratio}  {row.note}", flush=True)
 
 
 def processor() -> str:
