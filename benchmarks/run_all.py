@@ -42,7 +42,7 @@ def main() -> None:
     for name in arguments.names or BENCHMARKS:
         if not arguments.page:
             print(f"== {name}: {BENCHMARKS[name]}", flush=True)
-            command: list[str | Path] = [sys.executable, HERE / f"{name}.py", "--repeats", str(arguments.repeats)]
+            command: list[Any] = [sys.executable, HERE / f"{name}.py", "--repeats", str(arguments.repeats)]
             subprocess.run([*command, "--reference-python", sys.executable], check=True)
     PAGE.write_text(page(), encoding="utf-8")
     print(f"results: {PAGE}")
