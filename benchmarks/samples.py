@@ -4,6 +4,8 @@
 pixels on the long side are put together in `runs/bench/samples`. One thread, no workers, unless `--workers` is given.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 from samples_set import write_set
@@ -11,6 +13,7 @@ from side_by_side import HERE, LOGS, Row, Side, arguments_of, compare, write_res
 
 from yoloyard.data.demo import write_demo
 
+TIMES = 6  # that each picture is in the set
 NOTE = "1 thread, no workers, batch 16"
 
 
@@ -22,7 +25,7 @@ def main() -> None:
         workers={"type": int, "nargs": "*", "default": [], "help": "measure with so many workers instead"},
     )
     demo = write_demo(LOGS / "demo")
-    data = write_set(LOGS / "samples", [demo.parent, arguments.data.parent], arguments.images)
+    data = write_set(LOGS / "samples", [demo.parent, arguments.data.parent], arguments.images, TIMES)
 
     def side(name: str, program: str, *words: object) -> Side:
         return Side(name, [HERE / "sides" / f"samples_{program}.py", data.resolve(), *map(str, words)], threads=1)

@@ -16,14 +16,16 @@ QUALITY = 90
 SIDE = 320  # of the pictures that they are made of
 
 
-def write_set(folder: Path, sources: Sequence[Path], count: int, seed: int = 0) -> Path:
+def write_set(folder: Path, sources: Sequence[Path], count: int, times: int, seed: int = 0) -> Path:
     """Write `count` pictures and labels of one class, filled with those of the sets `sources`; the data.yaml.
+
+    Each is there `times` times, by hard links, so that no program can keep all of them decoded by the way.
 
     A source is a folder with images/train and labels/train in the YOLO layout, of square pictures. What lies in
     `folder` already is used if it was made of the same.
     """
     data, marker = folder / "data.yaml", folder / "made.json"
-    recipe = json.dumps([VERSION, [str(source.resolve()) for source in sources], count, seed])
+    recipe = json.dumps([VERSION, [str(source.resolve()) for source in sources], count, times, seed])
     if marker.is_file() and marker.read_text(encoding="utf-8") == recipe:
         return data
     shutil.rmtree(folder, ignore_errors=True)
@@ -33,12 +35,15 @@ def write_set(folder: Path, sources: Sequence[Path], count: int, seed: int = 0) 
         (folder / kind / "train").mkdir(parents=True)
     for number in range(count):
         image, boxes = _composed(pictures, random)
-        path = folder / "images" / "train" / f"{number:04}.jpg"
+        path = folder / "images" / "train" / f"{number:04}-0.jpg"
         cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         size = np.array([image.shape[1], image.shape[0]] * 2)
         rows = np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), axis=1) / size
         text = "".join("0 {:.6f} {:.6f} {:.6f} {:.6f}\n".format(*row) for row in rows)
-        (folder / "labels" / "train" / f"{number:04}.txt").write_text(text, encoding="utf-8")
+        for copy in range(times):
+            (folder / "labels" / "train" / f"{number:04}-{copy}.txt").write_text(text, encoding="utf-8")
+            if copy:
+                path.with_name(f"{number:04}-{copy}.jpg").hardlink_to(path)
     data.write_text(f"path: {folder.resolve()}\ntrain: images/train\nval: images/train\nnames:\n  0: thing\n")
     marker.write_text(recipe, encoding="utf-8")
     return data

@@ -8,6 +8,8 @@ import cv2
 import numpy as np
 from turns import Turns
 
+PICTURES = 512  # of a turn
+
 
 def main() -> None:
     turns = Turns()
@@ -16,9 +18,9 @@ def main() -> None:
     random = np.random.default_rng(0)
     while turns.wait():
         began = time.perf_counter()
-        for each in random.permutation(len(files)):
+        for each in random.permutation(len(files))[:PICTURES]:
             cv2.imdecode(np.frombuffer(files[each].read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-        turns.report(samples_per_second=len(files) / (time.perf_counter() - began))
+        turns.report(samples_per_second=PICTURES / (time.perf_counter() - began))
 
 
 if __name__ == "__main__":

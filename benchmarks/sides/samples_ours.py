@@ -1,5 +1,6 @@
 """Our side of samples.py: training samples of a data set, by our loader in this process, one thread."""
 
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_train_loader
 
 BATCH = 16
+BATCHES = 32  # of a turn
 
 
 def main() -> None:
@@ -24,13 +26,13 @@ def main() -> None:
     index = load_index(read_data_yaml(data), "train")
     config = TrainConfig(batch=BATCH, workers=workers, cache=None if cache == "none" else cache)
     loader = make_train_loader(index, config)
-    epoch = 0
+    # One epoch after the other, without a pause: what is kept of an epoch's pictures is of use in the next.
+    batches = (batch for epoch in itertools.count() for batch in loader.epoch(epoch, epochs=10**9))
     while turns.wait():
-        began, count = time.perf_counter(), 0
-        for batch in loader.epoch(epoch):
-            count += len(batch.image_ids)
-        turns.report(samples_per_second=count / (time.perf_counter() - began))
-        epoch += 1
+        began = time.perf_counter()
+        for _ in range(BATCHES):
+            next(batches)
+        turns.report(samples_per_second=BATCHES * BATCH / (time.perf_counter() - began))
 
 
 if __name__ == "__main__":

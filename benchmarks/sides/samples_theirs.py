@@ -1,7 +1,10 @@
 """The reference's side of samples.py: training samples by its public functions, one thread, in permuted order."""
 
+import itertools
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +15,7 @@ from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 
 BATCH = 16
+BATCHES = 32  # of a turn
 
 
 def main() -> None:
@@ -22,18 +26,19 @@ def main() -> None:
     settings = get_cfg(overrides={"imgsz": 640, "task": "detect", "cache": False if cache == "none" else cache})
     dataset = build_yolo_dataset(settings, data["train"], BATCH, data, mode="train", stride=32)
     loader = build_dataloader(dataset, BATCH, workers, shuffle=True, rank=-1) if workers else None
-    random = np.random.default_rng(0)
+    batches = (batch for _ in itertools.count() for batch in (loader or permuted(dataset)))
     while turns.wait():
-        began, count = time.perf_counter(), 0
-        if loader is not None:
-            for batch in loader:
-                count += len(batch["img"])
-        else:
-            order = random.permutation(len(dataset))
-            for start in range(0, len(order), BATCH):
-                batch = dataset.collate_fn([dataset[int(each)] for each in order[start : start + BATCH]])
-                count += len(batch["img"])
-        turns.report(samples_per_second=count / (time.perf_counter() - began))
+        began = time.perf_counter()
+        for _ in range(BATCHES):
+            next(batches)
+        turns.report(samples_per_second=BATCHES * BATCH / (time.perf_counter() - began))
+
+
+def permuted(dataset: Any) -> Iterator[Any]:
+    """The full batches of an epoch in a random order."""
+    order = np.random.default_rng().permutation(len(dataset))
+    for start in range(0, len(order) - BATCH + 1, BATCH):
+        yield dataset.collate_fn([dataset[int(each)] for each in order[start : start + BATCH]])
 
 
 if __name__ == "__main__":

@@ -38,6 +38,14 @@ def alone(sample: Sample) -> augment.Tile:
     return augment.Tile(sample, 0, 0, (0, 0, width, height))
 
 
+def coloured(image: np.ndarray, config: AugmentConfig, random: np.random.Generator) -> np.ndarray:
+    """The picture with other colours."""
+    changed, tables = image.copy(), augment.draw_colours(config, random)
+    if tables is not None:
+        augment.adjust_colours(changed, tables)
+    return changed
+
+
 def coloured_bounds(image: np.ndarray, colour: np.ndarray) -> np.ndarray | None:
     """xyxy bounds of the pixels that are nearer to `colour` than to black, grey or another colour."""
     others = np.concatenate((COLOURS, [[0, 0, 0], [augment.BORDER] * 3]))
@@ -284,13 +292,13 @@ def test_hue_is_turned_and_saturation_and_value_are_scaled() -> None:
                 expected[..., 0] = (start[..., 0] + 180 * gain) % 180
             else:
                 expected[..., channel] = (start[..., channel] * (1 + gain)).clip(0, 255)
-            changed = augment.adjust_colour(image, config, np.random.default_rng(seed))
+            changed = coloured(image, config, np.random.default_rng(seed))
             np.testing.assert_array_equal(changed, cv2.cvtColor(expected.astype(np.uint8), cv2.COLOR_HSV2RGB))
 
 
 def test_no_colour_change_is_none() -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    assert (augment.adjust_colour(image, STILL, np.random.default_rng(0)) == image).all()
+    assert (coloured(image, STILL, np.random.default_rng(0)) == image).all()
 
 
 def test_flips_turn_picture_and_boxes() -> None:

@@ -24,6 +24,8 @@ SMALLEST_SIDE = 2.0  # pixels
 SMALLEST_VISIBLE_AREA = 0.10  # of its area before
 LARGEST_ASPECT = 100.0
 
+STRIP = 64  # rows
+
 
 def resized_shape(height: int, width: int, imgsz: int) -> tuple[int, int]:
     """Height and width once the long side is `imgsz`, the short one rounded up."""
@@ -261,35 +263,54 @@ def warp_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.concatenate((low, high), axis=1)
 
 
-def adjust_colour(image: np.ndarray, config: AugmentConfig, random: np.random.Generator) -> np.ndarray:
-    """Hue turned, saturation and brightness scaled at random; hue is 0..179 as OpenCV has it."""
+def draw_colours(config: AugmentConfig, random: np.random.Generator) -> np.ndarray | None:
+    """Random tables uint8 (3, 256) that turn hue (0..179, as OpenCV has it) and scale saturation and value.
+
+    None where the settings allow no change.
+    """
     hue_gain, saturation_gain, value_gain = random.uniform(-1, 1, 3) * (config.hsv_h, config.hsv_s, config.hsv_v)
     if not (config.hsv_h or config.hsv_s or config.hsv_v):
-        return image
+        return None
     levels = np.arange(256, dtype=np.float64)
-    tables = np.stack(
-        (
-            (levels + 180 * hue_gain) % 180,
-            (levels * (1 + saturation_gain)).clip(0, 255),
-            (levels * (1 + value_gain)).clip(0, 255),
-        ),
-        axis=-1,
+    tables = (
+        (levels + 180 * hue_gain) % 180,
+        (levels * (1 + saturation_gain)).clip(0, 255),
+        (levels * (1 + value_gain)).clip(0, 255),
     )
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv = cv2.LUT(hsv, tables.astype(np.uint8)[None])
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return np.stack(tables).astype(np.uint8)
 
 
-def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator) -> Sample:
-    """Upside down with probability `flipud`, left to right with `fliplr`."""
+def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
+    """Change hue, saturation and value of a picture, in place, by the tables (3, 256) of `draw_colours`."""
+    # In strips, so that what lies between the steps stays in the processor's cache. One table a plane is quicker than
+    # OpenCV's table of three channels.
+    height, width = image.shape[:2]
+    hsv = np.empty((min(STRIP, height), width, 3), np.uint8)
+    planes = [np.empty(hsv.shape[:2], np.uint8) for _ in range(3)]
+    for top in range(0, height, STRIP):
+        strip = image[top : top + STRIP]
+        if len(strip) < len(hsv):  # the last one
+            hsv, planes = hsv[: len(strip)], [plane[: len(strip)] for plane in planes]
+        cv2.cvtColor(strip, cv2.COLOR_RGB2HSV, dst=hsv)
+        cv2.split(hsv, planes)
+        for plane, table in zip(planes, tables, strict=True):
+            cv2.LUT(plane, table, dst=plane)
+        cv2.merge(planes, hsv)
+        cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=strip)
+
+
+def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator, out: np.ndarray | None = None) -> Sample:
+    """Upside down with probability `flipud`, left to right with `fliplr`; the picture is put into `out` (H, W, 3)."""
     height, width = sample.image.shape[:2]
     upside_down, mirrored = random.random(2) < (config.flipud, config.fliplr)
-    image, boxes = sample.image, sample.boxes_xyxy.copy()
+    image, boxes = np.empty_like(sample.image) if out is None else out, sample.boxes_xyxy.copy()
+    if upside_down or mirrored:
+        cv2.flip(sample.image, -1 if upside_down and mirrored else int(mirrored), dst=image)
+    else:
+        np.copyto(image, sample.image)
     if upside_down:
-        image = cv2.flip(image, 0)
         boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
     if mirrored:
-        image = cv2.flip(image, 1)
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
     return replace(sample, image=image, boxes_xyxy=boxes)
 

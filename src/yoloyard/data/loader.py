@@ -175,14 +175,18 @@ class TrainingBatches(Dataset[Batch | UserError]):
     def __getitem__(self, request: BatchRequest) -> Batch | UserError:
         # An error is handed over as a value: raised here, the loader would wrap it in a traceback.
         try:
-            samples = [self._sample(request, position) for position in request.positions]
+            height, width = self._epoch_order(request.epoch).shapes[request.positions[0] // self.config.batch].tolist()
+            images = np.empty((len(request.positions), height, width, 3), np.uint8)
+            pairs = zip(request.positions, images, strict=True)
+            samples = [self._sample(request, position, image) for position, image in pairs]
         except UserError as error:
             return error
-        return collate(samples, self.capacities)
+        return collate(samples, self.capacities, images)
 
-    def _sample(self, request: BatchRequest, position: int) -> Sample:
+    def _sample(self, request: BatchRequest, position: int, image: np.ndarray) -> Sample:
+        """The sample at a position of the epoch, its picture written into `image` (H, W, 3)."""
         order = self._epoch_order(request.epoch)
-        height, width = order.shapes[position // self.config.batch].tolist()
+        height, width = image.shape[:2]
         position %= len(order.pictures)
         index, copy = int(order.pictures[position]), int(order.copies[position])
         random = sample_random(self.config.seed, request.epoch, index, copy)
@@ -193,8 +197,11 @@ class TrainingBatches(Dataset[Batch | UserError]):
             sample = augment.mixup(sample, other, random)
         if self.transform is not None:
             sample = self.transform(sample, random, len(self.index.names), self.index.paths[index])
-        sample.image = augment.adjust_colour(sample.image, self.config.augment, random)
-        return augment.flip(sample, self.config.augment, random)
+        colours = augment.draw_colours(self.config.augment, random)
+        sample = augment.flip(sample, self.config.augment, random, image)
+        if colours is not None:
+            augment.adjust_colours(image, colours)
+        return sample
 
     def _placed(
         self, index: int, position: int, shape: tuple[int, int], request: BatchRequest, random: np.random.Generator
@@ -266,24 +273,23 @@ class ValidationBatches(Dataset[Batch | UserError]):
         return Sample(image, boxes, labels, ignore, image_id, transform)
 
 
-def collate(samples: Sequence[Sample], capacities: Sequence[int]) -> Batch:
+def collate(samples: Sequence[Sample], capacities: Sequence[int], images: np.ndarray | None = None) -> Batch:
     """Samples of one size as a Batch; boxes are padded to the smallest of the ascending `capacities` that will do.
 
-    Where a transform has added boxes, the largest capacity may be too small; it is doubled then.
+    Where a transform has added boxes, the largest capacity may be too small; it is doubled then. `images` (B, H, W, 3)
+    are the samples' pictures where they lie in one array already, in the order of memory that channels_last has.
     """
     most = max(len(sample.labels) for sample in samples)
     larger = (capacities[-1] * 2**doubled for doubled in itertools.count(1))
     capacity = next(size for size in itertools.chain(capacities, larger) if size >= most)
-    height, width = samples[0].image.shape[:2]
-    # Filled in the order of memory that channels_last has, so that nothing is rearranged later.
-    images = np.empty((len(samples), height, width, 3), np.uint8)
+    if images is None:
+        images = np.stack([sample.image for sample in samples])
     boxes = np.zeros((len(samples), capacity, 4), np.float32)
     labels = np.full((len(samples), capacity), -1, np.int64)
     ignore = np.zeros((len(samples), capacity), bool)
     for row, sample in enumerate(samples):
         count = len(sample.labels)
-        images[row], boxes[row, :count] = sample.image, sample.boxes_xyxy
-        labels[row, :count], ignore[row, :count] = sample.labels, sample.ignore
+        boxes[row, :count], labels[row, :count], ignore[row, :count] = sample.boxes_xyxy, sample.labels, sample.ignore
     return Batch(
         images=torch.from_numpy(images).permute(0, 3, 1, 2),
         boxes=torch.from_numpy(boxes),
