@@ -50,7 +50,7 @@ def write_set(folder: Path, sources: Sequence[Path], count: int, times: int, see
 
 
 def _composed(pictures: list[list[Path]], random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """BGR pixels and boxes xyxy in pixels: pictures side by side, enlarged to the detail of a camera, with its noise."""
+    """BGR pixels and boxes xyxy in pixels: pictures side by side, enlarged, with the noise of a camera."""
     longest = int(random.integers(640, 1921))
     high, wide = SHAPES[random.integers(len(SHAPES))]
     height, width = round(longest * high / max(high, wide)), round(longest * wide / max(high, wide))
@@ -61,14 +61,16 @@ def _composed(pictures: list[list[Path]], random: np.random.Generator) -> tuple[
         for left in range(0, width, side):
             source = pictures[random.integers(len(pictures))]
             path = source[random.integers(len(source))]
-            part = cv2.resize(cv2.imread(str(path)), (side, side), interpolation=cv2.INTER_CUBIC)
+            pixels = cv2.imread(str(path))
+            assert pixels is not None, path
+            part = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_CUBIC)
             part = part[: height - top, : width - left]
             image[top : top + side, left : left + side] = part
             label = Path(str(path).replace("/images/", "/labels/")).with_suffix(".txt")
             lines = label.read_text().splitlines() if label.exists() else []
             rows = np.array([line.split() for line in lines], float).reshape(-1, 5)[:, 1:] * side
             found = np.concatenate((rows[:, :2] - rows[:, 2:] / 2, rows[:, :2] + rows[:, 2:] / 2), axis=1)
-            found = (found + [left, top, left, top]).clip(0, [width, height, width, height])
+            found = (found + np.array([left, top] * 2)).clip(0, [width, height, width, height])
             boxes.append(found[((found[:, 2:] - found[:, :2]) > 4).all(axis=1)])
     noise = random.normal(0, 1.5, image.shape)
     return (image + noise).clip(0, 255).astype(np.uint8), np.concatenate(boxes)

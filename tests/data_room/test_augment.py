@@ -77,8 +77,9 @@ def test_boxes_enclose_the_same_pixels_after_all_steps(data: st.DataObject, seed
         sample.labels[:] = number
         samples.append(sample)
     tiles = augment.mosaic_tiles(samples, imgsz, random) if with_mosaic else [alone(samples[0])]
-    canvas = (2 * imgsz, 2 * imgsz) if with_mosaic else samples[0].image.shape[:2]
-    sample = augment.place(tiles, canvas, *augment.draw_affine(*canvas, shape, config, random), shape)
+    height, width = (2 * imgsz, 2 * imgsz) if with_mosaic else samples[0].image.shape[:2]
+    matrix, zoom = augment.draw_affine(height, width, shape, config, random)
+    sample = augment.place(tiles, (height, width), matrix, zoom, shape)
     sample = augment.flip(sample, config, random)
     assert sample.image.shape == (*shape, 3)
     assert sample.boxes_xyxy.dtype == np.float32
