@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def no_line(line: str) -> None:
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[collections.Counter[int]]:
+def decoded(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[int]:
     """How often each picture was decoded for the cache."""
     counter: collections.Counter[int] = collections.Counter()
 
@@ -42,7 +41,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[collections.Counter[int
         return load_resized(index, position, imgsz, reduced)
 
     monkeypatch.setattr(disk_cache, "load_resized", counting)
-    yield counter
+    return counter
 
 
 def left_behind() -> list[str]:

@@ -64,7 +64,7 @@ def test_what_a_crop_cannot_do_is_warped(change: dict[str, float]) -> None:
     random = np.random.default_rng(3)
     tiles = augment.mosaic_tiles([sample(random, label) for label in range(4)], IMGSZ, random)
     canvas, shape = (2 * IMGSZ, 2 * IMGSZ), (IMGSZ, IMGSZ)
-    matrix, zoom = augment.draw_affine(*canvas, shape, AugmentConfig(**change), random)
+    matrix, zoom = augment.draw_affine(*canvas, shape, AugmentConfig(**change), random)  # type: ignore[arg-type]
     found, expected = augment.place(tiles, canvas, matrix, zoom, shape), plain(tiles, canvas, matrix, zoom, shape)
     assert (found.image == expected.image).all()
     assert (found.boxes_xyxy == expected.boxes_xyxy).all()
@@ -74,7 +74,7 @@ def test_what_a_crop_cannot_do_is_warped(change: dict[str, float]) -> None:
 def test_several_hundred_samples_are_distributed_as_those_of_the_plain_way(
     make_set: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, mosaic: float
 ) -> None:
-    """From files to batches: JPEGs of up to four times the training size, decoded in full and warped, or as we do it."""
+    """From files to batches: JPEGs of up to four times the size, decoded in full and warped, or as we do it."""
     index = load_index(read_data_yaml(make_set(64, longest=4 * IMGSZ, suffix=".jpg")), "train")
     config = TrainConfig(batch=16, imgsz=IMGSZ, workers=0, augment=AugmentConfig(mosaic=mosaic, close_mosaic=0))
 

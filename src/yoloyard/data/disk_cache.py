@@ -100,7 +100,7 @@ def _write(path: Path, index: Index, imgsz: int, block: Block, reduced: bool) ->
         file.truncate(len(block))
 
         def fill(position: int) -> None:
-            pixels, done = memoryview(load_resized(index, position, imgsz, reduced).reshape(-1)), 0
+            pixels, done = load_resized(index, position, imgsz, reduced).data.cast("B"), 0
             while done < len(pixels):
                 done += os.pwrite(file.fileno(), pixels[done:], int(block.offsets[position]) + done)
 
