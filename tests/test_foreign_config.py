@@ -227,6 +227,7 @@ def test_the_settings_of_an_ultralytics_run_are_ours() -> None:
         ({"save_period": 5}, "save_period", 5),
         ({"cache": True}, "cache", "ram"),
         ({"cache": "ram"}, "cache", "ram"),
+        ({"cache": "disk"}, "cache", "disk"),
         ({"freeze": 10}, "freeze", "10"),
         ({"freeze": [0, 1, 2]}, "freeze", "3"),
         ({"model": "best.pt"}, "model", "best.pt"),
@@ -250,7 +251,6 @@ def test_everything_that_we_do_not_have_is_named_at_once() -> None:
         "cutmix": 0.1,
         "batch": -1,
         "optimizer": "NAdam",
-        "cache": "disk",
         "cls_pw": 0.5,
         "device": -1,
     }
@@ -264,7 +264,6 @@ def test_everything_that_we_do_not_have_is_named_at_once() -> None:
         "cutmix: 0.1 (without it: 0)",
         "batch: -1 (a size that is found automatically; say how many images)",
         "optimizer: NAdam (there are auto, SGD, AdamW)",
-        "cache: disk (there are ram and false)",
         "cls_pw: 0.5 (without it: 0)",
         "device: -1 (an idle GPU that is found automatically; say which, such as 0)",
         "freeze: [3, 4] (the first N layers only)",

@@ -108,7 +108,7 @@ class TrainConfig:
     sync_bn: bool = word(False, "batch normalisation over all processes' pictures (GPUs only)")
     workers: int = word(8, "processes that load images (0: load in the training process)", 0)
     amp: bool = word(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
-    cache: str | None = word(None, "ram: keep decoded images in memory")
+    cache: str | None = word(None, "ram or disk: keep all images decoded, in memory or in a file that is used again")
     transform: str | None = word(None, "my_transform.py:NAME, a function or Albumentations pipeline")
     freeze: str | None = word(None, "N: the first N blocks; or prefixes of parameter names, joined by commas")
     time: float | None = word(None, "hours that the run may take; without --epochs it takes them all", 0)

@@ -85,8 +85,6 @@ def _complaint(name: str, value: Any) -> str | None:
         return f"{name}: {_yaml(value)} (a size that is found automatically; say how many images)"
     if name == "optimizer" and value not in OPTIMIZERS:
         return f"optimizer: {_yaml(value)} (there are {', '.join(OPTIMIZERS)})"
-    if name == "cache" and value == "disk":
-        return "cache: disk (there are ram and false)"
     if name == "device" and "-1" in _device(value).get("device", "").replace(" ", "").split(","):
         return f"device: {_yaml(value)} (an idle GPU that is found automatically; say which, such as 0)"
     if name == "imgsz" and not isinstance(value, int):
@@ -111,7 +109,7 @@ def _device(value: Any) -> dict[str, Any]:
 
 
 def _cache(value: Any) -> dict[str, Any]:
-    return {"cache": "ram"} if value in (True, "ram") else {}
+    return {"cache": "disk" if value == "disk" else "ram"} if value in (True, "ram", "disk") else {}
 
 
 def _save_period(value: Any) -> dict[str, Any]:

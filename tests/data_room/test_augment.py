@@ -32,6 +32,20 @@ def picture(height: int, width: int, boxes: list[list[int]], colours: np.ndarray
     return Sample(image, np.array(boxes, np.float32).reshape(-1, 4), labels, np.zeros(len(boxes), bool), 0)
 
 
+def alone(sample: Sample) -> augment.Tile:
+    """The picture on a canvas of its own size."""
+    height, width = sample.image.shape[:2]
+    return augment.Tile(sample, 0, 0, (0, 0, width, height))
+
+
+def coloured(image: np.ndarray, config: AugmentConfig, random: np.random.Generator) -> np.ndarray:
+    """The picture with other colours."""
+    changed, tables = image.copy(), augment.draw_colours(config, random)
+    if tables is not None:
+        augment.adjust_colours(changed, tables)
+    return changed
+
+
 def coloured_bounds(image: np.ndarray, colour: np.ndarray) -> np.ndarray | None:
     """xyxy bounds of the pixels that are nearer to `colour` than to black, grey or another colour."""
     others = np.concatenate((COLOURS, [[0, 0, 0], [augment.BORDER] * 3]))
@@ -62,9 +76,10 @@ def test_boxes_enclose_the_same_pixels_after_all_steps(data: st.DataObject, seed
         sample = picture(height, width, [box], COLOURS[number : number + 1])
         sample.labels[:] = number
         samples.append(sample)
-    sample = augment.mosaic(samples, imgsz, random) if with_mosaic else samples[0]
-    height, width = sample.image.shape[:2]
-    sample = augment.warp(sample, *augment.draw_affine(height, width, shape, config, random), shape)
+    tiles = augment.mosaic_tiles(samples, imgsz, random) if with_mosaic else [alone(samples[0])]
+    height, width = (2 * imgsz, 2 * imgsz) if with_mosaic else samples[0].image.shape[:2]
+    matrix, zoom = augment.draw_affine(height, width, shape, config, random)
+    sample = augment.place(tiles, (height, width), matrix, zoom, shape)
     sample = augment.flip(sample, config, random)
     assert sample.image.shape == (*shape, 3)
     assert sample.boxes_xyxy.dtype == np.float32
@@ -176,7 +191,7 @@ def test_a_mosaic_has_no_seams(seed: int, shapes: list[tuple[int, int]]) -> None
         left = 64 + (centre_x if position % 2 else centre_x - width)
         part = surface[top : top + height, left : left + width]
         samples.append(Sample(part, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), position))
-    joined = augment.mosaic(samples, imgsz, np.random.default_rng(seed))
+    joined = augment.joined(augment.mosaic_tiles(samples, imgsz, np.random.default_rng(seed)), (128, 128))
     # Around the meeting point everything is covered by pictures.
     near = np.s_[max(centre_y - 40, 0) : centre_y + 40, max(centre_x - 40, 0) : centre_x + 40]
     assert (joined.image[near] == surface[64:192, 64:192][near]).all()
@@ -194,7 +209,7 @@ def test_a_mosaic_has_no_seams(seed: int, shapes: list[tuple[int, int]]) -> None
 
 def test_boxes_of_a_mosaic_are_cut_at_the_canvas() -> None:
     samples = [picture(64, 64, [[0, 0, 64, 64]], COLOURS[:1]) for _ in range(4)]
-    sample = augment.mosaic(samples, 32, np.random.default_rng(1))
+    sample = augment.joined(augment.mosaic_tiles(samples, 32, np.random.default_rng(1)), (64, 64))
     assert sample.image.shape == (64, 64, 3)
     assert sample.boxes_xyxy.min() == 0
     assert sample.boxes_xyxy.max() == 64
@@ -243,7 +258,7 @@ def test_the_minimal_letterbox_pads_less_than_a_stride(height: int, width: int) 
 @settings(deadline=None)
 def test_the_transform_leads_back_to_the_original(height: int, width: int, strides: int) -> None:
     image = np.zeros((height, width, 3), np.uint8)
-    resized = augment.resize_to(image, 32 * strides)
+    resized = augment.resize_to(image, augment.resized_shape(height, width, 32 * strides))
     assert max(resized.shape) == 32 * strides
     _, transform = augment.letterbox(resized, (32 * strides + 32,) * 2, enlarge=False, original_shape=(height, width))
     corners = np.array([0, 0, width, height])
@@ -278,13 +293,13 @@ def test_hue_is_turned_and_saturation_and_value_are_scaled() -> None:
                 expected[..., 0] = (start[..., 0] + 180 * gain) % 180
             else:
                 expected[..., channel] = (start[..., channel] * (1 + gain)).clip(0, 255)
-            changed = augment.adjust_colour(image, config, np.random.default_rng(seed))
+            changed = coloured(image, config, np.random.default_rng(seed))
             np.testing.assert_array_equal(changed, cv2.cvtColor(expected.astype(np.uint8), cv2.COLOR_HSV2RGB))
 
 
 def test_no_colour_change_is_none() -> None:
     image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-    assert (augment.adjust_colour(image, STILL, np.random.default_rng(0)) == image).all()
+    assert (coloured(image, STILL, np.random.default_rng(0)) == image).all()
 
 
 def test_flips_turn_picture_and_boxes() -> None:

@@ -123,6 +123,33 @@ def test_each_orientation_is_seen_the_same(tmp_path: Path, form: str, orientatio
     assert np.abs(image[away] - seen[away]).max() <= (4 if form == "JPEG" else 0)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_reduced_jpeg_is_the_mean_of_its_pixels_turned_as_the_whole_is(
+    tmp_path: Path, reduction: int, orientation: int
+) -> None:
+    smooth = cv2.resize(NOISE[:8, :8], (100, 61), interpolation=cv2.INTER_CUBIC)
+    file = tmp_path / "picture.jpg"
+    file.write_bytes(encode(smooth, "JPEG", exif=exif(orientation), quality=95, subsampling=0))
+    whole, reduced = decode_image(file), decode_image(file, reduction)
+    assert reduced.shape[:2] == tuple(-(-side // reduction) for side in whole.shape[:2])  # rounded up
+    height, width = (side // reduction for side in whole.shape[:2])
+    rows, columns = slice(whole.shape[0] % reduction if orientation in (3, 4, 7, 8) else 0, None), slice(None)
+    if orientation in (2, 3, 6, 7):
+        columns = slice(whole.shape[1] % reduction, None)
+    inner = whole[rows, columns][: height * reduction, : width * reduction].astype(float)
+    means = inner.reshape(height, reduction, width, reduction, 3).mean(axis=(1, 3))
+    top = reduced.shape[0] - height if rows.start else 0
+    left = reduced.shape[1] - width if columns.start else 0
+    assert np.abs(reduced[top : top + height, left : left + width] - means).mean() < 2
+
+
+def test_only_jpegs_are_reduced(tmp_path: Path) -> None:
+    grey = save(tmp_path / "grey.jpg", Image.fromarray(NOISE).convert("L"))
+    assert decode_image(grey, 2).shape == (32, 32, 3)
+    assert decode_image(save(tmp_path / "picture.png", NOISE), 2).shape == NOISE.shape
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp"])
 def test_lossless_pictures_have_pillows_pixels(tmp_path: Path, suffix: str, mode: str) -> None:

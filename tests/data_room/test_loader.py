@@ -57,9 +57,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
     counter: collections.Counter[str] = collections.Counter()
     decode = image_cache.decode_image
 
-    def counting(path: Path) -> np.ndarray:
+    def counting(path: Path, reduction: int) -> np.ndarray:
         counter[path.name] += 1
-        return decode(path)
+        return decode(path, reduction)
 
     monkeypatch.setattr(image_cache, "decode_image", counting)
     return counter
@@ -187,8 +187,8 @@ def test_cache_ram_that_does_not_fit_is_refused(index: Index, monkeypatch: pytes
     monkeypatch.setattr(image_cache, "free_memory", lambda shared: 100_000)
     with pytest.raises(UserError, match=r"--cache ram needs 0\.0 GiB for 24 images at 64 px, but only .* are free"):
         make_train_loader(index, config(cache="ram"))
-    with pytest.raises(UsageError, match="the only cache is ram"):
-        make_train_loader(index, config(cache="disk"))
+    with pytest.raises(UsageError, match="--cache tape: there are ram and disk"):
+        make_train_loader(index, config(cache="tape"))
 
 
 def test_free_memory_is_what_the_system_says() -> None:

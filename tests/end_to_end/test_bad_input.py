@@ -76,7 +76,7 @@ def cut_weights(data: Path) -> list[object]:
         (lambda data: ["--freeze", "bakcbone."], 2, "backbone"),
         (lambda data: ["--project", data / "x"], 1, "cannot write"),
         (lambda data: ["--resume", data.parent], 1, "no whole checkpoint"),
-        (lambda data: ["--cache", "disk"], 2, "the only cache is ram"),
+        (lambda data: ["--cache", "tape"], 2, "there are ram and disk"),
         (lambda data: ["--config", data.with_name("no.yaml")], 2, "no.yaml"),
     ],
 )

@@ -1,7 +1,12 @@
-"""Decoded pictures kept in memory: the few that a worker needs again soon, or all of them (`--cache ram`)."""
+"""Decoded pictures that are kept: the few that a worker needs again soon, or all of them (`--cache ram`, `disk`).
+
+All are uint8 RGB (H, W, 3) with their long side `imgsz`. `reduced` is for training: JPEGs are then decoded at a half
+or less if that still has `imgsz` pixels, which is quicker and looks the same; what is measured is decoded in full.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +16,7 @@ import numpy as np
 import torch
 
 from yoloyard.data.augment import resize_to, resized_shape
-from yoloyard.data.decode import decode_image
+from yoloyard.data.decode import decode_image, image_size
 from yoloyard.data.index import Index
 from yoloyard.data.shared_memory import free_shared_memory
 from yoloyard.errors import UserError
@@ -20,64 +25,85 @@ SPARE_MEMORY = 0.9  # of what is free; the rest is for the training itself
 
 
 class RecentImages:
-    """Decodes pictures, long side `imgsz`, and keeps the `capacity` most recently used."""
+    """Decodes pictures and keeps the `capacity` most recently used."""
 
-    def __init__(self, index: Index, imgsz: int, capacity: int) -> None:
-        self.index, self.imgsz, self.capacity = index, imgsz, capacity
+    def __init__(self, index: Index, imgsz: int, capacity: int, reduced: bool = False) -> None:
+        self.index, self.imgsz, self.capacity, self.reduced = index, imgsz, capacity, reduced
         self._images: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __getitem__(self, position: int) -> np.ndarray:
         image = self._images.pop(position, None)
         if image is None:
-            image = load_resized(self.index, position, self.imgsz)
+            image = load_resized(self.index, position, self.imgsz, self.reduced)
         self._images[position] = image
         if len(self._images) > self.capacity:
             self._images.popitem(last=False)
         return image
 
 
+class Block:
+    """Where each picture of an index lies in one block of bytes."""
+
+    def __init__(self, index: Index, imgsz: int) -> None:
+        self.shapes = np.array([resized_shape(int(height), int(width), imgsz) for height, width in index.sizes])
+        self.offsets = np.cumsum([0, *(3 * self.shapes.prod(axis=1))], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Bytes of all pictures together."""
+        return int(self.offsets[-1])
+
+    def picture(self, pixels: np.ndarray, position: int) -> np.ndarray:
+        """The picture (H, W, 3) at `position`, a view of `pixels` (bytes,)."""
+        height, width = self.shapes[position]
+        return pixels[self.offsets[position] : self.offsets[position + 1]].reshape(height, width, 3)
+
+
 class AllImages:
-    """All pictures of an index, decoded, long side `imgsz`, in one block of memory that every worker reads.
+    """All pictures of an index in one block of memory that every worker reads.
 
     Raises UserError if they don't fit into the memory that is free. `shared`: the workers are not forked, so the
     block must lie in shared memory to reach them.
     """
 
-    def __init__(self, index: Index, imgsz: int, shared: bool) -> None:
-        self.shapes = [resized_shape(int(height), int(width), imgsz) for height, width in index.sizes]
-        lengths = [height * width * 3 for height, width in self.shapes]
-        self.offsets = np.cumsum([0, *lengths], dtype=np.int64)
-        needed, free = int(self.offsets[-1]), free_memory(shared)
+    def __init__(self, index: Index, imgsz: int, shared: bool, reduced: bool = False) -> None:
+        self.block = Block(index, imgsz)
+        needed, free = len(self.block), free_memory(shared)
         if free is not None and needed > SPARE_MEMORY * free:
             raise UserError(
                 f"--cache ram needs {needed / 2**30:.1f} GiB for {len(index)} images at {imgsz} px, but only "
-                f"{free / 2**30:.1f} GiB of {'shared ' if shared else ''}memory are free; leave --cache out"
+                f"{free / 2**30:.1f} GiB of {'shared ' if shared else ''}memory are free; use --cache disk"
             )
         self.pixels = torch.empty(needed, dtype=torch.uint8)
         if shared:
             self.pixels.share_memory_()
 
         def fill(position: int) -> None:
-            np.copyto(self[position], load_resized(index, position, imgsz))
+            np.copyto(self[position], load_resized(index, position, imgsz, reduced))
 
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for _ in threads.map(fill, range(len(index))):
                 pass  # waits, and raises what a thread raised
 
     def __getitem__(self, position: int) -> np.ndarray:
-        height, width = self.shapes[position]
-        block = self.pixels[int(self.offsets[position]) : int(self.offsets[position + 1])]
-        return block.numpy().reshape(height, width, 3)
+        return self.block.picture(self.pixels.numpy(), position)
 
 
-def load_resized(index: Index, position: int, imgsz: int) -> np.ndarray:
-    """A picture as uint8 RGB (H, W, 3) with its long side `imgsz`. Raises UserError naming an unreadable file."""
+def load_resized(index: Index, position: int, imgsz: int, reduced: bool = False) -> np.ndarray:
+    """A picture with its long side `imgsz`. Raises UserError naming an unreadable file."""
     path = index.paths[position]
-    image = decode_image(path)
-    height, width = index.sizes[position]
-    if image.shape[:2] != (height, width):
-        raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {image.shape[1]}x{image.shape[0]}")
-    return resize_to(image, imgsz)
+    height, width = (int(side) for side in index.sizes[position])
+    reduction = _reduction(max(height, width), imgsz) if reduced else 1
+    image = decode_image(path, reduction)
+    # Only JPEGs can be reduced.
+    if image.shape[:2] not in ((height, width), (math.ceil(height / reduction), math.ceil(width / reduction))):
+        height_now, width_now = image_size(path)
+        raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {width_now}x{height_now}")
+    return resize_to(image, resized_shape(height, width, imgsz))
+
+
+def _reduction(longest: int, imgsz: int) -> int:
+    """By how much a picture may be reduced so that its long side stays `imgsz` or more."""
+    return next((by for by in (8, 4, 2) if longest // by >= imgsz), 1)
 
 
 def free_memory(shared: bool = False) -> int | None:

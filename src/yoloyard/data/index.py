@@ -157,7 +157,7 @@ def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
     folder = cache_folder() / _key(spec, sources, files)
     index = find_index(folder)
     if index is None:
-        with _alone(folder):
+        with alone(folder):
             index = find_index(folder)  # another process may have made it meanwhile
             if index is None:
                 index = _build(spec, split, sources, files, say)
@@ -217,7 +217,7 @@ def open_index(folder: Path) -> Index:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Keep other processes from making `folder` too, where the cache can be written."""
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
@@ -249,15 +249,16 @@ def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) 
     for coco in sources.coco:
         digest.update(json.dumps([str(coco.path), str(coco.folder), coco.digest()]).encode())
         for name in coco.file_names:
-            digest.update(json.dumps(_stamp(os.path.join(coco.folder, name))).encode())
+            digest.update(json.dumps(stamp(os.path.join(coco.folder, name))).encode())
     for picture, content in zip(sources.pictures, files, strict=True):
         stated = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else content and str(content)
-        parts = [str(picture.path), _stamp(picture.path), str(picture.labels), stated]
+        parts = [str(picture.path), stamp(picture.path), str(picture.labels), stated]
         digest.update(json.dumps(parts).encode())
     return digest.hexdigest()[:32]
 
 
-def _stamp(path: Path | str) -> list[int]:
+def stamp(path: Path | str) -> list[int]:
+    """Length and time of change of a file, by which a changed one is told; empty if it isn't there."""
     try:
         state = os.stat(path)
     except (OSError, ValueError):

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from yoloyard.config import TrainConfig
 from yoloyard.data import augment
+from yoloyard.data.disk_cache import DiskImages, cached_on_disk
 from yoloyard.data.epoch_plan import EpochOrder, EpochPlan, plan_epochs
 from yoloyard.data.image_cache import AllImages, RecentImages
 from yoloyard.data.index import Index
@@ -43,6 +44,9 @@ from yoloyard.structures import Batch, Sample
 
 KEPT_BYTES = 2 * 2**30  # of decoded pictures, over all workers
 SECONDS_AFTER_SIGTERM = 20  # that a worker goes on, so that the trainer can finish its step and save
+
+
+Images = RecentImages | AllImages | DiskImages
 
 
 class TrainLoader:
@@ -100,7 +104,7 @@ def make_train_loader(
     `start_method`: fork, spawn or forkserver for the workers; None is the system's usual one. `transform`: the user's.
     `say` is told in a line if /dev/shm is too small for the batches, which then come through pipes.
     Raises UsageError if the batch is larger than the data set or can't be shared evenly, UserError if
-    `--cache ram` doesn't fit.
+    the cache doesn't fit or can't be written.
     """
     if config.batch > len(index):
         raise UsageError(f"--batch {config.batch} is more than the {len(index)} images; use --batch {len(index)}")
@@ -111,7 +115,7 @@ def make_train_loader(
     # Beyond this some pictures are decoded again; the samples stay the same.
     affordable = KEPT_BYTES // (max(1, config.workers) * 3 * config.imgsz**2)
     kept = min(pictures_in_use(len(sampler), config.batch, config.workers), affordable)
-    images = _images(index, config.imgsz, config.cache, kept, start_method)
+    images = _images(index, config.imgsz, config.cache, kept, start_method, reduced=True, say=say)
     dataset = TrainingBatches(index, images, config, plan, transform)
     if transform is not None and config.workers and _method(start_method) != "fork":
         transform.check_spawn()
@@ -146,7 +150,7 @@ def make_val_loader(
         ids = range(len(index))
         shaped = [(list(ids[start : start + batch]), (imgsz, imgsz)) for start in range(0, len(ids), batch)]
     requests = [ValRequest(tuple(members), shape) for members, shape in shaped]
-    images = _images(index, imgsz, cache, kept=0, start_method=start_method)
+    images = _images(index, imgsz, cache, kept=0, start_method=start_method, say=say)
     dataset = ValidationBatches(index, images)
     sampler = requests[rank::world_size]
     largest = max(batch_bytes(len(members), *shape, dataset.capacities[-1]) for members, shape in shaped)
@@ -159,7 +163,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
     def __init__(
         self,
         index: Index,
-        images: RecentImages | AllImages,
+        images: Images,
         config: TrainConfig,
         plan: EpochPlan,
         transform: Transform | None = None,
@@ -171,14 +175,18 @@ class TrainingBatches(Dataset[Batch | UserError]):
     def __getitem__(self, request: BatchRequest) -> Batch | UserError:
         # An error is handed over as a value: raised here, the loader would wrap it in a traceback.
         try:
-            samples = [self._sample(request, position) for position in request.positions]
+            height, width = self._epoch_order(request.epoch).shapes[request.positions[0] // self.config.batch].tolist()
+            images = np.empty((len(request.positions), height, width, 3), np.uint8)
+            pairs = zip(request.positions, images, strict=True)
+            samples = [self._sample(request, position, image) for position, image in pairs]
         except UserError as error:
             return error
-        return collate(samples, self.capacities)
+        return collate(samples, self.capacities, images)
 
-    def _sample(self, request: BatchRequest, position: int) -> Sample:
+    def _sample(self, request: BatchRequest, position: int, image: np.ndarray) -> Sample:
+        """The sample at a position of the epoch, its picture written into `image` (H, W, 3)."""
         order = self._epoch_order(request.epoch)
-        height, width = order.shapes[position // self.config.batch].tolist()
+        height, width = image.shape[:2]
         position %= len(order.pictures)
         index, copy = int(order.pictures[position]), int(order.copies[position])
         random = sample_random(self.config.seed, request.epoch, index, copy)
@@ -189,8 +197,11 @@ class TrainingBatches(Dataset[Batch | UserError]):
             sample = augment.mixup(sample, other, random)
         if self.transform is not None:
             sample = self.transform(sample, random, len(self.index.names), self.index.paths[index])
-        sample.image = augment.adjust_colour(sample.image, self.config.augment, random)
-        return augment.flip(sample, self.config.augment, random)
+        colours = augment.draw_colours(self.config.augment, random)
+        sample = augment.flip(sample, self.config.augment, random, image)
+        if colours is not None:
+            augment.adjust_colours(image, colours)
+        return sample
 
     def _placed(
         self, index: int, position: int, shape: tuple[int, int], request: BatchRequest, random: np.random.Generator
@@ -200,10 +211,13 @@ class TrainingBatches(Dataset[Batch | UserError]):
         sample = self._load(index)
         if request.mosaic and random.random() < config.mosaic:
             partners = self._partners(3, position, request, random)
-            sample = augment.mosaic([sample, *(self._load(partner) for partner in partners)], imgsz, random)
-        height, width = sample.image.shape[:2]
-        matrix, zoom = augment.draw_affine(height, width, shape, config, random)
-        return augment.warp(sample, matrix, zoom, shape)
+            canvas = (2 * imgsz, 2 * imgsz)
+            tiles = augment.mosaic_tiles([sample, *(self._load(partner) for partner in partners)], imgsz, random)
+        else:
+            canvas = sample.image.shape[:2]
+            tiles = [augment.Tile(sample, 0, 0, (0, 0, canvas[1], canvas[0]))]
+        matrix, zoom = augment.draw_affine(*canvas, shape, config, random)
+        return augment.place(tiles, canvas, matrix, zoom, shape)
 
     def _partners(self, count: int, position: int, request: BatchRequest, random: np.random.Generator) -> list[int]:
         batch = self.config.batch
@@ -236,7 +250,7 @@ class ValRequest:
 class ValidationBatches(Dataset[Batch | UserError]):
     """Makes the validation batches that it is asked for. Runs in the workers."""
 
-    def __init__(self, index: Index, images: RecentImages | AllImages) -> None:
+    def __init__(self, index: Index, images: Images) -> None:
         self.index, self.images = index, images
         counts = np.diff(index.offsets)
         self.capacities = _capacities(float(counts.mean()), int(counts.max()))
@@ -259,24 +273,23 @@ class ValidationBatches(Dataset[Batch | UserError]):
         return Sample(image, boxes, labels, ignore, image_id, transform)
 
 
-def collate(samples: Sequence[Sample], capacities: Sequence[int]) -> Batch:
+def collate(samples: Sequence[Sample], capacities: Sequence[int], images: np.ndarray | None = None) -> Batch:
     """Samples of one size as a Batch; boxes are padded to the smallest of the ascending `capacities` that will do.
 
-    Where a transform has added boxes, the largest capacity may be too small; it is doubled then.
+    Where a transform has added boxes, the largest capacity may be too small; it is doubled then. `images` (B, H, W, 3)
+    are the samples' pictures where they lie in one array already, in the order of memory that channels_last has.
     """
     most = max(len(sample.labels) for sample in samples)
     larger = (capacities[-1] * 2**doubled for doubled in itertools.count(1))
     capacity = next(size for size in itertools.chain(capacities, larger) if size >= most)
-    height, width = samples[0].image.shape[:2]
-    # Filled in the order of memory that channels_last has, so that nothing is rearranged later.
-    images = np.empty((len(samples), height, width, 3), np.uint8)
+    if images is None:
+        images = np.stack([sample.image for sample in samples])
     boxes = np.zeros((len(samples), capacity, 4), np.float32)
     labels = np.full((len(samples), capacity), -1, np.int64)
     ignore = np.zeros((len(samples), capacity), bool)
     for row, sample in enumerate(samples):
         count = len(sample.labels)
-        images[row], boxes[row, :count] = sample.image, sample.boxes_xyxy
-        labels[row, :count], ignore[row, :count] = sample.labels, sample.ignore
+        boxes[row, :count], labels[row, :count], ignore[row, :count] = sample.boxes_xyxy, sample.labels, sample.ignore
     return Batch(
         images=torch.from_numpy(images).permute(0, 3, 1, 2),
         boxes=torch.from_numpy(boxes),
@@ -308,13 +321,21 @@ def _box_scale(image: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def _images(
-    index: Index, imgsz: int, cache: str | None, kept: int, start_method: str | None
-) -> RecentImages | AllImages:
+    index: Index,
+    imgsz: int,
+    cache: str | None,
+    kept: int,
+    start_method: str | None,
+    reduced: bool = False,
+    say: Callable[[str], object] = print,
+) -> Images:
     if cache is None:
-        return RecentImages(index, imgsz, kept)
-    if cache != "ram":
-        raise UsageError(f"--cache {cache}: the only cache is ram")
-    return AllImages(index, imgsz, shared=_method(start_method) != "fork")
+        return RecentImages(index, imgsz, kept, reduced)
+    if cache == "ram":
+        return AllImages(index, imgsz, _method(start_method) != "fork", reduced)
+    if cache == "disk":
+        return cached_on_disk(index, imgsz, say, reduced)
+    raise UsageError(f"--cache {cache}: there are ram and disk")
 
 
 def _method(start_method: str | None) -> str:

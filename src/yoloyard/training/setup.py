@@ -101,8 +101,8 @@ def prepare(
         raise UsageError("say which data: --data FILE, a data.yaml with train, val and names")
     if config.best_by not in FIGURES:
         raise UsageError(unknown_word(config.best_by, FIGURES, "figure for --best-by"))
-    if config.cache not in (None, "ram"):
-        raise UsageError(f"--cache {config.cache}: the only cache is ram")
+    if config.cache not in (None, "ram", "disk"):
+        raise UsageError(f"--cache {config.cache}: there are ram and disk")
     if config.batch % num_processes:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {num_processes} processes")
     if config.sync_bn and device.type == "cpu":

@@ -1,0 +1,39 @@
+"""Our side of samples.py: training samples of a data set, by our loader in this process, one thread."""
+
+import itertools
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import torch
+from turns import Turns
+
+from yoloyard.config import TrainConfig
+from yoloyard.data.data_yaml import read_data_yaml
+from yoloyard.data.index import load_index
+from yoloyard.data.loader import make_train_loader
+
+BATCH = 16
+BATCHES = 32  # of a turn
+
+
+def main() -> None:
+    turns = Turns()
+    data, cache, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    index = load_index(read_data_yaml(data), "train")
+    config = TrainConfig(batch=BATCH, workers=workers, cache=None if cache == "none" else cache)
+    loader = make_train_loader(index, config)
+    # One epoch after the other, without a pause: what is kept of an epoch's pictures is of use in the next.
+    batches = (batch for epoch in itertools.count() for batch in loader.epoch(epoch, epochs=10**9))
+    while turns.wait():
+        began = time.perf_counter()
+        for _ in range(BATCHES):
+            next(batches)
+        turns.report(samples_per_second=BATCHES * BATCH / (time.perf_counter() - began))
+
+
+if __name__ == "__main__":
+    main()
