@@ -16,7 +16,7 @@ from side_by_side import HERE, Row, Side, arguments_of, compare, write_results
 WHOLE_COMMAND = HERE / "sides" / "whole_command.py"
 RUNS = Path("runs", "bench", "epoch").resolve()
 THREADS = 2
-SETTINGS = {"demo": {"epochs": 1, "batch": 8}, "trees": {"epochs": 3, "batch": 16}}
+SETTINGS = {"demo": {"epochs": 1, "batch": 8}, "trees": {"epochs": 2, "batch": 16}}
 
 
 def main() -> None:
@@ -37,23 +37,23 @@ def main() -> None:
             words = {**settings, "imgsz": 320, "data": data, "device": "cpu", "project": RUNS}
             sides = our_side(python, name, words, threads), their_side(python, name, words, threads)
             answers = compare(python, sides, arguments.repeats)
-            ours, theirs = (answers[side.name] for side in sides)
-            epochs = f"{settings['epochs']} epoch{'s' if settings['epochs'] > 1 else ''}"
-            what = (
-                f"{name}: the command that trains {epochs}, {'defaults' if threads is None else f'{THREADS} threads'}"
-            )
+            what = f"{name}: the command that trains {settings['epochs']} epochs"
+            what += ", defaults" if threads is None else f", {threads} threads"
             note = f"yolo11n, 320 pixels, batch {settings['batch']}"
-            seconds = ([answer["seconds"] for answer in side] for side in (ours, theirs))
-            rows.append(Row(f"{what}, time", "s", *seconds, goal, note=note))
-            memory = ([answer["megabytes"] for answer in side] for side in (ours, theirs))
-            rows.append(Row(f"{what}, peak memory", "MB", *memory, 0.7, note=f"{note}; all processes, PSS"))
+            seconds, memory = (
+                [[answer[figure] for answer in answers[side.name]] for side in sides]
+                for figure in ("seconds", "megabytes")
+            )
+            rows.append(Row(f"{what}, time", "s", seconds[0], seconds[1], goal, note=note))
+            note += "; all processes, PSS"
+            rows.append(Row(f"{what}, peak memory", "MB", memory[0], memory[1], 0.7, note=note))
     write_results("epoch", rows, python)
 
 
 def our_side(python: Path, name: str, words: dict[str, object], threads: int | None) -> Side:
     run = f"ours-{name}"
     flags = [str(part) for word, value in words.items() for part in (f"--{word}", value)]
-    command = [python, "-m", "yoloyard", "train", "--model", "yolo11n", *flags, "--name", run]
+    command: list[str | Path] = [python, "-m", "yoloyard", "train", "--model", "yolo11n", *flags, "--name", run]
     return Side(f"epoch {run}", [WHOLE_COMMAND, RUNS / run, *command], threads)
 
 
@@ -61,9 +61,10 @@ def their_side(python: Path, name: str, words: dict[str, object], threads: int |
     run = f"theirs-{name}"
     flags = [f"{word}={value}" for word, value in words.items()]
     flags += ["model=yolo11n.yaml", "pretrained=False", f"name={run}", "exist_ok=True"]
-    script = [python, HERE / "sides" / "epoch_theirs.py", threads]
-    command = [python.with_name("yolo"), "train"] if threads is None else script
-    return Side(f"epoch {run}", [WHOLE_COMMAND, RUNS / run, *map(str, command), *flags], threads)
+    command: list[str | Path] = [python.with_name("yolo"), "train"]
+    if threads is not None:
+        command = [python, HERE / "sides" / "epoch_theirs.py", str(threads)]
+    return Side(f"epoch {run}", [WHOLE_COMMAND, RUNS / run, *command, *flags], threads)
 
 
 if __name__ == "__main__":

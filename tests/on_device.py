@@ -23,6 +23,8 @@ from yoloyard.training.optimizer import build_optimizer
 from yoloyard.training.step import Outcome, Update, Verdict, forward_backward
 
 NUM_CLASSES = 3
+SGD = OptimizerConfig(optimizer="SGD", momentum=0.9)
+ADAMW = OptimizerConfig(optimizer="AdamW", momentum=0.9)
 
 
 class Training:
@@ -33,7 +35,7 @@ class Training:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         model: str = "yolo11n",
-        optimizer: str = "SGD",
+        optimization: OptimizerConfig = SGD,
         compiled_for: tuple[int, int, int, int] | None = None,
         num_classes: int = NUM_CLASSES,
     ) -> None:
@@ -41,8 +43,8 @@ class Training:
         detector = registry.build(model, num_classes=num_classes)
         self.detector: Detector = detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device, self.precision = device, Precision(device.type, dtype)
-        self.optimizer = build_optimizer(self.detector, OptimizerConfig(optimizer=optimizer, momentum=0.9), decay=5e-4)
-        average = ExponentialMovingAverage(self.detector, 2000)
+        self.optimizer = build_optimizer(self.detector, optimization, optimization.weight_decay)
+        average = ExponentialMovingAverage(self.detector, optimization.ema_ramp)
         self.update = Update(self.detector, self.optimizer, self.precision.scaler(), average)
         self.criterion, self.gains = choose_criterion(self.detector, TrainConfig())
         self.lines: list[str] = []
@@ -131,9 +133,11 @@ def check_that_losses_are_those_of_the_cpu(device: torch.device, model: str = "y
             second.update()
 
 
-def check_that_a_bad_step_leaves_no_trace(device: torch.device, dtype: torch.dtype, optimizer: str) -> None:
+def check_that_a_bad_step_leaves_no_trace(
+    device: torch.device, dtype: torch.dtype, optimization: OptimizerConfig = SGD
+) -> None:
     """A picture's values become infinite inside: nothing changes, and the host hears of it."""
-    training = Training(device, dtype, optimizer=optimizer)
+    training = Training(device, dtype, optimization=optimization)
     while training.step(some_batch(seed=1)).send().read()[0]:
         pass  # a loss scale is found
     before = training.everything()

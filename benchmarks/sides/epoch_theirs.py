@@ -15,8 +15,8 @@ def main() -> None:
     # The reference chooses its own count when it selects the device, so it is told again and again.
     for event in ("on_pretrain_routine_end", "on_train_start", "on_train_epoch_start", "on_val_start"):
         model.add_callback(event, lambda _: torch.set_num_threads(threads))
-    numbers = {name: int(value) if value.isdigit() else value for name, value in words.items()}
-    model.train(**{name: {"True": True, "False": False}.get(value, value) for name, value in numbers.items()})
+    values = {"True": True, "False": False}
+    model.train(**{name: int(word) if word.isdigit() else values.get(word, word) for name, word in words.items()})
 
 
 if __name__ == "__main__":
