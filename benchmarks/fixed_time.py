@@ -1,6 +1,6 @@
 """What a training reaches in a fixed time: that which the reference needs for its epochs. One evaluator scores both.
 
-    python benchmarks/fixed_time.py --reference-python REFERENCE/bin/python --demo demo/data.yaml --trees trees/data.yaml
+    python benchmarks/fixed_time.py --reference-python PYTHON --demo demo/data.yaml --trees trees/data.yaml
 
 The time is that of the reference's training call, without the start of its process. yoloyard gets as many epochs as a
 short trial says that fit, start, validations and report included; its time is that of the whole command. Both from
