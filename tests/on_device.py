@@ -121,14 +121,14 @@ def check_that_steps_wait_for_nothing(device: torch.device, dtype: torch.dtype, 
 
 
 def check_that_losses_are_those_of_the_cpu(device: torch.device, model: str = "yolo11n") -> None:
-    """Two steps in float32 (no TF32) give the same losses and about the same weights, up to rounding."""
+    """Two steps in float32 (no TF32) give the same losses, up to rounding and to ties that it decides."""
     cpu = torch.device("cpu")
     first, second = Training(cpu, model=model), Training(device, model=model)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for seed in range(2):
             batch = some_batch(seed=seed)
             expected, found = first.backward(batch), second.backward(batch).cpu()
-            torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
+            torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
             first.update()
             second.update()
 
@@ -159,5 +159,5 @@ def check_that_compiling_changes_nothing(device: torch.device, dtype: torch.dtyp
     assert "was compiled in" in compiled.lines[0], compiled.lines
     for name, value in plain.everything().items():
         assert torch.equal(compiled.everything()[name], value), name
-    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+    tolerance = 1e-2 if dtype == torch.float32 else 5e-2
     torch.testing.assert_close(compiled.backward(batch), plain.backward(batch), rtol=tolerance, atol=tolerance)
