@@ -107,7 +107,7 @@ class TrainConfig:
     workers: int = word(8, "processes that load images (0: load in the training process)", 0)
     amp: bool = word(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
     compile: bool = word(
-        False, "compile the network by torch.compile, which takes a minute first; needs a C++ compiler"
+        False, "compile the network by torch.compile: faster steps after minutes of compiling; wants a C++ compiler"
     )
     cache: str | None = word(None, "ram: keep decoded images in memory")
     transform: str | None = word(None, "my_transform.py:NAME, a function or Albumentations pipeline")
