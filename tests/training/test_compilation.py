@@ -1,6 +1,8 @@
 """`--compile`: what the step calls is compiled; the run never fails for it. Backends that need no compiler are used."""
 
+import copy
 import itertools
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -102,3 +104,23 @@ def test_without_a_working_compiler_training_goes_on_with_the_plain_network() ->
     assert lines[0].startswith("compile: this does not work here, training goes on without it: BackendCompilerFailed:")
     assert "no C++ compiler was found" in lines[0]
     assert "\n" not in lines[0]
+
+
+def test_what_shares_gradients_among_processes_is_compiled_with_the_network(tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        lines: list[str] = []
+        detector, images = Small().train(), torch.rand(SHAPE)
+        plain = copy.deepcopy(detector)
+        torch._dynamo.reset()
+        shared = nn.parallel.DistributedDataParallel(detector)
+        network = compile_network(shared, detector, SHAPE, FLOAT32, lines.append, backend="aot_eager")
+        assert network is not shared, lines
+        for each in (network, plain):
+            sum(level.sum() for level in each(images)).backward()  # type: ignore[union-attr]
+    finally:
+        torch.distributed.destroy_process_group()
+    for (name, found), expected in zip(detector.named_parameters(), plain.parameters(), strict=True):
+        if expected.grad is not None:
+            torch.testing.assert_close(found.grad, expected.grad, msg=name)
