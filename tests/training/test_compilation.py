@@ -118,7 +118,7 @@ def test_what_shares_gradients_among_processes_is_compiled_with_the_network(tmp_
         network = compile_network(shared, detector, SHAPE, FLOAT32, lines.append, backend="aot_eager")
         assert network is not shared, lines
         for each in (network, plain):
-            sum(level.sum() for level in each(images)).backward()  # type: ignore[union-attr]
+            sum(level.sum() for level in each(images)).backward()
     finally:
         torch.distributed.destroy_process_group()
     for (name, found), expected in zip(detector.named_parameters(), plain.parameters(), strict=True):
