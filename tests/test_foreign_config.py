@@ -239,6 +239,7 @@ def test_the_settings_of_an_ultralytics_run_are_ours() -> None:
         ({"time": 2.5}, "time", 2.5),
         ({"fraction": 0.5}, "fraction", 0.5),
         ({"single_cls": True}, "single_cls", True),
+        ({"compile": "max-autotune"}, "compile", True),
     ],
 )
 def test_values_are_said_in_our_way(given: dict[str, Any], word: str, ours: Any) -> None:

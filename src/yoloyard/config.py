@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from yoloyard.errors import UsageError
 
 Config = TypeVar("Config")
@@ -108,6 +106,9 @@ class TrainConfig:
     sync_bn: bool = word(False, "batch normalisation over all processes' pictures (GPUs only)")
     workers: int = word(8, "processes that load images (0: load in the training process)", 0)
     amp: bool = word(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
+    compile: bool = word(
+        False, "compile the network by torch.compile: faster steps after minutes of compiling; wants a C++ compiler"
+    )
     cache: str | None = word(None, "ram or disk: keep all images decoded, in memory or in a file that is used again")
     transform: str | None = word(None, "my_transform.py:NAME, a function or Albumentations pipeline")
     freeze: str | None = word(None, "N: the first N blocks; or prefixes of parameter names, joined by commas")
@@ -208,6 +209,8 @@ def checked_words(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_words(path: Path) -> dict[str, Any]:
     """The words of a YAML file. Raises UsageError with the line if it is broken."""
+    import yaml
+
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

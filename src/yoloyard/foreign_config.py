@@ -143,7 +143,7 @@ def _yaml(value: Any) -> str:
 ULTRALYTICS = Dialect(
     project="ultralytics",
     passed_over="""
-        task mode val split save save_dir project name exist_ok resume plots verbose deterministic profile compile
+        task mode val split save save_dir project name exist_ok resume plots verbose deterministic profile
         channels_last cls_remap overlap_mask mask_ratio retina_masks pose kobj rle angle dlog dgrad dlam auto_augment
         erasing crop_fraction copy_paste_mode dis workspace dnn half int8 quantize tracker save_json save_hybrid source
         vid_stride stream_buffer visualize augment agnostic_nms embed show save_frames save_txt save_conf save_crop
@@ -164,6 +164,7 @@ ULTRALYTICS = Dialect(
         "freeze": _freeze,
         "multi_scale": _multi_scale,
         "classes": _classes,
+        "compile": lambda value: {"compile": True} if value else {},  # or a mode, which we have one of
     },
     neutral={
         "dropout": (0,),

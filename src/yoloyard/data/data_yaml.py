@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from yoloyard.data.coco_json import category_names, read_coco_file
 from yoloyard.data.layout import images_below, label_path
 from yoloyard.data.voc_xml import mentioned_classes
@@ -90,6 +88,8 @@ def find_path(entry: str, folders: tuple[Path, ...]) -> Path:
 
 
 def _parse(path: Path) -> dict[Any, Any]:
+    import yaml
+
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; --data wants the data.yaml that describes the data set")
     try:

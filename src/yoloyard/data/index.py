@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import overload
 
 import numpy as np
-from filelock import FileLock
 
 from yoloyard.data.coco_json import CocoSet, coco_labels, parse_coco
 from yoloyard.data.data_yaml import DataSpec
@@ -219,6 +218,8 @@ def open_index(folder: Path) -> Index:
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Keep other processes from making `folder` too, where the cache can be written."""
+    from filelock import FileLock
+
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ from yoloyard.training.trackers import check_trackers
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
 MAY_CHANGE_ON_RESUME = (
     "epochs", "time", "device", "processes", "workers", "patience", "save_period", "keep", "tensorboard",
-    "wandb",
+    "wandb", "compile",
 )  # fmt: skip
 
 

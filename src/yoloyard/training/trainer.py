@@ -30,6 +30,7 @@ from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 from yoloyard.structures import Detections
 from yoloyard.training.checkpoint import Progress, TrainingState, copy_checkpoint, restore_checkpoint, save_checkpoint
+from yoloyard.training.compilation import compile_network
 from yoloyard.training.criterion import Criterion, choose_criterion
 from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.interrupt import Interrupted, InterruptRequest
@@ -145,6 +146,12 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             say=monitor.say,
         )
     network = parallelize(model, device)
+    if config.compile:
+        share = (config.batch // team.size, 3, config.imgsz, config.imgsz)
+        shapes_vary = config.multi_scale or config.rect
+        set_training_mode(model)
+        with team.phase():
+            network = compile_network(network, model, share, setup.precision, monitor.say, shapes_vary)
     schedule = Schedule(config.optimization, config.epochs, len(train_loader), config.batch)
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
     average = ExponentialMovingAverage(model, config.optimization.ema_ramp)

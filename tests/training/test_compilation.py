@@ -1,0 +1,126 @@
+"""`--compile`: what the step calls is compiled; the run never fails for it. Backends that need no compiler are used."""
+
+import copy
+import itertools
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from yoloyard.device import Precision
+from yoloyard.models.detector import Detector
+from yoloyard.models.heads import AnchorFreeHead
+from yoloyard.training.compilation import compile_network
+
+FLOAT32 = Precision("cpu", torch.float32)
+SHAPE = (2, 3, 64, 64)
+
+
+class Small(Detector):
+    """Three strides of one convolution and a normalisation each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (3, 8, 8, 8)
+        self.stem = nn.Conv2d(3, 3, 5, stride=4, padding=2)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after))
+            for before, after in itertools.pairwise(widths)
+        )
+        self.head = AnchorFreeHead(widths[1:], 3, (8, 16, 32), depthwise=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x, maps = self.stem(images), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return self.head(maps)
+
+
+class Loud(Small):
+    """Looks at a number and prints, which no compiler can take in one piece."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = super().forward(images)
+        if maps[0].mean() > 1e9:
+            print("large")
+        return maps
+
+
+def compiled(detector: Detector, lines: list[str], backend: str = "aot_eager", dynamic: bool = False) -> nn.Module:
+    torch._dynamo.reset()
+    return compile_network(detector.train(), detector, SHAPE, FLOAT32, lines.append, dynamic, backend)
+
+
+def test_the_compiled_network_computes_the_same_and_trying_it_leaves_no_trace() -> None:
+    lines: list[str] = []
+    detector = Small()
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    random = torch.get_rng_state()
+    network = compiled(detector, lines)
+    assert network is not detector
+    assert [line[: line.index(" in ")] for line in lines] == ["compile: the network was compiled"]
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.grad is None for parameter in detector.parameters())
+    assert detector.state_dict().keys() == before.keys()  # names are those of the plain network
+    for name, value in detector.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    images = torch.rand(SHAPE)
+    for found, expected in zip(network(images), detector(images), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_network_that_looks_at_numbers_is_compiled_in_several_pieces() -> None:
+    lines: list[str] = []
+    network = compiled(Loud(), lines)
+    assert len(lines) == 2
+    assert lines[0].startswith("compile: the network can't be compiled in one piece, so in several: Unsupported:")
+    assert "was compiled in" in lines[1]
+    network(torch.rand(SHAPE))[0].sum().backward()
+
+
+def test_one_program_serves_all_sizes_where_they_vary() -> None:
+    programs = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: object) -> object:
+        programs.append(graph)
+        return graph.forward
+
+    lines: list[str] = []
+    network = compiled(Small(), lines, backend=counting, dynamic=True)  # type: ignore[arg-type]
+    for side in (96, 128, 160):
+        network(torch.rand(2, 3, side, side).to(memory_format=torch.channels_last))
+    assert len(programs) == 1
+
+
+def test_without_a_working_compiler_training_goes_on_with_the_plain_network() -> None:
+    def broken(graph: torch.fx.GraphModule, inputs: object) -> object:
+        raise RuntimeError("no C++ compiler was found\nand many lines follow")
+
+    lines: list[str] = []
+    detector = Small()
+    assert compiled(detector, lines, backend=broken) is detector  # type: ignore[arg-type]
+    assert len(lines) == 1
+    assert lines[0].startswith("compile: this does not work here, training goes on without it: BackendCompilerFailed:")
+    assert "no C++ compiler was found" in lines[0]
+    assert "\n" not in lines[0]
+
+
+def test_what_shares_gradients_among_processes_is_compiled_with_the_network(tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        lines: list[str] = []
+        detector, images = Small().train(), torch.rand(SHAPE)
+        plain = copy.deepcopy(detector)
+        torch._dynamo.reset()
+        shared = nn.parallel.DistributedDataParallel(detector)
+        network = compile_network(shared, detector, SHAPE, FLOAT32, lines.append, backend="aot_eager")
+        assert network is not shared, lines
+        for each in (network, plain):
+            sum(level.sum() for level in each(images)).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for (name, found), expected in zip(detector.named_parameters(), plain.parameters(), strict=True):
+        if expected.grad is not None:
+            torch.testing.assert_close(found.grad, expected.grad, msg=name)
