@@ -13,6 +13,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cv2
+import numpy as np
 from side_by_side import HERE, SOURCE, Row, Side, arguments_of, compare, write_results
 
 IMAGES = 500
@@ -53,17 +55,25 @@ def main() -> None:
 
 
 def many_pictures(data: Path, folder: Path, count: int) -> Path:
-    """A data set whose validation split has `count` pictures: those of `data` and hard links to them."""
+    """A data set of `count` pictures of 640 x 640, each of four tiles of `data`, drawn with a fixed seed."""
     if not (folder / "data.yaml").exists():
         shutil.rmtree(folder, ignore_errors=True)
-        pictures = sorted(path for split in ("train", "val") for path in (data.parent / "images" / split).iterdir())
+        tiles = sorted(path for split in ("train", "val") for path in (data.parent / "images" / split).iterdir())
         for kind in ("images", "labels"):
             (folder / kind / "val").mkdir(parents=True)
+        random = np.random.default_rng(0)
         for number in range(count):
-            picture = pictures[number % len(pictures)]
-            labels = (data.parent / "labels" / picture.parent.name / picture.name).with_suffix(".txt")
-            for kind, file in (("images", picture), ("labels", labels)):
-                _link(file, folder / kind / "val" / f"{number:04d}{file.suffix}")
+            rows, canvas = [], np.zeros((640, 640, 3), np.uint8)
+            for place, choice in enumerate(random.integers(0, len(tiles), 4)):
+                tile, y, x = tiles[choice], *divmod(place, 2)
+                canvas[320 * y : 320 * (y + 1), 320 * x : 320 * (x + 1)] = cv2.imread(str(tile))
+                labels = (data.parent / "labels" / tile.parent.name / tile.name).with_suffix(".txt")
+                for line in labels.read_text(encoding="utf-8").splitlines() if labels.exists() else []:
+                    label, *box = line.split()
+                    centre_x, centre_y, width, height = map(float, box)
+                    rows.append(f"{label} {(centre_x + x) / 2} {(centre_y + y) / 2} {width / 2} {height / 2}\n")
+            cv2.imwrite(str(folder / "images" / "val" / f"{number:04d}.jpg"), canvas, [cv2.IMWRITE_JPEG_QUALITY, 95])
+            (folder / "labels" / "val" / f"{number:04d}.txt").write_text("".join(rows), encoding="utf-8")
         lines = data.read_text(encoding="utf-8").splitlines()
         names = "\n".join(lines[lines.index("names:") :])
         text = f"path: {folder.resolve()}\ntrain: images/val\nval: images/val\n{names}\n"
@@ -79,13 +89,6 @@ def trained_weights(python: Path, data: Path) -> Path:
         path = os.pathsep.join((str(SOURCE), str(HERE)))
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
     return file
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copy(source, target)
 
 
 if __name__ == "__main__":
