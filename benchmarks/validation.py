@@ -66,7 +66,7 @@ def many_pictures(data: Path, folder: Path, count: int) -> Path:
             rows, canvas = [], np.zeros((640, 640, 3), np.uint8)
             for place, choice in enumerate(random.integers(0, len(tiles), 4)):
                 tile, y, x = tiles[choice], *divmod(place, 2)
-                canvas[320 * y : 320 * (y + 1), 320 * x : 320 * (x + 1)] = cv2.imread(str(tile))
+                canvas[320 * y : 320 * (y + 1), 320 * x : 320 * (x + 1)] = np.asarray(cv2.imread(str(tile)))
                 labels = (data.parent / "labels" / tile.parent.name / tile.name).with_suffix(".txt")
                 for line in labels.read_text(encoding="utf-8").splitlines() if labels.exists() else []:
                     label, *box = line.split()
@@ -85,7 +85,14 @@ def trained_weights(python: Path, data: Path) -> Path:
     """The reference's yolo11n after a few epochs on the trees, trained unless it is there."""
     file = WORK / "reference" / "run" / "weights" / "last.pt"
     if not file.exists():
-        command = [python, SIDES / "validation_theirs.py", "--train", WORK.resolve() / "reference", "--data", data]
+        command: list[str | Path] = [
+            python,
+            SIDES / "validation_theirs.py",
+            "--train",
+            WORK.resolve() / "reference",
+            "--data",
+            data,
+        ]
         path = os.pathsep.join((str(SOURCE), str(HERE)))
         subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
     return file

@@ -41,7 +41,7 @@ def main() -> None:
     else:
         precision = precision_named(device, arguments.precision)
     settings = with_words(EvaluationConfig(), {"conf": 0.001, "iou": 0.7, "max_det": 300})
-    detector.to(device=device, memory_format=torch.channels_last)
+    detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     while turns.wait():
         began = time.perf_counter()
         index = load_index(read_data_yaml(arguments.data), "val")

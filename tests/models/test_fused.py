@@ -18,6 +18,8 @@ def trained_looking(name: str, num_classes: int) -> Detector:
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.uniform_(module.bias, -0.2, 0.2)
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     return detector.eval()

@@ -26,8 +26,8 @@ def detect(
     """Detections of each image, on the CPU. `images` uint8 (B, 3, H, W) on the detector's device."""
     with precision.autocast():
         maps = detector(images_to_float(images))
-    candidates = detector.decode_above(maps, settings.conf, multi_label)  # type: ignore[operator]
-    found = suppress_found(len(images), *candidates, settings.iou, settings.max_det)
+    where, boxes, scores, labels = detector.decode_above(maps, settings.conf, multi_label)  # type: ignore[operator]
+    found = suppress_found(len(images), where, boxes, scores, labels, settings.iou, settings.max_det)
     detections = []
     for (image_boxes, image_scores, labels), transform in zip(found, transforms, strict=True):
         image_boxes = image_boxes.cpu()

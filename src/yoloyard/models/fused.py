@@ -49,7 +49,7 @@ class _ConvSwish(nn.Module):
             self._of[dtype] = self.conv.weight.to(dtype), self.conv.bias.to(dtype)
         where = (self.conv.padding, self.conv.stride, self.conv.dilation, self.conv.groups)
         swish = torch.ops.mkldnn._convolution_pointwise
-        return swish(x.to(dtype), *self._of[dtype], *where, "swish", [], "")  # type: ignore[no-any-return]
+        return swish(x.to(dtype), *self._of[dtype], *where, "swish", [], "")
 
 
 def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:

@@ -158,7 +158,6 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             facts = environment.facts(device, setup.precision.name, data, setup.folder)
             write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
             trackers = open_trackers(setup.folder, config, lambda message: monitor.tell(AlertRaised(message)))
-            trackers.labels(setup.train_index)
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     monitor.say(
         f"training {setup.model_name} on {where} in {setup.precision.name}: {len(setup.train_index)} images, "
@@ -391,6 +390,8 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
     state.sums.zero_()
     save(run)
     with run.team.first():
+        if epoch == 1:
+            run.trackers.labels(setup.train_index)  # not before the first step, which needn't wait for it
         run.trackers.scalars(record)
         if run.trackers:
             for image_id in range(min(PREDICTIONS_TRACKED, len(predictions))):
