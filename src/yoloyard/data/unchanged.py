@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import marshal
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -60,33 +59,41 @@ def _state(folders: Iterable[str], files: Iterable[str], suffixes: frozenset[str
     digest, newest = hashlib.blake2b(digest_size=16), 0
     for folder in folders:
         rows, changed = _folder_rows(folder, suffixes)
-        digest.update(marshal.dumps([folder, rows], 2))  # version 2 gives equal values equal bytes
+        digest.update(os.fsencode("\0".join((folder, str(len(rows)), *rows, ""))))
         newest = max(newest, changed)
     for file in files:
         status = os.stat(file)
-        digest.update(marshal.dumps([file, status.st_size, status.st_mtime_ns, status.st_ctime_ns], 2))
+        row = f"{file}\0{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\0"
+        digest.update(os.fsencode(row))
         newest = max(newest, status.st_ctime_ns)
     return digest.hexdigest(), newest
 
 
-def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[tuple[str, int, int, int]] | None, int]:
-    """Name, length, times of modification and status change of each file; None if there is no such folder."""
+def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
+    """A text for each file and folder in `folder`, sorted, and the newest time of status change among them, in ns.
+
+    There may be a hundred thousand of them, and this is the whole cost of a start, so they are looked at once and kept
+    as texts, which the garbage collector needn't go through.
+    """
     rows = []
     try:
-        changed = os.stat(folder).st_ctime_ns
+        newest = os.stat(folder).st_ctime_ns
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if os.path.splitext(name)[1].lower() in suffixes:
+                if name[name.rfind(".") :].lower() in suffixes:
                     try:
                         status = entry.stat()
-                    except FileNotFoundError:  # a link that leads nowhere
-                        rows.append((name, -1, 0, 0))
+                    except FileNotFoundError:
+                        rows.append(f"{name}\0leads nowhere")
                         continue
-                    rows.append((name, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+                    changed = status.st_ctime_ns
+                    rows.append(f"{name}\0{status.st_size} {status.st_mtime_ns} {changed}")
+                    if changed > newest:
+                        newest = changed
                 elif entry.is_dir():
-                    rows.append((name, -2, 0, 0))
+                    rows.append(f"{name}\0folder")
     except (FileNotFoundError, NotADirectoryError):
-        return None, 0
+        return ["no such folder"], 0
     rows.sort()
-    return rows, max([changed, *(row[3] for row in rows)])
+    return rows, newest
