@@ -201,13 +201,14 @@ def train_epoch(run: Run) -> dict[str, float]:
     with run.monitor.bar(f"epoch {progress.epoch + 1}/{run.epochs}", len(run.train_loader)) as bar:
         while not is_asked_to_stop(run) and (batch := stopwatch.wait_for(batches)) is not None:
             number = progress.epoch * len(run.train_loader) + progress.position // config.batch
-            if number < BATCHES_TRACKED:
-                run.trackers.training_batch(batch, setup.names, number)
+            loaded = batch
             run.schedule.apply(update.optimizer, number)
             batch = vary_size(batch.to(setup.device), config, max(update.model.strides), progress.epoch, number)
             losses = forward_backward(
                 run.network, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
             )
+            if number < BATCHES_TRACKED:
+                run.trackers.training_batch(loaded, setup.names, number)
             progress.position += config.batch
             run.team.at(place_of(run))
             images += batch.source_ids
