@@ -43,7 +43,7 @@ def main() -> None:
         words = ["--data", data, "--weights", weights, "--batch", str(BATCH), "--threads", number]
         ours = Side("validation ours", [SIDES / "validation_ours.py", *words, "--precision", precision], threads)
         theirs = Side("validation theirs", [SIDES / "validation_theirs.py", *words], threads)
-        found = compare(python, [ours, theirs], arguments.repeats)
+        found = compare(python, [ours, theirs], arguments.repeats, warmups=0)  # a turn is long enough to warm up in
         mine, other = found[ours.name], found[theirs.name]
         figures = ", ".join(
             f"{name} {mine[-1][name]:.4f} : {other[-1][name]:.4f}" for name in ("map50_95", "map50", "gigabytes")
