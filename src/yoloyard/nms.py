@@ -27,19 +27,45 @@ def suppress(
     kept one of its class is above `iou`. With `multi_label` a point may give one detection for each class, else only
     one for its best class.
     """
-    if len(scores) > IMAGES_AT_ONCE:
-        parts = zip(boxes_xyxy.split(IMAGES_AT_ONCE), scores.split(IMAGES_AT_ONCE), strict=True)
-        return [found for part in parts for found in suppress(*part, conf, iou, max_det, multi_label)]
     if multi_label and scores.shape[2] > 1:
-        num_classes = scores.shape[2]
-        candidate_scores, order = _sorted_candidates(scores.flatten(1), conf)
-        labels, points = order % num_classes, order // num_classes
+        images, points, labels = (scores > conf).nonzero(as_tuple=True)
+        values = scores[images, points, labels]
     else:
         best_scores, best_labels = scores.max(dim=2)
-        candidate_scores, points = _sorted_candidates(best_scores, conf)
-        labels = best_labels.gather(1, points)
-    boxes = boxes_xyxy.gather(1, points.unsqueeze(-1).expand(-1, -1, 4)).float()
-    return _suppress_sorted(boxes, candidate_scores.float(), labels, conf, iou, max_det)
+        images, points = (best_scores > conf).nonzero(as_tuple=True)
+        values, labels = best_scores[images, points], best_labels[images, points]
+    return suppress_found(len(scores), images, boxes_xyxy[images, points], values, labels, iou, max_det)
+
+
+def suppress_found(
+    num_images: int, images: Tensor, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou: float, max_det: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The same for n candidates of all images: which image (n,), boxes (n, 4), scores (n,), labels (n,).
+
+    Of equal scores the first one counts more.
+    """
+    order = scores.sort(descending=True, stable=True).indices
+    order = order[images[order].sort(stable=True).indices]
+    images, boxes, values, labels = images[order], boxes_xyxy[order].float(), scores[order].float(), labels[order]
+    counts = torch.bincount(images, minlength=num_images)
+    places = torch.arange(len(images), device=images.device) - (counts.cumsum(0) - counts)[images]
+    counts_list = counts.tolist()
+    detections = []
+    for start in range(0, num_images, IMAGES_AT_ONCE):
+        some = counts_list[start : start + IMAGES_AT_ONCE]
+        most = min(max(some), CANDIDATES)
+        first = sum(counts_list[:start])
+        mine = slice(first, first + sum(some))
+        # Cells of a table with a row an image; what is beyond the most candidates goes to a last column, cut off.
+        row, column = images[mine] - start, places[mine].clamp(max=most)
+        padded_boxes = boxes.new_zeros(len(some), most + 1, 4)
+        padded_scores = values.new_full((len(some), most + 1), -1.0)
+        padded_labels = labels.new_full((len(some), most + 1), -1)
+        padded_boxes[row, column], padded_scores[row, column] = boxes[mine], values[mine]
+        padded_labels[row, column] = labels[mine]
+        table = padded_boxes[:, :most], padded_scores[:, :most], padded_labels[:, :most]
+        detections += _suppress_sorted(*table, iou, max_det)
+    return detections
 
 
 def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float) -> Tensor:
@@ -57,15 +83,8 @@ def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float
         keep = updated
 
 
-def _sorted_candidates(scores: Tensor, conf: float) -> tuple[Tensor, Tensor]:
-    most = int((scores > conf).sum(dim=1).max())
-    values, order = scores.sort(dim=1, descending=True, stable=True)
-    count = min(most, CANDIDATES)
-    return values[:, :count], order[:, :count]
-
-
 def _suppress_sorted(
-    boxes: Tensor, scores: Tensor, labels: Tensor, conf: float, iou: float, max_det: int
+    boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, max_det: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     num_images, num_candidates = scores.shape
     # One slot more than can be kept: what comes too late is written there and cut off at the end.
@@ -77,7 +96,7 @@ def _suppress_sorted(
         block = slice(start, start + BLOCK)
         block_boxes, block_scores, block_labels = boxes[:, block], scores[:, block], labels[:, block]
         beaten = _overlaps(kept_boxes[:, :max_det], kept_labels[:, :max_det], block_boxes, block_labels, iou).any(dim=1)
-        keep = keep_mask(block_boxes, (block_scores > conf) & ~beaten, block_labels, iou)
+        keep = keep_mask(block_boxes, (block_labels >= 0) & ~beaten, block_labels, iou)
         slots = (kept + keep.cumsum(dim=1) - 1).clamp(max=max_det)
         slots = torch.where(keep, slots, max_det)
         kept_boxes.scatter_(1, slots.unsqueeze(-1).expand(-1, -1, 4), block_boxes)

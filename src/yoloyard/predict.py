@@ -100,6 +100,7 @@ class Model:
         self.device = choose_device(device)
         self.precision = precision_named(self.device, kept.get("precision", "float32"))
         self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._fused = self.detector.fused()
 
     def __call__(self, images: str | Path | np.ndarray | Sequence[str | Path | np.ndarray]) -> Any:
         """Detections of an image, or a list of them for a list of images; boxes xyxy in pixels of each image.
@@ -114,7 +115,7 @@ class Model:
         shape = minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
         boxed, transform = letterbox(image, shape)
         images = torch.from_numpy(np.ascontiguousarray(boxed)).permute(2, 0, 1)[None].to(self.device)
-        [found] = detect(self.detector, images, [transform], self.settings, self.precision, multi_label=False)
+        [found] = detect(self._fused, images, [transform], self.settings, self.precision, multi_label=False)
         return found
 
 

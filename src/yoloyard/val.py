@@ -22,7 +22,6 @@ from yoloyard.device import choose_device, precision_named
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.predictions import save_json as write_predictions
-from yoloyard.evaluation.report import write_report
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.files import new_run_folder, write_whole_text
 from yoloyard.models.weights import load_picture_model
@@ -95,6 +94,8 @@ def validate(
     detector.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     predictions = predict_all(detector, loader, settings, where, precision)
     metrics = evaluate(index, predictions, settings.max_det)
+    from yoloyard.evaluation.report import write_report  # matplotlib takes half a second to import
+
     write_report(
         folder / "report.html",
         title=f"{Path(weights).name} on {spec.path.name}, {split}",

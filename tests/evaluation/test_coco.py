@@ -138,3 +138,22 @@ def test_the_package_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_image_is_refused() -> None:
     with pytest.raises(ValueError, match="not in the index"):
         evaluate(make_index(["a"], [([], [], [])]), {1: detections()})
+
+
+@pytest.mark.parametrize("seed", range(6, 10))
+def test_equals_pycocotools_where_crowds_and_sizes_compete(seed: int) -> None:
+    """Boxes around COCO's limits of size, many of them crowds, found several times."""
+    random = np.random.default_rng(seed)
+    images, predictions = [], {}
+    for image_id in range(12):
+        corner = random.uniform(0, 60, (10, 2))
+        boxes = np.concatenate((corner, corner + random.choice([30, 33, 94, 99], (10, 2))), axis=1)
+        images.append((boxes, random.integers(0, 2, 10), random.random(10) < 0.3))
+        found = boxes.repeat(3, axis=0) + random.normal(0, 4, (30, 4))
+        rows = zip(found.tolist(), random.random(30).round(1).tolist(), random.integers(0, 2, 30).tolist(), strict=True)
+        predictions[image_id] = detections(*rows)
+    index = make_index(["a", "b"], images)
+    expected, by_class = pycocotools_figures(index, predictions, 15)
+    metrics = evaluate(index, predictions, 15)
+    assert list(metrics.figures().values())[:6] == pytest.approx(expected, abs=1e-9)
+    assert [row.map50_95 for row in metrics.classes] == pytest.approx(by_class.tolist(), abs=1e-9)

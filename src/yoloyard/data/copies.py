@@ -25,7 +25,7 @@ from yoloyard.errors import UserError
 from yoloyard.files import write_whole_text
 
 FORMAT_VERSION = 1  # raise it whenever what counts as a copy changes
-KEPT_RESULTS = 50
+KEPT_RESULTS = 100
 TOLD_FROM = 10_000_000  # so many pairs take long enough for a line
 
 COMPONENTS = 64  # of the thumbnails, in which nearest ones are looked for
@@ -66,16 +66,28 @@ class Copy:
 
 
 def find_copies(
-    first: Sequence[Path], second: Sequence[Path], folder: Path | None, say: Callable[[str], None] = lambda line: None
+    first: Sequence[Path],
+    second: Sequence[Path],
+    folder: Path | None,
+    say: Callable[[str], None] = lambda line: None,
+    state: str | None = None,
 ) -> list[Copy]:
     """The pictures of `second` that are copies of one of `first`, each once, in the order of `second`.
 
     `folder` is where facts of pictures and the result are kept, None: nowhere. Crops are not found. Two shots of a
-    scene in which nothing has changed, saved in different qualities or sizes, can't be told from a copy.
+    scene in which nothing has changed, saved in different qualities or sizes, can't be told from a copy. A `state` that
+    changes with every path, length and time of the pictures spares looking at them if the result is kept under it.
     """
+    of_state = None
+    if folder is not None and state is not None:
+        of_state = folder / f"copies-{hashlib.sha256(f'{FORMAT_VERSION} {state}'.encode()).hexdigest()[:32]}.json"
+        if (kept := _read(of_state)) is not None:
+            return kept
     here, there = examine(first, folder), examine(second, folder)
     file = None if folder is None else folder / f"copies-{_key(first, here, second, there)}.json"
     if file is not None and (kept := _read(file)) is not None:
+        if of_state is not None:
+            _write(of_state, kept)
         return kept
 
     by_digest = {facts.digest: position for position, facts in reversed(list(enumerate(here))) if not facts.problem}
@@ -107,8 +119,8 @@ def find_copies(
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             copies += [copy for copy in threads.map(decide, range(len(others))) if copy is not None]
     copies.sort(key=lambda copy: copy.second)
-    if file is not None:
-        _write(file, copies)
+    for name in filter(None, (file, of_state)):
+        _write(name, copies)
     return copies
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -23,9 +24,11 @@ import numpy as np
 from yoloyard.data.coco_json import CocoSet, coco_labels, parse_coco
 from yoloyard.data.data_yaml import DataSpec
 from yoloyard.data.labels import Labels
+from yoloyard.data.layout import IMAGE_SUFFIXES
 from yoloyard.data.pictures import examine
 from yoloyard.data.problems import Problem
 from yoloyard.data.sources import Picture, Sources, find_sources, parse_labels
+from yoloyard.data.unchanged import noted, write_note
 from yoloyard.errors import UserError
 from yoloyard.files import write_whole, write_whole_text
 
@@ -33,6 +36,7 @@ from yoloyard.files import write_whole, write_whole_text
 FORMAT_VERSION = 3
 KEPT_CACHES = 50
 KEPT_LOCK_SECONDS = 86400
+WATCHED_SUFFIXES = IMAGE_SUFFIXES | {".txt", ".xml", ".json"}
 READING_THREADS = 4  # files on network disks come one round trip each
 
 
@@ -122,6 +126,13 @@ class Index:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
+    def names_digest(self) -> str:
+        """SHA-256 of the names of the picture files, without their folders, in their order."""
+        text, ends = self.paths.text.tobytes(), self.paths.offsets.tolist()
+        separator = os.fsencode(os.sep)
+        names = [text[start:end].rpartition(separator)[2] for start, end in itertools.pairwise(ends)]
+        return hashlib.sha256(b"\n".join(names)).hexdigest()
+
     def facts(self) -> dict[str, str | int]:
         """How much there is, and the fingerprint: by which two runs tell whether they had the same data."""
         return {"images": len(self), "boxes": len(self.labels), "skipped": self.skipped, "sha256": self.fingerprint()}
@@ -149,6 +160,11 @@ def load_index(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
 
 def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda line: None) -> Index:
     """The same, but also of a split without a single usable picture or box. Raises if there are no images at all."""
+    note, began = _note(spec, split), time.time()
+    known = noted(note)
+    index = None if known is None else find_index(cache_folder() / known)
+    if index is not None:
+        return index
     sources = find_sources(spec, split)
     with ThreadPoolExecutor(READING_THREADS) as threads:
         files = list(threads.map(_read_labels, sources.pictures))
@@ -161,6 +177,8 @@ def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
             if index is None:
                 index = _build(spec, split, sources, files, say)
                 index = save_index(index, folder) if len(index.boxes) else index  # an empty file can't be mapped
+    if index.folder is not None:
+        write_note(note, folder.name, sources.watched, sources.lists, WATCHED_SUFFIXES, began)
     return index
 
 
@@ -242,6 +260,13 @@ def _read_labels(picture: Picture) -> bytes | Problem | None:
     except OSError as error:
         what = f"cannot read the labels ({error.strerror or error})"
         return Problem("label unreadable", str(picture.labels), what, "image skipped")
+
+
+def _note(spec: DataSpec, split: str) -> Path:
+    """Where it is noted which index belongs to a split, as long as no file changes."""
+    entries = [[str(entry.path), str(entry.labels)] for entry in spec.splits.get(split, ())]
+    parts = [FORMAT_VERSION, spec.names, str(spec.path), str(spec.root), split, entries]
+    return cache_folder().parent / "unchanged" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.json"
 
 
 def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from yoloyard.errors import UserError
@@ -15,7 +16,11 @@ VOC_FOLDERS = ("labels", "Annotations", "annotations")
 
 def images_below(folder: Path) -> list[str]:
     """The picture files in `folder` and all folders below it. Raises UserError if one can't be read."""
-    images = []
+    return [image for _, images in folders_below(folder) for image in images]
+
+
+def folders_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """`folder` and all folders below it, each with its picture files. Raises UserError if one can't be read."""
     seen = set()  # a link that leads upwards would be followed for ever
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable_folder):
         status = os.stat(parent)
@@ -23,8 +28,7 @@ def images_below(folder: Path) -> list[str]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        images += [os.path.join(parent, name) for name in files if is_image(name)]
-    return images
+        yield parent, [os.path.join(parent, name) for name in files if is_image(name)]
 
 
 def is_image(name: str) -> bool:
@@ -40,10 +44,16 @@ def label_path(image: Path) -> Path:
     file, it is a Pascal VOC file of suffix .xml: the last folder `images` or `JPEGImages` replaced by `labels`,
     `Annotations` or `annotations`, or beside the image. If there is none at all, it is the text file's first place.
     """
-    beside = image.with_suffix(".txt")
-    texts = [*_mirrored(beside, IMAGE_FOLDERS[:1], VOC_FOLDERS[:1]), beside]
-    tables = [*_mirrored(image.with_suffix(".xml"), IMAGE_FOLDERS, VOC_FOLDERS), image.with_suffix(".xml")]
-    return next((path for path in (*texts, *tables) if os.path.exists(path)), texts[0])
+    texts, tables = label_folders(image.parent)
+    text, table = f"{image.stem}.txt", f"{image.stem}.xml"
+    places = [*(folder / text for folder in texts), *(folder / table for folder in tables)]
+    return next((path for path in places if os.path.exists(path)), places[0])
+
+
+def label_folders(images: Path) -> tuple[list[Path], list[Path]]:
+    """Where label files of pictures in the folder `images` may be: text files, and Pascal VOC files; best first."""
+    texts = [*_mirrored(images, IMAGE_FOLDERS[:1], VOC_FOLDERS[:1]), images]
+    return texts, [*_mirrored(images, IMAGE_FOLDERS, VOC_FOLDERS), images]
 
 
 def label_path_in(folder: Path, image: Path, images: Path) -> Path:
@@ -53,12 +63,11 @@ def label_path_in(folder: Path, image: Path, images: Path) -> Path:
     return table if not os.path.exists(text) and os.path.exists(table) else text
 
 
-def _mirrored(path: Path, image_folders: tuple[str, ...], label_folders: tuple[str, ...]) -> list[Path]:
-    folders = path.parts[:-1]
-    for position in range(len(folders) - 1, -1, -1):
-        if folders[position] in image_folders:
-            rest = (*folders[position + 1 :], path.name)
-            return [Path(*folders[:position], label_folder, *rest) for label_folder in label_folders]
+def _mirrored(folder: Path, image_folders: tuple[str, ...], label_folders: tuple[str, ...]) -> list[Path]:
+    parts = folder.parts
+    for position in range(len(parts) - 1, -1, -1):
+        if parts[position] in image_folders:
+            return [Path(*parts[:position], label_folder, *parts[position + 1 :]) for label_folder in label_folders]
     return []
 
 

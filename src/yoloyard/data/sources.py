@@ -11,7 +11,7 @@ from pathlib import Path
 from yoloyard.data.coco_json import CocoFile, file_names_in, read_coco_file
 from yoloyard.data.data_yaml import DataSpec, Entry, find_path
 from yoloyard.data.labels import Labels
-from yoloyard.data.layout import IMAGE_SUFFIXES, images_below, is_image, label_path, label_path_in
+from yoloyard.data.layout import IMAGE_SUFFIXES, folders_below, is_image, label_folders, label_path, label_path_in
 from yoloyard.data.problems import Problem
 from yoloyard.data.voc_xml import parse_voc
 from yoloyard.data.yolo_txt import parse_yolo
@@ -36,6 +36,8 @@ class Sources:
     folder: Path = Path()  # that holds all of `pictures`; their names start from it
     coco: list[CocoFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)  # lines that lead to no file, labels without a picture
+    watched: set[str] = field(default_factory=set)  # all folders whose content decides what else is in here
+    lists: set[str] = field(default_factory=set)  # so do these files
 
     def label_place(self) -> Path:
         """Where the labels of the first picture are looked for."""
@@ -59,22 +61,22 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
             if not os.path.exists(path):
                 raise UserError(f"{spec.path}: {split} is {path}, which does not exist")
         if entry.coco is not None:
-            sources.coco.append(_find_coco(entry, entry.coco, spec, split))
+            sources.coco.append(_find_coco(entry, entry.coco, spec, split, sources))
             continue
         if os.path.isdir(entry.path):
-            images = images_below(entry.path)
+            images = []
+            for folder, found in folders_below(entry.path):
+                sources.watched.add(folder)
+                images += found
             folders.append(str(entry.path))
         else:
             if entry.labels is not None:
                 raise UserError(f"{spec.path}: {split} has images: {entry.path}, which is not a folder")
             is_picture = entry.path.suffix.lower() in IMAGE_SUFFIXES
-            images = [str(entry.path)] if is_picture else _images_listed(entry.path, spec, sources.problems)
+            images = [str(entry.path)] if is_picture else _images_listed(entry.path, spec, sources)
             folders += {os.path.dirname(image) for image in images}
-        for image in images:
-            if image not in labels_of:
-                path = Path(image)
-                own = entry.labels
-                labels_of[image] = label_path(path) if own is None else label_path_in(own, path, entry.path)
+            sources.watched |= {os.path.dirname(image) for image in images}
+        labels_of |= _label_paths(images, entry, sources.watched, labels_of)
     if not labels_of and not sources.coco:
         where = ", ".join(str(entry.path) for entry in spec.splits[split])
         reason = f"; first problem: {sources.problems[0]}" if sources.problems else ""
@@ -95,6 +97,34 @@ def parse_labels(path: Path, content: bytes, names: Sequence[str], size: tuple[i
     return parse_yolo(path, content, len(names), size)
 
 
+def _label_paths(images: list[str], entry: Entry, watched: set[str], known: dict[str, Path]) -> dict[str, Path]:
+    """The label file of each image that isn't `known` yet; `watched` is joined by the folders that they may be in."""
+    found: dict[str, Path] = {}
+    firsts: dict[str, tuple[str, set[str]]] = {}  # for a folder of images, the folder of labels that comes first
+    for image in images:
+        if image in known:
+            continue
+        folder, name = os.path.split(image)
+        if folder not in firsts:
+            if entry.labels is None:
+                texts, tables = label_folders(Path(folder))
+                places = [str(place) for place in (*texts, *tables)]
+            else:
+                places = [str(entry.labels / Path(folder).relative_to(entry.path))]
+            watched.update(places)
+            firsts[folder] = places[0], set(os.listdir(places[0])) if os.path.isdir(places[0]) else set()
+        first, names = firsts[folder]
+        text = f"{os.path.splitext(name)[0]}.txt"
+        # Mostly the list of the first folder answers, so that not every file is looked for by itself.
+        if text in names:
+            found[image] = Path(first, text)
+        elif entry.labels is None:
+            found[image] = label_path(Path(image))
+        else:
+            found[image] = label_path_in(entry.labels, Path(image), entry.path)
+    return found
+
+
 def _labels_without_image(pictures: list[Picture]) -> list[Problem]:
     known = {os.path.splitext(picture.labels)[0] for picture in pictures}
     folders = {os.path.dirname(picture.labels) for picture in pictures}
@@ -107,13 +137,16 @@ def _labels_without_image(pictures: list[Picture]) -> list[Problem]:
     return problems
 
 
-def _find_coco(entry: Entry, path: Path, spec: DataSpec, split: str) -> CocoFile:
+def _find_coco(entry: Entry, path: Path, spec: DataSpec, split: str, sources: Sources) -> CocoFile:
     content = read_coco_file(path)
     names = file_names_in(path, content)
     if not names:
         raise UserError(f"{path}: no images for {split!r}; COCO JSON lists images, each with a file_name")
     folders = [entry.path, entry.path.parent] if entry.labels is not None else _coco_folders(path, spec.root, split)
     there = [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
+    sources.lists.add(str(path))
+    below = {os.path.dirname(name) for name in names}
+    sources.watched |= {os.path.join(folder, each) for folder in folders for each in below}
     for name in names:
         for folder in there:
             if os.path.isfile(folder / name):
@@ -132,8 +165,8 @@ def _coco_folders(path: Path, root: Path, split: str) -> list[Path]:
     return [folder / name for folder in (path.parent, path.parent.parent, root) for name in below]
 
 
-def _images_listed(list_file: Path, spec: DataSpec, problems: list[Problem]) -> list[str]:
-    """The images named by a text file, one a line; lines whose file does not exist go to `problems`.
+def _images_listed(list_file: Path, spec: DataSpec, sources: Sources) -> list[str]:
+    """The images named by a text file, one a line; lines whose file does not exist go to the problems of `sources`.
 
     In a folder ImageSets/Main, lines are names without a suffix in the folder JPEGImages, as Pascal VOC has them.
     """
@@ -143,9 +176,13 @@ def _images_listed(list_file: Path, spec: DataSpec, problems: list[Problem]) -> 
         raise UserError(f"{list_file} is neither a folder nor a text file that lists images ({error})") from error
     pictures = list_file.parents[2] / "JPEGImages" if list_file.parts[-3:-2] == ("ImageSets",) else None
     by_stem: dict[str, str] = {}
+    sources.lists.add(str(list_file))
+    if pictures is not None:
+        sources.watched.add(str(pictures))
     if pictures is not None and os.path.isdir(pictures):
         by_stem = {os.path.splitext(name)[0]: name for name in sorted(os.listdir(pictures)) if is_image(name)}
     images = []
+    mentioned: set[str] = set()  # folders
     for number, line in enumerate(lines, start=1):
         entry = line.strip()
         if not entry:
@@ -160,9 +197,12 @@ def _images_listed(list_file: Path, spec: DataSpec, problems: list[Problem]) -> 
         else:
             folders = (spec.root, spec.path.parent, list_file.parent)
         image = find_path(entry, folders)
+        mentioned |= {os.path.dirname(entry), os.path.dirname(entry.removeprefix("../"))}
         if os.path.isfile(image):
             images.append(str(image))
         else:
             looked = pictures / f"{entry}.jpg" if pictures is not None else image
-            problems.append(Problem("image missing", f"{list_file}:{number}", f"there is no image {looked}"))
+            sources.problems.append(Problem("image missing", f"{list_file}:{number}", f"there is no image {looked}"))
+    for folder in (list_file.parent, spec.root, spec.path.parent):
+        sources.watched |= {os.path.normpath(folder / each) for each in mentioned}
     return images

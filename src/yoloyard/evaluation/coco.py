@@ -11,19 +11,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
 
 from yoloyard.data.index import Index
 from yoloyard.evaluation import matching
+from yoloyard.evaluation.average_precision import AREA_LIMITS, precision_table
 from yoloyard.evaluation.matching import Curves, Found, ImageCounts, Truth
 from yoloyard.structures import Detections
 
-RECALL_LEVELS = np.linspace(0, 1, 101)
 SIZES = ("all", "small", "medium", "large")  # box area up to 32 * 32, up to 96 * 96, above; in original pixels
-_AREA_LIMITS = (0, 32**2, 96**2, 1e10)
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ def evaluate(index: Index, predictions: Mapping[int, Detections], max_det: int =
     precision = np.where(np.isnan(curves.recall[:, best]), np.nan, np.nan_to_num(curves.precision[:, best]))
     at_best = np.stack((precision, curves.recall[:, best], curves.f1[:, best]), axis=1)  # (C, 3)
 
-    precisions = _coco_precisions(index, truth, found, max_det)  # (10, R, C, 4)
+    precisions = precision_table(found, truth, pairs, num_classes, max_det)  # (10, R, C, 4)
     by_class = np.stack((precisions[0, :, :, 0].mean(axis=0), precisions[:, :, :, 0].mean(axis=(0, 1))), axis=1)
 
     boxes = matching.boxes_per_class(truth, num_classes)
@@ -133,44 +130,6 @@ def evaluate(index: Index, predictions: Mapping[int, Detections], max_det: int =
     )
 
 
-def _coco_precisions(index: Index, truth: Truth, found: Found, max_det: int) -> np.ndarray:
-    """Interpolated precision by IoU, recall level, class and size, float64 (10, 101, C, 4); nan where no boxes are."""
-    num_classes = len(index.names)
-    if not len(truth.labels) or not len(found.labels):
-        there = np.stack([matching.boxes_per_class(part, num_classes) > 0 for part in _by_size(truth)], axis=1)
-        return np.broadcast_to(np.where(there, 0.0, np.nan), (10, len(RECALL_LEVELS), num_classes, len(SIZES)))
-    images = [{"id": i} for i in range(len(index))]
-    categories = [{"id": label, "name": name} for label, name in enumerate(index.names)]
-    true_boxes = _annotations(truth)
-    for annotation, ignore in zip(true_boxes, truth.ignore.tolist(), strict=True):
-        annotation["iscrowd"] = int(ignore)
-    found_boxes = _annotations(found)
-    for annotation, score in zip(found_boxes, found.scores.tolist(), strict=True):
-        annotation["score"] = score
-    evaluator = COCOeval_faster(
-        COCO({"images": images, "categories": categories, "annotations": true_boxes}),
-        COCO({"images": images, "categories": categories, "annotations": found_boxes}),
-        iouType="bbox",
-    )
-    evaluator.params.maxDets = [max_det]
-    evaluator.evaluate()
-    evaluator.accumulate()
-    precisions = np.array(evaluator.eval["precision"])[..., 0]
-    return np.where(precisions < 0, np.nan, precisions)
-
-
-def _annotations(boxes: Truth | Found) -> list[dict[str, Any]]:
-    """The boxes as COCO's dicts; ids begin at 1 because COCO's matching takes 0 for "none"."""
-    boxes_xywh = boxes.boxes_xyxy.copy()
-    boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-    areas = boxes_xywh[:, 2] * boxes_xywh[:, 3]
-    columns = (boxes.images.tolist(), boxes.labels.tolist(), boxes_xywh.tolist(), areas.tolist())
-    return [
-        {"id": number, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": 0}
-        for number, (image, label, box, area) in enumerate(zip(*columns, strict=True), start=1)
-    ]
-
-
 def _gather_truth(index: Index) -> Truth:
     rows = [index.annotations(image_id) for image_id in range(len(index))]
     return Truth(
@@ -202,7 +161,7 @@ def _by_size(truth: Truth) -> list[Truth]:
     """The boxes of each of SIZES, to be counted. A box on a limit is in both sizes, as in COCO."""
     area = np.prod(truth.boxes_xyxy[:, 2:] - truth.boxes_xyxy[:, :2], axis=1)
     masks = [np.ones(len(area), bool)]
-    masks += [(area >= low) & (area <= high) for low, high in itertools.pairwise(_AREA_LIMITS)]
+    masks += [(area >= low) & (area <= high) for low, high in itertools.pairwise(AREA_LIMITS)]
     return [Truth(truth.boxes_xyxy[mask], truth.labels[mask], truth.ignore[mask], truth.starts[:1]) for mask in masks]
 
 

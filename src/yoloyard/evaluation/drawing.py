@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
-import matplotlib
 import numpy as np
-from matplotlib import font_manager
-from matplotlib.ft2font import FT2Font
+
+if TYPE_CHECKING:
+    from matplotlib.ft2font import FT2Font
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any kind of colour vision. RGB.
 PALETTE = (
@@ -111,6 +112,10 @@ def _tag(name: str, label: int, score: str, letters: int) -> np.ndarray | None:
 @lru_cache(maxsize=2)
 def _font(wide: bool) -> FT2Font:
     """The font that comes with matplotlib, or for wide letters the first of the system's that has them."""
+    import matplotlib  # takes half a second, which the first step of a run needn't wait for
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
     if wide:
         installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
         for family in _WIDE_FAMILIES:

@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from yoloyard.data.index import Index
-from yoloyard.evaluation.coco import RECALL_LEVELS, Metrics
+from yoloyard.evaluation.average_precision import RECALL_LEVELS
+from yoloyard.evaluation.coco import Metrics
 from yoloyard.evaluation.matching import mean_over_classes
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any kind of colour vision.

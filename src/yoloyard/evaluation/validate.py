@@ -10,7 +10,7 @@ from torch import Tensor
 
 from yoloyard.config import EvaluationConfig
 from yoloyard.device import Precision
-from yoloyard.nms import suppress
+from yoloyard.nms import suppress_found
 from yoloyard.structures import Batch, Detections, ImageTransform, images_to_float
 
 
@@ -26,8 +26,8 @@ def detect(
     """Detections of each image, on the CPU. `images` uint8 (B, 3, H, W) on the detector's device."""
     with precision.autocast():
         maps = detector(images_to_float(images))
-    boxes, scores = detector.decode([level.float() for level in maps])  # type: ignore[operator]
-    found = suppress(boxes, scores, settings.conf, settings.iou, settings.max_det, multi_label)
+    where, boxes, scores, labels = detector.decode_above(maps, settings.conf, multi_label)  # type: ignore[operator]
+    found = suppress_found(len(images), where, boxes, scores, labels, settings.iou, settings.max_det)
     detections = []
     for (image_boxes, image_scores, labels), transform in zip(found, transforms, strict=True):
         image_boxes = image_boxes.cpu()
@@ -47,19 +47,14 @@ def predict_all(
 ) -> dict[int, Detections]:
     """Detections by image id, several labels a box. `goes_on` is told the number of images of each batch.
 
-    Where it says no, this ends with what was found until then. The detector is in evaluation mode meanwhile and left
-    as it was.
+    Where it says no, this ends with what was found until then. The detector is left as it is; a fused copy works.
     """
-    training = detector.training
-    detector.eval()
+    fused = detector.fused()  # type: ignore[operator]
     predictions: dict[int, Detections] = {}
-    try:
-        for batch in loader:
-            batch = batch.to(device)
-            found = detect(detector, batch.images, batch.transforms, settings, precision, multi_label=True)
-            predictions.update(zip(batch.image_ids, found, strict=True))
-            if not goes_on(len(found)):
-                break
-    finally:
-        detector.train(training)
+    for batch in loader:
+        batch = batch.to(device)
+        found = detect(fused, batch.images, batch.transforms, settings, precision, multi_label=True)
+        predictions.update(zip(batch.image_ids, found, strict=True))
+        if not goes_on(len(found)):
+            break
     return predictions

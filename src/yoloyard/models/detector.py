@@ -6,10 +6,12 @@ Shapes: B batch, H W pixels of the input, h w cells of a level, C classes, P anc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from torch import Tensor, nn
 
-from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
+from yoloyard.models.fused import fuse
+from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead, Found
 
 
 class Detector(nn.Module):
@@ -40,6 +42,14 @@ class Detector(nn.Module):
     def decode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Raw maps to boxes (B, P, 4), xyxy in input pixels, not clipped, and scores (B, P, C) in 0 .. 1."""
         return self.head.decode(maps)
+
+    def decode_above(self, maps: Sequence[Tensor], conf: float, multi_label: bool) -> Found:
+        """What `decode` gives where a score is above `conf`: image, box, score and class, each with a row for one."""
+        return self.head.decode_above(maps, conf, multi_label)
+
+    def fused(self) -> Self:
+        """A copy for evaluation alone, its normalisations folded into convolutions; see `fused.fuse`."""
+        return fuse(self)
 
 
 @dataclass(frozen=True)

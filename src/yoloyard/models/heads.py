@@ -1,7 +1,7 @@
 """Heads: from feature maps to raw maps, and, apart from it, from raw maps to boxes and scores.
 
 Shapes: B batch, C classes, L levels, A anchors a cell, h w cells of a level, P anchor points (cells of all levels;
-with anchors, A for each cell).
+with anchors, A for each cell), n points and classes of a batch whose score is above a threshold.
 """
 
 import math
@@ -14,7 +14,11 @@ from yoloyard.boxes import anchor_points
 from yoloyard.models.blocks import Activation, Conv
 
 MOST_LEVELS = 5  # of an anchor-based head: so many weights of levels are published
+LOGIT_MARGIN = 0.1
 BINS = 16  # the distance of a side is a distribution over 0 .. 15 cells
+
+# Image int64 (n,), box float32 (n, 4) xyxy in input pixels, score (n,), class int64 (n,); in the order of points.
+Found = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class AnchorFreeHead(nn.Module):
@@ -88,6 +92,26 @@ class AnchorFreeHead(nn.Module):
         points, strides = anchor_points([(m.shape[2], m.shape[3]) for m in maps], self.strides, flat.device)
         boxes_xyxy = torch.cat((points - left_top, points + right_bottom), dim=2) * strides
         return boxes_xyxy, class_logits.sigmoid().transpose(1, 2)
+
+    def decode_above(self, maps: Sequence[Tensor], conf: float, multi_label: bool) -> Found:
+        """What `decode` gives where a score is above `conf`, 0 .. 1; nothing else is computed.
+
+        With `multi_label` a point comes once for each such class, else only for its best one.
+        """
+        parts = []
+        # The sigmoid rises, so logits will do; in half precision the limit is rounded, hence the margin.
+        limit = math.log(conf / (1 - conf)) - LOGIT_MARGIN if 0 < conf < 1 else -math.inf
+        for level, stride in zip(maps, self.strides, strict=True):
+            rows = level.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h * w, 64 + C), as it lies in memory in channels_last
+            images, cells, labels, logits = _above(rows[..., 4 * BINS :], limit, multi_label)
+            scores = logits.float().sigmoid()
+            probabilities = rows[images, cells, : 4 * BINS].float().view(-1, 4, BINS).softmax(dim=2)
+            left_top, right_bottom = (probabilities @ self.projection.float().flatten()).split(2, dim=1)
+            points, _ = anchor_points([(level.shape[2], level.shape[3])], (stride,), level.device)
+            points = points[cells]
+            boxes_xyxy = torch.cat((points - left_top, points + right_bottom), dim=1) * stride
+            parts.append((images, boxes_xyxy, scores, labels))
+        return _join(parts, conf)
 
 
 class AnchorBasedHead(nn.Module):
@@ -163,6 +187,50 @@ class AnchorBasedHead(nn.Module):
             boxes.append(torch.cat((centres - sizes / 2, centres + sizes / 2), dim=3).flatten(1, 2))
             scores.append((outputs[..., 4:5] * outputs[..., 5:]).flatten(1, 2))
         return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
+
+    def decode_above(self, maps: Sequence[Tensor], conf: float, multi_label: bool) -> Found:
+        """What `decode` gives where a score is above `conf`, 0 .. 1; nothing else is computed.
+
+        With `multi_label` a point comes once for each such class, else only for its best one.
+        """
+        parts = []
+        for level, stride, anchors in zip(maps, self.strides, self.anchors, strict=True):
+            count, cells_of_anchor = len(anchors), level.shape[2] * level.shape[3]
+            rows = level.unflatten(1, (count, -1)).permute(0, 1, 3, 4, 2).flatten(1, 3)  # (B, A * h * w, 5 + C)
+            objects = rows[..., 4].float().sigmoid()
+            # A score is at most the objectness, so that most points need no look at their classes.
+            images, places = (objects > conf).nonzero(as_tuple=True)
+            outputs = rows[images, places].float().sigmoid()
+            chosen, labels, scores = _above_rows(outputs[:, 4:5] * outputs[:, 5:], conf, multi_label)
+            images, places, outputs = images[chosen], places[chosen], outputs[chosen]
+            points, _ = anchor_points([(level.shape[2], level.shape[3])], (stride,), level.device)
+            centres = (2 * outputs[:, :2] - 1 + points[places % cells_of_anchor]) * stride
+            sizes = (2 * outputs[:, 2:4]).square() * anchors[places // cells_of_anchor]
+            parts.append((images, torch.cat((centres - sizes / 2, centres + sizes / 2), dim=1), scores, labels))
+        return _join(parts, conf)
+
+
+def _above(values: Tensor, limit: float, multi_label: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Image, cell and class where `values` (B, cells, C) are above `limit`, and these values; each (n,)."""
+    if multi_label and values.shape[2] > 1:
+        images, cells, labels = (values > limit).nonzero(as_tuple=True)
+        return images, cells, labels, values[images, cells, labels]
+    best, labels = values.max(dim=2)
+    images, cells = (best > limit).nonzero(as_tuple=True)
+    return images, cells, labels[images, cells], best[images, cells]
+
+
+def _above_rows(scores: Tensor, conf: float, multi_label: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, class and score where `scores` (rows, C) are above `conf`; each (n,)."""
+    _, rows, labels, values = _above(scores.unsqueeze(0), conf, multi_label)
+    return rows, labels, values
+
+
+def _join(parts: Sequence[Found], conf: float) -> Found:
+    """The levels' findings as one, without those whose score is not above `conf` after all."""
+    images, boxes_xyxy, scores, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    sure = scores > conf
+    return images[sure], boxes_xyxy[sure], scores[sure], labels[sure]
 
 
 def _plain_branch(

@@ -51,7 +51,10 @@ def select_splits(config: TrainConfig, train_index: Index, val_index: Index) -> 
 def _with_copies(train_index: Index, val_index: Index, say: Callable[[str], None]) -> Index:
     """The validation index, its problems joined by the pictures that training sees too."""
     pictures = train_index.paths, val_index.paths
-    copies = find_copies(*pictures, pictures_folder(), say)
+    state = None
+    if train_index.folder is not None and val_index.folder is not None:
+        state = f"{train_index.folder.name} {val_index.folder.name}"  # which follow from all paths, lengths and times
+    copies = find_copies(*pictures, pictures_folder(), say, state)
     problems = [copy_problem(copy, *pictures, "train") for copy in copies]
     return dataclasses.replace(val_index, problems=(*val_index.problems, *problems))
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from yoloyard.config import OptimizerConfig
 from yoloyard.errors import UsageError
+from yoloyard.training.plain_optimizer import plain
 
 OPTIMIZERS = ("SGD", "AdamW")
 NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -52,9 +53,9 @@ def build_optimizer(
     if not groups:
         raise UsageError("nothing is left to train: every parameter is frozen; lower --freeze")
     if config.optimizer == "AdamW":
-        return torch.optim.AdamW(groups, lr=config.lr0, betas=(config.momentum, 0.999), fused=fused)
+        return plain(torch.optim.AdamW)(groups, lr=config.lr0, betas=(config.momentum, 0.999), fused=fused)
     nesterov = config.momentum > 0
-    optimizer = torch.optim.SGD(groups, lr=config.lr0, momentum=config.momentum, nesterov=nesterov, fused=fused)
+    optimizer = plain(torch.optim.SGD)(groups, lr=config.lr0, momentum=config.momentum, nesterov=nesterov, fused=fused)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -10,7 +10,6 @@ from typing import Any
 from yoloyard import environment
 from yoloyard.config import TrainConfig, to_words
 from yoloyard.evaluation.coco import Metrics
-from yoloyard.evaluation.report import write_report
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import save_weights
 from yoloyard.structures import Detections
@@ -87,6 +86,8 @@ def write_run_report(
         "Train further": f"yoloyard train --resume {shlex.quote(str(setup.folder))} --epochs {2 * config.epochs}",
         "Start another run from these weights": f"yoloyard train --weights {best} --data OTHER.yaml",
     }
+    from yoloyard.evaluation.report import write_report  # matplotlib takes half a second to import
+
     write_report(
         path,
         title=setup.folder.name,

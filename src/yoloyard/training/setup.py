@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -70,8 +69,7 @@ class Setup:
 
     def fingerprint(self) -> str:
         """Changes with the training images, whose order decides which one comes when."""
-        names = "\n".join(path.name for path in self.train_index.paths)
-        return hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
+        return self.train_index.names_digest()
 
     def facts(self) -> dict[str, Any]:
         """What `rebuild` makes this setup from, and a checkpoint keeps for a resumed run."""

@@ -14,7 +14,6 @@ import numpy as np
 from yoloyard.config import TrainConfig, to_words
 from yoloyard.data.index import Index
 from yoloyard.errors import UsageError, UserError
-from yoloyard.evaluation import plots
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.files import write_whole_text
 from yoloyard.structures import Batch, Detections
@@ -131,6 +130,8 @@ class Trackers:
         """The statistics of the training labels."""
         if not self._trackers:
             return
+        from yoloyard.evaluation import plots  # matplotlib takes half a second to import
+
         for title, figure in plots.label_statistics(index).items():
             picture: Any = cv2.imdecode(np.frombuffer(plots.figure_png(figure), np.uint8), cv2.IMREAD_COLOR)
             self._picture(f"labels/{title}", picture[..., ::-1], 0)

@@ -165,7 +165,6 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             facts = environment.facts(device, setup.precision.name, data, setup.folder)
             write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
             trackers = open_trackers(setup.folder, config, lambda message: monitor.tell(AlertRaised(message)))
-            trackers.labels(setup.train_index)
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     monitor.say(
         f"training {setup.model_name} on {where} in {setup.precision.name}: {len(setup.train_index)} images, "
@@ -209,13 +208,14 @@ def train_epoch(run: Run) -> dict[str, float]:
     with run.monitor.bar(f"epoch {progress.epoch + 1}/{run.epochs}", len(run.train_loader)) as bar:
         while not is_asked_to_stop(run) and (batch := stopwatch.wait_for(batches)) is not None:
             number = progress.epoch * len(run.train_loader) + progress.position // config.batch
-            if number < BATCHES_TRACKED:
-                run.trackers.training_batch(batch, setup.names, number)
+            loaded = batch
             run.schedule.apply(update.optimizer, number)
             batch = vary_size(batch.to(setup.device), config, max(update.model.strides), progress.epoch, number)
             losses = forward_backward(
                 run.network, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
             )
+            if number < BATCHES_TRACKED:
+                run.trackers.training_batch(loaded, setup.names, number)
             progress.position += config.batch
             run.team.at(place_of(run))
             images += batch.source_ids
@@ -398,6 +398,8 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
     state.sums.zero_()
     save(run)
     with run.team.first():
+        if epoch == 1:
+            run.trackers.labels(setup.train_index)  # not before the first step, which needn't wait for it
         run.trackers.scalars(record)
         if run.trackers:
             for image_id in range(min(PREDICTIONS_TRACKED, len(predictions))):

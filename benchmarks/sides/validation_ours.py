@@ -1,0 +1,57 @@
+"""Our side of validation.py: index, loader, forward, suppression and figures, as `yoloyard val` makes them."""
+
+import argparse
+import resource
+import time
+from pathlib import Path
+
+import torch
+from turns import Turns
+
+from yoloyard.config import EvaluationConfig, with_words
+from yoloyard.data.data_yaml import read_data_yaml
+from yoloyard.data.index import load_index
+from yoloyard.data.loader import make_val_loader
+from yoloyard.device import choose_precision, precision_named
+from yoloyard.evaluation.coco import evaluate
+from yoloyard.evaluation.validate import predict_all
+from yoloyard.models.importers import read_checkpoint
+from yoloyard.models.weights import load_model, save_weights
+
+IMGSZ = 640
+
+
+def main() -> None:
+    turns = Turns()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--precision")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    imported = Path("runs", "bench", "validation", "imported.safetensors")
+    save_weights(imported, *read_checkpoint(arguments.weights))
+    detector, _ = load_model(imported)
+    device = torch.device("cpu")
+    if arguments.precision == "default":
+        precision = choose_precision(device, amp=True)
+    else:
+        precision = precision_named(device, arguments.precision)
+    settings = with_words(EvaluationConfig(), {"conf": 0.001, "iou": 0.7, "max_det": 300})
+    detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    while turns.wait():
+        began = time.perf_counter()
+        index = load_index(read_data_yaml(arguments.data), "val")
+        loader = make_val_loader(index, IMGSZ, arguments.batch, max(detector.strides))
+        predictions = predict_all(detector, loader, settings, device, precision)
+        metrics = evaluate(index, predictions, settings.max_det)
+        seconds = time.perf_counter() - began
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        turns.report(seconds=seconds, map50_95=metrics.map50_95, map50=metrics.map50, gigabytes=peak)
+
+
+if __name__ == "__main__":
+    main()

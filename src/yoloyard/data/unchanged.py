@@ -1,0 +1,99 @@
+"""Whether the files that something was made of are still the same, told by a look at their folders alone.
+
+A file counts as the same where length, time of modification and time of status change are. The last one can't be set by
+programs, so a file that was rewritten in place with its old times is noticed, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from yoloyard.errors import UserError
+from yoloyard.files import write_whole_text
+
+# A file that is changed twice within one tick of a file system's clock has the same times after both. So nothing is
+# noted as long as a file is so young; the next look at the same files will do it.
+SETTLED_SECONDS = 2.5  # FAT counts in twos
+KEPT_NOTES = 100
+
+
+def noted(note: Path) -> str | None:
+    """What was noted in the file `note`, None if there is no such file or something has changed since."""
+    try:
+        facts = json.loads(note.read_text(encoding="utf-8"))
+        same = _state(facts["folders"], facts["files"], frozenset(facts["suffixes"]))[0] == facts["state"]
+        return str(facts["value"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_note(
+    note: Path, value: str, folders: Iterable[str], files: Iterable[str], suffixes: Iterable[str], since: float
+) -> None:
+    """Note `value`, which follows from these `files` and from all files with these `suffixes` in `folders`.
+
+    A folder counts with the names of its folders but not with what is in them; it need not exist. `since` is the time,
+    in seconds since 1970, before the first of the files was looked at. Nothing is noted where a file may have changed
+    after that, or where the note can't be written.
+    """
+    folders, files, suffixes = sorted(folders), sorted(files), sorted(suffixes)
+    try:
+        state, newest = _state(folders, files, frozenset(suffixes))
+        if newest >= (since - SETTLED_SECONDS) * 1e9:
+            return
+        facts = {"value": value, "state": state, "folders": folders, "files": files, "suffixes": suffixes}
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_whole_text(note, json.dumps(facts))
+        for old in sorted(note.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)[:-KEPT_NOTES]:
+            old.unlink()
+    except (OSError, UserError):
+        return  # the next run reads all files again
+
+
+def _state(folders: Iterable[str], files: Iterable[str], suffixes: frozenset[str]) -> tuple[str, int]:
+    """A digest of names, lengths and times, and the newest time of status change in ns."""
+    digest, newest = hashlib.blake2b(digest_size=16), 0
+    for folder in folders:
+        rows, changed = _folder_rows(folder, suffixes)
+        digest.update(os.fsencode("\0".join((folder, str(len(rows)), *rows, ""))))
+        newest = max(newest, changed)
+    for file in files:
+        status = os.stat(file)
+        row = f"{file}\0{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\0"
+        digest.update(os.fsencode(row))
+        newest = max(newest, status.st_ctime_ns)
+    return digest.hexdigest(), newest
+
+
+def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
+    """A text for each file and folder in `folder`, sorted, and the newest time of status change among them, in ns.
+
+    There may be a hundred thousand of them, and this is the whole cost of a start, so they are looked at once and kept
+    as texts, which the garbage collector needn't go through.
+    """
+    rows = []
+    try:
+        newest = os.stat(folder).st_ctime_ns
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[name.rfind(".") :].lower() in suffixes:
+                    try:
+                        status = entry.stat()
+                    except FileNotFoundError:
+                        rows.append(f"{name}\0leads nowhere")
+                        continue
+                    changed = status.st_ctime_ns
+                    rows.append(f"{name}\0{status.st_size} {status.st_mtime_ns} {changed}")
+                    if changed > newest:
+                        newest = changed
+                elif entry.is_dir():
+                    rows.append(f"{name}\0folder")
+    except (FileNotFoundError, NotADirectoryError):
+        return ["no such folder"], 0
+    rows.sort()
+    return rows, newest

@@ -1,0 +1,25 @@
+"""torch's optimizers without torch's compiler, which their methods import when they are called first.
+
+That import takes longer than all else between the start of a program and its first step, and about 100 MB; only
+`--compile` needs it, and imports it itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TypeVar
+
+import torch
+
+Class = TypeVar("Class", bound=type[torch.optim.Optimizer])
+METHODS = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+
+
+def plain(optimizer: Class) -> Class:
+    """The class `optimizer` with its methods as they were before torch wrapped them for its compiler.
+
+    They compute the same; where torch doesn't wrap them, nothing is changed.
+    """
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in METHODS}
+    step = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), {**methods, "step": step})  # type: ignore[return-value]
