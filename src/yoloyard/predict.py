@@ -95,8 +95,7 @@ class Model:
             },
         )
         self.stride = max(self.detector.strides)
-        wanted = imgsz or self.metadata.get("imgsz", 640)
-        self.imgsz = -(-wanted // self.stride) * self.stride
+        self.imgsz = self.detector.input_size(imgsz or self.metadata.get("imgsz", 640))
         self.device = choose_device(device)
         self.precision = precision_named(self.device, kept.get("precision", "float32"))
         self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -84,7 +84,7 @@ def validate(
         say(f"{split}: {line}")
     stride = max(detector.strides)
     wanted = imgsz or metadata.get("imgsz", 640)
-    size = -(-wanted // stride) * stride
+    size = detector.input_size(wanted)
     if size != wanted:
         say(f"imgsz {wanted} is not a multiple of the stride {stride}: {size} is used")
     where = choose_device(device)

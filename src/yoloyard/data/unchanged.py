@@ -70,8 +70,9 @@ def _state(folders: Iterable[str], files: Iterable[str], suffixes: frozenset[str
 
 
 def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
-    """A text for each file and folder in `folder`, sorted, and the newest time of status change among them, in ns.
+    """A text for each file and folder in `folder`, and the newest time of status change among them, in ns.
 
+    The order is the file system's, which stays while nothing changes; where it doesn't, all is read again.
     There may be a hundred thousand of them, and this is the whole cost of a start, so they are looked at once and kept
     as texts, which the garbage collector needn't go through.
     """
@@ -95,5 +96,4 @@ def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]
                     rows.append(f"{name}\0folder")
     except (FileNotFoundError, NotADirectoryError):
         return ["no such folder"], 0
-    rows.sort()
     return rows, newest

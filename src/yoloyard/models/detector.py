@@ -39,6 +39,10 @@ class Detector(nn.Module):
         """The blocks that `--freeze N` counts: a family's in their published order, None for those without weights."""
         return list(self.children())
 
+    def input_size(self, imgsz: int) -> int:
+        """`imgsz` pixels rounded up to a multiple of the largest stride."""
+        return math.ceil(imgsz / max(self.strides)) * max(self.strides)
+
     def decode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Raw maps to boxes (B, P, 4), xyxy in input pixels, not clipped, and scores (B, P, C) in 0 .. 1."""
         return self.head.decode(maps)

@@ -285,7 +285,7 @@ def _fit(
 ) -> TrainConfig:
     """Derive what follows from the data, the network and the machine, and say what was derived."""
     stride = max(detector.strides)
-    imgsz = math.ceil(config.imgsz / stride) * stride
+    imgsz = detector.input_size(config.imgsz)
     if imgsz != config.imgsz:
         say(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
     batch = min(config.batch, len(train_index) // num_processes * num_processes)
