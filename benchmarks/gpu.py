@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -56,7 +57,7 @@ MODES = ("float32", "amp")
 CLASSES = 80
 BOXES = 16  # of an image
 LEAST_STEPS = 3  # that are measured
-COPIES = 8  # of each picture that the loader reads
+COPIES = 32  # of each picture that the loader reads
 
 
 @dataclass(frozen=True)
@@ -190,19 +191,23 @@ def checks(device: torch.device, sizes: Sizes) -> list[dict[str, Any]]:
     if importlib.util.find_spec("pytest") is None:
         return [json.loads(line) for line in run_limited(own, sizes.checks).splitlines()]
     files = ["tests/training/test_on_device.py"]
-    if all(importlib.util.find_spec(name) for name in ("cyclopts", "rich", "safetensors", "faster_coco_eval", "yaml")):
+    if all(
+        importlib.util.find_spec(name)
+        for name in ("cyclopts", "rich", "safetensors", "faster_coco_eval", "yaml", "matplotlib")
+    ):
         files.append("tests/end_to_end/test_train_on_gpu.py")
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-rA", "--tb=short", *files]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-vv", "--tb=short", *files]
     said = run_limited(command, sizes.checks)
-    verdicts = ("PASSED", "FAILED", "ERROR", "SKIPPED")
-    found: list[dict[str, Any]] = [
-        {"check": line.split(" ", 1)[1], "holds": line.startswith("PASSED"), "said": ""}
-        for line in said.splitlines()
-        if line.startswith(verdicts)
-    ]
-    if not found or not all(check["holds"] for check in found):
-        found.append({"check": "pytest", "holds": False, "said": said[-6000:]})
+    found = checks_of_pytest(said)
+    if not re.search(r"^=+ .*passed.* in ", said, re.MULTILINE) or not all(check["holds"] for check in found):
+        found.append({"check": "pytest, all of it", "holds": False, "said": said[-6000:] or "not finished"})
     return found
+
+
+def checks_of_pytest(said: str) -> list[dict[str, Any]]:
+    """The tests that pytest names with `-vv`, also those before it was ended."""
+    lines = re.findall(r"^(tests/\S+?::.+?) (PASSED|FAILED|ERROR|SKIPPED)\b", said, re.MULTILINE)
+    return [{"check": name, "holds": verdict == "PASSED", "said": ""} for name, verdict in lines]
 
 
 def run_checks(device: torch.device) -> Iterator[dict[str, Any]]:
@@ -235,7 +240,10 @@ def run_checks(device: torch.device) -> Iterator[dict[str, Any]]:
 def run_limited(command: list[str], limit: float) -> str:
     """What a command writes to its standard output, up to its end or the limit in seconds."""
     try:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, timeout=max(limit, 1), check=False)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=max(limit, 1), check=False
+        )
     except subprocess.TimeoutExpired as error:
         return (error.stdout or b"").decode(errors="replace")
     return done.stdout.decode(errors="replace")
@@ -345,7 +353,7 @@ def compiled_steps(device: torch.device, model: str, sizes: Sizes, limit: float)
     command = [sys.executable, str(Path(__file__).resolve()), "--compiled", model]
     answer = run_limited([*command, "--rehearse"] if device.type == "cpu" else command, limit) if limit > 1 else ""
     lines = answer.strip().splitlines()
-    return json.loads(lines[-1]) if lines else row | {"error": f"not finished in {max(limit, 0):.0f} s"}
+    return json.loads(lines[-1]) if lines else row | {"error": f"no answer within {max(limit, 0):.0f} s"}
 
 
 def loader_speeds(device: torch.device, sizes: Sizes, folder: Path) -> list[dict[str, Any]]:
