@@ -173,6 +173,15 @@ def test_one_process_decodes_each_picture_about_once(make_set: MakeSet, decoded:
     assert len(images._images) <= images.capacity < 600  # a bounded memory
 
 
+def test_the_memory_of_pictures_is_used_again_but_not_that_of_the_last_ones(index: Index) -> None:
+    images = image_cache.RecentImages(index, 64, capacity=image_cache.PICTURES_OF_A_SAMPLE)
+    for start in range(len(index) - 8):
+        pictures = [images[position] for position in range(start, start + 8)]
+        for position, picture in enumerate(pictures, start):
+            assert (picture == image_cache.load_resized(index, position, 64)).all()
+    assert len({id(picture.base) for picture in images._images.values()}) == 8
+
+
 def test_cache_ram_gives_the_same_samples_without_decoding(index: Index, decoded: collections.Counter[str]) -> None:
     plain = list(make_train_loader(index, config()).epoch(0))
     decoded.clear()

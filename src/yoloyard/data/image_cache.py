@@ -12,6 +12,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -21,6 +22,7 @@ from yoloyard.data.index import Index
 from yoloyard.data.shared_memory import free_shared_memory
 from yoloyard.errors import UserError
 
+PICTURES_OF_A_SAMPLE = 8  # two mosaics, blended; all of them must stay as they are meanwhile
 SPARE_MEMORY = 0.9  # of what is free; the rest is for the training itself
 
 
@@ -32,13 +34,25 @@ class RecentImages:
         self._images: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __getitem__(self, position: int) -> np.ndarray:
+        """The picture; its pixels are overwritten once `capacity` others have been asked for after it."""
         image = self._images.pop(position, None)
         if image is None:
-            image = load_resized(self.index, position, self.imgsz, self.reduced)
+            image = load_resized(self.index, position, self.imgsz, self.reduced, self._memory())
         self._images[position] = image
         if len(self._images) > self.capacity:
             self._images.popitem(last=False)
         return image
+
+    def _memory(self) -> np.ndarray | None:
+        """Bytes (3 * imgsz * imgsz,) for one more picture: those of the one that goes, or new ones.
+
+        Memory that is new to a process costs as much as the resize that fills it.
+        """
+        if self.capacity < PICTURES_OF_A_SAMPLE:
+            return None
+        if len(self._images) < self.capacity:
+            return np.empty(3 * self.imgsz**2, np.uint8)
+        return self._images.popitem(last=False)[1].base
 
 
 class Block:
@@ -88,8 +102,13 @@ class AllImages:
         return self.block.picture(self.pixels.numpy(), position)
 
 
-def load_resized(index: Index, position: int, imgsz: int, reduced: bool = False) -> np.ndarray:
-    """A picture with its long side `imgsz`. Raises UserError naming an unreadable file."""
+def load_resized(
+    index: Index, position: int, imgsz: int, reduced: bool = False, memory: np.ndarray | None = None
+) -> np.ndarray:
+    """A picture with its long side `imgsz`, put into `memory` (bytes,) if there is any.
+
+    Raises UserError naming an unreadable file.
+    """
     path = index.paths[position]
     height, width = (int(side) for side in index.sizes[position])
     reduction = _reduction(max(height, width), imgsz) if reduced else 1
@@ -98,7 +117,12 @@ def load_resized(index: Index, position: int, imgsz: int, reduced: bool = False)
     if image.shape[:2] not in ((height, width), (math.ceil(height / reduction), math.ceil(width / reduction))):
         height_now, width_now = image_size(path)
         raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {width_now}x{height_now}")
-    return resize_to(image, resized_shape(height, width, imgsz))
+    shape = resized_shape(height, width, imgsz)
+    if memory is None:
+        return resize_to(image, shape)
+    out = memory[: 3 * shape[0] * shape[1]].reshape(*shape, 3)
+    cv2.resize(image, shape[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
+    return out
 
 
 def _reduction(longest: int, imgsz: int) -> int:
