@@ -56,7 +56,7 @@ def assign(
     chunk = max(1, PAIRS_OF_A_CHUNK // (num_images * num_points))
     for start in range(0, num_boxes, chunk):
         part = slice(start, start + chunk)
-        inside = _inside(boxes_xyxy[:, part, None], points) & real[:, part, None]  # (B, m, P)
+        inside = _inside(boxes_xyxy[:, part, None], points).logical_and_(real[:, part, None])  # (B, m, P)
         overlap = _pairwise_overlap(boxes_xyxy[:, part], predicted_xyxy).mul_(inside)
         index = classes[:, part, None].expand(-1, -1, num_points)
         alignment = _alignment(scores_by_class.gather(1, index), overlap)
@@ -102,7 +102,8 @@ def _inside(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
     widen_x = (MINIMUM_SIDE - (x2 - x1)).clamp(min=0) / 2
     widen_y = (MINIMUM_SIDE - (y2 - y1)).clamp(min=0) / 2
     x, y = points.unbind(-1)
-    return (x - (x1 - widen_x) > EPS) & (x2 + widen_x - x > EPS) & (y - (y1 - widen_y) > EPS) & (y2 + widen_y - y > EPS)
+    inside = (x > x1 - widen_x).logical_and_(x < x2 + widen_x)
+    return inside.logical_and_(y > y1 - widen_y).logical_and_(y < y2 + widen_y)
 
 
 def _pairwise_overlap(boxes_xyxy: Tensor, predicted_xyxy: Tensor, eps: float = 1e-7) -> Tensor:
@@ -132,5 +133,5 @@ def _pairwise_overlap(boxes_xyxy: Tensor, predicted_xyxy: Tensor, eps: float = 1
 
 def _alignment(scores: Tensor, overlap: Tensor) -> Tensor:
     """score^0.5 * overlap^6, with products in place of the slow power functions."""
-    squared = overlap * overlap
-    return scores.sqrt() * (squared * squared * squared)
+    cube = overlap * overlap * overlap
+    return scores.sqrt().mul_(cube.square_())
