@@ -21,7 +21,7 @@ from yoloyard.boxes import complete_iou
 TOP_K = 10
 MINIMUM_SIDE = 16.0  # pixels; the second stride
 EPS = 1e-9
-PAIRS_OF_A_CHUNK = 2**22  # box-point pairs looked at together: 16 MB for each intermediate result
+PAIRS_OF_A_CHUNK = 2**20  # box-point pairs looked at together: 4 MB for each intermediate result
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def assign(
     num_boxes = boxes_xyxy.shape[1]
     real = labels >= 0
     classes = labels.clamp(min=0)
-    scores_by_class = predicted_scores.transpose(1, 2)  # (B, C, P)
+    scores_by_class = predicted_scores.transpose(1, 2).contiguous()  # (B, C, P): a box takes a row
+    images = torch.arange(num_images, device=labels.device).unsqueeze(1)
 
     selections = torch.zeros(num_images, num_points, dtype=torch.int64, device=labels.device)
     only_selector = torch.zeros_like(selections)  # the box, where a single one selects the point
@@ -58,8 +59,7 @@ def assign(
         part = slice(start, start + chunk)
         inside = _inside(boxes_xyxy[:, part, None], points).logical_and_(real[:, part, None])  # (B, m, P)
         overlap = _pairwise_overlap(boxes_xyxy[:, part], predicted_xyxy).mul_(inside)
-        index = classes[:, part, None].expand(-1, -1, num_points)
-        alignment = _alignment(scores_by_class.gather(1, index), overlap)
+        alignment = _alignment(scores_by_class[images, classes[:, part]], overlap)
         top = alignment.topk(min(TOP_K, num_points), dim=2, sorted=False).indices  # (B, m, K)
         selected = inside.gather(2, top).long().flatten(1)  # (B, m * K)
         numbers = torch.arange(start, min(start + chunk, num_boxes), device=labels.device)
