@@ -73,9 +73,7 @@ class TaskAlignedLoss:
         }
 
 
-def _class_loss(
-    class_logits: Tensor, scores: Tensor, assignment: Assignment, class_weights: Tensor | None
-) -> Tensor:
+def _class_loss(class_logits: Tensor, scores: Tensor, assignment: Assignment, class_weights: Tensor | None) -> Tensor:
     """Binary cross-entropy summed over all points and classes, these weighted by `class_weights` (C,) if given.
 
     Each point has at most one target above zero, and bce(x, y) = softplus(x) - x * y: no dense targets are needed.
@@ -91,8 +89,8 @@ def _class_loss(
 class _SoftplusSum(torch.autograd.Function):
     """softplus of (B, P, C) summed over B and P; its derivative, the sigmoid, is there already.
 
-    softplus(x) = max(x, 0) + log(1 + z) with z = exp(-|x|). torch's log1p takes six times as long as its logarithm on a
-    CPU, so that of u = 1 + z is taken, and what u has lost by rounding is added: log(1 + z) = log(u) + (z - (u - 1)) / u.
+    softplus(x) = max(x, 0) + log(1 + z) with z = exp(-|x|). torch has a slow log1p and a fast log on a
+    CPU: u = 1 + z is taken, and what it has lost by rounding is added, log(1 + z) = log(u) + (z - (u - 1)) / u.
     """
 
     @staticmethod
