@@ -23,9 +23,9 @@ def main() -> None:
             for who in ("ours", "theirs")
         )
         answers = compare(arguments.reference_python, [ours, theirs], arguments.repeats, warmups=2)
-        seconds = [[answer["seconds"] for answer in answers[side.name]] for side in (ours, theirs)]
+        a, b = ([answer["seconds"] for answer in answers[side.name]] for side in (ours, theirs))
         note = f"batch 16, 640 pixels, 80 classes, float32, {cores} threads"
-        rows.append(Row(f"loss and assignment, {boxes} boxes an image", "s", *seconds, 0.6, note=note))
+        rows.append(Row(f"loss and assignment, {boxes} boxes an image", "s", a, b, 0.6, note=note))
     write_results("loss", rows, arguments.reference_python)
 
 

@@ -49,7 +49,13 @@ def main() -> None:
 
 def side(who: str, dtype: str = "float32", threads: int = 0, *more: str) -> Side:
     """A program of `sides/`; no threads: as many as it chooses."""
-    command = [HERE / "sides" / f"step_{who}.py", "--data", DATA / "data.yaml", "--threads", str(threads)]
+    command: list[str | Path] = [
+        HERE / "sides" / f"step_{who}.py",
+        "--data",
+        DATA / "data.yaml",
+        "--threads",
+        str(threads),
+    ]
     name = " ".join(("step", who, dtype, str(threads), *more))
     return Side(name, [*command, "--dtype", dtype, *more], threads or None)
 
@@ -58,8 +64,7 @@ def row(what: str, answers: dict[str, list[dict[str, float]]], ours: Side, their
     """A row of the seconds that two sides have reported."""
     a, b = answers[ours.name], answers[theirs.name]
     note = f"{ours.name} with {a[0]['threads']} threads : {theirs.name} with {b[0]['threads']} threads"
-    seconds = [[answer["seconds"] for answer in one] for one in (a, b)]
-    return Row(what, "s", *seconds, goal, note=note)
+    return Row(what, "s", [turn["seconds"] for turn in a], [turn["seconds"] for turn in b], goal, note=note)
 
 
 def limits(
@@ -69,7 +74,7 @@ def limits(
     sides: dict[tuple[str, str], Side],
 ) -> list[Row]:
     """The operations a second of the step beside the most that a product of matrices and a convolution reach here."""
-    command = [python, HERE / "sides" / "step_peak.py", str(threads)]
+    command = [str(python), str(HERE / "sides" / "step_peak.py"), str(threads)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
     peaks = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     print(json.dumps(peaks), flush=True)

@@ -54,7 +54,8 @@ def make_steps(data: Path, precision: Precision, bare: bool) -> Callable[[], tup
     batches = chain.from_iterable(loader.epoch(epoch) for epoch in range(100))
     device = torch.device("cpu")
     reuse_memory(device)
-    detector = registry.build("yolo11n", num_classes=80).to(memory_format=torch.channels_last).train()
+    detector = registry.build("yolo11n", num_classes=80).train()
+    detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     schedule = Schedule(config.optimization, 100, len(loader), config.batch)
     optimizer = build_optimizer(detector, config.optimization, schedule.decay)
     update = Update(detector, optimizer, precision.scaler(), ExponentialMovingAverage(detector, 2000))

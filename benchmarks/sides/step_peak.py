@@ -21,7 +21,8 @@ def main() -> None:
             name = f"{str(dtype).removeprefix('torch.')} {threads}"
             a, b = torch.randn(2, 2048, 2048).to(dtype)
             found[f"matmul {name}"] = 2 * 2048**3 / best(lambda a=a, b=b: a @ b) / 1e9  # type: ignore[misc]
-            layer = torch.nn.Conv2d(128, 128, 3, padding=1, bias=False).to(dtype, memory_format=torch.channels_last)
+            layer = torch.nn.Conv2d(128, 128, 3, padding=1, bias=False).to(dtype)
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             images = torch.randn(8, 128, 80, 80).to(dtype, memory_format=torch.channels_last)
             operations = 2 * 8 * 80 * 80 * 9 * 128 * 128
             with torch.no_grad():
