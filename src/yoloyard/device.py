@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 import torch
 
 from yoloyard.errors import UsageError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 @dataclass(frozen=True)
@@ -94,3 +97,16 @@ def cpu_has_bfloat16() -> bool:
         return False
     words = set(cpuinfo.read_text().split())
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def reuse_memory(device: torch.device) -> None:
+    """On a CPU, let the C library keep what is freed for what comes next, instead of handing it back to the system.
+
+    Every step allocates the same maps, many of them tens of megabytes. By default each comes as fresh pages, which the
+    system must clear first. This holds for the whole process, so it is for commands that train. Only glibc knows it.
+    """
+    if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    library.mallopt(M_TRIM_THRESHOLD, -1)  # never give memory back
+    library.mallopt(M_MMAP_MAX, 0)  # nor ask for a large block apart from the rest, which is given back when freed

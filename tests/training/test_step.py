@@ -180,7 +180,7 @@ def test_the_average_follows_the_published_ramp() -> None:
     with torch.no_grad():
         for parameter in stage.detector.parameters():
             parameter.add_(1)
-    average.update(stage.detector, torch.zeros(()))
+    average.update(torch.zeros(()))
     decay = 0.9999 * (1 - torch.exp(torch.tensor(-1 / 2000)))
     expected = decay * start + (1 - decay) * (start + 1)
     assert torch.allclose(average.model.state_dict()[name], expected)
@@ -195,7 +195,7 @@ def test_a_layer_that_stands_in_two_places_is_averaged_and_updated_once() -> Non
     start = stage.detector.state_dict()[first].clone()
     with torch.no_grad():
         stage.detector.get_parameter(first).add_(1)
-    average.update(stage.detector, torch.zeros(()))
+    average.update(torch.zeros(()))
     decay = 0.9999 * (1 - torch.exp(torch.tensor(-1.0)))
     for name in (first, second):
         assert torch.allclose(average.model.state_dict()[name], decay * start + (1 - decay) * (start + 1))

@@ -21,7 +21,7 @@ from yoloyard.boxes import complete_iou
 TOP_K = 10
 MINIMUM_SIDE = 16.0  # pixels; the second stride
 EPS = 1e-9
-PAIRS_OF_A_CHUNK = 2**22  # box-point pairs looked at together: 16 MB for each intermediate result
+PAIRS_OF_A_CHUNK = 2**20  # box-point pairs looked at together: 4 MB for each intermediate result
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def assign(
     num_boxes = boxes_xyxy.shape[1]
     real = labels >= 0
     classes = labels.clamp(min=0)
-    scores_by_class = predicted_scores.transpose(1, 2)  # (B, C, P)
+    scores_by_class = predicted_scores.transpose(1, 2).contiguous()  # (B, C, P): a box takes a row
+    images = torch.arange(num_images, device=labels.device).unsqueeze(1)
 
     selections = torch.zeros(num_images, num_points, dtype=torch.int64, device=labels.device)
     only_selector = torch.zeros_like(selections)  # the box, where a single one selects the point
@@ -56,10 +57,9 @@ def assign(
     chunk = max(1, PAIRS_OF_A_CHUNK // (num_images * num_points))
     for start in range(0, num_boxes, chunk):
         part = slice(start, start + chunk)
-        inside = _inside(boxes_xyxy[:, part, None], points) & real[:, part, None]  # (B, m, P)
+        inside = _inside(boxes_xyxy[:, part, None], points).logical_and_(real[:, part, None])  # (B, m, P)
         overlap = _pairwise_overlap(boxes_xyxy[:, part], predicted_xyxy).mul_(inside)
-        index = classes[:, part, None].expand(-1, -1, num_points)
-        alignment = _alignment(scores_by_class.gather(1, index), overlap)
+        alignment = _alignment(scores_by_class[images, classes[:, part]], overlap)
         top = alignment.topk(min(TOP_K, num_points), dim=2, sorted=False).indices  # (B, m, K)
         selected = inside.gather(2, top).long().flatten(1)  # (B, m * K)
         numbers = torch.arange(start, min(start + chunk, num_boxes), device=labels.device)
@@ -102,7 +102,8 @@ def _inside(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
     widen_x = (MINIMUM_SIDE - (x2 - x1)).clamp(min=0) / 2
     widen_y = (MINIMUM_SIDE - (y2 - y1)).clamp(min=0) / 2
     x, y = points.unbind(-1)
-    return (x - (x1 - widen_x) > EPS) & (x2 + widen_x - x > EPS) & (y - (y1 - widen_y) > EPS) & (y2 + widen_y - y > EPS)
+    inside = (x > x1 - widen_x).logical_and_(x < x2 + widen_x)
+    return inside.logical_and_(y > y1 - widen_y).logical_and_(y < y2 + widen_y)
 
 
 def _pairwise_overlap(boxes_xyxy: Tensor, predicted_xyxy: Tensor, eps: float = 1e-7) -> Tensor:
@@ -132,5 +133,5 @@ def _pairwise_overlap(boxes_xyxy: Tensor, predicted_xyxy: Tensor, eps: float = 1
 
 def _alignment(scores: Tensor, overlap: Tensor) -> Tensor:
     """score^0.5 * overlap^6, with products in place of the slow power functions."""
-    squared = overlap * overlap
-    return scores.sqrt() * (squared * squared * squared)
+    cube = overlap * overlap * overlap
+    return scores.sqrt().mul_(cube.square_())

@@ -9,6 +9,8 @@ Sources: Feng et al., "TOOD" (ICCV 2021) for the assignment and the class loss w
 "Generalized Focal Loss" (NeurIPS 2020), section 3.2, for the distribution; Zheng et al. (AAAI 2020) for CIoU.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -39,16 +41,18 @@ class TaskAlignedLoss:
         """
         sizes = [(level.shape[2], level.shape[3]) for level in maps]
         points, strides = anchor_points(sizes, self.strides, maps[0].device)
-        logits = torch.cat([level.flatten(2) for level in maps], dim=2).transpose(1, 2).float()  # (B, P, 64 + C)
-        box_logits, class_logits = logits.split((4 * BINS, self.num_classes), dim=2)
+        # (B, h * w, K) is how a channels_last map lies in memory, so nothing is transposed, back and forth
+        levels = [level.permute(0, 2, 3, 1).flatten(1, 2).split((4 * BINS, self.num_classes), 2) for level in maps]
+        box_logits, class_logits = (torch.cat(parts, dim=1).float() for parts in zip(*levels, strict=True))
         log_distribution = functional.log_softmax(box_logits.unflatten(2, (4, BINS)), dim=3)  # (B, P, 4, 16)
-        bins = torch.arange(BINS, dtype=torch.float32, device=logits.device)
-        left_top, right_bottom = (log_distribution.exp() * bins).sum(dim=3).split(2, dim=2)
+        bins = torch.arange(BINS, dtype=torch.float32, device=box_logits.device)
+        left_top, right_bottom = (log_distribution.exp() @ bins).split(2, dim=2)
         predicted_grid = torch.cat((points - left_top, points + right_bottom), dim=2)  # xyxy in grid units
+        scores = class_logits.detach().sigmoid()
 
         assignment = assign(
             predicted_grid.detach() * strides,
-            class_logits.detach().sigmoid(),
+            scores,
             points * strides,
             boxes_xyxy,
             labels,
@@ -64,21 +68,43 @@ class TaskAlignedLoss:
         norm = weights.sum().reshape(1)
         return {
             "box": (box.reshape(1), norm),
-            "cls": (_class_loss(class_logits, assignment, self.class_weights).reshape(1), norm),
+            "cls": (_class_loss(class_logits, scores, assignment, self.class_weights).reshape(1), norm),
             "dfl": (dfl.reshape(1), norm),
         }
 
 
-def _class_loss(class_logits: Tensor, assignment: Assignment, class_weights: Tensor | None) -> Tensor:
+def _class_loss(class_logits: Tensor, scores: Tensor, assignment: Assignment, class_weights: Tensor | None) -> Tensor:
     """Binary cross-entropy summed over all points and classes, these weighted by `class_weights` (C,) if given.
 
     Each point has at most one target above zero, and bce(x, y) = softplus(x) - x * y: no dense targets are needed.
     """
     own_logit = class_logits.gather(2, assignment.labels.unsqueeze(-1)).squeeze(-1)
+    none_true = _SoftplusSum.apply(class_logits, scores)  # (C,)
     if class_weights is None:
-        return functional.softplus(class_logits).sum() - (own_logit * assignment.target_scores).sum()
-    none_true = (functional.softplus(class_logits).sum(dim=(0, 1)) * class_weights).sum()
-    return none_true - (own_logit * assignment.target_scores * class_weights[assignment.labels]).sum()
+        return none_true.sum() - (own_logit * assignment.target_scores).sum()
+    own_weights = class_weights[assignment.labels]
+    return (none_true * class_weights).sum() - (own_logit * assignment.target_scores * own_weights).sum()
+
+
+class _SoftplusSum(torch.autograd.Function):
+    """softplus of (B, P, C) summed over B and P; its derivative, the sigmoid, is there already.
+
+    softplus(x) = max(x, 0) + log(1 + z) with z = exp(-|x|). torch has a slow log1p and a fast log on a
+    CPU: u = 1 + z is taken, and what it has lost by rounding is added, log(1 + z) = log(u) + (z - (u - 1)) / u.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, sigmoid: Tensor) -> Tensor:
+        ctx.save_for_backward(sigmoid)
+        z = logits.abs().neg_().exp_()
+        u = z + 1
+        lost = z.sub_(u).add_(1).div_(u)
+        return u.log_().add_(lost).add_(logits.clamp(min=0)).sum(dim=(0, 1))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (sigmoid,) = ctx.saved_tensors
+        return sigmoid * gradients[0], None
 
 
 def _distribution_loss(log_distribution: Tensor, target_grid: Tensor, points: Tensor) -> Tensor:
@@ -88,7 +114,6 @@ def _distribution_loss(log_distribution: Tensor, target_grid: Tensor, points: Te
     distance = distance.clamp(0, LARGEST_DISTANCE)
     low = distance.floor()
     weight_high = distance - low
-    index = low.long().unsqueeze(-1)
-    log_low = log_distribution.gather(3, index).squeeze(-1)
-    log_high = log_distribution.gather(3, index + 1).squeeze(-1)
+    index = torch.stack((low, low + 1), dim=3).long()
+    log_low, log_high = log_distribution.gather(3, index).unbind(3)
     return -(log_low * (1 - weight_high) + log_high * weight_high).mean(dim=2)

@@ -27,15 +27,16 @@ class ExponentialMovingAverage:
         self.updates = torch.zeros((), device=device)
         # a tensor that several modules share has several names in the state, but is averaged once
         once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-        self._names = [name for name, value in state.items() if name in once and value.is_floating_point()]
+        names = [name for name, value in state.items() if name in once and value.is_floating_point()]
+        # both are changed in place alone, so the lists, whose making takes longer than the arithmetic, are made once
+        averages = self.model.state_dict()
+        self._values, self._averages = [state[name] for name in names], [averages[name] for name in names]
 
     @torch.no_grad()
-    def update(self, model: Detector, found_inf: Tensor) -> None:
-        """Follow the model by one step; not at all where `found_inf` () is 1."""
+    def update(self, found_inf: Tensor) -> None:
+        """Follow the model that this was made from by one step; not at all where `found_inf` () is 1."""
         self.updates += 1 - found_inf
         decay = DECAY * (1 - torch.exp(-self.updates / self.ramp))
-        averages, values = self.model.state_dict(), model.state_dict()
-        average = [averages[name] for name in self._names]
-        difference = torch._foreach_sub([values[name] for name in self._names], average)
+        difference = torch._foreach_sub(self._values, self._averages)
         torch._foreach_mul_(difference, (1 - decay) * (1 - found_inf))
-        torch._foreach_add_(average, difference)
+        torch._foreach_add_(self._averages, difference)

@@ -128,7 +128,7 @@ class Update:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._put_statistics_back(found_inf)
-        self.ema.update(self.model, found_inf)
+        self.ema.update(found_inf)
         outcome = Outcome(norm, found_inf, self.losses_finite)
         self.losses_finite = torch.ones_like(self.losses_finite)
         return outcome

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from yoloyard import environment
 from yoloyard.data.decode import decode_image
 from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
+from yoloyard.device import reuse_memory
 from yoloyard.errors import UserError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.validate import predict_all
@@ -119,6 +120,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     pin_memory = device.type == "cuda"
+    reuse_memory(device)
     model = setup.detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.sync_bn and team.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
