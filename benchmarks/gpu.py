@@ -4,8 +4,8 @@
     python benchmarks/gpu.py --rehearse   the same at tiny sizes on the CPU, in about a minute
 
 torch, NumPy, OpenCV and this repository are all that is needed. With pytest the tests marked `gpu` are run, without it
-the same checks one by one; the mAP of the demo needs faster-coco-eval, too. What takes too much memory or time is a
-result like others: checks and compiled networks have processes of their own, which may be ended.
+the same checks one by one. What takes too much memory or time is a result like others: checks and compiled networks
+have processes of their own, which may be ended.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from yoloyard.data.demo_pictures import NAMES  # noqa: E402
 from yoloyard.data.index import Index, load_index  # noqa: E402
 from yoloyard.data.loader import make_train_loader, make_val_loader  # noqa: E402
 from yoloyard.device import choose_precision  # noqa: E402
+from yoloyard.evaluation.coco import evaluate  # noqa: E402
 from yoloyard.evaluation.validate import predict_all  # noqa: E402
 from yoloyard.models import registry  # noqa: E402
 from yoloyard.models.profile import profile  # noqa: E402
@@ -191,10 +192,7 @@ def checks(device: torch.device, sizes: Sizes) -> list[dict[str, Any]]:
     if importlib.util.find_spec("pytest") is None:
         return [json.loads(line) for line in run_limited(own, sizes.checks).splitlines()]
     files = ["tests/training/test_on_device.py"]
-    if all(
-        importlib.util.find_spec(name)
-        for name in ("cyclopts", "rich", "safetensors", "faster_coco_eval", "yaml", "matplotlib")
-    ):
+    if all(importlib.util.find_spec(name) for name in ("cyclopts", "rich", "safetensors", "yaml", "matplotlib")):
         files.append("tests/end_to_end/test_train_on_gpu.py")
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "-vv", "--tb=short", *files]
     said = run_limited(command, sizes.checks)
@@ -386,7 +384,7 @@ def loader_speeds(device: torch.device, sizes: Sizes, folder: Path) -> list[dict
 
 
 def train_demo(device: torch.device, sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """Train yolo11n on the demo set with AMP: seconds of the epochs, and mAP where the evaluator is installed."""
+    """Train yolo11n on the demo set with AMP: seconds of the epochs, and mAP."""
     train, val, size = sizes.demo
     write_demo(folder / "demo", train=train, val=val, size=size)
     indexes = {split: index_of(folder / "demo", split) for split in ("train", "val")}
@@ -412,10 +410,6 @@ def train_demo(device: torch.device, sizes: Sizes, folder: Path) -> dict[str, An
         synchronize(device)
         seconds.append(time.perf_counter() - began)
     found: dict[str, Any] = {"epochs": config.epochs, "images": train, "seconds": seconds, "workers": workers}
-    if importlib.util.find_spec("faster_coco_eval") is None:
-        return found | {"said": "no mAP: faster-coco-eval is not installed"}
-    from yoloyard.evaluation.coco import evaluate
-
     began = time.perf_counter()
     batches = make_val_loader(indexes["val"], size, 2 * config.batch, workers=workers, pin_memory=pin_memory)
     predictions = predict_all(training.update.ema.model, batches, config.evaluation, device, precision)
@@ -463,8 +457,7 @@ def table_of(results: dict[str, Any]) -> str:
     lines += [f"| {row['workers']} | {row['images_per_second']:.0f} |" for row in results["loader"]]
     demo = results["demo"]
     lines += ["", f"demo: {demo['epochs']} epochs of {demo['images']} images in {sum(demo['seconds']):.1f} s"]
-    if "figures" in demo:
-        lines[-1] += f", mAP50-95 {demo['figures']['map50_95']:.3f}, mAP50 {demo['figures']['map50']:.3f}"
+    lines[-1] += f", mAP50-95 {demo['figures']['map50_95']:.3f}, mAP50 {demo['figures']['map50']:.3f}"
     return "\n".join(lines)
 
 

@@ -78,7 +78,7 @@ def test_help_is_quick_because_it_needs_no_torch() -> None:
 def test_importing_everything_changes_nothing() -> None:
     program = f"""
 import logging, os, random, signal, sys, threading
-import cv2, faster_coco_eval, matplotlib.figure, torch  # what these change is not ours
+import cv2, matplotlib.figure, torch  # what these change is not ours
 import rich.progress, rich.table, torch.utils.flop_counter
 before = (dict(os.environ), torch.get_num_threads(), torch.initial_seed(), len(logging.root.handlers),
           signal.getsignal(signal.SIGINT), random.getstate(), threading.active_count())

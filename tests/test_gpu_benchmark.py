@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NOT_THERE = ("safetensors", "rich", "cyclopts", "yaml", "faster_coco_eval", "matplotlib", "pytest", "hypothesis")
+NOT_THERE = ("safetensors", "rich", "cyclopts", "yaml", "matplotlib", "pytest", "hypothesis")
 
 
 def test_it_needs_torch_numpy_and_opencv_alone(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ print(gpu.table_of(gpu.measure_all(gpu.torch.device("cpu"), sizes, pathlib.Path(
     assert "| yolo11n | 1 | float32 |" in done.stdout
     assert "| yolo11n | 2 | amp + compile | no answer within 0 s |" in done.stdout
     results = json.loads((tmp_path / "gpu.json").read_text())
-    assert results["demo"]["said"] == "no mAP: faster-coco-eval is not installed"
+    assert 0 <= results["demo"]["figures"]["map50_95"] <= 1
     assert [row["workers"] for row in results["loader"]][:2] == [0, 1]
 
 

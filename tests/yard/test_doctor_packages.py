@@ -91,8 +91,8 @@ class Environment:
         self.add("numpy", "2.4.6", NUMPY)
         self.add("torch", "2.8.0", TORCH)
         self.add("opencv-python-headless", "5.0.0.93", CV2)
-        for name in ("faster-coco-eval", "safetensors", "matplotlib"):
-            self.add(name, "1.8.0", {f"{name.replace('-', '_')}/__init__.py": "__version__ = '1.8.0'\n"})
+        for name in ("safetensors", "matplotlib"):
+            self.add(name, "1.8.0", {f"{name}/__init__.py": "__version__ = '1.8.0'\n"})
 
     def add(self, name: str, version: str, files: dict[str, str], requires: tuple[str, ...] = ()) -> None:
         """Install it with the next call of pip; another version of the same name is left out then."""
@@ -209,10 +209,10 @@ def test_a_library_of_the_system_is_missing(environment: Environment) -> None:
 )  # fmt: skip
 def test_a_module_compiled_for_another_numpy(environment: Environment, numpy: str, text: str, remedy: str) -> None:
     environment.add("numpy", numpy, {"numpy/__init__.py": NUMPY["numpy/__init__.py"].replace("2.4.6", numpy)})
-    environment.add("faster-coco-eval", "1.8.0", {"faster_coco_eval/__init__.py": f"raise ValueError({text!r})\n"})
+    environment.add("matplotlib", "1.8.0", {"matplotlib/__init__.py": f"raise ValueError({text!r})\n"})
     found = environment.findings()
     assert found["numpy-abi"].verdict == "problem"
-    assert "faster-coco-eval 1.8.0 was compiled for another NumPy" in found["numpy-abi"].evidence
+    assert "matplotlib 1.8.0 was compiled for another NumPy" in found["numpy-abi"].evidence
     assert remedy in found["numpy-abi"].remedy
     assert "package-import" not in found  # one failure, one finding
 

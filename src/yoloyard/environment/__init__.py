@@ -15,7 +15,7 @@ from yoloyard.environment.code import git_state
 from yoloyard.environment.inventory import freeze
 from yoloyard.environment.secrets import command_without_secrets, variables
 
-PACKAGES = ("yoloyard", "torch", "numpy", "opencv-python-headless", "safetensors", "faster-coco-eval")
+PACKAGES = ("yoloyard", "torch", "numpy", "opencv-python-headless", "safetensors")
 
 
 def versions() -> dict[str, str]:

@@ -16,8 +16,8 @@ from importlib import metadata
 from typing import Any
 
 # Whose files are counted, and which modules are looked for along sys.path.
-LOOKED_OVER = ("torch", "torchvision", "torchaudio", "numpy", "opencv-", "safetensors", "faster-coco-eval", "nvidia-")
-MODULES = ("torch", "torchvision", "torchaudio", "numpy", "cv2", "faster_coco_eval", "safetensors")
+LOOKED_OVER = ("torch", "torchvision", "torchaudio", "numpy", "opencv-", "safetensors", "nvidia-")
+MODULES = ("torch", "torchvision", "torchaudio", "numpy", "cv2", "safetensors")
 CONSTANTS = ("__version__", "cuda", "hip", "opencv_version", "headless", "contrib")  # of a version.py
 CUDA_LIBRARIES = ("libcudnn", "libcublas", "libnccl", "libcudart")
 

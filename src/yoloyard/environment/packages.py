@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-IMPORTED = ("numpy", "cv2", "torch", "torchvision", "faster_coco_eval", "safetensors", "matplotlib")
+IMPORTED = ("numpy", "cv2", "torch", "torchvision", "safetensors", "matplotlib")
 OPTIONAL = ("torchvision",)  # tried only where it is installed
 SECONDS = 300  # for a module to be imported from a cold network disk
 

@@ -22,7 +22,7 @@ OPENCV = (
     "opencv-contrib-python-headless",
 )
 SYSTEM_LIBRARIES = {"libGL.so": "libgl1", "libgthread": "libglib2.0-0", "libglib": "libglib2.0-0"}  # Debian's packages
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "faster_coco_eval": "faster-coco-eval"}  # that modules come from
+DISTRIBUTIONS = {"cv2": "opencv-python-headless"}  # that modules come from
 COMPILED_FOR_1 = (  # what is said where a module was compiled for NumPy 1 and meets NumPy 2
     "compiled using NumPy 1.x",
     "_ARRAY_API not found",
@@ -236,7 +236,7 @@ def _other_imports(packages: dict[str, Any]) -> list[Finding]:
     for name, attempt in packages["imports"].items():
         if name in known or not attempt["error"] or _abi(attempt):
             continue
-        if name == "faster_coco_eval" and packages["imports"]["numpy"]["error"]:
+        if name == "matplotlib" and packages["imports"]["numpy"]["error"]:
             continue  # it says nothing new
         distribution = DISTRIBUTIONS.get(name, name)
         remedy = f"{_pip(packages)} install --force-reinstall --no-deps {_wanted(packages, distribution)}"
