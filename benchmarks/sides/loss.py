@@ -42,7 +42,7 @@ def ours(maps: list[Tensor], boxes: Tensor, labels: Tensor) -> Callable[[], None
     """The task-aligned loss with the published gains."""
     from yoloyard.losses.task_aligned import TaskAlignedLoss
 
-    criterion = TaskAlignedLoss(STRIDES, CLASSES)
+    criterion = TaskAlignedLoss(STRIDES, CLASSES, reads=True)
     leaves = [level.requires_grad_() for level in maps]
     gains = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
 

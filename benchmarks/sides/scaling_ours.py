@@ -62,7 +62,7 @@ def boxes(count: int) -> dict[str, float]:
     torch.manual_seed(0)
     detector = registry.build("yolo11n", num_classes=10)
     maps = [torch.randn(8, 74, side, side, requires_grad=True) for side in (80, 40, 20)]
-    loss = TaskAlignedLoss(detector.strides, 10)
+    loss = TaskAlignedLoss(detector.strides, 10, reads=True)
     true_boxes, true_labels = torch.from_numpy(true), torch.from_numpy(labels)
     scores = torch.rand(8, count, 10)
     index = index_of(true, labels)

@@ -59,7 +59,7 @@ def make_steps(data: Path, precision: Precision, bare: bool) -> Callable[[], tup
     schedule = Schedule(config.optimization, 100, len(loader), config.batch)
     optimizer = build_optimizer(detector, config.optimization, schedule.decay)
     update = Update(detector, optimizer, precision.scaler(), ExponentialMovingAverage(detector, 2000))
-    criterion, gains = choose_criterion(detector, config)
+    criterion, gains = choose_criterion(detector, config, reads=True)
     unread: list[Verdict] = []
 
     def step() -> tuple[float, float]:

@@ -99,6 +99,11 @@ def cpu_has_bfloat16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
+def reads_are_free(device: torch.device) -> bool:
+    """Can the host read what lies on the device without waiting for it?"""
+    return device.type == "cpu"
+
+
 def reuse_memory(device: torch.device) -> None:
     """On a CPU, let the C library keep what is freed for what comes next, instead of handing it back to the system.
 

@@ -10,10 +10,11 @@ GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
 
 
 @pytest.mark.parametrize("name", loss_case_names())
-def test_equal_to_the_reference(name: str) -> None:
+@pytest.mark.parametrize("reads", [False, True])
+def test_equal_to_the_reference(name: str, reads: bool) -> None:
     case = loss_case(name)
     num_classes = case.maps[0].shape[1] - 64
-    parts = TaskAlignedLoss(STRIDES, num_classes)(case.maps, case.batch.boxes, case.batch.labels)
+    parts = TaskAlignedLoss(STRIDES, num_classes, reads=reads)(case.maps, case.batch.boxes, case.batch.labels)
     losses = {name: gain * (parts[name][0] / parts[name][1].clamp(min=1)).sum() for name, gain in GAINS.items()}
     expected = {"box": case.box, "cls": case.cls, "dfl": case.dfl}
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-4, abs=1e-6)

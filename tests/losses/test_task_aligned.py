@@ -8,6 +8,7 @@ from torch import Tensor
 
 from memory import LiveBytes
 from yoloyard.boxes import complete_iou
+from yoloyard.losses import points_in_boxes
 from yoloyard.losses.task_aligned import TaskAlignedLoss, _distribution_loss
 from yoloyard.models import registry
 
@@ -71,10 +72,13 @@ def total(parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         [[20.0, 20, 20, 20]],  # of no size
     ],
 )
-def test_losses_and_gradients_stay_finite_at_the_edges(boxes: list[list[float]]) -> None:
+@pytest.mark.parametrize("reads", [False, True])
+def test_losses_and_gradients_stay_finite_at_the_edges(boxes: list[list[float]], reads: bool) -> None:
     maps = some_maps(64, 3)
     labels = [-1 if box == [0.0, 0, 0, 0] else 0 for box in boxes]
-    parts = TaskAlignedLoss(STRIDES, 3)(maps, torch.tensor(boxes).view(1, -1, 4), torch.tensor([labels]).long())
+    parts = TaskAlignedLoss(STRIDES, 3, reads=reads)(
+        maps, torch.tensor(boxes).view(1, -1, 4), torch.tensor([labels]).long()
+    )
     loss = total(parts)
     loss.backward()
     assert math.isfinite(loss.item())
@@ -82,6 +86,53 @@ def test_losses_and_gradients_stay_finite_at_the_edges(boxes: list[list[float]])
     if not any(label >= 0 for label in labels):
         assert parts["box"][0].item() == parts["dfl"][0].item() == 0
         assert parts["cls"][0].item() > 0
+
+
+def some_boxes(images: int, boxes: int, size: int, largest: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Boxes of up to `largest` of the image's side, some of which hang over its edge, and labels, some of them -1."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.rand(images, boxes, 2, generator=generator) * size
+    sides = torch.rand(images, boxes, 2, generator=generator) * size * largest + 1
+    labels = torch.randint(-1, 5, (images, boxes), generator=generator)
+    return torch.cat((centres - sides / 2, centres + sides / 2), dim=2), labels
+
+
+@pytest.mark.parametrize("largest", [0.05, 0.2, 0.7])
+@pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2, 0.5, 1, 3])])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_points_in_boxes_give_the_loss_of_all_points(largest: float, weights: Tensor | None, seed: int) -> None:
+    boxes, labels = some_boxes(3, 17, 192, largest, seed)
+    found = []
+    for reads in (False, True):
+        maps = some_maps(192, 5, images=3)
+        parts = TaskAlignedLoss(STRIDES, 5, weights, reads)(maps, boxes, labels)
+        total(parts).backward()
+        found.append((parts, [level.grad for level in maps]))
+    (plain, plain_gradients), (quick, gradients) = found
+    assert plain["box"][1] > 1
+    for name in GAINS:
+        torch.testing.assert_close(quick[name], plain[name], rtol=3e-6, atol=1e-6)
+    torch.testing.assert_close(gradients, plain_gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_too_many_points_in_boxes_are_taken_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, labels = some_boxes(2, 9, 128, 0.5, 0)
+    maps, criterion = some_maps(128, 5, images=2), TaskAlignedLoss(STRIDES, 5, reads=True)
+    few = criterion(maps, boxes, labels)
+    monkeypatch.setattr(points_in_boxes, "MOST_PAIRS", 10)
+    monkeypatch.setattr(points_in_boxes, "distinct", None)  # would fail
+    many = criterion(maps, boxes, labels)
+    for name in GAINS:
+        torch.testing.assert_close(many[name], few[name], rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("channel", [5, 66])  # of the box logits, of the class logits
+def test_what_is_not_finite_shows_in_the_loss(reads: bool, channel: int) -> None:
+    boxes, labels = some_boxes(1, 6, 128, 0.5, 0)
+    maps = [level.detach() for level in some_maps(128, 5)]
+    maps[0][:, channel] = math.nan
+    assert not math.isfinite(total(TaskAlignedLoss(STRIDES, 5, reads=reads)(maps, boxes, labels)).item())
 
 
 def test_five_thousand_boxes_an_image_need_less_than_two_gigabytes() -> None:

@@ -21,7 +21,7 @@ from yoloyard.boxes import complete_iou
 TOP_K = 10
 MINIMUM_SIDE = 16.0  # pixels; the second stride
 EPS = 1e-9
-PAIRS_OF_A_CHUNK = 2**20  # box-point pairs looked at together: 4 MB for each intermediate result
+PAIRS_OF_A_CHUNK = 2**22  # box-point pairs looked at together: 16 MB for each intermediate result
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def assign(
     chunk = max(1, PAIRS_OF_A_CHUNK // (num_images * num_points))
     for start in range(0, num_boxes, chunk):
         part = slice(start, start + chunk)
-        inside = _inside(boxes_xyxy[:, part, None], points).logical_and_(real[:, part, None])  # (B, m, P)
+        inside = is_inside(boxes_xyxy[:, part, None], points).logical_and_(real[:, part, None])  # (B, m, P)
         overlap = _pairwise_overlap(boxes_xyxy[:, part], predicted_xyxy).mul_(inside)
-        alignment = _alignment(scores_by_class[images, classes[:, part]], overlap)
+        alignment = alignment_of(scores_by_class[images, classes[:, part]], overlap)
         top = alignment.topk(min(TOP_K, num_points), dim=2, sorted=False).indices  # (B, m, K)
         selected = inside.gather(2, top).long().flatten(1)  # (B, m * K)
         numbers = torch.arange(start, min(start + chunk, num_boxes), device=labels.device)
@@ -78,9 +78,9 @@ def assign(
 
     point_boxes = boxes_xyxy.gather(1, box_of_point.unsqueeze(-1).expand(-1, -1, 4))
     point_labels = classes.gather(1, box_of_point)
-    inside = _inside(point_boxes, points) & foreground
+    inside = is_inside(point_boxes, points) & foreground
     overlap = complete_iou(point_boxes, predicted_xyxy).clamp(min=0) * inside
-    alignment = _alignment(predicted_scores.gather(2, point_labels.unsqueeze(-1)).squeeze(-1), overlap)
+    alignment = alignment_of(predicted_scores.gather(2, point_labels.unsqueeze(-1)).squeeze(-1), overlap)
     # The best alignment and the best overlap that each box reaches, over the points that it was given in the end.
     none = predicted_xyxy.new_zeros(num_images, num_boxes)
     top_alignment = none.scatter_reduce(1, box_of_point, alignment, "amax").gather(1, box_of_point)
@@ -93,17 +93,22 @@ def assign(
     )
 
 
-def _inside(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
+def widened(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
+    """The two corners (..., 2) of boxes (..., 4) pixels, small boxes widened about their centre."""
+    low, high = boxes_xyxy.split(2, dim=-1)
+    more = (MINIMUM_SIDE - (high - low)).clamp(min=0) / 2
+    return low - more, high + more
+
+
+def is_inside(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
     """Is the point strictly inside the box, small boxes widened about their centre?
 
     `boxes_xyxy` (..., 4) must broadcast against the P `points`: (..., 1, 4) or (..., P, 4) gives bool (..., P).
     """
-    x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
-    widen_x = (MINIMUM_SIDE - (x2 - x1)).clamp(min=0) / 2
-    widen_y = (MINIMUM_SIDE - (y2 - y1)).clamp(min=0) / 2
+    low, high = widened(boxes_xyxy)
     x, y = points.unbind(-1)
-    inside = (x > x1 - widen_x).logical_and_(x < x2 + widen_x)
-    return inside.logical_and_(y > y1 - widen_y).logical_and_(y < y2 + widen_y)
+    inside = (x > low[..., 0]).logical_and_(x < high[..., 0])
+    return inside.logical_and_(y > low[..., 1]).logical_and_(y < high[..., 1])
 
 
 def _pairwise_overlap(boxes_xyxy: Tensor, predicted_xyxy: Tensor, eps: float = 1e-7) -> Tensor:
@@ -131,7 +136,7 @@ def _pairwise_overlap(boxes_xyxy: Tensor, predicted_xyxy: Tensor, eps: float = 1
     return iou.sub_(distance.div_(diagonal)).sub_(aspect.square_().div_(certainty)).clamp_(min=0)
 
 
-def _alignment(scores: Tensor, overlap: Tensor) -> Tensor:
+def alignment_of(scores: Tensor, overlap: Tensor) -> Tensor:
     """score^0.5 * overlap^6, with products in place of the slow power functions."""
     cube = overlap * overlap * overlap
     return scores.sqrt().mul_(cube.square_())

@@ -9,14 +9,15 @@ Sources: Feng et al., "TOOD" (ICCV 2021) for the assignment and the class loss w
 "Generalized Focal Loss" (NeurIPS 2020), section 3.2, for the distribution; Zheng et al. (AAAI 2020) for CIoU.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from yoloyard.boxes import anchor_points, complete_iou
 from yoloyard.losses.assign import Assignment, assign
+from yoloyard.losses.points_in_boxes import assign_inside, class_loss, distinct, look_up, pairs_inside, rows_of
+
+Sums = tuple[Tensor, Tensor, Tensor, Tensor]  # box, cls, dfl and their norm, each ()
 
 BINS = 16  # of each side's distance, in grid units 0..15
 LARGEST_DISTANCE = BINS - 1 - 0.01
@@ -25,13 +26,21 @@ LARGEST_DISTANCE = BINS - 1 - 0.01
 class TaskAlignedLoss:
     """`criterion(maps, boxes, labels)` for detectors whose maps are (B, 4 * 16 + C, h, w), box logits first.
 
-    `class_weights` (C,) multiply what each class's column adds to the class loss.
+    `class_weights` (C,) multiply what each class's column adds to the class loss. With `reads` the points in boxes are
+    read from the device and the others passed over, which is quicker where reading costs nothing.
     """
 
-    def __init__(self, strides: tuple[int, ...], num_classes: int, class_weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        strides: tuple[int, ...],
+        num_classes: int,
+        class_weights: Tensor | None = None,
+        reads: bool = False,
+    ) -> None:
         self.strides = strides
         self.num_classes = num_classes
         self.class_weights = class_weights
+        self.reads = reads
 
     def __call__(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums (1,) and norms (1,) of `box`, `cls` and `dfl` on this process.
@@ -39,20 +48,21 @@ class TaskAlignedLoss:
         `boxes_xyxy` (B, M, 4) pixels of the network's input, `labels` (B, M) with -1 in padded slots. The norm of all
         three is the sum of the target scores. Computed in float32 whatever the maps' type.
         """
+        sums = self._of_points_in_boxes(maps, boxes_xyxy, labels) if self.reads else None
+        box, cls, dfl, norm = sums or self._of_all_points(maps, boxes_xyxy, labels)
+        norm = norm.reshape(1)
+        return {"box": (box.reshape(1), norm), "cls": (cls.reshape(1), norm), "dfl": (dfl.reshape(1), norm)}
+
+    def _of_all_points(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> Sums:
         sizes = [(level.shape[2], level.shape[3]) for level in maps]
         points, strides = anchor_points(sizes, self.strides, maps[0].device)
         # (B, h * w, K) is how a channels_last map lies in memory, so nothing is transposed, back and forth
         levels = [level.permute(0, 2, 3, 1).flatten(1, 2).split((4 * BINS, self.num_classes), 2) for level in maps]
         box_logits, class_logits = (torch.cat(parts, dim=1).float() for parts in zip(*levels, strict=True))
-        log_distribution = functional.log_softmax(box_logits.unflatten(2, (4, BINS)), dim=3)  # (B, P, 4, 16)
-        bins = torch.arange(BINS, dtype=torch.float32, device=box_logits.device)
-        left_top, right_bottom = (log_distribution.exp() @ bins).split(2, dim=2)
-        predicted_grid = torch.cat((points - left_top, points + right_bottom), dim=2)  # xyxy in grid units
-        scores = class_logits.detach().sigmoid()
-
+        log_distribution, predicted_grid = _boxes_of(box_logits, points)
         assignment = assign(
             predicted_grid.detach() * strides,
-            scores,
+            class_logits.detach().sigmoid(),
             points * strides,
             boxes_xyxy,
             labels,
@@ -65,55 +75,62 @@ class TaskAlignedLoss:
 
         box = ((1 - complete_iou(predicted_grid, target_grid)) * weights).sum()
         dfl = (_distribution_loss(log_distribution, target_grid, points) * weights).sum()
-        norm = weights.sum().reshape(1)
-        return {
-            "box": (box.reshape(1), norm),
-            "cls": (_class_loss(class_logits, scores, assignment, self.class_weights).reshape(1), norm),
-            "dfl": (dfl.reshape(1), norm),
-        }
+        return box, _class_loss(class_logits, assignment, self.class_weights), dfl, weights.sum()
+
+    def _of_points_in_boxes(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> Sums | None:
+        """The same as `_of_all_points`, see `points_in_boxes`; None where that would take too much memory."""
+        images, slots = (labels >= 0).nonzero(as_tuple=True)
+        boxes, classes = boxes_xyxy[images, slots], labels[images, slots]
+        pairs = pairs_inside(boxes, images, maps, self.strides)
+        if pairs is None:
+            return None
+        levels = [level.permute(0, 2, 3, 1).flatten(0, 2).split((4 * BINS, self.num_classes), 1) for level in maps]
+        all_box_logits, all_class_logits = zip(*levels, strict=True)
+        numbers, row_of_pair = distinct(pairs.point, maps)
+        points = look_up(numbers, maps, self.strides)
+        with torch.no_grad():
+            _, predicted_grid = _boxes_of(rows_of(all_box_logits, numbers, maps), points.centre)
+            class_logits = rows_of(all_class_logits, numbers, maps)
+            unsound = 0 * predicted_grid.sum()  # not a number where one of these is not: no point of it is learnt
+        learnt = assign_inside(pairs, row_of_pair, predicted_grid * points.stride, class_logits, boxes, classes)
+
+        numbers, centres, weights = numbers[learnt.row], points.centre[learnt.row], learnt.target_score
+        log_distribution, predicted_grid = _boxes_of(rows_of(all_box_logits, numbers, maps), centres)
+        target_grid = boxes[learnt.box] / points.stride[learnt.row]
+        box = ((1 - complete_iou(predicted_grid, target_grid)) * weights).sum() + unsound
+        dfl = (_distribution_loss(log_distribution, target_grid, centres) * weights).sum()
+        cls = class_loss(all_class_logits, numbers, maps, classes[learnt.box], weights, self.class_weights)
+        return box, cls, dfl, weights.sum()
 
 
-def _class_loss(class_logits: Tensor, scores: Tensor, assignment: Assignment, class_weights: Tensor | None) -> Tensor:
+def _boxes_of(box_logits: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the distributions, (..., 4, 16), and boxes xyxy (..., 4) in cells; logits (..., 64)."""
+    log_distribution = functional.log_softmax(box_logits.unflatten(-1, (4, BINS)), dim=-1)
+    bins = torch.arange(BINS, dtype=torch.float32, device=box_logits.device)
+    left_top, right_bottom = (log_distribution.exp() @ bins).split(2, dim=-1)
+    return log_distribution, torch.cat((points - left_top, points + right_bottom), dim=-1)
+
+
+def _class_loss(class_logits: Tensor, assignment: Assignment, class_weights: Tensor | None) -> Tensor:
     """Binary cross-entropy summed over all points and classes, these weighted by `class_weights` (C,) if given.
 
     Each point has at most one target above zero, and bce(x, y) = softplus(x) - x * y: no dense targets are needed.
     """
     own_logit = class_logits.gather(2, assignment.labels.unsqueeze(-1)).squeeze(-1)
-    none_true = _SoftplusSum.apply(class_logits, scores)  # (C,)
+    none_true = functional.softplus(class_logits).sum(dim=(0, 1))  # (C,)
     if class_weights is None:
         return none_true.sum() - (own_logit * assignment.target_scores).sum()
     own_weights = class_weights[assignment.labels]
     return (none_true * class_weights).sum() - (own_logit * assignment.target_scores * own_weights).sum()
 
 
-class _SoftplusSum(torch.autograd.Function):
-    """softplus of (B, P, C) summed over B and P; its derivative, the sigmoid, is there already.
-
-    softplus(x) = max(x, 0) + log(1 + z) with z = exp(-|x|). torch has a slow log1p and a fast log on a
-    CPU: u = 1 + z is taken, and what it has lost by rounding is added, log(1 + z) = log(u) + (z - (u - 1)) / u.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, sigmoid: Tensor) -> Tensor:
-        ctx.save_for_backward(sigmoid)
-        z = logits.abs().neg_().exp_()
-        u = z + 1
-        lost = z.sub_(u).add_(1).div_(u)
-        return u.log_().add_(lost).add_(logits.clamp(min=0)).sum(dim=(0, 1))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (sigmoid,) = ctx.saved_tensors
-        return sigmoid * gradients[0], None
-
-
 def _distribution_loss(log_distribution: Tensor, target_grid: Tensor, points: Tensor) -> Tensor:
-    """Cross-entropy with the two bins around each side's true distance, mean of the sides, (B, P)."""
-    target_left_top, target_right_bottom = target_grid.split(2, dim=2)
-    distance = torch.cat((points - target_left_top, target_right_bottom - points), dim=2)
+    """Cross-entropy with the two bins around each side's true distance, mean of the sides, (..., P)."""
+    target_left_top, target_right_bottom = target_grid.split(2, dim=-1)
+    distance = torch.cat((points - target_left_top, target_right_bottom - points), dim=-1)
     distance = distance.clamp(0, LARGEST_DISTANCE)
     low = distance.floor()
     weight_high = distance - low
-    index = torch.stack((low, low + 1), dim=3).long()
-    log_low, log_high = log_distribution.gather(3, index).unbind(3)
-    return -(log_low * (1 - weight_high) + log_high * weight_high).mean(dim=2)
+    index = torch.stack((low, low + 1), dim=-1).long()
+    log_low, log_high = log_distribution.gather(-1, index).unbind(-1)
+    return -(log_low * (1 - weight_high) + log_high * weight_high).mean(dim=-1)

@@ -18,8 +18,13 @@ from yoloyard.training import class_weights
 Criterion = Callable[[list[Tensor], Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
 
 
-def choose_criterion(detector: Detector, config: TrainConfig) -> tuple[Criterion, dict[str, float]]:
-    """The loss for `detector`, which lies on its device already, and the gain of each of its parts."""
+def choose_criterion(
+    detector: Detector, config: TrainConfig, reads: bool = False
+) -> tuple[Criterion, dict[str, float]]:
+    """The loss for `detector`, which lies on its device already, and the gain of each of its parts.
+
+    `reads`: shapes may depend on what is read from the device, which is quicker where that costs nothing.
+    """
     loss, head = config.loss, detector.head
     weights = None
     if config.class_weights is not None:
@@ -27,7 +32,7 @@ def choose_criterion(detector: Detector, config: TrainConfig) -> tuple[Criterion
         weights = torch.tensor(numbers, device=next(detector.parameters()).device)
     if not isinstance(head, AnchorBasedHead):
         gains = {"box": loss.box, "cls": loss.cls, "dfl": loss.dfl}
-        return TaskAlignedLoss(head.strides, head.num_classes, weights), gains
+        return TaskAlignedLoss(head.strides, head.num_classes, weights, reads), gains
     criterion = AnchorBasedLoss(
         head.anchors,
         head.strides,

@@ -1,0 +1,206 @@
+"""The loss of `TaskAlignedLoss` from those points alone that lie in a box: the same sums in a fraction of the time.
+
+Which points these are is read from the device, so shapes depend on the data: this is for a CPU, where reading costs
+nothing. Elsewhere the host would wait, and `task_aligned` and `assign` do the same with fixed shapes; tests compare.
+
+Shapes: B batch, M boxes per image, C classes, L levels, h w cells of a level, R real boxes of all images, n pairs of a
+box and a point in it, U points that lie in a box, F points that learn a box. A point's number counts the rows of all
+levels' maps (B * h * w, K), one level after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yoloyard.boxes import complete_iou
+from yoloyard.losses.assign import EPS, TOP_K, alignment_of, is_inside, widened
+
+MOST_PAIRS = 2**22  # 32 MB for each number of a pair
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Boxes and the points in them."""
+
+    box: Tensor  # int64 (n,) row of the real boxes
+    point: Tensor  # int64 (n,) number of the point
+
+
+@dataclass(frozen=True)
+class Points:
+    """Some points, in the order of their numbers."""
+
+    number: Tensor  # int64 (U,)
+    centre: Tensor  # float32 (U, 2) x, y in cells
+    stride: Tensor  # float32 (U, 1) pixels
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Which of the points learn something, and what."""
+
+    row: Tensor  # int64 (F,) row of the points that were looked at
+    box: Tensor  # int64 (F,) row of the real boxes
+    target_score: Tensor  # float32 (F,) score that the point's class should reach
+
+
+def pairs_inside(boxes_xyxy: Tensor, images: Tensor, maps: Sequence[Tensor], strides: Sequence[int]) -> Pairs | None:
+    """All pairs of a box, (R, 4) pixels, of the image (R,) and a point strictly in it, small boxes widened.
+
+    None if there are more than MOST_PAIRS, which would take more memory than all points do chunk by chunk.
+    """
+    low, high = widened(boxes_xyxy)
+    ranges = []
+    for level, stride in zip(maps, strides, strict=True):
+        size = torch.tensor([level.shape[3], level.shape[2]], device=low.device)
+        # A column or row more on each side, so that rounding loses none; what is outside goes below.
+        first = (low / stride - 0.5).floor().long().clamp(min=0).minimum(size)
+        last = ((high / stride - 0.5).ceil().long() + 1).clamp(min=0).minimum(size)
+        ranges.append((first, (last - first).clamp(min=0)))
+    if sum(int(extent.prod(dim=1).sum()) for _, extent in ranges) > MOST_PAIRS:
+        return None
+    parts, first_number = [], 0
+    for level, stride, (first, extent) in zip(maps, strides, ranges, strict=True):
+        batch, _, height, width = level.shape
+        count = extent.prod(dim=1)
+        box = torch.repeat_interleave(count)
+        place = torch.arange(len(box), device=box.device) - (count.cumsum(0) - count)[box]
+        columns = extent[:, 0][box]
+        column, row = first[:, 0][box] + place % columns, first[:, 1][box] + place // columns
+        centres = torch.stack((column, row), dim=1) * stride + stride / 2
+        kept = is_inside(boxes_xyxy[box], centres).nonzero().flatten()
+        number = first_number + (images[box] * height + row) * width + column
+        parts.append((box[kept], number[kept]))
+        first_number += batch * height * width
+    return Pairs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def distinct(numbers: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The points (U,) that are among `numbers` (n,), ascending, and which of them each of these is, (n,)."""
+    total = sum(level.shape[0] * level.shape[2] * level.shape[3] for level in maps)
+    place = torch.zeros(total, dtype=torch.int64, device=numbers.device).index_fill(0, numbers, 1)
+    found = place.nonzero().flatten()
+    return found, (place.cumsum(0) - 1)[numbers]
+
+
+def look_up(numbers: Tensor, maps: Sequence[Tensor], strides: Sequence[int]) -> Points:
+    """Where the points of ascending `numbers` (U,) are."""
+    centres, point_strides = [], []
+    for part, level, stride in zip(_by_level(numbers, maps), maps, strides, strict=True):
+        height, width = level.shape[2:]
+        cell = part % (height * width)
+        centres.append(torch.stack((cell % width, cell // width), dim=1) + 0.5)
+        point_strides.append(torch.full((len(part), 1), float(stride), device=part.device))
+    return Points(numbers, torch.cat(centres), torch.cat(point_strides))
+
+
+def rows_of(levels: Sequence[Tensor], numbers: Tensor, maps: Sequence[Tensor]) -> Tensor:
+    """The points' rows (U, K), float32, of the levels' (B * h * w, K)."""
+    parts = zip(levels, _by_level(numbers, maps), strict=True)
+    return torch.cat([level.index_select(0, rows) for level, rows in parts]).float()
+
+
+def _by_level(numbers: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Ascending numbers of points as rows of each level."""
+    sizes = [level.shape[0] * level.shape[2] * level.shape[3] for level in maps]
+    ends = torch.tensor(sizes, device=numbers.device).cumsum(0)
+    counts = torch.searchsorted(numbers, ends).diff(prepend=ends.new_zeros(1)).tolist()
+    starts = (ends - ends.new_tensor(sizes)).tolist()
+    return [part - start for part, start in zip(numbers.split(counts), starts, strict=True)]
+
+
+@torch.no_grad()
+def assign_inside(
+    pairs: Pairs, row_of_pair: Tensor, predicted_xyxy: Tensor, class_logits: Tensor, boxes_xyxy: Tensor, labels: Tensor
+) -> Learnt:
+    """What `assign` gives, for the points in boxes; a point whose target is zero may be left out.
+
+    `row_of_pair` (n,) is the pair's row of `predicted_xyxy` (U, 4) pixels and `class_logits` (U, C); `boxes_xyxy`
+    (R, 4) pixels, `labels` (R,).
+    """
+    num_points, num_boxes = len(predicted_xyxy), len(boxes_xyxy)
+    overlap = complete_iou(boxes_xyxy[pairs.box], predicted_xyxy[row_of_pair]).clamp(min=0)
+    logits = class_logits[row_of_pair, labels[pairs.box]]
+    alignment = alignment_of(logits.sigmoid(), overlap)
+    selected = _best_of_each_box(alignment, pairs.box, num_boxes)
+
+    rows, selectors = row_of_pair[selected], pairs.box[selected]
+    selections = torch.bincount(rows, minlength=num_points)
+    box_of_point = torch.zeros(num_points, dtype=torch.int64, device=rows.device).index_put((rows,), selectors)
+    # A point that several boxes select learns the one that it overlaps most, whether that one selected it or not.
+    best = overlap.new_zeros(num_points).scatter_reduce(0, row_of_pair, overlap, "amax")
+    is_best = (overlap == best[row_of_pair]) & (selections[row_of_pair] > 1)
+    first_best = torch.full_like(box_of_point, num_boxes)
+    first_best = first_best.scatter_reduce(0, row_of_pair[is_best], pairs.box[is_best], "amin")
+    row = selections.nonzero().flatten()
+    box = torch.where(selections > 1, first_best, box_of_point)[row]
+
+    overlap = complete_iou(boxes_xyxy[box], predicted_xyxy[row]).clamp(min=0)
+    alignment = alignment_of(class_logits[row, labels[box]].sigmoid(), overlap)
+    none = overlap.new_zeros(num_boxes)
+    top_alignment = none.scatter_reduce(0, box, alignment, "amax")[box]
+    top_overlap = none.scatter_reduce(0, box, overlap, "amax")[box]
+    return Learnt(row, box, alignment * top_overlap / (top_alignment + EPS))
+
+
+def _best_of_each_box(alignment: Tensor, box: Tensor, num_boxes: int) -> Tensor:
+    """The pairs (k,) of the TOP_K best alignments above zero of each box."""
+    order = alignment.argsort(descending=True, stable=True)
+    order = order[: int((alignment > 0).sum())]
+    order = order[box[order].argsort(stable=True)]
+    counts = torch.bincount(box[order], minlength=num_boxes)
+    rank = torch.arange(len(order), device=box.device) - (counts.cumsum(0) - counts)[box[order]]
+    return order[rank < TOP_K]
+
+
+def class_loss(
+    levels: Sequence[Tensor],
+    numbers: Tensor,
+    maps: Sequence[Tensor],
+    labels: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+) -> Tensor:
+    """Binary cross-entropy of all logits, levels of (B * h * w, C), summed; see `_ClassLoss` for the rest."""
+    rows = _by_level(numbers, maps)
+    counts = [len(part) for part in rows]
+    parts = zip(levels, rows, labels.split(counts), targets.split(counts), strict=True)
+    return torch.stack([_ClassLoss.apply(*part, weights) for part in parts]).sum()
+
+
+class _ClassLoss(torch.autograd.Function):
+    """Binary cross-entropy of logits (N, C), summed; in row `rows` (F,) the class `labels` (F,) has `targets` (F,).
+
+    All else has the target zero, and each row stands there once at most. `weights` (C,) multiply the classes' shares.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, rows: Tensor, labels: Tensor, targets: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(logits, rows, labels, targets, weights)
+        x = logits.float()
+        # softplus(x) = max(x, 0) + log(1 + z), z = exp(-|x|). Torch's log1p takes six times as long as its log: of
+        # u = 1 + z that is taken, and what u lost by rounding is added, log(1 + z) = log(u) + (z - (u - 1)) / u.
+        z = x.abs().neg_().exp_()
+        u = z + 1
+        lost = z.sub_(u).add_(1).div_(u)
+        none_true = u.log_().add_(lost).add_(x.clamp(min=0)).sum(dim=0)
+        own = x[rows, labels] * targets
+        if weights is None:
+            return none_true.sum() - own.sum()
+        return (none_true * weights).sum() - (own * weights[labels]).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits, rows, labels, targets, weights = ctx.saved_tensors
+        gradient = logits.float().sigmoid()
+        gradient[rows, labels] -= targets
+        if weights is not None:
+            gradient *= weights
+        return gradient.mul_(gradients[0]).to(logits.dtype), None, None, None, None
