@@ -74,11 +74,9 @@ def total(parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
 )
 @pytest.mark.parametrize("reads", [False, True])
 def test_losses_and_gradients_stay_finite_at_the_edges(boxes: list[list[float]], reads: bool) -> None:
-    maps = some_maps(64, 3)
+    maps, criterion = some_maps(64, 3), TaskAlignedLoss(STRIDES, 3, reads=reads)
     labels = [-1 if box == [0.0, 0, 0, 0] else 0 for box in boxes]
-    parts = TaskAlignedLoss(STRIDES, 3, reads=reads)(
-        maps, torch.tensor(boxes).view(1, -1, 4), torch.tensor([labels]).long()
-    )
+    parts = criterion(maps, torch.tensor(boxes).view(1, -1, 4), torch.tensor([labels]).long())
     loss = total(parts)
     loss.backward()
     assert math.isfinite(loss.item())
@@ -97,19 +95,20 @@ def some_boxes(images: int, boxes: int, size: int, largest: float, seed: int) ->
     return torch.cat((centres - sides / 2, centres + sides / 2), dim=2), labels
 
 
-@pytest.mark.parametrize("largest", [0.05, 0.2, 0.7])
+@pytest.mark.parametrize("largest", [0.2, 0.4, 0.9])
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2, 0.5, 1, 3])])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_points_in_boxes_give_the_loss_of_all_points(largest: float, weights: Tensor | None, seed: int) -> None:
     boxes, labels = some_boxes(3, 17, 192, largest, seed)
     found = []
     for reads in (False, True):
-        maps = some_maps(192, 5, images=3)
+        # logits far apart, so that boxes of all sizes are predicted
+        maps = [(4 * level.detach()).requires_grad_() for level in some_maps(192, 5, images=3)]
         parts = TaskAlignedLoss(STRIDES, 5, weights, reads)(maps, boxes, labels)
         total(parts).backward()
         found.append((parts, [level.grad for level in maps]))
     (plain, plain_gradients), (quick, gradients) = found
-    assert plain["box"][1] > 1
+    assert plain["box"][1] > 0.1
     for name in GAINS:
         torch.testing.assert_close(quick[name], plain[name], rtol=3e-6, atol=1e-6)
     torch.testing.assert_close(gradients, plain_gradients, rtol=1e-4, atol=1e-6)
