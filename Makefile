@@ -36,13 +36,16 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 
 # Beside ultralytics, in an environment that holds both; writes benchmarks/RESULTS.md. Half an hour on an idle machine.
-bench: .venv-bench/installed trees/data.yaml
+bench: .venv-bench/installed trees/data.yaml demo/data.yaml
 	.venv-bench/bin/python benchmarks/run_all.py
 
 .venv-bench/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet ultralytics-opencv-headless==8.4.190 --editable ".[tensorboard]"
 	touch $@
+
+demo/data.yaml: .venv-bench/installed
+	.venv-bench/bin/yoloyard demo demo
 
 trees/data.yaml: .venv-bench/installed
 	.venv-bench/bin/python -m pip download --quiet --no-deps deepforest==2.1.0
