@@ -30,8 +30,13 @@ BENCHMARKS = {
     "scaling": "Scaling, ours alone",
 }
 DEMO, TREES = Path("demo", "data.yaml"), Path("trees", "data.yaml")
-BOTH_SETS = ["--demo", DEMO, "--trees", TREES]
-FLAGS = {"validation": ["--data", TREES], "startup": ["--data", TREES], "epoch": BOTH_SETS, "fixed_time": BOTH_SETS}
+BOTH_SETS: list[str | Path] = ["--demo", DEMO, "--trees", TREES]
+FLAGS: dict[str, list[str | Path]] = {
+    "validation": ["--data", TREES],
+    "startup": ["--data", TREES],
+    "epoch": BOTH_SETS,
+    "fixed_time": BOTH_SETS,
+}
 PAGE = HERE / "RESULTS.md"
 
 
