@@ -22,6 +22,8 @@ HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src"
 RESULTS = HERE / "results"
 LOGS = Path("runs", "bench")
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
+PYTHON_PATH = os.pathsep.join((str(SOURCE), str(HERE)))  # with which the sides find yoloyard and turns.py
 
 
 @dataclass(frozen=True)
@@ -99,13 +101,17 @@ def write_results(name: str, rows: Sequence[Row], python: Path) -> None:
 
 def processor() -> str:
     """The name of the processor, and whether it multiplies bfloat16."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return platform.processor()
-    text = cpuinfo.read_text()
-    name = next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
+    if not CPUINFO.exists():
+        return processor_name()
+    text = CPUINFO.read_text(encoding="utf-8")
     native = [flag for flag in ("amx_bf16", "avx512_bf16") if f" {flag} " in text]
-    return f"{name} ({', '.join(native) or 'no native bfloat16'})"
+    return f"{processor_name()} ({', '.join(native) or 'no native bfloat16'})"
+
+
+def processor_name() -> str:
+    """The name of the processor alone."""
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def versions(python: Path) -> dict[str, str]:
@@ -121,7 +127,7 @@ def versions(python: Path) -> dict[str, str]:
 
 def _start(python: Path, side: Side) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
-    environment["PYTHONPATH"] = os.pathsep.join((str(SOURCE), str(HERE)))
+    environment["PYTHONPATH"] = PYTHON_PATH
     if side.threads is not None:
         environment["OMP_NUM_THREADS"] = str(side.threads)
     with (LOGS / f"{side.name.replace(' ', '-').replace('/', '-')}.log").open("w", encoding="utf-8") as log:

@@ -11,7 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from side_by_side import HERE, SOURCE, Row, arguments_of, write_results
+from side_by_side import HERE, PYTHON_PATH, Row, arguments_of, write_results
 
 SIDES = HERE / "sides"
 WORK = Path("runs", "bench", "startup")
@@ -55,11 +55,10 @@ def main() -> None:
 
 def run(command: list[str]) -> float:
     """Seconds from the start of a process until it ends; the programs in `sides` end at their first step."""
-    path = os.pathsep.join((str(SOURCE), str(HERE)))
     shutil.rmtree(WORK / "runs", ignore_errors=True)
     with (WORK / "last.log").open("w", encoding="utf-8") as log:
         began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path})
+        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": PYTHON_PATH})
         return time.perf_counter() - began
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from side_by_side import HERE, Row, Side, arguments_of, compare, write_results
+from side_by_side import HERE, PYTHON_PATH, Row, Side, arguments_of, compare, write_results
 
 DATA = Path("runs", "bench", "step", "data")
 PICTURES, BOXES, CLASSES = 64, 10, 80
@@ -75,7 +75,7 @@ def limits(
 ) -> list[Row]:
     """The operations a second of the step beside the most that a product of matrices and a convolution reach here."""
     command = [str(python), str(HERE / "sides" / "step_peak.py"), str(threads)]
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
+    environment = {**os.environ, "PYTHONPATH": PYTHON_PATH}
     peaks = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
     print(json.dumps(peaks), flush=True)
     rows = []

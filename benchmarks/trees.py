@@ -15,7 +15,6 @@ import platform
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from side_by_side import processor_name
 
 import yoloyard
 from yoloyard.data.data_yaml import read_data_yaml
@@ -251,11 +251,6 @@ def first_above(map50: Sequence[float]) -> int | None:
 
 def words(flags: dict[str, object]) -> list[str]:
     return [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-
-
-def processor_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

@@ -5,9 +5,14 @@ Standard library only: the programs of both sides import it, each in its own env
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
+import time
+from collections.abc import Iterator
+
+BATCHES = 32  # of a turn of `count_samples`
 
 
 class Turns:
@@ -26,3 +31,11 @@ class Turns:
     def report(self, **figures: float) -> None:
         """Answer for this turn: the figures that were measured in it."""
         print(json.dumps(figures), file=self._answers, flush=True)
+
+    def count_samples(self, batches: Iterator[object], batch: int) -> None:
+        """In each turn take BATCHES of the endless `batches`, of `batch` samples, and answer with samples a second."""
+        while self.wait():
+            began = time.perf_counter()
+            for _ in itertools.islice(batches, BATCHES):
+                pass
+            self.report(samples_per_second=BATCHES * batch / (time.perf_counter() - began))

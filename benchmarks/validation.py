@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from side_by_side import HERE, SOURCE, Row, Side, arguments_of, compare, write_results
+from side_by_side import HERE, PYTHON_PATH, Row, Side, arguments_of, compare, write_results
 
 IMAGES = 500
 WORK = Path("runs", "bench", "validation")
@@ -93,8 +93,7 @@ def trained_weights(python: Path, data: Path) -> Path:
             "--data",
             data,
         ]
-        path = os.pathsep.join((str(SOURCE), str(HERE)))
-        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": path})
+        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": PYTHON_PATH})
     return file
 
 

@@ -65,14 +65,15 @@ class Training:
         self.update.watch(self.backward(batch))
         return self.update()
 
-    def everything(self) -> dict[str, Tensor]:
-        """All that a step may change, as copies."""
-        state = {f"model.{name}": value for name, value in self.detector.state_dict().items()}
-        state |= {f"ema.{name}": value for name, value in self.update.ema.model.state_dict().items()}
-        for number, entry in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{number}.{name}": value for name, value in entry.items()}
-        state["updates"] = self.update.ema.updates
-        return {name: value.clone() for name, value in state.items() if "num_batches_tracked" not in name}
+
+def everything(update: Update) -> dict[str, Tensor]:
+    """All that a step may change, as copies."""
+    state = {f"model.{name}": value for name, value in update.model.state_dict().items()}
+    state |= {f"ema.{name}": value for name, value in update.ema.model.state_dict().items()}
+    for number, entry in update.optimizer.state_dict()["state"].items():
+        state |= {f"optimizer.{number}.{name}": value for name, value in entry.items()}
+    state["updates"] = update.ema.updates
+    return {name: value.clone() for name, value in state.items() if "num_batches_tracked" not in name}
 
 
 def some_batch(images: int = 2, size: int = 64, boxes: int = 4, seed: int = 0, pinned: bool = False) -> Batch:
@@ -140,13 +141,13 @@ def check_that_a_bad_step_leaves_no_trace(
     training = Training(device, dtype, optimization=optimization)
     while training.step(some_batch(seed=1)).send().read()[0]:
         pass  # a loss scale is found
-    before = training.everything()
+    before = everything(training.update)
     first = next(module for module in training.detector.modules() if isinstance(module, torch.nn.Conv2d))
     spoiling = first.register_forward_hook(lambda module, inputs, output: output * float("inf"))
     outcome = training.step(some_batch(seed=2))
     spoiling.remove()
     assert outcome.send().read() == (True, False)
-    after = training.everything()
+    after = everything(training.update)
     for name, value in before.items():
         assert torch.equal(after[name], value), name
 
@@ -157,7 +158,7 @@ def check_that_compiling_changes_nothing(device: torch.device, dtype: torch.dtyp
     plain, compiled = Training(device, dtype), Training(device, dtype, compiled_for=(2, 3, 64, 64))
     assert len(compiled.lines) == 1
     assert "was compiled in" in compiled.lines[0], compiled.lines
-    for name, value in plain.everything().items():
-        assert torch.equal(compiled.everything()[name], value), name
+    for name, value in everything(plain.update).items():
+        assert torch.equal(everything(compiled.update)[name], value), name
     tolerance = 1e-2 if dtype == torch.float32 else 5e-2
     torch.testing.assert_close(compiled.backward(batch), plain.backward(batch), rtol=tolerance, atol=tolerance)

@@ -2,7 +2,6 @@
 
 import itertools
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -15,7 +14,6 @@ from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_train_loader
 
 BATCH = 16
-BATCHES = 32  # of a turn
 
 
 def main() -> None:
@@ -28,11 +26,7 @@ def main() -> None:
     loader = make_train_loader(index, config)
     # One epoch after the other, without a pause: what is kept of an epoch's pictures is of use in the next.
     batches = (batch for epoch in itertools.count() for batch in loader.epoch(epoch, epochs=10**9))
-    while turns.wait():
-        began = time.perf_counter()
-        for _ in range(BATCHES):
-            next(batches)
-        turns.report(samples_per_second=BATCHES * BATCH / (time.perf_counter() - began))
+    turns.count_samples(batches, BATCH)
 
 
 if __name__ == "__main__":

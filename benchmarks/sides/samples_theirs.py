@@ -2,7 +2,6 @@
 
 import itertools
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,6 @@ from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 
 BATCH = 16
-BATCHES = 32  # of a turn
 
 
 def main() -> None:
@@ -27,11 +25,7 @@ def main() -> None:
     dataset = build_yolo_dataset(settings, data["train"], BATCH, data, mode="train", stride=32)
     loader = build_dataloader(dataset, BATCH, workers, shuffle=True, rank=-1) if workers else None
     batches = (batch for _ in itertools.count() for batch in (loader or permuted(dataset)))
-    while turns.wait():
-        began = time.perf_counter()
-        for _ in range(BATCHES):
-            next(batches)
-        turns.report(samples_per_second=BATCHES * BATCH / (time.perf_counter() - began))
+    turns.count_samples(batches, BATCH)
 
 
 def permuted(dataset: Any) -> Iterator[Any]:

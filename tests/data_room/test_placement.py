@@ -86,7 +86,7 @@ def test_several_hundred_samples_are_distributed_as_those_of_the_plain_way(
 
     images, boxes = samples()
     monkeypatch.setattr(augment, "place", plain)
-    monkeypatch.setattr(image_cache, "_reduction", lambda *_: 1)
+    monkeypatch.setattr(image_cache, "largest_reduction", lambda *_: 1)
     plain_images, plain_boxes = samples()
     assert len(images) == len(plain_images) == 384
     # Boxes: how many, how large, where.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from memory import SavedBytes
+from on_device import everything
 from yoloyard.config import OptimizerConfig, TrainConfig
 from yoloyard.device import Precision
 from yoloyard.models import registry
@@ -72,15 +73,6 @@ class Stage:
         self.update.watch(losses)
         return self.update()
 
-    def everything(self) -> dict[str, Tensor]:
-        """All that a step may change, as copies."""
-        state = {f"model.{name}": value for name, value in self.detector.state_dict().items()}
-        state |= {f"ema.{name}": value for name, value in self.update.ema.model.state_dict().items()}
-        for number, entry in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{number}.{name}": value for name, value in entry.items()}
-        state["updates"] = self.update.ema.updates
-        return {name: value.clone() for name, value in state.items() if "num_batches_tracked" not in name}
-
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 @pytest.mark.parametrize("model", NANO)
@@ -132,31 +124,31 @@ def test_a_bad_step_leaves_no_trace(optimizer: str, value: float, good_steps_bef
     for seed in range(good_steps_before):
         stage.step(some_batch(seed=seed))
         twin.step(some_batch(seed=seed))
-    before = stage.everything()
+    before = everything(stage.update)
     with poisoned(stage.detector, value):
         outcome = stage.step(some_batch(seed=7))
     assert outcome.found_inf == 1
-    after = stage.everything()
+    after = everything(stage.update)
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), name
     # And what follows is as if it had never been.
     stage.step(some_batch(seed=8))
     twin.step(some_batch(seed=8))
-    after = stage.everything()
-    for name, tensor in twin.everything().items():
+    after = everything(stage.update)
+    for name, tensor in everything(twin.update).items():
         assert torch.equal(after[name], tensor), name
 
 
 def test_a_bad_batch_among_accumulated_ones_spoils_only_its_own_update() -> None:
     stage = Stage()
     stage.step(some_batch(seed=1))
-    before = stage.everything()
+    before = everything(stage.update)
     stage.backward(some_batch(seed=2))
     with poisoned(stage.detector, float("nan")):
         stage.backward(some_batch(seed=3))
     outcome = stage.step(some_batch(seed=4))
     assert outcome.found_inf == 1
-    after = stage.everything()
+    after = everything(stage.update)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert stage.step(some_batch(seed=5)).found_inf == 0
 
@@ -261,10 +253,10 @@ def test_a_scaler_that_finds_its_scale_is_no_bad_step() -> None:
     """float16: the first scale is too large, the step is skipped with finite losses, and a lower scale works."""
     stage = Stage(dtype=torch.float16)
     stage.update.scaler._init_scale = 2.0**40
-    before = stage.everything()
+    before = everything(stage.update)
     outcome = stage.step(some_batch())
     assert outcome.send().read() == (True, True)
-    after = stage.everything()
+    after = everything(stage.update)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     for _ in range(40):
         outcome = stage.step(some_batch())

@@ -48,6 +48,11 @@ def decode_image(path: Path, reduction: int = 1) -> np.ndarray:
     return _decode(path, data, reduction)
 
 
+def largest_reduction(length: int, least: int) -> int:
+    """The largest `reduction` (8, 4, 2 or 1) of `length` pixels that leaves at least `least`, if any but 1 does."""
+    return next((by for by in (8, 4, 2) if length >= by * least), 1)
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Height and width of the picture, orientation applied.
 
@@ -83,9 +88,8 @@ def decode_thumbnail(path: Path, data: bytes, size: tuple[int, int], side: int) 
     All of the file is decoded, JPEGs to an eighth of their `size` (height, width) if that is enough, which is quicker.
     Raises UserError naming the file if it can't be decoded.
     """
-    if data.startswith(b"\xff\xd8"):
-        reduction = next((by for by in (8, 4, 2) if min(size) >= by * side), 1)
-        grey = _stored(path, data, cv2.IMREAD_GRAYSCALE | _REDUCED[reduction])
+    if data.startswith(image_header.JPEG):
+        grey = _stored(path, data, cv2.IMREAD_GRAYSCALE | _REDUCED[largest_reduction(min(size), side)])
     else:
         grey = cv2.cvtColor(_decode(path, data), cv2.COLOR_RGB2GRAY)
     return cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from yoloyard.data.image_cache import Block, load_resized
-from yoloyard.data.index import KEPT_LOCK_SECONDS, Index, alone, cache_folder, stamp
+from yoloyard.data.index import Index, alone, cache_folder, is_old, stamp
 from yoloyard.errors import UserError
 from yoloyard.files import cannot_write, write_whole
 
@@ -111,14 +110,10 @@ def _write(path: Path, index: Index, imgsz: int, block: Block, reduced: bool) ->
 def _forget_old(path: Path) -> None:
     """Remove what interrupted processes have left, and all but the files used last; room for `path` is counted in."""
     folder = path.parent
-    left = [file for file in folder.glob(".*.tmp") if file.name.startswith(f".{path.name}.") or _is_old(file)]
+    left = [file for file in folder.glob(".*.tmp") if file.name.startswith(f".{path.name}.") or is_old(file)]
     # A lock file may be held, so it goes only when it is old.
-    left += [file for file in folder.glob("*.lock") if _is_old(file)]
+    left += [file for file in folder.glob("*.lock") if is_old(file)]
     kept = sorted(folder.glob("*.pixels"), key=lambda file: file.stat().st_mtime)
     for file in left + kept[: -(KEPT_CACHES - 1)]:
         with contextlib.suppress(OSError):
             file.unlink()
-
-
-def _is_old(file: Path) -> bool:
-    return time.time() - file.stat().st_mtime > KEPT_LOCK_SECONDS

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from yoloyard.data.augment import resize_to, resized_shape
-from yoloyard.data.decode import decode_image, image_size
+from yoloyard.data.decode import decode_image, image_size, largest_reduction
 from yoloyard.data.index import Index
 from yoloyard.data.shared_memory import free_shared_memory
 from yoloyard.errors import UserError
@@ -92,7 +92,7 @@ class AllImages:
             self.pixels.share_memory_()
 
         def fill(position: int) -> None:
-            np.copyto(self[position], load_resized(index, position, imgsz, reduced))
+            load_resized(index, position, imgsz, reduced, self[position].reshape(-1))
 
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             for _ in threads.map(fill, range(len(index))):
@@ -111,7 +111,7 @@ def load_resized(
     """
     path = index.paths[position]
     height, width = (int(side) for side in index.sizes[position])
-    reduction = _reduction(max(height, width), imgsz) if reduced else 1
+    reduction = largest_reduction(max(height, width), imgsz) if reduced else 1
     image = decode_image(path, reduction)
     # Only JPEGs can be reduced.
     if image.shape[:2] not in ((height, width), (math.ceil(height / reduction), math.ceil(width / reduction))):
@@ -123,11 +123,6 @@ def load_resized(
     out = memory[: 3 * shape[0] * shape[1]].reshape(*shape, 3)
     cv2.resize(image, shape[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
     return out
-
-
-def _reduction(longest: int, imgsz: int) -> int:
-    """By how much a picture may be reduced so that its long side stays `imgsz` or more."""
-    return next((by for by in (8, 4, 2) if longest // by >= imgsz), 1)
 
 
 def free_memory(shared: bool = False) -> int | None:

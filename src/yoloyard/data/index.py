@@ -251,6 +251,11 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_old(file: Path) -> bool:
+    """Has nobody touched a lock or an unfinished file for so long that nobody can be at work with it?"""
+    return time.time() - file.stat().st_mtime > KEPT_LOCK_SECONDS
+
+
 def _read_labels(picture: Picture) -> bytes | Problem | None:
     """The content of the label file, None if there is none, a problem if it can't be read."""
     try:
@@ -453,5 +458,5 @@ def _forget_old_caches(parent: Path) -> None:
     for cache in caches[:-KEPT_CACHES]:
         shutil.rmtree(cache, ignore_errors=True)
     for lock in parent.glob("*.lock"):
-        if time.time() - lock.stat().st_mtime > KEPT_LOCK_SECONDS:
+        if is_old(lock):
             lock.unlink(missing_ok=True)

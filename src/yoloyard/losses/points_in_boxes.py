@@ -33,9 +33,8 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Points:
-    """Some points, in the order of their numbers."""
+    """Where some points are."""
 
-    number: Tensor  # int64 (U,)
     centre: Tensor  # float32 (U, 2) x, y in cells
     stride: Tensor  # float32 (U, 1) pixels
 
@@ -88,30 +87,29 @@ def distinct(numbers: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     return found, (place.cumsum(0) - 1)[numbers]
 
 
-def look_up(numbers: Tensor, maps: Sequence[Tensor], strides: Sequence[int]) -> Points:
-    """Where the points of ascending `numbers` (U,) are."""
-    centres, point_strides = [], []
-    for part, level, stride in zip(_by_level(numbers, maps), maps, strides, strict=True):
-        height, width = level.shape[2:]
-        cell = part % (height * width)
-        centres.append(torch.stack((cell % width, cell // width), dim=1) + 0.5)
-        point_strides.append(torch.full((len(part), 1), float(stride), device=part.device))
-    return Points(numbers, torch.cat(centres), torch.cat(point_strides))
-
-
-def rows_of(levels: Sequence[Tensor], numbers: Tensor, maps: Sequence[Tensor]) -> Tensor:
-    """The points' rows (U, K), float32, of the levels' (B * h * w, K)."""
-    parts = zip(levels, _by_level(numbers, maps), strict=True)
-    return torch.cat([level.index_select(0, rows) for level, rows in parts]).float()
-
-
-def _by_level(numbers: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Ascending numbers of points as rows of each level."""
+def by_level(numbers: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
+    """Ascending numbers of points (U,) as rows of each level's (B * h * w, K)."""
     sizes = [level.shape[0] * level.shape[2] * level.shape[3] for level in maps]
     ends = torch.tensor(sizes, device=numbers.device).cumsum(0)
     counts = torch.searchsorted(numbers, ends).diff(prepend=ends.new_zeros(1)).tolist()
     starts = (ends - ends.new_tensor(sizes)).tolist()
     return [part - start for part, start in zip(numbers.split(counts), starts, strict=True)]
+
+
+def look_up(rows: Sequence[Tensor], maps: Sequence[Tensor], strides: Sequence[int]) -> Points:
+    """Where the points are that have these `rows` of each level."""
+    centres, point_strides = [], []
+    for part, level, stride in zip(rows, maps, strides, strict=True):
+        height, width = level.shape[2:]
+        cell = part % (height * width)
+        centres.append(torch.stack((cell % width, cell // width), dim=1) + 0.5)
+        point_strides.append(torch.full((len(part), 1), float(stride), device=part.device))
+    return Points(torch.cat(centres), torch.cat(point_strides))
+
+
+def take(levels: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+    """These `rows` of the levels' (B * h * w, K), as float32 (U, K)."""
+    return torch.cat([level.index_select(0, part) for level, part in zip(levels, rows, strict=True)]).float()
 
 
 @torch.no_grad()
@@ -159,15 +157,9 @@ def _best_of_each_box(alignment: Tensor, box: Tensor, num_boxes: int) -> Tensor:
 
 
 def class_loss(
-    levels: Sequence[Tensor],
-    numbers: Tensor,
-    maps: Sequence[Tensor],
-    labels: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
+    levels: Sequence[Tensor], rows: Sequence[Tensor], labels: Tensor, targets: Tensor, weights: Tensor | None
 ) -> Tensor:
     """Binary cross-entropy of all logits, levels of (B * h * w, C), summed; see `_ClassLoss` for the rest."""
-    rows = _by_level(numbers, maps)
     counts = [len(part) for part in rows]
     parts = zip(levels, rows, labels.split(counts), targets.split(counts), strict=True)
     return torch.stack([_ClassLoss.apply(*part, weights) for part in parts]).sum()

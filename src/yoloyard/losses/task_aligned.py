@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from yoloyard.boxes import anchor_points, complete_iou
 from yoloyard.losses.assign import Assignment, assign
-from yoloyard.losses.points_in_boxes import assign_inside, class_loss, distinct, look_up, pairs_inside, rows_of
+from yoloyard.losses.points_in_boxes import assign_inside, by_level, class_loss, distinct, look_up, pairs_inside, take
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]  # box, cls, dfl and their norm, each ()
 
@@ -87,19 +87,21 @@ class TaskAlignedLoss:
         levels = [level.permute(0, 2, 3, 1).flatten(0, 2).split((4 * BINS, self.num_classes), 1) for level in maps]
         all_box_logits, all_class_logits = zip(*levels, strict=True)
         numbers, row_of_pair = distinct(pairs.point, maps)
-        points = look_up(numbers, maps, self.strides)
+        rows = by_level(numbers, maps)
+        points = look_up(rows, maps, self.strides)
         with torch.no_grad():
-            _, predicted_grid = _boxes_of(rows_of(all_box_logits, numbers, maps), points.centre)
-            class_logits = rows_of(all_class_logits, numbers, maps)
+            _, predicted_grid = _boxes_of(take(all_box_logits, rows), points.centre)
+            class_logits = take(all_class_logits, rows)
             unsound = 0 * predicted_grid.sum()  # not a number where one of these is not: no point of it is learnt
         learnt = assign_inside(pairs, row_of_pair, predicted_grid * points.stride, class_logits, boxes, classes)
 
-        numbers, centres, weights = numbers[learnt.row], points.centre[learnt.row], learnt.target_score
-        log_distribution, predicted_grid = _boxes_of(rows_of(all_box_logits, numbers, maps), centres)
+        rows = by_level(numbers[learnt.row], maps)
+        centres, weights = points.centre[learnt.row], learnt.target_score
+        log_distribution, predicted_grid = _boxes_of(take(all_box_logits, rows), centres)
         target_grid = boxes[learnt.box] / points.stride[learnt.row]
         box = ((1 - complete_iou(predicted_grid, target_grid)) * weights).sum() + unsound
         dfl = (_distribution_loss(log_distribution, target_grid, centres) * weights).sum()
-        cls = class_loss(all_class_logits, numbers, maps, classes[learnt.box], weights, self.class_weights)
+        cls = class_loss(all_class_logits, rows, classes[learnt.box], weights, self.class_weights)
         return box, cls, dfl, weights.sum()
 
 
