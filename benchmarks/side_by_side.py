@@ -101,11 +101,13 @@ def write_results(name: str, rows: Sequence[Row], python: Path) -> None:
 
 def processor() -> str:
     """The name of the processor, and whether it multiplies bfloat16."""
-    if not CPUINFO.exists():
-        return processor_name()
-    text = CPUINFO.read_text(encoding="utf-8")
-    native = [flag for flag in ("amx_bf16", "avx512_bf16") if f" {flag} " in text]
-    return f"{processor_name()} ({', '.join(native) or 'no native bfloat16'})"
+    return f"{processor_name()} ({', '.join(native_bfloat16()) or 'no native bfloat16'})"
+
+
+def native_bfloat16() -> list[str]:
+    """The instructions by which the processor multiplies bfloat16; known on Linux."""
+    words = set(CPUINFO.read_text(encoding="utf-8").split()) if CPUINFO.exists() else set()
+    return [flag for flag in ("amx_bf16", "avx512_bf16") if flag in words]
 
 
 def processor_name() -> str:
@@ -116,10 +118,11 @@ def processor_name() -> str:
 
 def versions(python: Path) -> dict[str, str]:
     """Python and the packages that matter in the environment of both sides."""
-    names = ["torch", "numpy", "opencv-python-headless", "ultralytics-opencv-headless"]
+    names = {"torch", "numpy", "opencv-python-headless", "ultralytics-opencv-headless"}
     code = (
-        "import importlib.metadata as m, json, platform; "
-        f"print(json.dumps({{'python': platform.python_version(), **{{n: m.version(n) for n in {names}}}}}))"
+        "import importlib.metadata as m, json, platform; there = {d.name: d.version for d in m.distributions()}; "
+        f"found = {{n: there[n] for n in {sorted(names)} if n in there}}; "
+        "print(json.dumps({'python': platform.python_version(), **found}))"
     )
     found = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     return json.loads(found.stdout)

@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "yoloyard"
 BOTTOM = {
     "errors",
     "files",
+    "threads",
     "config",
     "structures",
     "boxes",

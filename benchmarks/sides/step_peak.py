@@ -1,4 +1,7 @@
-"""What the processor reaches at most, GFLOP/s of a large product of matrices and of a 3x3 convolution, as JSON."""
+"""What the processor reaches at most, GFLOP/s of a large product of matrices and of a 3x3 convolution, as JSON.
+
+`step_peak.py THREADS DTYPE ...`
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ def main() -> None:
     found = {"gigaflops_of_step": 3 * 8 * profile(registry.build("yolo11n", num_classes=80)).flops / 1e9}
     for threads in (1, int(sys.argv[1])):
         torch.set_num_threads(threads)
-        for dtype in (torch.float32, torch.bfloat16):
-            name = f"{str(dtype).removeprefix('torch.')} {threads}"
+        for dtype_name in sys.argv[2:]:
+            dtype, name = getattr(torch, dtype_name), f"{dtype_name} {threads}"
             a, b = torch.randn(2, 2048, 2048).to(dtype)
             found[f"matmul {name}"] = 2 * 2048**3 / best(lambda a=a, b=b: a @ b) / 1e9  # type: ignore[misc]
             layer = torch.nn.Conv2d(128, 128, 3, padding=1, bias=False).to(dtype)

@@ -12,7 +12,7 @@ from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
-from yoloyard.device import choose_precision, precision_named
+from yoloyard.device import choose_precision, precision_named, reuse_memory
 from yoloyard.evaluation.coco import evaluate
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models.importers import read_checkpoint
@@ -36,6 +36,7 @@ def main() -> None:
     save_weights(imported, *read_checkpoint(arguments.weights))
     detector, _ = load_model(imported)
     device = torch.device("cpu")
+    reuse_memory(device)  # as `yoloyard val` does
     if arguments.precision == "default":
         precision = choose_precision(device, amp=True)
     else:

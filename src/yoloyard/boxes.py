@@ -24,9 +24,14 @@ def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
 
 def pairwise_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     """Plain intersection over union of (..., n, 4) with (..., m, 4), as (..., n, m); 0 where both are empty."""
-    a, b = boxes_xyxy.unsqueeze(-2), others_xyxy.unsqueeze(-3)
-    intersection, union = _intersection_union(a, b)
-    return torch.where(union > 0, intersection / union, torch.zeros_like(union))
+    # A plane for each edge: the innermost dimension is then m numbers in a row, not 2 or 4.
+    left, top, right, bottom = boxes_xyxy.movedim(-1, 0).contiguous().unsqueeze(-1)
+    left_too, top_too, right_too, bottom_too = others_xyxy.movedim(-1, 0).contiguous().unsqueeze(-2)
+    width = (right.minimum(right_too) - left.maximum(left_too)).clamp(min=0)
+    height = (bottom.minimum(bottom_too) - top.maximum(top_too)).clamp(min=0)
+    intersection = width * height
+    union = (right - left) * (bottom - top) + (right_too - left_too) * (bottom_too - top_too) - intersection
+    return torch.where(union > 0, intersection / union, 0)
 
 
 def complete_iou(predicted_xyxy: Tensor, target_xyxy: Tensor, eps: float = 1e-7) -> Tensor:
@@ -73,11 +78,3 @@ def anchor_points(
         points.append(torch.stack((grid_x, grid_y), dim=-1).view(-1, 2))
         point_strides.append(torch.full((height * width, 1), float(stride), device=device))
     return torch.cat(points), torch.cat(point_strides)
-
-
-def _intersection_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
-    intersection = overlap[..., 0] * overlap[..., 1]
-    area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
-    area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
-    return intersection, area_a + area_b - intersection

@@ -108,7 +108,7 @@ def reuse_memory(device: torch.device) -> None:
     """On a CPU, let the C library keep what is freed for what comes next, instead of handing it back to the system.
 
     Every step allocates the same maps, many of them tens of megabytes. By default each comes as fresh pages, which the
-    system must clear first. This holds for the whole process, so it is for commands that train. Only glibc knows it.
+    system must clear first. This holds for the whole process, so it is for commands. Only glibc knows it.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         return

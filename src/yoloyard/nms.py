@@ -64,7 +64,7 @@ def suppress_found(
         padded_boxes[row, column], padded_scores[row, column] = boxes[mine], values[mine]
         padded_labels[row, column] = labels[mine]
         table = padded_boxes[:, :most], padded_scores[:, :most], padded_labels[:, :most]
-        detections += _suppress_sorted(*table, iou, max_det)
+        detections += _suppress_sorted(*table, some, iou, max_det)
     return detections
 
 
@@ -84,7 +84,7 @@ def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float
 
 
 def _suppress_sorted(
-    boxes: Tensor, scores: Tensor, labels: Tensor, iou: float, max_det: int
+    boxes: Tensor, scores: Tensor, labels: Tensor, totals: list[int], iou: float, max_det: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     num_images, num_candidates = scores.shape
     # One slot more than can be kept: what comes too late is written there and cut off at the end.
@@ -92,10 +92,12 @@ def _suppress_sorted(
     kept_scores = scores.new_zeros(num_images, max_det + 1)
     kept_labels = labels.new_full((num_images, max_det + 1), -1)
     kept = torch.zeros(num_images, 1, dtype=torch.int64, device=boxes.device)
+    counts = [0] * num_images
     for start in range(0, num_candidates, BLOCK):
         block = slice(start, start + BLOCK)
         block_boxes, block_scores, block_labels = boxes[:, block], scores[:, block], labels[:, block]
-        beaten = _overlaps(kept_boxes[:, :max_det], kept_labels[:, :max_det], block_boxes, block_labels, iou).any(dim=1)
+        most = max(counts)
+        beaten = _overlaps(kept_boxes[:, :most], kept_labels[:, :most], block_boxes, block_labels, iou).any(dim=1)
         keep = keep_mask(block_boxes, (block_labels >= 0) & ~beaten, block_labels, iou)
         slots = (kept + keep.cumsum(dim=1) - 1).clamp(max=max_det)
         slots = torch.where(keep, slots, max_det)
@@ -103,9 +105,9 @@ def _suppress_sorted(
         kept_scores.scatter_(1, slots, block_scores)
         kept_labels.scatter_(1, slots, block_labels)
         kept = (kept + keep.sum(dim=1, keepdim=True)).clamp(max=max_det)
-        if bool((kept >= max_det).all()):
+        counts = kept.flatten().tolist()
+        if all(count >= max_det or total <= block.stop for count, total in zip(counts, totals, strict=True)):
             break
-    counts = kept.flatten().tolist()
     return [
         (kept_boxes[image, :count], kept_scores[image, :count], kept_labels[image, :count])
         for image, count in enumerate(counts)

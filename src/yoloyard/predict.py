@@ -18,7 +18,7 @@ from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.augment import letterbox, minimal_shape
 from yoloyard.data.decode import decode_image
 from yoloyard.data.sources import IMAGE_SUFFIXES
-from yoloyard.device import choose_device, precision_named
+from yoloyard.device import choose_device, precision_named, reuse_memory
 from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.evaluation.validate import detect
@@ -174,6 +174,7 @@ def predict(
     A camera goes on until Ctrl-C. What was found until the end, however it comes, is written. A picture of many that
     can't be read is named and counted; raises UserError for one that was asked for by its own name.
     """
+    reuse_memory(model.device)
     results: list[dict[str, Any]] = []
     videos: dict[str, cv2.VideoWriter] = {}
     sizes: dict[str, tuple[int, int]] = {}  # of the videos, width and height

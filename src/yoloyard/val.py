@@ -18,7 +18,7 @@ from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
 from yoloyard.data.problems import summary
 from yoloyard.data.selection import class_numbers, names_of, select
-from yoloyard.device import choose_device, precision_named
+from yoloyard.device import choose_device, precision_named, reuse_memory
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.predictions import save_json as write_predictions
@@ -88,6 +88,7 @@ def validate(
     if size != wanted:
         say(f"imgsz {wanted} is not a multiple of the stride {stride}: {size} is used")
     where = choose_device(device)
+    reuse_memory(where)
     precision = precision_named(where, kept.get("precision", "float32") if amp is None else "any" if amp else "float32")
     loader = make_val_loader(index, size, batch or kept.get("batch", DEFAULT_BATCH), stride, workers=workers, say=say)
     folder = new_run_folder(Path(project), name)

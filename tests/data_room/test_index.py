@@ -22,13 +22,13 @@ MakeSet = Callable[..., Path]
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The label files that were parsed, in order; looked at by the tests of the cache."""
     seen: list[Path] = []
-    parse = index_module.parse_labels
+    parse = index_module.parse_label_files
 
-    def counting(path: Path, *rest: object) -> object:
-        seen.append(path)
-        return parse(path, *rest)  # type: ignore[arg-type]
+    def counting(files: list[tuple[Path, bytes]], *rest: object) -> object:
+        seen.extend(path for path, _ in files)
+        return parse(files, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(index_module, "parse_labels", counting)
+    monkeypatch.setattr(index_module, "parse_label_files", counting)
     return seen
 
 

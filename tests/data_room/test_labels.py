@@ -4,9 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from yoloyard.data.labels import Labels
 from yoloyard.data.layout import label_path
-from yoloyard.data.yolo_txt import parse_yolo
+from yoloyard.data.yolo_txt import parse_plain_yolo, parse_yolo
 
 FILE = Path("labels/1.txt")
 UNIT = (1, 1)  # a picture of one pixel: pixels are fractions
@@ -103,3 +106,36 @@ def test_labels_that_are_no_text_are_named() -> None:
     parsed = parse_yolo(FILE, b"\xff\xfe0\0", 2, UNIT)
     assert not parsed.usable
     assert "labels/1.txt: not a UTF-8 text file" in str(parsed.problems[0])
+
+
+FRACTIONS = st.floats(-0.02, 1.02) | st.sampled_from(["0", "-0.0", "1", ".5", "5e-1", "1-2", "+0.25", "nan", "0_1"])
+ROWS = st.lists(FRACTIONS.map(str) | st.just("0.25"), min_size=3, max_size=7).map(" ".join)
+SOUND_ROWS = st.tuples(*[st.floats(0.1, 0.9).map(str)] * 4).map(" ".join)
+LINES = st.builds("{}{}{}".format, st.sampled_from(["0 ", "1\t", "1e0 ", "2 ", "-1 ", "0.5 ", ""]), ROWS, st.just(" "))
+SOUND_LINES = st.builds("{} {}".format, st.sampled_from([0, 1, "1.0"]), SOUND_ROWS)
+FILES = st.lists(SOUND_LINES, max_size=4) | st.lists(SOUND_LINES | LINES | st.just(""), max_size=4)
+ENDS = st.sampled_from(["\n", "\r\n", "\r", "\n\n", "\v", "\u2028"])
+
+
+@given(st.lists(st.builds(lambda lines, end: end.join(lines).encode(), FILES, ENDS), max_size=6))
+def test_many_files_at_once_say_what_each_says_alone(files: list[bytes]) -> None:
+    sizes = [(100 + number, 200 - number) for number in range(len(files))]
+    together = parse_plain_yolo(files, 2, np.array(sizes).reshape(-1, 2))
+    for content, size, own in zip(files, sizes, together, strict=True):
+        alone = parse_yolo(Path("a.txt"), content, 2, size)
+        if own is not None:
+            assert (own.usable, own.problems) == (alone.usable, alone.problems) == (True, [])
+            for name in ("boxes", "labels", "ignore"):
+                mine, other = getattr(own, name), getattr(alone, name)
+                assert (mine.dtype, mine.shape) == (other.dtype, other.shape)
+                np.testing.assert_array_equal(mine, other)
+
+
+def test_sound_files_are_read_at_once_and_others_one_by_one() -> None:
+    sound = [b"0 0.5 0.5 0.2 0.2\r\n1 0.5 0.5 1 1", b"", b"\n \n1 0.1 0.1 0.1 0.1 \n"]
+    others = [b"0 0.5 0.5 0.2", b"0 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2\n", b"0 0.5 0.5 0.2 0", b"2 0.5 0.5 0.2 0.2"]
+    others += [b"0 0 0 1 0 1 1\n0 0.5 0.5 0.2 0.2", b"0 0.5 0.5 0.2 1.2", "\ufeff0 0.5 0.5 0.2 0.2".encode()]
+    found = parse_plain_yolo([*sound, *others], 2, np.array([(10, 10)] * 10))
+    assert [type(own) for own in found] == [Labels] * 3 + [type(None)] * 7
+    (first, second) = (own.labels.tolist() for own in found[::2][:2] if own is not None)
+    assert (first, second) == ([0, 1], [1])

@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import overload
@@ -25,12 +24,13 @@ from yoloyard.data.coco_json import CocoSet, coco_labels, parse_coco
 from yoloyard.data.data_yaml import DataSpec
 from yoloyard.data.labels import Labels
 from yoloyard.data.layout import IMAGE_SUFFIXES
-from yoloyard.data.pictures import examine
+from yoloyard.data.pictures import PictureFacts, examine
 from yoloyard.data.problems import Problem
-from yoloyard.data.sources import Picture, Sources, find_sources, parse_labels
+from yoloyard.data.sources import Picture, Sources, find_sources, parse_label_files
 from yoloyard.data.unchanged import noted, write_note
 from yoloyard.errors import UserError
 from yoloyard.files import write_whole, write_whole_text
+from yoloyard.threads import map_in_threads
 
 # Part of the cache's key: raise it whenever what is stored, or how labels are understood, changes.
 FORMAT_VERSION = 3
@@ -166,8 +166,7 @@ def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
     if index is not None:
         return index
     sources = find_sources(spec, split)
-    with ThreadPoolExecutor(READING_THREADS) as threads:
-        files = list(threads.map(_read_labels, sources.pictures))
+    files = map_in_threads(_read_labels, sources.pictures, READING_THREADS)
     # The key ends the folder's name; changed labels give another folder, so that a mapped one never changes.
     folder = cache_folder() / _key(spec, sources, files)
     index = find_index(folder)
@@ -336,10 +335,7 @@ def _build(
             sizes[row] = (picture_facts.height, picture_facts.width)
         all_labels = coco_labels(coco, sizes)
         labels += [all_labels[row] for row in rows]
-    labels += [
-        Labels() if own_facts.problem else _labels_of(picture, file, spec.names, (own_facts.height, own_facts.width))
-        for (picture, file), own_facts in zip(own, facts[len(labels) :], strict=True)
-    ]
+    labels += _labels_of_pictures(own, facts[len(labels) :], spec.names)
 
     kept: list[int] = []  # positions in `images`
     for position, (picture_facts, found) in enumerate(zip(facts, labels, strict=True)):
@@ -365,13 +361,29 @@ def _build(
     )
 
 
-def _labels_of(picture: Picture, file: bytes | Problem | None, names: tuple[str, ...], size: tuple[int, int]) -> Labels:
-    if file is None:
-        what = f"it has no label file, such as {picture.labels}; it counts as an image without objects"
-        return Labels(problems=[Problem("image without label", str(picture.path), what)])
-    if isinstance(file, Problem):
-        return Labels(problems=[file], usable=False)
-    return parse_labels(picture.labels, file, names, size)
+def _labels_of_pictures(
+    pictures: list[tuple[Picture, bytes | Problem | None]], facts: list[PictureFacts], names: tuple[str, ...]
+) -> list[Labels]:
+    """The labels of pictures that have a file of their own, given with its content, the reason why not, or None."""
+    labels: list[Labels] = []
+    files, sizes = [], []
+    for (picture, file), own_facts in zip(pictures, facts, strict=True):
+        own = Labels()
+        if own_facts.problem:
+            pass  # it says enough
+        elif file is None:
+            what = f"it has no label file, such as {picture.labels}; it counts as an image without objects"
+            own.problems.append(Problem("image without label", str(picture.path), what))
+        elif isinstance(file, Problem):
+            own = Labels(problems=[file], usable=False)
+        else:
+            files.append((len(labels), (picture.labels, file)))
+            sizes.append((own_facts.height, own_facts.width))
+        labels.append(own)
+    parsed = parse_label_files([file for _, file in files], names, sizes)
+    for (position, _), own in zip(files, parsed, strict=True):
+        labels[position] = own
+    return labels
 
 
 def _source_ids(

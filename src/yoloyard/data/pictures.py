@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from yoloyard.data.decode import decode_thumbnail, image_size
 from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
 from yoloyard.files import write_whole
+from yoloyard.threads import map_in_threads
 
 FORMAT_VERSION = 1  # raise it whenever what is stored, or what counts as damage, changes
 SMALLEST_SIDE = 10  # pixels; below it nothing can be seen
@@ -49,19 +49,20 @@ def examine(
     A line is said through `say` before many pictures are read for the first time; `name` is what it calls them.
     """
     keys = [os.fsencode(path) for path in paths]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        stamps = list(threads.map(_stamp, paths))
-        file = None if folder is None else folder / f"{_folders_digest(keys)}.npz"
-        kept = {} if file is None else _read(file)
-        known = {
-            position: kept[key][1]
-            for position, (key, stamp) in enumerate(zip(keys, stamps, strict=True))
-            if stamp is not None and key in kept and kept[key][0] == stamp
-        }
-        fresh = [position for position in range(len(paths)) if position not in known]
-        if len(fresh) >= TOLD_FROM:
-            say(f"examining {len(fresh):,} images{f' of {name}' if name else ''} for the first time")
-        known |= zip(fresh, threads.map(_examine_file, (paths[position] for position in fresh)), strict=True)
+    stamps = map_in_threads(_stamp, paths, os.cpu_count())
+    file = None if folder is None else folder / f"{_folders_digest(keys)}.npz"
+    kept = {} if file is None else _read(file)
+    known = {
+        position: kept[key][1]
+        for position, (key, stamp) in enumerate(zip(keys, stamps, strict=True))
+        if stamp is not None and key in kept and kept[key][0] == stamp
+    }
+    fresh = [position for position in range(len(paths)) if position not in known]
+    if len(fresh) >= TOLD_FROM:
+        say(f"examining {len(fresh):,} images{f' of {name}' if name else ''} for the first time")
+    # Pictures may be large and few, so that all threads should have some.
+    new_facts = map_in_threads(_examine_file, [paths[position] for position in fresh], os.cpu_count(), at_once=4)
+    known |= zip(fresh, new_facts, strict=True)
     facts = [known[position] for position in range(len(paths))]
     if file is not None and fresh:
         new = {

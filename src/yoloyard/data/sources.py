@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from yoloyard.data.coco_json import CocoFile, file_names_in, read_coco_file
 from yoloyard.data.data_yaml import DataSpec, Entry, find_path
 from yoloyard.data.labels import Labels
 from yoloyard.data.layout import IMAGE_SUFFIXES, folders_below, is_image, label_folders, label_path, label_path_in
 from yoloyard.data.problems import Problem
 from yoloyard.data.voc_xml import parse_voc
-from yoloyard.data.yolo_txt import parse_yolo
+from yoloyard.data.yolo_txt import parse_plain_yolo, parse_yolo
 from yoloyard.errors import UsageError, UserError
 
+PARSED_AT_ONCE = 2000  # label files; their rows are kept a few times over meanwhile
 NOT_LABELS = ("classes.txt",)  # what programs for labelling leave beside them
 
 
@@ -90,11 +93,23 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
     return sources
 
 
-def parse_labels(path: Path, content: bytes, names: Sequence[str], size: tuple[int, int]) -> Labels:
-    """The labels of a .txt or .xml file for a picture of `size` (height, width)."""
-    if path.suffix == ".xml":
-        return parse_voc(path, content, names, size)
-    return parse_yolo(path, content, len(names), size)
+def parse_label_files(
+    files: Sequence[tuple[Path, bytes]], names: Sequence[str], sizes: Sequence[tuple[int, int]]
+) -> list[Labels]:
+    """The labels of N .txt and .xml files, each with its content, for pictures of `sizes` (height, width)."""
+    labels: list[Labels] = []
+    for start in range(0, len(files), PARSED_AT_ONCE):
+        some, some_sizes = files[start : start + PARSED_AT_ONCE], sizes[start : start + PARSED_AT_ONCE]
+        is_text = [path.suffix != ".xml" for path, _ in some]
+        texts = [content for (_, content), own in zip(some, is_text, strict=True) if own]
+        text_sizes = np.array([size for size, own in zip(some_sizes, is_text, strict=True) if own]).reshape(-1, 2)
+        plain = iter(parse_plain_yolo(texts, len(names), text_sizes))
+        for (path, content), size, own in zip(some, some_sizes, is_text, strict=True):
+            if own:
+                labels.append(next(plain) or parse_yolo(path, content, len(names), size))
+            else:
+                labels.append(parse_voc(path, content, names, size))
+    return labels
 
 
 def _label_paths(images: list[str], entry: Entry, watched: set[str], known: dict[str, Path]) -> dict[str, Path]:
