@@ -16,7 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from side_by_side import HERE, PYTHON_PATH, Row, arguments_of, write_results
+from side_by_side import HERE, Row, arguments_of, own_environment, write_results
 
 WORK = Path("runs", "bench", "scaling")
 SIZES = (500, 5_000, 20_000, 100_000)
@@ -62,7 +62,7 @@ def figures(python: Path, keep_pictures: bool, *words: str | Path) -> dict:
     cache = WORK / "cache"
     if not keep_pictures:
         shutil.rmtree(cache, ignore_errors=True)
-    environment = {**os.environ, "PYTHONPATH": PYTHON_PATH, "YOLOYARD_CACHE": str(cache.resolve())}
+    environment = {**own_environment(), "YOLOYARD_CACHE": str(cache.resolve())}
     done = subprocess.run(
         [python, HERE / "sides" / "scaling_ours.py", *words], env=environment, check=True, stdout=subprocess.PIPE
     )

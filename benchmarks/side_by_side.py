@@ -23,7 +23,7 @@ SOURCE = HERE.parent / "src"
 RESULTS = HERE / "results"
 LOGS = Path("runs", "bench")
 CPUINFO = Path("/proc/cpuinfo")  # of Linux
-PYTHON_PATH = os.pathsep.join((str(SOURCE), str(HERE)))  # with which the sides find yoloyard and turns.py
+NOT_PASSED_ON = ("OMP_", "MKL_", "PYTHONDONTWRITEBYTECODE")  # a user's Python keeps what it has compiled
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,12 @@ def write_results(name: str, rows: Sequence[Row], python: Path) -> None:
         print(f"{row.what}: {statistics.median(row.ours):.4g}{beside} {row.unit}{ratio}  {row.note}", flush=True)
 
 
+def own_environment() -> dict[str, str]:
+    """The environment variables of a measured program, by which it finds yoloyard and turns.py."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)}
+    return {**kept, "PYTHONPATH": os.pathsep.join((str(SOURCE), str(HERE)))}
+
+
 def processor() -> str:
     """The name of the processor, and whether it multiplies bfloat16."""
     return f"{processor_name()} ({', '.join(native_bfloat16()) or 'no native bfloat16'})"
@@ -129,8 +135,7 @@ def versions(python: Path) -> dict[str, str]:
 
 
 def _start(python: Path, side: Side) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
-    environment["PYTHONPATH"] = PYTHON_PATH
+    environment = own_environment()
     if side.threads is not None:
         environment["OMP_NUM_THREADS"] = str(side.threads)
     with (LOGS / f"{side.name.replace(' ', '-').replace('/', '-')}.log").open("w", encoding="utf-8") as log:

@@ -5,13 +5,12 @@ python benchmarks/startup.py --data trees/data.yaml --reference-python REFERENCE
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
-from side_by_side import HERE, PYTHON_PATH, Row, arguments_of, write_results
+from side_by_side import HERE, Row, arguments_of, own_environment, write_results
 
 SIDES = HERE / "sides"
 WORK = Path("runs", "bench", "startup")
@@ -58,7 +57,7 @@ def run(command: list[str]) -> float:
     shutil.rmtree(WORK / "runs", ignore_errors=True)
     with (WORK / "last.log").open("w", encoding="utf-8") as log:
         began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": PYTHON_PATH})
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=own_environment())
         return time.perf_counter() - began
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from side_by_side import HERE, PYTHON_PATH, Row, Side, arguments_of, compare, native_bfloat16, write_results
+from side_by_side import HERE, Row, Side, arguments_of, compare, native_bfloat16, own_environment, write_results
 
 DATA = Path("runs", "bench", "step", "data")
 PICTURES, BOXES, CLASSES = 64, 10, 80
@@ -75,8 +75,8 @@ def limits(
 ) -> list[Row]:
     """The operations a second of the step beside the most that a product of matrices and a convolution reach here."""
     command = [str(python), str(HERE / "sides" / "step_peak.py"), str(threads), *dtypes]
-    environment = {**os.environ, "PYTHONPATH": PYTHON_PATH}
-    peaks = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=own_environment())
+    peaks = json.loads(done.stdout)
     print(json.dumps(peaks), flush=True)
     rows = []
     for dtype in dtypes:

@@ -8,14 +8,13 @@ of its .pt files), and we read that file.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import cv2
 import numpy as np
-from side_by_side import HERE, PYTHON_PATH, Row, Side, arguments_of, compare, write_results
+from side_by_side import HERE, Row, Side, arguments_of, compare, own_environment, write_results
 
 IMAGES = 500
 WORK = Path("runs", "bench", "validation")
@@ -93,7 +92,7 @@ def trained_weights(python: Path, data: Path) -> Path:
             "--data",
             data,
         ]
-        subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": PYTHON_PATH})
+        subprocess.run(command, check=True, env=own_environment())
     return file
 
 
