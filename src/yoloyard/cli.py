@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import inspect
 import io
 import sys
@@ -246,6 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits with 0, with 2 for wrong usage, with 1 for a failure, with 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    # Python looks for garbage once more when it ends, which takes a second with all of torch; it need not.
+    atexit.register(gc.freeze)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be in any encoding
     tokens = normal_arguments([word for word in words if word != "--debug"])
