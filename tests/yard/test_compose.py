@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,19 @@ def resolved(*files: Path, **variables: str) -> dict[str, Any]:
     if importlib.util.find_spec("podman_compose") is None:
         pytest.skip("podman-compose is not installed")
     words = [word for file in files for word in ("-f", str(file))]
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        [sys.executable, "-m", "podman_compose", *words, "config"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={"PATH": path, "PWD": "/home/ada/line", "HOME": "/nowhere", **variables},
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        # It asks for podman's version, and needs no more of it to read files; podman itself need not be there.
+        podman = Path(folder, "podman")
+        podman.write_text("#!/bin/sh\necho podman version 5.4.2\n", encoding="utf-8")
+        podman.chmod(0o755)
+        path = f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            [sys.executable, "-m", "podman_compose", *words, "config"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": path, "PWD": "/home/ada/line", "HOME": "/nowhere", **variables},
+        )
     assert done.returncode == 0, done.stderr
     service: dict[str, Any] = yaml.safe_load(done.stdout)["services"]["yard"]
     return service
