@@ -35,7 +35,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Beside ultralytics, in an environment that holds both; writes benchmarks/RESULTS.md. Half an hour on an idle machine.
+# Beside ultralytics, in an environment that holds both; writes benchmarks/RESULTS.md. Two hours and more on an idle machine.
 bench: .venv-bench/installed trees/data.yaml demo/data.yaml
 	.venv-bench/bin/python benchmarks/run_all.py
 

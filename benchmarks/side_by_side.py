@@ -102,7 +102,9 @@ def write_results(name: str, rows: Sequence[Row], python: Path) -> None:
 def own_environment() -> dict[str, str]:
     """The environment variables of a measured program, by which it finds yoloyard and turns.py."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)}
-    return {**kept, "PYTHONPATH": os.pathsep.join((str(SOURCE), str(HERE)))}
+    # The reference asks no server, and its settings are its own.
+    offline = {"YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": str(LOGS.resolve())}
+    return {**kept, **offline, "PYTHONPATH": os.pathsep.join((str(SOURCE), str(HERE)))}
 
 
 def processor() -> str:
@@ -113,7 +115,7 @@ def processor() -> str:
 def native_bfloat16() -> list[str]:
     """The instructions by which the processor multiplies bfloat16; known on Linux."""
     words = set(CPUINFO.read_text(encoding="utf-8").split()) if CPUINFO.exists() else set()
-    return [flag for flag in ("amx_bf16", "avx512_bf16") if flag in words]
+    return [flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in words]
 
 
 def processor_name() -> str:

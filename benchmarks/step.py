@@ -94,7 +94,11 @@ def limits(
 
 def make_data() -> None:
     """Pictures of blurred noise with filled rectangles, the same in every run."""
-    if (DATA / "data.yaml").exists():
+    names = "".join(f"  {number}: class{number}\n" for number in range(CLASSES))
+    DATA.mkdir(parents=True, exist_ok=True)
+    text = f"path: {DATA.resolve()}\ntrain: images/train\nval: images/train\nnames:\n{names}"
+    (DATA / "data.yaml").write_text(text, encoding="utf-8")
+    if (DATA / "labels" / "train" / f"{PICTURES - 1:03}.txt").exists():
         return
     generator = np.random.default_rng(0)
     for kind in ("images", "labels"):
@@ -112,9 +116,6 @@ def make_data() -> None:
             lines.append(f"{generator.integers(CLASSES)} {x:.6f} {y:.6f} {width:.6f} {height:.6f}\n")
         cv2.imwrite(str(DATA / "images" / "train" / f"{number:03}.jpg"), picture)
         (DATA / "labels" / "train" / f"{number:03}.txt").write_text("".join(lines), encoding="utf-8")
-    names = "".join(f"  {number}: class{number}\n" for number in range(CLASSES))
-    text = f"path: {DATA.resolve()}\ntrain: images/train\nval: images/train\nnames:\n{names}"
-    (DATA / "data.yaml").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

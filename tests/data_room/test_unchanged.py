@@ -113,3 +113,23 @@ def test_a_damaged_note_is_written_anew(make_set: MakeSet, read: list[Path], own
     load_index(spec, "train")
     load_index(spec, "train")
     assert len(read) == 12
+
+
+@pytest.mark.usefixtures("settled")  # as by a disk whose clock is behind
+def test_what_changes_while_it_is_read_is_not_noted(make_set: MakeSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_set(6)
+    label = data.parent / "labels/train/0001.txt"
+    original = index_module._read_labels
+
+    def changing(picture: object) -> object:
+        content = original(picture)  # type: ignore[arg-type]
+        label.write_text("0 0.5 0.5 0.125 0.125\n")
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index_module, "_read_labels", changing)
+        load_index(read_data_yaml(data), "train")
+    load_index(read_data_yaml(data), "train")
+    index = load_index(read_data_yaml(data), "train")
+    [box] = index.annotations(1)[0]
+    assert (box[2] - box[0]) / index.sizes[1][1] == 0.125

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from yoloyard.data.image_cache import Block, load_resized
-from yoloyard.data.index import Index, alone, cache_folder, is_old, stamp
+from yoloyard.data.index import Index, alone, cache_folder, changed, is_old, stamp
 from yoloyard.errors import UserError
 from yoloyard.files import cannot_write, write_whole
 
@@ -113,7 +113,7 @@ def _forget_old(path: Path) -> None:
     left = [file for file in folder.glob(".*.tmp") if file.name.startswith(f".{path.name}.") or is_old(file)]
     # A lock file may be held, so it goes only when it is old.
     left += [file for file in folder.glob("*.lock") if is_old(file)]
-    kept = sorted(folder.glob("*.pixels"), key=lambda file: file.stat().st_mtime)
+    kept = sorted(folder.glob("*.pixels"), key=changed)
     for file in left + kept[: -(KEPT_CACHES - 1)]:
         with contextlib.suppress(OSError):
             file.unlink()

@@ -27,7 +27,7 @@ from yoloyard.data.layout import IMAGE_SUFFIXES
 from yoloyard.data.pictures import PictureFacts, examine
 from yoloyard.data.problems import Problem
 from yoloyard.data.sources import Picture, Sources, find_sources, parse_label_files
-from yoloyard.data.unchanged import noted, write_note
+from yoloyard.data.unchanged import look, noted, write_note
 from yoloyard.errors import UserError
 from yoloyard.files import write_whole, write_whole_text
 from yoloyard.threads import map_in_threads
@@ -166,6 +166,7 @@ def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
     if index is not None:
         return index
     sources = find_sources(spec, split)
+    before = look(sources.watched, sources.lists, WATCHED_SUFFIXES)
     files = map_in_threads(_read_labels, sources.pictures, READING_THREADS)
     # The key ends the folder's name; changed labels give another folder, so that a mapped one never changes.
     folder = cache_folder() / _key(spec, sources, files)
@@ -177,7 +178,7 @@ def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
                 index = _build(spec, split, sources, files, say)
                 index = save_index(index, folder) if len(index.boxes) else index  # an empty file can't be mapped
     if index.folder is not None:
-        write_note(note, folder.name, sources.watched, sources.lists, WATCHED_SUFFIXES, began)
+        write_note(note, folder.name, before, began)
     return index
 
 
@@ -252,7 +253,15 @@ def alone(folder: Path) -> Iterator[None]:
 
 def is_old(file: Path) -> bool:
     """Has nobody touched a lock or an unfinished file for so long that nobody can be at work with it?"""
-    return time.time() - file.stat().st_mtime > KEPT_LOCK_SECONDS
+    return time.time() - changed(file) > KEPT_LOCK_SECONDS
+
+
+def changed(path: Path) -> float:
+    """When a file or folder was changed last, in seconds since 1970; now, if another process has just removed it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _read_labels(picture: Picture) -> bytes | Problem | None:
@@ -466,7 +475,7 @@ def _array_writer(array: np.ndarray) -> Callable[[Path], None]:
 def _forget_old_caches(parent: Path) -> None:
     # Folders that begin with a dot are being written by other processes.
     folders = [each for each in parent.iterdir() if each.is_dir() and not each.name.startswith(".")]
-    caches = sorted(folders, key=lambda each: each.stat().st_mtime)
+    caches = sorted(folders, key=changed)
     for cache in caches[:-KEPT_CACHES]:
         shutil.rmtree(cache, ignore_errors=True)
     for lock in parent.glob("*.lock"):

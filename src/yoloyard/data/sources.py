@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from yoloyard.data.voc_xml import parse_voc
 from yoloyard.data.yolo_txt import parse_plain_yolo, parse_yolo
 from yoloyard.errors import UsageError, UserError
 
-PARSED_AT_ONCE = 2000  # label files; their rows are kept a few times over meanwhile
+PARSED_AT_ONCE = 2**20  # bytes of label files; their words take about twenty times as much meanwhile
 NOT_LABELS = ("classes.txt",)  # what programs for labelling leave beside them
 
 
@@ -98,8 +99,10 @@ def parse_label_files(
 ) -> list[Labels]:
     """The labels of N .txt and .xml files, each with its content, for pictures of `sizes` (height, width)."""
     labels: list[Labels] = []
-    for start in range(0, len(files), PARSED_AT_ONCE):
-        some, some_sizes = files[start : start + PARSED_AT_ONCE], sizes[start : start + PARSED_AT_ONCE]
+    shares = np.cumsum([len(content) for _, content in files]) // PARSED_AT_ONCE
+    for _, share in itertools.groupby(range(len(files)), key=lambda number: shares[number]):
+        numbers = list(share)
+        some, some_sizes = [files[number] for number in numbers], [sizes[number] for number in numbers]
         is_text = [path.suffix != ".xml" for path, _ in some]
         texts = [content for (_, content), own in zip(some, is_text, strict=True) if own]
         text_sizes = np.array([size for size, own in zip(some_sizes, is_text, strict=True) if own]).reshape(-1, 2)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from yoloyard.errors import UserError
@@ -31,21 +32,40 @@ def noted(note: Path) -> str | None:
         return None
 
 
-def write_note(
-    note: Path, value: str, folders: Iterable[str], files: Iterable[str], suffixes: Iterable[str], since: float
-) -> None:
-    """Note `value`, which follows from these `files` and from all files with these `suffixes` in `folders`.
+@dataclass(frozen=True)
+class Sight:
+    """How files looked when reading them began: these `files`, and all with these `suffixes` in `folders`."""
 
-    A folder counts with the names of its folders but not with what is in them; it need not exist. `since` is the time,
-    in seconds since 1970, before the first of the files was looked at. Nothing is noted where a file may have changed
-    after that, or where the note can't be written.
+    folders: list[str]
+    files: list[str]
+    suffixes: list[str]
+    state: str | None  # a digest; None: one of them couldn't be looked at
+
+
+def look(folders: Iterable[str], files: Iterable[str], suffixes: Iterable[str]) -> Sight:
+    """Look at files before they are read. A folder counts with the names of its folders, not with what is in these.
+
+    It need not exist.
     """
     folders, files, suffixes = sorted(folders), sorted(files), sorted(suffixes)
     try:
-        state, newest = _state(folders, files, frozenset(suffixes))
-        if newest >= (since - SETTLED_SECONDS) * 1e9:
+        return Sight(folders, files, suffixes, _state(folders, files, frozenset(suffixes))[0])
+    except OSError:
+        return Sight(folders, files, suffixes, None)
+
+
+def write_note(note: Path, value: str, before: Sight, since: float) -> None:
+    """Note `value`, which follows from the content of the files that were looked at `before` they were read.
+
+    `since` is the time, in seconds since 1970, before they were listed. Nothing is noted where a file may have changed
+    after that, or where the note can't be written.
+    """
+    try:
+        state, newest = _state(before.folders, before.files, frozenset(before.suffixes))
+        # The times are those of the disk's own clock, which may be behind; so the files must look the same, too.
+        if newest >= (since - SETTLED_SECONDS) * 1e9 or state != before.state:
             return
-        facts = {"value": value, "state": state, "folders": folders, "files": files, "suffixes": suffixes}
+        facts = {"value": value, **asdict(before)}
         note.parent.mkdir(parents=True, exist_ok=True)
         write_whole_text(note, json.dumps(facts))
         for old in sorted(note.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)[:-KEPT_NOTES]:

@@ -22,12 +22,17 @@ def parse_plain_yolo(files: Sequence[bytes], num_classes: int, sizes: np.ndarray
     plain = [number for number, content in enumerate(files) if not content.translate(None, PLAIN_BYTES)]
     text = b"".join(files[number] + b"\n" for number in plain)
     try:
-        values = np.array(text.split() or [], np.bytes_).astype(np.float64)
-    except ValueError:  # such as 1-2
-        return result
-    is_space = np.frombuffer(text, np.uint8) <= ord(" ")
+        values = np.fromiter(map(float, text.split()), np.float64)
+    except ValueError:  # such as 1-2 in one of them
+        if len(files) == 1:
+            return result
+        half = len(files) // 2
+        parts = (files[:half], sizes[:half]), (files[half:], sizes[half:])
+        return [own for some, some_sizes in parts for own in parse_plain_yolo(some, num_classes, some_sizes)]
+    characters = np.frombuffer(text, np.uint8)
+    is_space = characters <= ord(" ")
     words = np.flatnonzero(~is_space & np.concatenate(([True], is_space[:-1])))  # where each begins
-    lines = np.cumsum(np.frombuffer(text, np.uint8) == ord("\n"))[words]
+    lines = np.cumsum((characters == ord("\n")) | (characters == ord("\r")))[words]
     firsts = np.flatnonzero(np.diff(lines, prepend=-1))  # the first word of each row
     ends = np.cumsum([len(files[number]) + 1 for number in plain])
     file_of = np.searchsorted(ends, words[firsts], side="right")
