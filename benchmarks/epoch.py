@@ -11,7 +11,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from side_by_side import HERE, Row, Side, arguments_of, compare, write_results
+from side_by_side import HERE, Row, Side, arguments_of, compare, own_environment, write_results
 
 WHOLE_COMMAND = HERE / "sides" / "whole_command.py"
 RUNS = Path("runs", "bench", "epoch").resolve()
@@ -27,9 +27,10 @@ def main() -> None:
         trees={**a_file, "help": "data.yaml that examples/trees/prepare.py has written"},
     )
     python = arguments.reference_python.absolute()  # a link in a virtual environment, which must not be followed
-    os.environ |= {"YOLO_OFFLINE": "true", "YOLO_CONFIG_DIR": str(RUNS), "YOLOYARD_CACHE": str(RUNS / "cache")}
+    os.environ["YOLOYARD_CACHE"] = str(RUNS / "cache")
     RUNS.mkdir(parents=True, exist_ok=True)
-    subprocess.run([python.with_name("yolo"), "settings", "sync=False"], stdout=subprocess.DEVNULL, check=True)
+    command = [python.with_name("yolo"), "settings", "sync=False"]
+    subprocess.run(command, env=own_environment(), stdout=subprocess.DEVNULL, check=True)
     rows = []
     for name, settings in SETTINGS.items():
         data = getattr(arguments, name).resolve()

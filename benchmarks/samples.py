@@ -34,6 +34,9 @@ def main() -> None:
     def side(name: str, program: str, data: Path, *words: object) -> Side:
         return Side(name, [HERE / "sides" / f"samples_{program}.py", data.resolve(), *map(str, words)], threads=1)
 
+    def both(workers: int) -> list[Side]:
+        return [side(name, name, large, "none", workers) for name in ("ours", "theirs")]
+
     def measured(*sides: Side) -> dict[str, list[float]]:
         answers = compare(arguments.reference_python, sides, arguments.repeats)
         return {name: [turn["samples_per_second"] for turn in turns] for name, turns in answers.items()}
@@ -44,14 +47,12 @@ def main() -> None:
     if arguments.workers:
         rows = []
         for workers in arguments.workers:
-            pair = [side(name, name, large, "none", workers) for name in ("ours", "theirs")]
-            found = measured(*pair)
+            found = measured(*both(workers))
             note = f"{workers} workers, batch 16"
             rows.append(row(f"training samples, {workers} workers", found["ours"], found["theirs"], None, note))
         write_results("samples_workers", rows, arguments.reference_python)
         return
-    uncached = [side(name, name, large, "none", 0) for name in ("ours", "theirs")]
-    found = measured(*uncached, side("floor", "floor", large))
+    found = measured(*both(0), side("floor", "floor", large))
     sides = {"ours, disk": ("ours", "disk"), "theirs": ("theirs", "none"), "theirs, ram": ("theirs", "ram")}
     cached = measured(*(side(name, program, data, cache, 0) for name, (program, cache) in sides.items()))
     over_floor = f"{NOTE}; theirs: reading and decoding one picture a sample, nothing else"
