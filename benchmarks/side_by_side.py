@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent / "src"
@@ -69,16 +69,17 @@ def compare(python: Path, sides: Sequence[Side], repeats: int, warmups: int = 1)
     answers: dict[str, list[dict[str, float]]] = {side.name: [] for side in sides}
     try:
         for turn in range(-warmups, repeats):
-            for side, process in zip(sides, started, strict=True):
-                answer = _take_turn(side, process)
+            for side, (process, replies) in zip(sides, started, strict=True):
+                answer = _take_turn(side, process, replies)
                 if turn >= 0:
                     answers[side.name].append(answer)
     finally:
-        for process in started:
+        for process, replies in started:
             assert process.stdin is not None
             process.stdin.close()
             process.terminate()
             process.wait()
+            replies.close()
     return answers
 
 
@@ -136,30 +137,35 @@ def versions(python: Path) -> dict[str, str]:
     return json.loads(found.stdout)
 
 
-def _start(python: Path, side: Side) -> subprocess.Popen[str]:
+def _start(python: Path, side: Side) -> tuple[subprocess.Popen[str], TextIO]:
+    """The program of a side and where its answers come from, apart from what it prints, which goes to its log."""
     environment = own_environment()
     if side.threads is not None:
         environment["OMP_NUM_THREADS"] = str(side.threads)
+    receive, send = os.pipe()
+    environment["ANSWERS_TO"] = str(send)
     with (LOGS / f"{side.name.replace(' ', '-').replace('/', '-')}.log").open("w", encoding="utf-8") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [python, *side.command],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=log,
             stderr=log,
             text=True,
             env=environment,
+            pass_fds=[send],
         )
+    os.close(send)
+    return process, os.fdopen(receive, encoding="utf-8")
 
 
-def _take_turn(side: Side, process: subprocess.Popen[str]) -> dict[str, float]:
+def _take_turn(side: Side, process: subprocess.Popen[str], replies: TextIO) -> dict[str, float]:
     assert process.stdin is not None
-    assert process.stdout is not None
     try:
         process.stdin.write("go\n")
         process.stdin.flush()
     except BrokenPipeError:
         raise SystemExit(f"{side.name} has ended; its output is in {LOGS}") from None
-    answer = process.stdout.readline()
+    answer = replies.readline()
     if not answer:
         raise SystemExit(f"{side.name} has ended; its output is in {LOGS}")
     return json.loads(answer)

@@ -19,10 +19,8 @@ class Turns:
     """Turns of a program that `side_by_side.compare` has started. While there are turns to come, `wait()` is true."""
 
     def __init__(self) -> None:
-        # The answers go where standard output went; whatever else is printed goes to standard error.
-        self._answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-        os.dup2(2, 1)
-        sys.stdout = sys.stderr
+        # A file of their own, since the reference prints to standard output while it is imported.
+        self._answers = os.fdopen(int(os.environ["ANSWERS_TO"]), "w", encoding="utf-8")
 
     def wait(self) -> bool:
         """Wait for a turn; false if there is none to come."""
