@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from yoloyard.config import TrainConfig
+from yoloyard.data.decode import decode_image
 from yoloyard.errors import UsageError, UserError
+from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.structures import Detections
 from yoloyard.training.trackers import Trackers, check_trackers, open_trackers
 
@@ -135,3 +137,22 @@ def test_without_a_tracker_nothing_is_drawn(tmp_path: Path) -> None:
     assert not trackers
     trackers.prediction(3, None, FOUND, ["dent"], 1)  # type: ignore[arg-type]  # a drawing of it would fail
     assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_shows_pictures_and_figures(tmp_path: Path) -> None:
+    accumulator: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+    trackers = open_trackers(tmp_path, TrainConfig(), pytest.fail)
+    for epoch in (1, 2):
+        trackers.prediction(7, PICTURE, FOUND, ["dent"], epoch)
+        trackers.scalars(RECORD | {"epoch": epoch})
+    trackers.close()
+
+    kept = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in kept.Scalars("val/map50")] == [1, 2]
+    images = kept.Images("prediction/7")
+    assert [(event.step, event.width, event.height) for event in images] == [(1, 48, 32), (2, 48, 32)]
+    (tmp_path / "shown.jpg").write_bytes(images[0].encoded_image_string)
+    shown = decode_image(tmp_path / "shown.jpg")
+    boxes, labels, scores = FOUND.boxes.numpy(), FOUND.labels.numpy(), FOUND.scores.numpy()
+    drawn = draw_boxes(PICTURE, boxes, labels, ["dent"], scores).astype(int)
+    assert np.abs(shown - drawn).mean() < 8 < np.abs(PICTURE - drawn).mean()  # apart from what a JPEG loses

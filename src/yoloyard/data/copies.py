@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from yoloyard.data.decode import decode_image
+from yoloyard.data.decode import decode_image, encode_jpeg
 from yoloyard.data.pictures import PictureFacts, examine
 from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
@@ -201,7 +201,7 @@ def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality
     better, worse = (one, other) if quality >= other_quality else (other, one)
     again, lowest = _grey(better), min(quality, other_quality)
     if lowest < 100:
-        _, data = cv2.imencode(".jpg", cv2.cvtColor(better, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, lowest])
+        data = np.frombuffer(encode_jpeg(better, lowest), np.uint8)
         again = np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), np.float32)
     left = _block_means((again - _grey(worse)) ** 2)
     loss = _block_means((again - _grey(better)) ** 2)

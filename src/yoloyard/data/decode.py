@@ -1,5 +1,7 @@
 """The only place that turns bytes into pixels: training, validation, prediction and server agree.
 
+`encode_jpeg` is the way back.
+
 H and W are pixels of the picture as it is meant to be seen: the EXIF orientation is applied.
 """
 
@@ -158,6 +160,12 @@ def _compose_premultiplied(image: np.ndarray) -> np.ndarray:
     """The same of (H, W, 4) whose colours have been multiplied with alpha already."""
     behind = (BACKGROUND * (255 - image[..., 3:].astype(np.uint16)) + 127) // 255
     return np.minimum(image[..., :3] + behind, 255).astype(np.uint8)
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """The content of a JPEG file of a picture, uint8 RGB (H, W, 3)."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return data.tobytes()
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:

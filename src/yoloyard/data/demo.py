@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from yoloyard.data.decode import encode_jpeg
 from yoloyard.data.demo_pictures import NAMES, TRAINING_SURFACES, VALIDATION_ONLY_SURFACES, Picture, draw_picture
 from yoloyard.errors import UserError
 from yoloyard.files import restore_whole_folder, write_whole_folder
@@ -13,6 +13,7 @@ from yoloyard.files import restore_whole_folder, write_whole_folder
 VERSION = 1  # raise it with every change to the pictures, so that older sets are made anew
 _MARKER = "generated.json"
 _SPLITS = ("train", "val")
+JPEG_QUALITY = 92
 _FLAWLESS_EVERY = 5  # one picture in five has no defect
 _NEW_SURFACE_EVERY = 4  # one validation picture in four shows a surface that training never saw
 
@@ -63,16 +64,11 @@ def _write_set(folder: Path, recipe: dict[str, int]) -> None:
         labels.mkdir(parents=True)
         for index in range(recipe[split]):
             picture = demo_picture(recipe["seed"], split, index, recipe["size"])
-            _write_jpeg(images / f"{index:04d}.jpg", picture.pixels)
+            (images / f"{index:04d}.jpg").write_bytes(encode_jpeg(picture.pixels, JPEG_QUALITY))
             (labels / f"{index:04d}.txt").write_text(_label_lines(picture), encoding="utf-8")
     names = "".join(f"  {label}: {name}\n" for label, name in enumerate(NAMES))
     (folder / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames:\n{names}", encoding="utf-8")
     (folder / _MARKER).write_text(json.dumps(recipe), encoding="utf-8")
-
-
-def _write_jpeg(path: Path, pixels: np.ndarray) -> None:
-    _, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])
-    path.write_bytes(encoded.tobytes())
 
 
 def _label_lines(picture: Picture) -> str:

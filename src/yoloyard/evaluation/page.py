@@ -9,10 +9,10 @@ import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 
-import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
+from yoloyard.data.decode import encode_jpeg
 from yoloyard.evaluation import plots
 
 STYLE = """
@@ -159,8 +159,7 @@ def figures_grid(figures: Mapping[str, Figure]) -> str:
 
 def picture_element(image: np.ndarray, what: str, name: str) -> str:
     """A picture, uint8 RGB (H, W, 3), as a JPEG inside the page; `what` it shows of the file `name`."""
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 82])
-    source = base64.b64encode(data.tobytes()).decode("ascii")
+    source = base64.b64encode(encode_jpeg(image, 82)).decode("ascii")
     height, width = image.shape[:2]
     alt = escape(f"{name}: {what}")
     return f'<img src="data:image/jpeg;base64,{source}" width="{width}" height="{height}" alt="{alt}" loading="lazy">'

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from yoloyard.config import TrainConfig, to_words
+from yoloyard.data.decode import encode_jpeg
 from yoloyard.data.index import Index
 from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 WANDB_ID = "wandb-id.txt"  # in the run folder: under which name Weights & Biases knows the run
+JPEG_QUALITY = 90  # of TensorBoard's pictures
 SURE = 0.25  # lowest score of a prediction that is drawn
 
 
@@ -42,9 +44,11 @@ class TensorBoard:
     """Writes `tensorboard/` in the run folder."""
 
     def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer: SummaryWriter = SummaryWriter(str(folder / "tensorboard"))
+        self._summary = Summary
 
     def scalars(self, record: dict[str, float]) -> None:
         """An epoch's figures."""
@@ -55,7 +59,14 @@ class TensorBoard:
 
     def picture(self, name: str, picture: np.ndarray, step: int) -> None:
         """A picture, uint8 RGB (H, W, 3)."""
-        self._writer.add_image(name, picture, step, dataformats="HWC")
+        # As a JPEG: the writer takes checksums byte by byte in Python, beside the training step, and PNGs are large.
+        height, width = picture.shape[:2]
+        image = self._summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=encode_jpeg(picture, JPEG_QUALITY)
+        )
+        events = self._writer.file_writer
+        assert events is not None  # until it is closed
+        events.add_summary(self._summary(value=[self._summary.Value(tag=name, image=image)]), step)
 
     def close(self) -> None:
         """Write what is left."""
