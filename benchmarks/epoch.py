@@ -11,7 +11,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from side_by_side import HERE, Row, Side, arguments_of, compare, own_environment, write_results
+from side_by_side import HERE, LOGS, Row, Side, arguments_of, compare, own_environment, write_results
 
 WHOLE_COMMAND = HERE / "sides" / "whole_command.py"
 RUNS = Path("runs", "bench", "epoch").resolve()
@@ -48,7 +48,8 @@ def main() -> None:
             rows.append(Row(f"{what}, time", "s", seconds[0], seconds[1], goal, note=note))
             note += "; all processes, PSS"
             rows.append(Row(f"{what}, peak memory", "MB", memory[0], memory[1], 0.7, note=note))
-            write_results("epoch", rows, python)  # each time, since the whole takes long
+            write_results("epoch", rows, python, LOGS)  # what there is so far, since the whole takes long
+    write_results("epoch", rows, python)
 
 
 def our_side(python: Path, name: str, words: dict[str, object], threads: int | None) -> Side:

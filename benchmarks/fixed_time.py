@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from side_by_side import Row, arguments_of, write_results
+from side_by_side import LOGS, Row, arguments_of, write_results
 from trees import ULTRALYTICS, predict_ours, run_once, score, start_process, words
 
 RUNS = Path("runs", "bench", "fixed-time")
@@ -45,7 +45,8 @@ def main() -> None:
         note = f"yolo11n, 320 pixels, batch {BATCH[name]}, {THREADS} threads, seeds {arguments.seeds}: {times}"
         what = f"{name}: mAP50-95 in the reference's time"
         rows.append(Row(what, "", ours, theirs, goal=1.0, more_is_better=True, note=note))
-        write_results("fixed_time", rows, arguments.reference_python)
+        write_results("fixed_time", rows, arguments.reference_python, LOGS)  # what there is so far
+    write_results("fixed_time", rows, arguments.reference_python)
 
 
 def one_pair(arguments: argparse.Namespace, name: str, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:

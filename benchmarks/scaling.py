@@ -44,8 +44,9 @@ def main() -> None:
         for name, unit in (("build", "s"), ("reopen", "s"), ("plan", "s"), ("first batch", "s"), ("memory", "GB")):
             note = f"{size:,} images, {kind}; theirs: {BASE:,} images of YOLO txt, times as many"
             scale = size / BASE if name != "memory" else 1
-            goal = 1.0 if name == "reopen" and size == SIZES[-1] else None
-            rows.append(Row(f"{name}, {size:,} {kind}", unit, [new[name]], [base[name] * scale], goal, note=note))
+            if name == "reopen" and size == SIZES[-1]:
+                note += "; wanted: below 1 s"
+            rows.append(Row(f"{name}, {size:,} {kind}", unit, [new[name]], [base[name] * scale], None, note=note))
         rows.append(
             Row(f"samples, {size:,} {kind}", "samples/s", [new["samples"]], [base["samples"]], None, True, note)
         )

@@ -83,16 +83,19 @@ def compare(python: Path, sides: Sequence[Side], repeats: int, warmups: int = 1)
     return answers
 
 
-def write_results(name: str, rows: Sequence[Row], python: Path) -> None:
-    """Keep the rows with machine and versions in `results/NAME.json`, from which `report.py` makes RESULTS.md."""
-    RESULTS.mkdir(exist_ok=True)
+def write_results(name: str, rows: Sequence[Row], python: Path, folder: Path = RESULTS) -> None:
+    """Keep the rows with machine and versions in `results/NAME.json`, of which `run_all.py` makes RESULTS.md.
+
+    Rows of which more are to come belong into another `folder`: an earlier whole result stays until there is a new one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     facts = {
         "measured": date.today().isoformat(),
         "machine": {"processor": processor(), "cores": len(os.sched_getaffinity(0)), "system": platform.system()},
         "versions": versions(python),
         "rows": [asdict(row) for row in rows],
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         goal = "" if row.goal is None else f" (wanted {'>=' if row.more_is_better else '<='} {row.goal:g})"
         beside = f" : {statistics.median(row.theirs):.4g}" if row.theirs else ""
