@@ -28,6 +28,7 @@ BENCHMARKS = {
     "epoch": "A whole training from the command line",
     "fixed_time": "From a fixed wall time",
     "scaling": "Scaling, ours alone",
+    "workers": "Threads or processes as workers, ours alone",
 }
 DEMO, TREES = Path("demo", "data.yaml"), Path("trees", "data.yaml")
 BOTH_SETS: list[str | Path] = ["--demo", DEMO, "--trees", TREES]
@@ -36,6 +37,7 @@ FLAGS: dict[str, list[str | Path]] = {
     "startup": ["--data", TREES],
     "epoch": BOTH_SETS,
     "fixed_time": BOTH_SETS,
+    "workers": ["--data", TREES],
 }
 PAGE = HERE / "RESULTS.md"
 
