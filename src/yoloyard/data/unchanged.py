@@ -6,10 +6,11 @@ programs, so a file that was rewritten in place with its old times is noticed, t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -89,6 +90,21 @@ def _state(folders: Iterable[str], files: Iterable[str], suffixes: frozenset[str
     return digest.hexdigest(), newest
 
 
+@contextlib.contextmanager
+def _entries(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """What is in a folder; from an open one, where that can be done, its files are found without the way to it."""
+    if os.scandir not in os.supports_fd:
+        with os.scandir(folder) as entries:
+            yield entries
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with os.scandir(opened) as entries:
+            yield entries
+    finally:
+        os.close(opened)
+
+
 def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
     """A text for each file and folder in `folder`, and the newest time of status change among them, in ns.
 
@@ -99,7 +115,7 @@ def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]
     rows = []
     try:
         newest = os.stat(folder).st_ctime_ns
-        with os.scandir(folder) as entries:
+        with _entries(folder) as entries:
             for entry in entries:
                 name = entry.name
                 if name[name.rfind(".") :].lower() in suffixes:
