@@ -123,4 +123,5 @@ def test_what_shares_gradients_among_processes_is_compiled_with_the_network(tmp_
         torch.distributed.destroy_process_group()
     for (name, found), expected in zip(detector.named_parameters(), plain.parameters(), strict=True):
         if expected.grad is not None:
-            torch.testing.assert_close(found.grad, expected.grad, msg=name)
+            assert found.grad is not None, name
+            assert (found.grad - expected.grad).abs().max() <= 1e-5 * expected.grad.abs().max() + 1e-6, name

@@ -167,7 +167,9 @@ def test_a_build_that_fails_ends_in_one_line(machine: Machine) -> None:
 
 def test_ctrl_c_lets_the_engine_clean_up(machine: Machine) -> None:
     machine.install("podman")
+    former = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in the background, in processes started here too
     process = machine.start("build", "cpu", WAIT="1")
+    signal.signal(signal.SIGINT, former)
     while not (machine.folder / "building").exists():
         assert process.poll() is None
         time.sleep(0.02)
