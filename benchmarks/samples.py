@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from samples_set import write_set
+from samples_set import IMAGES, TIMES, write_set
 from side_by_side import HERE, LOGS, Row, Side, arguments_of, compare, write_results
 
 from yoloyard.data.demo import write_demo
 
-TIMES = 6  # that each picture is in the set
-# The same for decoding: our loader keeps the last 528 decoded pictures, which should be a small part of an epoch.
+# For decoding: our loader keeps the last 528 decoded pictures, which should be a small part of an epoch.
 TIMES_UNCACHED = 48
 NOTE = "1 thread, no workers, batch 16"
 
@@ -23,7 +22,7 @@ def main() -> None:
     arguments = arguments_of(
         str(__doc__),
         data={"type": Path, "default": Path("trees", "data.yaml"), "help": "data.yaml of the pictures"},
-        images={"type": int, "default": 171, "help": "number of JPEGs, each of which is there several times"},
+        images={"type": int, "default": IMAGES, "help": "number of JPEGs, each of which is there several times"},
         workers={"type": int, "nargs": "*", "default": [], "help": "measure with so many workers instead"},
     )
     demo = write_demo(LOGS / "demo")

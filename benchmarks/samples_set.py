@@ -1,4 +1,4 @@
-"""A set of JPEGs with 640 to 1920 pixels on the long side, put together of pictures of other sets: for samples.py."""
+"""A set of JPEGs with 640 to 1920 pixels on the long side, put together of those of other sets."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 VERSION = 1  # raise it with every change to the pictures
 SHAPES = ((3, 4), (2, 3), (9, 16), (1, 1), (4, 3), (3, 2))  # height to width
 QUALITY = 90
+IMAGES, TIMES = 171, 6  # of the set that is measured: how many pictures, and how often each is in it
 SIDE = 320  # of the pictures that they are made of
 
 

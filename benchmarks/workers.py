@@ -21,7 +21,7 @@ from pathlib import Path
 
 import cv2
 import torch
-from samples_set import write_set
+from samples_set import IMAGES, TIMES, write_set
 from side_by_side import LOGS, Row, arguments_of, write_results
 
 from yoloyard.config import TrainConfig
@@ -46,9 +46,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     demo = write_demo(LOGS / "demo")
-    index = load_index(
-        read_data_yaml(write_set(LOGS / "samples", [demo.parent, arguments.data.parent], 171, 6)), "train"
-    )
+    data = write_set(LOGS / "samples", [demo.parent, arguments.data.parent], IMAGES, TIMES)
+    index = load_index(read_data_yaml(data), "train")
     alone = statistics.median(calls_in(1.0) for _ in range(5))
     rows = []
     for workers, is_busy in itertools.product(arguments.workers, (False, True)):

@@ -1,9 +1,11 @@
 """The command line in tests: words that make a run tiny, and commands in processes of their own."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -20,3 +22,13 @@ def start(*words: object, **options: object) -> "subprocess.Popen[str]":
         env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
         **options,  # type: ignore[call-overload]
     )
+
+
+@contextlib.contextmanager
+def not_ignored(number: int) -> Iterator[None]:
+    """What is started meanwhile heeds the signal `number`, also under nohup and in the background."""
+    former = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, former)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import yoloyard as package
-from commands import TINY, Command, start
+from commands import TINY, Command, not_ignored, start
 from yoloyard.errors import UsageError
 from yoloyard.training.checkpoint import read_facts
 
@@ -141,9 +141,8 @@ def test_a_time_limit_sets_the_number_of_epochs(data: Path, yoloyard: Command) -
 
 
 def test_the_time_of_a_part_of_an_epoch_counts(data: Path) -> None:
-    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, in processes started here too
-    run = start("train", "--data", data, "--epochs", 500, "--val-period", 200, "--name", "stopped", *TINY)
-    signal.signal(signal.SIGHUP, former)
+    with not_ignored(signal.SIGHUP):
+        run = start("train", "--data", data, "--epochs", 500, "--val-period", 200, "--name", "stopped", *TINY)
     assert run.stdout is not None
     while "epoch 2/" not in run.stdout.readline():
         pass

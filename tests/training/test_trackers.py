@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from yoloyard.config import TrainConfig
 from yoloyard.data.decode import decode_image
@@ -140,14 +141,13 @@ def test_without_a_tracker_nothing_is_drawn(tmp_path: Path) -> None:
 
 
 def test_tensorboard_shows_pictures_and_figures(tmp_path: Path) -> None:
-    accumulator: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     trackers = open_trackers(tmp_path, TrainConfig(), pytest.fail)
     for epoch in (1, 2):
         trackers.prediction(7, PICTURE, FOUND, ["dent"], epoch)
         trackers.scalars(RECORD | {"epoch": epoch})
     trackers.close()
 
-    kept = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    kept = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in kept.Scalars("val/map50")] == [1, 2]
     images = kept.Images("prediction/7")
     assert [(event.step, event.width, event.height) for event in images] == [(1, 48, 32), (2, 48, 32)]

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from commands import not_ignored
+
 ROOT = Path(__file__).parents[2]
 ENGINE = f"""#!{sys.executable}
 import json, os, pathlib, signal, sys, time
@@ -167,9 +169,8 @@ def test_a_build_that_fails_ends_in_one_line(machine: Machine) -> None:
 
 def test_ctrl_c_lets_the_engine_clean_up(machine: Machine) -> None:
     machine.install("podman")
-    former = signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in the background, in processes started here too
-    process = machine.start("build", "cpu", WAIT="1")
-    signal.signal(signal.SIGINT, former)
+    with not_ignored(signal.SIGINT):
+        process = machine.start("build", "cpu", WAIT="1")
     while not (machine.folder / "building").exists():
         assert process.poll() is None
         time.sleep(0.02)
