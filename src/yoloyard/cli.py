@@ -24,6 +24,7 @@ _AT_LEAST_0 = cyclopts.validators.Number(gte=0)
 app = cyclopts.App(
     name="yoloyard",
     help="Train YOLO object detectors on your own images, in plain PyTorch.",
+    help_format="plaintext",  # others import a parser of Markdown
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
     version=lambda: _version(),  # noqa: PLW0108  # defined below

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import webbrowser
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -75,6 +74,8 @@ def jupyter(
     open_browser: Annotated[bool, Parameter(name="--open", help="open the browser", negative="")] = False,
 ) -> None:
     """Print the address of JupyterLab; with --on, keep a tunnel to it open until Ctrl-C."""
+    import webbrowser  # which --help needn't load
+
     from yoloyard.yard.local import jupyter as run
 
     run(Path.cwd(), on, engine, webbrowser.open if open_browser else lambda _: None, _say)

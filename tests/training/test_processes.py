@@ -44,6 +44,12 @@ def as_arrays(predictions: dict[int, Detections]) -> dict[int, np.ndarray]:
     }
 
 
+def gradients_of(detector: nn.Module) -> dict[str, np.ndarray]:
+    """What was added up since the last update."""
+    named = detector.named_parameters()
+    return {name: parameter.grad.numpy().copy() for name, parameter in named if parameter.grad is not None}
+
+
 def freeze_normalisation(detector: nn.Module, index: Index) -> None:
     """Keep BatchNorm at the statistics of some pictures, so that signals and gradients stay of a natural size."""
     normalisations = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -61,11 +67,11 @@ def freeze_normalisation(detector: nn.Module, index: Index) -> None:
 
 
 def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
-    """Twenty steps with frozen normalisation, then a validation; what this process has then."""
+    """Twenty batches, three an update, with frozen normalisation, then a validation; what this process has then."""
     os.environ["YOLOYARD_CACHE"] = cache
     words: dict[str, Any] = {
-        "data": data, "model": model, "imgsz": 64, "batch": 4, "epochs": 5, "amp": False, "device": "cpu",
-        "optimizer": "SGD", "lr0": 0.01, "warmup_bias_lr": 0.0, "autoanchor": False,
+        "data": data, "model": model, "imgsz": 64, "batch": 4, "nbs": 12, "epochs": 5, "amp": False, "device": "cpu",
+        "optimizer": "SGD", "lr0": 0.02, "warmup_bias_lr": 0.0, "autoanchor": False,
         "tensorboard": False, "project": f"{cache}/runs",
     }  # fmt: skip
     team = join_team(CPU)
@@ -84,6 +90,8 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
             samples += [batch.images.numpy() for batch in run.train_loader.epoch(epoch)]
             trainer.train_epoch(run)
             run.state.progress.epoch, run.state.progress.position = epoch + 1, 0
+        own_gradients = gradients_of(setup.detector)
+        trainer.save(run)
         metrics, predictions = trainer.validate(run, run.state.update.ema.model)
         whole = make_val_loader(setup.val_index, 64, validation_batch(setup.config))
         predictions_of_one = predict_all(
@@ -93,6 +101,8 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     return {
         "samples": samples,
         "losses": trainer.mean_losses(run),
+        "own gradients": own_gradients,
+        "gradients": gradients_of(setup.detector),
         "weights before": before,
         "weights": {name: value.numpy() for name, value in setup.detector.state_dict().items()},
         "predictions": as_arrays(predictions),
@@ -108,6 +118,7 @@ def test_two_and_four_processes_train_as_one(line: Path, tmp_path: Path, model: 
     way = {name: np.abs(value - alone["weights before"][name]).max() for name, value in alone["weights"].items()}
     convolutions = [name for name, value in alone["weights"].items() if value.ndim == 4]
     assert np.median([way[name] for name in convolutions]) > 1e-5  # they learn something
+    largest = max(np.abs(value).max() for value in alone["gradients"].values())
     for count in counts:
         results = run_together(count, train_and_validate, str(line), model, str(tmp_path / str(count)))
         for step in range(STEPS):
@@ -118,6 +129,14 @@ def test_two_and_four_processes_train_as_one(line: Path, tmp_path: Path, model: 
                 # float32 sums in another order: far less than the way that the weights have gone
                 difference = np.abs(result["weights"][name] - value).max()
                 assert difference <= 1e-3 * way[name] + 3e-7, name
+        for name, value in alone["gradients"].items():
+            if value.any():  # at a level without objects there is none
+                first, *others = [result["own gradients"][name] for result in results]
+                # exchanged for an update alone, and for a checkpoint
+                assert not all(np.array_equal(first, other) for other in others), name
+            for result in results:
+                difference = np.abs(result["gradients"][name] - value).max()
+                assert difference <= 1e-3 * np.abs(value).max() + 1e-6 * largest, name
         assert results[0]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
         assert sum(map(len, results[0]["predictions"].values())) > 20
         assert results[0]["predictions"].keys() == results[0]["predictions of one"].keys() == set(range(5))

@@ -46,6 +46,20 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+@contextmanager
+def exchanging(network: nn.Module, is_due: bool) -> Iterator[None]:
+    """Where gradients become their mean over the processes, if `is_due`; else each process adds up its own.
+
+    `network` comes from `parallelize`, compiled or not. Only the last batch of an update needs the exchange, which
+    then is of all of them.
+    """
+    if is_due or world_size() == 1:
+        yield
+        return
+    with network.no_sync():  # type: ignore[operator]
+        yield
+
+
 def parallelize(model: nn.Module, device: torch.device) -> nn.Module:
     """The model as the step calls it: in several processes with gradients that become their mean.
 
@@ -60,7 +74,8 @@ def parallelize(model: nn.Module, device: torch.device) -> nn.Module:
     wrapper = nn.parallel.DistributedDataParallel
     # Statistics are not sent round at every step; torch 2.13 gave that option another name.
     names = {"forward_sync_buffers", "broadcast_buffers"} & inspect.signature(wrapper).parameters.keys()
-    options: dict[str, Any] = {max(names): False}
+    # Gradients live in the memory that is exchanged, not in a second copy of it.
+    options: dict[str, Any] = {max(names): False, "gradient_as_bucket_view": True}
     return wrapper(model, device_ids=devices, **options)
 
 

@@ -147,6 +147,18 @@ class Update:
         return True
 
     @torch.no_grad()
+    def even_out_gradients(self) -> None:
+        """Give all processes the mean of the gradients accumulated since the last update, before a checkpoint.
+
+        Until an update is due each process has those of its own pictures.
+        """
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if world_size() == 1 or not gradients:
+            return
+        means = sum_over_processes(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
+        torch._foreach_copy_(gradients, _split_like(means, gradients))
+
+    @torch.no_grad()
     def even_out_statistics(self) -> None:
         """Give all processes the mean of BatchNorm's statistics, which each has of its own pictures until then.
 

@@ -38,7 +38,7 @@ from yoloyard.training.interrupt import Interrupted, InterruptRequest
 from yoloyard.training.monitor import AlertRaised, CheckpointWritten, EpochEnded, Monitor, as_record, memory_gigabytes
 from yoloyard.training.multi_scale import vary_size
 from yoloyard.training.optimizer import Schedule, build_optimizer
-from yoloyard.training.parallel import Team, parallelize
+from yoloyard.training.parallel import Team, exchanging, parallelize
 from yoloyard.training.results import save_run_weights, validation_batch, write_run_report
 from yoloyard.training.setup import Setup
 from yoloyard.training.starting_point import set_training_mode
@@ -213,9 +213,11 @@ def train_epoch(run: Run) -> dict[str, float]:
             loaded = batch
             run.schedule.apply(update.optimizer, number)
             batch = vary_size(batch.to(setup.device), config, max(update.model.strides), progress.epoch, number)
-            losses = forward_backward(
-                run.network, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
-            )
+            is_due = number - progress.last_update >= run.schedule.accumulate_at(number)
+            with exchanging(run.network, is_due):
+                losses = forward_backward(
+                    run.network, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
+                )
             if number < BATCHES_TRACKED:
                 run.trackers.training_batch(loaded, setup.names, number)
             progress.position += config.batch
@@ -223,7 +225,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             images += batch.source_ids
             outcome = None
             update.watch(losses)
-            if number - progress.last_update >= run.schedule.accumulate_at(number):
+            if is_due:
                 outcome = update()
                 progress.last_update = number
             add_to_sums(state.sums, losses, outcome)
@@ -415,6 +417,7 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
 def save(run: Run) -> None:
     """Write the last checkpoint."""
     setup = run.setup
+    run.state.update.even_out_gradients()
     if run.state.update.drop_bad_gradients():
         run.monitor.tell(AlertRaised("accumulated gradients are not finite; they are dropped"))
     count_time(run)
