@@ -173,6 +173,17 @@ def test_one_process_decodes_each_picture_about_once(make_set: MakeSet, decoded:
     assert len(images._images) <= images.capacity < 600  # a bounded memory
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_keep_to_their_own_pictures(make_set: MakeSet, decoded: collections.Counter[str], ranks: int) -> None:
+    index = load_index(read_data_yaml(make_set(1152, longest=24)), "train")
+    augmented = dataclasses.replace(AUGMENT, mosaic=1.0)
+    for rank in range(ranks):
+        for _ in make_train_loader(index, config(batch=64, imgsz=32, augment=augmented), rank, ranks).epoch(0):
+            pass
+    assert len(decoded) == 1152
+    assert decoded.total() <= 1.05 * 1152
+
+
 def test_the_memory_of_pictures_is_used_again_but_not_that_of_the_last_ones(index: Index) -> None:
     images = image_cache.RecentImages(index, 64, capacity=image_cache.PICTURES_OF_A_SAMPLE)
     for start in range(len(index) - 8):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from yoloyard.data.sampling import (
     TrainSampler,
     epoch_order,
+    part_of,
     pictures_in_use,
     rectangular_batches,
     sample_random,
@@ -45,7 +46,17 @@ def test_a_worker_keeps_what_its_windows_need(num_batches: int, batch: int) -> N
     number = num_batches // 2
     here = window(number, num_batches, batch)
     assert (here[-1] - here[0] + 1) * batch <= pictures_in_use(num_batches, batch, workers=0)
+    assert pictures_in_use(num_batches, batch, 0, 8) >= (here[-1] - here[0] + 1) * len(part_of(0, batch))
     assert pictures_in_use(num_batches, batch, 8) <= pictures_in_use(num_batches, batch, 0) / 8 + batch
+
+
+@given(batch_sizes, st.integers(0, 100_000))
+def test_a_part_of_a_batch_is_one_for_all_its_pictures(batch: int, position: int) -> None:
+    here = part_of(position, batch)
+    assert position % batch in here
+    assert all(part_of(other, batch) == here for other in here)
+    assert 0 <= here[0] <= here[-1] < batch
+    assert len(here) >= min(16, batch)
 
 
 def test_epochs_and_samples_have_randomness_of_their_own() -> None:

@@ -32,6 +32,7 @@ from yoloyard.data.index import Index
 from yoloyard.data.sampling import (
     BatchRequest,
     TrainSampler,
+    part_of,
     pictures_in_use,
     rectangular_batches,
     sample_random,
@@ -42,7 +43,7 @@ from yoloyard.data.transform import Transform
 from yoloyard.errors import UsageError, UserError
 from yoloyard.structures import Batch, Sample
 
-KEPT_BYTES = 2 * 2**30  # of decoded pictures, over all workers
+KEPT_BYTES = 2 * 2**30  # of decoded pictures, over all workers of a process that trains
 SECONDS_AFTER_SIGTERM = 20  # that a worker goes on, so that the trainer can finish its step and save
 
 
@@ -114,7 +115,7 @@ def make_train_loader(
     sampler = TrainSampler(len(plan), config.batch, rank, world_size)
     # Beyond this some pictures are decoded again; the samples stay the same.
     affordable = KEPT_BYTES // (max(1, config.workers) * 3 * config.imgsz**2)
-    kept = min(pictures_in_use(len(sampler), config.batch, config.workers), affordable)
+    kept = min(pictures_in_use(len(sampler), config.batch, config.workers, world_size), affordable)
     images = _images(index, config.imgsz, config.cache, kept, start_method, reduced=True, say=say)
     dataset = TrainingBatches(index, images, config, plan, transform)
     if transform is not None and config.workers and _method(start_method) != "fork":
@@ -221,10 +222,11 @@ class TrainingBatches(Dataset[Batch | UserError]):
 
     def _partners(self, count: int, position: int, request: BatchRequest, random: np.random.Generator) -> list[int]:
         batch = self.config.batch
-        numbers = window(position // batch, self.plan.num_batches, batch)
-        drawn = random.integers(0, len(numbers) * batch, count)
+        numbers, part = window(position // batch, self.plan.num_batches, batch), part_of(position, batch)
+        drawn = random.integers(0, len(numbers) * len(part), count)
         order = self._epoch_order(request.epoch).pictures
-        return [int(order[(numbers[draw // batch] * batch + draw % batch) % len(order)]) for draw in drawn]
+        places = (numbers[draw // len(part)] * batch + part[draw % len(part)] for draw in drawn)
+        return [int(order[place % len(order)]) for place in places]
 
     def _load(self, index: int) -> Sample:
         """A picture with its long side imgsz and its boxes, without those to be ignored."""

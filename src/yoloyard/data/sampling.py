@@ -17,6 +17,9 @@ from torch.utils.data import Sampler
 # or 8 workers each keep to pictures that they have decoded themselves.
 WINDOW_STRIDE = 8
 WINDOW_IMAGES = 64  # about so many pictures to choose partners from, and at least two batches
+# Ranks take contiguous shares of each batch. Partners come from the same part of their batches, so that 2, 4 or 8 ranks
+# keep to their own pictures, as far as that leaves enough to choose from.
+PART_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,21 @@ def window(number: int, num_batches: int, batch: int) -> range:
     return range(first + (number - first) % stride, end, stride)
 
 
-def pictures_in_use(num_batches: int, batch: int, workers: int) -> int:
+def part_of(position: int, batch: int) -> range:
+    """The places of a batch whose pictures may be mosaic partners of the one at `position` of the epoch.
+
+    An eighth, a quarter, a half or all of it.
+    """
+    size = batch // _num_parts(batch)
+    first = position % batch // size * size
+    return range(first, first + size)
+
+
+def pictures_in_use(num_batches: int, batch: int, workers: int, world_size: int = 1) -> int:
     """How many pictures a worker keeps so that none of its windows is decoded twice."""
     stretch = math.ceil(num_batches / _num_stretches(num_batches, batch))
-    return math.ceil(stretch / math.gcd(max(1, workers), WINDOW_STRIDE)) * batch
+    part = batch // math.gcd(world_size, _num_parts(batch))
+    return math.ceil(stretch / math.gcd(max(1, workers), WINDOW_STRIDE)) * part
 
 
 class TrainSampler(Sampler[BatchRequest]):
@@ -108,6 +122,10 @@ def rectangular_shape(lowest: float, highest: float, imgsz: int, stride: int) ->
     shape = (highest, 1.0) if highest < 1 else (1.0, 1 / lowest) if lowest > 1 else (1.0, 1.0)
     height, width = (math.ceil(side * imgsz / stride + 0.5) * stride for side in shape)
     return height, width
+
+
+def _num_parts(batch: int) -> int:
+    return next(parts for parts in (8, 4, 2, 1) if parts == 1 or batch % parts == 0 and batch // parts >= PART_IMAGES)
 
 
 def _window_depth(batch: int) -> int:
