@@ -25,14 +25,16 @@ def trained_looking(name: str, num_classes: int) -> Detector:
     return detector.eval()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_fused_copy_computes_the_same_and_leaves_the_network_alone(name: str) -> None:
+@pytest.mark.parametrize(("name", "sync_bn"), [*((name, False) for name in FAMILIES), ("yolo11n", True)])
+def test_a_fused_copy_computes_the_same_and_leaves_the_network_alone(name: str, sync_bn: bool) -> None:
     detector = trained_looking(name, 3).train()
+    if sync_bn:
+        detector = torch.nn.SyncBatchNorm.convert_sync_batchnorm(detector)
     before = {key: value.clone() for key, value in detector.state_dict().items()}
     fused = detector.fused()
     assert detector.training
     assert all(torch.equal(value, before[key]) for key, value in detector.state_dict().items())
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+    assert not any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in fused.modules())
     images = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
         for plain, folded in zip(detector.eval()(images), fused(images), strict=True):

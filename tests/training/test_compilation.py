@@ -1,16 +1,17 @@
 """`--compile`: what the step calls is compiled; the run never fails for it. Backends that need no compiler are used."""
 
-import copy
 import itertools
-from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from processes import run_together
 from yoloyard.device import Precision
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
 from yoloyard.training.compilation import compile_network
+from yoloyard.training.parallel import exchanging, join_team, leave_team, parallelize
 
 FLOAT32 = Precision("cpu", torch.float32)
 SHAPE = (2, 3, 64, 64)
@@ -106,23 +107,50 @@ def test_without_a_working_compiler_training_goes_on_with_the_plain_network() ->
     assert "\n" not in lines[0]
 
 
-def test_what_shares_gradients_among_processes_is_compiled_with_the_network(tmp_path: Path) -> None:
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        lines: list[str] = []
-        detector, images = Small().train(), torch.rand(SHAPE)
-        plain = copy.deepcopy(detector)
-        torch._dynamo.reset()
-        shared = nn.parallel.DistributedDataParallel(detector)
-        network = compile_network(shared, detector, SHAPE, FLOAT32, lines.append, backend="aot_eager")
-        assert network is not shared, lines
-        for each in (network, plain):
-            sum(level.sum() for level in each(images)).backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    expected = {name: each.grad for name, each in plain.named_parameters() if each.grad is not None}
-    largest = float(max(gradient.abs().max() for gradient in expected.values()))
+def three_batches(detector: Small, network: nn.Module, rank: int) -> list[dict[str, np.ndarray]]:
+    """The gradients after each of three batches, of which the last one ends an update."""
+    images = torch.rand((3, 2, *SHAPE), generator=torch.Generator().manual_seed(1))
+    found = []
+    for number in range(3):
+        with exchanging(network, is_due=number == 2):
+            sum(level.sum() for level in network(images[number, rank])).backward()
+        found.append(
+            {name: each.grad.numpy().copy() for name, each in detector.named_parameters() if each.grad is not None}
+        )
+    return found
+
+
+def compiled_in_a_team() -> tuple[list[dict[str, np.ndarray]], list[str]]:
+    """The same in one of several processes, compiled; and what was said."""
+    lines: list[str] = []
+    team = join_team(torch.device("cpu"))
+    torch.manual_seed(0)
+    detector = Small().train()
+    shared = parallelize(detector, torch.device("cpu"))
+    network = compile_network(shared, detector, SHAPE, FLOAT32, lines.append, backend="aot_eager")
+    assert network is not shared, lines
+    found = three_batches(detector, network, team.rank)
+    leave_team()
+    return found, lines
+
+
+def test_what_shares_gradients_among_processes_is_compiled_with_the_network() -> None:
+    results = run_together(2, compiled_in_a_team)
+    torch.manual_seed(0)
+    detector = Small().train()
+    alone = []
+    for rank in range(2):
+        detector.zero_grad()
+        alone.append(three_batches(detector, detector, rank))
+    for rank, (found, lines) in enumerate(results):
+        assert len(lines) == 1
+        for number in range(2):  # each its own
+            assert_gradients_close(found[number], alone[rank][number])
+        assert_gradients_close(found[2], {name: (alone[0][2][name] + alone[1][2][name]) / 2 for name in alone[0][2]})
+
+
+def assert_gradients_close(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    largest = max(np.abs(gradient).max() for gradient in expected.values())
+    assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        found = detector.get_parameter(name).grad
-        torch.testing.assert_close(found, gradient, rtol=1e-5, atol=1e-6 * largest, msg=name)
+        np.testing.assert_allclose(found[name], gradient, rtol=1e-5, atol=1e-6 * largest, err_msg=name)

@@ -125,7 +125,7 @@ def rectangular_shape(lowest: float, highest: float, imgsz: int, stride: int) ->
 
 
 def _num_parts(batch: int) -> int:
-    return next(parts for parts in (8, 4, 2, 1) if parts == 1 or batch % parts == 0 and batch // parts >= PART_IMAGES)
+    return next(parts for parts in (8, 4, 2, 1) if parts == 1 or (batch % parts == 0 and batch // parts >= PART_IMAGES))
 
 
 def _window_depth(batch: int) -> int:

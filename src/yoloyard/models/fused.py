@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from yoloyard.models.blocks import Conv
 
 Module = TypeVar("Module", bound=nn.Module)
+BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 @torch.no_grad()
@@ -23,7 +24,7 @@ def fuse(module: Module) -> Module:
     """
     fused = copy.deepcopy(module).eval().requires_grad_(False)
     for block in fused.modules():
-        if type(block) is Conv and isinstance(block.bn, nn.BatchNorm2d) and isinstance(block.conv, nn.Conv2d):
+        if type(block) is Conv and isinstance(block.bn, BatchNorm) and isinstance(block.conv, nn.Conv2d):
             block.conv, block.bn = _folded(block.conv, block.bn), nn.Identity()  # type: ignore[assignment]
             if type(block.activation) is nn.SiLU and block.conv.weight.device.type == "cpu" and _HAS_SWISH:
                 block.conv, block.activation = _ConvSwish(block.conv), nn.Identity()  # type: ignore[assignment]
@@ -52,7 +53,7 @@ class _ConvSwish(nn.Module):
         return swish(x.to(dtype), *self._of[dtype], *where, "swish", [], "")
 
 
-def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
+def _folded(conv: nn.Conv2d, bn: BatchNorm) -> nn.Conv2d:
     assert isinstance(bn.running_mean, Tensor)
     assert isinstance(bn.running_var, Tensor)
     factor = bn.weight * torch.rsqrt(bn.running_var + bn.eps)  # (channels,)

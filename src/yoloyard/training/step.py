@@ -153,10 +153,7 @@ class Update:
         Until an update is due each process has those of its own pictures.
         """
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        if world_size() == 1 or not gradients:
-            return
-        means = sum_over_processes(torch.cat([gradient.flatten() for gradient in gradients])) / world_size()
-        torch._foreach_copy_(gradients, _split_like(means, gradients))
+        _even_out(gradients)
 
     @torch.no_grad()
     def even_out_statistics(self) -> None:
@@ -164,14 +161,11 @@ class Update:
 
         In the model and in its average: before what must be equal everywhere, a validation or a checkpoint.
         """
-        if world_size() == 1 or not self._statistics:
+        if not self._statistics:
             return
         averages = self.ema.model.state_dict()
         names = [name for name in averages if name.endswith(("running_mean", "running_var"))]
-        every = [*self._statistics, *(averages[name] for name in names)]
-        means = sum_over_processes(torch.cat([statistic.flatten() for statistic in every])) / world_size()
-        torch._foreach_copy_(every, _split_like(means, every))
-        self.good_statistics = sum_over_processes(self.good_statistics.clone()) / world_size()
+        _even_out([*self._statistics, *(averages[name] for name in names), self.good_statistics])
 
     @torch.no_grad()
     def _put_statistics_back(self, found_inf: Tensor) -> None:
@@ -185,6 +179,13 @@ class Update:
         if not self._statistics:
             return torch.zeros(0)
         return torch.cat([statistic.detach().flatten() for statistic in self._statistics])
+
+
+def _even_out(tensors: list[Tensor]) -> None:
+    """Give `tensors` the mean that they have over all processes, in one exchange."""
+    if world_size() > 1 and tensors:
+        means = sum_over_processes(torch.cat([tensor.flatten() for tensor in tensors])) / world_size()
+        torch._foreach_copy_(tensors, _split_like(means, tensors))
 
 
 def _split_like(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
