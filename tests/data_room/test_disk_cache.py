@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -117,6 +118,18 @@ def test_what_killed_processes_left_is_removed(index: Index) -> None:
     os.utime(other, (two_days_ago, two_days_ago))
     cached_on_disk(index, 96, print)
     assert other.name not in left_behind()
+
+
+def test_without_locks_what_another_process_may_be_writing_stays(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")  # as of some network disks
+
+    path = cached_on_disk(index, 64, print).path
+    half = path.with_name(f".{path.name}.12345.tmp")
+    path.rename(half)
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    assert (cached_on_disk(index, 64, print)[7] == load_resized(index, 7, 64)).all()
+    assert half.exists()
 
 
 def test_a_file_of_another_length_is_made_again(index: Index) -> None:

@@ -24,7 +24,7 @@ from yoloyard.files import cannot_write, write_whole
 
 # Part of the name: raise it whenever the pixels that are stored change.
 FORMAT_VERSION = 1
-KEPT_CACHES = 4  # they are large; one in use stays readable even when it is removed
+KEPT_CACHES = 4  # they are large; on a local disk, one in use stays readable even when it is removed
 SPARE_DISK = 0.95  # of what is free; the rest is for the run's own files
 
 
@@ -56,9 +56,9 @@ def cached_on_disk(index: Index, imgsz: int, say: Callable[[str], object], reduc
     except OSError as error:
         raise cannot_write(path, error) from error
     if not _is_whole(path, block):
-        with alone(path):
+        with alone(path) as is_alone:
             if not _is_whole(path, block):  # another process may have made it meanwhile
-                _forget_old(path)
+                _forget_old(path, is_alone)
                 _require_space(path.parent, len(block), len(index), imgsz)
                 say(f"decoding {len(index)} images into {path} ({len(block) / 2**30:.1f} GiB), once for all runs")
                 write_whole(path, lambda temporary: _write(temporary, index, imgsz, block, reduced))
@@ -107,10 +107,14 @@ def _write(path: Path, index: Index, imgsz: int, block: Block, reduced: bool) ->
             pass  # waits, and raises what a thread raised; the others' work is then dropped
 
 
-def _forget_old(path: Path) -> None:
-    """Remove what interrupted processes have left, and all but the files used last; room for `path` is counted in."""
+def _forget_old(path: Path, is_alone: bool) -> None:
+    """Remove what interrupted processes have left, and all but the files used last; room for `path` is counted in.
+
+    Without a lock, `is_alone` is false, and a young unfinished file may be another process's.
+    """
     folder = path.parent
-    left = [file for file in folder.glob(".*.tmp") if file.name.startswith(f".{path.name}.") or is_old(file)]
+    own = f".{path.name}."
+    left = [file for file in folder.glob(".*.tmp") if (is_alone and file.name.startswith(own)) or is_old(file)]
     # A lock file may be held, so it goes only when it is old.
     left += [file for file in folder.glob("*.lock") if is_old(file)]
     kept = sorted(folder.glob("*.pixels"), key=changed)

@@ -234,8 +234,8 @@ def open_index(folder: Path) -> Index:
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Keep other processes from making `folder` too, where the cache can be written."""
+def alone(folder: Path) -> Iterator[bool]:
+    """Keep other processes from making `folder` too. False where that can't be: nowhere to write, or no locks there."""
     from filelock import FileLock
 
     lock = FileLock(folder.with_name(f"{folder.name}.lock"))
@@ -243,10 +243,10 @@ def alone(folder: Path) -> Iterator[None]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except (OSError, NotImplementedError):  # not writable, or a file system without locks
-        yield
+        yield False
         return
     try:
-        yield
+        yield True
     finally:
         lock.release()
 
