@@ -67,7 +67,7 @@ class Sizes:
 
     imgsz: int
     batches: tuple[int, ...]
-    compiled_batch: int
+    compiled_batches: tuple[int, ...]  # all models with the first one, then as far as time allows
     seconds: float  # that a figure is measured for
     checks: float  # the most that these parts may take; `steps` is looked at between two figures
     steps: float
@@ -83,7 +83,7 @@ class Sizes:
 FULL = Sizes(
     imgsz=640,
     batches=(8, 16, 32, 64, 128),
-    compiled_batch=16,
+    compiled_batches=(16, 64, 32),
     seconds=1.5,
     checks=120,
     steps=110,
@@ -98,7 +98,7 @@ FULL = Sizes(
 REHEARSAL = Sizes(
     imgsz=64,
     batches=(1, 2),
-    compiled_batch=2,
+    compiled_batches=(2, 1),
     seconds=0.1,
     checks=240,
     steps=15,
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU")
     parser.add_argument("--out", type=Path, help="JSON file of the figures")
     parser.add_argument("--checks", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
-    parser.add_argument("--compiled", help=argparse.SUPPRESS)  # one model, in a process of its own
+    parser.add_argument("--compiled", nargs=2, help=argparse.SUPPRESS)  # a model and a batch, in a process of its own
     arguments = parser.parse_args()
     if not arguments.rehearse and not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here; --rehearse does the same at tiny sizes on the CPU")
@@ -127,7 +127,8 @@ def main() -> None:
         for answer in run_checks(device):
             print(json.dumps(answer), flush=True)
     elif arguments.compiled:
-        print(json.dumps(measure_steps(device, arguments.compiled, "amp", sizes.compiled_batch, sizes, True)))
+        model, batch = arguments.compiled
+        print(json.dumps(measure_steps(device, model, "amp", int(batch), sizes, True)))
     else:
         default = Path("runs", "gpu-rehearsal.json") if arguments.rehearse else ROOT / "benchmarks/results/gpu.json"
         out = arguments.out or default
@@ -154,9 +155,9 @@ def measure_all(device: torch.device, sizes: Sizes, out: Path) -> dict[str, Any]
         keep("loader", loader_speeds(device, sizes, Path(folder)))
         keep("demo", train_demo(device, sizes, Path(folder)))
     compiled = []
-    for model in MODELS:
+    for batch, model in itertools.product(sizes.compiled_batches, MODELS):
         limit = min(sizes.compiled, end - time.monotonic())
-        compiled.append(with_share(compiled_steps(device, model, sizes, limit), results["peak"], sizes))
+        compiled.append(with_share(compiled_steps(device, model, batch, limit), results["peak"], sizes))
         keep("compiled", compiled)
     return results
 
@@ -348,10 +349,10 @@ def with_share(row: dict[str, Any], peak: dict[str, float], sizes: Sizes) -> dic
     return row | {"images_per_second": speed, "share_of_peak": share}
 
 
-def compiled_steps(device: torch.device, model: str, sizes: Sizes, limit: float) -> dict[str, Any]:
+def compiled_steps(device: torch.device, model: str, batch: int, limit: float) -> dict[str, Any]:
     """Steps of a compiled network, in a process that is ended when its time is over."""
-    row = {"model": model, "mode": "amp", "batch": sizes.compiled_batch}
-    command = [sys.executable, str(Path(__file__).resolve()), "--compiled", model]
+    row = {"model": model, "mode": "amp", "batch": batch}
+    command = [sys.executable, str(Path(__file__).resolve()), "--compiled", model, str(batch)]
     if limit <= 1:
         return row | {"error": "no time was left"}
     answer, ending = run_limited([*command, "--rehearse"] if device.type == "cpu" else command, limit)

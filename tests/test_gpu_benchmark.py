@@ -44,4 +44,4 @@ def test_the_rehearsal_is_whole(tmp_path: Path) -> None:
     assert results["checks"]
     assert all(check["holds"] for check in results["checks"])
     assert {row["model"] for row in results["steps"]} == {"yolo11n", "yolov5s", "yolo11m", "yolo11x"}
-    assert len(results["compiled"]) == 4
+    assert [row["batch"] for row in results["compiled"]] == [2] * 4 + [1] * 4
