@@ -65,7 +65,8 @@ def page() -> str:
         "# Results",
         "Written by `make bench`; each part is one command, `python benchmarks/NAME.py`. Medians of turns A B A B, "
         "both sides in one environment with the same torch, NumPy and OpenCV; the reference is ultralytics 8.4, used "
-        "through its public interface. A ratio is ours : theirs.",
+        "through its public interface. A ratio is ours : theirs; a figure without brackets, in which the lowest and "
+        "highest stand, was measured once.",
     ]
     for name, title in BENCHMARKS.items():
         file = RESULTS / f"{name}.json"

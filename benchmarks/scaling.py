@@ -23,6 +23,15 @@ SIZES = (500, 5_000, 20_000, 100_000)
 BOXES = (1, 10, 100, 1_000, 5_000)
 PICTURES, CLASSES = 300, 10
 BASE = 5_000  # costs a picture are compared with those at this size
+UNITS = {
+    "build": "s",
+    "reopen": "s",
+    "plan": "s",
+    "first batch": "s",
+    "memory": "GB",
+    "worker": "MB",
+    "samples": "samples/s",
+}
 
 
 def main() -> None:
@@ -41,20 +50,20 @@ def main() -> None:
     rows = []
     for (kind, size), new in found.items():
         base = found.get(("yolo", BASE), new)
-        for name, unit in (("build", "s"), ("reopen", "s"), ("plan", "s"), ("first batch", "s"), ("memory", "GB")):
-            note = f"{size:,} images, {kind}; theirs: {BASE:,} images of YOLO txt, times as many"
-            scale = size / BASE if name != "memory" else 1
+        for name, unit in UNITS.items():
+            grown = new[name] / base[name] / (size / BASE if unit == "s" else 1)
+            note = f"{size:,} images, {kind}; {grown:.2f} of {BASE:,} images of YOLO txt" + ", an image" * (unit == "s")
             if name == "reopen" and size == SIZES[-1]:
                 note += "; wanted: below 1 s"
-            rows.append(Row(f"{name}, {size:,} {kind}", unit, [new[name]], [base[name] * scale], None, note=note))
-        rows.append(
-            Row(f"samples, {size:,} {kind}", "samples/s", [new["samples"]], [base["samples"]], None, True, note)
-        )
-    costs = figures(arguments.reference_python, False, "boxes", *map(str, BOXES))
+            rows.append(Row(f"{name}, {size:,} {kind}", unit, [new[name]], [], None, note=note))
+    for count, seconds in figures(arguments.reference_python, True, "copies", *map(str, sizes)).items():
+        note = f"copies between {int(count):,} images for training and {int(count) // 10:,} for validation"
+        rows.append(Row(f"copies, {int(count):,}", "s", [seconds], [], None, note=note))
+    costs = figures(arguments.reference_python, True, "boxes", *map(str, BOXES))
     for name, by_count in costs.items():
         for count, seconds in by_count.items():
-            note = f"{count} boxes an image; theirs: 1 box an image"
-            rows.append(Row(f"{name}, {count} boxes", "ms", [seconds * 1e3], [by_count["1"] * 1e3], None, note=note))
+            note = f"{int(count):,} boxes an image; {seconds / by_count['1']:.3g} of 1 box an image"
+            rows.append(Row(f"{name}, {int(count):,} boxes", "ms", [seconds * 1e3], [], None, note=note))
     write_results("scaling", rows, arguments.reference_python)
 
 

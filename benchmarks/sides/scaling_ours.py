@@ -1,15 +1,20 @@
-"""What scaling.py measures, in a process of its own: `images DATA`, or `boxes COUNT COUNT ...`."""
+"""What scaling.py measures, in a process of its own: `images DATA`, `boxes COUNT ...` or `copies COUNT ...`."""
 
 import json
+import multiprocessing
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
 from yoloyard.config import TrainConfig, with_words
+from yoloyard.data.copies import _nearest
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.epoch_plan import plan_epochs
 from yoloyard.data.index import Index, Paths, Texts, load_index
@@ -17,14 +22,17 @@ from yoloyard.data.loader import collate, make_train_loader
 from yoloyard.evaluation.coco import evaluate
 from yoloyard.losses.task_aligned import TaskAlignedLoss
 from yoloyard.models import registry
-from yoloyard.nms import suppress
+from yoloyard.nms import suppress_found
 from yoloyard.structures import Detections, Sample
 
 BATCHES = 12
 
 
 def images(data: str) -> dict[str, float]:
-    """Seconds to build and reopen the index, to plan an epoch and to get a batch; samples/s; gigabytes at most."""
+    """Seconds to build and reopen the index, to plan an epoch and to get a batch; samples/s; gigabytes at most.
+
+    And megabytes that belong to a worker alone, after it has read all labels.
+    """
     spec = read_data_yaml(data)
     time.sleep(3)  # files that have just been written are not trusted to stay
     build = seconds(lambda: load_index(spec, "train"))
@@ -48,7 +56,32 @@ def images(data: str) -> dict[str, float]:
         "first batch": first,
         "samples": samples,
         "memory": peak,
+        "worker": megabytes_of_a_worker(index),
     }
+
+
+def megabytes_of_a_worker(index: Index) -> float:
+    """What a forked worker holds for itself alone when it has looked at every picture's labels and path."""
+    receive, send = multiprocessing.Pipe()
+
+    def walk() -> None:
+        for position in range(len(index)):
+            index.annotations(position)
+            _ = index.paths[position]
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        send.send(sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024)
+
+    worker = multiprocessing.get_context("fork").Process(target=walk)
+    worker.start()
+    megabytes = receive.recv()
+    worker.join()
+    return megabytes
+
+
+def copies(count: int) -> float:
+    """Seconds of the search for pictures of a split among `count` of another that is ten times as large."""
+    thumbnails = np.random.default_rng(0).integers(0, 256, (count + count // 10, 32, 32), np.uint8)
+    return seconds(lambda: _nearest(thumbnails[:count], thumbnails[count:]))
 
 
 def boxes(count: int) -> dict[str, float]:
@@ -64,16 +97,51 @@ def boxes(count: int) -> dict[str, float]:
     maps = [torch.randn(8, 74, side, side, requires_grad=True) for side in (80, 40, 20)]
     loss = TaskAlignedLoss(detector.strides, 10, reads=True)
     true_boxes, true_labels = torch.from_numpy(true), torch.from_numpy(labels)
-    scores = torch.rand(8, count, 10)
+    images, scores = torch.arange(8).repeat_interleave(count), torch.rand(8 * count)
+    scattered = true_boxes.flatten(0, 1)
+    pile = torch.tensor([300.0, 300, 400, 400]) + 4 * torch.randn(8 * count, 4)
     index = index_of(true, labels)
     rows = min(count, 300)
     found = {i: Detections(true_boxes[i, :rows] + 3, torch.rand(rows), true_labels[i, :rows]) for i in range(8)}
+
+    def step() -> None:
+        parts = loss(maps, true_boxes, true_labels).values()
+        torch.cat([sums / norms.clamp(min=1) for sums, norms in parts]).sum().backward()
+
+    def suppress(found_boxes: torch.Tensor) -> None:
+        suppress_found(8, images, found_boxes, scores, true_labels.flatten(), 0.7, 300)
+
     return {
-        "loss": seconds(lambda: loss(maps, true_boxes, true_labels), 2),
-        "suppression": seconds(lambda: suppress(true_boxes, scores, 0.001, 0.7, 300, True), 2),
+        "loss": seconds(step, 2),
+        "suppression, scattered": seconds(lambda: suppress(scattered), 2),
+        "suppression, a pile": seconds(lambda: suppress(pile), 2),
         "evaluation": seconds(lambda: evaluate(index, found, 300), 2),
         "collation": seconds(lambda: collate(samples, (8, 64, 512, 5000)), 2),
+        **from_disk(true, labels),
     }
+
+
+def from_disk(true: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Seconds to index these boxes as YOLO text and to make a batch of training samples of them."""
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("images", "labels"):
+            Path(folder, kind, "train").mkdir(parents=True)
+        picture = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
+        files = [Path(folder, "labels", "train", f"{number}.txt") for number in range(len(true))]
+        for file in files:
+            cv2.imwrite(f"{folder}/images/train/{file.stem}.jpg", picture)
+            file.write_text("0 0.5 0.5 0.1 0.1\n")
+        data = Path(folder, "data.yaml")
+        data.write_text(f"train: images/train\nval: images/train\nnames: {[str(n) for n in range(10)]}\n")
+        spec = read_data_yaml(data)
+        load_index(spec, "train")  # examines the pictures, which is no matter of boxes
+        for file, corners, classes in zip(files, true / 640, labels, strict=True):
+            rows = np.column_stack((classes, (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]))
+            np.savetxt(file, rows, ["%d", *["%.6f"] * 4])
+        index = seconds(lambda: load_index(spec, "train"))
+        config = with_words(TrainConfig(), {"imgsz": 640, "batch": 8, "workers": 0})
+        loader = make_train_loader(load_index(spec, "train"), config)
+        return {"index": index, "samples": seconds(lambda: list(loader.epoch(0)), 2)}
 
 
 def index_of(true: np.ndarray, labels: np.ndarray) -> Index:
@@ -110,6 +178,8 @@ def main() -> None:
     what, *words = sys.argv[1:]
     if what == "images":
         answer: dict = images(words[0])
+    elif what == "copies":
+        answer = {count: copies(int(count)) for count in words}
     else:
         by_count = {count: boxes(int(count)) for count in words}
         answer = {name: {count: by_count[count][name] for count in words} for name in next(iter(by_count.values()))}
