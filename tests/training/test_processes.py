@@ -17,13 +17,15 @@ from yoloyard.data.loader import make_val_loader
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.structures import Detections, images_to_float
 from yoloyard.training import trainer
+from yoloyard.training.checkpoint import read_facts, restore_checkpoint
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.monitor import Monitor
 from yoloyard.training.parallel import join_team, leave_team
 from yoloyard.training.results import validation_batch
 from yoloyard.training.setup import Setup, prepare, rebuild
 
-STEPS = 20
+EPOCHS = 6
+STEPS = 4 * EPOCHS
 CPU = torch.device("cpu")
 
 
@@ -67,11 +69,14 @@ def freeze_normalisation(detector: nn.Module, index: Index) -> None:
 
 
 def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
-    """Twenty batches, three an update, with frozen normalisation, then a validation; what this process has then."""
+    """Six epochs of four batches, three an update, with frozen normalisation, then a validation; what there is then.
+
+    In the middle of an update, before the last epoch, everything is saved and restored.
+    """
     os.environ["YOLOYARD_CACHE"] = cache
     words: dict[str, Any] = {
-        "data": data, "model": model, "imgsz": 64, "batch": 4, "nbs": 12, "epochs": 5, "amp": False, "device": "cpu",
-        "optimizer": "SGD", "lr0": 0.02, "warmup_bias_lr": 0.0, "autoanchor": False,
+        "data": data, "model": model, "imgsz": 64, "batch": 4, "nbs": 12, "epochs": EPOCHS, "amp": False,
+        "device": "cpu", "optimizer": "SGD", "lr0": 0.02, "warmup_bias_lr": 0.0, "autoanchor": False,
         "tensorboard": False, "project": f"{cache}/runs",
     }  # fmt: skip
     team = join_team(CPU)
@@ -86,12 +91,15 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     with InterruptRequest() as interrupt:
         run = trainer.begin(setup, Monitor(silent=True), team, interrupt)
         samples = []
-        for epoch in range(5):
+        for epoch in range(EPOCHS):
             samples += [batch.images.numpy() for batch in run.train_loader.epoch(epoch)]
+            if epoch == EPOCHS - 1:
+                own_gradients = gradients_of(setup.detector)
+                trainer.save(run)
+                gradients = gradients_of(setup.detector)
+                restore_checkpoint(run.last_checkpoint, read_facts(run.last_checkpoint), run.state)
             trainer.train_epoch(run)
             run.state.progress.epoch, run.state.progress.position = epoch + 1, 0
-        own_gradients = gradients_of(setup.detector)
-        trainer.save(run)
         metrics, predictions = trainer.validate(run, run.state.update.ema.model)
         whole = make_val_loader(setup.val_index, 64, validation_batch(setup.config))
         predictions_of_one = predict_all(
@@ -102,7 +110,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
         "samples": samples,
         "losses": trainer.mean_losses(run),
         "own gradients": own_gradients,
-        "gradients": gradients_of(setup.detector),
+        "gradients": gradients,
         "weights before": before,
         "weights": {name: value.numpy() for name, value in setup.detector.state_dict().items()},
         "predictions": as_arrays(predictions),
