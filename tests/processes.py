@@ -5,7 +5,11 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
 
 
 def run_together(count: int, work: Callable[..., Any], *arguments: object) -> list[Any]:
@@ -39,3 +43,9 @@ def _run(rank: int, count: int, port: int, results: Any, work: Callable[..., Any
         results.put((rank, (True, work(*arguments))))
     except BaseException:  # noqa: BLE001  # whatever it is, the test must hear of it
         results.put((rank, (False, traceback.format_exc())))
+
+
+def gradients_of(detector: "nn.Module") -> "dict[str, np.ndarray]":
+    """A copy of what was added up since the last update, by the parameter's name."""
+    named = detector.named_parameters()
+    return {name: parameter.grad.numpy().copy() for name, parameter in named if parameter.grad is not None}

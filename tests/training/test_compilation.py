@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from processes import run_together
+from processes import gradients_of, run_together
 from yoloyard.device import Precision
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
@@ -114,9 +114,7 @@ def three_batches(detector: Small, network: nn.Module, rank: int) -> list[dict[s
     for number in range(3):
         with exchanging(network, is_due=number == 2):
             sum(level.sum() for level in network(images[number, rank])).backward()
-        found.append(
-            {name: each.grad.numpy().copy() for name, each in detector.named_parameters() if each.grad is not None}
-        )
+        found.append(gradients_of(detector))
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from processes import run_together
+from processes import gradients_of, run_together
 from yoloyard.config import to_words
 from yoloyard.data.demo import write_demo
 from yoloyard.data.index import Index
@@ -44,12 +44,6 @@ def as_arrays(predictions: dict[int, Detections]) -> dict[int, np.ndarray]:
         image: np.column_stack((found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()))
         for image, found in predictions.items()
     }
-
-
-def gradients_of(detector: nn.Module) -> dict[str, np.ndarray]:
-    """What was added up since the last update."""
-    named = detector.named_parameters()
-    return {name: parameter.grad.numpy().copy() for name, parameter in named if parameter.grad is not None}
 
 
 def freeze_normalisation(detector: nn.Module, index: Index) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from yoloyard.device import Precision
 from yoloyard.models.detector import Detector
+from yoloyard.training.parallel import exchanging
 
 Network = Callable[[Tensor], list[Tensor]]
 
@@ -63,10 +63,12 @@ def _try_out(
     device = next(detector.parameters()).device
     buffers = {name: buffer.clone() for name, buffer in detector.named_buffers()}
     images = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
-    alone = network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
     devices = [] if device.type == "cpu" else [device]
     try:
-        with alone, torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        with (
+            exchanging(network, is_due=False),
+            torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"),
+        ):
             with precision.autocast():
                 maps = compiled(images)
             torch.stack([level.float().sum() for level in maps]).sum().backward()

@@ -99,13 +99,7 @@ class Update:
         self.model, self.optimizer, self.scaler, self.ema = model, optimizer, scaler, ema
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._fused = optimizer.defaults["fused"]
-        self._statistics = [
-            buffer
-            for module in model.modules()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm)
-            for buffer in (module.running_mean, module.running_var)
-            if buffer is not None
-        ]
+        self._statistics, self._average_statistics = _statistics_of(model), _statistics_of(ema.model)
         self.good_statistics = self._flat_statistics()
         self.losses_finite = torch.ones((), device=self._parameters[0].device)
 
@@ -152,8 +146,7 @@ class Update:
 
         Until an update is due each process has those of its own pictures.
         """
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        _even_out(gradients)
+        _even_out([parameter.grad for parameter in self._parameters if parameter.grad is not None])
 
     @torch.no_grad()
     def even_out_statistics(self) -> None:
@@ -161,11 +154,8 @@ class Update:
 
         In the model and in its average: before what must be equal everywhere, a validation or a checkpoint.
         """
-        if not self._statistics:
-            return
-        averages = self.ema.model.state_dict()
-        names = [name for name in averages if name.endswith(("running_mean", "running_var"))]
-        _even_out([*self._statistics, *(averages[name] for name in names), self.good_statistics])
+        if self._statistics:
+            _even_out([*self._statistics, *self._average_statistics, self.good_statistics])
 
     @torch.no_grad()
     def _put_statistics_back(self, found_inf: Tensor) -> None:
@@ -179,6 +169,17 @@ class Update:
         if not self._statistics:
             return torch.zeros(0)
         return torch.cat([statistic.detach().flatten() for statistic in self._statistics])
+
+
+def _statistics_of(model: nn.Module) -> list[Tensor]:
+    """BatchNorm's running means and variances, which are changed in place alone."""
+    return [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]
 
 
 def _even_out(tensors: list[Tensor]) -> None:
