@@ -31,6 +31,7 @@ TOLD_FROM = 10_000_000  # so many pairs take long enough for a line
 COMPONENTS = 64  # of the thumbnails, in which nearest ones are looked for
 GROUPS = 32  # the nearest picture of each group is a candidate
 CANDIDATES = 3  # pairs that are decoded for a picture
+PIECE = 500_000
 THUMBNAIL_DISTANCE = 10.0  # grey levels, root of the mean square; resizing without smoothing costs most of it
 
 # Measured, see docs/data-check.md: copies reach 0.9 and 1.3, other shots of the same scene begin at 2.3 and 2.4.
@@ -148,25 +149,29 @@ def _nearest(first: np.ndarray, second: np.ndarray) -> list[list[tuple[int, tupl
     sample = coarse[:: max(1, len(coarse) // 5000)] - mean
     axes = np.linalg.eigh(sample.T @ sample)[1][:, -COMPONENTS:].astype(np.float32)
     points = (coarse - mean) @ axes
-    # |v - p|^2 but for |v|^2, as one product.
+    # |v - p|^2 but for |v|^2, as one product; a piece of it at a time, which stays in the processor's cache.
     matrix = np.concatenate((-2 * points, (points**2).sum(axis=1, keepdims=True)), axis=1)
     groups = np.array_split(np.arange(len(points)), min(GROUPS, len(points)))
 
     found: list[list[tuple[float, int, tuple[bool, int]]]] = [[] for _ in range(len(second))]
-    rows_at_once = max(1, 16_000_000 // len(points))
     for orientation in ORIENTATIONS:
         laid = np.moveaxis(turned(np.moveaxis(second, 0, -1), orientation), -1, 0)
         places = (_coarse(laid) - mean) @ axes
+        # Means and components only bring pictures nearer, so what is too far away here need not be looked at.
+        limits = 1.001 * THUMBNAIL_DISTANCE**2 * coarse.shape[1] - (places**2).sum(axis=1)
         places = np.concatenate((places, np.ones((len(places), 1), np.float32)), axis=1)
-        for start in range(0, len(second), rows_at_once):
-            distances = places[start : start + rows_at_once] @ matrix.T
-            for group in groups:
-                best = group[0] + distances[:, group[0] : group[-1] + 1].argmin(axis=1)
-                stop = start + len(best)
-                difference = laid[start:stop].astype(np.float32) - first[best]
-                levels = np.sqrt((difference**2).mean(axis=(1, 2)))
-                for row in np.flatnonzero(levels <= THUMBNAIL_DISTANCE):
-                    found[start + row].append((float(levels[row]), int(best[row]), orientation))
+        for group in groups:
+            of_group = matrix[group[0] : group[-1] + 1].T
+            rows_at_once = max(1, PIECE // len(group))
+            for start in range(0, len(second), rows_at_once):
+                distances = places[start : start + rows_at_once] @ of_group
+                best = distances.argmin(axis=1)
+                near = distances[np.arange(len(best)), best] <= limits[start : start + rows_at_once]
+                rows, best = start + np.flatnonzero(near), group[0] + best[near]
+                levels = np.sqrt(((laid[rows].astype(np.float32) - first[best]) ** 2).mean(axis=(1, 2)))
+                for row, candidate, level in zip(rows, best, levels, strict=True):
+                    if level <= THUMBNAIL_DISTANCE:
+                        found[row].append((float(level), int(candidate), orientation))
     return [[(row, orientation) for _, row, orientation in sorted(each)[:CANDIDATES]] for each in found]
 
 
