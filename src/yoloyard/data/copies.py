@@ -31,7 +31,7 @@ TOLD_FROM = 10_000_000  # so many pairs take long enough for a line
 COMPONENTS = 64  # of the thumbnails, in which nearest ones are looked for
 GROUPS = 32  # the nearest picture of each group is a candidate
 CANDIDATES = 3  # pairs that are decoded for a picture
-PIECE = 500_000
+PIECE = 500_000  # distances computed at once
 THUMBNAIL_DISTANCE = 10.0  # grey levels, root of the mean square; resizing without smoothing costs most of it
 
 # Measured, see docs/data-check.md: copies reach 0.9 and 1.3, other shots of the same scene begin at 2.3 and 2.4.
