@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
@@ -115,3 +116,4 @@ def reuse_memory(device: torch.device) -> None:
     library = ctypes.CDLL(None)
     library.mallopt(M_TRIM_THRESHOLD, -1)  # never give memory back
     library.mallopt(M_MMAP_MAX, 0)  # nor ask for a large block apart from the rest, which is given back when freed
+    atexit.register(library.malloc_trim, 0)  # the end of a process reads another 120 MB of torch's library

@@ -240,7 +240,7 @@ def test_mixed_precision_saves_about_half_of_the_activations() -> None:
     sizes = {}
     for dtype in (torch.float32, torch.bfloat16):
         stage = Stage(dtype=dtype)
-        images = some_batch(size=256).images.float() / 255
+        images = some_batch(size=384).images.float() / 255  # large beside the weights' own bfloat16
         weights = [*stage.detector.parameters(), *stage.detector.buffers()]
         saved = SavedBytes(ignored=weights)
         with saved, stage.precision.autocast():

@@ -120,6 +120,8 @@ def _version(facts: Facts, name: str) -> str | None:
 
 def _of_run(facts: dict[str, Any], folder: Path) -> Facts:
     arithmetic = {name: facts.get(name) for name in ("precision", "cuda", "cudnn", "nccl")}
+    if arithmetic["cudnn"] is None:  # a run on a CPU doesn't look which one it would have had
+        del arithmetic["cudnn"]
     found: Facts = {
         "arithmetic": {"device": facts["device"].split(":")[0], **arithmetic},
         "packages that decide results": facts["versions"],
