@@ -32,7 +32,10 @@ def can_be_one(bn: nn.Module, activation: nn.Module, x: Tensor) -> bool:
 
 
 def batch_norm_silu(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
-    """`silu(bn(x))` of x (B, channels, h, w) with the batch's own statistics; updates the running ones of `bn`."""
+    """`silu(bn(x))` of x (B, channels, h, w) with the batch's own statistics; updates the running ones of `bn`.
+
+    Hooks on the two layers are not called.
+    """
     assert bn.num_batches_tracked is not None
     bn.num_batches_tracked.add_(1)
     return _BatchNormSiLU.apply(x, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.momentum, bn.eps)

@@ -90,7 +90,9 @@ class SplitStack(nn.Module):
         self.conv_out = Conv((2 + len(blocks)) * hidden, out_channels, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        results = list(self.conv_in(x).chunk(2, dim=1))
+        first, second = self.conv_in(x).chunk(2, dim=1)
+        # Of a slice a convolution makes its own copy each time, and the backward pass would keep the whole.
+        results = [first, second.clone()]
         for block in self.blocks:
             results.append(block(results[-1]))
         return self.conv_out(torch.cat(results, dim=1))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from yoloyard.device import Precision
+from yoloyard.device import Precision, reads_are_free
 from yoloyard.models.detector import Detector
 from yoloyard.structures import Batch, images_to_float
 from yoloyard.training.criterion import Criterion
@@ -38,6 +38,8 @@ def forward_backward(
     gain * sum / norm with the norm of all processes; what is backpropagated is its product with images and processes,
     so that the mean over processes that follows gives the gradient of one process with the whole batch.
     """
+    if reads_are_free(batch.images.device) and world_size() == 1:
+        allocate_gradients(model)
     with precision.autocast():
         maps = model(images_to_float(batch.images))
     parts = criterion(maps, batch.boxes, batch.labels)
@@ -51,6 +53,16 @@ def forward_backward(
     )
     scaler.scale(losses.sum() * images_in_batch * world_size()).backward()
     return sum_over_processes(losses.detach())
+
+
+def allocate_gradients(model: nn.Module) -> None:
+    """Give every parameter that has no gradient one of zeros, before the forward fills the memory with maps.
+
+    The backward pass would put them where maps have just been freed, which leaves no room for a large one.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 @dataclass
