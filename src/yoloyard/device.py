@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import platform
 from contextlib import AbstractContextManager, nullcontext
@@ -116,4 +115,9 @@ def reuse_memory(device: torch.device) -> None:
     library = ctypes.CDLL(None)
     library.mallopt(M_TRIM_THRESHOLD, -1)  # never give memory back
     library.mallopt(M_MMAP_MAX, 0)  # nor ask for a large block apart from the rest, which is given back when freed
-    atexit.register(library.malloc_trim, 0)  # the end of a process reads another 120 MB of torch's library
+
+
+def give_memory_back(device: torch.device) -> None:
+    """On a CPU, hand what `reuse_memory` has kept back to the system: when the large steps are over."""
+    if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

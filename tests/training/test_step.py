@@ -249,6 +249,24 @@ def test_mixed_precision_saves_about_half_of_the_activations() -> None:
     assert 0.4 < sizes[torch.bfloat16] / sizes[torch.float32] < 0.6
 
 
+def test_gradients_lie_in_memory_before_the_maps_and_are_added_to() -> None:
+    stage = Stage()
+    places: list[list[int]] = []
+    parameters = [parameter for parameter in stage.detector.parameters() if parameter.requires_grad]
+
+    def look(*_: object) -> None:
+        places.append([parameter.grad.data_ptr() for parameter in parameters if parameter.grad is not None])
+
+    stage.detector.register_forward_pre_hook(look)
+    stage.backward(some_batch())
+    stage.backward(some_batch(seed=1))
+    look()
+    assert places[0] == places[1] == places[2]
+    assert len(places[0]) == len(parameters)
+    stage.update()
+    assert all(parameter.grad is None for parameter in parameters)  # a checkpoint has nothing of them to keep
+
+
 def test_a_scaler_that_finds_its_scale_is_no_bad_step() -> None:
     """float16: the first scale is too large, the step is skipped with finite losses, and a lower scale works."""
     stage = Stage(dtype=torch.float16)

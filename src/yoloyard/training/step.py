@@ -58,7 +58,8 @@ def forward_backward(
 def allocate_gradients(model: nn.Module) -> None:
     """Give every parameter that has no gradient one of zeros, before the forward fills the memory with maps.
 
-    The backward pass would put them where maps have just been freed, which leaves no room for a large one.
+    The backward pass would put them where maps have just been freed, which leaves no room for a large one. A parameter
+    that the network does not use is decayed like the others then.
     """
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.grad is None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from yoloyard import environment
 from yoloyard.data.decode import decode_image
 from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
-from yoloyard.device import reads_are_free, reuse_memory
+from yoloyard.device import give_memory_back, reads_are_free, reuse_memory
 from yoloyard.errors import UserError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.validate import predict_all
@@ -48,6 +48,7 @@ from yoloyard.training.trackers import Trackers, open_trackers
 
 BAD_STEPS = 3  # so many in a row stop the run
 IMAGES_NAMED = 20  # of a bad step
+SETTLED = 1  # the batch after which memory is laid out as it stays; what the first ones used otherwise is given back
 BATCHES_TRACKED = 3  # the first ones, as pictures
 PREDICTIONS_TRACKED = 3  # pictures of each validation
 
@@ -228,6 +229,8 @@ def train_epoch(run: Run) -> dict[str, float]:
             if is_due:
                 outcome = update()
                 progress.last_update = number
+            if number == SETTLED:
+                give_memory_back(setup.device)
             add_to_sums(state.sums, losses, outcome)
 
             check(run, unchecked)  # the update before this one: the device has finished it
@@ -441,6 +444,7 @@ def is_exhausted(run: Run) -> bool:
 def finish(run: Run) -> Result:
     """Evaluate the best weights once more, write the report, say where everything is."""
     setup, monitor, progress = run.setup, run.monitor, run.state.progress
+    give_memory_back(setup.device)  # plots and the process's own end need 150 MB more, most of it code
     best, report = setup.folder / "weights" / "best.safetensors", setup.folder / "report.html"
     if progress.best is None:  # the run ended before its first validation
         average = run.state.update.ema.model
