@@ -118,6 +118,6 @@ def reuse_memory(device: torch.device) -> None:
 
 
 def give_memory_back(device: torch.device) -> None:
-    """On a CPU, hand what `reuse_memory` has kept back to the system: when the large steps are over."""
+    """On a CPU, hand the free memory that `reuse_memory` keeps back to the system; what is used again is slow once."""
     if device.type == "cpu" and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

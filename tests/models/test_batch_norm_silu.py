@@ -48,15 +48,14 @@ def test_its_gradients_are_those_of_small_differences() -> None:
 
     bn = layer(3, torch.float64)
     x = torch.randn(2, 3, 4, 3, dtype=torch.float64, requires_grad=True)
+    assert can_be_one(conv.bn, conv.activation, x)
     assert torch.autograd.gradcheck(of, (x, bn.weight, bn.bias))
 
 
-def test_frozen_weights_have_no_gradient() -> None:
-    bn = layer().requires_grad_(False)
+def test_frozen_weights_leave_the_other_gradients_as_they_are() -> None:
     x = torch.randn(2, 5, 3, 3, requires_grad=True)
-    batch_norm_silu(x, bn).sum().backward()
-    assert x.grad is not None
-    assert bn.weight.grad is None
+    frozen = torch.autograd.grad(batch_norm_silu(x, layer().requires_grad_(False)).sum(), x)
+    torch.testing.assert_close(frozen, torch.autograd.grad(nn.functional.silu(layer()(x)).sum(), x))
 
 
 def test_a_training_step_keeps_a_quarter_less(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +76,12 @@ def test_only_in_training_and_only_for_these_two_layers() -> None:
     conv, x = Conv(3, 5), torch.zeros(2, 5, 4, 4)
     assert can_be_one(conv.bn, conv.activation, x)
     assert not can_be_one(conv.bn, nn.Hardswish(), x)
-    assert not can_be_one(nn.SyncBatchNorm.convert_sync_batchnorm(conv).bn, conv.activation, x)
+    assert not can_be_one(nn.SyncBatchNorm.convert_sync_batchnorm(Conv(3, 5)).bn, conv.activation, x)
+    assert not can_be_one(nn.BatchNorm2d(5, momentum=None), conv.activation, x)
     assert not can_be_one(conv.bn, conv.activation, x.to("meta"))
     assert not can_be_one(conv.eval().bn, conv.activation, x)
+    assert can_be_one(conv.train().bn, conv.activation, x)
     with torch.no_grad():
-        assert not can_be_one(conv.train().bn, conv.activation, x)
+        assert not can_be_one(conv.bn, conv.activation, x)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         conv(torch.zeros(1, 3, 1, 1))

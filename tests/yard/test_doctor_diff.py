@@ -73,6 +73,12 @@ def test_each_difference(
     assert set(comparison.differences) == (set() if group == "GPU" else {group})
 
 
+def test_a_run_on_a_cpu_does_not_say_which_cudnn_there_is(tmp_path: Path, facts: dict[str, Any]) -> None:
+    first, second = {**facts, "cudnn": 91002}, {**facts, "cudnn": 92600}
+    assert "arithmetic" in compared(tmp_path, first, second).differences
+    assert compared(tmp_path, first, {**facts, "cudnn": None}).lines() == ["they are alike"]
+
+
 def test_settings_and_the_order_of_causes(tmp_path: Path, facts: dict[str, Any]) -> None:
     other = copy.deepcopy(facts)
     other["command"], other["data"]["val"]["sha256"], other["precision"] = ["x"], "bb", "float16"

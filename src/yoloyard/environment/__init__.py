@@ -52,8 +52,8 @@ def facts(device: Any, precision: str, data: Mapping[str, Any] | None = None, fo
         "device": str(device),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "cuda": torch.version.cuda,
-        # Asking loads it into memory, 50 MB of it.
-        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+        # Only a GPU uses it, and asking loads 55 MB of it.
+        "cudnn": torch.backends.cudnn.version() if is_cuda and device.type == "cuda" else None,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if has_nccl else None,
         "precision": precision,
         "image": os.environ.get("YOLOYARD_TAG"),  # set in our images

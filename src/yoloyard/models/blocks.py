@@ -91,7 +91,7 @@ class SplitStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.conv_in(x).chunk(2, dim=1)
-        # Of a slice a convolution makes its own copy each time, and the backward pass would keep the whole.
+        # Of a slice a convolution copies what it needs anyway, and the backward pass would keep the whole.
         results = [first, second.clone()]
         for block in self.blocks:
             results.append(block(results[-1]))

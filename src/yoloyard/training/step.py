@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from yoloyard.device import Precision, reads_are_free
+from yoloyard.device import Precision
 from yoloyard.models.detector import Detector
 from yoloyard.structures import Batch, images_to_float
 from yoloyard.training.criterion import Criterion
@@ -38,7 +38,7 @@ def forward_backward(
     gain * sum / norm with the norm of all processes; what is backpropagated is its product with images and processes,
     so that the mean over processes that follows gives the gradient of one process with the whole batch.
     """
-    if reads_are_free(batch.images.device) and world_size() == 1:
+    if batch.images.device.type == "cpu" and world_size() == 1:  # several processes have them in what they exchange
         allocate_gradients(model)
     with precision.autocast():
         maps = model(images_to_float(batch.images))
@@ -58,8 +58,8 @@ def forward_backward(
 def allocate_gradients(model: nn.Module) -> None:
     """Give every parameter that has no gradient one of zeros, before the forward fills the memory with maps.
 
-    The backward pass would put them where maps have just been freed, which leaves no room for a large one. A parameter
-    that the network does not use is decayed like the others then.
+    On a CPU the backward pass would put them where maps have just been freed, which leaves no room for a large one. A
+    parameter that the network does not use is decayed like the others then.
     """
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.grad is None:

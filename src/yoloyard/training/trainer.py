@@ -48,7 +48,7 @@ from yoloyard.training.trackers import Trackers, open_trackers
 
 BAD_STEPS = 3  # so many in a row stop the run
 IMAGES_NAMED = 20  # of a bad step
-SETTLED = 1  # the batch after which memory is laid out as it stays; what the first ones used otherwise is given back
+SETTLED = 1  # batch of the run, from 0, after which maps lie where later steps put them, too
 BATCHES_TRACKED = 3  # the first ones, as pictures
 PREDICTIONS_TRACKED = 3  # pictures of each validation
 
@@ -230,7 +230,7 @@ def train_epoch(run: Run) -> dict[str, float]:
                 outcome = update()
                 progress.last_update = number
             if number == SETTLED:
-                give_memory_back(setup.device)
+                give_memory_back(setup.device)  # what the first batches left between their maps
             add_to_sums(state.sums, losses, outcome)
 
             check(run, unchecked)  # the update before this one: the device has finished it
@@ -444,7 +444,6 @@ def is_exhausted(run: Run) -> bool:
 def finish(run: Run) -> Result:
     """Evaluate the best weights once more, write the report, say where everything is."""
     setup, monitor, progress = run.setup, run.monitor, run.state.progress
-    give_memory_back(setup.device)  # plots and the process's own end need 150 MB more, most of it code
     best, report = setup.folder / "weights" / "best.safetensors", setup.folder / "report.html"
     if progress.best is None:  # the run ended before its first validation
         average = run.state.update.ema.model
@@ -456,6 +455,7 @@ def finish(run: Run) -> Result:
     detector, metadata = load_model(best)
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     metrics, predictions = validate(run, detector)
+    give_memory_back(setup.device)  # plots and the process's own end need 150 MB more, most of it code
     with run.team.first() as is_first:
         if is_first:
             report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
