@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from yoloyard import environment
 from yoloyard.data.decode import decode_image
 from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
-from yoloyard.device import give_memory_back, reads_are_free, reuse_memory
+from yoloyard.device import give_memory_back, has_cpu_paths, reuse_memory
 from yoloyard.errors import UserError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.validate import predict_all
@@ -48,6 +48,7 @@ from yoloyard.training.trackers import Trackers, open_trackers
 
 BAD_STEPS = 3  # so many in a row stop the run
 IMAGES_NAMED = 20  # of a bad step
+UNREACHED_NAMED = 8  # parameters without a gradient
 SETTLED = 1  # batch of the run, from 0, after which maps lie where later steps put them, too
 BATCHES_TRACKED = 3  # the first ones, as pictures
 PREDICTIONS_TRACKED = 3  # pictures of each validation
@@ -148,7 +149,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             pin_memory=pin_memory,
             say=monitor.say,
         )
-    network = parallelize(model, device)
+    network = parallelize(model, device, may_leave_out=setup.own_model is not None)
     if config.compile:
         share = (config.batch // team.size, 3, config.imgsz, config.imgsz)
         shapes_vary = config.multi_scale or config.rect
@@ -159,7 +160,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
     average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
     update = Update(model, optimizer, setup.precision.scaler(), average)
-    criterion, gains = choose_criterion(model, config, reads_are_free(device))
+    criterion, gains = choose_criterion(model, config, has_cpu_paths(device))
     state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
     trackers = Trackers([], monitor.say)
     with team.first() as is_first:
@@ -227,6 +228,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             outcome = None
             update.watch(losses)
             if is_due:
+                name_unreached(run)
                 outcome = update()
                 progress.last_update = number
             if number == SETTLED:
@@ -246,6 +248,14 @@ def train_epoch(run: Run) -> dict[str, float]:
     check(run, unchecked)
     stop_if_asked(run)
     return stopwatch.figures()
+
+
+def name_unreached(run: Run) -> None:
+    """Before the first update, name the parameters that no gradient has reached, which the user may not expect."""
+    if names := run.state.update.without_gradient():
+        shown = ", ".join(names[:UNREACHED_NAMED])
+        more = f" and {len(names) - UNREACHED_NAMED} more" if len(names) > UNREACHED_NAMED else ""
+        run.monitor.say(f"no gradient reaches these parameters; they stay as they are until one does: {shown}{more}")
 
 
 def add_to_sums(sums: Tensor, losses: Tensor, outcome: Outcome | None) -> None:
