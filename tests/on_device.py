@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from yoloyard.config import OptimizerConfig, TrainConfig
-from yoloyard.device import Precision
+from yoloyard.device import Precision, free_bytes
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.structures import Batch
@@ -46,7 +46,7 @@ class Training:
         self.optimizer = build_optimizer(self.detector, optimization, optimization.weight_decay)
         average = ExponentialMovingAverage(self.detector, optimization.ema_ramp)
         self.update = Update(self.detector, self.optimizer, self.precision.scaler(), average)
-        self.criterion, self.gains = choose_criterion(self.detector, TrainConfig())
+        self.criterion, self.gains = choose_criterion(self.detector, TrainConfig(), free_bytes=free_bytes(device))
         self.lines: list[str] = []
         self.network: torch.nn.Module = self.detector.train()
         if compiled_for is not None:

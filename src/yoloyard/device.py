@@ -36,7 +36,8 @@ class Precision:
 
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss where gradients would underflow (float16); does nothing otherwise."""
-        return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
+        enabled = self.dtype == torch.float16 or runs_as_on_a_gpu()
+        return torch.amp.GradScaler(self.device_type, enabled=enabled)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -101,11 +102,22 @@ def cpu_has_bfloat16() -> bool:
 
 
 def has_cpu_paths(device: torch.device) -> bool:
-    """May code choose what is quicker on a CPU alone, such as reading numbers, which costs nothing there?
+    """May code choose what is quicker on a CPU alone, such as reading numbers, which costs nothing there?"""
+    return device.type == "cpu" and not runs_as_on_a_gpu()
 
-    With the variable YOLOYARD_AS_ON_A_GPU a CPU runs what a GPU runs: tests train so, end to end.
-    """
-    return device.type == "cpu" and "YOLOYARD_AS_ON_A_GPU" not in os.environ
+
+def runs_as_on_a_gpu() -> bool:
+    """Does a CPU run what a GPU runs, scaler included? Tests train so, end to end; it is no setting for users."""
+    return "YOLOYARD_AS_ON_A_GPU" in os.environ
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of the device that is free now; None for a CPU, and where torch can't tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "xpu":
+        return torch.xpu.mem_get_info(device)[0]
+    return None
 
 
 def reuse_memory(device: torch.device) -> None:
