@@ -10,8 +10,8 @@ ALLOCATES = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, at
 RESHAPES = {aten._unsafe_view, aten.detach, aten.lift_fresh, aten._reshape_alias}
 # The result, or its shape, must be known to the host before it can go on.
 READS = {
-    aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select,
-    aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.bincount,
+    aten._local_scalar_dense, aten.item, aten.is_nonzero, aten.equal, aten.nonzero, aten.nonzero_numpy,
+    aten.masked_select, aten._unique2, aten.unique_dim, aten.unique_consecutive, aten.bincount,
 }  # fmt: skip
 
 
@@ -33,7 +33,7 @@ class Launches(TorchDispatchMode):
         if _is_read(packet, args, kwargs or {}):
             assert not self.forbid_reads, f"{func} makes the host wait for the device"
             self.reads.append(str(func))
-        if not func.is_view and packet not in ALLOCATES | RESHAPES:
+        if func.namespace == "aten" and not func.is_view and packet not in ALLOCATES | RESHAPES:
             self.names.append(str(func))
         return func(*args, **(kwargs or {}))
 

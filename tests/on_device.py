@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from launches import Launches
 from yoloyard.config import OptimizerConfig, TrainConfig
 from yoloyard.device import Precision, free_bytes
 from yoloyard.models import registry
@@ -95,9 +96,10 @@ def some_batch(images: int = 2, size: int = 64, boxes: int = 4, seed: int = 0, p
 
 @contextlib.contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:
-    """Whatever makes the host wait for a CUDA device raises inside; elsewhere nothing waits, or all does."""
+    """Whatever makes the host wait for a CUDA device raises inside: the device says so, elsewhere the operations do."""
     if device.type != "cuda":
-        yield
+        with Launches(forbid_reads=True):
+            yield
         return
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
