@@ -203,7 +203,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     setup, state = run.setup, run.state
     progress, update, config = state.progress, state.update, setup.config
     set_training_mode(update.model)
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(setup.device)
     unchecked: tuple[Verdict, list[int]] | None = None  # an update that the device may still be busy with
     images: list[int] = []  # that the next update learns from
     batches = run.train_loader.epoch(progress.epoch, progress.position, run.epochs)
