@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,35 @@ def precision_named(device: torch.device, name: str) -> Precision:
     if name == "float32":
         return Precision(device.type, torch.float32)
     return choose_precision(device, amp=True)
+
+
+def precision_text(precision: Precision, device: torch.device) -> str:
+    """What a user is told of the precision: a GPU's float32 convolutions round to TF32, torch's default since Ampere."""
+    has_tf32 = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 8
+    if precision.dtype == torch.float32 and has_tf32 and _convolutions_use_tf32():
+        return f"{precision.name} (convolutions in TF32)"
+    return precision.name
+
+
+def _convolutions_use_tf32() -> bool:
+    convolutions = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and later, which refuse to mix both ways
+    if convolutions is not None:
+        return bool(convolutions.fp32_precision == "tf32")
+    return bool(torch.backends.cudnn.allow_tf32)
+
+
+@contextmanager
+def repeated_shapes(repeat: bool = True) -> Iterator[None]:
+    """Inside, cuDNN tries its algorithms on the first batch of each shape and takes the fastest, if `repeat`.
+
+    That pays where few shapes come often. It changes nothing on other devices, nor what a caller has set outside.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = repeat
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def cpu_has_bfloat16() -> bool:

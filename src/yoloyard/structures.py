@@ -60,7 +60,7 @@ class Batch:
     source_ids: tuple[int, ...] = ()  # of training batches: all pictures that something of is in it
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with its tensors on `device`; from pinned memory a CUDA device copies while the host goes on."""
+        """The same batch with its tensors on `device`; see `send` for when the host waits for that."""
         return Batch(
             images=send(self.images, device, torch.channels_last),
             boxes=send(self.boxes, device),

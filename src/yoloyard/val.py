@@ -18,7 +18,7 @@ from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
 from yoloyard.data.problems import summary
 from yoloyard.data.selection import class_numbers, names_of, select
-from yoloyard.device import choose_device, precision_named, reuse_memory
+from yoloyard.device import choose_device, precision_named, precision_text, reuse_memory
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.predictions import save_json as write_predictions
@@ -109,7 +109,7 @@ def validate(
             "Data": f"{spec.path}, {split}, {len(index):,} images",
             "Image size": f"{size} pixels",
             "NMS": f"score above {settings.conf}, IoU {settings.iou}, at most {settings.max_det} boxes",
-            "Device": f"{where}, {precision.name}",
+            "Device": f"{where}, {precision_text(precision, where)}",
             "Versions": ", ".join(f"{name} {version}" for name, version in environment.versions().items()),
         },
         commands={"Find objects in pictures": f"yoloyard predict --weights {shlex.quote(str(weights))} PICTURES"},

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from yoloyard import environment
+from yoloyard.config import TrainConfig
 from yoloyard.data.decode import decode_image
 from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
-from yoloyard.device import give_memory_back, reads_are_free, reuse_memory
+from yoloyard.device import give_memory_back, precision_text, reads_are_free, repeated_shapes, reuse_memory
 from yoloyard.errors import UserError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.validate import predict_all
@@ -151,10 +152,9 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     network = parallelize(model, device)
     if config.compile:
         share = (config.batch // team.size, 3, config.imgsz, config.imgsz)
-        shapes_vary = config.multi_scale or config.rect
         set_training_mode(model)
         with team.phase():
-            network = compile_network(network, model, share, setup.precision, monitor.say, shapes_vary)
+            network = compile_network(network, model, share, setup.precision, monitor.say, shapes_vary(config))
     schedule = Schedule(config.optimization, config.epochs, len(train_loader), config.batch)
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
     average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
@@ -170,7 +170,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             trackers = open_trackers(setup.folder, config, lambda message: monitor.tell(AlertRaised(message)))
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     monitor.say(
-        f"training {setup.model_name} on {where} in {setup.precision.name}: {len(setup.train_index)} images, "
+        f"training {setup.model_name} on {where} in {precision_text(setup.precision, device)}: {len(setup.train_index)} images, "
         f"{len(setup.val_index)} for validation, {len(train_loader)} batches of {config.batch} an epoch; "
         f"results in {setup.folder}"
     )
@@ -208,7 +208,8 @@ def train_epoch(run: Run) -> dict[str, float]:
     images: list[int] = []  # that the next update learns from
     batches = run.train_loader.epoch(progress.epoch, progress.position, run.epochs)
     run.team.at(place_of(run))
-    with run.monitor.bar(f"epoch {progress.epoch + 1}/{run.epochs}", len(run.train_loader)) as bar:
+    bar_of_epoch = run.monitor.bar(f"epoch {progress.epoch + 1}/{run.epochs}", len(run.train_loader))
+    with repeated_shapes(not shapes_vary(config)), bar_of_epoch as bar:
         while not is_asked_to_stop(run) and (batch := stopwatch.wait_for(batches)) is not None:
             number = progress.epoch * len(run.train_loader) + progress.position // config.batch
             loaded = batch
@@ -246,6 +247,11 @@ def train_epoch(run: Run) -> dict[str, float]:
     check(run, unchecked)
     stop_if_asked(run)
     return stopwatch.figures()
+
+
+def shapes_vary(config: TrainConfig) -> bool:
+    """Do training batches have many sizes?"""
+    return config.multi_scale or config.rect
 
 
 def add_to_sums(sums: Tensor, losses: Tensor, outcome: Outcome | None) -> None:
