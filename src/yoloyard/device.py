@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,6 +14,8 @@ import torch
 
 from yoloyard.errors import UsageError
 
+# Of CUDA, HIP, XPU and MPS; of torch on a CPU, old and new; of cuBLAS, cuDNN and their like on other GPUs.
+MEMORY_MARKS = ("out of memory", "OutOfMemoryError", "can't allocate memory", "not enough memory", "_ALLOC_FAILED")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
@@ -92,7 +95,7 @@ def precision_named(device: torch.device, name: str) -> Precision:
 
 
 def precision_text(precision: Precision, device: torch.device) -> str:
-    """What a user is told of the precision: a GPU's float32 convolutions round to TF32, torch's default since Ampere."""
+    """The precision as a user is told it: from Ampere on torch's default for float32 convolutions is TF32."""
     has_tf32 = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 8
     if precision.dtype == torch.float32 and has_tf32 and _convolutions_use_tf32():
         return f"{precision.name} (convolutions in TF32)"
@@ -104,6 +107,19 @@ def _convolutions_use_tf32() -> bool:
     if convolutions is not None:
         return bool(convolutions.fp32_precision == "tf32")
     return bool(torch.backends.cudnn.allow_tf32)
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Did an operation want more memory than the device has? Libraries and compilers say so in words of their own."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return any(
+        isinstance(each, torch.OutOfMemoryError | MemoryError) or any(mark in str(each) for mark in MEMORY_MARKS)
+        for each in causes
+    )
 
 
 @contextmanager
@@ -129,9 +145,12 @@ def cpu_has_bfloat16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def reads_are_free(device: torch.device) -> bool:
-    """Can the host read what lies on the device without waiting for it?"""
-    return device.type == "cpu"
+def has_cpu_paths(device: torch.device) -> bool:
+    """May code choose what is quicker on a CPU alone, such as reading numbers, which costs nothing there?
+
+    With the variable YOLOYARD_AS_ON_A_GPU a CPU runs what a GPU runs: tests train so, end to end.
+    """
+    return device.type == "cpu" and "YOLOYARD_AS_ON_A_GPU" not in os.environ
 
 
 def reuse_memory(device: torch.device) -> None:

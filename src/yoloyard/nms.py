@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from yoloyard.boxes import pairwise_iou
-from yoloyard.device import reads_are_free
+from yoloyard.device import has_cpu_paths
 
 CANDIDATES = 30_000  # of one image, by score
 BLOCK = 256
@@ -55,7 +55,7 @@ def suppress_found(
     counts = torch.bincount(images, minlength=num_images)
     places = torch.arange(len(images), device=images.device) - (counts.cumsum(0) - counts)[images]
     counts_list = counts.tolist()
-    at_once = IMAGES_AT_ONCE if reads_are_free(images.device) else num_images
+    at_once = IMAGES_AT_ONCE if has_cpu_paths(images.device) else num_images
     tables, kept_counts = [], []
     for start in range(0, num_images, at_once):
         some = counts_list[start : start + at_once]
@@ -84,14 +84,14 @@ def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float
     overlaps = torch.triu(_overlaps(boxes_xyxy, labels, boxes_xyxy, labels, iou), diagonal=1)
     keep = before = candidates
     while True:
-        for _ in range(1 if reads_are_free(keep.device) else ROUNDS):
+        for _ in range(1 if has_cpu_paths(keep.device) else ROUNDS):
             before, keep = keep, candidates & ~(overlaps & keep.unsqueeze(-1)).any(dim=-2)
         if torch.equal(before, keep):
             return keep
 
 
 def _suppress_sorted(table: Tensor, totals: list[int], iou: float, max_det: int) -> tuple[Tensor, list[int]]:
-    """Of rows (B, K, 6) sorted by score, `totals` of each image, those that are kept, (B, D + 1, 6), and their counts."""
+    """What is kept of rows (B, K, 6) sorted by score, of which `totals` are there: (B, D + 1, 6), and the counts."""
     num_images, num_candidates, _ = table.shape
     # One slot more than can be kept: what comes too late is written there and cut off at the end.
     kept_rows = table.new_full((num_images, max_det + 1, 6), -1.0)

@@ -375,9 +375,9 @@ def _data_loader(
 def _start_worker(ending: Event, worker: int) -> None:
     # Ctrl-C reaches every process of the terminal; the trainer decides what it means and ends the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # So does SIGTERM where a cluster stops a job: the trainer still needs its batch then, and if a worker ended while it
-    # saves, torch's handler would interrupt that. A worker ends when its loader does, or, as torch's own watch over the
-    # parent sees to, within seconds after a trainer that is killed.
+    # So does SIGTERM where a cluster stops a job: the trainer still needs its batch then, and torch's handler would
+    # interrupt it while it saves if a worker ended. A worker ends with its loader or, since torch's workers look after
+    # their parent, within seconds after a trainer that is killed.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else None)
     # The workers share the cores among them, and OpenCV's threads do not survive a fork.
     cv2.setNumThreads(0)

@@ -148,14 +148,17 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put the state of each parameter back. Fused optimizers want it laid out in memory like the parameter."""
+    """Put the state of each parameter back. Fused optimizers want it laid out in memory like the parameter.
+
+    A parameter that has never had a gradient has no state.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
-    if state and len(state) != len(parameters):
-        raise ValueError(f"it holds the optimizer state of {len(state)} parameters, the model has {len(parameters)}")
+    if state and max(state) >= len(parameters):
+        raise ValueError(f"it holds the optimizer state of {max(state) + 1} parameters, not of {len(parameters)}")
     for position, entry in state.items():
         parameter = parameters[position]
         optimizer.state[parameter] = {

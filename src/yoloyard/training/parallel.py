@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,11 +61,12 @@ def exchanging(network: nn.Module, is_due: bool) -> Iterator[None]:
         yield
 
 
-def parallelize(model: nn.Module, device: torch.device) -> nn.Module:
+def parallelize(model: nn.Module, device: torch.device, may_leave_out: bool = False) -> nn.Module:
     """The model as the step calls it: in several processes with gradients that become their mean.
 
     Parameters and buffers become those of the first process. BatchNorm's statistics are each process's own until
-    `Update.even_out_statistics`.
+    `Update.even_out_statistics`. `may_leave_out`: a forward may not use all parameters, which torch finds out by a walk
+    through the graph at each exchange; without it such a network raises.
     """
     if world_size() == 1:
         return model
@@ -76,6 +78,10 @@ def parallelize(model: nn.Module, device: torch.device) -> nn.Module:
     names = {"forward_sync_buffers", "broadcast_buffers"} & inspect.signature(wrapper).parameters.keys()
     # Gradients live in the memory that is exchanged, not in a second copy of it.
     options: dict[str, Any] = {max(names): False, "gradient_as_bucket_view": True}
+    if may_leave_out:
+        options["find_unused_parameters"] = True
+        # Where all are used torch advises against the option, which nobody can choose here.
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
     return wrapper(model, device_ids=devices, **options)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from yoloyard.device import Precision
+from yoloyard.device import Precision, has_cpu_paths
 from yoloyard.models.detector import Detector
 from yoloyard.structures import Batch, images_to_float
 from yoloyard.training.criterion import Criterion
@@ -36,10 +36,12 @@ def forward_backward(
 
     The parts are those of all processes together. `images_in_batch` counts the images of all of them. Each part is
     gain * sum / norm with the norm of all processes; what is backpropagated is its product with images and processes,
-    so that the mean over processes that follows gives the gradient of one process with the whole batch.
+    so that the mean over processes that follows gives the gradient of one process with the whole batch. A parameter
+    that the batch does not reach gets no gradient, on every device and in every number of processes.
     """
-    if batch.images.device.type == "cpu" and world_size() == 1:  # several processes have them in what they exchange
-        allocate_gradients(model)
+    allocated: list[nn.Parameter] = []
+    if has_cpu_paths(batch.images.device) and world_size() == 1:  # several processes have them in what they exchange
+        allocated = allocate_gradients(model)
     with precision.autocast():
         maps = model(images_to_float(batch.images))
     parts = criterion(maps, batch.boxes, batch.labels)
@@ -52,18 +54,22 @@ def forward_backward(
         ]
     )
     scaler.scale(losses.sum() * images_in_batch * world_size()).backward()
+    for parameter in allocated:
+        if parameter.grad is not None and parameter.grad._version == 0:  # the backward pass has added nothing
+            parameter.grad = None
     return sum_over_processes(losses.detach())
 
 
-def allocate_gradients(model: nn.Module) -> None:
+def allocate_gradients(model: nn.Module) -> list[nn.Parameter]:
     """Give every parameter that has no gradient one of zeros, before the forward fills the memory with maps.
 
-    On a CPU the backward pass would put them where maps have just been freed, which leaves no room for a large one. A
-    parameter that the network does not use is decayed like the others then.
+    Returns these parameters. On a CPU the backward pass would put the gradients where maps have just been freed, which
+    leaves no room for a large one.
     """
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+    without = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.grad is None]
+    for parameter in without:
+        parameter.grad = torch.zeros_like(parameter)
+    return without
 
 
 @dataclass
@@ -115,13 +121,25 @@ class Update:
         self._statistics, self._average_statistics = _statistics_of(model), _statistics_of(ema.model)
         self.good_statistics = self._flat_statistics()
         self.losses_finite = torch.ones((), device=self._parameters[0].device)
+        self._updated_once = False
+
+    def without_gradient(self) -> list[str]:
+        """Names of the parameters that have no gradient, asked before the first update only; later nothing."""
+        if self._updated_once:
+            return []
+        named = self.model.named_parameters()
+        return [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
 
     def watch(self, losses: Tensor) -> None:
         """Note whether the losses (parts,) of a batch are finite; those of all batches of an update must be."""
         self.losses_finite *= torch.isfinite(losses).all()
 
     def __call__(self) -> Outcome:
-        """One optimizer update with the accumulated gradients, unless a loss or a gradient is not finite."""
+        """One optimizer update with the accumulated gradients, unless a loss or a gradient is not finite.
+
+        A parameter without a gradient stays as it is: no decay, no momentum.
+        """
+        self._updated_once = True
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self._parameters, LARGEST_GRADIENT_NORM)
@@ -157,8 +175,16 @@ class Update:
     def even_out_gradients(self) -> None:
         """Give all processes the mean of the gradients accumulated since the last update, before a checkpoint.
 
-        Until an update is due each process has those of its own pictures.
+        Until an update is due each process has those of its own images, so a network that leaves a parameter out of
+        some forwards may have a gradient of it in one process alone. Waits for the device.
         """
+        if world_size() == 1:
+            return
+        there = [parameter.grad is not None for parameter in self._parameters]
+        anywhere = sum_over_processes(torch.tensor(there, dtype=torch.int32, device=self.losses_finite.device)).tolist()
+        for parameter, count in zip(self._parameters, anywhere, strict=True):
+            if count and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         _even_out([parameter.grad for parameter in self._parameters if parameter.grad is not None])
 
     @torch.no_grad()

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from yoloyard import environment
-from yoloyard.config import TrainConfig
 from yoloyard.data.decode import decode_image
 from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
-from yoloyard.device import give_memory_back, precision_text, reads_are_free, repeated_shapes, reuse_memory
+from yoloyard.device import give_memory_back, has_cpu_paths, precision_text, repeated_shapes, reuse_memory
 from yoloyard.errors import UserError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.validate import predict_all
@@ -32,7 +31,7 @@ from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 from yoloyard.structures import Detections
 from yoloyard.training.checkpoint import Progress, TrainingState, copy_checkpoint, restore_checkpoint, save_checkpoint
-from yoloyard.training.compilation import compile_network
+from yoloyard.training.compilation import compile_network, shape_to_try, shapes_vary
 from yoloyard.training.criterion import Criterion, choose_criterion
 from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.interrupt import Interrupted, InterruptRequest
@@ -49,6 +48,7 @@ from yoloyard.training.trackers import Trackers, open_trackers
 
 BAD_STEPS = 3  # so many in a row stop the run
 IMAGES_NAMED = 20  # of a bad step
+UNREACHED_NAMED = 8  # parameters without a gradient
 SETTLED = 1  # batch of the run, from 0, after which maps lie where later steps put them, too
 BATCHES_TRACKED = 3  # the first ones, as pictures
 PREDICTIONS_TRACKED = 3  # pictures of each validation
@@ -149,9 +149,9 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             pin_memory=pin_memory,
             say=monitor.say,
         )
-    network = parallelize(model, device)
+    network = parallelize(model, device, may_leave_out=setup.own_model is not None)
     if config.compile:
-        share = (config.batch // team.size, 3, config.imgsz, config.imgsz)
+        share = shape_to_try(config, team.size, stride)
         set_training_mode(model)
         with team.phase():
             network = compile_network(network, model, share, setup.precision, monitor.say, shapes_vary(config))
@@ -159,7 +159,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
     average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
     update = Update(model, optimizer, setup.precision.scaler(), average)
-    criterion, gains = choose_criterion(model, config, reads_are_free(device))
+    criterion, gains = choose_criterion(model, config, has_cpu_paths(device))
     state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
     trackers = Trackers([], monitor.say)
     with team.first() as is_first:
@@ -170,9 +170,9 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             trackers = open_trackers(setup.folder, config, lambda message: monitor.tell(AlertRaised(message)))
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     monitor.say(
-        f"training {setup.model_name} on {where} in {precision_text(setup.precision, device)}: {len(setup.train_index)} images, "
-        f"{len(setup.val_index)} for validation, {len(train_loader)} batches of {config.batch} an epoch; "
-        f"results in {setup.folder}"
+        f"training {setup.model_name} on {where} in {precision_text(setup.precision, device)}: "
+        f"{len(setup.train_index)} images, {len(setup.val_index)} for validation, "
+        f"{len(train_loader)} batches of {config.batch} an epoch; results in {setup.folder}"
     )
     loaders = (train_loader, val_loader)
     return Run(setup, monitor, team, network, state, schedule, criterion, gains, *loaders, trackers, interrupt)
@@ -228,6 +228,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             outcome = None
             update.watch(losses)
             if is_due:
+                name_unreached(run)
                 outcome = update()
                 progress.last_update = number
             if number == SETTLED:
@@ -249,9 +250,12 @@ def train_epoch(run: Run) -> dict[str, float]:
     return stopwatch.figures()
 
 
-def shapes_vary(config: TrainConfig) -> bool:
-    """Do training batches have many sizes?"""
-    return config.multi_scale or config.rect
+def name_unreached(run: Run) -> None:
+    """Before the first update, name the parameters that no gradient has reached, which the user may not expect."""
+    if names := run.state.update.without_gradient():
+        shown = ", ".join(names[:UNREACHED_NAMED])
+        more = f" and {len(names) - UNREACHED_NAMED} more" if len(names) > UNREACHED_NAMED else ""
+        run.monitor.say(f"no gradient reaches these parameters; they stay as they are until one does: {shown}{more}")
 
 
 def add_to_sums(sums: Tensor, losses: Tensor, outcome: Outcome | None) -> None:

@@ -1,0 +1,170 @@
+"""A parameter that the forward does not use is left alone: in one process on a CPU, as on a GPU, and in several."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from processes import run_together
+from yoloyard.config import OptimizerConfig, TrainConfig
+from yoloyard.device import Precision
+from yoloyard.models.blocks import Conv
+from yoloyard.models.detector import Detector
+from yoloyard.models.heads import AnchorFreeHead
+from yoloyard.structures import Batch
+from yoloyard.training.checkpoint import Progress, TrainingState, read_facts, restore_checkpoint, save_checkpoint
+from yoloyard.training.criterion import choose_criterion
+from yoloyard.training.ema import ExponentialMovingAverage
+from yoloyard.training.optimizer import build_optimizer
+from yoloyard.training.parallel import exchanging, join_team, leave_team, parallelize
+from yoloyard.training.step import Update, forward_backward
+
+CPU = torch.device("cpu")
+PLAIN = Precision("cpu", torch.float32)
+USES = [(True, False), (False, False), (False, True), (True, True), (False, False), (False, False)]  # by rank
+
+
+class LeavingOut(Detector):
+    """Uses `sometimes` where it is told to, `spare` never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p3, self.p4, self.p5 = Conv(3, 8, 9, stride=8), Conv(8, 8, 3, stride=2), Conv(8, 8, 3, stride=2)
+        self.sometimes, self.spare = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        self.head = AnchorFreeHead((8, 8, 8), 2, (8, 16, 32), depthwise=True)
+        self.uses_it = True
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        p3 = self.p3(images)
+        if self.uses_it:
+            p3 = p3 + self.sometimes(p3)
+        p4 = self.p4(p3)
+        maps: list[Tensor] = self.head([p3, p4, self.p5(p4)])
+        return maps
+
+
+def batch_of(number: int) -> Batch:
+    generator = torch.Generator().manual_seed(number)
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    boxes = torch.tensor([[[4.0, 6, 40, 50]], [[20, 10, 60, 30]]])
+    return Batch(pixels, boxes, torch.tensor([[0], [1]]), torch.zeros(2, 1, dtype=torch.bool), [0, 1], [None] * 2)
+
+
+def rows_of(batch: Batch, rank: int, size: int) -> Batch:
+    rows = slice(rank * 2 // size, (rank + 1) * 2 // size)
+    return Batch(batch.images[rows], batch.boxes[rows], batch.labels[rows], batch.ignore[rows], [0], [None])
+
+
+def train(optimizer: str, uses: list[tuple[bool, bool]], every: int = 1, saved: str = "", at: int = -1) -> Any:
+    """A step for each of `uses`, by rank, an update `every` so many; saved and restored into a new network before `at`.
+
+    Gives weights, averages, and the names without a gradient before each update, of this process.
+    """
+    team = join_team(CPU)
+
+    def make() -> tuple[LeavingOut, nn.Module, Update]:
+        torch.manual_seed(0)
+        detector = LeavingOut()
+        network = parallelize(detector, CPU, may_leave_out=True)
+        config = OptimizerConfig(optimizer=optimizer, lr0=0.01, momentum=0.9)
+        update = Update(
+            detector,
+            build_optimizer(detector, config, decay=0.1),
+            PLAIN.scaler(),
+            ExponentialMovingAverage(detector, 10),
+        )
+        detector.train()
+        for module in detector.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()  # so that halves of a batch see what the whole does
+        return detector, network, update
+
+    detector, network, update = make()
+    criterion, gains = choose_criterion(detector, TrainConfig())
+    unreached = []
+    for number, by_rank in enumerate(uses):
+        if number == at:
+            update.even_out_gradients()
+            with team.first() as is_first:
+                if is_first:
+                    save_checkpoint(Path(saved), TrainingState(update, Progress(), torch.zeros(6)), {})
+            detector, network, update = make()
+            restore_checkpoint(Path(saved), read_facts(Path(saved)), TrainingState(update, Progress(), torch.zeros(6)))
+        detector.uses_it = by_rank[team.rank]
+        is_due = (number + 1) % every == 0
+        batch = rows_of(batch_of(number), team.rank, team.size)
+        with exchanging(network, is_due):
+            update.watch(forward_backward(network, criterion, batch, gains, PLAIN, update.scaler, 2))
+        if is_due:
+            unreached.append(update.without_gradient())
+            update()
+    leave_team()
+    arrays = [{name: value.numpy().copy() for name, value in model.state_dict().items()} for model in (detector, update.ema.model)]
+    return *arrays, unreached
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_no_decay_and_no_momentum_without_a_gradient(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    before = {name: value.numpy() for name, value in LeavingOut().state_dict().items()}
+    some = [(used,) * 2 for used in (False, True, False, False)]
+    weights, average, unreached = train(optimizer, some)
+    once, _, _ = train(optimizer, some[:2])
+    for name in ("weight", "bias"):
+        assert np.array_equal(weights[f"spare.{name}"], before[f"spare.{name}"])
+        assert np.array_equal(average[f"spare.{name}"], before[f"spare.{name}"])
+        assert not np.array_equal(once[f"sometimes.{name}"], before[f"sometimes.{name}"])
+        assert np.array_equal(weights[f"sometimes.{name}"], once[f"sometimes.{name}"])
+    names = ["sometimes.weight", "sometimes.bias", "spare.weight", "spare.bias"]
+    assert unreached == [names, [], [], []]
+    # as on a GPU
+    monkeypatch.setenv("YOLOYARD_AS_ON_A_GPU", "1")
+    there, _, same = train(optimizer, some)
+    assert same == unreached
+    for name, value in weights.items():
+        assert np.allclose(there[name], value, rtol=1e-4, atol=1e-6), name
+
+
+def test_accumulated_gradients_stay_where_the_last_batch_does_not_use_them() -> None:
+    some = [(True,) * 2, (False,) * 2]
+    first, _, unreached = train("SGD", some, every=2)
+    other, _, _ = train("SGD", some[::-1], every=2)
+    torch.manual_seed(0)
+    before = LeavingOut().sometimes.weight.detach().numpy()
+    assert unreached == [["spare.weight", "spare.bias"]]
+    assert not np.array_equal(first["sometimes.weight"], before)
+    assert not np.array_equal(other["sometimes.weight"], before)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_two_processes_leave_alone_what_none_of_them_uses(every: int, tmp_path: Path) -> None:
+    """In the second and fifth step none uses `sometimes`, in others one or both; a checkpoint lies between updates."""
+    torch.manual_seed(0)
+    before = {name: value.numpy() for name, value in LeavingOut().state_dict().items()}
+    whole = run_together(2, train, "AdamW", USES, every)
+    parts = run_together(2, train, "AdamW", USES, every, str(tmp_path / "saved"), 3 if every == 2 else 4)
+    for weights, average, unreached in (*whole, *parts):
+        assert np.array_equal(weights["spare.weight"], before["spare.weight"])
+        assert np.array_equal(average["spare.weight"], before["spare.weight"])
+        assert "spare.weight" in unreached[0]
+        assert not np.array_equal(weights["sometimes.weight"], before["sometimes.weight"])
+        for name, value in whole[0][0].items():
+            assert np.array_equal(weights[name], value), name
+    if every == 1:
+        used = [number for number, ranks in enumerate(USES) if any(ranks)]
+        shorter = run_together(2, train, "AdamW", USES[: used[-1] + 1], every)
+        assert np.array_equal(shorter[0][0]["sometimes.weight"], whole[0][0]["sometimes.weight"])
+        assert not np.array_equal(shorter[0][0]["p3.conv.weight"], whole[0][0]["p3.conv.weight"])
+
+
+def test_two_processes_are_one_with_parameters_that_are_left_out() -> None:
+    some = [(True,) * 2, (False,) * 2, (True,) * 2]
+    alone, *_ = train("SGD", some)
+    assert "RANK" not in os.environ
+    for weights, _, _ in run_together(2, train, "SGD", some):
+        for name, value in alone.items():
+            assert np.allclose(weights[name], value, rtol=1e-3, atol=1e-6), name
