@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_compilation import FLOAT32, Small
 from torch import nn
 
-from test_compilation import FLOAT32, Small
 from yoloyard.config import TrainConfig, with_words
 from yoloyard.device import is_memory_error
 from yoloyard.training.compilation import compile_network, shape_to_try, shapes_vary
