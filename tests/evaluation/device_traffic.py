@@ -37,21 +37,25 @@ class _Reads(TorchFunctionMode):
 
 
 class _Launches(TorchDispatchMode):
-    """Counts the operations that compute something; those that look at memory in another way launch nothing."""
+    """Counts the operations that compute something; those that look at memory in another way launch nothing.
 
-    def __init__(self) -> None:
+    After the first copy to the host, work is taken for the host's.
+    """
+
+    def __init__(self, reads: _Reads) -> None:
         super().__init__()
+        self.reads = reads
         self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         is_view = func.is_view or func in (torch.ops.aten.detach.default, torch.ops.aten._unsafe_view.default)
-        self.counts[str(func)] += not is_view
+        self.counts[str(func)] += not is_view and not self.reads.counts["cpu"]
         return func(*args, **(kwargs or {}))
 
 
 def traffic(work: Callable[[], object]) -> tuple[Counter[str], Counter[str]]:
     """The launches and the reads of `work`, each by name."""
-    with _Reads() as reads, _Launches() as launches:
+    with _Reads() as reads, _Launches(reads) as launches:
         work()
     return +launches.counts, reads.counts
 
