@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test tests test-slow test-image test-oldest lint format bench clean
+.PHONY: demo test tests test-slow test-image test-oldest test-fake-cuda lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/yoloyard demo demo
@@ -15,7 +15,7 @@ test: lint tests
 
 # Two tests at a time, each with one thread: on two cores half the time of one after the other with both.
 tests: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow and not gpu and not image"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow and not gpu and not image and not fake_cuda"
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m "slow and not gpu"
@@ -23,6 +23,15 @@ test-slow: $(VENV)/installed-dev
 # Builds the cpu image and uses it; installs buildah and podman where it may, says SKIP and why where not.
 test-image: $(VENV)/installed-dev
 	tests/image/run.sh $(BIN)/python
+
+# What a training asks of a CUDA device, traced without one by a CUDA build of torch, in an environment of its own.
+test-fake-cuda: .venv-fake-cuda/installed
+	.venv-fake-cuda/bin/python -m pytest -m fake_cuda tests/fake_cuda
+
+.venv-fake-cuda/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-fake-cuda
+	.venv-fake-cuda/bin/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 pytest --editable .
+	touch $@
 
 # The oldest torch that is promised, in an environment of its own.
 test-oldest:
@@ -68,4 +77,4 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf .venv .venv-oldest .venv-bench demo trees runs build src/*.egg-info
+	rm -rf .venv .venv-oldest .venv-bench .venv-fake-cuda demo trees runs build src/*.egg-info

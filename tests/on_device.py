@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from launches import Launches
 from yoloyard.config import OptimizerConfig, TrainConfig
-from yoloyard.device import Precision
+from yoloyard.device import Precision, free_bytes
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.structures import Batch
@@ -46,7 +47,7 @@ class Training:
         self.optimizer = build_optimizer(self.detector, optimization, optimization.weight_decay)
         average = ExponentialMovingAverage(self.detector, optimization.ema_ramp)
         self.update = Update(self.detector, self.optimizer, self.precision.scaler(), average)
-        self.criterion, self.gains = choose_criterion(self.detector, TrainConfig())
+        self.criterion, self.gains = choose_criterion(self.detector, TrainConfig(), free_bytes=free_bytes(device))
         self.lines: list[str] = []
         self.network: torch.nn.Module = self.detector.train()
         if compiled_for is not None:
@@ -95,9 +96,10 @@ def some_batch(images: int = 2, size: int = 64, boxes: int = 4, seed: int = 0, p
 
 @contextlib.contextmanager
 def no_waiting(device: torch.device) -> Iterator[None]:
-    """Whatever makes the host wait for a CUDA device raises inside; elsewhere nothing waits, or all does."""
+    """Whatever makes the host wait for a CUDA device raises inside: the device says so, elsewhere the operations do."""
     if device.type != "cuda":
-        yield
+        with Launches(forbid_reads=True):
+            yield
         return
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")

@@ -40,27 +40,27 @@ def complete_iou(predicted_xyxy: Tensor, target_xyxy: Tensor, eps: float = 1e-7)
     The trade-off weight alpha is a constant for the gradient. Heights and the union carry `eps`, widths don't, as in
     the published recipe. Source: Zheng et al., "Distance-IoU Loss" (AAAI 2020), section "CIoU loss".
     """
-    px1, py1, px2, py2 = predicted_xyxy.unbind(-1)
-    tx1, ty1, tx2, ty2 = target_xyxy.unbind(-1)
-    predicted_width, predicted_height = px2 - px1, py2 - py1 + eps
-    target_width, target_height = tx2 - tx1, ty2 - ty1 + eps
+    # planes (2, 4, ...): the two boxes, then left, top, right, bottom
+    planes = torch.stack([box.movedim(-1, 0) for box in torch.broadcast_tensors(predicted_xyxy, target_xyxy)])
+    low, high = planes[:, :2], planes[:, 2:]
+    size, double_centre = high - low, high + low
+    width, height = size[:, 0], size[:, 1] + eps
 
-    overlap_width = (px2.minimum(tx2) - px1.maximum(tx1)).clamp(min=0)
-    overlap_height = (py2.minimum(ty2) - py1.maximum(ty1)).clamp(min=0)
+    signed_overlap = high[0].minimum(high[1]) - low[0].maximum(low[1])
+    overlap_width, overlap_height = signed_overlap.clamp(min=0)
     intersection = overlap_width * overlap_height
-    union = predicted_width * predicted_height + target_width * target_height - intersection + eps
-    iou = intersection / union
+    area, other_area = width * height
+    iou = intersection / (area + other_area - intersection + eps)
 
-    enclosing_width = px2.maximum(tx2) - px1.minimum(tx1)
-    enclosing_height = py2.maximum(ty2) - py1.minimum(ty1)
-    enclosing_diagonal = enclosing_width.square() + enclosing_height.square() + eps
-    centre_distance = ((tx1 + tx2 - px1 - px2).square() + (ty1 + ty2 - py1 - py2).square()) / 4
+    enclosing = size[0] + size[1] - signed_overlap
+    enclosing_diagonal = enclosing.square().sum(dim=0) + eps
+    four_distance = (double_centre[0] - double_centre[1]).square().sum(dim=0)  # four times the square of the centres'
 
-    angle = torch.atan(target_width / target_height) - torch.atan(predicted_width / predicted_height)
-    aspect = 4 / math.pi**2 * angle.square()
+    angle, other_angle = torch.atan(width / height)
+    aspect = 4 / math.pi**2 * (angle - other_angle).square()
     with torch.no_grad():
-        alpha = aspect / (1 - iou + aspect + eps)
-    return iou - (centre_distance / enclosing_diagonal + aspect * alpha)
+        alpha = aspect / (1 + eps - iou + aspect)
+    return iou - torch.add(aspect * alpha, four_distance / enclosing_diagonal, alpha=0.25)
 
 
 def anchor_points(

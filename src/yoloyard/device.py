@@ -14,8 +14,6 @@ import torch
 
 from yoloyard.errors import UsageError
 
-# Of CUDA, HIP, XPU and MPS; of torch on a CPU, old and new; of cuBLAS, cuDNN and their like on other GPUs.
-MEMORY_MARKS = ("out of memory", "OutOfMemoryError", "can't allocate memory", "not enough memory", "_ALLOC_FAILED")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 
 
@@ -39,7 +37,8 @@ class Precision:
 
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss where gradients would underflow (float16); does nothing otherwise."""
-        return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
+        enabled = self.dtype == torch.float16 or runs_as_on_a_gpu()
+        return torch.amp.GradScaler(self.device_type, enabled=enabled)
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
@@ -109,19 +108,6 @@ def _convolutions_use_tf32() -> bool:
     return bool(torch.backends.cudnn.allow_tf32)
 
 
-def is_memory_error(error: BaseException) -> bool:
-    """Did an operation want more memory than the device has? Libraries and compilers say so in words of their own."""
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return any(
-        isinstance(each, torch.OutOfMemoryError | MemoryError) or any(mark in str(each) for mark in MEMORY_MARKS)
-        for each in causes
-    )
-
-
 @contextmanager
 def repeated_shapes(repeat: bool = True) -> Iterator[None]:
     """Inside, cuDNN tries its algorithms on the first batch of each shape and takes the fastest, if `repeat`.
@@ -146,11 +132,22 @@ def cpu_has_bfloat16() -> bool:
 
 
 def has_cpu_paths(device: torch.device) -> bool:
-    """May code choose what is quicker on a CPU alone, such as reading numbers, which costs nothing there?
+    """May code choose what is quicker on a CPU alone, such as reading numbers, which costs nothing there?"""
+    return device.type == "cpu" and not runs_as_on_a_gpu()
 
-    With the variable YOLOYARD_AS_ON_A_GPU a CPU runs what a GPU runs: tests train so, end to end.
-    """
-    return device.type == "cpu" and "YOLOYARD_AS_ON_A_GPU" not in os.environ
+
+def runs_as_on_a_gpu() -> bool:
+    """Does a CPU run what a GPU runs, scaler included? Tests train so, end to end; it is no setting for users."""
+    return "YOLOYARD_AS_ON_A_GPU" in os.environ
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of the device that is free now; None for a CPU, and where torch can't tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "xpu":
+        return torch.xpu.mem_get_info(device)[0]
+    return None
 
 
 def reuse_memory(device: torch.device) -> None:

@@ -52,9 +52,9 @@ def suppress_found(
     order = order[images[order].sort(stable=True).indices]
     images = images[order]
     rows = torch.cat([part.float() for part in (boxes_xyxy, scores.unsqueeze(1), labels.unsqueeze(1))], dim=1)[order]
-    counts = torch.bincount(images, minlength=num_images)
-    places = torch.arange(len(images), device=images.device) - (counts.cumsum(0) - counts)[images]
-    counts_list = counts.tolist()
+    firsts = torch.searchsorted(images, torch.arange(num_images + 1, device=images.device))  # bincount would wait
+    places = torch.arange(len(images), device=images.device) - firsts[images]
+    counts_list = firsts.diff().tolist()
     at_once = IMAGES_AT_ONCE if has_cpu_paths(images.device) else num_images
     tables, kept_counts = [], []
     for start in range(0, num_images, at_once):

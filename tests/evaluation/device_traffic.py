@@ -11,22 +11,37 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from launches import Launches
 from yoloyard.models.heads import BINS
 
-READS = {"cpu", "tolist", "item", "__bool__", "__float__", "__int__", "equal", "nonzero", "masked_select", "numpy"}
+READS = {
+    "cpu",
+    "tolist",
+    "item",
+    "__bool__",
+    "__float__",
+    "__int__",
+    "equal",
+    "nonzero",
+    "masked_select",
+    "bincount",
+    "numpy",
+}
 
 
 class _Reads(TorchFunctionMode):
     """Counts the calls that need a value, or a shape that depends on values, on the host."""
 
-    def __init__(self) -> None:
+    def __init__(self, launches: Launches) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
+        self.launches, self.before_copy = launches, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
+        if name == "cpu" and not self.counts["cpu"]:
+            self.before_copy = len(self.launches.names)
         if name in READS:
             self.counts[name] += 1
         if name in ("__getitem__", "__setitem__"):
@@ -36,28 +51,11 @@ class _Reads(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Launches(TorchDispatchMode):
-    """Counts the operations that compute something; those that look at memory in another way launch nothing.
-
-    After the first copy to the host, work is taken for the host's.
-    """
-
-    def __init__(self, reads: _Reads) -> None:
-        super().__init__()
-        self.reads = reads
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        is_view = func.is_view or func in (torch.ops.aten.detach.default, torch.ops.aten._unsafe_view.default)
-        self.counts[str(func)] += not is_view and not self.reads.counts["cpu"]
-        return func(*args, **(kwargs or {}))
-
-
-def traffic(work: Callable[[], object]) -> tuple[Counter[str], Counter[str]]:
-    """The launches and the reads of `work`, each by name."""
-    with _Reads() as reads, _Launches(reads) as launches:
+def traffic(work: Callable[[], object]) -> tuple[int, Counter[str]]:
+    """The launches of `work` up to its first copy to the host, after which it is the host's, and all reads by name."""
+    with Launches() as launches, _Reads(launches) as reads:
         work()
-    return +launches.counts, reads.counts
+    return reads.before_copy, reads.counts
 
 
 def maps_with_objects(

@@ -5,7 +5,7 @@ import torch
 
 from yoloyard.boxes import anchor_points, complete_iou
 from yoloyard.losses import assign as module
-from yoloyard.losses.assign import Assignment, assign
+from yoloyard.losses.assign import Assignment, Shapes, assign
 
 # Published numbers for the case of `table`: anchor -> (box, target score), with boxes narrower than 16 px widened.
 EXPECTED = {
@@ -22,20 +22,20 @@ def points_of(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return points * strides, strides
 
 
-def run(boxes: list[list[float]], labels: list[int], size: int = 64) -> Assignment:
+def run(boxes: list[list[float]], labels: list[int], size: int = 64, pairs: int = 2**22) -> Assignment:
     points, strides = points_of(size)
     predicted = torch.cat((points - 1.5 * strides, points + 1.5 * strides), dim=1)[None]
     anchors = torch.arange(len(points))
     first = 0.1 + 0.8 * (anchors % 7) / 6
     scores = torch.stack((first, 1 - first), dim=1)[None]
-    return assign(predicted, scores, points, torch.tensor([boxes]).float().view(1, -1, 4), torch.tensor([labels]))
+    xyxy = torch.tensor([boxes]).float().view(1, -1, 4)
+    return assign(predicted, scores, points, xyxy, torch.tensor([labels]), pairs)
 
 
 @pytest.mark.parametrize("pairs", [84, 84 * 2, 2**22])
-def test_the_published_case_whatever_the_chunk(pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PAIRS_OF_A_CHUNK", pairs)
+def test_the_published_case_whatever_the_chunk(pairs: int) -> None:
     boxes: list[list[float]] = [[8, 8, 40, 40], [30, 30, 36, 50], [20, 22, 52, 48], [0, 0, 0, 0]]
-    found = run(boxes, [0, 1, 0, -1])
+    found = run(boxes, [0, 1, 0, -1], pairs=pairs)
     assert found.foreground.nonzero()[:, 1].tolist() == list(EXPECTED)
     for anchor, (box, score) in EXPECTED.items():
         assert found.target_scores[0, anchor] == pytest.approx(score, abs=6e-6)
@@ -52,7 +52,9 @@ def test_the_overlap_of_pairs_is_complete_iou() -> None:
     boxes[0, 0] = boxes[0, 1]
     boxes[0, 2, 2:] = boxes[0, 2, :2]  # of no size
     expected = complete_iou(boxes[:, :15, None], boxes[:, None]).clamp(min=0)
-    assert torch.allclose(module._pairwise_overlap(boxes[:, :15], boxes), expected, atol=1e-6)
+    shapes = Shapes.of(boxes.movedim(-1, 0))
+    found = module._pairwise_overlap(shapes.part(slice(15), -1), shapes.part(slice(None), -2))
+    assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_no_box_in_an_image_or_in_the_whole_batch_means_background() -> None:

@@ -19,8 +19,21 @@ def test_a_step_waits_for_nothing(model: str, dtype: torch.dtype) -> None:
     on_device.check_that_steps_wait_for_nothing(torch.device("cuda"), dtype, model)
 
 
-def test_the_same_steps_run_on_the_cpu() -> None:
-    on_device.check_that_steps_wait_for_nothing(torch.device("cpu"), torch.float32)
+@pytest.mark.parametrize("model", ["yolo11n", "yolov5n"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_no_operation_of_a_step_reads_a_number(model: str, dtype: torch.dtype) -> None:
+    on_device.check_that_steps_wait_for_nothing(torch.device("cpu"), dtype, model)
+
+
+def test_a_read_in_the_step_is_noticed() -> None:
+    cpu = torch.device("cpu")
+    training = on_device.Training(cpu)
+    criterion = training.criterion
+    training.criterion = lambda maps, boxes, labels: criterion(
+        maps, boxes[labels >= 0][None], labels[labels >= 0][None]
+    )
+    with pytest.raises(AssertionError, match="makes the host wait"), on_device.no_waiting(cpu):
+        training.step(on_device.some_batch(images=1))
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])

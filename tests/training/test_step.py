@@ -81,8 +81,7 @@ def test_a_step_on_the_meta_device_waits_for_nothing(optimizer: str, model: str)
     stage = Stage(optimizer, device="meta", fused=False, model=model)
     outcome = stage.step(some_batch(device="meta"))
     assert outcome.gradient_norm.is_meta
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        outcome.gradient_norm.item()
+    assert stage.update.ema.updates.is_meta
 
 
 @pytest.mark.parametrize(("optimizer", "dtype"), [("SGD", torch.float16), ("AdamW", torch.bfloat16)])
@@ -90,7 +89,7 @@ def test_a_step_on_the_meta_device_waits_for_nothing(optimizer: str, model: str)
 def test_a_step_with_autocast_scaler_and_fused_optimizer_waits_for_nothing(
     optimizer: str, dtype: torch.dtype, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     # Tensors without content can't be deep-copied; a second one of the same build stands for the copy.
     twin = SimpleNamespace(deepcopy=lambda _: registry.build(model, num_classes=3))
@@ -98,8 +97,7 @@ def test_a_step_with_autocast_scaler_and_fused_optimizer_waits_for_nothing(
     with FakeTensorMode():
         stage = Stage(optimizer, dtype=dtype, model=model)
         outcome = stage.step(some_batch())
-        with pytest.raises((DynamicOutputShapeException, RuntimeError)):
-            outcome.gradient_norm.nonzero()
+    assert isinstance(outcome.gradient_norm, FakeTensor)
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
 Shapes: B batch, M boxes per image (padded), m boxes of a chunk, P anchor points, C classes, K = TOP_K.
 
-Nothing here depends on the data in shape, and nothing waits for the device. Boxes are taken in chunks of a size that
-follows from the shapes alone; this is exact, since everything up to the top-k is independent for each box, and the
-conflicts need only running sums and a running maximum for each point. Memory is that of one chunk.
+Nothing here depends on the data in shape, and nothing waits for the device. Boxes are taken in chunks, so that memory
+is that of one chunk; this is exact, since everything up to the top-k is independent for each box, and conflicts need
+only sums and a running maximum for each point. A GPU waits for the host here, so what is computed for one box or one
+point comes before the pairs, and x and y are the two planes of one tensor (2, ...): fewer, larger operations.
 
 Source: Feng et al., "TOOD: Task-aligned One-stage Object Detection" (ICCV 2021), section 3.2, with the overlap measured
 as CIoU and boxes narrower than `MINIMUM_SIDE` widened for the search of candidates, as in the published recipe.
@@ -12,92 +13,137 @@ as CIoU and boxes narrower than `MINIMUM_SIDE` widened for the search of candida
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from yoloyard.boxes import complete_iou
-
 TOP_K = 10
 MINIMUM_SIDE = 16.0  # pixels; the second stride
 EPS = 1e-9
-PAIRS_OF_A_CHUNK = 2**22  # box-point pairs looked at together: 16 MB for each intermediate result
+PAIRS_AT_ONCE = 2**22  # of a box and a point, where nothing is known of memory; on a CPU it suits the caches
+BYTES_OF_A_PAIR = 22  # that are needed at once, at most
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What each anchor point is taught."""
+    """What each anchor point learns."""
 
-    boxes_xyxy: Tensor  # (B, P, 4) pixels; zeros where the point is background
-    labels: Tensor  # (B, P) int64; 0 where the point is background
+    boxes_xyxy: Tensor  # (B, P, 4) pixels; any box where the point is background
+    labels: Tensor  # (B, P) int64; any class where the point is background
     target_scores: Tensor  # (B, P) score that the point's class should reach, 0 for background
     foreground: Tensor  # (B, P) bool
 
 
+class Shapes(NamedTuple):
+    """What the overlap needs of boxes, (..., n) or (2, ..., n) with x and y as planes; pixels."""
+
+    low: Tensor  # (2, ...)
+    high: Tensor  # (2, ...)
+    size: Tensor  # (2, ...)
+    double_centre: Tensor  # (2, ...)
+    area: Tensor
+    angle: Tensor  # of the diagonal, as a share of a right angle
+
+    @classmethod
+    def of(cls, planes: Tensor, eps: float = 1e-7) -> "Shapes":
+        """`planes` (4, ..., n): left, top, right, bottom. Heights carry `eps` as in `boxes.complete_iou`."""
+        low, high = planes.split(2)
+        size = high - low
+        width, height = size[0], size[1] + eps
+        return cls(low, high, size, low + high, width * height, torch.atan(width / height).mul_(2 / math.pi))
+
+    def part(self, part: slice, dim: int) -> "Shapes":
+        """Some of the boxes, with a new dimension at `dim` for the other side of the pairs."""
+        return Shapes(*(value[..., part].unsqueeze(dim) for value in self))
+
+
 @torch.no_grad()
 def assign(
-    predicted_xyxy: Tensor, predicted_scores: Tensor, points: Tensor, boxes_xyxy: Tensor, labels: Tensor
+    predicted_xyxy: Tensor,
+    predicted_scores: Tensor,
+    points: Tensor,
+    boxes_xyxy: Tensor,
+    labels: Tensor,
+    pairs_at_once: int = PAIRS_AT_ONCE,
 ) -> Assignment:
     """Assign boxes to anchor points.
 
     `predicted_xyxy` (B, P, 4) pixels, `predicted_scores` (B, P, C) in 0..1, `points` (P, 2) pixels,
-    `boxes_xyxy` (B, M, 4) pixels, `labels` (B, M) with -1 in padded slots.
+    `boxes_xyxy` (B, M, 4) pixels, `labels` (B, M) with -1 in padded slots. `pairs_at_once` bounds the memory, at
+    BYTES_OF_A_PAIR each; the result does not depend on it.
     """
     num_images, num_points, _ = predicted_xyxy.shape
     num_boxes = boxes_xyxy.shape[1]
-    real = labels >= 0
-    classes = labels.clamp(min=0)
-    scores_by_class = predicted_scores.transpose(1, 2).contiguous()  # (B, C, P): a box takes a row
-    images = torch.arange(num_images, device=labels.device).unsqueeze(1)
-
-    selections = torch.zeros(num_images, num_points, dtype=torch.int64, device=labels.device)
-    only_selector = torch.zeros_like(selections)  # the box, where a single one selects the point
-    best_overlap = predicted_xyxy.new_zeros(num_images, num_points)
-    best_box = torch.zeros_like(selections)
-    chunk = max(1, PAIRS_OF_A_CHUNK // (num_images * num_points))
-    for start in range(0, num_boxes, chunk):
-        part = slice(start, start + chunk)
-        inside = is_inside(boxes_xyxy[:, part, None], points).logical_and_(real[:, part, None])  # (B, m, P)
-        overlap = _pairwise_overlap(boxes_xyxy[:, part], predicted_xyxy).mul_(inside)
-        alignment = alignment_of(scores_by_class[images, classes[:, part]], overlap)
-        top = alignment.topk(min(TOP_K, num_points), dim=2, sorted=False).indices  # (B, m, K)
-        selected = inside.gather(2, top).long().flatten(1)  # (B, m * K)
-        numbers = torch.arange(start, min(start + chunk, num_boxes), device=labels.device)
-        numbers = numbers[None, :, None].expand_as(top).flatten(1)
-        selections.scatter_add_(1, top.flatten(1), selected)
-        only_selector.scatter_add_(1, top.flatten(1), selected * numbers)
-        chunk_overlap, chunk_box = overlap.max(dim=1)
-        better = chunk_overlap > best_overlap
-        best_overlap = torch.where(better, chunk_overlap, best_overlap)
-        best_box = torch.where(better, chunk_box + start, best_box)
-
-    foreground = selections > 0
-    box_of_point = torch.where(selections > 1, best_box, only_selector)
     if num_boxes == 0:
-        return Assignment(torch.zeros_like(predicted_xyxy), box_of_point, best_overlap, foreground)
+        none = predicted_xyxy.new_zeros(num_images, num_points)
+        return Assignment(torch.zeros_like(predicted_xyxy), none.long(), none, none.bool())
+    classes = labels.clamp(min=0)
+    # (B, C, P): a box takes a row
+    roots = predicted_scores.new_empty(num_images, predicted_scores.shape[2], num_points)
+    torch.sqrt(predicted_scores.transpose(1, 2), out=roots)
+    shapes = Shapes.of(torch.cat((boxes_xyxy.movedim(-1, 0), predicted_xyxy.movedim(-1, 0)), dim=2))
+    predicted = shapes.part(slice(num_boxes, None), -2)
+    own = shapes.part(slice(num_boxes), -1)
+    low, high = _widened(own.low, own.high, own.size)
+    low.masked_fill_((labels < 0).unsqueeze(-1), math.inf)  # nothing is inside
+    planes_of_points = points.movedim(-1, 0)[:, None, None]  # (2, 1, 1, P)
 
-    point_boxes = boxes_xyxy.gather(1, box_of_point.unsqueeze(-1).expand(-1, -1, 4))
+    chunks = []
+    chunk = max(1, pairs_at_once // (num_images * num_points))
+    for start in range(0, num_boxes, chunk):
+        part = slice(start, min(start + chunk, num_boxes))
+        inside = (planes_of_points > low[:, :, part]).logical_and_(planes_of_points < high[:, :, part])
+        inside = inside.all(dim=0)  # (B, m, P)
+        overlap = _pairwise_overlap(shapes.part(part, -1), predicted).mul_(inside)
+        rows = classes[:, part, None].expand_as(overlap)
+        top = alignment_of(roots.gather(1, rows), overlap).topk(min(TOP_K, num_points), dim=2, sorted=False).indices
+        chunks.append((top, inside.gather(2, top), overlap.gather(2, top)))  # (B, m, K)
+        chunk_overlap, chunk_box = overlap.max(dim=1)
+        if start == 0:
+            best_overlap, best_box = chunk_overlap, chunk_box
+        else:
+            better = chunk_overlap > best_overlap
+            best_overlap = torch.where(better, chunk_overlap, best_overlap)
+            best_box = torch.where(better, chunk_box + start, best_box)
+        del inside, overlap, rows  # not beside those of the next chunk
+
+    top, inside, overlap = (
+        torch.cat(parts, dim=1) if len(parts) > 1 else parts[0] for parts in zip(*chunks, strict=True)
+    )
+    selected = inside.to(overlap.dtype)
+    numbers = torch.arange(num_boxes, device=labels.device)[:, None] * selected
+    # how many boxes select a point; which one and with which overlap, where it is a single one
+    sums = torch.stack((selected, numbers, overlap)).flatten(2)
+    sums = sums.new_zeros(3, num_images, num_points).scatter_add_(2, top.flatten(1).expand_as(sums), sums)
+    selections, only_selector, only_overlap = sums
+    is_shared = selections > 1
+    box_of_point = torch.where(is_shared, best_box, only_selector.long())
+    overlap = torch.where(is_shared, best_overlap, only_overlap)
+
     point_labels = classes.gather(1, box_of_point)
-    inside = is_inside(point_boxes, points) & foreground
-    overlap = complete_iou(point_boxes, predicted_xyxy).clamp(min=0) * inside
-    alignment = alignment_of(predicted_scores.gather(2, point_labels.unsqueeze(-1)).squeeze(-1), overlap)
+    alignment = alignment_of(roots.gather(1, point_labels.unsqueeze(1)).squeeze(1), overlap)
     # The best alignment and the best overlap that each box reaches, over the points that it was given in the end.
-    none = predicted_xyxy.new_zeros(num_images, num_boxes)
-    top_alignment = none.scatter_reduce(1, box_of_point, alignment, "amax").gather(1, box_of_point)
-    top_overlap = none.scatter_reduce(1, box_of_point, overlap, "amax").gather(1, box_of_point)
+    both = torch.stack((alignment, overlap))  # (2, B, P)
+    best = both.new_zeros(2, num_images, num_boxes).scatter_reduce_(2, box_of_point.expand_as(both), both, "amax")
+    top_alignment, top_overlap = best.gather(2, box_of_point.expand_as(both))
     return Assignment(
-        boxes_xyxy=point_boxes * foreground.unsqueeze(-1),
-        labels=point_labels * foreground,
-        target_scores=alignment * top_overlap / (top_alignment + EPS),
-        foreground=foreground,
+        boxes_xyxy=boxes_xyxy.gather(1, box_of_point.unsqueeze(-1).expand(-1, -1, 4)),
+        labels=point_labels,
+        target_scores=alignment.mul_(top_overlap).div_(top_alignment.add_(EPS)),
+        foreground=selections > 0,
     )
 
 
 def widened(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
     """The two corners (..., 2) of boxes (..., 4) pixels, small boxes widened about their centre."""
     low, high = boxes_xyxy.split(2, dim=-1)
-    more = (MINIMUM_SIDE - (high - low)).clamp(min=0) / 2
-    return low - more, high + more
+    return _widened(low, high, high - low)
+
+
+def _widened(low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    more = size.clamp(min=MINIMUM_SIDE).sub_(size)
+    return torch.sub(low, more, alpha=0.5), torch.add(high, more, alpha=0.5)
 
 
 def is_inside(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
@@ -111,32 +157,25 @@ def is_inside(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
     return inside.logical_and_(y > low[..., 1]).logical_and_(y < high[..., 1])
 
 
-def _pairwise_overlap(boxes_xyxy: Tensor, predicted_xyxy: Tensor, eps: float = 1e-7) -> Tensor:
-    """`complete_iou` of (B, m, 4) with (B, P, 4), clipped at 0, as (B, m, P).
+def _pairwise_overlap(boxes: Shapes, predicted: Shapes, eps: float = 1e-7) -> Tensor:
+    """`boxes.complete_iou` of (B, m, 1) with (B, 1, P), clipped at 0, as (B, m, P).
 
-    The most expensive step of the loss: what depends on one box alone is computed before it is paired, results are
-    written in place, and an enclosing side is the sum of both sides less their (signed) overlap.
+    The most expensive step of the loss. Results are written in place, and an enclosing side is the sum of both sides
+    less their (signed) overlap.
     """
-    x1, y1, x2, y2 = boxes_xyxy.unsqueeze(-1).unbind(-2)  # (B, m, 1)
-    px1, py1, px2, py2 = predicted_xyxy.unsqueeze(1).unbind(-1)  # (B, 1, P)
-    overlap_x = torch.minimum(x2, px2).sub_(torch.maximum(x1, px1))
-    overlap_y = torch.minimum(y2, py2).sub_(torch.maximum(y1, py1))
-    width, height, predicted_width, predicted_height = x2 - x1, y2 - y1, px2 - px1, py2 - py1
-    diagonal = torch.add(width, predicted_width).sub_(overlap_x).square_()
-    diagonal.add_(torch.add(height, predicted_height).sub_(overlap_y).square_()).add_(eps)
-    intersection = overlap_x.clamp_(min=0).mul_(overlap_y.clamp_(min=0))
-    height, predicted_height = height + eps, predicted_height + eps
-    union = torch.add(width * height + eps, predicted_width * predicted_height).sub_(intersection)
-    iou = intersection.div_(union)
-    distance = torch.sub((x1 + x2) / 2, (px1 + px2) / 2).square_()
-    distance.add_(torch.sub((y1 + y2) / 2, (py1 + py2) / 2).square_())
-    angle, predicted_angle = torch.atan(width / height), torch.atan(predicted_width / predicted_height)
-    aspect = torch.sub(angle * (2 / math.pi), predicted_angle * (2 / math.pi)).square_()
+    distance = torch.sub(boxes.double_centre, predicted.double_centre).square_().sum(dim=0)  # four times the square
+    overlap = torch.minimum(boxes.high, predicted.high).sub_(torch.maximum(boxes.low, predicted.low))  # (2, B, m, P)
+    enclosing = torch.add(boxes.size, predicted.size).sub_(overlap).square_()
+    distance.div_(enclosing[0].add_(enclosing[1]).add_(eps))
+    del enclosing
+    overlap = overlap.clamp_(min=0)
+    intersection = overlap[0].mul_(overlap[1])
+    iou = intersection.div_(torch.add(boxes.area + eps, predicted.area).sub_(intersection))
+    aspect = torch.sub(boxes.angle, predicted.angle).square_()
     certainty = torch.sub(aspect, iou).add_(1 + eps)
-    return iou.sub_(distance.div_(diagonal)).sub_(aspect.square_().div_(certainty)).clamp_(min=0)
+    return iou.sub_(distance, alpha=0.25).sub_(aspect.square_().div_(certainty)).clamp_(min=0)
 
 
-def alignment_of(scores: Tensor, overlap: Tensor) -> Tensor:
-    """score^0.5 * overlap^6, with products in place of the slow power functions."""
-    cube = overlap * overlap * overlap
-    return scores.sqrt().mul_(cube.square_())
+def alignment_of(root_of_score: Tensor, overlap: Tensor) -> Tensor:
+    """score^0.5 * overlap^6; `root_of_score` is score^0.5. The third power is a product, other powers are slow."""
+    return overlap.pow(3).square_().mul_(root_of_score)

@@ -124,7 +124,7 @@ def assign_inside(
     num_points, num_boxes = len(predicted_xyxy), len(boxes_xyxy)
     overlap = complete_iou(boxes_xyxy[pairs.box], predicted_xyxy[row_of_pair]).clamp(min=0)
     logits = class_logits[row_of_pair, labels[pairs.box]]
-    alignment = alignment_of(logits.sigmoid(), overlap)
+    alignment = alignment_of(logits.sigmoid().sqrt(), overlap)
     selected = _best_of_each_box(alignment, pairs.box, num_boxes)
 
     rows, selectors = row_of_pair[selected], pairs.box[selected]
@@ -139,7 +139,7 @@ def assign_inside(
     box = torch.where(selections > 1, first_best, box_of_point)[row]
 
     overlap = complete_iou(boxes_xyxy[box], predicted_xyxy[row]).clamp(min=0)
-    alignment = alignment_of(class_logits[row, labels[box]].sigmoid(), overlap)
+    alignment = alignment_of(class_logits[row, labels[box]].sigmoid().sqrt(), overlap)
     none = overlap.new_zeros(num_boxes)
     top_alignment = none.scatter_reduce(0, box, alignment, "amax")[box]
     top_overlap = none.scatter_reduce(0, box, overlap, "amax")[box]

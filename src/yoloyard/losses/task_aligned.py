@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from yoloyard.boxes import anchor_points, complete_iou
-from yoloyard.losses.assign import Assignment, assign
+from yoloyard.losses.assign import PAIRS_AT_ONCE, Assignment, assign
 from yoloyard.losses.points_in_boxes import assign_inside, by_level, class_loss, distinct, look_up, pairs_inside, take
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]  # box, cls, dfl and their norm, each ()
@@ -27,7 +27,8 @@ class TaskAlignedLoss:
     """`criterion(maps, boxes, labels)` for detectors whose maps are (B, 4 * 16 + C, h, w), box logits first.
 
     `class_weights` (C,) multiply what each class's column adds to the class loss. With `reads` the points in boxes are
-    read from the device and the others passed over, which is quicker where reading costs nothing.
+    read from the device and the others passed over, which is quicker where reading costs nothing. Otherwise so many
+    pairs of a box and a point are looked at together as `pairs_at_once` says, see `assign`.
     """
 
     def __init__(
@@ -36,11 +37,14 @@ class TaskAlignedLoss:
         num_classes: int,
         class_weights: Tensor | None = None,
         reads: bool = False,
+        pairs_at_once: int = PAIRS_AT_ONCE,
     ) -> None:
         self.strides = strides
         self.num_classes = num_classes
         self.class_weights = class_weights
         self.reads = reads
+        self.pairs_at_once = pairs_at_once
+        self._grids: dict[tuple[tuple[int, int], ...], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
 
     def __call__(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums (1,) and norms (1,) of `box`, `cls` and `dfl` on this process.
@@ -54,8 +58,7 @@ class TaskAlignedLoss:
         return {"box": (box.reshape(1), norm), "cls": (cls.reshape(1), norm), "dfl": (dfl.reshape(1), norm)}
 
     def _of_all_points(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> Sums:
-        sizes = [(level.shape[2], level.shape[3]) for level in maps]
-        points, strides = anchor_points(sizes, self.strides, maps[0].device)
+        points, strides, pixels, cells = self._grid_of(maps)
         # (B, h * w, K) is how a channels_last map lies in memory, so nothing is transposed, back and forth
         levels = [level.permute(0, 2, 3, 1).flatten(1, 2).split((4 * BINS, self.num_classes), 2) for level in maps]
         box_logits, class_logits = (torch.cat(parts, dim=1).float() for parts in zip(*levels, strict=True))
@@ -63,19 +66,27 @@ class TaskAlignedLoss:
         assignment = assign(
             predicted_grid.detach() * strides,
             class_logits.detach().sigmoid(),
-            points * strides,
+            pixels,
             boxes_xyxy,
             labels,
+            self.pairs_at_once,
         )
         weights = assignment.target_scores
-        target_grid = assignment.boxes_xyxy / strides
-        # A background point has the zero box as its target; the cell itself keeps every term finite.
-        cell = torch.cat((points - 0.5, points + 0.5), dim=1)
-        target_grid = torch.where(assignment.foreground.unsqueeze(-1), target_grid, cell)
+        # A background point has its own cell as its target, which keeps every term finite.
+        target_grid = torch.where(assignment.foreground.unsqueeze(-1), assignment.boxes_xyxy / strides, cells)
 
-        box = ((1 - complete_iou(predicted_grid, target_grid)) * weights).sum()
-        dfl = (_distribution_loss(log_distribution, target_grid, points) * weights).sum()
+        box = _weighted_sum(1 - complete_iou(predicted_grid, target_grid), weights)
+        dfl = _weighted_sum(_distribution_loss(log_distribution, target_grid, points), weights)
         return box, _class_loss(class_logits, assignment, self.class_weights), dfl, weights.sum()
+
+    def _grid_of(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Points (P, 2) in cells, strides (P, 1), points in pixels, and cells (P, 4) as boxes; made once a shape."""
+        sizes = tuple((level.shape[2], level.shape[3]) for level in maps)
+        if sizes not in self._grids:
+            points, strides = anchor_points(list(sizes), self.strides, maps[0].device)
+            cells = torch.cat((points - 0.5, points + 0.5), dim=1)
+            self._grids[sizes] = points, strides, points * strides, cells
+        return self._grids[sizes]
 
     def _of_points_in_boxes(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> Sums | None:
         """The same as `_of_all_points`, see `points_in_boxes`; None where that would take too much memory."""
@@ -119,11 +130,17 @@ def _class_loss(class_logits: Tensor, assignment: Assignment, class_weights: Ten
     Each point has at most one target above zero, and bce(x, y) = softplus(x) - x * y: no dense targets are needed.
     """
     own_logit = class_logits.gather(2, assignment.labels.unsqueeze(-1)).squeeze(-1)
-    none_true = functional.softplus(class_logits).sum(dim=(0, 1))  # (C,)
+    none_true = functional.softplus(class_logits)
     if class_weights is None:
-        return none_true.sum() - (own_logit * assignment.target_scores).sum()
+        return none_true.sum() - _weighted_sum(own_logit, assignment.target_scores)
     own_weights = class_weights[assignment.labels]
-    return (none_true * class_weights).sum() - (own_logit * assignment.target_scores * own_weights).sum()
+    return (none_true.sum(dim=(0, 1)) @ class_weights) - _weighted_sum(
+        own_logit, assignment.target_scores * own_weights
+    )
+
+
+def _weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+    return torch.dot(values.flatten(), weights.flatten())
 
 
 def _distribution_loss(log_distribution: Tensor, target_grid: Tensor, points: Tensor) -> Tensor:
@@ -131,8 +148,8 @@ def _distribution_loss(log_distribution: Tensor, target_grid: Tensor, points: Te
     target_left_top, target_right_bottom = target_grid.split(2, dim=-1)
     distance = torch.cat((points - target_left_top, target_right_bottom - points), dim=-1)
     distance = distance.clamp(0, LARGEST_DISTANCE)
-    low = distance.floor()
+    low = distance.long()
     weight_high = distance - low
-    index = torch.stack((low, low + 1), dim=-1).long()
+    index = torch.stack((low, low + 1), dim=-1)
     log_low, log_high = log_distribution.gather(-1, index).unbind(-1)
-    return -(log_low * (1 - weight_high) + log_high * weight_high).mean(dim=-1)
+    return -log_low.lerp(log_high, weight_high).mean(dim=-1)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
+from yoloyard.device import has_cpu_paths
+
 
 def can_be_one(bn: nn.Module, activation: nn.Module, x: Tensor) -> bool:
     """Whether `batch_norm_silu` may stand for `activation(bn(x))`: in training, on a CPU.
@@ -27,7 +29,7 @@ def can_be_one(bn: nn.Module, activation: nn.Module, x: Tensor) -> bool:
         and bn.momentum is not None
         and bn.running_mean is not None
         and type(activation) is nn.SiLU
-        and x.device.type == "cpu"
+        and has_cpu_paths(x.device)
         and x.numel() > x.shape[1]  # else there is no variance, which BatchNorm itself explains
         and torch.is_grad_enabled()
     )

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from yoloyard.device import has_cpu_paths
 from yoloyard.models.blocks import Conv
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -26,7 +27,7 @@ def fuse(module: Module) -> Module:
     for block in fused.modules():
         if type(block) is Conv and isinstance(block.bn, BatchNorm) and isinstance(block.conv, nn.Conv2d):
             block.conv, block.bn = _folded(block.conv, block.bn), nn.Identity()  # type: ignore[assignment]
-            if type(block.activation) is nn.SiLU and block.conv.weight.device.type == "cpu" and _HAS_SWISH:
+            if type(block.activation) is nn.SiLU and has_cpu_paths(block.conv.weight.device) and _HAS_SWISH:
                 block.conv, block.activation = _ConvSwish(block.conv), nn.Identity()  # type: ignore[assignment]
     return fused
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from yoloyard.config import TrainConfig
-from yoloyard.device import Precision, is_memory_error
+from yoloyard.device import Precision
+from yoloyard.errors import memory_line
 from yoloyard.models.detector import Detector
 from yoloyard.training.parallel import exchanging
 
@@ -64,7 +65,7 @@ def compile_network(
         except torch._dynamo.exc.Unsupported as error:
             say(f"compile: the network can't be compiled in one piece, so in several: {_first_line(error)}")
         except Exception as error:  # whatever else it is: the step works without
-            if is_memory_error(error):  # it would not: the plain network needs no less
+            if memory_line(error):  # it would not: the plain network needs no less
                 raise torch.OutOfMemoryError(_first_line(error)) from error
             say(f"compile: this does not work here, training goes on without it: {_first_line(error)}")
             return network

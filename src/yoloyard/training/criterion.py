@@ -9,6 +9,7 @@ from torch import Tensor
 
 from yoloyard.config import TrainConfig
 from yoloyard.losses.anchor_based import AnchorBasedLoss
+from yoloyard.losses.assign import BYTES_OF_A_PAIR, PAIRS_AT_ONCE
 from yoloyard.losses.task_aligned import TaskAlignedLoss
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
@@ -18,12 +19,16 @@ from yoloyard.training import class_weights
 Criterion = Callable[[list[Tensor], Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
 
 
+SHARE_OF_MEMORY = 1 / 8  # of what is free before the first step; the forward's maps want the rest
+
+
 def choose_criterion(
-    detector: Detector, config: TrainConfig, reads: bool = False
+    detector: Detector, config: TrainConfig, reads: bool = False, free_bytes: int | None = None
 ) -> tuple[Criterion, dict[str, float]]:
     """The loss for `detector`, which lies on its device already, and the gain of each of its parts.
 
     `reads`: shapes may depend on what is read from the device, which is quicker where that costs nothing.
+    `free_bytes` of the device, if known: the loss takes a part of it, and the more it has the fewer launches it needs.
     """
     loss, head = config.loss, detector.head
     weights = None
@@ -32,7 +37,8 @@ def choose_criterion(
         weights = torch.tensor(numbers, device=next(detector.parameters()).device)
     if not isinstance(head, AnchorBasedHead):
         gains = {"box": loss.box, "cls": loss.cls, "dfl": loss.dfl}
-        return TaskAlignedLoss(head.strides, head.num_classes, weights, reads), gains
+        pairs = PAIRS_AT_ONCE if free_bytes is None else int(free_bytes * SHARE_OF_MEMORY) // BYTES_OF_A_PAIR
+        return TaskAlignedLoss(head.strides, head.num_classes, weights, reads, pairs), gains
     criterion = AnchorBasedLoss(
         head.anchors,
         head.strides,

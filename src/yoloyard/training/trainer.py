@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from yoloyard import environment
 from yoloyard.data.decode import decode_image
 from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
-from yoloyard.device import give_memory_back, has_cpu_paths, precision_text, repeated_shapes, reuse_memory
+from yoloyard.device import (
+    free_bytes,
+    give_memory_back,
+    has_cpu_paths,
+    precision_text,
+    repeated_shapes,
+    reuse_memory,
+)
 from yoloyard.errors import UserError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.validate import predict_all
@@ -159,7 +166,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
     average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
     update = Update(model, optimizer, setup.precision.scaler(), average)
-    criterion, gains = choose_criterion(model, config, has_cpu_paths(device))
+    criterion, gains = choose_criterion(model, config, has_cpu_paths(device), free_bytes(device))
     state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
     trackers = Trackers([], monitor.say)
     with team.first() as is_first:

@@ -1,0 +1,67 @@
+"""A CPU trains with the code that a GPU runs: what a run does there differs in rounding alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from commands import Command
+from yoloyard.models.weights import load_model
+from yoloyard.training.checkpoint import read_facts
+
+NETWORK = """\
+from torch import nn
+from yoloyard.models.blocks import Conv
+from yoloyard.models.detector import Detector
+from yoloyard.models.heads import AnchorFreeHead
+
+class Small(Detector):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.p3, self.p4, self.p5 = Conv(3, 8, 9, stride=8), Conv(8, 8, 3, stride=2), Conv(8, 8, 3, stride=2)
+        self.spare = nn.Conv2d(8, 8, 1)
+        self.head = AnchorFreeHead((8, 8, 8), num_classes, (8, 16, 32), depthwise=True)
+
+    def forward(self, images):
+        p3 = self.p3(images)
+        p4 = self.p4(p3)
+        return self.head([p3, p4, self.p5(p4)])
+
+def build(num_classes):
+    return Small(num_classes)
+"""
+
+
+def test_a_run_with_the_code_of_a_gpu_has_the_losses_of_a_cpu(
+    data: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("small.py").write_text(NETWORK)
+    words = ["train", "--model", "small.py:build", "--data", data, "--imgsz", 64, "--batch", 4, "--nbs", 8]
+    words += ["--epochs", 2, "--no-amp", "--no-tensorboard", "--device", "cpu"]
+    found = {}
+    for name in ("as_on_a_cpu", "as_on_a_gpu"):
+        if name == "as_on_a_gpu":
+            monkeypatch.setenv("YOLOYARD_AS_ON_A_GPU", "1")
+            for own_path in (
+                "losses.task_aligned.pairs_inside",
+                "models.blocks.batch_norm_silu",
+                "models.fused._ConvSwish",
+                "training.step.allocate_gradients",
+            ):
+                monkeypatch.setattr(f"yoloyard.{own_path}", None)  # would fail
+        code, out, err = yoloyard(*words, "--name", name)
+        assert (code, err) == (0, "")
+        assert out.replace("\n", " ").count("no gradient reaches these parameters") == 1
+        assert "spare.weight" in out
+        records = [json.loads(line) for line in Path("runs", name, "metrics.jsonl").read_text().splitlines()]
+        scaler = read_facts(Path("runs", name, "checkpoints", "last"))["scaler"]
+        found[name] = records, scaler, load_model(Path("runs", name, "weights", "last.safetensors"))[0].state_dict()
+    (cpu, no_scaler, weights), (gpu, scaler, others) = found.values()
+    assert not no_scaler
+    assert scaler["scale"] > 1
+    for one, other in zip(cpu, gpu, strict=True):
+        for figure in ("train/box", "train/cls", "train/dfl", "gradient/norm"):
+            assert other[figure] == pytest.approx(one[figure], rel=1e-3), figure
+    for weight, value in weights.items():
+        torch.testing.assert_close(others[weight], value, rtol=1e-2, atol=1e-4)
