@@ -102,6 +102,8 @@ def precision_text(precision: Precision, device: torch.device) -> str:
 
 
 def _convolutions_use_tf32() -> bool:
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":  # cuDNN's own switch
+        return False
     convolutions = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and later, which refuse to mix both ways
     if convolutions is not None:
         return bool(convolutions.fp32_precision == "tf32")

@@ -24,7 +24,10 @@ def capability(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_float32_on_a_gpu_says_that_convolutions_round(capability: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     assert precision_text(FLOAT32, GPU) == "float32 (convolutions in TF32)"
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    with monkeypatch.context() as changes:
+        changes.setattr(torch.backends.cudnn, "allow_tf32", False)
+        assert precision_text(FLOAT32, GPU) == "float32"
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     assert precision_text(FLOAT32, GPU) == "float32"
 
 
