@@ -20,8 +20,9 @@ for name in {NOT_THERE!r}:
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name: None if name in {NOT_THERE!r} else find(name)
 import gpu
-gpu.MODELS = ("yolo11n",)
-sizes = dataclasses.replace(gpu.REHEARSAL, batches=(1,), compiled=0, checks=0)
+sizes = dataclasses.replace(
+    gpu.REHEARSAL, models=("yolo11n",), batches=(1,), compiled=0, checks=0, items=0, runs=0
+)
 print(gpu.table_of(gpu.measure_all(gpu.torch.device("cpu"), sizes, pathlib.Path("gpu.json"))))
 """
     environment = {**os.environ, "PYTHONPATH": str(BENCHMARKS), "OMP_NUM_THREADS": "1"}

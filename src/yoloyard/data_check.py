@@ -11,6 +11,7 @@ from yoloyard import environment
 from yoloyard.data.copies import copy_problem, find_copies
 from yoloyard.data.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.index import Index, pictures_folder, read_split, require_boxes
+from yoloyard.data.not_kept import once
 from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
 from yoloyard.evaluation.check_page import class_rows, write_check_page
@@ -45,7 +46,7 @@ def check_data(
 
     A split that is broken as a whole is a problem like others. Raises UsageError if the data.yaml itself is wrong.
     """
-    spec = read_data_yaml(data)
+    spec, say = read_data_yaml(data), once(say)
     indexes: dict[str, Index] = {}
     problems: dict[str, list[Problem]] = {}
     for split in spec.splits:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,37 @@ def precision_named(device: torch.device, name: str) -> Precision:
     if name == "float32":
         return Precision(device.type, torch.float32)
     return choose_precision(device, amp=True)
+
+
+def precision_text(precision: Precision, device: torch.device) -> str:
+    """The precision as a user is told it: from Ampere on torch's default for float32 convolutions is TF32."""
+    has_tf32 = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 8
+    if precision.dtype == torch.float32 and has_tf32 and _convolutions_use_tf32():
+        return f"{precision.name} (convolutions in TF32)"
+    return precision.name
+
+
+def _convolutions_use_tf32() -> bool:
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":  # cuDNN's own switch
+        return False
+    convolutions = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and later, which refuse to mix both ways
+    if convolutions is not None:
+        return bool(convolutions.fp32_precision == "tf32")
+    return bool(torch.backends.cudnn.allow_tf32)
+
+
+@contextmanager
+def repeated_shapes(repeat: bool = True) -> Iterator[None]:
+    """Inside, cuDNN tries its algorithms on the first batch of each shape and takes the fastest, if `repeat`.
+
+    That pays where few shapes come often. It changes nothing on other devices, nor what a caller has set outside.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = repeat
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def cpu_has_bfloat16() -> bool:

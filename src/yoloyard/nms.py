@@ -1,6 +1,7 @@
 """Exact greedy non-maximum suppression in plain torch: batched, few launches, no compiled extension.
 
-Shapes: B batch, P anchor points, C classes, K candidates above the score threshold, k of them in a block, D kept.
+Shapes: B batch, P anchor points, C classes, K candidates above the score threshold, k of them in a block, D the most
+detections. A row (6,) is a box, its score and its label, float32, which holds labels up to 2^24 exactly.
 
 Boxes are sorted by score; box j falls iff some *kept* box i before it overlaps it by more than the threshold. Starting
 from "all kept" and applying this rule to all boxes at once, the i-th box is final after i rounds at the latest, and in
@@ -12,16 +13,18 @@ import torch
 from torch import Tensor
 
 from yoloyard.boxes import pairwise_iou
+from yoloyard.device import has_cpu_paths
 
 CANDIDATES = 30_000  # of one image, by score
 BLOCK = 256
-IMAGES_AT_ONCE = 16  # bounds the memory of large validation batches
+IMAGES_AT_ONCE = 16  # on a CPU, whose caches are small; elsewhere all, which takes fewer launches
+ROUNDS = 4  # between two questions whether the mask still changes, where each question waits for the device
 
 
 def suppress(
     boxes_xyxy: Tensor, scores: Tensor, conf: float, iou: float, max_det: int, multi_label: bool
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Detections of each image: boxes (n, 4) xyxy, scores (n,) descending, labels (n,) int64.
+    """Detections of each image, on the CPU: boxes (n, 4) xyxy, scores (n,) descending, labels (n,) int64.
 
     `boxes_xyxy` (B, P, 4), `scores` (B, P, C) in 0..1. A score must be above `conf`; a box falls if its IoU with a
     kept one of its class is above `iou`. With `multi_label` a point may give one detection for each class, else only
@@ -42,30 +45,34 @@ def suppress_found(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """The same for n candidates of all images: which image (n,), boxes (n, 4), scores (n,), labels (n,).
 
-    Of equal scores the first one counts more.
+    Of equal scores the first one counts more. From the device come the counts of candidates, answers of a few numbers
+    in between, and the detections of all images in one copy.
     """
     order = scores.sort(descending=True, stable=True).indices
     order = order[images[order].sort(stable=True).indices]
-    images, boxes, values, labels = images[order], boxes_xyxy[order].float(), scores[order].float(), labels[order]
-    counts = torch.bincount(images, minlength=num_images)
-    places = torch.arange(len(images), device=images.device) - (counts.cumsum(0) - counts)[images]
-    counts_list = counts.tolist()
-    detections = []
-    for start in range(0, num_images, IMAGES_AT_ONCE):
-        some = counts_list[start : start + IMAGES_AT_ONCE]
+    images = images[order]
+    rows = torch.cat([part.float() for part in (boxes_xyxy, scores.unsqueeze(1), labels.unsqueeze(1))], dim=1)[order]
+    firsts = torch.searchsorted(images, torch.arange(num_images + 1, device=images.device))  # bincount would wait
+    places = torch.arange(len(images), device=images.device) - firsts[images]
+    counts_list = firsts.diff().tolist()
+    at_once = IMAGES_AT_ONCE if has_cpu_paths(images.device) else num_images
+    tables, kept_counts = [], []
+    for start in range(0, num_images, at_once):
+        some = counts_list[start : start + at_once]
         most = min(max(some), CANDIDATES)
         first = sum(counts_list[:start])
         mine = slice(first, first + sum(some))
         # Cells of a table with a row an image; what is beyond the most candidates goes to a last column, cut off.
-        row, column = images[mine] - start, places[mine].clamp(max=most)
-        padded_boxes = boxes.new_zeros(len(some), most + 1, 4)
-        padded_scores = values.new_full((len(some), most + 1), -1.0)
-        padded_labels = labels.new_full((len(some), most + 1), -1)
-        padded_boxes[row, column], padded_scores[row, column] = boxes[mine], values[mine]
-        padded_labels[row, column] = labels[mine]
-        table = padded_boxes[:, :most], padded_scores[:, :most], padded_labels[:, :most]
-        detections += _suppress_sorted(*table, some, iou, max_det)
-    return detections
+        table = rows.new_full((len(some), most + 1, 6), -1.0)
+        table[images[mine] - start, places[mine].clamp(max=most)] = rows[mine]
+        kept, kept_count = _suppress_sorted(table[:, :most], some, iou, max_det)
+        tables.append(kept)
+        kept_counts += kept_count
+    found = torch.cat(tables)[:, : max(kept_counts, default=0)].cpu()
+    return [
+        (each[:count, :4], each[:count, 4].clone(), each[:count, 5].long())
+        for each, count in zip(found, kept_counts, strict=True)
+    ]
 
 
 def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float) -> Tensor:
@@ -75,43 +82,35 @@ def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float
     one class suppress each other.
     """
     overlaps = torch.triu(_overlaps(boxes_xyxy, labels, boxes_xyxy, labels, iou), diagonal=1)
-    keep = candidates
+    keep = before = candidates
     while True:
-        updated = candidates & ~(overlaps & keep.unsqueeze(-1)).any(dim=-2)
-        if torch.equal(updated, keep):
+        for _ in range(1 if has_cpu_paths(keep.device) else ROUNDS):
+            before, keep = keep, candidates & ~(overlaps & keep.unsqueeze(-1)).any(dim=-2)
+        if torch.equal(before, keep):
             return keep
-        keep = updated
 
 
-def _suppress_sorted(
-    boxes: Tensor, scores: Tensor, labels: Tensor, totals: list[int], iou: float, max_det: int
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    num_images, num_candidates = scores.shape
+def _suppress_sorted(table: Tensor, totals: list[int], iou: float, max_det: int) -> tuple[Tensor, list[int]]:
+    """What is kept of rows (B, K, 6) sorted by score, of which `totals` are there: (B, D + 1, 6), and the counts."""
+    num_images, num_candidates, _ = table.shape
     # One slot more than can be kept: what comes too late is written there and cut off at the end.
-    kept_boxes = boxes.new_zeros(num_images, max_det + 1, 4)
-    kept_scores = scores.new_zeros(num_images, max_det + 1)
-    kept_labels = labels.new_full((num_images, max_det + 1), -1)
-    kept = torch.zeros(num_images, 1, dtype=torch.int64, device=boxes.device)
+    kept_rows = table.new_full((num_images, max_det + 1, 6), -1.0)
+    kept = torch.zeros(num_images, 1, dtype=torch.int64, device=table.device)
     counts = [0] * num_images
     for start in range(0, num_candidates, BLOCK):
-        block = slice(start, start + BLOCK)
-        block_boxes, block_scores, block_labels = boxes[:, block], scores[:, block], labels[:, block]
-        most = max(counts)
-        beaten = _overlaps(kept_boxes[:, :most], kept_labels[:, :most], block_boxes, block_labels, iou).any(dim=1)
-        keep = keep_mask(block_boxes, (block_labels >= 0) & ~beaten, block_labels, iou)
+        rows = table[:, start : start + BLOCK]
+        boxes, labels = rows[..., :4], rows[..., 5]
+        earlier = kept_rows[:, : max(counts)]
+        beaten = _overlaps(earlier[..., :4], earlier[..., 5], boxes, labels, iou).any(dim=1)
+        keep = keep_mask(boxes, (labels >= 0) & ~beaten, labels, iou)
         slots = (kept + keep.cumsum(dim=1) - 1).clamp(max=max_det)
         slots = torch.where(keep, slots, max_det)
-        kept_boxes.scatter_(1, slots.unsqueeze(-1).expand(-1, -1, 4), block_boxes)
-        kept_scores.scatter_(1, slots, block_scores)
-        kept_labels.scatter_(1, slots, block_labels)
+        kept_rows.scatter_(1, slots.unsqueeze(-1).expand(-1, -1, 6), rows)
         kept = (kept + keep.sum(dim=1, keepdim=True)).clamp(max=max_det)
         counts = kept.flatten().tolist()
-        if all(count >= max_det or total <= block.stop for count, total in zip(counts, totals, strict=True)):
+        if all(count >= max_det or total <= start + BLOCK for count, total in zip(counts, totals, strict=True)):
             break
-    return [
-        (kept_boxes[image, :count], kept_scores[image, :count], kept_labels[image, :count])
-        for image, count in enumerate(counts)
-    ]
+    return kept_rows, counts
 
 
 def _overlaps(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, iou: float) -> Tensor:

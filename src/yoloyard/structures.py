@@ -60,12 +60,12 @@ class Batch:
     source_ids: tuple[int, ...] = ()  # of training batches: all pictures that something of is in it
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with its tensors on `device`; the copy does not wait for the device."""
+        """The same batch with its tensors on `device`; see `send` for when the host waits for that."""
         return Batch(
-            images=self.images.to(device, non_blocking=True, memory_format=torch.channels_last),
-            boxes=self.boxes.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            ignore=self.ignore.to(device, non_blocking=True),
+            images=send(self.images, device, torch.channels_last),
+            boxes=send(self.boxes, device),
+            labels=send(self.labels, device),
+            ignore=send(self.ignore, device),
             image_ids=self.image_ids,
             transforms=self.transforms,
             source_ids=self.source_ids,
@@ -94,6 +94,16 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
+
+
+def send(tensor: Tensor, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
+    """`tensor` on `device`. The host waits for the copy unless `tensor` is safe to be dropped before it is done.
+
+    It is safe in pinned memory, and for CUDA alone: its allocator does not give such a block to others before the
+    copies from it are done. Elsewhere the device would read what comes into the memory next (pytorch#139550).
+    """
+    non_blocking = device.type == "cuda" and tensor.is_pinned()
+    return tensor.to(device, non_blocking=non_blocking, memory_format=memory_format)
 
 
 def images_to_float(images: Tensor) -> Tensor:

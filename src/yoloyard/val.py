@@ -16,9 +16,10 @@ from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
+from yoloyard.data.not_kept import once
 from yoloyard.data.problems import summary
 from yoloyard.data.selection import class_numbers, names_of, select
-from yoloyard.device import choose_device, precision_named, reuse_memory
+from yoloyard.device import choose_device, precision_named, precision_text, reuse_memory
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.predictions import save_json as write_predictions
@@ -76,7 +77,7 @@ def validate(
         )
     if list(names) != list(metadata["names"]):
         say(f"warning: the classes are called otherwise in {weights}: {', '.join(metadata['names'])}")
-    index = select(load_index(spec, split, say), classes, single_cls)
+    index = select(load_index(spec, split, once(say)), classes, single_cls)
     if classes is not None:
         chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))
         say(f"as in training, boxes of these classes alone are counted: {chosen}")
@@ -109,7 +110,7 @@ def validate(
             "Data": f"{spec.path}, {split}, {len(index):,} images",
             "Image size": f"{size} pixels",
             "NMS": f"score above {settings.conf}, IoU {settings.iou}, at most {settings.max_det} boxes",
-            "Device": f"{where}, {precision.name}",
+            "Device": f"{where}, {precision_text(precision, where)}",
             "Versions": ", ".join(f"{name} {version}" for name, version in environment.versions().items()),
         },
         commands={"Find objects in pictures": f"yoloyard predict --weights {shlex.quote(str(weights))} PICTURES"},

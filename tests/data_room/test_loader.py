@@ -282,7 +282,7 @@ print(len(list(loader.epoch(0))))
 workers += multiprocessing.active_children()
 """
     done = subprocess.run([sys.executable, "-c", program, str(make_set())], capture_output=True, text=True, check=False)
-    # Not -14, which is how a worker ends that goes on for a while after SIGTERM.
+    # multiprocessing sends SIGTERM and waits; a worker that ignores this one, too, would keep it waiting.
     assert (done.returncode, done.stdout) == (0, "6\n[0]\n"), done.stderr
 
 

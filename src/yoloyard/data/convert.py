@@ -14,6 +14,7 @@ import yaml
 from yoloyard.data.data_yaml import DataSpec
 from yoloyard.data.index import Index, read_split, require_pictures
 from yoloyard.data.layout import IMAGE_FOLDERS
+from yoloyard.data.not_kept import once
 from yoloyard.data.voc_xml import format_voc
 from yoloyard.data.yolo_txt import format_yolo
 from yoloyard.errors import UsageError, UserError
@@ -40,7 +41,8 @@ def convert(spec: DataSpec, out: Path, to: str, say: Callable[[str], None]) -> P
     for folder in [path for entry in searched for path in (entry.path, entry.labels) if path is not None]:
         if folder.is_dir() and out.is_relative_to(os.path.realpath(folder)):
             raise UsageError(f"{out} is in {folder} and would become part of the data set: name a folder outside")
-    indexes = {split: read_split(spec, split, say) for split in spec.splits}
+    once_only = once(say)
+    indexes = {split: read_split(spec, split, once_only) for split in spec.splits}
     for split, index in indexes.items():
         require_pictures(index, spec, split)
 

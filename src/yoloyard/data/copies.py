@@ -6,6 +6,7 @@ shot of the same scene is not a copy. Shapes: N pictures of the first split, n o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 
 from yoloyard.data.decode import decode_image, encode_jpeg
+from yoloyard.data.not_kept import not_kept
 from yoloyard.data.pictures import PictureFacts, examine
 from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
@@ -88,7 +90,7 @@ def find_copies(
     file = None if folder is None else folder / f"copies-{_key(first, here, second, there)}.json"
     if file is not None and (kept := _read(file)) is not None:
         if of_state is not None:
-            _write(of_state, kept)
+            _write(of_state, kept, say)
         return kept
 
     by_digest = {facts.digest: position for position, facts in reversed(list(enumerate(here))) if not facts.problem}
@@ -121,7 +123,7 @@ def find_copies(
             copies += [copy for copy in threads.map(decide, range(len(others))) if copy is not None]
     copies.sort(key=lambda copy: copy.second)
     for name in filter(None, (file, of_state)):
-        _write(name, copies)
+        _write(name, copies, say)
     return copies
 
 
@@ -288,10 +290,12 @@ def _read(file: Path) -> list[Copy] | None:
         return None
 
 
-def _write(file: Path, copies: list[Copy]) -> None:
+def _write(file: Path, copies: list[Copy], say: Callable[[str], object]) -> None:
     try:
         write_whole_text(file, json.dumps([astuple(copy) for copy in copies]))
+    except UserError as error:
+        say(not_kept(file, error))
+        return
+    with contextlib.suppress(OSError):  # another process clears away, too
         for old in sorted(file.parent.glob("copies-*"), key=lambda each: each.stat().st_mtime)[:-KEPT_RESULTS]:
             old.unlink()
-    except (UserError, OSError):
-        return  # the next run compares again

@@ -24,6 +24,7 @@ from yoloyard.data.coco_json import CocoSet, coco_labels, parse_coco
 from yoloyard.data.data_yaml import DataSpec
 from yoloyard.data.labels import Labels
 from yoloyard.data.layout import IMAGE_SUFFIXES
+from yoloyard.data.not_kept import not_kept
 from yoloyard.data.pictures import PictureFacts, examine
 from yoloyard.data.problems import Problem
 from yoloyard.data.sources import Picture, Sources, find_sources, parse_label_files
@@ -148,9 +149,9 @@ def load_index(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
     """The index of a split, from the cache if nothing has changed: labels' content, images, classes, format.
 
     Pictures that are unreadable or whose labels are wrong are left out and named in `problems`. Nothing is written
-    beside the user's files; where the cache can't be written, the index is made anew each time. Of several processes
-    that need the same one at once, one makes it and the others wait for it. Says through `say` when many pictures have
-    to be examined.
+    beside the user's files; where the cache can't be written, the index is made anew each time, which `say` is told.
+    Of several processes that need the same one at once, one makes it and the others wait for it. Says through `say`
+    when many pictures have to be examined.
     Raises UsageError or UserError if there are no images, no usable ones, or not a single box.
     """
     index = read_split(spec, split, say)
@@ -176,9 +177,9 @@ def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
             index = find_index(folder)  # another process may have made it meanwhile
             if index is None:
                 index = _build(spec, split, sources, files, say)
-                index = save_index(index, folder) if len(index.boxes) else index  # an empty file can't be mapped
+                index = save_index(index, folder, say) if len(index.boxes) else index  # an empty file can't be mapped
     if index.folder is not None:
-        write_note(note, folder.name, before, began)
+        write_note(note, folder.name, before, began, say)
     return index
 
 
@@ -408,8 +409,8 @@ def _source_ids(
     return ids if len(set(ids)) == len(ids) else None, categories
 
 
-def save_index(index: Index, folder: Path) -> Index:
-    """Save the index and map it, or hand it back as it is where the cache can't be written."""
+def save_index(index: Index, folder: Path, say: Callable[[str], object] = lambda line: None) -> Index:
+    """Save the index and map it, or, with a line through `say`, hand it back as it is where that can't be done."""
     arrays = {
         "path_text": index.paths.text,
         "path_offsets": index.paths.offsets,
@@ -432,7 +433,8 @@ def save_index(index: Index, folder: Path) -> Index:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
-    except OSError:
+    except OSError as error:
+        say(not_kept(folder, error))
         return index
     try:
         for name, array in arrays.items():
@@ -447,7 +449,8 @@ def save_index(index: Index, folder: Path) -> Index:
                 temporary.rename(folder)
         _forget_old_caches(folder.parent)
         return open_index(folder)
-    except (OSError, UserError):
+    except (OSError, UserError) as error:
+        say(not_kept(folder, error))
         return index
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

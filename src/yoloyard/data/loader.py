@@ -44,7 +44,6 @@ from yoloyard.errors import UsageError, UserError
 from yoloyard.structures import Batch, Sample
 
 KEPT_BYTES = 2 * 2**30  # of decoded pictures, over all workers of a process that trains
-SECONDS_AFTER_SIGTERM = 20  # that a worker goes on, so that the trainer can finish its step and save
 
 
 Images = RecentImages | AllImages | DiskImages
@@ -376,8 +375,10 @@ def _data_loader(
 def _start_worker(ending: Event, worker: int) -> None:
     # Ctrl-C reaches every process of the terminal; the trainer decides what it means and ends the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # So does SIGTERM where a cluster stops a job: the trainer still needs its batch then, unless it is at its end.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else signal.alarm(SECONDS_AFTER_SIGTERM))
+    # So does SIGTERM where a cluster stops a job: the trainer still needs its batch then, and torch's handler would
+    # interrupt it while it saves if a worker ended. A worker ends with its loader or, since torch's workers look after
+    # their parent, within seconds after a trainer that is killed.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else None)
     # The workers share the cores among them, and OpenCV's threads do not survive a fork.
     cv2.setNumThreads(0)
 

@@ -6,6 +6,7 @@ N pictures.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from yoloyard.data.decode import decode_thumbnail, image_size
+from yoloyard.data.not_kept import not_kept
 from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
 from yoloyard.files import write_whole
@@ -45,7 +47,8 @@ def examine(
 ) -> list[PictureFacts]:
     """The facts of N picture files, in their order; decoded are only those that have changed since they were kept.
 
-    `folder` is where the facts are kept, None: nowhere. A cache that can't be read or written is done without.
+    `folder` is where the facts are kept, None: nowhere. A cache that can't be read is done without; a line
+    says so where it can't be written.
     A line is said through `say` before many pictures are read for the first time; `name` is what it calls them.
     """
     keys = [os.fsencode(path) for path in paths]
@@ -72,7 +75,7 @@ def examine(
         }
         # Other lists name pictures of the same folders, as train.txt and val.txt do.
         others = {key: entry for key, entry in kept.items() if key not in new and os.path.exists(key)}
-        _write(file, others | new)
+        _write(file, others | new, say)
     return facts
 
 
@@ -136,7 +139,7 @@ def _entries(arrays: dict[str, np.ndarray]) -> Iterator[tuple[bytes, Entry]]:
         yield key, ((length, time), facts)
 
 
-def _write(file: Path, entries: dict[bytes, Entry]) -> None:
+def _write(file: Path, entries: dict[bytes, Entry], say: Callable[[str], object]) -> None:
     facts = [each for _, each in entries.values()]
     problems = {
         position: (each.problem.kind, each.problem.where, each.problem.what, each.problem.effect)
@@ -158,7 +161,9 @@ def _write(file: Path, entries: dict[bytes, Entry]) -> None:
 
     try:
         write_whole(file, write)
+    except UserError as error:
+        say(not_kept(file, error))
+        return
+    with contextlib.suppress(OSError):  # another process clears away, too
         for old in sorted(file.parent.glob("*.npz"), key=lambda each: each.stat().st_mtime)[:-KEPT_CACHES]:
             old.unlink()
-    except (UserError, OSError):
-        return  # the next run examines the pictures again

@@ -10,10 +10,11 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from yoloyard.data.not_kept import not_kept
 from yoloyard.errors import UserError
 from yoloyard.files import write_whole_text
 
@@ -55,24 +56,29 @@ def look(folders: Iterable[str], files: Iterable[str], suffixes: Iterable[str]) 
         return Sight(folders, files, suffixes, None)
 
 
-def write_note(note: Path, value: str, before: Sight, since: float) -> None:
+def write_note(
+    note: Path, value: str, before: Sight, since: float, say: Callable[[str], object] = lambda line: None
+) -> None:
     """Note `value`, which follows from the content of the files that were looked at `before` they were read.
 
     `since` is the time, in seconds since 1970, before they were listed. Nothing is noted where a file may have changed
-    after that, or where the note can't be written.
+    after that; `say` is told in a line where the note can't be written.
     """
     try:
         state, newest = _state(before.folders, before.files, frozenset(before.suffixes))
         # The times are those of the disk's own clock, which may be behind; so the files must look the same, too.
         if newest >= (since - SETTLED_SECONDS) * 1e9 or state != before.state:
             return
-        facts = {"value": value, **asdict(before)}
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_whole_text(note, json.dumps(facts))
+    except OSError:
+        return  # a file has gone meanwhile; the next run reads all again
+    try:
+        write_whole_text(note, json.dumps({"value": value, **asdict(before)}))
+    except UserError as error:
+        say(not_kept(note, error))
+        return
+    with contextlib.suppress(OSError):  # another process clears away, too
         for old in sorted(note.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)[:-KEPT_NOTES]:
             old.unlink()
-    except (OSError, UserError):
-        return  # the next run reads all files again
 
 
 def _state(folders: Iterable[str], files: Iterable[str], suffixes: frozenset[str]) -> tuple[str, int]:

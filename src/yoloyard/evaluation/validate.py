@@ -11,7 +11,7 @@ from torch import Tensor
 from yoloyard.config import EvaluationConfig
 from yoloyard.device import Precision
 from yoloyard.nms import suppress_found
-from yoloyard.structures import Batch, Detections, ImageTransform, images_to_float
+from yoloyard.structures import Batch, Detections, ImageTransform, images_to_float, send
 
 
 @torch.inference_mode()
@@ -29,11 +29,10 @@ def detect(
     where, boxes, scores, labels = detector.decode_above(maps, settings.conf, multi_label)  # type: ignore[operator]
     found = suppress_found(len(images), where, boxes, scores, labels, settings.iou, settings.max_det)
     detections = []
-    for (image_boxes, image_scores, labels), transform in zip(found, transforms, strict=True):
-        image_boxes = image_boxes.cpu()
+    for (image_boxes, image_scores, image_labels), transform in zip(found, transforms, strict=True):
         if transform is not None:
             image_boxes = transform.to_original(image_boxes)
-        detections.append(Detections(image_boxes, image_scores.cpu(), labels.cpu()))
+        detections.append(Detections(image_boxes, image_scores, image_labels))
     return detections
 
 
@@ -52,8 +51,8 @@ def predict_all(
     fused = detector.fused()  # type: ignore[operator]
     predictions: dict[int, Detections] = {}
     for batch in loader:
-        batch = batch.to(device)
-        found = detect(fused, batch.images, batch.transforms, settings, precision, multi_label=True)
+        images = send(batch.images, device, torch.channels_last)  # the true boxes stay where they are counted
+        found = detect(fused, images, batch.transforms, settings, precision, multi_label=True)
         predictions.update(zip(batch.image_ids, found, strict=True))
         if not goes_on(len(found)):
             break

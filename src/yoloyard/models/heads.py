@@ -107,8 +107,7 @@ class AnchorFreeHead(nn.Module):
             scores = logits.float().sigmoid()
             probabilities = rows[images, cells, : 4 * BINS].float().view(-1, 4, BINS).softmax(dim=2)
             left_top, right_bottom = (probabilities @ self.projection.float().flatten()).split(2, dim=1)
-            points, _ = anchor_points([(level.shape[2], level.shape[3])], (stride,), level.device)
-            points = points[cells]
+            points = _centres(cells, level.shape[3])
             boxes_xyxy = torch.cat((points - left_top, points + right_bottom), dim=1) * stride
             parts.append((images, boxes_xyxy, scores, labels))
         return _join(parts, conf)
@@ -203,8 +202,7 @@ class AnchorBasedHead(nn.Module):
             outputs = rows[images, places].float().sigmoid()
             chosen, labels, scores = _above_rows(outputs[:, 4:5] * outputs[:, 5:], conf, multi_label)
             images, places, outputs = images[chosen], places[chosen], outputs[chosen]
-            points, _ = anchor_points([(level.shape[2], level.shape[3])], (stride,), level.device)
-            centres = (2 * outputs[:, :2] - 1 + points[places % cells_of_anchor]) * stride
+            centres = (2 * outputs[:, :2] - 1 + _centres(places % cells_of_anchor, level.shape[3])) * stride
             sizes = (2 * outputs[:, 2:4]).square() * anchors[places // cells_of_anchor]
             parts.append((images, torch.cat((centres - sizes / 2, centres + sizes / 2), dim=1), scores, labels))
         return _join(parts, conf)
@@ -226,10 +224,15 @@ def _above_rows(scores: Tensor, conf: float, multi_label: bool) -> tuple[Tensor,
     return rows, labels, values
 
 
+def _centres(cells: Tensor, width: int) -> Tensor:
+    """Centres (n, 2), x and y in cells, of `cells` (n,) counted row by row in a level of `width`."""
+    return torch.stack((cells % width, cells // width), dim=1) + 0.5
+
+
 def _join(parts: Sequence[Found], conf: float) -> Found:
     """The levels' findings as one, without those whose score is not above `conf` after all."""
     images, boxes_xyxy, scores, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    sure = scores > conf
+    sure = (scores > conf).nonzero()[:, 0]  # once: each index by a mask would ask the device how many there are
     return images[sure], boxes_xyxy[sure], scores[sure], labels[sure]
 
 

@@ -13,11 +13,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from yoloyard.config import TrainConfig
 from yoloyard.device import Precision
+from yoloyard.errors import memory_line
 from yoloyard.models.detector import Detector
 from yoloyard.training.parallel import exchanging
 
 Network = Callable[[Tensor], list[Tensor]]
+
+
+def shapes_vary(config: TrainConfig) -> bool:
+    """Do training batches have many sizes?"""
+    return config.multi_scale or config.rect
+
+
+def shape_to_try(config: TrainConfig, processes: int, stride: int) -> tuple[int, int, int, int]:
+    """The (B, 3, H, W) of one process's batches; where they vary, a rectangle, whose numbers are all different."""
+    images = config.batch // processes
+    if not shapes_vary(config):
+        return images, 3, config.imgsz, config.imgsz
+    height, width, *_ = (side for side in range(config.imgsz, config.imgsz + 3 * stride, stride) if side != images)
+    return images, 3, height, width
 
 
 def compile_network(
@@ -33,8 +49,9 @@ def compile_network(
 
     `network` is `detector`, in the mode that training has, or what shares its work among processes, which torch wants
     inside of what is compiled.
-    `dynamic`: B, H and W vary, so that one program must serve all. What can't be compiled in one piece, such as a
-    network of the user's own that prints, is compiled in several.
+    `dynamic`: H and W vary, so that one program must serve all; they must differ in `shape`, and from B, since the
+    compiler takes equal sides for one that is always equal. What can't be compiled in one piece, such as a network of
+    the user's own that prints, is compiled in several. Raises torch.OutOfMemoryError where the batch doesn't fit.
     """
     if isinstance(network, DistributedDataParallel):
         attempts = [False]  # it exchanges gradients between the pieces
@@ -47,7 +64,9 @@ def compile_network(
             _try_out(compiled, network, detector, shape, precision)
         except torch._dynamo.exc.Unsupported as error:
             say(f"compile: the network can't be compiled in one piece, so in several: {_first_line(error)}")
-        except Exception as error:  # noqa: BLE001  # whatever it is: the step works without
+        except Exception as error:  # whatever else it is: the step works without
+            if memory_line(error):  # it would not: the plain network needs no less
+                raise torch.OutOfMemoryError(_first_line(error)) from error
             say(f"compile: this does not work here, training goes on without it: {_first_line(error)}")
             return network
         else:

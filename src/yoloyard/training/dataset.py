@@ -10,6 +10,7 @@ from yoloyard.config import TrainConfig
 from yoloyard.data.copies import copy_problem, find_copies
 from yoloyard.data.data_yaml import DataSpec
 from yoloyard.data.index import Index, load_index, pictures_folder
+from yoloyard.data.not_kept import once
 from yoloyard.data.problems import KINDS
 from yoloyard.data.selection import class_numbers, select
 from yoloyard.errors import UserError
@@ -23,6 +24,7 @@ def load_splits(spec: DataSpec, config: TrainConfig, say: Callable[[str], None])
 
     Raises UserError where too much of a split can't be used, or, with `strict`, anything.
     """
+    say = once(say)
     train_index, val_index = load_index(spec, "train", say), load_index(spec, "val", say)
     val_index = _with_copies(train_index, val_index, say)
     for split, index in (("train", train_index), ("val", val_index)):
@@ -33,9 +35,12 @@ def load_splits(spec: DataSpec, config: TrainConfig, say: Callable[[str], None])
     return train_index, val_index
 
 
-def load_splits_again(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
-    """The same for a run that goes on, or in the processes that join the first, without a word."""
-    return select_splits(config, load_index(spec, "train"), load_index(spec, "val"))
+def load_splits_again(
+    spec: DataSpec, config: TrainConfig, say: Callable[[str], None] = lambda line: None
+) -> tuple[Index, Index]:
+    """The same for a run that goes on, or in the processes that join the first; says nothing of the data."""
+    say = once(say)
+    return select_splits(config, load_index(spec, "train", say), load_index(spec, "val", say))
 
 
 def select_splits(config: TrainConfig, train_index: Index, val_index: Index) -> tuple[Index, Index]:

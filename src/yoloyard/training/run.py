@@ -43,7 +43,7 @@ def train(
         setup: Setup | None = None
         with team.first() as is_first:
             if is_first and facts is not None:
-                setup = prepare_resume(folder, facts, words, device, team.size, transform)
+                setup = prepare_resume(folder, facts, words, device, team.size, transform, monitor.say)
             elif is_first:
                 setup = prepare(words, device, team.size, monitor.say, transform)
         shared = team.share((setup.folder, setup.facts(), setup.config) if setup else None)

@@ -161,6 +161,7 @@ def prepare_resume(
     device: torch.device,
     num_processes: int,
     transform: Callable[..., Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Setup:
     """The run of `folder` as its checkpoint's `facts` say, with the few words that may change.
 
@@ -193,7 +194,7 @@ def prepare_resume(
             + ("--time HOURS" if config.time else "--epochs N")
         )
     check_trackers(config)
-    setup = rebuild(folder, {**facts, "given": facts["given"] | given}, config, device, transform)
+    setup = rebuild(folder, {**facts, "given": facts["given"] | given}, config, device, transform, say)
     write_config(setup)
     if setup.transform is not None:
         setup.transform.keep(folder)
@@ -206,13 +207,14 @@ def rebuild(
     config: TrainConfig,
     device: torch.device,
     transform: Callable[..., Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Setup:
     """The setup that `Setup.facts` describes: for a run that goes on, and in the processes that join the first.
 
     Raises UserError if its data have changed.
     """
     spec = read_data_yaml(Path(config.data))
-    train_index, val_index = load_splits_again(spec, config)
+    train_index, val_index = load_splits_again(spec, config, say)
     arguments = facts["model_arguments"]
     own = None
     if own_model.is_own(config.model):

@@ -84,8 +84,8 @@ class Outcome:
         """Begin to copy what the host wants to know; the copy is read a step later, so that nobody waits for it."""
         flags = torch.stack((self.found_inf, self.losses_finite)).to("cpu", non_blocking=True)
         arrival = None
-        if self.found_inf.is_cuda:
-            arrival = torch.cuda.Event()
+        if self.found_inf.device.type != "cpu":  # on whatever device: `flags` may hold anything until the copy is done
+            arrival = torch.Event(self.found_inf.device.type)
             arrival.record()
         return Verdict(flags, arrival)
 
@@ -95,7 +95,7 @@ class Verdict:
     """The flags of an `Outcome` on their way to the host."""
 
     flags: Tensor
-    arrival: torch.cuda.Event | None
+    arrival: torch.Event | None
 
     def read(self) -> tuple[bool, bool]:
         """Was nothing changed? Were the losses finite?"""

@@ -1,26 +1,37 @@
-"""How fast an epoch goes."""
+"""How fast an epoch goes, and how long the device has nothing to do for want of data."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
+
+import torch
 
 from yoloyard.structures import Batch
 
 
 class Stopwatch:
-    """How fast an epoch goes, and how much of the time is spent waiting for data."""
+    """How fast an epoch goes, and for how much of the time the device waits for data.
 
-    def __init__(self) -> None:
+    The host of a GPU is ahead of it: while it waits for a batch, the device still works. So an event is put into the
+    device's queue before and after each wait. The first is reached when the device has done all that it had, the
+    second when the batch is there as well; the time between them is what the device has waited.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._started = time.perf_counter()
+        self._waits: deque[tuple[_Mark, _Mark]] = deque()  # that the device has not reached, as far as is known
         self._waiting = 0.0
         self._images = 0
 
     def wait_for(self, batches: Iterator[Batch]) -> Batch | None:
         """The next batch, None after the last."""
-        asked = time.perf_counter()
+        self._add_up()
+        asked = _Mark(self._device)
         batch = next(batches, None)
-        self._waiting += time.perf_counter() - asked
+        self._waits.append((asked, _Mark(self._device)))
         return batch
 
     def count(self, images: int) -> None:
@@ -28,7 +39,8 @@ class Stopwatch:
         self._images += images
 
     def figures(self) -> dict[str, float]:
-        """Images a second, the share of waiting, and the seconds."""
+        """Images a second, the share of waiting as far as the device has come, and the seconds."""
+        self._add_up()
         seconds = time.perf_counter() - self._started
         return {
             "images_per_second": self._images / seconds,
@@ -39,3 +51,28 @@ class Stopwatch:
     def __str__(self) -> str:
         figures = self.figures()
         return f"{figures['images_per_second']:.1f} images/s  {figures['waiting_fraction']:.0%} waiting for data"
+
+    def _add_up(self) -> None:
+        while self._waits and self._waits[0][1].is_reached():
+            asked, arrived = self._waits.popleft()
+            self._waiting += asked.seconds_until(arrived)
+
+
+class _Mark:
+    """A point of the device's work; on a CPU, of time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._time, self._event = time.perf_counter(), None
+        if device.type != "cpu":
+            self._event = torch.Event(device.type, enable_timing=True)
+            self._event.record()
+
+    def is_reached(self) -> bool:
+        """Has the device done all that comes before? The host does not wait for the answer."""
+        return self._event is None or self._event.query()
+
+    def seconds_until(self, later: _Mark) -> float:
+        """Seconds of the device's time from here to `later`; both are reached."""
+        if self._event is None or later._event is None:
+            return later._time - self._time
+        return self._event.elapsed_time(later._event) / 1000

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from yoloyard import environment
 from yoloyard.data.decode import decode_image
 from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
-from yoloyard.device import free_bytes, give_memory_back, has_cpu_paths, reuse_memory
+from yoloyard.device import (
+    free_bytes,
+    give_memory_back,
+    has_cpu_paths,
+    precision_text,
+    repeated_shapes,
+    reuse_memory,
+)
 from yoloyard.errors import UserError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.validate import predict_all
@@ -31,7 +38,7 @@ from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 from yoloyard.structures import Detections
 from yoloyard.training.checkpoint import Progress, TrainingState, copy_checkpoint, restore_checkpoint, save_checkpoint
-from yoloyard.training.compilation import compile_network
+from yoloyard.training.compilation import compile_network, shape_to_try, shapes_vary
 from yoloyard.training.criterion import Criterion, choose_criterion
 from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.interrupt import Interrupted, InterruptRequest
@@ -151,11 +158,10 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
         )
     network = parallelize(model, device, may_leave_out=setup.own_model is not None)
     if config.compile:
-        share = (config.batch // team.size, 3, config.imgsz, config.imgsz)
-        shapes_vary = config.multi_scale or config.rect
+        share = shape_to_try(config, team.size, stride)
         set_training_mode(model)
         with team.phase():
-            network = compile_network(network, model, share, setup.precision, monitor.say, shapes_vary)
+            network = compile_network(network, model, share, setup.precision, monitor.say, shapes_vary(config))
     schedule = Schedule(config.optimization, config.epochs, len(train_loader), config.batch)
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
     average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
@@ -171,9 +177,9 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             trackers = open_trackers(setup.folder, config, lambda message: monitor.tell(AlertRaised(message)))
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     monitor.say(
-        f"training {setup.model_name} on {where} in {setup.precision.name}: {len(setup.train_index)} images, "
-        f"{len(setup.val_index)} for validation, {len(train_loader)} batches of {config.batch} an epoch; "
-        f"results in {setup.folder}"
+        f"training {setup.model_name} on {where} in {precision_text(setup.precision, device)}: "
+        f"{len(setup.train_index)} images, {len(setup.val_index)} for validation, "
+        f"{len(train_loader)} batches of {config.batch} an epoch; results in {setup.folder}"
     )
     loaders = (train_loader, val_loader)
     return Run(setup, monitor, team, network, state, schedule, criterion, gains, *loaders, trackers, interrupt)
@@ -204,12 +210,13 @@ def train_epoch(run: Run) -> dict[str, float]:
     setup, state = run.setup, run.state
     progress, update, config = state.progress, state.update, setup.config
     set_training_mode(update.model)
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(setup.device)
     unchecked: tuple[Verdict, list[int]] | None = None  # an update that the device may still be busy with
     images: list[int] = []  # that the next update learns from
     batches = run.train_loader.epoch(progress.epoch, progress.position, run.epochs)
     run.team.at(place_of(run))
-    with run.monitor.bar(f"epoch {progress.epoch + 1}/{run.epochs}", len(run.train_loader)) as bar:
+    bar_of_epoch = run.monitor.bar(f"epoch {progress.epoch + 1}/{run.epochs}", len(run.train_loader))
+    with repeated_shapes(not shapes_vary(config)), bar_of_epoch as bar:
         while not is_asked_to_stop(run) and (batch := stopwatch.wait_for(batches)) is not None:
             number = progress.epoch * len(run.train_loader) + progress.position // config.batch
             loaded = batch

@@ -1,0 +1,103 @@
+"""What a validation batch of 32 images asks of a device: one copy of detections, few reads, the same figures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from device_traffic import maps_with_objects, traffic
+from torch import Tensor, nn
+
+from yoloyard import nms
+from yoloyard.config import EvaluationConfig
+from yoloyard.device import Precision
+from yoloyard.evaluation.validate import detect, predict_all
+from yoloyard.models.heads import AnchorFreeHead
+from yoloyard.structures import Batch, Detections, ImageTransform
+
+IMAGES, SIDE = 32, 320
+FLOAT32 = Precision("cpu", torch.float32)
+TRANSFORM = ImageTransform(2 * SIDE, 2 * SIDE, 0.5, 0.5, 0.0, 0.0)
+
+
+class Finding(nn.Module):
+    """A detector that gives maps that are there already."""
+
+    def __init__(self, maps: tuple[Tensor, ...], num_classes: int) -> None:
+        super().__init__()
+        self.maps, self.head = maps, AnchorFreeHead((8, 8, 8), num_classes, (8, 16, 32), depthwise=False)
+        self.decode_above = self.head.decode_above
+
+    def fused(self) -> Finding:
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.maps
+
+
+def found_by(detector: Finding) -> list[Detections]:
+    images = torch.zeros(IMAGES, 3, SIDE, SIDE, dtype=torch.uint8)
+    return detect(detector, images, [TRANSFORM] * IMAGES, EvaluationConfig(), FLOAT32, multi_label=True)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nms, "has_cpu_paths", lambda device: False)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(("objects", "most_reads", "most_launches"), [(8, 13, 335), (40, 21, 645)])
+def test_few_reads_and_one_copy_a_batch(objects: int, most_reads: int, most_launches: int) -> None:
+    detector = Finding(maps_with_objects(IMAGES, objects, 1, SIDE), 1)
+    launches, reads = traffic(lambda: found_by(detector))
+    assert reads["cpu"] == 1  # boxes, scores and labels of all images
+    assert reads["boolean mask"] == 0  # each would ask how many there are
+    assert reads["nonzero"] == len(detector.maps) + 1
+    assert reads.total() <= most_reads, reads
+    assert launches <= most_launches
+
+
+def test_a_gpu_finds_what_a_cpu_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = Finding(maps_with_objects(IMAGES, 20, 3, SIDE, seed=1), 3)
+    expected = found_by(detector)
+    monkeypatch.setattr(nms, "has_cpu_paths", lambda device: False)
+    for one, other in zip(found_by(detector), expected, strict=True):
+        assert len(one) > 20
+        assert torch.equal(one.boxes, other.boxes)
+        assert torch.equal(one.scores, other.scores)
+        assert torch.equal(one.labels, other.labels)
+        assert one.labels.dtype == torch.int64
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_images_without_a_candidate_are_empty_beside_others() -> None:
+    maps = maps_with_objects(4, 3, 2, SIDE)
+    for level in maps:
+        level[1:3] = -20.0
+    detector = Finding(maps, 2)
+    images = torch.zeros(4, 3, SIDE, SIDE, dtype=torch.uint8)
+    found = detect(detector, images, [None] * 4, EvaluationConfig(), FLOAT32, multi_label=True)
+    assert [len(each) > 0 for each in found] == [True, False, False, True]
+    assert found[1].boxes.shape == (0, 4)
+    for level in maps:
+        level[:] = -20.0
+    found = detect(detector, images, [None] * 4, EvaluationConfig(), FLOAT32, multi_label=True)
+    assert [len(each) for each in found] == [0, 0, 0, 0]
+
+
+def test_a_validation_sends_the_images_alone_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        "yoloyard.evaluation.validate.send", lambda tensor, *more: sent.append(tuple(tensor.shape)) or tensor
+    )
+    detector = Finding(maps_with_objects(2, 1, 1, 64), 1)
+    batch = Batch(
+        torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
+        torch.zeros(2, 8, 4),
+        torch.full((2, 8), -1),
+        torch.zeros(2, 8, dtype=torch.bool),
+        [4, 7],
+        [None, None],
+    )
+    found = predict_all(detector, [batch], EvaluationConfig(), torch.device("cpu"), FLOAT32)
+    assert list(found) == [4, 7]
+    assert sent == [(2, 3, 64, 64)]
