@@ -1,13 +1,16 @@
-"""A tiny data set, and the command line run in this process or in one of its own."""
+"""A tiny data set, a run that was trained on it, and the command line in this process."""
 
+import contextlib
+import io
 import shutil
 from pathlib import Path
 
 import pytest
 
-from commands import Command
+from commands import TINY, Command
 from yoloyard.cli import main
 from yoloyard.data.demo import write_demo
+from yoloyard.evaluation import plots
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +26,31 @@ def data(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_set.parent, tmp_path / "line")
     return tmp_path / "line" / "data.yaml"
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of two epochs on the tiny set in `runs/line`, its figures drawn, and in `said` its output."""
+    folder, said = tmp_path_factory.mktemp("trained"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setenv("YOLOYARD_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        main(["train", "--data", str(tiny_set), "--epochs", "2", *TINY])
+    (folder / "said").write_text(said.getvalue())
+    return folder
+
+
+@pytest.fixture
+def run_folder(trained: Path, data: Path) -> Path:
+    """A copy of that run for one test, beside its copy of the tiny set."""
+    shutil.copytree(trained / "runs", "runs")
+    return Path("runs/line")
+
+
+@pytest.fixture(autouse=True)
+def figures_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing a report takes several times as long as training the tiny network; the run of `trained` has one whole."""
+    monkeypatch.setattr(plots, "figure_svg", lambda figure: "<svg></svg>")
 
 
 @pytest.fixture

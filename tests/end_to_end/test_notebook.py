@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from commands import TINY_NETWORK
+
 pytest.importorskip("ipykernel")
 pytest.importorskip("ipywidgets")
 nbclient: Any = pytest.importorskip("nbclient")
@@ -13,7 +15,7 @@ nbformat: Any = pytest.importorskip("nbformat")
 
 pytestmark = pytest.mark.slow
 
-WORDS = 'model="yolo11n", data="line/data.yaml", imgsz=64, batch=4, amp=False, tensorboard=False, device="cpu"'
+WORDS = f'model="{TINY_NETWORK}", data="line/data.yaml", imgsz=64, batch=4, amp=False, tensorboard=False, device="cpu"'
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
 

@@ -33,9 +33,7 @@ HEALTHY = {
 }
 
 
-def test_what_nvml_and_the_clock_say_becomes_the_facts_that_tests_make_up(
-    boundary: Boundary, machine: Machine
-) -> None:
+def test_what_nvml_and_the_clock_say_becomes_the_facts_that_tests_make_up(boundary: Boundary, machine: Machine) -> None:
     """Each case in a process of many: what the C library says, and what `Machine` has for it."""
     cases: list[tuple[dict[str, str], list[dict[str, Any]]]] = []
 
