@@ -13,6 +13,15 @@ from yoloyard.data.demo import write_demo
 from yoloyard.evaluation import plots
 
 
+def exit_code(*words: object) -> int:
+    """The exit code of a command that is run in this process."""
+    try:
+        main([str(word) for word in words])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """14 training and 6 validation pictures of the demo set at 96 pixels; the data.yaml."""
@@ -35,7 +44,7 @@ def trained(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
         patch.setenv("YOLOYARD_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        main(["train", "--data", str(tiny_set), "--epochs", "2", *TINY])
+        assert exit_code("train", "--data", tiny_set, "--epochs", 2, *TINY) == 0
     (folder / "said").write_text(said.getvalue())
     return folder
 
@@ -59,11 +68,7 @@ def yoloyard(capfd: pytest.CaptureFixture[str]) -> Command:
 
     def run(*words: object) -> tuple[int, str, str]:
         capfd.readouterr()
-        try:
-            main([str(word) for word in words])
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
+        code = exit_code(*words)
         out, err = capfd.readouterr()
         return code, out, err
 

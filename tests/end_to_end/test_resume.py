@@ -149,7 +149,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_old_files_whole(data: Pa
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))
 
     process = start("train", "--resume", "runs/full", "--epochs", 2, preexec_fn=limit)
     _, err = process.communicate(timeout=120)
