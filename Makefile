@@ -15,7 +15,7 @@ test: lint tests
 
 # Two tests at a time, each with one thread: on two cores half the time of one after the other with both.
 tests: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup -m "not slow and not gpu and not image"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m "not slow and not gpu and not image"
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python tests/passed.py networks runs rehearsal downloads

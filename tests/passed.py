@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SKIPPED = 77  # exit status of a program that could not test; as in Automake
 NAMED_FILES = 5
 
-EVERYWHERE = ("pyproject.toml", "constraints.txt", "tests/conftest.py", "tests/commands.py", "tests/passed.py")
+EVERYWHERE = ("pyproject.toml", "constraints.txt", "tests/conftest.py", "tests/foreign.py")
 TRAINER = (
     "src/yoloyard/*.py",
     *(f"src/yoloyard/{room}/**/*.py" for room in ("models", "losses", "data", "evaluation", "training", "environment")),
@@ -66,7 +66,8 @@ GROUPS = {
     ),
     "runs": Group(
         ("tests/end_to_end", "tests/endurance", "tests/training", "tests/data_room"),
-        (*TRAINER, "tests/processes.py", "tests/tiny_network.py", "examples/quickstart.ipynb", "Makefile"),
+        (*TRAINER, "tests/processes.py", "tests/commands.py", "tests/tiny_network.py", "examples/quickstart.ipynb",
+         "Makefile"),
     ),
     "rehearsal": Group(("tests/test_gpu_benchmark.py",), (*TRAINER, "benchmarks/gpu*.py", "tests/on_device.py")),
     "downloads": Group(

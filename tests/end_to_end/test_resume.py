@@ -60,7 +60,6 @@ def whole(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return train(tiny_set, name="whole").folder.absolute()
 
 
-@pytest.mark.xdist_group("resume")
 @pytest.mark.parametrize("step", [2, 4, 9, 13])  # within and at the end of an epoch, before and after mosaic is off
 def test_losses_and_weights_are_bit_equal_to_the_uninterrupted_run(
     whole: Path, data: Path, step: int, monkeypatch: pytest.MonkeyPatch

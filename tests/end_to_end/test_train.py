@@ -19,9 +19,6 @@ def picture(path: Path) -> np.ndarray:
     return pixels
 
 
-pytestmark = pytest.mark.xdist_group("trained")  # they share a run
-
-
 def test_a_run_leaves_everything_and_its_last_figures_are_those_of_val(
     trained: Path, run_folder: Path, data: Path, yoloyard: Command
 ) -> None:
