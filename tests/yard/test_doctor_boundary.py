@@ -46,7 +46,7 @@ def test_what_nvml_and_the_clock_say_becomes_the_facts_that_tests_make_up(bounda
     machine.clock["synchronised"] = True
     machine.gpu("12.0", used=6000, pid=4711)
     case(NVML_GPUS="12 0 24576 6000 4711 0 0 0 0")
-    for state, facts in {
+    states: dict[str, dict[str, Any]] = {
         "2 0 0 0": {"uncorrected_memory_errors": 2},
         "0 64 0 0": {"throttled_by": ["heat (hardware)"]},
         "0 168 0 0": {"throttled_by": ["hardware slowdown", "heat (software)", "power brake"]},
@@ -54,7 +54,8 @@ def test_what_nvml_and_the_clock_say_becomes_the_facts_that_tests_make_up(bounda
         "0 0 2 0": {"compute_mode": "prohibited"},
         "0 0 3 0": {"compute_mode": "exclusive"},
         "0 0 0 1": {"mig": True},
-    }.items():
+    }
+    for state, facts in states.items():
         machine.gpu(**facts)
         case(NVML_GPUS=f"8 6 24576 300 0 {state}")
     machine.gpu(memory_total=None, memory_used=None)
