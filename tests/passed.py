@@ -45,11 +45,13 @@ class Group:
         """Run its tests; their exit status, SKIPPED if one of them was skipped."""
         if self.command:
             return subprocess.run([str(ROOT / self.command), sys.executable], check=False).returncode
+        words, environment = ["-m", "slow and not gpu and not image", "--durations", "10", "-rs"], dict(os.environ)
+        if len(self.tests) > 1:  # two tests at a time; the few of a single file have all cores
+            words += ["--numprocesses", "2"]
+            environment["OMP_NUM_THREADS"] = "1"
         with tempfile.TemporaryDirectory() as folder:
             report = Path(folder) / "report.xml"
-            words = ["-m", "slow and not gpu and not image", "--numprocesses", "2", "--durations", "10", "-rs"]
             command = [sys.executable, "-m", "pytest", *words, f"--junitxml={report}", *self.tests]
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
             status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
             if status == 0 and any(
                 int(suite.get("skipped", 0)) for suite in ElementTree.parse(report).iter("testsuite")
