@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test tests test-slow test-image test-oldest test-fake-cuda lint format bench clean
+.PHONY: demo test tests test-slow test-image test-changed test-oldest test-fake-cuda lint format bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/yoloyard demo demo
@@ -15,14 +15,19 @@ test: lint tests
 
 # Two tests at a time, each with one thread: on two cores half the time of one after the other with both.
 tests: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 -m "not slow and not gpu and not image and not fake_cuda"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal \
+		-m "not slow and not gpu and not image and not fake_cuda"
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python tests/passed.py networks runs rehearsal downloads
 
 # Builds the cpu image and uses it; installs buildah and podman where it may, says SKIP and why where not.
 test-image: $(VENV)/installed-dev
-	tests/image/run.sh $(BIN)/python
+	$(BIN)/python tests/passed.py image
+
+# Those of test-slow and test-image that depend on a file which has changed since they passed; tests/passed notes it.
+test-changed: $(VENV)/installed-dev
+	$(BIN)/python tests/passed.py
 
 # What a training asks of a CUDA device, traced without one by a CUDA build of torch, in an environment of its own.
 test-fake-cuda: .venv-fake-cuda/installed

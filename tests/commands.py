@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 Command = Callable[..., tuple[int, str, str]]
 
-TINY = ["--model", "yolo11n", "--imgsz", "64", "--batch", "4", "--no-amp", "--no-tensorboard", "--device", "cpu"]
+TINY_NETWORK = f"{Path(__file__).with_name('tiny_network.py')}:Tiny"
+TINY = ["--model", TINY_NETWORK, "--imgsz", "64", "--batch", "4", "--no-amp", "--no-tensorboard", "--device", "cpu"]
 
 
 def start(*words: object, **options: object) -> "subprocess.Popen[str]":

@@ -1,13 +1,25 @@
-"""A tiny data set, and the command line run in this process or in one of its own."""
+"""A tiny data set, a run that was trained on it, and the command line in this process."""
 
+import contextlib
+import io
 import shutil
 from pathlib import Path
 
 import pytest
 
-from commands import Command
+from commands import TINY, Command
 from yoloyard.cli import main
 from yoloyard.data.demo import write_demo
+from yoloyard.evaluation import plots
+
+
+def exit_code(*words: object) -> int:
+    """The exit code of a command that is run in this process."""
+    try:
+        main([str(word) for word in words])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 @pytest.fixture(scope="session")
@@ -25,17 +37,38 @@ def data(tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     return tmp_path / "line" / "data.yaml"
 
 
+@pytest.fixture(scope="session")
+def trained(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of two epochs on the tiny set in `runs/line`, its figures drawn, and in `said` its output."""
+    folder, said = tmp_path_factory.mktemp("trained"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setenv("YOLOYARD_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        assert exit_code("train", "--data", tiny_set, "--epochs", 2, *TINY) == 0
+    (folder / "said").write_text(said.getvalue())
+    return folder
+
+
+@pytest.fixture
+def run_folder(trained: Path, data: Path) -> Path:
+    """A copy of that run for one test, beside its copy of the tiny set."""
+    shutil.copytree(trained / "runs", "runs")
+    return Path("runs/line")
+
+
+@pytest.fixture(autouse=True)
+def figures_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing a report takes several times as long as training the tiny network; the run of `trained` has one whole."""
+    monkeypatch.setattr(plots, "figure_svg", lambda figure: "<svg></svg>")
+
+
 @pytest.fixture
 def yoloyard(capfd: pytest.CaptureFixture[str]) -> Command:
     """Run a command here; gives exit code, standard output and standard error."""
 
     def run(*words: object) -> tuple[int, str, str]:
         capfd.readouterr()
-        try:
-            main([str(word) for word in words])
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
+        code = exit_code(*words)
         out, err = capfd.readouterr()
         return code, out, err
 

@@ -73,7 +73,7 @@ def cut_weights(data: Path) -> list[object]:
         (lambda data: ["--epoch", 3], 2, "--epochs"),
         (lambda data: ["--optimizer", "Adagrad"], 2, "SGD, AdamW"),
         (lambda data: ["--best-by", "map_5"], 2, "map"),
-        (lambda data: ["--freeze", "bakcbone."], 2, "backbone"),
+        (lambda data: ["--freeze", "stme."], 2, "stem"),
         (lambda data: ["--project", data / "x"], 1, "cannot write"),
         (lambda data: ["--resume", data.parent], 1, "no whole checkpoint"),
         (lambda data: ["--cache", "tape"], 2, "there are ram and disk"),

@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from commands import TINY, Command, start
+from commands import TINY, TINY_NETWORK, Command, start
 from yoloyard.errors import UserError
 from yoloyard.models.weights import read_weights
 from yoloyard.training import run, trainer
 from yoloyard.training.interrupt import Interrupted
 
 WORDS = {
-    "model": "yolo11n", "imgsz": 96, "batch": 4, "nbs": 8, "amp": False, "tensorboard": False, "device": "cpu",
+    "model": TINY_NETWORK, "imgsz": 96, "batch": 4, "nbs": 8, "amp": False, "tensorboard": False, "device": "cpu",
     "epochs": 4, "close_mosaic": 2, "workers": 0, "warmup_epochs": 1.0, "lr0": 0.002, "optimizer": "AdamW",
 }  # fmt: skip
 
@@ -50,20 +50,29 @@ def losses_of(folder: Path) -> list[dict[str, float]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def whole(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that nothing stops."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YOLOYARD_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        return train(tiny_set, name="whole").folder.absolute()
+
+
 @pytest.mark.parametrize("step", [2, 4, 9, 13])  # within and at the end of an epoch, before and after mosaic is off
 def test_losses_and_weights_are_bit_equal_to_the_uninterrupted_run(
-    data: Path, step: int, monkeypatch: pytest.MonkeyPatch
+    whole: Path, data: Path, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(data, name="whole")
     with monkeypatch.context() as patch:
         interrupt_at_step(patch, step)
         with pytest.raises(Interrupted, match="yoloyard train --resume runs/parts") as stop:
             train(data, name="parts")
     assert stop.value.exit_code == 130
     run.train({}, resume="runs/parts")
-    assert losses_of(Path("runs/parts")) == losses_of(whole.folder)
+    assert losses_of(Path("runs/parts")) == losses_of(whole)
     for name in ("best", "last"):
-        one, _ = read_weights(whole.folder / "weights" / f"{name}.safetensors")
+        one, _ = read_weights(whole / "weights" / f"{name}.safetensors")
         other, _ = read_weights(Path(f"runs/parts/weights/{name}.safetensors"))
         assert all(torch.equal(one[key], other[key]) for key in one)
 
@@ -139,7 +148,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_old_files_whole(data: Pa
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, 2**17))
 
     process = start("train", "--resume", "runs/full", "--epochs", 2, preexec_fn=limit)
     _, err = process.communicate(timeout=120)

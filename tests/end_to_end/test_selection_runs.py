@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 
-from commands import TINY, Command
+from commands import TINY, TINY_NETWORK, Command
 from yoloyard.models.weights import read_weights
 from yoloyard.training import run, trainer
 from yoloyard.training.interrupt import Interrupted
 
 WORDS: dict[str, Any] = {
-    "model": "yolo11n", "imgsz": 64, "batch": 4, "amp": False, "tensorboard": False, "device": "cpu", "epochs": 2,
+    "model": TINY_NETWORK, "imgsz": 64, "batch": 4, "amp": False, "tensorboard": False, "device": "cpu", "epochs": 2,
     "workers": 0,
 }  # fmt: skip
 EVERYTHING: dict[str, Any] = {

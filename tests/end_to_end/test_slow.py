@@ -43,7 +43,7 @@ def test_a_run_killed_at_any_moment_goes_on(data: Path, yoloyard: Command) -> No
     for _ in range(10):
         process = start(*words)
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=6 + 6 * when.random())
+            process.wait(timeout=3 + 5 * when.random())
         process.kill()
         process.communicate()
         if (checkpoints / "last").exists() or (checkpoints / ".last.old").exists():

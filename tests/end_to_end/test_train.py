@@ -5,11 +5,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 import yaml
 
 import yoloyard as package
-from commands import TINY, Command
+from commands import TINY, TINY_NETWORK, Command
 from yoloyard.models.weights import load_model, read_weights
 
 
@@ -19,28 +18,24 @@ def picture(path: Path) -> np.ndarray:
     return pixels
 
 
-@pytest.fixture
-def run_folder(data: Path, yoloyard: Command) -> Path:
-    code, out, err = yoloyard("train", "--data", data, "--epochs", 2, *TINY)
-    assert (code, err) == (0, "")
-    assert "recipe for small sets" in out
-    assert "mAP50-95" in out
-    return Path("runs/line")
-
-
 def test_a_run_leaves_everything_and_its_last_figures_are_those_of_val(
-    run_folder: Path, data: Path, yoloyard: Command
+    trained: Path, run_folder: Path, data: Path, yoloyard: Command
 ) -> None:
+    said = (trained / "said").read_text()
+    assert "recipe for small sets" in said
+    assert "mAP50-95" in said
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
     assert {"train/box", "train/cls", "train/dfl", "val/map50_95", "val/map_small", "lr/bias"} <= records[0].keys()
     assert (run_folder / "results.csv").read_text().startswith("epoch,train/box,")
     assert json.loads((run_folder / "environment.json").read_text())["precision"] == "float32"
-    assert yaml.safe_load((run_folder / "config.yaml").read_text())["model"] == "yolo11n"
+    assert yaml.safe_load((run_folder / "config.yaml").read_text())["model"] == TINY_NETWORK
     assert {path.name for path in (run_folder / "checkpoints").iterdir()} == {"last"}
     page = (run_folder / "report.html").read_text()
-    assert "yolo11n" in page
+    assert "tiny_network.py:Tiny" in page
     assert "missing_screw" in page
+    assert page.count("<svg") > 10
+    assert "Box centres" in page
 
     _, metadata = read_weights(run_folder / "weights" / "last.safetensors")
     assert (metadata["epoch"], metadata["imgsz"], metadata["licence"]) == (2, 64, None)
@@ -91,18 +86,18 @@ def test_training_starts_from_weights_with_other_classes(run_folder: Path, data:
     other = data.with_name("other.yaml")
     other.write_text(yaml.safe_dump(words))
     weights = run_folder / "weights" / "best.safetensors"
-    code, out, err = yoloyard("train", "--data", other, "--weights", weights, "--epochs", 1, "--freeze", 10, *TINY[2:])
+    code, out, err = yoloyard("train", "--data", other, "--weights", weights, "--epochs", 1, "--freeze", 2, *TINY[2:])
     assert (code, err) == (0, "")
     assert "took" in out
     assert "new: head" in out
     before, _ = load_model(weights)
     after, metadata = load_model(Path("runs/other/weights/last.safetensors"))
-    assert (metadata["model"], after.num_classes) == ("yolo11n", 6)
-    frozen = [name for name, _ in before.named_parameters() if name.startswith("backbone.stage2")]
-    frozen = frozen or [name for name, _ in before.named_parameters() if name.startswith("backbone.")][:20]
+    assert (metadata["model"], after.num_classes) == ("tiny_network.py:Tiny", 6)
     old, new = dict(before.named_parameters()), dict(after.named_parameters())
+    frozen = {name for name in old if name.startswith(("stem.", "fine."))}
     assert frozen
-    assert all((old[name] == new[name]).all() for name in frozen)
+    assert {name for name in old if "class_branches" not in name and (old[name] == new[name]).all()} >= frozen
+    assert not (old["coarse.conv.weight"] == new["coarse.conv.weight"]).all()
 
 
 def test_amp_cached_images_adam_and_words_without_dashes(data: Path, yoloyard: Command) -> None:
@@ -118,7 +113,7 @@ def test_amp_cached_images_adam_and_words_without_dashes(data: Path, yoloyard: C
 def test_settings_file_and_python(data: Path) -> None:
     events: list[object] = []
     settings = Path("settings.yaml")
-    settings.write_text("epochs: 1\nimgsz: 64\nbatch: 4\namp: false\n")
+    settings.write_text(f"model: {TINY_NETWORK}\nepochs: 1\nimgsz: 64\nbatch: 4\namp: false\n")
     from yoloyard.config import read_words
 
     result = package.train(data=str(data), on_event=events.append, tensorboard=False, **read_words(settings))

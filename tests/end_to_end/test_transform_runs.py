@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import yoloyard as package
-from commands import TINY, Command
+from commands import TINY, TINY_NETWORK, Command
 from yoloyard.errors import UsageError
 from yoloyard.models.weights import read_weights
 from yoloyard.training.interrupt import Interrupted
 from yoloyard.training.monitor import EpochEnded, Event
 
 WORDS: dict[str, Any] = {
-    "model": "yolo11n", "imgsz": 64, "batch": 4, "nbs": 8, "amp": False, "tensorboard": False, "device": "cpu",
+    "model": TINY_NETWORK, "imgsz": 64, "batch": 4, "nbs": 8, "amp": False, "tensorboard": False, "device": "cpu",
     "epochs": 2, "workers": 0,
 }  # fmt: skip
 PIPELINE = A.Compose(

@@ -44,6 +44,9 @@ PUBLISHED = {
 ANCHOR_FREE_NANO = ("yolov8n", "yolo11n", "yolo12n")
 ANCHOR_BASED_NANO = ("yolov5n", "yolov5n6")
 NANO = (*ANCHOR_FREE_NANO, *ANCHOR_BASED_NANO)
+SMALL_AND_LARGE = [
+    pytest.param(name, marks=[] if name.removesuffix("6")[-1] in "ns" else [pytest.mark.slow]) for name in PUBLISHED
+]
 
 
 def strides_of(name: str) -> tuple[int, ...]:
@@ -87,7 +90,7 @@ def test_profile_adds_up_over_the_layers_and_counts_attention_apart() -> None:
     assert [layer.index for layer in areas.layers if layer.attention_flops] == [6, 8]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SMALL_AND_LARGE)
 def test_outputs_of_every_size_are_the_reference_packages(name: str) -> None:
     detector = build_on_meta(name, num_classes=80)
     detector.load_state_dict(formula_state_dict(detector), assign=True)

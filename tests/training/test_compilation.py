@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -132,6 +133,7 @@ def compiled_in_a_team() -> tuple[list[dict[str, np.ndarray]], list[str]]:
     return found, lines
 
 
+@pytest.mark.slow
 def test_what_shares_gradients_among_processes_is_compiled_with_the_network() -> None:
     results = run_together(2, compiled_in_a_team)
     torch.manual_seed(0)

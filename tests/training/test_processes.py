@@ -114,7 +114,14 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("model", "counts"), [("yolo11n", (2, 4)), ("yolov5n", (2,))])
+@pytest.mark.parametrize(
+    ("model", "counts"),
+    [
+        ("yolo11n", (2,)),
+        pytest.param("yolo11n", (4,), marks=pytest.mark.slow),
+        pytest.param("yolov5n", (2,), marks=pytest.mark.slow),
+    ],
+)
 def test_two_and_four_processes_train_as_one(line: Path, tmp_path: Path, model: str, counts: tuple[int, ...]) -> None:
     alone, *_ = run_together(1, train_and_validate, str(line), model, str(tmp_path / "1"))
     way = {name: np.abs(value - alone["weights before"][name]).max() for name, value in alone["weights"].items()}

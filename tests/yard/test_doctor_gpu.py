@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -18,17 +20,17 @@ def test_a_healthy_machine_has_nothing_but_ok(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("driver", "served", "built", "verdict"),
     [
-        ("570.86.15", "12080", "12.8", "ok"),
-        ("535.183.01", "12020", "12.8", "ok"),  # the same major: any 12.x from 525.60.13 on
-        ("525.60.13", "12000", "12.8", "ok"),
-        ("525.60.11", "12000", "12.8", "problem"),
-        ("570.86.15", "12080", "13.0", "problem"),
-        ("580.65.06", "13000", "13.2", "ok"),
-        ("580.65.06", "13000", "12.8", "ok"),  # drivers serve what is older
+        ("570.86.15", "12.8", "12.8", "ok"),
+        ("535.183.01", "12.2", "12.8", "ok"),  # the same major: any 12.x from 525.60.13 on
+        ("525.60.13", "12.0", "12.8", "ok"),
+        ("525.60.11", "12.0", "12.8", "problem"),
+        ("570.86.15", "12.8", "13.0", "problem"),
+        ("580.65.06", "13.0", "13.2", "ok"),
+        ("580.65.06", "13.0", "12.8", "ok"),  # drivers serve what is older
     ],
 )
 def test_driver_and_cuda_runtime(machine: Machine, driver: str, served: str, built: str, verdict: str) -> None:
-    machine.environment |= {"NVML_DRIVER": driver, "NVML_CUDA": served}
+    machine.nvml |= {"driver": driver, "cuda": served}
     machine.torch("2.9.0", built, "sm_86")
     found = machine.findings()["driver-too-old"]
     assert found["verdict"] == verdict
@@ -40,7 +42,7 @@ def test_driver_and_cuda_runtime(machine: Machine, driver: str, served: str, bui
 
 
 def test_minor_version_compatibility_ends_where_ptx_must_be_compiled(machine: Machine) -> None:
-    machine.environment |= {"NVML_DRIVER": "535.183.01", "NVML_CUDA": "12020"}
+    machine.nvml |= {"driver": "535.183.01", "cuda": "12.2"}
     machine.gpu("8.9")
     machine.torch("2.8.0", "12.8", "sm_75 compute_80")
     assert machine.findings()["driver-too-old"]["verdict"] == "problem"
@@ -85,32 +87,33 @@ def test_gpu_full_by_somebody_outside_the_container(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "verdict", "word"),
+    ("facts", "verdict", "word"),
     [
-        ((2, 0, 0, 0), "problem", "2 memory errors"),
-        ((0, 0x40, 0, 0), "warning", "heat"),
-        ((0, 0x1, 0, 0), "ok", "full clocks"),  # idle
-        ((0, 0, 0, 1), "problem", "MIG"),
+        ({"uncorrected_memory_errors": 2}, "problem", "2 memory errors"),
+        ({"throttled_by": ["heat (hardware)"]}, "warning", "heat"),
+        ({"throttled_by": []}, "ok", "full clocks"),
+        ({"mig": True}, "problem", "MIG"),
+        ({"mig": True, "mig_instances": 2}, "ok", "full clocks"),
     ],
 )
-def test_health_of_a_gpu(machine: Machine, state: tuple[int, ...], verdict: str, word: str) -> None:
-    machine.gpu(state=state)
+def test_health_of_a_gpu(machine: Machine, facts: dict[str, Any], verdict: str, word: str) -> None:
+    machine.gpu(**facts)
     found = machine.findings()["gpu-health"]
     assert (found["verdict"], word in found["evidence"]) == (verdict, True)
 
 
 def test_gpu_that_takes_no_other_process(machine: Machine) -> None:
-    machine.gpu(used=6000, pid=4711, state=(0, 0, 3, 0))
+    machine.gpu(used=6000, pid=4711, compute_mode="exclusive")
     assert "-c DEFAULT" in machine.findings()["gpu-taken"]["remedy"]
-    machine.gpu(state=(0, 0, 3, 0))  # exclusive, but free for us
+    machine.gpu(compute_mode="exclusive")  # exclusive, but free for us
     assert machine.findings()["gpu-taken"]["verdict"] == "ok"
 
 
-@pytest.mark.parametrize("where", ["NVML_INIT", "NVML_HANDLE"])
-def test_container_that_lost_its_gpu(machine: Machine, where: str) -> None:
+@pytest.mark.parametrize("fails", [Machine.nvml_fails, Machine.gpu_fails])
+def test_container_that_lost_its_gpu(machine: Machine, fails: Callable[[Machine, int], None]) -> None:
     machine.into_container()
     assert machine.findings()["gpu-visible"]["verdict"] == "ok"
-    machine.environment[where] = "999"
+    fails(machine, 999)
     found = machine.findings()["container-lost-gpu"]
     assert found["verdict"] == "problem"
     assert "nvidia0" in found["evidence"]
@@ -118,56 +121,48 @@ def test_container_that_lost_its_gpu(machine: Machine, where: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "remedy"), [("18", "reboot"), ("9", "modprobe nvidia"), ("12", "install NVIDIA's driver on the host")]
+    ("code", "remedy"), [(18, "reboot"), (9, "modprobe nvidia"), (12, "install NVIDIA's driver on the host")]
 )
-def test_driver_that_does_not_answer(machine: Machine, code: str, remedy: str) -> None:
-    machine.environment["NVML_INIT"] = code
+def test_driver_that_does_not_answer(machine: Machine, code: int, remedy: str) -> None:
+    machine.nvml_fails(code)
     machine.remove("proc/driver")
     found = machine.findings()
     assert remedy in (found.get("driver-mismatch") or found["gpu-visible"])["remedy"]
 
 
 def test_gpu_that_has_fallen_off_the_bus(machine: Machine) -> None:
-    machine.environment["NVML_HANDLE"] = "15"
+    machine.gpu_fails(15)
     found = machine.findings()["gpu-visible"]
     assert (found["verdict"], "xid" in found["remedy"]) == ("problem", True)
 
 
 def test_gpu_without_memory_of_its_own(machine: Machine) -> None:
-    machine.environment["NVML_MEMORY"] = "3"  # not supported
+    machine.gpu(memory_total=None, memory_used=None)
     found = machine.findings()
     assert (found["gpu-visible"]["verdict"], found["gpu-taken"]["verdict"]) == ("ok", "skipped")
 
 
 def test_nouveau(machine: Machine) -> None:
-    machine.environment["NVML_INIT"] = "9"
+    machine.nvml_fails(9)
     machine.write("proc/modules", "nouveau 2719744 4 - Live 0x0\n")
     assert machine.findings()["nouveau"]["verdict"] == "problem"
 
 
 def test_container_started_without_its_gpu(machine: Machine) -> None:
     machine.into_container()
-    machine.environment["NVML_INIT"] = "12"
+    machine.nvml_fails(12)
     machine.remove("dev/nvidia0")
     found = machine.findings()["gpu-visible"]
     assert (found["verdict"], "--gpus all" in found["remedy"]) == ("problem", True)
 
 
 def test_no_gpu_is_no_problem(machine: Machine) -> None:
-    machine.environment["NVML_INIT"] = "12"
+    machine.nvml_fails(12)
     for path in ("dev/nvidia0", "proc/driver", "sys/bus"):
         machine.remove(path)
     found = machine.findings()
     assert found["gpu-visible"]["verdict"] == "skipped"
     assert "driver-too-old" not in found
-
-
-def test_the_command_prints_facts_and_findings(machine: Machine) -> None:
-    machine.gpu("12.0", used=6000, pid=4711)
-    printed = machine.command()
-    assert printed["facts"]["nvml"]["driver"] == "570.86.15"
-    assert printed["facts"]["nvml"]["gpus"][0]["processes"][0]["pid"] == 4711
-    assert {"gpu-architecture", "gpu-taken"} <= {found["check"] for found in printed["findings"]}
 
 
 def test_importing_the_doctor_needs_neither_torch_nor_numpy_nor_opencv() -> None:

@@ -45,7 +45,7 @@ def test_shared_memory_of_64_mb(machine: Machine) -> None:
     found = machine.findings()["shared-memory"]
     assert (found["verdict"], "--shm-size" in found["remedy"]) == ("warning", True)
     assert "64 MiB" in found["evidence"]
-    machine.environment["NVML_GPUS"] += "\n" + machine.environment["NVML_GPUS"]
+    machine.nvml["gpus"] *= 2
     assert machine.findings()["shared-memory"]["verdict"] == "problem"  # NCCL does not do without
 
 
@@ -108,7 +108,7 @@ def test_memory_of_a_cgroup(machine: Machine, group: str, path: str) -> None:
 
 
 def test_clock(machine: Machine) -> None:
-    machine.environment["CLOCK_STATE"] = "5"
+    machine.clock["synchronised"] = False
     found = machine.findings()["clock"]
     assert (found["verdict"], "set-ntp" in found["remedy"]) == ("warning", True)
 

@@ -1,10 +1,11 @@
-"""The doctor on packages: environments that are really built, each broken in one way, and their healthy twin."""
+"""The doctor on packages: copies of an environment that is really built, each broken in one way."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -80,44 +81,57 @@ def wheel(folder: Path, name: str, version: str, files: dict[str, str], requires
 
 
 class Environment:
-    """A virtual environment into which pip has installed small packages with the names and metadata of large ones."""
+    """A copy of the healthy environment, with small packages that have the names and metadata of large ones."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.wheels = folder / "venv", folder / "wheels"
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(self.folder)], check=True)
-        self.python = self.folder / "bin" / "python"
-        self.site = next(self.folder.glob("lib/python*/site-packages"))
-        self.to_install: list[Path] = []
-        self.add("numpy", "2.4.6", NUMPY)
-        self.add("torch", "2.8.0", TORCH)
-        self.add("opencv-python-headless", "5.0.0.93", CV2)
-        for name in ("safetensors", "matplotlib"):
-            self.add(name, "1.8.0", {f"{name}/__init__.py": "__version__ = '1.8.0'\n"})
+    def __init__(self, folder: Path, wheels: Path) -> None:
+        self.folder, self.wheels = folder, wheels
+        self.python = folder / "bin" / "python"
+        self.site = next(folder.glob("lib/python*/site-packages"))
 
     def add(self, name: str, version: str, files: dict[str, str], requires: tuple[str, ...] = ()) -> None:
-        """Install it with the next call of pip; another version of the same name is left out then."""
-        self.to_install = [each for each in self.to_install if not each.name.startswith(f"{name.replace('-', '_')}-")]
-        self.to_install.append(wheel(self.wheels, name, version, files, requires))
+        """Unpack such a package, as pip does, after another version of the same name is removed."""
+        self.remove(name)
+        with zipfile.ZipFile(wheel(self.wheels, name, version, files, requires)) as archive:
+            archive.extractall(self.site)
 
-    def install(self) -> None:
-        pip = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "-q", "--no-compile"]
-        options = ["--no-deps", "--no-index", "--disable-pip-version-check", "--force-reinstall"]
-        subprocess.run([*pip, *options, *map(str, self.to_install)], check=True)
-        self.to_install = []
+    def remove(self, name: str) -> None:
+        """Remove the files of a package, as its RECORD lists them, if it is there."""
+        for record in self.site.glob(f"{name.replace('-', '_')}-*.dist-info/RECORD"):
+            for path in [self.site / line.split(",")[0] for line in record.read_text().splitlines()]:
+                path.unlink()
+                shutil.rmtree(path.parent / "__pycache__", ignore_errors=True)
+            record.parent.rmdir()
 
     def findings(self, nvml: dict[str, Any] = NO_GPU) -> dict[str, Finding]:
         """The findings by their names."""
-        if self.to_install:
-            self.install()
         found = judge.check({"packages": packages.gather(self.python), "nvml": nvml})
         return {each.check: each for each in found}
 
 
+@pytest.fixture(scope="session")
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment into which pip has installed the packages, to be copied."""
+    folder, wheels = tmp_path_factory.mktemp("healthy") / "venv", tmp_path_factory.mktemp("wheels")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    files = [
+        wheel(wheels, "numpy", "2.4.6", NUMPY),
+        wheel(wheels, "torch", "2.8.0", TORCH),
+        wheel(wheels, "opencv-python-headless", "5.0.0.93", CV2),
+        wheel(wheels, "safetensors", "1.8.0", {"safetensors/__init__.py": "__version__ = '1.8.0'\n"}),
+        wheel(wheels, "matplotlib", "1.8.0", {"matplotlib/__init__.py": "__version__ = '1.8.0'\n"}),
+    ]
+    pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "-q", "--no-compile"]
+    options = ["--no-deps", "--no-index", "--disable-pip-version-check"]
+    subprocess.run([*pip, *options, *map(str, files)], check=True)
+    return folder
+
+
 @pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
+def environment(healthy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
     for name in ("PYTHONPATH", "LD_LIBRARY_PATH"):
         monkeypatch.delenv(name, raising=False)
-    return Environment(tmp_path)
+    shutil.copytree(healthy, tmp_path / "venv", symlinks=True)
+    return Environment(tmp_path / "venv", tmp_path / "wheels")
 
 
 def test_a_healthy_environment_has_nothing_but_ok(environment: Environment) -> None:
@@ -170,7 +184,6 @@ def test_torchvision_of_another_build(environment: Environment, version: str, wo
 
 
 def test_two_opencv_packages(environment: Environment) -> None:
-    environment.install()
     windows = {**CV2, "cv2/version.py": CV2["cv2/version.py"].replace("headless = True", "headless = False")}
     environment.add("opencv-python", "5.0.0.93", windows)
     finding = environment.findings()["opencv-several"]
@@ -188,7 +201,7 @@ def test_two_opencv_packages(environment: Environment) -> None:
 
 def test_a_library_of_the_system_is_missing(environment: Environment) -> None:
     broken = "import ctypes\nctypes.CDLL('libGL.so.1-of-no-system')\n"
-    environment.to_install = [each for each in environment.to_install if "opencv" not in each.name]
+    environment.remove("opencv-python-headless")
     environment.add("opencv-python", "5.0.0.93", {**CV2, "cv2/__init__.py": broken})
     finding = environment.findings()["opencv-libgl"]
     assert finding.verdict == "problem"
@@ -258,11 +271,11 @@ def test_cuda_wheels_that_torch_does_not_ask_for(environment: Environment) -> No
     cuda_wheels(environment)
     assert environment.findings()["requirements"].verdict == "ok"
     cuda_wheels(environment, cudnn="9.1.0.70")
-    environment.to_install = [each for each in environment.to_install if "nccl" not in each.name]
+    environment.remove("nvidia-nccl-cu12")
     finding = environment.findings()["cuda-wheels"]
     assert finding.verdict == "problem"
     assert "torch 2.8.0 asks for nvidia-cudnn-cu12==9.10.2.21, 9.1.0.70 is installed" in finding.evidence
-    assert "install --no-deps 'nvidia-cudnn-cu12==9.10.2.21'" in finding.remedy
+    assert "install --no-deps 'nvidia-nccl-cu12==2.27.3' 'nvidia-cudnn-cu12==9.10.2.21'" in finding.remedy
 
 
 def test_a_cudnn_on_the_library_path(environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +296,6 @@ def test_a_cudnn_on_the_library_path(environment: Environment, tmp_path: Path, m
 
 
 def test_half_removed_and_doubled_packages(environment: Environment) -> None:
-    environment.install()
     (environment.site / "~orch").mkdir()
     stale = environment.site / "numpy-2.1.0.dist-info"
     stale.mkdir()
@@ -318,7 +330,7 @@ def test_a_requirement_of_a_requirement(environment: Environment) -> None:
 
 
 def test_no_torch_and_no_python(environment: Environment) -> None:
-    environment.to_install = [each for each in environment.to_install if not each.name.startswith("torch-")]
+    environment.remove("torch")
     assert environment.findings()["torch-import"].remedy.endswith("-m pip install torch")
     found = judge.check({"packages": packages.gather(environment.folder / "nowhere"), "nvml": NO_GPU})
     assert [(each.check, each.verdict) for each in found] == [("packages", "problem")]
