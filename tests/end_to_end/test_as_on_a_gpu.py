@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands import Command
+from commands import Command, start
 from yoloyard.models.weights import load_model
+from yoloyard.training import trainer
 from yoloyard.training.checkpoint import read_facts
 
 NETWORK = """\
@@ -32,13 +33,15 @@ def build(num_classes):
     return Small(num_classes)
 """
 
+OWN = ["--imgsz", 64, "--batch", 4, "--no-amp", "--no-tensorboard", "--device", "cpu"]
+
 
 def test_a_run_with_the_code_of_a_gpu_has_the_losses_of_a_cpu(
     data: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("small.py").write_text(NETWORK)
-    words = ["train", "--model", "small.py:build", "--data", data, "--imgsz", 64, "--batch", 4, "--nbs", 8]
-    words += ["--epochs", 2, "--no-amp", "--no-tensorboard", "--device", "cpu"]
+    monkeypatch.setattr(trainer, "write_run_report", lambda *_: None)  # it takes longer than the training
+    words = ["train", "--model", "small.py:build", "--data", data, *OWN, "--nbs", 8, "--epochs", 2]
     found = {}
     for name in ("as_on_a_cpu", "as_on_a_gpu"):
         if name == "as_on_a_gpu":
@@ -65,3 +68,15 @@ def test_a_run_with_the_code_of_a_gpu_has_the_losses_of_a_cpu(
             assert other[figure] == pytest.approx(one[figure], rel=1e-3), figure
     for weight, value in weights.items():
         torch.testing.assert_close(others[weight], value, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("has_spare", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_two_processes_say_once_what_is_not_used_and_nothing_else(data: Path, has_spare: bool) -> None:
+    network = NETWORK if has_spare else NETWORK.replace("        self.spare = nn.Conv2d(8, 8, 1)\n", "")
+    Path("small.py").write_text(network)
+    words = [*OWN, "--epochs", 1, "--processes", 2]
+    run = start("train", "--model", "small.py:build", "--data", data, *words)
+    out, err = run.communicate()
+    assert (run.returncode, err) == (0, "")
+    assert out.count("no gradient reaches these parameters") == has_spare
+    assert out.count("spare.weight, spare.bias") == has_spare

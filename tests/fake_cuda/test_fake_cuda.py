@@ -57,8 +57,8 @@ def on_cuda(model: str = "yolo11n") -> Detector:
         for name, value in module.named_parameters(recurse=False):
             place = torch.empty(value.shape, device=CUDA)
             setattr(module, name, nn.Parameter(place, requires_grad=value.requires_grad))
-        for name, value in module.named_buffers(recurse=False):
-            setattr(module, name, torch.empty(value.shape, dtype=value.dtype, device=CUDA))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype, device=CUDA))
     return detector
 
 

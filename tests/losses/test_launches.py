@@ -69,10 +69,11 @@ def test_class_weights_cost_few_launches_more() -> None:
 @pytest.mark.parametrize("pairs_at_once", [2**22, 2**25, 2**40])
 def test_a_pair_takes_no_more_memory_than_is_reckoned_with(pairs_at_once: int) -> None:
     points, batch = 8400, 16
-    given = (torch.empty(batch, points, 4), torch.empty(batch, points, 1), torch.empty(points, 2))
     with LiveBytes() as memory:
         assign(
-            *(tensor.to("meta") for tensor in given),
+            torch.empty(batch, points, 4, device="meta"),
+            torch.empty(batch, points, 1, device="meta"),
+            torch.empty(points, 2, device="meta"),
             torch.empty(batch, BOXES, 4, device="meta"),
             torch.empty(batch, BOXES, dtype=torch.int64, device="meta"),
             pairs_at_once,

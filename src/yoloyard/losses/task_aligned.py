@@ -44,7 +44,7 @@ class TaskAlignedLoss:
         self.class_weights = class_weights
         self.reads = reads
         self.pairs_at_once = pairs_at_once
-        self._grids: dict[tuple[tuple[int, int], ...], tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._grids: dict[tuple[tuple[int, int], ...], tuple[Tensor, ...]] = {}
 
     def __call__(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums (1,) and norms (1,) of `box`, `cls` and `dfl` on this process.
@@ -58,11 +58,11 @@ class TaskAlignedLoss:
         return {"box": (box.reshape(1), norm), "cls": (cls.reshape(1), norm), "dfl": (dfl.reshape(1), norm)}
 
     def _of_all_points(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> Sums:
-        points, strides, pixels, cells = self._grid_of(maps)
+        points, strides, pixels, cells, bins = self._grid_of(maps)
         # (B, h * w, K) is how a channels_last map lies in memory, so nothing is transposed, back and forth
         levels = [level.permute(0, 2, 3, 1).flatten(1, 2).split((4 * BINS, self.num_classes), 2) for level in maps]
         box_logits, class_logits = (torch.cat(parts, dim=1).float() for parts in zip(*levels, strict=True))
-        log_distribution, predicted_grid = _boxes_of(box_logits, points)
+        log_distribution, predicted_grid = _boxes_of(box_logits, points, bins)
         assignment = assign(
             predicted_grid.detach() * strides,
             class_logits.detach().sigmoid(),
@@ -79,13 +79,14 @@ class TaskAlignedLoss:
         dfl = _weighted_sum(_distribution_loss(log_distribution, target_grid, points), weights)
         return box, _class_loss(class_logits, assignment, self.class_weights), dfl, weights.sum()
 
-    def _grid_of(self, maps: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Points (P, 2) in cells, strides (P, 1), points in pixels, and cells (P, 4) as boxes; made once a shape."""
+    def _grid_of(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        """Points (P, 2) in cells, strides (P, 1), points in pixels, cells (P, 4) as boxes, bins; made once a shape."""
         sizes = tuple((level.shape[2], level.shape[3]) for level in maps)
         if sizes not in self._grids:
             points, strides = anchor_points(list(sizes), self.strides, maps[0].device)
             cells = torch.cat((points - 0.5, points + 0.5), dim=1)
-            self._grids[sizes] = points, strides, points * strides, cells
+            bins = torch.arange(BINS, dtype=torch.float32, device=points.device)
+            self._grids[sizes] = points, strides, points * strides, cells, bins
         return self._grids[sizes]
 
     def _of_points_in_boxes(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> Sums | None:
@@ -100,15 +101,16 @@ class TaskAlignedLoss:
         numbers, row_of_pair = distinct(pairs.point, maps)
         rows = by_level(numbers, maps)
         points = look_up(rows, maps, self.strides)
+        bins = torch.arange(BINS, dtype=torch.float32, device=boxes.device)
         with torch.no_grad():
-            _, predicted_grid = _boxes_of(take(all_box_logits, rows), points.centre)
+            _, predicted_grid = _boxes_of(take(all_box_logits, rows), points.centre, bins)
             class_logits = take(all_class_logits, rows)
             unsound = 0 * predicted_grid.sum()  # not a number where one of these is not: no point of it is learnt
         learnt = assign_inside(pairs, row_of_pair, predicted_grid * points.stride, class_logits, boxes, classes)
 
         rows = by_level(numbers[learnt.row], maps)
         centres, weights = points.centre[learnt.row], learnt.target_score
-        log_distribution, predicted_grid = _boxes_of(take(all_box_logits, rows), centres)
+        log_distribution, predicted_grid = _boxes_of(take(all_box_logits, rows), centres, bins)
         target_grid = boxes[learnt.box] / points.stride[learnt.row]
         box = ((1 - complete_iou(predicted_grid, target_grid)) * weights).sum() + unsound
         dfl = (_distribution_loss(log_distribution, target_grid, centres) * weights).sum()
@@ -116,10 +118,12 @@ class TaskAlignedLoss:
         return box, cls, dfl, weights.sum()
 
 
-def _boxes_of(box_logits: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of the distributions, (..., 4, 16), and boxes xyxy (..., 4) in cells; logits (..., 64)."""
+def _boxes_of(box_logits: Tensor, points: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the distributions, (..., 4, 16), and boxes xyxy (..., 4) in cells; logits (..., 64).
+
+    `bins` is 0 .. 15, float32 (16,).
+    """
     log_distribution = functional.log_softmax(box_logits.unflatten(-1, (4, BINS)), dim=-1)
-    bins = torch.arange(BINS, dtype=torch.float32, device=box_logits.device)
     left_top, right_bottom = (log_distribution.exp() @ bins).split(2, dim=-1)
     return log_distribution, torch.cat((points - left_top, points + right_bottom), dim=-1)
 
