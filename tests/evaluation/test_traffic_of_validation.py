@@ -86,9 +86,12 @@ def test_images_without_a_candidate_are_empty_beside_others() -> None:
 
 def test_a_validation_sends_the_images_alone_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[int, ...]] = []
-    monkeypatch.setattr(
-        "yoloyard.evaluation.validate.send", lambda tensor, *more: sent.append(tuple(tensor.shape)) or tensor
-    )
+
+    def noting(tensor: Tensor, device: torch.device, memory_format: torch.memory_format) -> Tensor:
+        sent.append(tuple(tensor.shape))
+        return tensor
+
+    monkeypatch.setattr("yoloyard.evaluation.validate.send", noting)
     detector = Finding(maps_with_objects(2, 1, 1, 64), 1)
     batch = Batch(
         torch.zeros(2, 3, 64, 64, dtype=torch.uint8),

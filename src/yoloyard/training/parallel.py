@@ -15,7 +15,6 @@ import signal
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,9 +79,20 @@ def parallelize(model: nn.Module, device: torch.device, may_leave_out: bool = Fa
     options: dict[str, Any] = {max(names): False, "gradient_as_bucket_view": True}
     if may_leave_out:
         options["find_unused_parameters"] = True
-        # Where all are used torch advises against the option, which nobody can choose here.
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        model = _WithSpare(model, device)
     return wrapper(model, device_ids=devices, **options)
+
+
+class _WithSpare(nn.Module):
+    """A network and a parameter that it never uses: where all are used, torch prints advice against the search."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.network, self.spare = network, nn.Parameter(torch.zeros(1, device=device))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps: list[Tensor] = self.network(images)
+        return maps
 
 
 class LostProcessError(RuntimeError):
