@@ -45,7 +45,7 @@ def check_data(
 
     A split that is broken as a whole is a problem like others. Raises UsageError if the data.yaml itself is wrong.
     """
-    spec = read_data_yaml(data)
+    spec = read_data_yaml(data, say)
     indexes: dict[str, Index] = {}
     problems: dict[str, list[Problem]] = {}
     for split in spec.splits:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 JPEG, PNG, BMP = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"BM"
 CUT_OFF = "the file is cut off"
+SIGNATURE_BYTES = 16  # enough to tell the format
 
 _ORIENTATION, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 274, 256, 257, 258, 259, 262, 277
 _PLANAR, _EXTRA, _SAMPLE_FORMAT = 284, 338, 339
@@ -27,6 +28,20 @@ def is_tiff(data: bytes) -> bool:
 def is_webp(data: bytes) -> bool:
     """Is it a WebP?"""
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+def usual_suffix(data: bytes) -> str:
+    """The suffix of files that begin so; empty for an unknown format."""
+    starts = {JPEG: ".jpg", PNG: ".png", BMP: ".bmp", b"GIF8": ".gif", b"\0\0\0\x0cjP  ": ".jp2"}
+    starts |= {b"P%d" % number: ".pnm" for number in range(1, 7)}
+    found = next((suffix for start, suffix in starts.items() if data.startswith(start)), "")
+    if is_tiff(data):
+        found = ".tif"
+    elif is_webp(data):
+        found = ".webp"
+    elif data[4:12] == b"ftypavif":
+        found = ".avif"
+    return found
 
 
 def header_size(data: bytes) -> tuple[int, int] | None:
