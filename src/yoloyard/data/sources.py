@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,13 +156,16 @@ def _label_paths(images: list[str], entry: Entry, watched: set[str], known: dict
 
 def _shared_labels(pictures: list[Picture]) -> list[Problem]:
     """Label files that belong to several images by their name."""
+    counts = Counter(str(picture.labels) for picture in pictures)
     images_of: dict[str, list[str]] = defaultdict(list)
-    for picture in pictures:
-        images_of[str(picture.labels)].append(picture.path.name)
+    if len(counts) < len(pictures):
+        for picture in pictures:
+            if counts[str(picture.labels)] > 1:
+                images_of[str(picture.labels)].append(picture.path.name)
     return [
         Problem("label of two images", labels, f"it is the label file of {' and '.join(images)}; each gets its boxes")
         for labels, images in images_of.items()
-        if len(images) > 1 and os.path.exists(labels)
+        if os.path.exists(labels)
     ]
 
 
