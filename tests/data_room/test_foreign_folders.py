@@ -137,11 +137,11 @@ def test_what_the_decoder_reads_is_found_by_its_suffix(tmp_path: Path, suffix: s
     if suffix.lower() not in IMAGE_SUFFIXES:
         pytest.skip(f"this OpenCV doesn't read {suffix}")
     form = {".jfif": ".jpg", ".mpo": ".jpg", ".jif": ".jpg", ".pgm": ".pgm"}.get(suffix.lower(), suffix)
-    smooth = np.full((*SIZE, 3) if form != ".pgm" else SIZE, 90, np.uint8)
+    smooth = np.full((60, 80, 3) if form != ".pgm" else (60, 80), 90, np.uint8)
     write(tmp_path / f"images/a{suffix}", cv2.imencode(form, smooth)[1].tobytes())
     write(tmp_path / "labels/a.txt", ROW)
     index = load(tmp_path, "train: images\nnames: [x]\n")
-    assert index.boxes.tolist() == [BOX]
+    assert index.boxes.tolist() == [[20, 15, 60, 45]]
     assert index.problems == ()
 
 
@@ -306,7 +306,7 @@ def test_lists_of_pascal_voc_may_have_folders_and_suffixes(
         write(tmp_path / f"Annotations/{name}.xml", f"<annotation>{OBJECT.format('x')}</annotation>")
     write(tmp_path / place / "train.txt", lines_of_names(list(map(line, names))))
     index = load(tmp_path, f"train: {place}/train.txt\nnames: [x]\n")
-    assert sorted(index.file_names) == [f"{name}.png" for name in names]
+    assert set(index.file_names) == {f"{name}.png" for name in names}
     assert len(index.boxes) == len(names)
     assert index.problems == ()
 
@@ -359,7 +359,7 @@ def test_xml_in_the_encoding_that_it_declares_is_read(encoding: str, name: str) 
 @pytest.mark.parametrize(
     ("encoding", "content", "what"),
     [
-        ("GBK", "裂缝".encode("big5") + b"\xff\xff", "codec can't decode"),
+        ("GBK", b"\xff\xff", "codec can't decode"),
         ("klingon", b"x", "unknown encoding: klingon"),
         ("rot13", b"x", "rot13"),
         ("utf-8", "裂缝".encode("gbk"), "not valid XML"),
