@@ -130,6 +130,7 @@ def test_the_score_of_a_predicted_row_is_left_out_and_said() -> None:
         "08",
         "2024-01-01T10:00:00",
         "=",
+        "2024-13-45",
     ],
 )
 def test_names_stay_as_they_are_written(tmp_path: Path, name: str) -> None:
@@ -214,7 +215,7 @@ def coco(folder: Path, ids: list[Any], image_ids: list[Any], **others: Any) -> I
     images, annotations = [], []
     for number, image_id in enumerate(ids):
         picture(folder / f"{number}.png", number)
-        images.append({"id": image_id, "file_name": f"{number}.png"} if image_id != "gone" else {"file_name": "x"})
+        images.append({"file_name": f"{number}.png"} | ({} if image_id == "gone" else {"id": image_id}))
     for number, image_id in enumerate(image_ids):
         box = {"bbox": [number, 1, 5, 5], "category_id": 1}
         annotations.append({"id": number, "image_id": image_id} | box | others)
