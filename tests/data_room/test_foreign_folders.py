@@ -105,7 +105,7 @@ def test_results_of_runs_and_python_environments_are_no_input(tmp_path: Path) ->
 
 def test_what_is_no_input_of_a_data_set_is_one_warning(tmp_path: Path) -> None:
     picture(tmp_path / "images/a.png")
-    for name in (".ipynb_checkpoints/a-checkpoint.png", "._a.png", "b.HEIC", "c.png_large", "d.jpg.part", "e", "f.mov"):
+    for name in (".ipynb_checkpoints/a-checkpoint.png", "._a.png", "b.HEIC", "c.png_large", "d.JPG.part", "e", "f.mov"):
         write(tmp_path / "images" / name)
     for name in ("README", "notes.txt", "a.json", "a.png.json", "labels.cache", "Thumbs.db", "Makefile"):
         write(tmp_path / "images" / name)
@@ -240,6 +240,8 @@ def test_lists_and_coco_files_may_use_the_other_unicode_form(tmp_path: Path, own
         "images\\sub\\a.png",
         ".\\images\\sub\\a.png",
         "data/images/sub/a.png",
+        "C:\\Users\\me\\set\\images\\sub\\a.png",
+        "D:/images/sub/a.png",
         "./data/images/sub/a.png",
         "data\\images\\sub\\a.png",
         "../images/sub/a.png",

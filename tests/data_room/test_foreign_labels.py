@@ -75,7 +75,9 @@ def test_the_shape_of_keypoints_comes_from_the_data_yaml_and_makes_another_index
     data = write(tmp_path / "data.yaml", "train: images\nnames: [x]\n")
     assert load_index(read_data_yaml(data), "train").boxes.tolist() != [[10, 7.5, 30, 22.5]]  # a polygon
     write(data, "train: images\nnames: [x]\nkpt_shape: [2, 2]\nflip_idx: [1, 0]\n")
-    assert load_index(read_data_yaml(data), "train").boxes.tolist() == [[10, 7.5, 30, 22.5]]
+    said: list[str] = []
+    assert load_index(read_data_yaml(data, said.append), "train").boxes.tolist() == [[10, 7.5, 30, 22.5]]
+    assert said == [f"{data}: kpt_shape says that rows have keypoints: they are left out, the boxes are used"]
 
 
 @pytest.mark.parametrize("shape", ["17", "[17]", "[17, 4]", "[17, '3']", "x", "[1.5, 2]", "[-2, 2]", "[true, 2]"])

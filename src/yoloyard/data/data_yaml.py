@@ -70,7 +70,7 @@ def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: N
 
     Whether the pictures are there is not looked at before `load_index` needs them. Without `names`, the classes are
     the categories of the first split's COCO JSON. Keys that are unknown and not like ours are passed over and said
-    through `say`.
+    through `say`, and so are keypoints.
     Raises UsageError naming the file, and the line or key that is wrong.
     """
     path = Path(os.path.abspath(path))
@@ -90,8 +90,11 @@ def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: N
     splits = {split: _entries(path, split, texts[split], folders) for split in SPLITS if tree.get(split)}
     if not splits:
         raise UsageError(f"{path}: none of {', '.join(SPLITS)} says where images are")
+    keypoint_values = _keypoint_values(path, tree)
+    if keypoint_values:
+        say(f"{path}: kpt_shape says that rows have keypoints: they are left out, the boxes are used")
     names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())))
-    return DataSpec(path, names, splits, root, _keypoint_values(path, tree))
+    return DataSpec(path, names, splits, root, keypoint_values)
 
 
 def find_path(entry: str, folders: tuple[Path, ...]) -> Path:

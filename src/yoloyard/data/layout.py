@@ -35,7 +35,7 @@ OTHER_SUFFIXES = frozenset((
 ))  # fmt: skip
 _NO_IMAGES = (*LABEL_SUFFIXES, ".json", ".yaml", ".yml", ".csv", ".npy", ".npz", ".md", ".html", ".cache")
 # a.jpg_large, a.png.part, a.jpeg~, and files without a suffix but for README, LICENSE and the like
-_CHANGED_NAME = re.compile(r"\.(jpe?g|png|bmp|tiff?|webp)|^(?!Makefile$|Dockerfile$)(?=.*[^A-Z])[^.]+$")
+_CHANGED_NAME = re.compile(r"(?i:\.(jpe?g|png|bmp|tiff?|webp))|^(?!Makefile$|Dockerfile$)(?=.*[^A-Z])[^.]+$")
 
 SHOWN_FOLDERS = 5
 
@@ -108,12 +108,16 @@ def is_side_folder(name: str) -> bool:
 def spellings(entry: str) -> list[str]:
     """What the file may be called that a list, a JSON or a data.yaml calls `entry`; best first.
 
-    Backslashes come from Windows, a `../` or `data/` too much from exports of Roboflow and CVAT; macOS writes letters
-    with accents as two characters (NFD), others as one (NFC).
+    Windows has backslashes, and drives, after which the longest end of the path that is there counts. Exports of
+    Roboflow and CVAT have a `../` or `data/` too much. macOS writes a letter with its accent as two characters
+    (NFD), others as one (NFC).
     """
     forms = [entry]
     if "\\" in entry:
         forms.append(entry.replace("\\", "/"))
+    if re.match(r"[A-Za-z]:[\\/]", entry):
+        parts = re.split(r"[\\/]+", entry)[1:]
+        forms += ["/".join(parts[start:]) for start in range(len(parts))]
     for prefix in ("../", "data/", "./data/"):
         forms += [each.removeprefix(prefix) for each in forms if each.startswith(prefix)]
     if not entry.isascii():
