@@ -17,7 +17,7 @@ from yoloyard.errors import UserError
 IMAGE_SUFFIXES = frozenset((
     ".apng", ".bmp", ".dib", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp",
 )).union(
-    suffix for suffix in (".avif", ".gif", ".jp2", ".jxl", ".pbm", ".pgm", ".pnm", ".ppm")
+    suffix for suffix in (".avif", ".gif", ".jp2", ".jxl", ".pam", ".pbm", ".pgm", ".pnm", ".ppm", ".ras", ".sr")
     if cv2.haveImageWriter(f"any{suffix}")  # which follows from the same libraries as reading it
 )  # fmt: skip
 

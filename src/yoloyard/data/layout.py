@@ -29,9 +29,11 @@ SIDE_MARKS = frozenset((RUN_MARK, "pyvenv.cfg"))  # a folder with such a file: r
 
 # What else holds images. It is counted, so that nobody misses them without a word.
 OTHER_SUFFIXES = frozenset((
-    ".3gp", ".arw", ".avi", ".avif", ".cr2", ".cr3", ".dng", ".exr", ".flv", ".gif", ".hdr", ".heic", ".heif", ".j2k",
-    ".jp2", ".jxl", ".jxr", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".nef", ".orf", ".pbm", ".pcx",
-    ".pgm", ".pnm", ".ppm", ".psd", ".raf", ".raw", ".rw2", ".svg", ".tga", ".webm", ".wmv",
+    ".3gp", ".arw", ".asf", ".avi", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".fits", ".flv", ".gif", ".h264",
+    ".hdr", ".heic", ".heif", ".icns", ".ico", ".insv", ".j2c", ".j2k", ".jp2", ".jpx", ".jxl", ".jxr", ".m2ts",
+    ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nef", ".ogv", ".orf", ".pam", ".pbm",
+    ".pcx", ".pfm", ".pgm", ".pic", ".pnm", ".ppm", ".psd", ".raf", ".ras", ".raw", ".rw2", ".sr", ".svg", ".svs",
+    ".tga", ".ts", ".vob", ".webm", ".wmv",
 ))  # fmt: skip
 _NO_IMAGES = (*LABEL_SUFFIXES, ".json", ".yaml", ".yml", ".csv", ".npy", ".npz", ".md", ".html", ".cache")
 # a.jpg_large, a.png.part, a.jpeg~, and files without a suffix but for README, LICENSE and the like
