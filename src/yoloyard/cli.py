@@ -147,6 +147,8 @@ def data_check(
         console.print(table)
     for split, index in check.indexes.items():
         skipped = f", {index.skipped:,} that can't be used" if index.skipped else ""
+        if index.ignore.any():
+            skipped += f"; {index.ignore.sum():,} boxes to be ignored (crowd, difficult) are not counted"
         table = Table(
             "class", "images", "boxes", "small", "medium", "large", title=f"{split}: {len(index):,} images{skipped}"
         )
@@ -185,7 +187,7 @@ def predict(
 
     _check_positive(imgsz=imgsz)
     model = Model(weights, device, imgsz, conf, iou, max_det)
-    found = find_sources([*sources, *(source or [])])
+    found = find_sources([*sources, *(source or [])], print)
     folder = new_run_folder(Path(project), name)
     done = run(model, found, folder, save_txt, save_json, print)
     print(f"{done.pictures} pictures; results in {folder}")
@@ -242,7 +244,7 @@ def data_convert(
     from yoloyard.data.convert import convert
     from yoloyard.data.data_yaml import read_data_yaml
 
-    print(f"data: {convert(read_data_yaml(data), out, to, print)}")
+    print(f"data: {convert(read_data_yaml(data, print), out, to, print)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

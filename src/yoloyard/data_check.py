@@ -46,7 +46,8 @@ def check_data(
 
     A split that is broken as a whole is a problem like others. Raises UsageError if the data.yaml itself is wrong.
     """
-    spec, say = read_data_yaml(data), once(say)
+    say = once(say)
+    spec = read_data_yaml(data, say)
     indexes: dict[str, Index] = {}
     problems: dict[str, list[Problem]] = {}
     for split in spec.splits:

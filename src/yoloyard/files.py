@@ -9,6 +9,8 @@ from pathlib import Path
 
 from yoloyard.errors import UsageError, UserError
 
+RUN_MARK = ".yoloyard-run"  # an empty file in every folder of results
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it into place.
@@ -87,7 +89,10 @@ def restore_whole_folder(path: Path) -> None:
 
 
 def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
-    """Make the folder `project/name`, or `name-2`, `name-3` ... where there is one already (unless `exist_ok`)."""
+    """Make the folder `project/name`, or `name-2`, `name-3` ... where there is one already (unless `exist_ok`).
+
+    A hidden file `RUN_MARK` in it says that it holds results, so that no search for images takes these for input.
+    """
     if name in ("", ".", "..") or os.sep in name:
         raise UsageError(f"--name {name!r} must be a plain name; --project says in which folder")
     folder, number = project / name, 1
@@ -96,6 +101,7 @@ def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
         while True:
             try:
                 folder.mkdir(exist_ok=exist_ok)
+                (folder / RUN_MARK).touch()
                 return folder
             except FileExistsError:
                 number += 1

@@ -16,13 +16,13 @@ import torch
 
 from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.augment import letterbox, minimal_shape
-from yoloyard.data.decode import decode_image
-from yoloyard.data.sources import IMAGE_SUFFIXES
+from yoloyard.data.decode import IMAGE_SUFFIXES, decode_image
+from yoloyard.data.layout import is_side_folder, search_folder
 from yoloyard.device import choose_device, precision_named, reuse_memory
 from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.evaluation.validate import detect
-from yoloyard.files import write_whole, write_whole_text
+from yoloyard.files import RUN_MARK, write_whole, write_whole_text
 from yoloyard.models.weights import load_picture_model
 from yoloyard.structures import Detections
 
@@ -123,9 +123,10 @@ def load(weights: str | Path, device: str = "auto", **settings: Any) -> Model:
     return Model(weights, device, **settings)
 
 
-def find_sources(words: Sequence[str]) -> list[Source]:
+def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line: None) -> list[Source]:
     """Files, folders, globs, videos, camera numbers and stream addresses as a list of single sources, in order.
 
+    Folders are searched as `search_folder` does; what is passed over is said through `say`.
     Raises UsageError if one of them is not there or holds nothing.
     """
     if not words:
@@ -135,14 +136,20 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         if _is_stream(word):
             found.append((word, Path(f"camera{word}" if word.isdigit() else "stream"), False))
         elif Path(word).is_dir():
-            files = [path for path in sorted(Path(word).rglob("*")) if _is_readable_kind(path)]
+            search = search_folder(Path(word), IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+            passed_over = search.passed_over()
+            files = sorted(map(Path, search.files))
             if not files:
-                raise UsageError(f"there are no pictures or videos in the folder {word}")
+                reason = f"; {passed_over}" if passed_over else ""
+                raise UsageError(f"there are no pictures or videos in the folder {word}{reason}")
+            if passed_over:
+                say(f"{word}: {passed_over}")
             found += [(str(path), path.relative_to(word), True) for path in files]
         elif Path(word).exists():
             found.append((word, Path(Path(word).name), False))
         else:
-            files = [path for path in sorted(map(Path, glob.glob(word, recursive=True))) if _is_readable_kind(path)]
+            paths = sorted(map(Path, glob.glob(word, recursive=True)))
+            files = [path for path in paths if _is_readable_kind(path) and not _is_passed_over(path, word)]
             if not files:
                 raise UsageError(f"there is no picture, video or folder {word}")
             found += [(str(path), Path(path.name), True) for path in files]
@@ -215,6 +222,13 @@ def _is_stream(word: str) -> bool:
 def _is_readable_kind(path: Path) -> bool:
     known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
     return known and path.is_file() and not path.name.startswith(".")
+
+
+def _is_passed_over(path: Path, pattern: str) -> bool:
+    """Whether a pattern such as **/*.jpg found the file in a folder that `search_folder` would pass over."""
+    named = ("", *Path(pattern).parts)
+    below = [folder for folder in path.parents if folder.name not in named]
+    return any(is_side_folder(folder.name) or (folder / RUN_MARK).exists() for folder in below)
 
 
 def _pixels(image: str | Path | np.ndarray) -> np.ndarray:

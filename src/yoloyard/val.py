@@ -66,7 +66,7 @@ def validate(
     settings = with_words(
         EvaluationConfig(), known | {name: value for name, value in asked.items() if value is not None}
     )
-    spec = read_data_yaml(data)
+    spec = read_data_yaml(data, say)
     trained: dict[str, Any] = metadata.get("config", {})
     classes, single_cls = trained.get("classes"), trained.get("single_cls", False)
     names = names_of(spec.names, single_cls)

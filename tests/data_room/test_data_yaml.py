@@ -108,7 +108,7 @@ def test_keys_for_other_programs_are_read_past(tmp_path: Path) -> None:
         ("train: images\n", r"no names"),
         ("train: images\nnames: []\n", r"no names"),
         ("train: images\nnames: dent\n", r"names must be a list or a map"),
-        ("train: images\nnames: [yes, no]\n", r"class name True is not a text; put it in quotes"),
+        ("train: images\nnames: [[a], b]\n", r"class name \['a'\] is not a text; put it in quotes"),
         ("train: images\nnames: {0: a, 2: b}\n", r"none for class 1"),
         ("train: images\nnames: {a: b}\n", r"must be the class numbers"),
         ("train: images\nnames: [a, b]\nnc: 3\n", r"nc is 3 but names has 2 entries"),

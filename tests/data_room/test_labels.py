@@ -85,7 +85,7 @@ def test_a_box_without_area_is_left_out_and_named(row: str) -> None:
         ("dent 0.5 0.5 0.2 0.2", "'dent' is not a number", "label malformed"),
         ("0 0.5,0.5 0.2 0.2 1", "'0.5,0.5' is not a number", "label malformed"),
         ("0 0.5 0.5 0.2", "4 numbers; a box has 5", "label malformed"),
-        ("0 0.5 0.5 0.2 0.2 0.9", "6 numbers; a box has 5", "label malformed"),
+        ("0 0.5 0.5 0.2 0.2 9", "6 numbers; a box has 5", "label malformed"),
         ("0 320 240 50 50", "320 is outside 0..1", "label outside the image"),
         ("0 0.5 0.5 1.02 0.2", "1.02 is outside 0..1", "label outside the image"),
         ("0 0.5 nan 0.2 0.2", "nan is outside 0..1", "label outside the image"),
@@ -103,7 +103,7 @@ def test_a_wrong_row_makes_the_picture_unusable_and_is_named(row: str, reason: s
 
 
 def test_labels_that_are_no_text_are_named() -> None:
-    parsed = parse_yolo(FILE, b"\xff\xfe0\0", 2, UNIT)
+    parsed = parse_yolo(FILE, b"\xb0\xa1 0.5 0.5 0.2 0.4", 2, UNIT)
     assert not parsed.usable
     assert "labels/1.txt: not a UTF-8 text file" in str(parsed.problems[0])
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from yoloyard.data.labels import Labels, clip, outside
+from yoloyard.data.layout import spellings
 from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
 
@@ -37,13 +39,18 @@ class CocoFile:
         """Changes with the content."""
         return hashlib.sha256(self.content).hexdigest()
 
+    def image(self, file_name: str) -> Path:
+        """Where the image of this `file_name` is, in one of its spellings; or would be."""
+        places = (os.path.join(self.folder, each) for each in spellings(file_name))
+        return Path(next(filter(os.path.isfile, places), os.path.join(self.folder, file_name)))
+
 
 @dataclass
 class CocoSet:
     """A parsed COCO JSON. Images are ordered by their ids, annotations by image and then as in the file."""
 
     path: Path
-    image_ids: list[int]  # N
+    image_ids: list[int | str]  # N
     file_names: list[str]  # N
     image_sizes: np.ndarray  # float64 (N, 2) height, width as the file says, 0 where it doesn't
     category_ids: list[int]  # of the class names; ids that the file hasn't got where it lacks a class
@@ -54,6 +61,7 @@ class CocoSet:
     boxes_xywh: np.ndarray  # float64 (n, 4) pixels; nan where there is no box
     ignore: np.ndarray  # bool (n,) crowds
     problems: list[Problem]
+    images_left_out: int  # which can't be told apart, or have no name
 
     def where(self, row: int) -> str:
         """How messages name an image."""
@@ -61,11 +69,15 @@ class CocoSet:
 
 
 def read_coco_file(path: Path) -> bytes:
-    """The content of a COCO JSON. Raises UserError if it can't be read."""
+    """The content of a COCO JSON, as UTF-8 whatever it is in by RFC 4627. Raises UserError if it can't be read."""
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
+        encoding = json.detect_encoding(content)
+        return content if encoding == "utf-8" else content.decode(encoding).encode()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
 
 
 def file_names_in(path: Path, content: bytes) -> list[str]:
@@ -111,12 +123,12 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
     annotations = tree.get("annotations", [])
     if not isinstance(annotations, list):
         raise UserError(f"{path}: annotations is not a list")
-    left_out = {_whole_number(image.get("id")) for image in tree["images"] if isinstance(image, dict)} - rows.keys()
+    left_out = {_image_id(image.get("id")) for image in tree["images"] if isinstance(image, dict)} - rows.keys()
     kept, where, image_rows, labels, called = [], [], [], [], []
     for position, annotation in enumerate(annotations):
         own = annotation if isinstance(annotation, dict) else {}
         name = f"annotation id {own['id']}" if "id" in own else f"annotations[{position}]"
-        image_id, category = _whole_number(own.get("image_id")), _whole_number(own.get("category_id"))
+        image_id, category = _image_id(own.get("image_id")), _whole_number(own.get("category_id"))
         if image_id in rows:
             kept.append(own)
             where.append(name)
@@ -127,7 +139,7 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
             if image_id is not None:
                 what = f"image id {image_id} is not among its images"
             elif "image_id" in own:
-                what = f"its image_id {own['image_id']!r} is not a whole number"
+                what = f"its image_id {own['image_id']!r} is neither a whole number nor a text"
             else:
                 what = "it names no image_id"
             problems.append(Problem("label malformed", f"{path} {name}", what, "annotation left out"))
@@ -138,7 +150,9 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
         path=path,
         image_ids=list(images),
         file_names=[image["file_name"] for image in images.values()],
-        image_sizes=np.array([[_side(image, "height"), _side(image, "width")] for image in images.values()]),
+        image_sizes=np.array([(_side(each, "height"), _side(each, "width")) for each in images.values()]).reshape(
+            -1, 2
+        ),
         category_ids=_category_ids(label_of, len(names)),
         annotation_names=[where[position] for position in order],
         image_rows=np.array(image_rows, np.int64)[order],
@@ -147,6 +161,7 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
         boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4)[order],
         ignore=crowd[order],
         problems=problems,
+        images_left_out=len(tree["images"]) - len(images),
     )
 
 
@@ -236,18 +251,19 @@ def _categories(path: Path, value: Any) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def _images(path: Path, value: Any, problems: list[Problem]) -> dict[int, dict[str, Any]]:
-    """The images that can be told apart, by their ids, in the order of ids."""
+def _images(path: Path, value: Any, problems: list[Problem]) -> dict[int | str, dict[str, Any]]:
+    """The images that can be told apart, by their ids, in the order of ids: numbers, then texts."""
     if not isinstance(value, list):
         raise UserError(f"{path}: images is not a list")
-    found: dict[int, dict[str, Any]] = {}
-    by_name: dict[str, int] = {}
+    found: dict[int | str, dict[str, Any]] = {}
+    by_name: dict[str, int | str] = {}
     for position, image in enumerate(value):
         own = image if isinstance(image, dict) else {}
-        number, name = _whole_number(own.get("id")), own.get("file_name")
+        number, name = _image_id(own.get("id")), own.get("file_name")
         where = f"{path} images[{position}]" if number is None else f"{path} image id {number}"
         if number is None:
-            problems.append(Problem("label malformed", where, "its id is not a whole number", "image skipped"))
+            what = f"its id {own['id']!r} is neither a whole number nor a text" if "id" in own else "it has no id"
+            problems.append(Problem("label malformed", where, what, "image skipped"))
         elif not isinstance(name, str) or not name or "\0" in name:
             problems.append(Problem("label malformed", where, "it has no file_name", "image skipped"))
         elif number in found:
@@ -257,11 +273,21 @@ def _images(path: Path, value: Any, problems: list[Problem]) -> dict[int, dict[s
             problems.append(Problem("label malformed", where, what, "image skipped"))
         else:
             found[number], by_name[name] = own, number
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def _image_id(value: Any) -> int | str | None:
+    """An id, a whole number where it can be read as one, else a text; None for anything else."""
+    number = _whole_number(value)
+    if number is None and isinstance(value, int | str) and not isinstance(value, bool):
+        return str(value) or None
+    return number
 
 
 def _whole_number(value: Any) -> int | None:
-    """An id of at most 64 bits, 2.0 (as tables of floats are exported) being 2; None for anything else."""
+    """An id of at most 64 bits, 2.0 (as tables of floats are exported) and "2" being 2; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,18}", value):  # 007 is a text of its own
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     number = int(value) if isinstance(value, int) or value.is_integer() else None

@@ -12,8 +12,10 @@ from typing import Any
 import yaml
 
 from yoloyard.data.data_yaml import DataSpec
+from yoloyard.data.decode import IMAGE_SUFFIXES
+from yoloyard.data.image_header import SIGNATURE_BYTES, usual_suffix
 from yoloyard.data.index import Index, read_split, require_pictures
-from yoloyard.data.layout import IMAGE_FOLDERS
+from yoloyard.data.layout import IMAGE_FOLDERS, is_side_folder
 from yoloyard.data.not_kept import once
 from yoloyard.data.voc_xml import format_voc
 from yoloyard.data.yolo_txt import format_yolo
@@ -72,14 +74,14 @@ def convert(spec: DataSpec, out: Path, to: str, say: Callable[[str], None]) -> P
 def free_names(file_names: list[str]) -> list[str]:
     """Relative names that differ even without their suffix, since labels have another one.
 
-    Folders stay, but none leads out of the data set or is called as those that labels are found by, and signs that not
-    every text file can hold become `_`.
+    Folders stay, but none leads out of the data set or is called as those that labels are found by or that searches
+    pass over, and signs that not every text file can hold become `_`.
     """
     taken: set[str] = set()
     result = []
     for name in file_names:
-        parts = [part.lstrip(".") for part in name.split("/") if part not in IMAGE_FOLDERS]
-        parts = [part for part in parts if part]
+        parts = [part.lstrip(".") for part in name.replace("\\", "/").split("/") if part not in IMAGE_FOLDERS]
+        parts = [f"_{part}" if is_side_folder(part) else part for part in parts if part]
         stem, suffix = os.path.splitext("/".join(parts))
         stem, suffix = ("".join(sign if sign.isprintable() else "_" for sign in text) for text in (stem, suffix))
         free, number = stem, 1
@@ -94,7 +96,7 @@ def free_names(file_names: list[str]) -> list[str]:
 def _write_split(folder: Path, split: str, index: Index, to: str) -> str | dict[str, str]:
     """Write pictures and labels of a split; gives its entry of the data.yaml."""
     images = f"{_IMAGE_FOLDER[to]}/{split}"
-    names = free_names(list(index.file_names))
+    names = free_names([_with_suffix(*pair) for pair in zip(index.file_names, index.paths, strict=True)])
     (folder / images).mkdir(parents=True)
     for path, name in zip(index.paths, names, strict=True):
         _link(path, folder / images / name)
@@ -115,6 +117,14 @@ def _write_split(folder: Path, split: str, index: Index, to: str) -> str | dict[
         lines = "".join(f"{split}/{os.path.splitext(name)[0]}\n" for name in names)
         _write(folder / "ImageSets" / "Main" / f"{split}.txt", lines)
     return images
+
+
+def _with_suffix(name: str, path: Path) -> str:
+    """The name of an image, with a suffix that searches know; in lists and COCO JSON images are called anything."""
+    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        return name
+    with path.open("rb") as file:
+        return name + usual_suffix(file.read(SIGNATURE_BYTES))
 
 
 def _coco(index: Index, names: list[str]) -> dict[str, list[dict[str, Any]]]:

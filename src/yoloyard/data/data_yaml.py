@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from yoloyard.data.coco_json import category_names, read_coco_file
-from yoloyard.data.layout import images_below, label_path
+from yoloyard.data.labels import decoded
+from yoloyard.data.layout import label_path, search_folder, spellings
 from yoloyard.data.voc_xml import mentioned_classes
 from yoloyard.errors import UsageError
 
 SPLITS = ("train", "val", "test")
 KEYS = ("path", *SPLITS, "names", "nc")
 
-# Users' files carry these for other programs. They are read past and never acted upon; `download` may hold code.
+# Users' files carry these for other programs. They are passed over and never acted upon; `download` may hold code.
 HARMLESS_KEYS = (
     "author", "channels", "colormap", "contributor", "created", "date", "description", "download", "flip_idx", "info",
-    "kpt_names", "kpt_shape", "licence", "license", "minival", "name", "roboflow", "scope", "stuff_names", "tags",
-    "task", "url", "version", "yaml_file",
+    "is_coco", "kpt_names", "kpt_shape", "licence", "license", "minival", "name", "roboflow", "scope", "stuff_names",
+    "tags", "task", "url", "version", "yaml_file",
 )  # fmt: skip
-
+LIKE_OURS = 0.75  # similarity from which an unknown key is taken for a misspelt one
 
 LOOKED_AT = 5  # label files, for the classes that they mention
 
@@ -49,51 +53,74 @@ class DataSpec:
     names: tuple[str, ...]
     splits: dict[str, tuple[Entry, ...]]
     root: Path  # the folder that relative paths start from
+    keypoint_values: int = 0  # how many numbers of keypoints follow the box in a row of text labels
 
 
-def read_data_yaml(path: Path | str) -> DataSpec:
+class _Loader(yaml.SafeLoader):
+    """YAML without dates and without its rule for `=`: some names that look like these would be errors."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # declared so by yaml
+        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":timestamp", ":value"))]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: None) -> DataSpec:
     """Read a data.yaml; relative paths start from the file's own folder, wherever the program was started.
 
     Whether the pictures are there is not looked at before `load_index` needs them. Without `names`, the classes are
-    the categories of the first split's COCO JSON.
+    the categories of the first split's COCO JSON. Keys that are unknown and not like ours are passed over and said
+    through `say`, and so are keypoints.
     Raises UsageError naming the file, and the line or key that is wrong.
     """
     path = Path(os.path.abspath(path))
-    tree = _parse(path)
-    for key in tree:
-        if key not in KEYS and key not in HARMLESS_KEYS:
-            nearest = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0.0)[0]
+    tree, texts = _parse(path)
+    unknown = [str(key) for key in tree if key not in KEYS and key not in HARMLESS_KEYS]
+    for key in unknown:
+        if nearest := _own_key(key):
             raise UsageError(
                 f"{path}: unknown key {key!r}; the nearest valid one is {nearest!r} (valid are {', '.join(KEYS)})"
             )
+    if unknown:
+        say(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
     if tree.get("channels", 3) != 3:
         raise UsageError(f"{path}: channels is {tree['channels']!r}, only pictures of 3 channels can be trained on")
-    root = _root(path, tree.get("path"))
+    root = _root(path, tree.get("path") and texts["path"])
     folders = (root, path.parent)
-    splits = {split: _entries(path, split, tree[split], folders) for split in SPLITS if tree.get(split)}
+    splits = {split: _entries(path, split, texts[split], folders) for split in SPLITS if tree.get(split)}
     if not splits:
         raise UsageError(f"{path}: none of {', '.join(SPLITS)} says where images are")
-    names = _names(path, tree, next(iter(splits.values())))
-    return DataSpec(path, names, splits, root)
+    keypoint_values = _keypoint_values(path, tree)
+    if keypoint_values:
+        say(f"{path}: kpt_shape says that rows have keypoints: they are left out, the boxes are used")
+    names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())))
+    return DataSpec(path, names, splits, root, keypoint_values)
 
 
 def find_path(entry: str, folders: tuple[Path, ...]) -> Path:
-    """The first of `folders` in which `entry` exists; in the first folder if it exists in none.
+    """The first of `folders` in which `entry` exists, in one of its spellings; in the first folder if it is in none."""
+    entries = spellings(entry)
+    candidates = (Path(os.path.normpath(folder / each)) for folder in folders for each in entries)
+    first = next(candidates)
+    return first if os.path.exists(first) else next(filter(os.path.exists, candidates), first)
 
-    Some exports write `../train/images` where `train/images` is meant; it is tried second.
+
+def _own_key(key: str) -> str | None:
+    """The key of ours that an unknown one is a likely misspelling of."""
+    turned = [own for own in KEYS if sorted(own) == sorted(key.lower())]  # such as vla
+    return next(iter(turned or difflib.get_close_matches(key.lower(), KEYS, n=1, cutoff=LIKE_OURS)), None)
+
+
+def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """What the file says by the rules of YAML, and the same with all scalars as texts, as they are written.
+
+    By YAML's rules the names 0123, 1:30 and no are 83, 90 and false.
     """
-    entries = [entry, entry[3:]] if entry.startswith("../") else [entry]
-    candidates = [Path(os.path.normpath(folder / each)) for folder in folders for each in entries]
-    return next((candidate for candidate in candidates if os.path.exists(candidate)), candidates[0])
-
-
-def _parse(path: Path) -> dict[Any, Any]:
-    import yaml
-
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; --data wants the data.yaml that describes the data set")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        text = decoded(path.read_bytes())
+        tree, texts = yaml.load(text, _Loader), yaml.load(text, yaml.BaseLoader)  # the second makes texts alone
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}; --data wants the data.yaml that describes the data set") from error
     except OSError as error:
@@ -107,15 +134,14 @@ def _parse(path: Path) -> dict[Any, Any]:
         raise UsageError(f"{path}{line}: not valid YAML ({problem})") from error
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: expected lines such as 'train: images/train' and 'names: [dent, scratch]'")
-    return tree
+    return tree, tree | texts  # keys that come of a merge (<<) are in the first alone
 
 
-def _names(path: Path, tree: dict[Any, Any], entries: tuple[Entry, ...]) -> tuple[str, ...]:
-    names = tree.get("names")
+def _names(path: Path, names: Any, count: Any, entries: tuple[Entry, ...]) -> tuple[str, ...]:
     if not names:
         names = _names_of_labels(path, entries)
     if isinstance(names, dict):
-        if any(isinstance(key, bool) or not str(key).isdigit() for key in names):
+        if not all(str(key).isdecimal() for key in names):
             raise UsageError(f"{path}: the keys of names must be the class numbers 0, 1, 2 ...")
         numbered = {int(key): name for key, name in names.items()}
         missing = [number for number in range(len(names)) if number not in numbered]
@@ -124,13 +150,27 @@ def _names(path: Path, tree: dict[Any, Any], entries: tuple[Entry, ...]) -> tupl
         names = [numbered[number] for number in range(len(names))]
     if not isinstance(names, list):
         raise UsageError(f"{path}: names must be a list or a map from class number to name, not {names!r}")
-    for name in names:
-        if isinstance(name, bool) or not isinstance(name, str | int | float):
+    for number, name in enumerate(names):
+        if name is None or name == "":
+            raise UsageError(f"{path}: class {number} of names has no name")
+        if isinstance(name, list | dict):
             raise UsageError(f"{path}: the class name {name!r} is not a text; put it in quotes")
-    count = tree.get("nc")
     if count is not None and count != len(names):
         raise UsageError(f"{path}: nc is {count!r} but names has {len(names)} entries; correct one of them")
     return tuple(str(name) for name in names)
+
+
+def _keypoint_values(path: Path, tree: dict[Any, Any]) -> int:
+    """How many numbers of keypoints a row has, by `kpt_shape`: [keypoints, 2 (x, y) or 3 (x, y, visibility)]."""
+    shape = tree.get("kpt_shape")
+    if not shape:
+        if tree.get("flip_idx") or tree.get("kpt_names") or tree.get("task") == "pose":
+            what = "it describes keypoints (pose) without kpt_shape: say how many, kpt_shape: [17, 3]"
+            raise UsageError(f"{path}: {what}, or take their keys out")
+        return 0
+    if not isinstance(shape, list) or list(map(type, shape)) != [int, int] or shape[0] < 0 or shape[1] not in (2, 3):
+        raise UsageError(f"{path}: kpt_shape must be [keypoints, 2 or 3], not {shape!r}")
+    return int(shape[0] * shape[1])
 
 
 def _root(path: Path, entry: Any) -> Path:
@@ -160,13 +200,17 @@ def _mentioned(entries: tuple[Entry, ...]) -> list[str]:
     found: dict[str, None] = {}
     for entry in entries:
         if entry.labels is not None and entry.labels.is_dir():
-            files = sorted(entry.labels.glob("*.xml"))
+            files = sorted(entry.labels.glob("*.[xX][mM][lL]"))
         elif entry.path.is_dir():
-            files = [label_path(Path(image)) for image in sorted(images_below(entry.path))[:LOOKED_AT]]
+            files = [label_path(Path(image)) for image in sorted(search_folder(entry.path).files)[:LOOKED_AT]]
         else:
-            files = sorted((entry.path.parents[2] / "Annotations").glob("*.xml")) if len(entry.path.parts) > 3 else []
+            files = (
+                sorted((entry.path.parents[2] / "Annotations").glob("*.[xX][mM][lL]"))
+                if len(entry.path.parts) > 3
+                else []
+            )
         for file in files[:LOOKED_AT]:
-            if file.suffix == ".xml":
+            if file.suffix.lower() == ".xml":
                 found |= dict.fromkeys(mentioned_classes(file.read_bytes()))
     return list(found)
 

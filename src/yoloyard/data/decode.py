@@ -13,6 +13,14 @@ import numpy as np
 from yoloyard.data import image_header
 from yoloyard.errors import UserError
 
+# Names of the files that are looked for: formats that each OpenCV reads, and those that not every build of it has.
+IMAGE_SUFFIXES = frozenset((
+    ".apng", ".bmp", ".dib", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp",
+)).union(
+    suffix for suffix in (".avif", ".gif", ".jp2", ".jxl", ".pam", ".pbm", ".pgm", ".pnm", ".ppm", ".ras", ".sr")
+    if cv2.haveImageWriter(f"any{suffix}")  # which follows from the same libraries as reading it
+)  # fmt: skip
+
 BACKGROUND = 114  # grey behind transparent pixels, and of everything that no picture covers
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras have; which one a picture of 16 bit has, its brightest value tells

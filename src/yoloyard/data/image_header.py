@@ -9,6 +9,18 @@ from collections.abc import Iterator
 
 JPEG, PNG, BMP = b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"BM"
 CUT_OFF = "the file is cut off"
+SIGNATURE_BYTES = 16  # enough to tell the format
+_STARTS = {
+    rb"\xff\xd8": ".jpg",
+    rb"\x89PNG\r\n": ".png",
+    rb"BM": ".bmp",
+    rb"RIFF....WEBP": ".webp",
+    rb"II[*+]\0|MM\0[*+]": ".tif",
+    rb"GIF8": ".gif",
+    rb"....ftypavi[fs]": ".avif",
+    rb"\0\0\0\x0cjP  ": ".jp2",
+    rb"P[1-6]\s": ".pnm",
+}
 
 _ORIENTATION, _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES = 274, 256, 257, 258, 259, 262, 277
 _PLANAR, _EXTRA, _SAMPLE_FORMAT = 284, 338, 339
@@ -27,6 +39,11 @@ def is_tiff(data: bytes) -> bool:
 def is_webp(data: bytes) -> bool:
     """Is it a WebP?"""
     return data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+
+
+def usual_suffix(data: bytes) -> str:
+    """The suffix of files that begin so; empty for an unknown format."""
+    return next((suffix for start, suffix in _STARTS.items() if re.match(start, data, re.DOTALL)), "")
 
 
 def header_size(data: bytes) -> tuple[int, int] | None:

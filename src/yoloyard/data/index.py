@@ -22,8 +22,9 @@ import numpy as np
 
 from yoloyard.data.coco_json import CocoSet, coco_labels, parse_coco
 from yoloyard.data.data_yaml import DataSpec
+from yoloyard.data.decode import IMAGE_SUFFIXES
 from yoloyard.data.labels import Labels
-from yoloyard.data.layout import IMAGE_SUFFIXES
+from yoloyard.data.layout import LABEL_SUFFIXES
 from yoloyard.data.not_kept import not_kept
 from yoloyard.data.pictures import PictureFacts, examine
 from yoloyard.data.problems import Problem
@@ -34,10 +35,10 @@ from yoloyard.files import write_whole, write_whole_text
 from yoloyard.threads import map_in_threads
 
 # Part of the cache's key: raise it whenever what is stored, or how labels are understood, changes.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KEPT_CACHES = 50
 KEPT_LOCK_SECONDS = 86400
-WATCHED_SUFFIXES = IMAGE_SUFFIXES | {".txt", ".xml", ".json"}
+WATCHED_SUFFIXES = IMAGE_SUFFIXES.union(LABEL_SUFFIXES, [".json"])
 READING_THREADS = 4  # files on network disks come one round trip each
 
 
@@ -197,6 +198,11 @@ def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
         where = f"the labels of {index.paths[0]} were looked for in {find_sources(spec, split).label_place()}"
         first = next((f"; first error: {problem}" for problem in index.problems if problem.is_error), "")
         raise UserError(f"{spec.path}: the {len(index)} images of {split!r} have not a single label; {where}{first}")
+    if index.ignore.all():
+        raise UserError(
+            f"{spec.path}: all {len(index.boxes)} boxes of {split!r} are to be ignored (iscrowd of COCO, difficult of "
+            "Pascal VOC), so there is nothing to train on or to count; correct the labels"
+        )
 
 
 def pictures_folder() -> Path:
@@ -279,21 +285,21 @@ def _read_labels(picture: Picture) -> bytes | Problem | None:
 def _note(spec: DataSpec, split: str) -> Path:
     """Where it is noted which index belongs to a split, as long as no file changes."""
     entries = [[str(entry.path), str(entry.labels)] for entry in spec.splits.get(split, ())]
-    parts = [FORMAT_VERSION, spec.names, str(spec.path), str(spec.root), split, entries]
+    parts = [FORMAT_VERSION, spec.names, spec.keypoint_values, str(spec.path), str(spec.root), split, entries]
     return cache_folder().parent / "unchanged" / f"{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]}.json"
 
 
 def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) -> str:
     problems = [str(problem) for problem in sources.problems]
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, spec.names, str(sources.folder), problems]).encode())
+    parts = [FORMAT_VERSION, spec.names, spec.keypoint_values, str(sources.folder), problems]
+    digest = hashlib.sha256(json.dumps(parts).encode())
     for coco in sources.coco:
         digest.update(json.dumps([str(coco.path), str(coco.folder), coco.digest()]).encode())
         for name in coco.file_names:
-            digest.update(json.dumps(stamp(os.path.join(coco.folder, name))).encode())
+            digest.update(json.dumps(stamp(coco.image(name))).encode())
     for picture, content in zip(sources.pictures, files, strict=True):
         stated = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else content and str(content)
-        parts = [str(picture.path), stamp(picture.path), str(picture.labels), stated]
-        digest.update(json.dumps(parts).encode())
+        digest.update(json.dumps([str(picture.path), stamp(picture.path), str(picture.labels), stated]).encode())
     return digest.hexdigest()[:32]
 
 
@@ -317,12 +323,12 @@ def _build(
     problems = [*sources.problems, *(problem for coco in sets for problem in coco.problems)]
     # Pictures of COCO files come first, by their ids, as other evaluation tools go through them.
     images: dict[Path, str] = {}  # each with its name
-    ids: list[int] = []
+    ids: list[int | str] = []
     rows_of: list[list[int]] = []  # the images of each COCO file that are there
     for file, coco in zip(sources.coco, sets, strict=True):
         rows = []
         for row, name in enumerate(coco.file_names):
-            image = file.folder / name
+            image = file.image(name)
             if image in images:
                 what = f"another file has labels for {image} too; the labels of an image must be in one"
                 problems.append(Problem("label malformed", coco.where(row), what, "these left out"))
@@ -345,7 +351,7 @@ def _build(
             sizes[row] = (picture_facts.height, picture_facts.width)
         all_labels = coco_labels(coco, sizes)
         labels += [all_labels[row] for row in rows]
-    labels += _labels_of_pictures(own, facts[len(labels) :], spec.names)
+    labels += _labels_of_pictures(own, facts[len(labels) :], spec)
 
     kept: list[int] = []  # positions in `images`
     for position, (picture_facts, found) in enumerate(zip(facts, labels, strict=True)):
@@ -367,12 +373,15 @@ def _build(
         source_ids=np.arange(len(kept)) if image_ids is None else np.array(image_ids, np.int64)[kept],
         category_ids=np.array(categories, np.int64),
         file_names=Texts.of(names[position] for position in kept),
-        skipped=len(images) - len(kept) + sum(problem.kind == "image missing" for problem in problems),
+        skipped=len(images)
+        - len(kept)
+        + sum(problem.kind == "image missing" for problem in problems)
+        + sum(coco.images_left_out for coco in sets),
     )
 
 
 def _labels_of_pictures(
-    pictures: list[tuple[Picture, bytes | Problem | None]], facts: list[PictureFacts], names: tuple[str, ...]
+    pictures: list[tuple[Picture, bytes | Problem | None]], facts: list[PictureFacts], spec: DataSpec
 ) -> list[Labels]:
     """The labels of pictures that have a file of their own, given with its content, the reason why not, or None."""
     labels: list[Labels] = []
@@ -390,23 +399,25 @@ def _labels_of_pictures(
             files.append((len(labels), (picture.labels, file)))
             sizes.append((own_facts.height, own_facts.width))
         labels.append(own)
-    parsed = parse_label_files([file for _, file in files], names, sizes)
+    parsed = parse_label_files([file for _, file in files], spec.names, sizes, spec.keypoint_values)
     for (position, _), own in zip(files, parsed, strict=True):
         labels[position] = own
     return labels
 
 
 def _source_ids(
-    ids: list[int], others: int, sets: list[CocoSet], num_classes: int
+    ids: list[int | str], others: int, sets: list[CocoSet], num_classes: int
 ) -> tuple[list[int] | None, list[int]]:
     """The ids of the pictures (None: their positions) and of the classes, for other tools.
 
-    They are COCO's if the whole split has them and they are clear: two files may use the same for different things.
+    They are COCO's if the whole split has them, as numbers, and they are clear: two files may use the same for other
+    things.
     """
     categories = sets[0].category_ids if sets else []
     if others or not sets or any(coco.category_ids != categories for coco in sets):
         return None, list(range(num_classes))
-    return ids if len(set(ids)) == len(ids) else None, categories
+    numbers = [number for number in ids if isinstance(number, int)]
+    return numbers if len(set(numbers)) == len(ids) else None, categories
 
 
 def save_index(index: Index, folder: Path, say: Callable[[str], object] = lambda line: None) -> Index:

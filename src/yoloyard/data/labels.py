@@ -5,6 +5,7 @@ Shapes: k boxes of a picture.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,14 @@ TOLERANCE = 0.01
 
 
 Row = TypeVar("Row")
+
+
+def decoded(content: bytes) -> str:
+    """The text of a file: UTF-8, or UTF-16 where it begins with its mark, as PowerShell writes it.
+
+    Raises UnicodeDecodeError if it is in another encoding.
+    """
+    return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
 
 
 @dataclass

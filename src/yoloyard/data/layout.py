@@ -1,26 +1,77 @@
-"""Which files are pictures, and where the labels of a picture lie."""
+"""Which files are images, and where the labels of an image lie."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
+from yoloyard.data.decode import IMAGE_SUFFIXES
 from yoloyard.errors import UserError
-
-IMAGE_SUFFIXES = frozenset((".bmp", ".dib", ".jpg", ".jpeg", ".jpe", ".png", ".tif", ".tiff", ".webp"))
+from yoloyard.files import RUN_MARK
 
 IMAGE_FOLDERS = ("images", "JPEGImages")
 VOC_FOLDERS = ("labels", "Annotations", "annotations")
+LABEL_SUFFIXES = (".txt", ".xml")
+
+# Where systems, network disks and programs keep thumbnails, copies and what was deleted; in lower case.
+SIDE_FOLDERS = frozenset((
+    "$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx", "network trash folder",
+    "temporary items", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@transcode", "@__thumb",
+    "#recycle", "#snapshot", "thumbnails", "_vti_cnf", "_gsdata_", "__pycache__", "node_modules", "site-packages",
+))  # fmt: skip
+SIDE_MARKS = frozenset((RUN_MARK, "pyvenv.cfg"))  # a folder with such a file: results of a run, a Python environment
+
+# What else holds images. It is counted, so that nobody misses them without a word.
+OTHER_SUFFIXES = frozenset((
+    ".3gp", ".arw", ".asf", ".avi", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".fits", ".flv", ".gif", ".h264",
+    ".hdr", ".heic", ".heif", ".icns", ".ico", ".insv", ".j2c", ".j2k", ".jp2", ".jpx", ".jxl", ".jxr", ".m2ts",
+    ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nef", ".ogv", ".orf", ".pam", ".pbm",
+    ".pcx", ".pfm", ".pgm", ".pic", ".pnm", ".ppm", ".psd", ".raf", ".ras", ".raw", ".rw2", ".sr", ".svg", ".svs",
+    ".tga", ".ts", ".vob", ".webm", ".wmv",
+))  # fmt: skip
+_NO_IMAGES = (*LABEL_SUFFIXES, ".json", ".yaml", ".yml", ".csv", ".npy", ".npz", ".md", ".html", ".cache")
+# a.jpg_large, a.png.part, a.jpeg~, and files without a suffix but for README, LICENSE and the like
+_CHANGED_NAME = re.compile(r"(?i:\.(jpe?g|png|bmp|tiff?|webp))|^(?!Makefile$|Dockerfile$)(?=.*[^A-Z])[^.]+$")
+
+SHOWN_FOLDERS = 5
 
 
-def images_below(folder: Path) -> list[str]:
-    """The picture files in `folder` and all folders below it. Raises UserError if one can't be read."""
-    return [image for _, images in folders_below(folder) for image in images]
+@dataclass
+class Search:
+    """What a search of a folder and all below it found."""
+
+    folders: list[str] = field(default_factory=list)  # those that were looked into
+    files: list[str] = field(default_factory=list)  # of the suffixes that were asked for
+    other_files: Counter[str] = field(default_factory=Counter)  # what seems to be an image but can't be read: suffixes
+    other_folders: list[str] = field(default_factory=list)  # hidden, of other programs, or results of a run
+
+    def passed_over(self) -> str:
+        """A line about what was passed over; empty if nothing was."""
+        parts = []
+        if count := self.other_files.total():
+            kinds = ", ".join(f"{suffix or 'no suffix'} {number}" for suffix, number in self.other_files.most_common())
+            parts.append(f"{count} {'file' if count == 1 else 'files'} of kinds that are not read ({kinds})")
+        if count := len(self.other_folders):
+            names = sorted({os.path.basename(folder) for folder in self.other_folders})
+            shown = ", ".join(names[:SHOWN_FOLDERS]) + (", ..." if len(names) > SHOWN_FOLDERS else "")
+            kind = "hidden, of other programs or results of a run"
+            parts.append(f"{count} {'folder' if count == 1 else 'folders'} ({kind}: {shown})")
+        return f"passed over: {'; '.join(parts)}" if parts else ""
 
 
-def folders_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """`folder` and all folders below it, each with its picture files. Raises UserError if one can't be read."""
+def search_folder(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Search:
+    """The files of these `suffixes` in `folder` and all folders below it, in no order.
+
+    Hidden files and folders below it are passed over, and so are folders that other programs made or that hold the
+    results of a run; `folder` itself may be any of these. Raises UserError if a folder can't be read.
+    """
+    search = Search()
     seen = set()  # a link that leads upwards would be followed for ever
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable_folder):
         status = os.stat(parent)
@@ -28,13 +79,52 @@ def folders_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        yield parent, [os.path.join(parent, name) for name in files if is_image(name)]
+        if search.folders and not SIDE_MARKS.isdisjoint(files):
+            search.other_folders.append(parent)
+            folders.clear()
+            continue
+        search.folders.append(parent)
+        search.other_folders += [os.path.join(parent, name) for name in folders if is_side_folder(name)]
+        folders[:] = [name for name in folders if not is_side_folder(name)]
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):  # other systems' side files, such as `._image.jpg`
+                continue
+            if suffix in suffixes:
+                search.files.append(os.path.join(parent, name))
+            elif suffix not in _NO_IMAGES and (suffix in OTHER_SUFFIXES or _CHANGED_NAME.search(name)):
+                search.other_files[suffix] += 1
+    return search
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name counts as a picture."""
-    # Names that begin with a dot are other systems' side files, such as `._picture.jpg`.
+    """Whether a file of this name counts as an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def is_side_folder(name: str) -> bool:
+    """Whether a folder of this name is hidden, or of a program that keeps images of its own in it."""
+    return name.startswith(".") or name.lower() in SIDE_FOLDERS
+
+
+def spellings(entry: str) -> list[str]:
+    """What the file may be called that a list, a JSON or a data.yaml calls `entry`; best first.
+
+    Windows has backslashes, and drives, after which the longest end of the path that is there counts. Exports of
+    Roboflow and CVAT have a `../` or `data/` too much. macOS writes a letter with its accent as two characters
+    (NFD), others as one (NFC).
+    """
+    forms = [entry]
+    if "\\" in entry:
+        forms.append(entry.replace("\\", "/"))
+    if re.match(r"[A-Za-z]:[\\/]", entry):
+        parts = re.split(r"[\\/]+", entry)[1:]
+        forms += ["/".join(parts[start:]) for start in range(len(parts))]
+    for prefix in ("../", "data/", "./data/"):
+        forms += [each.removeprefix(prefix) for each in forms if each.startswith(prefix)]
+    if not entry.isascii():
+        forms += [unicodedata.normalize(form, each) for form in ("NFC", "NFD") for each in forms]
+    return list(dict.fromkeys(filter(None, forms)))
 
 
 def label_path(image: Path) -> Path:
@@ -43,24 +133,50 @@ def label_path(image: Path) -> Path:
     Without such a folder, or if only the other file exists, it is the text file beside the image. If there is no text
     file, it is a Pascal VOC file of suffix .xml: the last folder `images` or `JPEGImages` replaced by `labels`,
     `Annotations` or `annotations`, or beside the image. If there is none at all, it is the text file's first place.
+    Raises UserError if a folder can't be read.
     """
-    texts, tables = label_folders(image.parent)
-    text, table = f"{image.stem}.txt", f"{image.stem}.xml"
-    places = [*(folder / text for folder in texts), *(folder / table for folder in tables)]
-    return next((path for path in places if os.path.exists(path)), places[0])
+    return find_label(image.stem, label_folders(image.parent), {})
 
 
 def label_folders(images: Path) -> tuple[list[Path], list[Path]]:
-    """Where label files of pictures in the folder `images` may be: text files, and Pascal VOC files; best first."""
+    """Where label files of images in the folder `images` may be: text files, and Pascal VOC files; best first."""
     texts = [*_mirrored(images, IMAGE_FOLDERS[:1], VOC_FOLDERS[:1]), images]
     return texts, [*_mirrored(images, IMAGE_FOLDERS, VOC_FOLDERS), images]
 
 
-def label_path_in(folder: Path, image: Path, images: Path) -> Path:
-    """Where the labels of `image`, a file below `images`, are in `folder`: a .txt, or an .xml if only that exists."""
-    text = (folder / image.relative_to(images)).with_suffix(".txt")
-    table = text.with_suffix(".xml")
-    return table if not os.path.exists(text) and os.path.exists(table) else text
+def find_label(stem: str, folders: tuple[Iterable[Path], Iterable[Path]], known: dict[Path, dict[str, str]]) -> Path:
+    """The label file of the image called `stem`, in folders of text files and of XML files; the first place if none.
+
+    `known` holds what is in each folder, and is filled: thousands of images share a folder, which is listed once.
+    """
+    texts, tables = folders
+    for suffix, places in zip(LABEL_SUFFIXES, (texts, tables), strict=True):
+        name = stem + suffix
+        for folder in places:
+            if folder not in known:
+                known[folder] = _label_files(folder)
+            found = known[folder].get(name)
+            if found is None and not name.isascii():
+                found = known[folder].get(unicodedata.normalize("NFC", name))
+            if found is not None:
+                return Path(folder, found)
+    return Path(next(iter(texts)), stem + LABEL_SUFFIXES[0])
+
+
+def _label_files(folder: Path) -> dict[str, str]:
+    """The label files in `folder` by their names, and by these with the suffix in lower case and letters as NFC."""
+    try:
+        names = [name for name in os.listdir(folder) if name[-4:].lower() in LABEL_SUFFIXES]
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        error.filename = str(folder)
+        return _unreadable_folder(error)
+    found = dict(zip(names, names, strict=True))
+    for name in names:
+        if not (name.isascii() and name[-4:] in LABEL_SUFFIXES):
+            found.setdefault(unicodedata.normalize("NFC", name[:-4]) + name[-4:].lower(), name)
+    return found
 
 
 def _mirrored(folder: Path, image_folders: tuple[str, ...], label_folders: tuple[str, ...]) -> list[Path]:
@@ -71,5 +187,5 @@ def _mirrored(folder: Path, image_folders: tuple[str, ...], label_folders: tuple
     return []
 
 
-def _unreadable_folder(error: OSError) -> None:
+def _unreadable_folder(error: OSError) -> NoReturn:
     raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error

@@ -80,12 +80,15 @@ def examine(
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Length in bytes and time of change in ns; None: the file can't be looked at, so that nothing of it is kept."""
+    """Length in bytes and time of change in ns; None: the file can't be looked at, so that nothing of it is kept.
+
+    Times are those of 63 bits: some file systems have years that need more, or that lie before 1970.
+    """
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns % 2**63
 
 
 def _examine_file(path: Path) -> PictureFacts:

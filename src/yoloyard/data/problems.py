@@ -18,10 +18,13 @@ KINDS = {
     "label outside the image": True,
     "box without area": True,
     "class unknown": True,
+    "label of two images": True,  # of a.jpg and a.png
     "copy in another split": True,  # the same bytes, or the same picture in another size, quality or mirrored
     "label twice": False,
+    "label with score": False,
     "label without image": False,
     "image without label": False,
+    "passed over": False,  # files and folders that a search for images leaves out
 }
 
 

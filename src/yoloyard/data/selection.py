@@ -54,7 +54,7 @@ def select(
                 labels=np.zeros_like(selected.labels),
                 category_ids=np.zeros(1, np.int64),
             )
-        if not len(selected.boxes):
+        if selected.ignore.all():
             raise UserError(
                 f"not a single box is left of {len(index.boxes)} in the {len(index)} images beside {index.paths[0]}: "
                 + (f"choose other --classes than {classes}" if numbers is not None else "raise --fraction")

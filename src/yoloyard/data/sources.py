@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,8 +15,17 @@ import numpy as np
 
 from yoloyard.data.coco_json import CocoFile, file_names_in, read_coco_file
 from yoloyard.data.data_yaml import DataSpec, Entry, find_path
-from yoloyard.data.labels import Labels
-from yoloyard.data.layout import IMAGE_SUFFIXES, folders_below, is_image, label_folders, label_path, label_path_in
+from yoloyard.data.decode import IMAGE_SUFFIXES
+from yoloyard.data.labels import Labels, decoded
+from yoloyard.data.layout import (
+    IMAGE_FOLDERS,
+    LABEL_SUFFIXES,
+    find_label,
+    is_image,
+    label_folders,
+    search_folder,
+    spellings,
+)
 from yoloyard.data.problems import Problem
 from yoloyard.data.voc_xml import parse_voc
 from yoloyard.data.yolo_txt import parse_plain_yolo, parse_yolo
@@ -49,7 +60,7 @@ class Sources:
 
 
 def find_sources(spec: DataSpec, split: str) -> Sources:
-    """The files of a split. Folders are searched with all that is in them; pictures are told by their suffix.
+    """The files of a split. Folders are searched as `search_folder` does; pictures are told by their suffix.
 
     COCO JSON files are read, but not parsed.
     Raises UsageError if the split is not in the data.yaml, UserError if an entry does not exist or there is no picture.
@@ -68,10 +79,11 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
             sources.coco.append(_find_coco(entry, entry.coco, spec, split, sources))
             continue
         if os.path.isdir(entry.path):
-            images = []
-            for folder, found in folders_below(entry.path):
-                sources.watched.add(folder)
-                images += found
+            search = search_folder(entry.path)
+            images = search.files
+            sources.watched.update(search.folders)
+            if line := search.passed_over():
+                sources.problems.append(Problem("passed over", str(entry.path), line))
             folders.append(str(entry.path))
         else:
             if entry.labels is not None:
@@ -79,13 +91,14 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
             is_picture = entry.path.suffix.lower() in IMAGE_SUFFIXES
             images = [str(entry.path)] if is_picture else _images_listed(entry.path, spec, sources)
             folders += {os.path.dirname(image) for image in images}
-            sources.watched |= {os.path.dirname(image) for image in images}
+            sources.watched.update(os.path.dirname(image) for image in images)
         labels_of |= _label_paths(images, entry, sources.watched, labels_of)
     if not labels_of and not sources.coco:
         where = ", ".join(str(entry.path) for entry in spec.splits[split])
         reason = f"; first problem: {sources.problems[0]}" if sources.problems else ""
         raise UserError(f"no images for {split!r} in {where} ({', '.join(sorted(IMAGE_SUFFIXES))} count){reason}")
     sources.pictures = [Picture(Path(image), labels_of[image]) for image in sorted(labels_of)]
+    sources.problems += _shared_labels(sources.pictures)
     if folders:
         sources.folder = Path(os.path.commonpath(folders))
     # Labels that a list file doesn't mention are no mistake, and a folder that is named may serve several splits.
@@ -95,21 +108,27 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
 
 
 def parse_label_files(
-    files: Sequence[tuple[Path, bytes]], names: Sequence[str], sizes: Sequence[tuple[int, int]]
+    files: Sequence[tuple[Path, bytes]],
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    keypoint_values: int = 0,
 ) -> list[Labels]:
-    """The labels of N .txt and .xml files, each with its content, for pictures of `sizes` (height, width)."""
+    """The labels of N .txt and .xml files, each with its content, for pictures of `sizes` (height, width).
+
+    `keypoint_values`: how many numbers of keypoints follow the box in a row of text.
+    """
     labels: list[Labels] = []
     shares = np.cumsum([len(content) for _, content in files]) // PARSED_AT_ONCE
     for _, share in itertools.groupby(range(len(files)), key=lambda number: shares[number]):
         numbers = list(share)
         some, some_sizes = [files[number] for number in numbers], [sizes[number] for number in numbers]
-        is_text = [path.suffix != ".xml" for path, _ in some]
+        is_text = [path.suffix.lower() != ".xml" for path, _ in some]
         texts = [content for (_, content), own in zip(some, is_text, strict=True) if own]
         text_sizes = np.array([size for size, own in zip(some_sizes, is_text, strict=True) if own]).reshape(-1, 2)
         plain = iter(parse_plain_yolo(texts, len(names), text_sizes))
         for (path, content), size, own in zip(some, some_sizes, is_text, strict=True):
             if own:
-                labels.append(next(plain) or parse_yolo(path, content, len(names), size))
+                labels.append(next(plain) or parse_yolo(path, content, len(names), size, keypoint_values))
             else:
                 labels.append(parse_voc(path, content, names, size))
     return labels
@@ -118,29 +137,36 @@ def parse_label_files(
 def _label_paths(images: list[str], entry: Entry, watched: set[str], known: dict[str, Path]) -> dict[str, Path]:
     """The label file of each image that isn't `known` yet; `watched` is joined by the folders that they may be in."""
     found: dict[str, Path] = {}
-    firsts: dict[str, tuple[str, set[str]]] = {}  # for a folder of images, the folder of labels that comes first
+    places: dict[str, tuple[list[Path], list[Path]]] = {}  # of labels, for each folder of images
+    listed: dict[Path, dict[str, str]] = {}
     for image in images:
         if image in known:
             continue
         folder, name = os.path.split(image)
-        if folder not in firsts:
+        if folder not in places:
             if entry.labels is None:
-                texts, tables = label_folders(Path(folder))
-                places = [str(place) for place in (*texts, *tables)]
+                places[folder] = label_folders(Path(folder))
             else:
-                places = [str(entry.labels / Path(folder).relative_to(entry.path))]
-            watched.update(places)
-            firsts[folder] = places[0], set(os.listdir(places[0])) if os.path.isdir(places[0]) else set()
-        first, names = firsts[folder]
-        text = f"{os.path.splitext(name)[0]}.txt"
-        # Mostly the list of the first folder answers, so that not every file is looked for by itself.
-        if text in names:
-            found[image] = Path(first, text)
-        elif entry.labels is None:
-            found[image] = label_path(Path(image))
-        else:
-            found[image] = label_path_in(entry.labels, Path(image), entry.path)
+                mirrored = [entry.labels / Path(folder).relative_to(entry.path)]
+                places[folder] = mirrored, mirrored
+            watched.update(str(place) for place in itertools.chain(*places[folder]))
+        found[image] = find_label(os.path.splitext(name)[0], places[folder], listed)
     return found
+
+
+def _shared_labels(pictures: list[Picture]) -> list[Problem]:
+    """Label files that belong to several images by their name."""
+    counts = Counter(str(picture.labels) for picture in pictures)
+    images_of: dict[str, list[str]] = defaultdict(list)
+    if len(counts) < len(pictures):
+        for picture in pictures:
+            if counts[str(picture.labels)] > 1:
+                images_of[str(picture.labels)].append(picture.path.name)
+    return [
+        Problem("label of two images", labels, f"it is the label file of {' and '.join(images)}; each gets its boxes")
+        for labels, images in images_of.items()
+        if os.path.exists(labels)
+    ]
 
 
 def _labels_without_image(pictures: list[Picture]) -> list[Problem]:
@@ -150,7 +176,7 @@ def _labels_without_image(pictures: list[Picture]) -> list[Problem]:
     for folder in sorted(folders):
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
             stem, suffix = os.path.splitext(os.path.join(folder, name))
-            if suffix in (".txt", ".xml") and stem not in known and name not in NOT_LABELS and name[0] != ".":
+            if suffix.lower() in LABEL_SUFFIXES and stem not in known and name not in NOT_LABELS and name[0] != ".":
                 problems.append(Problem("label without image", stem + suffix, "there is no image for it"))
     return problems
 
@@ -163,11 +189,11 @@ def _find_coco(entry: Entry, path: Path, spec: DataSpec, split: str, sources: So
     folders = [entry.path, entry.path.parent] if entry.labels is not None else _coco_folders(path, spec.root, split)
     there = [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
     sources.lists.add(str(path))
-    below = {os.path.dirname(name) for name in names}
+    below = _folders_named(names)
     sources.watched |= {os.path.join(folder, each) for folder in folders for each in below}
     for name in names:
         for folder in there:
-            if os.path.isfile(folder / name):
+            if any(os.path.isfile(folder / each) for each in spellings(name)):
                 return CocoFile(path, content, names, folder)
     looked = ", ".join(map(str, dict.fromkeys(folders)))
     raise UserError(
@@ -186,41 +212,81 @@ def _coco_folders(path: Path, root: Path, split: str) -> list[Path]:
 def _images_listed(list_file: Path, spec: DataSpec, sources: Sources) -> list[str]:
     """The images named by a text file, one a line; lines whose file does not exist go to the problems of `sources`.
 
-    In a folder ImageSets/Main, lines are names without a suffix in the folder JPEGImages, as Pascal VOC has them.
+    Below a folder ImageSets, lines are first looked for in the folder JPEGImages or images beside it, with or without
+    a suffix, as Pascal VOC has them.
     """
     try:
-        lines = list_file.read_text(encoding="utf-8-sig").splitlines()
+        lines = decoded(list_file.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{list_file} is neither a folder nor a text file that lists images ({error})") from error
-    pictures = list_file.parents[2] / "JPEGImages" if list_file.parts[-3:-2] == ("ImageSets",) else None
-    by_stem: dict[str, str] = {}
+    pictures = _voc_pictures(list_file)
     sources.lists.add(str(list_file))
     if pictures is not None:
         sources.watched.add(str(pictures))
-    if pictures is not None and os.path.isdir(pictures):
-        by_stem = {os.path.splitext(name)[0]: name for name in sorted(os.listdir(pictures)) if is_image(name)}
+    by_stem = functools.cache(_images_by_stem)
     images = []
-    mentioned: set[str] = set()  # folders
+    mentioned: set[str] = set()
     for number, line in enumerate(lines, start=1):
         entry = line.strip()
         if not entry:
             continue
-        # The lists of a single class end with 1, 0 or -1: whether the picture has it.
-        name = by_stem.get(entry) or by_stem.get(re.sub(r"\s+(-1|0|1)$", "", entry))
-        if pictures is not None and name:
-            images.append(str(pictures / name))
+        if pictures is not None and (found := _voc_images(entry, pictures, by_stem)):
+            images.append(found[0])
+            sources.watched.add(os.path.dirname(found[0]))
+            if len(found) > 1:
+                what = f"it may be {' or '.join(map(os.path.basename, found))}; the first is taken"
+                sources.problems.append(Problem("label of two images", f"{list_file}:{number}", what))
             continue
         if entry.startswith("./"):
             folders = (list_file.parent, spec.root, spec.path.parent)
         else:
             folders = (spec.root, spec.path.parent, list_file.parent)
-        image = find_path(entry, folders)
-        mentioned |= {os.path.dirname(entry), os.path.dirname(entry.removeprefix("../"))}
+        image = str(find_path(entry, folders))
+        mentioned.add(entry)
         if os.path.isfile(image):
-            images.append(str(image))
+            images.append(image)
         else:
             looked = pictures / f"{entry}.jpg" if pictures is not None else image
             sources.problems.append(Problem("image missing", f"{list_file}:{number}", f"there is no image {looked}"))
-    for folder in (list_file.parent, spec.root, spec.path.parent):
-        sources.watched |= {os.path.normpath(folder / each) for each in mentioned}
+    below = _folders_named(mentioned)
+    for folder in (list_file.parent, spec.root, spec.path.parent, *([] if pictures is None else [pictures])):
+        sources.watched |= {os.path.normpath(folder / each) for each in below}
     return images
+
+
+def _folders_named(entries: Iterable[str]) -> set[str]:
+    """The folders that these files may be in, as their names say."""
+    return {os.path.dirname(each) for entry in entries for each in spellings(entry)}
+
+
+def _voc_pictures(list_file: Path) -> Path | None:
+    """The folder of images that a list below a folder ImageSets speaks of."""
+    above = next((folder.parent for folder in list_file.parents[:2] if folder.name == "ImageSets"), None)
+    if above is None:
+        return None
+    places = [above / name for name in reversed(IMAGE_FOLDERS)]
+    return next((place for place in places if os.path.isdir(place)), places[0])
+
+
+def _voc_images(entry: str, pictures: Path, by_stem: Callable[[str], dict[str, list[str]]]) -> list[str]:
+    """The image that a line of a list of Pascal VOC means; several that differ in their suffix; none.
+
+    It names a file below `pictures`, mostly without its suffix, sometimes with it, with a folder, or in quotes. Lines
+    of a single class end with 1, 0 or -1: whether the image has it.
+    """
+    for text in dict.fromkeys((entry, re.sub(r"\s+(-1|0|1)$", "", entry))):
+        for each in spellings(text.strip("\"'")):
+            for place in (each, each.rpartition(f"{pictures.name}/")[2]):
+                folder, name = os.path.split(os.path.join(pictures, place))
+                if found := by_stem(folder).get(name):
+                    return [os.path.join(folder, image) for image in found]
+    return []
+
+
+def _images_by_stem(folder: str) -> dict[str, list[str]]:
+    """The images in `folder` by their names with and without suffix."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(filter(is_image, os.listdir(folder))) if os.path.isdir(folder) else []:
+        found[os.path.splitext(name)[0]].append(name)
+        found[name].append(name)
+    return found

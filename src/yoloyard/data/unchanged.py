@@ -45,9 +45,10 @@ class Sight:
 
 
 def look(folders: Iterable[str], files: Iterable[str], suffixes: Iterable[str]) -> Sight:
-    """Look at files before they are read. A folder counts with the names of its folders, not with what is in these.
+    """Look at files before they are read.
 
-    It need not exist.
+    A folder, which need not exist, counts also with the names of its folders, not with what is in these, and with the
+    number of its other files.
     """
     folders, files, suffixes = sorted(folders), sorted(files), sorted(suffixes)
     try:
@@ -118,7 +119,8 @@ def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]
     There may be a hundred thousand of them, and this is the whole cost of a start, so they are looked at once and kept
     as texts, which the garbage collector needn't go through.
     """
-    rows = []
+    rows: list[str] = []
+    others = 0
     try:
         newest = os.stat(folder).st_ctime_ns
         with _entries(folder) as entries:
@@ -136,6 +138,9 @@ def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]
                         newest = changed
                 elif entry.is_dir():
                     rows.append(f"{name}\0folder")
+                else:
+                    others += 1
     except (FileNotFoundError, NotADirectoryError):
         return ["no such folder"], 0
+    rows.append(f"{others} others")
     return rows, newest

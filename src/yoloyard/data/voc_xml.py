@@ -18,6 +18,10 @@ from yoloyard.data.labels import LabelError, Labels, clip, outside
 from yoloyard.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+# What programs call GB2312 mostly has characters of its extension; so with the others (WHATWG's Encoding Standard).
+_EXTENSIONS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}
+_BY_EXPAT = ("utf-8", "utf-16", "us-ascii", "iso-8859-1")
+_ENCODING = re.compile(rb"""\s*<\?xml[^>]*\sencoding\s*=\s*["']([A-Za-z][\w.:-]*)""")
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
 
 Fields = dict[str, str]  # texts by the names of the elements that lead to them, such as bndbox/xmin
@@ -81,10 +85,22 @@ def read_objects(content: bytes) -> tuple[Fields, list[tuple[int, Fields]]]:
     parser.CharacterDataHandler = text.append
     parser.StartDoctypeDeclHandler = refuse
     try:
-        parser.Parse(content, True)
+        parser.Parse(_readable(content), True)
     except (LookupError, ValueError) as error:  # of the encoding that the file says it is in
         raise LabelError("label malformed", str(error)) from error
     return fields, objects
+
+
+def _readable(content: bytes) -> bytes | str:
+    """The content, decoded where it says that it is in an encoding that expat doesn't know.
+
+    Raises LookupError if Python doesn't know it either, UnicodeDecodeError if the content is in another one.
+    """
+    said = _ENCODING.match(content)
+    encoding = said[1].decode().lower() if said else "utf-8"
+    if encoding in _BY_EXPAT:
+        return content
+    return content.decode(_EXTENSIONS.get(encoding.replace("-", "_"), encoding))
 
 
 def mentioned_classes(content: bytes) -> list[str]:

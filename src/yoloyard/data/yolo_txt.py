@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from yoloyard.data.labels import TOLERANCE, LabelError, Labels
+from yoloyard.data.labels import TOLERANCE, LabelError, Labels, decoded
+from yoloyard.data.problems import Problem
 
+WITH_SCORE = 6  # words of a row of predictions: class cx cy w h score
 PLAIN_BYTES = b"0123456789+-.eE \t\r\n"
 
 
@@ -58,21 +60,26 @@ def parse_plain_yolo(files: Sequence[bytes], num_classes: int, sizes: np.ndarray
     return result
 
 
-def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, int]) -> Labels:
+def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, int], keypoint_values: int = 0) -> Labels:
     """Boxes of a text file: rows `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...` (a polygon), as fractions.
 
-    Both kinds may be mixed; a polygon becomes its bounds. Boxes are clipped to the picture of `size` (height, width);
-    rows that say the same are kept once, rows whose box has no area are left out. A row that is wrong makes the
-    picture unusable.
+    Both kinds may be mixed; a polygon becomes its bounds. With `keypoint_values` there are no polygons: a box is
+    followed by so many numbers, which are left out. A sixth number, the score that programs write of what they
+    predicted, is left out too, and said. Boxes are clipped to the picture of `size` (height, width); rows that say the
+    same are kept once, rows whose box has no area are left out. A row that is wrong makes the picture unusable.
     """
     result = Labels()
     try:
-        lines = content.decode("utf-8-sig").splitlines()
+        lines = decoded(content).splitlines()
     except UnicodeDecodeError as error:
         result.refuse("label unreadable", str(path), f"not a UTF-8 text file (byte {error.start})")
         return result
-    rows = ((number, words) for number, line in enumerate(lines, start=1) if (words := line.split()))
-    result.take_rows(path, rows, lambda words: _parse_row(words, num_classes), "row")
+    rows = [(number, words) for number, line in enumerate(lines, start=1) if (words := line.split())]
+    result.take_rows(path, rows, lambda words: _parse_row(words, num_classes, keypoint_values), "row")
+    scored = next((number for number, words in rows if len(words) == WITH_SCORE), None)
+    if scored is not None and result.usable:
+        what = "its sixth number is a score: somebody's predictions, which count as labels here"
+        result.problems.append(Problem("label with score", f"{path}:{scored}", what))
     height, width = size
     result.boxes = result.boxes * [width, height, width, height]
     return result
@@ -87,7 +94,7 @@ def format_yolo(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) ->
     return "".join(f"{label} {' '.join(f'{value:.9g}' for value in row)}\n" for label, row in pairs)
 
 
-def _parse_row(words: list[str], num_classes: int) -> tuple[float, ...]:
+def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tuple[float, ...]:
     """Class, 0 (not to be ignored) and clipped xyxy of a row; raises LabelError with the reason if the row is wrong."""
     try:
         numbers = [float(word) for word in words]
@@ -97,12 +104,20 @@ def _parse_row(words: list[str], num_classes: int) -> tuple[float, ...]:
     label, values = numbers[0], numbers[1:]
     if not (label.is_integer() and 0 <= label < num_classes):
         raise LabelError("class unknown", f"class {words[0]} is not one of 0 to {num_classes - 1}")
-    if len(values) != 4 and (len(values) < 6 or len(values) % 2):
-        what = f"{len(words)} numbers; a box has 5 (class cx cy w h), a polygon 7, 9, 11 ..."
+    is_scored = len(words) == WITH_SCORE and 0 <= values[-1] <= 1
+    if is_scored or len(values) == 4 + keypoint_values:
+        values = values[:4]
+    elif keypoint_values and len(values) != 4:
+        what = (
+            f"{len(words)} numbers; with the data.yaml's kpt_shape a row has {5 + keypoint_values}, or 5 (a box alone)"
+        )
+        raise LabelError("label malformed", what)
+    elif len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        what = f"{len(words)} numbers; a box has 5 (class cx cy w h), a polygon 7, 9, 11 ... (keypoints need kpt_shape)"
         raise LabelError("label malformed", what)
     if len(values) == 4 and min(values[2:]) < 0:
         raise LabelError("box without area", f"the size {words[3]} {words[4]} is negative")
-    for word, value in zip(words[1:], values, strict=True):
+    for word, value in zip(words[1 : 1 + len(values)], values, strict=True):
         if not -TOLERANCE <= value <= 1 + TOLERANCE:  # also false for nan
             what = f"{word} is outside 0..1; labels are fractions of the image's width and height"
             raise LabelError("label outside the image", what)

@@ -35,13 +35,16 @@ SIZE_LIMITS = (32**2, 96**2)  # COCO's: a box is small up to the first area, lar
 
 
 def class_rows(index: Index) -> list[tuple[str, int, int, int, int, int]]:
-    """For each class its name, images, boxes, and of these the small, medium and large ones by COCO's limits."""
+    """For each class its name, images, boxes, and of these the small, medium and large ones by COCO's limits.
+
+    Boxes that are to be ignored are no labels, so they don't count.
+    """
     image_of = np.repeat(np.arange(len(index)), np.diff(index.offsets))
     sides = index.boxes[:, 2:] - index.boxes[:, :2]
     size_of = np.digitize(sides[:, 0] * sides[:, 1], SIZE_LIMITS, right=True)
     rows = []
     for label, name in enumerate(index.names):
-        mine = index.labels == label
+        mine = (index.labels == label) & ~index.ignore
         small, medium, large = np.bincount(size_of[mine], minlength=3).tolist()
         rows.append((name, len(np.unique(image_of[mine])), int(mine.sum()), small, medium, large))
     return rows
@@ -88,7 +91,11 @@ def _headline(indexes: Mapping[str, Index], problems: Sequence[Problem]) -> str:
     ]
     for split, index in indexes.items():
         skipped = f", {index.skipped:,} can't be used" if index.skipped else ""
-        tiles.append((split, f"{len(index):,}", f"images, {counted(len(index.boxes), 'box', 'boxes')}{skipped}"))
+        ignored = int(index.ignore.sum())
+        boxes = counted(len(index.boxes) - ignored, "box", "boxes") + (
+            f", {ignored:,} to be ignored" if ignored else ""
+        )
+        tiles.append((split, f"{len(index):,}", f"images, {boxes}{skipped}"))
     return number_tiles(tiles)
 
 

@@ -134,7 +134,8 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
 
 def label_statistics(index: Index) -> dict[str, Figure]:
     """What the labels of a data set look like: how many of each class, how large, where, how many an image."""
-    rows = [index.annotations(image_id) for image_id in range(len(index))]
+    annotations = (index.annotations(image_id) for image_id in range(len(index)))
+    rows = [(boxes[~ignore], labels[~ignore]) for boxes, labels, ignore in annotations]
     boxes = np.concatenate([np.zeros((0, 4)), *(row[0] for row in rows)])
     labels = np.concatenate([np.zeros(0, np.int64), *(row[1] for row in rows)])
     per_image = np.array([len(row[1]) for row in rows], int)

@@ -68,6 +68,8 @@ def _report_problems(index: Index, split: str, shown: int, say: Callable[[str], 
     """Say how many images are left out, and of each kind of problem how many there are and which."""
     if index.skipped:
         say(f"{split}: {index.skipped} of {index.skipped + len(index)} images can't be used and are left out")
+    if index.ignore.any():
+        say(f"{split}: {index.ignore.sum()} of {len(index.ignore)} boxes are to be ignored (crowd, difficult)")
     for kind, is_error in KINDS.items():
         problems = [problem for problem in index.problems if problem.kind == kind]
         if problems:

@@ -109,7 +109,7 @@ def prepare(
     check_trackers(config)
     source, model, own = starting_point(given)
     own_transform = _transform(config, transform, own)
-    spec = read_data_yaml(Path(config.data))
+    spec = read_data_yaml(Path(config.data), say)
     names = names_of(spec.names, config.single_cls)
     torch.manual_seed(config.seed)
     arguments = {"num_classes": len(names)} | ({} if own else own_arguments(source, model))
