@@ -189,8 +189,9 @@ def predict(
     folder = new_run_folder(Path(project), name)
     done = run(model, found, folder, save_txt, save_json, print)
     print(f"{done.pictures} pictures; results in {folder}")
-    if done.unreadable:
-        raise UserError(f"{done.unreadable} pictures could not be read; they are named above")
+    if done.unreadable or done.unwritten:
+        failed = f"{done.unreadable} could not be read in full, {done.unwritten} results could not be written"
+        raise UserError(f"{failed}; they are named above")
 
 
 @app.command

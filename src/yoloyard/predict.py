@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,15 @@ from yoloyard.device import choose_device, precision_named, reuse_memory
 from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.evaluation.validate import detect
-from yoloyard.files import write_whole, write_whole_text
+from yoloyard.files import is_full, write_whole, write_whole_text
 from yoloyard.models.weights import load_picture_model
 from yoloyard.structures import Detections
+from yoloyard.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, read_frames
 
 CONFIDENCE = 0.25
-VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv"))
-
 
 WRITTEN_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
-
-
-class UnreadableError(UserError):
-    """A picture or video can't be read."""
+NAME_BYTES = 255  # of a file's name, on nearly all disks
 
 
 @dataclass(frozen=True)
@@ -54,16 +51,16 @@ class Picture:
     name: str
     source: str
     image: np.ndarray  # uint8 RGB (H, W, 3)
-    video: str | None = None  # the video or camera that it is a frame of
-    frames_per_second: float = 0.0
+    frames_per_second: float = 0.0  # of the video or camera that it is a frame of
 
 
 @dataclass
 class Done:
-    """How many pictures were looked at, and how many could not be read."""
+    """How many pictures were looked at, how many sources could not be read in full, how many results not written."""
 
     pictures: int = 0
     unreadable: int = 0
+    unwritten: int = 0
 
 
 class Model:
@@ -131,15 +128,15 @@ def find_sources(words: Sequence[str]) -> list[Source]:
     if not words:
         raise UsageError("say where to look: yoloyard predict --weights FILE PICTURES")
     found: list[tuple[str, Path, bool]] = []  # address, name, is optional
-    for word in words:
+    for word in map(os.path.expanduser, words):
         if _is_stream(word):
             found.append((word, Path(f"camera{word}" if word.isdigit() else "stream"), False))
-        elif Path(word).is_dir():
+        elif os.path.isdir(word):
             files = [path for path in sorted(Path(word).rglob("*")) if _is_readable_kind(path)]
             if not files:
                 raise UsageError(f"there are no pictures or videos in the folder {word}")
             found += [(str(path), path.relative_to(word), True) for path in files]
-        elif Path(word).exists():
+        elif os.path.exists(word):
             found.append((word, Path(Path(word).name), False))
         else:
             files = [path for path in sorted(map(Path, glob.glob(word, recursive=True))) if _is_readable_kind(path)]
@@ -152,10 +149,9 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         is_video = _is_stream(address) or Path(address).suffix.lower() in VIDEO_SUFFIXES
         suffix = ".mp4" if is_video else name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
         # Labels have the name without its suffix, so that is what must not be taken twice.
-        stem, number = str(name.with_suffix("")), 1
-        while f"{stem}-{number}" in taken or (number == 1 and stem in taken):
+        number = 1
+        while (unique := _numbered(name.with_suffix(""), number, suffix)) in taken:
             number += 1
-        unique = stem if number == 1 else f"{stem}-{number}"
         taken.add(unique)
         sources.append(Source(address, unique + suffix, is_video, is_optional or len(found) > 1))
     return sources
@@ -171,45 +167,64 @@ def predict(
 ) -> Done:
     """Look at all `sources` and write pictures with boxes, and on demand YOLO txt and JSON, into `folder`.
 
-    A camera goes on until Ctrl-C. What was found until the end, however it comes, is written. A picture of many that
-    can't be read is named and counted; raises UserError for one that was asked for by its own name.
+    A camera goes on until Ctrl-C. What was found until the end, however it comes, is written. What can't be read, or
+    not in full, and results that can't be written are named and counted. Raises UserError if the only source can't be
+    read at all, and if the disk is full.
     """
     reuse_memory(model.device)
     results: list[dict[str, Any]] = []
-    videos: dict[str, cv2.VideoWriter] = {}
-    sizes: dict[str, tuple[int, int]] = {}  # of the videos, width and height
     done = Done()
+
+    def attempt(write: Callable[[], None]) -> None:
+        try:
+            write()
+        except UserError as error:
+            if is_full(error):
+                raise
+            say(f"not written: {error}")
+            done.unwritten += 1
+
     try:
         for source in sources:
+            video: VideoFile | None = None
+            before = done.pictures
             try:
-                for picture in _pictures(source):
+                for picture in _pictures(source, say):
                     found = model(picture.image)
                     done.pictures += 1
                     say(f"{picture.name}: {_summary(found, model.names)}")
+                    if save_json:
+                        results += [{"image": picture.source, **row} for row in _json_rows(found, model.names)]
+                    if save_txt:
+                        path = folder / "labels" / Path(picture.name).with_suffix(".txt")
+                        attempt(partial(write_whole_text, path, _yolo_rows(picture, found)))
                     drawn = draw_boxes(
                         picture.image, found.boxes.numpy(), found.labels.numpy(), model.names, found.scores.numpy()
                     )
-                    _write_picture(folder, picture, drawn, videos, sizes)
-                    if save_txt:
-                        name = Path(picture.name).with_suffix(".txt")
-                        write_whole_text(folder / "labels" / name, _yolo_rows(picture, found))
-                    if save_json:
-                        results += [{"image": picture.source, **row} for row in _json_rows(found, model.names)]
+                    if not source.is_video:
+                        attempt(partial(_write_picture, folder / picture.name, drawn))
+                    else:
+                        video = video or VideoFile(folder / source.name, picture.frames_per_second)
+                        attempt(partial(video.write, drawn))
+                if video is not None:
+                    video.close()
+                    attempt(video.check)
             except UnreadableError as error:
-                if not source.is_optional:
+                if not source.is_optional and done.pictures == before:
                     raise
                 say(f"left out: {error}")
                 done.unreadable += 1
+            finally:
+                if video is not None:
+                    video.close()
     finally:
-        for writer in videos.values():
-            writer.release()
         if save_json:
             write_whole_text(folder / "predictions.json", json.dumps(results, indent=1))
     return done
 
 
 def _is_stream(word: str) -> bool:
-    return "://" in word or (word.isdigit() and not Path(word).exists())
+    return ("://" in word or word.isdecimal()) and not os.path.exists(word)
 
 
 def _is_readable_kind(path: Path) -> bool:
@@ -225,62 +240,36 @@ def _pixels(image: str | Path | np.ndarray) -> np.ndarray:
     return image
 
 
-def _pictures(source: Source) -> Iterator[Picture]:
+def _pictures(source: Source, say: Callable[[str], None]) -> Iterator[Picture]:
     """The picture of a file, or the frames of a video or camera. Raises UnreadableError."""
-    if not source.is_video:
-        try:
-            yield Picture(source.name, source.address, decode_image(Path(source.address)))
-        except UserError as error:
-            raise UnreadableError(str(error)) from error
-        return
-    capture = cv2.VideoCapture(int(source.address) if source.address.isdigit() else source.address)
-    try:
-        rate = capture.get(cv2.CAP_PROP_FPS)
-        rate = rate if 1 <= rate <= 240 else 25.0  # streams say all kinds of things
+    if source.is_video:
         stem = source.name.removesuffix(".mp4")
-        number = 0
-        while True:
-            there, frame = capture.read()
-            if not there:
-                break
-            pixels = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            yield Picture(f"{stem}/{number:06d}.jpg", f"{source.name}#{number}", pixels, source.name, rate)
-            number += 1
-        if number == 0:
-            raise UnreadableError(f"the video or camera {source.address} gives no picture")
-        if _is_stream(source.address):
-            raise UnreadableError(f"{source.address} gives no more pictures, after {number}")
-    finally:
-        capture.release()
-
-
-def _write_picture(
-    folder: Path,
-    picture: Picture,
-    drawn: np.ndarray,
-    videos: dict[str, cv2.VideoWriter],
-    sizes: dict[str, tuple[int, int]],
-) -> None:
-    pixels = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
-    if picture.video is None:
-        path = folder / picture.name
-        encoded_well, encoded = cv2.imencode(path.suffix, pixels)
-        if not encoded_well:
-            raise UserError(f"{picture.source} is too large to be written as {path.suffix}")
-        write_whole(path, lambda temporary: temporary.write_bytes(encoded.tobytes()))
+        for frame in read_frames(source.address, _is_stream(source.address), say):
+            name, origin = f"{stem}/{frame.number:06d}.jpg", f"{source.name}#{frame.number}"
+            yield Picture(name, origin, frame.image, frame.frames_per_second)
         return
-    if picture.video not in videos:
-        path = folder / picture.video
-        path.parent.mkdir(parents=True, exist_ok=True)
-        size = (pixels.shape[1], pixels.shape[0])
-        code = cv2.VideoWriter.fourcc(*"mp4v")
-        videos[picture.video] = cv2.VideoWriter(os.fspath(path), code, picture.frames_per_second, size)
-        if not videos[picture.video].isOpened():
-            raise UserError(f"cannot write the video {path}: is the disk full or the folder read-only?")
-        sizes[picture.video] = size
-    if (pixels.shape[1], pixels.shape[0]) != sizes[picture.video]:
-        pixels = cv2.resize(pixels, sizes[picture.video])  # a stream may change; a video file can't
-    videos[picture.video].write(pixels)
+    try:
+        yield Picture(source.name, source.address, decode_image(Path(source.address)))
+    except UserError as error:
+        raise UnreadableError(str(error)) from error
+
+
+def _numbered(path: Path, number: int, suffix: str) -> str:
+    """The name of a result without its suffix, the second of equal ones `name-2`; cut where it would be too long."""
+    stem, ending = path.name, "" if number == 1 else f"-{number}"
+    while len(os.fsencode(stem + ending + suffix)) > NAME_BYTES:
+        stem = stem[:-1]
+    return str(path.with_name(stem + ending))
+
+
+def _write_picture(path: Path, drawn: np.ndarray) -> None:
+    pixels = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
+    for suffix in (path.suffix, ".png"):  # a JPEG ends at 65,500 pixels a side, a WebP at 16,383
+        encoded_well, encoded = cv2.imencode(suffix, pixels)
+        if encoded_well:
+            write_whole(path.with_suffix(suffix), lambda temporary, data=encoded: temporary.write_bytes(data.tobytes()))
+            return
+    raise UserError(f"{path} is too large to be written as {path.suffix} or .png")
 
 
 def _summary(found: Detections, names: Sequence[str]) -> str:
