@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from yoloyard.config import EvaluationConfig, with_words
+from yoloyard.data.arrays import is_one_image, pixels_of
 from yoloyard.data.augment import letterbox, minimal_shape
 from yoloyard.data.decode import decode_image
 from yoloyard.data.sources import IMAGE_SUFFIXES
@@ -66,7 +67,7 @@ class Done:
 class Model:
     """A detector with the settings of its weight file: `model(image)` gives Detections.
 
-    `image` is a path, a uint8 RGB array (H, W, 3), or a list of these, which gives a list.
+    `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
     """
 
     def __init__(
@@ -98,14 +99,14 @@ class Model:
         self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._fused = self.detector.fused()
 
-    def __call__(self, images: str | Path | np.ndarray | Sequence[str | Path | np.ndarray]) -> Any:
+    def __call__(self, images: Any) -> Any:
         """Detections of an image, or a list of them for a list of images; boxes xyxy in pixels of each image.
 
-        Raises UserError if a picture can't be read.
+        Raises UserError if an image can't be read or is something else (see `data.arrays.pixels_of`).
         """
-        if isinstance(images, str | Path | np.ndarray):
-            return self._detect(_pixels(images))
-        return [self._detect(_pixels(image)) for image in images]
+        if is_one_image(images):
+            return self._detect(pixels_of(images))
+        return [self._detect(pixels_of(image)) for image in images]
 
     def _detect(self, image: np.ndarray) -> Detections:
         shape = minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
@@ -230,14 +231,6 @@ def _is_stream(word: str) -> bool:
 def _is_readable_kind(path: Path) -> bool:
     known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
     return known and path.is_file() and not path.name.startswith(".")
-
-
-def _pixels(image: str | Path | np.ndarray) -> np.ndarray:
-    if not isinstance(image, np.ndarray):
-        return decode_image(Path(image))
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(f"an image must be uint8 RGB (height, width, 3), not {image.dtype} {image.shape}")
-    return image
 
 
 def _pictures(source: Source, say: Callable[[str], None]) -> Iterator[Picture]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -65,7 +66,7 @@ def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[
     if resume == NEWEST:
         folder = newest_run(Path(words.get("project", "runs")))
     else:  # the run folder, or a weight file or checkpoint in it
-        named = Path(resume)
+        named = Path(os.path.expanduser(resume))
         folder = next((each for each in (named, *named.parents[:2]) if (each / "checkpoints" / "last").exists()), named)
     return folder, read_facts(folder / "checkpoints" / "last")
 
