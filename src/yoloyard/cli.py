@@ -19,6 +19,7 @@ from cyclopts import Parameter
 from yoloyard import cli_doctor, cli_local, cli_yard
 from yoloyard.config import ALIASES, NEWEST, TrainConfig, whole_number, words_of
 from yoloyard.errors import SilentError, UsageError, UserError, own_line
+from yoloyard.files import raise_file_limit
 
 _AT_LEAST_0 = cyclopts.validators.Number(gte=0)
 
@@ -264,6 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     # Python looks for garbage once more when it ends, which takes a second with all of torch; it need not.
     atexit.register(gc.freeze)
+    raise_file_limit()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be in any encoding
     tokens = normal_arguments([word for word in words if word != "--debug"])
@@ -282,6 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001  # the last resort: one line, and how to see more
         if type(error).__name__ == "OutOfMemoryError":
             _fail(f"the device has too little memory: lower --batch or --imgsz ({error})", 1, debug)
+        if "Too many open files" in str(error):  # as the system says it, or torch, which was told so
+            _fail(f"too few files may be open at once (ulimit -n): say `ulimit -n 1024` before ({error})", 1, debug)
         if place := own_line(error):
             _fail(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}", 1, debug)
         _fail(f"{type(error).__name__}: {error} (this is unexpected; --debug shows where)", 1, debug)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import secrets
 import shutil
 import tempfile
@@ -110,6 +111,13 @@ def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The message for a failed write of `path`."""
     return UserError(f"cannot write {path}: {error.strerror or error}. What was saved before is untouched.")
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may ask for: macOS allows 256 by default. For commands."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # then it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def is_full(error: BaseException) -> bool:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from yoloyard.config import EvaluationConfig, with_words
+from yoloyard.config import EvaluationConfig, TrainConfig, checked_words, with_words
 from yoloyard.data.arrays import is_one_image, pixels_of
 from yoloyard.data.augment import letterbox, minimal_shape
 from yoloyard.data.decode import decode_image
@@ -73,13 +73,15 @@ class Model:
     def __init__(
         self,
         weights: str | Path,
-        device: str = "auto",
+        device: str | int | torch.device | None = "auto",
         imgsz: int | None = None,
         conf: float = CONFIDENCE,
         iou: float | None = None,
         max_det: int | None = None,
     ) -> None:
-        self.detector, self.metadata = load_picture_model(Path(weights))
+        if not isinstance(weights, str | os.PathLike):
+            raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
+        self.detector, self.metadata = load_picture_model(Path(os.path.expanduser(weights)))
         numbers = map(str, range(self.detector.num_classes))
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or numbers)
         kept = self.metadata.get("evaluation", {})
@@ -93,8 +95,9 @@ class Model:
             },
         )
         self.stride = max(self.detector.strides)
-        self.imgsz = self.detector.input_size(imgsz or self.metadata.get("imgsz", 640))
-        self.device = choose_device(device)
+        asked = {} if imgsz is None else checked_words(TrainConfig, {"imgsz": imgsz})
+        self.imgsz = self.detector.input_size(asked.get("imgsz", self.metadata.get("imgsz", 640)))
+        self.device = choose_device("auto" if device is None else str(device))
         self.precision = precision_named(self.device, kept.get("precision", "float32"))
         self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._fused = self.detector.fused()
@@ -114,11 +117,6 @@ class Model:
         images = torch.from_numpy(np.ascontiguousarray(boxed)).permute(2, 0, 1)[None].to(self.device)
         [found] = detect(self._fused, images, [transform], self.settings, self.precision, multi_label=False)
         return found
-
-
-def load(weights: str | Path, device: str = "auto", **settings: Any) -> Model:
-    """The model of a weight file, ready to look at images. `settings`: imgsz, conf, iou, max_det."""
-    return Model(weights, device, **settings)
 
 
 def find_sources(words: Sequence[str]) -> list[Source]:

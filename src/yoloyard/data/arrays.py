@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
@@ -20,9 +19,8 @@ WANTED = "give a path, a uint8 RGB array (height, width, 3), a PIL image, or a l
 
 
 def is_one_image(given: Any) -> bool:
-    """Is this an image by itself, or what is mistaken for one, and not several of them?"""
-    several = isinstance(given, list | tuple | set | frozenset) or hasattr(given, "__next__")
-    return not several
+    """Is this an image by itself, or what is mistaken for one, and no list, tuple or iterator of them?"""
+    return not isinstance(given, list | tuple) and not hasattr(given, "__next__")
 
 
 def pixels_of(given: Any) -> np.ndarray:
@@ -33,7 +31,7 @@ def pixels_of(given: Any) -> np.ndarray:
     """
     if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):
         return decode_image(Path(os.path.expanduser(path)))
-    if type(given).__module__.startswith("PIL."):
+    if any(kind.__module__.startswith("PIL.") for kind in type(given).__mro__):
         given = _of_pillow(given)
     if isinstance(given, torch.Tensor) and given.dtype == torch.uint8:
         given = given.detach().cpu().numpy()
@@ -52,7 +50,7 @@ def pixels_of(given: Any) -> np.ndarray:
     image = to_8_bits(given[..., :3])
     if given.shape[2] == 4:
         image = compose(image, to_8_bits(given[..., 3]))
-    return np.ascontiguousarray(image if image.shape[2] == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2RGB))
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
 def _of_pillow(image: Any) -> np.ndarray:

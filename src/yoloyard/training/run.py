@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.config import NEWEST, TrainConfig, checked_words
+from yoloyard.data.descriptors import check_limit
 from yoloyard.device import choose_device
 from yoloyard.errors import UsageError
 from yoloyard.training.checkpoint import read_facts
@@ -31,6 +32,7 @@ def train(
     In several processes each of them calls this. Raises UsageError or UserError with what to do, Interrupted after
     Ctrl-C.
     """
+    check_limit()
     words = checked_words(TrainConfig, words)
     folder, facts = checkpoint_of(words, resume)
     count = num_processes(words, facts)
