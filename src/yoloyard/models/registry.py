@@ -28,9 +28,9 @@ def names() -> tuple[str, ...]:
 
 
 def plain_name(model: str) -> str:
-    """`yolo11n` of `yolo11n.yaml` and `models/yolov5n.yaml`, as other projects call a network; others as they are."""
+    """`yolo11n` of `yolo11n.yaml` and `models/yolov5n.yaml`, as others name a network; any other text as it is."""
     path = PurePath(model)
-    return path.stem if path.suffix.lower() in (".yaml", ".yml") else model
+    return path.stem if path.suffix.lower() in (".yaml", ".yml") and path.stem in BUILDERS else model
 
 
 def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> Detector:
