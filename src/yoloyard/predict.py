@@ -140,7 +140,7 @@ def find_sources(words: Sequence[str]) -> list[Source]:
         else:
             files = [path for path in sorted(map(Path, glob.glob(word, recursive=True))) if _is_readable_kind(path)]
             if not files:
-                raise UsageError(f"there is no picture, video or folder {word}")
+                raise UsageError(f"there is no picture, video or folder {word or repr(word)}")
             found += [(str(path), Path(path.name), True) for path in files]
     taken: set[str] = set()
     sources = []

@@ -120,3 +120,15 @@ def test_the_order_of_classes(trained: list[str], names: list[str], order: list[
 def test_names_that_moved_among_others_are_refused(trained: list[str], names: list[str]) -> None:
     with pytest.raises(UsageError, match=r"w and d give the class '[ab]' the numbers . and ., and not all"):
         class_order(trained, names, "w and d")
+
+
+@pytest.mark.parametrize("resume", [False, 3, b"runs/line", ["runs/line"]])
+def test_what_names_no_run_to_resume_is_refused(resume: Any) -> None:
+    with pytest.raises(UsageError, match="resume must name a run folder, not"):
+        yoloyard.train(resume=resume)
+
+
+def test_resume_from_python_may_mean_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="there is no run to resume in runs/"):
+        yoloyard.train(resume=True)  # type: ignore[arg-type]  # as ultralytics has it

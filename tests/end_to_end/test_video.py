@@ -223,3 +223,17 @@ def test_a_video_that_lacks_frames_in_the_end_is_noticed(tmp_path: Path) -> None
     os.truncate(tmp_path / "v.mp4", 1000)
     with pytest.raises(UserError, match="cannot write all of the video"):
         video.check()
+
+
+def test_a_video_that_is_turned_by_its_file_is_seen_upright(tmp_path: Path) -> None:
+    content = bytearray(write(tmp_path / "v.mp4", 2))
+    matrix = content.find(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2: after version, times, id, duration, layer, volume
+    assert content[matrix : matrix + 4] == (65536).to_bytes(4, "big")
+    quarter = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    content[matrix : matrix + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in quarter)
+    (tmp_path / "v.mp4").write_bytes(content)
+    look(tmp_path / "out", tmp_path / "v.mp4")
+    [first, _] = read_frames(str(tmp_path / "out" / "v.mp4"), False, pytest.fail)
+    assert first.image.shape == (96, 80, 3)
+    expected = np.rot90(pixels(0)[..., ::-1], -1).astype(int)
+    assert np.abs(first.image - expected)[40:, :40].mean() < 25 < np.abs(first.image - expected[::-1])[40:, :40].mean()

@@ -65,7 +65,9 @@ def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[
     """
     if resume is None:
         return Path(), None
-    if resume == NEWEST:
+    if resume is not True and not isinstance(resume, str | os.PathLike):
+        raise UsageError(f"resume must name a run folder, not {resume!r:.80}")
+    if resume in (True, NEWEST):
         folder = newest_run(Path(words.get("project", "runs")))
     else:  # the run folder, or a weight file or checkpoint in it
         named = Path(os.path.expanduser(resume))
