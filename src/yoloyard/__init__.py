@@ -22,7 +22,7 @@ __all__ = ["load", "train"]
 
 
 def train(
-    resume: str | Path | None = None,
+    resume: str | Path | bool | None = None,
     on_event: Callable[[Event], object] | None = None,
     transform: str | Callable[..., Any] | None = None,
     **words: Any,

@@ -122,7 +122,7 @@ def test_names_that_moved_among_others_are_refused(trained: list[str], names: li
         class_order(trained, names, "w and d")
 
 
-@pytest.mark.parametrize("resume", [False, 3, b"runs/line", ["runs/line"]])
+@pytest.mark.parametrize("resume", [3, b"runs/line", ["runs/line"]])
 def test_what_names_no_run_to_resume_is_refused(resume: Any) -> None:
     with pytest.raises(UsageError, match="resume must name a run folder, not"):
         yoloyard.train(resume=resume)
@@ -131,4 +131,6 @@ def test_what_names_no_run_to_resume_is_refused(resume: Any) -> None:
 def test_resume_from_python_may_mean_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="there is no run to resume in runs/"):
-        yoloyard.train(resume=True)  # type: ignore[arg-type]  # as ultralytics has it
+        yoloyard.train(resume=True)
+    with pytest.raises(UsageError, match="say which data"):
+        yoloyard.train(resume=False)

@@ -22,17 +22,20 @@ from yoloyard.training.trainer import Result, fit
 
 def train(
     words: Mapping[str, Any],
-    resume: str | Path | None = None,
+    resume: str | Path | bool | None = None,
     on_event: Callable[[Event], object] | None = None,
     transform: Callable[..., Any] | None = None,
 ) -> Result:
-    """Train with the user's `words` (see `config.TrainConfig`); `resume` names the run folder that goes on.
+    """Train with the user's `words` (see `config.TrainConfig`); `resume` names the run folder that goes on; True is
+    the newest one.
 
     `transform(image, boxes, labels)` or an Albumentations pipeline changes training pictures (see `data.transform`).
     In several processes each of them calls this. Raises UsageError or UserError with what to do, Interrupted after
     Ctrl-C.
     """
     check_limit()
+    if isinstance(resume, bool):
+        resume = NEWEST if resume else None
     words = checked_words(TrainConfig, words)
     folder, facts = checkpoint_of(words, resume)
     count = num_processes(words, facts)
@@ -65,9 +68,9 @@ def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[
     """
     if resume is None:
         return Path(), None
-    if resume is not True and not isinstance(resume, str | os.PathLike):
+    if not isinstance(resume, str | os.PathLike):
         raise UsageError(f"resume must name a run folder, not {resume!r:.80}")
-    if resume in (True, NEWEST):
+    if resume == NEWEST:
         folder = newest_run(Path(words.get("project", "runs")))
     else:  # the run folder, or a weight file or checkpoint in it
         named = Path(os.path.expanduser(resume))
