@@ -128,7 +128,7 @@ class TrainConfig:
     best_by: str = word("map50_95", "figure that decides which weights are best")
     save_period: int = word(10, "keep a checkpoint every so many epochs (0: only the last)", 0)
     keep: int = word(3, "how many of the periodic checkpoints are kept", 1)
-    seed: int = word(0, "the same seed gives the same run", 0, 2**32 - 1)
+    seed: int = word(0, "the same seed gives the same run", 0, 10**15)
     classes: str | None = word(None, "train on these classes alone: numbers or names joined by commas", joined=True)
     single_cls: bool = word(False, "take all classes as one, 'object'")
     fraction: float = word(1.0, "share of the training images to use, above 0; chosen by the seed", 0, 1)
