@@ -258,7 +258,8 @@ def _write_picture(path: Path, drawn: np.ndarray) -> None:
     for suffix in (path.suffix, ".png"):  # a JPEG ends at 65,500 pixels a side, a WebP at 16,383
         encoded_well, encoded = cv2.imencode(suffix, pixels)
         if encoded_well:
-            write_whole(path.with_suffix(suffix), lambda temporary, data=encoded: temporary.write_bytes(data.tobytes()))
+            content = encoded.tobytes()
+            write_whole(path.with_suffix(suffix), partial(Path.write_bytes, data=content))
             return
     raise UserError(f"{path} is too large to be written as {path.suffix} or .png")
 
