@@ -62,8 +62,8 @@ def _range(word: Word) -> str:
     if word.at_least is None:
         return ""
     if word.at_most is None:
-        return f"from {word.at_least:g}"
-    return f"{word.at_least:g} to {word.at_most:g}"
+        return f"from {word.at_least:.10g}"
+    return f"{word.at_least:.10g} to {word.at_most:.10g}"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ BOTTOM = {
     "recipes",
     "foreign_config",
     "own_file",
+    "video",
 }
 MAY_IMPORT = {
     "models": BOTTOM | {"models"},

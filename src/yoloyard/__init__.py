@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import torch
+
     from yoloyard.predict import Model
     from yoloyard.training.monitor import Event
     from yoloyard.training.trainer import Result
@@ -20,7 +22,7 @@ __all__ = ["load", "train"]
 
 
 def train(
-    resume: str | Path | None = None,
+    resume: str | Path | bool | None = None,
     on_event: Callable[[Event], object] | None = None,
     transform: str | Callable[..., Any] | None = None,
     **words: Any,
@@ -38,8 +40,16 @@ def train(
     return run(words, resume, on_event, transform)
 
 
-def load(weights: str | Path, device: str = "auto", **settings: Any) -> Model:
-    """The model of a weight file: `model(image)` gives Detections for a path, an RGB array, or a list of these."""
+def load(weights: str | Path, device: str | int | torch.device | None = "auto", **settings: Any) -> Model:
+    """The model of a weight file: `model(image)` gives Detections for a path, a uint8 RGB array (height, width, 3),
+    a PIL image, or a list of these.
+
+    `settings`: imgsz, conf, iou, max_det. Raises yoloyard.errors.UserError with what to do.
+    """
+    from yoloyard.config import unknown_word
+    from yoloyard.errors import UsageError
     from yoloyard.predict import Model
 
+    if unknown := [name for name in settings if name not in ("imgsz", "conf", "iou", "max_det")]:
+        raise UsageError(unknown_word(unknown[0], ("imgsz", "conf", "iou", "max_det")))
     return Model(weights, device, **settings)

@@ -6,6 +6,7 @@ import atexit
 import gc
 import inspect
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,13 +17,25 @@ import cyclopts
 from cyclopts import Parameter
 
 from yoloyard import cli_doctor, cli_local, cli_yard
-from yoloyard.config import ALIASES, NEWEST, TrainConfig, words_of
+from yoloyard.config import ALIASES, NEWEST, TrainConfig, whole_number, words_of
 from yoloyard.errors import SilentError, UsageError, UserError, own_line
+from yoloyard.files import raise_file_limit
 
 _AT_LEAST_0 = cyclopts.validators.Number(gte=0)
 
+
+def _exactly(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
+    """The value of a flag: a number is never rounded, and the shell leaves the `~` of `--flag=~/x` to us."""
+    if kind is int:
+        return whole_number(tokens[0].value)
+    if kind is Path:
+        return Path(os.path.expanduser(tokens[0].value))
+    return cyclopts.convert(kind, tokens)
+
+
 app = cyclopts.App(
     name="yoloyard",
+    default_parameter=Parameter(converter=_exactly),
     help="Train YOLO object detectors on your own images, in plain PyTorch.",
     help_format="plaintext",  # others import a parser of Markdown
     version_flags=["--version"],
@@ -82,8 +95,8 @@ def train(
 @app.command
 def val(
     *,
-    weights: Annotated[str, Parameter(help="a weight file")],
-    data: Annotated[str, Parameter(help="the data.yaml")],
+    weights: Annotated[Path, Parameter(help="a weight file")],
+    data: Annotated[Path, Parameter(help="the data.yaml")],
     split: Annotated[str, Parameter(help="val, test or train")] = "val",
     imgsz: Annotated[int | None, Parameter(help="pixels; default: as in the weight file")] = None,
     batch: Annotated[int | None, Parameter(help="images of a step; default: as in the weight file")] = None,
@@ -94,7 +107,7 @@ def val(
     amp: Annotated[bool | None, Parameter(help="mixed precision; default: as in the weight file")] = None,
     workers: Annotated[int, Parameter(help="processes that load images", validator=_AT_LEAST_0)] = 0,
     save_json: Annotated[bool, Parameter(help="write predictions.json in COCO's form")] = False,
-    project: Annotated[str, Parameter(help="folder of the results")] = "runs",
+    project: Annotated[Path, Parameter(help="folder of the results")] = Path("runs"),
     name: Annotated[str, Parameter(help="name of the results")] = "val",
 ) -> None:
     """Print the figures of a weight file on a data set and write their report."""
@@ -123,7 +136,7 @@ def val(
 def data_check(
     data: Annotated[Path, Parameter(help="the data.yaml")],
     *,
-    project: Annotated[str, Parameter(help="folder of the results")] = "runs",
+    project: Annotated[Path, Parameter(help="folder of the results")] = Path("runs"),
     name: Annotated[str, Parameter(help="name of the results")] = "check",
 ) -> None:
     """List everything that is wrong with a data set, and what is in it; exits with 1 if there is an error."""
@@ -168,7 +181,7 @@ def data_check(
 @app.command
 def predict(
     *sources: Annotated[str, Parameter(help="pictures, folders, globs, videos, a camera's number, an RTSP address")],
-    weights: Annotated[str, Parameter(help="a weight file")],
+    weights: Annotated[Path, Parameter(help="a weight file")],
     source: Annotated[list[str] | None, Parameter(help="the same as naming it without the flag")] = None,
     imgsz: Annotated[int | None, Parameter(help="pixels; default: as in the weight file")] = None,
     conf: Annotated[float, Parameter(help="lowest score")] = 0.25,
@@ -177,7 +190,7 @@ def predict(
     device: Annotated[str, Parameter(help="auto, cpu, cuda, 0, mps")] = "auto",
     save_txt: Annotated[bool, Parameter(help="write labels/NAME.txt: class, box, score")] = False,
     save_json: Annotated[bool, Parameter(help="write predictions.json")] = False,
-    project: Annotated[str, Parameter(help="folder of the results")] = "runs",
+    project: Annotated[Path, Parameter(help="folder of the results")] = Path("runs"),
     name: Annotated[str, Parameter(help="name of the results")] = "predict",
 ) -> None:
     """Find objects in pictures, videos and camera streams."""
@@ -188,11 +201,12 @@ def predict(
     _check_positive(imgsz=imgsz)
     model = Model(weights, device, imgsz, conf, iou, max_det)
     found = find_sources([*sources, *(source or [])], print)
-    folder = new_run_folder(Path(project), name)
+    folder = new_run_folder(project, name)
     done = run(model, found, folder, save_txt, save_json, print)
     print(f"{done.pictures} pictures; results in {folder}")
-    if done.unreadable:
-        raise UserError(f"{done.unreadable} pictures could not be read; they are named above")
+    if done.unreadable or done.unwritten:
+        failed = f"{done.unreadable} could not be read in full, {done.unwritten} results could not be written"
+        raise UserError(f"{failed}; they are named above")
 
 
 @app.command
@@ -202,7 +216,7 @@ def info(
     """Print a model's layers, parameters, FLOPs and strides, or what a weight file says of itself."""
     from yoloyard.info import describe
 
-    describe(model)
+    describe(os.path.expanduser(model))
 
 
 @app.command(name="import")
@@ -253,6 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in words
     # Python looks for garbage once more when it ends, which takes a second with all of torch; it need not.
     atexit.register(gc.freeze)
+    raise_file_limit()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be in any encoding
     tokens = normal_arguments([word for word in words if word != "--debug"])
@@ -271,13 +286,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:  # noqa: BLE001  # the last resort: one line, and how to see more
         if type(error).__name__ == "OutOfMemoryError":
             _fail(f"the device has too little memory: lower --batch or --imgsz ({error})", 1, debug)
+        if "Too many open files" in str(error):  # as the system says it, or torch, which was told so
+            _fail(f"too few files may be open at once (ulimit -n): say `ulimit -n 1024` before ({error})", 1, debug)
         if place := own_line(error):
             _fail(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}", 1, debug)
         _fail(f"{type(error).__name__}: {error} (this is unexpected; --debug shows where)", 1, debug)
 
 
+BARE = {"--resume": NEWEST, "--cache": "ram"}  # flags that need no value, and what they mean then
+
+
 def normal_arguments(words: Sequence[str]) -> list[str]:
-    """YOLO users' ways of saying things as ours: `key=value`, `_` for `-`, YOLOv5's spellings, a bare `--resume`."""
+    """YOLO users' ways of saying things as ours: `key=value`, `_` for `-`, YOLOv5's spellings, `BARE` flags."""
     if words[:1] == ["shell"]:
         return list(words)  # another command's own words
     known = {*words_of(TrainConfig), *ALIASES, "hyp", "config", "resume", "split", "save_txt", "save_json", "source"}
@@ -296,12 +316,17 @@ def normal_arguments(words: Sequence[str]) -> list[str]:
             name = name.replace("-", "_")
             name = "config" if name == "hyp" else ALIASES.get(name, name)
             word = f"--{name.replace('_', '-')}{equals}{value}"
-        if normal and normal[-1] == "--resume" and word.startswith("-"):
-            normal[-1] = f"--resume={NEWEST}"
+        if word.startswith("-"):
+            _complete(normal)
         normal.append(word)
-    if normal and normal[-1] == "--resume":
-        normal[-1] = f"--resume={NEWEST}"
+    _complete(normal)
     return normal
+
+
+def _complete(words: list[str]) -> None:
+    """Give a flag at the end of `words` the value that it has without one, if it may be said so."""
+    if words and words[-1] in BARE:
+        words[-1] = f"{words[-1]}={BARE[words[-1]]}"
 
 
 def _check_positive(**values: int | None) -> None:

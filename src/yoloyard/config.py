@@ -5,9 +5,12 @@ The tree is nested so that each room is handed its own part; the words are flat,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
+import numbers
+import os
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,13 +24,20 @@ Config = TypeVar("Config")
 
 
 def word(
-    default: Any, help: str, at_least: float | None = None, at_most: float | None = None, joined: bool = False
+    default: Any,
+    help: str,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    joined: bool = False,
+    is_path: bool = False,
 ) -> Any:
     """A leaf of the tree: its default, its help text and the range it must lie in.
 
-    `joined`: a text of parts joined by commas, which may be a list in YAML and Python.
+    `joined`: a text of parts joined by commas, which may be a list in YAML and Python. `is_path`: `~` at its beginning
+    is the home folder.
     """
-    return field(default=default, metadata={"help": help, "at_least": at_least, "at_most": at_most, "joined": joined})
+    limits = {"at_least": at_least, "at_most": at_most}
+    return field(default=default, metadata={"help": help, **limits, "joined": joined, "is_path": is_path})
 
 
 @dataclass(frozen=True)
@@ -94,10 +104,10 @@ class EvaluationConfig:
 class TrainConfig:
     """Everything that decides a training run."""
 
-    data: str = word("", "the data.yaml of your images and labels")
+    data: str = word("", "the data.yaml of your images and labels", is_path=True)
     strict: bool = word(False, "stop if anything is wrong with the data, instead of leaving out what can't be used")
-    model: str = word("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build")
-    weights: str | None = word(None, "weight file to start from; what fits is taken")
+    model: str = word("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
+    weights: str | None = word(None, "weight file to start from; what fits is taken", is_path=True)
     epochs: int = word(100, "epochs", 1)
     batch: int = word(16, "images of one step", 1)
     imgsz: int = word(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
@@ -110,7 +120,7 @@ class TrainConfig:
         False, "compile the network by torch.compile: faster steps after minutes of compiling; wants a C++ compiler"
     )
     cache: str | None = word(None, "ram or disk: keep all images decoded, in memory or in a file that is used again")
-    transform: str | None = word(None, "my_transform.py:NAME, a function or Albumentations pipeline")
+    transform: str | None = word(None, "my_transform.py:NAME, a function or Albumentations pipeline", is_path=True)
     freeze: str | None = word(None, "N: the first N blocks; or prefixes of parameter names, joined by commas")
     time: float | None = word(None, "hours that the run may take; without --epochs it takes them all", 0)
     val_period: int = word(1, "validate every so many epochs, and after the last", 1)
@@ -118,7 +128,7 @@ class TrainConfig:
     best_by: str = word("map50_95", "figure that decides which weights are best")
     save_period: int = word(10, "keep a checkpoint every so many epochs (0: only the last)", 0)
     keep: int = word(3, "how many of the periodic checkpoints are kept", 1)
-    seed: int = word(0, "the same seed gives the same run", 0)
+    seed: int = word(0, "the same seed gives the same run", 0, 10**15)
     classes: str | None = word(None, "train on these classes alone: numbers or names joined by commas", joined=True)
     single_cls: bool = word(False, "take all classes as one, 'object'")
     fraction: float = word(1.0, "share of the training images to use, above 0; chosen by the seed", 0, 1)
@@ -130,7 +140,7 @@ class TrainConfig:
     repeat_factor: float = word(
         0.0, "images with a class that is in a smaller share of the images than this come more often (0: off)", 0, 1
     )
-    project: str = word("runs", "folder of the run folders")
+    project: str = word("runs", "folder of the run folders", is_path=True)
     name: str | None = word(None, "name of the run (default: the data file's)")
     exist_ok: bool = word(False, "write into an existing run folder")
     tensorboard: bool = word(True, "write TensorBoard files where the package is installed")
@@ -141,10 +151,15 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
 NEWEST = "newest"  # what `--resume` without a folder means
 
 # Spellings of YOLOv5's command line.
 ALIASES = {"img": "imgsz", "img_size": "imgsz", "batch_size": "batch", "cfg": "model"}
+
+# The same for values: how others say that a setting is left out, and YOLOv5's `--cache` without a value.
+UNSAID_WHERE_EMPTY = ("weights", "model", "device")
+CACHE = {"true": "ram", "false": None}
 
 
 @dataclass(frozen=True)
@@ -159,6 +174,7 @@ class Word:
     at_least: float | None
     at_most: float | None
     joined: bool
+    is_path: bool
 
 
 def words_of(tree: type) -> dict[str, Word]:
@@ -178,14 +194,20 @@ def to_words(config: Any) -> dict[str, Any]:
 
 
 def normal_words(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
-    """The words under their own names: `_` for `-`, YOLOv5's spellings replaced. Raises UsageError on unknown ones."""
+    """The words under their own names: `_` for `-`, YOLOv5's spellings replaced, `weights: ''` and the like left out.
+
+    Raises UsageError on unknown ones.
+    """
     known = words_of(tree)
     normal = {}
     for given, value in words.items():
         name = ALIASES.get(given.replace("-", "_"), given.replace("-", "_"))
         if name not in known:
             raise UsageError(unknown_word(given, known))
-        normal[name] = value
+        if name == "cache":
+            value = CACHE.get(str(value).lower(), value)
+        if not (name in UNSAID_WHERE_EMPTY and isinstance(value, str) and not value.strip()):
+            normal[name] = value
     return normal
 
 
@@ -212,7 +234,7 @@ def read_words(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.safe_load(path.read_bytes())  # of bytes it knows the byte order marks of UTF-8 and UTF-16
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -220,6 +242,17 @@ def read_words(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
         raise UsageError(f"{path} must hold lines such as 'epochs: 100'")
     return tree
+
+
+def whole_number(text: str) -> int:
+    """The number that a text such as `12`, `12.0` or `1e3` says. Raises ValueError if it is no whole number."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError, OverflowError):
+        number = float(text)
+        if number == int(number):
+            return int(number)
+    raise ValueError(f"{text!r} is not a whole number")
 
 
 def unknown_word(given: str, known: Iterable[str] | Mapping[str, Any], kind: str = "setting") -> str:
@@ -254,31 +287,28 @@ def _checked(leaf: Word, value: Any) -> Any:
         return None
     if leaf.joined and isinstance(value, list | tuple):
         value = ",".join(map(str, value))
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)  # NumPy's
     if isinstance(value, Path) or (isinstance(value, int | float) and not isinstance(value, bool) and str in allowed):
         value = str(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
         value = float(value)
-    if isinstance(value, str) and float in allowed and str not in allowed and _is_number(value):
-        value = float(value)  # YAML takes 1e-3 for a word
+    if isinstance(value, str) and str not in allowed:  # in quotes, or 1e-3, which YAML takes for a word
+        with contextlib.suppress(ValueError):
+            value = whole_number(value) if int in allowed else float(value) if float in allowed else value
     if isinstance(value, float) and value.is_integer() and int in allowed:
         value = int(value)
+    if isinstance(value, str) and leaf.is_path:
+        value = os.path.expanduser(value)
     if type(value) not in allowed:
-        expected = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
-        raise UsageError(f"'{leaf.name}' must be {expected}, not {value!r}")
+        expected = " or ".join(KINDS[kind] for kind in allowed)
+        raise UsageError(f"'{leaf.name}' must be {expected}, not {value!r:.80} ({leaf.help})")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"'{leaf.name}' must be a finite number, not {value!r} ({leaf.help})")
     if isinstance(value, int | float) and not isinstance(value, bool):
         below = leaf.at_least is not None and not value >= leaf.at_least
         above = leaf.at_most is not None and not value <= leaf.at_most
         if below or above:
-            limit = f"at least {leaf.at_least:g}" if below else f"at most {leaf.at_most:g}"
+            limit = f"at least {leaf.at_least:g}" if below else f"at most {leaf.at_most:.10g}"
             raise UsageError(f"'{leaf.name}' must be {limit}, not {value!r} ({leaf.help})")
     return value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -47,6 +47,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     `local_rank`: of several processes on this machine, which is asking; each gets a GPU of its own, in the order of a
     list such as "0,1".
     """
+    name = name.strip(" []()").lower()  # a list as Python and YAML write it
     names = name.split(",")
     if len(names) > 1:
         if local_rank >= len(names):
@@ -56,11 +57,13 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         name = "cpu" if accelerator is None else accelerator.type
     try:
-        device = torch.device(f"cuda:{int(name)}" if name.isdigit() else name)
-    except RuntimeError as error:
+        device = torch.device(f"cuda:{int(name)}" if name.isdecimal() else name)
+    except (RuntimeError, ValueError, OverflowError) as error:
         raise UsageError(f"unknown device '{name}': say auto, cpu, cuda, mps or the number of a GPU") from error
+    if device.type == "cpu" and not device.index:
+        return torch.device("cpu")  # cpu:0 is torch's other name of it
     if device.type in ("cpu", "meta"):
-        return device
+        raise UsageError(f"there is no device '{name}' to compute on: say auto, cpu, cuda, mps or the number of a GPU")
     if device.index is None and local_rank:
         device = torch.device(device.type, local_rank)
     accelerator = torch.accelerator.current_accelerator(check_available=True)

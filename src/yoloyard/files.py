@@ -1,10 +1,14 @@
 """Files that are written whole or not at all: temporary name, fsync, rename."""
 
 import contextlib
+import errno
 import os
+import re
+import resource
 import secrets
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from yoloyard.errors import UsageError, UserError
@@ -18,8 +22,8 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     A reader sees the old file or the new one, never a part. Raises UserError if the disk is full or not writable;
     the old file is then untouched.
     """
-    # Containers that share a disk may have equal process numbers.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    # Containers that share a disk may have equal process numbers. A legal name may have no room for more letters.
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
@@ -113,6 +117,32 @@ def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The message for a failed write of `path`."""
     return UserError(f"cannot write {path}: {error.strerror or error}. What was saved before is untouched.")
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may ask for: macOS allows 256 by default. For commands."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # then it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def is_full(error: BaseException) -> bool:
+    """Did a write fail because nothing can be written to that disk any more, whatever its name?"""
+    reason = error.__cause__
+    return isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@contextlib.contextmanager
+def plain_path(path: Path) -> Iterator[str]:
+    """While it lasts, another path of `path`, existing or not: short, in plain letters, with the same suffix.
+
+    For libraries that can't take every legal name: not in UTF-8, `10:20.mp4` (a protocol), `%d.mp4` (a pattern).
+    """
+    suffix = path.suffix if re.fullmatch(r"\.[a-zA-Z0-9]+", path.suffix) else ""
+    with tempfile.TemporaryDirectory(prefix="yoloyard-") as folder:
+        link = Path(folder, f"file{suffix}")
+        link.symlink_to(path.absolute())
+        yield str(link)
 
 
 def _sync(path: Path) -> None:

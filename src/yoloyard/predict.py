@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import cv2
 import numpy as np
 import torch
 
-from yoloyard.config import EvaluationConfig, with_words
+from yoloyard.config import EvaluationConfig, TrainConfig, checked_words, with_words
+from yoloyard.data.arrays import is_one_image, pixels_of
 from yoloyard.data.augment import letterbox, minimal_shape
 from yoloyard.data.decode import IMAGE_SUFFIXES, decode_image
 from yoloyard.data.layout import is_side_folder, search_folder
@@ -22,19 +24,15 @@ from yoloyard.device import choose_device, precision_named, reuse_memory
 from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.evaluation.validate import detect
-from yoloyard.files import RUN_MARK, write_whole, write_whole_text
+from yoloyard.files import RUN_MARK, is_full, write_whole, write_whole_text
 from yoloyard.models.weights import load_picture_model
 from yoloyard.structures import Detections
+from yoloyard.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, read_frames
 
 CONFIDENCE = 0.25
-VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv"))
-
 
 WRITTEN_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
-
-
-class UnreadableError(UserError):
-    """A picture or video can't be read."""
+NAME_BYTES = 255  # of a file's name, on nearly all disks
 
 
 @dataclass(frozen=True)
@@ -54,34 +52,36 @@ class Picture:
     name: str
     source: str
     image: np.ndarray  # uint8 RGB (H, W, 3)
-    video: str | None = None  # the video or camera that it is a frame of
-    frames_per_second: float = 0.0
+    frames_per_second: float = 0.0  # of the video or camera that it is a frame of
 
 
 @dataclass
 class Done:
-    """How many pictures were looked at, and how many could not be read."""
+    """How many pictures were looked at, how many sources could not be read in full, how many results not written."""
 
     pictures: int = 0
     unreadable: int = 0
+    unwritten: int = 0
 
 
 class Model:
     """A detector with the settings of its weight file: `model(image)` gives Detections.
 
-    `image` is a path, a uint8 RGB array (H, W, 3), or a list of these, which gives a list.
+    `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
     """
 
     def __init__(
         self,
         weights: str | Path,
-        device: str = "auto",
+        device: str | int | torch.device | None = "auto",
         imgsz: int | None = None,
         conf: float = CONFIDENCE,
         iou: float | None = None,
         max_det: int | None = None,
     ) -> None:
-        self.detector, self.metadata = load_picture_model(Path(weights))
+        if not isinstance(weights, str | os.PathLike):
+            raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
+        self.detector, self.metadata = load_picture_model(Path(os.path.expanduser(weights)))
         numbers = map(str, range(self.detector.num_classes))
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or numbers)
         kept = self.metadata.get("evaluation", {})
@@ -95,20 +95,21 @@ class Model:
             },
         )
         self.stride = max(self.detector.strides)
-        self.imgsz = self.detector.input_size(imgsz or self.metadata.get("imgsz", 640))
-        self.device = choose_device(device)
+        asked = {} if imgsz is None else checked_words(TrainConfig, {"imgsz": imgsz})
+        self.imgsz = self.detector.input_size(asked.get("imgsz", self.metadata.get("imgsz", 640)))
+        self.device = choose_device("auto" if device is None else str(device))
         self.precision = precision_named(self.device, kept.get("precision", "float32"))
         self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._fused = self.detector.fused()
 
-    def __call__(self, images: str | Path | np.ndarray | Sequence[str | Path | np.ndarray]) -> Any:
+    def __call__(self, images: Any) -> Any:
         """Detections of an image, or a list of them for a list of images; boxes xyxy in pixels of each image.
 
-        Raises UserError if a picture can't be read.
+        Raises UserError if an image can't be read or is something else (see `data.arrays.pixels_of`).
         """
-        if isinstance(images, str | Path | np.ndarray):
-            return self._detect(_pixels(images))
-        return [self._detect(_pixels(image)) for image in images]
+        if is_one_image(images):
+            return self._detect(pixels_of(images))
+        return [self._detect(pixels_of(image)) for image in images]
 
     def _detect(self, image: np.ndarray) -> Detections:
         shape = minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
@@ -116,11 +117,6 @@ class Model:
         images = torch.from_numpy(np.ascontiguousarray(boxed)).permute(2, 0, 1)[None].to(self.device)
         [found] = detect(self._fused, images, [transform], self.settings, self.precision, multi_label=False)
         return found
-
-
-def load(weights: str | Path, device: str = "auto", **settings: Any) -> Model:
-    """The model of a weight file, ready to look at images. `settings`: imgsz, conf, iou, max_det."""
-    return Model(weights, device, **settings)
 
 
 def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line: None) -> list[Source]:
@@ -132,10 +128,10 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
     if not words:
         raise UsageError("say where to look: yoloyard predict --weights FILE PICTURES")
     found: list[tuple[str, Path, bool]] = []  # address, name, is optional
-    for word in words:
+    for word in map(os.path.expanduser, words):
         if _is_stream(word):
             found.append((word, Path(f"camera{word}" if word.isdigit() else "stream"), False))
-        elif Path(word).is_dir():
+        elif os.path.isdir(word):
             search = search_folder(Path(word), IMAGE_SUFFIXES | VIDEO_SUFFIXES)
             passed_over = search.passed_over()
             files = sorted(map(Path, search.files))
@@ -145,13 +141,13 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
             if passed_over:
                 say(f"{word}: {passed_over}")
             found += [(str(path), path.relative_to(word), True) for path in files]
-        elif Path(word).exists():
+        elif os.path.exists(word):
             found.append((word, Path(Path(word).name), False))
         else:
             paths = sorted(map(Path, glob.glob(word, recursive=True)))
             files = [path for path in paths if _is_readable_kind(path) and not _is_passed_over(path, word)]
             if not files:
-                raise UsageError(f"there is no picture, video or folder {word}")
+                raise UsageError(f"there is no picture, video or folder {word or repr(word)}")
             found += [(str(path), Path(path.name), True) for path in files]
     taken: set[str] = set()
     sources = []
@@ -159,10 +155,9 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
         is_video = _is_stream(address) or Path(address).suffix.lower() in VIDEO_SUFFIXES
         suffix = ".mp4" if is_video else name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
         # Labels have the name without its suffix, so that is what must not be taken twice.
-        stem, number = str(name.with_suffix("")), 1
-        while f"{stem}-{number}" in taken or (number == 1 and stem in taken):
+        number = 1
+        while (unique := _numbered(name.with_suffix(""), number, suffix)) in taken:
             number += 1
-        unique = stem if number == 1 else f"{stem}-{number}"
         taken.add(unique)
         sources.append(Source(address, unique + suffix, is_video, is_optional or len(found) > 1))
     return sources
@@ -178,45 +173,64 @@ def predict(
 ) -> Done:
     """Look at all `sources` and write pictures with boxes, and on demand YOLO txt and JSON, into `folder`.
 
-    A camera goes on until Ctrl-C. What was found until the end, however it comes, is written. A picture of many that
-    can't be read is named and counted; raises UserError for one that was asked for by its own name.
+    A camera goes on until Ctrl-C. What was found until the end, however it comes, is written. What can't be read, or
+    not in full, and results that can't be written are named and counted. Raises UserError if the only source can't be
+    read at all, and if the disk is full.
     """
     reuse_memory(model.device)
     results: list[dict[str, Any]] = []
-    videos: dict[str, cv2.VideoWriter] = {}
-    sizes: dict[str, tuple[int, int]] = {}  # of the videos, width and height
     done = Done()
+
+    def attempt(write: Callable[[], None]) -> None:
+        try:
+            write()
+        except UserError as error:
+            if is_full(error):
+                raise
+            say(f"not written: {error}")
+            done.unwritten += 1
+
     try:
         for source in sources:
+            video: VideoFile | None = None
+            before = done.pictures
             try:
-                for picture in _pictures(source):
+                for picture in _pictures(source, say):
                     found = model(picture.image)
                     done.pictures += 1
                     say(f"{picture.name}: {_summary(found, model.names)}")
+                    if save_json:
+                        results += [{"image": picture.source, **row} for row in _json_rows(found, model.names)]
+                    if save_txt:
+                        path = folder / "labels" / Path(picture.name).with_suffix(".txt")
+                        attempt(partial(write_whole_text, path, _yolo_rows(picture, found)))
                     drawn = draw_boxes(
                         picture.image, found.boxes.numpy(), found.labels.numpy(), model.names, found.scores.numpy()
                     )
-                    _write_picture(folder, picture, drawn, videos, sizes)
-                    if save_txt:
-                        name = Path(picture.name).with_suffix(".txt")
-                        write_whole_text(folder / "labels" / name, _yolo_rows(picture, found))
-                    if save_json:
-                        results += [{"image": picture.source, **row} for row in _json_rows(found, model.names)]
+                    if not source.is_video:
+                        attempt(partial(_write_picture, folder / picture.name, drawn))
+                    else:
+                        video = video or VideoFile(folder / source.name, picture.frames_per_second)
+                        attempt(partial(video.write, drawn))
+                if video is not None:
+                    video.close()
+                    attempt(video.check)
             except UnreadableError as error:
-                if not source.is_optional:
+                if not source.is_optional and done.pictures == before:
                     raise
                 say(f"left out: {error}")
                 done.unreadable += 1
+            finally:
+                if video is not None:
+                    video.close()
     finally:
-        for writer in videos.values():
-            writer.release()
         if save_json:
             write_whole_text(folder / "predictions.json", json.dumps(results, indent=1))
     return done
 
 
 def _is_stream(word: str) -> bool:
-    return "://" in word or (word.isdigit() and not Path(word).exists())
+    return ("://" in word or word.isdecimal()) and not os.path.exists(word)
 
 
 def _is_readable_kind(path: Path) -> bool:
@@ -231,70 +245,37 @@ def _is_passed_over(path: Path, pattern: str) -> bool:
     return any(is_side_folder(folder.name) or (folder / RUN_MARK).exists() for folder in below)
 
 
-def _pixels(image: str | Path | np.ndarray) -> np.ndarray:
-    if not isinstance(image, np.ndarray):
-        return decode_image(Path(image))
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(f"an image must be uint8 RGB (height, width, 3), not {image.dtype} {image.shape}")
-    return image
-
-
-def _pictures(source: Source) -> Iterator[Picture]:
+def _pictures(source: Source, say: Callable[[str], None]) -> Iterator[Picture]:
     """The picture of a file, or the frames of a video or camera. Raises UnreadableError."""
-    if not source.is_video:
-        try:
-            yield Picture(source.name, source.address, decode_image(Path(source.address)))
-        except UserError as error:
-            raise UnreadableError(str(error)) from error
-        return
-    capture = cv2.VideoCapture(int(source.address) if source.address.isdigit() else source.address)
-    try:
-        rate = capture.get(cv2.CAP_PROP_FPS)
-        rate = rate if 1 <= rate <= 240 else 25.0  # streams say all kinds of things
+    if source.is_video:
         stem = source.name.removesuffix(".mp4")
-        number = 0
-        while True:
-            there, frame = capture.read()
-            if not there:
-                break
-            pixels = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            yield Picture(f"{stem}/{number:06d}.jpg", f"{source.name}#{number}", pixels, source.name, rate)
-            number += 1
-        if number == 0:
-            raise UnreadableError(f"the video or camera {source.address} gives no picture")
-        if _is_stream(source.address):
-            raise UnreadableError(f"{source.address} gives no more pictures, after {number}")
-    finally:
-        capture.release()
-
-
-def _write_picture(
-    folder: Path,
-    picture: Picture,
-    drawn: np.ndarray,
-    videos: dict[str, cv2.VideoWriter],
-    sizes: dict[str, tuple[int, int]],
-) -> None:
-    pixels = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
-    if picture.video is None:
-        path = folder / picture.name
-        encoded_well, encoded = cv2.imencode(path.suffix, pixels)
-        if not encoded_well:
-            raise UserError(f"{picture.source} is too large to be written as {path.suffix}")
-        write_whole(path, lambda temporary: temporary.write_bytes(encoded.tobytes()))
+        for frame in read_frames(source.address, _is_stream(source.address), say):
+            name, origin = f"{stem}/{frame.number:06d}.jpg", f"{source.name}#{frame.number}"
+            yield Picture(name, origin, frame.image, frame.frames_per_second)
         return
-    if picture.video not in videos:
-        path = folder / picture.video
-        path.parent.mkdir(parents=True, exist_ok=True)
-        size = (pixels.shape[1], pixels.shape[0])
-        code = cv2.VideoWriter.fourcc(*"mp4v")
-        videos[picture.video] = cv2.VideoWriter(os.fspath(path), code, picture.frames_per_second, size)
-        if not videos[picture.video].isOpened():
-            raise UserError(f"cannot write the video {path}: is the disk full or the folder read-only?")
-        sizes[picture.video] = size
-    if (pixels.shape[1], pixels.shape[0]) != sizes[picture.video]:
-        pixels = cv2.resize(pixels, sizes[picture.video])  # a stream may change; a video file can't
-    videos[picture.video].write(pixels)
+    try:
+        yield Picture(source.name, source.address, decode_image(Path(source.address)))
+    except UserError as error:
+        raise UnreadableError(str(error)) from error
+
+
+def _numbered(path: Path, number: int, suffix: str) -> str:
+    """The name of a result without its suffix, the second of equal ones `name-2`; cut where it would be too long."""
+    stem, ending = path.name, "" if number == 1 else f"-{number}"
+    while len(os.fsencode(stem + ending + suffix)) > NAME_BYTES:
+        stem = stem[:-1]
+    return str(path.with_name(stem + ending))
+
+
+def _write_picture(path: Path, drawn: np.ndarray) -> None:
+    pixels = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
+    for suffix in (path.suffix, ".png"):  # a JPEG ends at 65,500 pixels a side, a WebP at 16,383
+        encoded_well, encoded = cv2.imencode(suffix, pixels)
+        if encoded_well:
+            content = encoded.tobytes()
+            write_whole(path.with_suffix(suffix), partial(Path.write_bytes, data=content))
+            return
+    raise UserError(f"{path} is too large to be written as {path.suffix} or .png")
 
 
 def _summary(found: Detections, names: Sequence[str]) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from yoloyard import environment
 from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.data_yaml import read_data_yaml
+from yoloyard.data.descriptors import check_limit
 from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
 from yoloyard.data.not_kept import once
@@ -59,6 +60,7 @@ def validate(
 
     Raises UsageError or UserError if something is missing or does not fit.
     """
+    check_limit()
     detector, metadata = load_picture_model(Path(weights))
     kept: dict[str, Any] = metadata.get("evaluation", {})
     asked = {"conf": conf, "iou": iou, "max_det": max_det}
@@ -75,7 +77,12 @@ def validate(
             f"{weights} knows {detector.num_classes} classes ({', '.join(metadata['names'][:10])}), "
             f"{spec.path} has {len(names)} ({', '.join(names[:10])})"
         )
-    if list(names) != list(metadata["names"]):
+    order = class_order(metadata["names"], names, f"{weights} and {spec.path}")
+    if order != list(range(len(names))):
+        say(f"the classes of {spec.path} are in another order than those of {weights}: they are matched by name")
+        if classes is not None:
+            classes = ",".join(str(order[number]) for number in class_numbers(classes, metadata["names"]))
+    elif list(names) != list(metadata["names"]):
         say(f"warning: the classes are called otherwise in {weights}: {', '.join(metadata['names'])}")
     index = select(load_index(spec, split, once(say)), classes, single_cls)
     if classes is not None:
@@ -94,7 +101,11 @@ def validate(
     loader = make_val_loader(index, size, batch or kept.get("batch", DEFAULT_BATCH), stride, workers=workers, say=say)
     folder = new_run_folder(Path(project), name)
     detector.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    predictions = predict_all(detector, loader, settings, where, precision)
+    numbers = torch.tensor(order)
+    predictions = {
+        image_id: replace(found, labels=numbers[found.labels])
+        for image_id, found in predict_all(detector, loader, settings, where, precision).items()
+    }
     metrics = evaluate(index, predictions, settings.max_det)
     from yoloyard.evaluation.report import write_report  # matplotlib takes half a second to import
 
@@ -119,3 +130,21 @@ def validate(
     if save_json:
         write_predictions(folder / "predictions.json", index, predictions)
     return Validation(metrics, folder)
+
+
+def class_order(trained: Sequence[str], names: Sequence[str], files: str) -> list[int]:
+    """For each class of the weights file, its number in the data: by name where both have the same names, else equal.
+
+    Case and spaces at the ends don't matter. Raises UsageError, naming `files`, where some names have moved and others
+    are not the same: no order would be right for sure.
+    """
+    plain_trained, plain = ([name.strip().lower() for name in each] for each in (trained, names))
+    if sorted(plain_trained) == sorted(plain) and len(set(plain)) == len(plain):
+        return [plain.index(name) for name in plain_trained]
+    for number, name in enumerate(plain_trained):
+        if name in plain and plain[number] != name:
+            raise UsageError(
+                f"{files} give the class {trained[number]!r} the numbers {number} and {plain.index(name)}, and not all "
+                f"their classes are the same: {', '.join(trained)} and {', '.join(names)}; use the same names in both"
+            )
+    return list(range(len(names)))

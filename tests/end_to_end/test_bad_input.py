@@ -103,6 +103,7 @@ def test_training(spoil: Spoil, code: int, message: str, data: Path, yoloyard: C
         (["predict", "--weights", "no.safetensors", "x.jpg"], 1, "no.safetensors"),
         (["val", "--weights", "no.safetensors", "--data", "no.yaml"], 1, "no.safetensors"),
         (["info", "yolo11"], 2, "yolo11n"),
+        (["info", "no.pth"], 1, "cannot read the weights no.pth: No such file"),
         (["trian"], 2, "train"),
         (["train", "epoch=3"], 2, "--epochs"),
     ],

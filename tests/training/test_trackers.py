@@ -1,5 +1,6 @@
 """What a run shows elsewhere: Weights & Biases without its server, and a tracker that fails."""
 
+import dataclasses
 import importlib
 import importlib.util
 import struct
@@ -156,3 +157,28 @@ def test_tensorboard_shows_pictures_and_figures(tmp_path: Path) -> None:
     boxes, labels, scores = FOUND.boxes.numpy(), FOUND.labels.numpy(), FOUND.scores.numpy()
     drawn = draw_boxes(PICTURE, boxes, labels, ["dent"], scores).astype(int)
     assert np.abs(shown - drawn).mean() < 8 < np.abs(PICTURE - drawn).mean()  # apart from what a JPEG loses
+
+
+@pytest.mark.parametrize("name", ["\udccf\udcee", "项目", "10:20 %d"])
+def test_a_run_folder_may_be_called_anything(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    trackers = open_trackers(folder, TrainConfig(), pytest.fail)
+    trackers.prediction(7, PICTURE, FOUND, ["dent"], 1)
+    trackers.scalars(RECORD)
+    trackers.close()
+    (folder / "tensorboard").rename(tmp_path / "plain")
+    kept = EventAccumulator(str(tmp_path / "plain")).Reload()
+    assert [event.value for event in kept.Scalars("val/map50")] == [0.25]
+
+
+@pytest.mark.usefixtures("offline")
+def test_weights_and_biases_gets_names_that_are_not_utf8_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "gbk \udccf"
+    folder.mkdir()
+    trackers = open_trackers(folder, dataclasses.replace(WANDB, data="\udccf/data.yaml"), pytest.fail)
+    trackers.scalars(RECORD)
+    trackers.close()
+    rows, ids = rows_of(folder)
+    assert [row["val/map50"] for row in rows if "val/map50" in row] == ["0.25"]
+    assert ids == [f"yoloyard/gbk \\udccf/{(folder / 'wandb-id.txt').read_text()}"]

@@ -127,15 +127,15 @@ def _decode(path: Path, data: bytes, reduction: int = 1) -> np.ndarray:
         if alpha == "none" or (data.startswith(image_header.BMP) and not image[..., 3].any()):
             image = image[..., :3]  # a fourth byte that nobody filled
         elif alpha == "premultiplied":
-            image = _compose_premultiplied(_to_8_bits(image))
+            image = _compose_premultiplied(to_8_bits(image))
         else:
-            image = _compose(_to_8_bits(image[..., :3]), _to_8_bits(image[..., 3]))
+            image = compose(to_8_bits(image[..., :3]), to_8_bits(image[..., 3]))
     transparent = image_header.grey_transparent(data)
     if image.ndim == 2 and transparent is not None:
         opaque = np.where(image == transparent, 0, 255).astype(np.uint8)
-        grey = _to_8_bits(image)
-        image = _compose(np.dstack((grey, grey, grey)), opaque)
-    image = _to_8_bits(image)
+        grey = to_8_bits(image)
+        image = compose(np.dstack((grey, grey, grey)), opaque)
+    image = to_8_bits(image)
     code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
     return _turn(cv2.cvtColor(np.ascontiguousarray(image), code), orientation)
 
@@ -150,7 +150,8 @@ def _stored(path: Path, data: bytes, flags: int) -> np.ndarray:
     return image
 
 
-def _to_8_bits(image: np.ndarray) -> np.ndarray:
+def to_8_bits(image: np.ndarray) -> np.ndarray:
+    """Pixels of 16 bit as uint8, their depth told by the brightest; those of 8 bit as they are."""
     if image.dtype == np.uint8:
         return image
     brightest = int(image.max())
@@ -158,7 +159,7 @@ def _to_8_bits(image: np.ndarray) -> np.ndarray:
     return (image >> (depth - 8)).astype(np.uint8)
 
 
-def _compose(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def compose(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Colours (H, W, 3) seen through alpha (H, W) over the background."""
     share = alpha[..., None].astype(np.uint16)
     return ((colours * share + BACKGROUND * (255 - share) + 127) // 255).astype(np.uint8)

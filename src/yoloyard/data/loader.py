@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from yoloyard.config import TrainConfig
 from yoloyard.data import augment
+from yoloyard.data.descriptors import possible_workers
 from yoloyard.data.disk_cache import DiskImages, cached_on_disk
 from yoloyard.data.epoch_plan import EpochOrder, EpochPlan, plan_epochs
 from yoloyard.data.image_cache import AllImages, RecentImages
@@ -352,6 +353,9 @@ def _data_loader(
     largest: int,  # bytes of a batch
     say: Callable[[str], object],
 ) -> DataLoader:
+    workers, fewer = possible_workers(workers)
+    if fewer:
+        say(fewer)
     if line := shortage(largest, workers):
         say(line)
     ending = multiprocessing.get_context(start_method).Event()

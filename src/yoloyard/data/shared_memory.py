@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from yoloyard.data.descriptors import free_descriptors, wanted_descriptors
 from yoloyard.structures import Batch
 
 SHM = "/dev/shm"
@@ -57,8 +58,14 @@ def shortage(needed_by_batch: int, workers: int) -> str | None:
     The processes of a machine that train together (LOCAL_WORLD_SIZE) share it evenly.
     """
     free = free_shared_memory()
-    needed = (PREFETCHED * workers + IN_USE) * needed_by_batch
+    batches = PREFETCHED * workers + IN_USE
+    needed = batches * needed_by_batch
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if workers and wanted_descriptors(workers, batches) > free_descriptors():
+        return (
+            f"{free_descriptors()} more files may be open (ulimit -n), too few for batches of {workers} workers in "
+            "shared memory: they go through pipes instead, which is slower"
+        )
     if workers == 0 or free is None or needed * LOADERS * processes <= free:
         return None
     return (

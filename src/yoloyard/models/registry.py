@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 from yoloyard.errors import UsageError
@@ -26,6 +27,12 @@ def names() -> tuple[str, ...]:
     return tuple(BUILDERS)
 
 
+def plain_name(model: str) -> str:
+    """`yolo11n` of `yolo11n.yaml` and `models/yolov5n.yaml`, as others name a network; any other text as it is."""
+    path = PurePath(model)
+    return path.stem if path.suffix.lower() in (".yaml", ".yml") and path.stem in BUILDERS else model
+
+
 def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> Detector:
     """The detector `name` with fresh weights, in training mode, on the default device.
 
@@ -35,10 +42,12 @@ def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> D
     """
     if own_model.is_own(name):
         return own_model.read_own(name).build(num_classes)
+    name = plain_name(name)
     if name not in BUILDERS:
         near = difflib.get_close_matches(name, BUILDERS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UsageError(
-            f"unknown model {name!r}: {hint}The models are {', '.join(BUILDERS)}; one of your own: FILE.py:FUNCTION."
+            f"unknown model {name!r}: {hint}The models are {', '.join(BUILDERS)}; one of your own: FILE.py:FUNCTION; "
+            "a weights file ends in .safetensors, .pt or .pth."
         )
     return BUILDERS[name](num_classes=num_classes, channels=channels, **arguments)

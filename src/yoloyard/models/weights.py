@@ -22,7 +22,7 @@ from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.torch_files import is_torch_file
 
-WEIGHT_FILES = (".safetensors", ".pt")  # suffixes that are read
+WEIGHT_FILES = (".safetensors", ".pt", ".pth")  # suffixes that are read
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

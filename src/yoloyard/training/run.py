@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from yoloyard.config import NEWEST, TrainConfig, checked_words
+from yoloyard.data.descriptors import check_limit
 from yoloyard.device import choose_device
 from yoloyard.errors import UsageError
 from yoloyard.training.checkpoint import read_facts
@@ -20,16 +22,20 @@ from yoloyard.training.trainer import Result, fit
 
 def train(
     words: Mapping[str, Any],
-    resume: str | Path | None = None,
+    resume: str | Path | bool | None = None,
     on_event: Callable[[Event], object] | None = None,
     transform: Callable[..., Any] | None = None,
 ) -> Result:
-    """Train with the user's `words` (see `config.TrainConfig`); `resume` names the run folder that goes on.
+    """Train with the user's `words` (see `config.TrainConfig`); `resume` names the run folder that goes on; True is
+    the newest one.
 
     `transform(image, boxes, labels)` or an Albumentations pipeline changes training pictures (see `data.transform`).
     In several processes each of them calls this. Raises UsageError or UserError with what to do, Interrupted after
     Ctrl-C.
     """
+    check_limit()
+    if isinstance(resume, bool):
+        resume = NEWEST if resume else None
     words = checked_words(TrainConfig, words)
     folder, facts = checkpoint_of(words, resume)
     count = num_processes(words, facts)
@@ -62,10 +68,12 @@ def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[
     """
     if resume is None:
         return Path(), None
+    if not isinstance(resume, str | os.PathLike):
+        raise UsageError(f"resume must name a run folder, not {resume!r:.80}")
     if resume == NEWEST:
         folder = newest_run(Path(words.get("project", "runs")))
     else:  # the run folder, or a weight file or checkpoint in it
-        named = Path(resume)
+        named = Path(os.path.expanduser(resume))
         folder = next((each for each in (named, *named.parents[:2]) if (each / "checkpoints" / "last").exists()), named)
     return folder, read_facts(folder / "checkpoints" / "last")
 

@@ -108,6 +108,9 @@ def prepare(
     _refuse_conflicts(config, given)
     check_trackers(config)
     source, model, own = starting_point(given)
+    named = given.get("model", model)
+    if registry.plain_name(named) != named and os.path.isfile(named):
+        say(f"the network is {model}; what the file {named} says of it is not read")
     own_transform = _transform(config, transform, own)
     spec = read_data_yaml(Path(config.data), say)
     names = names_of(spec.names, config.single_cls)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yoloyard.config import TrainConfig
 from yoloyard.errors import UsageError, UserError
-from yoloyard.models import own_model
+from yoloyard.models import own_model, registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.own_model import OwnModel
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
@@ -32,7 +32,7 @@ def starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, OwnMod
 
     `--model` takes a name, a file with a function, or a weight file; `--weights` alone brings its model with it.
     """
-    model = given.get("model")
+    model = registry.plain_name(given["model"]) if given.get("model") else None
     path = given.get("weights")
     if path is None and model is not None and Path(model).suffix in WEIGHT_FILES:
         path, model = model, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from yoloyard.data.decode import encode_jpeg
 from yoloyard.data.index import Index
 from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
-from yoloyard.files import write_whole_text
+from yoloyard.files import plain_path, write_whole_text
 from yoloyard.structures import Batch, Detections
 
 if TYPE_CHECKING:
@@ -47,7 +48,10 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: SummaryWriter = SummaryWriter(str(folder / "tensorboard"))
+        place = folder / "tensorboard"
+        place.mkdir(exist_ok=True)
+        self._names = contextlib.ExitStack()
+        self._writer: SummaryWriter = SummaryWriter(self._names.enter_context(_utf8_path(place)))
         self._summary = Summary
 
     def scalars(self, record: dict[str, float]) -> None:
@@ -71,6 +75,7 @@ class TensorBoard:
     def close(self) -> None:
         """Write what is left."""
         self._writer.close()
+        self._names.close()
 
 
 class WeightsAndBiases:
@@ -83,14 +88,15 @@ class WeightsAndBiases:
     def __init__(self, folder: Path, config: TrainConfig) -> None:
         import wandb
 
+        self._names = contextlib.ExitStack()
         kept = folder / WANDB_ID
         known = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "yoloyard"),
-                name=folder.name,
-                dir=str(folder),
-                config=to_words(config),
+                name=_utf8(folder.name),
+                dir=self._names.enter_context(_utf8_path(folder)),
+                config={name: _utf8(value) for name, value in to_words(config).items()},
                 id=known,
                 resume="allow",
             )
@@ -114,6 +120,7 @@ class WeightsAndBiases:
     def close(self) -> None:
         """Send what is left."""
         self._run.finish()
+        self._names.close()
 
 
 class Trackers:
@@ -188,6 +195,16 @@ def open_trackers(folder: Path, config: TrainConfig, alert: Callable[[str], obje
     if config.wandb:
         trackers.append(WeightsAndBiases(folder, config))
     return Trackers(trackers, alert)
+
+
+def _utf8(value: Any) -> Any:
+    """A text without what only names of files can hold; anything else as it is."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _utf8_path(folder: Path) -> contextlib.AbstractContextManager[str]:
+    """While it lasts, a path of `folder` in UTF-8, which is all that these packages can take."""
+    return contextlib.nullcontext(str(folder)) if _utf8(str(folder)) == str(folder) else plain_path(folder)
 
 
 def _is_installed(package: str) -> bool:

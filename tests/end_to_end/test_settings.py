@@ -1,0 +1,143 @@
+"""What a setting may be: numbers are never rounded, paths know `~`, and others' spellings are understood."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from commands import Command
+from yoloyard.config import TrainConfig, checked_words, read_words, whole_number, with_words
+from yoloyard.errors import UsageError
+from yoloyard.foreign_config import own_words
+
+
+@pytest.mark.parametrize("text", ["12", "12.0", "1.2e1", " 12 ", "+12"])
+def test_a_text_that_says_a_whole_number_is_one(text: str) -> None:
+    assert whole_number(text) == 12
+
+
+@pytest.mark.parametrize(
+    "text", ["0.7", "12.5", "", "0x10", "inf", "-inf", "nan", "1e400", "True", "None", "1,5", "4 5"]
+)
+def test_a_text_that_says_no_whole_number_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a whole number"):
+        whole_number(text)
+
+
+@pytest.mark.parametrize("value", [4, 4.0, "4", "4.0", np.int64(4), np.float32(4)])
+def test_a_whole_number_may_be_written_in_several_ways(value: Any) -> None:
+    batch = checked_words(TrainConfig, {"batch": value})["batch"]
+    assert (batch, type(batch)) == (4, int)
+
+
+@pytest.mark.parametrize(
+    "value", [0.7, 1.6, "0.7", np.float64(1.5), True, "True", None, "", [4], float("nan"), float("inf"), "0x10", 0, -1]
+)
+@pytest.mark.parametrize("name", ["batch", "epochs", "imgsz"])
+def test_no_number_is_rounded(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"'{name}' must be "):
+        with_words(TrainConfig(), {name: value})
+
+
+@pytest.mark.parametrize("name", ["epochs", "workers", "seed", "patience", "nbs", "close_mosaic", "max_det"])
+def test_neither_are_those_of_settings_files_of_others(name: str, tmp_path: Path) -> None:
+    words = {"task": "detect", "mode": "train", "data": "x.yaml", name: 1.6}
+    with pytest.raises(UsageError, match=f"'{name}' must be a whole number, not 1.6"):
+        with_words(TrainConfig(), own_words(words, tmp_path / "args.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["train", "--data", "x.yaml"], "--batch=0.7"),
+        (["train", "--data", "x.yaml"], "--epochs=1.6"),
+        (["train", "--data", "x.yaml"], "--seed=1.5"),
+        (["train", "--data", "x.yaml"], "imgsz=640.5"),
+        (["val", "--weights", "x", "--data", "x"], "--batch=1.5"),
+        (["val", "--weights", "x", "--data", "x"], "--workers=0.5"),
+        (["predict", "--weights", "x", "x.jpg"], "--max-det=2.5"),
+        (["predict", "--weights", "x", "x.jpg"], "--imgsz=1e-3"),
+        (["demo", "x"], "--seed=0.5"),
+        (["up"], "--ssh-port=22.5"),
+    ],
+)
+def test_flags_are_not_rounded(words: list[str], flag: str, yoloyard: Command) -> None:
+    code, _, err = yoloyard(*words, flag)
+    name, _, value = flag.partition("=")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"Invalid value for --{name.lstrip('-')}: '{value}' is not a whole number" in err
+
+
+@pytest.mark.parametrize("name", ["data", "model", "weights", "transform", "project"])
+def test_paths_know_the_home_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    for given, meant in (("~/x y", "/home/ada/x y"), ("~", "/home/ada"), ("a~/b", "a~/b"), ("$HOME/x", "$HOME/x")):
+        assert checked_words(TrainConfig, {name: given})[name] == meant
+    assert checked_words(TrainConfig, {name: Path("~/x.py")})[name] == "/home/ada/x.py"
+    assert checked_words(TrainConfig, {"name": "~x"})["name"] == "~x"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["val", "--weights=~/no.pt", "--data=x"],
+        ["predict", "--weights=~/no.pt", "x.jpg"],
+        ["data", "check", "~/no.pt"],
+        ["import", "~/no.pt"],
+        ["info", "~/no.pt"],
+        ["train", "--config=~/no.pt"],
+        ["train", "--weights=~/no.pt", "--data=x.yaml"],
+        ["train", "--resume=~/no.pt"],
+        ["doctor", "--folder=~/no.pt"],
+    ],
+)
+def test_so_do_the_paths_of_all_commands(words: list[str], tmp_path: Path, monkeypatch: Any, yoloyard: Command) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    code, _, err = yoloyard(*words)
+    assert code > 0
+    assert f"{tmp_path}/no.pt" in err
+    assert "~" not in err
+
+
+def test_a_setting_that_is_said_to_be_empty_is_not_said() -> None:
+    words = {"weights": "", "cfg": "yolov5n.yaml", "device": ""}
+    assert checked_words(TrainConfig, words) == {"model": "yolov5n.yaml"}
+    with pytest.raises(UsageError, match="data"):
+        with_words(TrainConfig(), {"data": None})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [(True, "ram"), ("True", "ram"), ("true", "ram"), (False, None), ("disk", "disk"), (None, None)]
+)
+def test_cache_as_others_say_it(given: Any, meant: str | None) -> None:
+    assert checked_words(TrainConfig, {"cache": given})["cache"] == meant
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-be-bom"])
+def test_a_settings_file_may_have_a_byte_order_mark(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    text = ("\ufeff" if encoding.endswith("bom") else "") + "epochs: 3\r\nname: 缺陷\r\n"
+    path.write_bytes(text.encode(encoding.removesuffix("-bom")))
+    assert read_words(path) == {"epochs": 3, "name": "缺陷"}
+
+
+@pytest.mark.parametrize("content", ["缺陷: 1".encode("gbk"), b"\x00\x01\x02", "epochs: 3".encode("utf-16-le"), b"- 3"])
+def test_a_settings_file_that_is_none_is_named_in_a_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_bytes(content)
+    with pytest.raises(UsageError, match=r"my\.yaml") as error:
+        read_words(tmp_path / "my.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_a_flag_that_is_given_twice_is_refused(yoloyard: Command) -> None:
+    for flags in (["--epochs", "3", "--epochs=4"], ["--img", "64", "--imgsz", "96"], ["epochs=3", "--epochs=3"]):
+        code, _, err = yoloyard("train", *flags)
+        assert code == 2
+        assert "specified multiple times" in err
+
+
+def test_home_is_looked_up_where_it_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    assert os.path.isabs(checked_words(TrainConfig, {"project": "~/x"})["project"])

@@ -1,0 +1,240 @@
+"""Videos as the field sends them: read to their end, at their own rate, whatever they are called."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from yoloyard import predict as predict_module
+from yoloyard.data.decode import decode_image
+from yoloyard.errors import UserError
+from yoloyard.predict import Model, find_sources, predict
+from yoloyard.structures import Detections
+from yoloyard.video import UnreadableError, VideoFile, read_frames
+
+
+class Finder(Model):
+    """Finds one box of the first class in every image."""
+
+    def __init__(self) -> None:
+        self.names, self.device = ("dent",), torch.device("cpu")
+
+    def _detect(self, image: np.ndarray) -> Detections:
+        return Detections(torch.tensor([[4.0, 4, 20, 20]]), torch.tensor([0.9]), torch.tensor([0]))
+
+
+def pixels(seed: int, width: int = 96, height: int = 80) -> np.ndarray:
+    grid = np.random.default_rng(seed).integers(0, 255, (9, 11, 3)).astype(np.uint8)
+    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def write(path: Path, frames: int = 6, rate: float = 25, code: str = "mp4v") -> bytes:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), rate, (96, 80))
+    assert writer.isOpened()
+    for number in range(frames):
+        writer.write(pixels(number))
+    writer.release()
+    return path.read_bytes()
+
+
+def with_broken_frames(path: Path, broken: list[int], frames: int = 40) -> None:
+    content = bytearray(write(path, frames, code="MJPG"))
+    starts = [match.start() for match in re.finditer(b"00dc", content)]
+    for number in broken:
+        start = starts[number]
+        size = int.from_bytes(content[start + 4 : start + 8], "little")
+        content[start + 8 : start + 8 + size] = bytes(size)
+    path.write_bytes(content)
+
+
+def read(path: Path) -> tuple[list[int], list[float], list[str], str]:
+    """Numbers of the frames, their rates, lines that were said, and the error at the end."""
+    said: list[str] = []
+    numbers, rates = [], []
+    try:
+        for frame in read_frames(str(path), False, said.append):
+            numbers.append(frame.number)
+            rates.append(frame.frames_per_second)
+            assert frame.image.shape[2] == 3
+    except UnreadableError as error:
+        return numbers, rates, said, str(error)
+    return numbers, rates, said, ""
+
+
+def look(folder: Path, *sources: object, **options: bool) -> tuple[predict_module.Done, list[str]]:
+    said: list[str] = []
+    found = find_sources([str(source) for source in sources])
+    options = {"save_txt": False, "save_json": False} | options
+    return predict(Finder(), found, folder, say=said.append, **options), said
+
+
+@pytest.mark.parametrize("broken", [[10], [20, 21, 22], [5, 30], [39]])
+def test_frames_behind_a_broken_one_are_read_and_the_broken_ones_counted(broken: list[int], tmp_path: Path) -> None:
+    with_broken_frames(tmp_path / "v.avi", broken)
+    numbers, _, _, error = read(tmp_path / "v.avi")
+    assert len(numbers) == 40 - len(broken)
+    assert numbers[-1] >= 39 - (39 in broken)
+    assert error.endswith(f"{len(broken)} of 40 frames are missing; the video is damaged or cut")
+
+
+@pytest.mark.parametrize(("suffix", "code"), [(".avi", "MJPG"), (".mkv", "mp4v"), (".flv", "FLV1"), (".webm", "VP80")])
+def test_a_cut_video_says_how_much_is_missing(suffix: str, code: str, tmp_path: Path) -> None:
+    path = tmp_path / f"v{suffix}"
+    content = write(path, 40, code=code)
+    path.write_bytes(content[: len(content) // 2])
+    numbers, _, _, error = read(path)
+    assert 15 < len(numbers) < 25
+    assert f"{40 - len(numbers)} of 40 frames are missing" in error
+
+
+def test_few_missing_frames_may_be_an_inexact_header_and_are_said_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "v.flv"
+    content = write(path, 40, code="FLV1")
+    path.write_bytes(content[: round(0.95 * len(content))])
+    numbers, _, said, error = read(path)
+    assert (len(numbers), error) == (39, "")
+    assert said == [
+        f"warning: {path}: 1 of 40 frames are missing; the video is damaged or cut, or its header is inexact"
+    ]
+
+
+@pytest.mark.parametrize("content", [b"", b"no video" * 400, b"RIFF\x00\x00\x00\x00AVI LIST"])
+def test_what_is_no_video_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "v001.mp4").write_bytes(content)
+    write(tmp_path / "v002.mp4")
+    assert read(tmp_path / "v001.mp4")[3].endswith("v001.mp4 has no frame that can be read")
+    done, said = look(tmp_path / "out", tmp_path)
+    assert (done.pictures, done.unreadable) == (6, 1)
+    assert any(line.startswith("left out: ") and "v001.mp4" in line for line in said)
+    with pytest.raises(UnreadableError, match=r"v001\.mp4 has no frame"):
+        look(tmp_path / "out", tmp_path / "v001.mp4")
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 12.5, 29.97, 240, 1000])
+def test_a_video_keeps_its_rate(rate: float, tmp_path: Path) -> None:
+    write(tmp_path / "v.mp4", 3, rate)
+    look(tmp_path / "out", tmp_path / "v.mp4")
+    assert cv2.VideoCapture(str(tmp_path / "out" / "v.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(rate)
+    assert read(tmp_path / "out" / "v.mp4")[0] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("said_rate", [0.0, float("nan"), -1.0, 1e6])
+def test_a_rate_that_can_not_be_is_said(said_rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "v.mp4", 3)
+
+    class Capture:
+        def __init__(self, path: str) -> None:
+            self._video = capture(path)
+
+        def get(self, what: int) -> float:
+            return said_rate if what == cv2.CAP_PROP_FPS else self._video.get(what)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._video, name)
+
+    capture = cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", Capture)
+    _, rates, said, error = read(tmp_path / "v.mp4")
+    assert (rates, error) == ([25.0] * 3, "")
+    assert said == [f"warning: {tmp_path / 'v.mp4'} says {said_rate:g} frames a second: 25 are assumed"]
+
+
+@pytest.mark.parametrize(
+    "name", ["10:20:30.mp4", "%d.mp4", "a b.mp4", "new\nline.mp4", "-x.mp4", "中.mp4", "caf\udce9.mp4", "v.mp4.MP4"]
+)
+def test_a_video_may_be_called_anything(name: str, tmp_path: Path) -> None:
+    write(tmp_path / "plain.mp4")
+    folder = tmp_path / "gbk \udccf\udcee"
+    folder.mkdir()
+    (tmp_path / "plain.mp4").rename(folder / name)
+    done, _ = look(folder / "out", folder / name, save_json=True, save_txt=True)
+    assert done == predict_module.Done(pictures=6)
+    assert len(read(folder / "out" / Path(name).with_suffix(".mp4"))[0]) == 6
+    assert len(list((folder / "out" / "labels" / Path(name).stem).iterdir())) == 6
+
+
+def test_videos_are_known_by_every_suffix_that_ffmpeg_reads(tmp_path: Path) -> None:
+    kinds = {".ts": "mp4v", ".flv": "FLV1", ".mts": "mp4v", ".3gp": "mp4v", ".asf": "WMV2", ".vob": "MPG2"}
+    kinds |= {".mxf": "MPG2", ".MOV": "mp4v", ".mpg": "MPG1", ".webm": "VP80", ".m2v": "MPG2"}
+    for suffix, code in kinds.items():
+        write(tmp_path / f"v{suffix[1:]}{suffix}", code=code)
+    done, said = look(tmp_path / "out", tmp_path)
+    assert (done.pictures, done.unreadable) == (6 * len(kinds), 0), said
+
+
+def test_results_that_can_not_be_written_are_counted_and_the_others_are_done(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    longest = "n" * 251  # 255 with its suffix
+    for name in ("a.jpg", f"{longest}.jpg", "z.jpg"):
+        cv2.imwrite(str(folder / name), pixels(1))
+    cv2.imwrite(str(folder / "wide.tif"), pixels(2, 70_000, 20))
+    out = tmp_path / "out"
+    (out / "z.jpg").mkdir(parents=True)  # in the way of a result
+    done, said = look(out, folder, save_txt=True)
+    assert done == predict_module.Done(pictures=4, unwritten=1)
+    assert [line for line in said if line.startswith("not written: ")] == [
+        f"not written: cannot write {out / 'z.jpg'}: Is a directory. What was saved before is untouched."
+    ]
+    assert decode_image(out / "wide.png").shape == (20, 70_000, 3)  # too wide for a JPEG
+    assert (out / f"{longest}.jpg").stat().st_size > 0
+    assert (out / "labels" / f"{longest}.txt").read_text().startswith("0 ")
+
+
+def test_a_name_that_its_new_suffix_makes_too_long_is_cut(tmp_path: Path) -> None:
+    first, second = (Path(name) for name in ("n" * 252 + ".ts", "n" * 252 + ".qt"))
+    for path in (first, second):
+        (tmp_path / path).touch()
+    names = [source.name for source in find_sources([str(tmp_path)])]
+    assert names == ["n" * 251 + ".mp4", "n" * 249 + "-2.mp4"]
+
+
+def test_a_full_disk_ends_the_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cv2.imwrite(str(tmp_path / "a.jpg"), pixels(1))
+    shutil.copy(tmp_path / "a.jpg", tmp_path / "b.jpg")
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        look(tmp_path / "out", tmp_path)
+
+
+def test_a_video_that_can_not_be_written_is_named_once_and_its_frames_are_still_looked_at(tmp_path: Path) -> None:
+    write(tmp_path / "v.mp4")
+    (tmp_path / "out" / "v.mp4").mkdir(parents=True)
+    done, said = look(tmp_path / "out", tmp_path / "v.mp4", save_txt=True)
+    assert done == predict_module.Done(pictures=6, unwritten=1)
+    assert sum(line.startswith("not written: cannot write the video") for line in said) == 1
+    assert len(list((tmp_path / "out" / "labels" / "v").iterdir())) == 6
+
+
+def test_a_video_that_lacks_frames_in_the_end_is_noticed(tmp_path: Path) -> None:
+    video = VideoFile(tmp_path / "v.mp4", 25)
+    for number in range(3):
+        video.write(pixels(number))
+    video.close()
+    video.check()
+    os.truncate(tmp_path / "v.mp4", 1000)
+    with pytest.raises(UserError, match="cannot write all of the video"):
+        video.check()
+
+
+def test_a_video_that_is_turned_by_its_file_is_seen_upright(tmp_path: Path) -> None:
+    content = bytearray(write(tmp_path / "v.mp4", 2))
+    matrix = content.find(b"tkhd") + 44  # ISO/IEC 14496-12, 8.3.2: after version, times, id, duration, layer, volume
+    assert content[matrix : matrix + 4] == (65536).to_bytes(4, "big")
+    quarter = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
+    content[matrix : matrix + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in quarter)
+    (tmp_path / "v.mp4").write_bytes(content)
+    look(tmp_path / "out", tmp_path / "v.mp4")
+    [first, _] = read_frames(str(tmp_path / "out" / "v.mp4"), False, pytest.fail)
+    assert first.image.shape == (96, 80, 3)
+    expected = np.rot90(pixels(0)[..., ::-1], -1).astype(int)
+    assert np.abs(first.image - expected)[40:, :40].mean() < 25 < np.abs(first.image - expected[::-1])[40:, :40].mean()
