@@ -43,6 +43,25 @@ def own_line(error: BaseException, file: str | None = None) -> str:
     return place
 
 
+def memory_line(error: BaseException) -> str:
+    """What to say of an error that comes from too little memory, of a device or of the host; empty for any other.
+
+    torch has a class for what its own allocators of accelerators raise. Of the libraries below it, of MPS and of the
+    CPU's allocator there is a RuntimeError whose text tells.
+    """
+    text = " ".join(str(error).split())
+    lower = text.lower()
+    names = [kind.__name__ for kind in type(error).__mro__]
+    marks = ("out of memory", "not enough memory", "insufficient memory", "can't allocate memory", "alloc_failed")
+    if "OutOfMemoryError" in names or ("RuntimeError" in names and any(mark in lower for mark in marks)):
+        place = "host" if "defaultcpuallocator" in lower else "device"
+    elif "MemoryError" in names or (type(error).__module__ == "cv2" and "insufficient memory" in lower):
+        place = "host"
+    else:
+        return ""
+    return f"the {place} has too little memory: lower --batch or --imgsz ({text or type(error).__name__})"
+
+
 def printable(text: str) -> str:
     """Text from a file of others, with all that could move a terminal's cursor or hide something escaped."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
