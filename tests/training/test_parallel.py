@@ -3,19 +3,24 @@
 import dataclasses
 import datetime
 import os
+import random
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from on_device import Training
 from processes import run_together
 from yoloyard.device import Precision
 from yoloyard.errors import SilentError, UserError
 from yoloyard.training import parallel, process_identity
+from yoloyard.training.checkpoint import Progress, TrainingState, read_facts, restore_checkpoint, save_checkpoint
 from yoloyard.training.parallel import LostProcessError, Shown, Team, agreed_precision, find_loss, join_team
 from yoloyard.training.randomness import random_state, seed_all
 
@@ -90,9 +95,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def team_of_two() -> tuple[Team, Team]:
-    """Two processes that are threads of this one."""
+    """Two processes of different hosts, which both are this one."""
     store = dist.HashStore()
-    return Team(0, 2, store), Team(1, 2, store)
+    first, second = Team(0, 2, store), Team(1, 2, store)
+    second._show(identity="")  # or the first would end it
+    return first, second
 
 
 def explained(team: Team, error: Exception) -> UserError:
@@ -141,7 +148,7 @@ def test_a_phase_ends_where_another_process_has_failed(quick: None) -> None:
 
 def test_before_the_first_steps_the_limit_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[datetime.timedelta] = []
-    monkeypatch.setattr(dist.distributed_c10d, "_set_pg_timeout", lambda limit, group: limits.append(limit))
+    monkeypatch.setattr(dist.distributed_c10d, "_set_pg_timeout", lambda limit, group=None: limits.append(limit))
     team, _ = team_of_two()
     team.hang_timeout = 7.0
     for step in range(parallel.FIRST_PLACES - 1):
@@ -194,12 +201,14 @@ def test_nccl_is_aborted_where_the_others_may_be_gone(monkeypatch: pytest.Monkey
     done: list[str] = []
 
     class Group:
-        def abort(self) -> None:
-            done.append("abort")
+        abort = staticmethod(lambda: done.append("abort"))
 
-    monkeypatch.setattr(dist.group, "WORLD", Group())
+    class Groups:
+        WORLD = Group()
+
+    monkeypatch.setattr(dist, "group", Groups)
     monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
-    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("destroy"))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda group=None: done.append("destroy"))
     parallel._destroy_groups(in_step=True)
     assert done == ["destroy"]
     parallel._destroy_groups(in_step=False)
@@ -216,3 +225,22 @@ def test_parting_does_not_wait_for_a_process_that_is_gone(monkeypatch: pytest.Mo
         raise KeyboardInterrupt
     assert not for_ever.is_set()
     for_ever.set()
+
+
+def test_a_checkpoint_gives_each_process_its_random_numbers_back(tmp_path: Path) -> None:
+    device = torch.device("cpu")
+    state = TrainingState(Training(device).update, Progress(), torch.zeros(6))
+    states, drawn = [], []
+    for rank in range(2):
+        seed_all(rank)
+        states.append(random_state(device))
+        drawn.append([torch.rand(1).item(), random.random(), np.random.random()])
+    assert drawn[0] != drawn[1]
+    save_checkpoint(tmp_path / "last", state, {}, states)
+    facts = read_facts(tmp_path / "last")
+    for rank, expected in enumerate(drawn):
+        restore_checkpoint(tmp_path / "last", facts, state, rank)
+        assert [torch.rand(1).item(), random.random(), np.random.random()] == expected
+    before = torch.get_rng_state()
+    restore_checkpoint(tmp_path / "last", facts, state, rank=2)  # of a run that had two processes
+    assert torch.equal(torch.get_rng_state(), before)

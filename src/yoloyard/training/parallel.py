@@ -120,8 +120,8 @@ def find_loss(
     """What process `rank` can tell from what all have `shown`, or None while nothing is wrong.
 
     `silent_seconds` says of each process for how long it has shown no beat, `still_seconds` for how long none has come
-    to another place, nor was in a phase. Over `limit` seconds of either are too long; the main thread, which may notice it itself, comes
-    first.
+    to another place, nor was in a phase. Over `limit` seconds of either are too long; the main thread, which may notice
+    it itself, comes first.
     """
     limit += REPORT_SECONDS
     others = [other for other, each in enumerate(shown) if other != rank and not each.left]
@@ -294,10 +294,10 @@ class Team:
             # must reach a file.
             code = 1
             if self._loss.elsewhere:
-                error = self._explained(LostProcessError(self._loss.text))
-                code = error.exit_code
-                if not isinstance(error, SilentError):
-                    sys.stderr.write(f"yoloyard: {error}\n")
+                explained = self._explained(LostProcessError(self._loss.text))
+                code = explained.exit_code
+                if not isinstance(explained, SilentError):
+                    sys.stderr.write(f"yoloyard: {explained}\n")
                     sys.stderr.flush()
             os._exit(code)
 

@@ -24,7 +24,8 @@ def random_state(device: torch.device) -> RandomState:
     state = np.random.get_state(legacy=True)
     assert isinstance(state, tuple)
     name, keys, position, has_gauss, gauss = state
-    tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(keys.copy())}
+    # int64, since processes can't send each other tensors of uint32
+    tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(keys.astype(np.int64))}
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     return tensors, {"python": random.getstate(), "numpy": [name, position, has_gauss, gauss]}
@@ -39,4 +40,4 @@ def restore_random(state: RandomState, device: torch.device) -> None:
     version, internal, gauss = facts["python"]
     random.setstate((version, tuple(internal), gauss))
     name, position, has_gauss, cached = facts["numpy"]
-    np.random.set_state((name, tensors["random.numpy"].numpy(), position, has_gauss, cached))
+    np.random.set_state((name, tensors["random.numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
