@@ -165,7 +165,11 @@ def test_a_gpu_is_handed_to_nccl_with_its_index(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", raising=False)
     monkeypatch.setattr(dist, "rendezvous", lambda address: iter([(dist.HashStore(), 1, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: handed.update(options, backend=backend))
-    monkeypatch.setattr(dist, "new_group", lambda **options: handed.update(host=options))
+
+    def new_group(**options: Any) -> None:
+        handed["host"] = options
+
+    monkeypatch.setattr(dist, "new_group", new_group)
     monkeypatch.setattr(Team, "watch", lambda team: None)
     team = join_team(torch.device("cuda", 1), 60.0)
     assert (handed["backend"], handed["device_id"], handed["rank"]) == ("nccl", torch.device("cuda:1"), 1)
