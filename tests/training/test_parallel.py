@@ -137,6 +137,15 @@ def test_one_process_says_who_is_missing(quick: None) -> None:
     assert isinstance(explained(second, LostProcessError("process 0 has failed")), SilentError)
 
 
+def test_who_was_killed_is_named_and_not_who_is_slow_to_notice_it(quick: None) -> None:
+    store = dist.HashStore()
+    first, slow, killed = (Team(rank, 3, store) for rank in range(3))
+    slow._show(identity="")
+    killed._show(identity=GONE.identity)
+    said = str(explained(first, LostProcessError("it was killed")))
+    assert said.startswith("process 2, last seen at the beginning, was killed or hangs; the run ends")
+
+
 def test_a_phase_ends_where_another_process_has_failed(quick: None) -> None:
     first, second = team_of_two()
     second._show(failed="ValueError: x")

@@ -343,6 +343,8 @@ class Team:
         except RuntimeError as lost:  # the store is gone, and with it the process that held it
             return UserError(f"the connection to the other processes is lost, at {self._shown.place} ({text}; {lost})")
         silent = [rank for rank, each in enumerate(shown) if not each.failed and not each.left]
+        # Where it is certain who was killed, others may just be slow to report it.
+        silent = [rank for rank in silent if process_identity.is_dead(shown[rank].identity)] or silent
         for rank in silent:
             process_identity.kill(shown[rank].identity)  # so that whoever started it need not wait
         lines = [f"process {rank}, last seen at {shown[rank].place}," for rank in silent]
