@@ -18,7 +18,7 @@ from cyclopts import Parameter
 
 from yoloyard import cli_doctor, cli_local, cli_yard
 from yoloyard.config import ALIASES, NEWEST, TrainConfig, whole_number, words_of
-from yoloyard.errors import SilentError, UsageError, UserError, own_line
+from yoloyard.errors import SilentError, UsageError, UserError, memory_line, own_line
 from yoloyard.files import raise_file_limit
 
 _AT_LEAST_0 = cyclopts.validators.Number(gte=0)
@@ -284,8 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(1)  # whoever read our output has gone
     except Exception as error:  # noqa: BLE001  # the last resort: one line, and how to see more
-        if type(error).__name__ == "OutOfMemoryError":
-            _fail(f"the device has too little memory: lower --batch or --imgsz ({error})", 1, debug)
+        if line := memory_line(error):
+            _fail(line, 1, debug)
         if "Too many open files" in str(error):  # as the system says it, or torch, which was told so
             _fail(f"too few files may be open at once (ulimit -n): say `ulimit -n 1024` before ({error})", 1, debug)
         if place := own_line(error):

@@ -113,6 +113,9 @@ class TrainConfig:
     imgsz: int = word(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
     device: str = word("auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True)
     processes: int = word(1, "processes that share a batch, on cpu or with a GPU each", 1)
+    hang_timeout: float = word(
+        300.0, "seconds that a process may keep the others waiting, after the first steps, before the run ends", 1
+    )
     sync_bn: bool = word(False, "batch normalisation over all processes' pictures (GPUs only)")
     workers: int = word(8, "processes that load images (0: load in the training process)", 0)
     amp: bool = word(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")

@@ -15,6 +15,7 @@ import torch
 from yoloyard.errors import UsageError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
+PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)  # what can do one can do those after it
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Precision:
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device that a user means by auto, cpu, cuda, mps, 0, 1 ... Raises UsageError if it is not there.
 
-    `local_rank`: of several processes on this machine, which is asking; each gets a GPU of its own, in the order of a
-    list such as "0,1".
+    All but the CPU have an index, 0 if none is named. `local_rank`: of several processes on this machine, which is
+    asking; each gets a GPU of its own, in the order of a list such as "0,1".
     """
     name = name.strip(" []()").lower()  # a list as Python and YAML write it
     names = name.split(",")
@@ -64,11 +65,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         return torch.device("cpu")  # cpu:0 is torch's other name of it
     if device.type in ("cpu", "meta"):
         raise UsageError(f"there is no device '{name}' to compute on: say auto, cpu, cuda, mps or the number of a GPU")
-    if device.index is None and local_rank:
+    if device.index is None:  # torch.distributed takes no device without one
         device = torch.device(device.type, local_rank)
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     there = torch.accelerator.device_count() if accelerator is not None and accelerator.type == device.type else 0
-    if (device.index or 0) >= there:
+    if device.index >= there:
         found = f"{there} of that kind" if there else f"only {accelerator or 'cpu'}"
         shown = device if local_rank else name
         raise UsageError(f"there is no device '{shown}' here ({found}); say --device auto or --device cpu")
@@ -80,7 +81,8 @@ def choose_precision(device: torch.device, amp: bool) -> Precision:
     if not amp:
         dtype = torch.float32
     elif device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        # Of this device, where torch's own question is of the current one. All that ROCm supports have it.
+        native = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
         dtype = torch.bfloat16 if native else torch.float16
     elif device.type == "cpu" and cpu_has_bfloat16():
         dtype = torch.bfloat16

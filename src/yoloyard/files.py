@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import inspect
 import os
 import re
 import resource
@@ -10,10 +11,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from yoloyard.errors import UsageError, UserError
 
 RUN_MARK = ".yoloyard-run"  # an empty file in every folder of results
+LOCK_SECONDS = 8.0  # workers of a killed run end, and its lock with them, within 5 seconds
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -86,10 +89,50 @@ def fill_folder(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def restore_whole_folder(path: Path) -> None:
-    """Undo a `write_whole_folder` that was killed between its two renames."""
+    """Undo a `write_whole_folder` that was killed between its two renames. Only for who alone writes there."""
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.rename(path)
+
+
+def whole_folder(path: Path) -> Path:
+    """The folder to read `path` from: between the two renames of `write_whole_folder` it is the old one."""
+    old = path.with_name(f".{path.name}.old")
+    return old if old.exists() and not path.exists() else path
+
+
+class RunLock:
+    """Keeps other runs out of a run folder, from `take` until the context is left or the process ends, however it does.
+
+    `say` gets a line where the disk has no locks.
+    """
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+        self._held = contextlib.ExitStack()
+
+    def take(self, folder: Path) -> None:
+        """Lock `folder`. Raises UserError if another run is at work there."""
+        from filelock import FileLock, Timeout
+
+        options: dict[str, Any] = {}
+        if "fallback_to_soft" in inspect.signature(FileLock.__init__).parameters:
+            options["fallback_to_soft"] = False  # to a file, which a killed process would leave behind
+        try:
+            self._held.enter_context(FileLock(folder / ".lock", timeout=LOCK_SECONDS, **options))
+        except Timeout as error:
+            raise UserError(
+                f"{folder} is in use: another run writes to it. Wait for its end or stop it, or give this run another "
+                "--name"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            self._say(f"{folder}: no lock can be had there ({error}); take care that no other run writes to it")
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
 
 
 def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:

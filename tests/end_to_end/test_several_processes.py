@@ -15,7 +15,9 @@ from commands import TINY, Command, not_ignored, start
 from yoloyard.errors import UsageError
 from yoloyard.training.checkpoint import read_facts
 
-TWO = [*TINY, "--processes", "2"]
+TWO = [*TINY, "--processes", "2", "--hang-timeout", "4"]
+# Blocked as behind a kernel of a GPU: in C code that no signal and no closed connection ends.
+BLOCKED = "import ctypes; c = ctypes.CDLL(None); m = bytes(64); c.pthread_mutex_lock(m); c.pthread_mutex_lock(m)"
 
 # A network that goes wrong in one process at the start of its fifth training step.
 FAILING = """
@@ -31,6 +33,8 @@ def build(num_classes):
         steps += module.training
         if steps == 5 and os.environ.get("RANK") == "1":
             ACTION
+        if steps == 5:
+            OTHERWISE
 
     detector.register_forward_pre_hook(count)
     return detector
@@ -102,7 +106,7 @@ def test_torchrun_starts_it_as_well(data: Path) -> None:
     ],
 )
 def test_a_process_that_fails_ends_the_run_and_is_named(data: Path, action: str, says: str) -> None:
-    Path("my_model.py").write_text(FAILING.replace("ACTION", action))
+    Path("my_model.py").write_text(FAILING.replace("ACTION", action).replace("OTHERWISE", "pass"))
     words = ["--data", data, "--epochs", 9, "--model", "my_model.py:build", *TWO[2:]]
     run = start("train", *words)
     _, err = run.communicate(timeout=120)
@@ -112,7 +116,22 @@ def test_a_process_that_fails_ends_the_run_and_is_named(data: Path, action: str,
     assert err.count("epoch 2, step 1") <= 2
     facts = read_facts(Path("runs/line/checkpoints/last"))  # whole, and of the epoch before
     assert facts["progress"]["epoch"] == 1
-    Path("my_model.py").write_text(FAILING.replace("ACTION", "pass"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["os.kill(os.getpid(), 9)", BLOCKED])
+def test_the_line_comes_from_a_process_that_is_blocked_itself(data: Path, action: str) -> None:
+    Path("my_model.py").write_text(FAILING.replace("ACTION", action).replace("OTHERWISE", BLOCKED))
+    run = start("train", "--data", data, "--epochs", 9, "--model", "my_model.py:build", *TWO[2:])
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 1
+    lines = [line for line in err.splitlines() if "the run ends at" in line]
+    assert len(lines) == 1, err
+    if action == BLOCKED:  # both are at the same place, as for them it is the other one that does not come
+        assert "the processes can't reach each other" in lines[0]
+    else:
+        assert lines[0].startswith("yoloyard: process 1, last seen at epoch 2, step 1, was killed or hangs")
+    assert "go on with yoloyard train --resume runs/line" in lines[0]
 
 
 @pytest.mark.slow

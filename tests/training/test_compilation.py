@@ -12,7 +12,7 @@ from yoloyard.device import Precision
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
 from yoloyard.training.compilation import compile_network
-from yoloyard.training.parallel import exchanging, join_team, leave_team, parallelize
+from yoloyard.training.parallel import exchanging, join_team, parallelize
 
 FLOAT32 = Precision("cpu", torch.float32)
 SHAPE = (2, 3, 64, 64)
@@ -129,7 +129,7 @@ def compiled_in_a_team() -> tuple[list[dict[str, np.ndarray]], list[str]]:
     network = compile_network(shared, detector, SHAPE, FLOAT32, lines.append, backend="aot_eager")
     assert network is not shared, lines
     found = three_batches(detector, network, team.rank)
-    leave_team()
+    team.leave()
     return found, lines
 
 

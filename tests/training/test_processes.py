@@ -20,7 +20,7 @@ from yoloyard.training import trainer
 from yoloyard.training.checkpoint import read_facts, restore_checkpoint
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.monitor import Monitor
-from yoloyard.training.parallel import join_team, leave_team
+from yoloyard.training.parallel import join_team
 from yoloyard.training.results import validation_batch
 from yoloyard.training.setup import Setup, prepare, rebuild
 
@@ -99,7 +99,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
         predictions_of_one = predict_all(
             run.state.update.ema.model, whole, setup.config.evaluation, CPU, setup.precision
         )
-    leave_team()
+    team.leave()
     return {
         "samples": samples,
         "losses": trainer.mean_losses(run),

@@ -64,3 +64,5 @@ def test_the_job_begins_a_run_and_a_later_pod_goes_on_with_it(tmp_path: Path) ->
     state.parent.mkdir(parents=True)
     state.touch()
     assert run() == "train --resume runs/factory"
+    state.parent.rename(state.parent.with_name(".last.old"))  # killed between two renames
+    assert run() == "train --resume runs/factory"

@@ -8,21 +8,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from yoloyard.errors import UserError
-from yoloyard.files import restore_whole_folder, write_whole_folder
+from yoloyard.files import whole_folder, write_whole_folder
+from yoloyard.training.randomness import RandomState, restore_random
 from yoloyard.training.step import Update
 
 FORMAT = 2
@@ -51,10 +50,12 @@ class TrainingState:
     sums: Tensor  # (parts + 3,): of the epoch's losses, its finite batches, gradient norms, finite updates
 
 
-def save_checkpoint(folder: Path, state: TrainingState, run_facts: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    folder: Path, state: TrainingState, run_facts: Mapping[str, Any], random_states: Sequence[RandomState]
+) -> None:
     """Write everything into `folder`, whole or not at all; `run_facts` are kept as they are, for `read_facts`.
 
-    Raises UserError if the disk is full or not writable.
+    `random_states` are those of all processes by rank. Raises UserError if the disk is full or not writable.
     """
     update = state.update
     tensors = {
@@ -66,7 +67,11 @@ def save_checkpoint(folder: Path, state: TrainingState, run_facts: Mapping[str, 
             "sums": state.sums,
             "good_statistics": update.good_statistics,
             "losses_finite": update.losses_finite,
-            **_random_tensors(state.sums.device),
+            **{
+                _of_rank(rank, name): value
+                for rank, (own, _) in enumerate(random_states)
+                for name, value in own.items()
+            },
         },
     }
     facts = {
@@ -74,7 +79,7 @@ def save_checkpoint(folder: Path, state: TrainingState, run_facts: Mapping[str, 
         "progress": dataclasses.asdict(state.progress),
         **run_facts,
         "scaler": update.scaler.state_dict(),
-        "random": _random_facts(),
+        **{_of_rank(rank, "random"): facts for rank, (_, facts) in enumerate(random_states)},
     }
 
     def write(temporary: Path) -> None:
@@ -87,22 +92,28 @@ def save_checkpoint(folder: Path, state: TrainingState, run_facts: Mapping[str, 
 
 
 def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
-    """Keep `folder` under the name `copy` and remove the oldest of its kind beyond `keep`."""
+    """Keep `folder` under the name `copy`, epoch-N, and of those up to this number the last `keep`."""
 
     def link_all(temporary: Path) -> None:
         for file in folder.iterdir():
             _link(file, temporary / file.name)
 
     write_whole_folder(copy, link_all)
-    for old in sorted(copy.parent.glob("epoch-*"), key=lambda path: path.stat().st_mtime)[:-keep]:
+    numbers = {path: path.name.removeprefix("epoch-") for path in copy.parent.glob("epoch-*")}
+    epochs = {path: int(number) for path, number in numbers.items() if number.isdecimal()}
+    # A higher number is of an earlier run in this folder (--exist-ok).
+    former = sorted((path for path in epochs if epochs[path] <= epochs[copy]), key=epochs.__getitem__)
+    for old in former[:-keep]:
         shutil.rmtree(old)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint. Raises UserError if there is none or if it is another version's."""
-    restore_whole_folder(folder)
+    """The JSON part of a checkpoint, which may be about to be replaced. Changes nothing.
+
+    Raises UserError if there is none or if it is another version's.
+    """
     try:
-        facts: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        facts: dict[str, Any] = json.loads((whole_folder(folder) / "state.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"there is no whole checkpoint in {folder} ({error}); start the run again") from error
     if facts.get("format") != FORMAT:
@@ -110,8 +121,12 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def restore_checkpoint(folder: Path, facts: Mapping[str, Any], state: TrainingState) -> None:
-    """Put everything of `folder` back into `state`. Raises UserError if a part is missing or does not fit."""
+def restore_checkpoint(folder: Path, facts: Mapping[str, Any], state: TrainingState, rank: int = 0) -> None:
+    """Put everything of `folder` back into `state`, and the random numbers of process `rank`.
+
+    These stay as they are where fewer processes have made the checkpoint. Raises UserError if a part is missing or
+    does not fit.
+    """
     update = state.update
     device = state.sums.device
     try:
@@ -129,7 +144,12 @@ def restore_checkpoint(folder: Path, facts: Mapping[str, Any], state: TrainingSt
         update.losses_finite = run["losses_finite"].to(device)
         state.sums = run["sums"].to(device)
         state.progress = Progress(**facts["progress"])
-        _restore_random(run, facts["random"], device)
+        if _of_rank(rank, "random") in facts:
+            prefix = _of_rank(rank, "random.")
+            tensors = {
+                f"random.{name.removeprefix(prefix)}": value for name, value in run.items() if name.startswith(prefix)
+            }
+            restore_random((tensors, facts[_of_rank(rank, "random")]), device)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"the checkpoint {folder} can't be restored: {error}") from error
 
@@ -184,32 +204,9 @@ def _restore_scaler(update: Update, saved: dict[str, Any]) -> None:
                 parameter.grad *= ratio
 
 
-def _random_tensors(device: torch.device) -> dict[str, Tensor]:
-    tensors = {"random.torch": torch.get_rng_state(), "random.numpy": torch.from_numpy(_numpy_random()[1].copy())}
-    if device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
-    return tensors
-
-
-def _random_facts() -> dict[str, Any]:
-    name, _, position, has_gauss, gauss = _numpy_random()
-    return {"python": random.getstate(), "numpy": [name, position, has_gauss, gauss]}
-
-
-def _numpy_random() -> tuple[str, np.ndarray, int, int, float]:
-    state = np.random.get_state(legacy=True)
-    assert isinstance(state, tuple)
-    return state
-
-
-def _restore_random(tensors: Mapping[str, Tensor], facts: Mapping[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(tensors["random.torch"])
-    if "random.cuda" in tensors and device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["random.cuda"], device)
-    version, internal, gauss = facts["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, position, has_gauss, cached = facts["numpy"]
-    np.random.set_state((name, tensors["random.numpy"].numpy(), position, has_gauss, cached))
+def _of_rank(rank: int, name: str) -> str:
+    """How a checkpoint calls what it keeps of a process."""
+    return f"rank-{rank}.{name}" if rank else name
 
 
 def _link(source: Path, target: Path) -> None:

@@ -12,10 +12,11 @@ from yoloyard.config import NEWEST, TrainConfig, checked_words
 from yoloyard.data.descriptors import check_limit
 from yoloyard.device import choose_device
 from yoloyard.errors import UsageError
+from yoloyard.files import RunLock, restore_whole_folder, whole_folder
 from yoloyard.training.checkpoint import read_facts
 from yoloyard.training.launch import command, processes_wanted
 from yoloyard.training.monitor import Event, Monitor
-from yoloyard.training.parallel import is_one_of_several, join_team, leave_team, local_rank
+from yoloyard.training.parallel import agreed_precision, is_one_of_several, join_team, local_rank
 from yoloyard.training.setup import Setup, prepare, prepare_resume, rebuild
 from yoloyard.training.trainer import Result, fit
 
@@ -43,22 +44,25 @@ def train(
         line = shlex.join(command(words, None if resume is None else str(resume)))
         raise UsageError(f"{count} processes can be started from a terminal only: yoloyard {line}")
     device = choose_device(device_word(words, facts), local_rank())
-    team = join_team(device)
-    with team.watched():
-        monitor = Monitor(on_event if team.is_first else None, silent=not team.is_first)
+    team = join_team(device, hang_timeout(words, facts))
+    monitor = Monitor(on_event if team.is_first else None, silent=not team.is_first)
+    with team.watched(), RunLock(monitor.say) as lock:
         setup: Setup | None = None
         with team.first() as is_first:
             if is_first and facts is not None:
+                lock.take(folder)
+                restore_whole_folder(folder / "checkpoints" / "last")
+                facts = read_facts(folder / "checkpoints" / "last")  # since nobody else writes there
                 setup = prepare_resume(folder, facts, words, device, team.size, transform, monitor.say)
             elif is_first:
-                setup = prepare(words, device, team.size, monitor.say, transform)
+                setup = prepare(words, device, team.size, monitor.say, transform, lock)
         shared = team.share((setup.folder, setup.facts(), setup.config) if setup else None)
+        facts = team.share(facts)
         with team.phase():
             setup = setup or rebuild(*shared, device, transform)
+        setup.precision = agreed_precision(setup.precision, team)
         monitor.folder = setup.folder
-        result = fit(setup, monitor, team, facts)
-    leave_team()
-    return result
+        return fit(setup, monitor, team, facts)
 
 
 def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[Path, dict[str, Any] | None]:
@@ -74,7 +78,8 @@ def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[
         folder = newest_run(Path(words.get("project", "runs")))
     else:  # the run folder, or a weight file or checkpoint in it
         named = Path(os.path.expanduser(resume))
-        folder = next((each for each in (named, *named.parents[:2]) if (each / "checkpoints" / "last").exists()), named)
+        places = (named, *named.parents[:2])
+        folder = next((each for each in places if whole_folder(each / "checkpoints" / "last").exists()), named)
     return folder, read_facts(folder / "checkpoints" / "last")
 
 
@@ -89,9 +94,19 @@ def device_word(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> st
     return str(words.get("device", saved))
 
 
+def hang_timeout(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> float:
+    """How many seconds a process may keep the others waiting."""
+    saved = facts["config"].get("hang_timeout") if facts else None  # checkpoints of earlier versions don't know it
+    return float(words.get("hang_timeout", saved or TrainConfig().hang_timeout))
+
+
 def newest_run(project: Path) -> Path:
     """The run of `project` that was saved last."""
-    states = sorted(project.glob("*/checkpoints/last/state.json"), key=lambda path: path.stat().st_mtime)
+    folders = (whole_folder(path / "checkpoints" / "last") for path in project.glob("*"))
+    states = sorted(
+        (state for folder in folders if (state := folder / "state.json").exists()),
+        key=lambda path: path.stat().st_mtime,
+    )
     if not states:
         raise UsageError(f"there is no run to resume in {project}/; say --resume FOLDER")
     return states[-1].parents[2]

@@ -21,7 +21,7 @@ from yoloyard.data.selection import class_numbers, names_of
 from yoloyard.data.transform import Transform, restore
 from yoloyard.device import Precision, choose_precision
 from yoloyard.errors import UsageError, UserError
-from yoloyard.files import new_run_folder, write_whole, write_whole_text
+from yoloyard.files import RunLock, new_run_folder, write_whole, write_whole_text
 from yoloyard.models import own_model, registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
@@ -30,13 +30,14 @@ from yoloyard.own_file import OwnFile
 from yoloyard.training import class_weights
 from yoloyard.training.anchors import fit_anchors
 from yoloyard.training.dataset import load_splits, load_splits_again
+from yoloyard.training.randomness import seed_all
 from yoloyard.training.starting_point import freeze, own_arguments, starting_point, transfer_weights
 from yoloyard.training.trackers import check_trackers
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
 MAY_CHANGE_ON_RESUME = (
     "epochs", "time", "device", "processes", "workers", "patience", "save_period", "keep", "tensorboard",
-    "wandb", "compile",
+    "wandb", "compile", "hang_timeout",
 )  # fmt: skip
 
 
@@ -91,8 +92,12 @@ def prepare(
     num_processes: int,
     say: Callable[[str], None],
     transform: Callable[..., Any] | None = None,
+    lock: RunLock | None = None,
 ) -> Setup:
-    """A new run of `num_processes` from the user's words. Raises UsageError or UserError with what to do."""
+    """A new run of `num_processes` from the user's words; `lock` takes its folder.
+
+    Raises UsageError or UserError with what to do.
+    """
     config = with_words(TrainConfig(), words)
     given = {word: to_words(config)[word] for word in normal_words(TrainConfig, words)}
     if not config.data:
@@ -114,7 +119,7 @@ def prepare(
     own_transform = _transform(config, transform, own)
     spec = read_data_yaml(Path(config.data), say)
     names = names_of(spec.names, config.single_cls)
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     arguments = {"num_classes": len(names)} | ({} if own else own_arguments(source, model))
     detector = own.build(**arguments) if own else registry.build(model, **arguments)
 
@@ -133,6 +138,8 @@ def prepare(
         fit_anchors(detector.head, train_index, config.imgsz, config.loss.anchor_t, config.seed, say)
     freeze(detector, config.freeze)
     folder = new_run_folder(Path(config.project), run_name(config), config.exist_ok)
+    if lock is not None:
+        lock.take(folder)
     if own is not None:
         content = own.source
         write_whole(folder / own.path.name, lambda temporary: temporary.write_bytes(content))

@@ -46,6 +46,7 @@ from yoloyard.training.monitor import AlertRaised, CheckpointWritten, EpochEnded
 from yoloyard.training.multi_scale import vary_size
 from yoloyard.training.optimizer import Schedule, build_optimizer
 from yoloyard.training.parallel import Team, exchanging, parallelize
+from yoloyard.training.randomness import random_state, seed_all
 from yoloyard.training.results import save_run_weights, validation_batch, write_run_report
 from yoloyard.training.setup import Setup
 from yoloyard.training.starting_point import set_training_mode
@@ -126,6 +127,8 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     """Put the parts of a run together."""
     config, device = setup.config, setup.device
     team.run_folder = setup.folder
+    if team.rank:  # each process draws its own dropout; rank 0 goes on from what the weights were drawn by
+        seed_all(config.seed + team.rank)
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     pin_memory = device.type == "cuda"
@@ -187,7 +190,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
 
 def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
     """Restore the last checkpoint; say where it goes on and, if the run was extended, with which learning rate."""
-    restore_checkpoint(run.last_checkpoint, checkpoint, run.state)
+    restore_checkpoint(run.last_checkpoint, checkpoint, run.state, run.team.rank)
     progress, config = run.state.progress, run.setup.config
     planned = int(checkpoint["config"]["epochs"])
     if planned != config.epochs or config.time != checkpoint["config"]["time"]:
@@ -442,9 +445,10 @@ def save(run: Run) -> None:
         run.monitor.tell(AlertRaised("accumulated gradients are not finite; they are dropped"))
     count_time(run)
     run.state.update.even_out_statistics()
+    random_states = run.team.gather(random_state(setup.device))
     with run.team.first() as is_first:
         if is_first:
-            save_checkpoint(run.last_checkpoint, run.state, setup.facts())
+            save_checkpoint(run.last_checkpoint, run.state, setup.facts(), random_states)
     run.monitor.tell(CheckpointWritten(run.last_checkpoint))
 
 
