@@ -1,6 +1,5 @@
 """A parameter that the forward does not use is left alone: in one process on a CPU, as on a GPU, and in several."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from yoloyard.training.checkpoint import Progress, TrainingState, read_facts, re
 from yoloyard.training.criterion import choose_criterion
 from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.optimizer import build_optimizer
-from yoloyard.training.parallel import exchanging, join_team, leave_team, parallelize
+from yoloyard.training.parallel import Team, exchanging, join_team, leave_team, parallelize
 from yoloyard.training.step import Update, forward_backward
 
 CPU = torch.device("cpu")
@@ -60,12 +59,27 @@ def rows_of(batch: Batch, rank: int, size: int) -> Batch:
     return Batch(batch.images[rows], batch.boxes[rows], batch.labels[rows], batch.ignore[rows], [0], [None])
 
 
-def train(optimizer: str, uses: list[tuple[bool, bool]], every: int = 1, saved: str = "", resumes: bool = True) -> Any:
+def train_together(trainings: list[dict[str, Any]]) -> list[Any]:
+    """The results of `train` for each of `trainings`, one after the other in the same processes."""
+    team = join_team(CPU)
+    results = [train(**training, team=team) for training in trainings]
+    leave_team()
+    return results
+
+
+def train(
+    optimizer: str,
+    uses: list[tuple[bool, bool]],
+    every: int = 1,
+    saved: str = "",
+    resumes: bool = True,
+    team: Team | None = None,
+) -> Any:
     """A step for each of `uses`, by rank, an update `every` so many; once saved and restored into a new network.
 
     Gives weights, averages, the names without a gradient before each update, and in which updates `sometimes` moved.
     """
-    team = join_team(CPU)
+    team = team or Team()
 
     def make() -> tuple[LeavingOut, nn.Module, Update]:
         torch.manual_seed(0)
@@ -107,7 +121,6 @@ def train(optimizer: str, uses: list[tuple[bool, bool]], every: int = 1, saved: 
             before = detector.sometimes.weight.detach().clone()
             update()
             moves.append(not torch.equal(before, detector.sometimes.weight))
-    leave_team()
     models = (detector, update.ema.model)
     arrays = [{name: value.numpy().copy() for name, value in model.state_dict().items()} for model in models]
     return *arrays, unreached, moves
@@ -143,26 +156,38 @@ def test_accumulated_gradients_stay_where_the_last_batch_does_not_use_them() -> 
         assert moves == [True]
 
 
-@pytest.mark.parametrize(("every", "moves"), [(1, [True, False, True, True, False, False]), (3, [True, True])])
-def test_two_processes_leave_alone_what_none_of_them_uses(every: int, moves: list[bool], tmp_path: Path) -> None:
-    """A run that is resumed, with three batches an update in the middle of one, ends as the one that went on."""
+MOVES = {1: [True, False, True, True, False, False], 3: [True, True]}  # by batches an update: moves `sometimes`?
+
+
+def test_two_processes_leave_alone_what_none_of_them_uses(tmp_path: Path) -> None:
+    """They train as one, and a run that is resumed, also in the middle of an update, ends as the one that went on."""
     torch.manual_seed(0)
     before = {name: value.numpy() for name, value in LeavingOut().state_dict().items()}
-    whole = run_together(2, train, "AdamW", USES, every, str(tmp_path / "whole"), False)
-    parts = run_together(2, train, "AdamW", USES, every, str(tmp_path / "parts"), True)
-    for weights, average, unreached, moved in (*whole, *parts):
-        assert np.array_equal(weights["spare.weight"], before["spare.weight"])
-        assert np.array_equal(average["spare.weight"], before["spare.weight"])
-        assert unreached[0] == ["spare.weight", "spare.bias"]
-        assert moved == moves
-        for name, value in whole[0][0].items():
-            assert np.array_equal(weights[name], value), name
+    alike: dict[str, Any] = {"optimizer": "SGD", "uses": [(True,) * 2, (False,) * 2, (True,) * 2]}
+    trainings = [
+        {
+            "optimizer": "AdamW",
+            "uses": USES,
+            "every": every,
+            "saved": str(tmp_path / f"{every}-{resumes}"),
+            "resumes": resumes,
+        }
+        for every in MOVES
+        for resumes in (False, True)
+    ]
+    ranks = run_together(2, train_together, [alike, *trainings])
 
-
-def test_two_processes_are_one_with_parameters_that_are_left_out() -> None:
-    some = [(True,) * 2, (False,) * 2, (True,) * 2]
-    alone, *_ = train("SGD", some)
-    assert "RANK" not in os.environ
-    for weights, *_ in run_together(2, train, "SGD", some):
+    alone, *_ = train(**alike)
+    for weights, *_ in (rank[0] for rank in ranks):
         for name, value in alone.items():
             assert np.allclose(weights[name], value, rtol=1e-3, atol=1e-6), name
+    for number, every in enumerate(MOVES):
+        went_on, resumed = (number * 2 + 1 + resumes for resumes in (False, True))
+        expected = ranks[0][went_on][0]
+        for weights, average, unreached, moved in (rank[place] for rank in ranks for place in (went_on, resumed)):
+            assert np.array_equal(weights["spare.weight"], before["spare.weight"])
+            assert np.array_equal(average["spare.weight"], before["spare.weight"])
+            assert unreached[0] == ["spare.weight", "spare.bias"]
+            assert moved == MOVES[every]
+            for name, value in expected.items():
+                assert np.array_equal(weights[name], value), name
