@@ -19,7 +19,8 @@ from yoloyard.training.checkpoint import Progress, TrainingState, read_facts, re
 from yoloyard.training.criterion import choose_criterion
 from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.optimizer import build_optimizer
-from yoloyard.training.parallel import Team, exchanging, join_team, leave_team, parallelize
+from yoloyard.training.parallel import Team, exchanging, join_team, parallelize
+from yoloyard.training.randomness import random_state
 from yoloyard.training.step import Update, forward_backward
 
 CPU = torch.device("cpu")
@@ -63,7 +64,7 @@ def train_together(trainings: list[dict[str, Any]]) -> list[Any]:
     """The results of `train` for each of `trainings`, one after the other in the same processes."""
     team = join_team(CPU)
     results = [train(**training, team=team) for training in trainings]
-    leave_team()
+    team.leave()
     return results
 
 
@@ -104,9 +105,10 @@ def train(
     for number, by_rank in enumerate(uses):
         if saved and number == SAVED_BEFORE:
             update.even_out_gradients()
+            states = team.gather(random_state(CPU))
             with team.first() as is_first:
                 if is_first:
-                    save_checkpoint(Path(saved), TrainingState(update, Progress(), torch.zeros(6)), {})
+                    save_checkpoint(Path(saved), TrainingState(update, Progress(), torch.zeros(6)), {}, states)
             if resumes:
                 detector, network, update = make()
                 state = TrainingState(update, Progress(), torch.zeros(6))
