@@ -22,6 +22,7 @@ from yoloyard.device import choose_device, precision_named, reuse_memory
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.predictions import save_json as write_predictions
+from yoloyard.evaluation.showing import Showing
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.files import new_run_folder, write_whole_text
 from yoloyard.models.weights import load_picture_model
@@ -94,7 +95,7 @@ def validate(
     folder = new_run_folder(Path(project), name)
     detector.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     predictions = predict_all(detector, loader, settings, where, precision)
-    metrics = evaluate(index, predictions, settings.max_det)
+    metrics = evaluate(index, predictions, settings.max_det, Showing.of(metadata).within(settings))
     from yoloyard.evaluation.report import write_report  # matplotlib takes half a second to import
 
     write_report(
