@@ -179,6 +179,7 @@ def predict(
     name: Annotated[str, Parameter(help="name of the results")] = "predict",
 ) -> None:
     """Find objects in pictures, videos and camera streams."""
+    from yoloyard.evaluation.showing import Showing
     from yoloyard.files import new_run_folder
     from yoloyard.predict import Model, find_sources
     from yoloyard.predict import predict as run
@@ -187,6 +188,7 @@ def predict(
     model = Model(weights, device, imgsz, conf, iou, max_det)
     found = find_sources([*sources, *(source or [])])
     folder = new_run_folder(Path(project), name)
+    print(f"shown: {Showing(model.settings.conf, model.settings.iou)}")
     done = run(model, found, folder, save_txt, save_json, print)
     print(f"{done.pictures} pictures; results in {folder}")
     if done.unreadable:

@@ -12,7 +12,7 @@ from evaluation_cases import detections, make_index, random_case
 from yoloyard.config import EvaluationConfig
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.matching import gather_found
-from yoloyard.evaluation.showing import IOUS, MIN_CONF, Showing, shown, shown_rows
+from yoloyard.evaluation.showing import IOUS, MIN_CONF, TOLERANCE, Showing, shown, shown_rows
 from yoloyard.models import registry
 from yoloyard.models.weights import save_weights
 from yoloyard.nms import suppress_found
@@ -56,7 +56,7 @@ def test_more_duplicates_than_neighbours_decide() -> None:
 def test_the_confidence_lies_in_the_middle_between_right_and_wrong() -> None:
     metrics = images_of([BOX], detections((BOX, 0.8, 0), (ELSEWHERE, 0.4, 0)))
     assert metrics.showing.conf == pytest.approx(0.6, abs=0.002)
-    assert metrics.showing.iou == Showing.iou  # the overlap does not matter here
+    assert metrics.showing.iou == min(IOUS)  # the overlap does not matter here
 
 
 def test_classes_do_not_suppress_each_other_and_count_alike() -> None:
@@ -108,7 +108,7 @@ def test_what_is_counted_is_what_is_drawn_and_what_suppression_keeps(seed: int) 
             assert torch.equal(kept[2], drawn[image].labels)
 
 
-def test_no_other_pair_is_better() -> None:
+def test_no_other_pair_is_clearly_better() -> None:
     index, predictions = random_case(num_images=30, num_classes=3, seed=1)
     chosen = evaluate(index, predictions).showing
 
@@ -116,8 +116,8 @@ def test_no_other_pair_is_better() -> None:
         return evaluate(index, {image: shown(one, showing) for image, one in predictions.items()}).f1
 
     others = [Showing(conf, iou) for conf in (0.05, 0.2, 0.35, 0.5, 0.65, 0.8) for iou in IOUS]
-    assert f1(chosen) >= max(map(f1, others))
-    assert f1(chosen) > min(map(f1, others))
+    assert f1(chosen) >= max(map(f1, others)) - TOLERANCE
+    assert f1(chosen) > min(map(f1, others)) + TOLERANCE
 
 
 def test_nothing_is_shown_that_validation_did_not_look_at() -> None:

@@ -28,7 +28,7 @@ from yoloyard.evaluation.page import (
     picture_element,
     sortable_table,
 )
-from yoloyard.evaluation.showing import Showing, shown
+from yoloyard.evaluation.showing import shown
 from yoloyard.files import write_whole_text
 from yoloyard.structures import Detections
 
@@ -122,7 +122,7 @@ def _confusion(metrics: Metrics) -> str:
     figure = plots.confusion_matrix(metrics)
     width = round(figure.get_figwidth() * 96)
     return (
-        f"<p>Boxes that are shown ({_shown_by(metrics.showing)}), at IoU 0.5. Colour: share of the true class. "
+        f"<p>Boxes that are shown ({metrics.showing}), at IoU 0.5. Colour: share of the true class. "
         "Right column: not found. Bottom row: found where there is nothing.</p>"
         f'<div class="wide"><div style="width:{width}px" class="matrix">{plots.figure_svg(figure)}</div></div>'
     )
@@ -142,10 +142,6 @@ def _sizes(metrics: Metrics) -> str:
     note = f"{counted(false, 'box', 'boxes')} found in {counted(images, 'image', 'images')} without any"
     tiles.append(("False positives per background image", rate, f"{note}, at confidence {metrics.showing.conf:g}"))
     return number_tiles(tiles)
-
-
-def _shown_by(showing: Showing) -> str:
-    return f"confidence above {showing.conf:g}, suppression at IoU {showing.iou:g}"
 
 
 def _worst(metrics: Metrics) -> list[int]:
@@ -168,7 +164,7 @@ def _best(metrics: Metrics) -> list[int]:
 def _pictures(image_ids: Sequence[int], metrics: Metrics, index: Index, predictions: Mapping[int, Detections]) -> str:
     if not image_ids:
         return ""
-    note = f"<p>First the labels, then what was found, as predict shows it: {_shown_by(metrics.showing)}.</p>"
+    note = f"<p>First the labels, then what was found, as predict shows it: {metrics.showing}.</p>"
     return note + "".join(_picture(image_id, metrics, index, predictions.get(image_id)) for image_id in image_ids)
 
 

@@ -32,6 +32,7 @@ from yoloyard.structures import Detections
 
 IOUS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
 MIN_CONF = 0.05  # weaker boxes are shown to nobody who does not ask for them
+TOLERANCE = 0.01  # of F1: less than a small validation set can tell, and about the error of suppressing twice
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Showing:
         kept = metadata.get("showing", {})
         return cls(kept.get("conf", cls.conf), kept.get("iou", cls.iou))
 
+    def __str__(self) -> str:
+        return f"confidence above {self.conf:g}, suppression at IoU {self.iou:g}"
+
     def within(self, settings: EvaluationConfig) -> Showing:
         """The pair for detections that were made with `settings`: what these dropped can't be shown."""
         return Showing(max(self.conf, settings.conf), min(self.iou, settings.iou))
@@ -58,23 +62,23 @@ class Showing:
 def choose_showing(found: Found, truth: Truth, pairs: Pairs, num_classes: int) -> Showing:
     """The pair with the best F1, mean over classes at IoU 0.5; the default where nothing right is found.
 
-    `pairs` are those of `overlapping_pairs`. Equal F1: the overlap nearest to the default, and of the confidences the
-    middle of the range over which F1 stays the same, the furthest from scores that would change it.
+    `pairs` are those of `overlapping_pairs`. Of overlaps whose F1 is equal but for TOLERANCE the lowest is taken, which
+    shows the fewest duplicates; of confidences the middle of the range over which F1 stays the best.
     """
     sure = found.scores >= MIN_CONF
     neighbours = _neighbours(found, sure, min(IOUS))
-    best, chosen = 0.0, Showing()
-    for iou in sorted(IOUS, key=lambda iou: abs(iou - Showing.iou)):
+    peaks: list[tuple[float, Showing]] = []
+    for iou in IOUS:
         kept = _kept(found, sure, neighbours, iou)
         matched, ignored = match_classes(found, truth, pairs.where(kept[pairs.found]))
         measured = curves(found, truth, matched, ignored | ~kept, num_classes)
         f1 = np.where(measured.confidences >= MIN_CONF, mean_over_classes(measured.f1), 0)
-        if f1.max() > best:
-            best, first = f1.max(), int(f1.argmax())
-            equal = f1[first:] == best
-            last = first + (len(equal) if equal.all() else int(equal.argmin())) - 1
-            chosen = Showing(round(float(measured.confidences[(first + last) // 2]), 3), iou)
-    return chosen
+        first = int(f1.argmax())
+        steps = int(np.append(f1[first:] < f1[first], True).argmax())  # over which it stays the best
+        middle = measured.confidences[first + (steps - 1) // 2]
+        peaks.append((float(f1[first]), Showing(round(float(middle), 3), iou)))
+    best = max(f1 for f1, _ in peaks)
+    return next(showing for f1, showing in peaks if f1 >= best - TOLERANCE) if best > 0 else Showing()
 
 
 def shown_rows(found: Found, showing: Showing) -> np.ndarray:
