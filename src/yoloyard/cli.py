@@ -184,8 +184,8 @@ def predict(
     weights: Annotated[Path, Parameter(help="a weight file")],
     source: Annotated[list[str] | None, Parameter(help="the same as naming it without the flag")] = None,
     imgsz: Annotated[int | None, Parameter(help="pixels; default: as in the weight file")] = None,
-    conf: Annotated[float, Parameter(help="lowest score")] = 0.25,
-    iou: Annotated[float | None, Parameter(help="overlap for suppression; default: as in the weight file")] = None,
+    conf: Annotated[float | None, Parameter(help="lowest score; default: as training chose it")] = None,
+    iou: Annotated[float | None, Parameter(help="overlap for suppression; default: as training chose it")] = None,
     max_det: Annotated[int | None, Parameter(help="most boxes of an image; default: as in the weight file")] = None,
     device: Annotated[str, Parameter(help="auto, cpu, cuda, 0, mps")] = "auto",
     save_txt: Annotated[bool, Parameter(help="write labels/NAME.txt: class, box, score")] = False,
@@ -194,6 +194,7 @@ def predict(
     name: Annotated[str, Parameter(help="name of the results")] = "predict",
 ) -> None:
     """Find objects in pictures, videos and camera streams."""
+    from yoloyard.evaluation.showing import Showing
     from yoloyard.files import new_run_folder
     from yoloyard.predict import Model, find_sources
     from yoloyard.predict import predict as run
@@ -202,6 +203,7 @@ def predict(
     model = Model(weights, device, imgsz, conf, iou, max_det)
     found = find_sources([*sources, *(source or [])], print)
     folder = new_run_folder(project, name)
+    print(f"shown: {Showing(model.settings.conf, model.settings.iou)}")
     done = run(model, found, folder, save_txt, save_json, print)
     print(f"{done.pictures} pictures; results in {folder}")
     if done.unreadable or done.unwritten:

@@ -30,8 +30,8 @@ def describe(model: str) -> None:
             console.print(f"the file names these functions and classes; none of them is run: {names}", markup=False)
         detector, metadata = load_model(Path(model))
         device = "cpu" if is_own(metadata["model"]) else device
-        for name in ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "versions"):
-            if metadata.get(name) is not None:
+        for name in ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "showing", "versions"):
+            if metadata.get(name) not in (None, {}):
                 console.print(f"{name}: {printable(str(metadata[name]))}", markup=False)
     elif is_own(model):
         detector, device = registry.build(model, num_classes=80), "cpu"  # its forward may look at numbers

@@ -23,13 +23,13 @@ from yoloyard.data.layout import is_side_folder, search_folder
 from yoloyard.device import choose_device, precision_named, reuse_memory
 from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
+from yoloyard.evaluation.showing import Showing
 from yoloyard.evaluation.validate import detect
 from yoloyard.files import RUN_MARK, is_full, write_whole, write_whole_text
 from yoloyard.models.weights import load_picture_model
 from yoloyard.structures import Detections
 from yoloyard.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, read_frames
 
-CONFIDENCE = 0.25
 
 WRITTEN_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
 NAME_BYTES = 255  # of a file's name, on nearly all disks
@@ -67,6 +67,7 @@ class Done:
 class Model:
     """A detector with the settings of its weight file: `model(image)` gives Detections.
 
+    `conf` and `iou` are by default the pair that the training chose for showing (see `evaluation/showing.py`).
     `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
     """
 
@@ -75,7 +76,7 @@ class Model:
         weights: str | Path,
         device: str | int | torch.device | None = "auto",
         imgsz: int | None = None,
-        conf: float = CONFIDENCE,
+        conf: float | None = None,
         iou: float | None = None,
         max_det: int | None = None,
     ) -> None:
@@ -84,13 +85,13 @@ class Model:
         self.detector, self.metadata = load_picture_model(Path(os.path.expanduser(weights)))
         numbers = map(str, range(self.detector.num_classes))
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or numbers)
-        kept = self.metadata.get("evaluation", {})
+        kept, showing = self.metadata.get("evaluation", {}), Showing.of(self.metadata)
         defaults = EvaluationConfig()
         self.settings = with_words(
             defaults,
             {
-                "conf": conf,
-                "iou": kept.get("iou", defaults.iou) if iou is None else iou,
+                "conf": showing.conf if conf is None else conf,
+                "iou": showing.iou if iou is None else iou,
                 "max_det": kept.get("max_det", defaults.max_det) if max_det is None else max_det,
             },
         )

@@ -24,6 +24,7 @@ from yoloyard.device import choose_device, precision_named, precision_text, reus
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.predictions import save_json as write_predictions
+from yoloyard.evaluation.showing import Showing
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.files import new_run_folder, write_whole_text
 from yoloyard.models.weights import load_picture_model
@@ -106,7 +107,7 @@ def validate(
         image_id: replace(found, labels=numbers[found.labels])
         for image_id, found in predict_all(detector, loader, settings, where, precision).items()
     }
-    metrics = evaluate(index, predictions, settings.max_det)
+    metrics = evaluate(index, predictions, settings.max_det, Showing.of(metadata).within(settings))
     from yoloyard.evaluation.report import write_report  # matplotlib takes half a second to import
 
     write_report(

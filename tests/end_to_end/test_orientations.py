@@ -86,7 +86,7 @@ def test_training_validation_and_predict_see_the_eight_orientations_as_one(eight
         detector.state_dict(),
         {"model": "yolo11n", "model_arguments": {"num_classes": 2}, "names": ["dent", "scratch"], "imgsz": 96},
     )
-    model = Model(weights, "cpu", conf=0.0, max_det=20)
+    model = Model(weights, "cpu", conf=0.0, iou=settings.iou, max_det=20)
     (found, *others) = model([str(path) for path in index.paths])
     assert len(found) == 20
     assert all(torch.equal(found.boxes, other.boxes) for other in others)

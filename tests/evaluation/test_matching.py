@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.matching import Pairs, match_greedily
+from yoloyard.evaluation.showing import Showing
 from yoloyard.structures import Detections
 
 # Three places that don't touch; `shifted` overlaps the box in the same place by IoU 2/3, `far` by 1/3.
 A, B, C = (0.0, 0.0, 100.0, 100.0), (200.0, 0.0, 300.0, 100.0), (400.0, 0.0, 500.0, 100.0)
+SHOWING = Showing(0.25, 1.0)  # where confusions and mistakes are counted here; nothing is suppressed
 
 
 def shifted(box: Sequence[float], by: float = 20.0) -> tuple[float, ...]:
@@ -30,7 +32,7 @@ def one_image(
     """Metrics of one image; `true_boxes` are (xyxy, label) rows."""
     boxes, labels = [row[0] for row in true_boxes], [row[1] for row in true_boxes]
     index = make_index(tuple(names), [(boxes, labels, ignore or [False] * len(boxes))])
-    return evaluate(index, {0: found})
+    return evaluate(index, {0: found}, showing=SHOWING)
 
 
 def test_curves_of_one_class_counted_by_hand() -> None:
@@ -142,13 +144,14 @@ def test_false_positives_on_background() -> None:
         1: detections((A, 0.9, 0), (B, 0.25, 0), (C, 0.2, 0)),
         3: detections((C, 0.9, 0)),
     }
-    metrics = evaluate(index, predictions)
+    metrics = evaluate(index, predictions, showing=Showing(0.24))
     assert (metrics.background_images, metrics.background_false_positives) == (2, 2)
 
 
 def test_mistakes_of_each_image() -> None:
     index = make_index("a", [([A, B], [0, 0], [False, False]), ([], [], [])])
-    metrics = evaluate(index, {0: detections((A, 0.9, 0), (C, 0.8, 0), (B, 0.1, 0)), 1: detections((A, 0.3, 0))})
+    predictions = {0: detections((A, 0.9, 0), (C, 0.8, 0), (B, 0.1, 0)), 1: detections((A, 0.3, 0))}
+    metrics = evaluate(index, predictions, showing=SHOWING)
     counts = metrics.image_counts
     assert (counts.correct.tolist(), counts.false.tolist(), counts.missed.tolist()) == ([1, 0], [1, 1], [1, 0])
 

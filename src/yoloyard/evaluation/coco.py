@@ -17,7 +17,8 @@ import numpy as np
 from yoloyard.data.index import Index
 from yoloyard.evaluation import matching
 from yoloyard.evaluation.average_precision import AREA_LIMITS, precision_table
-from yoloyard.evaluation.matching import Curves, Found, ImageCounts, Truth
+from yoloyard.evaluation.matching import Curves, ImageCounts, Truth, gather_found
+from yoloyard.evaluation.showing import Showing, choose_showing, shown_rows
 from yoloyard.structures import Detections
 
 SIZES = ("all", "small", "medium", "large")  # box area up to 32 * 32, up to 96 * 96, above; in original pixels
@@ -51,6 +52,7 @@ class Metrics:
     recall: float
     f1: float
     confidence: float  # where the mean F1 is best
+    showing: Showing  # which boxes confusions, image_counts and background_false_positives count
     classes: tuple[ClassMetrics, ...]
     curves: Curves
     precision_at_recall: np.ndarray  # float64 (C, R) at IoU 0.5, as COCO interpolates it; nan for a class without boxes
@@ -58,7 +60,7 @@ class Metrics:
     image_counts: ImageCounts
     boxes_by_size: tuple[int, int, int]  # small, medium, large
     background_images: int  # images without any box
-    background_false_positives: int  # boxes found in them, at confidence 0.25
+    background_false_positives: int  # boxes shown in them
 
     def figures(self) -> dict[str, float]:
         """The figures under the names that console, metrics.jsonl, CSV and trackers use."""
@@ -75,19 +77,22 @@ class Metrics:
         }
 
 
-def evaluate(index: Index, predictions: Mapping[int, Detections], max_det: int = 300) -> Metrics:
+def evaluate(
+    index: Index, predictions: Mapping[int, Detections], max_det: int = 300, showing: Showing | None = None
+) -> Metrics:
     """Compare `predictions` with the true boxes of `index`.
 
     `predictions` maps image ids (positions in `index`) to boxes in pixels of the original image; an image that is
     not there had no detections. `max_det` is COCO's maxDets (its own tools default to 100): the best so many of a
-    class in an image count. Ignored boxes are COCO's crowds. Box sizes are box areas, not mask areas.
+    class in an image count. Ignored boxes are COCO's crowds. Box sizes are box areas, not mask areas. Confusions and
+    mistakes are those of what a user sees, by `showing` or, without it, by the pair that is best here.
     Raises ValueError for an image id that `index` doesn't have.
     """
     strangers = [image_id for image_id in predictions if not 0 <= image_id < len(index)]
     if strangers:
         raise ValueError(f"predictions for images that are not in the index: {sorted(strangers)[:5]}")
     num_classes = len(index.names)
-    truth, found = _gather_truth(index), _gather_found(predictions, len(index))
+    truth, found = gather_truth(index), gather_found(predictions, len(index))
 
     pairs = matching.overlapping_pairs(found, truth)
     matched, ignored = matching.match_classes(found, truth, pairs)
@@ -107,7 +112,9 @@ def evaluate(index: Index, predictions: Mapping[int, Detections], max_det: int =
     )
     mean_precision, mean_recall, mean_f1 = matching.mean_over_classes(at_best).tolist()
     background = np.diff(truth.starts) == 0
-    counts = matching.image_counts(found, truth, matched, ignored)
+    showing = showing or choose_showing(found, truth, pairs, num_classes)
+    shown = shown_rows(found, showing)
+    counts = matching.image_counts(found, truth, pairs, shown)
     return Metrics(
         map50_95=_mean(precisions[..., 0]),
         map50=_mean(precisions[0, ..., 0]),
@@ -119,10 +126,11 @@ def evaluate(index: Index, predictions: Mapping[int, Detections], max_det: int =
         recall=mean_recall,
         f1=mean_f1,
         confidence=float(curves.confidences[best]),
+        showing=showing,
         classes=classes,
         curves=curves,
         precision_at_recall=precisions[0, :, :, 0].T,
-        confusion=matching.confusion_matrix(found, truth, pairs, num_classes),
+        confusion=matching.confusion_matrix(found, truth, pairs, shown, num_classes),
         image_counts=counts,
         boxes_by_size=_boxes_by_size(truth),
         background_images=int(background.sum()),
@@ -130,7 +138,8 @@ def evaluate(index: Index, predictions: Mapping[int, Detections], max_det: int =
     )
 
 
-def _gather_truth(index: Index) -> Truth:
+def gather_truth(index: Index) -> Truth:
+    """The true boxes of all images."""
     rows = [index.annotations(image_id) for image_id in range(len(index))]
     return Truth(
         boxes_xyxy=np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _, _ in rows)]),
@@ -138,23 +147,6 @@ def _gather_truth(index: Index) -> Truth:
         ignore=np.concatenate([np.zeros(0, bool), *(ignore for _, _, ignore in rows)]),
         starts=np.cumsum([0, *(len(labels) for _, labels, _ in rows)]),
     )
-
-
-def _gather_found(predictions: Mapping[int, Detections], num_images: int) -> Found:
-    """All detections by image, in each by descending score; equal scores by label and position, not by arrival."""
-    boxes, scores, labels = [np.zeros((0, 4))], [np.zeros(0)], [np.zeros(0, np.int64)]
-    counts = np.zeros(num_images + 1, np.int64)
-    for image_id in sorted(predictions):
-        detections = predictions[image_id]
-        image_boxes = detections.boxes.cpu().numpy().astype(np.float64)
-        image_scores = detections.scores.cpu().numpy().astype(np.float64)
-        image_labels = detections.labels.cpu().numpy()
-        order = np.lexsort((*image_boxes.T[::-1], image_labels, -image_scores))
-        boxes.append(image_boxes[order])
-        scores.append(image_scores[order])
-        labels.append(image_labels[order])
-        counts[image_id + 1] = len(order)
-    return Found(np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels), np.cumsum(counts))
 
 
 def _by_size(truth: Truth) -> list[Truth]:

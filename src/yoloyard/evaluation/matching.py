@@ -6,12 +6,14 @@ K confidences. Everything is flat numpy arrays over the whole data set; the only
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from yoloyard.structures import Detections
+
 MATCH_IOU = 0.5  # a found box is right if it overlaps a true box of its class at least so much
-REPORT_CONFIDENCE = 0.25  # where confusions and mistakes are counted: what `predict` shows
 CONFIDENCES = np.linspace(0, 1, 1001)
 
 
@@ -74,11 +76,28 @@ class Curves:
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """What is right and wrong in each image at REPORT_CONFIDENCE."""
+    """What is right and wrong in each image among the boxes that are shown."""
 
     correct: np.ndarray  # int64 (I,), true boxes that were found
     false: np.ndarray  # int64 (I,), found boxes without a true one
     missed: np.ndarray  # int64 (I,), true boxes that were not found
+
+
+def gather_found(predictions: Mapping[int, Detections], num_images: int) -> Found:
+    """All detections by image, in each by descending score; equal scores by label and position, not by arrival."""
+    boxes, scores, labels = [np.zeros((0, 4))], [np.zeros(0)], [np.zeros(0, np.int64)]
+    counts = np.zeros(num_images + 1, np.int64)
+    for image_id in sorted(predictions):
+        detections = predictions[image_id]
+        image_boxes = detections.boxes.cpu().numpy().astype(np.float64)
+        image_scores = detections.scores.cpu().numpy().astype(np.float64)
+        image_labels = detections.labels.cpu().numpy()
+        order = np.lexsort((*image_boxes.T[::-1], image_labels, -image_scores))
+        boxes.append(image_boxes[order])
+        scores.append(image_scores[order])
+        labels.append(image_labels[order])
+        counts[image_id + 1] = len(order)
+    return Found(np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels), np.cumsum(counts))
 
 
 def overlapping_pairs(found: Found, truth: Truth) -> Pairs:
@@ -92,7 +111,7 @@ def overlapping_pairs(found: Found, truth: Truth) -> Pairs:
     ):
         if first == last or first_true == last_true:
             continue
-        overlaps = _overlaps(
+        overlaps = pairwise_overlaps(
             found.boxes_xyxy[first:last], truth.boxes_xyxy[first_true:last_true], truth.ignore[first_true:last_true]
         )
         rows, columns = np.nonzero(overlaps >= MATCH_IOU)
@@ -152,17 +171,16 @@ def curves(found: Found, truth: Truth, matched: np.ndarray, ignored: np.ndarray,
     return Curves(CONFIDENCES, precision, recall, f1)
 
 
-def confusion_matrix(found: Found, truth: Truth, pairs: Pairs, num_classes: int) -> np.ndarray:
-    """How often a true class (row) was found as which class (column), int64 (C + 1, C + 1), at REPORT_CONFIDENCE.
+def confusion_matrix(found: Found, truth: Truth, pairs: Pairs, shown: np.ndarray, num_classes: int) -> np.ndarray:
+    """How often a true class (row) was found as which class (column), int64 (C + 1, C + 1), where `shown`, bool (N,).
 
     Matching is blind to classes (equal overlaps prefer the right class). The last row is background found as a class,
     the last column a true box that was not found. What lies in an ignored region of any class counts for nothing.
     """
-    shown = found.scores >= REPORT_CONFIDENCE
     pairs = pairs.where(shown[pairs.found])
     same_class = found.labels[pairs.found] == truth.labels[pairs.truth]
     matched, ignored = _match_with_ignore(found, truth, pairs, same_class)
-    shown &= ~ignored
+    shown = shown & ~ignored
     true_labels = np.where(matched >= 0, truth.labels[matched] if len(truth.labels) else -1, num_classes)[shown]
     missed = ~truth.ignore
     missed[matched[matched >= 0]] = False
@@ -172,10 +190,11 @@ def confusion_matrix(found: Found, truth: Truth, pairs: Pairs, num_classes: int)
     return np.bincount(rows * side + columns, minlength=side * side).reshape(side, side)
 
 
-def image_counts(found: Found, truth: Truth, matched: np.ndarray, ignored: np.ndarray) -> ImageCounts:
-    """Right and wrong boxes of each image at REPORT_CONFIDENCE, from the result of `match_classes`."""
+def image_counts(found: Found, truth: Truth, pairs: Pairs, shown: np.ndarray) -> ImageCounts:
+    """Right and wrong boxes of each image where `shown`, bool (N,); `pairs` as of `overlapping_pairs`."""
     num_images = len(truth.starts) - 1
-    shown = (found.scores >= REPORT_CONFIDENCE) & ~ignored
+    matched, ignored = match_classes(found, truth, pairs.where(shown[pairs.found]))
+    shown = shown & ~ignored
     correct = np.bincount(found.images[shown & (matched >= 0)], minlength=num_images)
     false = np.bincount(found.images[shown & (matched < 0)], minlength=num_images)
     boxes = np.bincount(truth.images[~truth.ignore], minlength=num_images)
@@ -213,7 +232,7 @@ def _counts_above(found: Found, chosen: np.ndarray, num_classes: int) -> np.ndar
     return counts.reshape(num_classes, steps)[:, ::-1].cumsum(axis=1)[:, ::-1]
 
 
-def _overlaps(found_xyxy: np.ndarray, true_xyxy: np.ndarray, ignore: np.ndarray) -> np.ndarray:
+def pairwise_overlaps(found_xyxy: np.ndarray, true_xyxy: np.ndarray, ignore: np.ndarray | bool = False) -> np.ndarray:
     """IoU of (n, 4) with (m, 4), as (n, m); for ignored ones the share of the found box that is covered."""
     width = np.minimum(found_xyxy[:, None, 2], true_xyxy[:, 2]) - np.maximum(found_xyxy[:, None, 0], true_xyxy[:, 0])
     height = np.minimum(found_xyxy[:, None, 3], true_xyxy[:, 3]) - np.maximum(found_xyxy[:, None, 1], true_xyxy[:, 1])

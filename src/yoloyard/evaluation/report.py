@@ -19,7 +19,6 @@ from yoloyard.errors import UserError
 from yoloyard.evaluation import plots
 from yoloyard.evaluation.coco import Metrics
 from yoloyard.evaluation.drawing import draw_boxes, shrunk
-from yoloyard.evaluation.matching import REPORT_CONFIDENCE
 from yoloyard.evaluation.page import (
     counted,
     facts_list,
@@ -29,6 +28,7 @@ from yoloyard.evaluation.page import (
     picture_element,
     sortable_table,
 )
+from yoloyard.evaluation.showing import shown
 from yoloyard.files import write_whole_text
 from yoloyard.structures import Detections
 
@@ -122,7 +122,7 @@ def _confusion(metrics: Metrics) -> str:
     figure = plots.confusion_matrix(metrics)
     width = round(figure.get_figwidth() * 96)
     return (
-        f"<p>Boxes found with confidence {REPORT_CONFIDENCE} or more and IoU 0.5. Colour: share of the true class. "
+        f"<p>Boxes that are shown ({metrics.showing}), at IoU 0.5. Colour: share of the true class. "
         "Right column: not found. Bottom row: found where there is nothing.</p>"
         f'<div class="wide"><div style="width:{width}px" class="matrix">{plots.figure_svg(figure)}</div></div>'
     )
@@ -140,7 +140,7 @@ def _sizes(metrics: Metrics) -> str:
     images, false = metrics.background_images, metrics.background_false_positives
     rate = f"{false / images:.2f}" if images else "-"
     note = f"{counted(false, 'box', 'boxes')} found in {counted(images, 'image', 'images')} without any"
-    tiles.append(("False positives per background image", rate, f"{note}, at confidence {REPORT_CONFIDENCE}"))
+    tiles.append(("False positives per background image", rate, f"{note}, at confidence {metrics.showing.conf:g}"))
     return number_tiles(tiles)
 
 
@@ -164,7 +164,7 @@ def _best(metrics: Metrics) -> list[int]:
 def _pictures(image_ids: Sequence[int], metrics: Metrics, index: Index, predictions: Mapping[int, Detections]) -> str:
     if not image_ids:
         return ""
-    note = f"<p>At confidence {REPORT_CONFIDENCE}. First the labels, then what was found.</p>"
+    note = f"<p>First the labels, then what was found, as predict shows it: {metrics.showing}.</p>"
     return note + "".join(_picture(image_id, metrics, index, predictions.get(image_id)) for image_id in image_ids)
 
 
@@ -185,9 +185,9 @@ def _picture(image_id: int, metrics: Metrics, index: Index, found: Detections | 
     true = draw_boxes(image, boxes * scale, np.where(ignore, len(index.names), labels), names)
     predicted = image
     if found is not None:
-        shown = (found.scores >= REPORT_CONFIDENCE).cpu()
-        arrays = [part.cpu()[shown].numpy() for part in (found.boxes, found.labels, found.scores)]
-        predicted = draw_boxes(image, arrays[0] * scale, arrays[1], index.names, arrays[2])
+        seen = shown(found, metrics.showing)
+        boxes, labels, scores = (part.numpy() for part in (seen.boxes, seen.labels, seen.scores))
+        predicted = draw_boxes(image, boxes * scale, labels, index.names, scores)
     images = picture_element(true, "labels", path.name) + picture_element(predicted, "found", path.name)
     return f'<figure class="pair">{caption}<div>{images}</div></figure>'
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, m
             "batch": validation_batch(setup.config),
             "precision": setup.precision.name,
         },
+        "showing": dataclasses.asdict(metrics.showing) if metrics else {},
         "config": to_words(setup.config),
         "licence": setup.licence,
         "versions": environment.versions(),

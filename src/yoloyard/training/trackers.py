@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 WANDB_ID = "wandb-id.txt"  # in the run folder: under which name Weights & Biases knows the run
 JPEG_QUALITY = 90  # of TensorBoard's pictures
-SURE = 0.25  # lowest score of a prediction that is drawn
 
 
 class Tracker(Protocol):
@@ -155,11 +154,10 @@ class Trackers:
             self._picture(f"labels/{title}", picture[..., ::-1], 0)
 
     def prediction(self, name: object, image: np.ndarray, found: Detections, names: Sequence[str], epoch: int) -> None:
-        """What was found in a validation picture."""
+        """What is shown of a validation picture."""
         if not self._trackers:
             return
-        sure = found.scores >= SURE
-        boxes, labels, scores = (values[sure].numpy() for values in (found.boxes, found.labels, found.scores))
+        boxes, labels, scores = (values.numpy() for values in (found.boxes, found.labels, found.scores))
         self._picture(f"prediction/{name}", draw_boxes(image, boxes, labels, names, scores), epoch)
 
     def close(self) -> None:

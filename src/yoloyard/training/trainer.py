@@ -32,6 +32,7 @@ from yoloyard.device import (
 )
 from yoloyard.errors import UserError
 from yoloyard.evaluation.coco import Metrics, evaluate
+from yoloyard.evaluation.showing import shown
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.files import write_whole_text
 from yoloyard.models.detector import Detector
@@ -385,6 +386,8 @@ def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detection
         predictions |= part
     with team.first() as is_first:
         metrics = evaluate(setup.val_index, predictions, config.evaluation.max_det) if is_first else None
+        if metrics:
+            metrics = dataclasses.replace(metrics, showing=metrics.showing.within(config.evaluation))
     return team.share(metrics), predictions
 
 
@@ -428,10 +431,11 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
         if epoch == 1:
             run.trackers.labels(setup.train_index)  # not before the first step, which needn't wait for it
         run.trackers.scalars(record)
-        if run.trackers:
+        if run.trackers and metrics:
             for image_id in range(min(PREDICTIONS_TRACKED, len(predictions))):
                 image = decode_image(setup.val_index.paths[image_id])
-                run.trackers.prediction(image_id, image, predictions[image_id], setup.names, epoch)
+                seen = shown(predictions[image_id], metrics.showing)
+                run.trackers.prediction(image_id, image, seen, setup.names, epoch)
         if run.team.is_first and config.save_period and epoch % config.save_period == 0:
             copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
     monitor.tell(EpochEnded(epoch, record))
