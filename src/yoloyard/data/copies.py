@@ -18,6 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from yoloyard.cores import usable_cores
 from yoloyard.data.decode import decode_image, encode_jpeg
 from yoloyard.data.pictures import PictureFacts, examine
 from yoloyard.data.problems import Problem
@@ -117,7 +118,7 @@ def find_copies(
                     return Copy(usable[candidate], position, how)
             return None
 
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(usable_cores()) as threads:
             copies += [copy for copy in threads.map(decide, range(len(others))) if copy is not None]
     copies.sort(key=lambda copy: copy.second)
     for name in filter(None, (file, of_state)):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from yoloyard import environment
+from yoloyard.cores import Threads
 from yoloyard.data.decode import decode_image
 from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
 from yoloyard.device import give_memory_back, reads_are_free, reuse_memory
@@ -80,6 +81,7 @@ class Run:
     val_loader: ValLoader
     trackers: Trackers
     interrupt: InterruptRequest
+    threads: Threads
     since: float = field(default_factory=time.perf_counter)  # up to which `Progress.seconds` counts
 
     @property
@@ -104,7 +106,9 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
             go_on(run, checkpoint)
         try:
             while run.state.progress.epoch < run.epochs and not is_exhausted(run):
+                run.threads.choose(lambda number: -team.largest(-number), wait=True)  # the fewest of all processes
                 speed = train_epoch(run)
+                run.threads.begin_to_measure()
                 fit_epochs_to_time(run, run.state.progress.epoch + 1)
                 is_due = is_to_be_validated(run)
                 metrics, predictions = validate(run, run.state.update.ema.model) if is_due else (None, {})
@@ -112,12 +116,14 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
             return finish(run)
         finally:
             run.trackers.close()
+            run.threads.restore()
 
 
 def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptRequest) -> Run:
     """Put the parts of a run together."""
     config, device = setup.config, setup.device
     team.run_folder = setup.folder
+    threads = Threads(device.type, monitor.say)
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     pin_memory = device.type == "cuda"
@@ -175,7 +181,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
         f"results in {setup.folder}"
     )
     loaders = (train_loader, val_loader)
-    return Run(setup, monitor, team, network, state, schedule, criterion, gains, *loaders, trackers, interrupt)
+    return Run(setup, monitor, team, network, state, schedule, criterion, gains, *loaders, trackers, interrupt, threads)
 
 
 def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
@@ -385,7 +391,7 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
             "speed": speed,
             "memory": {"gigabytes": memory_gigabytes(setup.device)},
         },
-    )
+    ) | {"threads": run.threads.number}
     value = figures.get(config.best_by)
     is_best = value is not None and (progress.best is None or value > progress.best)
     if is_best:
