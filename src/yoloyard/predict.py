@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from yoloyard.config import EvaluationConfig, with_words
+from yoloyard.cores import Threads
 from yoloyard.data.augment import letterbox, minimal_shape
 from yoloyard.data.decode import decode_image
 from yoloyard.data.sources import IMAGE_SUFFIXES
@@ -27,6 +28,7 @@ from yoloyard.models.weights import load_picture_model
 from yoloyard.structures import Detections
 
 CONFIDENCE = 0.25
+SECONDS_BETWEEN_CHOICES = 5.0  # of the number of threads
 VIDEO_SUFFIXES = frozenset((".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv"))
 
 
@@ -175,6 +177,7 @@ def predict(
     can't be read is named and counted; raises UserError for one that was asked for by its own name.
     """
     reuse_memory(model.device)
+    threads = Threads(model.device.type, say)
     results: list[dict[str, Any]] = []
     videos: dict[str, cv2.VideoWriter] = {}
     sizes: dict[str, tuple[int, int]] = {}  # of the videos, width and height
@@ -183,6 +186,7 @@ def predict(
         for source in sources:
             try:
                 for picture in _pictures(source):
+                    threads.choose(every=SECONDS_BETWEEN_CHOICES)
                     found = model(picture.image)
                     done.pictures += 1
                     say(f"{picture.name}: {_summary(found, model.names)}")
@@ -201,6 +205,7 @@ def predict(
                 say(f"left out: {error}")
                 done.unreadable += 1
     finally:
+        threads.restore()
         for writer in videos.values():
             writer.release()
         if save_json:

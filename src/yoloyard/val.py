@@ -13,12 +13,13 @@ import torch
 
 from yoloyard import environment
 from yoloyard.config import EvaluationConfig, with_words
+from yoloyard.cores import Threads
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
 from yoloyard.data.problems import summary
 from yoloyard.data.selection import class_numbers, names_of, select
-from yoloyard.device import choose_device, precision_named, reuse_memory
+from yoloyard.device import choose_device, choose_precision, images_at_once, precision_named, reuse_memory
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.predictions import save_json as write_predictions
@@ -27,6 +28,10 @@ from yoloyard.files import new_run_folder, write_whole_text
 from yoloyard.models.weights import load_picture_model
 
 DEFAULT_BATCH = 32
+AMP_LINE = (
+    "computing in float32, as the weight file says; --amp computes in bfloat16, which this processor has: faster, "
+    "with figures that differ by about 0.001"
+)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ def validate(
 
     Raises UsageError or UserError if something is missing or does not fit.
     """
+    where = choose_device(device)
+    threads = Threads(where.type, say)
     detector, metadata = load_picture_model(Path(weights))
     kept: dict[str, Any] = metadata.get("evaluation", {})
     asked = {"conf": conf, "iou": iou, "max_det": max_det}
@@ -87,13 +94,26 @@ def validate(
     size = detector.input_size(wanted)
     if size != wanted:
         say(f"imgsz {wanted} is not a multiple of the stride {stride}: {size} is used")
-    where = choose_device(device)
     reuse_memory(where)
     precision = precision_named(where, kept.get("precision", "float32") if amp is None else "any" if amp else "float32")
-    loader = make_val_loader(index, size, batch or kept.get("batch", DEFAULT_BATCH), stride, workers=workers, say=say)
+    if amp is None and (precision.name, choose_precision(where, amp=True).name) == ("float32", "bfloat16"):
+        say(AMP_LINE)
+    loader = make_val_loader(
+        index,
+        size,
+        batch or kept.get("batch", DEFAULT_BATCH),
+        stride,
+        workers=workers,
+        say=say,
+        at_once=images_at_once(where, size),
+    )
     folder = new_run_folder(Path(project), name)
     detector.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    predictions = predict_all(detector, loader, settings, where, precision)
+    threads.choose(wait=True)
+    try:
+        predictions = predict_all(detector, loader, settings, where, precision)
+    finally:
+        threads.restore()
     metrics = evaluate(index, predictions, settings.max_det)
     from yoloyard.evaluation.report import write_report  # matplotlib takes half a second to import
 

@@ -23,7 +23,7 @@ from yoloyard import environment
 from yoloyard.cores import Threads
 from yoloyard.data.decode import decode_image
 from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
-from yoloyard.device import give_memory_back, reads_are_free, reuse_memory
+from yoloyard.device import give_memory_back, images_at_once, reads_are_free, reuse_memory
 from yoloyard.errors import UserError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.validate import predict_all
@@ -132,6 +132,9 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     if config.sync_bn and team.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     stride = max(model.strides)
+    at_once = images_at_once(device, config.imgsz)
+    if at_once is not None:
+        at_once = -team.largest(-at_once)
     with team.phase():  # which `cache` makes a long one
         train_loader = make_train_loader(
             setup.train_index,
@@ -153,6 +156,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             world_size=team.size,
             pin_memory=pin_memory,
             say=monitor.say,
+            at_once=at_once,
         )
     network = parallelize(model, device)
     if config.compile:
