@@ -108,7 +108,7 @@ class Threads:
         idle = self._idle(wait, every)
         number = self.number
         if not self._is_chosen and (idle is not None or not self._has_looked):
-            whole = self._most if idle is None else min(self._most, int(idle + 1 - BUSY_CORES))
+            whole = self._most if idle is None else min(self._most, int(idle + BUSY_CORES))
             number = max(1, whole // self._processes)
         number = agree(number)
         if self._is_chosen or number == self.number:
