@@ -31,9 +31,7 @@ def main() -> None:
     for what, busy in (("alone", 0), ("beside a busy process", 1)):
         others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
         try:
-            found = [
-                list(answers) for answers in compare(arguments.reference_python, sides, arguments.repeats).values()
-            ]
+            found = list(compare(arguments.reference_python, sides, arguments.repeats).values())
         finally:
             for other in others:
                 other.kill()
