@@ -15,7 +15,7 @@ from pathlib import Path
 from yoloyard.environment import machine
 
 ROOT = Path("/")
-LOOK_SECONDS = 0.25  # the shortest measurement: /proc counts in hundredths of a second
+LOOK_SECONDS = 0.5  # the shortest measurement: /proc counts in hundredths, and a passing burst should not decide
 BUSY_CORES = 0.35  # other programs' use from which a thread is in their way; contended, they get half a core and more
 CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # environment variables by which a user decides
 
@@ -103,7 +103,7 @@ class Threads:
         """Set the number of threads by what has been measured, and say a change in a line.
 
         `agree` makes one number of those of all processes. Before the first choice, `wait` sleeps until there is enough
-        to go by, a quarter of a second at most. After that, nothing changes within `every` seconds.
+        to go by, half a second at most. After that, nothing changes within `every` seconds.
         """
         idle = self._idle(wait, every)
         number = self.number
