@@ -27,6 +27,7 @@ BENCHMARKS = {
     "startup": "Start-up",
     "epoch": "A whole training from the command line",
     "fixed_time": "From a fixed wall time",
+    "not_alone": "Training beside a busy process, ours alone",
     "scaling": "Scaling, ours alone",
     "workers": "Threads or processes as workers, ours alone",
 }
@@ -38,6 +39,7 @@ FLAGS: dict[str, list[str | Path]] = {
     "epoch": BOTH_SETS,
     "fixed_time": BOTH_SETS,
     "workers": ["--data", TREES],
+    "not_alone": ["--data", DEMO],
 }
 PAGE = HERE / "RESULTS.md"
 

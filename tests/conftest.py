@@ -8,6 +8,8 @@ import pytest
 
 from foreign import PACKAGE, Options, Part
 
+# Runs that are compared need equal numbers of threads, however busy the host is. torch reads this when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # it looks for a newer version of itself on the network otherwise
 
 

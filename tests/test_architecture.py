@@ -14,6 +14,7 @@ BOTTOM = {
     "errors",
     "files",
     "threads",
+    "cores",
     "config",
     "structures",
     "boxes",

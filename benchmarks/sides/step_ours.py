@@ -27,6 +27,8 @@ from yoloyard.training.ema import ExponentialMovingAverage
 from yoloyard.training.optimizer import Schedule, build_optimizer
 from yoloyard.training.step import Update, Verdict, forward_backward
 
+BATCH = 8
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -45,9 +47,9 @@ def main() -> None:
         turns.report(seconds=ended - began, threads=torch.get_num_threads())
 
 
-def make_steps(data: Path, precision: Precision, bare: bool) -> Callable[[], tuple[float, float]]:
+def make_steps(data: Path, precision: Precision, bare: bool, imgsz: int = 640) -> Callable[[], tuple[float, float]]:
     """What makes a step and gives its beginning and end in seconds; loading the batch is not in them."""
-    config = TrainConfig(imgsz=640, batch=8, workers=0)
+    config = TrainConfig(imgsz=imgsz, batch=BATCH, workers=0)
     config = replace(config, optimization=replace(config.optimization, optimizer="SGD", nbs=8, warmup_epochs=0))
     index = load_index(read_data_yaml(data), "train")
     loader = make_train_loader(index, config)

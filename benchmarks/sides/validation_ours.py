@@ -12,7 +12,7 @@ from yoloyard.config import EvaluationConfig, with_words
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import load_index
 from yoloyard.data.loader import make_val_loader
-from yoloyard.device import choose_precision, precision_named, reuse_memory
+from yoloyard.device import choose_precision, images_at_once, precision_named, reuse_memory
 from yoloyard.evaluation.coco import evaluate
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models.importers import read_checkpoint
@@ -46,7 +46,8 @@ def main() -> None:
     while turns.wait():
         began = time.perf_counter()
         index = load_index(read_data_yaml(arguments.data), "val")
-        loader = make_val_loader(index, IMGSZ, arguments.batch, max(detector.strides))
+        stride, at_once = max(detector.strides), images_at_once(device, IMGSZ)
+        loader = make_val_loader(index, IMGSZ, arguments.batch, stride, at_once=at_once)
         predictions = predict_all(detector, loader, settings, device, precision)
         metrics = evaluate(index, predictions, settings.max_det)
         seconds = time.perf_counter() - began

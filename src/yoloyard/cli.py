@@ -99,7 +99,7 @@ def val(
     data: Annotated[Path, Parameter(help="the data.yaml")],
     split: Annotated[str, Parameter(help="val, test or train")] = "val",
     imgsz: Annotated[int | None, Parameter(help="pixels; default: as in the weight file")] = None,
-    batch: Annotated[int | None, Parameter(help="images of a step; default: as in the weight file")] = None,
+    batch: Annotated[int | None, Parameter(help="images that share a shape; default: as in the weight file")] = None,
     conf: Annotated[float | None, Parameter(help="lowest score; default: as in the weight file")] = None,
     iou: Annotated[float | None, Parameter(help="overlap for suppression; default: as in the weight file")] = None,
     max_det: Annotated[int | None, Parameter(help="most boxes of an image; default: as in the weight file")] = None,

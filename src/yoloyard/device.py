@@ -14,6 +14,8 @@ import torch
 
 from yoloyard.errors import UsageError
 
+CPU_PIXELS = 4 * 640**2  # of the images that a network predicts together: more need memory and save no time
+GPU_BYTES = 1024  # for a pixel of an image: the maps of the largest networks take 468 in float32
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)  # what can do one can do those after it
 
@@ -155,6 +157,20 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "xpu":
         return torch.xpu.mem_get_info(device)[0]
     return None
+
+
+def images_at_once(device: torch.device, imgsz: int) -> int | None:
+    """How many images of `imgsz` pixels a network that predicts gets together; None: as many as there are.
+
+    Few on a CPU, on an NVIDIA GPU what half of its free memory holds. An image's figures don't depend on it.
+    """
+    if device.type == "cpu":
+        return max(1, CPU_PIXELS // imgsz**2)
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps what it has freed
+    return max(1, free // (2 * GPU_BYTES * imgsz**2))
 
 
 def reuse_memory(device: torch.device) -> None:

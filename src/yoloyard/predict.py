@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from yoloyard.config import EvaluationConfig, TrainConfig, checked_words, with_words
+from yoloyard.cores import Threads
 from yoloyard.data.arrays import is_one_image, pixels_of
 from yoloyard.data.augment import letterbox, minimal_shape
 from yoloyard.data.decode import IMAGE_SUFFIXES, decode_image
@@ -29,6 +30,8 @@ from yoloyard.files import RUN_MARK, is_full, write_whole, write_whole_text
 from yoloyard.models.weights import load_picture_model
 from yoloyard.structures import Detections
 from yoloyard.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, read_frames
+
+SECONDS_BETWEEN_CHOICES = 5.0  # of the number of threads
 
 
 WRITTEN_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
@@ -179,6 +182,7 @@ def predict(
     read at all, and if the disk is full.
     """
     reuse_memory(model.device)
+    threads = Threads(model.device.type, say)
     results: list[dict[str, Any]] = []
     done = Done()
 
@@ -197,6 +201,7 @@ def predict(
             before = done.pictures
             try:
                 for picture in _pictures(source, say):
+                    threads.choose(every=SECONDS_BETWEEN_CHOICES)
                     found = model(picture.image)
                     done.pictures += 1
                     say(f"{picture.name}: {_summary(found, model.names)}")
@@ -225,6 +230,7 @@ def predict(
                 if video is not None:
                     video.close()
     finally:
+        threads.restore()
         if save_json:
             write_whole_text(folder / "predictions.json", json.dumps(results, indent=1))
     return done

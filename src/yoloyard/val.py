@@ -13,6 +13,7 @@ import torch
 
 from yoloyard import environment
 from yoloyard.config import EvaluationConfig, with_words
+from yoloyard.cores import Threads
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.descriptors import check_limit
 from yoloyard.data.index import load_index
@@ -20,7 +21,14 @@ from yoloyard.data.loader import make_val_loader
 from yoloyard.data.not_kept import once
 from yoloyard.data.problems import summary
 from yoloyard.data.selection import class_numbers, names_of, select
-from yoloyard.device import choose_device, precision_named, precision_text, reuse_memory
+from yoloyard.device import (
+    choose_device,
+    choose_precision,
+    images_at_once,
+    precision_named,
+    precision_text,
+    reuse_memory,
+)
 from yoloyard.errors import UsageError
 from yoloyard.evaluation.coco import Metrics, evaluate
 from yoloyard.evaluation.predictions import save_json as write_predictions
@@ -30,6 +38,10 @@ from yoloyard.files import new_run_folder, write_whole_text
 from yoloyard.models.weights import load_picture_model
 
 DEFAULT_BATCH = 32
+AMP_LINE = (
+    "computing in float32; --amp computes in bfloat16, which this device has: 1.5 times as fast where it was measured, "
+    "with an mAP that differed by less than 0.001"
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,8 @@ def validate(
     Raises UsageError or UserError if something is missing or does not fit.
     """
     check_limit()
+    where = choose_device(device)
+    threads = Threads(where.type, say)
     detector, metadata = load_picture_model(Path(weights))
     kept: dict[str, Any] = metadata.get("evaluation", {})
     asked = {"conf": conf, "iou": iou, "max_det": max_det}
@@ -96,17 +110,28 @@ def validate(
     size = detector.input_size(wanted)
     if size != wanted:
         say(f"imgsz {wanted} is not a multiple of the stride {stride}: {size} is used")
-    where = choose_device(device)
     reuse_memory(where)
     precision = precision_named(where, kept.get("precision", "float32") if amp is None else "any" if amp else "float32")
-    loader = make_val_loader(index, size, batch or kept.get("batch", DEFAULT_BATCH), stride, workers=workers, say=say)
+    if amp is None and (precision.name, choose_precision(where, amp=True).name) == ("float32", "bfloat16"):
+        say(AMP_LINE)
+    loader = make_val_loader(
+        index,
+        size,
+        batch or kept.get("batch", DEFAULT_BATCH),
+        stride,
+        workers=workers,
+        say=say,
+        at_once=images_at_once(where, size),
+    )
     folder = new_run_folder(Path(project), name)
     detector.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    threads.choose(wait=True)
+    try:
+        found_by_place = predict_all(detector, loader, settings, where, precision)
+    finally:
+        threads.restore()
     numbers = torch.tensor(order)
-    predictions = {
-        image_id: replace(found, labels=numbers[found.labels])
-        for image_id, found in predict_all(detector, loader, settings, where, precision).items()
-    }
+    predictions = {image_id: replace(found, labels=numbers[found.labels]) for image_id, found in found_by_place.items()}
     metrics = evaluate(index, predictions, settings.max_det, Showing.of(metadata).within(settings))
     from yoloyard.evaluation.report import write_report  # matplotlib takes half a second to import
 

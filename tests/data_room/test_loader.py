@@ -341,6 +341,23 @@ def test_validation_is_shared_out_without_changing_a_batch(index: Index) -> None
     assert same(whole, make_val_loader(index, 64, 5, cache="ram"))
 
 
+@pytest.mark.parametrize("at_once", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize("rect", [True, False])
+def test_parts_of_a_validation_batch_keep_its_shape(index: Index, rect: bool, at_once: int) -> None:
+    def images(at_once: int | None, rank: int = 0, ranks: int = 1) -> dict[int, np.ndarray]:
+        loader = make_val_loader(index, 64, 5, rect=rect, at_once=at_once, rank=rank, world_size=ranks)
+        batches = list(loader)
+        assert max(len(batch.image_ids) for batch in batches) <= (at_once or 5)
+        return {i: image.numpy() for batch in batches for i, image in zip(batch.image_ids, batch.images, strict=True)}
+
+    whole, parts = images(None), images(at_once)
+    shared = images(at_once, 0, 2), images(at_once, 1, 2)
+    assert len(shared[0]) + len(shared[1]) == len(whole) == len(index)
+    for found in (parts, shared[0] | shared[1]):
+        assert found.keys() == whole.keys()
+        assert all(np.array_equal(found[i], image) for i, image in whole.items())
+
+
 def test_boxes_are_padded_to_few_sizes() -> None:
     def sample(count: int) -> Sample:
         boxes = np.ones((count, 4), np.float32)

@@ -26,6 +26,17 @@ def checkpoint(data: Path, foreign_classes: None) -> Path:
     return Path("official.pt")
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_float32_file_says_what_amp_would_do(
+    checkpoint: Path, data: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr("yoloyard.device.cpu_has_bfloat16", lambda: native)
+    for flags, is_said in (([], native), (["--no-amp"], False), (["--amp"], False)):
+        code, out, err = yoloyard("val", "--weights", checkpoint, "--data", data, "--imgsz", 32, *flags)
+        assert (code, err) == (0, "")
+        assert ("--amp computes in bfloat16" in out) == is_said
+
+
 def test_an_imported_file_is_as_good_as_the_original(checkpoint: Path, data: Path, yoloyard: Command) -> None:
     code, out, err = yoloyard("import", checkpoint, "-o", "ours.safetensors")
     assert (code, err) == (0, "")

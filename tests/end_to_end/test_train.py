@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 import yaml
 
 import yoloyard as package
@@ -27,6 +28,7 @@ def test_a_run_leaves_everything_and_its_last_figures_are_those_of_val(
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
     assert {"train/box", "train/cls", "train/dfl", "val/map50_95", "val/map_small", "lr/bias"} <= records[0].keys()
+    assert all(record["threads"] == torch.get_num_threads() for record in records)
     assert (run_folder / "results.csv").read_text().startswith("epoch,train/box,")
     assert json.loads((run_folder / "environment.json").read_text())["precision"] == "float32"
     assert yaml.safe_load((run_folder / "config.yaml").read_text())["model"] == TINY_NETWORK

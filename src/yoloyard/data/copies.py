@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from yoloyard.cores import usable_cores
 from yoloyard.data.decode import decode_image, encode_jpeg
 from yoloyard.data.not_kept import not_kept
 from yoloyard.data.pictures import PictureFacts, examine
@@ -119,7 +120,7 @@ def find_copies(
                     return Copy(usable[candidate], position, how)
             return None
 
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(usable_cores()) as threads:
             copies += [copy for copy in threads.map(decide, range(len(others))) if copy is not None]
     copies.sort(key=lambda copy: copy.second)
     for name in filter(None, (file, of_state)):

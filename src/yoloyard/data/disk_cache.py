@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from yoloyard.cores import usable_cores
 from yoloyard.data.image_cache import Block, load_resized
 from yoloyard.data.index import Index, alone, cache_folder, changed, is_old, stamp
 from yoloyard.errors import UserError
@@ -95,7 +96,7 @@ def _require_space(folder: Path, needed: int, count: int, imgsz: int) -> None:
 def _write(path: Path, index: Index, imgsz: int, block: Block, reduced: bool) -> None:
     """Decode in threads, each picture to its place in the file `path`."""
     # Written, not mapped: on a full disk a write is refused, while a mapped page ends the process.
-    with path.open("wb") as file, ThreadPoolExecutor(os.cpu_count()) as threads:
+    with path.open("wb") as file, ThreadPoolExecutor(usable_cores()) as threads:
         file.truncate(len(block))
 
         def fill(position: int) -> None:

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 
+from yoloyard.cores import usable_cores
 from yoloyard.data.augment import resize_to, resized_shape
 from yoloyard.data.decode import decode_image, image_size, largest_reduction
 from yoloyard.data.index import Index
@@ -94,7 +95,7 @@ class AllImages:
         def fill(position: int) -> None:
             load_resized(index, position, imgsz, reduced, self[position].reshape(-1))
 
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(usable_cores()) as threads:
             for _ in threads.map(fill, range(len(index))):
                 pass  # waits, and raises what a thread raised
 

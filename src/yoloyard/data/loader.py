@@ -139,22 +139,29 @@ def make_val_loader(
     pin_memory: bool = False,
     start_method: str | None = None,
     say: Callable[[str], object] = print,
+    at_once: int | None = None,
 ) -> ValLoader:
     """Loader of a rank's validation batches; `rect`: of similar shapes together, each as small as it can be.
 
-    What a batch holds doesn't depend on the number of ranks, so neither do the figures. `image_ids` are positions in
-    the index; `transforms` lead from the batch's pixels to the original's.
+    `batch` decides the shapes. A batch of more than `at_once` images, the same in all ranks, comes in parts of so many
+    and keeps its shape, so that neither these nor the ranks change the figures. `image_ids` are positions in the index;
+    `transforms` lead from the batch's pixels to the original's.
     """
     if rect:
         shaped = rectangular_batches(index.sizes, imgsz, batch, stride)
     else:
         ids = range(len(index))
         shaped = [(list(ids[start : start + batch]), (imgsz, imgsz)) for start in range(0, len(ids), batch)]
-    requests = [ValRequest(tuple(members), shape) for members, shape in shaped]
+    part = min(batch, at_once or batch)
+    requests = [
+        ValRequest(tuple(members[start : start + part]), shape)
+        for members, shape in shaped
+        for start in range(0, len(members), part)
+    ]
     images = _images(index, imgsz, cache, kept=0, start_method=start_method, say=say)
     dataset = ValidationBatches(index, images)
     sampler = requests[rank::world_size]
-    largest = max(batch_bytes(len(members), *shape, dataset.capacities[-1]) for members, shape in shaped)
+    largest = max(batch_bytes(len(each.image_ids), *each.shape, dataset.capacities[-1]) for each in requests)
     return ValLoader(_data_loader(dataset, sampler, workers, pin_memory, start_method, largest, say))
 
 

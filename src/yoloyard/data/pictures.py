@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from yoloyard.cores import usable_cores
 from yoloyard.data.decode import decode_thumbnail, image_size
 from yoloyard.data.not_kept import not_kept
 from yoloyard.data.problems import Problem
@@ -52,7 +53,7 @@ def examine(
     A line is said through `say` before many pictures are read for the first time; `name` is what it calls them.
     """
     keys = [os.fsencode(path) for path in paths]
-    stamps = map_in_threads(_stamp, paths, os.cpu_count())
+    stamps = map_in_threads(_stamp, paths, usable_cores())
     file = None if folder is None else folder / f"{_folders_digest(keys)}.npz"
     kept = {} if file is None else _read(file)
     known = {
@@ -64,7 +65,7 @@ def examine(
     if len(fresh) >= TOLD_FROM:
         say(f"examining {len(fresh):,} images{f' of {name}' if name else ''} for the first time")
     # Pictures may be large and few, so that all threads should have some.
-    new_facts = map_in_threads(_examine_file, [paths[position] for position in fresh], os.cpu_count(), at_once=4)
+    new_facts = map_in_threads(_examine_file, [paths[position] for position in fresh], usable_cores(), at_once=4)
     known |= zip(fresh, new_facts, strict=True)
     facts = [known[position] for position in range(len(paths))]
     if file is not None and fresh:

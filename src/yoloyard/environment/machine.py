@@ -16,13 +16,13 @@ TIME_ERROR, STA_UNSYNC = 5, 0x40  # of <sys/timex.h>
 
 def gather(root: Path, folder: Path) -> dict[str, Any]:
     """System, CPUs, memory, limits, devices, container engines, clock. Sizes are bytes; None: unknown or unlimited."""
-    kernel = _read(root / "proc/sys/kernel/osrelease")
+    kernel = read(root / "proc/sys/kernel/osrelease")
     return {
-        "system": _value(_read(root / "etc/os-release"), "PRETTY_NAME=").strip('"'),
+        "system": _value(read(root / "etc/os-release"), "PRETTY_NAME=").strip('"'),
         "kernel": kernel,
         "wsl": "microsoft" in kernel.lower(),
         "container": _container(root),
-        "cpus": _cpus(root),
+        "cpus": cpus(root),
         "memory": _memory(root),
         "shared_memory": _shared_memory(root),
         "limits": _limits(root),
@@ -36,7 +36,7 @@ def gather(root: Path, folder: Path) -> dict[str, Any]:
 
 def command_of(root: Path, pid: int) -> str | None:
     """The command's name of a process; None if it is not to be seen from here (another container's, say)."""
-    return _read(root / f"proc/{pid}/comm") or None
+    return read(root / f"proc/{pid}/comm") or None
 
 
 def clock() -> dict[str, Any]:
@@ -59,32 +59,43 @@ def _container(root: Path) -> str | None:
         return "podman"
     if (root / ".dockerenv").exists():
         return "docker"
-    groups = _read(root / "proc/1/cgroup") + _read(root / "proc/self/cgroup")
+    groups = read(root / "proc/1/cgroup") + read(root / "proc/self/cgroup")
     return next((name for name in ("kubepods", "docker", "libpod", "containerd", "lxc") if name in groups), None)
 
 
-def _cpus(root: Path) -> dict[str, Any]:
-    allowed = _value(_read(root / "proc/self/status"), "Cpus_allowed_list:")
-    spans = [span.split("-") for span in allowed.split(",") if span]
-    count = sum(int(span[-1]) - int(span[0]) + 1 for span in spans) or os.cpu_count()
-    quotas = []
-    for group in _groups(root, "cpu"):
-        quota, _, period = _read(group / "cpu.max").partition(" ")  # v2
-        if not quota:
-            quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
-        if quota.isdigit() and period.isdigit():  # else "max" or -1: unlimited
-            quotas.append(int(quota) / int(period))
-    quota_cpus = min(quotas, default=None)
+def cpus(root: Path) -> dict[str, Any]:
+    """How many cores this process may run on, the container's quota of them, and the lesser of both."""
+    count = len(allowed_cores(root)) or os.cpu_count()
+    quota_cpus = min((quota for _, quota in quotas(root)), default=None)
     return {"allowed": count, "quota": quota_cpus, "usable": min(count or 1, quota_cpus or float("inf"))}
 
 
+def allowed_cores(root: Path) -> list[int]:
+    """The numbers of the cores that this process may run on; none where the system has no /proc."""
+    allowed = _value(read(root / "proc/self/status"), "Cpus_allowed_list:")
+    spans = [span.split("-") for span in allowed.split(",") if span]
+    return [number for span in spans for number in range(int(span[0]), int(span[-1]) + 1)]
+
+
+def quotas(root: Path) -> list[tuple[Path, float]]:
+    """The control groups that limit this process's use of the CPU, each with the cores that it grants; v1 and v2."""
+    found = []
+    for group in _groups(root, "cpu"):
+        quota, _, period = read(group / "cpu.max").partition(" ")  # v2
+        if not quota:
+            quota, period = read(group / "cpu.cfs_quota_us"), read(group / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit():  # else "max" or -1: unlimited
+            found.append((group, int(quota) / int(period)))
+    return found
+
+
 def _memory(root: Path) -> dict[str, Any]:
-    info = _read(root / "proc/meminfo")
+    info = read(root / "proc/meminfo")
     values = [
         int(text)
         for group in _groups(root, "memory")
         for name in ("memory.max", "memory.limit_in_bytes")
-        if (text := _read(group / name)).isdigit() and int(text) < UNLIMITED
+        if (text := read(group / name)).isdigit() and int(text) < UNLIMITED
     ]
     return {
         "total": _kilobytes(info, "MemTotal:"),
@@ -97,7 +108,7 @@ def _groups(root: Path, controller: str) -> list[Path]:
     """The folders of this process's cgroup and those above it, whose limits hold too; v1 and v2."""
     mount = root / "sys/fs/cgroup"
     folders = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
             base = mount
@@ -117,7 +128,7 @@ def _shared_memory(root: Path) -> dict[str, Any] | None:
         return None
     status = os.statvfs(place)
     size = status.f_blocks * status.f_frsize
-    for line in _read(root / "proc/self/mounts").splitlines():
+    for line in read(root / "proc/self/mounts").splitlines():
         _, where, kind, options, *_ = line.split(" ")
         given = _value(options.replace(",", "\n"), "size=")
         if where == "/dev/shm" and kind == "tmpfs" and given:
@@ -130,7 +141,7 @@ def _limits(root: Path) -> dict[str, Any]:
     """Soft and hard limits of this process, as [soft, hard]."""
     names = {"Max open files": "nofile", "Max locked memory": "memlock", "Max processes": "nproc"}
     found = {}
-    for line in _read(root / "proc/self/limits").splitlines():
+    for line in read(root / "proc/self/limits").splitlines():
         if name := names.get(line[:26].strip()):
             found[name] = [None if word == "unlimited" else int(word) for word in line[26:].split()[:2]]
     return found
@@ -151,14 +162,14 @@ def _nvidia(root: Path) -> dict[str, Any]:
     bus = root / "sys/bus/pci/devices"
     cards = []
     for name in _names(bus):
-        if _read(bus / name / "vendor") == NVIDIA and _read(bus / name / "class").startswith("0x03"):
+        if read(bus / name / "vendor") == NVIDIA and read(bus / name / "class").startswith("0x03"):
             driver = bus / name / "driver"
             cards.append({"address": name, "driver": os.path.basename(driver.resolve()) if driver.exists() else None})
-    modules = {line.split(" ")[0] for line in _read(root / "proc/modules").splitlines()}
+    modules = {line.split(" ")[0] for line in read(root / "proc/modules").splitlines()}
     return {
         "cards": cards,
         "nodes": [name for name in _names(root / "dev") if name.startswith("nvidia") or name == "dxg"],
-        "module": _module_version(_read(root / "proc/driver/nvidia/version")),
+        "module": _module_version(read(root / "proc/driver/nvidia/version")),
         "nouveau": "nouveau" in modules or any(card["driver"] == "nouveau" for card in cards),
     }
 
@@ -173,7 +184,7 @@ def _engines(root: Path) -> dict[str, Any]:
     """Container engines, and what lets their containers see GPUs."""
     folders = [root / "usr/bin", root / "usr/local/bin"]
     found = {name for folder in folders for name in _names(folder)}
-    settings = _read(root / "etc/docker/daemon.json")
+    settings = read(root / "etc/docker/daemon.json")
     try:
         runtimes = sorted(json.loads(settings or "{}").get("runtimes", {}))
     except (ValueError, AttributeError):
@@ -199,7 +210,7 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
     """A file's text without the space around; empty if it isn't there or may not be read."""
     try:
         return path.read_text(errors="replace").strip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import tempfile
@@ -59,8 +58,6 @@ def launch(count: int, arguments: list[str], say: Callable[[str], None]) -> int:
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):  # what they report is said below in a line
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Each process would otherwise take all cores.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     options: dict[str, Any] = {}
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and "signals_to_handle" in LaunchConfig.__dataclass_fields__:
         options["signals_to_handle"] = "SIGTERM,SIGINT,SIGQUIT"  # started with nohup

@@ -14,6 +14,7 @@ import yaml
 
 from yoloyard import recipes
 from yoloyard.config import TrainConfig, normal_words, to_words, unknown_word, with_words
+from yoloyard.cores import usable_cores
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.epoch_plan import plan_epochs
 from yoloyard.data.index import Index
@@ -309,7 +310,7 @@ def _fit(
     if "workers" not in given:
         # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
         # Powers of two keep each worker to the pictures that it has decoded itself.
-        affordable = max(1, min(workers, (os.cpu_count() or 1) // num_processes))
+        affordable = max(1, min(workers, usable_cores() // num_processes))
         workers = 0 if device.type == "cpu" else 2 ** int(math.log2(affordable))
     derived = {"imgsz": imgsz, "batch": batch, "workers": workers, "processes": num_processes}
     config = with_words(config, derived)

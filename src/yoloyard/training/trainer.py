@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from yoloyard import environment
+from yoloyard.cores import Threads
 from yoloyard.data.decode import decode_image
 from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
 from yoloyard.device import (
     free_bytes,
     give_memory_back,
     has_cpu_paths,
+    images_at_once,
     precision_text,
     repeated_shapes,
     reuse_memory,
@@ -90,6 +92,7 @@ class Run:
     val_loader: ValLoader
     trackers: Trackers
     interrupt: InterruptRequest
+    threads: Threads
     since: float = field(default_factory=time.perf_counter)  # up to which `Progress.seconds` counts
 
     @property
@@ -114,7 +117,9 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
             go_on(run, checkpoint)
         try:
             while run.state.progress.epoch < run.epochs and not is_exhausted(run):
+                run.threads.choose(lambda number: -team.largest(-number), wait=True)  # the fewest of all processes
                 speed = train_epoch(run)
+                run.threads.begin_to_measure()
                 fit_epochs_to_time(run, run.state.progress.epoch + 1)
                 is_due = is_to_be_validated(run)
                 metrics, predictions = validate(run, run.state.update.ema.model) if is_due else (None, {})
@@ -122,6 +127,7 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
             return finish(run)
         finally:
             run.trackers.close()
+            run.threads.restore()
 
 
 def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptRequest) -> Run:
@@ -130,6 +136,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     team.run_folder = setup.folder
     if team.rank:  # each process draws its own dropout; rank 0 goes on from what the weights were drawn by
         seed_all(config.seed + team.rank)
+    threads = Threads(device.type, monitor.say)
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     pin_memory = device.type == "cuda"
@@ -138,6 +145,9 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     if config.sync_bn and team.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     stride = max(model.strides)
+    at_once = images_at_once(device, config.imgsz)
+    if at_once is not None:
+        at_once = -team.largest(-at_once)
     with team.phase():  # which `cache` makes a long one
         train_loader = make_train_loader(
             setup.train_index,
@@ -159,6 +169,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             world_size=team.size,
             pin_memory=pin_memory,
             say=monitor.say,
+            at_once=at_once,
         )
     network = parallelize(model, device, may_leave_out=setup.own_model is not None)
     if config.compile:
@@ -186,7 +197,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
         f"{len(train_loader)} batches of {config.batch} an epoch; results in {setup.folder}"
     )
     loaders = (train_loader, val_loader)
-    return Run(setup, monitor, team, network, state, schedule, criterion, gains, *loaders, trackers, interrupt)
+    return Run(setup, monitor, team, network, state, schedule, criterion, gains, *loaders, trackers, interrupt, threads)
 
 
 def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
@@ -408,7 +419,7 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
             "speed": speed,
             "memory": {"gigabytes": memory_gigabytes(setup.device)},
         },
-    )
+    ) | {"threads": run.threads.number}
     value = figures.get(config.best_by)
     is_best = value is not None and (progress.best is None or value > progress.best)
     if is_best:
