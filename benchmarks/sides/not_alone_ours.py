@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import torch
-from step_ours import BATCH, make_steps
+from step_ours import BATCH, make_steps  # type: ignore[import-not-found]  # beside this file
 from turns import Turns
 
 from yoloyard.cores import Threads
