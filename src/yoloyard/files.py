@@ -148,7 +148,8 @@ def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
         while True:
             try:
                 folder.mkdir(exist_ok=exist_ok)
-                (folder / RUN_MARK).touch()
+                if not (folder / RUN_MARK).exists():
+                    (folder / RUN_MARK).touch()
                 return folder
             except FileExistsError:
                 number += 1

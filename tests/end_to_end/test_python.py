@@ -56,7 +56,7 @@ def test_what_is_no_device_here_is_refused_in_a_line(device: Any, weights: Path)
         ({"imgsz": 0}, "'imgsz' must be at least 32"),
         ({"imgsz": 640.5}, "'imgsz' must be a whole number"),
         ({"conf": 2}, "'conf' must be at most 1"),
-        ({"conf": None}, "'conf' must be a number"),
+        ({"conf": "high"}, "'conf' must be a number"),
         ({"max_det": 1.5}, "'max_det' must be a whole number"),
         ({"confidence": 0.5}, "unknown setting 'confidence'; did you mean 'conf'"),
     ],

@@ -36,6 +36,7 @@ def test_the_chosen_pair_goes_from_training_to_prediction(
 
     state, metadata = read_weights(best)
     del metadata["showing"]
-    save_weights(Path("older.safetensors"), state, metadata)
-    assert f"shown: {Showing()}\n" in yoloyard("predict", "--weights", "older.safetensors", image)[1]
-    assert yoloyard("val", "--weights", "older.safetensors", "--data", data)[0] == 0
+    older = best.with_name("older.safetensors")  # beside the network's file
+    save_weights(older, state, metadata)
+    assert f"shown: {Showing()}\n" in yoloyard("predict", "--weights", older, image)[1]
+    assert yoloyard("val", "--weights", older, "--data", data)[0] == 0

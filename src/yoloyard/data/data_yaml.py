@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from yoloyard.data.coco_json import category_names, read_coco_file
 from yoloyard.data.labels import decoded
 from yoloyard.data.layout import label_path, search_folder, spellings
@@ -54,15 +52,6 @@ class DataSpec:
     splits: dict[str, tuple[Entry, ...]]
     root: Path  # the folder that relative paths start from
     keypoint_values: int = 0  # how many numbers of keypoints follow the box in a row of text labels
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without dates and without its rule for `=`: some names that look like these would be errors."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  # declared so by yaml
-        first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":timestamp", ":value"))]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
 
 
 def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: None) -> DataSpec:
@@ -114,13 +103,22 @@ def _own_key(key: str) -> str | None:
 def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """What the file says by the rules of YAML, and the same with all scalars as texts, as they are written.
 
-    By YAML's rules the names 0123, 1:30 and no are 83, 90 and false.
+    By YAML's rules the names 0123, 1:30 and no are 83, 90 and false. Its rules for dates and for `=` are left out: some
+    names that look like these would be errors.
     """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012  # declared so by yaml
+            first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":timestamp", ":value"))]
+            for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; --data wants the data.yaml that describes the data set")
     try:
         text = decoded(path.read_bytes())
-        tree, texts = yaml.load(text, _Loader), yaml.load(text, yaml.BaseLoader)  # the second makes texts alone
+        tree, texts = yaml.load(text, Loader), yaml.load(text, yaml.BaseLoader)  # the second makes texts alone
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}; --data wants the data.yaml that describes the data set") from error
     except OSError as error:
