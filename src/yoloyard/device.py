@@ -14,7 +14,7 @@ import torch
 
 from yoloyard.errors import UsageError
 
-CPU_PIXELS = 4 * 640**2  # of the images that a network predicts together: more need memory and save no time
+CPU_PIXELS = 2 * 640**2  # of images that a network gets at once: more are no faster, on two cores, and need more memory
 GPU_BYTES = 1024  # for a pixel of an image: the maps of the largest networks take 468 in float32
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)  # what can do one can do those after it
