@@ -63,15 +63,18 @@ class Group:
 GROUPS = {
     "networks": Group(
         ("tests/models", "tests/losses"),
-        ("src/yoloyard/models/**/*.py", "src/yoloyard/losses/**/*.py", "src/yoloyard/boxes.py", "tests/reference.py",
+        ("src/yoloyard/models/**/*.py", "src/yoloyard/losses/**/*.py", "src/yoloyard/*.py", "tests/*.py",
          "tests/data/reference/*"),
     ),
     "runs": Group(
         ("tests/end_to_end", "tests/endurance", "tests/training", "tests/data_room"),
-        (*TRAINER, "tests/processes.py", "tests/commands.py", "tests/tiny_network.py", "examples/quickstart.ipynb",
-         "Makefile"),
+        (*TRAINER, "tests/*.py", "examples/quickstart.ipynb", "Makefile"),
     ),
-    "rehearsal": Group(("tests/test_gpu_benchmark.py",), (*TRAINER, "benchmarks/gpu*.py", "tests/on_device.py")),
+    "rehearsal": Group(
+        ("tests/test_gpu_benchmark.py",),
+        (*TRAINER, "benchmarks/gpu.py", "benchmarks/gpu_parts/*.py", "tests/*.py",
+         "tests/evaluation/device_traffic.py"),
+    ),
     "downloads": Group(
         ("tests/yard/test_broken_environments.py",),
         ("src/yoloyard/environment/*.py", "src/yoloyard/yard/doctor/*.py"),

@@ -94,6 +94,7 @@ def threads_of(host: Host, said: list[str] | None = None, device: str = "cpu") -
     [
         ({}, 4),
         ({"proc/self/status": "Cpus_allowed_list:\t0,2-3\n"}, 3),
+        ({"proc/self/status": "Cpus_allowed_list:\t0-127\n", "sys/devices/system/cpu/online": "0-3\n"}, 4),
         ({"sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2),
         ({"sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
         ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, 4),

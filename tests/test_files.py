@@ -1,11 +1,13 @@
 """Files and folders that are written whole, and who may write them."""
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import filelock
 import pytest
 
 from yoloyard import files
@@ -48,13 +50,12 @@ def test_a_run_folder_is_locked_until_its_process_ends_however_it_does(
     holder.wait()
 
 
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])  # as network disks say it
 def test_a_disk_without_locks_is_said_and_nothing_is_left_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    import fcntl
-
     def refuse(*arguments: object) -> None:
-        raise OSError(38, "Function not implemented")  # as network disks say it
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
     said: list[str] = []
@@ -63,8 +64,9 @@ def test_a_disk_without_locks_is_said_and_nothing_is_left_there(
     assert len(said) == 1
     assert f"{tmp_path}: no lock can be had there" in said[0]
     monkeypatch.undo()
-    with filelock.FileLock(tmp_path / ".lock", timeout=0):
-        pass
+    with RunLock(said.append) as lock:
+        lock.take(tmp_path)
+    assert len(said) == 1
 
 
 def test_reading_between_two_renames_changes_nothing(tmp_path: Path) -> None:

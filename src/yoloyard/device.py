@@ -151,26 +151,28 @@ def runs_as_on_a_gpu() -> bool:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Memory of the device that is free now; None for a CPU, and where torch can't tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "xpu":
-        return torch.xpu.mem_get_info(device)[0]
+    """Memory of the device that torch may still take; None for a CPU, and where torch can't tell.
+
+    What torch has freed it keeps, and takes again.
+    """
+    if device.type in ("cuda", "xpu"):
+        of_kind = torch.cuda if device.type == "cuda" else torch.xpu
+        kept = of_kind.memory_reserved(device) - of_kind.memory_allocated(device)
+        return of_kind.mem_get_info(device)[0] + kept
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     return None
 
 
 def images_at_once(device: torch.device, imgsz: int) -> int | None:
     """How many images of `imgsz` pixels a network that predicts gets together; None: as many as there are.
 
-    Few on a CPU, on an NVIDIA GPU what half of its free memory holds. An image's figures don't depend on it.
+    Few on a CPU, on a GPU what half of its free memory holds. An image's figures don't depend on it.
     """
     if device.type == "cpu":
         return max(1, CPU_PIXELS // imgsz**2)
-    if device.type != "cuda":
-        return None
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch keeps what it has freed
-    return max(1, free // (2 * GPU_BYTES * imgsz**2))
+    free = free_bytes(device)
+    return None if free is None else max(1, free // (2 * GPU_BYTES * imgsz**2))
 
 
 def reuse_memory(device: torch.device) -> None:

@@ -2,16 +2,16 @@
 
 import contextlib
 import errno
-import inspect
+import fcntl
 import os
 import re
 import resource
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from yoloyard.errors import UsageError, UserError
 
@@ -113,19 +113,22 @@ class RunLock:
 
     def take(self, folder: Path) -> None:
         """Lock `folder`. Raises UserError if another run is at work there."""
-        from filelock import FileLock, Timeout
-
-        options: dict[str, Any] = {}
-        if "fallback_to_soft" in inspect.signature(FileLock.__init__).parameters:
-            options["fallback_to_soft"] = False  # to a file, which a killed process would leave behind
+        # flock itself: releases of filelock take a disk without locks for one that is locked.
+        until = time.monotonic() + LOCK_SECONDS
         try:
-            self._held.enter_context(FileLock(folder / ".lock", timeout=LOCK_SECONDS, **options))
-        except Timeout as error:
-            raise UserError(
-                f"{folder} is in use: another run writes to it. Wait for its end or stop it, or give this run another "
-                "--name"
-            ) from error
-        except (OSError, NotImplementedError) as error:
+            file = self._held.enter_context((folder / ".lock").open("a"))
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except (BlockingIOError, PermissionError) as error:
+                    if time.monotonic() > until:
+                        raise UserError(
+                            f"{folder} is in use: another run writes to it. Wait for its end or stop it, or give this "
+                            "run another --name"
+                        ) from error
+                    time.sleep(0.1)
+        except OSError as error:
             self._say(f"{folder}: no lock can be had there ({error}); take care that no other run writes to it")
 
     def __enter__(self) -> "RunLock":

@@ -171,7 +171,7 @@ def test_before_the_first_steps_the_limit_is_long(monkeypatch: pytest.MonkeyPatc
 def test_a_gpu_is_handed_to_nccl_with_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
     handed: dict[str, Any] = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", raising=False)
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as torchrun does
     monkeypatch.setattr(dist, "rendezvous", lambda address: iter([(dist.HashStore(), 1, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: handed.update(options, backend=backend))
 
@@ -185,7 +185,7 @@ def test_a_gpu_is_handed_to_nccl_with_its_index(monkeypatch: pytest.MonkeyPatch)
     assert handed["device_id"].index is not None
     assert handed["host"]["backend"] == "gloo"
     assert handed["timeout"] > handed["host"]["timeout"]
-    assert os.environ.pop("TORCH_NCCL_ASYNC_ERROR_HANDLING") == "0"
+    assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "0"
     assert team.hang_timeout == 60.0
 
 

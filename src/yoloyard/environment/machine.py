@@ -72,9 +72,15 @@ def cpus(root: Path) -> dict[str, Any]:
 
 def allowed_cores(root: Path) -> list[int]:
     """The numbers of the cores that this process may run on; none where the system has no /proc."""
-    allowed = _value(read(root / "proc/self/status"), "Cpus_allowed_list:")
-    spans = [span.split("-") for span in allowed.split(",") if span]
-    return [number for span in spans for number in range(int(span[0]), int(span[-1]) + 1)]
+    allowed = _numbers(_value(read(root / "proc/self/status"), "Cpus_allowed_list:"))
+    online = set(_numbers(read(root / "sys/devices/system/cpu/online")))  # where cores can be plugged in, fewer
+    return [number for number in allowed if number in online or not online]
+
+
+def _numbers(spans: str) -> list[int]:
+    """`0-2,5` as [0, 1, 2, 5]."""
+    ends = [span.split("-") for span in spans.split(",") if span]
+    return [number for span in ends for number in range(int(span[0]), int(span[-1]) + 1)]
 
 
 def quotas(root: Path) -> list[tuple[Path, float]]:

@@ -397,8 +397,8 @@ def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team
     own_store.set(f"shown/{rank}", json.dumps(dataclasses.asdict(Shown(process_identity.own_identity()))))
     if device.type == "cuda":
         # NCCL's own watchdog would end the process before it is said why. The host's exchanges notice first who is
-        # missing, and `Team.watch` where the host is blocked.
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        # missing, and `Team.watch` where the host is blocked. torchrun always sets 1, as if the user had.
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
         dist.init_process_group("nccl", store=store, rank=rank, world_size=size, timeout=2 * limit, device_id=device)
         host_group = dist.new_group(backend="gloo", timeout=limit)
     else:
