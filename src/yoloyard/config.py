@@ -233,18 +233,31 @@ def checked_words(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_words(path: Path) -> dict[str, Any]:
-    """The words of a YAML file. Raises UsageError with the line if it is broken."""
+    """The words of a YAML file, texts as they are written. Raises UsageError with the line if it is broken."""
     import yaml
 
     try:
-        tree = yaml.safe_load(path.read_bytes())  # of bytes it knows the byte order marks of UTF-8 and UTF-16
+        content = path.read_bytes()  # of bytes yaml knows the byte order marks of UTF-8 and UTF-16
+        tree, texts = yaml.safe_load(content), yaml.load(content, yaml.BaseLoader)
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
         raise UsageError(f"{path} must hold lines such as 'epochs: 100'")
+    known = words_of(TrainConfig)
+    for name in tree:
+        leaf = known.get(ALIASES.get(name.replace("-", "_"), name.replace("-", "_")))
+        if leaf is not None and leaf.type in (str, str | None) and leaf.name != "cache":
+            tree[name] = _as_written(tree[name], texts.get(name))
     return tree
+
+
+def _as_written(value: Any, text: Any) -> Any:
+    """A value that YAML has made of a text, or the text where the value does not say it: 0123 is 83 by YAML, no False."""
+    if isinstance(value, list) and isinstance(text, list):
+        return [_as_written(*pair) for pair in zip(value, text, strict=True)]
+    return value if value is None or not isinstance(text, str) or str(value) == text else text
 
 
 def whole_number(text: str) -> int:
