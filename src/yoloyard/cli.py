@@ -74,14 +74,14 @@ def train(
     **words: Any,
 ) -> None:
     """Train a detector on the images and labels of a data.yaml."""
-    from yoloyard.config import checked_words, read_words
+    from yoloyard.config import checked_words, normal_words, read_words
     from yoloyard.foreign_config import own_words
     from yoloyard.training.launch import command, launch
     from yoloyard.training.parallel import is_one_of_several
     from yoloyard.training.run import checkpoint_of, num_processes
     from yoloyard.training.run import train as run
 
-    given = own_words(read_words(config), config) if config else {}
+    given = normal_words(TrainConfig, own_words(read_words(config), config)) if config else {}
     given |= {name: value for name, value in words.items() if value is not None}
     if not is_one_of_several():
         given = checked_words(TrainConfig, given)

@@ -123,7 +123,9 @@ def test_a_settings_file_may_have_a_byte_order_mark(encoding: str, tmp_path: Pat
     assert read_words(path) == {"epochs": 3, "name": "缺陷"}
 
 
-@pytest.mark.parametrize("content", ["缺陷: 1".encode("gbk"), b"\x00\x01\x02", "epochs: 3".encode("utf-16-le"), b"- 3"])
+@pytest.mark.parametrize(
+    "content", ["缺陷: 1".encode("gbk"), b"\x00\x01\x02", b"", b"# 3", b"3: 4", "epochs: 3".encode("utf-16-le"), b"- 3"]
+)
 def test_a_settings_file_that_is_none_is_named_in_a_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_bytes(content)
     with pytest.raises(UsageError, match=r"my\.yaml") as error:
@@ -141,3 +143,48 @@ def test_a_flag_that_is_given_twice_is_refused(yoloyard: Command) -> None:
 def test_home_is_looked_up_where_it_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     assert os.path.isabs(checked_words(TrainConfig, {"project": "~/x"})["project"])
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("name: 0123", "0123"),
+        ("name: 1:30", "1:30"),
+        ("name: 3.10", "3.10"),
+        ("name: no", "no"),
+        ("name: True", "True"),
+        ("name: 2024-01-01", "2024-01-01"),
+        ("name: null", None),
+        ("project: 007", "007"),
+        ("classes: [0123, 1:30, no, null, 2]", "0123,1:30,no,null,2"),
+        ("classes: 1:30", "1:30"),
+        ("device: 0", "0"),
+        ("cache: yes", "ram"),
+        ("seed: 0123", 123),
+        ("epochs: 1_000", 1000),
+        ("epochs: 1e3", 1000),
+        ("lr0: 1.0e-2", 0.01),
+    ],
+)
+def test_texts_and_numbers_of_a_settings_file_are_as_they_are_written(line: str, meant: Any, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(line)
+    assert list(checked_words(TrainConfig, read_words(tmp_path / "my.yaml")).values()) == [meant]
+
+
+@pytest.mark.parametrize("line", ["time: 1:30", "lr0: 1:30", "seed: 0x10", "epochs: 1:40", "epochs: 0b11", "lr0: .inf"])
+def test_numbers_in_other_than_decimal_digits_are_refused(line: str, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(line)
+    with pytest.raises(UsageError, match=f"'{line.split(':')[0]}' must be a"):
+        checked_words(TrainConfig, read_words(tmp_path / "my.yaml"))
+
+
+def test_a_setting_that_is_said_twice_is_named(tmp_path: Path, yoloyard: Command) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("epochs: 1\nbatch: 4\nepochs: 2\n")
+    with pytest.raises(UsageError, match=r"my\.yaml:3: 'epochs' is said already in line 1"):
+        read_words(path)
+    for words in ({"batch": 4, "batch_size": 2}, {"img": 64, "imgsz": 64}, {"hsv-h": 0, "hsv_h": 0}):
+        with pytest.raises(UsageError, match=f"is said twice, as '{next(iter(words))}' and as"):
+            checked_words(TrainConfig, words)
+    path.write_text("img_size: 64\ndata: no.yaml\n")
+    assert "no.yaml" in yoloyard("train", "--config", path, "--imgsz", "96")[2]  # a flag wins over the file
