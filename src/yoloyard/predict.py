@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -26,10 +27,10 @@ from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.evaluation.showing import Showing
 from yoloyard.evaluation.validate import detect
-from yoloyard.files import RUN_MARK, is_full, write_whole, write_whole_text
+from yoloyard.files import RUN_MARK, is_full, plain_path, write_whole, write_whole_text
 from yoloyard.models.weights import load_picture_model
 from yoloyard.structures import Detections
-from yoloyard.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, read_frames
+from yoloyard.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, is_video, read_frames
 
 SECONDS_BETWEEN_CHOICES = 5.0  # of the number of threads
 
@@ -132,7 +133,8 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
     if not words:
         raise UsageError("say where to look: yoloyard predict --weights FILE PICTURES")
     found: list[tuple[str, Path, bool]] = []  # address, name, is optional
-    for word in map(os.path.expanduser, words):
+    videos: set[str] = set()  # known by their content
+    for word in map(os.path.expanduser, map(_without_scheme, words)):
         if _is_stream(word):
             found.append((word, Path(f"camera{word}" if word.isdigit() else "stream"), False))
         elif os.path.isdir(word):
@@ -146,6 +148,11 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
                 say(f"{word}: {passed_over}")
             found += [(str(path), path.relative_to(word), True) for path in files]
         elif os.path.exists(word):
+            if not os.path.isfile(word):
+                hint = "; a camera is named by its number" if word.startswith("/dev/video") else ""
+                raise UsageError(f"{word} is a pipe, a socket or a device: name a file or a folder{hint}")
+            if Path(word).suffix.lower() not in VIDEO_SUFFIXES and is_video(Path(word)):
+                videos.add(word)
             found.append((word, Path(Path(word).name), False))
         else:
             paths = sorted(map(Path, glob.glob(word, recursive=True)))
@@ -156,14 +163,14 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
     taken: set[str] = set()
     sources = []
     for address, name, is_optional in found:
-        is_video = _is_stream(address) or Path(address).suffix.lower() in VIDEO_SUFFIXES
-        suffix = ".mp4" if is_video else name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
+        has_frames = _is_stream(address) or address in videos or Path(address).suffix.lower() in VIDEO_SUFFIXES
+        suffix = ".mp4" if has_frames else name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
         # Labels have the name without its suffix, so that is what must not be taken twice.
         number = 1
         while (unique := _numbered(name.with_suffix(""), number, suffix)) in taken:
             number += 1
         taken.add(unique)
-        sources.append(Source(address, unique + suffix, is_video, is_optional or len(found) > 1))
+        sources.append(Source(address, unique + suffix, has_frames, is_optional or len(found) > 1))
     return sources
 
 
@@ -236,6 +243,14 @@ def predict(
     return done
 
 
+def _without_scheme(word: str) -> str:
+    """The path that an address such as file:///home/ada/a%20b.mp4 means; other words as they are."""
+    if not word.lower().startswith("file://") or os.path.exists(word):
+        return word
+    path = word[len("file://") :].removeprefix("localhost")
+    return path if os.path.exists(path) else unquote(path, errors="surrogateescape")
+
+
 def _is_stream(word: str) -> bool:
     return ("://" in word or word.isdecimal()) and not os.path.exists(word)
 
@@ -261,9 +276,14 @@ def _pictures(source: Source, say: Callable[[str], None]) -> Iterator[Picture]:
             yield Picture(name, origin, frame.image, frame.frames_per_second)
         return
     try:
-        yield Picture(source.name, source.address, decode_image(Path(source.address)))
+        image = decode_image(Path(source.address))
     except UserError as error:
         raise UnreadableError(str(error)) from error
+    with plain_path(Path(source.address)) as opened:
+        count = cv2.imcount(opened)
+    if count > 1:
+        say(f"{source.address}: the first of {count} frames or pages is taken")
+    yield Picture(source.name, source.address, image)
 
 
 def _numbered(path: Path, number: int, suffix: str) -> str:
