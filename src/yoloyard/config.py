@@ -160,9 +160,14 @@ NEWEST = "newest"  # what `--resume` without a folder means
 # Spellings of YOLOv5's command line.
 ALIASES = {"img": "imgsz", "img_size": "imgsz", "batch_size": "batch", "cfg": "model"}
 
-# The same for values: how others say that a setting is left out, and YOLOv5's `--cache` without a value.
+# The same for values, in small letters, and how others say that a setting is left out.
 UNSAID_WHERE_EMPTY = ("weights", "model", "device")
-CACHE = {"true": "ram", "false": None}
+OPTIMIZERS = {"auto": "auto", "sgd": "SGD", "adamw": "AdamW"}
+VALUES: dict[str, dict[str, Any]] = {
+    "cache": {"true": "ram", "false": None},
+    "optimizer": OPTIMIZERS,
+    "save_period": {"-1": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -208,9 +213,9 @@ def normal_words(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
         name = ALIASES.get(given.replace("-", "_"), given.replace("-", "_"))
         if name not in known:
             raise UsageError(unknown_word(given, known))
-        if name == "cache":
-            value = CACHE.get(str(value).lower(), value)
-        if not (name in UNSAID_WHERE_EMPTY and isinstance(value, str) and not value.strip()):
+        value = VALUES.get(name, {}).get(str(value).lower(), value)
+        is_empty = value is None or (isinstance(value, str) and not value.strip())
+        if not (name in UNSAID_WHERE_EMPTY and is_empty):
             if name in normal:
                 raise UsageError(f"'{name}' is said twice, as '{said_as[name]}' and as '{given}': leave one out")
             normal[name], said_as[name] = value, given
@@ -253,7 +258,7 @@ def read_words(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
         raise UsageError(f"{path} must hold lines such as 'epochs: 100'")
     lines: dict[str, int] = {}
-    for key, _ in node.value:
+    for key, _ in node.value if node else ():
         line = key.start_mark.line + 1
         if key.value in lines:
             raise UsageError(f"{path}:{line}: '{key.value}' is said already in line {lines[key.value]}")
@@ -332,11 +337,17 @@ def _checked(leaf: Word, value: Any) -> Any:
     allowed = typing.get_args(leaf.type) if isinstance(leaf.type, types.UnionType) else (leaf.type,)
     if value is None and type(None) in allowed:
         return None
+    if hasattr(value, "tolist"):  # NumPy's and torch's
+        value = value.tolist()
+    if str(type(value)) == "<class 'torch.device'>":  # torch is imported by few commands
+        value = str(value)
     if leaf.joined and isinstance(value, list | tuple):
         value = ",".join(map(str, value))
     if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
-        value = int(value) if isinstance(value, numbers.Integral) else float(value)  # NumPy's
-    if isinstance(value, Path) or (isinstance(value, int | float) and not isinstance(value, bool) and str in allowed):
+        value = float(value)  # a fraction
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and str in allowed:
         value = str(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
         value = float(value)
@@ -350,6 +361,8 @@ def _checked(leaf: Word, value: Any) -> Any:
     if type(value) not in allowed:
         expected = " or ".join(KINDS[kind] for kind in allowed)
         raise UsageError(f"'{leaf.name}' must be {expected}, not {value!r:.80} ({leaf.help})")
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"'{leaf.name}' must have no NUL byte: {value!r:.80} ({leaf.help})")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"'{leaf.name}' must be a finite number, not {value!r} ({leaf.help})")
     if isinstance(value, int | float) and not isinstance(value, bool):

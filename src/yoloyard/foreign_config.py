@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from yoloyard.config import whole_number
+from yoloyard.config import OPTIMIZERS, whole_number
 from yoloyard.errors import UsageError
 
-OPTIMIZERS = ("auto", "SGD", "AdamW")
 TEXTS = ("data", "model", "cfg", "weights", "optimizer", "device", "classes")  # in which 0123 is no number
 RATES = ("lr0", "momentum", "warmup_bias_lr")  # that `optimizer: auto` chooses as well
 
@@ -41,7 +40,7 @@ def own_words(words: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if words["task"] != "detect":
             raise UsageError(f"{path} is of the task '{words['task']}', and yoloyard trains detectors only")
         ours = _translated(words, ULTRALYTICS, path)
-        if ours.get("optimizer", "auto") == "auto":
+        if str(ours.get("optimizer", "auto")).lower() == "auto":
             ours = {name: value for name, value in ours.items() if name not in RATES}
         return ours
     if "hyp" in words or "iou_t" in words:
@@ -100,8 +99,8 @@ def _complaint(name: str, value: Any) -> str | None:
     """What is wrong with the value of a word that we do have, if anything."""
     if name in ("batch", "batch_size") and isinstance(value, int | float) and value < 1:
         return f"{name}: {_yaml(value)} (a size that is found automatically; say how many images)"
-    if name == "optimizer" and value not in OPTIMIZERS:
-        return f"optimizer: {_yaml(value)} (there are {', '.join(OPTIMIZERS)})"
+    if name == "optimizer" and str(value).lower() not in OPTIMIZERS:
+        return f"optimizer: {_yaml(value)} (there are {', '.join(OPTIMIZERS.values())})"
     if name == "device" and "-1" in _device(value).get("device", "").replace(" ", "").split(","):
         return f"device: {_yaml(value)} (an idle GPU that is found automatically; say which, such as 0)"
     if name == "imgsz" and isinstance(value, list):

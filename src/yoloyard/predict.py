@@ -84,9 +84,11 @@ class Model:
         iou: float | None = None,
         max_det: int | None = None,
     ) -> None:
-        if not isinstance(weights, str | os.PathLike):
+        if not isinstance(weights, str | os.PathLike) or not str(weights).strip():
             raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
-        self.detector, self.metadata = load_picture_model(Path(os.path.expanduser(weights)))
+        asked = {"weights": weights, "device": device} | ({} if imgsz is None else {"imgsz": imgsz})
+        words = checked_words(TrainConfig, asked)
+        self.detector, self.metadata = load_picture_model(Path(words["weights"]))
         numbers = map(str, range(self.detector.num_classes))
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or numbers)
         kept, showing = self.metadata.get("evaluation", {}), Showing.of(self.metadata)
@@ -100,9 +102,8 @@ class Model:
             },
         )
         self.stride = max(self.detector.strides)
-        asked = {} if imgsz is None else checked_words(TrainConfig, {"imgsz": imgsz})
-        self.imgsz = self.detector.input_size(asked.get("imgsz", self.metadata.get("imgsz", 640)))
-        self.device = choose_device("auto" if device is None else str(device))
+        self.imgsz = self.detector.input_size(words.get("imgsz", self.metadata.get("imgsz", 640)))
+        self.device = choose_device(words.get("device", "auto"))
         self.precision = precision_named(self.device, kept.get("precision", "float32"))
         self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._fused = self.detector.fused()
@@ -112,9 +113,9 @@ class Model:
 
         Raises UserError if an image can't be read or is something else (see `data.arrays.pixels_of`).
         """
-        if is_one_image(images):
-            return self._detect(pixels_of(images))
-        return [self._detect(pixels_of(image)) for image in images]
+        if is_one_image(images) or hasattr(images, "read"):  # an open file gives lines
+            return self._detect(_pixels(images))
+        return [self._detect(_pixels(image)) for image in images]
 
     def _detect(self, image: np.ndarray) -> Detections:
         shape = minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
@@ -241,6 +242,13 @@ def predict(
         if save_json:
             write_whole_text(folder / "predictions.json", json.dumps(results, indent=1))
     return done
+
+
+def _pixels(image: Any) -> np.ndarray:
+    try:
+        return pixels_of(image)
+    except (NotImplementedError, TypeError, ValueError) as error:  # a meta or sparse tensor, a path with a NUL byte
+        raise UserError(f"an image can't be {type(image).__name__} {image!r:.40}: {error}") from error
 
 
 def _without_scheme(word: str) -> str:

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from commands import Command
+from yoloyard.cli import normal_arguments
 from yoloyard.config import TrainConfig, checked_words, read_words, whole_number, with_words
 from yoloyard.errors import UsageError
 from yoloyard.foreign_config import own_words
+from yoloyard.models.registry import plain_name
 
 
 @pytest.mark.parametrize("text", ["12", "12.0", "1.2e1", " 12 ", "+12"])
@@ -188,3 +190,34 @@ def test_a_setting_that_is_said_twice_is_named(tmp_path: Path, yoloyard: Command
             checked_words(TrainConfig, words)
     path.write_text("img_size: 64\ndata: no.yaml\n")
     assert "no.yaml" in yoloyard("train", "--config", path, "--imgsz", "96")[2]  # a flag wins over the file
+
+
+@pytest.mark.parametrize(
+    ("words", "normal"),
+    [
+        (["train", "--amp", "False"], ["train", "--amp=False"]),
+        (["train", "--exist_ok", "true", "--epochs", "3"], ["train", "--exist-ok=true", "--epochs", "3"]),
+        (["val", "--save-json", "True"], ["val", "--save-json=True"]),
+        (["predict", "a.jpg", "--save-txt", "no"], ["predict", "a.jpg", "--save-txt=no"]),
+        (["train", "--name", "True"], ["train", "--name", "True"]),
+        (["predict", "--img", "64", "0"], ["predict", "--imgsz", "64", "0"]),
+    ],
+)
+def test_a_switch_may_have_a_value(words: list[str], normal: list[str]) -> None:
+    assert normal_arguments(words) == normal
+
+
+@pytest.mark.parametrize("words", [["--img", "64", "64"], ["--imgsz=640", "480"], ["--img-size", "64", "96"]])
+@pytest.mark.parametrize("command", ["train", "predict", "val"])
+def test_two_sizes_are_refused(command: str, words: list[str], yoloyard: Command) -> None:
+    code, _, err = yoloyard(command, *words)
+    assert (code, err) == (2, f"yoloyard: --imgsz takes one number: leave out the second, {words[-1]}\n")
+
+
+def test_values_as_others_say_them(yoloyard: Command) -> None:
+    words = {"optimizer": "adamw", "save_period": -1, "cfg": "YOLOv5n.yaml"}
+    assert checked_words(TrainConfig, words) == {"optimizer": "AdamW", "save_period": 0, "model": "YOLOv5n.yaml"}
+    for name in ("YOLOv5n.yaml", "models/YOLOV5N.YML", "YOLOv5n"):
+        assert plain_name(name) == "yolov5n"
+    err = yoloyard("train", "--save-period", "-1", "--amp", "False", "--optimizer", "sgd", "--data", "no.yaml")[2]
+    assert "no.yaml" in err
