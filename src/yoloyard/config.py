@@ -164,7 +164,7 @@ ALIASES = {"img": "imgsz", "img_size": "imgsz", "batch_size": "batch", "cfg": "m
 UNSAID_WHERE_EMPTY = ("weights", "model", "device")
 OPTIMIZERS = {"auto": "auto", "sgd": "SGD", "adamw": "AdamW"}
 VALUES: dict[str, dict[str, Any]] = {
-    "cache": {"true": "ram", "false": None},
+    "cache": {"true": "ram", "false": None, "ram": "ram", "disk": "disk"},
     "optimizer": OPTIMIZERS,
     "save_period": {"-1": 0},
 }
