@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -253,9 +254,10 @@ def _pixels(image: Any) -> np.ndarray:
 
 def _without_scheme(word: str) -> str:
     """The path that an address such as file:///home/ada/a%20b.mp4 means; other words as they are."""
-    if not word.lower().startswith("file://") or os.path.exists(word):
+    said = re.fullmatch(r"(?i:file:(?://(?:localhost)?)?)(/.*)", word, re.DOTALL)
+    if said is None or os.path.exists(word):
         return word
-    path = word[len("file://") :].removeprefix("localhost")
+    path = said[1]
     return path if os.path.exists(path) else unquote(path, errors="surrogateescape")
 
 

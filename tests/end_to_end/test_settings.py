@@ -111,7 +111,8 @@ def test_a_setting_that_is_said_to_be_empty_is_not_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [(True, "ram"), ("True", "ram"), ("true", "ram"), (False, None), ("disk", "disk"), ("RAM", "ram"), (None, None)]
+    ("given", "meant"),
+    [(True, "ram"), ("True", "ram"), ("true", "ram"), (False, None), ("disk", "disk"), ("RAM", "ram"), (None, None)],
 )
 def test_cache_as_others_say_it(given: Any, meant: str | None) -> None:
     assert checked_words(TrainConfig, {"cache": given})["cache"] == meant

@@ -268,7 +268,7 @@ def test_of_files_with_a_count_nothing_is_said(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("scheme", ["file://", "FILE://", "file://localhost"])
+@pytest.mark.parametrize("scheme", ["file://", "FILE://", "file://localhost", "file:"])
 def test_a_file_may_be_said_as_an_address(scheme: str, tmp_path: Path) -> None:
     write(tmp_path / "a b.mp4", rate=0.5)
     cv2.imwrite(str(tmp_path / "100%.png"), pixels(1))
