@@ -150,9 +150,7 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
                 say(f"{word}: {passed_over}")
             found += [(str(path), path.relative_to(word), True) for path in files]
         elif os.path.exists(word):
-            if not os.path.isfile(word):
-                hint = "; a camera is named by its number" if word.startswith("/dev/video") else ""
-                raise UsageError(f"{word} is a pipe, a socket or a device: name a file or a folder{hint}")
+            _check_kind(word)
             if Path(word).suffix.lower() not in VIDEO_SUFFIXES and is_video(Path(word)):
                 videos.add(word)
             found.append((word, Path(Path(word).name), False))
@@ -245,8 +243,17 @@ def predict(
     return done
 
 
+def _check_kind(path: str) -> None:
+    """Raises UsageError for what may be waited for without end."""
+    if not os.path.isfile(path) and not os.path.isdir(path):
+        hint = "; a camera is named by its number" if path.startswith("/dev/video") else ""
+        raise UsageError(f"{path} is a pipe, a socket or a device: name a file or a folder{hint}")
+
+
 def _pixels(image: Any) -> np.ndarray:
     try:
+        if isinstance(image, str | os.PathLike) and os.path.exists(path := os.path.expanduser(image)):
+            _check_kind(os.fsdecode(path))
         return pixels_of(image)
     except (NotImplementedError, TypeError, ValueError) as error:  # a meta or sparse tensor, a path with a NUL byte
         raise UserError(f"an image can't be {type(image).__name__} {image!r:.40}: {error}") from error

@@ -299,6 +299,8 @@ def test_what_is_neither_a_file_nor_a_folder_is_refused_at_once(name: str, tmp_p
         os.mkfifo(path)
     with pytest.raises(UserError, match=f"{path} is a pipe, a socket or a device: name a file or a folder"):
         find_sources([str(path)])
+    with pytest.raises(UserError, match="is a pipe, a socket or a device"):
+        Finder()(path)
 
 
 @pytest.mark.parametrize("name", ["v", "v.jpg", "v.tif", "v.dat", "v.xyz", "v.1", "caf\udce9.png"])
