@@ -240,6 +240,18 @@ def test_the_settings_of_an_ultralytics_run_are_ours() -> None:
         ({"fraction": 0.5}, "fraction", 0.5),
         ({"single_cls": True}, "single_cls", True),
         ({"compile": "max-autotune"}, "compile", True),
+        ({"multi_scale": "False"}, "multi_scale", False),
+        ({"cache": "RAM"}, "cache", "ram"),
+        ({"cache": "True"}, "cache", "ram"),
+        ({"save_period": "5"}, "save_period", 5),
+        ({"batch": "4"}, "batch", 4),
+        ({"batch": 4.0}, "batch", 4),
+        ({"imgsz": "64"}, "imgsz", 64),
+        ({"imgsz": 64.0}, "imgsz", 64),
+        ({"model": "yolo11n.pt", "pretrained": "False"}, "model", "yolo11n"),
+        ({"rect": "False"}, "mosaic", 1.0),
+        ({"optimizer": "SGD", "lr0": "1e-3"}, "lr0", 0.001),
+        ({"classes": "0123"}, "classes", "0123"),
     ],
 )
 def test_values_are_said_in_our_way(given: dict[str, Any], word: str, ours: Any) -> None:
@@ -309,3 +321,14 @@ def test_the_settings_of_a_yolov5_run_are_ours() -> None:
 
 def test_a_file_of_our_own_is_left_alone() -> None:
     assert own_words({"epochs": 3, "optimizer": "auto"}, Path("settings.yaml")) == {"epochs": 3, "optimizer": "auto"}
+
+
+@pytest.mark.parametrize("changes", [{"cache": "val"}, {"save_period": "often"}, {"batch": "many"}, {"imgsz": "wide"}])
+def test_a_value_that_is_none_of_theirs_is_left_to_our_own_check(changes: dict[str, Any]) -> None:
+    assert read(ARGS, **changes) | changes == read(ARGS, **changes)
+
+
+@pytest.mark.parametrize("hyp", [[1], 3, True])
+def test_hyp_must_hold_settings(hyp: object) -> None:
+    with pytest.raises(UsageError, match=r"args\.yaml: hyp must hold lines such as 'lr0: 0.01', not "):
+        read(OPT, hyp=hyp)

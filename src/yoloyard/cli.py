@@ -74,14 +74,14 @@ def train(
     **words: Any,
 ) -> None:
     """Train a detector on the images and labels of a data.yaml."""
-    from yoloyard.config import checked_words, read_words
+    from yoloyard.config import checked_words, normal_words, read_words
     from yoloyard.foreign_config import own_words
     from yoloyard.training.launch import command, launch
     from yoloyard.training.parallel import is_one_of_several
     from yoloyard.training.run import checkpoint_of, num_processes
     from yoloyard.training.run import train as run
 
-    given = own_words(read_words(config), config) if config else {}
+    given = normal_words(TrainConfig, own_words(read_words(config), config)) if config else {}
     given |= {name: value for name, value in words.items() if value is not None}
     if not is_one_of_several():
         given = checked_words(TrainConfig, given)
@@ -272,8 +272,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise_file_limit()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be in any encoding
-    tokens = normal_arguments([word for word in words if word != "--debug"])
     try:
+        tokens = normal_arguments([word for word in words if word != "--debug"])
         app(tokens, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         _fail(f"{error} (yoloyard --help lists what there is)", 2, debug)
@@ -295,6 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{type(error).__name__}: {error} (this is unexpected; --debug shows where)", 1, debug)
 
 
+SWITCH_VALUES = ("true", "false", "yes", "no")
+SMALLEST = 32  # pixels; a smaller number after `--imgsz 64` is that of a camera
 BARE = {"--resume": NEWEST, "--cache": "ram"}  # flags that need no value, and what they mean then
 
 
@@ -303,6 +305,8 @@ def normal_arguments(words: Sequence[str]) -> list[str]:
     if words[:1] == ["shell"]:
         return list(words)  # another command's own words
     known = {*words_of(TrainConfig), *ALIASES, "hyp", "config", "resume", "split", "save_txt", "save_json", "source"}
+    switches = {f"--{word.name.replace('_', '-')}" for word in words_of(TrainConfig).values() if word.type is bool}
+    switches |= {"--save-txt", "--save-json"}
     normal: list[str] = []
     for word in words:
         name, equals, _ = word.partition("=")
@@ -318,6 +322,12 @@ def normal_arguments(words: Sequence[str]) -> list[str]:
             name = name.replace("-", "_")
             name = "config" if name == "hyp" else ALIASES.get(name, name)
             word = f"--{name.replace('_', '-')}{equals}{value}"
+        if normal and word.lower() in SWITCH_VALUES and normal[-1] in switches:
+            normal[-1] += f"={word}"
+            continue
+        is_second = " ".join(normal[-2:]).rpartition("--imgsz")[2][1:].isdecimal()
+        if is_second and word.isdecimal() and int(word) >= SMALLEST:
+            raise UsageError(f"--imgsz takes one number: leave out the second, {word}")
         if word.startswith("-"):
             _complete(normal)
         normal.append(word)

@@ -160,9 +160,14 @@ NEWEST = "newest"  # what `--resume` without a folder means
 # Spellings of YOLOv5's command line.
 ALIASES = {"img": "imgsz", "img_size": "imgsz", "batch_size": "batch", "cfg": "model"}
 
-# The same for values: how others say that a setting is left out, and YOLOv5's `--cache` without a value.
+# The same for values, in small letters, and how others say that a setting is left out.
 UNSAID_WHERE_EMPTY = ("weights", "model", "device")
-CACHE = {"true": "ram", "false": None}
+OPTIMIZERS = {"auto": "auto", "sgd": "SGD", "adamw": "AdamW"}
+VALUES: dict[str, dict[str, Any]] = {
+    "cache": {"true": "ram", "false": None, "ram": "ram", "disk": "disk"},
+    "optimizer": OPTIMIZERS,
+    "save_period": {"-1": 0},
+}
 
 
 @dataclass(frozen=True)
@@ -199,18 +204,21 @@ def to_words(config: Any) -> dict[str, Any]:
 def normal_words(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
     """The words under their own names: `_` for `-`, YOLOv5's spellings replaced, `weights: ''` and the like left out.
 
-    Raises UsageError on unknown ones.
+    Raises UsageError on unknown ones, and on one that is said twice, as `batch` and `batch_size`.
     """
     known = words_of(tree)
-    normal = {}
+    normal: dict[str, Any] = {}
+    said_as: dict[str, str] = {}
     for given, value in words.items():
         name = ALIASES.get(given.replace("-", "_"), given.replace("-", "_"))
         if name not in known:
             raise UsageError(unknown_word(given, known))
-        if name == "cache":
-            value = CACHE.get(str(value).lower(), value)
-        if not (name in UNSAID_WHERE_EMPTY and isinstance(value, str) and not value.strip()):
-            normal[name] = value
+        value = VALUES.get(name, {}).get(str(value).lower(), value)
+        is_empty = value is None or (isinstance(value, str) and not value.strip())
+        if not (name in UNSAID_WHERE_EMPTY and is_empty):
+            if name in normal:
+                raise UsageError(f"'{name}' is said twice, as '{said_as[name]}' and as '{given}': leave one out")
+            normal[name], said_as[name] = value, given
     return normal
 
 
@@ -233,31 +241,59 @@ def checked_words(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_words(path: Path) -> dict[str, Any]:
-    """The words of a YAML file, texts as they are written. Raises UsageError with the line if it is broken."""
+    """The words of a YAML file, texts and numbers as they are written. Raises UsageError with the line if it is broken,
+    or says a word twice.
+    """
     import yaml
 
     try:
         content = path.read_bytes()  # of bytes yaml knows the byte order marks of UTF-8 and UTF-16
-        tree, texts = yaml.safe_load(content), yaml.load(content, yaml.BaseLoader)
+        tree, loader = yaml.safe_load(content), yaml.BaseLoader(content)
+        node = loader.get_single_node()
+        texts = loader.construct_document(node) if node else {}
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: 2024-13-45
         raise UsageError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
         raise UsageError(f"{path} must hold lines such as 'epochs: 100'")
+    lines: dict[str, int] = {}
+    for key, _ in node.value if node else ():
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise UsageError(f"{path}:{line}: '{key.value}' is said already in line {lines[key.value]}")
+        lines[key.value] = line
+    return _words_as_written(tree, texts)
+
+
+def _words_as_written(tree: Mapping[str, Any], texts: Mapping[str, Any]) -> dict[str, Any]:
+    """The words without what YAML 1.1 makes of a text or number: of 0123 83, of 1:30 90, of no False, of 3.10 3.1."""
     known = words_of(TrainConfig)
-    for name in tree:
-        leaf = known.get(ALIASES.get(name.replace("-", "_"), name.replace("-", "_")))
-        if leaf is not None and leaf.type in (str, str | None) and leaf.name != "cache":
-            tree[name] = _as_written(tree[name], texts.get(name))
-    return tree
+    words = {}
+    for name, value in tree.items():
+        leaf, text = known.get(ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))), texts.get(name)
+        words[name] = value
+        if isinstance(value, dict) and isinstance(text, dict):  # yolov5's `hyp`
+            words[name] = _words_as_written(value, text)
+        elif leaf is not None and leaf.type in (str, str | None) and leaf.name != "cache" and value is not None:
+            words[name] = _as_written(value, text)
+        elif leaf is not None and type(value) in (int, float) and isinstance(text, str) and not _says(text, value):
+            words[name] = text
+    return words
 
 
 def _as_written(value: Any, text: Any) -> Any:
-    """A value that YAML has made of a text, or the text where the value does not say it: 0123 is 83 by YAML, no False."""
     if isinstance(value, list) and isinstance(text, list):
         return [_as_written(*pair) for pair in zip(value, text, strict=True)]
-    return value if value is None or not isinstance(text, str) or str(value) == text else text
+    is_plain = not isinstance(text, str) or (type(value) is int and str(value) == text)
+    return value if is_plain else text
+
+
+def _says(text: str, number: float) -> bool:
+    """Is this the number that the text says in decimal digits?"""
+    with contextlib.suppress(ValueError):
+        return float(text) == number
+    return False
 
 
 def whole_number(text: str) -> int:
@@ -301,11 +337,17 @@ def _checked(leaf: Word, value: Any) -> Any:
     allowed = typing.get_args(leaf.type) if isinstance(leaf.type, types.UnionType) else (leaf.type,)
     if value is None and type(None) in allowed:
         return None
+    if hasattr(value, "tolist"):  # NumPy's and torch's
+        value = value.tolist()
+    if str(type(value)) == "<class 'torch.device'>":  # torch is imported by few commands
+        value = str(value)
     if leaf.joined and isinstance(value, list | tuple):
         value = ",".join(map(str, value))
     if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
-        value = int(value) if isinstance(value, numbers.Integral) else float(value)  # NumPy's
-    if isinstance(value, Path) or (isinstance(value, int | float) and not isinstance(value, bool) and str in allowed):
+        value = float(value)  # a fraction
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and str in allowed:
         value = str(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
         value = float(value)
@@ -319,6 +361,8 @@ def _checked(leaf: Word, value: Any) -> Any:
     if type(value) not in allowed:
         expected = " or ".join(KINDS[kind] for kind in allowed)
         raise UsageError(f"'{leaf.name}' must be {expected}, not {value!r:.80} ({leaf.help})")
+    if isinstance(value, str) and "\0" in value:
+        raise UsageError(f"'{leaf.name}' must have no NUL byte: {value!r:.80} ({leaf.help})")
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"'{leaf.name}' must be a finite number, not {value!r} ({leaf.help})")
     if isinstance(value, int | float) and not isinstance(value, bool):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -60,7 +61,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         name = "cpu" if accelerator is None else accelerator.type
     try:
-        device = torch.device(f"cuda:{int(name)}" if name.isdecimal() else name)
+        named = f"cuda:{int(name)}" if name.isdecimal() else name
+        with warnings.catch_warnings(action="ignore"):  # torch knows kinds of which it warns
+            device = torch.device(named)
+        if device.index is not None and not named.endswith(f":{device.index}"):
+            raise ValueError(f"torch takes {named} for {device}")
     except (RuntimeError, ValueError, OverflowError) as error:
         raise UsageError(f"unknown device '{name}': say auto, cpu, cuda, mps or the number of a GPU") from error
     if device.type == "cpu" and not device.index:

@@ -180,12 +180,12 @@ def is_full(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def plain_path(path: Path) -> Iterator[str]:
-    """While it lasts, another path of `path`, existing or not: short, in plain letters, with the same suffix.
+def plain_path(path: Path, has_suffix: bool = True) -> Iterator[str]:
+    """While it lasts, another path of `path`, existing or not: short, in plain letters, with the same suffix or none.
 
     For libraries that can't take every legal name: not in UTF-8, `10:20.mp4` (a protocol), `%d.mp4` (a pattern).
     """
-    suffix = path.suffix if re.fullmatch(r"\.[a-zA-Z0-9]+", path.suffix) else ""
+    suffix = path.suffix if has_suffix and re.fullmatch(r"\.[a-zA-Z0-9]+", path.suffix) else ""
     with tempfile.TemporaryDirectory(prefix="yoloyard-") as folder:
         link = Path(folder, f"file{suffix}")
         link.symlink_to(path.absolute())

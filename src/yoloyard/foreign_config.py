@@ -7,14 +7,16 @@ https://docs.ultralytics.com/yolov5/tutorials/hyperparameter_evolution/ for yolo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from yoloyard.config import OPTIMIZERS, whole_number
 from yoloyard.errors import UsageError
 
-OPTIMIZERS = ("auto", "SGD", "AdamW")
+TEXTS = ("data", "model", "cfg", "weights", "optimizer", "device", "classes")  # in which 0123 is no number
 RATES = ("lr0", "momentum", "warmup_bias_lr")  # that `optimizer: auto` chooses as well
 
 
@@ -38,19 +40,22 @@ def own_words(words: Mapping[str, Any], path: Path) -> dict[str, Any]:
         if words["task"] != "detect":
             raise UsageError(f"{path} is of the task '{words['task']}', and yoloyard trains detectors only")
         ours = _translated(words, ULTRALYTICS, path)
-        if ours.get("optimizer", "auto") == "auto":
+        if str(ours.get("optimizer", "auto")).lower() == "auto":
             ours = {name: value for name, value in ours.items() if name not in RATES}
         return ours
     if "hyp" in words or "iou_t" in words:
         hyp = words.get("hyp")
         if isinstance(hyp, str):
             raise UsageError(f"{path} names another file of settings, {hyp}: give that one, and flags for the rest")
+        if hyp is not None and not isinstance(hyp, Mapping):
+            raise UsageError(f"{path}: hyp must hold lines such as 'lr0: 0.01', not {hyp!r:.80}")
         return _translated({**words, **(hyp or {})}, YOLOV5, path)
     return dict(words)
 
 
 def _translated(words: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[str, Any]:
     shared, passed_over = dialect.shared.split(), dialect.passed_over.split()
+    words = {name: value if name in TEXTS else _plain(value) for name, value in words.items()}
     ours: dict[str, Any] = {}
     complaints = []
     for name, value in words.items():
@@ -79,15 +84,26 @@ def _translated(words: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[
     return ours
 
 
+def _plain(value: Any) -> Any:
+    """What a text in quotes says, if that is true, false, none or a number; whole numbers as such."""
+    if isinstance(value, str) and (said := value.strip().lower()) in ("true", "false", "none", "null"):
+        return None if said[0] == "n" else said == "true"
+    if isinstance(value, str | float):
+        for kind in (whole_number, float):
+            with contextlib.suppress(ValueError):
+                return kind(str(value))
+    return value
+
+
 def _complaint(name: str, value: Any) -> str | None:
     """What is wrong with the value of a word that we do have, if anything."""
-    if name in ("batch", "batch_size") and not (isinstance(value, int) and value >= 1):
+    if name in ("batch", "batch_size") and isinstance(value, int | float) and value < 1:
         return f"{name}: {_yaml(value)} (a size that is found automatically; say how many images)"
-    if name == "optimizer" and value not in OPTIMIZERS:
-        return f"optimizer: {_yaml(value)} (there are {', '.join(OPTIMIZERS)})"
+    if name == "optimizer" and str(value).lower() not in OPTIMIZERS:
+        return f"optimizer: {_yaml(value)} (there are {', '.join(OPTIMIZERS.values())})"
     if name == "device" and "-1" in _device(value).get("device", "").replace(" ", "").split(","):
         return f"device: {_yaml(value)} (an idle GPU that is found automatically; say which, such as 0)"
-    if name == "imgsz" and not isinstance(value, int):
+    if name == "imgsz" and isinstance(value, list):
         return f"imgsz: {_yaml(value)} (one number only)"
     if name == "freeze" and isinstance(value, list) and len(value) > 1 and value != list(range(len(value))):
         return f"freeze: {_yaml(value)} (the first N layers only)"
@@ -109,11 +125,11 @@ def _device(value: Any) -> dict[str, Any]:
 
 
 def _cache(value: Any) -> dict[str, Any]:
-    return {"cache": "disk" if value == "disk" else "ram"} if value in (True, "ram", "disk") else {}
+    return {"cache": "ram" if value is True else str(value).lower()} if value else {}
 
 
 def _save_period(value: Any) -> dict[str, Any]:
-    return {} if value is None else {"save_period": max(value, 0)}
+    return {} if value is None else {"save_period": max(value, 0) if isinstance(value, int | float) else value}
 
 
 def _freeze(value: Any) -> dict[str, Any]:

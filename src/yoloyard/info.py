@@ -23,7 +23,7 @@ def describe(model: str) -> None:
         console.print("models: " + ", ".join(registry.names()))
         return
     device = "meta"
-    if Path(model).suffix in WEIGHT_FILES:
+    if Path(model).suffix.lower() in WEIGHT_FILES:
         asked = names_in(Path(model))
         if asked:
             names = ", ".join(ascii(name)[1:-1] for name in asked)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -26,10 +28,10 @@ from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.evaluation.showing import Showing
 from yoloyard.evaluation.validate import detect
-from yoloyard.files import RUN_MARK, is_full, write_whole, write_whole_text
+from yoloyard.files import RUN_MARK, is_full, plain_path, write_whole, write_whole_text
 from yoloyard.models.weights import load_picture_model
 from yoloyard.structures import Detections
-from yoloyard.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, read_frames
+from yoloyard.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, is_video, read_frames
 
 SECONDS_BETWEEN_CHOICES = 5.0  # of the number of threads
 
@@ -83,9 +85,11 @@ class Model:
         iou: float | None = None,
         max_det: int | None = None,
     ) -> None:
-        if not isinstance(weights, str | os.PathLike):
+        if not isinstance(weights, str | os.PathLike) or not str(weights).strip():
             raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
-        self.detector, self.metadata = load_picture_model(Path(os.path.expanduser(weights)))
+        asked = {"weights": weights, "device": device} | ({} if imgsz is None else {"imgsz": imgsz})
+        words = checked_words(TrainConfig, asked)
+        self.detector, self.metadata = load_picture_model(Path(words["weights"]))
         numbers = map(str, range(self.detector.num_classes))
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or numbers)
         kept, showing = self.metadata.get("evaluation", {}), Showing.of(self.metadata)
@@ -99,9 +103,8 @@ class Model:
             },
         )
         self.stride = max(self.detector.strides)
-        asked = {} if imgsz is None else checked_words(TrainConfig, {"imgsz": imgsz})
-        self.imgsz = self.detector.input_size(asked.get("imgsz", self.metadata.get("imgsz", 640)))
-        self.device = choose_device("auto" if device is None else str(device))
+        self.imgsz = self.detector.input_size(words.get("imgsz", self.metadata.get("imgsz", 640)))
+        self.device = choose_device(words.get("device", "auto"))
         self.precision = precision_named(self.device, kept.get("precision", "float32"))
         self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._fused = self.detector.fused()
@@ -111,9 +114,9 @@ class Model:
 
         Raises UserError if an image can't be read or is something else (see `data.arrays.pixels_of`).
         """
-        if is_one_image(images):
-            return self._detect(pixels_of(images))
-        return [self._detect(pixels_of(image)) for image in images]
+        if is_one_image(images) or hasattr(images, "read"):  # an open file gives lines
+            return self._detect(_pixels(images))
+        return [self._detect(_pixels(image)) for image in images]
 
     def _detect(self, image: np.ndarray) -> Detections:
         shape = minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
@@ -132,7 +135,8 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
     if not words:
         raise UsageError("say where to look: yoloyard predict --weights FILE PICTURES")
     found: list[tuple[str, Path, bool]] = []  # address, name, is optional
-    for word in map(os.path.expanduser, words):
+    videos: set[str] = set()  # known by their content
+    for word in map(os.path.expanduser, map(_without_scheme, words)):
         if _is_stream(word):
             found.append((word, Path(f"camera{word}" if word.isdigit() else "stream"), False))
         elif os.path.isdir(word):
@@ -146,6 +150,9 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
                 say(f"{word}: {passed_over}")
             found += [(str(path), path.relative_to(word), True) for path in files]
         elif os.path.exists(word):
+            _check_kind(word)
+            if Path(word).suffix.lower() not in VIDEO_SUFFIXES and is_video(Path(word)):
+                videos.add(word)
             found.append((word, Path(Path(word).name), False))
         else:
             paths = sorted(map(Path, glob.glob(word, recursive=True)))
@@ -156,14 +163,14 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
     taken: set[str] = set()
     sources = []
     for address, name, is_optional in found:
-        is_video = _is_stream(address) or Path(address).suffix.lower() in VIDEO_SUFFIXES
-        suffix = ".mp4" if is_video else name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
+        has_frames = _is_stream(address) or address in videos or Path(address).suffix.lower() in VIDEO_SUFFIXES
+        suffix = ".mp4" if has_frames else name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
         # Labels have the name without its suffix, so that is what must not be taken twice.
         number = 1
         while (unique := _numbered(name.with_suffix(""), number, suffix)) in taken:
             number += 1
         taken.add(unique)
-        sources.append(Source(address, unique + suffix, is_video, is_optional or len(found) > 1))
+        sources.append(Source(address, unique + suffix, has_frames, is_optional or len(found) > 1))
     return sources
 
 
@@ -236,6 +243,31 @@ def predict(
     return done
 
 
+def _check_kind(path: str) -> None:
+    """Raises UsageError for what may be waited for without end."""
+    if not os.path.isfile(path) and not os.path.isdir(path):
+        hint = "; a camera is named by its number" if path.startswith("/dev/video") else ""
+        raise UsageError(f"{path} is a pipe, a socket or a device: name a file or a folder{hint}")
+
+
+def _pixels(image: Any) -> np.ndarray:
+    try:
+        if isinstance(image, str | os.PathLike) and os.path.exists(path := os.path.expanduser(image)):
+            _check_kind(os.fsdecode(path))
+        return pixels_of(image)
+    except (NotImplementedError, TypeError, ValueError) as error:  # a meta or sparse tensor, a path with a NUL byte
+        raise UserError(f"an image can't be {type(image).__name__} {image!r:.40}: {error}") from error
+
+
+def _without_scheme(word: str) -> str:
+    """The path that an address such as file:///home/ada/a%20b.mp4 means; other words as they are."""
+    said = re.fullmatch(r"(?i:file:(?://(?:localhost)?)?)(/.*)", word, re.DOTALL)
+    if said is None or os.path.exists(word):
+        return word
+    path = said[1]
+    return path if os.path.exists(path) else unquote(path, errors="surrogateescape")
+
+
 def _is_stream(word: str) -> bool:
     return ("://" in word or word.isdecimal()) and not os.path.exists(word)
 
@@ -261,9 +293,14 @@ def _pictures(source: Source, say: Callable[[str], None]) -> Iterator[Picture]:
             yield Picture(name, origin, frame.image, frame.frames_per_second)
         return
     try:
-        yield Picture(source.name, source.address, decode_image(Path(source.address)))
+        image = decode_image(Path(source.address))
     except UserError as error:
         raise UnreadableError(str(error)) from error
+    with plain_path(Path(source.address)) as opened:
+        count = cv2.imcount(opened)
+    if count > 1:
+        say(f"{source.address}: the first of {count} frames or pages is taken")
+    yield Picture(source.name, source.address, image)
 
 
 def _numbered(path: Path, number: int, suffix: str) -> str:

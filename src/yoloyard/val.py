@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from yoloyard import environment
-from yoloyard.config import EvaluationConfig, with_words
+from yoloyard.config import KINDS, EvaluationConfig, TrainConfig, checked_words, with_words
 from yoloyard.cores import Threads
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.descriptors import check_limit
@@ -61,7 +61,7 @@ def validate(
     conf: float | None = None,
     iou: float | None = None,
     max_det: int | None = None,
-    device: str = "auto",
+    device: str | int | torch.device | None = "auto",
     amp: bool | None = None,
     workers: int = 0,
     save_json: bool = False,
@@ -74,7 +74,24 @@ def validate(
     Raises UsageError or UserError if something is missing or does not fit.
     """
     check_limit()
-    where = choose_device(device)
+    for what, value, kind in (("split", split, str), ("save_json", save_json, bool)):
+        if not isinstance(value, kind):
+            raise UsageError(f"{what} must be {KINDS[kind]}, not {value!r:.80}")
+    given: dict[str, Any] = {
+        "weights": weights,
+        "data": data,
+        "device": device,
+        "project": project,
+        "name": name,
+        "workers": workers,
+    }
+    given |= {what: said for what, said in (("imgsz", imgsz), ("batch", batch), ("amp", amp)) if said is not None}
+    words = checked_words(TrainConfig, given)
+    if not words.get("weights") or not words["data"]:
+        raise UsageError("say which weights file and which data.yaml to validate")
+    weights, data = words["weights"], words["data"]
+    imgsz, batch, amp = (words.get(what) for what in ("imgsz", "batch", "amp"))
+    where = choose_device(words.get("device", "auto"))
     threads = Threads(where.type, say)
     detector, metadata = load_picture_model(Path(weights))
     kept: dict[str, Any] = metadata.get("evaluation", {})
@@ -119,11 +136,11 @@ def validate(
         size,
         batch or kept.get("batch", DEFAULT_BATCH),
         stride,
-        workers=workers,
+        workers=words["workers"],
         say=say,
         at_once=images_at_once(where, size),
     )
-    folder = new_run_folder(Path(project), name)
+    folder = new_run_folder(Path(words["project"]), words["name"] or "val")
     detector.to(device=where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     threads.choose(wait=True)
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,11 @@ VIDEO_SUFFIXES = frozenset((
     ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe",
     ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm",
     ".wmv", ".wtv", ".xvid", ".y4m",
+    ".f4p", ".gxf", ".insv", ".ismv", ".lrv", ".m2p", ".m4s", ".mj2", ".mk3d", ".mod", ".mpeg4", ".nsv", ".tod", ".trp",
 ))  # fmt: skip
+# How files begin that hold no number of frames, which FFmpeg estimates: MPEG program streams, NUT, YUV4MPEG2, DV.
+UNCOUNTED = (b"\0\0\1\xba", b"nut/", b"YUV4MPEG2", b"\x1f\7\0")
+PACKETS = (188, 192, 204)  # bytes of those of MPEG transport streams: ISO/IEC 13818-1; with a time; with check bytes
 USUAL_RATE = 25.0  # frames a second, where nothing credible is said
 FILE_RATES = (0.01, 65535)  # those that an MPEG-4 file can have
 LIVE_RATES = (1, 240)  # cameras and streams say all kinds of things
@@ -44,14 +49,18 @@ class Frame:
 def read_frames(address: str, is_live: bool, say: Callable[[str], None]) -> Iterator[Frame]:
     """The frames of a video file, or of a camera (a number) or stream if `is_live`, turned as the file says.
 
-    A frame that can't be decoded is passed over. At the end raises UnreadableError if there was no frame, if frames
-    in between are missing, or more than a tenth of what the file claims, or if a live source has ended. `say` is told
-    in a line of fewer missing frames, and of a rate that can't be.
+    A stream that says how many frames it has is a file that lies elsewhere: it has its own rate and an end. A frame
+    that can't be decoded is passed over. At the end raises UnreadableError if there was no frame, if frames in between
+    are missing, or more than a tenth of what the file claims, or if a live source has ended. `say` is told in a line of
+    fewer missing frames, of an end that can't be checked, and of a rate that can't be.
     """
-    with nullcontext(address) if is_live else plain_path(Path(address)) as opened:
+    is_local = not is_live
+    with nullcontext(address) if is_live else _plain_video(Path(address)) as opened:
         capture = cv2.VideoCapture(int(opened) if is_live and opened.isdecimal() else opened)
         try:
             rate, claimed = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+            is_counted = 0 < claimed < 2**31  # an unknown count is a huge or a negative number
+            is_live = is_live and not ("://" in address and is_counted)
             slowest, fastest = LIVE_RATES if is_live else FILE_RATES
             if not slowest <= rate <= fastest:
                 if not is_live and capture.isOpened():
@@ -72,13 +81,44 @@ def read_frames(address: str, is_live: bool, say: Callable[[str], None]) -> Iter
         raise UnreadableError(f"the video or camera {address} has no frame that can be read")
     if is_live:
         raise UnreadableError(f"{address} gives no more frames, after {count}")
-    # An unknown count is a huge or a negative number.
-    missing = max(skipped, int(claimed) - count if 0 < claimed < 2**31 else 0)
+    missing = max(skipped, int(claimed) - count if is_counted else 0)
     line = f"{address}: {missing} of {count + missing} frames are missing; the video is damaged or cut"
     if skipped or missing > max(TOLERATED_FRAMES, TOLERATED_SHARE * claimed):
         raise UnreadableError(line)
     if missing:
         say(f"warning: {line}, or its header is inexact")
+    elif is_local and (doubt := _doubt(Path(address), is_counted)):
+        say(f"{address} {doubt}")
+
+
+def is_video(path: Path) -> bool:
+    """Does the file hold frames of a video, whatever it is called? An image that only FFmpeg knows has a single one."""
+    with plain_path(path, has_suffix=False) as opened:
+        if cv2.haveImageReader(opened):
+            return False
+        capture = cv2.VideoCapture(opened, cv2.CAP_FFMPEG)
+        try:
+            return bool(capture.read()[0] and capture.read()[0])
+        finally:
+            capture.release()
+
+
+def _plain_video(path: Path) -> AbstractContextManager[str]:
+    return plain_path(path, has_suffix=path.suffix.lower() in VIDEO_SUFFIXES)  # .jpg would make an image of it
+
+
+def _doubt(path: Path, is_counted: bool) -> str:
+    """What is to be said of the end of a file that was read without an error, if anything."""
+    with path.open("rb") as file:
+        head, size = file.read(1024), os.fstat(file.fileno()).st_size
+    for packet in PACKETS:
+        if set(head[4 if packet == 192 else 0 :: packet]) == {0x47}:
+            if size % packet:
+                return "ends within a packet: it is cut, and how much is missing can't be told"
+            is_counted = False
+    if is_counted and not head.startswith(UNCOUNTED):
+        return ""
+    return "does not say how many frames it has: whether its end is missing can't be told"
 
 
 class VideoFile:

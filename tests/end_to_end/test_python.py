@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import yoloyard
+from yoloyard.config import TrainConfig, checked_words
 from yoloyard.errors import UsageError, UserError
 from yoloyard.models import registry
 from yoloyard.models.weights import save_weights, transfer
@@ -35,12 +36,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("weights") / "w.safetensors", ["a", "b"])
 
 
-@pytest.mark.parametrize("device", ["cpu", "CPU", "cpu:0", torch.device("cpu"), None, "auto", "[cpu]"])
+@pytest.mark.parametrize("device", ["cpu", "CPU", "cpu:0", torch.device("cpu"), None, "auto", "[cpu]", "", " "])
 def test_a_device_may_be_named_in_several_ways(device: Any, weights: Path) -> None:
     assert yoloyard.load(weights, device).device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("device", [1, 0, "cpu:1", "meta", "None", "²", "cuda:-1", -1, "", "99999999999", "gpu"])
+@pytest.mark.parametrize(
+    "device", [1, 0, "cpu:1", "meta", "None", "²", "cuda:-1", -1, "99999999999", "gpu", "cpu:256", "mkldnn", "cuda:256"]
+)
 def test_what_is_no_device_here_is_refused_in_a_line(device: Any, weights: Path) -> None:
     if torch.accelerator.is_available() and device in (0, 1):
         pytest.skip("there is such a device")
@@ -53,6 +56,9 @@ def test_what_is_no_device_here_is_refused_in_a_line(device: Any, weights: Path)
     [
         ({"weights": None}, "a path, not None"),
         ({"weights": b"w.pt"}, "a path, not b'w.pt'"),
+        ({"weights": ""}, "a path, not ''"),
+        ({"weights": "a\0b"}, "'weights' must have no NUL byte"),
+        ({"device": b"cpu"}, "'device' must be a text"),
         ({"imgsz": 0}, "'imgsz' must be at least 32"),
         ({"imgsz": 640.5}, "'imgsz' must be a whole number"),
         ({"conf": 2}, "'conf' must be at most 1"),
@@ -75,7 +81,9 @@ def test_a_model_takes_arrays_pil_images_paths_and_lists_of_them(weights: Path, 
     for found in [*model(given), *model(iter(given)), *map(model, given)]:
         assert torch.equal(found.boxes, expected.boxes)
     assert model([]) == []
-    for wrong in (None, b"abc", RGB / 255, [RGB, None], np.zeros((0, 10, 3), np.uint8)):
+    meta, sparse = torch.zeros(4, 4, 3, dtype=torch.uint8, device="meta"), torch.from_numpy(RGB).to_sparse()
+    empty, file = np.zeros((0, 10, 3), np.uint8), (tmp_path / "a.png").open("rb")
+    for wrong in (None, b"abc", RGB / 255, [RGB, None], empty, meta, sparse, [sparse], "a\0b", file, [file]):
         with pytest.raises(UserError, match=r"an image (can't|must)"):
             model(wrong)
 
@@ -134,3 +142,53 @@ def test_resume_from_python_may_mean_the_newest_run(tmp_path: Path, monkeypatch:
         yoloyard.train(resume=True)
     with pytest.raises(UsageError, match="say which data"):
         yoloyard.train(resume=False)
+
+
+def test_validate_takes_what_load_takes(weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yoloyard.evaluation.report.write_report", lambda *_, **__: None)
+    monkeypatch.setenv("HOME", str(weights.parent))
+    names = ["scratch", "dent", "stain", "missing_screw", "crack"]
+    save(weights.parent / "five.safetensors", names)
+    words: dict[str, Any] = {"imgsz": "64", "batch": np.int64(2), "device": torch.device("cpu"), "project": "~/results"}
+    found = validate("~/five.safetensors", data, **words)
+    assert found.folder == weights.parent / "results" / "val"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weights": None},
+        {"weights": b"x"},
+        {"weights": ""},
+        {"data": None},
+        {"data": b"x"},
+        {"data": ""},
+        {"imgsz": 64.5},
+        {"imgsz": (64, 64)},
+        {"batch": 0},
+        {"batch": 0.7},
+        {"workers": -1},
+        {"workers": 0.5},
+        {"conf": "x"},
+        {"amp": "no"},
+        {"device": b"cpu"},
+        {"device": "gpu"},
+        {"split": ["val"]},
+        {"save_json": "no"},
+        {"name": ["a"]},
+        {"project": "a\0b"},
+    ],
+)
+def test_wrong_values_of_validate_are_named(wrong: dict[str, Any], weights: Path, data: Path) -> None:
+    words: dict[str, Any] = {"weights": weights, "data": data, "device": "cpu"}
+    with pytest.raises(UsageError, match=r"must be|say which|unknown device|no NUL byte"):
+        validate(**(words | wrong))
+
+
+def test_train_takes_what_load_takes() -> None:
+    words = {"device": torch.device("cpu"), "amp": np.bool_(False), "classes": np.array([0, 2]), "lr0": np.float64(0.5)}
+    assert checked_words(TrainConfig, words) == {"device": "cpu", "amp": False, "classes": "0,2", "lr0": 0.5}
+    assert checked_words(TrainConfig, {"device": None, "model": None, "weights": None}) == {}
+    assert checked_words(TrainConfig, {"device": 0}) == {"device": "0"}
+    with pytest.raises(UsageError, match="on_event must be a function of an event, not 3"):
+        yoloyard.train(data="no.yaml", on_event=3)  # type: ignore[arg-type]

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from commands import Command
+from yoloyard.cli import normal_arguments
 from yoloyard.config import TrainConfig, checked_words, read_words, whole_number, with_words
 from yoloyard.errors import UsageError
 from yoloyard.foreign_config import own_words
+from yoloyard.models.registry import plain_name
 
 
 @pytest.mark.parametrize("text", ["12", "12.0", "1.2e1", " 12 ", "+12"])
@@ -109,7 +111,8 @@ def test_a_setting_that_is_said_to_be_empty_is_not_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [(True, "ram"), ("True", "ram"), ("true", "ram"), (False, None), ("disk", "disk"), (None, None)]
+    ("given", "meant"),
+    [(True, "ram"), ("True", "ram"), ("true", "ram"), (False, None), ("disk", "disk"), ("RAM", "ram"), (None, None)],
 )
 def test_cache_as_others_say_it(given: Any, meant: str | None) -> None:
     assert checked_words(TrainConfig, {"cache": given})["cache"] == meant
@@ -123,7 +126,9 @@ def test_a_settings_file_may_have_a_byte_order_mark(encoding: str, tmp_path: Pat
     assert read_words(path) == {"epochs": 3, "name": "缺陷"}
 
 
-@pytest.mark.parametrize("content", ["缺陷: 1".encode("gbk"), b"\x00\x01\x02", "epochs: 3".encode("utf-16-le"), b"- 3"])
+@pytest.mark.parametrize(
+    "content", ["缺陷: 1".encode("gbk"), b"\x00\x01\x02", b"", b"# 3", b"3: 4", "epochs: 3".encode("utf-16-le"), b"- 3"]
+)
 def test_a_settings_file_that_is_none_is_named_in_a_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_bytes(content)
     with pytest.raises(UsageError, match=r"my\.yaml") as error:
@@ -141,3 +146,79 @@ def test_a_flag_that_is_given_twice_is_refused(yoloyard: Command) -> None:
 def test_home_is_looked_up_where_it_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     assert os.path.isabs(checked_words(TrainConfig, {"project": "~/x"})["project"])
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("name: 0123", "0123"),
+        ("name: 1:30", "1:30"),
+        ("name: 3.10", "3.10"),
+        ("name: no", "no"),
+        ("name: True", "True"),
+        ("name: 2024-01-01", "2024-01-01"),
+        ("name: null", None),
+        ("project: 007", "007"),
+        ("classes: [0123, 1:30, no, null, 2]", "0123,1:30,no,null,2"),
+        ("classes: 1:30", "1:30"),
+        ("device: 0", "0"),
+        ("cache: yes", "ram"),
+        ("seed: 0123", 123),
+        ("epochs: 1_000", 1000),
+        ("epochs: 1e3", 1000),
+        ("lr0: 1.0e-2", 0.01),
+    ],
+)
+def test_texts_and_numbers_of_a_settings_file_are_as_they_are_written(line: str, meant: Any, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(line)
+    assert list(checked_words(TrainConfig, read_words(tmp_path / "my.yaml")).values()) == [meant]
+
+
+@pytest.mark.parametrize("line", ["time: 1:30", "lr0: 1:30", "seed: 0x10", "epochs: 1:40", "epochs: 0b11", "lr0: .inf"])
+def test_numbers_in_other_than_decimal_digits_are_refused(line: str, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(line)
+    with pytest.raises(UsageError, match=f"'{line.split(':')[0]}' must be a"):
+        checked_words(TrainConfig, read_words(tmp_path / "my.yaml"))
+
+
+def test_a_setting_that_is_said_twice_is_named(tmp_path: Path, yoloyard: Command) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text("epochs: 1\nbatch: 4\nepochs: 2\n")
+    with pytest.raises(UsageError, match=r"my\.yaml:3: 'epochs' is said already in line 1"):
+        read_words(path)
+    for words in ({"batch": 4, "batch_size": 2}, {"img": 64, "imgsz": 64}, {"hsv-h": 0, "hsv_h": 0}):
+        with pytest.raises(UsageError, match=f"is said twice, as '{next(iter(words))}' and as"):
+            checked_words(TrainConfig, words)
+    path.write_text("img_size: 64\ndata: no.yaml\n")
+    assert "no.yaml" in yoloyard("train", "--config", path, "--imgsz", "96")[2]  # a flag wins over the file
+
+
+@pytest.mark.parametrize(
+    ("words", "normal"),
+    [
+        (["train", "--amp", "False"], ["train", "--amp=False"]),
+        (["train", "--exist_ok", "true", "--epochs", "3"], ["train", "--exist-ok=true", "--epochs", "3"]),
+        (["val", "--save-json", "True"], ["val", "--save-json=True"]),
+        (["predict", "a.jpg", "--save-txt", "no"], ["predict", "a.jpg", "--save-txt=no"]),
+        (["train", "--name", "True"], ["train", "--name", "True"]),
+        (["predict", "--img", "64", "0"], ["predict", "--imgsz", "64", "0"]),
+    ],
+)
+def test_a_switch_may_have_a_value(words: list[str], normal: list[str]) -> None:
+    assert normal_arguments(words) == normal
+
+
+@pytest.mark.parametrize("words", [["--img", "64", "64"], ["--imgsz=640", "480"], ["--img-size", "64", "96"]])
+@pytest.mark.parametrize("command", ["train", "predict", "val"])
+def test_two_sizes_are_refused(command: str, words: list[str], yoloyard: Command) -> None:
+    code, _, err = yoloyard(command, *words)
+    assert (code, err) == (2, f"yoloyard: --imgsz takes one number: leave out the second, {words[-1]}\n")
+
+
+def test_values_as_others_say_them(yoloyard: Command) -> None:
+    words = {"optimizer": "adamw", "save_period": -1, "cfg": "YOLOv5n.yaml"}
+    assert checked_words(TrainConfig, words) == {"optimizer": "AdamW", "save_period": 0, "model": "YOLOv5n.yaml"}
+    for name in ("YOLOv5n.yaml", "models/YOLOV5N.YML", "YOLOv5n"):
+        assert plain_name(name) == "yolov5n"
+    err = yoloyard("train", "--save-period", "-1", "--amp", "False", "--optimizer", "sgd", "--data", "no.yaml")[2]
+    assert "no.yaml" in err

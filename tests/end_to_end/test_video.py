@@ -1,14 +1,18 @@
 """Videos as the field sends them: read to their end, at their own rate, whatever they are called."""
 
+import functools
+import http.server
 import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from yoloyard import predict as predict_module
 from yoloyard.data.decode import decode_image
@@ -238,3 +242,93 @@ def test_a_video_that_is_turned_by_its_file_is_seen_upright(tmp_path: Path) -> N
     assert first.image.shape == (96, 80, 3)
     expected = np.rot90(pixels(0)[..., ::-1], -1).astype(int)
     assert np.abs(first.image - expected)[40:, :40].mean() < 25 < np.abs(first.image - expected[::-1])[40:, :40].mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("v.ts", "mp4v"), ("v.wmv", "WMV2"), ("v.m2v", "MPG2"), ("v.nut", "mp4v"), ("v.mpg", "MPG1"), ("v.m2ts", "mp4v")],
+)
+def test_a_cut_video_without_a_count_of_frames_is_not_passed_in_silence(name: str, code: str, tmp_path: Path) -> None:
+    content = write(tmp_path / name, 40, code=code)
+    (tmp_path / name).write_bytes(content[: len(content) // 2 + 1])
+    numbers, _, said, error = read(tmp_path / name)
+    assert 15 < len(numbers) < 25
+    assert any("missing" in line for line in [*said, error])
+    if name in ("v.ts", "v.m2ts"):
+        assert said == [f"{tmp_path / name} ends within a packet: it is cut, and how much is missing can't be told"]
+
+
+def test_of_files_with_a_count_nothing_is_said(tmp_path: Path) -> None:
+    for name, code in (("v.mp4", "mp4v"), ("v.avi", "MJPG"), ("v.mkv", "mp4v"), ("v.wmv", "WMV2"), ("v.flv", "FLV1")):
+        write(tmp_path / name, code=code)
+        assert read(tmp_path / name)[2:] == ([], "")
+    write(tmp_path / "v.ts")
+    assert read(tmp_path / "v.ts")[2] == [
+        f"{tmp_path / 'v.ts'} does not say how many frames it has: whether its end is missing can't be told"
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["file://", "FILE://", "file://localhost", "file:"])
+def test_a_file_may_be_said_as_an_address(scheme: str, tmp_path: Path) -> None:
+    write(tmp_path / "a b.mp4", rate=0.5)
+    cv2.imwrite(str(tmp_path / "100%.png"), pixels(1))
+    done, _ = look(tmp_path / "out", f"{scheme}{tmp_path}/a%20b.mp4", f"{scheme}{tmp_path}/100%.png")
+    assert done == predict_module.Done(pictures=7)
+    assert cv2.VideoCapture(str(tmp_path / "out" / "a b.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(0.5)
+    with pytest.raises(UserError, match=f"there is no picture, video or folder {tmp_path}/no.mp4"):
+        look(tmp_path / "out", f"{scheme}{tmp_path}/no.mp4")
+
+
+def test_a_video_of_a_server_has_an_end_and_its_own_rate(tmp_path: Path) -> None:
+    write(tmp_path / "v.avi", rate=0.5, code="MJPG")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            done, said = look(tmp_path / "out", f"http://127.0.0.1:{server.server_port}/v.avi")
+        finally:
+            server.shutdown()
+    assert done == predict_module.Done(pictures=6), said
+    assert cv2.VideoCapture(str(tmp_path / "out" / "stream.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["p.jpg", "p.mp4", "p", "/dev/null"])
+def test_what_is_neither_a_file_nor_a_folder_is_refused_at_once(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if not path.exists():
+        os.mkfifo(path)
+    with pytest.raises(UserError, match=f"{path} is a pipe, a socket or a device: name a file or a folder"):
+        find_sources([str(path)])
+    with pytest.raises(UserError, match="is a pipe, a socket or a device"):
+        Finder()(path)
+
+
+@pytest.mark.parametrize("name", ["v", "v.jpg", "v.tif", "v.dat", "v.xyz", "v.1", "caf\udce9.png"])
+@pytest.mark.parametrize("code", ["mp4v", "MPG1"])
+def test_a_named_video_may_have_any_suffix(name: str, code: str, tmp_path: Path) -> None:
+    write(tmp_path / ("v.mp4" if code == "mp4v" else "v.mpg"), code=code)
+    next(tmp_path.glob("v.*")).rename(tmp_path / name)
+    done, _ = look(tmp_path / "out", tmp_path / name)
+    assert done == predict_module.Done(pictures=6)
+    assert (tmp_path / "out" / name).with_suffix(".mp4").exists()
+
+
+@pytest.mark.parametrize("content", [b"", bytes(5000), b"text\n" * 900, b"\xff\xd8\xff\xe0" + bytes(900)])
+def test_a_named_file_that_is_neither_is_no_video(content: bytes, tmp_path: Path) -> None:
+    for name in ("a", "a.jpg", "a.txt"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UnreadableError, match=f"cannot read the image {tmp_path / name}"):
+            look(tmp_path / "out", tmp_path / name)
+
+
+def test_of_an_animated_image_it_is_said_that_the_first_frame_is_taken(tmp_path: Path) -> None:
+    frames = [Image.fromarray(pixels(number)) for number in range(5)]
+    for suffix in (".png", ".webp", ".tif"):
+        path = tmp_path / f"a{suffix}"
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+        count = cv2.imcount(str(path))  # not every release of OpenCV sees all frames of every format
+        done, said = look(tmp_path / "out", path)
+        assert (done.pictures, f"{path}: the first of {count} frames or pages is taken" in said) == (1, count > 1)
+    assert count == 5
+    frames[0].save(tmp_path / "one.tif")
+    assert not any("the first of" in line for line in look(tmp_path / "out", tmp_path / "one.tif")[1])

@@ -28,9 +28,10 @@ def names() -> tuple[str, ...]:
 
 
 def plain_name(model: str) -> str:
-    """`yolo11n` of `yolo11n.yaml` and `models/yolov5n.yaml`, as others name a network; any other text as it is."""
+    """`yolo11n` of `YOLO11n`, `yolo11n.yaml` and `models/yolo11n.yaml`, as others name it; any other text as it is."""
     path = PurePath(model)
-    return path.stem if path.suffix.lower() in (".yaml", ".yml") and path.stem in BUILDERS else model
+    name = (path.stem if path.suffix.lower() in (".yaml", ".yml") else model).lower()
+    return name if name in BUILDERS else model
 
 
 def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> Detector:

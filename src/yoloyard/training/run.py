@@ -35,6 +35,8 @@ def train(
     Ctrl-C.
     """
     check_limit()
+    if on_event is not None and not callable(on_event):
+        raise UsageError(f"on_event must be a function of an event, not {on_event!r:.80}")
     if isinstance(resume, bool):
         resume = NEWEST if resume else None
     words = checked_words(TrainConfig, words)

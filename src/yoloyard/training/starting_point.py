@@ -34,7 +34,7 @@ def starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, OwnMod
     """
     model = registry.plain_name(given["model"]) if given.get("model") else None
     path = given.get("weights")
-    if path is None and model is not None and Path(model).suffix in WEIGHT_FILES:
+    if path is None and model is not None and Path(model).suffix.lower() in WEIGHT_FILES:
         path, model = model, None
     source = None if path is None else Source(Path(path), *read_weights(Path(path)))
     own = None
