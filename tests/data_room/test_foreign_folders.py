@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import socket
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -410,3 +411,32 @@ def test_a_label_of_two_images_is_none_where_one_image_is_asked_for(tmp_path: Pa
     write(tmp_path / "labels/a.txt", ROW)
     write(tmp_path / "list.txt", "images/a.png\n")
     assert find_sources(spec_of(tmp_path, "train: list.txt\nnames: [x]\n"), "train").problems == []
+
+
+# What is no regular file
+
+
+def test_pipes_sockets_and_devices_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "images/a.png")
+    os.mkfifo(tmp_path / "images/b.png")
+    os.symlink("b.png", tmp_path / "images/c.png")
+    os.symlink("/dev/zero", tmp_path / "images/d.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path / "images")  # the address of a socket must be short
+        server.bind("e.png")
+        index = read_split(spec_of(tmp_path, "train: images\nnames: [a]\n"), "train")
+    assert [path.name for path in index.paths] == ["a.png"]
+    assert ("passed over", "passed over: 4 files of kinds that are not read (no regular file 4)") in problems(index)
+
+
+@pytest.mark.parametrize("target", [None, "/dev/zero", "/dev/null"])
+def test_labels_that_are_no_regular_file_are_an_error(tmp_path: Path, target: str | None) -> None:
+    picture(tmp_path / "images/a.png")
+    (tmp_path / "labels").mkdir()
+    if target is None:
+        os.mkfifo(tmp_path / "labels/a.txt")
+    else:
+        os.symlink(target, tmp_path / "labels/a.txt")
+    index = read_split(spec_of(tmp_path, "train: images\nnames: [a]\n"), "train")
+    assert len(index) == 0
+    assert problems(index) == [("label unreadable", "the labels are no regular file, but a pipe or a device")]

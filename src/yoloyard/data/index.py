@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -274,12 +275,15 @@ def changed(path: Path) -> float:
 def _read_labels(picture: Picture) -> bytes | Problem | None:
     """The content of the label file, None if there is none, a problem if it can't be read."""
     try:
-        return picture.labels.read_bytes()
+        with open(picture.labels, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read()
+        what = "the labels are no regular file, but a pipe or a device"
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         what = f"cannot read the labels ({error.strerror or error})"
-        return Problem("label unreadable", str(picture.labels), what, "image skipped")
+    return Problem("label unreadable", str(picture.labels), what, "image skipped")
 
 
 def _note(spec: DataSpec, split: str) -> Path:

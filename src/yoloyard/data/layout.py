@@ -84,13 +84,17 @@ def search_folder(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Se
             folders.clear()
             continue
         search.folders.append(parent)
+        with os.scandir(parent) as entries:  # pipes, sockets and devices: who reads them may wait for ever
+            special = {each.name for each in entries if not each.is_file() and os.path.exists(each)}
         search.other_folders += [os.path.join(parent, name) for name in folders if is_side_folder(name)]
         folders[:] = [name for name in folders if not is_side_folder(name)]
         for name in files:
             suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):  # other systems' side files, such as `._image.jpg`
                 continue
-            if suffix in suffixes:
+            if name in special:
+                search.other_files["no regular file"] += 1
+            elif suffix in suffixes:
                 search.files.append(os.path.join(parent, name))
             elif suffix not in _NO_IMAGES and (suffix in OTHER_SUFFIXES or _CHANGED_NAME.search(name)):
                 search.other_files[suffix] += 1
