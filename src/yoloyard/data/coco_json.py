@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from yoloyard.data.labels import Labels, clip, outside
+from yoloyard.data.labels import Labels, clip, is_set, outside
 from yoloyard.data.layout import spellings
 from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
@@ -144,7 +144,7 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
                 what = "it names no image_id"
             problems.append(Problem("label malformed", f"{path} {name}", what, "annotation left out"))
     boxes = [_box(annotation) for annotation in kept]
-    crowd = np.array([annotation.get("iscrowd") in (1, True) for annotation in kept], bool)
+    crowd = np.array([is_set(annotation.get("iscrowd")) for annotation in kept], bool)
     order = np.argsort(np.array(image_rows, np.int64), kind="stable")
     return CocoSet(
         path=path,

@@ -31,12 +31,13 @@ from yoloyard.data.pictures import PictureFacts, examine
 from yoloyard.data.problems import Problem
 from yoloyard.data.sources import Picture, Sources, find_sources, parse_label_files
 from yoloyard.data.unchanged import look, noted, write_note
+from yoloyard.data.yolo_txt import pose_length
 from yoloyard.errors import UserError
 from yoloyard.files import write_whole, write_whole_text
 from yoloyard.threads import map_in_threads
 
 # Part of the cache's key: raise it whenever what is stored, or how labels are understood, changes.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 KEPT_CACHES = 50
 KEPT_LOCK_SECONDS = 86400
 WATCHED_SUFFIXES = IMAGE_SUFFIXES.union(LABEL_SUFFIXES, [".json"])
@@ -356,6 +357,14 @@ def _build(
         all_labels = coco_labels(coco, sizes)
         labels += [all_labels[row] for row in rows]
     labels += _labels_of_pictures(own, facts[len(labels) :], spec)
+
+    texts = (file for picture, file in own if isinstance(file, bytes) and picture.labels.suffix.lower() == ".txt")
+    if not spec.keypoint_values and (length := pose_length(texts)):
+        what = (
+            f"the rows of {length} numbers seem to be boxes with keypoints: their points lie in the box that the first "
+            "four say. They count as polygons; if they are keypoints, the data.yaml must have kpt_shape: [17, 3]"
+        )
+        problems.append(Problem("label with keypoints", str(own[0][0].labels.parent), what))
 
     kept: list[int] = []  # positions in `images`
     for position, (picture_facts, found) in enumerate(zip(facts, labels, strict=True)):

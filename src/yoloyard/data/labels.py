@@ -30,6 +30,11 @@ def decoded(content: bytes) -> str:
     return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
 
 
+def is_set(flag: object) -> bool:
+    """Whether a flag such as iscrowd or difficult is set: 1, 1.0, true or yes, as a value or a text."""
+    return str(flag).strip().lower() in ("1", "1.0", "true", "yes")
+
+
 @dataclass
 class Labels:
     """The boxes of a picture and what is wrong with them."""

@@ -14,7 +14,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from yoloyard.data.labels import LabelError, Labels, clip, outside
+from yoloyard.data.labels import LabelError, Labels, clip, is_set, outside
 from yoloyard.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -169,7 +169,7 @@ def _parse_object(own: Fields, classes: dict[str, int], size: tuple[int, int]) -
     if outside(corners, np.array(size)):
         said = " ".join(f"{value:g}" for value in box)
         raise LabelError("label outside the image", f"the box {said} is outside the picture of {size[1]}x{size[0]}")
-    difficult = own.get("difficult", "").lower() in ("1", "true")
+    difficult = is_set(own.get("difficult", ""))
     return float(classes[name]), float(difficult), *clip(corners, np.array(size)).tolist()
 
 
