@@ -17,10 +17,12 @@ from yoloyard.data.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.decode import IMAGE_SUFFIXES
 from yoloyard.data.index import Index, load_index, read_split
 from yoloyard.data.layout import label_path, search_folder, spellings
+from yoloyard.data.selection import class_numbers
 from yoloyard.data.sources import find_sources
 from yoloyard.data.voc_xml import parse_voc
 from yoloyard.errors import UserError
 from yoloyard.files import new_run_folder
+from yoloyard.val import class_order
 
 SIZE = (30, 40)  # height, width
 ROW = "0 0.5 0.5 0.5 0.5\n"
@@ -440,3 +442,98 @@ def test_labels_that_are_no_regular_file_are_an_error(tmp_path: Path, target: st
     index = read_split(spec_of(tmp_path, "train: images\nnames: [a]\n"), "train")
     assert len(index) == 0
     assert problems(index) == [("label unreadable", "the labels are no regular file, but a pipe or a device")]
+
+
+# Letters with accents as one or as two characters
+
+
+def test_label_folders_in_the_other_unicode_form_are_found(tmp_path: Path) -> None:
+    for number, (images, labels) in enumerate([(COMPOSED, APART), (APART, COMPOSED)]):
+        root = tmp_path / str(number)
+        picture(root / "images" / images / "a.png")
+        write(root / "labels" / labels / "a.txt", ROW)
+        for text in ("train: images", "train: {images: images, labels: labels}"):
+            assert load(root, f"{text}\nnames: [x]\n").boxes.tolist() == [BOX]
+
+
+def test_class_names_in_the_other_unicode_form_are_the_same(tmp_path: Path) -> None:
+    assert parse_voc(
+        Path("a.xml"), f"<annotation>{OBJECT.format(APART)}</annotation>".encode(), [COMPOSED], SIZE
+    ).usable
+    assert parse_voc(
+        Path("a.xml"), f"<annotation>{OBJECT.format(COMPOSED)}</annotation>".encode(), [APART], SIZE
+    ).usable
+    picture(tmp_path / "a.png")
+    tree = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 7, "name": APART}]}
+    tree["annotations"] = [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 8, 6]}]
+    write(tmp_path / "a.json", json.dumps(tree))
+    assert load(tmp_path, f"train: a.json\nnames: [b, {COMPOSED}]\n").labels.tolist() == [1]
+    assert class_numbers(f"{APART},b", ["b", COMPOSED]) == class_numbers(f"{COMPOSED},b", ["b", APART]) == (0, 1)
+    assert class_order(["b", APART], [COMPOSED, "b"], "x") == [1, 0]
+
+
+# XML whose declaration is wrong
+
+
+@pytest.mark.parametrize(
+    ("codec", "head"),
+    [
+        ("utf-8-sig", '<?xml version="1.0" encoding="gbk"?>'),
+        ("utf-8-sig", '<?xml version="1.0" encoding="iso-8859-1"?>'),
+        ("utf-16", '<?xml version="1.0" encoding="UTF-8"?>'),
+        ("utf-8", '<?xml version="1.0" encoding="utf-16"?>'),
+        ("utf-8", '<?xml version="1.0" encoding="unicode"?>'),
+        ("utf-8", '<?xml version="1.0" encoding="UTF8"?>'),
+        ("utf-8", '\n\n<?xml version="1.0" encoding="UTF-8"?>'),
+        ("utf-8", "\r\n  <?xml version='1.0'?>"),
+        ("gbk", '<?xml version="1.0" encoding="x-gbk"?>'),
+        ("gbk", '\n<?xml version="1.0" encoding="GBK"?>'),
+        ("utf-8", "\n"),
+        ("utf-16", ""),
+    ],
+)
+def test_xml_whose_declaration_is_wrong_or_late_is_read(codec: str, head: str) -> None:
+    text = f"{head}<annotation>{OBJECT.format('裂缝')}</annotation>"
+    assert parse_voc(Path("a.xml"), text.encode(codec), ["裂缝"], SIZE).boxes.tolist() == [[1, 2, 9, 8]]
+
+
+def test_lines_are_counted_from_the_start_of_the_file() -> None:
+    text = f'\n<?xml version="1.0"\n?>\n<annotation>{OBJECT.format("y")}</annotation>'
+    assert parse_voc(Path("a.xml"), text.encode(), ["x"], SIZE).problems[0].where == "a.xml:4"
+
+
+# Lists
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Annotations/sub/a.xml",
+        "./Annotations/sub/a.XML",
+        "sub/a.xml",
+        "sub/a.JPG",
+        "JPEGImages/sub/a.jpg Annotations/sub/a.xml",
+        "sub/a.jpg\tsub/a.xml",
+        '"JPEGImages/sub/a.jpg" "Annotations/sub/a.xml"',
+        "/home/me/set/JPEGImages/sub/a.jpg",
+        "sub/a 1",
+    ],
+)
+def test_a_line_of_pascal_voc_may_name_the_label_file(tmp_path: Path, line: str) -> None:
+    picture(tmp_path / "JPEGImages/sub/a.jpg")
+    picture(tmp_path / "JPEGImages/sub/b.jpg", 1)
+    write(tmp_path / "Annotations/sub/a.xml", f"<annotation>{OBJECT.format('x')}</annotation>")
+    write(tmp_path / "ImageSets/Main/train.txt", f"{line}\n")
+    index = load(tmp_path, "train: ImageSets/Main/train.txt\nnames: [x]\n")
+    assert ([path.name for path in index.paths], len(index.boxes), index.problems) == (["a.jpg"], 1, ())
+
+
+@pytest.mark.parametrize(
+    "line", ['"images/a b.png"', "'./images/a b.png'", "images/a b.png labels/a b.txt", "images/a b.png"]
+)
+def test_a_line_of_any_list_may_have_quotes_or_a_label_file(tmp_path: Path, line: str) -> None:
+    picture(tmp_path / "images/a b.png")
+    write(tmp_path / "labels/a b.txt", ROW)
+    write(tmp_path / "train.txt", f"{line}\n")
+    index = load(tmp_path, "train: train.txt\nnames: [x]\n")
+    assert ([path.name for path in index.paths], len(index.boxes), index.problems) == (["a b.png"], 1, ())

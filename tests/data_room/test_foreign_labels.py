@@ -399,3 +399,34 @@ def test_a_check_of_a_data_yaml_in_utf_16_names_its_line(tmp_path: Path) -> None
     data = tmp_path / "data.yaml"
     data.write_text("names: [x]\ntrain: nothing\ntest: images\n", encoding="utf-16")
     assert check_data(data, tmp_path / "runs").problems["train"][0].where == f"{data}:2"
+
+
+@pytest.mark.parametrize(
+    ("ids", "image_ids"), [(["000000000001", "000000000002"], [1, 2]), ([1, 2], ["0001", "2"]), (["a", "00"], ["a", 0])]
+)
+def test_zeros_in_front_of_an_id_do_not_matter(tmp_path: Path, ids: list[Any], image_ids: list[Any]) -> None:
+    index = coco(tmp_path, ids, image_ids)
+    boxes = {path.name: index.annotations(position)[0].tolist() for position, path in enumerate(index.paths)}
+    assert (index.problems, boxes) == ((), {"0.png": [[0, 1, 5, 6]], "1.png": [[1, 1, 6, 6]]})
+
+
+@pytest.mark.parametrize("other", [0, None])
+def test_an_annotation_without_an_image_is_not_of_image_0(tmp_path: Path, other: Any) -> None:
+    assert len(coco(tmp_path, [0, 2], [2, other]).boxes) == (1 if other is None else 2)
+
+
+@pytest.mark.parametrize("ids", [("cat_a", "cat_b"), ("01", "02"), ("c-1", 7), ("", 5)])
+def test_categories_may_have_texts_as_ids(tmp_path: Path, ids: tuple[Any, Any]) -> None:
+    picture(tmp_path / "0.png")
+    annotations = [{"id": n, "image_id": 1, "category_id": each, "bbox": [n, 1, 5, 5]} for n, each in enumerate(ids)]
+    categories = [{"id": each, "name": name} for each, name in zip(ids, "ab", strict=True)]
+    tree = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": annotations, "categories": categories}
+    write(tmp_path / "a.json", json.dumps(tree))
+    spec = write(tmp_path / "data.yaml", "train: a.json\nnames: [b, a]\n")
+    if "" in ids:
+        with pytest.raises(UserError, match=r"categories\[0\] has no number or text as its id"):
+            load_index(read_data_yaml(spec), "train")
+        return
+    index = load_index(read_data_yaml(spec), "train")
+    assert (index.labels.tolist(), index.problems) == ([1, 0], ())
+    assert len(set(index.category_ids.tolist())) == 2

@@ -126,9 +126,14 @@ def spellings(entry: str) -> list[str]:
         forms += ["/".join(parts[start:]) for start in range(len(parts))]
     for prefix in ("../", "data/", "./data/"):
         forms += [each.removeprefix(prefix) for each in forms if each.startswith(prefix)]
-    if not entry.isascii():
-        forms += [unicodedata.normalize(form, each) for form in ("NFC", "NFD") for each in forms]
-    return list(dict.fromkeys(filter(None, forms)))
+    return list(dict.fromkeys(form for each in filter(None, forms) for form in in_forms(each)))
+
+
+def in_forms(text: str) -> list[str]:
+    """The text as it is, then with its accents as NFC and as NFD, each once."""
+    if text.isascii():
+        return [text]
+    return list(dict.fromkeys((text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD")))))
 
 
 def label_path(image: Path) -> Path:
@@ -187,7 +192,8 @@ def _mirrored(folder: Path, image_folders: tuple[str, ...], label_folders: tuple
     parts = folder.parts
     for position in range(len(parts) - 1, -1, -1):
         if parts[position] in image_folders:
-            return [Path(*parts[:position], label_folder, *parts[position + 1 :]) for label_folder in label_folders]
+            forms = in_forms("/".join(parts[position + 1 :]))
+            return [Path(*parts[:position], folder, form) for folder in label_folders for form in forms]
     return []
 
 
