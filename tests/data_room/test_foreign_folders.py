@@ -22,6 +22,7 @@ from yoloyard.data.sources import find_sources
 from yoloyard.data.voc_xml import parse_voc
 from yoloyard.errors import UserError
 from yoloyard.files import new_run_folder
+from yoloyard.predict import find_sources as find_inputs
 from yoloyard.val import class_order
 
 SIZE = (30, 40)  # height, width
@@ -73,6 +74,15 @@ def problems(index: Index) -> list[tuple[str, str]]:
         ".cache",
         "deeper/.@__thumb",
         "venv/lib/site-packages/matplotlib",
+        "~snapshot/nightly.0",
+        "@GMT-2023.01.01-00.00.00",
+        "FOUND.000",
+        "LOST.DIR",
+        "RECYCLED",
+        "_thumbs",
+        "@SynoResource",
+        "[Originals]",
+        "deeper/lightning_logs",
     ],
 )
 def test_folders_of_other_programs_are_passed_over_and_named(tmp_path: Path, folder: str) -> None:
@@ -83,6 +93,57 @@ def test_folders_of_other_programs_are_passed_over_and_named(tmp_path: Path, fol
     assert search.files == [f"{tmp_path}/images/a.png"]
     name = next(part for part in Path(folder).parts if part not in ("deeper", "venv", "lib"))
     assert search.passed_over() == f"passed over: 1 folder (hidden, of other programs or results of a run: {name})"
+
+
+@pytest.mark.parametrize("folder", ["thumb", "originals", "found", "trash", "@gmt", "logs", "lost", "recycling"])
+def test_folders_that_data_sets_may_have_are_searched(tmp_path: Path, folder: str) -> None:
+    picture(tmp_path / folder / "a.png")
+    assert len(search_folder(tmp_path).files) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        (("args.yaml", "results.csv"), 1),
+        (("opt.yaml", "hyp.yaml", "results.csv"), 1),
+        (("hyp.yaml", "results.txt"), 1),
+        (("args.yaml",), 2),
+        (("results.csv",), 2),
+        (("data.yaml", "results.csv"), 2),
+    ],
+)
+def test_results_of_other_trainers_are_no_input(tmp_path: Path, files: tuple[str, ...], count: int) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "runs/detect/train/weights/b.png")
+    for name in files:
+        write(tmp_path / "runs/detect/train" / name)
+    search = search_folder(tmp_path)
+    assert len(search.files) == count
+    assert search.passed_over().count("train") == 2 - count
+
+
+def test_what_a_glob_passes_over_is_said(tmp_path: Path) -> None:
+    picture(tmp_path / "in/a.png")
+    picture(tmp_path / "in/runs/train/b.png")
+    for name in ("args.yaml", "results.csv"):
+        write(tmp_path / "in/runs/train" / name)
+    write(tmp_path / "in/c.heic")
+    write(tmp_path / "in/notes.txt")
+    said: list[str] = []
+    assert [each.address for each in find_inputs([f"{tmp_path}/in/**"], said.append)] == [f"{tmp_path}/in/a.png"]
+    what = "passed over: 1 file of kinds that are not read (.heic 1)"
+    where = "1 folder (hidden, of other programs or results of a run: train)"
+    assert said == [f"{tmp_path}/in/**: {what}; {where}"]
+    with pytest.raises(UserError, match=r"there is no picture, video or folder .*; passed over: 1 file .*\.heic 1"):
+        find_inputs([f"{tmp_path}/in/*.heic"])
+    with pytest.raises(UserError, match=r"no picture, video or folder .*/none\*$"):
+        find_inputs([f"{tmp_path}/in/none*"])
+
+
+@pytest.mark.parametrize("suffix", [".pjpeg", ".pjp"])
+def test_more_names_of_jpeg_are_read(tmp_path: Path, suffix: str) -> None:
+    picture(tmp_path / f"a{suffix}")
+    assert len(search_folder(tmp_path).files) == 1
 
 
 @pytest.mark.parametrize("folder", [".hidden", "thumbnails", "@eaDir", ".cache/set/images", "lost+found"])
@@ -529,7 +590,7 @@ def test_a_line_of_pascal_voc_may_name_the_label_file(tmp_path: Path, line: str)
 
 
 @pytest.mark.parametrize(
-    "line", ['"images/a b.png"', "'./images/a b.png'", "images/a b.png labels/a b.txt", "images/a b.png"]
+    "line", ['"images/a b.png"', "'./images/a b.png'", "images/a b.png labels/ab.txt", "images/a b.png"]
 )
 def test_a_line_of_any_list_may_have_quotes_or_a_label_file(tmp_path: Path, line: str) -> None:
     picture(tmp_path / "images/a b.png")

@@ -137,8 +137,9 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
             kept.append(own)
             where.append(name)
             image_rows.append(rows[image_id])
-            labels.append(label_of.get(category, _UNKNOWN_CLASS if isinstance(category, int) else _NO_CLASS))
-            called.append(own.get("category_id") if labels[-1] == _NO_CLASS else categories.get(category, category))
+            none = _UNKNOWN_CLASS if isinstance(category, int) else _NO_CLASS
+            labels.append(none if category is None else label_of.get(category, none))
+            called.append(categories[category] if category in categories else own.get("category_id"))
         elif image_id is None or image_id not in left_out:  # images that are left out are named already
             if image_id is not None:
                 what = f"image id {image_id} is not among its images"

@@ -82,7 +82,7 @@ def free_names(file_names: list[str]) -> list[str]:
     result = []
     for name in file_names:
         parts = [part.lstrip(".") for part in name.replace("\\", "/").split("/") if part not in IMAGE_FOLDERS]
-        parts = [f"_{part}" if is_side_folder(part) else part for part in parts if part]
+        parts = [f"own_{part}" if is_side_folder(part) else part for part in parts if part]
         stem, suffix = os.path.splitext("/".join(parts))
         stem, suffix = ("".join(sign if sign.isprintable() else "_" for sign in text) for text in (stem, suffix))
         free, number = _cut(stem, "", suffix), 1

@@ -121,7 +121,7 @@ def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
             for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
-        def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
             node: yaml.MappingNode = super().compose_mapping_node(anchor)
             known = set()
             for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
