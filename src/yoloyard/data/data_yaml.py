@@ -77,6 +77,7 @@ def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: N
             raise UsageError(
                 f"{path}: unknown key {key!r}; the nearest valid one is {nearest!r} (valid are {', '.join(KEYS)})"
             )
+    keypoint_values = _keypoint_values(path, tree)
     if unknown:
         say(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
     if tree.get("channels", 3) not in (3, "3"):
@@ -86,7 +87,6 @@ def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: N
     splits = {split: _entries(path, split, texts[split], folders) for split in SPLITS if tree.get(split)}
     if not splits:
         raise UsageError(f"{path}: none of {', '.join(SPLITS)} says where images are")
-    keypoint_values = _keypoint_values(path, tree)
     if keypoint_values:
         say(f"{path}: kpt_shape says that rows have keypoints: they are left out, the boxes are used")
     names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())))

@@ -360,9 +360,10 @@ def _build(
 
     texts = (file for picture, file in own if isinstance(file, bytes) and picture.labels.suffix.lower() == ".txt")
     if not spec.keypoint_values and (length := pose_length(texts)):
+        shape = [(length - 5) // 3, 3] if length % 2 == 0 else [(length - 5) // 2, 2]
         what = (
             f"the rows of {length} numbers seem to be boxes with keypoints: their points lie in the box that the first "
-            "four say. They count as polygons; if they are keypoints, the data.yaml must have kpt_shape: [17, 3]"
+            f"four say. They count as polygons; if they are keypoints, write kpt_shape: {shape} in the data.yaml"
         )
         problems.append(Problem("label with keypoints", str(own[0][0].labels.parent), what))
 
