@@ -120,6 +120,9 @@ def test_the_number_of_a_track_after_the_score_makes_no_triangle(track: str) -> 
     triangle = parse_yolo(FILE, b"0 0.5 0.5 0.2 0.4 0.9 1.0\n0 0.1 0.2 0.3 0.3 0.2 0.4\n", 1, UNIT)
     np.testing.assert_allclose(triangle.boxes, [[0.2, 0.4, 0.9, 1], [0.1, 0.2, 0.3, 0.4]])
     assert not parse_yolo(FILE, b"0 0.5 0.5 0.2 0.4 91.3 12\n", 1, UNIT).usable
+    assert not parse_yolo(FILE, b"0 x 0.5 0.2 0.4 0.9 1\n", 1, UNIT).usable
+    assert parse_yolo(FILE, b"0 0.5 0.5 0.2 0.4 0.9 1\n", 1, UNIT, 2).problems == []  # a keypoint
+    np.testing.assert_allclose(parse_yolo(FILE, b"0 0 0 0.5 0 0.5 1\n", 1, UNIT).boxes, [[0, 0, 0.5, 1]])
 
 
 POSE = "0 {x} 0.5 0.2 0.4 {x} 0.4 {x} 0.6"

@@ -80,10 +80,10 @@ def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, in
         return result
     rows = [(number, words) for number, line in enumerate(lines, start=1) if (words := line.split())]
     result.take_rows(path, rows, lambda words: _parse_row(words, num_classes, keypoint_values), "row")
-    scored = next((number for number, words in rows if len(words) == WITH_SCORE or _is_tracked(words)), None)
-    if scored is not None and result.usable:
+    scored = (n for n, words in rows if len(words) == WITH_SCORE or (not keypoint_values and _is_tracked(words)))
+    if result.usable and (first := next(scored, None)):
         what = "its sixth number is a score: somebody's predictions, which count as labels here"
-        result.problems.append(Problem("label with score", f"{path}:{scored}", what))
+        result.problems.append(Problem("label with score", f"{path}:{first}", what))
     height, width = size
     result.boxes = result.boxes * [width, height, width, height]
     return result
@@ -117,7 +117,7 @@ def pose_length(files: Iterable[bytes]) -> int:
 
 def _has_points_inside(box: np.ndarray, others: np.ndarray) -> bool:
     """Whether a box cxcywh is in the image, and holds all points x, y (, visibility 0 to 2) but those at 0, 0."""
-    if np.any((box[:2] - box[2:] / 2 < -TOLERANCE) | (box[:2] + box[2:] / 2 > 1 + TOLERANCE)):
+    if not _is_in_image(box):
         return False
     for each in (2, 3):
         if len(others) % each == 0:
@@ -175,8 +175,20 @@ def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tupl
 
 
 def _is_tracked(words: list[str]) -> bool:
-    """Whether a row is `class cx cy w h score track`: a triangle whose last point is at 1 has no whole number there."""
-    return len(words) == WITH_TRACK and words[-1].isdecimal() and int(words[-1]) > 0
+    """Whether a row is `class cx cy w h score track`: its last word is a whole number, or 1 after a box in the image.
+
+    With a point at the lower edge, a triangle may end in 1 too; its first two points are hardly such a box.
+    """
+    if len(words) != WITH_TRACK or not words[-1].isdecimal() or words[-1].strip("0") == "":
+        return False
+    box = np.array(words[1:5], np.float64)
+    return words[-1] != "1" or _is_in_image(box)
+
+
+def _is_in_image(box: np.ndarray) -> bool:
+    sides = box[2:]
+    low, high = box[:2] - sides / 2, box[:2] + sides / 2
+    return bool(np.all((sides > 0) & (low >= -TOLERANCE) & (high <= 1 + TOLERANCE)))
 
 
 def _is_number(word: str) -> bool:
