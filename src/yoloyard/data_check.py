@@ -11,6 +11,7 @@ from yoloyard import environment
 from yoloyard.data.copies import copy_problem, find_copies
 from yoloyard.data.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.index import Index, pictures_folder, read_split, require_boxes
+from yoloyard.data.labels import decoded
 from yoloyard.data.not_kept import once
 from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
@@ -55,7 +56,7 @@ def check_data(
         try:
             indexes[split] = read_split(spec, split, say)
             problems[split] += indexes[split].problems
-            if split != "test":  # often without labels, to be labelled by others
+            if split != "test" or len(indexes[split].boxes):  # often without labels, to be labelled by others
                 require_boxes(indexes[split], spec, split)
         except UserError as error:
             what = str(error).removeprefix(f"{spec.path}: ")
@@ -80,6 +81,6 @@ def check_data(
 
 def _line_of(spec: DataSpec, split: str) -> str:
     """The data.yaml's path with the line that names the split."""
-    lines = spec.path.read_text(encoding="utf-8-sig").splitlines()
+    lines = decoded(spec.path.read_bytes()).splitlines()
     number = next((number for number, line in enumerate(lines, 1) if line.startswith(f"{split}:")), None)
     return f"{spec.path}:{number}" if number else str(spec.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import json
 import os
@@ -22,13 +23,13 @@ from yoloyard.cores import Threads
 from yoloyard.data.arrays import is_one_image, pixels_of
 from yoloyard.data.augment import letterbox, minimal_shape
 from yoloyard.data.decode import IMAGE_SUFFIXES, decode_image
-from yoloyard.data.layout import is_side_folder, search_folder
+from yoloyard.data.layout import Search, is_marked, is_side_folder, search_folder
 from yoloyard.device import choose_device, precision_named, reuse_memory
 from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.evaluation.showing import Showing
 from yoloyard.evaluation.validate import detect
-from yoloyard.files import RUN_MARK, is_full, plain_path, write_whole, write_whole_text
+from yoloyard.files import is_full, plain_path, write_whole, write_whole_text
 from yoloyard.models.weights import load_picture_model
 from yoloyard.structures import Detections
 from yoloyard.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, is_video, read_frames
@@ -155,11 +156,14 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
                 videos.add(word)
             found.append((word, Path(Path(word).name), False))
         else:
-            paths = sorted(map(Path, glob.glob(word, recursive=True)))
-            files = [path for path in paths if _is_readable_kind(path) and not _is_passed_over(path, word)]
-            if not files:
-                raise UsageError(f"there is no picture, video or folder {word or repr(word)}")
-            found += [(str(path), Path(path.name), True) for path in files]
+            search = _search_glob(word)
+            passed_over = search.passed_over()
+            if not search.files:
+                reason = f"; {passed_over}" if passed_over else ""
+                raise UsageError(f"there is no picture, video or folder {word or repr(word)}{reason}")
+            if passed_over:
+                say(f"{word}: {passed_over}")
+            found += [(path, Path(Path(path).name), True) for path in search.files]
     taken: set[str] = set()
     sources = []
     for address, name, is_optional in found:
@@ -272,16 +276,19 @@ def _is_stream(word: str) -> bool:
     return ("://" in word or word.isdecimal()) and not os.path.exists(word)
 
 
-def _is_readable_kind(path: Path) -> bool:
-    known = path.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    return known and path.is_file() and not path.name.startswith(".")
-
-
-def _is_passed_over(path: Path, pattern: str) -> bool:
-    """Whether a pattern such as **/*.jpg found the file in a folder that `search_folder` would pass over."""
+def _search_glob(pattern: str) -> Search:
+    """The files of a pattern such as **/*.jpg, in order, without those in a folder that `search_folder` passes over."""
+    search = Search()
     named = ("", *Path(pattern).parts)
-    below = [folder for folder in path.parents if folder.name not in named]
-    return any(is_side_folder(folder.name) or (folder / RUN_MARK).exists() for folder in below)
+    marked = functools.cache(lambda folder: is_marked(os.listdir(folder)))
+    for path in sorted(map(Path, glob.glob(pattern, recursive=True))):
+        below = [each for each in path.parents if each.name not in named]
+        side = next((str(each) for each in reversed(below) if is_side_folder(each.name) or marked(each)), None)
+        if side is None and not path.is_dir():
+            search.take(str(path), IMAGE_SUFFIXES | VIDEO_SUFFIXES, path.is_file())
+        elif side is not None and side not in search.other_folders:
+            search.other_folders.append(side)
+    return search
 
 
 def _pictures(source: Source, say: Callable[[str], None]) -> Iterator[Picture]:

@@ -17,6 +17,7 @@ from yoloyard.cores import Threads
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.descriptors import check_limit
 from yoloyard.data.index import load_index
+from yoloyard.data.labels import composed
 from yoloyard.data.loader import make_val_loader
 from yoloyard.data.not_kept import once
 from yoloyard.data.problems import summary
@@ -181,7 +182,7 @@ def class_order(trained: Sequence[str], names: Sequence[str], files: str) -> lis
     Case and spaces at the ends don't matter. Raises UsageError, naming `files`, where some names have moved and others
     are not the same: no order would be right for sure.
     """
-    plain_trained, plain = ([name.strip().lower() for name in each] for each in (trained, names))
+    plain_trained, plain = ([composed(name.strip().lower()) for name in each] for each in (trained, names))
     if sorted(plain_trained) == sorted(plain) and len(set(plain)) == len(plain):
         return [plain.index(name) for name in plain_trained]
     for number, name in enumerate(plain_trained):

@@ -196,3 +196,12 @@ def test_the_command_lists_what_it_left_out(spec: DataSpec, tmp_path: Path, caps
     assert f"train: {label}:1: class 9 is not one of 0 to 2; image skipped" in out
     assert "train: 3 images" in out
     assert f"data: {tmp_path}/out/data.yaml" in out
+
+
+@pytest.mark.parametrize("letter", ["n", "ü"])
+def test_long_names_that_are_the_same_are_cut_to_what_disks_can_hold(letter: str) -> None:
+    stem = letter * (250 // len(letter.encode()))
+    names = free_names([f"a/{stem}.jpg", f"a/{stem}.jpeg", f"a/{stem}.JPG"])
+    assert len({name.rpartition(".")[0] for name in names}) == 3
+    assert names[0] == f"a/{stem}.jpg"
+    assert all(name.startswith("a/") and len(name[2:].encode()) <= 255 for name in names)

@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import socket
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,13 @@ from yoloyard.data.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.decode import IMAGE_SUFFIXES
 from yoloyard.data.index import Index, load_index, read_split
 from yoloyard.data.layout import label_path, search_folder, spellings
+from yoloyard.data.selection import class_numbers
 from yoloyard.data.sources import find_sources
 from yoloyard.data.voc_xml import parse_voc
 from yoloyard.errors import UserError
 from yoloyard.files import new_run_folder
+from yoloyard.predict import find_sources as find_inputs
+from yoloyard.val import class_order
 
 SIZE = (30, 40)  # height, width
 ROW = "0 0.5 0.5 0.5 0.5\n"
@@ -70,6 +74,15 @@ def problems(index: Index) -> list[tuple[str, str]]:
         ".cache",
         "deeper/.@__thumb",
         "venv/lib/site-packages/matplotlib",
+        "~snapshot/nightly.0",
+        "@GMT-2023.01.01-00.00.00",
+        "FOUND.000",
+        "LOST.DIR",
+        "RECYCLED",
+        "_thumbs",
+        "@SynoResource",
+        "[Originals]",
+        "deeper/lightning_logs",
     ],
 )
 def test_folders_of_other_programs_are_passed_over_and_named(tmp_path: Path, folder: str) -> None:
@@ -80,6 +93,57 @@ def test_folders_of_other_programs_are_passed_over_and_named(tmp_path: Path, fol
     assert search.files == [f"{tmp_path}/images/a.png"]
     name = next(part for part in Path(folder).parts if part not in ("deeper", "venv", "lib"))
     assert search.passed_over() == f"passed over: 1 folder (hidden, of other programs or results of a run: {name})"
+
+
+@pytest.mark.parametrize("folder", ["thumb", "originals", "found", "trash", "@gmt", "logs", "lost", "recycling"])
+def test_folders_that_data_sets_may_have_are_searched(tmp_path: Path, folder: str) -> None:
+    picture(tmp_path / folder / "a.png")
+    assert len(search_folder(tmp_path).files) == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "count"),
+    [
+        (("args.yaml", "results.csv"), 1),
+        (("opt.yaml", "hyp.yaml", "results.csv"), 1),
+        (("hyp.yaml", "results.txt"), 1),
+        (("args.yaml",), 2),
+        (("results.csv",), 2),
+        (("data.yaml", "results.csv"), 2),
+    ],
+)
+def test_results_of_other_trainers_are_no_input(tmp_path: Path, files: tuple[str, ...], count: int) -> None:
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "runs/detect/train/weights/b.png")
+    for name in files:
+        write(tmp_path / "runs/detect/train" / name)
+    search = search_folder(tmp_path)
+    assert len(search.files) == count
+    assert search.passed_over().count("train") == 2 - count
+
+
+def test_what_a_glob_passes_over_is_said(tmp_path: Path) -> None:
+    picture(tmp_path / "in/a.png")
+    picture(tmp_path / "in/runs/train/b.png")
+    for name in ("args.yaml", "results.csv"):
+        write(tmp_path / "in/runs/train" / name)
+    write(tmp_path / "in/c.heic")
+    write(tmp_path / "in/notes.txt")
+    said: list[str] = []
+    assert [each.address for each in find_inputs([f"{tmp_path}/in/**"], said.append)] == [f"{tmp_path}/in/a.png"]
+    what = "passed over: 1 file of kinds that are not read (.heic 1)"
+    where = "1 folder (hidden, of other programs or results of a run: train)"
+    assert said == [f"{tmp_path}/in/**: {what}; {where}"]
+    with pytest.raises(UserError, match=r"there is no picture, video or folder .*; passed over: 1 file .*\.heic 1"):
+        find_inputs([f"{tmp_path}/in/*.heic"])
+    with pytest.raises(UserError, match=r"no picture, video or folder .*/none\*$"):
+        find_inputs([f"{tmp_path}/in/none*"])
+
+
+@pytest.mark.parametrize("suffix", [".pjpeg", ".pjp"])
+def test_more_names_of_jpeg_are_read(tmp_path: Path, suffix: str) -> None:
+    picture(tmp_path / f"a{suffix}")
+    assert len(search_folder(tmp_path).files) == 1
 
 
 @pytest.mark.parametrize("folder", [".hidden", "thumbnails", "@eaDir", ".cache/set/images", "lost+found"])
@@ -410,3 +474,127 @@ def test_a_label_of_two_images_is_none_where_one_image_is_asked_for(tmp_path: Pa
     write(tmp_path / "labels/a.txt", ROW)
     write(tmp_path / "list.txt", "images/a.png\n")
     assert find_sources(spec_of(tmp_path, "train: list.txt\nnames: [x]\n"), "train").problems == []
+
+
+# What is no regular file
+
+
+def test_pipes_sockets_and_devices_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "images/a.png")
+    os.mkfifo(tmp_path / "images/b.png")
+    os.symlink("b.png", tmp_path / "images/c.png")
+    os.symlink("/dev/zero", tmp_path / "images/d.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        monkeypatch.chdir(tmp_path / "images")  # the address of a socket must be short
+        server.bind("e.png")
+        index = read_split(spec_of(tmp_path, "train: images\nnames: [a]\n"), "train")
+    assert [path.name for path in index.paths] == ["a.png"]
+    assert ("passed over", "passed over: 4 files of kinds that are not read (no regular file 4)") in problems(index)
+
+
+@pytest.mark.parametrize("target", [None, "/dev/zero", "/dev/null"])
+def test_labels_that_are_no_regular_file_are_an_error(tmp_path: Path, target: str | None) -> None:
+    picture(tmp_path / "images/a.png")
+    (tmp_path / "labels").mkdir()
+    if target is None:
+        os.mkfifo(tmp_path / "labels/a.txt")
+    else:
+        os.symlink(target, tmp_path / "labels/a.txt")
+    index = read_split(spec_of(tmp_path, "train: images\nnames: [a]\n"), "train")
+    assert len(index) == 0
+    assert problems(index) == [("label unreadable", "the labels are no regular file, but a pipe or a device")]
+
+
+# Letters with accents as one or as two characters
+
+
+def test_label_folders_in_the_other_unicode_form_are_found(tmp_path: Path) -> None:
+    for number, (images, labels) in enumerate([(COMPOSED, APART), (APART, COMPOSED)]):
+        root = tmp_path / str(number)
+        picture(root / "images" / images / "a.png")
+        write(root / "labels" / labels / "a.txt", ROW)
+        for text in ("train: images", "train: {images: images, labels: labels}"):
+            assert load(root, f"{text}\nnames: [x]\n").boxes.tolist() == [BOX]
+
+
+def test_class_names_in_the_other_unicode_form_are_the_same(tmp_path: Path) -> None:
+    assert parse_voc(
+        Path("a.xml"), f"<annotation>{OBJECT.format(APART)}</annotation>".encode(), [COMPOSED], SIZE
+    ).usable
+    assert parse_voc(
+        Path("a.xml"), f"<annotation>{OBJECT.format(COMPOSED)}</annotation>".encode(), [APART], SIZE
+    ).usable
+    picture(tmp_path / "a.png")
+    tree = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 7, "name": APART}]}
+    tree["annotations"] = [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 8, 6]}]
+    write(tmp_path / "a.json", json.dumps(tree))
+    assert load(tmp_path, f"train: a.json\nnames: [b, {COMPOSED}]\n").labels.tolist() == [1]
+    assert class_numbers(f"{APART},b", ["b", COMPOSED]) == class_numbers(f"{COMPOSED},b", ["b", APART]) == (0, 1)
+    assert class_order(["b", APART], [COMPOSED, "b"], "x") == [1, 0]
+
+
+# XML whose declaration is wrong
+
+
+@pytest.mark.parametrize(
+    ("codec", "head"),
+    [
+        ("utf-8-sig", '<?xml version="1.0" encoding="gbk"?>'),
+        ("utf-8-sig", '<?xml version="1.0" encoding="iso-8859-1"?>'),
+        ("utf-16", '<?xml version="1.0" encoding="UTF-8"?>'),
+        ("utf-8", '<?xml version="1.0" encoding="utf-16"?>'),
+        ("utf-8", '<?xml version="1.0" encoding="unicode"?>'),
+        ("utf-8", '<?xml version="1.0" encoding="UTF8"?>'),
+        ("utf-8", '\n\n<?xml version="1.0" encoding="UTF-8"?>'),
+        ("utf-8", "\r\n  <?xml version='1.0'?>"),
+        ("gbk", '<?xml version="1.0" encoding="x-gbk"?>'),
+        ("gbk", '\n<?xml version="1.0" encoding="GBK"?>'),
+        ("utf-8", "\n"),
+        ("utf-16", ""),
+    ],
+)
+def test_xml_whose_declaration_is_wrong_or_late_is_read(codec: str, head: str) -> None:
+    text = f"{head}<annotation>{OBJECT.format('裂缝')}</annotation>"
+    assert parse_voc(Path("a.xml"), text.encode(codec), ["裂缝"], SIZE).boxes.tolist() == [[1, 2, 9, 8]]
+
+
+def test_lines_are_counted_from_the_start_of_the_file() -> None:
+    text = f'\n<?xml version="1.0"\n?>\n<annotation>{OBJECT.format("y")}</annotation>'
+    assert parse_voc(Path("a.xml"), text.encode(), ["x"], SIZE).problems[0].where == "a.xml:4"
+
+
+# Lists
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Annotations/sub/a.xml",
+        "./Annotations/sub/a.XML",
+        "sub/a.xml",
+        "sub/a.JPG",
+        "JPEGImages/sub/a.jpg Annotations/sub/a.xml",
+        "sub/a.jpg\tsub/a.xml",
+        '"JPEGImages/sub/a.jpg" "Annotations/sub/a.xml"',
+        "/home/me/set/JPEGImages/sub/a.jpg",
+        "sub/a 1",
+    ],
+)
+def test_a_line_of_pascal_voc_may_name_the_label_file(tmp_path: Path, line: str) -> None:
+    picture(tmp_path / "JPEGImages/sub/a.jpg")
+    picture(tmp_path / "JPEGImages/sub/b.jpg", 1)
+    write(tmp_path / "Annotations/sub/a.xml", f"<annotation>{OBJECT.format('x')}</annotation>")
+    write(tmp_path / "ImageSets/Main/train.txt", f"{line}\n")
+    index = load(tmp_path, "train: ImageSets/Main/train.txt\nnames: [x]\n")
+    assert ([path.name for path in index.paths], len(index.boxes), index.problems) == (["a.jpg"], 1, ())
+
+
+@pytest.mark.parametrize(
+    "line", ['"images/a b.png"', "'./images/a b.png'", "images/a b.png labels/ab.txt", "images/a b.png"]
+)
+def test_a_line_of_any_list_may_have_quotes_or_a_label_file(tmp_path: Path, line: str) -> None:
+    picture(tmp_path / "images/a b.png")
+    write(tmp_path / "labels/a b.txt", ROW)
+    write(tmp_path / "train.txt", f"{line}\n")
+    index = load(tmp_path, "train: train.txt\nnames: [x]\n")
+    assert ([path.name for path in index.paths], len(index.boxes), index.problems) == (["a b.png"], 1, ())

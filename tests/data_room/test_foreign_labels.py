@@ -12,6 +12,7 @@ from yoloyard.data.convert import convert
 from yoloyard.data.data_yaml import read_data_yaml
 from yoloyard.data.index import Index, load_index, read_split, require_boxes
 from yoloyard.data.selection import select
+from yoloyard.data.voc_xml import parse_voc
 from yoloyard.data.yolo_txt import parse_yolo
 from yoloyard.data_check import check_data, class_rows
 from yoloyard.errors import UsageError, UserError
@@ -87,7 +88,14 @@ def test_a_shape_of_keypoints_that_means_nothing_is_refused(tmp_path: Path, shap
         read_data_yaml(data)
 
 
-@pytest.mark.parametrize("key", ["flip_idx: [1, 0]", "kpt_names: {0: [nose]}", "task: pose"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("flip_idx: [1, 0]", "kpt_names: {0: [nose]}", "task: pose", "task: keypoint", "nkpt: 4", "nkpts: '17'"),
+        *("kpt_label: true", "keypoints: [a, b]", "num_keypoints: 4", "kpt_num: 4", "KeyPoint_names: [a]", "kpts: 2"),
+        *("skeleton: [[0, 1]]", "flip_index: [1, 0]", "flip_indices: [1, 0]"),
+    ],
+)
 def test_keypoints_without_their_number_are_refused(tmp_path: Path, key: str) -> None:
     data = write(tmp_path / "data.yaml", f"train: images\nnames: [x]\n{key}\n")
     with pytest.raises(UsageError, match=r"keypoints \(pose\) without kpt_shape"):
@@ -102,6 +110,44 @@ def test_the_score_of_a_predicted_row_is_left_out_and_said() -> None:
     np.testing.assert_allclose(parsed.boxes, [[0.4, 0.3, 0.6, 0.7]] * 2)
     (problem,) = parsed.problems
     assert (problem.kind, problem.where, problem.is_error) == ("label with score", "labels/1.txt:1", False)
+
+
+@pytest.mark.parametrize("track", ["1", "7", "412"])
+def test_the_number_of_a_track_after_the_score_makes_no_triangle(track: str) -> None:
+    parsed = parse_yolo(FILE, f"0 0.5 0.5 0.2 0.4 0.9 {track}\n".encode(), 1, UNIT)
+    np.testing.assert_allclose(parsed.boxes, [[0.4, 0.3, 0.6, 0.7]])
+    assert [problem.kind for problem in parsed.problems] == ["label with score"]
+    triangle = parse_yolo(FILE, b"0 0.5 0.5 0.2 0.4 0.9 1.0\n0 0.1 0.2 0.3 0.3 0.2 0.4\n", 1, UNIT)
+    np.testing.assert_allclose(triangle.boxes, [[0.2, 0.4, 0.9, 1], [0.1, 0.2, 0.3, 0.4]])
+    assert not parse_yolo(FILE, b"0 0.5 0.5 0.2 0.4 91.3 12\n", 1, UNIT).usable
+    assert not parse_yolo(FILE, b"0 x 0.5 0.2 0.4 0.9 1\n", 1, UNIT).usable
+    assert parse_yolo(FILE, b"0 0.5 0.5 0.2 0.4 0.9 1\n", 1, UNIT, 2).problems == []  # a keypoint
+    np.testing.assert_allclose(parse_yolo(FILE, b"0 0 0 0.5 0 0.5 1\n", 1, UNIT).boxes, [[0, 0, 0.5, 1]])
+
+
+POSE = "0 {x} 0.5 0.2 0.4 {x} 0.4 {x} 0.6"
+
+
+@pytest.mark.parametrize(
+    ("rows", "length"),
+    [
+        ([POSE.format(x=x) for x in (0.3, 0.4, 0.5, 0.6)], 9),
+        (["0 0.5 0.5 0.5 0.5 0.3 0.3 1 0 0 0", *["0 0.5 0.5 0.5 0.5 0.3 0.3 1 0.4 0.7 1"] * 2], 11),
+        (["0 0.5 0.5 0.5 0.5", *[POSE.format(x=0.7)] * 3], 9),  # boxes alone among them
+        ([POSE.format(x=0.3)] * 2, 0),  # too few to tell
+        (["0 0.1 0.1 0.3 0.1 0.3 0.3 0.1 0.3", "0 0.6 0.6 0.8 0.6 0.8 0.8 0.6 0.8"] * 3, 0),  # rotated boxes
+        ([POSE.format(x=0.3), POSE.format(x=0.4), POSE.format(x=0.5) + " 0.5 0.5"], 0),  # polygons of any length
+        (["0 0.5 0.5 0.5 0.5"] * 5, 0),
+    ],
+)
+def test_keypoints_that_nothing_speaks_of_are_told_by_their_place(tmp_path: Path, rows: list[str], length: int) -> None:
+    for number, row in enumerate(rows):
+        picture(tmp_path / f"images/{number}.png", number)
+        write(tmp_path / f"labels/{number}.txt", row)
+    index = load_index(read_data_yaml(write(tmp_path / "data.yaml", "train: images\nnames: [x]\n")), "train")
+    what = [problem.what for problem in index.problems if problem.kind == "label with keypoints"]
+    assert len(what) == (length > 0)
+    assert all(f"the rows of {length} numbers seem to be boxes with keypoints" in each for each in what)
 
 
 # Names
@@ -186,7 +232,10 @@ def test_folders_whose_name_yaml_changes_are_found(tmp_path: Path, folder: str) 
 
 @pytest.mark.parametrize(
     "key",
-    ["anno_path", "train_label_dir", "num_classes", "nkpt", "dataset_name", "augment", "mean", "class_weights", "7"],
+    [
+        *("anno_path", "train_label_dir", "num_classes", "dataset_name", "augment", "mean", "class_weights", "7"),
+        *("names_cn", "names_zh", "trainval", "trains", "Train", "train2", "ntrain", "patch", "paths", "nval"),
+    ],
 )
 def test_keys_of_other_programs_are_passed_over_and_said(tmp_path: Path, key: str) -> None:
     data = write(tmp_path / "data.yaml", f"train: images\nnames: [x]\n{key}: 1\nis_coco: false\nx_y: 2\n")
@@ -198,15 +247,56 @@ def test_keys_of_other_programs_are_passed_over_and_said(tmp_path: Path, key: st
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        *(("Train", "train"), ("trian", "train"), ("train_", "train"), ("vla", "val"), ("valid", "val")),
+        *(("Train", "train"), ("trian", "train"), ("train_", "train"), ("vla", "val"), ("Val", "val")),
         *(("tset", "test"), ("tests", "test"), ("NC", "nc"), ("cn", "nc"), ("Names", "names"), ("nmaes", "names")),
         ("paht", "path"),
     ],
 )
 def test_a_misspelt_key_of_ours_is_an_error(tmp_path: Path, key: str, meant: str) -> None:
-    data = write(tmp_path / "data.yaml", f"train: images\nnames: [x]\n{key}: images\n")
+    others = {"train": "images", "names": "[x]"}
+    others.pop(meant, None)
+    text = "".join(f"{own}: {value}\n" for own, value in others.items())
+    data = write(tmp_path / "data.yaml", f"{text}{key}: images\n")
     with pytest.raises(UsageError, match=rf"unknown key '{key}'; the nearest valid one is '{meant}'"):
         read_data_yaml(data)
+
+
+@pytest.mark.parametrize("key", ["validation", "valid"])
+def test_other_words_for_val_count_where_there_is_no_val(tmp_path: Path, key: str) -> None:
+    data = write(tmp_path / "data.yaml", f"train: images\nnames: [x]\n{key}: [0123]\n")
+    assert read_data_yaml(data).splits["val"][0].path == tmp_path / "0123"
+    said: list[str] = []
+    write(data, f"train: images\nval: own\nnames: [x]\n{key}: other\n")
+    assert read_data_yaml(data, said.append).splits["val"][0].path == tmp_path / "own"
+    assert said == [f"{data}: keys that mean nothing here are passed over: {key}"]
+
+
+def test_numbers_may_stand_in_quotes(tmp_path: Path) -> None:
+    data = write(tmp_path / "data.yaml", "train: images\nnames: [x, y]\nnc: \"2\"\nchannels: '3'\n")
+    assert read_data_yaml(data).names == ("x", "y")
+    with pytest.raises(UsageError, match="nc is '3' but names has 2 entries"):
+        read_data_yaml(write(data, "train: images\nnames: [x, y]\nnc: '3'\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("names: {0: a, 1: b, 1: c}\n", 2, "1"),
+        ("names:\n  0: a\n  0: b\n", 4, "0"),
+        ("names: [a]\ntrain: other\n", 3, "train"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_an_error(tmp_path: Path, text: str, line: int, key: str) -> None:
+    data = write(tmp_path / "data.yaml", f"train: images\n{text}")
+    with pytest.raises(UsageError, match=rf"{data} line {line}: not valid YAML \(the key {key} is there twice\)"):
+        read_data_yaml(data)
+
+
+def test_what_comes_through_a_merge_stays_as_it_is_written(tmp_path: Path) -> None:
+    text = "a: &a\n  names: [no, 0123]\n  train: 2024-01-01\nb: &b\n  <<: *a\n  train: 0x10\n<<: *b\nval: 1:30\n"
+    spec = read_data_yaml(write(tmp_path / "data.yaml", text))
+    assert spec.names == ("no", "0123")
+    assert [entry.path.name for entries in spec.splits.values() for entry in entries] == ["0x10", "1:30"]
 
 
 # Ids and crowds of COCO JSON
@@ -288,3 +378,58 @@ def test_a_selection_that_leaves_ignored_boxes_alone_is_refused(tmp_path: Path) 
     assert len(select(index, "x").boxes) == 1
     with pytest.raises(UserError, match="not a single box is left"):
         select(index, "y")
+
+
+@pytest.mark.parametrize("flag", ["1", "true", "True", 1.0, True, 1])
+def test_crowds_may_be_texts_and_a_test_split_of_them_is_an_error(tmp_path: Path, flag: Any) -> None:
+    assert coco(tmp_path, [1, 2], [1, 2], iscrowd=flag).ignore.all()
+    data = write(tmp_path / "data.yaml", "train: a.json\ntest: a.json\n")
+    check = check_data(data, tmp_path / "runs")
+    assert "all 2 boxes of 'test' are to be ignored" in str(check.problems["test"][0])
+
+
+@pytest.mark.parametrize(
+    ("flag", "ignored"), [("1", 1), ("1.0", 1), ("yes", 1), ("TRUE", 1), (" True ", 1), ("0", 0), ("no", 0), ("", 0)]
+)
+def test_difficult_objects_of_other_programs(flag: str, ignored: bool) -> None:
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
+    text = f"<annotation><object><name>x</name><difficult>{flag}</difficult>{box}</object></annotation>"
+    assert parse_voc(FILE, text.encode(), ["x"], (30, 40)).ignore.tolist() == [ignored]
+
+
+def test_a_check_of_a_data_yaml_in_utf_16_names_its_line(tmp_path: Path) -> None:
+    picture(tmp_path / "images/a.png")
+    data = tmp_path / "data.yaml"
+    data.write_text("names: [x]\ntrain: nothing\ntest: images\n", encoding="utf-16")
+    assert check_data(data, tmp_path / "runs").problems["train"][0].where == f"{data}:2"
+
+
+@pytest.mark.parametrize(
+    ("ids", "image_ids"), [(["000000000001", "000000000002"], [1, 2]), ([1, 2], ["0001", "2"]), (["a", "00"], ["a", 0])]
+)
+def test_zeros_in_front_of_an_id_do_not_matter(tmp_path: Path, ids: list[Any], image_ids: list[Any]) -> None:
+    index = coco(tmp_path, ids, image_ids)
+    boxes = {path.name: index.annotations(position)[0].tolist() for position, path in enumerate(index.paths)}
+    assert (index.problems, boxes) == ((), {"0.png": [[0, 1, 5, 6]], "1.png": [[1, 1, 6, 6]]})
+
+
+@pytest.mark.parametrize("other", [0, None])
+def test_an_annotation_without_an_image_is_not_of_image_0(tmp_path: Path, other: Any) -> None:
+    assert len(coco(tmp_path, [0, 2], [2, other]).boxes) == (1 if other is None else 2)
+
+
+@pytest.mark.parametrize("ids", [("cat_a", "cat_b"), ("01", "02"), ("c-1", 7), ("", 5)])
+def test_categories_may_have_texts_as_ids(tmp_path: Path, ids: tuple[Any, Any]) -> None:
+    picture(tmp_path / "0.png")
+    annotations = [{"id": n, "image_id": 1, "category_id": each, "bbox": [n, 1, 5, 5]} for n, each in enumerate(ids)]
+    categories = [{"id": each, "name": name} for each, name in zip(ids, "ab", strict=True)]
+    tree = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": annotations, "categories": categories}
+    write(tmp_path / "a.json", json.dumps(tree))
+    spec = write(tmp_path / "data.yaml", "train: a.json\nnames: [b, a]\n")
+    if "" in ids:
+        with pytest.raises(UserError, match=r"categories\[0\] has no number or text as its id"):
+            load_index(read_data_yaml(spec), "train")
+        return
+    index = load_index(read_data_yaml(spec), "train")
+    assert (index.labels.tolist(), index.problems) == ([1, 0], ())
+    assert len(set(index.category_ids.tolist())) == 2

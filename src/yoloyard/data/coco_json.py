@@ -9,14 +9,15 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yoloyard.data.labels import Labels, clip, outside
+from yoloyard.data.labels import Labels, clip, composed, is_set, outside
 from yoloyard.data.layout import spellings
 from yoloyard.data.problems import Problem
 from yoloyard.errors import UserError
@@ -100,7 +101,7 @@ def category_names(path: Path, content: bytes) -> list[str]:
             categories = None  # the parser of the whole file says what is wrong
     if categories is None:
         categories = _parse(path, content).get("categories")
-    names = list(dict.fromkeys(name for _, name in sorted(_categories(path, categories).items())))
+    names = list(dict.fromkeys(_categories(path, categories).values()))
     if not names:
         raise UserError(f"{path} has no categories; list the classes as names in the data.yaml")
     return names
@@ -117,24 +118,28 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
     categories = _categories(path, tree.get("categories"))
     images = _images(path, tree.get("images"), problems)
     rows = {image_id: row for row, image_id in enumerate(images)}
-    number = {name: label for label, name in reversed(list(enumerate(names)))}
-    label_of = {category: number.get(name, _UNKNOWN_CLASS) for category, name in categories.items()}
+    same_image, same_category = _by_meaning(images), _by_meaning(categories)
+    number = {composed(name): label for label, name in reversed(list(enumerate(names)))}
+    label_of = {category: number.get(composed(name), _UNKNOWN_CLASS) for category, name in categories.items()}
 
     annotations = tree.get("annotations", [])
     if not isinstance(annotations, list):
         raise UserError(f"{path}: annotations is not a list")
-    left_out = {_image_id(image.get("id")) for image in tree["images"] if isinstance(image, dict)} - rows.keys()
+    left_out = {_id(image.get("id")) for image in tree["images"] if isinstance(image, dict)} - rows.keys()
     kept, where, image_rows, labels, called = [], [], [], [], []
     for position, annotation in enumerate(annotations):
         own = annotation if isinstance(annotation, dict) else {}
         name = f"annotation id {own['id']}" if "id" in own else f"annotations[{position}]"
-        image_id, category = _image_id(own.get("image_id")), _whole_number(own.get("category_id"))
+        image_id, category = _id(own.get("image_id")), _id(own.get("category_id"))
+        image_id = same_image.get(_plain(image_id), image_id) if image_id not in rows else image_id
+        category = same_category.get(_plain(category), category) if category not in categories else category
         if image_id in rows:
             kept.append(own)
             where.append(name)
             image_rows.append(rows[image_id])
-            labels.append(_NO_CLASS if category is None else label_of.get(category, _UNKNOWN_CLASS))
-            called.append(own.get("category_id") if category is None else categories.get(category, category))
+            none = _UNKNOWN_CLASS if isinstance(category, int) else _NO_CLASS
+            labels.append(none if category is None else label_of.get(category, none))
+            called.append(categories[category] if category in categories else own.get("category_id"))
         elif image_id is None or image_id not in left_out:  # images that are left out are named already
             if image_id is not None:
                 what = f"image id {image_id} is not among its images"
@@ -144,7 +149,7 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
                 what = "it names no image_id"
             problems.append(Problem("label malformed", f"{path} {name}", what, "annotation left out"))
     boxes = [_box(annotation) for annotation in kept]
-    crowd = np.array([annotation.get("iscrowd") in (1, True) for annotation in kept], bool)
+    crowd = np.array([is_set(annotation.get("iscrowd")) for annotation in kept], bool)
     order = np.argsort(np.array(image_rows, np.int64), kind="stable")
     return CocoSet(
         path=path,
@@ -204,7 +209,7 @@ def coco_labels(coco: CocoSet, sizes: np.ndarray) -> list[Labels]:
         elif flat[position]:
             own.problems.append(Problem("box without area", where, "the box has no area", "annotation left out"))
         elif labels[position] == _NO_CLASS:
-            what = f"its category_id {coco.categories[position]!r} is not a whole number"
+            what = f"its category_id {coco.categories[position]!r} is not a whole number or an id of its categories"
             own.refuse("label malformed", where, what)
         elif labels[position] == _UNKNOWN_CLASS:
             own.refuse("class unknown", where, f"category {coco.categories[position]!r} is not one of the classes")
@@ -235,20 +240,20 @@ def _parse(path: Path, content: bytes) -> dict[str, Any]:
     return tree
 
 
-def _categories(path: Path, value: Any) -> dict[int, str]:
-    """Names by ids, in the order of ids."""
+def _categories(path: Path, value: Any) -> dict[int | str, str]:
+    """Names by ids, in the order of ids: numbers, then texts."""
     if not isinstance(value, list):
         raise UserError(f"{path}: categories is not a list")
-    found: dict[int, str] = {}
+    found: dict[int | str, str] = {}
     for position, category in enumerate(value):
         own = category if isinstance(category, dict) else {}
-        number, name = _whole_number(own.get("id")), own.get("name")
+        number, name = _id(own.get("id")), own.get("name")
         if number is None or not isinstance(name, str | int | float):
-            raise UserError(f"{path}: categories[{position}] has no number as its id or no name")
+            raise UserError(f"{path}: categories[{position}] has no number or text as its id, or no name")
         if number in found:
             raise UserError(f"{path}: two categories have the id {number}")
         found[number] = str(name)
-    return dict(sorted(found.items()))
+    return dict(sorted(found.items(), key=_order))
 
 
 def _images(path: Path, value: Any, problems: list[Problem]) -> dict[int | str, dict[str, Any]]:
@@ -259,7 +264,7 @@ def _images(path: Path, value: Any, problems: list[Problem]) -> dict[int | str, 
     by_name: dict[str, int | str] = {}
     for position, image in enumerate(value):
         own = image if isinstance(image, dict) else {}
-        number, name = _image_id(own.get("id")), own.get("file_name")
+        number, name = _id(own.get("id")), own.get("file_name")
         where = f"{path} images[{position}]" if number is None else f"{path} image id {number}"
         if number is None:
             what = f"its id {own['id']!r} is neither a whole number nor a text" if "id" in own else "it has no id"
@@ -273,10 +278,22 @@ def _images(path: Path, value: Any, problems: list[Problem]) -> dict[int | str, 
             problems.append(Problem("label malformed", where, what, "image skipped"))
         else:
             found[number], by_name[name] = own, number
-    return dict(sorted(found.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+    return dict(sorted(found.items(), key=_order))
 
 
-def _image_id(value: Any) -> int | str | None:
+def _by_meaning(ids: Iterable[int | str]) -> dict[int | str | None, int | str]:
+    """The ids by what `_plain` makes of them, but for those that would be the same."""
+    plain = {each: _plain(each) for each in ids}
+    counts = Counter(plain.values())
+    return {meaning: each for each, meaning in plain.items() if counts[meaning] == 1}
+
+
+def _plain(value: int | str | None) -> int | str | None:
+    """An id without zeros in front: annotations may call the image "000017" 17."""
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value) else value
+
+
+def _id(value: Any) -> int | str | None:
     """An id, a whole number where it can be read as one, else a text; None for anything else."""
     number = _whole_number(value)
     if number is None and isinstance(value, int | str) and not isinstance(value, bool):
@@ -316,10 +333,15 @@ def _box(annotation: dict[str, Any]) -> list[float]:
     return [np.nan] * 4
 
 
-def _category_ids(label_of: dict[int, int], num_classes: int) -> list[int]:
+def _order(item: tuple[int | str, Any]) -> tuple[bool, int | str]:
+    return isinstance(item[0], str), item[0]
+
+
+def _category_ids(label_of: dict[int | str, int], num_classes: int) -> list[int]:
     """The id of each class: the file's first of that name, or a free one where the file lacks the class."""
-    found = {label: category for category, label in reversed(list(label_of.items()))}
-    free = max(label_of, default=-1) + 1
+    numbers = [(category, label) for category, label in label_of.items() if isinstance(category, int)]
+    found = {label: category for category, label in reversed(numbers)}
+    free = max((category for category, _ in numbers), default=-1) + 1
     return [found.get(label, free + label) for label in range(num_classes)]
 
 

@@ -23,6 +23,7 @@ from yoloyard.errors import UsageError, UserError
 from yoloyard.files import fill_folder, write_whole_folder
 
 FORMATS = ("yolo", "coco", "voc")
+NAME_BYTES = 255  # of a file's name, on nearly all disks
 _IMAGE_FOLDER = {"yolo": "images", "coco": "images", "voc": "JPEGImages"}
 
 
@@ -81,16 +82,23 @@ def free_names(file_names: list[str]) -> list[str]:
     result = []
     for name in file_names:
         parts = [part.lstrip(".") for part in name.replace("\\", "/").split("/") if part not in IMAGE_FOLDERS]
-        parts = [f"_{part}" if is_side_folder(part) else part for part in parts if part]
+        parts = [f"own_{part}" if is_side_folder(part) else part for part in parts if part]
         stem, suffix = os.path.splitext("/".join(parts))
         stem, suffix = ("".join(sign if sign.isprintable() else "_" for sign in text) for text in (stem, suffix))
-        free, number = stem, 1
+        free, number = _cut(stem, "", suffix), 1
         while free in taken:
             number += 1
-            free = f"{stem}-{number}"
+            free = _cut(stem, f"-{number}", suffix)
         taken.add(free)
         result.append(free + suffix)
     return result
+
+
+def _cut(path: str, ending: str, suffix: str) -> str:
+    """The path with an ending, its last name cut where it would be too long with its suffix, or with .txt or .xml."""
+    folder, name = os.path.split(path)
+    room = NAME_BYTES - len(ending) - max(len(suffix.encode()), len(".txt"))
+    return os.path.join(folder, name.encode()[:room].decode(errors="ignore") + ending)
 
 
 def _write_split(folder: Path, split: str, index: Index, to: str) -> str | dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from yoloyard.data.voc_xml import mentioned_classes
 from yoloyard.errors import UsageError
 
 SPLITS = ("train", "val", "test")
+ALSO_VAL = ("validation", "valid")  # where there is no val
 KEYS = ("path", *SPLITS, "names", "nc")
 
 # Users' files carry these for other programs. They are passed over and never acted upon; `download` may hold code.
@@ -25,6 +27,8 @@ HARMLESS_KEYS = (
     "tags", "task", "url", "version", "yaml_file",
 )  # fmt: skip
 LIKE_OURS = 0.75  # similarity from which an unknown key is taken for a misspelt one
+
+_KEYPOINTS = re.compile(r"kpt|key_?-?point|skeleton|flip_?ind|flip_?idx", re.IGNORECASE)  # what keys speak of
 
 LOOKED_AT = 5  # label files, for the classes that they mention
 
@@ -58,28 +62,31 @@ def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: N
     """Read a data.yaml; relative paths start from the file's own folder, wherever the program was started.
 
     Whether the pictures are there is not looked at before `load_index` needs them. Without `names`, the classes are
-    the categories of the first split's COCO JSON. Keys that are unknown and not like ours are passed over and said
-    through `say`, and so are keypoints.
+    the categories of the first split's COCO JSON; without `val`, `validation` or `valid` is it. Keys that are
+    unknown and not like a missing one of ours are passed over and said through `say`, and so are keypoints.
     Raises UsageError naming the file, and the line or key that is wrong.
     """
     path = Path(os.path.abspath(path))
     tree, texts = _parse(path)
+    if own := next((key for key in ALSO_VAL if tree.get(key) and not tree.get("val")), None):
+        tree["val"], texts["val"] = tree.pop(own), texts[own]
     unknown = [str(key) for key in tree if key not in KEYS and key not in HARMLESS_KEYS]
     for key in unknown:
-        if nearest := _own_key(key):
+        nearest = _own_key(key)
+        if nearest and nearest not in tree and (nearest == "nc" or not isinstance(tree.get(key), int | float)):
             raise UsageError(
                 f"{path}: unknown key {key!r}; the nearest valid one is {nearest!r} (valid are {', '.join(KEYS)})"
             )
+    keypoint_values = _keypoint_values(path, tree)
     if unknown:
         say(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
-    if tree.get("channels", 3) != 3:
+    if tree.get("channels", 3) not in (3, "3"):
         raise UsageError(f"{path}: channels is {tree['channels']!r}, only pictures of 3 channels can be trained on")
     root = _root(path, tree.get("path") and texts["path"])
     folders = (root, path.parent)
     splits = {split: _entries(path, split, texts[split], folders) for split in SPLITS if tree.get(split)}
     if not splits:
         raise UsageError(f"{path}: none of {', '.join(SPLITS)} says where images are")
-    keypoint_values = _keypoint_values(path, tree)
     if keypoint_values:
         say(f"{path}: kpt_shape says that rows have keypoints: they are left out, the boxes are used")
     names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())))
@@ -114,11 +121,28 @@ def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
             for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
 
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node: yaml.MappingNode = super().compose_mapping_node(anchor)
+            known = set()
+            for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+                if key.value in known:  # YAML forbids it, its reader does not
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                    )
+                known.add(key.value)
+            return node
+
+    class TextLoader(Loader):  # all scalars are texts, but for the key `<<`
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in rules if tag.endswith(":merge")]
+            for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; --data wants the data.yaml that describes the data set")
     try:
         text = decoded(path.read_bytes())
-        tree, texts = yaml.load(text, Loader), yaml.load(text, yaml.BaseLoader)  # the second makes texts alone
+        tree, texts = yaml.load(text, Loader), yaml.load(text, TextLoader)
     except FileNotFoundError as error:
         raise UsageError(f"there is no file {path}; --data wants the data.yaml that describes the data set") from error
     except OSError as error:
@@ -132,7 +156,7 @@ def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
         raise UsageError(f"{path}{line}: not valid YAML ({problem})") from error
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: expected lines such as 'train: images/train' and 'names: [dent, scratch]'")
-    return tree, tree | texts  # keys that come of a merge (<<) are in the first alone
+    return tree, texts
 
 
 def _names(path: Path, names: Any, count: Any, entries: tuple[Entry, ...]) -> tuple[str, ...]:
@@ -153,7 +177,7 @@ def _names(path: Path, names: Any, count: Any, entries: tuple[Entry, ...]) -> tu
             raise UsageError(f"{path}: class {number} of names has no name")
         if isinstance(name, list | dict):
             raise UsageError(f"{path}: the class name {name!r} is not a text; put it in quotes")
-    if count is not None and count != len(names):
+    if count not in (None, len(names)) and str(count).strip() != str(len(names)):
         raise UsageError(f"{path}: nc is {count!r} but names has {len(names)} entries; correct one of them")
     return tuple(str(name) for name in names)
 
@@ -162,9 +186,12 @@ def _keypoint_values(path: Path, tree: dict[Any, Any]) -> int:
     """How many numbers of keypoints a row has, by `kpt_shape`: [keypoints, 2 (x, y) or 3 (x, y, visibility)]."""
     shape = tree.get("kpt_shape")
     if not shape:
-        if tree.get("flip_idx") or tree.get("kpt_names") or tree.get("task") == "pose":
+        found = [str(key) for key, value in tree.items() if value and _KEYPOINTS.search(str(key))]
+        if re.search("pose|key_?-?point", str(tree.get("task")).lower()):
+            found.append("task")
+        if found:
             what = "it describes keypoints (pose) without kpt_shape: say how many, kpt_shape: [17, 3]"
-            raise UsageError(f"{path}: {what}, or take their keys out")
+            raise UsageError(f"{path}: {what}, or take their keys out ({', '.join(found)})")
         return 0
     if not isinstance(shape, list) or list(map(type, shape)) != [int, int] or shape[0] < 0 or shape[1] not in (2, 3):
         raise UsageError(f"{path}: kpt_shape must be [keypoints, 2 or 3], not {shape!r}")

@@ -15,7 +15,8 @@ from yoloyard.errors import UserError
 
 # Names of the files that are looked for: formats that each OpenCV reads, and those that not every build of it has.
 IMAGE_SUFFIXES = frozenset((
-    ".apng", ".bmp", ".dib", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png", ".tif", ".tiff", ".webp",
+    ".apng", ".bmp", ".dib", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pjp", ".pjpeg", ".png",
+    ".tif", ".tiff", ".webp",
 )).union(
     suffix for suffix in (".avif", ".gif", ".jp2", ".jxl", ".pam", ".pbm", ".pgm", ".pnm", ".ppm", ".ras", ".sr")
     if cv2.haveImageWriter(f"any{suffix}")  # which follows from the same libraries as reading it

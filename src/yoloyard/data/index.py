@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,12 +31,13 @@ from yoloyard.data.pictures import PictureFacts, examine
 from yoloyard.data.problems import Problem
 from yoloyard.data.sources import Picture, Sources, find_sources, parse_label_files
 from yoloyard.data.unchanged import look, noted, write_note
+from yoloyard.data.yolo_txt import pose_length
 from yoloyard.errors import UserError
 from yoloyard.files import write_whole, write_whole_text
 from yoloyard.threads import map_in_threads
 
 # Part of the cache's key: raise it whenever what is stored, or how labels are understood, changes.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 KEPT_CACHES = 50
 KEPT_LOCK_SECONDS = 86400
 WATCHED_SUFFIXES = IMAGE_SUFFIXES.union(LABEL_SUFFIXES, [".json"])
@@ -274,12 +276,15 @@ def changed(path: Path) -> float:
 def _read_labels(picture: Picture) -> bytes | Problem | None:
     """The content of the label file, None if there is none, a problem if it can't be read."""
     try:
-        return picture.labels.read_bytes()
+        with open(picture.labels, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return file.read()
+        what = "the labels are no regular file, but a pipe or a device"
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         what = f"cannot read the labels ({error.strerror or error})"
-        return Problem("label unreadable", str(picture.labels), what, "image skipped")
+    return Problem("label unreadable", str(picture.labels), what, "image skipped")
 
 
 def _note(spec: DataSpec, split: str) -> Path:
@@ -352,6 +357,15 @@ def _build(
         all_labels = coco_labels(coco, sizes)
         labels += [all_labels[row] for row in rows]
     labels += _labels_of_pictures(own, facts[len(labels) :], spec)
+
+    texts = (file for picture, file in own if isinstance(file, bytes) and picture.labels.suffix.lower() == ".txt")
+    if not spec.keypoint_values and (length := pose_length(texts)):
+        shape = [(length - 5) // 3, 3] if length % 2 == 0 else [(length - 5) // 2, 2]
+        what = (
+            f"the rows of {length} numbers seem to be boxes with keypoints: their points lie in the box that the first "
+            f"four say. They count as polygons; if they are keypoints, write kpt_shape: {shape} in the data.yaml"
+        )
+        problems.append(Problem("label with keypoints", str(own[0][0].labels.parent), what))
 
     kept: list[int] = []  # positions in `images`
     for position, (picture_facts, found) in enumerate(zip(facts, labels, strict=True)):

@@ -6,6 +6,7 @@ Shapes: k boxes of a picture.
 from __future__ import annotations
 
 import codecs
+import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,16 @@ def decoded(content: bytes) -> str:
     Raises UnicodeDecodeError if it is in another encoding.
     """
     return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+
+
+def composed(text: str) -> str:
+    """A name as it is compared: each letter and its accents as one character (NFC). macOS writes several (NFD)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def is_set(flag: object) -> bool:
+    """Whether a flag such as iscrowd or difficult is set: 1, 1.0, true or yes, as a value or a text."""
+    return str(flag).strip().lower() in ("1", "1.0", "true", "yes")
 
 
 @dataclass

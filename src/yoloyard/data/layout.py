@@ -23,17 +23,26 @@ LABEL_SUFFIXES = (".txt", ".xml")
 SIDE_FOLDERS = frozenset((
     "$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx", "network trash folder",
     "temporary items", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@transcode", "@__thumb",
-    "#recycle", "#snapshot", "thumbnails", "_vti_cnf", "_gsdata_", "__pycache__", "node_modules", "site-packages",
+    "#recycle", "#snapshot", "~snapshot", "@synoresource", "@sharesnap", "@appstore", "@database", "@s2s",
+    "thumbnails", "_thumbnails", "thumbs", "_thumbs", "__thumbs__", "[originals]", "lost.dir", "recycled", "msocache",
+    "dfsrprivate", "onedrivetemp", "$trash", "$avg", "$of", "ipynb_checkpoints", "_vti_cnf", "_gsdata_", "__pycache__",
+    "node_modules", "site-packages", "dist-packages", "lightning_logs", "wandb", "mlruns",
 ))  # fmt: skip
+_SIDE_FOLDER = re.compile(r"found\.\d{3}|@gmt-[\d.-]+|lost\+found.+")  # of which there are many
 SIDE_MARKS = frozenset((RUN_MARK, "pyvenv.cfg"))  # a folder with such a file: results of a run, a Python environment
+
+# So are results of ultralytics and YOLOv5: one of each.
+_FOREIGN_RUN = (frozenset(("args.yaml", "opt.yaml", "hyp.yaml")), frozenset(("results.csv", "results.txt")))
 
 # What else holds images. It is counted, so that nobody misses them without a word.
 OTHER_SUFFIXES = frozenset((
-    ".3gp", ".arw", ".asf", ".avi", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".fits", ".flv", ".gif", ".h264",
-    ".hdr", ".heic", ".heif", ".icns", ".ico", ".insv", ".j2c", ".j2k", ".jp2", ".jpx", ".jxl", ".jxr", ".m2ts",
-    ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nef", ".ogv", ".orf", ".pam", ".pbm",
-    ".pcx", ".pfm", ".pgm", ".pic", ".pnm", ".ppm", ".psd", ".raf", ".ras", ".raw", ".rw2", ".sr", ".svg", ".svs",
-    ".tga", ".ts", ".vob", ".webm", ".wmv",
+    ".3gp", ".arw", ".asf", ".avi", ".avif", ".avifs", ".btf", ".cr2", ".cr3", ".dcm", ".dicom", ".dng", ".exif",
+    ".exr", ".fits", ".flv", ".geotiff", ".gif", ".gtiff", ".h264", ".hdp", ".hdr", ".heic", ".heics", ".heif", ".hif",
+    ".icns", ".ico", ".img", ".insv", ".j2c", ".j2k", ".jng", ".jp2", ".jpc", ".jpf", ".jpm", ".jps", ".jpx", ".jxl",
+    ".jxr", ".m2ts", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nef",
+    ".ogv", ".orf", ".pam", ".pbm", ".pcx", ".pfm", ".pgm", ".pic", ".pnm", ".pns", ".ppm", ".psb", ".psd", ".ptif",
+    ".pxm", ".raf", ".ras", ".raw", ".rle", ".rw2", ".sr", ".svg", ".svs", ".tf8", ".tga", ".thm", ".ts", ".vob",
+    ".wdp", ".webm", ".wmv", ".xif",
 ))  # fmt: skip
 _NO_IMAGES = (*LABEL_SUFFIXES, ".json", ".yaml", ".yml", ".csv", ".npy", ".npz", ".md", ".html", ".cache")
 # a.jpg_large, a.png.part, a.jpeg~, and files without a suffix but for README, LICENSE and the like
@@ -50,6 +59,19 @@ class Search:
     files: list[str] = field(default_factory=list)  # of the suffixes that were asked for
     other_files: Counter[str] = field(default_factory=Counter)  # what seems to be an image but can't be read: suffixes
     other_folders: list[str] = field(default_factory=list)  # hidden, of other programs, or results of a run
+
+    def take(self, path: str, suffixes: frozenset[str], is_regular: bool) -> None:
+        """Note a file: as one of these `suffixes`, as another image, or not at all."""
+        name = os.path.basename(path)
+        suffix = os.path.splitext(name)[1].lower()
+        if name.startswith("."):  # other systems' side files, such as `._image.jpg`
+            return
+        if not is_regular:
+            self.other_files["no regular file"] += 1
+        elif suffix in suffixes:
+            self.files.append(path)
+        elif suffix not in _NO_IMAGES and (suffix in OTHER_SUFFIXES or _CHANGED_NAME.search(name)):
+            self.other_files[suffix] += 1
 
     def passed_over(self) -> str:
         """A line about what was passed over; empty if nothing was."""
@@ -79,21 +101,17 @@ def search_folder(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Se
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        if search.folders and not SIDE_MARKS.isdisjoint(files):
+        if search.folders and is_marked(files):
             search.other_folders.append(parent)
             folders.clear()
             continue
         search.folders.append(parent)
+        with os.scandir(parent) as entries:  # pipes, sockets and devices: who reads them may wait for ever
+            special = {each.name for each in entries if not each.is_file() and os.path.exists(each)}
         search.other_folders += [os.path.join(parent, name) for name in folders if is_side_folder(name)]
         folders[:] = [name for name in folders if not is_side_folder(name)]
         for name in files:
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):  # other systems' side files, such as `._image.jpg`
-                continue
-            if suffix in suffixes:
-                search.files.append(os.path.join(parent, name))
-            elif suffix not in _NO_IMAGES and (suffix in OTHER_SUFFIXES or _CHANGED_NAME.search(name)):
-                search.other_files[suffix] += 1
+            search.take(os.path.join(parent, name), suffixes, name not in special)
     return search
 
 
@@ -104,7 +122,14 @@ def is_image(name: str) -> bool:
 
 def is_side_folder(name: str) -> bool:
     """Whether a folder of this name is hidden, or of a program that keeps images of its own in it."""
-    return name.startswith(".") or name.lower() in SIDE_FOLDERS
+    lower = name.lower()
+    return name.startswith(".") or lower in SIDE_FOLDERS or _SIDE_FOLDER.fullmatch(lower) is not None
+
+
+def is_marked(files: Iterable[str]) -> bool:
+    """Whether a folder with these files holds the results of a run, or a Python environment."""
+    names = frozenset(files)
+    return not (SIDE_MARKS.isdisjoint(names) and any(each.isdisjoint(names) for each in _FOREIGN_RUN))
 
 
 def spellings(entry: str) -> list[str]:
@@ -122,9 +147,14 @@ def spellings(entry: str) -> list[str]:
         forms += ["/".join(parts[start:]) for start in range(len(parts))]
     for prefix in ("../", "data/", "./data/"):
         forms += [each.removeprefix(prefix) for each in forms if each.startswith(prefix)]
-    if not entry.isascii():
-        forms += [unicodedata.normalize(form, each) for form in ("NFC", "NFD") for each in forms]
-    return list(dict.fromkeys(filter(None, forms)))
+    return list(dict.fromkeys(form for each in filter(None, forms) for form in in_forms(each)))
+
+
+def in_forms(text: str) -> list[str]:
+    """The text as it is, then with its accents as NFC and as NFD, each once."""
+    if text.isascii():
+        return [text]
+    return list(dict.fromkeys((text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD")))))
 
 
 def label_path(image: Path) -> Path:
@@ -183,7 +213,8 @@ def _mirrored(folder: Path, image_folders: tuple[str, ...], label_folders: tuple
     parts = folder.parts
     for position in range(len(parts) - 1, -1, -1):
         if parts[position] in image_folders:
-            return [Path(*parts[:position], label_folder, *parts[position + 1 :]) for label_folder in label_folders]
+            forms = in_forms("/".join(parts[position + 1 :]))
+            return [Path(*parts[:position], folder, form) for folder in label_folders for form in forms]
     return []
 
 

@@ -22,6 +22,7 @@ KINDS = {
     "copy in another split": True,  # the same bytes, or the same picture in another size, quality or mirrored
     "label twice": False,
     "label with score": False,
+    "label with keypoints": False,  # as it seems: nothing says so
     "label without image": False,
     "image without label": False,
     "passed over": False,  # files and folders that a search for images leaves out

@@ -14,6 +14,7 @@ import numpy as np
 
 from yoloyard.config import unknown_word
 from yoloyard.data.index import Index, Paths, Texts, find_index, save_index
+from yoloyard.data.labels import composed
 from yoloyard.errors import UsageError, UserError
 
 SELECTION_VERSION = 1  # part of the cache's key: raise it when a selection means something else
@@ -75,7 +76,7 @@ def class_numbers(classes: str, names: Sequence[str]) -> tuple[int, ...]:
     The numbers, joined by commas, give the same classes again. Raises UsageError, also where a number is the name of
     another class.
     """
-    names = list(names)
+    names, classes = list(map(composed, names)), composed(classes)
     words = (
         [classes.strip()] if classes.strip() in names else [word.strip() for word in classes.split(",") if word.strip()]
     )

@@ -20,7 +20,9 @@ from yoloyard.data.labels import Labels, decoded
 from yoloyard.data.layout import (
     IMAGE_FOLDERS,
     LABEL_SUFFIXES,
+    VOC_FOLDERS,
     find_label,
+    in_forms,
     is_image,
     label_folders,
     search_folder,
@@ -147,7 +149,7 @@ def _label_paths(images: list[str], entry: Entry, watched: set[str], known: dict
             if entry.labels is None:
                 places[folder] = label_folders(Path(folder))
             else:
-                mirrored = [entry.labels / Path(folder).relative_to(entry.path)]
+                mirrored = [entry.labels / form for form in in_forms(str(Path(folder).relative_to(entry.path)))]
                 places[folder] = mirrored, mirrored
             watched.update(str(place) for place in itertools.chain(*places[folder]))
         found[image] = find_label(os.path.splitext(name)[0], places[folder], listed)
@@ -230,23 +232,25 @@ def _images_listed(list_file: Path, spec: DataSpec, sources: Sources) -> list[st
         entry = line.strip()
         if not entry:
             continue
-        if pictures is not None and (found := _voc_images(entry, pictures, by_stem)):
+        readings = _readings(entry)
+        if pictures is not None and (found := _voc_images(readings, pictures, by_stem)):
             images.append(found[0])
             sources.watched.add(os.path.dirname(found[0]))
             if len(found) > 1:
                 what = f"it may be {' or '.join(map(os.path.basename, found))}; the first is taken"
                 sources.problems.append(Problem("label of two images", f"{list_file}:{number}", what))
             continue
-        if entry.startswith("./"):
+        if readings[-1].startswith("./"):
             folders = (list_file.parent, spec.root, spec.path.parent)
         else:
             folders = (spec.root, spec.path.parent, list_file.parent)
-        image = str(find_path(entry, folders))
-        mentioned.add(entry)
+        places = [str(find_path(each, folders)) for each in readings]
+        image = next(filter(os.path.isfile, places), places[-1])
+        mentioned.update(readings)
         if os.path.isfile(image):
             images.append(image)
         else:
-            looked = pictures / f"{entry}.jpg" if pictures is not None else image
+            looked = pictures / f"{readings[-1]}.jpg" if pictures is not None else image
             sources.problems.append(Problem("image missing", f"{list_file}:{number}", f"there is no image {looked}"))
     below = _folders_named(mentioned)
     for folder in (list_file.parent, spec.root, spec.path.parent, *([] if pictures is None else [pictures])):
@@ -268,17 +272,30 @@ def _voc_pictures(list_file: Path) -> Path | None:
     return next((place for place in places if os.path.isdir(place)), places[0])
 
 
-def _voc_images(entry: str, pictures: Path, by_stem: Callable[[str], dict[str, list[str]]]) -> list[str]:
+def _readings(line: str) -> list[str]:
+    """What a line of a list may name: all of it, without quotes, without a second column.
+
+    That is a label file, or a class's 1, 0 or -1 of Pascal VOC: whether the image has it.
+    """
+    first = re.sub(r"""\s+(-?1|0|\S+\.(?i:xml|txt)["']?)$""", "", line)
+    return list(dict.fromkeys(filter(None, (line, line.strip("\"'"), first.strip("\"'")))))
+
+
+def _voc_images(readings: list[str], pictures: Path, by_stem: Callable[[str], dict[str, list[str]]]) -> list[str]:
     """The image that a line of a list of Pascal VOC means; several that differ in their suffix; none.
 
-    It names a file below `pictures`, mostly without its suffix, sometimes with it, with a folder, or in quotes. Lines
-    of a single class end with 1, 0 or -1: whether the image has it.
+    It names a file below `pictures`, mostly without its suffix, sometimes with it or with the label file's, and with a
+    folder.
     """
-    for text in dict.fromkeys((entry, re.sub(r"\s+(-1|0|1)$", "", entry))):
-        for each in spellings(text.strip("\"'")):
-            for place in (each, each.rpartition(f"{pictures.name}/")[2]):
+    own_folders = "|".join((*IMAGE_FOLDERS, *VOC_FOLDERS))
+    for text in readings:
+        for each in spellings(text):
+            for place in (each, re.sub(rf"^(.*/)?({own_folders})/", "", each)):
                 folder, name = os.path.split(os.path.join(pictures, place))
-                if found := by_stem(folder).get(name):
+                stem, suffix = os.path.splitext(name)
+                is_label = suffix.lower() in LABEL_SUFFIXES
+                same = [each for each in by_stem(folder).get(stem, ()) if is_label or each.lower() == name.lower()]
+                if found := by_stem(folder).get(name) or same:
                     return [os.path.join(folder, image) for image in found]
     return []
 

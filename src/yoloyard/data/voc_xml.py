@@ -5,6 +5,7 @@ Pixels are taken as they stand, as edges: xmin 0 is the left edge of the picture
 
 from __future__ import annotations
 
+import codecs
 import math
 import re
 from collections.abc import Sequence
@@ -14,13 +15,15 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from yoloyard.data.labels import LabelError, Labels, clip, outside
+from yoloyard.data.labels import LabelError, Labels, clip, composed, decoded, is_set, outside
 from yoloyard.errors import UserError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # What programs call GB2312 mostly has characters of its extension; so with the others (WHATWG's Encoding Standard).
 _EXTENSIONS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"}
-_BY_EXPAT = ("utf-8", "utf-16", "us-ascii", "iso-8859-1")
+_BY_EXPAT = ("utf-8", "us-ascii", "iso-8859-1")
+_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_DECLARATION = re.compile(r"\A\s*<\?xml\b.*?\?>", re.DOTALL)
 _ENCODING = re.compile(rb"""\s*<\?xml[^>]*\sencoding\s*=\s*["']([A-Za-z][\w.:-]*)""")
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, production 2
 
@@ -46,7 +49,7 @@ def parse_voc(path: Path, content: bytes, names: Sequence[str], size: tuple[int,
         return result
     classes: dict[str, int] = {}
     for label, name in enumerate(names):
-        classes.setdefault(name.strip(), label)
+        classes.setdefault(composed(name.strip()), label)
     result.take_rows(path, objects, lambda own: _parse_object(own, classes, size), "object")
     return result
 
@@ -92,15 +95,21 @@ def read_objects(content: bytes) -> tuple[Fields, list[tuple[int, Fields]]]:
 
 
 def _readable(content: bytes) -> bytes | str:
-    """The content, decoded where it says that it is in an encoding that expat doesn't know.
+    """The content, decoded where expat doesn't know the encoding or where the declaration is wrong or not at the start.
 
-    Raises LookupError if Python doesn't know it either, UnicodeDecodeError if the content is in another one.
+    A byte order mark counts for more than what the file says, and where that can be read as ASCII it isn't UTF-16.
+    Raises LookupError if Python doesn't know the encoding, UnicodeDecodeError if the content is in another one.
     """
     said = _ENCODING.match(content)
-    encoding = said[1].decode().lower() if said else "utf-8"
-    if encoding in _BY_EXPAT:
+    label = re.sub("^(x-)+", "", said[1].decode().lower()) if said else "utf-8"
+    if content.startswith(_MARKS):
+        text = decoded(content)
+    elif label in _BY_EXPAT and content[:1] in b"<\0":
         return content
-    return content.decode(_EXTENSIONS.get(encoding.replace("-", "_"), encoding))
+    else:
+        label = "utf-8" if re.search(r"utf.?(16|32)|ucs|unicode", label) else label
+        text = content.decode(_EXTENSIONS.get(codecs.lookup(label).name, label))
+    return _DECLARATION.sub(lambda found: "\n" * found[0].count("\n"), text)
 
 
 def mentioned_classes(content: bytes) -> list[str]:
@@ -151,7 +160,7 @@ def _check_size(fields: Fields, size: tuple[int, int]) -> None:
 def _parse_object(own: Fields, classes: dict[str, int], size: tuple[int, int]) -> tuple[float, ...]:
     """Class, ignore and clipped xyxy of an object; raises LabelError with the reason if it is wrong."""
     name = own.get("name", "")
-    if name not in classes:
+    if composed(name) not in classes:
         raise LabelError("class unknown", f"class {name!r} is not one of {', '.join(classes)}" if name else "no name")
     if "bndbox" in own:
         box = [_number(own, f"bndbox/{tag}") for tag in _CORNERS]
@@ -169,8 +178,8 @@ def _parse_object(own: Fields, classes: dict[str, int], size: tuple[int, int]) -
     if outside(corners, np.array(size)):
         said = " ".join(f"{value:g}" for value in box)
         raise LabelError("label outside the image", f"the box {said} is outside the picture of {size[1]}x{size[0]}")
-    difficult = own.get("difficult", "").lower() in ("1", "true")
-    return float(classes[name]), float(difficult), *clip(corners, np.array(size)).tolist()
+    difficult = is_set(own.get("difficult", ""))
+    return float(classes[composed(name)]), float(difficult), *clip(corners, np.array(size)).tolist()
 
 
 def _number(fields: Fields, tag: str) -> float:

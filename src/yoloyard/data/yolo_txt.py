@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,9 @@ from yoloyard.data.labels import TOLERANCE, LabelError, Labels, decoded
 from yoloyard.data.problems import Problem
 
 WITH_SCORE = 6  # words of a row of predictions: class cx cy w h score
+WITH_TRACK = 7  # the same and the number of a track
+POSE_ROWS = 3  # so many rows must have their points in a box, and this share of all, to be taken for keypoints
+POSE_SHARE = 0.9
 PLAIN_BYTES = b"0123456789+-.eE \t\r\n"
 
 
@@ -65,8 +68,9 @@ def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, in
 
     Both kinds may be mixed; a polygon becomes its bounds. With `keypoint_values` there are no polygons: a box is
     followed by so many numbers, which are left out. A sixth number, the score that programs write of what they
-    predicted, is left out too, and said. Boxes are clipped to the picture of `size` (height, width); rows that say the
-    same are kept once, rows whose box has no area are left out. A row that is wrong makes the picture unusable.
+    predicted, and a seventh, the number of a track, are left out too, and said. Boxes are clipped to the picture of
+    `size` (height, width); rows that say the same are kept once, rows whose box has no area are left out. A row that is
+    wrong makes the picture unusable.
     """
     result = Labels()
     try:
@@ -76,13 +80,53 @@ def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, in
         return result
     rows = [(number, words) for number, line in enumerate(lines, start=1) if (words := line.split())]
     result.take_rows(path, rows, lambda words: _parse_row(words, num_classes, keypoint_values), "row")
-    scored = next((number for number, words in rows if len(words) == WITH_SCORE), None)
-    if scored is not None and result.usable:
+    scored = (n for n, words in rows if len(words) == WITH_SCORE or (not keypoint_values and _is_tracked(words)))
+    if result.usable and (first := next(scored, None)):
         what = "its sixth number is a score: somebody's predictions, which count as labels here"
-        result.problems.append(Problem("label with score", f"{path}:{scored}", what))
+        result.problems.append(Problem("label with score", f"{path}:{first}", what))
     height, width = size
     result.boxes = result.boxes * [width, height, width, height]
     return result
+
+
+def pose_length(files: Iterable[bytes]) -> int:
+    """How many numbers the rows have that seem to be boxes with keypoints and not polygons; 0 if they are none.
+
+    All rows with more than a box and a score have the same length, and nearly all have their points in the box that
+    the first four numbers are, which is in the image.
+    """
+    length = rows = inside = 0
+    for content in files:
+        if len(content.split()) == 5 * (content.count(b"\n") + (content[-1:] not in b"\n")):
+            continue  # boxes alone: no need to look at each row
+        for line in content.splitlines():
+            words = line.split()
+            if len(words) <= WITH_SCORE:
+                continue
+            try:
+                values = np.array(list(map(float, words)))[1:]
+            except ValueError:
+                return 0
+            if length not in (0, len(words)):
+                return 0
+            length = len(words)
+            rows += 1
+            inside += _has_points_inside(values[:4], values[4:])
+    return length if rows >= POSE_ROWS and inside >= POSE_SHARE * rows else 0
+
+
+def _has_points_inside(box: np.ndarray, others: np.ndarray) -> bool:
+    """Whether a box cxcywh is in the image, and holds all points x, y (, visibility 0 to 2) but those at 0, 0."""
+    if not _is_in_image(box):
+        return False
+    for each in (2, 3):
+        if len(others) % each == 0:
+            points = others.reshape(-1, each)
+            seen = points[points[:, :2].any(1), :2]
+            is_inside = np.all(np.abs(seen - box[:2]) <= box[2:] / 2 + TOLERANCE)
+            if is_inside and len(seen) and np.isin(points[:, 2:], (0, 1, 2)).all():
+                return True
+    return False
 
 
 def format_yolo(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> str:
@@ -104,7 +148,7 @@ def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tupl
     label, values = numbers[0], numbers[1:]
     if not (label.is_integer() and 0 <= label < num_classes):
         raise LabelError("class unknown", f"class {words[0]} is not one of 0 to {num_classes - 1}")
-    is_scored = len(words) == WITH_SCORE and 0 <= values[-1] <= 1
+    is_scored = (len(words) == WITH_SCORE and 0 <= values[-1] <= 1) or (_is_tracked(words) and 0 <= values[4] <= 1)
     if is_scored or len(values) == 4 + keypoint_values:
         values = values[:4]
     elif keypoint_values and len(values) != 4:
@@ -128,6 +172,23 @@ def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tupl
         corners = (min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2]))
     left, top, right, bottom = (min(max(value, 0.0), 1.0) for value in corners)
     return label, 0.0, left, top, right, bottom
+
+
+def _is_tracked(words: list[str]) -> bool:
+    """Whether a row is `class cx cy w h score track`: its last word is a whole number, or 1 after a box in the image.
+
+    With a point at the lower edge, a triangle may end in 1 too; its first two points are hardly such a box.
+    """
+    if len(words) != WITH_TRACK or not words[-1].isdecimal() or words[-1].strip("0") == "":
+        return False
+    box = np.array(words[1:5], np.float64)
+    return words[-1] != "1" or _is_in_image(box)
+
+
+def _is_in_image(box: np.ndarray) -> bool:
+    sides = box[2:]
+    low, high = box[:2] - sides / 2, box[:2] + sides / 2
+    return bool(np.all((sides > 0) & (low >= -TOLERANCE) & (high <= 1 + TOLERANCE)))
 
 
 def _is_number(word: str) -> bool:
