@@ -484,12 +484,16 @@ def test_pipes_sockets_and_devices_are_not_waited_for(tmp_path: Path, monkeypatc
     os.mkfifo(tmp_path / "images/b.png")
     os.symlink("b.png", tmp_path / "images/c.png")
     os.symlink("/dev/zero", tmp_path / "images/d.png")
+    for name, target in (("loop", "loop"), ("loop.png", "loop.png"), ("gone.png", "nowhere")):
+        os.symlink(target, tmp_path / "images" / name)
     with socket.socket(socket.AF_UNIX) as server:
         monkeypatch.chdir(tmp_path / "images")  # the address of a socket must be short
         server.bind("e.png")
         index = read_split(spec_of(tmp_path, "train: images\nnames: [a]\n"), "train")
     assert [path.name for path in index.paths] == ["a.png"]
-    assert ("passed over", "passed over: 4 files of kinds that are not read (no regular file 4)") in problems(index)
+    what = "passed over: 5 files of kinds that are not read (no regular file 4, no suffix 1)"
+    assert ("passed over", what) in problems(index)
+    assert [problem.kind for problem in index.problems].count("image unreadable") == 2
 
 
 @pytest.mark.parametrize("target", [None, "/dev/zero", "/dev/null"])

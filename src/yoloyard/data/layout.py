@@ -107,7 +107,8 @@ def search_folder(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Se
             continue
         search.folders.append(parent)
         with os.scandir(parent) as entries:  # pipes, sockets and devices: who reads them may wait for ever
-            special = {each.name for each in entries if not each.is_file() and os.path.exists(each)}
+            odd = [each for each in entries if not each.is_file(follow_symlinks=False)]
+        special = {each.name for each in odd if not os.path.isfile(each) and os.path.exists(each)}
         search.other_folders += [os.path.join(parent, name) for name in folders if is_side_folder(name)]
         folders[:] = [name for name in folders if not is_side_folder(name)]
         for name in files:
