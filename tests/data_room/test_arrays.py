@@ -104,3 +104,11 @@ def test_a_cut_file_that_pillow_opened_is_named(tmp_path: Path) -> None:
 def test_lists_tuples_and_generators_are_several_images() -> None:
     assert not any(map(is_one_image, ([], (RGB, "a.jpg"), iter([RGB]), (each for each in [RGB]))))
     assert all(map(is_one_image, (None, "a.jpg", Path("a.jpg"), RGB, torch.from_numpy(RGB), {})))
+
+
+def test_an_image_as_it_is_wanted_is_not_copied_and_a_read_only_one_can_be_written_after() -> None:
+    assert np.shares_memory(pixels_of(RGB), RGB)
+    read_only = RGB.copy()
+    read_only.flags.writeable = False
+    assert pixels_of(read_only).flags.writeable
+    assert pixels_of(GREY).flags.writeable

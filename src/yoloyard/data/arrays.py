@@ -50,7 +50,9 @@ def pixels_of(given: Any) -> np.ndarray:
     image = to_8_bits(given[..., :3])
     if given.shape[2] == 4:
         image = compose(image, to_8_bits(given[..., 3]))
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    if image.shape[2] == 1:
+        image = np.repeat(image, 3, axis=2)
+    return np.require(image, requirements=("C", "W"))  # torch warns of an array that can't be written
 
 
 def _of_pillow(image: Any) -> np.ndarray:
