@@ -16,6 +16,7 @@ from pathlib import Path
 from yoloyard.errors import UsageError, UserError
 
 RUN_MARK = ".yoloyard-run"  # an empty file in every folder of results
+NAME_BYTES = 255  # of a file's name, on nearly all disks
 LOCK_SECONDS = 8.0  # workers of a killed run end, and its lock with them, within 5 seconds
 
 
@@ -159,6 +160,14 @@ def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
                 folder = project / f"{name}-{number}"
     except OSError as error:
         raise cannot_write(folder, error) from error
+
+
+def name_that_fits(stem: str, ending: str, suffix: str) -> str:
+    """`stem` with `ending`, the stem cut where the name with `suffix` would be longer than a disk takes."""
+    room = NAME_BYTES - len(os.fsencode(ending + suffix))
+    while len(os.fsencode(stem)) > room:
+        stem = stem[:-1]
+    return stem + ending
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

@@ -29,7 +29,7 @@ from yoloyard.errors import UsageError, UserError
 from yoloyard.evaluation.drawing import draw_boxes
 from yoloyard.evaluation.showing import Showing
 from yoloyard.evaluation.validate import detect
-from yoloyard.files import is_full, plain_path, write_whole, write_whole_text
+from yoloyard.files import is_full, name_that_fits, plain_path, write_whole, write_whole_text
 from yoloyard.models.weights import load_picture_model
 from yoloyard.structures import Detections
 from yoloyard.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, is_video, read_frames
@@ -38,7 +38,6 @@ SECONDS_BETWEEN_CHOICES = 5.0  # of the number of threads
 
 
 WRITTEN_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
-NAME_BYTES = 255  # of a file's name, on nearly all disks
 
 
 @dataclass(frozen=True)
@@ -312,10 +311,7 @@ def _pictures(source: Source, say: Callable[[str], None]) -> Iterator[Picture]:
 
 def _numbered(path: Path, number: int, suffix: str) -> str:
     """The name of a result without its suffix, the second of equal ones `name-2`; cut where it would be too long."""
-    stem, ending = path.name, "" if number == 1 else f"-{number}"
-    while len(os.fsencode(stem + ending + suffix)) > NAME_BYTES:
-        stem = stem[:-1]
-    return str(path.with_name(stem + ending))
+    return str(path.with_name(name_that_fits(path.name, "" if number == 1 else f"-{number}", suffix)))
 
 
 def _write_picture(path: Path, drawn: np.ndarray) -> None:

@@ -20,10 +20,9 @@ from yoloyard.data.not_kept import once
 from yoloyard.data.voc_xml import format_voc
 from yoloyard.data.yolo_txt import format_yolo
 from yoloyard.errors import UsageError, UserError
-from yoloyard.files import fill_folder, write_whole_folder
+from yoloyard.files import fill_folder, name_that_fits, write_whole_folder
 
 FORMATS = ("yolo", "coco", "voc")
-NAME_BYTES = 255  # of a file's name, on nearly all disks
 _IMAGE_FOLDER = {"yolo": "images", "coco": "images", "voc": "JPEGImages"}
 
 
@@ -97,8 +96,7 @@ def free_names(file_names: list[str]) -> list[str]:
 def _cut(path: str, ending: str, suffix: str) -> str:
     """The path with an ending, its last name cut where it would be too long with its suffix, or with .txt or .xml."""
     folder, name = os.path.split(path)
-    room = NAME_BYTES - len(ending) - max(len(suffix.encode()), len(".txt"))
-    return os.path.join(folder, name.encode()[:room].decode(errors="ignore") + ending)
+    return os.path.join(folder, name_that_fits(name, ending, max(suffix, ".txt", key=lambda text: len(text.encode()))))
 
 
 def _write_split(folder: Path, split: str, index: Index, to: str) -> str | dict[str, str]:

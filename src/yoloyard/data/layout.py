@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from yoloyard.data.decode import IMAGE_SUFFIXES
+from yoloyard.data.labels import composed
 from yoloyard.errors import UserError
 from yoloyard.files import RUN_MARK
 
@@ -188,7 +189,7 @@ def find_label(stem: str, folders: tuple[Iterable[Path], Iterable[Path]], known:
                 known[folder] = _label_files(folder)
             found = known[folder].get(name)
             if found is None and not name.isascii():
-                found = known[folder].get(unicodedata.normalize("NFC", name))
+                found = known[folder].get(composed(name))
             if found is not None:
                 return Path(folder, found)
     return Path(next(iter(texts)), stem + LABEL_SUFFIXES[0])
@@ -206,7 +207,7 @@ def _label_files(folder: Path) -> dict[str, str]:
     found = dict(zip(names, names, strict=True))
     for name in names:
         if not (name.isascii() and name[-4:] in LABEL_SUFFIXES):
-            found.setdefault(unicodedata.normalize("NFC", name[:-4]) + name[-4:].lower(), name)
+            found.setdefault(composed(name[:-4]) + name[-4:].lower(), name)
     return found
 
 

@@ -196,6 +196,10 @@ class Team:
         dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._host_group)
         return int(numbers)
 
+    def smallest(self, number: int) -> int:
+        """The smallest of all processes' numbers."""
+        return -self.largest(-number)
+
     def gather(self, value: Value) -> list[Value]:
         """All processes' values by rank, in the first; nothing in the others."""
         if self.size == 1:

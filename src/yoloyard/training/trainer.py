@@ -117,7 +117,7 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
             go_on(run, checkpoint)
         try:
             while run.state.progress.epoch < run.epochs and not is_exhausted(run):
-                run.threads.choose(lambda number: -team.largest(-number), wait=True)  # the fewest of all processes
+                run.threads.choose(team.smallest, wait=True)
                 speed = train_epoch(run)
                 run.threads.begin_to_measure()
                 fit_epochs_to_time(run, run.state.progress.epoch + 1)
@@ -147,7 +147,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     stride = max(model.strides)
     at_once = images_at_once(device, config.imgsz)
     if at_once is not None:
-        at_once = -team.largest(-at_once)
+        at_once = team.smallest(at_once)
     with team.phase():  # which `cache` makes a long one
         train_loader = make_train_loader(
             setup.train_index,
