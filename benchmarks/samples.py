@@ -11,7 +11,7 @@ from pathlib import Path
 from samples_set import IMAGES, TIMES, write_set
 from side_by_side import HERE, LOGS, Row, Side, arguments_of, compare, write_results
 
-from yoloyard.data.demo import write_demo
+from yoloyard.demo.write import write_demo
 
 # For decoding: our loader keeps the last 528 decoded pictures, which should be a small part of an epoch.
 TIMES_UNCACHED = 48

@@ -19,16 +19,16 @@ import numpy as np
 import torch
 
 import yoloyard
-from yoloyard.config import EvaluationConfig
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import Index, load_index
-from yoloyard.data.loader import make_val_loader
-from yoloyard.evaluation import matching
-from yoloyard.evaluation.coco import evaluate, gather_truth
-from yoloyard.evaluation.matching import Found, Truth
-from yoloyard.evaluation.showing import IOUS, MIN_CONF
+from yoloyard.common.structures import Detections
+from yoloyard.config.settings import EvaluationConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import Index, load_index
+from yoloyard.data.loading.loader import make_val_loader
+from yoloyard.evaluation.metrics import matching
+from yoloyard.evaluation.metrics.coco import evaluate, gather_truth
+from yoloyard.evaluation.metrics.matching import Found, Truth
+from yoloyard.evaluation.metrics.showing import IOUS, MIN_CONF
 from yoloyard.evaluation.validate import predict_all
-from yoloyard.structures import Detections
 
 CONFIDENCES = (0.1, 0.15, 0.25, 0.35, 0.5)
 NEAR = 0.3  # a box belongs to the true box of its class that it overlaps most, if by so much

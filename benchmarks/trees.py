@@ -26,10 +26,10 @@ import torch
 from side_by_side import processor_name
 
 import yoloyard
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import load_index
-from yoloyard.evaluation.coco import evaluate
-from yoloyard.structures import Detections
+from yoloyard.common.structures import Detections
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import load_index
+from yoloyard.evaluation.metrics.coco import evaluate
 
 HERE = Path(__file__).resolve().parent
 OURS = ("yoloyard", "yoloyard --no-amp")

@@ -24,12 +24,12 @@ import torch
 from samples_set import IMAGES, TIMES, write_set
 from side_by_side import LOGS, Row, arguments_of, write_results
 
-from yoloyard.config import TrainConfig
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.demo import write_demo
-from yoloyard.data.index import Index, load_index
-from yoloyard.data.loader import make_train_loader
-from yoloyard.structures import Batch
+from yoloyard.common.structures import Batch
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import Index, load_index
+from yoloyard.data.loading.loader import make_train_loader
+from yoloyard.demo.write import write_demo
 
 BATCH = 16
 BATCHES = 24  # of a turn

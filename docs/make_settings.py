@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from yoloyard.config import ALIASES, TrainConfig, Word, words_of
+from yoloyard.config.settings import ALIASES, TrainConfig, Word, words_of
 
 PAGE = Path(__file__).with_name("settings.md")
 
 INTRODUCTION = """\
 # Settings
 
-<!-- Written by docs/make_settings.py from src/yoloyard/config.py; change it there. -->
+<!-- Written by docs/make_settings.py from src/yoloyard/config/settings.py; change it there. -->
 
 Every setting is a flag of `yoloyard train`, a line of the YAML file that `--config` names, and an argument of
 `yoloyard.train` in Python; the name is the same everywhere:

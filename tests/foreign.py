@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from yoloyard.models.detector import Detector
-from yoloyard.models.importers import published_names
+from yoloyard.models.importing.importers import published_names
 
 PACKAGE = "ultralytics.nn.tasks"
 # pickled as classes of a package that isn't installed

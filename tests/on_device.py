@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from launches import Launches
-from yoloyard.config import OptimizerConfig, TrainConfig
-from yoloyard.device import Precision, free_bytes
+from yoloyard.common.device import Precision, free_bytes
+from yoloyard.common.structures import Batch
+from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
-from yoloyard.structures import Batch
-from yoloyard.training.compilation import compile_network
-from yoloyard.training.criterion import choose_criterion
-from yoloyard.training.ema import ExponentialMovingAverage
-from yoloyard.training.optimizer import build_optimizer
-from yoloyard.training.step import Outcome, Update, Verdict, forward_backward
+from yoloyard.training.engine.compilation import compile_network
+from yoloyard.training.engine.criterion import choose_criterion
+from yoloyard.training.engine.ema import ExponentialMovingAverage
+from yoloyard.training.engine.optimizer import build_optimizer
+from yoloyard.training.engine.step import Outcome, Update, Verdict, forward_backward
 
 NUM_CLASSES = 3
 SGD = OptimizerConfig(optimizer="SGD", momentum=0.9)

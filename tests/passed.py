@@ -82,7 +82,7 @@ GROUPS = {
     # What is trained in a container is trained by other tests too: here, what a container adds, and how it stops.
     "image": Group(
         ("tests/image",),
-        ("src/yoloyard/images/**/*", "src/yoloyard/yard/*.py", "src/yoloyard/cli*.py", "src/yoloyard/__*__.py",
+        ("src/yoloyard/docker/**/*", "src/yoloyard/yard/*.py", "src/yoloyard/cli*.py", "src/yoloyard/__*__.py",
          "src/yoloyard/training/interrupt.py", "tests/containers.py", "examples/quickstart.ipynb", ".dockerignore"),
         command="tests/image/run.sh",
     ),

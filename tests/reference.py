@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from yoloyard.common.structures import Batch
 from yoloyard.models.detector import Detector
-from yoloyard.models.importers import published_names
-from yoloyard.structures import Batch
+from yoloyard.models.importing.importers import published_names
 
 FOLDER = Path(__file__).parent / "data" / "reference"
 STRIDES = (8, 16, 32)

@@ -70,7 +70,7 @@ def test_imports_point_one_way(path: Path) -> None:
 def test_help_is_quick_because_it_needs_little() -> None:
     unneeded = {"torch", "cv2", "numpy", "markdown_it", "webbrowser"}
     program = (
-        "import sys; from yoloyard.cli import main\n"
+        "import sys; from yoloyard.cli.main import main\n"
         "try: main(['train', '--help'])\n"
         "except SystemExit: pass\n"
         f"sys.exit(', '.join({unneeded} & sys.modules.keys()) or 0)"

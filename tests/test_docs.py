@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from yoloyard.cli import app, normal_arguments
-from yoloyard.config import TrainConfig, words_of
+from yoloyard.cli.main import app, normal_arguments
+from yoloyard.config.settings import TrainConfig, words_of
 from yoloyard.models import registry
 from yoloyard.models.weights import transfer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from yoloyard.device import choose_precision
+from yoloyard.common.device import choose_precision
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]

@@ -17,18 +17,25 @@ from torch import Tensor, nn
 
 from launches import Launches
 from on_device import some_batch
-from yoloyard.config import EvaluationConfig, OptimizerConfig, TrainConfig, with_words
-from yoloyard.device import Precision, choose_device, choose_precision, free_bytes, precision_text, repeated_shapes
+from yoloyard.common.device import (
+    Precision,
+    choose_device,
+    choose_precision,
+    free_bytes,
+    precision_text,
+    repeated_shapes,
+)
+from yoloyard.common.structures import Batch
+from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig, with_words
 from yoloyard.evaluation.validate import detect
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
-from yoloyard.structures import Batch
-from yoloyard.training.compilation import compile_network, shape_to_try, shapes_vary
-from yoloyard.training.criterion import choose_criterion
-from yoloyard.training.ema import ExponentialMovingAverage
-from yoloyard.training.optimizer import build_optimizer
-from yoloyard.training.step import Outcome, Update, forward_backward
+from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
+from yoloyard.training.engine.criterion import choose_criterion
+from yoloyard.training.engine.ema import ExponentialMovingAverage
+from yoloyard.training.engine.optimizer import build_optimizer
+from yoloyard.training.engine.step import Outcome, Update, forward_backward
 from yoloyard.training.stopwatch import Stopwatch
 
 LAUNCHES = 150  # of assignment and loss

@@ -16,7 +16,7 @@ import torch
 from gpu_parts.checks import Check
 from gpu_parts.common import ROOT
 
-from yoloyard.data.demo import write_demo
+from yoloyard.demo.write import write_demo
 
 LATE_SECONDS = 50  # that a rank's first step takes longer; once 40 ended a run
 MEMORY = 40 * 2**20  # bytes: too few for a batch
@@ -157,7 +157,7 @@ def death(runs: Runs) -> str:
 def memory(runs: Runs, compiled: bool) -> str:
     """8: too little memory is said to be that, with what to do; also while --compile is tried."""
     limit = f"import torch; torch.cuda.set_per_process_memory_fraction({MEMORY} / torch.cuda.mem_get_info()[1])"
-    program = ("-c", f"{limit}; from yoloyard.cli import main; main()")
+    program = ("-c", f"{limit}; from yoloyard.cli.main import main; main()")
     said = runs.train(program, imgsz=1024, batch=16, name="memory", compile=compiled).end(1, "lower --batch or --imgsz")
     assert "does not work here" not in said, said[-1500:]
     return said.splitlines()[-1][:300]

@@ -15,19 +15,19 @@ import torch
 from gpu_parts.common import CLASSES, MODES, PROGRAM, Sizes, dtype_of, run_limited, synchronize
 
 from on_device import Training, some_batch
-from yoloyard import recipes
-from yoloyard.config import TrainConfig, with_words
-from yoloyard.data.data_yaml import DataSpec, Entry
-from yoloyard.data.demo import write_demo
-from yoloyard.data.demo_pictures import NAMES
-from yoloyard.data.index import Index, load_index
-from yoloyard.data.loader import make_train_loader, make_val_loader
-from yoloyard.device import choose_precision, repeated_shapes
-from yoloyard.evaluation.coco import evaluate
+from yoloyard.common.device import choose_precision, repeated_shapes
+from yoloyard.config import recipes
+from yoloyard.config.settings import TrainConfig, with_words
+from yoloyard.data.formats.data_yaml import DataSpec, Entry
+from yoloyard.data.index.index import Index, load_index
+from yoloyard.data.loading.loader import make_train_loader, make_val_loader
+from yoloyard.demo.drawing import NAMES
+from yoloyard.demo.write import write_demo
+from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models import registry
 from yoloyard.models.profile import profile
-from yoloyard.training.optimizer import Schedule
+from yoloyard.training.engine.optimizer import Schedule
 
 BOXES = 16  # of an image
 LEAST_STEPS = 3  # that are measured

@@ -8,8 +8,8 @@ import torch
 from step_ours import BATCH, make_steps  # type: ignore[import-not-found]  # beside this file
 from turns import Turns
 
-from yoloyard.cores import Threads
-from yoloyard.device import Precision
+from yoloyard.common.cores import Threads
+from yoloyard.common.device import Precision
 
 BATCHES = 4
 IMGSZ = 320

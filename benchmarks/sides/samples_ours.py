@@ -8,10 +8,10 @@ import cv2
 import torch
 from turns import Turns
 
-from yoloyard.config import TrainConfig
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import load_index
-from yoloyard.data.loader import make_train_loader
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import load_index
+from yoloyard.data.loading.loader import make_train_loader
 
 BATCH = 16
 

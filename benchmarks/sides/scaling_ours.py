@@ -13,17 +13,17 @@ import cv2
 import numpy as np
 import torch
 
-from yoloyard.config import TrainConfig, with_words
-from yoloyard.data.copies import _nearest
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.epoch_plan import plan_epochs
-from yoloyard.data.index import Index, Paths, Texts, load_index
-from yoloyard.data.loader import collate, make_train_loader
-from yoloyard.evaluation.coco import evaluate
+from yoloyard.common.nms import suppress_found
+from yoloyard.common.structures import Detections, Sample
+from yoloyard.config.settings import TrainConfig, with_words
+from yoloyard.data.audit.duplicates import _nearest
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import Index, Paths, Texts, load_index
+from yoloyard.data.loading.epoch_plan import plan_epochs
+from yoloyard.data.loading.loader import collate, make_train_loader
+from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.losses.task_aligned import TaskAlignedLoss
 from yoloyard.models import registry
-from yoloyard.nms import suppress_found
-from yoloyard.structures import Detections, Sample
 
 BATCHES = 12
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from yoloyard.cli import main
+from yoloyard.cli.main import main
 
 
 def stop(*_: object) -> None:

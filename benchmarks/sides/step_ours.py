@@ -15,17 +15,17 @@ from pathlib import Path
 import torch
 from turns import Turns
 
-from yoloyard.config import TrainConfig
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import load_index
-from yoloyard.data.loader import make_train_loader
-from yoloyard.device import Precision, reuse_memory
+from yoloyard.common.device import Precision, reuse_memory
+from yoloyard.common.structures import images_to_float
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import load_index
+from yoloyard.data.loading.loader import make_train_loader
 from yoloyard.models import registry
-from yoloyard.structures import images_to_float
-from yoloyard.training.criterion import choose_criterion
-from yoloyard.training.ema import ExponentialMovingAverage
-from yoloyard.training.optimizer import Schedule, build_optimizer
-from yoloyard.training.step import Update, Verdict, forward_backward
+from yoloyard.training.engine.criterion import choose_criterion
+from yoloyard.training.engine.ema import ExponentialMovingAverage
+from yoloyard.training.engine.optimizer import Schedule, build_optimizer
+from yoloyard.training.engine.step import Update, Verdict, forward_backward
 
 BATCH = 8
 

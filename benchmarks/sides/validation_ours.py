@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from turns import Turns
 
-from yoloyard.config import EvaluationConfig, with_words
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import load_index
-from yoloyard.data.loader import make_val_loader
-from yoloyard.device import choose_precision, images_at_once, precision_named, reuse_memory
-from yoloyard.evaluation.coco import evaluate
+from yoloyard.common.device import choose_precision, images_at_once, precision_named, reuse_memory
+from yoloyard.config.settings import EvaluationConfig, with_words
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import load_index
+from yoloyard.data.loading.loader import make_val_loader
+from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.evaluation.validate import predict_all
-from yoloyard.models.importers import read_checkpoint
+from yoloyard.models.importing.importers import read_checkpoint
 from yoloyard.models.weights import load_model, save_weights
 
 IMGSZ = 640

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from yoloyard.predict import Model
-    from yoloyard.training.monitor import Event
+    from yoloyard.commands.predict import Model
+    from yoloyard.training.listeners.monitor import Event
     from yoloyard.training.trainer import Result
 
 __all__ = ["load", "train"]
@@ -31,7 +31,7 @@ def train(
 
     `transform` changes training pictures: `image, boxes, labels = transform(image, boxes, labels)`, an Albumentations
     pipeline, or FILE.py:NAME of one of these.
-    Raises yoloyard.errors.UserError with what to do, Interrupted after Ctrl-C with everything saved.
+    Raises yoloyard.common.errors.UserError with what to do, Interrupted after Ctrl-C with everything saved.
     """
     from yoloyard.training.run import train as run
 
@@ -44,11 +44,11 @@ def load(weights: str | Path, device: str | int | torch.device | None = "auto", 
     """The model of a weight file: `model(image)` gives Detections for a path, a uint8 RGB array (height, width, 3),
     a PIL image, or a list of these.
 
-    `settings`: imgsz, conf, iou, max_det. Raises yoloyard.errors.UserError with what to do.
+    `settings`: imgsz, conf, iou, max_det. Raises yoloyard.common.errors.UserError with what to do.
     """
-    from yoloyard.config import unknown_word
-    from yoloyard.errors import UsageError
-    from yoloyard.predict import Model
+    from yoloyard.commands.predict import Model
+    from yoloyard.common.errors import UsageError
+    from yoloyard.config.settings import unknown_word
 
     if unknown := [name for name in settings if name not in ("imgsz", "conf", "iou", "max_det")]:
         raise UsageError(unknown_word(unknown[0], ("imgsz", "conf", "iou", "max_det")))

@@ -1,5 +1,5 @@
 """`python -m yoloyard` is the command `yoloyard`."""
 
-from yoloyard.cli import main
+from yoloyard.cli.main import main
 
 main()

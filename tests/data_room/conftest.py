@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import Index, load_index
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import Index, load_index
 
 MakeSet = Callable[..., Path]
 

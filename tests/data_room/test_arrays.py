@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from yoloyard.data.arrays import is_one_image, pixels_of
-from yoloyard.data.decode import decode_image
-from yoloyard.errors import UserError
+from yoloyard.common.errors import UserError
+from yoloyard.data.pixels.arrays import is_one_image, pixels_of
+from yoloyard.data.pixels.decode import decode_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).astype(np.uint8)
 GREY = RGB[..., 0]

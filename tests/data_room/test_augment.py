@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yoloyard.config import AugmentConfig
-from yoloyard.data import augment
-from yoloyard.structures import Sample
+from yoloyard.common.structures import Sample
+from yoloyard.config.settings import AugmentConfig
+from yoloyard.data.pixels import augment
 
 STILL = AugmentConfig(
     mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0, degrees=0, translate=0, scale=0, shear=0, perspective=0, flipud=0, fliplr=0

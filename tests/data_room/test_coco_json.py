@@ -13,12 +13,12 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import Index, load_index
-from yoloyard.errors import UserError
-from yoloyard.evaluation.coco import evaluate
+from yoloyard.common.errors import UserError
+from yoloyard.common.structures import Detections
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import Index, load_index
+from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.evaluation.predictions import save_json
-from yoloyard.structures import Detections
 
 CATEGORIES = [{"id": 90, "name": "dent"}, {"id": 3, "name": "big scratch"}, {"id": 7, "name": "crack"}]
 

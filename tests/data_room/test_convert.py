@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloyard.cli import main
-from yoloyard.data.convert import convert, free_names
-from yoloyard.data.data_yaml import DataSpec, read_data_yaml
-from yoloyard.data.index import Index, load_index, read_split
-from yoloyard.errors import UsageError, UserError
+from yoloyard.cli.main import main
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.data.formats.convert import convert, free_names
+from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
+from yoloyard.data.index.index import Index, load_index, read_split
 
 NAMES = ("big scratch", "裂缝 <&> 'x'", "yes")
 

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloyard.data import copies as copies_module
-from yoloyard.data.copies import ORIENTATIONS, Copy, find_copies, turned
-from yoloyard.data.decode import decode_image
-from yoloyard.data.demo import demo_picture
+from yoloyard.data.audit import duplicates as copies_module
+from yoloyard.data.audit.duplicates import ORIENTATIONS, Copy, find_copies, turned
+from yoloyard.data.pixels.decode import decode_image
+from yoloyard.demo.write import demo_picture
 
 Change = Callable[[np.ndarray], np.ndarray]
 SIZE = 256

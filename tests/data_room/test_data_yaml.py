@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from yoloyard.data.data_yaml import DataSpec, read_data_yaml
-from yoloyard.data.sources import find_sources
-from yoloyard.errors import UsageError
+from yoloyard.common.errors import UsageError
+from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
+from yoloyard.data.formats.sources import find_sources
 
 
 def write(path: Path, text: str = "") -> Path:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yoloyard.data import augment
-from yoloyard.data.decode import BACKGROUND, decode_image, image_size
-from yoloyard.errors import UserError
+from yoloyard.common.errors import UserError
+from yoloyard.data.pixels import augment
+from yoloyard.data.pixels.decode import BACKGROUND, decode_image, image_size
 
 # A picture without symmetry: what is seen after each EXIF orientation was applied must be this.
 SEEN = np.zeros((24, 40, 3), np.uint8)

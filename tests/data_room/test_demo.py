@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
-from yoloyard.data import demo, demo_pictures
-from yoloyard.data.demo import demo_picture, write_demo
-from yoloyard.data.demo_pictures import NAMES, VALIDATION_ONLY_SURFACES, VISIBLE, Picture
-from yoloyard.errors import UserError
+from yoloyard.common.errors import UserError
+from yoloyard.demo import drawing as demo_pictures
+from yoloyard.demo import write as demo
+from yoloyard.demo.drawing import NAMES, VALIDATION_ONLY_SURFACES, VISIBLE, Picture
+from yoloyard.demo.write import demo_picture, write_demo
 
 
 @pytest.fixture(scope="module")

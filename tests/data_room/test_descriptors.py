@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from commands import TINY, start
-from yoloyard.data.descriptors import check_limit, free_descriptors, possible_workers, wanted_descriptors
-from yoloyard.data.shared_memory import shortage
-from yoloyard.errors import UserError
-from yoloyard.files import raise_file_limit
+from yoloyard.common.errors import UserError
+from yoloyard.common.files import raise_file_limit
+from yoloyard.data.loading.descriptors import check_limit, free_descriptors, possible_workers, wanted_descriptors
+from yoloyard.data.loading.shared_memory import shortage
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from yoloyard.config import TrainConfig
-from yoloyard.data import disk_cache
-from yoloyard.data.disk_cache import cached_on_disk, decoded_folder
-from yoloyard.data.image_cache import load_resized
-from yoloyard.data.index import Index
-from yoloyard.data.loader import make_train_loader
-from yoloyard.errors import UserError
+from yoloyard.common.errors import UserError
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.index.index import Index
+from yoloyard.data.loading import disk_cache
+from yoloyard.data.loading.disk_cache import cached_on_disk, decoded_folder
+from yoloyard.data.loading.image_cache import load_resized
+from yoloyard.data.loading.loader import make_train_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 

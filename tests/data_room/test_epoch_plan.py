@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yoloyard.config import AugmentConfig, TrainConfig
-from yoloyard.data.epoch_plan import EpochPlan, repeat_factors
-from yoloyard.data.index import Index
-from yoloyard.data.loader import make_train_loader
-from yoloyard.data.sampling import epoch_order, rectangular_batches, rectangular_shape
-from yoloyard.structures import Batch
+from yoloyard.common.structures import Batch
+from yoloyard.config.settings import AugmentConfig, TrainConfig
+from yoloyard.data.index.index import Index
+from yoloyard.data.loading.epoch_plan import EpochPlan, repeat_factors
+from yoloyard.data.loading.loader import make_train_loader
+from yoloyard.data.loading.sampling import epoch_order, rectangular_batches, rectangular_shape
 
 STILL = AugmentConfig(mosaic=0, translate=0, scale=0, fliplr=0, hsv_h=0, hsv_s=0, hsv_v=0)
 RECT = {"rect": True, "augment": AugmentConfig(mosaic=0, degrees=10, flipud=0.3)}

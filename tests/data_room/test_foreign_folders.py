@@ -12,18 +12,18 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloyard.data.convert import convert
-from yoloyard.data.data_yaml import DataSpec, read_data_yaml
-from yoloyard.data.decode import IMAGE_SUFFIXES
-from yoloyard.data.index import Index, load_index, read_split
-from yoloyard.data.layout import label_path, search_folder, spellings
-from yoloyard.data.selection import class_numbers
-from yoloyard.data.sources import find_sources
-from yoloyard.data.voc_xml import parse_voc
-from yoloyard.errors import UserError
-from yoloyard.files import new_run_folder
-from yoloyard.predict import find_sources as find_inputs
-from yoloyard.val import class_order
+from yoloyard.commands.predict import find_sources as find_inputs
+from yoloyard.commands.val import class_order
+from yoloyard.common.errors import UserError
+from yoloyard.common.files import new_run_folder
+from yoloyard.data.formats.convert import convert
+from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
+from yoloyard.data.formats.layout import label_path, search_folder, spellings
+from yoloyard.data.formats.sources import find_sources
+from yoloyard.data.formats.voc_xml import parse_voc
+from yoloyard.data.index.index import Index, load_index, read_split
+from yoloyard.data.index.selection import class_numbers
+from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 
 SIZE = (30, 40)  # height, width
 ROW = "0 0.5 0.5 0.5 0.5\n"
@@ -186,7 +186,7 @@ def test_what_is_no_input_of_a_data_set_is_one_warning(tmp_path: Path) -> None:
 
 
 def test_files_of_other_kinds_that_come_later_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yoloyard.data.unchanged.SETTLED_SECONDS", -1000)
+    monkeypatch.setattr("yoloyard.data.index.unchanged.SETTLED_SECONDS", -1000)
     picture(tmp_path / "images/a.png")
     write(tmp_path / "labels/a.txt", ROW)
     assert problems(load(tmp_path, "train: images\nnames: [x]\n")) == []

@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloyard.data.convert import convert
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import Index, load_index, read_split, require_boxes
-from yoloyard.data.selection import select
-from yoloyard.data.voc_xml import parse_voc
-from yoloyard.data.yolo_txt import parse_yolo
-from yoloyard.data_check import check_data, class_rows
-from yoloyard.errors import UsageError, UserError
+from yoloyard.commands.data_check import check_data, class_rows
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.data.formats.convert import convert
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.formats.voc_xml import parse_voc
+from yoloyard.data.formats.yolo_txt import parse_yolo
+from yoloyard.data.index.index import Index, load_index, read_split, require_boxes
+from yoloyard.data.index.selection import select
 
 FILE = Path("labels/1.txt")
 UNIT = (1, 1)  # an image of one pixel: pixels are fractions

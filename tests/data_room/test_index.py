@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yoloyard.data import index as index_module
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import Index, load_index
-from yoloyard.errors import UsageError, UserError
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index import index as index_module
+from yoloyard.data.index.index import Index, load_index
 
 MakeSet = Callable[..., Path]
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yoloyard.data.labels import Labels
-from yoloyard.data.layout import label_path
-from yoloyard.data.yolo_txt import parse_plain_yolo, parse_yolo
+from yoloyard.data.formats.labels import Labels
+from yoloyard.data.formats.layout import label_path
+from yoloyard.data.formats.yolo_txt import parse_plain_yolo, parse_yolo
 
 FILE = Path("labels/1.txt")
 UNIT = (1, 1)  # a picture of one pixel: pixels are fractions

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from yoloyard.config import AugmentConfig, TrainConfig
-from yoloyard.data import image_cache
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import Index, load_index
-from yoloyard.data.loader import collate, make_train_loader, make_val_loader
-from yoloyard.errors import UsageError, UserError
-from yoloyard.structures import Batch, Sample
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.structures import Batch, Sample
+from yoloyard.config.settings import AugmentConfig, TrainConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import Index, load_index
+from yoloyard.data.loading import image_cache
+from yoloyard.data.loading.loader import collate, make_train_loader, make_val_loader
 
 MakeSet = Callable[..., Path]
 
@@ -272,10 +272,10 @@ import atexit
 workers = []
 atexit.register(lambda: print([worker.exitcode for worker in workers]))  # the first one in, so the last one called
 import multiprocessing, pathlib, sys
-from yoloyard.config import TrainConfig
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import load_index
-from yoloyard.data.loader import make_train_loader
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import load_index
+from yoloyard.data.loading.loader import make_train_loader
 index = load_index(read_data_yaml(pathlib.Path(sys.argv[1])), "train")
 loader = make_train_loader(index, TrainConfig(batch=4, imgsz=64, workers=1), start_method="fork")
 print(len(list(loader.epoch(0))))

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from yoloyard.config import TrainConfig
-from yoloyard.data import unchanged
-from yoloyard.data.convert import convert
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import read_split
-from yoloyard.data.not_kept import not_kept, once
-from yoloyard.data_check import check_data
-from yoloyard.errors import UserError
-from yoloyard.files import cannot_write
-from yoloyard.training.dataset import load_splits, load_splits_again
+from yoloyard.commands.data_check import check_data
+from yoloyard.common.errors import UserError
+from yoloyard.common.files import cannot_write
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.formats.convert import convert
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index import unchanged
+from yoloyard.data.index.index import read_split
+from yoloyard.data.index.not_kept import not_kept, once
+from yoloyard.training.setup.dataset import load_splits, load_splits_again
 
 MakeSet = Callable[..., Path]
 LINE = re.compile(
@@ -100,7 +100,7 @@ def test_another_process_that_clears_away_first_is_no_matter_of_the_cache(
             raise FileNotFoundError(path)
         unlink(path, missing_ok)
 
-    monkeypatch.setattr("yoloyard.data.pictures.KEPT_CACHES", -1)  # all are too many
+    monkeypatch.setattr("yoloyard.data.index.image_facts.KEPT_CACHES", -1)  # all are too many
     monkeypatch.setattr(Path, "unlink", gone)
     said: list[str] = []
     assert len(read_split(read_data_yaml(data), "train", said.append)) == 24

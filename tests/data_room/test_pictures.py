@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloyard.data import pictures
-from yoloyard.data.pictures import examine
+from yoloyard.data.index import image_facts as pictures
+from yoloyard.data.index.image_facts import examine
 
 NOISE = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
 

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yoloyard.config import AugmentConfig, TrainConfig
-from yoloyard.data import augment, image_cache
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import load_index
-from yoloyard.data.loader import make_train_loader
-from yoloyard.structures import Sample
+from yoloyard.common.structures import Sample
+from yoloyard.config.settings import AugmentConfig, TrainConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import load_index
+from yoloyard.data.loading import image_cache
+from yoloyard.data.loading.loader import make_train_loader
+from yoloyard.data.pixels import augment
 
 IMGSZ = 64
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yoloyard.data.sampling import (
+from yoloyard.data.loading.sampling import (
     TrainSampler,
     epoch_order,
     part_of,

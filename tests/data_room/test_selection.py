@@ -8,10 +8,10 @@ import pickle
 import numpy as np
 import pytest
 
-from yoloyard.data import index as index_module
-from yoloyard.data.index import Index, find_index
-from yoloyard.data.selection import class_numbers, select
-from yoloyard.errors import UsageError, UserError
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.data.index import index as index_module
+from yoloyard.data.index.index import Index, find_index
+from yoloyard.data.index.selection import class_numbers, select
 
 
 def boxes_of(index: Index) -> dict[str, list[list[float]]]:

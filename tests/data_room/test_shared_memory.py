@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from yoloyard.config import TrainConfig
-from yoloyard.data import shared_memory
-from yoloyard.data.index import Index
-from yoloyard.data.loader import make_train_loader, make_val_loader
-from yoloyard.data.shared_memory import batch_bytes, shortage
-from yoloyard.structures import Batch
+from yoloyard.common.structures import Batch
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.index.index import Index
+from yoloyard.data.loading import shared_memory
+from yoloyard.data.loading.loader import make_train_loader, make_val_loader
+from yoloyard.data.loading.shared_memory import batch_bytes, shortage
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -64,11 +64,11 @@ def test_shared_memory_is_enough_for_the_batches_of_both_loaders_and_all_process
 
 PROGRAM = """
 import pathlib, sys
-from yoloyard.config import TrainConfig
-from yoloyard.data import shared_memory
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import load_index
-from yoloyard.data.loader import make_train_loader, make_val_loader
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.loading import shared_memory
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import load_index
+from yoloyard.data.loading.loader import make_train_loader, make_val_loader
 assert shared_memory.free_shared_memory() == 64 * 2**20
 index = load_index(read_data_yaml(pathlib.Path(sys.argv[1])), "train")
 config = TrainConfig(batch=16, workers=8, imgsz=640)

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from yoloyard.config import AugmentConfig, TrainConfig
-from yoloyard.data.index import Index
-from yoloyard.data.loader import make_train_loader
-from yoloyard.data.transform import Transform, restore
-from yoloyard.errors import UsageError, UserError
-from yoloyard.own_file import OwnFile
-from yoloyard.structures import Batch, Sample
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.structures import Batch, Sample
+from yoloyard.common.user_file import OwnFile
+from yoloyard.config.settings import AugmentConfig, TrainConfig
+from yoloyard.data.index.index import Index
+from yoloyard.data.loading.loader import make_train_loader
+from yoloyard.data.pixels.transform import Transform, restore
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 

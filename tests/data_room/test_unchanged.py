@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from yoloyard.data import index as index_module
-from yoloyard.data import unchanged
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import load_index
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index import index as index_module
+from yoloyard.data.index import unchanged
+from yoloyard.data.index.index import load_index
 
 MakeSet = Callable[..., Path]
 

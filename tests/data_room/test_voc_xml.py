@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import load_index
-from yoloyard.data.voc_xml import parse_voc
-from yoloyard.errors import UsageError
+from yoloyard.common.errors import UsageError
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.formats.voc_xml import parse_voc
+from yoloyard.data.index.index import load_index
 
 FILE = Path("Annotations/1.xml")
 SIZE = (30, 40)  # height, width

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from yoloyard.config import TrainConfig
-from yoloyard.data.index import Index
-from yoloyard.data.loader import _start_worker, make_train_loader
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.index.index import Index
+from yoloyard.data.loading.loader import _start_worker, make_train_loader
 
 FORK = multiprocessing.get_context("fork")
 
@@ -62,10 +62,10 @@ def test_workers_end_by_themselves_after_a_trainer_that_is_killed(make_set: Call
 import multiprocessing, os, pathlib, signal, sys
 from torch.utils.data._utils import worker
 worker.MP_STATUS_CHECK_INTERVAL = 0.1  # seconds between two looks whether the trainer lives; 5 otherwise
-from yoloyard.config import TrainConfig
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import load_index
-from yoloyard.data.loader import make_train_loader
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import load_index
+from yoloyard.data.loading.loader import make_train_loader
 index = load_index(read_data_yaml(pathlib.Path(sys.argv[1])), "train")
 loader = make_train_loader(index, TrainConfig(batch=4, imgsz=64, workers=1), start_method="fork")
 next(loader.epoch(0))

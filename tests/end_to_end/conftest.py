@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from commands import TINY, Command
-from yoloyard.cli import main
-from yoloyard.data.demo import write_demo
-from yoloyard.evaluation import plots
+from yoloyard.cli.main import main
+from yoloyard.demo.write import write_demo
+from yoloyard.evaluation.report import plots
 
 
 def exit_code(*words: object) -> int:

@@ -9,7 +9,7 @@ import torch
 from commands import Command, start
 from yoloyard.models.weights import load_model
 from yoloyard.training import trainer
-from yoloyard.training.checkpoint import read_facts
+from yoloyard.training.state.checkpoint import read_facts
 
 NETWORK = """\
 from torch import nn

@@ -146,7 +146,7 @@ def watch(event, arguments):
         if isinstance(address, tuple) and str(address[0]) not in ("127.0.0.1", "::1", "localhost"):
             print("CONNECTS", event, address, file=sys.stderr)
 sys.addaudithook(watch)
-from yoloyard.cli import main
+from yoloyard.cli.main import main
 main({["train", *map(str, TINY), "--data", str(data), "--epochs", "1", "--workers", "1", "--tensorboard"]!r})
 """
     program = program.replace("'--no-tensorboard', ", "")

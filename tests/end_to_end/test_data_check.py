@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from commands import TINY, Command
-from yoloyard.data import pictures
-from yoloyard.data.decode import decode_image
+from yoloyard.data.index import image_facts as pictures
+from yoloyard.data.pixels.decode import decode_image
 
 
 def rewrite(label: Path, *rows: str) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from commands import Command
 from foreign import published_network
-from yoloyard.data.data_yaml import read_data_yaml
+from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.models import registry
 from yoloyard.models.weights import read_weights
 
@@ -30,7 +30,7 @@ def checkpoint(data: Path, foreign_classes: None) -> Path:
 def test_a_float32_file_says_what_amp_would_do(
     checkpoint: Path, data: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch, native: bool
 ) -> None:
-    monkeypatch.setattr("yoloyard.device.cpu_has_bfloat16", lambda: native)
+    monkeypatch.setattr("yoloyard.common.device.cpu_has_bfloat16", lambda: native)
     for flags, is_said in (([], native), (["--no-amp"], False), (["--amp"], False)):
         code, out, err = yoloyard("val", "--weights", checkpoint, "--data", data, "--imgsz", 32, *flags)
         assert (code, err) == (0, "")

@@ -9,17 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from yoloyard.config import AugmentConfig, EvaluationConfig, TrainConfig
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.decode import decode_image
-from yoloyard.data.index import load_index
-from yoloyard.data.loader import make_train_loader, make_val_loader
-from yoloyard.device import precision_named
+from yoloyard.commands.predict import Model
+from yoloyard.common.device import precision_named
+from yoloyard.common.structures import images_to_float
+from yoloyard.config.settings import AugmentConfig, EvaluationConfig, TrainConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import load_index
+from yoloyard.data.loading.loader import make_train_loader, make_val_loader
+from yoloyard.data.pixels.decode import decode_image
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models import registry
 from yoloyard.models.weights import save_weights
-from yoloyard.predict import Model
-from yoloyard.structures import images_to_float
 
 UNCHANGED = AugmentConfig(mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0)
 TURNS = {  # how a picture is stored that is seen after the turn of EXIF 2.32, tag 0x0112

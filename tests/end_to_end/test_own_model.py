@@ -8,11 +8,11 @@ import torch
 import yaml
 
 from commands import TINY, Command
-from yoloyard.data.data_yaml import read_data_yaml
+from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.models import registry
 from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.weights import load_model, read_weights, save_weights
-from yoloyard.training.setup import prepare
+from yoloyard.training.setup.setup import prepare
 
 NETWORK = """\
 import torch

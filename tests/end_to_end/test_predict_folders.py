@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from yoloyard.errors import UsageError
-from yoloyard.files import new_run_folder
-from yoloyard.predict import find_sources
+from yoloyard.commands.predict import find_sources
+from yoloyard.common.errors import UsageError
+from yoloyard.common.files import new_run_folder
 
 
 @pytest.fixture

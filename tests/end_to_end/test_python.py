@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import yoloyard
-from yoloyard.config import TrainConfig, checked_words
-from yoloyard.errors import UsageError, UserError
+from yoloyard.commands.val import class_order, validate
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.config.settings import TrainConfig, checked_words
 from yoloyard.models import registry
 from yoloyard.models.weights import save_weights, transfer
-from yoloyard.val import class_order, validate
 
 RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
 
@@ -95,7 +95,7 @@ def test_images_of_any_shape_are_looked_at(shape: tuple[int, ...], weights: Path
 
 def test_classes_in_another_order_are_matched_by_name(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["scratch", "dent", "stain", "missing_screw", "crack"]
-    monkeypatch.setattr("yoloyard.evaluation.report.write_report", lambda *_, **__: None)
+    monkeypatch.setattr("yoloyard.evaluation.report.report.write_report", lambda *_, **__: None)
     found = {}
     moved = ["Crack", "dent ", "scratch", "missing_screw", "stain"]
     first = save(Path("first.safetensors"), names)
@@ -145,7 +145,7 @@ def test_resume_from_python_may_mean_the_newest_run(tmp_path: Path, monkeypatch:
 
 
 def test_validate_takes_what_load_takes(weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yoloyard.evaluation.report.write_report", lambda *_, **__: None)
+    monkeypatch.setattr("yoloyard.evaluation.report.report.write_report", lambda *_, **__: None)
     monkeypatch.setenv("HOME", str(weights.parent))
     names = ["scratch", "dent", "stain", "missing_screw", "crack"]
     save(weights.parent / "five.safetensors", names)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from commands import TINY, TINY_NETWORK, Command, start
-from yoloyard.errors import UserError
+from yoloyard.common.errors import UserError
 from yoloyard.models.weights import read_weights
 from yoloyard.training import run, trainer
 from yoloyard.training.interrupt import Interrupted

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from commands import TINY, Command
-from yoloyard import files
-from yoloyard.files import RunLock
+from yoloyard.common import files
+from yoloyard.common.files import RunLock
 
 
 def test_a_live_run_is_left_alone_and_named(data: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch) -> None:

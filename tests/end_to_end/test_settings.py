@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from commands import Command
-from yoloyard.cli import normal_arguments
-from yoloyard.config import TrainConfig, checked_words, read_words, whole_number, with_words
-from yoloyard.errors import UsageError
-from yoloyard.foreign_config import own_words
+from yoloyard.cli.main import normal_arguments
+from yoloyard.common.errors import UsageError
+from yoloyard.config.foreign import own_words
+from yoloyard.config.settings import TrainConfig, checked_words, read_words, whole_number, with_words
 from yoloyard.models.registry import plain_name
 
 

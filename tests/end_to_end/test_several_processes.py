@@ -12,8 +12,8 @@ import yaml
 
 import yoloyard as package
 from commands import TINY, Command, not_ignored, start
-from yoloyard.errors import UsageError
-from yoloyard.training.checkpoint import read_facts
+from yoloyard.common.errors import UsageError
+from yoloyard.training.state.checkpoint import read_facts
 
 TWO = [*TINY, "--processes", "2", "--hang-timeout", "4"]
 # Blocked as behind a kernel of a GPU: in C code that no signal and no closed connection ends.

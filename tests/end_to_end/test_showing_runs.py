@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from commands import TINY, Command
-from yoloyard.evaluation import coco
-from yoloyard.evaluation.showing import Showing
+from yoloyard.evaluation.metrics import coco
+from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.models.weights import read_weights, save_weights
 
 CHOSEN = "confidence above 0.123, suppression at IoU 0.65"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from commands import TINY, Command, start
-from yoloyard.files import restore_whole_folder
+from yoloyard.common.files import restore_whole_folder
 from yoloyard.models.weights import read_weights
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"

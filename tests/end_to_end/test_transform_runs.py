@@ -14,10 +14,10 @@ import torch
 
 import yoloyard as package
 from commands import TINY, TINY_NETWORK, Command
-from yoloyard.errors import UsageError
+from yoloyard.common.errors import UsageError
 from yoloyard.models.weights import read_weights
 from yoloyard.training.interrupt import Interrupted
-from yoloyard.training.monitor import EpochEnded, Event
+from yoloyard.training.listeners.monitor import EpochEnded, Event
 
 WORDS: dict[str, Any] = {
     "model": TINY_NETWORK, "imgsz": 64, "batch": 4, "nbs": 8, "amp": False, "tensorboard": False, "device": "cpu",

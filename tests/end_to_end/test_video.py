@@ -14,12 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from yoloyard import predict as predict_module
-from yoloyard.data.decode import decode_image
-from yoloyard.errors import UserError
-from yoloyard.predict import Model, find_sources, predict
-from yoloyard.structures import Detections
-from yoloyard.video import UnreadableError, VideoFile, read_frames
+from yoloyard.commands import predict as predict_module
+from yoloyard.commands.predict import Model, find_sources, predict
+from yoloyard.common.errors import UserError
+from yoloyard.common.structures import Detections
+from yoloyard.common.video import UnreadableError, VideoFile, read_frames
+from yoloyard.data.pixels.decode import decode_image
 
 
 class Finder(Model):

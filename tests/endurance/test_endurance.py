@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from yoloyard.data.demo import write_demo
+from yoloyard.demo.write import write_demo
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
@@ -80,10 +80,10 @@ def report():
 if __name__ == "__main__":
     atexit.register(report)  # the first one in, so that it is called when the workers have ended
 import hashlib, multiprocessing, pathlib, sys
-from yoloyard.config import TrainConfig
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.index import load_index
-from yoloyard.data.loader import make_train_loader, make_val_loader
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import load_index
+from yoloyard.data.loading.loader import make_train_loader, make_val_loader
 
 if __name__ == "__main__":
     workers, start_method = int(sys.argv[1]), sys.argv[2]

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from yoloyard.data.index import Index, Paths, Texts
-from yoloyard.data.problems import Problem
-from yoloyard.structures import Detections
+from yoloyard.common.structures import Detections
+from yoloyard.data.audit.problems import Problem
+from yoloyard.data.index.index import Index, Paths, Texts
 
 
 def make_index(

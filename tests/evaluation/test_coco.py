@@ -11,9 +11,9 @@ from evaluation_cases import detections, make_index, random_case
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yoloyard.data.index import Index
-from yoloyard.evaluation.coco import evaluate
-from yoloyard.structures import Detections
+from yoloyard.common.structures import Detections
+from yoloyard.data.index.index import Index
+from yoloyard.evaluation.metrics.coco import evaluate
 
 BOX = (10.0, 10.0, 50.0, 50.0)
 

@@ -8,10 +8,10 @@ from evaluation_cases import detections, make_index, random_case
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yoloyard.evaluation.coco import Metrics, evaluate
-from yoloyard.evaluation.matching import Pairs, match_greedily
-from yoloyard.evaluation.showing import Showing
-from yoloyard.structures import Detections
+from yoloyard.common.structures import Detections
+from yoloyard.evaluation.metrics.coco import Metrics, evaluate
+from yoloyard.evaluation.metrics.matching import Pairs, match_greedily
+from yoloyard.evaluation.metrics.showing import Showing
 
 # Three places that don't touch; `shifted` overlaps the box in the same place by IoU 2/3, `far` by 1/3.
 A, B, C = (0.0, 0.0, 100.0, 100.0), (200.0, 0.0, 300.0, 100.0), (400.0, 0.0, 500.0, 100.0)

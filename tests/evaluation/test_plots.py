@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from evaluation_cases import detections, make_index, random_case
 
-from yoloyard.evaluation import plots
-from yoloyard.evaluation.coco import evaluate
-from yoloyard.evaluation.drawing import draw_boxes
+from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.evaluation.predictions import save_json
+from yoloyard.evaluation.report import plots
+from yoloyard.evaluation.report.drawing import draw_boxes
 
 
 def test_svg_takes_the_pages_ink_and_keeps_names_as_text() -> None:

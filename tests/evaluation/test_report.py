@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from evaluation_cases import detections, make_index
 
-from yoloyard.data.index import Index
-from yoloyard.data.problems import Problem
-from yoloyard.errors import UserError
-from yoloyard.evaluation.coco import evaluate
-from yoloyard.evaluation.report import write_report
-from yoloyard.structures import Detections
+from yoloyard.common.errors import UserError
+from yoloyard.common.structures import Detections
+from yoloyard.data.audit.problems import Problem
+from yoloyard.data.index.index import Index
+from yoloyard.evaluation.metrics.coco import evaluate
+from yoloyard.evaluation.report.report import write_report
 
 NASTY = "<script>alert('x')</script> & \"$y$\""
 BOX = (100.0, 100.0, 300.0, 300.0)

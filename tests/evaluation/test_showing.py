@@ -9,15 +9,15 @@ import pytest
 import torch
 from evaluation_cases import detections, make_index, random_case
 
-from yoloyard.config import EvaluationConfig
-from yoloyard.evaluation.coco import Metrics, evaluate
-from yoloyard.evaluation.matching import gather_found
-from yoloyard.evaluation.showing import IOUS, MIN_CONF, TOLERANCE, Showing, shown, shown_rows
+from yoloyard.commands.predict import Model
+from yoloyard.common.nms import suppress_found
+from yoloyard.common.structures import Detections
+from yoloyard.config.settings import EvaluationConfig
+from yoloyard.evaluation.metrics.coco import Metrics, evaluate
+from yoloyard.evaluation.metrics.matching import gather_found
+from yoloyard.evaluation.metrics.showing import IOUS, MIN_CONF, TOLERANCE, Showing, shown, shown_rows
 from yoloyard.models import registry
 from yoloyard.models.weights import save_weights
-from yoloyard.nms import suppress_found
-from yoloyard.predict import Model
-from yoloyard.structures import Detections
 
 BOX, ELSEWHERE = (0.0, 0.0, 100.0, 100.0), (300.0, 300.0, 400.0, 400.0)
 

@@ -7,12 +7,12 @@ import torch
 from device_traffic import maps_with_objects, traffic
 from torch import Tensor, nn
 
-from yoloyard import nms
-from yoloyard.config import EvaluationConfig
-from yoloyard.device import Precision
+from yoloyard.common import nms
+from yoloyard.common.device import Precision
+from yoloyard.common.structures import Batch, Detections, ImageTransform
+from yoloyard.config.settings import EvaluationConfig
 from yoloyard.evaluation.validate import detect, predict_all
 from yoloyard.models.heads import AnchorFreeHead
-from yoloyard.structures import Batch, Detections, ImageTransform
 
 IMAGES, SIDE = 32, 320
 FLOAT32 = Precision("cpu", torch.float32)

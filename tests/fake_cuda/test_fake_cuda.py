@@ -16,18 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from launches import Launches
 from on_device import some_batch
-from yoloyard.config import EvaluationConfig, OptimizerConfig, TrainConfig
-from yoloyard.device import Precision
+from yoloyard.common.device import Precision
+from yoloyard.common.structures import Batch, ImageTransform, images_to_float
+from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig
 from yoloyard.evaluation.validate import detect
 from yoloyard.models import fused, registry
 from yoloyard.models.detector import Detector
-from yoloyard.structures import Batch, ImageTransform, images_to_float
-from yoloyard.training import ema
-from yoloyard.training.criterion import choose_criterion
-from yoloyard.training.ema import ExponentialMovingAverage
-from yoloyard.training.multi_scale import resize
-from yoloyard.training.optimizer import build_optimizer
-from yoloyard.training.step import Update
+from yoloyard.training.engine import ema
+from yoloyard.training.engine.criterion import choose_criterion
+from yoloyard.training.engine.ema import ExponentialMovingAverage
+from yoloyard.training.engine.multi_scale import resize
+from yoloyard.training.engine.optimizer import build_optimizer
+from yoloyard.training.engine.step import Update
 
 pytestmark = [
     pytest.mark.fake_cuda,

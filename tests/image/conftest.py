@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from containers import BASE, BUILD_OPTIONS, CONTAINERS_CONF, OWNER, REPOSITORY, ROOT, Yard, attempt, run, say, yoloyard
-from yoloyard.data.demo import write_demo
+from yoloyard.demo.write import write_demo
 
 
 @pytest.fixture(scope="session", autouse=True)

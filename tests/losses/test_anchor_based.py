@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from memory import LiveBytes
-from yoloyard.boxes import complete_iou, cxcywh_to_xyxy
+from yoloyard.common.boxes import complete_iou, cxcywh_to_xyxy
 from yoloyard.losses.anchor_based import AnchorBasedLoss
 from yoloyard.models import registry
 from yoloyard.models.yolov5 import P5_ANCHORS, P6_ANCHORS

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from yoloyard.boxes import anchor_points, complete_iou
+from yoloyard.common.boxes import anchor_points, complete_iou
 from yoloyard.losses import assign as module
 from yoloyard.losses.assign import Assignment, Shapes, assign
 

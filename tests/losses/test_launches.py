@@ -6,12 +6,12 @@ from torch import Tensor
 
 from launches import Launches
 from memory import LiveBytes
-from yoloyard.config import TrainConfig
+from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import task_aligned
 from yoloyard.losses.assign import BYTES_OF_A_PAIR, assign
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
-from yoloyard.training.criterion import SHARE_OF_MEMORY, choose_criterion
+from yoloyard.training.engine.criterion import SHARE_OF_MEMORY, choose_criterion
 
 BATCH, SIZE, BOXES, CLASSES = 64, 640, 256, 80
 CARD_OF_24_GB = int(23.5 * 2**30)  # bytes that are free on one before the first step

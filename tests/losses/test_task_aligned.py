@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from memory import LiveBytes
-from yoloyard.boxes import complete_iou
+from yoloyard.common.boxes import complete_iou
 from yoloyard.losses import points_in_boxes
 from yoloyard.losses.task_aligned import TaskAlignedLoss, _distribution_loss
 from yoloyard.models import registry

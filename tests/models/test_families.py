@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from reference import ANCHORS, POINT_STEP, formula_images, formula_state_dict, model_file, numbers
-from yoloyard.boxes import xyxy_to_cxcywh
-from yoloyard.errors import UsageError
+from yoloyard.common.boxes import xyxy_to_cxcywh
+from yoloyard.common.errors import UsageError
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.profile import profile

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from yoloyard.common.nms import suppress, suppress_found
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
-from yoloyard.nms import suppress, suppress_found
 
 FAMILIES = ["yolov5n", "yolov8n", "yolo11n", "yolo12n"]
 

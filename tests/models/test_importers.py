@@ -21,13 +21,13 @@ from torch import nn
 
 from foreign import Options, published_network
 from reference import formula_images, formula_state_dict
-from yoloyard.errors import UserError
+from yoloyard.common.errors import UserError
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
-from yoloyard.models.importers import read_checkpoint
-from yoloyard.models.inert_pickle import Storage, TensorView, as_mapping, as_tensor
-from yoloyard.models.torch_files import Checkpoint, names_in
+from yoloyard.models.importing.importers import read_checkpoint
+from yoloyard.models.importing.inert_pickle import Storage, TensorView, as_mapping, as_tensor
+from yoloyard.models.importing.torch_files import Checkpoint, names_in
 from yoloyard.models.weights import load_model
 
 
@@ -320,7 +320,7 @@ def test_each_hostile_file_ends_in_one_line(tmp_path: Path) -> None:
         file.write_bytes(archive_of(content))
     program = (
         "import resource, sys; from pathlib import Path; from yoloyard.models.weights import load_model\n"
-        "from yoloyard.errors import UserError\n"
+        "from yoloyard.common.errors import UserError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for file in sys.argv[1:]:\n"
         "    try: load_model(Path(file))\n"

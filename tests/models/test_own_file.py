@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from yoloyard.errors import UsageError, UserError
-from yoloyard.models import own_model, registry
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.models import custom_model as own_model
+from yoloyard.models import registry
 from yoloyard.models.heads import AnchorBasedHead
 
 NETWORK = """\

@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from yoloyard.errors import UserError
+from yoloyard.common.errors import UserError
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead

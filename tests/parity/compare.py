@@ -29,7 +29,7 @@ from reference import (
     padded_targets,
     random_targets,
 )
-from yoloyard.boxes import xyxy_to_cxcywh
+from yoloyard.common.boxes import xyxy_to_cxcywh
 from yoloyard.losses.anchor_based import AnchorBasedLoss
 from yoloyard.losses.task_aligned import TaskAlignedLoss
 from yoloyard.models.detector import Detector

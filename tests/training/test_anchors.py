@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from yoloyard.data.index import Index, Paths, Texts
+from yoloyard.data.index.index import Index, Paths, Texts
 from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.yolov5 import P5_ANCHORS, build
-from yoloyard.training.anchors import fit_anchors, make_anchors, recall_by_size
+from yoloyard.training.setup.anchors import fit_anchors, make_anchors, recall_by_size
 
 
 def index_of(boxes: list[np.ndarray], size: tuple[int, int] = (640, 640)) -> Index:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from yoloyard.config import TrainConfig
-from yoloyard.data.index import Index
-from yoloyard.errors import UsageError
+from yoloyard.common.errors import UsageError
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.index.index import Index
 from yoloyard.models import registry
-from yoloyard.training.class_weights import as_line, balanced, parse, resolve
-from yoloyard.training.criterion import choose_criterion
+from yoloyard.training.engine.criterion import choose_criterion
+from yoloyard.training.setup.class_weights import as_line, balanced, parse, resolve
 
 
 def test_balanced_weights_are_inverse_roots_with_mean_one_over_the_boxes() -> None:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from processes import gradients_of, run_together
-from yoloyard.device import Precision
+from yoloyard.common.device import Precision
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
-from yoloyard.training.compilation import compile_network
-from yoloyard.training.parallel import exchanging, join_team, parallelize
+from yoloyard.training.distributed.parallel import exchanging, join_team, parallelize
+from yoloyard.training.engine.compilation import compile_network
 
 FLOAT32 = Precision("cpu", torch.float32)
 SHAPE = (2, 3, 64, 64)

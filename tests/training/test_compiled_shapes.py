@@ -7,9 +7,9 @@ import torch
 from test_compilation import FLOAT32, Small
 from torch import nn
 
-from yoloyard.config import TrainConfig, with_words
-from yoloyard.errors import memory_line
-from yoloyard.training.compilation import compile_network, shape_to_try, shapes_vary
+from yoloyard.common.errors import memory_line
+from yoloyard.config.settings import TrainConfig, with_words
+from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 
 
 def config(**words: object) -> TrainConfig:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from on_device import some_batch
-from yoloyard import structures
-from yoloyard.training.step import Outcome
+from yoloyard.common import structures
+from yoloyard.training.engine.step import Outcome
 
 ACCELERATORS = ["cuda", "mps", "xpu"]
 

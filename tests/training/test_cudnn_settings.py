@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from yoloyard.config import TrainConfig, with_words
-from yoloyard.device import Precision, precision_text, repeated_shapes
-from yoloyard.training.compilation import shapes_vary
+from yoloyard.common.device import Precision, precision_text, repeated_shapes
+from yoloyard.config.settings import TrainConfig, with_words
+from yoloyard.training.engine.compilation import shapes_vary
 
 FLOAT32 = Precision("cuda", torch.float32)
 GPU, CPU = torch.device("cuda", 1), torch.device("cpu")

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from yoloyard import device
-from yoloyard.device import give_memory_back, reuse_memory
+from yoloyard.common import device
+from yoloyard.common.device import give_memory_back, reuse_memory
 
 # glibc counts bytes itself: `arena` has come from the system by the heap, `mapped` in blocks of their own.
 SCRIPT = """
 import ctypes, json
 import torch
-from yoloyard.device import reuse_memory
+from yoloyard.common.device import reuse_memory
 
 NAMES = ("arena", "ordblks", "smblks", "hblks", "mapped", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 

@@ -6,7 +6,7 @@ import warnings
 import pytest
 from rich.console import Console
 
-from yoloyard.training.monitor import Monitor
+from yoloyard.training.listeners.monitor import Monitor
 
 
 @pytest.mark.parametrize(

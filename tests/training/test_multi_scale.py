@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from yoloyard.config import TrainConfig
-from yoloyard.structures import Batch
-from yoloyard.training.multi_scale import draw_side, resize, vary_size
+from yoloyard.common.structures import Batch
+from yoloyard.config.settings import TrainConfig
+from yoloyard.training.engine.multi_scale import draw_side, resize, vary_size
 
 
 def batch_with_a_square(height: int = 64, width: int = 64) -> Batch:

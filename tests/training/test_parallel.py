@@ -17,12 +17,12 @@ import torch.distributed as dist
 
 from on_device import Training
 from processes import run_together
-from yoloyard.device import Precision
-from yoloyard.errors import SilentError, UserError
-from yoloyard.training import parallel, process_identity
-from yoloyard.training.checkpoint import Progress, TrainingState, read_facts, restore_checkpoint, save_checkpoint
-from yoloyard.training.parallel import LostProcessError, Shown, Team, agreed_precision, find_loss, join_team
-from yoloyard.training.randomness import random_state, seed_all
+from yoloyard.common.device import Precision
+from yoloyard.common.errors import SilentError, UserError
+from yoloyard.training.distributed import parallel, process_identity
+from yoloyard.training.distributed.parallel import LostProcessError, Shown, Team, agreed_precision, find_loss, join_team
+from yoloyard.training.state.checkpoint import Progress, TrainingState, read_facts, restore_checkpoint, save_checkpoint
+from yoloyard.training.state.randomness import random_state, seed_all
 
 ELSEWHERE = Shown("other-start pid:[1] 7 7", places=9)  # on another host, where nobody can look
 GONE = Shown(" ".join([*process_identity.own_identity().split()[:3], "1"]))  # our number, of a process that was before

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 
 from processes import gradients_of, run_together
-from yoloyard.config import to_words
-from yoloyard.data.demo import write_demo
-from yoloyard.data.index import Index
-from yoloyard.data.loader import make_val_loader
+from yoloyard.common.structures import Detections, images_to_float
+from yoloyard.config.settings import to_words
+from yoloyard.data.index.index import Index
+from yoloyard.data.loading.loader import make_val_loader
+from yoloyard.demo.write import write_demo
 from yoloyard.evaluation.validate import predict_all
-from yoloyard.structures import Detections, images_to_float
 from yoloyard.training import trainer
-from yoloyard.training.checkpoint import read_facts, restore_checkpoint
+from yoloyard.training.distributed.parallel import join_team
 from yoloyard.training.interrupt import InterruptRequest
-from yoloyard.training.monitor import Monitor
-from yoloyard.training.parallel import join_team
-from yoloyard.training.results import validation_batch
-from yoloyard.training.setup import Setup, prepare, rebuild
+from yoloyard.training.listeners.monitor import Monitor
+from yoloyard.training.listeners.results import validation_batch
+from yoloyard.training.setup.setup import Setup, prepare, rebuild
+from yoloyard.training.state.checkpoint import read_facts, restore_checkpoint
 
 EPOCHS = 6
 STEPS = 4 * EPOCHS

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from yoloyard.config import OptimizerConfig, TrainConfig, with_words
+from yoloyard.config.recipes import RECIPES, fit_to_run, published
+from yoloyard.config.settings import OptimizerConfig, TrainConfig, with_words
 from yoloyard.models import registry
-from yoloyard.recipes import RECIPES, fit_to_run, published
-from yoloyard.training.optimizer import Schedule, build_optimizer, parameter_groups
+from yoloyard.training.engine.optimizer import Schedule, build_optimizer, parameter_groups
 
 
 def test_groups_of_yolo11n() -> None:

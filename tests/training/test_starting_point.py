@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from yoloyard.config import TrainConfig, checked_words
-from yoloyard.errors import UsageError
+from yoloyard.common.errors import UsageError
+from yoloyard.config.settings import TrainConfig, checked_words
 from yoloyard.models import registry
-from yoloyard.training.starting_point import starting_point
+from yoloyard.training.setup.starting_point import starting_point
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from memory import SavedBytes
 from on_device import everything
-from yoloyard.config import OptimizerConfig, TrainConfig
-from yoloyard.device import Precision
+from yoloyard.common.device import Precision
+from yoloyard.common.structures import Batch
+from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
-from yoloyard.structures import Batch
-from yoloyard.training import ema
-from yoloyard.training.criterion import choose_criterion
-from yoloyard.training.ema import ExponentialMovingAverage
-from yoloyard.training.optimizer import build_optimizer
-from yoloyard.training.step import Outcome, Update, forward_backward
+from yoloyard.training.engine import ema
+from yoloyard.training.engine.criterion import choose_criterion
+from yoloyard.training.engine.ema import ExponentialMovingAverage
+from yoloyard.training.engine.optimizer import build_optimizer
+from yoloyard.training.engine.step import Outcome, Update, forward_backward
 
 FLOAT32 = Precision("cpu", torch.float32)
 NANO = ("yolo11n", "yolo12n", "yolov5n", "yolov5n6")
@@ -197,7 +197,7 @@ def test_a_layer_that_stands_in_two_places_is_averaged_and_updated_once() -> Non
 @pytest.mark.parametrize("model", ["yolo11n", "yolov5n"])
 def test_the_norm_of_all_processes_divides_each_ones_loss(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes with half a batch each, their gradients averaged, have the gradient of one with the whole."""
-    from yoloyard.training import step
+    from yoloyard.training.engine import step
 
     whole, batch = Stage(model=model), some_batch(images=4)
     for module in whole.detector.modules():

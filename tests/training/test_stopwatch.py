@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from on_device import some_batch
-from yoloyard.structures import Batch
+from yoloyard.common.structures import Batch
 from yoloyard.training.stopwatch import Stopwatch
 
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from yoloyard.config import TrainConfig
-from yoloyard.data.decode import decode_image
-from yoloyard.errors import UsageError, UserError
-from yoloyard.evaluation.drawing import draw_boxes
-from yoloyard.structures import Detections
-from yoloyard.training.trackers import Trackers, check_trackers, open_trackers
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.structures import Detections
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.pixels.decode import decode_image
+from yoloyard.evaluation.report.drawing import draw_boxes
+from yoloyard.training.listeners.trackers import Trackers, check_trackers, open_trackers
 
 RECORD = {"epoch": 1, "train/box": 2.5, "val/map50": 0.25}
 PICTURE = np.full((32, 48, 3), 90, np.uint8)

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from processes import run_together
-from yoloyard.config import OptimizerConfig, TrainConfig
-from yoloyard.device import Precision
+from yoloyard.common.device import Precision
+from yoloyard.common.structures import Batch
+from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
-from yoloyard.structures import Batch
-from yoloyard.training.checkpoint import Progress, TrainingState, read_facts, restore_checkpoint, save_checkpoint
-from yoloyard.training.criterion import choose_criterion
-from yoloyard.training.ema import ExponentialMovingAverage
-from yoloyard.training.optimizer import build_optimizer
-from yoloyard.training.parallel import Team, exchanging, join_team, parallelize
-from yoloyard.training.randomness import random_state
-from yoloyard.training.step import Update, forward_backward
+from yoloyard.training.distributed.parallel import Team, exchanging, join_team, parallelize
+from yoloyard.training.engine.criterion import choose_criterion
+from yoloyard.training.engine.ema import ExponentialMovingAverage
+from yoloyard.training.engine.optimizer import build_optimizer
+from yoloyard.training.engine.step import Update, forward_backward
+from yoloyard.training.state.checkpoint import Progress, TrainingState, read_facts, restore_checkpoint, save_checkpoint
+from yoloyard.training.state.randomness import random_state
 
 CPU = torch.device("cpu")
 PLAIN = Precision("cpu", torch.float32)

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from yoloyard.config import TrainConfig
-from yoloyard.data.data_yaml import read_data_yaml
-from yoloyard.data.demo import write_demo
-from yoloyard.data.index import load_index
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import load_index
+from yoloyard.demo.write import write_demo
 from yoloyard.models import registry
-from yoloyard.training import setup
+from yoloyard.training.setup import setup
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from yoloyard.data.index import Index
-from yoloyard.files import write_whole_text
-from yoloyard.structures import Detections
+from yoloyard.common.files import write_whole_text
+from yoloyard.common.structures import Detections
+from yoloyard.data.index.index import Index
 
 
 def save_json(path: Path, index: Index, predictions: Mapping[int, Detections]) -> None:

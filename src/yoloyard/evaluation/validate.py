@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from yoloyard.config import EvaluationConfig
-from yoloyard.device import Precision
-from yoloyard.nms import suppress_found
-from yoloyard.structures import Batch, Detections, ImageTransform, images_to_float, send
+from yoloyard.common.device import Precision
+from yoloyard.common.nms import suppress_found
+from yoloyard.common.structures import Batch, Detections, ImageTransform, images_to_float, send
+from yoloyard.config.settings import EvaluationConfig
 
 
 @torch.inference_mode()

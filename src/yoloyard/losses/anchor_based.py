@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from yoloyard.boxes import complete_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
+from yoloyard.common.boxes import complete_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
 
 THREE_LEVELS = (4.0, 1.0, 0.4)  # weights of the levels' objectness
 MORE_LEVELS = (4.0, 1.0, 0.25, 0.06, 0.02)

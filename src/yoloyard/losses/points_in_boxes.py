@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yoloyard.boxes import complete_iou
+from yoloyard.common.boxes import complete_iou
 from yoloyard.losses.assign import EPS, TOP_K, alignment_of, is_inside, widened
 
 MOST_PAIRS = 2**22  # 32 MB for each number of a pair

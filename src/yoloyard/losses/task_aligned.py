@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from yoloyard.boxes import anchor_points, complete_iou
+from yoloyard.common.boxes import anchor_points, complete_iou
 from yoloyard.losses.assign import PAIRS_AT_ONCE, Assignment, assign
 from yoloyard.losses.points_in_boxes import assign_inside, by_level, class_loss, distinct, look_up, pairs_inside, take
 

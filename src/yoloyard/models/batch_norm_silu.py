@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from yoloyard.device import has_cpu_paths
+from yoloyard.common.device import has_cpu_paths
 
 
 def can_be_one(bn: nn.Module, activation: nn.Module, x: Tensor) -> bool:

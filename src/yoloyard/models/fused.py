@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from yoloyard.device import has_cpu_paths
+from yoloyard.common.device import has_cpu_paths
 from yoloyard.models.blocks import Conv
 
 Module = TypeVar("Module", bound=nn.Module)

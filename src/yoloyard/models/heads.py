@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from yoloyard.boxes import anchor_points
+from yoloyard.common.boxes import anchor_points
 from yoloyard.models.blocks import Activation, Conv
 
 MOST_LEVELS = 5  # of an anchor-based head: so many weights of levels are published

@@ -15,12 +15,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from yoloyard import files
-from yoloyard.errors import UsageError, UserError
-from yoloyard.models import importers, own_model, registry
+from yoloyard.common import files
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.models import custom_model as own_model
+from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
-from yoloyard.models.torch_files import is_torch_file
+from yoloyard.models.importing import importers
+from yoloyard.models.importing.torch_files import is_torch_file
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")  # suffixes that are read
 

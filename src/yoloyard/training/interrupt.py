@@ -8,7 +8,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from yoloyard.errors import UserError
+from yoloyard.common.errors import UserError
 
 
 class Interrupted(UserError):  # noqa: N818  # it is no error

@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from yoloyard.config import NEWEST, TrainConfig, checked_words
-from yoloyard.data.descriptors import check_limit
-from yoloyard.device import choose_device
-from yoloyard.errors import UsageError
-from yoloyard.files import RunLock, restore_whole_folder, whole_folder
-from yoloyard.training.checkpoint import read_facts
-from yoloyard.training.launch import command, processes_wanted
-from yoloyard.training.monitor import Event, Monitor
-from yoloyard.training.parallel import agreed_precision, is_one_of_several, join_team, local_rank
-from yoloyard.training.setup import Setup, prepare, prepare_resume, rebuild
+from yoloyard.common.device import choose_device
+from yoloyard.common.errors import UsageError
+from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
+from yoloyard.config.settings import NEWEST, TrainConfig, checked_words
+from yoloyard.data.loading.descriptors import check_limit
+from yoloyard.training.distributed.launch import command, processes_wanted
+from yoloyard.training.distributed.parallel import agreed_precision, is_one_of_several, join_team, local_rank
+from yoloyard.training.listeners.monitor import Event, Monitor
+from yoloyard.training.setup.setup import Setup, prepare, prepare_resume, rebuild
+from yoloyard.training.state.checkpoint import read_facts
 from yoloyard.training.trainer import Result, fit
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from yoloyard.structures import Batch
+from yoloyard.common.structures import Batch
 
 
 class Stopwatch:

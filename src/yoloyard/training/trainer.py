@@ -19,11 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from yoloyard import environment
-from yoloyard.cores import Threads
-from yoloyard.data.decode import decode_image
-from yoloyard.data.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
-from yoloyard.device import (
+from yoloyard.common.cores import Threads
+from yoloyard.common.device import (
     free_bytes,
     give_memory_back,
     has_cpu_paths,
@@ -32,30 +29,46 @@ from yoloyard.device import (
     repeated_shapes,
     reuse_memory,
 )
-from yoloyard.errors import UserError
-from yoloyard.evaluation.coco import Metrics, evaluate
-from yoloyard.evaluation.showing import shown
+from yoloyard.common.errors import UserError
+from yoloyard.common.files import write_whole_text
+from yoloyard.common.structures import Detections
+from yoloyard.data.loading.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
+from yoloyard.data.pixels.decode import decode_image
+from yoloyard.evaluation.metrics.coco import Metrics, evaluate
+from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.validate import predict_all
-from yoloyard.files import write_whole_text
+from yoloyard.machines import environment
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
-from yoloyard.structures import Detections
-from yoloyard.training.checkpoint import Progress, TrainingState, copy_checkpoint, restore_checkpoint, save_checkpoint
-from yoloyard.training.compilation import compile_network, shape_to_try, shapes_vary
-from yoloyard.training.criterion import Criterion, choose_criterion
-from yoloyard.training.ema import ExponentialMovingAverage
+from yoloyard.training.distributed.parallel import Team, exchanging, parallelize
+from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
+from yoloyard.training.engine.criterion import Criterion, choose_criterion
+from yoloyard.training.engine.ema import ExponentialMovingAverage
+from yoloyard.training.engine.multi_scale import vary_size
+from yoloyard.training.engine.optimizer import Schedule, build_optimizer
+from yoloyard.training.engine.step import Outcome, Update, Verdict, forward_backward
 from yoloyard.training.interrupt import Interrupted, InterruptRequest
-from yoloyard.training.monitor import AlertRaised, CheckpointWritten, EpochEnded, Monitor, as_record, memory_gigabytes
-from yoloyard.training.multi_scale import vary_size
-from yoloyard.training.optimizer import Schedule, build_optimizer
-from yoloyard.training.parallel import Team, exchanging, parallelize
-from yoloyard.training.randomness import random_state, seed_all
-from yoloyard.training.results import save_run_weights, validation_batch, write_run_report
-from yoloyard.training.setup import Setup
-from yoloyard.training.starting_point import set_training_mode
-from yoloyard.training.step import Outcome, Update, Verdict, forward_backward
+from yoloyard.training.listeners.monitor import (
+    AlertRaised,
+    CheckpointWritten,
+    EpochEnded,
+    Monitor,
+    as_record,
+    memory_gigabytes,
+)
+from yoloyard.training.listeners.results import save_run_weights, validation_batch, write_run_report
+from yoloyard.training.listeners.trackers import Trackers, open_trackers
+from yoloyard.training.setup.setup import Setup
+from yoloyard.training.setup.starting_point import set_training_mode
+from yoloyard.training.state.checkpoint import (
+    Progress,
+    TrainingState,
+    copy_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from yoloyard.training.state.randomness import random_state, seed_all
 from yoloyard.training.stopwatch import Stopwatch
-from yoloyard.training.trackers import Trackers, open_trackers
 
 BAD_STEPS = 3  # so many in a row stop the run
 IMAGES_NAMED = 20  # of a bad step

@@ -1,0 +1,85 @@
+"""The commands `up`, `down`, `shell` and `jupyter`: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+from cyclopts import Parameter
+
+_On = Annotated[str | None, Parameter(help="another machine: ssh://user@host or ssh://user@host:port")]
+_Engine = Annotated[Literal["docker", "podman"] | None, Parameter(help="default: the one that is there")]
+_Port = cyclopts.validators.Number(gte=1, lte=65535)
+
+
+def register(app: cyclopts.App) -> None:
+    """Add the commands to the command line."""
+    for command in (up, down, shell, jupyter):
+        app.command(command)
+
+
+def up(
+    *,
+    tag: Annotated[str | None, Parameter(help="of the image; default: the newest that fits driver and GPU")] = None,
+    gpus: Annotated[str | None, Parameter(help="all, none, or numbers like 0,1; default: all there are")] = None,
+    on: _On = None,
+    engine: _Engine = None,
+    address: Annotated[
+        str | None, Parameter(help="where the ports listen; 0.0.0.0 lets the whole network in; default: 127.0.0.1")
+    ] = None,
+    jupyter_port: Annotated[int | None, Parameter(help="default: 8888 or the next free", validator=_Port)] = None,
+    ssh_port: Annotated[int | None, Parameter(help="default: 2222 or the next free", validator=_Port)] = None,
+    tensorboard_port: Annotated[int | None, Parameter(help="default: 6006 or the next free", validator=_Port)] = None,
+    shm_size: Annotated[str | None, Parameter(help="limit of shared memory; default: 8gb")] = None,
+    data: Annotated[str | None, Parameter(help="a folder to see as /data; default: a volume")] = None,
+    yes: Annotated[bool, Parameter(help="with --on: copy the folder whatever its size", negative="")] = False,
+) -> None:
+    """Start the container of the current folder: Jupyter, TensorBoard, SSH; here or on another machine."""
+    from yoloyard.machines.containers.local import Wishes
+    from yoloyard.machines.containers.local import up as run
+
+    wishes = Wishes(tag, gpus, address, jupyter_port, ssh_port, tensorboard_port, shm_size, data)
+    run(Path.cwd(), on, engine, wishes, yes, _say)
+
+
+def down(
+    *,
+    on: _On = None,
+    engine: _Engine = None,
+    volumes: Annotated[bool, Parameter(help="delete its volumes too: data, caches, host keys", negative="")] = False,
+) -> None:
+    """Stop the container of the current folder; what trains has two minutes to save."""
+    from yoloyard.machines.containers.local import down as run
+
+    run(Path.cwd(), on, engine, volumes, _say)
+
+
+def shell(
+    *command: Annotated[str, Parameter(help="default: a shell", allow_leading_hyphen=True)],
+    on: _On = None,
+    engine: _Engine = None,
+) -> None:
+    """Open a shell in the container, or run a command there; flags of our own come before it."""
+    from yoloyard.machines.containers.local import shell as run
+
+    sys.exit(run(Path.cwd(), on, engine, command))
+
+
+def jupyter(
+    *,
+    on: _On = None,
+    engine: _Engine = None,
+    open_browser: Annotated[bool, Parameter(name="--open", help="open the browser", negative="")] = False,
+) -> None:
+    """Print the address of JupyterLab; with --on, keep a tunnel to it open until Ctrl-C."""
+    import webbrowser  # which --help needn't load
+
+    from yoloyard.machines.containers.local import jupyter as run
+
+    run(Path.cwd(), on, engine, webbrowser.open if open_browser else lambda _: None, _say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

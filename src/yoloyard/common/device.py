@@ -1,0 +1,202 @@
+"""Where the work is done and in which precision: decided once, from the configuration and what the hardware has."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from yoloyard.common.errors import UsageError
+
+CPU_PIXELS = 2 * 640**2  # of images that a network gets at once: more are no faster, on two cores, and need more memory
+GPU_BYTES = 1024  # for a pixel of an image: the maps of the largest networks take 468 in float32
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
+PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)  # what can do one can do those after it
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The type of the arithmetic: float32, bfloat16, or float16 with loss scaling."""
+
+    device_type: str
+    dtype: torch.dtype
+
+    @property
+    def name(self) -> str:
+        """`float32`, `bfloat16` or `float16`."""
+        return str(self.dtype).removeprefix("torch.")
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the model runs."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device_type, self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss where gradients would underflow (float16); does nothing otherwise."""
+        enabled = self.dtype == torch.float16 or runs_as_on_a_gpu()
+        return torch.amp.GradScaler(self.device_type, enabled=enabled)
+
+
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device that a user means by auto, cpu, cuda, mps, 0, 1 ... Raises UsageError if it is not there.
+
+    All but the CPU have an index, 0 if none is named. `local_rank`: of several processes on this machine, which is
+    asking; each gets a GPU of its own, in the order of a list such as "0,1".
+    """
+    name = name.strip(" []()").lower()  # a list as Python and YAML write it
+    names = name.split(",")
+    if len(names) > 1:
+        if local_rank >= len(names):
+            raise UsageError(f"--device {name} names {len(names)} devices, but there are more processes than that")
+        return choose_device(names[local_rank].strip())
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        name = "cpu" if accelerator is None else accelerator.type
+    try:
+        named = f"cuda:{int(name)}" if name.isdecimal() else name
+        with warnings.catch_warnings(action="ignore"):  # torch knows kinds of which it warns
+            device = torch.device(named)
+        if device.index is not None and not named.endswith(f":{device.index}"):
+            raise ValueError(f"torch takes {named} for {device}")
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise UsageError(f"unknown device '{name}': say auto, cpu, cuda, mps or the number of a GPU") from error
+    if device.type == "cpu" and not device.index:
+        return torch.device("cpu")  # cpu:0 is torch's other name of it
+    if device.type in ("cpu", "meta"):
+        raise UsageError(f"there is no device '{name}' to compute on: say auto, cpu, cuda, mps or the number of a GPU")
+    if device.index is None:  # torch.distributed takes no device without one
+        device = torch.device(device.type, local_rank)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    there = torch.accelerator.device_count() if accelerator is not None and accelerator.type == device.type else 0
+    if device.index >= there:
+        found = f"{there} of that kind" if there else f"only {accelerator or 'cpu'}"
+        shown = device if local_rank else name
+        raise UsageError(f"there is no device '{shown}' here ({found}); say --device auto or --device cpu")
+    return device
+
+
+def choose_precision(device: torch.device, amp: bool) -> Precision:
+    """bfloat16 where the hardware has it, float16 on older GPUs, float32 elsewhere and where `amp` is off."""
+    if not amp:
+        dtype = torch.float32
+    elif device.type == "cuda":
+        # Of this device, where torch's own question is of the current one. All that ROCm supports have it.
+        native = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+        dtype = torch.bfloat16 if native else torch.float16
+    elif device.type == "cpu" and cpu_has_bfloat16():
+        dtype = torch.bfloat16
+    else:
+        dtype = torch.float32
+    return Precision(device.type, dtype)
+
+
+def precision_named(device: torch.device, name: str) -> Precision:
+    """The precision that a weight file was evaluated in; float32 where this device can't do it at speed."""
+    if name == "float32":
+        return Precision(device.type, torch.float32)
+    return choose_precision(device, amp=True)
+
+
+def precision_text(precision: Precision, device: torch.device) -> str:
+    """The precision as a user is told it: from Ampere on torch's default for float32 convolutions is TF32."""
+    has_tf32 = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 8
+    if precision.dtype == torch.float32 and has_tf32 and _convolutions_use_tf32():
+        return f"{precision.name} (convolutions in TF32)"
+    return precision.name
+
+
+def _convolutions_use_tf32() -> bool:
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":  # cuDNN's own switch
+        return False
+    convolutions = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and later, which refuse to mix both ways
+    if convolutions is not None:
+        return bool(convolutions.fp32_precision == "tf32")
+    return bool(torch.backends.cudnn.allow_tf32)
+
+
+@contextmanager
+def repeated_shapes(repeat: bool = True) -> Iterator[None]:
+    """Inside, cuDNN tries its algorithms on the first batch of each shape and takes the fastest, if `repeat`.
+
+    That pays where few shapes come often. It changes nothing on other devices, nor what a caller has set outside.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = repeat
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def cpu_has_bfloat16() -> bool:
+    """Does this processor multiply bfloat16 natively? Known on Linux; elsewhere the answer is no."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.system() != "Linux" or not cpuinfo.exists():
+        return False
+    words = set(cpuinfo.read_text().split())
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def has_cpu_paths(device: torch.device) -> bool:
+    """May code choose what is quicker on a CPU alone, such as reading numbers, which costs nothing there?"""
+    return device.type == "cpu" and not runs_as_on_a_gpu()
+
+
+def runs_as_on_a_gpu() -> bool:
+    """Does a CPU run what a GPU runs, scaler included? Tests train so, end to end; it is no setting for users."""
+    return "YOLOYARD_AS_ON_A_GPU" in os.environ
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory of the device that torch may still take; None for a CPU, and where torch can't tell.
+
+    What torch has freed it keeps, and takes again.
+    """
+    if device.type in ("cuda", "xpu"):
+        of_kind = torch.cuda if device.type == "cuda" else torch.xpu
+        kept = of_kind.memory_reserved(device) - of_kind.memory_allocated(device)
+        return of_kind.mem_get_info(device)[0] + kept
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    return None
+
+
+def images_at_once(device: torch.device, imgsz: int) -> int | None:
+    """How many images of `imgsz` pixels a network that predicts gets together; None: as many as there are.
+
+    Few on a CPU, on a GPU what half of its free memory holds. An image's figures don't depend on it.
+    """
+    if device.type == "cpu":
+        return max(1, CPU_PIXELS // imgsz**2)
+    free = free_bytes(device)
+    return None if free is None else max(1, free // (2 * GPU_BYTES * imgsz**2))
+
+
+def reuse_memory(device: torch.device) -> None:
+    """On a CPU, let the C library keep what is freed for what comes next, instead of handing it back to the system.
+
+    Every step allocates the same maps, many of them tens of megabytes. By default each comes as fresh pages, which the
+    system must clear first. This holds for the whole process, so it is for commands. Only glibc knows it.
+    """
+    if glibc := _glibc_of(device):
+        glibc.mallopt(M_TRIM_THRESHOLD, -1)  # never give memory back
+        glibc.mallopt(M_MMAP_MAX, 0)  # nor ask for a large block apart from the rest, which is given back when freed
+
+
+def give_memory_back(device: torch.device) -> None:
+    """On a CPU, hand the free memory that `reuse_memory` keeps back to the system; what is used again is slow once."""
+    if glibc := _glibc_of(device):
+        glibc.malloc_trim(0)
+
+
+def _glibc_of(device: torch.device) -> ctypes.CDLL | None:
+    """The C library that allocates the device's memory, if it is glibc."""
+    return ctypes.CDLL(None) if device.type == "cpu" and platform.libc_ver()[0] == "glibc" else None

@@ -1,0 +1,214 @@
+"""Files that are written whole or not at all: temporary name, fsync, rename."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import resource
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from yoloyard.common.errors import UsageError, UserError
+
+RUN_MARK = ".yoloyard-run"  # an empty file in every folder of results
+NAME_BYTES = 255  # of a file's name, on nearly all disks
+LOCK_SECONDS = 8.0  # workers of a killed run end, and its lock with them, within 5 seconds
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it into place.
+
+    A reader sees the old file or the new one, never a part. Raises UserError if the disk is full or not writable;
+    the old file is then untouched.
+    """
+    # Containers that share a disk may have equal process numbers. A legal name may have no room for more letters.
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # clearing away must not hide the reason
+            temporary.unlink()
+
+
+def write_whole_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, whole or not at all. What a file's name has of other encodings is escaped."""
+    write_whole(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
+
+
+def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary folder beside `path`, then put it in the place of `path`.
+
+    Only between two renames is there no folder `path`; `restore_whole_folder` then finds the old one.
+    """
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        for file in temporary.iterdir():
+            _sync(file)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        temporary.rename(path)
+        _sync_folder(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def fill_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary folder in the empty folder `path`, then move what it holds up, files last.
+
+    The folder stays the same one: it may be where a disk is mounted, or where a shell is.
+    """
+    temporary = path / ".new.tmp"
+    try:
+        temporary.mkdir()
+        write(temporary)
+        for part in sorted(temporary.iterdir(), key=lambda each: each.is_file()):
+            _sync(part)
+            part.rename(path / part.name)
+        _sync_folder(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def restore_whole_folder(path: Path) -> None:
+    """Undo a `write_whole_folder` that was killed between its two renames. Only for who alone writes there."""
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+
+
+def whole_folder(path: Path) -> Path:
+    """The folder to read `path` from: between the two renames of `write_whole_folder` it is the old one."""
+    old = path.with_name(f".{path.name}.old")
+    return old if old.exists() and not path.exists() else path
+
+
+class RunLock:
+    """Keeps other runs out of a run folder, from `take` until the context is left or the process ends, however it does.
+
+    `say` gets a line where the disk has no locks.
+    """
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self._say = say
+        self._held = contextlib.ExitStack()
+
+    def take(self, folder: Path) -> None:
+        """Lock `folder`. Raises UserError if another run is at work there."""
+        # flock itself: releases of filelock take a disk without locks for one that is locked.
+        until = time.monotonic() + LOCK_SECONDS
+        try:
+            file = self._held.enter_context((folder / ".lock").open("a"))
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except (BlockingIOError, PermissionError) as error:
+                    if time.monotonic() > until:
+                        raise UserError(
+                            f"{folder} is in use: another run writes to it. Wait for its end or stop it, or give this "
+                            "run another --name"
+                        ) from error
+                    time.sleep(0.1)
+        except OSError as error:
+            self._say(f"{folder}: no lock can be had there ({error}); take care that no other run writes to it")
+
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+
+def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
+    """Make the folder `project/name`, or `name-2`, `name-3` ... where there is one already (unless `exist_ok`).
+
+    A hidden file `RUN_MARK` in it says that it holds results, so that no search for images takes these for input.
+    """
+    if name in ("", ".", "..") or os.sep in name:
+        raise UsageError(f"--name {name!r} must be a plain name; --project says in which folder")
+    folder, number = project / name, 1
+    try:
+        project.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir(exist_ok=exist_ok)
+                if not (folder / RUN_MARK).exists():
+                    (folder / RUN_MARK).touch()
+                return folder
+            except FileExistsError:
+                number += 1
+                folder = project / f"{name}-{number}"
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
+def name_that_fits(stem: str, ending: str, suffix: str) -> str:
+    """`stem` with `ending`, the stem cut where the name with `suffix` would be longer than a disk takes."""
+    room = NAME_BYTES - len(os.fsencode(ending + suffix))
+    while len(os.fsencode(stem)) > room:
+        stem = stem[:-1]
+    return stem + ending
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The message for a failed write of `path`."""
+    return UserError(f"cannot write {path}: {error.strerror or error}. What was saved before is untouched.")
+
+
+def raise_file_limit() -> None:
+    """Let this process open as many files as it may ask for: macOS allows 256 by default. For commands."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # then it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def is_full(error: BaseException) -> bool:
+    """Did a write fail because nothing can be written to that disk any more, whatever its name?"""
+    reason = error.__cause__
+    return isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@contextlib.contextmanager
+def plain_path(path: Path, has_suffix: bool = True) -> Iterator[str]:
+    """While it lasts, another path of `path`, existing or not: short, in plain letters, with the same suffix or none.
+
+    For libraries that can't take every legal name: not in UTF-8, `10:20.mp4` (a protocol), `%d.mp4` (a pattern).
+    """
+    suffix = path.suffix if has_suffix and re.fullmatch(r"\.[a-zA-Z0-9]+", path.suffix) else ""
+    with tempfile.TemporaryDirectory(prefix="yoloyard-") as folder:
+        link = Path(folder, f"file{suffix}")
+        link.symlink_to(path.absolute())
+        yield str(link)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    with contextlib.suppress(OSError):  # some network file systems refuse it; the file itself is safe by then
+        _sync(path)

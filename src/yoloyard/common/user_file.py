@@ -1,0 +1,83 @@
+"""A name in a Python file of the user's, `my_model.py:build`.
+
+The file is run anew each time, so that editing it and starting again is all it takes. A run keeps a copy of it and its
+digest: what is trained is used with the code that it was trained with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+import re
+import sys
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from yoloyard.common.errors import OWN_MODULE, UsageError, UserError, own_line
+
+
+@dataclass(frozen=True)
+class OwnFile:
+    """A file of the user's and the name of a function or another object in it."""
+
+    path: Path
+    function: str
+    source: bytes
+
+    @classmethod
+    def read(cls, word: str, kind: str, example: str) -> Self:
+        """The file and name that `word` says, of the flag `--kind`. Raises UsageError if there is no such file."""
+        file, _, function = word.rpartition(":")
+        if not function.isidentifier() or not file:
+            raise UsageError(f"--{kind} {word}: say which function makes the {example}")
+        path = Path(file).absolute()
+        try:
+            return cls(path, function, path.read_bytes())
+        except OSError as error:
+            raise UsageError(f"cannot read the {kind} {path}: {error.strerror or error}") from error
+
+    @property
+    def word(self) -> str:
+        """How files of a run name it: without the folder."""
+        return f"{self.path.name}:{self.function}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file's content."""
+        return hashlib.sha256(self.source).hexdigest()
+
+    def load(self, kind: str) -> Any:
+        """What the name stands for, a callable. Runs the file.
+
+        Raises UserError with the user's own line if the file fails, UsageError if the name isn't there.
+        """
+        try:
+            found = getattr(self._module(), self.function, None)
+        except (Exception, SystemExit) as error:
+            raise self.explained(error) from error
+        if not callable(found):
+            raise UsageError(f"{self.path} has no function {self.function}; say --{kind} {self.path}:NAME")
+        return found
+
+    def explained(self, error: BaseException) -> UserError:
+        """What went wrong in the file, with its line."""
+        reason = " ".join(str(error).split())  # torch's are long; this is one line
+        return UserError(f"{own_line(error) or self.path}: {type(error).__name__}: {reason}")
+
+    def _module(self) -> types.ModuleType:
+        """The file, run as a module; nothing of an earlier run of it is used again."""
+        module = types.ModuleType(f"{OWN_MODULE}{self.path.stem}")
+        module.__file__ = file = str(self.path)
+        sys.modules[module.__name__] = module  # dataclasses and pickle look their module up there
+        # errors show the lines that run, not those that the file has got since
+        lines = self.source.decode("utf-8", "replace").splitlines(keepends=True)
+        linecache.cache[file] = (len(self.source), None, lines, file)
+        exec(compile(self.source, file, "exec", dont_inherit=True), module.__dict__)
+        return module
+
+
+def is_own(word: str) -> bool:
+    """Does this word name a Python file, and perhaps something in it?"""
+    return re.fullmatch(r".+\.py(:\w+)?", word) is not None

@@ -1,0 +1,176 @@
+"""Videos and cameras: their frames one by one, and the videos that are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from yoloyard.common.errors import UserError
+from yoloyard.common.files import cannot_write, plain_path
+
+# What FFmpeg, which OpenCV's packages contain, reads as a video by itself; audio, subtitles and playlists left out.
+VIDEO_SUFFIXES = frozenset((
+    ".264", ".265", ".3g2", ".3gp", ".amv", ".asf", ".avi", ".dav", ".divx", ".dv", ".f4v", ".flv", ".h264", ".h265",
+    ".hevc", ".ivf", ".m1v", ".m2t", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe",
+    ".mpeg", ".mpg", ".mpv", ".mts", ".mxf", ".nut", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm",
+    ".wmv", ".wtv", ".xvid", ".y4m",
+    ".f4p", ".gxf", ".insv", ".ismv", ".lrv", ".m2p", ".m4s", ".mj2", ".mk3d", ".mod", ".mpeg4", ".nsv", ".tod", ".trp",
+))  # fmt: skip
+# How files begin that hold no number of frames, which FFmpeg estimates: MPEG program streams, NUT, YUV4MPEG2, DV.
+UNCOUNTED = (b"\0\0\1\xba", b"nut/", b"YUV4MPEG2", b"\x1f\7\0")
+PACKETS = (188, 192, 204)  # bytes of those of MPEG transport streams: ISO/IEC 13818-1; with a time; with check bytes
+USUAL_RATE = 25.0  # frames a second, where nothing credible is said
+FILE_RATES = (0.01, 65535)  # those that an MPEG-4 file can have
+LIVE_RATES = (1, 240)  # cameras and streams say all kinds of things
+FAILED_READS = 1000  # in a row, after which a file is at its end
+# What a sound file may lack: trimmed ones hold frames before their beginning, and some counts follow from the duration.
+TOLERATED_SHARE, TOLERATED_FRAMES = 0.1, 2
+
+
+class UnreadableError(UserError):
+    """An image or video can't be read, or not all of it."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame of a video: its number from 0, and how many come a second."""
+
+    number: int
+    image: np.ndarray  # uint8 RGB (H, W, 3)
+    frames_per_second: float
+
+
+def read_frames(address: str, is_live: bool, say: Callable[[str], None]) -> Iterator[Frame]:
+    """The frames of a video file, or of a camera (a number) or stream if `is_live`, turned as the file says.
+
+    A stream that says how many frames it has is a file that lies elsewhere: it has its own rate and an end. A frame
+    that can't be decoded is passed over. At the end raises UnreadableError if there was no frame, if frames in between
+    are missing, or more than a tenth of what the file claims, or if a live source has ended. `say` is told in a line of
+    fewer missing frames, of an end that can't be checked, and of a rate that can't be.
+    """
+    is_local = not is_live
+    with nullcontext(address) if is_live else _plain_video(Path(address)) as opened:
+        capture = cv2.VideoCapture(int(opened) if is_live and opened.isdecimal() else opened)
+        try:
+            rate, claimed = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+            is_counted = 0 < claimed < 2**31  # an unknown count is a huge or a negative number
+            is_live = is_live and not ("://" in address and is_counted)
+            slowest, fastest = LIVE_RATES if is_live else FILE_RATES
+            if not slowest <= rate <= fastest:
+                if not is_live and capture.isOpened():
+                    say(f"warning: {address} says {rate:g} frames a second: {USUAL_RATE:g} are assumed")
+                rate = USUAL_RATE
+            count = skipped = failed = 0
+            while failed <= (0 if is_live else FAILED_READS):
+                there, pixels = capture.read()
+                if not there:
+                    failed += 1  # a broken frame, or the end
+                    continue
+                skipped, failed = skipped + failed, 0
+                yield Frame(count + skipped, cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), rate)
+                count += 1
+        finally:
+            capture.release()
+    if not count:
+        raise UnreadableError(f"the video or camera {address} has no frame that can be read")
+    if is_live:
+        raise UnreadableError(f"{address} gives no more frames, after {count}")
+    missing = max(skipped, int(claimed) - count if is_counted else 0)
+    line = f"{address}: {missing} of {count + missing} frames are missing; the video is damaged or cut"
+    if skipped or missing > max(TOLERATED_FRAMES, TOLERATED_SHARE * claimed):
+        raise UnreadableError(line)
+    if missing:
+        say(f"warning: {line}, or its header is inexact")
+    elif is_local and (doubt := _doubt(Path(address), is_counted)):
+        say(f"{address} {doubt}")
+
+
+def is_video(path: Path) -> bool:
+    """Does the file hold frames of a video, whatever it is called? An image that only FFmpeg knows has a single one."""
+    with plain_path(path, has_suffix=False) as opened:
+        if cv2.haveImageReader(opened):
+            return False
+        capture = cv2.VideoCapture(opened, cv2.CAP_FFMPEG)
+        try:
+            return bool(capture.read()[0] and capture.read()[0])
+        finally:
+            capture.release()
+
+
+def _plain_video(path: Path) -> AbstractContextManager[str]:
+    return plain_path(path, has_suffix=path.suffix.lower() in VIDEO_SUFFIXES)  # .jpg would make an image of it
+
+
+def _doubt(path: Path, is_counted: bool) -> str:
+    """What is to be said of the end of a file that was read without an error, if anything."""
+    with path.open("rb") as file:
+        head, size = file.read(1024), os.fstat(file.fileno()).st_size
+    for packet in PACKETS:
+        if set(head[4 if packet == 192 else 0 :: packet]) == {0x47}:
+            if size % packet:
+                return "ends within a packet: it is cut, and how much is missing can't be told"
+            is_counted = False
+    if is_counted and not head.startswith(UNCOUNTED):
+        return ""
+    return "does not say how many frames it has: whether its end is missing can't be told"
+
+
+class VideoFile:
+    """A video that frames are written into, MPEG-4, begun with the first frame and of its size."""
+
+    def __init__(self, path: Path, frames_per_second: float) -> None:
+        self._path, self._rate, self._count = path, frames_per_second, 0
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, image: np.ndarray) -> None:
+        """Add a frame, uint8 RGB (H, W, 3); one of another size is resized, since a stream may change.
+
+        Raises UserError if the file can't be begun, at the first frame only.
+        """
+        self._count += 1
+        if self._count == 1:
+            self._size_wh = image.shape[1::-1]
+            self._writer = self._begin()
+        if self._writer is None:
+            return  # as was said at the first frame
+        pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        if pixels.shape[1::-1] != self._size_wh:
+            pixels = cv2.resize(pixels, self._size_wh)
+        self._writer.write(pixels)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            self._writer.release()
+
+    def check(self) -> None:
+        """Raises UserError if not all frames are in the closed file: the writer itself doesn't say so."""
+        if self._writer is None:
+            return
+        with plain_path(self._path) as opened:
+            capture = cv2.VideoCapture(opened)
+            written = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+            capture.release()
+        if written != self._count:
+            raise UserError(f"cannot write all of the video {self._path}: is the disk full?")
+
+    def _begin(self) -> cv2.VideoWriter:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+        with plain_path(self._path) as opened:  # the writer keeps the file open
+            writer = cv2.VideoWriter(opened, cv2.VideoWriter.fourcc(*"mp4v"), self._rate, self._size_wh)
+        if not writer.isOpened():
+            width, height = self._size_wh
+            raise UserError(
+                f"cannot write the video {self._path} of {width}x{height} pixels: MPEG-4 has 2 to 8,191 a side; "
+                "otherwise look whether its folder can be written to"
+            )
+        return writer

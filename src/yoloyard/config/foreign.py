@@ -1,0 +1,230 @@
+"""Settings files of ultralytics (args.yaml) and yolov5 (opt.yaml, hyp.yaml) in our words, for `--config`.
+
+What means nothing for the training of a detector is passed over; what we don't have is accepted where it changes
+nothing, and named otherwise. The words and their defaults: https://docs.ultralytics.com/usage/cfg/, and
+https://docs.ultralytics.com/yolov5/tutorials/hyperparameter_evolution/ for yolov5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from yoloyard.common.errors import UsageError
+from yoloyard.config.settings import OPTIMIZERS, whole_number
+
+TEXTS = ("data", "model", "cfg", "weights", "optimizer", "device", "classes")  # in which 0123 is no number
+RATES = ("lr0", "momentum", "warmup_bias_lr")  # that `optimizer: auto` chooses as well
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How another project's settings are read."""
+
+    project: str
+    passed_over: str  # other tasks and commands, where results lie, how a run is shown
+    shared: str  # the same name and meaning as ours
+    converted: dict[str, Callable[[Any], dict[str, Any]]]  # to our words
+    neutral: dict[str, tuple[Any, ...]]  # what we don't have: the values that change nothing
+
+
+def own_words(words: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The words of a settings file in ours; a file of our own is left as it is.
+
+    Raises UsageError that names every word that we can't follow, with its value and what to do.
+    """
+    if {"task", "mode"} <= words.keys():
+        if words["task"] != "detect":
+            raise UsageError(f"{path} is of the task '{words['task']}', and yoloyard trains detectors only")
+        ours = _translated(words, ULTRALYTICS, path)
+        if str(ours.get("optimizer", "auto")).lower() == "auto":
+            ours = {name: value for name, value in ours.items() if name not in RATES}
+        return ours
+    if "hyp" in words or "iou_t" in words:
+        hyp = words.get("hyp")
+        if isinstance(hyp, str):
+            raise UsageError(f"{path} names another file of settings, {hyp}: give that one, and flags for the rest")
+        if hyp is not None and not isinstance(hyp, Mapping):
+            raise UsageError(f"{path}: hyp must hold lines such as 'lr0: 0.01', not {hyp!r:.80}")
+        return _translated({**words, **(hyp or {})}, YOLOV5, path)
+    return dict(words)
+
+
+def _translated(words: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[str, Any]:
+    shared, passed_over = dialect.shared.split(), dialect.passed_over.split()
+    words = {name: value if name in TEXTS else _plain(value) for name, value in words.items()}
+    ours: dict[str, Any] = {}
+    complaints = []
+    for name, value in words.items():
+        neutral = dialect.neutral.get(name)
+        if name in passed_over:
+            continue
+        if complaint := _complaint(name, value):
+            complaints.append(complaint)
+        elif name in dialect.converted:
+            ours |= dialect.converted[name](value)
+        elif name in shared:
+            ours |= {} if value is None else {name: value}
+        elif neutral is None:
+            complaints.append(f"{name}: {_yaml(value)} (not known here)")
+        elif value not in neutral:
+            complaints.append(f"{name}: {_yaml(value)} (without it: {_yaml(neutral[0])})")
+    if words.get("pretrained") is False and "model" in ours:  # a weight file that only names its network
+        ours["model"] = PurePath(ours["model"]).stem
+    if words.get("rect"):  # without these two, there as here, whatever the file states for them
+        ours = {name: value for name, value in ours.items() if name not in ("mosaic", "mixup")}
+    if complaints:
+        raise UsageError(
+            f"{path} is from {dialect.project} and has what yoloyard has not: {'; '.join(complaints)}. "
+            "Change or take out these lines to train without it"
+        )
+    return ours
+
+
+def _plain(value: Any) -> Any:
+    """What a text in quotes says, if that is true, false, none or a number; whole numbers as such."""
+    if isinstance(value, str) and (said := value.strip().lower()) in ("true", "false", "none", "null"):
+        return None if said[0] == "n" else said == "true"
+    if isinstance(value, str | float):
+        for kind in (whole_number, float):
+            with contextlib.suppress(ValueError):
+                return kind(str(value))
+    return value
+
+
+def _complaint(name: str, value: Any) -> str | None:
+    """What is wrong with the value of a word that we do have, if anything."""
+    if name in ("batch", "batch_size") and isinstance(value, int | float) and value < 1:
+        return f"{name}: {_yaml(value)} (a size that is found automatically; say how many images)"
+    if name == "optimizer" and str(value).lower() not in OPTIMIZERS:
+        return f"optimizer: {_yaml(value)} (there are {', '.join(OPTIMIZERS.values())})"
+    if name == "device" and "-1" in _device(value).get("device", "").replace(" ", "").split(","):
+        return f"device: {_yaml(value)} (an idle GPU that is found automatically; say which, such as 0)"
+    if name == "imgsz" and isinstance(value, list):
+        return f"imgsz: {_yaml(value)} (one number only)"
+    if name == "freeze" and isinstance(value, list) and len(value) > 1 and value != list(range(len(value))):
+        return f"freeze: {_yaml(value)} (the first N layers only)"
+    return None
+
+
+def _model(value: Any) -> dict[str, Any]:
+    """`yolo11n.yaml` describes what we know as yolo11n; a .pt file is a weight file."""
+    if value in (None, ""):
+        return {}
+    path = PurePath(str(value))
+    return {"model": path.stem if path.suffix in (".yaml", ".yml") else str(value)}
+
+
+def _device(value: Any) -> dict[str, Any]:
+    if isinstance(value, list | tuple):
+        value = ",".join(str(number) for number in value)
+    return {} if value in (None, "") else {"device": str(value)}
+
+
+def _cache(value: Any) -> dict[str, Any]:
+    return {"cache": "ram" if value is True else str(value).lower()} if value else {}
+
+
+def _save_period(value: Any) -> dict[str, Any]:
+    return {} if value is None else {"save_period": max(value, 0) if isinstance(value, int | float) else value}
+
+
+def _freeze(value: Any) -> dict[str, Any]:
+    layers = len(value) if isinstance(value, list) else value
+    return {"freeze": str(layers)} if layers else {}
+
+
+def _multi_scale(value: Any) -> dict[str, Any]:
+    return {"multi_scale": bool(value)}  # newer releases say by which share
+
+
+def _classes(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    return {"classes": ",".join(str(number) for number in (value if isinstance(value, list) else [value]))}
+
+
+def _freeze_yolov5(value: Any) -> dict[str, Any]:
+    layers = value[0] if isinstance(value, list) and len(value) == 1 else value  # [10] are the first ten there
+    return _freeze(layers)
+
+
+def _yaml(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+ULTRALYTICS = Dialect(
+    project="ultralytics",
+    passed_over="""
+        task mode val split save save_dir project name exist_ok resume plots verbose deterministic profile
+        channels_last cls_remap overlap_mask mask_ratio retina_masks pose kobj rle angle dlog dgrad dlam auto_augment
+        erasing crop_fraction copy_paste_mode dis workspace dnn half int8 quantize tracker save_json save_hybrid source
+        vid_stride stream_buffer visualize augment agnostic_nms embed show save_frames save_txt save_conf save_crop
+        show_labels show_conf show_boxes line_width format keras optimize dynamic simplify opset nms end2end
+    """,
+    shared="""
+        data epochs time patience batch imgsz workers optimizer seed cos_lr close_mosaic amp conf iou max_det
+        single_cls rect fraction
+        lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr box cls dfl nbs
+        hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
+    """,
+    converted={
+        "model": _model,
+        "pretrained": lambda value: {"weights": value} if isinstance(value, str) else {},
+        "device": _device,
+        "cache": _cache,
+        "save_period": _save_period,
+        "freeze": _freeze,
+        "multi_scale": _multi_scale,
+        "classes": _classes,
+        "compile": lambda value: {"compile": True} if value else {},  # or a mode, which we have one of
+    },
+    neutral={
+        "dropout": (0,),
+        "bgr": (0,),
+        "cutmix": (0,),
+        "copy_paste": (0,),
+        "label_smoothing": (0,),
+        "cls_pw": (0,),  # another thing than ours
+        "augmentations": (None,),
+        "distill_model": (None,),
+        "cfg": (None,),
+    },
+)
+
+YOLOV5 = Dialect(
+    project="yolov5",
+    passed_over="""
+        hyp save_dir project name exist_ok resume nosave noplots noval bucket local_rank entity bbox_interval
+        artifact_alias upload_dataset s3_upload_dir neptune_token neptune_project neptune_resume_id hf_model_id hf_token
+        hf_private hf_dataset_id roboflow_token roboflow_upload iou_t ndjson_console ndjson_file
+    """,
+    shared="""
+        data epochs patience imgsz workers optimizer seed cos_lr single_cls rect sync_bn
+        label_smoothing lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr
+        box cls cls_pw obj obj_pw anchor_t
+        hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
+    """,
+    converted={
+        "cfg": _model,
+        "weights": lambda value: {"weights": value} if value else {},
+        "batch_size": lambda value: {"batch": value},
+        "noautoanchor": lambda value: {"autoanchor": not value},
+        "device": _device,
+        "cache": _cache,
+        "save_period": _save_period,
+        "freeze": _freeze_yolov5,
+        "multi_scale": _multi_scale,
+    },
+    neutral={
+        "evolve": (None,),
+        "image_weights": (False,),
+        "quad": (False,),
+        "fl_gamma": (0,),
+        "copy_paste": (0,),
+        "anchors": (None, 0),
+    },
+)

@@ -1,0 +1,105 @@
+"""The published training defaults of each family, and the choice that fits them to the run at hand.
+
+The published recipes assume hundreds of thousands of images. A nominal batch of 64 and long warm-ups leave a set of
+400 images with six updates an epoch; where a run has so few, the recipe for small sets takes over. A value that the
+user gave is never touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from yoloyard.common.errors import UsageError
+from yoloyard.config.settings import TrainConfig, with_words
+
+OPTIMIZERS = ("auto", "SGD", "AdamW")
+FEW_UPDATES = 1000  # of the nominal batch; below, the recipe for small sets is taken
+MANY_UPDATES = 10_000  # above, `auto` means SGD, as published
+SGD_RATES: dict[str, Any] = {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.0}
+
+# What a published recipe sets otherwise than config.py, by the beginning of a model's name.
+# YOLOv8, YOLO11 and YOLO12 were published with the values that are the defaults there (ultralytics 8.3.78, default
+# settings for detection). YOLOv5 7.0: its "scratch" recipes, low for n and s, high for the larger ones; what high has
+# of copy-paste needs polygons and is left out.
+YOLOV5_LOW: dict[str, Any] = {"optimizer": "SGD", "box": 0.05, "cls": 0.5, "obj": 1.0, "close_mosaic": 0, "iou": 0.6}
+YOLOV5_HIGH: dict[str, Any] = YOLOV5_LOW | {"cls": 0.3, "obj": 0.7, "lrf": 0.1, "scale": 0.9, "mixup": 0.1}
+RECIPES: dict[str, dict[str, Any]] = {
+    "yolov5n": YOLOV5_LOW,
+    "yolov5s": YOLOV5_LOW,
+    "yolov5m": YOLOV5_HIGH,
+    "yolov5l": YOLOV5_HIGH,
+    "yolov5x": YOLOV5_HIGH,
+    "yolov8": {},
+    "yolo11": {},
+    "yolo12": {},
+}
+
+
+def published(model: str, anchor_based: bool) -> Mapping[str, Any]:
+    """The words in which the model's published recipe differs from the defaults.
+
+    A network of the user's own gets the one of the smallest YOLOv5 if its head is `anchor_based`.
+    """
+    own = YOLOV5_LOW if anchor_based else {}
+    return next((words for name, words in RECIPES.items() if model.startswith(name)), own)
+
+
+def fit_to_run(
+    config: TrainConfig, given: Collection[str], num_images: int, num_classes: int
+) -> tuple[TrainConfig, str]:
+    """Choose what depends on the number of updates; returns the configuration and one line that says what was chosen.
+
+    `given` are the words that the user said. Raises UsageError for an optimizer that isn't there.
+    """
+    optimizer = config.optimization.optimizer
+    if optimizer not in OPTIMIZERS:
+        raise UsageError(f"unknown optimizer '{optimizer}': there are {', '.join(OPTIMIZERS)}")
+    nominal = max(config.batch, config.optimization.nbs)
+    updates = math.ceil(num_images / nominal) * config.epochs
+    if updates < FEW_UPDATES and "nbs" not in given:
+        name = f"for small sets, since {nominal} images an update would leave only {updates} updates"
+        schedule, rates = _for_small_sets(config, num_images)
+        if not {"optimizer", "lr0"} & set(given):
+            optimizer = "auto"  # also where the published recipe names one
+    else:
+        name = f"as published, {updates} updates of {nominal} images"
+        schedule, rates = {}, _published_rates(updates, num_classes)
+    # The rates belong to the optimizer that they come with.
+    chosen = schedule | (rates if optimizer == "auto" else {})
+    chosen = {word: value for word, value in chosen.items() if word == "optimizer" or word not in given}
+    said = ", ".join(
+        f"{word} {value:g}" if isinstance(value, float) else f"{word} {value}" for word, value in chosen.items()
+    )
+    return with_words(config, chosen), f"recipe {name}: {said or 'all as you set it'}"
+
+
+def _for_small_sets(config: TrainConfig, num_images: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An update for every batch, a short warm-up, mosaic for most of the run, and averages that fit its length.
+
+    The published ramp of 2000 updates leaves a short run without any averaging; here the memory at the run's end is a
+    twentieth of its updates.
+    """
+    updates = math.ceil(num_images / config.batch) * config.epochs
+    schedule = {
+        "nbs": config.batch,
+        "warmup_epochs": min(config.optimization.warmup_epochs, round(0.1 * config.epochs, 1)),
+        "ema_ramp": round(min(updates / max(math.log(updates / 20), 1), config.optimization.ema_ramp), 1),
+        "close_mosaic": min(config.augment.close_mosaic, config.epochs // 5),
+    }
+    if updates > MANY_UPDATES:
+        return schedule, SGD_RATES
+    return schedule, {"optimizer": "AdamW", "lr0": 0.002, "momentum": 0.9, "warmup_bias_lr": 0.0}
+
+
+def _published_rates(updates: int, num_classes: int) -> dict[str, Any]:
+    """What `auto` meant when YOLOv8 and YOLO11 were published (ultralytics 8.3)."""
+    if updates > MANY_UPDATES:
+        return SGD_RATES
+    return {
+        "optimizer": "AdamW",
+        "lr0": round(0.002 * 5 / (4 + num_classes), 6),
+        "momentum": 0.9,
+        "warmup_bias_lr": 0.0,
+    }

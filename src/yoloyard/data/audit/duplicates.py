@@ -1,0 +1,302 @@
+"""Pictures of one split that are copies of pictures of another: encoded again, resized, mirrored, or the same bytes.
+
+Thumbnails propose pairs, the two files decide: inspection lines take thousands of pictures that look alike, and another
+shot of the same scene is not a copy. Shapes: N pictures of the first split, n of the second, H W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from yoloyard.common.cores import usable_cores
+from yoloyard.common.errors import UserError
+from yoloyard.common.files import write_whole_text
+from yoloyard.data.audit.problems import Problem
+from yoloyard.data.index.image_facts import PictureFacts, examine
+from yoloyard.data.index.not_kept import not_kept
+from yoloyard.data.pixels.decode import decode_image, encode_jpeg
+
+FORMAT_VERSION = 1  # raise it whenever what counts as a copy changes
+KEPT_RESULTS = 100
+TOLD_FROM = 10_000_000  # so many pairs take long enough for a line
+
+COMPONENTS = 64  # of the thumbnails, in which nearest ones are looked for
+GROUPS = 32  # the nearest picture of each group is a candidate
+CANDIDATES = 3  # pairs that are decoded for a picture
+PIECE = 500_000  # distances computed at once
+THUMBNAIL_DISTANCE = 10.0  # grey levels, root of the mean square; resizing without smoothing costs most of it
+
+# Measured, see docs/data-check.md: copies reach 0.9 and 1.3, other shots of the same scene begin at 2.3 and 2.4.
+LARGEST_ERROR, LARGEST_BLOCK_ERROR = 1.0, 1.6
+# Copies in another size are above 0.65 and 0.6, other pictures below 0.2.
+SMALLEST_LIKENESS, SMALLEST_BLOCK_LIKENESS = 0.6, 0.5
+COMPARED_SIDE = 1024  # pixels; larger pictures are compared at this size
+BLOCK = 16  # pixels
+
+# Eight ways to lay a square: mirrored first (or not), then quarter turns.
+ORIENTATIONS = {
+    (False, 0): "",
+    (True, 0): "mirrored",
+    (False, 2): "turned by 180 degrees",
+    (True, 2): "upside down",
+    (False, 1): "turned by 90 degrees",
+    (False, 3): "turned by 90 degrees",
+    (True, 1): "mirrored and turned by 90 degrees",
+    (True, 3): "mirrored and turned by 90 degrees",
+}
+
+# The luminance table of ITU-T T.81, annex K.1, sums up to this; encoders scale it by their quality.
+_STANDARD_TABLE = 3688
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Picture `second` of the second split is a copy of picture `first` of the first; positions in their lists."""
+
+    first: int
+    second: int
+    how: str  # "the same bytes", or "the same picture (mirrored, resized)"
+
+
+def find_copies(
+    first: Sequence[Path],
+    second: Sequence[Path],
+    folder: Path | None,
+    say: Callable[[str], None] = lambda line: None,
+    state: str | None = None,
+) -> list[Copy]:
+    """The pictures of `second` that are copies of one of `first`, each once, in the order of `second`.
+
+    `folder` is where facts of pictures and the result are kept, None: nowhere. Crops are not found. Two shots of a
+    scene in which nothing has changed, saved in different qualities or sizes, can't be told from a copy. A `state` that
+    changes with every path, length and time of the pictures spares looking at them if the result is kept under it.
+    """
+    of_state = None
+    if folder is not None and state is not None:
+        of_state = folder / f"copies-{hashlib.sha256(f'{FORMAT_VERSION} {state}'.encode()).hexdigest()[:32]}.json"
+        if (kept := _read(of_state)) is not None:
+            return kept
+    here, there = examine(first, folder), examine(second, folder)
+    file = None if folder is None else folder / f"copies-{_key(first, here, second, there)}.json"
+    if file is not None and (kept := _read(file)) is not None:
+        if of_state is not None:
+            _write(of_state, kept, say)
+        return kept
+
+    by_digest = {facts.digest: position for position, facts in reversed(list(enumerate(here))) if not facts.problem}
+    copies, others = [], []
+    for position, facts in enumerate(there):
+        if facts.problem:
+            continue
+        if facts.digest in by_digest:
+            copies.append(Copy(by_digest[facts.digest], position, "the same bytes"))
+        else:
+            others.append(position)
+    usable = [position for position, facts in enumerate(here) if not facts.problem]
+    if usable and others:
+        if len(usable) * len(others) >= TOLD_FROM:
+            say(f"comparing {len(others):,} images with {len(usable):,} others, to find copies")
+        proposed = _nearest(
+            np.stack([here[position].thumbnail for position in usable]),
+            np.stack([there[position].thumbnail for position in others]),
+        )
+
+        def decide(row: int) -> Copy | None:
+            position = others[row]
+            for candidate, orientation in proposed[row]:
+                how = _same_picture(first[usable[candidate]], second[position], orientation)
+                if how:
+                    return Copy(usable[candidate], position, how)
+            return None
+
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            copies += [copy for copy in threads.map(decide, range(len(others))) if copy is not None]
+    copies.sort(key=lambda copy: copy.second)
+    for name in filter(None, (file, of_state)):
+        _write(name, copies, say)
+    return copies
+
+
+def copy_problem(copy: Copy, first: Sequence[Path], second: Sequence[Path], first_name: str) -> Problem:
+    """What is said of a copy; `first` are the pictures of the split `first_name`."""
+    one, other = first[copy.first], second[copy.second]
+    what = f"the same file is in {first_name}" if one == other else f"{copy.how} as {one} of {first_name}"
+    return Problem("copy in another split", str(other), what)
+
+
+def turned(image: np.ndarray, orientation: tuple[bool, int]) -> np.ndarray:
+    """`image` (H, W, ...) in one of ORIENTATIONS."""
+    mirrored, quarters = orientation
+    return np.rot90(image[:, ::-1] if mirrored else image, quarters)
+
+
+def _nearest(first: np.ndarray, second: np.ndarray) -> list[list[tuple[int, tuple[bool, int]]]]:
+    """For each thumbnail of `second` (n, 32, 32) the rows of `first` (N, 32, 32) that may be the same, nearest first.
+
+    Distances are those in the principal components of the first ones, so that what a fixed camera shows in all pictures
+    counts for nothing and the search is a product of matrices.
+    """
+    coarse = _coarse(first)
+    mean = coarse.mean(axis=0)
+    sample = coarse[:: max(1, len(coarse) // 5000)] - mean
+    axes = np.linalg.eigh(sample.T @ sample)[1][:, -COMPONENTS:].astype(np.float32)
+    points = (coarse - mean) @ axes
+    # |v - p|^2 but for |v|^2, as one product; a piece of it at a time, which stays in the processor's cache.
+    matrix = np.concatenate((-2 * points, (points**2).sum(axis=1, keepdims=True)), axis=1)
+    groups = np.array_split(np.arange(len(points)), min(GROUPS, len(points)))
+
+    found: list[list[tuple[float, int, tuple[bool, int]]]] = [[] for _ in range(len(second))]
+    for orientation in ORIENTATIONS:
+        laid = np.moveaxis(turned(np.moveaxis(second, 0, -1), orientation), -1, 0)
+        places = (_coarse(laid) - mean) @ axes
+        # Means and components only bring pictures nearer, so what is too far away here need not be looked at.
+        limits = 1.001 * THUMBNAIL_DISTANCE**2 * coarse.shape[1] - (places**2).sum(axis=1)
+        places = np.concatenate((places, np.ones((len(places), 1), np.float32)), axis=1)
+        for group in groups:
+            of_group = matrix[group[0] : group[-1] + 1].T
+            rows_at_once = max(1, PIECE // len(group))
+            for start in range(0, len(second), rows_at_once):
+                distances = places[start : start + rows_at_once] @ of_group
+                best = distances.argmin(axis=1)
+                near = distances[np.arange(len(best)), best] <= limits[start : start + rows_at_once]
+                rows, best = start + np.flatnonzero(near), group[0] + best[near]
+                levels = np.sqrt(((laid[rows].astype(np.float32) - first[best]) ** 2).mean(axis=(1, 2)))
+                for row, candidate, level in zip(rows, best, levels, strict=True):
+                    if level <= THUMBNAIL_DISTANCE:
+                        found[row].append((float(level), int(candidate), orientation))
+    return [[(row, orientation) for _, row, orientation in sorted(each)[:CANDIDATES]] for each in found]
+
+
+def _coarse(thumbnails: np.ndarray) -> np.ndarray:
+    """Means of 2 x 2 pixels as float32 (N, 256)."""
+    count, side = len(thumbnails), thumbnails.shape[1] // 2
+    return thumbnails.reshape(count, side, 2, side, 2).mean(axis=(2, 4), dtype=np.float32).reshape(count, -1)
+
+
+def _same_picture(first: Path, second: Path, orientation: tuple[bool, int]) -> str:
+    """How `second`, laid in `orientation`, is the same picture as `first`; empty if it isn't."""
+    try:
+        one, other = decode_image(first), np.ascontiguousarray(turned(decode_image(second), orientation))
+        qualities = _quality(first), _quality(second)
+    except (UserError, OSError):
+        return ""  # changed or removed since it was examined: nothing can be said
+    resized = one.shape != other.shape
+    if resized or ORIENTATIONS[orientation]:
+        same = _like(_grey(one), _grey(other))
+    else:
+        same = _is_encoding(one, qualities[0], other, qualities[1])
+    words = [word for word in (ORIENTATIONS[orientation], "resized" if resized else "") if word]
+    return f"the same picture ({', '.join(words or ['encoded again'])})" if same else ""
+
+
+def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality: int) -> bool:
+    """Whether one of two RGB pictures of the same size comes from encoding the other.
+
+    The better one is encoded as the worse one was. What is left between these two is small against the loss of the
+    encoding itself if it is a copy. Between two shots it is their noise, which the encoding rounds to other steps.
+    """
+    better, worse = (one, other) if quality >= other_quality else (other, one)
+    again, lowest = _grey(better), min(quality, other_quality)
+    if lowest < 100:
+        data = np.frombuffer(encode_jpeg(better, lowest), np.uint8)
+        again = np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), np.float32)
+    left = _block_means((again - _grey(worse)) ** 2)
+    loss = _block_means((again - _grey(better)) ** 2)
+    return bool(
+        np.sqrt(left.mean()) <= LARGEST_ERROR * (np.sqrt(loss.mean()) + 0.5)
+        and (np.sqrt(left) <= LARGEST_BLOCK_ERROR * (np.sqrt(loss) + 2)).all()
+    )
+
+
+def _like(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two grey pictures, float32, have the same fine structure where they have most of it.
+
+    The covariance of details is compared with the lesser of the two variances: a copy may have lost details, and what
+    it still has are those of the other.
+    """
+    height, width = (min(sides) for sides in zip(one.shape, other.shape, strict=True))
+    scale = min(1.0, COMPARED_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    a, b = (_details(cv2.resize(image, size, interpolation=cv2.INTER_AREA)) for image in (one, other))
+    covariance = _block_means(a * b)
+    variances = _block_means(a * a), _block_means(b * b)
+    less, more = np.minimum(*variances), np.maximum(*variances)
+    strong = np.argsort(-more)[: max(4, len(more) // 4)]
+    if more[strong].min() < 0.25:  # half a grey level: nothing to be seen in it
+        return False
+    likeness = covariance.sum() / max(less.sum(), 1e-6)
+    in_blocks = covariance[strong] / np.maximum(less[strong], 0.1)
+    return bool(likeness >= SMALLEST_LIKENESS and np.quantile(in_blocks, 0.1) >= SMALLEST_BLOCK_LIKENESS)
+
+
+def _details(image: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(image, (0, 0), 1.0) - cv2.GaussianBlur(image, (0, 0), 3.0)
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+
+
+def _block_means(values: np.ndarray) -> np.ndarray:
+    """Means of values (H, W) over square blocks, smaller ones in small pictures; flat."""
+    height, width = values.shape
+    block = min(BLOCK if min(height, width) >= 8 * BLOCK else BLOCK // 2, height, width)
+    rows, columns = height // block, width // block
+    whole = values[: rows * block, : columns * block].reshape(rows, block, columns, block)
+    return whole.mean(axis=(1, 3), dtype=np.float64).ravel()
+
+
+def _quality(path: Path) -> int:
+    """The quality 1..100 that a JPEG was saved with, by its first table of quantization; 100 for other files."""
+    with path.open("rb") as file:
+        data = file.read(1 << 18)
+    position = 2
+    while data.startswith(b"\xff\xd8") and position + 5 <= len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker == 0xDB:
+            wide = data[position + 4] >> 4
+            table = data[position + 5 : position + 5 + 64 * (1 + wide)]
+            share = sum(struct.unpack(">64H" if wide else ">64B", table)) * 100 / _STANDARD_TABLE
+            return min(max(round((200 - share) / 2 if share <= 100 else 5000 / share), 1), 99)
+        position += 2 + length
+    return 100
+
+
+def _key(
+    first: Sequence[Path], here: Sequence[PictureFacts], second: Sequence[Path], there: Sequence[PictureFacts]
+) -> str:
+    digest = hashlib.sha256(b"%d" % FORMAT_VERSION)
+    for paths, pictures in ((first, here), (second, there)):
+        digest.update(b"%d" % len(paths))
+        for path, facts in zip(paths, pictures, strict=True):
+            digest.update(os.fsencode(path) + b"\0" + facts.digest)
+    return digest.hexdigest()[:32]
+
+
+def _read(file: Path) -> list[Copy] | None:
+    try:
+        return [Copy(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _write(file: Path, copies: list[Copy], say: Callable[[str], object]) -> None:
+    try:
+        write_whole_text(file, json.dumps([astuple(copy) for copy in copies]))
+    except UserError as error:
+        say(not_kept(file, error))
+        return
+    with contextlib.suppress(OSError):  # another process clears away, too
+        for old in sorted(file.parent.glob("copies-*"), key=lambda each: each.stat().st_mtime)[:-KEPT_RESULTS]:
+            old.unlink()

@@ -1,0 +1,174 @@
+"""A data set in another format: pictures linked, labels of all splits written, a data.yaml beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.files import fill_folder, name_that_fits, write_whole_folder
+from yoloyard.data.formats.data_yaml import DataSpec
+from yoloyard.data.formats.layout import IMAGE_FOLDERS, is_side_folder
+from yoloyard.data.formats.voc_xml import format_voc
+from yoloyard.data.formats.yolo_txt import format_yolo
+from yoloyard.data.index.index import Index, read_split, require_pictures
+from yoloyard.data.index.not_kept import once
+from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
+from yoloyard.data.pixels.image_header import SIGNATURE_BYTES, usual_suffix
+
+FORMATS = ("yolo", "coco", "voc")
+_IMAGE_FOLDER = {"yolo": "images", "coco": "images", "voc": "JPEGImages"}
+
+
+def convert(spec: DataSpec, out: Path, to: str, say: Callable[[str], None]) -> Path:
+    """Write all splits of `spec` to the folder `out` in the format `to` (yolo, coco, voc); gives the new data.yaml.
+
+    Pictures are hard links, or copies where links can't be made. What the index leaves out is left out, and said. The
+    folder is written whole or not at all; an empty one that is there already is filled, the data.yaml last.
+    Raises UsageError if `to` is unknown, or if `out` holds something or is in a folder of the data set, UserError if
+    the data can't be read or written.
+    """
+    if to not in FORMATS:
+        raise UsageError(f"--to {to}: the formats are {', '.join(FORMATS)}")
+    out = Path(os.path.realpath(out))  # a link to an empty folder stays one
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UsageError(f"{out} holds something already: name an empty or a new folder")
+    searched = [entry for entries in spec.splits.values() for entry in entries if entry.coco is None]
+    for folder in [path for entry in searched for path in (entry.path, entry.labels) if path is not None]:
+        if folder.is_dir() and out.is_relative_to(os.path.realpath(folder)):
+            raise UsageError(f"{out} is in {folder} and would become part of the data set: name a folder outside")
+    once_only = once(say)
+    indexes = {split: read_split(spec, split, once_only) for split in spec.splits}
+    for split, index in indexes.items():
+        require_pictures(index, spec, split)
+
+    def write(folder: Path) -> None:
+        data: dict[str, Any] = {}
+        for split, index in indexes.items():
+            data[split] = _write_split(folder, split, index, to)
+        text = yaml.safe_dump(data | {"names": list(spec.names)}, sort_keys=False, allow_unicode=True)
+        (folder / "data.yaml").write_text(text, encoding="utf-8")
+
+    if out.exists():
+        fill_folder(out, write)
+    else:
+        write_whole_folder(out, write)
+    for split, index in indexes.items():
+        for problem in index.problems:
+            say(f"{split}: {problem}")
+        written = len(index.boxes)
+        if to == "yolo" and index.ignore.any():
+            count = int(index.ignore.sum())
+            written -= count
+            say(f"{split}: {count} boxes are to be ignored (crowd, difficult); YOLO can't say that: left out")
+        say(f"{split}: {len(index)} images, {written} boxes")
+    return out / "data.yaml"
+
+
+def free_names(file_names: list[str]) -> list[str]:
+    """Relative names that differ even without their suffix, since labels have another one.
+
+    Folders stay, but none leads out of the data set or is called as those that labels are found by or that searches
+    pass over, and signs that not every text file can hold become `_`.
+    """
+    taken: set[str] = set()
+    result = []
+    for name in file_names:
+        parts = [part.lstrip(".") for part in name.replace("\\", "/").split("/") if part not in IMAGE_FOLDERS]
+        parts = [f"own_{part}" if is_side_folder(part) else part for part in parts if part]
+        stem, suffix = os.path.splitext("/".join(parts))
+        stem, suffix = ("".join(sign if sign.isprintable() else "_" for sign in text) for text in (stem, suffix))
+        free, number = _cut(stem, "", suffix), 1
+        while free in taken:
+            number += 1
+            free = _cut(stem, f"-{number}", suffix)
+        taken.add(free)
+        result.append(free + suffix)
+    return result
+
+
+def _cut(path: str, ending: str, suffix: str) -> str:
+    """The path with an ending, its last name cut where it would be too long with its suffix, or with .txt or .xml."""
+    folder, name = os.path.split(path)
+    return os.path.join(folder, name_that_fits(name, ending, max(suffix, ".txt", key=lambda text: len(text.encode()))))
+
+
+def _write_split(folder: Path, split: str, index: Index, to: str) -> str | dict[str, str]:
+    """Write pictures and labels of a split; gives its entry of the data.yaml."""
+    images = f"{_IMAGE_FOLDER[to]}/{split}"
+    names = free_names([_with_suffix(*pair) for pair in zip(index.file_names, index.paths, strict=True)])
+    (folder / images).mkdir(parents=True)
+    for path, name in zip(index.paths, names, strict=True):
+        _link(path, folder / images / name)
+    if to == "coco":
+        labels = f"annotations/instances_{split}.json"
+        _write(folder / labels, json.dumps(_coco(index, names)))
+        return {"images": images, "labels": labels}
+    for position, name in enumerate(names):
+        boxes, classes, ignore = index.annotations(position)
+        height, width = index.sizes[position].tolist()
+        if to == "yolo":
+            text = format_yolo(boxes[~ignore], classes[~ignore], (height, width))
+            _write((folder / "labels" / split / name).with_suffix(".txt"), text)
+        else:
+            text = format_voc(name, index.names, boxes, classes, ignore, (height, width))
+            _write((folder / "Annotations" / split / name).with_suffix(".xml"), text)
+    if to == "voc":
+        lines = "".join(f"{split}/{os.path.splitext(name)[0]}\n" for name in names)
+        _write(folder / "ImageSets" / "Main" / f"{split}.txt", lines)
+    return images
+
+
+def _with_suffix(name: str, path: Path) -> str:
+    """The name of an image, with a suffix that searches know; in lists and COCO JSON images are called anything."""
+    if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+        return name
+    with path.open("rb") as file:
+        return name + usual_suffix(file.read(SIGNATURE_BYTES))
+
+
+def _coco(index: Index, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for position, name in enumerate(names):
+        image_id = int(index.source_ids[position])
+        height, width = index.sizes[position].tolist()
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
+        for box, label, ignored in zip(*index.annotations(position), strict=True):
+            x1, y1, x2, y2 = box.astype(float).tolist()
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": int(index.category_ids[label]),
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": (x2 - x1) * (y2 - y1),
+                    "iscrowd": int(ignored),
+                }
+            )
+    pairs = zip(index.category_ids.tolist(), index.names, strict=True)
+    categories = [{"id": number, "name": name} for number, name in pairs]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = source.resolve()  # a link to a link would depend on where it lies
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or a file that others own
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise UserError(f"cannot copy {source} to {target}: {error.strerror or error}") from error

@@ -1,0 +1,258 @@
+"""The data.yaml of a data set: where its pictures are and what its classes are called."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yoloyard.common.errors import UsageError
+from yoloyard.data.formats.coco_json import category_names, read_coco_file
+from yoloyard.data.formats.labels import decoded
+from yoloyard.data.formats.layout import label_path, search_folder, spellings
+from yoloyard.data.formats.voc_xml import mentioned_classes
+
+SPLITS = ("train", "val", "test")
+ALSO_VAL = ("validation", "valid")  # where there is no val
+KEYS = ("path", *SPLITS, "names", "nc")
+
+# Users' files carry these for other programs. They are passed over and never acted upon; `download` may hold code.
+HARMLESS_KEYS = (
+    "author", "channels", "colormap", "contributor", "created", "date", "description", "download", "flip_idx", "info",
+    "is_coco", "kpt_names", "kpt_shape", "licence", "license", "minival", "name", "roboflow", "scope", "stuff_names",
+    "tags", "task", "url", "version", "yaml_file",
+)  # fmt: skip
+LIKE_OURS = 0.75  # similarity from which an unknown key is taken for a misspelt one
+
+_KEYPOINTS = re.compile(r"kpt|key_?-?point|skeleton|flip_?ind|flip_?idx", re.IGNORECASE)  # what keys speak of
+
+LOOKED_AT = 5  # label files, for the classes that they mention
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One place where a split's pictures or labels are, existing or not."""
+
+    path: Path  # a folder, a list file, a picture or a COCO JSON; with `labels` the folder of the pictures
+    labels: Path | None = None  # a folder or a COCO JSON, where the data.yaml says it
+
+    @property
+    def coco(self) -> Path | None:
+        """The COCO JSON, if it is one."""
+        path = self.labels or self.path
+        return path if path.suffix.lower() == ".json" else None
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a data.yaml says, its paths made absolute."""
+
+    path: Path  # the yaml itself
+    names: tuple[str, ...]
+    splits: dict[str, tuple[Entry, ...]]
+    root: Path  # the folder that relative paths start from
+    keypoint_values: int = 0  # how many numbers of keypoints follow the box in a row of text labels
+
+
+def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: None) -> DataSpec:
+    """Read a data.yaml; relative paths start from the file's own folder, wherever the program was started.
+
+    Whether the pictures are there is not looked at before `load_index` needs them. Without `names`, the classes are
+    the categories of the first split's COCO JSON; without `val`, `validation` or `valid` is it. Keys that are
+    unknown and not like a missing one of ours are passed over and said through `say`, and so are keypoints.
+    Raises UsageError naming the file, and the line or key that is wrong.
+    """
+    path = Path(os.path.abspath(path))
+    tree, texts = _parse(path)
+    if own := next((key for key in ALSO_VAL if tree.get(key) and not tree.get("val")), None):
+        tree["val"], texts["val"] = tree.pop(own), texts[own]
+    unknown = [str(key) for key in tree if key not in KEYS and key not in HARMLESS_KEYS]
+    for key in unknown:
+        nearest = _own_key(key)
+        if nearest and nearest not in tree and (nearest == "nc" or not isinstance(tree.get(key), int | float)):
+            raise UsageError(
+                f"{path}: unknown key {key!r}; the nearest valid one is {nearest!r} (valid are {', '.join(KEYS)})"
+            )
+    keypoint_values = _keypoint_values(path, tree)
+    if unknown:
+        say(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
+    if tree.get("channels", 3) not in (3, "3"):
+        raise UsageError(f"{path}: channels is {tree['channels']!r}, only pictures of 3 channels can be trained on")
+    root = _root(path, tree.get("path") and texts["path"])
+    folders = (root, path.parent)
+    splits = {split: _entries(path, split, texts[split], folders) for split in SPLITS if tree.get(split)}
+    if not splits:
+        raise UsageError(f"{path}: none of {', '.join(SPLITS)} says where images are")
+    if keypoint_values:
+        say(f"{path}: kpt_shape says that rows have keypoints: they are left out, the boxes are used")
+    names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())))
+    return DataSpec(path, names, splits, root, keypoint_values)
+
+
+def find_path(entry: str, folders: tuple[Path, ...]) -> Path:
+    """The first of `folders` in which `entry` exists, in one of its spellings; in the first folder if it is in none."""
+    entries = spellings(entry)
+    candidates = (Path(os.path.normpath(folder / each)) for folder in folders for each in entries)
+    first = next(candidates)
+    return first if os.path.exists(first) else next(filter(os.path.exists, candidates), first)
+
+
+def _own_key(key: str) -> str | None:
+    """The key of ours that an unknown one is a likely misspelling of."""
+    turned = [own for own in KEYS if sorted(own) == sorted(key.lower())]  # such as vla
+    return next(iter(turned or difflib.get_close_matches(key.lower(), KEYS, n=1, cutoff=LIKE_OURS)), None)
+
+
+def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """What the file says by the rules of YAML, and the same with all scalars as texts, as they are written.
+
+    By YAML's rules the names 0123, 1:30 and no are 83, 90 and false. Its rules for dates and for `=` are left out: some
+    names that look like these would be errors.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {  # noqa: RUF012  # declared so by yaml
+            first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":timestamp", ":value"))]
+            for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node: yaml.MappingNode = super().compose_mapping_node(anchor)
+            known = set()
+            for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+                if key.value in known:  # YAML forbids it, its reader does not
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
+                    )
+                known.add(key.value)
+            return node
+
+    class TextLoader(Loader):  # all scalars are texts, but for the key `<<`
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in rules if tag.endswith(":merge")]
+            for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
+    if os.path.isdir(path):
+        raise UsageError(f"{path} is a folder; --data wants the data.yaml that describes the data set")
+    try:
+        text = decoded(path.read_bytes())
+        tree, texts = yaml.load(text, Loader), yaml.load(text, TextLoader)
+    except FileNotFoundError as error:
+        raise UsageError(f"there is no file {path}; --data wants the data.yaml that describes the data set") from error
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not a UTF-8 text file (byte {error.start}); --data wants a data.yaml") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UsageError(f"{path}{line}: not valid YAML ({problem})") from error
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: expected lines such as 'train: images/train' and 'names: [dent, scratch]'")
+    return tree, texts
+
+
+def _names(path: Path, names: Any, count: Any, entries: tuple[Entry, ...]) -> tuple[str, ...]:
+    if not names:
+        names = _names_of_labels(path, entries)
+    if isinstance(names, dict):
+        if not all(str(key).isdecimal() for key in names):
+            raise UsageError(f"{path}: the keys of names must be the class numbers 0, 1, 2 ...")
+        numbered = {int(key): name for key, name in names.items()}
+        missing = [number for number in range(len(names)) if number not in numbered]
+        if missing:
+            raise UsageError(f"{path}: names has {len(names)} entries but none for class {missing[0]}")
+        names = [numbered[number] for number in range(len(names))]
+    if not isinstance(names, list):
+        raise UsageError(f"{path}: names must be a list or a map from class number to name, not {names!r}")
+    for number, name in enumerate(names):
+        if name is None or name == "":
+            raise UsageError(f"{path}: class {number} of names has no name")
+        if isinstance(name, list | dict):
+            raise UsageError(f"{path}: the class name {name!r} is not a text; put it in quotes")
+    if count not in (None, len(names)) and str(count).strip() != str(len(names)):
+        raise UsageError(f"{path}: nc is {count!r} but names has {len(names)} entries; correct one of them")
+    return tuple(str(name) for name in names)
+
+
+def _keypoint_values(path: Path, tree: dict[Any, Any]) -> int:
+    """How many numbers of keypoints a row has, by `kpt_shape`: [keypoints, 2 (x, y) or 3 (x, y, visibility)]."""
+    shape = tree.get("kpt_shape")
+    if not shape:
+        found = [str(key) for key, value in tree.items() if value and _KEYPOINTS.search(str(key))]
+        if re.search("pose|key_?-?point", str(tree.get("task")).lower()):
+            found.append("task")
+        if found:
+            what = "it describes keypoints (pose) without kpt_shape: say how many, kpt_shape: [17, 3]"
+            raise UsageError(f"{path}: {what}, or take their keys out ({', '.join(found)})")
+        return 0
+    if not isinstance(shape, list) or list(map(type, shape)) != [int, int] or shape[0] < 0 or shape[1] not in (2, 3):
+        raise UsageError(f"{path}: kpt_shape must be [keypoints, 2 or 3], not {shape!r}")
+    return int(shape[0] * shape[1])
+
+
+def _root(path: Path, entry: Any) -> Path:
+    if entry is None or entry == "":
+        return path.parent
+    if not isinstance(entry, str):
+        raise UsageError(f"{path}: path must be a folder, not {entry!r}")
+    root = find_path(os.path.expanduser(entry), (path.parent,))
+    # A yaml that lies inside the folder that it names is common; then its own folder is meant.
+    return root if os.path.isdir(root) or os.path.isabs(entry) else path.parent
+
+
+def _names_of_labels(path: Path, entries: tuple[Entry, ...]) -> list[str]:
+    files = [entry.coco for entry in entries if entry.coco is not None]
+    if len(files) == len(entries):
+        for file in files:
+            if not file.exists():
+                raise UsageError(f"{path}: no names, and {file}, whose categories they would be, does not exist")
+        return list(dict.fromkeys(name for file in files for name in category_names(file, read_coco_file(file))))
+    mentioned = _mentioned(entries)
+    hint = f"; the first XML files mention {', '.join(mentioned)}" if mentioned else ""
+    raise UsageError(f"{path}: no names; list the classes in the order of their numbers, names: [dent, scratch]{hint}")
+
+
+def _mentioned(entries: tuple[Entry, ...]) -> list[str]:
+    """The classes that the first few XML files mention, for a message."""
+    found: dict[str, None] = {}
+    for entry in entries:
+        if entry.labels is not None and entry.labels.is_dir():
+            files = sorted(entry.labels.glob("*.[xX][mM][lL]"))
+        elif entry.path.is_dir():
+            files = [label_path(Path(image)) for image in sorted(search_folder(entry.path).files)[:LOOKED_AT]]
+        else:
+            files = (
+                sorted((entry.path.parents[2] / "Annotations").glob("*.[xX][mM][lL]"))
+                if len(entry.path.parts) > 3
+                else []
+            )
+        for file in files[:LOOKED_AT]:
+            if file.suffix.lower() == ".xml":
+                found |= dict.fromkeys(mentioned_classes(file.read_bytes()))
+    return list(found)
+
+
+def _entries(path: Path, split: str, value: Any, folders: tuple[Path, ...]) -> tuple[Entry, ...]:
+    entries = []
+    for entry in value if isinstance(value, list) else [value]:
+        own = entry if isinstance(entry, dict) else {"images": entry}
+        if "images" not in own or not own.keys() <= {"images", "labels"} or not all(map(_is_text, own.values())):
+            raise UsageError(
+                f"{path}: {split} must be a folder, a list file, a COCO .json, images: FOLDER with labels: FOLDER or "
+                f"JSON, or a list of these, not {entry!r}"
+            )
+        paths = {key: find_path(os.path.expanduser(text), folders) for key, text in own.items()}
+        entries.append(Entry(paths["images"], paths.get("labels")))
+    return tuple(entries)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""

@@ -1,0 +1,104 @@
+"""What the labels of one picture say, whatever format they are written in.
+
+Shapes: k boxes of a picture.
+"""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from yoloyard.data.audit.problems import Problem
+
+# Share of a side. Rounding in other programs' exports; what is farther outside is a mistake.
+TOLERANCE = 0.01
+
+
+Row = TypeVar("Row")
+
+
+def decoded(content: bytes) -> str:
+    """The text of a file: UTF-8, or UTF-16 where it begins with its mark, as PowerShell writes it.
+
+    Raises UnicodeDecodeError if it is in another encoding.
+    """
+    return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+
+
+def composed(text: str) -> str:
+    """A name as it is compared: each letter and its accents as one character (NFC). macOS writes several (NFD)."""
+    return unicodedata.normalize("NFC", text)
+
+
+def is_set(flag: object) -> bool:
+    """Whether a flag such as iscrowd or difficult is set: 1, 1.0, true or yes, as a value or a text."""
+    return str(flag).strip().lower() in ("1", "1.0", "true", "yes")
+
+
+@dataclass
+class Labels:
+    """The boxes of a picture and what is wrong with them."""
+
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # float64 (k, 4) xyxy pixels, clipped
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 (k,)
+    ignore: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # bool (k,) crowd and difficult
+    problems: list[Problem] = field(default_factory=list)  # each with file and line
+    usable: bool = True  # False: something is wrong, so that boxes may be missing
+
+    def refuse(self, kind: str, where: str, what: str) -> None:
+        """Note what makes the picture unusable."""
+        self.problems.append(Problem(kind, where, what, "image skipped"))
+        self.usable = False
+
+    def take_rows(
+        self, path: Path, rows: Iterable[tuple[int, Row]], parse: Callable[[Row], tuple[float, ...]], unit: str
+    ) -> None:
+        """Fill in the boxes of a file's rows, each given with its line.
+
+        `parse` gives label, whether to ignore it, and xyxy, or raises LabelError, which makes the picture unusable.
+        Rows that say the same are kept once, those whose box has no area are left out; `unit` is what a row is called.
+        """
+        lines: dict[tuple[float, ...], int] = {}
+        for line, content in rows:
+            where = f"{path}:{line}"
+            try:
+                row = parse(content)
+            except LabelError as error:
+                self.refuse(error.kind, where, str(error))
+                continue
+            if row[4] <= row[2] or row[5] <= row[3]:
+                self.problems.append(Problem("box without area", where, "the box has no area", f"{unit} left out"))
+            elif row in lines:
+                same = f"it says the same as line {lines[row]}"
+                self.problems.append(Problem("label twice", where, same, f"{unit} left out"))
+            else:
+                lines[row] = line
+        if lines:
+            table = np.array(list(lines), dtype=np.float64)
+            self.labels, self.ignore, self.boxes = table[:, 0].astype(np.int64), table[:, 1] > 0, table[:, 2:]
+
+
+class LabelError(Exception):
+    """A label is wrong; the kind of problem, and the reason for a person."""
+
+    def __init__(self, kind: str, what: str) -> None:
+        super().__init__(what)
+        self.kind = kind
+
+
+def outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which boxes (k, 4) xyxy leave pictures of `sizes` (k, 2) or (2,), height and width, beyond the tolerance."""
+    sides = np.tile(sizes[..., ::-1], 2)
+    inside = (boxes >= -TOLERANCE * sides) & (boxes <= (1 + TOLERANCE) * sides)  # false for nan
+    return np.logical_not(inside.all(-1))
+
+
+def clip(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Boxes (k, 4) xyxy cut at the edges of pictures of `sizes` (k, 2) or (2,), height and width."""
+    return np.clip(boxes, 0, np.tile(sizes[..., ::-1], 2))

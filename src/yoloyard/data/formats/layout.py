@@ -1,0 +1,224 @@
+"""Which files are images, and where the labels of an image lie."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from yoloyard.common.errors import UserError
+from yoloyard.common.files import RUN_MARK
+from yoloyard.data.formats.labels import composed
+from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
+
+IMAGE_FOLDERS = ("images", "JPEGImages")
+VOC_FOLDERS = ("labels", "Annotations", "annotations")
+LABEL_SUFFIXES = (".txt", ".xml")
+
+# Where systems, network disks and programs keep thumbnails, copies and what was deleted; in lower case.
+SIDE_FOLDERS = frozenset((
+    "$recycle.bin", "recycler", "system volume information", "lost+found", "__macosx", "network trash folder",
+    "temporary items", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@transcode", "@__thumb",
+    "#recycle", "#snapshot", "~snapshot", "@synoresource", "@sharesnap", "@appstore", "@database", "@s2s",
+    "thumbnails", "_thumbnails", "thumbs", "_thumbs", "__thumbs__", "[originals]", "lost.dir", "recycled", "msocache",
+    "dfsrprivate", "onedrivetemp", "$trash", "$avg", "$of", "ipynb_checkpoints", "_vti_cnf", "_gsdata_", "__pycache__",
+    "node_modules", "site-packages", "dist-packages", "lightning_logs", "wandb", "mlruns",
+))  # fmt: skip
+_SIDE_FOLDER = re.compile(r"found\.\d{3}|@gmt-[\d.-]+|lost\+found.+")  # of which there are many
+SIDE_MARKS = frozenset((RUN_MARK, "pyvenv.cfg"))  # a folder with such a file: results of a run, a Python environment
+
+# So are results of ultralytics and YOLOv5: one of each.
+_FOREIGN_RUN = (frozenset(("args.yaml", "opt.yaml", "hyp.yaml")), frozenset(("results.csv", "results.txt")))
+
+# What else holds images. It is counted, so that nobody misses them without a word.
+OTHER_SUFFIXES = frozenset((
+    ".3gp", ".arw", ".asf", ".avi", ".avif", ".avifs", ".btf", ".cr2", ".cr3", ".dcm", ".dicom", ".dng", ".exif",
+    ".exr", ".fits", ".flv", ".geotiff", ".gif", ".gtiff", ".h264", ".hdp", ".hdr", ".heic", ".heics", ".heif", ".hif",
+    ".icns", ".ico", ".img", ".insv", ".j2c", ".j2k", ".jng", ".jp2", ".jpc", ".jpf", ".jpm", ".jps", ".jpx", ".jxl",
+    ".jxr", ".m2ts", ".m4v", ".mj2", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nef",
+    ".ogv", ".orf", ".pam", ".pbm", ".pcx", ".pfm", ".pgm", ".pic", ".pnm", ".pns", ".ppm", ".psb", ".psd", ".ptif",
+    ".pxm", ".raf", ".ras", ".raw", ".rle", ".rw2", ".sr", ".svg", ".svs", ".tf8", ".tga", ".thm", ".ts", ".vob",
+    ".wdp", ".webm", ".wmv", ".xif",
+))  # fmt: skip
+_NO_IMAGES = (*LABEL_SUFFIXES, ".json", ".yaml", ".yml", ".csv", ".npy", ".npz", ".md", ".html", ".cache")
+# a.jpg_large, a.png.part, a.jpeg~, and files without a suffix but for README, LICENSE and the like
+_CHANGED_NAME = re.compile(r"(?i:\.(jpe?g|png|bmp|tiff?|webp))|^(?!Makefile$|Dockerfile$)(?=.*[^A-Z])[^.]+$")
+
+SHOWN_FOLDERS = 5
+
+
+@dataclass
+class Search:
+    """What a search of a folder and all below it found."""
+
+    folders: list[str] = field(default_factory=list)  # those that were looked into
+    files: list[str] = field(default_factory=list)  # of the suffixes that were asked for
+    other_files: Counter[str] = field(default_factory=Counter)  # what seems to be an image but can't be read: suffixes
+    other_folders: list[str] = field(default_factory=list)  # hidden, of other programs, or results of a run
+
+    def take(self, path: str, suffixes: frozenset[str], is_regular: bool) -> None:
+        """Note a file: as one of these `suffixes`, as another image, or not at all."""
+        name = os.path.basename(path)
+        suffix = os.path.splitext(name)[1].lower()
+        if name.startswith("."):  # other systems' side files, such as `._image.jpg`
+            return
+        if not is_regular:
+            self.other_files["no regular file"] += 1
+        elif suffix in suffixes:
+            self.files.append(path)
+        elif suffix not in _NO_IMAGES and (suffix in OTHER_SUFFIXES or _CHANGED_NAME.search(name)):
+            self.other_files[suffix] += 1
+
+    def passed_over(self) -> str:
+        """A line about what was passed over; empty if nothing was."""
+        parts = []
+        if count := self.other_files.total():
+            kinds = ", ".join(f"{suffix or 'no suffix'} {number}" for suffix, number in self.other_files.most_common())
+            parts.append(f"{count} {'file' if count == 1 else 'files'} of kinds that are not read ({kinds})")
+        if count := len(self.other_folders):
+            names = sorted({os.path.basename(folder) for folder in self.other_folders})
+            shown = ", ".join(names[:SHOWN_FOLDERS]) + (", ..." if len(names) > SHOWN_FOLDERS else "")
+            kind = "hidden, of other programs or results of a run"
+            parts.append(f"{count} {'folder' if count == 1 else 'folders'} ({kind}: {shown})")
+        return f"passed over: {'; '.join(parts)}" if parts else ""
+
+
+def search_folder(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Search:
+    """The files of these `suffixes` in `folder` and all folders below it, in no order.
+
+    Hidden files and folders below it are passed over, and so are folders that other programs made or that hold the
+    results of a run; `folder` itself may be any of these. Raises UserError if a folder can't be read.
+    """
+    search = Search()
+    seen = set()  # a link that leads upwards would be followed for ever
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable_folder):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        if search.folders and is_marked(files):
+            search.other_folders.append(parent)
+            folders.clear()
+            continue
+        search.folders.append(parent)
+        with os.scandir(parent) as entries:  # pipes, sockets and devices: who reads them may wait for ever
+            odd = [each for each in entries if not each.is_file(follow_symlinks=False)]
+        special = {each.name for each in odd if not os.path.isfile(each) and os.path.exists(each)}
+        search.other_folders += [os.path.join(parent, name) for name in folders if is_side_folder(name)]
+        folders[:] = [name for name in folders if not is_side_folder(name)]
+        for name in files:
+            search.take(os.path.join(parent, name), suffixes, name not in special)
+    return search
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name counts as an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def is_side_folder(name: str) -> bool:
+    """Whether a folder of this name is hidden, or of a program that keeps images of its own in it."""
+    lower = name.lower()
+    return name.startswith(".") or lower in SIDE_FOLDERS or _SIDE_FOLDER.fullmatch(lower) is not None
+
+
+def is_marked(files: Iterable[str]) -> bool:
+    """Whether a folder with these files holds the results of a run, or a Python environment."""
+    names = frozenset(files)
+    return not (SIDE_MARKS.isdisjoint(names) and any(each.isdisjoint(names) for each in _FOREIGN_RUN))
+
+
+def spellings(entry: str) -> list[str]:
+    """What the file may be called that a list, a JSON or a data.yaml calls `entry`; best first.
+
+    Windows has backslashes, and drives, after which the longest end of the path that is there counts. Exports of
+    Roboflow and CVAT have a `../` or `data/` too much. macOS writes a letter with its accent as two characters
+    (NFD), others as one (NFC).
+    """
+    forms = [entry]
+    if "\\" in entry:
+        forms.append(entry.replace("\\", "/"))
+    if re.match(r"[A-Za-z]:[\\/]", entry):
+        parts = re.split(r"[\\/]+", entry)[1:]
+        forms += ["/".join(parts[start:]) for start in range(len(parts))]
+    for prefix in ("../", "data/", "./data/"):
+        forms += [each.removeprefix(prefix) for each in forms if each.startswith(prefix)]
+    return list(dict.fromkeys(form for each in filter(None, forms) for form in in_forms(each)))
+
+
+def in_forms(text: str) -> list[str]:
+    """The text as it is, then with its accents as NFC and as NFD, each once."""
+    if text.isascii():
+        return [text]
+    return list(dict.fromkeys((text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD")))))
+
+
+def label_path(image: Path) -> Path:
+    """Where the labels of `image` are: the last folder `images` of its path replaced by `labels`, suffix .txt.
+
+    Without such a folder, or if only the other file exists, it is the text file beside the image. If there is no text
+    file, it is a Pascal VOC file of suffix .xml: the last folder `images` or `JPEGImages` replaced by `labels`,
+    `Annotations` or `annotations`, or beside the image. If there is none at all, it is the text file's first place.
+    Raises UserError if a folder can't be read.
+    """
+    return find_label(image.stem, label_folders(image.parent), {})
+
+
+def label_folders(images: Path) -> tuple[list[Path], list[Path]]:
+    """Where label files of images in the folder `images` may be: text files, and Pascal VOC files; best first."""
+    texts = [*_mirrored(images, IMAGE_FOLDERS[:1], VOC_FOLDERS[:1]), images]
+    return texts, [*_mirrored(images, IMAGE_FOLDERS, VOC_FOLDERS), images]
+
+
+def find_label(stem: str, folders: tuple[Iterable[Path], Iterable[Path]], known: dict[Path, dict[str, str]]) -> Path:
+    """The label file of the image called `stem`, in folders of text files and of XML files; the first place if none.
+
+    `known` holds what is in each folder, and is filled: thousands of images share a folder, which is listed once.
+    """
+    texts, tables = folders
+    for suffix, places in zip(LABEL_SUFFIXES, (texts, tables), strict=True):
+        name = stem + suffix
+        for folder in places:
+            if folder not in known:
+                known[folder] = _label_files(folder)
+            found = known[folder].get(name)
+            if found is None and not name.isascii():
+                found = known[folder].get(composed(name))
+            if found is not None:
+                return Path(folder, found)
+    return Path(next(iter(texts)), stem + LABEL_SUFFIXES[0])
+
+
+def _label_files(folder: Path) -> dict[str, str]:
+    """The label files in `folder` by their names, and by these with the suffix in lower case and letters as NFC."""
+    try:
+        names = [name for name in os.listdir(folder) if name[-4:].lower() in LABEL_SUFFIXES]
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        error.filename = str(folder)
+        return _unreadable_folder(error)
+    found = dict(zip(names, names, strict=True))
+    for name in names:
+        if not (name.isascii() and name[-4:] in LABEL_SUFFIXES):
+            found.setdefault(composed(name[:-4]) + name[-4:].lower(), name)
+    return found
+
+
+def _mirrored(folder: Path, image_folders: tuple[str, ...], label_folders: tuple[str, ...]) -> list[Path]:
+    parts = folder.parts
+    for position in range(len(parts) - 1, -1, -1):
+        if parts[position] in image_folders:
+            forms = in_forms("/".join(parts[position + 1 :]))
+            return [Path(*parts[:position], folder, form) for folder in label_folders for form in forms]
+    return []
+
+
+def _unreadable_folder(error: OSError) -> NoReturn:
+    raise UserError(f"cannot read the folder {error.filename}: {error.strerror}") from error

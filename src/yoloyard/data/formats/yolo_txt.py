@@ -1,0 +1,198 @@
+"""YOLO text files: one a picture, a row an object, in fractions of the picture's width and height."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from yoloyard.data.audit.problems import Problem
+from yoloyard.data.formats.labels import TOLERANCE, LabelError, Labels, decoded
+
+WITH_SCORE = 6  # words of a row of predictions: class cx cy w h score
+WITH_TRACK = 7  # the same and the number of a track
+POSE_ROWS = 3  # so many rows must have their points in a box, and this share of all, to be taken for keypoints
+POSE_SHARE = 0.9
+PLAIN_BYTES = b"0123456789+-.eE \t\r\n"
+
+
+def parse_plain_yolo(files: Sequence[bytes], num_classes: int, sizes: np.ndarray) -> list[Labels | None]:
+    """What `parse_yolo` gives for each of N files, all at once; None for those that must be looked at row by row.
+
+    These are the files that have anything but rows `class cx cy w h` without a mistake. `sizes` (N, 2) height, width.
+    """
+    result: list[Labels | None] = [None] * len(files)
+    plain = [number for number, content in enumerate(files) if not content.translate(None, PLAIN_BYTES)]
+    text = b"".join(files[number] + b"\n" for number in plain)
+    try:
+        values = np.fromiter(map(float, text.split()), np.float64)
+    except ValueError:  # such as 1-2 in one of them
+        if len(files) == 1:
+            return result
+        half = len(files) // 2
+        parts = (files[:half], sizes[:half]), (files[half:], sizes[half:])
+        return [own for some, some_sizes in parts for own in parse_plain_yolo(some, num_classes, some_sizes)]
+    characters = np.frombuffer(text, np.uint8)
+    is_space = characters <= ord(" ")
+    words = np.flatnonzero(~is_space & np.concatenate(([True], is_space[:-1])))  # where each begins
+    lines = np.cumsum((characters == ord("\n")) | (characters == ord("\r")))[words]
+    firsts = np.flatnonzero(np.diff(lines, prepend=-1))  # the first word of each row
+    ends = np.cumsum([len(files[number]) + 1 for number in plain])
+    file_of = np.searchsorted(ends, words[firsts], side="right")
+    lengths = np.diff(firsts, append=len(words))
+    is_box = lengths == 5
+    rows, file_of_box = values[np.repeat(is_box, lengths)].reshape(-1, 5), file_of[is_box]
+    labels, centres, sides = rows[:, 0], rows[:, 1:3], rows[:, 3:]
+    corners = np.clip(np.concatenate((centres - sides / 2, centres + sides / 2), axis=1), 0, 1)
+    is_sound = (labels == np.floor(labels)) & (labels >= 0) & (labels < num_classes) & (sides >= 0).all(axis=1)
+    is_sound &= ((rows[:, 1:] >= -TOLERANCE) & (rows[:, 1:] <= 1 + TOLERANCE)).all(axis=1)
+    is_sound &= (corners[:, :2] < corners[:, 2:]).all(axis=1)
+    boxes_of_files = np.column_stack((file_of_box, labels, corners))
+    _, same, counts = np.unique(boxes_of_files, axis=0, return_inverse=True, return_counts=True)
+    is_sound &= counts[same.reshape(-1)] == 1
+    doubtful = {*file_of[~is_box].tolist(), *file_of_box[~is_sound].tolist()}
+    starts = np.searchsorted(file_of_box, np.arange(len(plain) + 1))
+    scale = np.tile(sizes[plain][:, ::-1], 2)
+    for position, number in enumerate(plain):
+        if position not in doubtful:
+            here = slice(starts[position], starts[position + 1])
+            boxes = corners[here] * scale[position]
+            result[number] = Labels(boxes, labels[here].astype(np.int64), np.zeros(len(boxes), bool))
+    return result
+
+
+def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, int], keypoint_values: int = 0) -> Labels:
+    """Boxes of a text file: rows `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...` (a polygon), as fractions.
+
+    Both kinds may be mixed; a polygon becomes its bounds. With `keypoint_values` there are no polygons: a box is
+    followed by so many numbers, which are left out. A sixth number, the score that programs write of what they
+    predicted, and a seventh, the number of a track, are left out too, and said. Boxes are clipped to the picture of
+    `size` (height, width); rows that say the same are kept once, rows whose box has no area are left out. A row that is
+    wrong makes the picture unusable.
+    """
+    result = Labels()
+    try:
+        lines = decoded(content).splitlines()
+    except UnicodeDecodeError as error:
+        result.refuse("label unreadable", str(path), f"not a UTF-8 text file (byte {error.start})")
+        return result
+    rows = [(number, words) for number, line in enumerate(lines, start=1) if (words := line.split())]
+    result.take_rows(path, rows, lambda words: _parse_row(words, num_classes, keypoint_values), "row")
+    scored = (n for n, words in rows if len(words) == WITH_SCORE or (not keypoint_values and _is_tracked(words)))
+    if result.usable and (first := next(scored, None)):
+        what = "its sixth number is a score: somebody's predictions, which count as labels here"
+        result.problems.append(Problem("label with score", f"{path}:{first}", what))
+    height, width = size
+    result.boxes = result.boxes * [width, height, width, height]
+    return result
+
+
+def pose_length(files: Iterable[bytes]) -> int:
+    """How many numbers the rows have that seem to be boxes with keypoints and not polygons; 0 if they are none.
+
+    All rows with more than a box and a score have the same length, and nearly all have their points in the box that
+    the first four numbers are, which is in the image.
+    """
+    length = rows = inside = 0
+    for content in files:
+        if len(content.split()) == 5 * (content.count(b"\n") + (content[-1:] not in b"\n")):
+            continue  # boxes alone: no need to look at each row
+        for line in content.splitlines():
+            words = line.split()
+            if len(words) <= WITH_SCORE:
+                continue
+            try:
+                values = np.array(list(map(float, words)))[1:]
+            except ValueError:
+                return 0
+            if length not in (0, len(words)):
+                return 0
+            length = len(words)
+            rows += 1
+            inside += _has_points_inside(values[:4], values[4:])
+    return length if rows >= POSE_ROWS and inside >= POSE_SHARE * rows else 0
+
+
+def _has_points_inside(box: np.ndarray, others: np.ndarray) -> bool:
+    """Whether a box cxcywh is in the image, and holds all points x, y (, visibility 0 to 2) but those at 0, 0."""
+    if not _is_in_image(box):
+        return False
+    for each in (2, 3):
+        if len(others) % each == 0:
+            points = others.reshape(-1, each)
+            seen = points[points[:, :2].any(1), :2]
+            is_inside = np.all(np.abs(seen - box[:2]) <= box[2:] / 2 + TOLERANCE)
+            if is_inside and len(seen) and np.isin(points[:, 2:], (0, 1, 2)).all():
+                return True
+    return False
+
+
+def format_yolo(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> str:
+    """The rows of a text file: boxes (k, 4) xyxy in pixels of a picture of `size` (height, width), labels (k,)."""
+    height, width = size
+    corners = boxes.astype(np.float64) / [width, height, width, height]
+    rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
+    pairs = zip(labels.tolist(), rows.tolist(), strict=True)
+    return "".join(f"{label} {' '.join(f'{value:.9g}' for value in row)}\n" for label, row in pairs)
+
+
+def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tuple[float, ...]:
+    """Class, 0 (not to be ignored) and clipped xyxy of a row; raises LabelError with the reason if the row is wrong."""
+    try:
+        numbers = [float(word) for word in words]
+    except ValueError:
+        word = next(word for word in words if not _is_number(word))
+        raise LabelError("label malformed", f"{word!r} is not a number") from None
+    label, values = numbers[0], numbers[1:]
+    if not (label.is_integer() and 0 <= label < num_classes):
+        raise LabelError("class unknown", f"class {words[0]} is not one of 0 to {num_classes - 1}")
+    is_scored = (len(words) == WITH_SCORE and 0 <= values[-1] <= 1) or (_is_tracked(words) and 0 <= values[4] <= 1)
+    if is_scored or len(values) == 4 + keypoint_values:
+        values = values[:4]
+    elif keypoint_values and len(values) != 4:
+        what = (
+            f"{len(words)} numbers; with the data.yaml's kpt_shape a row has {5 + keypoint_values}, or 5 (a box alone)"
+        )
+        raise LabelError("label malformed", what)
+    elif len(values) != 4 and (len(values) < 6 or len(values) % 2):
+        what = f"{len(words)} numbers; a box has 5 (class cx cy w h), a polygon 7, 9, 11 ... (keypoints need kpt_shape)"
+        raise LabelError("label malformed", what)
+    if len(values) == 4 and min(values[2:]) < 0:
+        raise LabelError("box without area", f"the size {words[3]} {words[4]} is negative")
+    for word, value in zip(words[1 : 1 + len(values)], values, strict=True):
+        if not -TOLERANCE <= value <= 1 + TOLERANCE:  # also false for nan
+            what = f"{word} is outside 0..1; labels are fractions of the image's width and height"
+            raise LabelError("label outside the image", what)
+    if len(values) == 4:
+        centre_x, centre_y, width, height = values
+        corners = (centre_x - width / 2, centre_y - height / 2, centre_x + width / 2, centre_y + height / 2)
+    else:
+        corners = (min(values[0::2]), min(values[1::2]), max(values[0::2]), max(values[1::2]))
+    left, top, right, bottom = (min(max(value, 0.0), 1.0) for value in corners)
+    return label, 0.0, left, top, right, bottom
+
+
+def _is_tracked(words: list[str]) -> bool:
+    """Whether a row is `class cx cy w h score track`: its last word is a whole number, or 1 after a box in the image.
+
+    With a point at the lower edge, a triangle may end in 1 too; its first two points are hardly such a box.
+    """
+    if len(words) != WITH_TRACK or not words[-1].isdecimal() or words[-1].strip("0") == "":
+        return False
+    box = np.array(words[1:5], np.float64)
+    return words[-1] != "1" or _is_in_image(box)
+
+
+def _is_in_image(box: np.ndarray) -> bool:
+    sides = box[2:]
+    low, high = box[:2] - sides / 2, box[:2] + sides / 2
+    return bool(np.all((sides > 0) & (low >= -TOLERANCE) & (high <= 1 + TOLERANCE)))
+
+
+def _is_number(word: str) -> bool:
+    try:
+        return not math.isnan(float(word))
+    except ValueError:
+        return False

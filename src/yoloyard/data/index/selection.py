@@ -1,0 +1,136 @@
+"""The part of a split that is trained on or counted: some classes, all classes as one, a share of the pictures.
+
+Shapes: N pictures, n boxes of all pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.config.settings import unknown_word
+from yoloyard.data.formats.labels import composed
+from yoloyard.data.index.index import Index, Paths, Texts, find_index, save_index
+
+SELECTION_VERSION = 1  # part of the cache's key: raise it when a selection means something else
+ONE_CLASS = ("object",)
+# The arrays of Index that have a row a picture or a box, but for its paths and offsets.
+PER_PICTURE = ("sizes", "source_ids")
+PER_BOX = ("boxes", "labels", "ignore")
+
+
+def select(
+    index: Index, classes: str | None = None, single_cls: bool = False, fraction: float = 1.0, seed: int = 0
+) -> Index:
+    """The index with only these `classes`, all as one if `single_cls`, and a `fraction` of the pictures.
+
+    `classes` are numbers or names joined by commas; numbers and names of the index stay, and a picture whose boxes all
+    go stays without objects. A smaller fraction is contained in a larger one of the same seed. Lies in the cache beside
+    the index that it was made of, so that workers map it as well.
+    Raises UsageError for an unknown class or a fraction that isn't above 0, UserError if not a box is left.
+    """
+    if not 0 < fraction <= 1:
+        raise UsageError(f"--fraction must be above 0 and at most 1, not {fraction:g}")
+    numbers = None if classes is None else class_numbers(classes, index.names)
+    if numbers is None and not single_cls and fraction == 1:
+        return index
+    folder = None
+    if index.folder is not None:
+        chosen = [SELECTION_VERSION, index.folder.name, numbers, single_cls, fraction, seed if fraction < 1 else None]
+        folder = index.folder.with_name(hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:32])
+    selected = None if folder is None else find_index(folder)
+    if selected is None:
+        selected = _keep_pictures(index, fraction, seed) if fraction < 1 else index
+        selected = _keep_boxes(selected, numbers) if numbers is not None else selected
+        selected = replace(selected, folder=None)
+        if single_cls:
+            selected = replace(
+                selected,
+                names=names_of(index.names, single_cls),
+                labels=np.zeros_like(selected.labels),
+                category_ids=np.zeros(1, np.int64),
+            )
+        if selected.ignore.all():
+            raise UserError(
+                f"not a single box is left of {len(index.boxes)} in the {len(index)} images beside {index.paths[0]}: "
+                + (f"choose other --classes than {classes}" if numbers is not None else "raise --fraction")
+            )
+        if folder is not None:
+            selected = save_index(selected, folder)
+    return selected
+
+
+def names_of(names: tuple[str, ...], single_cls: bool) -> tuple[str, ...]:
+    """The class names that a selection has."""
+    return ONE_CLASS if single_cls else names
+
+
+def class_numbers(classes: str, names: Sequence[str]) -> tuple[int, ...]:
+    """The numbers, ascending, of classes given by number or name and joined by commas; a name may have commas itself.
+
+    The numbers, joined by commas, give the same classes again. Raises UsageError, also where a number is the name of
+    another class.
+    """
+    names, classes = list(map(composed, names)), composed(classes)
+    words = (
+        [classes.strip()] if classes.strip() in names else [word.strip() for word in classes.split(",") if word.strip()]
+    )
+    if not words:
+        raise UsageError("--classes names no class: say numbers or names joined by commas, such as --classes 0,2")
+    found = set()
+    for word in words:
+        if word in names:
+            number = names.index(word)
+        elif not word.isdecimal():
+            raise UsageError(unknown_word(word, names, "class"))
+        elif int(word) >= len(names):
+            raise UsageError(f"--classes {word}: the classes are 0 to {len(names) - 1} ({', '.join(names[:10])})")
+        else:
+            number = int(word)
+        for text in (word, str(number)):  # both, for a run goes on with the numbers
+            if text in names and text.isdecimal() and int(text) < len(names) and names.index(text) != int(text):
+                raise UsageError(
+                    f"--classes {classes}: {text} is the name of class {names.index(text)} and the number of class "
+                    f"{int(text)} ({names[int(text)]!r}); give these classes names that are no numbers"
+                )
+        found.add(number)
+    return tuple(sorted(found))
+
+
+def _keep_pictures(index: Index, fraction: float, seed: int) -> Index:
+    count = max(1, round(fraction * len(index)))
+    pictures = np.sort(np.random.default_rng(seed).permutation(len(index))[:count])
+    boxes = np.isin(_picture_of_box(index), pictures)
+    return replace(
+        index,
+        paths=Paths(*_cut_texts(index.paths, pictures)),
+        file_names=Texts(*_cut_texts(index.file_names, pictures)),
+        offsets=_offsets(np.diff(index.offsets)[pictures]),
+        **{name: getattr(index, name)[pictures] for name in PER_PICTURE},
+        **{name: getattr(index, name)[boxes] for name in PER_BOX},
+    )
+
+
+def _cut_texts(texts: Paths | Texts, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pieces = [texts.text[texts.offsets[each] : texts.offsets[each + 1]] for each in pictures]
+    return np.concatenate(pieces), _offsets(np.diff(texts.offsets)[pictures])
+
+
+def _keep_boxes(index: Index, classes: Sequence[int]) -> Index:
+    kept = np.isin(index.labels, classes)
+    counts = np.bincount(_picture_of_box(index)[kept], minlength=len(index))
+    return replace(index, offsets=_offsets(counts), **{name: getattr(index, name)[kept] for name in PER_BOX})
+
+
+def _picture_of_box(index: Index) -> np.ndarray:
+    """int64 (n,): the picture that each box lies in."""
+    return np.repeat(np.arange(len(index)), np.diff(index.offsets))
+
+
+def _offsets(counts: np.ndarray) -> np.ndarray:
+    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)

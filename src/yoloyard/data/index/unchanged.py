@@ -1,0 +1,146 @@
+"""Whether the files that something was made of are still the same, told by a look at their folders alone.
+
+A file counts as the same where length, time of modification and time of status change are. The last one can't be set by
+programs, so a file that was rewritten in place with its old times is noticed, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from yoloyard.common.errors import UserError
+from yoloyard.common.files import write_whole_text
+from yoloyard.data.index.not_kept import not_kept
+
+# A file that is changed twice within one tick of a file system's clock has the same times after both. So nothing is
+# noted as long as a file is so young; the next look at the same files will do it.
+SETTLED_SECONDS = 2.5  # FAT counts in twos
+KEPT_NOTES = 100
+
+
+def noted(note: Path) -> str | None:
+    """What was noted in the file `note`, None if there is no such file or something has changed since."""
+    try:
+        facts = json.loads(note.read_text(encoding="utf-8"))
+        same = _state(facts["folders"], facts["files"], frozenset(facts["suffixes"]))[0] == facts["state"]
+        return str(facts["value"]) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@dataclass(frozen=True)
+class Sight:
+    """How files looked when reading them began: these `files`, and all with these `suffixes` in `folders`."""
+
+    folders: list[str]
+    files: list[str]
+    suffixes: list[str]
+    state: str | None  # a digest; None: one of them couldn't be looked at
+
+
+def look(folders: Iterable[str], files: Iterable[str], suffixes: Iterable[str]) -> Sight:
+    """Look at files before they are read.
+
+    A folder, which need not exist, counts also with the names of its folders, not with what is in these, and with the
+    number of its other files.
+    """
+    folders, files, suffixes = sorted(folders), sorted(files), sorted(suffixes)
+    try:
+        return Sight(folders, files, suffixes, _state(folders, files, frozenset(suffixes))[0])
+    except OSError:
+        return Sight(folders, files, suffixes, None)
+
+
+def write_note(
+    note: Path, value: str, before: Sight, since: float, say: Callable[[str], object] = lambda line: None
+) -> None:
+    """Note `value`, which follows from the content of the files that were looked at `before` they were read.
+
+    `since` is the time, in seconds since 1970, before they were listed. Nothing is noted where a file may have changed
+    after that; `say` is told in a line where the note can't be written.
+    """
+    try:
+        state, newest = _state(before.folders, before.files, frozenset(before.suffixes))
+        # The times are those of the disk's own clock, which may be behind; so the files must look the same, too.
+        if newest >= (since - SETTLED_SECONDS) * 1e9 or state != before.state:
+            return
+    except OSError:
+        return  # a file has gone meanwhile; the next run reads all again
+    try:
+        write_whole_text(note, json.dumps({"value": value, **asdict(before)}))
+    except UserError as error:
+        say(not_kept(note, error))
+        return
+    with contextlib.suppress(OSError):  # another process clears away, too
+        for old in sorted(note.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)[:-KEPT_NOTES]:
+            old.unlink()
+
+
+def _state(folders: Iterable[str], files: Iterable[str], suffixes: frozenset[str]) -> tuple[str, int]:
+    """A digest of names, lengths and times, and the newest time of status change in ns."""
+    digest, newest = hashlib.blake2b(digest_size=16), 0
+    for folder in folders:
+        rows, changed = _folder_rows(folder, suffixes)
+        digest.update(os.fsencode("\0".join((folder, str(len(rows)), *rows, ""))))
+        newest = max(newest, changed)
+    for file in files:
+        status = os.stat(file)
+        row = f"{file}\0{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\0"
+        digest.update(os.fsencode(row))
+        newest = max(newest, status.st_ctime_ns)
+    return digest.hexdigest(), newest
+
+
+@contextlib.contextmanager
+def _entries(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """What is in a folder; from an open one, where that can be done, its files are found without the way to it."""
+    if os.scandir not in os.supports_fd:
+        with os.scandir(folder) as entries:
+            yield entries
+        return
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        with os.scandir(opened) as entries:
+            yield entries
+    finally:
+        os.close(opened)
+
+
+def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
+    """A text for each file and folder in `folder`, and the newest time of status change among them, in ns.
+
+    The order is the file system's, which stays while nothing changes; where it doesn't, all is read again.
+    There may be a hundred thousand of them, and this is the whole cost of a start, so they are looked at once and kept
+    as texts, which the garbage collector needn't go through.
+    """
+    rows: list[str] = []
+    others = 0
+    try:
+        newest = os.stat(folder).st_ctime_ns
+        with _entries(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[name.rfind(".") :].lower() in suffixes:
+                    try:
+                        status = entry.stat()
+                    except FileNotFoundError:
+                        rows.append(f"{name}\0leads nowhere")
+                        continue
+                    changed = status.st_ctime_ns
+                    rows.append(f"{name}\0{status.st_size} {status.st_mtime_ns} {changed}")
+                    if changed > newest:
+                        newest = changed
+                elif entry.is_dir():
+                    rows.append(f"{name}\0folder")
+                else:
+                    others += 1
+    except (FileNotFoundError, NotADirectoryError):
+        return ["no such folder"], 0
+    rows.append(f"{others} others")
+    return rows, newest

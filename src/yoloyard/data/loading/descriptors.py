@@ -1,0 +1,53 @@
+"""How many worker processes are possible: a daemonic process may start none, and each takes file descriptors."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import sys
+
+from yoloyard.common.errors import UserError
+
+LEAST_LIMIT = 64  # below it, not even training without workers is sure to have enough; Linux' usual limit is 1,024
+SPARE = 32  # for what is opened for a moment: images, checkpoints, the report
+PIPES_OF_WORKER = 5
+TENSORS_OF_BATCH = 4  # each is passed on as a descriptor
+LOADERS = 2  # training's and validation's are made one after the other and work side by side
+
+
+def check_limit() -> None:
+    """Raises UserError where so few files may be open that a training would fail, or wait, somewhere in the middle."""
+    limit = _limit()
+    if limit < LEAST_LIMIT:
+        raise UserError(
+            f"this process may open {limit} files only (ulimit -n), and at least {LEAST_LIMIT} are needed: "
+            "say `ulimit -n 1024` before, or ask whoever has set this limit"
+        )
+
+
+def free_descriptors() -> int:
+    """How many more files this process may open."""
+    return _limit() - len(os.listdir("/dev/fd"))
+
+
+def wanted_descriptors(workers: int, batches: int = 0) -> int:
+    """How many descriptors two loaders of so many workers may take, with `batches` of each in shared memory."""
+    return LOADERS * (PIPES_OF_WORKER * workers + TENSORS_OF_BATCH * batches) + SPARE
+
+
+def possible_workers(workers: int) -> tuple[int, str | None]:
+    """`workers` or fewer, and a line for the user that says why."""
+    if workers and multiprocessing.current_process().daemon:
+        return 0, f"{workers} workers can't be started from a daemonic process: images are loaded in this one"
+    free, possible = free_descriptors(), workers
+    while possible and wanted_descriptors(possible) > free:
+        possible -= 1
+    if possible == workers:
+        return workers, None
+    return possible, f"{free} more files may be open (ulimit -n), too few for {workers} workers: {possible} are used"
+
+
+def _limit() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else limit

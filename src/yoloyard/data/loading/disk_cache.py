@@ -1,0 +1,124 @@
+"""All pictures of an index decoded in one file (`--cache disk`), which all workers and processes map.
+
+The file lies in the user's cache folder, beside the indexes. Its name is a digest of what decides its content, so that
+changed pictures, or another size, have another file; one that is mapped never changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from yoloyard.common.cores import usable_cores
+from yoloyard.common.errors import UserError
+from yoloyard.common.files import cannot_write, write_whole
+from yoloyard.data.index.index import Index, alone, cache_folder, changed, is_old, stamp
+from yoloyard.data.loading.image_cache import Block, load_resized
+
+# Part of the name: raise it whenever the pixels that are stored change.
+FORMAT_VERSION = 1
+KEPT_CACHES = 4  # they are large; on a local disk, one in use stays readable even when it is removed
+SPARE_DISK = 0.95  # of what is free; the rest is for the run's own files
+
+
+class DiskImages:
+    """All pictures of an index, uint8 RGB (H, W, 3), mapped from a file; not to be written to."""
+
+    def __init__(self, path: Path, block: Block) -> None:
+        self.path, self.block = path, block
+        self.pixels = np.memmap(path, np.uint8, "r")
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        return self.block.picture(self.pixels, position)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return DiskImages, (self.path, self.block)  # a worker that is spawned maps the same file
+
+
+def cached_on_disk(index: Index, imgsz: int, say: Callable[[str], object], reduced: bool = False) -> DiskImages:
+    """The pictures of an index from the cache, where they are decoded first if they aren't there yet.
+
+    Of several processes that need the same ones, one decodes and the others wait. A file is put in place when it is
+    whole; what an interrupted process has left is removed. `say` is told where many pictures are decoded.
+    Raises UserError if there is not enough space, the folder can't be written, or a picture can't be read.
+    """
+    block = Block(index, imgsz)
+    path = decoded_folder() / f"{_key(index, imgsz, reduced)}.pixels"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if not _is_whole(path, block):
+        with alone(path) as is_alone:
+            if not _is_whole(path, block):  # another process may have made it meanwhile
+                _forget_old(path, is_alone)
+                _require_space(path.parent, len(block), len(index), imgsz)
+                say(f"decoding {len(index)} images into {path} ({len(block) / 2**30:.1f} GiB), once for all runs")
+                write_whole(path, lambda temporary: _write(temporary, index, imgsz, block, reduced))
+    with contextlib.suppress(OSError):  # a cache that is only for reading is as good
+        os.utime(path)  # the time of use
+    return DiskImages(path, block)
+
+
+def decoded_folder() -> Path:
+    """Where decoded pictures are kept."""
+    return cache_folder().parent / "decoded"
+
+
+def _key(index: Index, imgsz: int, reduced: bool) -> str:
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, imgsz, reduced]).encode())
+    for path, size in zip(index.paths, index.sizes.tolist(), strict=True):
+        digest.update(json.dumps([str(path), stamp(path), size]).encode())
+    return digest.hexdigest()[:32]
+
+
+def _is_whole(path: Path, block: Block) -> bool:
+    return path.is_file() and path.stat().st_size == len(block)
+
+
+def _require_space(folder: Path, needed: int, count: int, imgsz: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > SPARE_DISK * free:
+        raise UserError(
+            f"--cache disk needs {needed / 2**30:.1f} GiB for {count} images at {imgsz} px, but only "
+            f"{free / 2**30:.1f} GiB are free in {folder}; make room, or name another folder by YOLOYARD_CACHE"
+        )
+
+
+def _write(path: Path, index: Index, imgsz: int, block: Block, reduced: bool) -> None:
+    """Decode in threads, each picture to its place in the file `path`."""
+    # Written, not mapped: on a full disk a write is refused, while a mapped page ends the process.
+    with path.open("wb") as file, ThreadPoolExecutor(usable_cores()) as threads:
+        file.truncate(len(block))
+
+        def fill(position: int) -> None:
+            pixels, done = load_resized(index, position, imgsz, reduced).data.cast("B"), 0
+            while done < len(pixels):
+                done += os.pwrite(file.fileno(), pixels[done:], int(block.offsets[position]) + done)
+
+        for _ in threads.map(fill, range(len(index))):
+            pass  # waits, and raises what a thread raised; the others' work is then dropped
+
+
+def _forget_old(path: Path, is_alone: bool) -> None:
+    """Remove what interrupted processes have left, and all but the files used last; room for `path` is counted in.
+
+    Without a lock, `is_alone` is false, and a young unfinished file may be another process's.
+    """
+    folder = path.parent
+    own = f".{path.name}."
+    left = [file for file in folder.glob(".*.tmp") if (is_alone and file.name.startswith(own)) or is_old(file)]
+    # A lock file may be held, so it goes only when it is old.
+    left += [file for file in folder.glob("*.lock") if is_old(file)]
+    kept = sorted(folder.glob("*.pixels"), key=changed)
+    for file in left + kept[: -(KEPT_CACHES - 1)]:
+        with contextlib.suppress(OSError):
+            file.unlink()

@@ -1,0 +1,125 @@
+"""Which pictures an epoch holds, how often, in which order, and in which shape each batch comes.
+
+Shapes: N pictures of the data set, L places of an epoch, C classes. L is the same in every epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.index.index import Index
+from yoloyard.data.loading.sampling import epoch_order, rectangular_shape
+
+
+@dataclass(frozen=True)
+class EpochOrder:
+    """The places of one epoch."""
+
+    pictures: np.ndarray  # int64 (L,) positions in the index
+    copies: np.ndarray  # int64 (L,): 0 the first time that a picture comes in this epoch, then 1, ...
+    shapes: np.ndarray  # int64 (batches, 2) height, width of each batch
+
+
+@dataclass(frozen=True, eq=False)
+class EpochPlan:
+    """What the order of an epoch is made of."""
+
+    count: int  # N
+    batch: int  # images of all ranks
+    imgsz: int
+    seed: int
+    repeats: np.ndarray | None = None  # float64 (N,), at least 1: how often each picture comes on average
+    sizes: np.ndarray | None = None  # int (N, 2) height, width; given where batches are rectangular
+    stride: int = 32
+
+    def __len__(self) -> int:
+        """Places of an epoch; the last batch is filled from its start."""
+        return self.count if self.repeats is None else round(float(self.repeats.sum()))
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of an epoch."""
+        return math.ceil(len(self) / self.batch)
+
+    def order(self, epoch: int) -> EpochOrder:
+        """The places of `epoch`, drawn from the seed and the epoch alone."""
+        if self.repeats is None:
+            pictures, copies = np.arange(self.count), np.zeros(self.count, np.int64)
+        else:
+            counts = _draw_counts(self.repeats, len(self), np.random.default_rng([self.seed, epoch, 3]))
+            pictures = np.repeat(np.arange(self.count), counts)
+            copies = np.arange(len(pictures)) - np.repeat(np.cumsum(counts) - counts, counts)
+        if self.sizes is None:
+            order = epoch_order(self.seed, epoch, len(self))
+            shapes = np.full((self.num_batches, 2), self.imgsz)
+        else:
+            order, shapes = self._rectangular(self.sizes[pictures], epoch)
+        return EpochOrder(pictures[order], copies[order], shapes)
+
+    def _rectangular(self, sizes: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Order (L,) and shapes (batches, 2): batches of like ratios, shuffled as wholes; one that isn't full is last.
+
+        A shape follows from all members of its batch, whatever a rank's share of them.
+        """
+        ratios = sizes[:, 0] / sizes[:, 1]
+        sorted_places = np.argsort(ratios, kind="stable")
+        full = len(ratios) // self.batch
+        batches = sorted_places[: full * self.batch].reshape(full, self.batch)
+        shuffled = batches[epoch_order(self.seed, epoch, full)]
+        order = np.concatenate((shuffled.ravel(), sorted_places[full * self.batch :]))
+        members = ratios[np.resize(order, self.num_batches * self.batch)].reshape(-1, self.batch)
+        bounds = zip(members.min(axis=1), members.max(axis=1), strict=True)
+        return order, np.array([rectangular_shape(low, high, self.imgsz, self.stride) for low, high in bounds])
+
+
+def plan_epochs(index: Index, config: TrainConfig, stride: int = 32) -> EpochPlan:
+    """The plan that the settings `repeat_factor` and `rect` ask for; with neither, every picture comes once."""
+    repeats = repeat_factors(index, config.repeat_factor) if config.repeat_factor else None
+    sizes = np.array(index.sizes) if config.rect else None
+    return EpochPlan(len(index), config.batch, config.imgsz, config.seed, repeats, sizes, stride)
+
+
+def repeat_factors(index: Index, threshold: float) -> np.ndarray:
+    """How often each picture should come in an epoch, float64 (N,): more than once where it has a rare class.
+
+    A class that is in the share f of the pictures asks for max(1, sqrt(threshold / f)); of a picture's classes the
+    rarest decides. Source: Gupta et al., "LVIS" (CVPR 2019), repeat factor sampling.
+    """
+    taught = ~np.array(index.ignore)
+    picture_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))[taught]
+    labels = np.array(index.labels)[taught]
+    pairs = np.unique(np.stack((picture_of_box, labels), axis=1), axis=0)  # a class counts once a picture
+    shares = np.bincount(pairs[:, 1], minlength=len(index.names)) / len(index)  # (C,)
+    of_class = np.sqrt(threshold / np.maximum(shares, 1 / len(index)))
+    factors = np.ones(len(index))
+    np.maximum.at(factors, pairs[:, 0], of_class[pairs[:, 1]])
+    return factors
+
+
+def _draw_counts(factors: np.ndarray, total: int, random: np.random.Generator) -> np.ndarray:
+    """How often each picture comes, int64 (N,), `total` together: the factor rounded down or up, on average the factor.
+
+    Systematic sampling: the fractions, in a shuffled order, lie end to end on a line, and every whole number after a
+    random start falls to one of them. `total` is the factors' sum rounded, so the fractions are stretched a little.
+    """
+    counts = np.floor(factors).astype(np.int64)
+    shuffled = random.permutation(np.flatnonzero(factors > counts))
+    start = random.random()
+    extra = total - int(counts.sum())
+    if not len(shuffled):
+        return counts
+    fractions = (factors - counts)[shuffled]
+    # None may pass 1: where there is to be more than their sum, what they lack to 1 is shrunk instead.
+    if extra <= fractions.sum():
+        fractions *= extra / fractions.sum()
+    else:
+        fractions = 1 - (1 - fractions) * (len(fractions) - extra) / (1 - fractions).sum()
+    ends = np.minimum(np.cumsum(fractions), extra)
+    ends[-1] = extra
+    hits = np.floor(start + ends).astype(np.int64)
+    counts[shuffled] += np.diff(hits, prepend=0)
+    return counts

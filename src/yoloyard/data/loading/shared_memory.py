@@ -1,0 +1,82 @@
+"""Batches on their way from workers: through /dev/shm where it is large enough, else through the workers' pipes.
+
+A container's /dev/shm often holds 64 MB. A worker that writes beyond its end dies of a bus
+error, or fails to allocate in newer releases of torch.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+
+from yoloyard.common.structures import Batch
+from yoloyard.data.loading.descriptors import free_descriptors, wanted_descriptors
+
+SHM = "/dev/shm"
+PREFETCHED = 2  # batches that a worker makes ahead; torch's default
+IN_USE = 2  # batches that the main process may hold meanwhile
+LOADERS = 2  # training's and validation's may both be at work, so each may take its share only
+
+
+class BatchByValue(Batch):
+    """A batch that is pickled with its numbers; torch would move its tensors to shared memory and pickle handles."""
+
+    def __reduce__(self) -> Any:
+        arrays = (self.images.permute(0, 2, 3, 1), self.boxes, self.labels, self.ignore)
+        return _from_arrays, (
+            *(tensor.numpy() for tensor in arrays),
+            self.image_ids,
+            self.transforms,
+            self.source_ids,
+        )
+
+
+def by_value(item: Any) -> Any:
+    """A batch as one that is pickled with its numbers; anything else as it is. Called in the workers."""
+    return BatchByValue(**vars(item)) if isinstance(item, Batch) else item
+
+
+def batch_bytes(images: int, height: int, width: int, boxes: int) -> int:
+    """Bytes of a batch of so many pictures, with so many boxes each (see structures.Batch)."""
+    return images * (3 * height * width + boxes * (4 * 4 + 8 + 1))
+
+
+def free_shared_memory() -> int | None:
+    """Bytes that are free in /dev/shm; None where there is none, as on macOS."""
+    if not os.path.isdir(SHM):
+        return None
+    status = os.statvfs(SHM)
+    return status.f_bavail * status.f_frsize
+
+
+def shortage(needed_by_batch: int, workers: int) -> str | None:
+    """Why the batches of a loader can't go through shared memory, as a line for the user; None if they can.
+
+    The processes of a machine that train together (LOCAL_WORLD_SIZE) share it evenly.
+    """
+    free = free_shared_memory()
+    batches = PREFETCHED * workers + IN_USE
+    needed = batches * needed_by_batch
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if workers and wanted_descriptors(workers, batches) > free_descriptors():
+        return (
+            f"{free_descriptors()} more files may be open (ulimit -n), too few for batches of {workers} workers in "
+            "shared memory: they go through pipes instead, which is slower"
+        )
+    if workers == 0 or free is None or needed * LOADERS * processes <= free:
+        return None
+    return (
+        f"{SHM} has {free / 1e6:.0f} MB free and {needed * LOADERS * processes / 1e6:.0f} MB are needed for batches "
+        f"of {workers} workers: they go through pipes instead, which is slower. Give the container more "
+        "(docker run --shm-size=8g), or use fewer --workers"
+    )
+
+
+def _from_arrays(
+    images: np.ndarray, boxes: np.ndarray, labels: np.ndarray, ignore: np.ndarray, *rest: Any
+) -> Batch:  # images (B, H, W, 3)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return Batch(pixels, torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(ignore), *rest)

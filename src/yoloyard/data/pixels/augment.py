@@ -1,0 +1,350 @@
+"""What is done to a picture and its boxes between decoding and the batch.
+
+Shapes: H W pixels, n boxes. Boxes are xyxy in continuous pixels: pixel i covers i to i + 1. All randomness comes from
+the `random` generator that is handed in. The published augmentation of YOLOv8 and later: mosaic, affine, HSV, flips.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from yoloyard.common.structures import ImageTransform, Sample
+from yoloyard.config.settings import AugmentConfig
+from yoloyard.data.pixels.decode import BACKGROUND
+
+BORDER = BACKGROUND
+
+# A box survives the affine step if enough of it is left to be recognised.
+SMALLEST_SIDE = 2.0  # pixels
+SMALLEST_VISIBLE_AREA = 0.10  # of its area before
+LARGEST_ASPECT = 100.0
+
+STRIP = 64  # rows
+
+
+def resized_shape(height: int, width: int, imgsz: int) -> tuple[int, int]:
+    """Height and width once the long side is `imgsz`, the short one rounded up."""
+    ratio = imgsz / max(height, width)
+    return min(math.ceil(height * ratio), imgsz), min(math.ceil(width * ratio), imgsz)
+
+
+def resize_to(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The picture in `shape` (H, W), larger or smaller than before (bilinear)."""
+    if shape == image.shape[:2]:
+        return image
+    return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def letterbox(
+    image: np.ndarray,
+    shape: tuple[int, int],
+    enlarge: bool = True,
+    original_shape: tuple[int, int] | None = None,
+) -> tuple[np.ndarray, ImageTransform]:
+    """The picture scaled to fit into `shape` (H, W), centred on grey; and the way back from there.
+
+    `original_shape` (H, W) is the picture's size before any earlier resizing, so that the transform leads to it.
+    The odd pixel of padding goes right and below.
+    """
+    height, width = image.shape[:2]
+    ratio = min(shape[0] / height, shape[1] / width)
+    if not enlarge:
+        ratio = min(ratio, 1.0)
+    new_height, new_width = max(1, round(height * ratio)), max(1, round(width * ratio))
+    if (new_height, new_width) != (height, width):
+        image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+    pad_y, pad_x = shape[0] - new_height, shape[1] - new_width
+    top, left = pad_y // 2, pad_x // 2
+    if pad_y or pad_x:
+        bottom, right = pad_y - top, pad_x - left
+        image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(BORDER,) * 3)
+    original_height, original_width = original_shape or (height, width)
+    transform = ImageTransform(
+        original_height=original_height,
+        original_width=original_width,
+        scale_x=new_width / original_width,
+        scale_y=new_height / original_height,
+        pad_left=left,
+        pad_top=top,
+    )
+    return image, transform
+
+
+def minimal_shape(height: int, width: int, imgsz: int, stride: int = 32) -> tuple[int, int]:
+    """The smallest letterbox (H, W) for a picture scaled to `imgsz`: as little padding as the stride allows."""
+    ratio = min(imgsz / height, imgsz / width)
+    new_height, new_width = max(1, round(height * ratio)), max(1, round(width * ratio))
+    return new_height + (imgsz - new_height) % stride, new_width + (imgsz - new_width) % stride
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture that lies on a canvas."""
+
+    sample: Sample
+    left: int  # of its top left corner on the canvas, which may lie outside
+    top: int
+    bounds: tuple[int, int, int, int]  # xyxy, the part of the canvas that it covers
+
+
+def mosaic_tiles(samples: Sequence[Sample], imgsz: int, random: np.random.Generator) -> list[Tile]:
+    """Four pictures whose corners meet near the middle of a canvas of twice `imgsz`; what doesn't fit is cut off.
+
+    Order: top left, top right, bottom left, bottom right; the first gives the image id.
+    Source: Bochkovskiy et al., "YOLOv4" (arXiv 2004.10934), section 3.3.
+    """
+    side = 2 * imgsz
+    centre_y = int(random.uniform(imgsz / 2, 3 * imgsz / 2))
+    centre_x = int(random.uniform(imgsz / 2, 3 * imgsz / 2))
+    tiles = []
+    for position, sample in enumerate(samples):
+        height, width = sample.image.shape[:2]
+        left = centre_x if position % 2 else centre_x - width
+        top = centre_y if position // 2 else centre_y - height
+        bounds = max(left, 0), max(top, 0), min(left + width, side), min(top + height, side)
+        tiles.append(Tile(sample, left, top, bounds))
+    return tiles
+
+
+def joined(tiles: Sequence[Tile], shape: tuple[int, int]) -> Sample:
+    """The canvas of `shape` (H, W) as a picture; boxes are cut where it ends."""
+    canvas = np.full((*shape, 3), BORDER, np.uint8)
+    for tile in tiles:
+        (x1, y1, x2, y2), left, top = tile.bounds, tile.left, tile.top
+        canvas[y1:y2, x1:x2] = tile.sample.image[y1 - top : y2 - top, x1 - left : x2 - left]
+    boxes = np.concatenate([_on_canvas(tile, shape) for tile in tiles])
+    seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return _united([tile.sample for tile in tiles], canvas, boxes, seen)
+
+
+def _on_canvas(tile: Tile, shape: tuple[int, int]) -> np.ndarray:
+    boxes = tile.sample.boxes_xyxy + np.array([tile.left, tile.top] * 2, np.float32)
+    return boxes.clip(0, [shape[1], shape[0]] * 2).astype(np.float32)
+
+
+def _united(samples: Sequence[Sample], image: np.ndarray, boxes: np.ndarray, kept: np.ndarray) -> Sample:
+    """One sample of `image` with those of all samples' boxes that are kept (n,)."""
+    return Sample(
+        image,
+        boxes[kept].astype(np.float32, copy=False),
+        np.concatenate([sample.labels for sample in samples])[kept],
+        np.concatenate([sample.ignore for sample in samples])[kept],
+        samples[0].image_id,
+        source_ids=tuple(source for sample in samples for source in sample.source_ids),
+    )
+
+
+def draw_affine(
+    height: int, width: int, shape: tuple[int, int], config: AugmentConfig, random: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """A random matrix (3, 3) that takes a picture to an output of `shape` (H, W), and the zoom that is in it.
+
+    Centre to the origin, perspective, rotation with zoom, shear, shift to about the output's middle.
+    """
+    centre, perspective, rotation, shear, shift = (np.eye(3) for _ in range(5))
+    centre[:2, 2] = -width / 2, -height / 2
+    perspective[2, :2] = random.uniform(-config.perspective, config.perspective, 2)
+    angle = math.radians(random.uniform(-config.degrees, config.degrees))
+    zoom = random.uniform(1 - config.scale, 1 + config.scale)
+    cosine, sine = zoom * math.cos(angle), zoom * math.sin(angle)
+    rotation[:2, :2] = [[cosine, sine], [-sine, cosine]]
+    shear[0, 1], shear[1, 0] = np.tan(np.radians(random.uniform(-config.shear, config.shear, 2)))
+    shift[:2, 2] = random.uniform(0.5 - config.translate, 0.5 + config.translate, 2) * shape[::-1]
+    return shift @ shear @ rotation @ perspective @ centre, float(zoom)
+
+
+def warp(sample: Sample, matrix: np.ndarray, zoom: float, shape: tuple[int, int]) -> Sample:
+    """Picture and boxes moved by `matrix` (3, 3) onto an output of `shape` (H, W); boxes of which little is left go.
+
+    `zoom` is the part of the matrix that only changes sizes: how much of a box is left is judged apart from it.
+    """
+    # OpenCV counts from the centres of pixels, the matrix from the picture's edge: half a pixel there and back.
+    to_edge = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    on_centres = np.linalg.inv(to_edge) @ matrix @ to_edge
+    size, grey = shape[::-1], (BORDER,) * 3
+    if matrix[2, 0] or matrix[2, 1]:
+        image = cv2.warpPerspective(sample.image, on_centres, size, borderValue=grey)
+    else:
+        image = cv2.warpAffine(sample.image, on_centres[:2], size, borderValue=grey)
+    boxes = warp_boxes(sample.boxes_xyxy, matrix).clip(0, [*size, *size])
+    kept = _recognisable(boxes, sample.boxes_xyxy, zoom)
+    return replace(
+        sample,
+        image=image,
+        boxes_xyxy=boxes[kept].astype(np.float32),
+        labels=sample.labels[kept],
+        ignore=sample.ignore[kept],
+    )
+
+
+def place(
+    tiles: Sequence[Tile], canvas: tuple[int, int], matrix: np.ndarray, zoom: float, shape: tuple[int, int]
+) -> Sample:
+    """What `warp` makes of the joined tiles, on a canvas of `canvas` (H, W).
+
+    Without rotation, shear and perspective each tile is cropped and resized straight into the output, in a fraction of
+    the time. Crops are of whole pixels, so pictures and their boxes alike lie up to half a pixel beside the matrix.
+    """
+    if matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1]:
+        return warp(joined(tiles, canvas), matrix, zoom, shape)
+    image = np.full((*shape, 3), BORDER, np.uint8)
+    moved = []
+    for tile in tiles:
+        x = _span(tile.bounds[0::2], tile.left, matrix[0, 0], matrix[0, 2], shape[1])
+        y = _span(tile.bounds[1::2], tile.top, matrix[1, 1], matrix[1, 2], shape[0])
+        if x.stop > x.start and y.stop > y.start:
+            part = image[y.start : y.stop, x.start : x.stop]
+            crop = tile.sample.image[y.first : y.last, x.first : x.last]
+            cv2.resize(crop, part.shape[1::-1], dst=part, interpolation=cv2.INTER_LINEAR)
+        scale = np.array([x.scale, y.scale] * 2)
+        shift = np.array([x.start - x.first * x.scale, y.start - y.first * y.scale] * 2)
+        boxes = tile.sample.boxes_xyxy * scale + shift
+        moved.append(boxes.clip([x.start, y.start] * 2, [x.stop, y.stop] * 2))
+    boxes, before = np.concatenate(moved), np.concatenate([_on_canvas(tile, canvas) for tile in tiles])
+    return _united([tile.sample for tile in tiles], image, boxes, _recognisable(boxes, before, zoom))
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Along one axis: pixels `first` to `last` of a picture become pixels `start` to `stop` of the output."""
+
+    first: int
+    last: int
+    start: int
+    stop: int
+    scale: float
+
+
+def _span(bounds: tuple[int, ...], corner: int, zoom: float, shift: float, length: int) -> _Span:
+    """Where the part of a picture lands that covers `bounds` of the canvas, its corner at `corner`."""
+    # A pixel of the output belongs to the tile that its centre lies in, so neighbours neither overlap nor part.
+    low, high = bounds
+    start = min(max(math.ceil(low * zoom + shift - 0.5), 0), length)
+    stop = min(max(math.ceil(high * zoom + shift - 0.5), start), length)
+    first = min(max(round((start - shift) / zoom), low), high - 1)
+    last = min(max(round((stop - shift) / zoom), first + 1), high)
+    scale = (stop - start) / (last - first) if stop > start else zoom
+    return _Span(first - corner, last - corner, start, stop, scale)
+
+
+def _recognisable(boxes: np.ndarray, before: np.ndarray, zoom: float) -> np.ndarray:
+    """Of which boxes (n, 4) enough is left: bool (n,). `before` (n, 4) is what they were before a change by `zoom`."""
+    before = before.astype(np.float64)
+    area_before = (before[:, 2] - before[:, 0]) * (before[:, 3] - before[:, 1]) * zoom**2
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    kept = (width > SMALLEST_SIDE) & (height > SMALLEST_SIDE)
+    kept &= width * height > SMALLEST_VISIBLE_AREA * area_before
+    kept &= np.maximum(width, height) < LARGEST_ASPECT * np.minimum(width, height)
+    return kept
+
+
+def warp_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Bounds (n, 4) of the moved corners of boxes (n, 4), float64, not clipped.
+
+    With perspective only the part in front of the horizon counts; a box wholly behind it becomes empty.
+    """
+    corners = np.ones((len(boxes_xyxy), 4, 3))
+    corners[..., :2] = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    moved = corners @ matrix.T
+    if matrix[2, 0] or matrix[2, 1]:
+        moved, in_front = _cut_at_horizon(moved)
+        points = moved[..., :2] / moved[..., 2:]
+        low = np.where(in_front[..., None], points, np.inf).min(axis=1)
+        high = np.where(in_front[..., None], points, -np.inf).max(axis=1)
+        empty = ~in_front.any(axis=1)
+        low[empty], high[empty] = 0.0, 0.0
+    else:
+        low, high = moved[..., :2].min(axis=1), moved[..., :2].max(axis=1)
+    return np.concatenate((low, high), axis=1)
+
+
+def draw_colours(config: AugmentConfig, random: np.random.Generator) -> np.ndarray | None:
+    """Random tables uint8 (3, 256) that turn hue (0..179, as OpenCV has it) and scale saturation and value.
+
+    None where the settings allow no change.
+    """
+    hue_gain, saturation_gain, value_gain = random.uniform(-1, 1, 3) * (config.hsv_h, config.hsv_s, config.hsv_v)
+    if not (config.hsv_h or config.hsv_s or config.hsv_v):
+        return None
+    levels = np.arange(256, dtype=np.float64)
+    tables = (
+        (levels + 180 * hue_gain) % 180,
+        (levels * (1 + saturation_gain)).clip(0, 255),
+        (levels * (1 + value_gain)).clip(0, 255),
+    )
+    return np.stack(tables).astype(np.uint8)
+
+
+def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
+    """Change hue, saturation and value of a picture, in place, by the tables (3, 256) of `draw_colours`."""
+    # In strips, so that what lies between the steps stays in the processor's cache. One table a plane is quicker than
+    # OpenCV's table of three channels.
+    height, width = image.shape[:2]
+    hsv = np.empty((min(STRIP, height), width, 3), np.uint8)
+    planes = [np.empty(hsv.shape[:2], np.uint8) for _ in range(3)]
+    for top in range(0, height, STRIP):
+        strip = image[top : top + STRIP]
+        if len(strip) < len(hsv):  # the last one
+            hsv, planes = hsv[: len(strip)], [plane[: len(strip)] for plane in planes]
+        cv2.cvtColor(strip, cv2.COLOR_RGB2HSV, dst=hsv)
+        cv2.split(hsv, planes)
+        for plane, table in zip(planes, tables, strict=True):
+            cv2.LUT(plane, table, dst=plane)
+        cv2.merge(planes, hsv)
+        cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=strip)
+
+
+def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator, out: np.ndarray | None = None) -> Sample:
+    """Upside down with probability `flipud`, left to right with `fliplr`; the picture is put into `out` (H, W, 3)."""
+    height, width = sample.image.shape[:2]
+    upside_down, mirrored = random.random(2) < (config.flipud, config.fliplr)
+    image, boxes = np.empty_like(sample.image) if out is None else out, sample.boxes_xyxy.copy()
+    if upside_down or mirrored:
+        cv2.flip(sample.image, -1 if upside_down and mirrored else int(mirrored), dst=image)
+    else:
+        np.copyto(image, sample.image)
+    if upside_down:
+        boxes[:, [1, 3]] = height - boxes[:, [3, 1]]
+    if mirrored:
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return replace(sample, image=image, boxes_xyxy=boxes)
+
+
+def mixup(sample: Sample, partner: Sample, random: np.random.Generator) -> Sample:
+    """Two pictures of one size blended about half and half, with the boxes of both.
+
+    Source: Zhang et al., "mixup" (arXiv 1710.09412); shares by Beta(32, 32) as published for YOLO.
+    """
+    share = random.beta(32, 32)
+    image = (sample.image * np.float32(share) + partner.image * np.float32(1 - share)).astype(np.uint8)
+    return Sample(
+        image,
+        np.concatenate((sample.boxes_xyxy, partner.boxes_xyxy)),
+        np.concatenate((sample.labels, partner.labels)),
+        np.concatenate((sample.ignore, partner.ignore)),
+        sample.image_id,
+        source_ids=sample.source_ids + partner.source_ids,
+    )
+
+
+def _cut_at_horizon(corners: np.ndarray, nearest: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
+    """Homogeneous corners (n, 4, 3) with the points where edges reach the horizon, (n, 8, 3); which are in front.
+
+    `nearest` keeps the divisor away from 0; what is nearer to the horizon lies far outside every output.
+    """
+    following = np.roll(corners, -1, axis=1)
+    depth, next_depth = corners[..., 2], following[..., 2]
+    crossing = (depth > nearest) != (next_depth > nearest)
+    step = np.where(crossing, next_depth - depth, 1.0)
+    share = ((nearest - depth) / step)[..., None]
+    on_horizon = corners + share * (following - corners)
+    on_horizon[..., 2] = nearest
+    points = np.concatenate((corners, on_horizon), axis=1)
+    in_front = np.concatenate((depth > nearest, crossing), axis=1)
+    points[..., 2] = np.where(in_front, points[..., 2], 1.0)
+    return points, in_front

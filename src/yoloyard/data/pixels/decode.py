@@ -1,0 +1,198 @@
+"""The only place that turns bytes into pixels: training, validation, prediction and server agree.
+
+`encode_jpeg` is the way back.
+
+H and W are pixels of the picture as it is meant to be seen: the EXIF orientation is applied.
+"""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from yoloyard.common.errors import UserError
+from yoloyard.data.pixels import image_header
+
+# Names of the files that are looked for: formats that each OpenCV reads, and those that not every build of it has.
+IMAGE_SUFFIXES = frozenset((
+    ".apng", ".bmp", ".dib", ".jfi", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pjp", ".pjpeg", ".png",
+    ".tif", ".tiff", ".webp",
+)).union(
+    suffix for suffix in (".avif", ".gif", ".jp2", ".jxl", ".pam", ".pbm", ".pgm", ".pnm", ".ppm", ".ras", ".sr")
+    if cv2.haveImageWriter(f"any{suffix}")  # which follows from the same libraries as reading it
+)  # fmt: skip
+
+BACKGROUND = 114  # grey behind transparent pixels, and of everything that no picture covers
+
+DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras have; which one a picture of 16 bit has, its brightest value tells
+
+# How much is read to see size and orientation, and at a file's end, to see whether it is whole.
+HEAD_BYTES = TAIL_BYTES = 65536
+
+# JPEGs are asked for as three channels, not turned; newer releases of OpenCV give them in our order at once.
+_GIVES_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")
+_COLOURS = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_COLOR_RGB if _GIVES_RGB else cv2.IMREAD_COLOR)
+_REDUCED = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,  # with the flag above: of colours
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
+
+
+def decode_image(path: Path, reduction: int = 1) -> np.ndarray:
+    """The picture as uint8 RGB (H, W, 3), EXIF or TIFF orientation applied; of several pages or frames the first.
+
+    A JPEG can be decoded at a half, a quarter or an eighth of its size (`reduction` 2, 4, 8), sides rounded up, in
+    less time than as a whole; each pixel is the mean of those that it stands for. Others stay as large as they are.
+
+    Grey becomes three equal channels, CMYK is converted without a colour profile. Transparent pixels are composed on
+    grey 114. Of 16 bit the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the picture's brightest value,
+    and values are shifted from that depth down to 8 bits, the colours together, alpha apart from them.
+    Raises UserError naming the file if it is missing, unreadable, cut off, or has other pixels than 8 or 16 bit.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    _check(path, data)
+    return _decode(path, data, reduction)
+
+
+def largest_reduction(length: int, least: int) -> int:
+    """The largest `reduction` (8, 4, 2 or 1) of `length` pixels that leaves at least `least`, if any but 1 does."""
+    return next((by for by in (8, 4, 2) if length >= by * least), 1)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of the picture, orientation applied.
+
+    JPEG, PNG, BMP, WebP and TIFF are not decoded; of the first three only the two ends are read.
+    Raises UserError naming the file if it is missing, unreadable or cut off.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(HEAD_BYTES)
+            length = file.seek(0, 2)
+            file.seek(max(0, length - TAIL_BYTES))
+            tail = file.read()
+            size = image_header.header_size(data)
+            if size is None or not image_header.looks_whole(data, tail, length):
+                file.seek(0)
+                data = file.read()
+                _check(path, data)
+                size = image_header.header_size(data)
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    if size is None:
+        height, width = _decode(path, data).shape[:2]
+        return height, width
+    height, width = size
+    if height < 1 or width < 1:
+        raise _unreadable(path, f"its header says {width}x{height} pixels")
+    return (width, height) if image_header.orientation(data) > 4 else (height, width)
+
+
+def decode_thumbnail(path: Path, data: bytes, size: tuple[int, int], side: int) -> np.ndarray:
+    """The picture as uint8 grey (side, side), made of all pixels of the file's bytes `data`; orientation applied.
+
+    All of the file is decoded, JPEGs to an eighth of their `size` (height, width) if that is enough, which is quicker.
+    Raises UserError naming the file if it can't be decoded.
+    """
+    if data.startswith(image_header.JPEG):
+        grey = _stored(path, data, cv2.IMREAD_GRAYSCALE | _REDUCED[largest_reduction(min(size), side)])
+    else:
+        grey = cv2.cvtColor(_decode(path, data), cv2.COLOR_RGB2GRAY)
+    return cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
+
+
+def _decode(path: Path, data: bytes, reduction: int = 1) -> np.ndarray:
+    orientation = image_header.orientation(data)
+    if data.startswith(image_header.JPEG):
+        image = _stored(path, data, _COLOURS | _REDUCED[reduction])
+        return _turn(image if _GIVES_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), orientation)
+    tags: dict[int, tuple[int, ...]] = {}
+    stored = data
+    if image_header.is_tiff(data):
+        tags = image_header.tiff_tags(data)
+        if orientation > 1:
+            stored = image_header.stored_upright(data)
+    # This flag gives the pixels as they are stored, not turned; all else is done here, the same in each version.
+    image = _stored(path, stored, cv2.IMREAD_UNCHANGED)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise _unreadable(path, f"its pixels are {image.dtype}; save it as 8 or 16 bit")
+    if image.dtype == np.uint16 and image_header.tiff_is_inverted(tags):
+        image = 65535 - image  # OpenCV does this for 8 bit only
+    if image.ndim == 3 and image.shape[2] == 4:
+        alpha = image_header.tiff_alpha(tags) if tags else "straight"
+        if alpha == "none" or (data.startswith(image_header.BMP) and not image[..., 3].any()):
+            image = image[..., :3]  # a fourth byte that nobody filled
+        elif alpha == "premultiplied":
+            image = _compose_premultiplied(to_8_bits(image))
+        else:
+            image = compose(to_8_bits(image[..., :3]), to_8_bits(image[..., 3]))
+    transparent = image_header.grey_transparent(data)
+    if image.ndim == 2 and transparent is not None:
+        opaque = np.where(image == transparent, 0, 255).astype(np.uint8)
+        grey = to_8_bits(image)
+        image = compose(np.dstack((grey, grey, grey)), opaque)
+    image = to_8_bits(image)
+    code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
+    return _turn(cv2.cvtColor(np.ascontiguousarray(image), code), orientation)
+
+
+def _stored(path: Path, data: bytes, flags: int) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    except cv2.error as error:
+        raise _unreadable(path, str(error.err)) from error
+    if image is None:
+        raise _unreadable(path, "not a picture that can be decoded" if data else "the file is empty")
+    return image
+
+
+def to_8_bits(image: np.ndarray) -> np.ndarray:
+    """Pixels of 16 bit as uint8, their depth told by the brightest; those of 8 bit as they are."""
+    if image.dtype == np.uint8:
+        return image
+    brightest = int(image.max())
+    depth = next(bits for bits in DEPTHS if brightest < 2**bits)
+    return (image >> (depth - 8)).astype(np.uint8)
+
+
+def compose(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Colours (H, W, 3) seen through alpha (H, W) over the background."""
+    share = alpha[..., None].astype(np.uint16)
+    return ((colours * share + BACKGROUND * (255 - share) + 127) // 255).astype(np.uint8)
+
+
+def _compose_premultiplied(image: np.ndarray) -> np.ndarray:
+    """The same of (H, W, 4) whose colours have been multiplied with alpha already."""
+    behind = (BACKGROUND * (255 - image[..., 3:].astype(np.uint16)) + 127) // 255
+    return np.minimum(image[..., :3] + behind, 255).astype(np.uint8)
+
+
+def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """The content of a JPEG file of a picture, uint8 RGB (H, W, 3)."""
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return data.tobytes()
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    # EXIF 2.32, tag 0x0112: 2 mirrored, 3 half turn, 4 upside down, 5-8 the same with rows and columns swapped.
+    if orientation > 4:
+        image = image.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def _check(path: Path, data: bytes) -> None:
+    if reason := image_header.problem(data):
+        raise _unreadable(path, reason)
+
+
+def _unreadable(path: Path, reason: str) -> UserError:
+    return UserError(f"cannot read the image {path}: {reason}")

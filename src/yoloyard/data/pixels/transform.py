@@ -1,0 +1,288 @@
+"""A transform of the user's own, a function or an Albumentations pipeline, for training pictures.
+
+`image, boxes, labels = transform(image, boxes, labels)`: uint8 RGB (H, W, 3), float32 (n, 4) xyxy in pixels and int64
+(n,). It comes after mosaic, affine and mixup, before colour jitter and flips.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import random as python_random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from yoloyard.common.errors import UsageError, UserError, own_line
+from yoloyard.common.files import write_whole, write_whole_text
+from yoloyard.common.structures import Sample
+from yoloyard.common.user_file import OwnFile
+from yoloyard.data.pixels.augment import letterbox
+
+KEPT_PIPELINE = "transform.json"  # in the run's folder
+BOX_PARAMS = "bbox_params=A.BboxParams(format='pascal_voc', label_fields=['labels'])"
+
+
+class Transform:
+    """The user's transform with what is needed to call it in any process, and to find it again on resume.
+
+    Raises UsageError or UserError, also when it is made, if it can't be used.
+    """
+
+    def __init__(self, function: Callable[..., Any] | OwnFile) -> None:
+        self.file = function if isinstance(function, OwnFile) else None
+        self._function: Any = _loaded(self.file) if self.file else function
+        if not callable(self._function):
+            raise UsageError(f"transform={self._function!r:.80} is neither a function nor FILE.py:NAME")
+        self.name = self.file.word if self.file else _name(self._function)
+        self.label_field: str | None = None  # of an Albumentations pipeline that is given boxes
+        self.is_pipeline = _comes_from_albumentations(self._function)
+        if self.is_pipeline:
+            self.label_field = _label_field(self._function, self.name)
+        # As text only if that text gives the same pipeline again.
+        self.saved = _as_json(self._function) if self.is_pipeline and not self.file else None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        kind = "file" if self.file else "callable" if self.saved is None else "pipeline"
+        return {"kind": kind, "name": self.name, "digest": self.file.digest if self.file else None}
+
+    def keep(self, folder: Path) -> None:
+        """Write into a run's folder what `restore` needs there."""
+        if self.file is not None:
+            content = self.file.source
+            write_whole(folder / self.file.path.name, lambda temporary: temporary.write_bytes(content))
+        elif self.saved is not None:
+            write_whole_text(folder / KEPT_PIPELINE, self.saved)
+
+    def check_spawn(self) -> None:
+        """Raises UsageError if it can't be handed to a process that is not forked."""
+        try:
+            pickle.dumps(self)
+        except Exception as error:  # pickle raises all kinds
+            raise UsageError(
+                f"the transform {self.name} can't be handed to the processes that load images ({error}); define it at "
+                "the top level of a module, or use --workers 0"
+            ) from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What a file of the user's defines can't be found by its name elsewhere; the file is run there again.
+        return self.__dict__ | ({"_function": None} if self.file else {})
+
+    def __call__(self, sample: Sample, random: np.random.Generator, num_classes: int, picture: Path) -> Sample:
+        """The sample after the transform, as large as before; boxes are clipped, those without area are left out.
+
+        All the transform's randomness follows from `random`. Raises UserError that names transform and `picture`.
+        """
+        seed = int(random.integers(2**32))
+        if self._function is None and self.file is not None:
+            self._function = _loaded(self.file)
+        with _seeded(seed):
+            try:
+                result = self._call(sample, seed)
+            except (Exception, SystemExit) as error:
+                place = own_line(error, _source_file(self._function))
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                raise self._wrong(picture, f"{place}: {reason}" if place else reason) from error
+        try:
+            image, boxes, labels = _checked(result, num_classes)
+            if self.is_pipeline and self.label_field is None and image.shape != sample.image.shape:
+                raise ValueError(f"it changes the picture's size, so it must be given the boxes: {BOX_PARAMS}")
+        except ValueError as error:
+            raise self._wrong(picture, str(error)) from error
+        return _fitted(sample, image, boxes, labels)
+
+    def _call(self, sample: Sample, seed: int) -> Any:
+        if not self.is_pipeline:
+            return self._function(sample.image, sample.boxes_xyxy, sample.labels)
+        self._function.set_random_seed(seed)
+        if self.label_field is None:
+            return self._function(image=sample.image)["image"], sample.boxes_xyxy, sample.labels
+        given = {"image": sample.image, "bboxes": sample.boxes_xyxy, self.label_field: sample.labels}
+        found = self._function(**given)
+        return found["image"], found["bboxes"], found[self.label_field]
+
+    def _wrong(self, picture: Path, reason: str) -> UserError:
+        return UserError(f"the transform {self.name} fails on {picture}: {reason}")
+
+
+def restore(folder: Path, facts: Mapping[str, Any]) -> Transform:
+    """The transform of the run in `folder` that a checkpoint's `facts` tell of.
+
+    Raises UsageError if it must be handed in again, UserError if its file is gone or has changed.
+    """
+    if facts["kind"] == "file":
+        path = folder / facts["name"].rpartition(":")[0]
+        file = OwnFile.read(f"{folder / facts['name']}", "transform", "transform")
+        if file.digest != facts["digest"]:
+            raise UserError(f"{path} is not the file that this run was trained with; put that one back")
+        return Transform(file)
+    if facts["kind"] == "pipeline":
+        path = folder / KEPT_PIPELINE
+        try:
+            return Transform(_from_json(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        except Exception as error:  # whatever the package thinks of it
+            raise UsageError(f"{path} gives no pipeline ({error}); {_again(folder, facts)}") from error
+    raise UsageError(f"this run was trained with a transform that is not kept in its folder; {_again(folder, facts)}")
+
+
+def _again(folder: Path, facts: Mapping[str, Any]) -> str:
+    return f"hand it in again: yoloyard.train(resume={str(folder)!r}, transform={facts['name']})"
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _source_file(function: Any) -> str | None:
+    """The file that the code of a function or of an object's `__call__` stands in, if it is no pipeline's."""
+    if _comes_from_albumentations(function):
+        return None
+    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    return code.co_filename if code else None
+
+
+def _comes_from_albumentations(function: Any) -> bool:
+    # Without importing the package: it may not be there, and looks for a newer version of itself on the network.
+    return any(kind.__module__.split(".")[0] == "albumentations" for kind in type(function).__mro__)
+
+
+def _label_field(pipeline: Any, name: str) -> str | None:
+    """The keyword that a pipeline takes labels by, None if it is not given boxes. Raises UsageError."""
+    if not hasattr(pipeline, "set_random_seed"):
+        raise UsageError(f"the transform {name} needs albumentations 2.0 or later")
+    processors = getattr(pipeline, "processors", {})
+    if "bboxes" not in processors:
+        moving = sorted({type(step).__name__ for step in _steps(pipeline) if _moves_boxes(step)})
+        if moving:
+            raise UsageError(f"the transform {name} must be given the boxes ({', '.join(moving)}): {BOX_PARAMS}")
+        return None
+    params = processors["bboxes"].params
+    fields = list(params.label_fields or ())
+    if params.format != "pascal_voc" or len(fields) != 1:
+        raise UsageError(
+            f"the transform {name} has BboxParams of format {params.format!r} with label_fields {fields}; write "
+            f"{BOX_PARAMS}"
+        )
+    return str(fields[0])
+
+
+def _steps(pipeline: Any) -> Iterator[Any]:
+    yield pipeline
+    for step in getattr(pipeline, "transforms", ()):
+        yield from _steps(step)
+
+
+def _moves_boxes(step: Any) -> bool:
+    return any(kind.__name__ == "DualTransform" for kind in type(step).__mro__)
+
+
+def _as_json(pipeline: Any) -> str | None:
+    """A pipeline as text, None if it has parts that text can't hold."""
+    try:
+        text = json.dumps(pipeline.to_dict(), indent=1)
+        again = _from_json(text)
+    except Exception:  # noqa: BLE001  # functions, arrays, classes of the user's: the package has an error for each
+        return None
+    same = json.dumps(again.to_dict(), indent=1) == text and _box_params(again) == _box_params(pipeline)
+    return text if same else None
+
+
+def _box_params(pipeline: Any) -> dict[str, Any]:
+    processor = getattr(pipeline, "processors", {}).get("bboxes")
+    return vars(processor.params) if processor else {}
+
+
+def _from_json(text: str) -> Any:
+    with _without_network():
+        import albumentations
+    return albumentations.from_dict(json.loads(text))
+
+
+def _loaded(file: OwnFile) -> Any:
+    with _without_network():
+        return file.load("transform")
+
+
+@contextlib.contextmanager
+def _without_network() -> Iterator[None]:
+    """Albumentations, when it is imported, looks for a newer version of itself, unless it is told not to."""
+    name = "NO_ALBUMENTATIONS_UPDATE"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The generators that a transform may use begin at `seed`, and go on as they were afterwards."""
+    states = python_random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python_random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # the CPU's alone
+    try:
+        yield
+    finally:
+        python_random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _checked(result: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image, boxes and labels in their agreed form. Raises ValueError saying what else came."""
+    if not isinstance(result, tuple | list) or len(result) != 3:
+        came = f"{len(result)} things" if isinstance(result, tuple | list) else type(result).__name__
+        raise ValueError(f"it must return image, boxes, labels, not {came}")
+    image, boxes, labels = result
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        came = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
+        raise ValueError(
+            f"its image must be a uint8 array (height, width, 3), not {came}; leave out normalisation and tensors"
+        )
+    if 0 in image.shape:
+        raise ValueError(f"its image has no pixels: {image.shape}")
+    try:
+        boxes, labels = np.asarray(boxes, np.float64), np.asarray(labels, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"its boxes (n, 4) and labels (n,) must be numbers: {error}") from error
+    if boxes.size == 0:
+        boxes = boxes.reshape(0, 4)
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.shape != (len(boxes),):
+        raise ValueError(f"it returns boxes {boxes.shape} and labels {labels.shape}, not (n, 4) and (n,)")
+    if not np.isfinite(boxes).all():
+        raise ValueError("its boxes are not finite")
+    if not ((labels == np.floor(labels)) & (labels >= 0) & (labels < num_classes)).all():
+        raise ValueError(f"its labels must be whole numbers from 0 to {num_classes - 1}, not {labels.tolist()!r:.80}")
+    return image, boxes, labels.astype(np.int64)
+
+
+def _fitted(sample: Sample, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Sample:
+    """The picture letterboxed to the size that it had, with boxes that lie in it."""
+    if image.shape != sample.image.shape:
+        image, way = letterbox(image, (sample.image.shape[0], sample.image.shape[1]))
+        boxes = boxes * ([way.scale_x, way.scale_y] * 2) + [way.pad_left, way.pad_top] * 2
+    height, width = image.shape[:2]
+    boxes = boxes.clip(0, [width, height] * 2).astype(np.float32)
+    kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    return replace(
+        sample,
+        image=np.ascontiguousarray(image),
+        boxes_xyxy=boxes[kept],
+        labels=labels[kept],
+        ignore=np.zeros(int(kept.sum()), bool),
+    )

@@ -1,0 +1,123 @@
+"""Which detections a user is shown: above which confidence, and how much boxes of one class may overlap.
+
+Figures are made of many detections: COCO's precision asks for low scores and for overlaps up to 0.7. Shown like that,
+one object has several boxes. So each validation chooses the pair of confidence and overlap with the best F1, in which a
+duplicate is a false box and a neighbour that is dropped a missed one.
+
+Shapes: N found boxes of all images, R pairs of found boxes, C classes, K confidences.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from yoloyard.common.structures import Detections
+from yoloyard.config.settings import EvaluationConfig
+from yoloyard.evaluation.metrics.matching import (
+    Found,
+    Pairs,
+    Truth,
+    curves,
+    gather_found,
+    match_classes,
+    mean_over_classes,
+    pairwise_overlaps,
+)
+
+IOUS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
+MIN_CONF = 0.05  # weaker boxes are shown to nobody who does not ask for them
+TOLERANCE = 0.01  # of F1: less than a small validation set can tell, and about the error of suppressing twice
+
+
+@dataclass(frozen=True)
+class Showing:
+    """What is shown: scores above `conf`, and of boxes of one class that overlap by more than `iou` the best one.
+
+    The defaults are for weights of which it is not known; benchmarks/showing.py measured them.
+    """
+
+    conf: float = 0.25
+    iou: float = 0.5
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> Showing:
+        """The pair that a weights file holds; the default for a file without one."""
+        kept = metadata.get("showing", {})
+        return cls(kept.get("conf", cls.conf), kept.get("iou", cls.iou))
+
+    def __str__(self) -> str:
+        return f"confidence above {self.conf:g}, suppression at IoU {self.iou:g}"
+
+    def within(self, settings: EvaluationConfig) -> Showing:
+        """The pair for detections that were made with `settings`: what these dropped can't be shown."""
+        return Showing(max(self.conf, settings.conf), min(self.iou, settings.iou))
+
+
+def choose_showing(found: Found, truth: Truth, pairs: Pairs, num_classes: int) -> Showing:
+    """The pair with the best F1, mean over classes at IoU 0.5; the default where nothing right is found.
+
+    `pairs` are those of `overlapping_pairs`. Of overlaps whose F1 is equal but for TOLERANCE the lowest is taken, which
+    shows the fewest duplicates; of confidences the middle of the range over which F1 stays the best.
+    """
+    sure = found.scores >= MIN_CONF
+    neighbours = _neighbours(found, sure, min(IOUS))
+    peaks: list[tuple[float, Showing]] = []
+    for iou in IOUS:
+        kept = _kept(found, sure, neighbours, iou)
+        matched, ignored = match_classes(found, truth, pairs.where(kept[pairs.found]))
+        measured = curves(found, truth, matched, ignored | ~kept, num_classes)
+        f1 = np.where(measured.confidences >= MIN_CONF, mean_over_classes(measured.f1), 0)
+        first = int(f1.argmax())
+        steps = int(np.append(f1[first:] < f1[first], True).argmax())  # over which it stays the best
+        middle = measured.confidences[first + (steps - 1) // 2]
+        peaks.append((float(f1[first]), Showing(round(float(middle), 3), iou)))
+    best = max(f1 for f1, _ in peaks)
+    return next(showing for f1, showing in peaks if f1 >= best - TOLERANCE) if best > 0 else Showing()
+
+
+def shown_rows(found: Found, showing: Showing) -> np.ndarray:
+    """Which found boxes are shown, bool (N,)."""
+    sure = found.scores > showing.conf
+    return _kept(found, sure, _neighbours(found, sure, showing.iou), showing.iou)
+
+
+def shown(found: Detections, showing: Showing) -> Detections:
+    """What is shown of the detections of one image, on the CPU."""
+    flat = gather_found({0: found}, 1)
+    rows = shown_rows(flat, showing)
+    boxes, scores, labels = (torch.from_numpy(part[rows]) for part in (flat.boxes_xyxy, flat.scores, flat.labels))
+    return Detections(boxes.float(), scores.float(), labels)
+
+
+def _neighbours(found: Found, sure: np.ndarray, iou: float) -> Pairs:
+    """Pairs of sure boxes of one image and class that overlap by more than `iou`, the better one first."""
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    rows = np.flatnonzero(sure)
+    starts = np.searchsorted(rows, found.starts)
+    for first, last in itertools.pairwise(starts):
+        mine = rows[first:last]
+        if len(mine) < 2:
+            continue
+        overlaps = pairwise_overlaps(found.boxes_xyxy[mine], found.boxes_xyxy[mine])
+        overlaps[found.labels[mine, None] != found.labels[mine]] = 0
+        better, worse = np.nonzero(np.triu(overlaps > iou, 1))
+        parts.append((mine[better], mine[worse], overlaps[better, worse]))
+    return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _kept(found: Found, sure: np.ndarray, neighbours: Pairs, iou: float) -> np.ndarray:
+    """Which sure boxes greedy suppression keeps, bool (N,): the fixpoint of `nms.keep_mask` over all images at once."""
+    near = neighbours.where(neighbours.overlaps > iou)
+    kept = sure
+    while True:
+        updated = sure.copy()
+        updated[near.truth[kept[near.found]]] = False
+        if np.array_equal(updated, kept):
+            return kept
+        kept = updated

@@ -1,0 +1,306 @@
+"""The plots of the report, as matplotlib figures that know nothing of each other and touch no global state.
+
+`figure_svg` turns one into SVG for a page: its ink takes the page's text colour, so that it fits light and dark.
+Shapes: C classes, K confidences, R recall levels.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from yoloyard.data.index.index import Index
+from yoloyard.evaluation.metrics.average_precision import RECALL_LEVELS
+from yoloyard.evaluation.metrics.coco import Metrics
+from yoloyard.evaluation.metrics.matching import mean_over_classes
+
+# Okabe and Ito, "Color Universal Design" (2008): told apart with any kind of colour vision.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MOST_COLOURED_CLASSES = len(COLOURS)  # with more classes, single ones are drawn grey
+MOST_NUMBERED_CLASSES = 12  # a larger confusion matrix has colours only
+MOST_BARS = 40  # per picture of label statistics
+_INK = "#010203"  # stands for the page's text colour
+_DENSITY = LinearSegmentedColormap.from_list("density", ["#0072b200", "#0072b2ff"])  # transparent to blue
+
+
+def precision_recall(metrics: Metrics) -> Figure:
+    """Precision against recall at IoU 0.5; the area under a line is that class's AP50."""
+    labels = [f"{_short(row.name)} {row.map50:.3f}" for row in metrics.classes]
+    figure = _class_lines(RECALL_LEVELS, metrics.precision_at_recall, labels, f"mean {metrics.map50:.3f}")
+    _unit_axes(figure.axes[0], "recall", "precision")
+    return figure
+
+
+def f1_by_class(metrics: Metrics) -> Figure:
+    """F1 of each class against confidence."""
+    labels = [f"{_short(row.name)} {row.f1:.3f}" for row in metrics.classes]
+    figure = _class_lines(metrics.curves.confidences, metrics.curves.f1, labels, f"mean {metrics.f1:.3f}")
+    _unit_axes(figure.axes[0], "confidence", "F1")
+    return figure
+
+
+def confidence_curves(metrics: Metrics) -> Figure:
+    """Mean precision, recall and F1 against confidence; the best F1 is marked."""
+    curves = metrics.curves
+    figure, axes = _figure(4.8, 3.4)
+    there = ~np.isnan(curves.recall[:, :1])
+    found = np.where(there & ~np.isnan(curves.precision), curves.precision, np.nan)
+    any_found = ~np.isnan(found).all(axis=0)
+    lines = {
+        "precision": np.where(any_found, mean_over_classes(found), np.nan),
+        "recall": mean_over_classes(curves.recall),
+        "F1": mean_over_classes(curves.f1),
+    }
+    for colour, (name, values) in zip(COLOURS, lines.items(), strict=False):
+        axes.plot(curves.confidences, values, color=colour, linewidth=1.8, label=name)
+    axes.axvline(metrics.confidence, color=_INK, linewidth=0.8, linestyle=":")
+    axes.plot(metrics.confidence, metrics.f1, "o", color=COLOURS[2], markersize=4)
+    _legend(figure, 3, f"best F1 {metrics.f1:.3f} at {metrics.confidence:.3f}")
+    _unit_axes(axes, "confidence", "mean over classes")
+    return figure
+
+
+def confusion_matrix(metrics: Metrics) -> Figure:
+    """True classes as rows, found classes as columns; colour: the share of the row, number: how many boxes.
+
+    Classes that neither occur nor were found are left out.
+    """
+    occurs = metrics.confusion.sum(axis=0) + metrics.confusion.sum(axis=1) > 0
+    occurs[-1] = True
+    counts = metrics.confusion[occurs][:, occurs]
+    names = [_short(name) for name in (*(row.name for row in metrics.classes), "background")]
+    names = [name for name, shown in zip(names, occurs, strict=True) if shown]
+    side = len(names)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = min(max(3.4, 1.6 + (0.5 if side <= MOST_NUMBERED_CLASSES + 1 else 0.17) * side), 20)
+    figure, axes = _figure(size + 0.6, size)
+    axes.imshow(shares, cmap=_DENSITY, vmin=0, vmax=1, interpolation="nearest")
+    small = 9 if side <= 20 else 7
+    axes.set_xticks(range(side), names, rotation=90 if side > 4 else 0, fontsize=small)
+    axes.set_yticks(range(side), names, fontsize=small)
+    axes.set(xlabel="found as", ylabel="true class")
+    axes.tick_params(length=0)
+    axes.grid(False)
+    if side <= MOST_NUMBERED_CLASSES + 1:
+        for row, column in np.argwhere(counts > 0):
+            ink = "white" if shares[row, column] > 0.55 else _INK
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=ink, fontsize=8)
+    return figure
+
+
+def class_bars(metrics: Metrics) -> Figure:
+    """mAP50-95 (full) and mAP50 (pale) of each class with boxes, best first."""
+    rows = sorted((row for row in metrics.classes if row.boxes), key=lambda row: row.map50_95)
+    figure, axes = _figure(4.8, 1.0 + 0.19 * max(len(rows), 4))
+    names = [_short(row.name) for row in rows]
+    axes.barh(range(len(rows)), [row.map50 for row in rows], color=COLOURS[0], alpha=0.35, label="mAP50")
+    axes.barh(range(len(rows)), [row.map50_95 for row in rows], color=COLOURS[0], height=0.5, label="mAP50-95")
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.set(xlim=(0, 1), ylim=(-0.6, max(len(rows), 1) - 0.4))
+    axes.grid(False, axis="y")
+    _legend(figure, 2)
+    return figure
+
+
+def training_curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    """Losses, figures and learning rates by epoch from the lines of metrics.jsonl, by title; nothing for no records."""
+    columns = sorted({key for record in records for key in record})
+    groups: dict[str, list[str]] = {
+        "Training losses": [name for name in columns if name.startswith("train/")],
+        "Validation figures": [
+            name for name in ("val/map50_95", "val/map50", "val/precision", "val/recall") if name in columns
+        ],
+        "Learning rate": [name for name in columns if name.startswith("lr/")],
+    }
+    figures: dict[str, Figure] = {}
+    for title, names in groups.items():
+        lines = {name: line for name in names if len((line := _column(records, name))[0])}
+        if lines:
+            figures[title] = _epoch_lines(_joined(lines))
+    if "Validation figures" in figures:
+        figures["Validation figures"].axes[0].set_ylim(0, 1)
+    return figures
+
+
+def label_statistics(index: Index) -> dict[str, Figure]:
+    """What the labels of a data set look like: how many of each class, how large, where, how many an image."""
+    annotations = (index.annotations(image_id) for image_id in range(len(index)))
+    rows = [(boxes[~ignore], labels[~ignore]) for boxes, labels, ignore in annotations]
+    boxes = np.concatenate([np.zeros((0, 4)), *(row[0] for row in rows)])
+    labels = np.concatenate([np.zeros(0, np.int64), *(row[1] for row in rows)])
+    per_image = np.array([len(row[1]) for row in rows], int)
+    height, width = np.repeat(np.asarray(index.sizes, float).reshape(-1, 2), per_image, axis=0).T
+    relative = boxes / np.maximum(np.stack((width, height, width, height), axis=1), 1)
+    figures = {"Boxes per class": _class_counts(index.names, np.bincount(labels, minlength=len(index.names)))}
+
+    figure, axes = _figure(4.8, 3.4)
+    most = int(per_image.max(initial=0))
+    images = np.bincount(np.minimum(per_image, MOST_BARS))
+    axes.bar(range(len(images)), images, width=1.0, color=COLOURS[0])
+    more = f" (last bar: {MOST_BARS} to {most})" if most > MOST_BARS else ""
+    axes.set(xlabel=f"boxes in an image{more}", ylabel="images")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figures["Boxes per image"] = figure
+
+    sizes = relative[:, 2:] - relative[:, :2]
+    figures["Box sizes"] = _density(sizes[:, 0], sizes[:, 1], "width / image width", "height / image height")
+    centres = (relative[:, :2] + relative[:, 2:]) / 2
+    figures["Box centres"] = _density(centres[:, 0], centres[:, 1], "x / image width", "y / image height")
+    figures["Box centres"].axes[0].invert_yaxis()
+    return figures
+
+
+def figure_svg(figure: Figure) -> str:
+    """The figure as an `<svg>` element for a page; its ink is the page's text colour, its background the page's."""
+    buffer = io.StringIO()
+    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    # Text stays text: it is selectable, and the browser has the glyphs that matplotlib's font lacks.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].replace(_INK, "currentColor")
+
+
+def figure_png(figure: Figure, dots_per_inch: int = 150) -> bytes:
+    """The figure as a PNG on white, for tools that show pictures."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
+    return buffer.getvalue()
+
+
+def _legend(figure: Figure, columns: int, title: str = "") -> None:
+    """A legend below the axes."""
+    legend = figure.legend(
+        loc="outside lower center",
+        ncols=columns,
+        title=title or None,
+        frameon=False,
+        labelcolor=_INK,
+        fontsize=9,
+        title_fontsize=9,
+        handlelength=1.4,
+        columnspacing=1.4,
+    )
+    legend.get_title().set_color(_INK)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of so many inches with the common look."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_facecolor("none")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set(color=_INK, alpha=0.4)
+    axes.tick_params(colors=_INK, labelsize=9, length=3)
+    axes.xaxis.label.set_color(_INK)
+    axes.yaxis.label.set_color(_INK)
+    axes.grid(True, color=_INK, alpha=0.12, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _unit_axes(axes: Axes, x_label: str, y_label: str) -> None:
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label)
+
+
+def _class_lines(x: np.ndarray, lines: np.ndarray, labels: Sequence[str], mean_label: str) -> Figure:
+    """A line (K,) of (C, K) for each class that has one, and their mean."""
+    figure, axes = _figure(4.8, 3.4)
+    there = [position for position in range(len(lines)) if not np.isnan(lines[position]).all()]
+    coloured = 1 < len(there) <= MOST_COLOURED_CLASSES
+    if coloured:
+        for colour, position in zip(COLOURS, there, strict=False):
+            axes.plot(x, lines[position], color=colour, linewidth=1.2, label=labels[position])
+    elif len(there) > 1:
+        for position in there:
+            axes.plot(x, lines[position], color=_INK, alpha=0.18, linewidth=0.7)
+        axes.plot([], [], color=_INK, alpha=0.3, linewidth=0.9, label=f"{len(there)} classes")
+    mean_colour = _INK if coloured else COLOURS[0]
+    axes.plot(x, mean_over_classes(lines), color=mean_colour, linewidth=2.2, label=mean_label)
+    _legend(figure, 2)
+    return figure
+
+
+def _epoch_lines(lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    figure, axes = _figure(4.8, 3.4)
+    marker = "o" if max(len(epochs) for epochs, _ in lines.values()) < 15 else None
+    for position, (name, (epochs, values)) in enumerate(lines.items()):
+        colour = COLOURS[position % len(COLOURS)]
+        axes.plot(epochs, values, color=colour, linewidth=1.6, marker=marker, markersize=3, label=name)
+    last = max(epochs.max() for epochs, _ in lines.values())
+    axes.set(xlabel="epoch", xlim=(0, last + max(0.5, 0.02 * last)))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_ylim(bottom=0)
+    _legend(figure, 2 if len(lines) == 4 else 3)
+    return figure
+
+
+def _joined(lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Lines that lie on each other as one, under all their names."""
+    names: dict[bytes, list[str]] = {}
+    for name, (epochs, values) in lines.items():
+        names.setdefault(epochs.tobytes() + values.tobytes(), []).append(name)
+    return {", ".join(same): lines[same[0]] for same in names.values()}
+
+
+def _column(records: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and values of the records that have a value of this name."""
+    pairs = [(record["epoch"], record[name]) for record in records if record.get(name) is not None]
+    epochs, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(epochs, float), np.array(values, float)
+
+
+def _class_counts(names: Sequence[str], counts: np.ndarray) -> Figure:
+    """Bars of the classes with the most boxes; how many are left out is said."""
+    shown = np.argsort(-counts, kind="stable")[:MOST_BARS][::-1]
+    figure, axes = _figure(4.8, max(3.4, 0.8 + 0.19 * len(shown)))
+    axes.barh(range(len(shown)), counts[shown], color=COLOURS[0], height=min(0.75, 0.1 + 0.15 * len(shown)))
+    axes.set_yticks(range(len(shown)), [_short(names[label]) for label in shown], fontsize=8)
+    for row, label in enumerate(shown):
+        axes.annotate(str(counts[label]), (counts[label], row), (3, 0), textcoords="offset points", va="center",
+                      fontsize=7, color=_INK)  # fmt: skip
+    left_out = len(counts) - len(shown)
+    axes.set(xlabel=f"boxes ({left_out} rarer classes not shown)" if left_out else "boxes")
+    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.margins(x=0.12)
+    axes.grid(False, axis="y")
+    return figure
+
+
+def _density(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str) -> Figure:
+    """How many points fall where in the unit square."""
+    figure, axes = _figure(4.8, 3.4)
+    counts, _, _ = np.histogram2d(np.clip(x, 0, 1), np.clip(y, 0, 1), bins=50, range=((0, 1), (0, 1)))
+    most = max(counts.max(), 2)
+    colours = LinearSegmentedColormap.from_list("density", ["#56b4e966", "#0072b2ff"])
+    axes.imshow(
+        np.where(counts > 0, counts, np.nan).T,
+        origin="lower",
+        extent=(0, 1, 0, 1),
+        aspect="auto",
+        cmap=colours,
+        norm=LogNorm(1, most),
+        interpolation="nearest",
+    )
+    axes.set(xlabel=x_label, ylabel=y_label)
+    return figure
+
+
+def _short(name: str, most: int = 24) -> str:
+    """A name that fits beside a plot; "$" would begin a formula."""
+    name = name if len(name) <= most else f"{name[: most - 1]}…"
+    return name.replace("$", r"\$")

@@ -1,0 +1,130 @@
+"""The one container of a project folder on a machine: its Compose files, its state, its engine.
+
+What `up` chose is kept on that machine in ~/.local/state/yoloyard/PROJECT/ (or under XDG_STATE_HOME), readable by its
+owner alone, since the Jupyter token is in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from yoloyard.common.errors import UserError
+from yoloyard.machines.containers.host import Host, last_line
+
+SERVICE = "yard"
+USER = "yard"  # who works inside
+_STATE = '"${XDG_STATE_HOME:-$HOME/.local/state}/yoloyard/"'
+_INSTALL = "Docker: https://docs.docker.com/engine/install; podman: packages podman and podman-compose"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs containers on a host, and the words that begin a Compose command."""
+
+    name: Literal["docker", "podman"]
+    compose: tuple[str, ...]
+
+
+def find_engine(host: Host, wanted: str | None = None) -> Engine:
+    """Docker or podman on `host`, with Compose, whichever answers. Raises UserError that says what is missing."""
+    said = []
+    for name in (wanted,) if wanted else ("docker", "podman"):
+        done = host.run([name, "version"])
+        if done.returncode in (126, 127):
+            said.append(f"{name} is not installed")
+            continue
+        if done.returncode:
+            said.append(_silent(name, last_line(done.stderr) or last_line(done.stdout)))
+            continue
+        docker: tuple[tuple[str, ...], ...] = (("docker", "compose"), ("docker-compose",))
+        ways = docker if name == "docker" else (("podman-compose",), ("podman", "compose"))
+        for compose in ways:
+            if host.run([*compose, "version"]).returncode == 0:
+                return Engine("docker" if name == "docker" else "podman", compose)
+        package = "docker-compose-plugin" if name == "docker" else "podman-compose (or pip install podman-compose)"
+        said.append(f"{name} is there, but Compose is not: install the package {package}")
+    raise UserError(f"no container engine can be used on {host}: {'; '.join(said)}. {_INSTALL}")
+
+
+def _silent(name: str, said: str) -> str:
+    if "permission denied" in said.lower():
+        return f"{name} doesn't let you in ({said}): sudo usermod -aG docker $USER, then log in again"
+    return f"{name} doesn't answer ({said}): sudo systemctl start {name}"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Of a container: its id, `running`, `health` ("healthy", "unhealthy", "starting", or "" where none is defined)."""
+
+    id: str
+    running: bool
+    health: str
+    exit_code: int
+
+
+class Project:
+    """A project folder on `host`: `folder` is absolute there. Two folders of one name are two projects."""
+
+    def __init__(self, host: Host, folder: PurePosixPath) -> None:
+        self.host, self.folder = host, folder
+        plain = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-") or "project"
+        self.name = f"yoloyard-{plain[:40]}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
+
+    def settings(self) -> dict[str, str]:
+        """What the last `up` chose; empty if there was none."""
+        text = self.host.run(["sh", "-c", f"cat {_STATE}{self.name}/.env"]).stdout
+        pairs = re.findall(r"^(YOLOYARD_\w+)='([^']*)'$", text, re.MULTILINE)
+        return dict(pairs)
+
+    def write(self, settings: dict[str, str], service: dict[str, Any]) -> None:
+        """Keep `settings` as the variables of compose.yaml, and `service` as what is added to its service."""
+        for name in ("YOLOYARD_WORKSPACE", "YOLOYARD_DATA"):
+            if sign := re.search(r"[':\n]", settings.get(name, "")):
+                raise UserError(
+                    f"{settings[name]} can't be mounted, for the {sign[0]!r} in its path: rename the folder"
+                )
+        lines = [f"{name}='{value.replace(chr(39), '')}'\n" for name, value in settings.items()]
+        self._write(".env", "".join(lines))
+        self._write("compose.yaml", (resources.files("yoloyard.docker") / "compose.yaml").read_text(encoding="utf-8"))
+        self._write("service.yaml", json.dumps({"services": {SERVICE: service}}, indent=2) + "\n")  # JSON is YAML
+
+    def _write(self, name: str, text: str) -> None:
+        place = f"{_STATE}{self.name}"
+        script = f"umask 077; mkdir -p {place} && cd {place} && cat > {name}.tmp && mv {name}.tmp {name}"
+        self.host.ask(["sh", "-c", script], text)
+
+    def compose(self, engine: Engine, *words: str) -> list[str]:
+        """The words of a Compose command for this project."""
+        start = f"cd {_STATE}{self.name} && exec "
+        files = ["-p", self.name, "--env-file", ".env", "-f", "compose.yaml", "-f", "service.yaml"]
+        return ["sh", "-c", start + shlex.join([*engine.compose, *files, *words])]
+
+    def status(self, engine: Engine) -> Status | None:
+        """The container, if there is one."""
+        labels = [f"com.docker.compose.project={self.name}", f"com.docker.compose.service={SERVICE}"]
+        filters = [word for label in labels for word in ("--filter", f"label={label}")]
+        found = self.host.ask([engine.name, "ps", "--all", "--quiet", "--no-trunc", *filters]).split()
+        if not found:
+            return None
+        described = json.loads(self.host.ask([engine.name, "container", "inspect", found[0]]))[0]
+        state = described["State"]
+        health = ((state.get("Health") or state.get("Healthcheck") or {}).get("Status") or "").lower()
+        if not (described.get("Config") or {}).get("Healthcheck"):
+            health = ""
+        elif engine.name == "podman" and state.get("Running") and health != "healthy":
+            # podman looks by itself only where systemd has timers for it
+            looked = self.host.run(["podman", "healthcheck", "run", found[0]])
+            health = "healthy" if looked.returncode == 0 else "starting"
+        return Status(found[0], bool(state.get("Running")), health, int(state.get("ExitCode") or 0))
+
+    def log_end(self, engine: Engine, container: str, lines: int = 20) -> str:
+        """The last lines that the container printed."""
+        done = self.host.run([engine.name, "logs", "--tail", str(lines), container])
+        return (done.stdout + done.stderr).strip()

@@ -1,0 +1,213 @@
+"""Does each device compute rightly, in each precision, and do processes and GPUs reach each other?
+
+Each device is tried in a process of its own with a time limit, since a driver can crash or hang.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.environment.packages import as_text, ending, program, run_program
+
+SECONDS = 180  # for a device, its libraries loaded from a cold disk included
+TOGETHER_SECONDS = 120  # longer than the limit of the all-reduce itself, which names the reason
+
+
+def gather(devices: int, python: Path | None = None) -> dict[str, Any]:
+    """Try the CPU and `devices` GPUs, then all of them together; on a machine without GPUs two processes."""
+    command = str(python or sys.executable)
+    names = ["cpu", *(f"cuda:{index}" for index in range(devices))]
+    found: dict[str, Any] = {"devices": {name: try_device(command, name) for name in names}}
+    found["peers"] = _trials(command, "peers", str(devices)) if devices > 1 else []
+    backend, size = ("nccl", devices) if devices > 1 else ("gloo", 2)
+    found["together"] = all_reduce(command, backend, size)
+    if backend == "nccl" and found["together"]["error"]:
+        found["without_peers"] = all_reduce(command, backend, size, {"NCCL_P2P_DISABLE": "1"})
+    return found
+
+
+def try_device(python: str, device: str) -> list[dict[str, Any]]:
+    """The trials of a device in their order; one during which the process ended has that as its error."""
+    return _trials(python, device)
+
+
+def _trials(python: str, *arguments: str) -> list[dict[str, Any]]:
+    try:
+        done = run_program(python, "computing.py", *arguments, seconds=SECONDS)
+        output, end = done.stdout, ending(done.returncode) if done.returncode else ""
+        end += f": {done.stderr.strip().splitlines()[-1]}" if end and done.stderr.strip() else ""
+    except OSError as error:
+        output, end = "", str(error)
+    except subprocess.TimeoutExpired as error:
+        output, end = as_text(error.stdout), f"no answer after {SECONDS} s"
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    finished = [row for row in rows if "error" in row]
+    if end:
+        last = rows[-1]["trial"] if rows and "error" not in rows[-1] else "start"
+        finished.append({"trial": last, "error": end})
+    return finished
+
+
+def all_reduce(python: str, backend: str, size: int, variables: dict[str, str] | None = None) -> dict[str, Any]:
+    """A sum over `size` processes; `error` of the first that failed, and what was written to standard error."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **(variables or {})}
+    arguments = [("together", backend, str(rank), str(size)) for rank in range(size)]
+    processes = [
+        subprocess.Popen(
+            program(python, "computing.py", *each),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for each in arguments
+    ]
+    ends = time.monotonic() + TOGETHER_SECONDS
+    outputs = []
+    for process in processes:
+        try:
+            outputs.append(process.communicate(timeout=max(1.0, ends - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            outputs.append(process.communicate())
+    found: dict[str, Any] = {"backend": backend, "size": size, "error": None, "wrong": 0, "said": "", "nccl": None}
+    for process, (output, said) in zip(processes, outputs, strict=True):
+        rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        row = rows[-1] if rows and "error" in rows[-1] else {"error": ending(process.returncode)}
+        found["error"] = found["error"] or row["error"]
+        found["wrong"] += row.get("wrong", 0)
+        found["nccl"] = row.get("nccl") or found["nccl"]
+        found["said"] = found["said"] or said[-1500:]
+    try:
+        socket.getaddrinfo(socket.gethostname(), None)
+        found["hostname"] = None
+    except OSError as error:
+        found["hostname"] = f"the name of this machine, {socket.gethostname()}, has no address ({error})"
+    return found
+
+
+def check(facts: dict[str, Any]) -> list[Finding]:
+    """`facts["compute"]` as gathered; None where nothing was to be computed."""
+    compute = facts["compute"]
+    if compute is None:
+        return []
+    findings = []
+    for device, trials in compute["devices"].items():
+        findings += [_result(device, trials), _precision(device, trials), _training(device, trials)]
+    findings += _peers(compute["peers"])
+    findings.append(_together(compute))
+    return findings
+
+
+def _result(device: str, trials: list[dict[str, Any]]) -> Finding:
+    title = f"Computing on {device}"
+    failed = [row for row in trials if row["error"] and not row["trial"].startswith("training")]
+    if failed:
+        return Finding("compute", title, "problem", f"{failed[0]['trial']}: {failed[0]['error']}", _mend(failed[0]))
+    compared = [row for row in trials if "tolerance" in row]
+    wrong = [row for row in compared if not row["largest"] <= row["tolerance"]]  # NaN is wrong too
+    if wrong:
+        evidence = "; ".join(
+            f"{row['trial']} is off by {row['largest']:.1g} of the largest value, {row['tolerance']:.0e} is rounding"
+            for row in wrong
+        )
+        remedy = "take the device out of use; a GPU: sudo nvidia-smi -q -d ECC, sudo dmesg | grep -i xid"
+        return Finding("compute", title, "problem", evidence, remedy)
+    free = next((row for row in trials if row["trial"] == "memory" and row.get("total")), None)
+    shown = f"; {free['free'] / 2**30:.1f} of {free['total'] / 2**30:.1f} GiB are free" if free else ""
+    kinds = list(dict.fromkeys(row["trial"].split()[1] for row in compared))
+    evidence = f"matrix product and convolution agree with the CPU in {', '.join(kinds)}{shown}"
+    return Finding("compute", title, "ok", evidence)
+
+
+def _mend(row: dict[str, Any]) -> str:
+    error = row["error"]
+    if "no kernel image" in error:
+        return "another wheel or image, that has code for this GPU: see the finding on its architecture"
+    if "out of memory" in error:
+        return "end what uses the GPU: nvidia-smi"
+    if "cudnn" in error.lower():
+        return "unset LD_LIBRARY_PATH, else install torch anew: see the findings on packages"
+    if row["trial"] == "start":
+        return "see the findings on torch and the driver"
+    return "sudo dmesg | grep -i -e xid -e segfault names a fault of driver or hardware; else install torch anew"
+
+
+def _precision(device: str, trials: list[dict[str, Any]]) -> Finding:
+    title = f"Mixed precision on {device}"
+    row = next((row for row in trials if row["trial"] == "bfloat16"), None)
+    if row is None or row["error"]:
+        return Finding("mixed-precision", title, "skipped", "the trials didn't come so far")
+    native = row["native"]
+    if device == "cpu":
+        return Finding("mixed-precision", title, "ok", "bfloat16 is computed, slowly where the CPU has no code for it")
+    evidence = "bfloat16 by the hardware" if native else "no bfloat16 in hardware: --amp trains in float16"
+    return Finding("mixed-precision", title, "ok", evidence)
+
+
+def _training(device: str, trials: list[dict[str, Any]]) -> Finding:
+    title = f"Training steps on {device}"
+    rows = [row for row in trials if row["trial"].startswith("training")]
+    if not rows:
+        return Finding("training-step", title, "skipped", "the trials didn't come so far")
+    for row in rows:
+        if row["error"]:
+            return Finding("training-step", title, "problem", f"{row['trial']}: {row['error']}", _mend(row))
+        if not row["last"] < row["first"]:
+            evidence = f"{row['trial']}: the loss went from {row['first']:.4g} to {row['last']:.4g}"
+            return Finding("training-step", title, "problem", evidence, "train with --no-amp; tell us of this GPU")
+    shown = ", ".join(row["trial"].split()[1] for row in rows)
+    return Finding("training-step", title, "ok", f"the loss falls in {shown}")
+
+
+def _peers(trials: list[dict[str, Any]]) -> list[Finding]:
+    if not trials:
+        return []
+    title = "Memory from GPU to GPU"
+    bad = [row for row in trials if row["error"] or row["wrong"]]
+    if bad:
+        evidence = f"GPU {bad[0]['trial']}: {bad[0]['error'] or 'a copy arrives with other values'}"
+        remedy = "export NCCL_P2P_DISABLE=1; for good: turn off the IOMMU (or PCIe ACS) in the firmware"
+        return [Finding("peer-access", title, "problem", evidence, remedy)]
+    apart = [row["trial"] for row in trials if not row["reaches"]]
+    if apart:
+        evidence = f"copies arrive whole, but by way of the host between GPUs {', '.join(apart)} (no peer access)"
+    else:
+        evidence = "each GPU reaches the memory of the others"
+    return [Finding("peer-access", title, "ok", evidence)]
+
+
+def _together(compute: dict[str, Any]) -> Finding:
+    found = compute["together"]
+    title = f"{found['size']} {'GPUs' if found['backend'] == 'nccl' else 'processes'} add up ({found['backend']})"
+    version = f", NCCL {'.'.join(map(str, found['nccl']))}" if found["nccl"] else ""
+    if not found["error"] and not found["wrong"]:
+        return Finding("all-reduce", title, "ok", f"the sum is right{version}")
+    evidence = found["error"] or f"{found['wrong']} values of the sum are wrong"
+    lines = [line for line in found["said"].splitlines() if "NCCL WARN" in line]
+    evidence += f" ({lines[0]})" if lines else ""
+    without = compute.get("without_peers")
+    if without and not without["error"] and not without["wrong"]:
+        evidence += "; without access from GPU to GPU it works"
+        remedy = "export NCCL_P2P_DISABLE=1; for good: turn off the IOMMU (or PCIe ACS) in the firmware"
+    elif found["hostname"]:
+        evidence += f"; {found['hostname']}"
+        remedy = f"echo '127.0.1.1 {socket.gethostname()}' | sudo tee -a /etc/hosts, or export GLOO_SOCKET_IFNAME=lo"
+    elif "shm" in found["said"].lower() or "shared memory" in found["said"].lower():
+        remedy = "give the container more shared memory: --shm-size 8g"
+    elif found["backend"] == "nccl":
+        remedy = "NCCL_DEBUG=INFO yoloyard doctor shows how far it comes; export NCCL_SOCKET_IFNAME=lo on one machine"
+    else:
+        remedy = "export GLOO_SOCKET_IFNAME=lo"
+    return Finding("all-reduce", title, "problem", evidence, remedy)

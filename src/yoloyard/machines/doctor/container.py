@@ -1,0 +1,48 @@
+"""Can containers on this machine get its GPUs: NVIDIA Container Toolkit, Docker's runtimes, CDI."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from yoloyard.machines.doctor.finding import Finding
+
+CHECK, TITLE = "container-toolkit", "GPUs for containers"
+INSTALL = (
+    "install the package nvidia-container-toolkit on the host (after adding NVIDIA's package source: "
+    "docs.nvidia.com/datacenter/cloud-native/container-toolkit), then: "
+)
+
+
+def check(facts: dict[str, Any]) -> list[Finding]:
+    """Nothing to say inside a container (the toolkit is the host's), without a GPU, or without an engine."""
+    machine, engines = facts["machine"], facts["machine"]["engines"]
+    nvidia = machine["nvidia"]
+    if machine["container"]:
+        return [Finding(CHECK, TITLE, "skipped", f"this is a container itself ({machine['container']})")]
+    if not nvidia["cards"] and not nvidia["nodes"]:
+        return [Finding(CHECK, TITLE, "skipped", "there is no NVIDIA GPU")]
+    if not engines["engines"]:
+        return [Finding(CHECK, TITLE, "skipped", "there is no docker and no podman")]
+    return [_engine(name, engines) for name in engines["engines"]]
+
+
+def _engine(name: str, engines: dict[str, Any]) -> Finding:
+    title = f"{TITLE} of {name}"
+    toolkit, runtimes, cdi = engines["toolkit"], engines["docker_runtimes"], engines["cdi"]
+    has = (
+        f"toolkit: {', '.join(toolkit) or 'none'}; CDI: {', '.join(cdi) or 'none'}; "
+        f"runtimes in /etc/docker/daemon.json: {', '.join(runtimes) or 'none'}"
+    )
+    docker = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
+    podman = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
+    command = docker if name == "docker" else podman
+    if not toolkit:
+        return Finding(CHECK, title, "problem", has, INSTALL + command)
+    if name == "podman" and not cdi:
+        return Finding(CHECK, title, "problem", has, command)
+    if name == "docker" and "nvidia" not in runtimes and not cdi:
+        if "nvidia-container-runtime-hook" in toolkit:  # Docker finds it by its name
+            evidence = f"{has}: docker run --gpus works, --runtime=nvidia does not"
+            return Finding(CHECK, title, "warning", evidence, command)
+        return Finding(CHECK, title, "problem", has, command)
+    return Finding(CHECK, title, "ok", has)

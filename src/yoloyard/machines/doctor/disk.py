@@ -1,0 +1,73 @@
+"""The disk of the data and the runs: how fast it writes and reads, and how much is free."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from yoloyard.machines.doctor.finding import Finding
+
+SAMPLE_BYTES = 128 * 2**20
+BLOCK_BYTES = 4 * 2**20
+SLOW = 100e6  # bytes a second; some 1000 JPEG files of 100 kB, which one GPU eats up with a small model
+LITTLE, NEXT_TO_NOTHING = 10e9, 1e9  # bytes; a run keeps several checkpoints, and writes a new one beside the old one
+
+
+def measure(folder: Path) -> dict[str, Any]:
+    """Write and read a temporary file in `folder`: bytes a second, or the error. The file is gone afterwards."""
+    block = os.urandom(BLOCK_BYTES)  # not compressible
+    rounds = SAMPLE_BYTES // BLOCK_BYTES
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            begin = time.perf_counter()
+            for _ in range(rounds):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            written = time.perf_counter() - begin
+            if hasattr(os, "posix_fadvise"):  # not on macOS; the read below then comes from memory
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            file.seek(0)
+            begin = time.perf_counter()
+            while file.read(BLOCK_BYTES):
+                pass
+            read = time.perf_counter() - begin
+    except OSError as error:
+        return {"error": f"{folder}: {error.strerror or error}"}
+    return {"error": None, "write": SAMPLE_BYTES / written, "read": SAMPLE_BYTES / read}
+
+
+def check(facts: dict[str, Any]) -> list[Finding]:
+    return [_space(facts["machine"]["disk"]), _speed(facts["disk"])]
+
+
+def _space(disk: dict[str, Any]) -> Finding:
+    title = "disk space"
+    evidence = f"{disk['free'] / 1e9:.1f} of {disk['total'] / 1e9:.1f} GB are free in {disk['folder']}"
+    largest = f"du -xh {shlex.quote(disk['folder'])} | sort -h | tail"
+    remedy = f"find what is large with `{largest}`, or name another disk with --folder"
+    if disk["files_free"] is not None and disk["files_free"] < 1000:
+        evidence += f"; {disk['files_free']} more files fit"
+        return Finding("disk-space", title, "problem", evidence, remedy)
+    if disk["free"] < LITTLE:
+        verdict = "problem" if disk["free"] < NEXT_TO_NOTHING else "warning"
+        return Finding("disk-space", title, verdict, evidence, remedy)  # type: ignore[arg-type]
+    return Finding("disk-space", title, "ok", evidence)
+
+
+def _speed(measured: dict[str, Any] | None) -> Finding:
+    title = "disk speed"
+    if measured is None:
+        return Finding("disk-speed", title, "skipped", "not measured with --quick")
+    if measured["error"]:
+        remedy = "make the folder writable for you, or name another one with --folder"
+        return Finding("disk-speed", title, "problem", f"cannot write: {measured['error']}", remedy)
+    evidence = f"writes {measured['write'] / 1e6:.0f} MB/s, reads {measured['read'] / 1e6:.0f} MB/s"
+    if min(measured["read"], measured["write"]) < SLOW:
+        remedy = "copy the data to a local disk, or keep the pictures in memory: yoloyard train --cache ram"
+        return Finding("disk-speed", title, "warning", f"{evidence}; {SLOW / 1e6:.0f} MB/s feed a GPU", remedy)
+    return Finding("disk-speed", title, "ok", evidence)

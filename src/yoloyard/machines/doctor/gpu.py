@@ -1,0 +1,230 @@
+"""GPUs: are they there and free, does the driver serve torch's CUDA runtime, has the wheel code for them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from yoloyard.common.errors import UserError
+from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.environment.nvml import DRIVER_NOT_LOADED, LIBRARY_MISMATCH, LIBRARY_NOT_FOUND, UNKNOWN_ERROR
+from yoloyard.machines.image.versions import number
+
+# The first driver with which every runtime of a CUDA major version works ("CUDA minor version compatibility",
+# table 1 of NVIDIA's "CUDA Compatibility"). What must be compiled for the GPU at run time (PTX) is left out of that.
+FIRST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
+TAKEN, FULL = 0.1, 0.8  # parts of a GPU's memory in use by others
+DRIVERS_OWN = 1.5e9  # bytes that NVML may count as used on an idle GPU
+
+
+def check(facts: dict[str, Any]) -> list[Finding]:
+    nvml, torch = facts["nvml"], facts["torch"]
+    findings = [_visible(facts)]
+    gpus = [gpu for gpu in nvml["gpus"] if not gpu["error"]]
+    if not gpus:
+        return findings
+    findings.append(_driver(nvml, torch, gpus))
+    if torch["architectures"]:
+        findings += [_architecture(gpu, torch, nvml) for gpu in gpus]
+    for gpu in gpus:
+        findings += [_free(gpu, facts["processes"], facts["machine"]["container"]), _health(gpu)]
+    return findings
+
+
+def _visible(facts: dict[str, Any]) -> Finding:
+    """Is every GPU of the machine there to be used? If not: the one reason, found from the outside in."""
+    title, error = "GPUs in sight", facts["nvml"]["error"]
+    machine, gpus = facts["machine"], facts["nvml"]["gpus"]
+    cards, nodes, module = (machine["nvidia"][name] for name in ("cards", "nodes", "module"))
+    errors = [gpu["error"] for gpu in gpus if gpu["error"]]
+    answer = error or (errors[0] if errors else None)
+    said = f'NVML says "{answer["text"]}"' if answer else ""
+    if answer and answer["code"] == UNKNOWN_ERROR and machine["container"] and nodes:
+        return Finding(
+            "container-lost-gpu",
+            title,
+            "problem",
+            f"{said} in this container, though {', '.join(nodes)} is there: the container's right to "
+            "the devices was taken away, as a reload of systemd or of the cgroups does",
+            "restart the container (yoloyard down, yoloyard up); for good: start it by CDI "
+            '(--device nvidia.com/gpu=all), or set "exec-opts": ["native.cgroupdriver=cgroupfs"] in '
+            "/etc/docker/daemon.json",
+        )
+    if answer and answer["code"] == LIBRARY_MISMATCH:
+        return Finding(
+            "driver-mismatch",
+            title,
+            "problem",
+            f"{said}: the driver's files were updated, the kernel still runs {module or 'the old one'}",
+            "sudo reboot",
+        )
+    if errors:
+        broken = [str(gpu["index"]) for gpu in gpus if gpu["error"]]
+        remedy = "look for Xid with `sudo dmesg | grep -i xid`; reboot; if it comes back, the GPU or its slot is faulty"
+        return Finding("gpu-visible", title, "problem", f"GPU {', '.join(broken)} does not answer; {said}", remedy)
+    if gpus:
+        sizes = [f" ({gpu['memory_total'] / 2**30:.0f} GiB)" if gpu["memory_total"] else "" for gpu in gpus]
+        named = ", ".join(f"{gpu['name']}{size}" for gpu, size in zip(gpus, sizes, strict=True))
+        if len(cards) > len(gpus) and not machine["container"]:
+            evidence = f"{len(gpus)} of {len(cards)} NVIDIA cards on the PCI bus answer: {named}"
+            return Finding("gpu-visible", title, "warning", evidence, "sudo dmesg | grep -i -e nvrm -e xid")
+        return Finding("gpu-visible", title, "ok", named)
+    if machine["nvidia"]["nouveau"]:
+        return Finding(
+            "nouveau",
+            title,
+            "problem",
+            "the kernel drives the NVIDIA card with nouveau, which knows no CUDA",
+            "install NVIDIA's driver (Ubuntu: sudo ubuntu-drivers install), which turns nouveau off, and reboot",
+        )
+    if not cards and not nodes and not module:
+        evidence = "no NVIDIA GPU on the PCI bus, no driver: training runs on the CPU"
+        return Finding("gpu-visible", title, "skipped", evidence)
+    if machine["container"] and not any(re.fullmatch(r"nvidia\d+|dxg", node) for node in nodes):
+        return Finding(
+            "gpu-visible",
+            title,
+            "problem",
+            f"the machine has an NVIDIA GPU ({_seen(cards, module)}), but this container was started without it",
+            "start it with GPUs: yoloyard up, docker run --gpus all, or podman run --device nvidia.com/gpu=all",
+        )
+    if answer and answer["code"] is None:
+        return Finding("gpu-visible", title, "skipped", answer["text"], "pip install nvidia-ml-py")
+    if machine["container"] and answer and answer["code"] == LIBRARY_NOT_FOUND:
+        evidence = f"{', '.join(nodes)} is in this container, but not the driver's libraries; {said}"
+        remedy = (
+            "set NVIDIA_DRIVER_CAPABILITIES=compute,utility and start it by the NVIDIA Container Toolkit (--gpus all)"
+        )
+        return Finding("gpu-visible", title, "problem", evidence, remedy)
+    loaded = "" if module else "; its kernel module is not loaded"
+    remedy = "install NVIDIA's driver on the host (Ubuntu: sudo ubuntu-drivers install) and reboot"
+    if answer and answer["code"] == DRIVER_NOT_LOADED:
+        remedy = "sudo modprobe nvidia (`sudo dmesg | grep -i nvrm` says why it fails: Secure Boot, a new kernel)"
+    return Finding(
+        "gpu-visible", title, "problem", f"{_seen(cards, module)}{loaded}; {said or 'no GPU answers'}", remedy
+    )
+
+
+def _seen(cards: list[dict[str, Any]], module: str | None) -> str:
+    if cards:
+        return f"NVIDIA card on the PCI bus at {', '.join(card['address'] for card in cards)}"
+    return f"kernel module {module}" if module else "NVIDIA device node"
+
+
+def _driver(nvml: dict[str, Any], torch: dict[str, Any], gpus: list[dict[str, Any]]) -> Finding:
+    check, title = "driver-too-old", "NVIDIA driver and CUDA runtime"
+    driver, served, built = nvml["driver"], nvml["cuda"], torch["cuda"]
+    has = f"driver {driver} serves CUDA {served or '(unknown)'}"
+    if torch["error"]:
+        return Finding(check, title, "skipped", f"{has}; torch can't be imported: {torch['error']}")
+    if built is None:
+        return Finding(check, title, "skipped", f"{has}; torch {torch['version']} was built without CUDA")
+    evidence = f"{has}; torch {torch['version']} was built for CUDA {built}"
+    if served and number(served) >= number(built):
+        return Finding(check, title, "ok", evidence)
+    major = number(built)[0]
+    first = FIRST_DRIVER.get(major)
+    if first and number(driver) >= number(first):
+        compiled = [gpu["name"] for gpu in gpus if _code(gpu["capability"], torch["architectures"]) == "ptx"]
+        if not compiled:
+            return Finding(check, title, "ok", f"{evidence}, and any CUDA {major} works from driver {first} on")
+        evidence += (
+            f", and the wheel has nothing but PTX for {compiled[0]}, which a driver of the same CUDA must compile"
+        )
+    remedy = f"a newer driver on the host{f' (at least {first})' if first else ''}, or {_tag(driver, gpus)}"
+    return Finding(check, title, "problem", evidence, remedy)
+
+
+def _tag(driver: str, gpus: list[dict[str, Any]]) -> str:
+    """The image that fits this driver and all GPUs, as a remedy."""
+    from yoloyard.machines.image.versions import best_tag
+
+    try:
+        tag = best_tag(driver, [gpu["capability"] for gpu in gpus if gpu["capability"]])
+    except UserError as error:
+        return f"another machine: {error}"
+    return f"the image {tag.name} (yoloyard up --tag {tag.name}; torch {tag.torch}, CUDA {tag.cuda or 'none'})"
+
+
+def _code(capability: str | None, architectures: list[str]) -> str | None:
+    """How a wheel runs on a GPU of this compute capability: "binary", "ptx" (compiled at run time) or None.
+
+    Binary code for X.Y runs on X.Z with Z >= Y, of sm_XYa on X.Y alone, of sm_XYf on its family X.Z; PTX runs on all
+    that is newer (CUDA C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility").
+    """
+    if capability is None:
+        return None
+    major, minor = number(capability)[:2]
+    how = None
+    for name in architectures:
+        if not (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)):
+            continue
+        kind, own_major, own_minor, special = match[1], int(match[2]), int(match[3]), match[4]
+        if special == "a":
+            fits = (own_major, own_minor) == (major, minor)
+        elif kind == "sm" or special == "f":
+            fits = own_major == major and own_minor <= minor
+        else:
+            fits = (own_major, own_minor) <= (major, minor)
+        if fits and kind == "sm":
+            return "binary"
+        how = "ptx" if fits else how
+    return how
+
+
+def _architecture(gpu: dict[str, Any], torch: dict[str, Any], nvml: dict[str, Any]) -> Finding:
+    title, capability = f"GPU {gpu['index']} and the wheel of torch", gpu["capability"]
+    if capability is None:
+        return Finding("gpu-architecture", title, "skipped", f"{gpu['name']} doesn't say its compute capability")
+    how, built = _code(capability, torch["architectures"]), " ".join(torch["architectures"])
+    evidence = f"{gpu['name']} has compute capability {capability}; torch {torch['version']} holds {built}"
+    remedy = f"use {_tag(nvml['driver'], [gpu])}" if how != "binary" else ""
+    if how == "binary":
+        return Finding("gpu-architecture", title, "ok", evidence)
+    if how == "ptx":
+        evidence += "; its PTX is compiled at the first start, which takes minutes"
+        return Finding("gpu-architecture", title, "warning", evidence, remedy)
+    numbers = [int(digits) for name in torch["architectures"] for digits in re.findall(r"^sm_(\d+)", name)]
+    age = "old" if numbers and number(capability)[0] * 10 + number(capability)[1] < min(numbers) else "new"
+    return Finding(f"gpu-too-{age}", title, "problem", f"{evidence}: the GPU is too {age} for this wheel", remedy)
+
+
+def _free(gpu: dict[str, Any], names: dict[int, str | None], container: str | None) -> Finding:
+    title = f"GPU {gpu['index']} is free"
+    used, total, processes = gpu["memory_used"], gpu["memory_total"], gpu["processes"]
+    if total is None:
+        return Finding("gpu-taken", title, "skipped", f"{gpu['name']} shares the memory of the machine")
+    who = ", ".join(f"{names.get(each['pid']) or 'not seen from here'} (process {each['pid']})" for each in processes)
+    evidence = f"{used / 2**30:.1f} of {total / 2**30:.1f} GiB are in use" + (f" by {who}" if who else "")
+    first = processes[0]["pid"] if processes else None
+    remedy = f"wait for it or end it (kill {first}), or take another GPU: --device"
+    if not who:
+        remedy = "find who it is with nvidia-smi on the host, or take another GPU: --device"
+        evidence += " by nobody who is seen from here" + (
+            " (a container sees its own processes only)" if container else ""
+        )
+    if gpu["compute_mode"] == "prohibited" or (gpu["compute_mode"] == "exclusive" and processes):
+        mode = f"sudo nvidia-smi -i {gpu['index']} -c DEFAULT"
+        return Finding("gpu-taken", title, "problem", f"{evidence}; its compute mode is {gpu['compute_mode']}", mode)
+    if used > FULL * total:
+        return Finding("gpu-taken", title, "problem", evidence, remedy)
+    if used > max(TAKEN * total, DRIVERS_OWN) or processes:
+        return Finding("gpu-taken", title, "warning", evidence, remedy)
+    return Finding("gpu-taken", title, "ok", f"{used / 2**30:.1f} of {total / 2**30:.1f} GiB are in use")
+
+
+def _health(gpu: dict[str, Any]) -> Finding:
+    title = f"GPU {gpu['index']} is sound"
+    if gpu["uncorrected_memory_errors"]:
+        evidence = (
+            f"{gpu['uncorrected_memory_errors']} memory errors that could not be corrected since the driver started"
+        )
+        remedy = f"sudo nvidia-smi --gpu-reset -i {gpu['index']}, or reboot; if they come back, have the GPU exchanged"
+        return Finding("gpu-health", title, "problem", evidence, remedy)
+    if gpu["mig"] and not gpu["mig_instances"]:
+        remedy = f"sudo nvidia-smi -i {gpu['index']} -mig 0, or make instances: sudo nvidia-smi mig -cgi 0 -C"
+        return Finding("gpu-health", title, "problem", "MIG is on, but there is no instance: CUDA sees nothing", remedy)
+    if gpu["throttled_by"]:
+        remedy = "see to its cooling and power supply; nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
+        return Finding("gpu-health", title, "warning", f"slowed by {', '.join(gpu['throttled_by'])}", remedy)
+    return Finding("gpu-health", title, "ok", "no memory errors, full clocks")

@@ -1,0 +1,67 @@
+"""The doctor's round: gathers the facts, lets each subject judge them. Changes nothing, installs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yoloyard.machines.doctor import compute, container, disk, gpu, limits, network, packages
+from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.environment import machine, nvml, wheel
+from yoloyard.machines.environment import packages as packages_of
+
+WORST_FIRST = ("problem", "warning", "skipped", "ok")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All that was seen, and what it means; findings are sorted, the worst first."""
+
+    facts: dict[str, Any]
+    findings: list[Finding]
+
+    @property
+    def problems(self) -> int:
+        return sum(finding.verdict == "problem" for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"facts": self.facts, "findings": [finding.as_dict() for finding in self.findings]}
+
+
+def examine(
+    folder: Path = Path("."),
+    endpoint: str | None = None,
+    quick: bool = False,
+    root: Path = Path("/"),
+    python: Path | None = None,
+) -> Examination:
+    """Look at this machine. Opens a connection only to `endpoint`.
+
+    `folder`: where data and runs lie. `quick`: measure no speed, compute nothing. `root`: where /proc, /sys, /dev
+    and the like are read. `python`: whose packages are looked at, instead of those of this process. What can't be
+    read becomes a finding "skipped" of its subject; a mistake in a check is raised, never hidden.
+    """
+    driver = nvml.gather()
+    users = {process["pid"] for each in driver["gpus"] for process in each.get("processes", [])}
+    facts: dict[str, Any] = {
+        "machine": machine.gather(root, folder),
+        "nvml": driver,
+        "processes": {pid: machine.command_of(root, pid) for pid in users},  # who uses the GPUs
+        "torch": wheel.gather(python),
+        "packages": packages_of.gather(python),
+        "disk": None if quick else disk.measure(folder),
+        "network": network.measure(endpoint) if endpoint else None,
+    }
+    attempt = facts["packages"].get("imports", {}).get("torch", {"error": "not looked at"})
+    facts["compute"] = None if quick or attempt["error"] else compute.gather(attempt.get("devices", 0), python)
+    findings = [
+        *gpu.check(facts),
+        *container.check(facts),
+        *limits.check(facts),
+        *disk.check(facts),
+        *network.check(facts),
+        *packages.check(facts),
+        *compute.check(facts),
+    ]
+    return Examination(facts, sorted(findings, key=lambda finding: WORST_FIRST.index(finding.verdict)))

@@ -1,0 +1,101 @@
+"""Build an image from a clone of yoloyard."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import yoloyard.docker
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.machines import environment
+from yoloyard.machines.containers.builder import Builder
+from yoloyard.machines.image.versions import Tag, repository
+
+Stage = Literal["runtime", "devel"]
+
+
+def image_names(tag: Tag, stage: Stage) -> list[str]:
+    """What an image is called: by its tag and by each alias; the runtime stage with `-runtime` behind it."""
+    suffix = "-runtime" if stage == "runtime" else ""
+    return [f"{repository()}:{name}{suffix}" for name in (tag.name, *tag.aliases)]
+
+
+def clone_root() -> Path:
+    """The clone that this package is used from. Raises UserError where there is none."""
+    root = Path(yoloyard.docker.__file__).parents[3]
+    if not (root / "pyproject.toml").exists() or not (root / "src" / "yoloyard").is_dir():
+        raise UserError("images are built from a clone of yoloyard: clone it, `pip install -e .` there, and try again")
+    return root
+
+
+def build_command(
+    engine: Builder,
+    root: Path,
+    tag: Tag,
+    stage: Stage,
+    base_image: str | None = None,
+    torch_index: str | None = None,
+    pip_index: str = "",
+    apt_mirror: str = "",
+    options: Sequence[str] = (),
+) -> list[str]:
+    """The command that builds one stage of a tag.
+
+    `base_image` and `torch_index` replace those of the tag; `options` are handed to the engine as they are.
+    """
+    for given in (torch_index, pip_index, apt_mirror):
+        if given and re.search(r"://[^/]*@", given):
+            raise UsageError("a mirror's password would be kept in the image: name the mirror without a user")
+    seconds = _git(root, "log", "-1", "--format=%ct") or "0"
+    arguments = {
+        "BASE_IMAGE": base_image or f"ubuntu:{tag.ubuntu}",
+        "TORCH": tag.torch,
+        "TORCH_INDEX": tag.index if torch_index is None else torch_index,
+        "CUDA": tag.cuda,
+        "PIP_INDEX": pip_index,
+        "APT_MIRROR": apt_mirror,
+        "SOURCE_DATE_EPOCH": seconds,
+        "CREATED": datetime.fromtimestamp(int(seconds), UTC).isoformat(),
+        "VERSION": environment.versions()["yoloyard"],
+        "REVISION": _revision(root),
+        "TAG": tag.name,
+    }
+    # The health check is not part of OCI's format, which podman and buildah take by default.
+    words = ["build", *(["--format", "docker", "--layers"] if engine.name != "docker" else [])]
+    words += ["--file", str(root / "src" / "yoloyard" / "images" / "Dockerfile"), "--target", stage]
+    words += [word for name in image_names(tag, stage) for word in ("--tag", name)]
+    words += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+    return [*engine.command, *words, *options, str(root)]
+
+
+def build(command: list[str], say: Callable[[str], None]) -> None:
+    """Run a build; its output goes to the console. Raises UserError if it fails."""
+    say(shlex.join(command))
+    with subprocess.Popen(command) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()  # where Ctrl-C didn't reach it; it removes its working containers before it ends
+            process.wait()
+            raise
+    if status:
+        raise UserError(f"the build failed (status {status}); the reason stands above")
+
+
+def _revision(root: Path) -> str:
+    commit = _git(root, "rev-parse", "HEAD")
+    return f"{commit}-dirty" if commit and _git(root, "status", "--porcelain") else commit
+
+
+def _git(root: Path, *words: str) -> str:
+    """What Git says of the clone; empty without Git or where it is no repository, such as an unpacked archive."""
+    try:
+        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,110 @@
+"""A network of the user's own: `my_model.py:build`, a file and the function in it that makes the detector.
+
+A run keeps a copy of the file, and its weight files the copy's digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yoloyard.common.errors import UserError
+from yoloyard.common.user_file import OwnFile, is_own
+from yoloyard.models.detector import Detector
+from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
+
+__all__ = ["OwnModel", "beside", "is_own", "read_kept", "read_own"]
+
+
+class OwnModel(OwnFile):
+    """A file of the user's and the name of a function in it, `build(num_classes) -> Detector`."""
+
+    def build(self, num_classes: int) -> Detector:
+        """The user's detector, on the CPU; looked at once with an empty image, so that mistakes show at once.
+
+        Raises UserError with the user's own line if the file, the function or the first forward fails, and UsageError
+        if the function is not there.
+        """
+        function = self.load("model")
+        try:
+            detector = function(num_classes)
+            if not isinstance(detector, Detector):
+                raise UserError(f"{self.path}: {self.function} must return a yoloyard Detector, not {detector!r:.80}")
+            _check(detector, num_classes, str(self.path))
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise self.explained(error) from error
+        return detector
+
+
+def read_own(model: str) -> OwnModel:
+    """The file and function that `my_model.py:build` names. Raises UsageError if there is no such file."""
+    return OwnModel.read(model, "model", f"network: --model {model}:build")
+
+
+def beside(weights: Path, metadata: Mapping[str, Any]) -> OwnModel:
+    """The copy of the user's file that belongs to a weight file: beside it or, as a run keeps it, a folder above.
+
+    Raises UserError if there is none or if it has changed.
+    """
+    return read_kept(metadata["model"], metadata.get("model_digest"), [weights.parent, weights.parent.parent])
+
+
+def read_kept(model: str, digest: str | None, folders: list[Path]) -> OwnModel:
+    """The file that `model` names, as a run has kept it, in the first of `folders` that has one.
+
+    Raises UserError if there is none or if it is another than the weights were trained with.
+    """
+    file, _, function = model.rpartition(":")
+    name = Path(file).name
+    for folder in folders:
+        if (folder / name).is_file():
+            kept = read_own(f"{folder / name}:{function}")
+            if kept.digest != digest:
+                raise UserError(f"{kept.path} is not the file that these weights were trained with; put that one back")
+            return kept
+    raise UserError(
+        f"these weights belong to the network in {name}, which is not beside them; its copy lies in their run's folder"
+    )
+
+
+def _check(detector: Detector, num_classes: int, name: str) -> None:
+    """Compare the raw maps of one image with what the head's loss and `decode` expect. Raises UserError."""
+    head: Any = getattr(detector, "head", None)
+    if not isinstance(head, AnchorFreeHead | AnchorBasedHead):
+        raise UserError(f"{name}: the detector's `head` must be an AnchorFreeHead or an AnchorBasedHead")
+    if head.num_classes != num_classes:
+        raise UserError(f"{name}: the head has {head.num_classes} classes, the data {num_classes}")
+    size = 4 * max(head.strides)
+
+    def check_features(_: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        _check_levels(f"{name}: the head wants", head, arguments[0], head.in_channels, size)
+
+    hook = head.register_forward_pre_hook(check_features)
+    training = detector.training
+    try:
+        with torch.no_grad():
+            maps = detector.eval()(torch.zeros(1, 3, size, size))
+            _check_levels(f"{name}: forward must return", head, maps, [head.outputs] * len(head.strides), size)
+            detector.decode(maps)
+    finally:
+        hook.remove()
+    detector.train(training)
+
+
+def _check_levels(what: str, head: Any, maps: Any, channels: Sequence[int], size: int) -> None:
+    """Is there a map (1, channels, h, w) for each stride, for an image of `size` pixels? Raises UserError."""
+    if not isinstance(maps, list | tuple) or len(maps) != len(head.strides):
+        came = f"{len(maps)} maps" if isinstance(maps, list | tuple) else f"{maps!r:.80}"
+        raise UserError(f"{what} {len(head.strides)} maps, one a stride, came {came}")
+    for level, (stride, width, found) in enumerate(zip(head.strides, channels, maps, strict=True)):
+        expected = (1, width, size // stride, size // stride)
+        if tuple(found.shape) != expected:
+            raise UserError(
+                f"{what} {expected} at level {level} with stride {stride} for an image of {size} x {size} pixels, "
+                f"came {tuple(found.shape)}"
+            )

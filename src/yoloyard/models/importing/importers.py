@@ -1,0 +1,254 @@
+"""Weight files of other projects, read without those projects and without running anything that a file names.
+
+Only here are other projects' layer numbers and parameter names known: `model.<number>.<names>`, where the number is a
+block's place in the published table (`Detector.blocks`) and `PUBLISHED_NAMES` says how the inner names differ.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from yoloyard.common.errors import UserError, printable
+from yoloyard.models import registry
+from yoloyard.models.blocks import (
+    C2PSA,
+    C3,
+    SPPF,
+    A2C2f,
+    AreaAttention,
+    AreaBlock,
+    Attention,
+    Bottleneck,
+    Conv,
+    PSABlock,
+    SplitStack,
+)
+from yoloyard.models.detector import Detector
+from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
+from yoloyard.models.importing.inert_pickle import Inert, TensorView, as_mapping, as_tensor
+from yoloyard.models.importing.torch_files import Checkpoint
+
+# our name of a block's part: the published one, where they differ
+PUBLISHED_NAMES: dict[type[nn.Module], dict[str, str]] = {
+    Conv: {"activation": "act"},
+    Bottleneck: {"conv1": "cv1", "conv2": "cv2"},
+    SplitStack: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
+    C3: {"conv_in": "cv1", "conv_skip": "cv2", "blocks": "m", "conv_out": "cv3"},
+    SPPF: {"conv_in": "cv1", "conv_out": "cv2"},
+    C2PSA: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
+    PSABlock: {"attention": "attn", "feed_forward": "ffn"},
+    Attention: {"position": "pe", "project": "proj"},
+    A2C2f: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
+    AreaBlock: {"attention": "attn", "feed_forward": "mlp"},
+    AreaAttention: {"position": "pe", "project": "proj"},
+    AnchorBasedHead: {"predictions": "m"},
+    AnchorFreeHead: {"box_branches": "cv2", "class_branches": "cv3", "projection": "dfl.conv.weight"},
+}
+NORMALISATION_EPS = 1e-3  # of every family
+LARGEST_IMAGE = 8192  # pixels
+LICENCE = "AGPL-3.0"  # of yolov5 and ultralytics and the weights that they publish
+YOLOV5_IOU = 0.6  # its published suppression for validation
+DEEPEST_MODULE = 30
+MOST_MODULES = 5_000  # of a network; a damaged file may hold itself
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A `.pt` of yolov5 or ultralytics as (state, metadata), in the names and float32 that `registry.build` makes.
+
+    The metadata says what `weights.load_model` needs: `model`, `model_arguments` (the file's own class-branch width
+    and SPPF activation among them), `names`, `channels`, `imgsz`, `licence`; `fused` is True where the file's
+    convolutions had absorbed their normalisation, which is then rebuilt as one that changes nothing. Where a file holds
+    an exponential moving average, that is taken. Raises UserError if the file is damaged or holds another kind of
+    network.
+    """
+    checkpoint = Checkpoint(path)
+    content = as_mapping(checkpoint.root)
+    network = content.get("model") if content.get("ema") is None else content["ema"]
+    if not isinstance(network, Inert):
+        raise UserError(f"{path} is no checkpoint of a detector: it holds no network under 'model' or 'ema'.")
+    modules = _modules(network, path)
+    tensors = dict(_tensors(modules))
+    fused = "model.0.conv.bias" in tensors
+    name, arguments, detector = _recognise(tensors, modules, fused, path)
+    state = _read_state(checkpoint, tensors, detector, fused)
+    anchor_based = isinstance(detector.head, AnchorBasedHead)
+    imgsz = as_mapping(content.get("opt" if anchor_based else "train_args")).get("imgsz")
+    known_size = type(imgsz) is int and 32 <= imgsz <= LARGEST_IMAGE
+    licence = content.get("license")
+    metadata = {
+        "model": name,
+        "model_arguments": arguments,
+        "names": _class_names(network, arguments["num_classes"], path),
+        "channels": arguments["channels"],
+        "imgsz": imgsz if known_size else 20 * max(detector.strides),
+        "licence": printable(licence) if licence and isinstance(licence, str) else LICENCE,
+        "versions": {"yolov5" if anchor_based else "ultralytics": printable(str(content.get("version", "unknown")))},
+    }
+    if anchor_based:
+        metadata["evaluation"] = {"iou": YOLOV5_IOU}
+    if fused:
+        metadata["fused"] = True
+    return state, metadata
+
+
+def _read_state(
+    checkpoint: Checkpoint, tensors: dict[str, TensorView], detector: Detector, fused: bool
+) -> dict[str, Tensor]:
+    """The tensors of the file as the detector's own state, in float32."""
+    state = {}
+    for own_name, published_name in published_names(detector).items():
+        norm, _, part = published_name.rpartition(".bn.")
+        if fused and norm:
+            state[own_name] = _unit_normalisation(checkpoint.read(tensors[f"{norm}.conv.bias"]).float(), part)
+        else:
+            numbers = checkpoint.read(tensors[published_name])
+            state[own_name] = numbers.float() if numbers.is_floating_point() else numbers
+    if isinstance(detector.head, AnchorBasedHead):  # files count anchors in cells
+        state["head.anchors"] *= torch.tensor(detector.strides).view(-1, 1, 1)
+    return state
+
+
+def _unit_normalisation(bias: Tensor, part: str) -> Tensor:
+    """A part of a batch normalisation that adds `bias` (channels,) and changes nothing else."""
+    values = {
+        "weight": torch.full_like(bias, (1 + NORMALISATION_EPS) ** 0.5),
+        "bias": bias,
+        "running_mean": torch.zeros_like(bias),
+        "running_var": torch.ones_like(bias),
+        "num_batches_tracked": torch.zeros((), dtype=torch.int64),
+    }
+    return values[part]
+
+
+def published_names(detector: Detector) -> dict[str, str]:
+    """For every entry of the detector's state its name in files of the project that published the family."""
+    pairs = {}
+    for own_module, published_module in _published_modules(detector).items():
+        module = detector.get_submodule(own_module)
+        renamed = _renamed(module)
+        for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            pairs[f"{own_module}.{name}"] = f"{published_module}.{renamed.get(name, name)}"
+    return pairs
+
+
+def _published_modules(detector: Detector) -> dict[str, str]:
+    """For every module of the detector's blocks its published name."""
+    own_names = {id(module): name for name, module in detector.named_modules()}
+    pairs: dict[str, str] = {}
+    for number, block in enumerate(detector.blocks):
+        if block is not None:
+            _add_modules(pairs, block, own_names[id(block)], f"model.{number}")
+    return pairs
+
+
+def _add_modules(pairs: dict[str, str], module: nn.Module, own_name: str, published_name: str) -> None:
+    pairs[own_name] = published_name
+    renamed = _renamed(module)
+    for name, child in module.named_children():
+        _add_modules(pairs, child, f"{own_name}.{name}", f"{published_name}.{renamed.get(name, name)}")
+
+
+def _renamed(module: nn.Module) -> dict[str, str]:
+    return next((names for kind, names in PUBLISHED_NAMES.items() if isinstance(module, kind)), {})
+
+
+def _modules(network: Inert, path: Path) -> dict[str, Inert]:
+    """All modules of a pickled network by their names, itself under the empty one."""
+    modules, waiting = {"": network}, [("", network)]
+    while waiting:
+        name, module = waiting.pop()
+        for child_name, child in as_mapping(as_mapping(module.state).get("_modules")).items():
+            if isinstance(child, Inert) and isinstance(child_name, str):
+                waiting.append((f"{name}.{child_name}".lstrip("."), child))
+                modules.update(waiting[-1:])
+        if len(modules) > MOST_MODULES or name.count(".") > DEEPEST_MODULE:
+            raise UserError(f"{path} is no network that can be imported: its modules are nested without end.")
+    return modules
+
+
+def _tensors(modules: dict[str, Inert]) -> Iterator[tuple[str, TensorView]]:
+    """(name, tensor) of the parameters and buffers of pickled modules."""
+    for module_name, module in modules.items():
+        for part in ("_parameters", "_buffers"):
+            for name, node in as_mapping(as_mapping(module.state).get(part)).items():
+                tensor = as_tensor(node)
+                if tensor is not None and name != "anchor_grid":  # older files keep their anchors twice
+                    yield f"{module_name}.{name}", tensor
+
+
+def _recognise(
+    tensors: dict[str, TensorView], modules: dict[str, Inert], fused: bool, path: Path
+) -> tuple[str, dict[str, Any], Detector]:
+    """The model whose names and shapes are exactly the file's, its arguments, and it itself on the meta device."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    arguments = _arguments(shapes)
+    for name in registry.names() if arguments else ():
+        if name.startswith("yolov5") == ("class_width" in arguments):
+            continue
+        with torch.device("meta"):
+            detector = registry.build(name, **arguments)
+        if _published_shapes(detector, fused) == shapes:
+            return name, arguments | _check_modules(detector, modules, fused, path), detector
+    raise UserError(
+        f"{path} holds a network that can't be imported: the names and shapes of its {len(tensors)} tensors are those "
+        f"of none of {', '.join(registry.names())}."
+    )
+
+
+def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The class count and other arguments that the shapes of a file's tensors tell; none if it is another network."""
+    head = f"model.{max((int(name.split('.')[1]) for name in shapes if name.split('.')[1].isdecimal()), default=0)}"
+    first, anchors = shapes.get("model.0.conv.weight", ()), shapes.get(f"{head}.anchors", ())
+    last = shapes.get(f"{head}.m.0.weight" if anchors else f"{head}.cv3.0.2.weight", ())
+    if len(first) != 4 or len(last) != 4 or min(last) < 1:
+        return {}
+    if not anchors:
+        return {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
+    if len(anchors) != 3 or anchors[1] < 1 or last[0] // anchors[1] <= 5:
+        return {}
+    return {"num_classes": last[0] // anchors[1] - 5, "channels": first[1]}
+
+
+def _published_shapes(detector: Detector, fused: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a file of this detector holds; fused, with biases for normalisations."""
+    state = detector.state_dict()
+    shapes = {name: tuple(state[own].shape) for own, name in published_names(detector).items()}
+    if not fused:
+        return shapes
+    biases = {name.replace("bn.bias", "conv.bias"): shape for name, shape in shapes.items() if name.endswith("bn.bias")}
+    return {name: shape for name, shape in shapes.items() if ".bn." not in name} | biases
+
+
+def _check_modules(detector: Detector, modules: dict[str, Inert], fused: bool, path: Path) -> dict[str, Any]:
+    """Compare what no tensor shows, activations and eps; returns the arguments that make them agree.
+
+    Raises UserError where the file's network computes something else with the same tensors.
+    """
+    arguments: dict[str, Any] = {}
+    published = _published_modules(detector)
+    first_of_sppf = [f"{published[name]}.cv1" for name, module in detector.named_modules() if isinstance(module, SPPF)]
+    for own_name, published_name in published.items():
+        module = detector.get_submodule(own_name)
+        if not isinstance(module, Conv):
+            continue
+        activation = modules.get(f"{published_name}.act", Inert()).path.rpartition(".")[2]
+        if published_name in first_of_sppf and activation == "Identity":
+            arguments["sppf_activation"] = False  # some releases build it so
+        elif activation != type(module.activation).__name__:
+            raise UserError(f"{path} can't be imported: {published_name} has the activation {activation!r}.")
+        eps = NORMALISATION_EPS if fused else as_mapping(modules[f"{published_name}.bn"].state).get("eps")
+        if eps != NORMALISATION_EPS:
+            raise UserError(f"{path} can't be imported: the normalisation of {published_name} has eps {eps}.")
+    return arguments
+
+
+def _class_names(network: Inert, num_classes: int, path: Path) -> list[str]:
+    """The class names in the order of their numbers; files hold a dict or, older ones, a list."""
+    names = as_mapping(network.state).get("names")
+    numbered = dict(enumerate(names)) if isinstance(names, list) else as_mapping(names)
+    if set(numbered) != set(range(num_classes)):
+        raise UserError(f"{path} is damaged: it has {num_classes} classes, but not one name for each.")
+    return [printable(str(numbered[number])) for number in range(num_classes)]

@@ -1,0 +1,87 @@
+"""Starting a run in several processes: this command again, once a process, by torch's own launcher (torchrun)."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from yoloyard.common.device import choose_device
+from yoloyard.common.errors import UsageError
+from yoloyard.config.settings import NEWEST
+
+
+def processes_wanted(words: Mapping[str, Any], saved: Mapping[str, Any]) -> int:
+    """How many processes the user's checked `words` ask for; `saved` is the configuration of a run that goes on.
+
+    `--device 0,1` means a process each. Raises UsageError if the two flags don't agree or a device is not there.
+    """
+    device = words.get("device", saved.get("device", "auto"))
+    devices = len(device.split(","))
+    count = words.get("processes", devices if "device" in words else saved.get("processes", devices))
+    if devices > 1 and count != devices:
+        raise UsageError(f"--device {device} names {devices} devices, but --processes says {count}; leave one out")
+    for local_rank in range(count):
+        chosen = choose_device(device, local_rank)
+        if count > devices and chosen.index is not None and device not in ("auto", chosen.type):
+            raise UsageError(f"--device {device} is one device; name one for each of the {count} processes")
+    return count
+
+
+def command(words: Mapping[str, Any], resume: str | None) -> list[str]:
+    """The arguments of `yoloyard train` that say `words`."""
+    arguments = ["train"]
+    if resume is not None:
+        arguments.append("--resume" if resume == NEWEST else f"--resume={resume}")
+    for name, value in words.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            arguments.append(f"--{flag}={value}")
+    return arguments
+
+
+def launch(count: int, arguments: list[str], say: Callable[[str], None]) -> int:
+    """Run `yoloyard` with `arguments` in `count` processes of this machine; returns the exit code.
+
+    What a process has to say it says itself; only of one that was killed it is said here.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed.elastic"):  # what they report is said below in a line
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    options: dict[str, Any] = {}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and "signals_to_handle" in LaunchConfig.__dataclass_fields__:
+        options["signals_to_handle"] = "SIGTERM,SIGINT,SIGQUIT"  # started with nohup
+    with tempfile.TemporaryDirectory() as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            run_id=str(uuid.uuid4()),
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=folder),
+            **options,
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "yoloyard", *arguments)
+        except ChildFailedError as error:
+            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            killed = [rank for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
+            for rank in killed:
+                name = signal.Signals(-codes[rank]).name
+                say(f"process {rank} was ended by {name}")
+            return 1 if killed else max(codes.values(), default=1)
+        except SignalException as stopped:
+            return 128 + int(stopped.sigval)
+    return 0

@@ -1,0 +1,106 @@
+"""`--compile`: the network by torch.compile, tried before the first step, so that no run fails for it.
+
+Compiled is what the step calls. The model itself, its average, validation and all files stay as they are, with the
+names that they have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from yoloyard.common.device import Precision
+from yoloyard.common.errors import memory_line
+from yoloyard.config.settings import TrainConfig
+from yoloyard.models.detector import Detector
+from yoloyard.training.distributed.parallel import exchanging
+
+Network = Callable[[Tensor], list[Tensor]]
+
+
+def shapes_vary(config: TrainConfig) -> bool:
+    """Do training batches have many sizes?"""
+    return config.multi_scale or config.rect
+
+
+def shape_to_try(config: TrainConfig, processes: int, stride: int) -> tuple[int, int, int, int]:
+    """The (B, 3, H, W) of one process's batches; where they vary, a rectangle, whose numbers are all different."""
+    images = config.batch // processes
+    if not shapes_vary(config):
+        return images, 3, config.imgsz, config.imgsz
+    height, width, *_ = (side for side in range(config.imgsz, config.imgsz + 3 * stride, stride) if side != images)
+    return images, 3, height, width
+
+
+def compile_network(
+    network: nn.Module,
+    detector: Detector,
+    shape: tuple[int, int, int, int],
+    precision: Precision,
+    say: Callable[[str], object],
+    dynamic: bool = False,
+    backend: str = "inductor",
+) -> nn.Module:
+    """`network` compiled for training batches of `shape` (B, 3, H, W), or itself, with a line that says why not.
+
+    `network` is `detector`, in the mode that training has, or what shares its work among processes, which torch wants
+    inside of what is compiled.
+    `dynamic`: H and W vary, so that one program must serve all; they must differ in `shape`, and from B, since the
+    compiler takes equal sides for one that is always equal. What can't be compiled in one piece, such as a network of
+    the user's own that prints, is compiled in several. Raises torch.OutOfMemoryError where the batch doesn't fit.
+    """
+    if isinstance(network, DistributedDataParallel):
+        attempts = [False]  # it exchanges gradients between the pieces
+    else:
+        attempts = [True, False]
+    for in_one_piece in attempts:
+        compiled = torch.compile(network, fullgraph=in_one_piece, dynamic=dynamic, backend=backend)
+        began = time.perf_counter()
+        try:
+            _try_out(compiled, network, detector, shape, precision)
+        except torch._dynamo.exc.Unsupported as error:
+            say(f"compile: the network can't be compiled in one piece, so in several: {_first_line(error)}")
+        except Exception as error:  # whatever else it is: the step works without
+            if memory_line(error):  # it would not: the plain network needs no less
+                raise torch.OutOfMemoryError(_first_line(error)) from error
+            say(f"compile: this does not work here, training goes on without it: {_first_line(error)}")
+            return network
+        else:
+            say(f"compile: the network was compiled in {time.perf_counter() - began:.0f} seconds")
+            return compiled  # type: ignore[return-value]
+    return network
+
+
+def _try_out(
+    compiled: Network, network: nn.Module, detector: Detector, shape: tuple[int, int, int, int], precision: Precision
+) -> None:
+    """Compile by a forward and a backward; leaves neither gradients nor statistics nor random numbers behind."""
+    device = next(detector.parameters()).device
+    buffers = {name: buffer.clone() for name, buffer in detector.named_buffers()}
+    images = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
+    devices = [] if device.type == "cpu" else [device]
+    try:
+        with (
+            exchanging(network, is_due=False),
+            torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"),
+        ):
+            with precision.autocast():
+                maps = compiled(images)
+            torch.stack([level.float().sum() for level in maps]).sum().backward()
+    finally:
+        with torch.no_grad():
+            for name, buffer in detector.named_buffers():
+                buffer.copy_(buffers[name])
+        for parameter in detector.parameters():
+            parameter.grad = None
+
+
+def _first_line(error: Exception) -> str:
+    """The kind of an error and what it says, without the pages that follow."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    return f"{type(error).__name__}: {said:.300}"

@@ -1,0 +1,45 @@
+"""Batches of another size each (`--multi-scale`), resized on the device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from yoloyard.common.structures import Batch
+from yoloyard.config.settings import TrainConfig
+
+SMALLEST, LARGEST = 0.5, 1.5  # times imgsz
+
+
+def draw_side(imgsz: int, stride: int, seed: int, epoch: int, number: int) -> int:
+    """The side in pixels for batch `number`: a multiple of the stride from half of `imgsz` to one and a half.
+
+    The same on all ranks and after a resume. Source: the multi-scale training of YOLOv5 7.0.
+    """
+    low, high = math.ceil(SMALLEST * imgsz / stride), math.floor(LARGEST * imgsz / stride)
+    return stride * int(np.random.default_rng([seed, epoch, 2, number]).integers(low, high + 1))
+
+
+def vary_size(batch: Batch, config: TrainConfig, stride: int, epoch: int, number: int) -> Batch:
+    """The batch resized (bilinear) as drawn for it, boxes with it; the batch itself without `multi_scale`."""
+    if not config.multi_scale:
+        return batch
+    side = draw_side(config.imgsz, stride, config.seed, epoch, number)
+    return resize(batch, side / config.imgsz, stride)
+
+
+def resize(batch: Batch, factor: float, stride: int) -> Batch:
+    """Images uint8 (B, 3, H, W) `factor` times larger, both sides rounded up to the stride; boxes with them."""
+    height, width = batch.images.shape[2:]
+    new_height, new_width = (math.ceil(round(side * factor / stride, 6)) * stride for side in (height, width))
+    if (new_height, new_width) == (height, width):
+        return batch
+    images = functional.interpolate(batch.images.float(), (new_height, new_width), mode="bilinear")
+    boxes = batch.boxes.clone()
+    boxes[..., 0::2] *= new_width / width
+    boxes[..., 1::2] *= new_height / height
+    return replace(batch, images=images.round_().to(torch.uint8, memory_format=torch.channels_last), boxes=boxes)

@@ -1,0 +1,103 @@
+"""What a run leaves behind for its user: weight files with their metadata, and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from yoloyard.common.structures import Detections
+from yoloyard.config.settings import TrainConfig, to_words
+from yoloyard.evaluation.metrics.coco import Metrics
+from yoloyard.machines import environment
+from yoloyard.models.detector import Detector
+from yoloyard.models.weights import save_weights
+from yoloyard.training.setup.setup import Setup
+
+
+def validation_batch(config: TrainConfig) -> int:
+    """Images of a validation batch of one process, which needs no memory for gradients."""
+    return 2 * config.batch // config.processes
+
+
+def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, metrics: Metrics | None) -> None:
+    """Write a weight file with all that is needed to predict with it, evaluate it alike, or train on.
+
+    `epoch` counts from 1; without `metrics` it was not validated. Raises UserError if the file can't be written; an
+    older one is then untouched.
+    """
+    evaluation = setup.config.evaluation
+    metadata: dict[str, Any] = {
+        "model": setup.model_name,
+        "model_arguments": setup.model_arguments,
+        "names": list(setup.names),
+        "channels": 3,
+        "imgsz": setup.config.imgsz,
+        "evaluation": {
+            "conf": evaluation.conf,
+            "iou": evaluation.iou,
+            "max_det": evaluation.max_det,
+            "batch": validation_batch(setup.config),
+            "precision": setup.precision.name,
+        },
+        "showing": dataclasses.asdict(metrics.showing) if metrics else {},
+        "config": to_words(setup.config),
+        "licence": setup.licence,
+        "versions": environment.versions(),
+        "epoch": epoch,
+        "metrics": metrics.figures() if metrics else {},
+    }
+    if setup.own_model is not None:
+        metadata["model_digest"] = setup.own_model.digest
+    save_weights(path, detector.state_dict(), metadata)
+
+
+def write_run_report(
+    path: Path,
+    setup: Setup,
+    metrics: Metrics,
+    predictions: Mapping[int, Detections],
+    records: Sequence[Mapping[str, Any]],
+    best_epoch: int,
+    seconds: float,
+) -> None:
+    """The report of a run: figures of its best weights. `best_epoch` counts from 1."""
+    config = setup.config
+    best = shlex.quote(str(setup.folder / "weights" / "best.safetensors"))
+    data = shlex.quote(config.data)
+    facts = {
+        "Model": f"{setup.model_name}, {sum(p.numel() for p in setup.detector.parameters()):,} parameters",
+        "Data": config.data,
+        "Images": f"{len(setup.train_index):,} for training, {len(setup.val_index):,} for validation",
+        "Epochs": f"{len(records)} of {config.epochs}, the best one {best_epoch}",
+        "Image size": f"{config.imgsz} pixels",
+        "Batch": f"{config.batch} images",
+        "Optimizer": f"{config.optimization.optimizer}, lr0 {config.optimization.lr0:g}",
+        "Device": f"{setup.device}, {setup.precision.name}",
+        "Time": f"{seconds / 60:.1f} minutes",
+        "Seed": config.seed,
+        "Versions": ", ".join(f"{name} {version}" for name, version in environment.versions().items()),
+    }
+    if setup.licence:
+        facts["Licence of the weights it started from"] = setup.licence
+    commands = {
+        "Find objects in pictures": f"yoloyard predict --weights {best} PICTURES",
+        "These figures again": f"yoloyard val --weights {best} --data {data}",
+        "Train further": f"yoloyard train --resume {shlex.quote(str(setup.folder))} --epochs {2 * config.epochs}",
+        "Start another run from these weights": f"yoloyard train --weights {best} --data OTHER.yaml",
+    }
+    from yoloyard.evaluation.report.report import write_report  # matplotlib takes half a second to import
+
+    write_report(
+        path,
+        title=setup.folder.name,
+        metrics=metrics,
+        index=setup.val_index,
+        predictions=predictions,
+        facts=facts,
+        commands=commands,
+        records=records,
+        train_index=setup.train_index,
+    )

@@ -1,0 +1,209 @@
+"""Where else a run is shown: TensorBoard's files, where its package is installed, and Weights & Biases (`--wandb`)."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import cv2
+import numpy as np
+
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.files import plain_path, write_whole_text
+from yoloyard.common.structures import Batch, Detections
+from yoloyard.config.settings import TrainConfig, to_words
+from yoloyard.data.index.index import Index
+from yoloyard.data.pixels.decode import encode_jpeg
+from yoloyard.evaluation.report.drawing import draw_boxes
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+WANDB_ID = "wandb-id.txt"  # in the run folder: under which name Weights & Biases knows the run
+JPEG_QUALITY = 90  # of TensorBoard's pictures
+
+
+class Tracker(Protocol):
+    """Something that shows a run."""
+
+    def scalars(self, record: dict[str, float]) -> None:
+        """An epoch's figures."""
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A picture, uint8 RGB (H, W, 3); those of one name follow each other by their step."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class TensorBoard:
+    """Writes `tensorboard/` in the run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard import SummaryWriter
+
+        place = folder / "tensorboard"
+        place.mkdir(exist_ok=True)
+        self._names = contextlib.ExitStack()
+        self._writer: SummaryWriter = SummaryWriter(self._names.enter_context(_utf8_path(place)))
+        self._summary = Summary
+
+    def scalars(self, record: dict[str, float]) -> None:
+        """An epoch's figures."""
+        for name, value in record.items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, int(record["epoch"]))
+        self._writer.flush()
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A picture, uint8 RGB (H, W, 3)."""
+        # As a JPEG: the writer takes checksums byte by byte in Python, beside the training step, and PNGs are large.
+        height, width = picture.shape[:2]
+        image = self._summary.Image(
+            height=height, width=width, colorspace=3, encoded_image_string=encode_jpeg(picture, JPEG_QUALITY)
+        )
+        events = self._writer.file_writer
+        assert events is not None  # until it is closed
+        events.add_summary(self._summary(value=[self._summary.Value(tag=name, image=image)]), step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+        self._names.close()
+
+
+class WeightsAndBiases:
+    """A run of the same name in the project `yoloyard`, or in that of WANDB_PROJECT; its files are in the run folder.
+
+    A run that goes on is the same run there. Its own environment variables say where to (WANDB_MODE=offline: nowhere).
+    Raises UserError if it can't begin, for want of an account or a server.
+    """
+
+    def __init__(self, folder: Path, config: TrainConfig) -> None:
+        import wandb
+
+        self._names = contextlib.ExitStack()
+        kept = folder / WANDB_ID
+        known = kept.read_text(encoding="utf-8").strip() if kept.exists() else None
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "yoloyard"),
+                name=_utf8(folder.name),
+                dir=self._names.enter_context(_utf8_path(folder)),
+                config={name: _utf8(value) for name, value in to_words(config).items()},
+                id=known,
+                resume="allow",
+            )
+        except wandb.errors.Error as error:
+            said = str(error).rstrip(".")
+            raise UserError(
+                f"Weights & Biases: {said}; say `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
+            ) from error
+        write_whole_text(kept, self._run.id)
+        self._run.define_metric("*", step_metric="epoch")  # the axis of every curve
+        self._image = wandb.Image
+
+    def scalars(self, record: dict[str, float]) -> None:
+        """An epoch's figures."""
+        self._run.log(record)
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """A picture, uint8 RGB (H, W, 3)."""
+        self._run.log({name: self._image(picture)})
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._run.finish()
+        self._names.close()
+
+
+class Trackers:
+    """All that show a run; what fails is left out from then on, since training doesn't depend on it.
+
+    `alert` is told the failure in a line.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], alert: Callable[[str], object]) -> None:
+        self._trackers, self._alert = list(trackers), alert
+
+    def scalars(self, record: dict[str, float]) -> None:
+        """An epoch's figures."""
+        self._each(lambda tracker: tracker.scalars(record))
+
+    def training_batch(self, batch: Batch, names: Sequence[str], step: int) -> None:
+        """Pictures as the network sees them, with the boxes that it is taught."""
+        for row in range(min(len(batch.image_ids), 8) if self._trackers else 0):
+            real = batch.labels[row] >= 0
+            pixels: Any = batch.images[row].permute(1, 2, 0).cpu().numpy()
+            boxes, labels = (values[row][real].cpu().numpy() for values in (batch.boxes, batch.labels))
+            self._picture(f"training batch/{row}", draw_boxes(np.ascontiguousarray(pixels), boxes, labels, names), step)
+
+    def labels(self, index: Index) -> None:
+        """The statistics of the training labels."""
+        if not self._trackers:
+            return
+        from yoloyard.evaluation.report import plots
+
+        for title, figure in plots.label_statistics(index).items():
+            picture: Any = cv2.imdecode(np.frombuffer(plots.figure_png(figure), np.uint8), cv2.IMREAD_COLOR)
+            self._picture(f"labels/{title}", picture[..., ::-1], 0)
+
+    def prediction(self, name: object, image: np.ndarray, found: Detections, names: Sequence[str], epoch: int) -> None:
+        """What is shown of a validation picture."""
+        if not self._trackers:
+            return
+        boxes, labels, scores = (values.numpy() for values in (found.boxes, found.labels, found.scores))
+        self._picture(f"prediction/{name}", draw_boxes(image, boxes, labels, names, scores), epoch)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._each(lambda tracker: tracker.close())
+
+    def __bool__(self) -> bool:
+        return bool(self._trackers)
+
+    def _picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        self._each(lambda tracker: tracker.picture(name, picture, step))
+
+    def _each(self, do: Callable[[Tracker], None]) -> None:
+        for tracker in tuple(self._trackers):
+            try:
+                do(tracker)
+            except Exception as error:  # noqa: BLE001  # whatever another package raises, training goes on
+                self._trackers.remove(tracker)
+                self._alert(f"{type(tracker).__name__} has failed and is left out from here on: {error}")
+
+
+def check_trackers(config: TrainConfig) -> None:
+    """Raises UsageError if a tracker is asked for that isn't installed."""
+    if config.wandb and not _is_installed("wandb"):
+        raise UsageError("--wandb needs Weights & Biases' package: pip install wandb")
+
+
+def open_trackers(folder: Path, config: TrainConfig, alert: Callable[[str], object]) -> Trackers:
+    """Those that the run in `folder` is to be shown by."""
+    trackers: list[Tracker] = []
+    if config.tensorboard and _is_installed("tensorboard"):
+        trackers.append(TensorBoard(folder))
+    if config.wandb:
+        trackers.append(WeightsAndBiases(folder, config))
+    return Trackers(trackers, alert)
+
+
+def _utf8(value: Any) -> Any:
+    """A text without what only names of files can hold; anything else as it is."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _utf8_path(folder: Path) -> contextlib.AbstractContextManager[str]:
+    """While it lasts, a path of `folder` in UTF-8, which is all that these packages can take."""
+    return contextlib.nullcontext(str(folder)) if _utf8(str(folder)) == str(folder) else plain_path(folder)
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

@@ -1,0 +1,126 @@
+"""Do the anchors of a YOLOv5 head fit the boxes of the data, and if not, which ones do?
+
+Shapes: n boxes, k anchors of all levels; all sizes are (width, height) in pixels of the training size.
+Source: the automatic anchors of YOLOv5 7.0: k-means, then evolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from yoloyard.data.index.index import Index
+from yoloyard.models.heads import AnchorBasedHead
+
+ENOUGH_RECALL = 0.98
+SMALLEST_SIDE = 2.0  # pixels; boxes with both sides below it make no anchors
+MOST_BOXES = 100_000  # that new anchors are made from
+RESTARTS, GENERATIONS = 30, 1000
+SIZES = (("all", 0.0, np.inf), ("small", 0.0, 32.0), ("medium", 32.0, 96.0), ("large", 96.0, np.inf))  # COCO's
+
+
+def fit_anchors(
+    head: AnchorBasedHead, index: Index, imgsz: int, anchor_t: float, seed: int, say: Callable[[str], None]
+) -> None:
+    """Give the head new anchors where fewer than 98 % of the boxes fit the ones it has; says what it found.
+
+    A box fits an anchor whose sides are less than `anchor_t` times longer or shorter; the share of boxes that fit any
+    is the best possible recall.
+    """
+    random = np.random.default_rng(seed)
+    shapes = index.sizes[:, ::-1].astype(np.float64)
+    per_image = imgsz / shapes.max(axis=1)
+    taught = ~np.array(index.ignore)
+    image_of_box = np.repeat(np.arange(len(shapes)), np.diff(index.offsets))[taught]
+    boxes = (index.boxes[:, 2:] - index.boxes[:, :2])[taught] * per_image[image_of_box, None]
+    if not len(boxes):
+        return
+    # as the zoom of the augmentation will vary them
+    varied = boxes * random.uniform(0.9, 1.1, len(shapes))[image_of_box, None]
+    old = head.anchors.flatten(0, 1).double().cpu().numpy()
+    rows = {"old": recall_by_size(varied, old, anchor_t)}
+    if rows["old"]["all"] > ENOUGH_RECALL:
+        say(f"anchors fit: {_line(rows['old'])} of the boxes are in their reach")
+        return
+    say(f"anchors fit only {rows['old']['all']:.1%} of the boxes: looking for better ones (--no-autoanchor: keep)")
+    new = make_anchors(boxes, len(old), imgsz, anchor_t, random)
+    rows["new"] = recall_by_size(varied, new, anchor_t)
+    for name, row in rows.items():
+        say(f"  {name} anchors: {_line(row)}")
+    if rows["new"]["all"] <= rows["old"]["all"]:
+        say("  the new ones are no better: these stay")
+        return
+    levels = new.reshape(head.anchors.shape)
+    for stride, level in zip(head.strides, levels, strict=True):
+        say(f"  stride {stride}: " + ", ".join(f"{width:.0f} x {height:.0f}" for width, height in level))
+    head.anchors.copy_(torch.from_numpy(levels))
+
+
+def recall_by_size(boxes: np.ndarray, anchors: np.ndarray, anchor_t: float) -> dict[str, float]:
+    """Share of the boxes (n, 2) that fit any of the anchors (k, 2), by the root of their area; NaN without boxes."""
+    fits = _closeness(boxes, anchors) > 1 / anchor_t
+    size = np.sqrt(boxes.prod(axis=1))
+    return {
+        name: float(fits[chosen].mean()) if (chosen := (size >= low) & (size < high)).any() else float("nan")
+        for name, low, high in SIZES
+    }
+
+
+def make_anchors(boxes: np.ndarray, count: int, imgsz: int, anchor_t: float, random: np.random.Generator) -> np.ndarray:
+    """`count` anchors for boxes (n, 2), by k-means and evolution, smallest area first."""
+    boxes = boxes[(boxes >= SMALLEST_SIDE).any(axis=1)].astype(np.float32)
+    if len(boxes) > MOST_BOXES:
+        boxes = random.choice(boxes, MOST_BOXES, replace=False)
+    anchors = _k_means(boxes, count, random)
+    if len(anchors) < count:  # too few different boxes
+        anchors = (np.sort(random.random(2 * count)).reshape(count, 2) * imgsz).astype(np.float32)
+    best = _fitness(boxes, anchors, anchor_t)
+    for _ in range(GENERATIONS):
+        mask, size = random.random(anchors.shape) < 0.9, random.random()
+        factors = (mask * size * random.standard_normal(anchors.shape) * 0.1 + 1).clip(0.3, 3.0)
+        candidate = (anchors * factors).clip(min=SMALLEST_SIDE).astype(np.float32)
+        fitness = _fitness(boxes, candidate, anchor_t)
+        if fitness > best:
+            anchors, best = candidate, fitness
+    return anchors[np.argsort(anchors.prod(axis=1))]
+
+
+def _closeness(boxes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """Of each box (n,) to its best anchor: the smaller ratio of their sides, 0 .. 1."""
+    best = np.zeros(len(boxes), dtype=boxes.dtype)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for anchor in anchors:
+            ratio = boxes / anchor
+            np.fmax(best, np.minimum(ratio, 1 / ratio).min(axis=1), out=best)
+    return best
+
+
+def _fitness(boxes: np.ndarray, anchors: np.ndarray, anchor_t: float) -> float:
+    closeness = _closeness(boxes, anchors)
+    return float(np.where(closeness > 1 / anchor_t, closeness, 0).mean())
+
+
+def _k_means(boxes: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """The best of some runs of Lloyd's algorithm on boxes scaled to unit deviation; fewer centres for few boxes."""
+    deviation = boxes.std(axis=0) if len(boxes) >= count else np.zeros(2)
+    if not deviation.all():
+        return boxes[:0]
+    points = boxes / deviation
+    best, best_distance = points[:0], np.inf
+    for _ in range(RESTARTS):
+        centres, distance = points[random.choice(len(points), count, replace=False)], np.inf
+        while True:
+            distances = np.stack([np.linalg.norm(points - centre, axis=1) for centre in centres])  # (k, n)
+            nearest, previous, distance = distances.argmin(axis=0), distance, distances.min(axis=0).mean()
+            if abs(previous - distance) <= 1e-5:
+                break
+            centres = np.stack([points[nearest == each].mean(axis=0) for each in np.unique(nearest)])
+        if distance < best_distance:
+            best, best_distance = centres, distance
+    return best * deviation
+
+
+def _line(row: dict[str, float]) -> str:
+    return ", ".join(f"{name} {share:.1%}" for name, share in row.items() if not np.isnan(share))
