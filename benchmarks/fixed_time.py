@@ -3,7 +3,7 @@
     python benchmarks/fixed_time.py --reference-python PYTHON --demo demo/data.yaml --trees trees/data.yaml
 
 The time is that of the reference's training call, without the start of its process. yoloyard gets it by `--time`, less
-what the start and the report of a short trial take; its time in the note is that of the whole command. Both train from
+what the start and the report of a short probe take; its time in the note is that of the whole command. Both train from
 scratch with the same threads. A run of the reference that is there already is not repeated (see trees.py).
 """
 
@@ -63,8 +63,8 @@ def one_pair(arguments: argparse.Namespace, name: str, seed: int) -> tuple[dict[
     )
     theirs = run_once(settings, "ultralytics", seed)
     folder = settings.work / f"yoloyard-{seed}"
-    trial = train(settings, seed, folder, {"epochs": 1})
-    hours = (theirs["seconds"] - (trial["seconds"] - trial["in epochs"])) / 3600
+    probe = train(settings, seed, folder, {"epochs": 1})
+    hours = (theirs["seconds"] - (probe["seconds"] - probe["in epochs"])) / 3600
     ours = train(settings, seed, folder, {"epochs": MOST_EPOCHS, "time": f"{hours:.6f}"})
     predictions = folder / "predictions.json"
     predict_ours(settings.data, folder / "run/weights/best.safetensors", ULTRALYTICS.iou, settings.imgsz, predictions)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from yoloyard.config.settings import ALIASES, TrainConfig, Word, words_of
+from yoloyard.config.settings import ALIASES, TrainConfig, Word, settings_of
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -43,7 +43,7 @@ def table() -> str:
     """The whole page: a heading and a table of settings for each part of the configuration."""
     spellings = ", ".join(f"`--{given.replace('_', '-')}` (`--{name}`)" for given, name in ALIASES.items())
     parts: dict[str, list[str]] = {part: [] for part in HEADINGS}
-    for word in words_of(TrainConfig).values():
+    for word in settings_of(TrainConfig).values():
         parts["" if len(word.path) == 1 else word.path[0]].append(_row(word))
     text = INTRODUCTION.format(aliases=spellings)
     for part, rows in parts.items():

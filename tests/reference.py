@@ -207,7 +207,7 @@ GRADIENT_STEP = 5
 
 
 def formula_maps(case: str, batch: int, num_classes: int, height: int, width: int, targets: np.ndarray) -> list[Tensor]:
-    """Raw maps (B, 64 + C, H / stride, W / stride) of a detector that has learnt something.
+    """Raw maps (B, 64 + C, H / stride, W / stride) of a detector that has learned something.
 
     The cells of an image take turns to predict its boxes, roughly; `targets` (n, 6) is image, class, xyxy in pixels.
     """
@@ -236,7 +236,7 @@ def loss_case_names() -> list[str]:
 
 
 def loss_case(name: str) -> LossCase:
-    """One kept loss case, its maps made anew by the formula."""
+    """One kept loss case, its maps made again by the formula."""
     kept = numbers("losses.npz", name)
     batch, num_classes, height, width = kept["shape"].tolist()
     targets = kept["targets"].numpy()  # (n, 6): image, class, xyxy in pixels, images in order
@@ -284,7 +284,7 @@ ANCHOR_BASED_OPTIONS = {"anchor_t": 4.0, "label_smoothing": 0.0, "cls_pw": 1.0, 
 def formula_anchor_maps(
     case: str, batch: int, num_classes: int, height: int, width: int, levels: int, targets: np.ndarray
 ) -> list[Tensor]:
-    """Raw maps (B, A * (5 + C), H / stride, W / stride) of an anchor-based detector that has learnt something.
+    """Raw maps (B, A * (5 + C), H / stride, W / stride) of an anchor-based detector that has learned something.
 
     Each cell predicts, roughly and as far as its reach goes, the box whose centre is nearest; `targets` (n, 6) is
     image, class, xyxy in pixels.
@@ -322,7 +322,7 @@ def anchor_based_loss_case_names() -> list[str]:
 
 
 def anchor_based_loss_case(name: str) -> AnchorBasedLossCase:
-    """One kept anchor-based loss case, its maps made anew by the formula."""
+    """One kept anchor-based loss case, its maps made again by the formula."""
     kept = numbers("yolov5_losses.npz", name)
     batch, num_classes, height, width, levels = kept["shape"].tolist()
     targets = kept["targets"].numpy()

@@ -23,7 +23,7 @@ BOTTOM = {
     "environment",
     "recipes",
     "foreign_config",
-    "own_file",
+    "user_file",
     "video",
 }
 MAY_IMPORT = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from yoloyard.cli.main import app, normal_arguments
-from yoloyard.config.settings import TrainConfig, words_of
+from yoloyard.config.settings import TrainConfig, settings_of
 from yoloyard.models import registry
 from yoloyard.models.weights import transfer
 
@@ -45,7 +45,7 @@ def test_both_readmes_have_the_same_parts_and_commands() -> None:
 
 
 def test_the_networks_of_the_docs_take_all_of_yolo11s_weights_and_train(tmp_path: Path) -> None:
-    networks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own-model.md").read_text("utf-8"), re.DOTALL)
+    networks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "custom-model.md").read_text("utf-8"), re.DOTALL)
     assert len(networks) == 2
     official = registry.build("yolo11n", num_classes=80)
     for network in networks:
@@ -74,4 +74,4 @@ def test_links_of_the_pages_lead_somewhere() -> None:
 
 
 def test_every_setting_has_a_help_text() -> None:
-    assert all(word.help for word in words_of(TrainConfig).values())
+    assert all(word.help for word in settings_of(TrainConfig).values())

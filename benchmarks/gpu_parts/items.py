@@ -26,7 +26,7 @@ from yoloyard.common.device import (
     repeated_shapes,
 )
 from yoloyard.common.structures import Batch
-from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig, with_words
+from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig, with_overrides
 from yoloyard.evaluation.validate import detect
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
@@ -214,8 +214,8 @@ def _launches(device: torch.device, work: Callable[[], object]) -> tuple[int, in
 
 
 def compiled_shapes(device: torch.device) -> str:
-    """12: with --compile --rect nothing is compiled after the trial."""
-    config = with_words(TrainConfig(), {"rect": True, "imgsz": 128, "batch": 4})
+    """12: with --compile --rect nothing is compiled after the probe."""
+    config = with_overrides(TrainConfig(), {"rect": True, "imgsz": 128, "batch": 4})
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     lines: list[str] = []

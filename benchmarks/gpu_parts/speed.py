@@ -17,7 +17,7 @@ from gpu_parts.common import CLASSES, MODES, PROGRAM, Sizes, dtype_of, run_limit
 from on_device import Training, some_batch
 from yoloyard.common.device import choose_precision, repeated_shapes
 from yoloyard.config import recipes
-from yoloyard.config.settings import TrainConfig, with_words
+from yoloyard.config.settings import TrainConfig, with_overrides
 from yoloyard.data.formats.data_yaml import DataSpec, Entry
 from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.loading.loader import make_train_loader, make_val_loader
@@ -155,7 +155,7 @@ def loader_speeds(device: torch.device, sizes: Sizes, folder: Path) -> list[dict
     rows = []
     for workers in [0, *itertools.takewhile(lambda count: count <= cores(), (2**power for power in range(6)))]:
         words = {"imgsz": sizes.imgsz, "batch": min(16, len(index)), "workers": workers}
-        config = with_words(TrainConfig(), words)
+        config = with_overrides(TrainConfig(), words)
         loader = make_train_loader(index, config, pin_memory=device.type == "cuda")
         batches = (batch for epoch in itertools.count() for batch in loader.epoch(epoch, epochs=10**6))
         for _ in range(2 * workers + 1):  # what was made ahead, while the workers started
@@ -177,7 +177,7 @@ def train_demo(device: torch.device, sizes: Sizes, folder: Path) -> dict[str, An
     indexes = {split: index_of(folder / "demo", split) for split in ("train", "val")}
     workers = 0 if device.type == "cpu" else min(8, cores())
     words = {"imgsz": size, "batch": min(8, train), "epochs": sizes.epochs, "workers": workers}
-    config = with_words(TrainConfig(), words)
+    config = with_overrides(TrainConfig(), words)
     config, _ = recipes.fit_to_run(config, words, train, len(NAMES))
     precision = choose_precision(device, amp=True)
     pin_memory = device.type == "cuda"

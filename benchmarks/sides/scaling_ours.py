@@ -15,7 +15,7 @@ import torch
 
 from yoloyard.common.nms import suppress_found
 from yoloyard.common.structures import Detections, Sample
-from yoloyard.config.settings import TrainConfig, with_words
+from yoloyard.config.settings import TrainConfig, with_overrides
 from yoloyard.data.audit.duplicates import _nearest
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index, Paths, Texts, load_index
@@ -38,7 +38,7 @@ def images(data: str) -> dict[str, float]:
     build = seconds(lambda: load_index(spec, "train"))
     reopen = seconds(lambda: load_index(spec, "train"))
     index = load_index(spec, "train")
-    config = with_words(TrainConfig(), {"imgsz": 640, "batch": 16, "workers": 0})
+    config = with_overrides(TrainConfig(), {"imgsz": 640, "batch": 16, "workers": 0})
     plan = seconds(lambda: plan_epochs(index, config).order(1))
     began = time.perf_counter()
     batches = make_train_loader(index, config).epoch(0)
@@ -139,7 +139,7 @@ def from_disk(true: np.ndarray, labels: np.ndarray) -> dict[str, float]:
             rows = np.column_stack((classes, (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]))
             np.savetxt(file, rows, ["%d", *["%.6f"] * 4])
         index = seconds(lambda: load_index(spec, "train"))
-        config = with_words(TrainConfig(), {"imgsz": 640, "batch": 8, "workers": 0})
+        config = with_overrides(TrainConfig(), {"imgsz": 640, "batch": 8, "workers": 0})
         loader = make_train_loader(load_index(spec, "train"), config)
         return {"index": index, "samples": seconds(lambda: list(loader.epoch(0)), 2)}
 

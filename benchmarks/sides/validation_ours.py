@@ -9,7 +9,7 @@ import torch
 from turns import Turns
 
 from yoloyard.common.device import choose_precision, images_at_once, precision_named, reuse_memory
-from yoloyard.config.settings import EvaluationConfig, with_words
+from yoloyard.config.settings import EvaluationConfig, with_overrides
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import load_index
 from yoloyard.data.loading.loader import make_val_loader
@@ -41,7 +41,7 @@ def main() -> None:
         precision = choose_precision(device, amp=True)
     else:
         precision = precision_named(device, arguments.precision)
-    settings = with_words(EvaluationConfig(), {"conf": 0.001, "iou": 0.7, "max_det": 300})
+    settings = with_overrides(EvaluationConfig(), {"conf": 0.001, "iou": 0.7, "max_det": 300})
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     while turns.wait():
         began = time.perf_counter()

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.foreign import own_words
-from yoloyard.config.settings import TrainConfig, with_words
+from yoloyard.config.foreign import translated_overrides
+from yoloyard.config.settings import TrainConfig, with_overrides
 
 # The words that a run of ultralytics 8.4 writes, at their defaults but for the data.
 ARGS = """
@@ -202,12 +202,12 @@ save_dir: runs/train/exp
 
 
 def read(text: str, **changes: Any) -> dict[str, Any]:
-    return own_words(yaml.safe_load(text) | changes, Path("args.yaml"))
+    return translated_overrides(yaml.safe_load(text) | changes, Path("args.yaml"))
 
 
 def test_the_settings_of_an_ultralytics_run_are_ours() -> None:
     words = read(ARGS)
-    config = with_words(TrainConfig(), words)
+    config = with_overrides(TrainConfig(), words)
     assert (config.model, config.data, config.imgsz) == ("yolo12n", "trees/data.yaml", 320)
     assert (config.device, config.save_period, config.cache, config.freeze) == ("auto", 0, None, None)
     assert config.evaluation.conf == 0.001
@@ -308,10 +308,10 @@ def test_a_run_for_another_task_is_refused() -> None:
 
 def test_the_settings_of_a_yolov5_run_are_ours() -> None:
     hyp = read(HYP)
-    assert with_words(TrainConfig(), hyp).loss.box == 0.05
+    assert with_overrides(TrainConfig(), hyp).loss.box == 0.05
     assert hyp["lr0"] == 0.01
     words = read(OPT, hyp=yaml.safe_load(HYP))
-    config = with_words(TrainConfig(), words)
+    config = with_overrides(TrainConfig(), words)
     assert (config.model, config.batch, config.freeze, config.cache) == ("yolov5n", 16, "10", "ram")
     assert (config.loss.autoanchor, config.loss.label_smoothing, config.loss.obj) == (False, 0.1, 1.0)
     assert config.device == "auto"
@@ -320,7 +320,10 @@ def test_the_settings_of_a_yolov5_run_are_ours() -> None:
 
 
 def test_a_file_of_our_own_is_left_alone() -> None:
-    assert own_words({"epochs": 3, "optimizer": "auto"}, Path("settings.yaml")) == {"epochs": 3, "optimizer": "auto"}
+    assert translated_overrides({"epochs": 3, "optimizer": "auto"}, Path("settings.yaml")) == {
+        "epochs": 3,
+        "optimizer": "auto",
+    }
 
 
 @pytest.mark.parametrize("changes", [{"cache": "val"}, {"save_period": "often"}, {"batch": "many"}, {"imgsz": "wide"}])

@@ -8,14 +8,14 @@ import pytest
 import yaml
 
 from yoloyard.common.errors import UserError
-from yoloyard.demo import drawing as demo_pictures
+from yoloyard.demo import drawing as demo_images
 from yoloyard.demo import write as demo
-from yoloyard.demo.drawing import NAMES, VALIDATION_ONLY_SURFACES, VISIBLE, Picture
+from yoloyard.demo.drawing import NAMES, VALIDATION_ONLY_SURFACES, VISIBLE, SourceImage
 from yoloyard.demo.write import demo_picture, write_demo
 
 
 @pytest.fixture(scope="module")
-def training_pictures() -> list[Picture]:
+def training_pictures() -> list[SourceImage]:
     return [demo_picture(0, "train", index) for index in range(100)]
 
 
@@ -28,7 +28,7 @@ def bounds(mask: np.ndarray) -> list[int]:
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def test_boxes_are_the_exact_bounds_of_masks_that_do_not_overlap(training_pictures: list[Picture]) -> None:
+def test_boxes_are_the_exact_bounds_of_masks_that_do_not_overlap(training_pictures: list[SourceImage]) -> None:
     for picture in training_pictures:
         assert [bounds(mask) for mask in picture.masks] == picture.boxes_xyxy.tolist()
         assert len(picture.labels) == len(picture.masks)
@@ -37,7 +37,7 @@ def test_boxes_are_the_exact_bounds_of_masks_that_do_not_overlap(training_pictur
 
 @pytest.mark.parametrize("name", ["scratch", "dent", "stain", "crack"])
 def test_a_mask_covers_what_was_drawn(name: str) -> None:
-    draw, smallest, largest = demo_pictures._DEFECTS[name]
+    draw, smallest, largest = demo_images._DEFECTS[name]
     for seed in range(20):
         rng = np.random.default_rng(seed)
         side = int(rng.integers(int(smallest), int(largest)))
@@ -62,11 +62,11 @@ def test_a_missing_screw_is_where_the_picture_shows_a_hole() -> None:
     assert shown >= 5
 
 
-def test_one_picture_in_five_has_no_defect(training_pictures: list[Picture]) -> None:
+def test_one_picture_in_five_has_no_defect(training_pictures: list[SourceImage]) -> None:
     assert sum(len(picture.labels) == 0 for picture in training_pictures) == 20
 
 
-def test_many_boxes_are_small_and_all_classes_are_there(training_pictures: list[Picture]) -> None:
+def test_many_boxes_are_small_and_all_classes_are_there(training_pictures: list[SourceImage]) -> None:
     boxes = np.concatenate([picture.boxes_xyxy for picture in training_pictures])
     longest = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
     assert (longest < 32).mean() >= 0.3
@@ -75,7 +75,7 @@ def test_many_boxes_are_small_and_all_classes_are_there(training_pictures: list[
     assert counts.min() >= 0.1 * counts.sum()
 
 
-def test_some_surfaces_are_only_in_validation(training_pictures: list[Picture]) -> None:
+def test_some_surfaces_are_only_in_validation(training_pictures: list[SourceImage]) -> None:
     validation = [demo_picture(0, "val", index).surface for index in range(60)]
     assert {picture.surface for picture in training_pictures}.isdisjoint(VALIDATION_ONLY_SURFACES)
     assert set(VALIDATION_ONLY_SURFACES) <= set(validation)
@@ -126,7 +126,7 @@ def test_a_complete_set_is_used_again_and_any_other_is_made_anew(tmp_path: Path)
 def test_a_set_that_was_interrupted_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
-    def interrupted(seed: int, split: str, index: int, size: int) -> Picture:
+    def interrupted(seed: int, split: str, index: int, size: int) -> SourceImage:
         if len(drawn) == 3:
             raise KeyboardInterrupt
         drawn.append(index)

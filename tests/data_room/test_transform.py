@@ -16,7 +16,7 @@ import torch
 
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.structures import Batch, Sample
-from yoloyard.common.user_file import OwnFile
+from yoloyard.common.user_file import UserFile
 from yoloyard.config.settings import AugmentConfig, TrainConfig
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.loader import make_train_loader
@@ -205,8 +205,8 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def named(file: Path, name: str) -> OwnFile:
-    return OwnFile.read(f"{file}:{name}", "transform", "transform: --transform my_transform.py:NAME")
+def named(file: Path, name: str) -> UserFile:
+    return UserFile.read(f"{file}:{name}", "transform", "transform: --transform my_transform.py:NAME")
 
 
 def test_a_file_has_a_function_or_a_pipeline(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_a_file_has_a_function_or_a_pipeline(file: Path, monkeypatch: pytest.Mon
     with pytest.raises(UsageError, match="has no function missing; say --transform"):
         apply(named(file, "missing"))
     with pytest.raises(UsageError, match=r"say which function makes the transform: --transform my_transform\.py:NAME"):
-        OwnFile.read(str(file), "transform", "transform: --transform my_transform.py:NAME")
+        UserFile.read(str(file), "transform", "transform: --transform my_transform.py:NAME")
     file.write_text("import numpy\n1 / 0\n")
     with pytest.raises(UserError, match=r"my_transform\.py, line 2 \(`1 / 0`\): ZeroDivisionError"):
         apply(named(file, "darker"))

@@ -12,7 +12,7 @@ from PIL import Image
 import yoloyard
 from yoloyard.commands.val import class_order, validate
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.config.settings import TrainConfig, checked_words
+from yoloyard.config.settings import TrainConfig, checked_overrides
 from yoloyard.models import registry
 from yoloyard.models.weights import save_weights, transfer
 
@@ -187,8 +187,8 @@ def test_wrong_values_of_validate_are_named(wrong: dict[str, Any], weights: Path
 
 def test_train_takes_what_load_takes() -> None:
     words = {"device": torch.device("cpu"), "amp": np.bool_(False), "classes": np.array([0, 2]), "lr0": np.float64(0.5)}
-    assert checked_words(TrainConfig, words) == {"device": "cpu", "amp": False, "classes": "0,2", "lr0": 0.5}
-    assert checked_words(TrainConfig, {"device": None, "model": None, "weights": None}) == {}
-    assert checked_words(TrainConfig, {"device": 0}) == {"device": "0"}
+    assert checked_overrides(TrainConfig, words) == {"device": "cpu", "amp": False, "classes": "0,2", "lr0": 0.5}
+    assert checked_overrides(TrainConfig, {"device": None, "model": None, "weights": None}) == {}
+    assert checked_overrides(TrainConfig, {"device": 0}) == {"device": "0"}
     with pytest.raises(UsageError, match="on_event must be a function of an event, not 3"):
         yoloyard.train(data="no.yaml", on_event=3)  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ import pytest
 from commands import Command
 from yoloyard.cli.main import normal_arguments
 from yoloyard.common.errors import UsageError
-from yoloyard.config.foreign import own_words
-from yoloyard.config.settings import TrainConfig, checked_words, read_words, whole_number, with_words
+from yoloyard.config.foreign import translated_overrides
+from yoloyard.config.settings import TrainConfig, checked_overrides, read_overrides, whole_number, with_overrides
 from yoloyard.models.registry import plain_name
 
 
@@ -30,7 +30,7 @@ def test_a_text_that_says_no_whole_number_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("value", [4, 4.0, "4", "4.0", np.int64(4), np.float32(4)])
 def test_a_whole_number_may_be_written_in_several_ways(value: Any) -> None:
-    batch = checked_words(TrainConfig, {"batch": value})["batch"]
+    batch = checked_overrides(TrainConfig, {"batch": value})["batch"]
     assert (batch, type(batch)) == (4, int)
 
 
@@ -40,14 +40,14 @@ def test_a_whole_number_may_be_written_in_several_ways(value: Any) -> None:
 @pytest.mark.parametrize("name", ["batch", "epochs", "imgsz"])
 def test_no_number_is_rounded(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=f"'{name}' must be "):
-        with_words(TrainConfig(), {name: value})
+        with_overrides(TrainConfig(), {name: value})
 
 
 @pytest.mark.parametrize("name", ["epochs", "workers", "seed", "patience", "nbs", "close_mosaic", "max_det"])
 def test_neither_are_those_of_settings_files_of_others(name: str, tmp_path: Path) -> None:
     words = {"task": "detect", "mode": "train", "data": "x.yaml", name: 1.6}
     with pytest.raises(UsageError, match=f"'{name}' must be a whole number, not 1.6"):
-        with_words(TrainConfig(), own_words(words, tmp_path / "args.yaml"))
+        with_overrides(TrainConfig(), translated_overrides(words, tmp_path / "args.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_flags_are_not_rounded(words: list[str], flag: str, yoloyard: Command) -
 def test_paths_know_the_home_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     for given, meant in (("~/x y", "/home/ada/x y"), ("~", "/home/ada"), ("a~/b", "a~/b"), ("$HOME/x", "$HOME/x")):
-        assert checked_words(TrainConfig, {name: given})[name] == meant
-    assert checked_words(TrainConfig, {name: Path("~/x.py")})[name] == "/home/ada/x.py"
-    assert checked_words(TrainConfig, {"name": "~x"})["name"] == "~x"
+        assert checked_overrides(TrainConfig, {name: given})[name] == meant
+    assert checked_overrides(TrainConfig, {name: Path("~/x.py")})[name] == "/home/ada/x.py"
+    assert checked_overrides(TrainConfig, {"name": "~x"})["name"] == "~x"
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_so_do_the_paths_of_all_commands(words: list[str], tmp_path: Path, monke
 
 def test_a_setting_that_is_said_to_be_empty_is_not_said() -> None:
     words = {"weights": "", "cfg": "yolov5n.yaml", "device": ""}
-    assert checked_words(TrainConfig, words) == {"model": "yolov5n.yaml"}
+    assert checked_overrides(TrainConfig, words) == {"model": "yolov5n.yaml"}
     with pytest.raises(UsageError, match="data"):
-        with_words(TrainConfig(), {"data": None})
+        with_overrides(TrainConfig(), {"data": None})
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_setting_that_is_said_to_be_empty_is_not_said() -> None:
     [(True, "ram"), ("True", "ram"), ("true", "ram"), (False, None), ("disk", "disk"), ("RAM", "ram"), (None, None)],
 )
 def test_cache_as_others_say_it(given: Any, meant: str | None) -> None:
-    assert checked_words(TrainConfig, {"cache": given})["cache"] == meant
+    assert checked_overrides(TrainConfig, {"cache": given})["cache"] == meant
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le-bom", "utf-16-be-bom"])
@@ -123,7 +123,7 @@ def test_a_settings_file_may_have_a_byte_order_mark(encoding: str, tmp_path: Pat
     path = tmp_path / "my.yaml"
     text = ("\ufeff" if encoding.endswith("bom") else "") + "epochs: 3\r\nname: 缺陷\r\n"
     path.write_bytes(text.encode(encoding.removesuffix("-bom")))
-    assert read_words(path) == {"epochs": 3, "name": "缺陷"}
+    assert read_overrides(path) == {"epochs": 3, "name": "缺陷"}
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_settings_file_may_have_a_byte_order_mark(encoding: str, tmp_path: Pat
 def test_a_settings_file_that_is_none_is_named_in_a_line(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_bytes(content)
     with pytest.raises(UsageError, match=r"my\.yaml") as error:
-        read_words(tmp_path / "my.yaml")
+        read_overrides(tmp_path / "my.yaml")
     assert "\n" not in str(error.value)
 
 
@@ -145,7 +145,7 @@ def test_a_flag_that_is_given_twice_is_refused(yoloyard: Command) -> None:
 
 def test_home_is_looked_up_where_it_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
-    assert os.path.isabs(checked_words(TrainConfig, {"project": "~/x"})["project"])
+    assert os.path.isabs(checked_overrides(TrainConfig, {"project": "~/x"})["project"])
 
 
 @pytest.mark.parametrize(
@@ -171,24 +171,24 @@ def test_home_is_looked_up_where_it_is_not_set(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_texts_and_numbers_of_a_settings_file_are_as_they_are_written(line: str, meant: Any, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(line)
-    assert list(checked_words(TrainConfig, read_words(tmp_path / "my.yaml")).values()) == [meant]
+    assert list(checked_overrides(TrainConfig, read_overrides(tmp_path / "my.yaml")).values()) == [meant]
 
 
 @pytest.mark.parametrize("line", ["time: 1:30", "lr0: 1:30", "seed: 0x10", "epochs: 1:40", "epochs: 0b11", "lr0: .inf"])
 def test_numbers_in_other_than_decimal_digits_are_refused(line: str, tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_text(line)
     with pytest.raises(UsageError, match=f"'{line.split(':')[0]}' must be a"):
-        checked_words(TrainConfig, read_words(tmp_path / "my.yaml"))
+        checked_overrides(TrainConfig, read_overrides(tmp_path / "my.yaml"))
 
 
 def test_a_setting_that_is_said_twice_is_named(tmp_path: Path, yoloyard: Command) -> None:
     path = tmp_path / "my.yaml"
     path.write_text("epochs: 1\nbatch: 4\nepochs: 2\n")
     with pytest.raises(UsageError, match=r"my\.yaml:3: 'epochs' is said already in line 1"):
-        read_words(path)
+        read_overrides(path)
     for words in ({"batch": 4, "batch_size": 2}, {"img": 64, "imgsz": 64}, {"hsv-h": 0, "hsv_h": 0}):
         with pytest.raises(UsageError, match=f"is said twice, as '{next(iter(words))}' and as"):
-            checked_words(TrainConfig, words)
+            checked_overrides(TrainConfig, words)
     path.write_text("img_size: 64\ndata: no.yaml\n")
     assert "no.yaml" in yoloyard("train", "--config", path, "--imgsz", "96")[2]  # a flag wins over the file
 
@@ -217,7 +217,7 @@ def test_two_sizes_are_refused(command: str, words: list[str], yoloyard: Command
 
 def test_values_as_others_say_them(yoloyard: Command) -> None:
     words = {"optimizer": "adamw", "save_period": -1, "cfg": "YOLOv5n.yaml"}
-    assert checked_words(TrainConfig, words) == {"optimizer": "AdamW", "save_period": 0, "model": "YOLOv5n.yaml"}
+    assert checked_overrides(TrainConfig, words) == {"optimizer": "AdamW", "save_period": 0, "model": "YOLOv5n.yaml"}
     for name in ("YOLOv5n.yaml", "models/YOLOV5N.YML", "YOLOv5n"):
         assert plain_name(name) == "yolov5n"
     err = yoloyard("train", "--save-period", "-1", "--amp", "False", "--optimizer", "sgd", "--data", "no.yaml")[2]

@@ -160,7 +160,7 @@ def test_one_class_has_no_class_loss() -> None:
 def test_five_thousand_boxes_an_image_need_less_than_a_gigabyte() -> None:
     """Batch 16 at 640 pixels, 20 classes, forward and backward of the loss: beside the maps, at most 1 GB at once.
 
-    Each of the 80,000 boxes may be learnt by 9 anchors in 5 cells: 3.6 million rows, of which nothing is left out.
+    Each of the 80,000 boxes may be learned by 9 anchors in 5 cells: 3.6 million rows, of which nothing is left out.
     """
     with LiveBytes() as memory:
         maps = some_maps(640, 20, images=16, device="meta")

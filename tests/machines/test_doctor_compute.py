@@ -14,22 +14,22 @@ from yoloyard.machines.doctor.finding import Finding
 from yoloyard.machines.environment import computing
 
 HEALTHY: list[dict[str, Any]] = [
-    {"trial": "memory", "error": None, "free": 20 << 30, "total": 24 << 30},
-    {"trial": "matmul float32", "error": None, "largest": 1e-7, "tolerance": 1e-5},
-    {"trial": "convolution float16", "error": None, "largest": 1e-3, "tolerance": 5e-3},
-    {"trial": "bfloat16", "error": None, "native": True},
-    {"trial": "training float16", "error": None, "first": 0.7, "last": 0.6},
+    {"probe": "memory", "error": None, "free": 20 << 30, "total": 24 << 30},
+    {"probe": "matmul float32", "error": None, "largest": 1e-7, "tolerance": 1e-5},
+    {"probe": "convolution float16", "error": None, "largest": 1e-3, "tolerance": 5e-3},
+    {"probe": "bfloat16", "error": None, "native": True},
+    {"probe": "training float16", "error": None, "first": 0.7, "last": 0.6},
 ]
 SUM = {"backend": "nccl", "size": 2, "error": None, "wrong": 0, "said": "", "nccl": [2, 27, 3], "hostname": None}
 
 
-def judged(trials: list[dict[str, Any]] = HEALTHY, **changed: Any) -> dict[str, Finding]:
-    facts = {"devices": {"cuda:0": trials}, "peers": [], "together": SUM, **changed}
+def judged(probes: list[dict[str, Any]] = HEALTHY, **changed: Any) -> dict[str, Finding]:
+    facts = {"devices": {"cuda:0": probes}, "peers": [], "together": SUM, **changed}
     return {finding.check: finding for finding in compute.check({"compute": facts})}
 
 
-def changed(trial: str, **facts: Any) -> list[dict[str, Any]]:
-    return [{**row, **facts} if row["trial"] == trial else row for row in HEALTHY]
+def changed(probe: str, **facts: Any) -> list[dict[str, Any]]:
+    return [{**row, **facts} if row["probe"] == probe else row for row in HEALTHY]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -88,7 +88,7 @@ def test_a_healthy_gpu_has_nothing_but_ok() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trials", "check", "evidence"),
+    ("probes", "check", "evidence"),
     [
         (changed("matmul float32", largest=0.02), "compute", "matmul float32 is off by 0.02"),
         (changed("matmul float32", largest=float("nan")), "compute", "off by nan"),
@@ -97,8 +97,8 @@ def test_a_healthy_gpu_has_nothing_but_ok() -> None:
         (changed("training float16", error="no kernel image is available"), "training-step", "no kernel image"),
     ],
 )
-def test_what_is_wrong_with_a_gpu(trials: list[dict[str, Any]], check: str, evidence: str) -> None:
-    finding = judged(trials)[check]
+def test_what_is_wrong_with_a_gpu(probes: list[dict[str, Any]], check: str, evidence: str) -> None:
+    finding = judged(probes)[check]
     assert (finding.verdict, bool(finding.remedy)) == ("problem", True)
     assert evidence in finding.evidence
 
@@ -110,7 +110,7 @@ def test_a_gpu_without_bfloat16_trains_in_float16() -> None:
 
 
 def test_peers() -> None:
-    row = {"trial": "0 to 1", "error": None, "reaches": True, "wrong": 0}
+    row = {"probe": "0 to 1", "error": None, "reaches": True, "wrong": 0}
     assert judged(peers=[row])["peer-access"].verdict == "ok"
     assert "no peer access" in judged(peers=[{**row, "reaches": False}])["peer-access"].evidence
     finding = judged(peers=[{**row, "wrong": 7}])["peer-access"]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machines.conftest import Machine
 
+from machines.conftest import Machine
 from yoloyard.machines.doctor import disk, network
 from yoloyard.machines.environment import machine as facts_of
 

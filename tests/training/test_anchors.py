@@ -1,4 +1,4 @@
-"""Automatic anchors: kept where they fit, made anew where they don't, with what the boxes gain from it."""
+"""Automatic anchors: kept where they fit, made again where they don't, with what the boxes gain from it."""
 
 from pathlib import Path
 

@@ -8,12 +8,12 @@ from test_compilation import FLOAT32, Small
 from torch import nn
 
 from yoloyard.common.errors import memory_line
-from yoloyard.config.settings import TrainConfig, with_words
+from yoloyard.config.settings import TrainConfig, with_overrides
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 
 
 def config(**words: object) -> TrainConfig:
-    return with_words(TrainConfig(), words)
+    return with_overrides(TrainConfig(), words)
 
 
 def programs() -> int:

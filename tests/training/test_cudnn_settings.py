@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from yoloyard.common.device import Precision, precision_text, repeated_shapes
-from yoloyard.config.settings import TrainConfig, with_words
+from yoloyard.config.settings import TrainConfig, with_overrides
 from yoloyard.training.engine.compilation import shapes_vary
 
 FLOAT32 = Precision("cuda", torch.float32)
@@ -51,7 +51,7 @@ def test_cudnn_searches_where_shapes_repeat_and_nowhere_else(
     words: dict[str, bool], searches: bool, before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", before)
-    with repeated_shapes(not shapes_vary(with_words(TrainConfig(), words))):
+    with repeated_shapes(not shapes_vary(with_overrides(TrainConfig(), words))):
         assert torch.backends.cudnn.benchmark is searches
     assert torch.backends.cudnn.benchmark is before
     with pytest.raises(KeyError), repeated_shapes():

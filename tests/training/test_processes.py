@@ -11,7 +11,7 @@ from torch import nn
 
 from processes import gradients_of, run_together
 from yoloyard.common.structures import Detections, images_to_float
-from yoloyard.config.settings import to_words
+from yoloyard.config.settings import flat_settings
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.loader import make_val_loader
 from yoloyard.demo.write import write_demo
@@ -75,8 +75,8 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     }  # fmt: skip
     team = join_team(CPU)
     setup: Setup | None = None
-    with team.first() as is_first:
-        if is_first:
+    with team.first() as is_rank_0:
+        if is_rank_0:
             setup = prepare(words, CPU, team.size, lambda line: None)
     shared = team.share((setup.folder, setup.facts(), setup.config) if setup else None)
     setup = setup or rebuild(*shared, CPU)
@@ -110,7 +110,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
         "predictions": as_arrays(predictions),
         "predictions of one": as_arrays(predictions_of_one),
         "figures": metrics.figures(),
-        "config": to_words(setup.config),
+        "config": flat_settings(setup.config),
     }
 
 

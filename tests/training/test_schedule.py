@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from yoloyard.config.recipes import RECIPES, fit_to_run, published
-from yoloyard.config.settings import OptimizerConfig, TrainConfig, with_words
+from yoloyard.config.settings import OptimizerConfig, TrainConfig, with_overrides
 from yoloyard.models import registry
 from yoloyard.training.engine.optimizer import Schedule, build_optimizer, parameter_groups
 
@@ -74,11 +74,11 @@ def test_small_sets_get_their_recipe_and_large_ones_the_published_one() -> None:
 
 def test_a_recipe_never_touches_what_the_user_gave() -> None:
     given = {"lr0": 0.3, "warmup_epochs": 2.5, "close_mosaic": 7, "optimizer": "SGD", "momentum": 0.5}
-    config, _ = fit_to_run(with_words(TrainConfig(epochs=20), given), given, num_images=400, num_classes=5)
+    config, _ = fit_to_run(with_overrides(TrainConfig(epochs=20), given), given, num_images=400, num_classes=5)
     optimization = config.optimization
     assert (optimization.lr0, optimization.warmup_epochs, config.augment.close_mosaic) == (0.3, 2.5, 7)
     assert (optimization.optimizer, optimization.momentum) == ("SGD", 0.5)
-    own, _ = fit_to_run(with_words(TrainConfig(epochs=20), {"nbs": 64}), {"nbs"}, num_images=400, num_classes=5)
+    own, _ = fit_to_run(with_overrides(TrainConfig(epochs=20), {"nbs": 64}), {"nbs"}, num_images=400, num_classes=5)
     assert own.optimization.nbs == 64
 
 
@@ -91,7 +91,7 @@ def test_every_model_has_its_published_recipe() -> None:
     assert (high["cls"], high["obj"], high["lrf"], high["scale"], high["mixup"]) == (0.3, 0.7, 0.1, 0.9, 0.1)
     assert published("yolo12n", anchor_based=False) == {}
     for words in RECIPES.values():
-        with_words(TrainConfig(), words)
+        with_overrides(TrainConfig(), words)
     # a network of the user's own gets the gains of its kind of head
     assert published("/home/me/my_model.py:build", anchor_based=True) == low
     assert published("/home/me/my_model.py:build", anchor_based=False) == {}
@@ -99,13 +99,13 @@ def test_every_model_has_its_published_recipe() -> None:
 
 def test_yolov5_trains_with_sgd_but_for_small_sets() -> None:
     recipe = dict(published("yolov5n", anchor_based=True))
-    large, _ = fit_to_run(with_words(TrainConfig(), recipe), {}, num_images=118_000, num_classes=80)
+    large, _ = fit_to_run(with_overrides(TrainConfig(), recipe), {}, num_images=118_000, num_classes=80)
     assert (large.optimization.optimizer, large.optimization.lr0, large.optimization.momentum) == ("SGD", 0.01, 0.937)
     assert large.optimization.warmup_bias_lr == 0.1
-    small, _ = fit_to_run(with_words(TrainConfig(epochs=20), recipe), {}, num_images=400, num_classes=5)
+    small, _ = fit_to_run(with_overrides(TrainConfig(epochs=20), recipe), {}, num_images=400, num_classes=5)
     assert (small.optimization.optimizer, small.optimization.lr0) == ("AdamW", 0.002)
     given = {"lr0": 0.005}
-    own, _ = fit_to_run(with_words(TrainConfig(epochs=20), recipe | given), given, num_images=400, num_classes=5)
+    own, _ = fit_to_run(with_overrides(TrainConfig(epochs=20), recipe | given), given, num_images=400, num_classes=5)
     assert (own.optimization.optimizer, own.optimization.lr0) == ("SGD", 0.005)
 
 

@@ -102,7 +102,7 @@ def test_a_step_with_autocast_scaler_and_fused_optimizer_waits_for_nothing(
 
 @contextlib.contextmanager
 def poisoned(detector: Detector, value: float) -> Iterator[None]:
-    """The first convolution gives a value that is not finite, so that loss and BatchNorm are spoilt."""
+    """The first convolution gives a value that is not finite, so that loss and BatchNorm are corrupt."""
 
     def spoil(module: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:
         return output * value
@@ -222,7 +222,7 @@ def test_the_norm_of_all_processes_divides_each_ones_loss(model: str, monkeypatc
         for half_model, part in zip(halves, parts, strict=True):
             sums = whole.criterion(half_model(part.images.float() / 255), part.boxes, part.labels)
             norms.append(torch.cat([sums[name][1] for name in whole.gains]))
-    monkeypatch.setattr(step, "sum_over_processes", lambda values: norms[0] + norms[1])
+    monkeypatch.setattr(step, "all_reduce", lambda values: norms[0] + norms[1])
     monkeypatch.setattr(step, "world_size", lambda: 2)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     for half_model, part in zip(halves, parts, strict=True):

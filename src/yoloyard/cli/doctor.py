@@ -10,7 +10,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
-doctor_app = cyclopts.App(name="doctor", help="Say whether this machine is fit to train, and what mends it.")
+doctor_app = cyclopts.App(name="doctor", help="Say whether this machine is fit to train, and what fixes it.")
 
 
 def register(app: cyclopts.App) -> None:

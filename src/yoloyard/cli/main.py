@@ -19,9 +19,9 @@ from cyclopts import Parameter
 from yoloyard.cli import containers as cli_local
 from yoloyard.cli import doctor as cli_doctor
 from yoloyard.cli import image as cli_yard
-from yoloyard.common.errors import SilentError, UsageError, UserError, memory_line, own_line
+from yoloyard.common.errors import SilentError, UsageError, UserError, memory_line, user_line
 from yoloyard.common.files import raise_file_limit
-from yoloyard.config.settings import ALIASES, NEWEST, TrainConfig, whole_number, words_of
+from yoloyard.config.settings import ALIASES, NEWEST, TrainConfig, settings_of, whole_number
 
 _AT_LEAST_0 = cyclopts.validators.Number(gte=0)
 
@@ -51,11 +51,11 @@ cli_local.register(app)
 cli_doctor.register(app)
 
 
-def _takes_words(command: Callable[..., None]) -> Callable[..., None]:
+def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command(**words)` a flag for each word of the training configuration."""
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
     flags = []
-    for word in words_of(TrainConfig).values():
+    for word in settings_of(TrainConfig).values():
         default = "" if word.default in (None, "") else f" (default: {word.default})"
         kind: Any = Annotated[word.type | None, Parameter(help=word.help + default, show_default=False)]
         flags.append(inspect.Parameter(word.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
@@ -66,7 +66,7 @@ def _takes_words(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @app.command
-@_takes_words
+@_takes_settings
 def train(
     *,
     config: Annotated[
@@ -76,17 +76,17 @@ def train(
     **words: Any,
 ) -> None:
     """Train a detector on the images and labels of a data.yaml."""
-    from yoloyard.config.foreign import own_words
-    from yoloyard.config.settings import checked_words, normal_words, read_words
+    from yoloyard.config.foreign import translated_overrides
+    from yoloyard.config.settings import checked_overrides, normal_overrides, read_overrides
     from yoloyard.training.distributed.launch import command, launch
-    from yoloyard.training.distributed.parallel import is_one_of_several
+    from yoloyard.training.distributed.parallel import is_launched
     from yoloyard.training.run import checkpoint_of, num_processes
     from yoloyard.training.run import train as run
 
-    given = normal_words(TrainConfig, own_words(read_words(config), config)) if config else {}
+    given = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
     given |= {name: value for name, value in words.items() if value is not None}
-    if not is_one_of_several():
-        given = checked_words(TrainConfig, given)
+    if not is_launched():
+        given = checked_overrides(TrainConfig, given)
         _, facts = checkpoint_of(given, resume)
         if (count := num_processes(given, facts)) > 1:
             arguments = [*command(given, resume), *(["--debug"] if "--debug" in sys.argv else [])]
@@ -292,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _fail(line, 1, debug)
         if "Too many open files" in str(error):  # as the system says it, or torch, which was told so
             _fail(f"too few files may be open at once (ulimit -n): say `ulimit -n 1024` before ({error})", 1, debug)
-        if place := own_line(error):
+        if place := user_line(error):
             _fail(f"{place}: {type(error).__name__}: {' '.join(str(error).split())}", 1, debug)
         _fail(f"{type(error).__name__}: {error} (this is unexpected; --debug shows where)", 1, debug)
 
@@ -306,8 +306,8 @@ def normal_arguments(words: Sequence[str]) -> list[str]:
     """YOLO users' ways of saying things as ours: `key=value`, `_` for `-`, YOLOv5's spellings, `BARE` flags."""
     if words[:1] == ["shell"]:
         return list(words)  # another command's own words
-    known = {*words_of(TrainConfig), *ALIASES, "hyp", "config", "resume", "split", "save_txt", "save_json", "source"}
-    switches = {f"--{word.name.replace('_', '-')}" for word in words_of(TrainConfig).values() if word.type is bool}
+    known = {*settings_of(TrainConfig), *ALIASES, "hyp", "config", "resume", "split", "save_txt", "save_json", "source"}
+    switches = {f"--{word.name.replace('_', '-')}" for word in settings_of(TrainConfig).values() if word.type is bool}
     switches |= {"--save-txt", "--save-json"}
     normal: list[str] = []
     for word in words:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder
-from yoloyard.data.audit.duplicates import copy_problem, find_copies
+from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.formats.labels import decoded
-from yoloyard.data.index.index import Index, pictures_folder, read_split, require_boxes
+from yoloyard.data.index.index import Index, image_facts_folder, read_split, require_boxes
 from yoloyard.data.index.not_kept import once
 from yoloyard.evaluation.report.check_page import class_rows, write_check_page
 from yoloyard.machines import environment
@@ -64,8 +64,8 @@ def check_data(
     pairs = []
     for first, second in combinations(indexes, 2):
         one, other = indexes[first].paths, indexes[second].paths
-        for copy in find_copies(one, other, pictures_folder(), say):
-            problems[second].append(copy_problem(copy, one, other, first))
+        for copy in find_duplicates(one, other, image_facts_folder(), say):
+            problems[second].append(duplicate_problem(copy, one, other, first))
             if one[copy.first] != other[copy.second]:
                 pairs.append((other[copy.second], one[copy.first], copy.how))
     folder = new_run_folder(Path(project), name)

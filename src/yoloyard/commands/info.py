@@ -10,7 +10,7 @@ from rich.table import Table
 
 from yoloyard.common.errors import printable
 from yoloyard.models import registry
-from yoloyard.models.custom_model import is_own
+from yoloyard.models.custom_model import is_custom
 from yoloyard.models.importing.torch_files import names_in
 from yoloyard.models.profile import profile
 from yoloyard.models.weights import WEIGHT_FILES, load_model
@@ -29,11 +29,11 @@ def describe(model: str) -> None:
             names = ", ".join(ascii(name)[1:-1] for name in asked)
             console.print(f"the file names these functions and classes; none of them is run: {names}", markup=False)
         detector, metadata = load_model(Path(model))
-        device = "cpu" if is_own(metadata["model"]) else device
+        device = "cpu" if is_custom(metadata["model"]) else device
         for name in ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "showing", "versions"):
             if metadata.get(name) not in (None, {}):
                 console.print(f"{name}: {printable(str(metadata[name]))}", markup=False)
-    elif is_own(model):
+    elif is_custom(model):
         detector, device = registry.build(model, num_classes=80), "cpu"  # its forward may look at numbers
     else:
         with torch.device("meta"):

@@ -24,7 +24,7 @@ from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import is_full, name_that_fits, plain_path, write_whole, write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.common.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, is_video, read_frames
-from yoloyard.config.settings import EvaluationConfig, TrainConfig, checked_words, with_words
+from yoloyard.config.settings import EvaluationConfig, TrainConfig, checked_overrides, with_overrides
 from yoloyard.data.formats.layout import Search, is_marked, is_side_folder, search_folder
 from yoloyard.data.pixels.arrays import is_one_image, pixels_of
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
@@ -51,7 +51,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Picture:
+class SourceImage:
     """A picture to look at: its name for the results and its pixels."""
 
     name: str
@@ -88,13 +88,13 @@ class Model:
         if not isinstance(weights, str | os.PathLike) or not str(weights).strip():
             raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
         asked = {"weights": weights, "device": device} | ({} if imgsz is None else {"imgsz": imgsz})
-        words = checked_words(TrainConfig, asked)
+        words = checked_overrides(TrainConfig, asked)
         self.detector, self.metadata = load_picture_model(Path(words["weights"]))
         numbers = map(str, range(self.detector.num_classes))
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or numbers)
         kept, showing = self.metadata.get("evaluation", {}), Showing.of(self.metadata)
         defaults = EvaluationConfig()
-        self.settings = with_words(
+        self.settings = with_overrides(
             defaults,
             {
                 "conf": showing.conf if conf is None else conf,
@@ -290,13 +290,13 @@ def _search_glob(pattern: str) -> Search:
     return search
 
 
-def _pictures(source: Source, say: Callable[[str], None]) -> Iterator[Picture]:
+def _pictures(source: Source, say: Callable[[str], None]) -> Iterator[SourceImage]:
     """The picture of a file, or the frames of a video or camera. Raises UnreadableError."""
     if source.is_video:
         stem = source.name.removesuffix(".mp4")
         for frame in read_frames(source.address, _is_stream(source.address), say):
             name, origin = f"{stem}/{frame.number:06d}.jpg", f"{source.name}#{frame.number}"
-            yield Picture(name, origin, frame.image, frame.frames_per_second)
+            yield SourceImage(name, origin, frame.image, frame.frames_per_second)
         return
     try:
         image = decode_image(Path(source.address))
@@ -306,7 +306,7 @@ def _pictures(source: Source, say: Callable[[str], None]) -> Iterator[Picture]:
         count = cv2.imcount(opened)
     if count > 1:
         say(f"{source.address}: the first of {count} frames or pages is taken")
-    yield Picture(source.name, source.address, image)
+    yield SourceImage(source.name, source.address, image)
 
 
 def _numbered(path: Path, number: int, suffix: str) -> str:
@@ -332,7 +332,7 @@ def _summary(found: Detections, names: Sequence[str]) -> str:
     return ", ".join(f"{count} {names[label]}" for label, count in zip(labels.tolist(), counts.tolist(), strict=True))
 
 
-def _yolo_rows(picture: Picture, found: Detections) -> str:
+def _yolo_rows(picture: SourceImage, found: Detections) -> str:
     """Rows `class cx cy w h score`, normalised."""
     height, width = picture.image.shape[:2]
     rows = []

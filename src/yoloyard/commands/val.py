@@ -22,7 +22,7 @@ from yoloyard.common.device import (
 )
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
-from yoloyard.config.settings import KINDS, EvaluationConfig, TrainConfig, checked_words, with_words
+from yoloyard.config.settings import KINDS, EvaluationConfig, TrainConfig, checked_overrides, with_overrides
 from yoloyard.data.audit.problems import summary
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.formats.labels import composed
@@ -87,7 +87,7 @@ def validate(
         "workers": workers,
     }
     given |= {what: said for what, said in (("imgsz", imgsz), ("batch", batch), ("amp", amp)) if said is not None}
-    words = checked_words(TrainConfig, given)
+    words = checked_overrides(TrainConfig, given)
     if not words.get("weights") or not words["data"]:
         raise UsageError("say which weights file and which data.yaml to validate")
     weights, data = words["weights"], words["data"]
@@ -98,7 +98,7 @@ def validate(
     kept: dict[str, Any] = metadata.get("evaluation", {})
     asked = {"conf": conf, "iou": iou, "max_det": max_det}
     known = {name: value for name, value in kept.items() if name in asked}
-    settings = with_words(
+    settings = with_overrides(
         EvaluationConfig(), known | {name: value for name, value in asked.items() if value is not None}
     )
     spec = read_data_yaml(data, say)

@@ -3,7 +3,7 @@
 import linecache
 import traceback
 
-OWN_MODULE = "own_model_"  # how the names of modules begin that are files of the user's
+USER_MODULE = "custom_model_"  # how the names of modules begin that are files of the user's
 
 
 class UserError(Exception):
@@ -30,14 +30,14 @@ class SilentError(UserError):
         self.exit_code = exit_code
 
 
-def own_line(error: BaseException, file: str | None = None) -> str:
+def user_line(error: BaseException, file: str | None = None) -> str:
     """Where in a file of the user's, or in `file`, an error arose: "file, line 12 (`x = f(y)`)"; empty if in none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno} (`{(error.text or '').strip()}`)"
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
-        is_own = str(frame.f_globals.get("__name__")).startswith(OWN_MODULE)
-        if is_own or frame.f_code.co_filename == file:
+        is_custom = str(frame.f_globals.get("__name__")).startswith(USER_MODULE)
+        if is_custom or frame.f_code.co_filename == file:
             code = linecache.getline(frame.f_code.co_filename, line).strip()
             place = f"{frame.f_code.co_filename}, line {line} (`{code}`)"
     return place

@@ -1,6 +1,6 @@
 """A name in a Python file of the user's, `my_model.py:build`.
 
-The file is run anew each time, so that editing it and starting again is all it takes. A run keeps a copy of it and its
+The file is run again each time, so that editing it and starting again is all it takes. A run keeps a copy of it and its
 digest: what is trained is used with the code that it was trained with.
 """
 
@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from yoloyard.common.errors import OWN_MODULE, UsageError, UserError, own_line
+from yoloyard.common.errors import USER_MODULE, UsageError, UserError, user_line
 
 
 @dataclass(frozen=True)
-class OwnFile:
+class UserFile:
     """A file of the user's and the name of a function or another object in it."""
 
     path: Path
@@ -64,11 +64,11 @@ class OwnFile:
     def explained(self, error: BaseException) -> UserError:
         """What went wrong in the file, with its line."""
         reason = " ".join(str(error).split())  # torch's are long; this is one line
-        return UserError(f"{own_line(error) or self.path}: {type(error).__name__}: {reason}")
+        return UserError(f"{user_line(error) or self.path}: {type(error).__name__}: {reason}")
 
     def _module(self) -> types.ModuleType:
         """The file, run as a module; nothing of an earlier run of it is used again."""
-        module = types.ModuleType(f"{OWN_MODULE}{self.path.stem}")
+        module = types.ModuleType(f"{USER_MODULE}{self.path.stem}")
         module.__file__ = file = str(self.path)
         sys.modules[module.__name__] = module  # dataclasses and pickle look their module up there
         # errors show the lines that run, not those that the file has got since
@@ -78,6 +78,6 @@ class OwnFile:
         return module
 
 
-def is_own(word: str) -> bool:
+def is_custom(word: str) -> bool:
     """Does this word name a Python file, and perhaps something in it?"""
     return re.fullmatch(r".+\.py(:\w+)?", word) is not None

@@ -31,7 +31,7 @@ class Dialect:
     neutral: dict[str, tuple[Any, ...]]  # what we don't have: the values that change nothing
 
 
-def own_words(words: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def translated_overrides(words: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """The words of a settings file in ours; a file of our own is left as it is.
 
     Raises UsageError that names every word that we can't follow, with its value and what to do.

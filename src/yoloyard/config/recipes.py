@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.settings import TrainConfig, with_words
+from yoloyard.config.settings import TrainConfig, with_overrides
 
 OPTIMIZERS = ("auto", "SGD", "AdamW")
 FEW_UPDATES = 1000  # of the nominal batch; below, the recipe for small sets is taken
@@ -72,7 +72,7 @@ def fit_to_run(
     said = ", ".join(
         f"{word} {value:g}" if isinstance(value, float) else f"{word} {value}" for word, value in chosen.items()
     )
-    return with_words(config, chosen), f"recipe {name}: {said or 'all as you set it'}"
+    return with_overrides(config, chosen), f"recipe {name}: {said or 'all as you set it'}"
 
 
 def _for_small_sets(config: TrainConfig, num_images: int) -> tuple[dict[str, Any], dict[str, Any]]:

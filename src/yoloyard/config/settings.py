@@ -23,7 +23,7 @@ from yoloyard.common.errors import UsageError
 Config = TypeVar("Config")
 
 
-def word(
+def setting(
     default: Any,
     help: str,
     at_least: float | None = None,
@@ -44,110 +44,110 @@ def word(
 class AugmentConfig:
     """How training pictures are varied."""
 
-    mosaic: float = word(1.0, "probability of joining four pictures into one", 0, 1)
-    mixup: float = word(0.0, "probability of blending two pictures", 0, 1)
-    hsv_h: float = word(0.015, "hue jitter, fraction of the colour circle", 0, 1)
-    hsv_s: float = word(0.7, "saturation jitter, fraction", 0, 1)
-    hsv_v: float = word(0.4, "brightness jitter, fraction", 0, 1)
-    degrees: float = word(0.0, "rotation, plus or minus degrees", 0, 180)
-    translate: float = word(0.1, "shift, plus or minus fraction of the image", 0, 1)
-    scale: float = word(0.5, "zoom, plus or minus fraction", 0, 0.99)
-    shear: float = word(0.0, "shear, plus or minus degrees", 0, 89)
-    perspective: float = word(0.0, "perspective, plus or minus, per pixel", 0, 0.01)
-    flipud: float = word(0.0, "probability of an upside-down flip", 0, 1)
-    fliplr: float = word(0.5, "probability of a left-right flip", 0, 1)
-    close_mosaic: int = word(10, "last epochs without mosaic and mixup", 0)
+    mosaic: float = setting(1.0, "probability of joining four pictures into one", 0, 1)
+    mixup: float = setting(0.0, "probability of blending two pictures", 0, 1)
+    hsv_h: float = setting(0.015, "hue jitter, fraction of the colour circle", 0, 1)
+    hsv_s: float = setting(0.7, "saturation jitter, fraction", 0, 1)
+    hsv_v: float = setting(0.4, "brightness jitter, fraction", 0, 1)
+    degrees: float = setting(0.0, "rotation, plus or minus degrees", 0, 180)
+    translate: float = setting(0.1, "shift, plus or minus fraction of the image", 0, 1)
+    scale: float = setting(0.5, "zoom, plus or minus fraction", 0, 0.99)
+    shear: float = setting(0.0, "shear, plus or minus degrees", 0, 89)
+    perspective: float = setting(0.0, "perspective, plus or minus, per pixel", 0, 0.01)
+    flipud: float = setting(0.0, "probability of an upside-down flip", 0, 1)
+    fliplr: float = setting(0.5, "probability of a left-right flip", 0, 1)
+    close_mosaic: int = setting(10, "last epochs without mosaic and mixup", 0)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """How the weights are moved."""
 
-    optimizer: str = word("auto", "SGD, AdamW or auto (chosen by the number of updates)")
-    lr0: float = word(0.01, "initial learning rate", 0)
-    lrf: float = word(0.01, "final learning rate as a fraction of lr0", 0, 1)
-    momentum: float = word(0.937, "SGD momentum, or Adam's beta1", 0, 0.9999)
-    weight_decay: float = word(0.0005, "for a batch of nbs", 0)
-    warmup_epochs: float = word(3.0, "epochs of warm-up", 0)
-    warmup_momentum: float = word(0.8, "momentum at the start of warm-up", 0, 1)
-    warmup_bias_lr: float = word(0.1, "learning rate of biases at the start of warm-up", 0)
-    cos_lr: bool = word(False, "cosine schedule instead of a linear one")
-    ema_ramp: float = word(2000.0, "updates after which the average of the weights has a long memory", 1)
-    nbs: int = word(64, "nominal batch: images of one optimizer update", 1)
+    optimizer: str = setting("auto", "SGD, AdamW or auto (chosen by the number of updates)")
+    lr0: float = setting(0.01, "initial learning rate", 0)
+    lrf: float = setting(0.01, "final learning rate as a fraction of lr0", 0, 1)
+    momentum: float = setting(0.937, "SGD momentum, or Adam's beta1", 0, 0.9999)
+    weight_decay: float = setting(0.0005, "for a batch of nbs", 0)
+    warmup_epochs: float = setting(3.0, "epochs of warm-up", 0)
+    warmup_momentum: float = setting(0.8, "momentum at the start of warm-up", 0, 1)
+    warmup_bias_lr: float = setting(0.1, "learning rate of biases at the start of warm-up", 0)
+    cos_lr: bool = setting(False, "cosine schedule instead of a linear one")
+    ema_ramp: float = setting(2000.0, "updates after which the average of the weights has a long memory", 1)
+    nbs: int = setting(64, "nominal batch: images of one optimizer update", 1)
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """Gains of the parts of the loss, and what is peculiar to YOLOv5's."""
 
-    box: float = word(7.5, "gain of the box loss", 0)
-    cls: float = word(0.5, "gain of the class loss", 0)
-    dfl: float = word(1.5, "gain of the distribution focal loss (not YOLOv5)", 0)
-    obj: float = word(1.0, "gain of the objectness loss (YOLOv5)", 0)
-    anchor_t: float = word(4.0, "an anchor learns boxes up to so many times longer or shorter (YOLOv5)", 1)
-    autoanchor: bool = word(True, "make new anchors where the boxes don't fit them (YOLOv5)")
-    label_smoothing: float = word(0.0, "share of the class targets that is spread evenly (YOLOv5)", 0, 0.99)
-    cls_pw: float = word(1.0, "weight of positive class targets (YOLOv5)", 0)
-    obj_pw: float = word(1.0, "weight of positive objectness targets (YOLOv5)", 0)
+    box: float = setting(7.5, "gain of the box loss", 0)
+    cls: float = setting(0.5, "gain of the class loss", 0)
+    dfl: float = setting(1.5, "gain of the distribution focal loss (not YOLOv5)", 0)
+    obj: float = setting(1.0, "gain of the objectness loss (YOLOv5)", 0)
+    anchor_t: float = setting(4.0, "an anchor learns boxes up to so many times longer or shorter (YOLOv5)", 1)
+    autoanchor: bool = setting(True, "make new anchors where the boxes don't fit them (YOLOv5)")
+    label_smoothing: float = setting(0.0, "share of the class targets that is spread evenly (YOLOv5)", 0, 0.99)
+    cls_pw: float = setting(1.0, "weight of positive class targets (YOLOv5)", 0)
+    obj_pw: float = setting(1.0, "weight of positive objectness targets (YOLOv5)", 0)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """How predictions are made for the figures."""
 
-    conf: float = word(0.001, "lowest score that counts", 0, 1)
-    iou: float = word(0.7, "overlap above which suppression drops a box", 0, 1)
-    max_det: int = word(300, "most detections of an image", 1)
+    conf: float = setting(0.001, "lowest score that counts", 0, 1)
+    iou: float = setting(0.7, "overlap above which suppression drops a box", 0, 1)
+    max_det: int = setting(300, "most detections of an image", 1)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Everything that decides a training run."""
 
-    data: str = word("", "the data.yaml of your images and labels", is_path=True)
-    strict: bool = word(False, "stop if anything is wrong with the data, instead of leaving out what can't be used")
-    model: str = word("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
-    weights: str | None = word(None, "weight file to start from; what fits is taken", is_path=True)
-    epochs: int = word(100, "epochs", 1)
-    batch: int = word(16, "images of one step", 1)
-    imgsz: int = word(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
-    device: str = word("auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True)
-    processes: int = word(1, "processes that share a batch, on cpu or with a GPU each", 1)
-    hang_timeout: float = word(
+    data: str = setting("", "the data.yaml of your images and labels", is_path=True)
+    strict: bool = setting(False, "stop if anything is wrong with the data, instead of leaving out what can't be used")
+    model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
+    weights: str | None = setting(None, "weight file to start from; what fits is taken", is_path=True)
+    epochs: int = setting(100, "epochs", 1)
+    batch: int = setting(16, "images of one step", 1)
+    imgsz: int = setting(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
+    device: str = setting("auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True)
+    processes: int = setting(1, "processes that share a batch, on cpu or with a GPU each", 1)
+    hang_timeout: float = setting(
         300.0, "seconds that a process may keep the others waiting, after the first steps, before the run ends", 1
     )
-    sync_bn: bool = word(False, "batch normalisation over all processes' pictures (GPUs only)")
-    workers: int = word(8, "processes that load images (0: load in the training process)", 0)
-    amp: bool = word(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
-    compile: bool = word(
+    sync_bn: bool = setting(False, "batch normalisation over all processes' pictures (GPUs only)")
+    workers: int = setting(8, "processes that load images (0: load in the training process)", 0)
+    amp: bool = setting(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
+    compile: bool = setting(
         False, "compile the network by torch.compile: faster steps after minutes of compiling; wants a C++ compiler"
     )
-    cache: str | None = word(None, "ram or disk: keep all images decoded, in memory or in a file that is used again")
-    transform: str | None = word(None, "my_transform.py:NAME, a function or Albumentations pipeline", is_path=True)
-    freeze: str | None = word(None, "N: the first N blocks; or prefixes of parameter names, joined by commas")
-    time: float | None = word(None, "hours that the run may take; without --epochs it takes them all", 0)
-    val_period: int = word(1, "validate every so many epochs, and after the last", 1)
-    patience: int = word(100, "stop after so many epochs without a better figure (0: never)", 0)
-    best_by: str = word("map50_95", "figure that decides which weights are best")
-    save_period: int = word(10, "keep a checkpoint every so many epochs (0: only the last)", 0)
-    keep: int = word(3, "how many of the periodic checkpoints are kept", 1)
-    seed: int = word(0, "the same seed gives the same run", 0, 10**15)
-    classes: str | None = word(None, "train on these classes alone: numbers or names joined by commas", joined=True)
-    single_cls: bool = word(False, "take all classes as one, 'object'")
-    fraction: float = word(1.0, "share of the training images to use, above 0; chosen by the seed", 0, 1)
-    rect: bool = word(False, "batches of similar shapes with little padding, without mosaic and mixup")
-    multi_scale: bool = word(False, "each batch in another size, 0.5 to 1.5 times imgsz")
-    class_weights: str | None = word(
+    cache: str | None = setting(None, "ram or disk: keep all images decoded, in memory or in a file that is used again")
+    transform: str | None = setting(None, "my_transform.py:NAME, a function or Albumentations pipeline", is_path=True)
+    freeze: str | None = setting(None, "N: the first N blocks; or prefixes of parameter names, joined by commas")
+    time: float | None = setting(None, "hours that the run may take; without --epochs it takes them all", 0)
+    val_period: int = setting(1, "validate every so many epochs, and after the last", 1)
+    patience: int = setting(100, "stop after so many epochs without a better figure (0: never)", 0)
+    best_by: str = setting("map50_95", "figure that decides which weights are best")
+    save_period: int = setting(10, "keep a checkpoint every so many epochs (0: only the last)", 0)
+    keep: int = setting(3, "how many of the periodic checkpoints are kept", 1)
+    seed: int = setting(0, "the same seed gives the same run", 0, 10**15)
+    classes: str | None = setting(None, "train on these classes alone: numbers or names joined by commas", joined=True)
+    single_cls: bool = setting(False, "take all classes as one, 'object'")
+    fraction: float = setting(1.0, "share of the training images to use, above 0; chosen by the seed", 0, 1)
+    rect: bool = setting(False, "batches of similar shapes with little padding, without mosaic and mixup")
+    multi_scale: bool = setting(False, "each batch in another size, 0.5 to 1.5 times imgsz")
+    class_weights: str | None = setting(
         None, "weights of the class loss: balanced, or a number for each class, joined by commas", joined=True
     )
-    repeat_factor: float = word(
+    repeat_factor: float = setting(
         0.0, "images with a class that is in a smaller share of the images than this come more often (0: off)", 0, 1
     )
-    project: str = word("runs", "folder of the run folders", is_path=True)
-    name: str | None = word(None, "name of the run (default: the data file's)")
-    exist_ok: bool = word(False, "write into an existing run folder")
-    tensorboard: bool = word(True, "write TensorBoard files where the package is installed")
-    wandb: bool = word(False, "show the run in Weights & Biases, under the account that its package knows")
+    project: str = setting("runs", "folder of the run folders", is_path=True)
+    name: str | None = setting(None, "name of the run (default: the data file's)")
+    exist_ok: bool = setting(False, "write into an existing run folder")
+    tensorboard: bool = setting(True, "write TensorBoard files where the package is installed")
+    wandb: bool = setting(False, "show the run in Weights & Biases, under the account that its package knows")
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -171,7 +171,7 @@ VALUES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Word:
+class Setting:
     """A leaf of the tree: where it lies and what it may be."""
 
     name: str
@@ -185,15 +185,15 @@ class Word:
     is_path: bool
 
 
-def words_of(tree: type) -> dict[str, Word]:
+def settings_of(tree: type) -> dict[str, Setting]:
     """All leaves of a configuration class by their name."""
     return {leaf.name: leaf for leaf in _leaves(tree, ())}
 
 
-def to_words(config: Any) -> dict[str, Any]:
+def flat_settings(config: Any) -> dict[str, Any]:
     """The flat words of a configuration, as they stand in a YAML file."""
     values = {}
-    for leaf in words_of(type(config)).values():
+    for leaf in settings_of(type(config)).values():
         value = config
         for part in leaf.path:
             value = getattr(value, part)
@@ -201,18 +201,18 @@ def to_words(config: Any) -> dict[str, Any]:
     return values
 
 
-def normal_words(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
+def normal_overrides(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
     """The words under their own names: `_` for `-`, YOLOv5's spellings replaced, `weights: ''` and the like left out.
 
     Raises UsageError on unknown ones, and on one that is said twice, as `batch` and `batch_size`.
     """
-    known = words_of(tree)
+    known = settings_of(tree)
     normal: dict[str, Any] = {}
     said_as: dict[str, str] = {}
     for given, value in words.items():
         name = ALIASES.get(given.replace("-", "_"), given.replace("-", "_"))
         if name not in known:
-            raise UsageError(unknown_word(given, known))
+            raise UsageError(unknown_name(given, known))
         value = VALUES.get(name, {}).get(str(value).lower(), value)
         is_empty = value is None or (isinstance(value, str) and not value.strip())
         if not (name in UNSAID_WHERE_EMPTY and is_empty):
@@ -222,11 +222,11 @@ def normal_words(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
     return normal
 
 
-def with_words(config: Config, words: Mapping[str, Any]) -> Config:
+def with_overrides(config: Config, words: Mapping[str, Any]) -> Config:
     """The configuration with some words changed. Raises UsageError on an unknown word or a value that can't be."""
-    known = words_of(type(config))
+    known = settings_of(type(config))
     changes: dict[str, Any] = {}
-    for name, value in normal_words(type(config), words).items():
+    for name, value in normal_overrides(type(config), words).items():
         branch = changes
         for part in known[name].path[:-1]:
             branch = branch.setdefault(part, {})
@@ -234,13 +234,13 @@ def with_words(config: Config, words: Mapping[str, Any]) -> Config:
     return _replace(config, changes)
 
 
-def checked_words(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
-    """The words under their own names, with values as a configuration holds them. Raises UsageError as with_words."""
-    values = to_words(with_words(tree(), words))
-    return {name: values[name] for name in normal_words(tree, words)}
+def checked_overrides(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
+    """The words under their own names, with values as a configuration holds them. Raises UsageError as with_overrides."""
+    values = flat_settings(with_overrides(tree(), words))
+    return {name: values[name] for name in normal_overrides(tree, words)}
 
 
-def read_words(path: Path) -> dict[str, Any]:
+def read_overrides(path: Path) -> dict[str, Any]:
     """The words of a YAML file, texts and numbers as they are written. Raises UsageError with the line if it is broken,
     or says a word twice.
     """
@@ -268,7 +268,7 @@ def read_words(path: Path) -> dict[str, Any]:
 
 def _words_as_written(tree: Mapping[str, Any], texts: Mapping[str, Any]) -> dict[str, Any]:
     """The words without what YAML 1.1 makes of a text or number: of 0123 83, of 1:30 90, of no False, of 3.10 3.1."""
-    known = words_of(TrainConfig)
+    known = settings_of(TrainConfig)
     words = {}
     for name, value in tree.items():
         leaf, text = known.get(ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))), texts.get(name)
@@ -307,7 +307,7 @@ def whole_number(text: str) -> int:
     raise ValueError(f"{text!r} is not a whole number")
 
 
-def unknown_word(given: str, known: Iterable[str] | Mapping[str, Any], kind: str = "setting") -> str:
+def unknown_name(given: str, known: Iterable[str] | Mapping[str, Any], kind: str = "setting") -> str:
     """The message for a word that isn't there, with the nearest one that is."""
     names = sorted(known)
     nearest = difflib.get_close_matches(given.replace("-", "_"), names, n=1, cutoff=0.5)
@@ -315,14 +315,14 @@ def unknown_word(given: str, known: Iterable[str] | Mapping[str, Any], kind: str
     return f"unknown {kind} '{given}'{hint}"
 
 
-def _leaves(tree: type, above: tuple[str, ...]) -> Iterator[Word]:
+def _leaves(tree: type, above: tuple[str, ...]) -> Iterator[Setting]:
     types_of = typing.get_type_hints(tree)
     for item in dataclasses.fields(tree):
         path = (*above, item.name)
         if dataclasses.is_dataclass(types_of[item.name]):
             yield from _leaves(types_of[item.name], path)
         else:
-            yield Word(item.name, path, types_of[item.name], item.default, **item.metadata)
+            yield Setting(item.name, path, types_of[item.name], item.default, **item.metadata)
 
 
 def _replace(config: Any, changes: dict[str, Any]) -> Any:
@@ -333,7 +333,7 @@ def _replace(config: Any, changes: dict[str, Any]) -> Any:
     return dataclasses.replace(config, **nested)
 
 
-def _checked(leaf: Word, value: Any) -> Any:
+def _checked(leaf: Setting, value: Any) -> Any:
     allowed = typing.get_args(leaf.type) if isinstance(leaf.type, types.UnionType) else (leaf.type,)
     if value is None and type(None) in allowed:
         return None

@@ -37,7 +37,7 @@ class Surface:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnImage:
     """A finished picture."""
 
     pixels: np.ndarray  # uint8 RGB (S, S, 3)
@@ -47,7 +47,7 @@ class Picture:
     surface: str
 
 
-def draw_picture(rng: np.random.Generator, surface_name: str, defective: bool, size: int) -> Picture:
+def draw_picture(rng: np.random.Generator, surface_name: str, defective: bool, size: int) -> DrawnImage:
     """Draw one picture of `size` x `size` pixels with one to five defects that don't touch, or with none."""
     kind = "metal" if surface_name in _METALS else "board" if surface_name in _BOARDS else "fabric"
     shares = np.array(list(_SHARES[kind].values()))
@@ -75,7 +75,7 @@ def draw_picture(rng: np.random.Generator, surface_name: str, defective: bool, s
         mask[y : y + side, x : x + side] = covered >= VISIBLE
         labels.append(NAMES.index(name))
         masks.append(mask)
-    return Picture(
+    return DrawnImage(
         pixels=_photograph(rng, surface.pixels),
         boxes_xyxy=np.array([_bounds(mask) for mask in masks], np.int64).reshape(-1, 4),
         labels=np.array(labels, np.int64),

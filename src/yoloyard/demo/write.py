@@ -8,9 +8,9 @@ import numpy as np
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import restore_whole_folder, write_whole_folder
 from yoloyard.data.pixels.decode import encode_jpeg
-from yoloyard.demo.drawing import NAMES, TRAINING_SURFACES, VALIDATION_ONLY_SURFACES, Picture, draw_picture
+from yoloyard.demo.drawing import NAMES, TRAINING_SURFACES, VALIDATION_ONLY_SURFACES, DrawnImage, draw_picture
 
-VERSION = 1  # raise it with every change to the pictures, so that older sets are made anew
+VERSION = 1  # raise it with every change to the pictures, so that older sets are made again
 _MARKER = "generated.json"
 _SPLITS = ("train", "val")
 JPEG_QUALITY = 92
@@ -34,7 +34,7 @@ def write_demo(folder: Path, seed: int = 0, train: int = 400, val: int = 100, si
     return data
 
 
-def demo_picture(seed: int, split: str, index: int, size: int = 320) -> Picture:
+def demo_picture(seed: int, split: str, index: int, size: int = 320) -> DrawnImage:
     """Picture `index` of `split` ("train" or "val"): it depends on these arguments alone."""
     rng = np.random.default_rng([seed, _SPLITS.index(split), index])
     new = split == "val" and index % _NEW_SURFACE_EVERY == 0
@@ -71,7 +71,7 @@ def _write_set(folder: Path, recipe: dict[str, int]) -> None:
     (folder / _MARKER).write_text(json.dumps(recipe), encoding="utf-8")
 
 
-def _label_lines(picture: Picture) -> str:
+def _label_lines(picture: DrawnImage) -> str:
     """YOLO rows: class, centre, width and height as fractions of the picture."""
     boxes, size = picture.boxes_xyxy.astype(np.float64), picture.pixels.shape[0]
     rows = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1) / size

@@ -1,7 +1,7 @@
 """The loss of YOLOv5: anchors matched by their sides' ratio, CIoU, objectness by the overlap, cross-entropy of classes.
 
 Shapes: B batch, M boxes per image, A anchors a cell, C classes, L levels, h w cells of a level, R = 5 * M rows of one
-anchor: each box may be learnt in five cells, its own and those to the left, above, to the right and below.
+anchor: each box may be learned in five cells, its own and those to the left, above, to the right and below.
 
 Rows that don't apply weigh zero: shapes stay fixed. The caller divides by the norms, so that several processes can
 share one normaliser. Source: YOLOv5 7.0 (2022); Zheng et al. (AAAI 2020) for CIoU.
@@ -33,7 +33,7 @@ class Matches:
 class AnchorBasedLoss:
     """`criterion(maps, boxes, labels)` for detectors whose maps are (B, A * (5 + C), h, w).
 
-    `anchors` (L, A, 2) are widths and heights in pixels; a box is learnt by the anchors whose sides are less than
+    `anchors` (L, A, 2) are widths and heights in pixels; a box is learned by the anchors whose sides are less than
     `anchor_t` times longer or shorter. `cls_pw` and `obj_pw` weigh the positive targets of classes and objectness.
     `class_weights` (C,) multiply what each class's column adds to the class loss.
     """
@@ -138,7 +138,7 @@ def match(boxes_cxcywh: Tensor, labels: Tensor, anchors: Tensor, size: tuple[int
     return Matches(
         applies,
         (rows * width + columns).flatten(1).unsqueeze(1).expand_as(applies),
-        # any box will do, to keep every term finite, where nothing is learnt
+        # any box will do, to keep every term finite, where nothing is learned
         torch.where(applies.unsqueeze(3), targets.flatten(1, 2).unsqueeze(1), 1.0),
         labels.clamp(min=0).repeat(1, 5).unsqueeze(1).expand_as(applies),
     )

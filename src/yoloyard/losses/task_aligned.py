@@ -105,16 +105,16 @@ class TaskAlignedLoss:
         with torch.no_grad():
             _, predicted_grid = _boxes_of(take(all_box_logits, rows), points.centre, bins)
             class_logits = take(all_class_logits, rows)
-            unsound = 0 * predicted_grid.sum()  # not a number where one of these is not: no point of it is learnt
-        learnt = assign_inside(pairs, row_of_pair, predicted_grid * points.stride, class_logits, boxes, classes)
+            unsound = 0 * predicted_grid.sum()  # not a number where one of these is not: no point of it is learned
+        learned = assign_inside(pairs, row_of_pair, predicted_grid * points.stride, class_logits, boxes, classes)
 
-        rows = by_level(numbers[learnt.row], maps)
-        centres, weights = points.centre[learnt.row], learnt.target_score
+        rows = by_level(numbers[learned.row], maps)
+        centres, weights = points.centre[learned.row], learned.target_score
         log_distribution, predicted_grid = _boxes_of(take(all_box_logits, rows), centres, bins)
-        target_grid = boxes[learnt.box] / points.stride[learnt.row]
+        target_grid = boxes[learned.box] / points.stride[learned.row]
         box = ((1 - complete_iou(predicted_grid, target_grid)) * weights).sum() + unsound
         dfl = (_distribution_loss(log_distribution, target_grid, centres) * weights).sum()
-        cls = class_loss(all_class_logits, rows, classes[learnt.box], weights, self.class_weights)
+        cls = class_loss(all_class_logits, rows, classes[learned.box], weights, self.class_weights)
         return box, cls, dfl, weights.sum()
 
 

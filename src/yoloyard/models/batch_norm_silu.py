@@ -1,6 +1,6 @@
 """BatchNorm and SiLU in training as one operation that keeps one map for the backward pass instead of two.
 
-SiLU's gradient asks for its input, BatchNorm's for its own; the former is computed anew from the latter, which is one
+SiLU's gradient asks for its input, BatchNorm's for its own; the former is computed again from the latter, which is one
 walk through memory more. yolo11n keeps 28 % fewer bytes between forward and backward in float32.
 """
 

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from yoloyard.common.errors import UserError
-from yoloyard.common.user_file import OwnFile, is_own
+from yoloyard.common.user_file import UserFile, is_custom
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
 
-__all__ = ["OwnModel", "beside", "is_own", "read_kept", "read_own"]
+__all__ = ["CustomModel", "beside", "is_custom", "read_kept", "read_custom"]
 
 
-class OwnModel(OwnFile):
+class CustomModel(UserFile):
     """A file of the user's and the name of a function in it, `build(num_classes) -> Detector`."""
 
     def build(self, num_classes: int) -> Detector:
@@ -41,12 +41,12 @@ class OwnModel(OwnFile):
         return detector
 
 
-def read_own(model: str) -> OwnModel:
+def read_custom(model: str) -> CustomModel:
     """The file and function that `my_model.py:build` names. Raises UsageError if there is no such file."""
-    return OwnModel.read(model, "model", f"network: --model {model}:build")
+    return CustomModel.read(model, "model", f"network: --model {model}:build")
 
 
-def beside(weights: Path, metadata: Mapping[str, Any]) -> OwnModel:
+def beside(weights: Path, metadata: Mapping[str, Any]) -> CustomModel:
     """The copy of the user's file that belongs to a weight file: beside it or, as a run keeps it, a folder above.
 
     Raises UserError if there is none or if it has changed.
@@ -54,7 +54,7 @@ def beside(weights: Path, metadata: Mapping[str, Any]) -> OwnModel:
     return read_kept(metadata["model"], metadata.get("model_digest"), [weights.parent, weights.parent.parent])
 
 
-def read_kept(model: str, digest: str | None, folders: list[Path]) -> OwnModel:
+def read_kept(model: str, digest: str | None, folders: list[Path]) -> CustomModel:
     """The file that `model` names, as a run has kept it, in the first of `folders` that has one.
 
     Raises UserError if there is none or if it is another than the weights were trained with.
@@ -63,7 +63,7 @@ def read_kept(model: str, digest: str | None, folders: list[Path]) -> OwnModel:
     name = Path(file).name
     for folder in folders:
         if (folder / name).is_file():
-            kept = read_own(f"{folder / name}:{function}")
+            kept = read_custom(f"{folder / name}:{function}")
             if kept.digest != digest:
                 raise UserError(f"{kept.path} is not the file that these weights were trained with; put that one back")
             return kept

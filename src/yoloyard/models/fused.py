@@ -20,7 +20,7 @@ def fuse(module: Module) -> Module:
     """A copy of `module` in evaluation mode whose `Conv` blocks have no BatchNorm; the same up to rounding.
 
     In evaluation a normalisation is a factor and an offset for each channel, which a convolution can do itself. The
-    statistics are those of now, so a network that is trained further must be fused anew. Blocks of other classes, as a
+    statistics are those of now, so a network that is trained further must be fused again. Blocks of other classes, as a
     network of the user's own may have, stay as they are.
     """
     fused = copy.deepcopy(module).eval().requires_grad_(False)

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.models import custom_model as own_model
+from yoloyard.models import custom_model as custom_model
 from yoloyard.models import yolo11, yolo12, yolov5, yolov8
 from yoloyard.models.detector import Detector
 
@@ -42,8 +42,8 @@ def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> D
     `build` in its file): what `model_arguments` of a weight file holds beyond the class count and the channels.
     Raises UsageError for a name that isn't there.
     """
-    if own_model.is_own(name):
-        return own_model.read_own(name).build(num_classes)
+    if custom_model.is_custom(name):
+        return custom_model.read_custom(name).build(num_classes)
     name = plain_name(name)
     if name not in BUILDERS:
         near = difflib.get_close_matches(name, BUILDERS, n=1)

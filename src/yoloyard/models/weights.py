@@ -17,7 +17,7 @@ from torch import Tensor
 
 from yoloyard.common import files
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.models import custom_model as own_model
+from yoloyard.models import custom_model as custom_model
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
@@ -73,10 +73,10 @@ def load_model(path: Path) -> tuple[Detector, dict[str, Any]]:
     model, arguments = metadata.get("model"), metadata.get("model_arguments")
     if not isinstance(model, str) or not isinstance(arguments, dict):
         raise UserError(f"{path} holds tensors but doesn't say of which model; it wasn't written by yoloyard.")
-    is_own = own_model.is_own(model)
+    is_custom = custom_model.is_custom(model)
     try:
-        if is_own:
-            detector = own_model.beside(path, metadata).build(**arguments)
+        if is_custom:
+            detector = custom_model.beside(path, metadata).build(**arguments)
         else:
             with torch.device("meta"):  # no memory, no random numbers for weights that are replaced at once
                 detector = registry.build(model, **arguments)
@@ -86,7 +86,7 @@ def load_model(path: Path) -> tuple[Detector, dict[str, Any]]:
     wrong = [name for name in own.keys() | state.keys() if name not in state or state[name].shape != own.get(name)]
     if wrong:
         raise UserError(f"{path} doesn't fit the model {model} that it names: {_summary(sorted(wrong))}.")
-    detector.load_state_dict(state, assign=not is_own)
+    detector.load_state_dict(state, assign=not is_custom)
     return detector.eval(), metadata
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from yoloyard.common.device import choose_device
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
-from yoloyard.config.settings import NEWEST, TrainConfig, checked_words
+from yoloyard.config.settings import NEWEST, TrainConfig, checked_overrides
 from yoloyard.data.loading.descriptors import check_limit
 from yoloyard.training.distributed.launch import command, processes_wanted
-from yoloyard.training.distributed.parallel import agreed_precision, is_one_of_several, join_team, local_rank
+from yoloyard.training.distributed.parallel import agreed_precision, is_launched, join_team, local_rank
 from yoloyard.training.listeners.monitor import Event, Monitor
 from yoloyard.training.setup.setup import Setup, prepare, prepare_resume, rebuild
 from yoloyard.training.state.checkpoint import read_facts
@@ -39,24 +39,24 @@ def train(
         raise UsageError(f"on_event must be a function of an event, not {on_event!r:.80}")
     if isinstance(resume, bool):
         resume = NEWEST if resume else None
-    words = checked_words(TrainConfig, words)
+    words = checked_overrides(TrainConfig, words)
     folder, facts = checkpoint_of(words, resume)
     count = num_processes(words, facts)
-    if count > 1 and not is_one_of_several():
+    if count > 1 and not is_launched():
         line = shlex.join(command(words, None if resume is None else str(resume)))
         raise UsageError(f"{count} processes can be started from a terminal only: yoloyard {line}")
-    device = choose_device(device_word(words, facts), local_rank())
+    device = choose_device(device_override(words, facts), local_rank())
     team = join_team(device, hang_timeout(words, facts))
-    monitor = Monitor(on_event if team.is_first else None, silent=not team.is_first)
+    monitor = Monitor(on_event if team.is_rank_0 else None, silent=not team.is_rank_0)
     with team.watched(), RunLock(monitor.say) as lock:
         setup: Setup | None = None
-        with team.first() as is_first:
-            if is_first and facts is not None:
+        with team.first() as is_rank_0:
+            if is_rank_0 and facts is not None:
                 lock.take(folder)
                 restore_whole_folder(folder / "checkpoints" / "last")
                 facts = read_facts(folder / "checkpoints" / "last")  # since nobody else writes there
                 setup = prepare_resume(folder, facts, words, device, team.size, transform, monitor.say)
-            elif is_first:
+            elif is_rank_0:
                 setup = prepare(words, device, team.size, monitor.say, transform, lock)
         shared = team.share((setup.folder, setup.facts(), setup.config) if setup else None)
         facts = team.share(facts)
@@ -90,7 +90,7 @@ def num_processes(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> 
     return processes_wanted(words, facts["config"] if facts else {})
 
 
-def device_word(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
+def device_override(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
     """What was said of the device: now, or when the run that goes on began."""
     saved = facts["config"]["device"] if facts else TrainConfig().device
     return str(words.get("device", saved))

@@ -124,7 +124,7 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
 
     Raises Interrupted after Ctrl-C or SIGTERM, with everything saved, and UserError if the run can't go on.
     """
-    with InterruptRequest(silent=not team.is_first) as interrupt:
+    with InterruptRequest(silent=not team.is_rank_0) as interrupt:
         run = begin(setup, monitor, team, interrupt)
         if checkpoint is not None:
             go_on(run, checkpoint)
@@ -184,7 +184,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             say=monitor.say,
             at_once=at_once,
         )
-    network = parallelize(model, device, may_leave_out=setup.own_model is not None)
+    network = parallelize(model, device, may_leave_out=setup.custom_model is not None)
     if config.compile:
         share = shape_to_try(config, team.size, stride)
         set_training_mode(model)
@@ -197,8 +197,8 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     criterion, gains = choose_criterion(model, config, has_cpu_paths(device), free_bytes(device))
     state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
     trackers = Trackers([], monitor.say)
-    with team.first() as is_first:
-        if is_first:
+    with team.first() as is_rank_0:
+        if is_rank_0:
             data = {"train": setup.train_index.facts(), "val": setup.val_index.facts()}
             facts = environment.facts(device, setup.precision.name, data, setup.folder)
             write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
@@ -408,8 +408,8 @@ def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detection
     predictions: dict[int, Detections] = {}
     for part in team.gather(own):
         predictions |= part
-    with team.first() as is_first:
-        metrics = evaluate(setup.val_index, predictions, config.evaluation.max_det) if is_first else None
+    with team.first() as is_rank_0:
+        metrics = evaluate(setup.val_index, predictions, config.evaluation.max_det) if is_rank_0 else None
         if metrics:
             metrics = dataclasses.replace(metrics, showing=metrics.showing.within(config.evaluation))
     return team.share(metrics), predictions
@@ -440,8 +440,8 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
     if progress.best == 0:
         progress.best_epoch = progress.epoch  # patience begins with the first thing found
     state.update.even_out_statistics()
-    with run.team.first() as is_first:
-        if is_first:
+    with run.team.first() as is_rank_0:
+        if is_rank_0:
             average = state.update.ema.model
             save_run_weights(setup.folder / "weights" / "last.safetensors", setup, average, epoch, metrics)
             if is_best:
@@ -460,7 +460,7 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
                 image = decode_image(setup.val_index.paths[image_id])
                 seen = shown(predictions[image_id], metrics.showing)
                 run.trackers.prediction(image_id, image, seen, setup.names, epoch)
-        if run.team.is_first and config.save_period and epoch % config.save_period == 0:
+        if run.team.is_rank_0 and config.save_period and epoch % config.save_period == 0:
             copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
     monitor.tell(EpochEnded(epoch, record))
 
@@ -474,8 +474,8 @@ def save(run: Run) -> None:
     count_time(run)
     run.state.update.even_out_statistics()
     random_states = run.team.gather(random_state(setup.device))
-    with run.team.first() as is_first:
-        if is_first:
+    with run.team.first() as is_rank_0:
+        if is_rank_0:
             save_checkpoint(run.last_checkpoint, run.state, setup.facts(), random_states)
     run.monitor.tell(CheckpointWritten(run.last_checkpoint))
 
@@ -497,16 +497,16 @@ def finish(run: Run) -> Result:
     if progress.best is None:  # the run ended before its first validation
         average = run.state.update.ema.model
         found, _ = validate(run, average)
-        with run.team.first() as is_first:
-            if is_first:
+        with run.team.first() as is_rank_0:
+            if is_rank_0:
                 save_run_weights(best, setup, average, progress.epoch, found)
     count_time(run)
     detector, metadata = load_model(best)
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     metrics, predictions = validate(run, detector)
     give_memory_back(setup.device)  # plots and the process's own end need 150 MB more, most of it code
-    with run.team.first() as is_first:
-        if is_first:
+    with run.team.first() as is_rank_0:
+        if is_rank_0:
             report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
             write_run_report(report, setup, metrics, predictions, monitor.records, metadata["epoch"], progress.seconds)
     figures = metrics.figures()

@@ -61,7 +61,7 @@ _STANDARD_TABLE = 3688
 
 
 @dataclass(frozen=True)
-class Copy:
+class Duplicate:
     """Picture `second` of the second split is a copy of picture `first` of the first; positions in their lists."""
 
     first: int
@@ -69,13 +69,13 @@ class Copy:
     how: str  # "the same bytes", or "the same picture (mirrored, resized)"
 
 
-def find_copies(
+def find_duplicates(
     first: Sequence[Path],
     second: Sequence[Path],
     folder: Path | None,
     say: Callable[[str], None] = lambda line: None,
     state: str | None = None,
-) -> list[Copy]:
+) -> list[Duplicate]:
     """The pictures of `second` that are copies of one of `first`, each once, in the order of `second`.
 
     `folder` is where facts of pictures and the result are kept, None: nowhere. Crops are not found. Two shots of a
@@ -100,7 +100,7 @@ def find_copies(
         if facts.problem:
             continue
         if facts.digest in by_digest:
-            copies.append(Copy(by_digest[facts.digest], position, "the same bytes"))
+            copies.append(Duplicate(by_digest[facts.digest], position, "the same bytes"))
         else:
             others.append(position)
     usable = [position for position, facts in enumerate(here) if not facts.problem]
@@ -112,12 +112,12 @@ def find_copies(
             np.stack([there[position].thumbnail for position in others]),
         )
 
-        def decide(row: int) -> Copy | None:
+        def decide(row: int) -> Duplicate | None:
             position = others[row]
             for candidate, orientation in proposed[row]:
                 how = _same_picture(first[usable[candidate]], second[position], orientation)
                 if how:
-                    return Copy(usable[candidate], position, how)
+                    return Duplicate(usable[candidate], position, how)
             return None
 
         with ThreadPoolExecutor(usable_cores()) as threads:
@@ -128,7 +128,7 @@ def find_copies(
     return copies
 
 
-def copy_problem(copy: Copy, first: Sequence[Path], second: Sequence[Path], first_name: str) -> Problem:
+def duplicate_problem(copy: Duplicate, first: Sequence[Path], second: Sequence[Path], first_name: str) -> Problem:
     """What is said of a copy; `first` are the pictures of the split `first_name`."""
     one, other = first[copy.first], second[copy.second]
     what = f"the same file is in {first_name}" if one == other else f"{copy.how} as {one} of {first_name}"
@@ -284,14 +284,14 @@ def _key(
     return digest.hexdigest()[:32]
 
 
-def _read(file: Path) -> list[Copy] | None:
+def _read(file: Path) -> list[Duplicate] | None:
     try:
-        return [Copy(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
+        return [Duplicate(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _write(file: Path, copies: list[Copy], say: Callable[[str], object]) -> None:
+def _write(file: Path, copies: list[Duplicate], say: Callable[[str], object]) -> None:
     try:
         write_whole_text(file, json.dumps([astuple(copy) for copy in copies]))
     except UserError as error:

@@ -38,7 +38,7 @@ NOT_LABELS = ("classes.txt",)  # what programs for labelling leave beside them
 
 
 @dataclass(frozen=True)
-class Picture:
+class SourceImage:
     """A picture with a label file of its own."""
 
     path: Path
@@ -49,7 +49,7 @@ class Picture:
 class Sources:
     """The files of a split."""
 
-    pictures: list[Picture] = field(default_factory=list)  # sorted by path, each once
+    pictures: list[SourceImage] = field(default_factory=list)  # sorted by path, each once
     folder: Path = Path()  # that holds all of `pictures`; their names start from it
     coco: list[CocoFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)  # lines that lead to no file, labels without a picture
@@ -99,7 +99,7 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
         where = ", ".join(str(entry.path) for entry in spec.splits[split])
         reason = f"; first problem: {sources.problems[0]}" if sources.problems else ""
         raise UserError(f"no images for {split!r} in {where} ({', '.join(sorted(IMAGE_SUFFIXES))} count){reason}")
-    sources.pictures = [Picture(Path(image), labels_of[image]) for image in sorted(labels_of)]
+    sources.pictures = [SourceImage(Path(image), labels_of[image]) for image in sorted(labels_of)]
     sources.problems += _shared_labels(sources.pictures)
     if folders:
         sources.folder = Path(os.path.commonpath(folders))
@@ -156,7 +156,7 @@ def _label_paths(images: list[str], entry: Entry, watched: set[str], known: dict
     return found
 
 
-def _shared_labels(pictures: list[Picture]) -> list[Problem]:
+def _shared_labels(pictures: list[SourceImage]) -> list[Problem]:
     """Label files that belong to several images by their name."""
     counts = Counter(str(picture.labels) for picture in pictures)
     images_of: dict[str, list[str]] = defaultdict(list)
@@ -171,7 +171,7 @@ def _shared_labels(pictures: list[Picture]) -> list[Problem]:
     ]
 
 
-def _labels_without_image(pictures: list[Picture]) -> list[Problem]:
+def _labels_without_image(pictures: list[SourceImage]) -> list[Problem]:
     known = {os.path.splitext(picture.labels)[0] for picture in pictures}
     folders = {os.path.dirname(picture.labels) for picture in pictures}
     problems = []

@@ -29,7 +29,7 @@ from yoloyard.data.formats.coco_json import CocoSet, coco_labels, parse_coco
 from yoloyard.data.formats.data_yaml import DataSpec
 from yoloyard.data.formats.labels import Labels
 from yoloyard.data.formats.layout import LABEL_SUFFIXES
-from yoloyard.data.formats.sources import Picture, Sources, find_sources, parse_label_files
+from yoloyard.data.formats.sources import SourceImage, Sources, find_sources, parse_label_files
 from yoloyard.data.formats.yolo_txt import pose_length
 from yoloyard.data.index.image_facts import PictureFacts, examine
 from yoloyard.data.index.not_kept import not_kept
@@ -102,7 +102,7 @@ class Index:
     offsets: np.ndarray  # int64 (N + 1): picture i has the boxes offsets[i] to offsets[i + 1]
     boxes: np.ndarray  # float32 (n, 4) xyxy pixels of the original
     labels: np.ndarray  # int64 (n,)
-    ignore: np.ndarray  # bool (n,): crowd and difficult, neither taught nor counted against
+    ignore: np.ndarray  # bool (n,): crowd and difficult, neither trained nor counted against
     problems: tuple[Problem, ...]  # what was left out and why, with file and line
     source_ids: np.ndarray  # int64 (N,) the image's id in the user's COCO JSON, its position otherwise
     category_ids: np.ndarray  # int64 (C,) the class's id in the user's COCO JSON, its number otherwise
@@ -152,7 +152,7 @@ def load_index(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
     """The index of a split, from the cache if nothing has changed: labels' content, images, classes, format.
 
     Pictures that are unreadable or whose labels are wrong are left out and named in `problems`. Nothing is written
-    beside the user's files; where the cache can't be written, the index is made anew each time, which `say` is told.
+    beside the user's files; where the cache can't be written, the index is made again each time, which `say` is told.
     Of several processes that need the same one at once, one makes it and the others wait for it. Says through `say`
     when many pictures have to be examined.
     Raises UsageError or UserError if there are no images, no usable ones, or not a single box.
@@ -194,7 +194,7 @@ def require_pictures(index: Index, spec: DataSpec, split: str) -> None:
 
 
 def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
-    """Raise UserError if there is nothing in `split` that can be learnt from."""
+    """Raise UserError if there is nothing in `split` that can be learned from."""
     require_pictures(index, spec, split)
     if not len(index.boxes):
         where = f"the labels of {index.paths[0]} were looked for in {find_sources(spec, split).label_place()}"
@@ -207,7 +207,7 @@ def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
         )
 
 
-def pictures_folder() -> Path:
+def image_facts_folder() -> Path:
     """Where the facts of pictures are kept."""
     return cache_folder().parent / "pictures"
 
@@ -273,7 +273,7 @@ def changed(path: Path) -> float:
         return time.time()
 
 
-def _read_labels(picture: Picture) -> bytes | Problem | None:
+def _read_labels(picture: SourceImage) -> bytes | Problem | None:
     """The content of the label file, None if there is none, a problem if it can't be read."""
     try:
         with open(picture.labels, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
@@ -348,7 +348,7 @@ def _build(
     own = [(picture, file) for picture, file in zip(sources.pictures, files, strict=True) if picture.path not in images]
     images |= {picture.path: os.path.relpath(picture.path, sources.folder) for picture, _ in own}
 
-    facts = examine(list(images), pictures_folder(), say, split)
+    facts = examine(list(images), image_facts_folder(), say, split)
     labels: list[Labels] = []
     for coco, rows in zip(sets, rows_of, strict=True):
         sizes = np.zeros((len(coco.image_ids), 2), np.int64)
@@ -395,7 +395,7 @@ def _build(
 
 
 def _labels_of_pictures(
-    pictures: list[tuple[Picture, bytes | Problem | None]], facts: list[PictureFacts], spec: DataSpec
+    pictures: list[tuple[SourceImage, bytes | Problem | None]], facts: list[PictureFacts], spec: DataSpec
 ) -> list[Labels]:
     """The labels of pictures that have a file of their own, given with its content, the reason why not, or None."""
     labels: list[Labels] = []

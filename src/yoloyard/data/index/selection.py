@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.config.settings import unknown_word
+from yoloyard.config.settings import unknown_name
 from yoloyard.data.formats.labels import composed
 from yoloyard.data.index.index import Index, Paths, Texts, find_index, save_index
 
@@ -87,7 +87,7 @@ def class_numbers(classes: str, names: Sequence[str]) -> tuple[int, ...]:
         if word in names:
             number = names.index(word)
         elif not word.isdecimal():
-            raise UsageError(unknown_word(word, names, "class"))
+            raise UsageError(unknown_name(word, names, "class"))
         elif int(word) >= len(names):
             raise UsageError(f"--classes {word}: the classes are 0 to {len(names) - 1} ({', '.join(names[:10])})")
         else:

@@ -89,9 +89,9 @@ def repeat_factors(index: Index, threshold: float) -> np.ndarray:
     A class that is in the share f of the pictures asks for max(1, sqrt(threshold / f)); of a picture's classes the
     rarest decides. Source: Gupta et al., "LVIS" (CVPR 2019), repeat factor sampling.
     """
-    taught = ~np.array(index.ignore)
-    picture_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))[taught]
-    labels = np.array(index.labels)[taught]
+    trained = ~np.array(index.ignore)
+    picture_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))[trained]
+    labels = np.array(index.labels)[trained]
     pairs = np.unique(np.stack((picture_of_box, labels), axis=1), axis=0)  # a class counts once a picture
     shares = np.bincount(pairs[:, 1], minlength=len(index.names)) / len(index)  # (C,)
     of_class = np.sqrt(threshold / np.maximum(shares, 1 / len(index)))

@@ -27,7 +27,7 @@ class BatchRequest:
     """What a worker is asked for: everything that a batch depends on."""
 
     epoch: int
-    positions: range  # in the epoch's permutation; beyond its end it starts anew
+    positions: range  # in the epoch's permutation; beyond its end it starts again
     mosaic: bool
 
 

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from yoloyard.common.errors import UsageError, UserError, own_line
+from yoloyard.common.errors import UsageError, UserError, user_line
 from yoloyard.common.files import write_whole, write_whole_text
 from yoloyard.common.structures import Sample
-from yoloyard.common.user_file import OwnFile
+from yoloyard.common.user_file import UserFile
 from yoloyard.data.pixels.augment import letterbox
 
 KEPT_PIPELINE = "transform.json"  # in the run's folder
@@ -35,8 +35,8 @@ class Transform:
     Raises UsageError or UserError, also when it is made, if it can't be used.
     """
 
-    def __init__(self, function: Callable[..., Any] | OwnFile) -> None:
-        self.file = function if isinstance(function, OwnFile) else None
+    def __init__(self, function: Callable[..., Any] | UserFile) -> None:
+        self.file = function if isinstance(function, UserFile) else None
         self._function: Any = _loaded(self.file) if self.file else function
         if not callable(self._function):
             raise UsageError(f"transform={self._function!r:.80} is neither a function nor FILE.py:NAME")
@@ -88,7 +88,7 @@ class Transform:
             try:
                 result = self._call(sample, seed)
             except (Exception, SystemExit) as error:
-                place = own_line(error, _source_file(self._function))
+                place = user_line(error, _source_file(self._function))
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 raise self._wrong(picture, f"{place}: {reason}" if place else reason) from error
         try:
@@ -120,7 +120,7 @@ def restore(folder: Path, facts: Mapping[str, Any]) -> Transform:
     """
     if facts["kind"] == "file":
         path = folder / facts["name"].rpartition(":")[0]
-        file = OwnFile.read(f"{folder / facts['name']}", "transform", "transform")
+        file = UserFile.read(f"{folder / facts['name']}", "transform", "transform")
         if file.digest != facts["digest"]:
             raise UserError(f"{path} is not the file that this run was trained with; put that one back")
         return Transform(file)
@@ -208,7 +208,7 @@ def _from_json(text: str) -> Any:
     return albumentations.from_dict(json.loads(text))
 
 
-def _loaded(file: OwnFile) -> Any:
+def _loaded(file: UserFile) -> Any:
     with _without_network():
         return file.load("transform")
 

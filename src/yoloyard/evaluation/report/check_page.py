@@ -21,8 +21,8 @@ from yoloyard.evaluation.report.page import (
     facts_list,
     figures_grid,
     html_page,
+    image_element,
     number_tiles,
-    picture_element,
     sortable_table,
 )
 
@@ -86,7 +86,7 @@ def write_check_page(
 def _headline(indexes: Mapping[str, Index], problems: Sequence[Problem]) -> str:
     errors = sum(problem.is_error for problem in problems)
     tiles = [
-        ("Errors", f"{errors:,}", "to be mended"),
+        ("Errors", f"{errors:,}", "to be fixed"),
         ("Warnings", f"{len(problems) - errors:,}", "to be looked at"),
     ]
     for split, index in indexes.items():
@@ -186,4 +186,4 @@ def _shown(
     image, scale = shrunk(image, PICTURE_SIDE)
     if boxes is not None and labels is not None:
         image = draw_boxes(image, boxes * scale, labels, names)
-    return picture_element(image, "labels" if boxes is not None else "picture", path.name)
+    return image_element(image, "labels" if boxes is not None else "picture", path.name)

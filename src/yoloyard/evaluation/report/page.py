@@ -157,7 +157,7 @@ def figures_grid(figures: Mapping[str, Figure]) -> str:
     return '<div class="plots">' + "".join(parts) + "</div>"
 
 
-def picture_element(image: np.ndarray, what: str, name: str) -> str:
+def image_element(image: np.ndarray, what: str, name: str) -> str:
     """A picture, uint8 RGB (H, W, 3), as a JPEG inside the page; `what` it shows of the file `name`."""
     source = base64.b64encode(encode_jpeg(image, 82)).decode("ascii")
     height, width = image.shape[:2]

@@ -27,8 +27,8 @@ from yoloyard.evaluation.report.page import (
     facts_list,
     figures_grid,
     html_page,
+    image_element,
     number_tiles,
-    picture_element,
     sortable_table,
 )
 
@@ -188,7 +188,7 @@ def _picture(image_id: int, metrics: Metrics, index: Index, found: Detections | 
         seen = shown(found, metrics.showing)
         boxes, labels, scores = (part.numpy() for part in (seen.boxes, seen.labels, seen.scores))
         predicted = draw_boxes(image, boxes * scale, labels, index.names, scores)
-    images = picture_element(true, "labels", path.name) + picture_element(predicted, "found", path.name)
+    images = image_element(true, "labels", path.name) + image_element(predicted, "found", path.name)
     return f'<figure class="pair">{caption}<div>{images}</div></figure>'
 
 

@@ -59,7 +59,7 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
         if before and runner.name != before and host.run([before, "version"]).returncode == 0:
             status = project.status(find_engine(host, before))
             if status and status.running:
-                raise UserError(f"the container is running with {before}: yoloyard down stops it, up starts anew")
+                raise UserError(f"the container is running with {before}: yoloyard down stops it, up starts again")
         if "YOLOYARD_TAG" in asked:
             asked["YOLOYARD_TAG"] = find_tag(asked["YOLOYARD_TAG"]).name  # it may be an alias
         if "YOLOYARD_DATA" in asked:
@@ -71,7 +71,7 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
             if changed:
                 flags = ", ".join(_flag(name) for name in changed)
                 raise UserError(
-                    f"the container is running with another {flags}: yoloyard down stops it, up starts anew"
+                    f"the container is running with another {flags}: yoloyard down stops it, up starts again"
                 )
             say(f"the container is running already ({runner.name}, image {_image(settings)})")
             _wait(project, runner)

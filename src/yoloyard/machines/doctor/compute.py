@@ -35,7 +35,7 @@ def gather(devices: int, python: Path | None = None) -> dict[str, Any]:
 
 
 def try_device(python: str, device: str) -> list[dict[str, Any]]:
-    """The trials of a device in their order; one during which the process ended has that as its error."""
+    """The probes of a device in their order; one during which the process ended has that as its error."""
     return _trials(python, device)
 
 
@@ -51,8 +51,8 @@ def _trials(python: str, *arguments: str) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     finished = [row for row in rows if "error" in row]
     if end:
-        last = rows[-1]["trial"] if rows and "error" not in rows[-1] else "start"
-        finished.append({"trial": last, "error": end})
+        last = rows[-1]["probe"] if rows and "error" not in rows[-1] else "start"
+        finished.append({"probe": last, "error": end})
     return finished
 
 
@@ -103,30 +103,30 @@ def check(facts: dict[str, Any]) -> list[Finding]:
     if compute is None:
         return []
     findings = []
-    for device, trials in compute["devices"].items():
-        findings += [_result(device, trials), _precision(device, trials), _training(device, trials)]
+    for device, probes in compute["devices"].items():
+        findings += [_result(device, probes), _precision(device, probes), _training(device, probes)]
     findings += _peers(compute["peers"])
     findings.append(_together(compute))
     return findings
 
 
-def _result(device: str, trials: list[dict[str, Any]]) -> Finding:
+def _result(device: str, probes: list[dict[str, Any]]) -> Finding:
     title = f"Computing on {device}"
-    failed = [row for row in trials if row["error"] and not row["trial"].startswith("training")]
+    failed = [row for row in probes if row["error"] and not row["probe"].startswith("training")]
     if failed:
-        return Finding("compute", title, "problem", f"{failed[0]['trial']}: {failed[0]['error']}", _mend(failed[0]))
-    compared = [row for row in trials if "tolerance" in row]
+        return Finding("compute", title, "problem", f"{failed[0]['probe']}: {failed[0]['error']}", _mend(failed[0]))
+    compared = [row for row in probes if "tolerance" in row]
     wrong = [row for row in compared if not row["largest"] <= row["tolerance"]]  # NaN is wrong too
     if wrong:
         evidence = "; ".join(
-            f"{row['trial']} is off by {row['largest']:.1g} of the largest value, {row['tolerance']:.0e} is rounding"
+            f"{row['probe']} is off by {row['largest']:.1g} of the largest value, {row['tolerance']:.0e} is rounding"
             for row in wrong
         )
         remedy = "take the device out of use; a GPU: sudo nvidia-smi -q -d ECC, sudo dmesg | grep -i xid"
         return Finding("compute", title, "problem", evidence, remedy)
-    free = next((row for row in trials if row["trial"] == "memory" and row.get("total")), None)
+    free = next((row for row in probes if row["probe"] == "memory" and row.get("total")), None)
     shown = f"; {free['free'] / 2**30:.1f} of {free['total'] / 2**30:.1f} GiB are free" if free else ""
-    kinds = list(dict.fromkeys(row["trial"].split()[1] for row in compared))
+    kinds = list(dict.fromkeys(row["probe"].split()[1] for row in compared))
     evidence = f"matrix product and convolution agree with the CPU in {', '.join(kinds)}{shown}"
     return Finding("compute", title, "ok", evidence)
 
@@ -138,17 +138,17 @@ def _mend(row: dict[str, Any]) -> str:
     if "out of memory" in error:
         return "end what uses the GPU: nvidia-smi"
     if "cudnn" in error.lower():
-        return "unset LD_LIBRARY_PATH, else install torch anew: see the findings on packages"
-    if row["trial"] == "start":
+        return "unset LD_LIBRARY_PATH, else install torch again: see the findings on packages"
+    if row["probe"] == "start":
         return "see the findings on torch and the driver"
-    return "sudo dmesg | grep -i -e xid -e segfault names a fault of driver or hardware; else install torch anew"
+    return "sudo dmesg | grep -i -e xid -e segfault names a fault of driver or hardware; else install torch again"
 
 
-def _precision(device: str, trials: list[dict[str, Any]]) -> Finding:
+def _precision(device: str, probes: list[dict[str, Any]]) -> Finding:
     title = f"Mixed precision on {device}"
-    row = next((row for row in trials if row["trial"] == "bfloat16"), None)
+    row = next((row for row in probes if row["probe"] == "bfloat16"), None)
     if row is None or row["error"]:
-        return Finding("mixed-precision", title, "skipped", "the trials didn't come so far")
+        return Finding("mixed-precision", title, "skipped", "the probes didn't come so far")
     native = row["native"]
     if device == "cpu":
         return Finding("mixed-precision", title, "ok", "bfloat16 is computed, slowly where the CPU has no code for it")
@@ -156,31 +156,31 @@ def _precision(device: str, trials: list[dict[str, Any]]) -> Finding:
     return Finding("mixed-precision", title, "ok", evidence)
 
 
-def _training(device: str, trials: list[dict[str, Any]]) -> Finding:
+def _training(device: str, probes: list[dict[str, Any]]) -> Finding:
     title = f"Training steps on {device}"
-    rows = [row for row in trials if row["trial"].startswith("training")]
+    rows = [row for row in probes if row["probe"].startswith("training")]
     if not rows:
-        return Finding("training-step", title, "skipped", "the trials didn't come so far")
+        return Finding("training-step", title, "skipped", "the probes didn't come so far")
     for row in rows:
         if row["error"]:
-            return Finding("training-step", title, "problem", f"{row['trial']}: {row['error']}", _mend(row))
+            return Finding("training-step", title, "problem", f"{row['probe']}: {row['error']}", _mend(row))
         if not row["last"] < row["first"]:
-            evidence = f"{row['trial']}: the loss went from {row['first']:.4g} to {row['last']:.4g}"
+            evidence = f"{row['probe']}: the loss went from {row['first']:.4g} to {row['last']:.4g}"
             return Finding("training-step", title, "problem", evidence, "train with --no-amp; tell us of this GPU")
-    shown = ", ".join(row["trial"].split()[1] for row in rows)
+    shown = ", ".join(row["probe"].split()[1] for row in rows)
     return Finding("training-step", title, "ok", f"the loss falls in {shown}")
 
 
-def _peers(trials: list[dict[str, Any]]) -> list[Finding]:
-    if not trials:
+def _peers(probes: list[dict[str, Any]]) -> list[Finding]:
+    if not probes:
         return []
     title = "Memory from GPU to GPU"
-    bad = [row for row in trials if row["error"] or row["wrong"]]
+    bad = [row for row in probes if row["error"] or row["wrong"]]
     if bad:
-        evidence = f"GPU {bad[0]['trial']}: {bad[0]['error'] or 'a copy arrives with other values'}"
+        evidence = f"GPU {bad[0]['probe']}: {bad[0]['error'] or 'a copy arrives with other values'}"
         remedy = "export NCCL_P2P_DISABLE=1; for good: turn off the IOMMU (or PCIe ACS) in the firmware"
         return [Finding("peer-access", title, "problem", evidence, remedy)]
-    apart = [row["trial"] for row in trials if not row["reaches"]]
+    apart = [row["probe"] for row in probes if not row["reaches"]]
     if apart:
         evidence = f"copies arrive whole, but by way of the host between GPUs {', '.join(apart)} (no peer access)"
     else:

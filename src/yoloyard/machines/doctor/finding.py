@@ -1,4 +1,4 @@
-"""One thing that the doctor has looked at: what was found, how bad it is, and what mends it."""
+"""One thing that the doctor has looked at: what was found, how bad it is, and what fixes it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Finding:
     title: str  # what was looked at, for people: "NVIDIA driver and CUDA runtime"
     verdict: Verdict
     evidence: str  # what was seen, with numbers: "driver 535.183.01 serves CUDA 12.2; torch was built for 13.0"
-    remedy: str = ""  # the one command, tag or step that mends it; empty where nothing is to be done
+    remedy: str = ""  # the one command, tag or step that fixes it; empty where nothing is to be done
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

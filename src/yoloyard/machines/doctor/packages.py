@@ -171,10 +171,10 @@ def _opencv(packages: dict[str, Any]) -> list[Finding]:
         lies = constants.get("opencv_version", "a version unknown" if packages["modules"]["cv2"] else "none at all")
         if "headless" in constants:
             lies += " without windows (headless)" if constants["headless"] == "True" else " with windows"
-        spoilt = [f"{row['name']} {row['version']}" for row in kinds if _spoilt(row)]
+        corrupt = [f"{row['name']} {row['version']}" for row in kinds if _spoilt(row)]
         named = " and ".join(f"{row['name']} {row['version']}" for row in kinds)
         evidence = f"{named} share the folder cv2; there is {lies}"
-        evidence += f"; files of {' and '.join(spoilt)} are overwritten or missing" if spoilt else ""
+        evidence += f"; files of {' and '.join(corrupt)} are overwritten or missing" if corrupt else ""
         evidence += f"; it can't be used: {_short(attempt)}" if attempt["error"] else ""
         verdict: Verdict = "problem" if attempt["error"] else "warning"
         return [Finding("opencv-several", title, verdict, evidence, again)]

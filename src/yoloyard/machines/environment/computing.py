@@ -4,7 +4,7 @@
     program together BACKEND RANK SIZE    an all-reduce; MASTER_ADDR and MASTER_PORT say where to meet
     program peers COUNT                   which GPUs reach each other's memory, and whether copies arrive whole
 
-Whichever Python runs it, it needs torch alone. A line is printed before each trial, so that a crash has a name.
+Whichever Python runs it, it needs torch alone. A line is printed before each probe, so that a crash has a name.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def answer(**facts: Any) -> None:
     print(json.dumps(facts), flush=True)  # noqa: T201
 
 
-def attempt(trial: str, compute: Callable[[], dict[str, Any]]) -> None:
-    """Announce the trial, then say what came of it."""
-    answer(trial=trial)
+def attempt(probe: str, compute: Callable[[], dict[str, Any]]) -> None:
+    """Announce the probe, then say what came of it."""
+    answer(probe=probe)
     try:
         facts = compute()
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
         facts = {"error": f"{type(error).__name__}: {error}"[:1500]}
-    answer(trial=trial, **{"error": None, **facts})
+    answer(probe=probe, **{"error": None, **facts})
 
 
 def compare(device: torch.device, precision: str, compute: Callable[..., torch.Tensor], *shapes: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ SECONDS = 300  # for a module to be imported from a cold network disk
 def gather(python: Path | None = None) -> dict[str, Any]:
     """The inventory of `python`'s environment (default: of this one), and under `imports` how each module does.
 
-    `error` says why nothing could be learnt, else it is None.
+    `error` says why nothing could be learned, else it is None.
     """
     command = str(python or sys.executable)
     try:
@@ -36,11 +36,11 @@ def gather(python: Path | None = None) -> dict[str, Any]:
 
 
 def import_all(python: str, modules: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What `trial.py` found about each module; after a crash or a standstill a new process takes up the rest."""
+    """What `probe.py` found about each module; after a crash or a standstill a new process takes up the rest."""
     found: dict[str, dict[str, Any]] = {}
     while left := [name for name in modules if name not in found]:
         try:
-            done = run_program(python, "trial.py", *left)
+            done = run_program(python, "probe.py", *left)
             output, end = done.stdout, ending(done.returncode)
             said = done.stderr
         except subprocess.TimeoutExpired as error:

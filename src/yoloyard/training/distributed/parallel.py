@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from yoloyard.common.device import PRECISIONS, Precision
-from yoloyard.common.errors import SilentError, UserError, memory_line, own_line
+from yoloyard.common.errors import SilentError, UserError, memory_line, user_line
 from yoloyard.common.files import whole_folder
 from yoloyard.training.distributed import process_identity
 from yoloyard.training.interrupt import Interrupted
@@ -49,7 +49,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def sum_over_processes(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """The sum of `values` over all processes, on the device, without waiting for it."""
     if world_size() > 1:
         dist.all_reduce(values)
@@ -176,7 +176,7 @@ class Team:
         self._show()
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_0(self) -> bool:
         """Is this the process that writes and talks?"""
         return self.rank == 0
 
@@ -204,7 +204,7 @@ class Team:
         """All processes' values by rank, in the first; nothing in the others."""
         if self.size == 1:
             return [value]
-        values: list[Any] | None = [None] * self.size if self.is_first else None
+        values: list[Any] | None = [None] * self.size if self.is_rank_0 else None
         dist.gather_object(value, values, dst=0, group=self._host_group)
         return values or []
 
@@ -239,7 +239,7 @@ class Team:
     def first(self) -> Iterator[bool]:
         """A phase for work of the first alone: true there; at the end the others wait for it."""
         with self.phase():
-            yield self.is_first
+            yield self.is_rank_0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -250,11 +250,11 @@ class Team:
             in_step = True
         except Interrupted as stopped:  # all processes at once
             in_step = True
-            if self.is_first:
+            if self.is_rank_0:
                 raise
             raise SilentError(str(stopped), stopped.exit_code) from stopped
         except KeyboardInterrupt:  # before training has begun
-            if self.is_first:
+            if self.is_rank_0:
                 raise
             raise SilentError("stopped", 128 + signal.SIGINT) from None
         except Exception as error:
@@ -339,7 +339,7 @@ class Team:
             for number in (signal.SIGINT, signal.SIGTERM):  # whoever started the processes now ends them: a moment yet
                 signal.signal(number, signal.SIG_IGN)
         text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        if line := own_line(error):
+        if line := user_line(error):
             text = f"{line}: {text}"
         text = memory_line(error) or text
         code = error.exit_code if isinstance(error, UserError) else 1
@@ -348,7 +348,7 @@ class Team:
             if not _is_of_communication(error):
                 if self._store.add("speakers", 1) > 1:  # all found the same, or one thing led to another
                     return SilentError(text, code)
-                if isinstance(error, UserError) and self.is_first:
+                if isinstance(error, UserError) and self.is_rank_0:
                     return error
                 return _with_code(
                     UserError(f"process {self.rank} of {self.size}, at {self._shown.place}: {text}"), code
@@ -378,14 +378,14 @@ class Team:
         return UserError(f"{who}; the run ends at {self._shown.place}; {advice}")
 
 
-def is_one_of_several() -> bool:
+def is_launched() -> bool:
     """Was this process started as one of several, by torchrun or what sets the same variables?"""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def local_rank() -> int:
     """Which of the processes on this machine this one is."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if is_one_of_several() else 0
+    return int(os.environ.get("LOCAL_RANK", "0")) if is_launched() else 0
 
 
 def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team:
@@ -393,7 +393,7 @@ def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team
 
     After the first steps a process may be late at an exchange by `hang_timeout` seconds.
     """
-    if not is_one_of_several():
+    if not is_launched():
         return Team()
     limit = datetime.timedelta(seconds=START_SECONDS)
     store, rank, size = next(iter(dist.rendezvous("env://")))

@@ -1,4 +1,4 @@
-"""Which loss a detector is taught by: that of the kind of its head, also for a network of the user's own."""
+"""Which loss a detector is trained by: that of the kind of its head, also for a network of the user's own."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The training step: forward, loss, backward, clip, update, average. Nothing in it waits for the device.
 
 A bad step leaves no trace: whether loss and gradients are finite is decided on the device. If they are not, the
-optimizer, the averages and BatchNorm's statistics (which the forward has already spoilt) stay as they were, and the
+optimizer, the averages and BatchNorm's statistics (which the forward has already corrupt) stay as they were, and the
 host hears of it a step later through `Outcome`.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from yoloyard.common.device import Precision, has_cpu_paths
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.models.detector import Detector
-from yoloyard.training.distributed.parallel import sum_over_processes, world_size
+from yoloyard.training.distributed.parallel import all_reduce, world_size
 from yoloyard.training.engine.criterion import Criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 
@@ -45,7 +45,7 @@ def forward_backward(
     with precision.autocast():
         maps = model(images_to_float(batch.images))
     parts = criterion(maps, batch.boxes, batch.labels)
-    norms = sum_over_processes(torch.cat([parts[name][1] for name in gains]).detach()).clamp(min=1)
+    norms = all_reduce(torch.cat([parts[name][1] for name in gains]).detach()).clamp(min=1)
     sizes = [len(parts[name][0]) for name in gains]
     losses = torch.stack(
         [
@@ -57,7 +57,7 @@ def forward_backward(
     for parameter in allocated:
         if parameter.grad is not None and parameter.grad._version == 0:  # the backward pass has added nothing
             parameter.grad = None
-    return sum_over_processes(losses.detach())
+    return all_reduce(losses.detach())
 
 
 def allocate_gradients(model: nn.Module) -> list[nn.Parameter]:
@@ -159,7 +159,7 @@ class Update:
         return outcome
 
     def drop_bad_gradients(self) -> bool:
-        """Before a checkpoint: forget accumulated gradients that are not finite, and what their batches spoilt.
+        """Before a checkpoint: forget accumulated gradients that are not finite, and what their batches corrupt.
 
         Waits for the device. Says whether there were any.
         """
@@ -181,7 +181,7 @@ class Update:
         if world_size() == 1:
             return
         there = [parameter.grad is not None for parameter in self._parameters]
-        anywhere = sum_over_processes(torch.tensor(there, dtype=torch.int32, device=self.losses_finite.device)).tolist()
+        anywhere = all_reduce(torch.tensor(there, dtype=torch.int32, device=self.losses_finite.device)).tolist()
         for parameter, count in zip(self._parameters, anywhere, strict=True):
             if count and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -224,7 +224,7 @@ def _statistics_of(model: nn.Module) -> list[Tensor]:
 def _even_out(tensors: list[Tensor]) -> None:
     """Give `tensors` the mean that they have over all processes, in one exchange."""
     if world_size() > 1 and tensors:
-        means = sum_over_processes(torch.cat([tensor.flatten() for tensor in tensors])) / world_size()
+        means = all_reduce(torch.cat([tensor.flatten() for tensor in tensors])) / world_size()
         torch._foreach_copy_(tensors, _split_like(means, tensors))
 
 

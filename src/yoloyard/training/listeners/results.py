@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.common.structures import Detections
-from yoloyard.config.settings import TrainConfig, to_words
+from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.machines import environment
 from yoloyard.models.detector import Detector
@@ -43,14 +43,14 @@ def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, m
             "precision": setup.precision.name,
         },
         "showing": dataclasses.asdict(metrics.showing) if metrics else {},
-        "config": to_words(setup.config),
+        "config": flat_settings(setup.config),
         "licence": setup.licence,
         "versions": environment.versions(),
         "epoch": epoch,
         "metrics": metrics.figures() if metrics else {},
     }
-    if setup.own_model is not None:
-        metadata["model_digest"] = setup.own_model.digest
+    if setup.custom_model is not None:
+        metadata["model_digest"] = setup.custom_model.digest
     save_weights(path, detector.state_dict(), metadata)
 
 

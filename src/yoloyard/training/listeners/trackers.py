@@ -15,7 +15,7 @@ import numpy as np
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import plain_path, write_whole_text
 from yoloyard.common.structures import Batch, Detections
-from yoloyard.config.settings import TrainConfig, to_words
+from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.decode import encode_jpeg
 from yoloyard.evaluation.report.drawing import draw_boxes
@@ -95,7 +95,7 @@ class WeightsAndBiases:
                 project=os.environ.get("WANDB_PROJECT", "yoloyard"),
                 name=_utf8(folder.name),
                 dir=self._names.enter_context(_utf8_path(folder)),
-                config={name: _utf8(value) for name, value in to_words(config).items()},
+                config={name: _utf8(value) for name, value in flat_settings(config).items()},
                 id=known,
                 resume="allow",
             )
@@ -136,7 +136,7 @@ class Trackers:
         self._each(lambda tracker: tracker.scalars(record))
 
     def training_batch(self, batch: Batch, names: Sequence[str], step: int) -> None:
-        """Pictures as the network sees them, with the boxes that it is taught."""
+        """Pictures as the network sees them, with the boxes that it is trained."""
         for row in range(min(len(batch.image_ids), 8) if self._trackers else 0):
             real = batch.labels[row] >= 0
             pixels: Any = batch.images[row].permute(1, 2, 0).cpu().numpy()

@@ -32,9 +32,9 @@ def fit_anchors(
     random = np.random.default_rng(seed)
     shapes = index.sizes[:, ::-1].astype(np.float64)
     per_image = imgsz / shapes.max(axis=1)
-    taught = ~np.array(index.ignore)
-    image_of_box = np.repeat(np.arange(len(shapes)), np.diff(index.offsets))[taught]
-    boxes = (index.boxes[:, 2:] - index.boxes[:, :2])[taught] * per_image[image_of_box, None]
+    trained = ~np.array(index.ignore)
+    image_of_box = np.repeat(np.arange(len(shapes)), np.diff(index.offsets))[trained]
+    boxes = (index.boxes[:, 2:] - index.boxes[:, :2])[trained] * per_image[image_of_box, None]
     if not len(boxes):
         return
     # as the zoom of the augmentation will vary them

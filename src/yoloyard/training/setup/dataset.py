@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from yoloyard.common.errors import UserError
 from yoloyard.config.settings import TrainConfig
-from yoloyard.data.audit.duplicates import copy_problem, find_copies
+from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates
 from yoloyard.data.audit.problems import KINDS
 from yoloyard.data.formats.data_yaml import DataSpec
-from yoloyard.data.index.index import Index, load_index, pictures_folder
+from yoloyard.data.index.index import Index, image_facts_folder, load_index
 from yoloyard.data.index.not_kept import once
 from yoloyard.data.index.selection import class_numbers, select
 
@@ -59,8 +59,8 @@ def _with_copies(train_index: Index, val_index: Index, say: Callable[[str], None
     state = None
     if train_index.folder is not None and val_index.folder is not None:
         state = f"{train_index.folder.name} {val_index.folder.name}"  # which follow from all paths, lengths and times
-    copies = find_copies(*pictures, pictures_folder(), say, state)
-    problems = [copy_problem(copy, *pictures, "train") for copy in copies]
+    copies = find_duplicates(*pictures, image_facts_folder(), say, state)
+    problems = [duplicate_problem(copy, *pictures, "train") for copy in copies]
     return dataclasses.replace(val_index, problems=(*val_index.problems, *problems))
 
 
@@ -86,7 +86,7 @@ def _refuse_broken(spec: DataSpec, train_index: Index, val_index: Index, strict:
     errors = sum(problem.is_error for index in (train_index, val_index) for problem in index.problems)
     if strict and errors:
         raise UserError(
-            f"--strict: the data have {errors} {'error' if errors == 1 else 'errors'}, listed above; mend them, "
+            f"--strict: the data have {errors} {'error' if errors == 1 else 'errors'}, listed above; fix them, "
             "or leave out --strict to train without what can't be used"
         )
     for split, index in (("train", train_index), ("val", val_index)):
@@ -94,7 +94,7 @@ def _refuse_broken(spec: DataSpec, train_index: Index, val_index: Index, strict:
         if index.skipped > MOST_UNUSABLE * total:
             raise UserError(
                 f"{spec.path}: {index.skipped} of the {total} images of {split!r} can't be used, more than "
-                f"{MOST_UNUSABLE:.0%}; mend them or take them out of the set; "
+                f"{MOST_UNUSABLE:.0%}; fix them or take them out of the set; "
                 f"`yoloyard data check {shlex.quote(str(spec.path))}` lists all"
             )
 

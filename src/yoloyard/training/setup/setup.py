@@ -16,24 +16,24 @@ from yoloyard.common.cores import usable_cores
 from yoloyard.common.device import Precision, choose_precision
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import RunLock, new_run_folder, write_whole, write_whole_text
-from yoloyard.common.user_file import OwnFile
+from yoloyard.common.user_file import UserFile
 from yoloyard.config import recipes
-from yoloyard.config.settings import TrainConfig, normal_words, to_words, unknown_word, with_words
+from yoloyard.config.settings import TrainConfig, flat_settings, normal_overrides, unknown_name, with_overrides
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index
 from yoloyard.data.index.selection import class_numbers, names_of
 from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.data.pixels.transform import Transform, restore
-from yoloyard.models import custom_model as own_model
+from yoloyard.models import custom_model as custom_model
 from yoloyard.models import registry
-from yoloyard.models.custom_model import OwnModel
+from yoloyard.models.custom_model import CustomModel
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.training.listeners.trackers import check_trackers
 from yoloyard.training.setup import class_weights
 from yoloyard.training.setup.anchors import fit_anchors
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
-from yoloyard.training.setup.starting_point import freeze, own_arguments, starting_point, transfer_weights
+from yoloyard.training.setup.starting_point import custom_arguments, freeze, starting_point, transfer_weights
 from yoloyard.training.state.randomness import seed_all
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
@@ -55,7 +55,7 @@ class Setup:
     precision: Precision
     detector: Detector  # on the CPU
     model_arguments: dict[str, Any]  # with the model's name they build the detector again
-    own_model: OwnModel | None  # where the network is the user's own
+    custom_model: CustomModel | None  # where the network is the user's own
     licence: str | None  # of the weights that training started from
     given: dict[str, Any]  # the user's own words
     transform: Transform | None = None  # the user's own
@@ -63,7 +63,7 @@ class Setup:
     @property
     def model_name(self) -> str:
         """How weight files name the model."""
-        return self.own_model.word if self.own_model else self.config.model
+        return self.custom_model.word if self.custom_model else self.config.model
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,12 +77,12 @@ class Setup:
     def facts(self) -> dict[str, Any]:
         """What `rebuild` makes this setup from, and a checkpoint keeps for a resumed run."""
         return {
-            "config": to_words(self.config),
+            "config": flat_settings(self.config),
             "given": self.given,
             "images": self.fingerprint(),
             "names": list(self.names),
             "model_arguments": self.model_arguments,
-            "model_digest": self.own_model.digest if self.own_model else None,
+            "model_digest": self.custom_model.digest if self.custom_model else None,
             "transform": self.transform.facts if self.transform else None,
             "licence": self.licence,
         }
@@ -100,12 +100,12 @@ def prepare(
 
     Raises UsageError or UserError with what to do.
     """
-    config = with_words(TrainConfig(), words)
-    given = {word: to_words(config)[word] for word in normal_words(TrainConfig, words)}
+    config = with_overrides(TrainConfig(), words)
+    given = {word: flat_settings(config)[word] for word in normal_overrides(TrainConfig, words)}
     if not config.data:
         raise UsageError("say which data: --data FILE, a data.yaml with train, val and names")
     if config.best_by not in FIGURES:
-        raise UsageError(unknown_word(config.best_by, FIGURES, "figure for --best-by"))
+        raise UsageError(unknown_name(config.best_by, FIGURES, "figure for --best-by"))
     if config.cache not in (None, "ram", "disk"):
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
     if config.batch % num_processes:
@@ -122,7 +122,7 @@ def prepare(
     spec = read_data_yaml(Path(config.data), say)
     names = names_of(spec.names, config.single_cls)
     seed_all(config.seed)
-    arguments = {"num_classes": len(names)} | ({} if own else own_arguments(source, model))
+    arguments = {"num_classes": len(names)} | ({} if own else custom_arguments(source, model))
     detector = own.build(**arguments) if own else registry.build(model, **arguments)
 
     anchor_based = isinstance(detector.head, AnchorBasedHead)
@@ -130,9 +130,9 @@ def prepare(
     start = {"weights": str(source.path.resolve())} if source else {}
     if own_transform is not None and own_transform.file is not None:
         start["transform"] = f"{own_transform.file.path}:{own_transform.file.function}"
-    config = with_words(config, recipe | {"model": model, "data": str(spec.path)} | start)
+    config = with_overrides(config, recipe | {"model": model, "data": str(spec.path)} | start)
     if config.classes is not None:
-        config = with_words(config, {"classes": class_numbers(config.classes, spec.names)})
+        config = with_overrides(config, {"classes": class_numbers(config.classes, spec.names)})
     train_index, val_index = load_splits(spec, config, say)
     config = _fit(config, given, detector, train_index, device, num_processes, say)
     licence = transfer_weights(detector, source, names, model, own, say) if source else None
@@ -180,12 +180,12 @@ def prepare_resume(
     A recipe that was chosen for the run stays, and so does its transform, unless one is handed in. Raises UsageError
     for a word that would make it another run.
     """
-    saved = with_words(TrainConfig(), facts["config"])
-    asked = to_words(with_words(saved, words))
+    saved = with_overrides(TrainConfig(), facts["config"])
+    asked = flat_settings(with_overrides(saved, words))
     asked["data"] = os.path.abspath(asked["data"])
-    given = {word: asked[word] for word in normal_words(TrainConfig, words)}
+    given = {word: asked[word] for word in normal_overrides(TrainConfig, words)}
     # The words of the command that began the run may be said again; so may where it lies.
-    same = {word for word, value in given.items() if value in (to_words(saved)[word], facts["given"].get(word))}
+    same = {word for word, value in given.items() if value in (flat_settings(saved)[word], facts["given"].get(word))}
     forbidden = sorted(set(given) - same - set(MAY_CHANGE_ON_RESUME) - {"project", "name", "exist_ok"})
     if forbidden:
         raise UsageError(
@@ -193,7 +193,7 @@ def prepare_resume(
             "start a new run with --weights instead"
         )
     changes = {word: given[word] for word in MAY_CHANGE_ON_RESUME if word in given}
-    config = with_words(saved, changes | {"processes": num_processes})
+    config = with_overrides(saved, changes | {"processes": num_processes})
     if config.batch % num_processes:
         raise UsageError(f"the batch of {config.batch} can't be shared evenly by {num_processes} processes")
     done = facts["progress"]["epoch"]
@@ -229,8 +229,8 @@ def rebuild(
     train_index, val_index = load_splits_again(spec, config, say)
     arguments = facts["model_arguments"]
     own = None
-    if own_model.is_own(config.model):
-        own = own_model.read_kept(config.model, facts.get("model_digest"), [folder])
+    if custom_model.is_custom(config.model):
+        own = custom_model.read_kept(config.model, facts.get("model_digest"), [folder])
     detector = own.build(**arguments) if own else registry.build(config.model, **arguments)
     own_transform = None
     if transform is not None:
@@ -262,7 +262,7 @@ def rebuild(
 
 def write_config(setup: Setup) -> None:
     """Write the resolved configuration into the run folder."""
-    text = yaml.safe_dump(to_words(setup.config), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(flat_settings(setup.config), sort_keys=False, allow_unicode=True)
     write_whole_text(setup.folder / "config.yaml", text)
 
 
@@ -272,7 +272,7 @@ def run_name(config: TrainConfig) -> str:
     return config.name or (data.parent.name if data.stem == "data" and data.parent.name else data.stem)
 
 
-def _transform(config: TrainConfig, function: Callable[..., Any] | None, own: OwnModel | None) -> Transform | None:
+def _transform(config: TrainConfig, function: Callable[..., Any] | None, own: CustomModel | None) -> Transform | None:
     """The transform that was handed in, or that the word `transform` names."""
     if function is not None and config.transform is not None:
         raise UsageError(
@@ -282,7 +282,7 @@ def _transform(config: TrainConfig, function: Callable[..., Any] | None, own: Ow
         return Transform(function)
     if config.transform is None:
         return None
-    file = OwnFile.read(config.transform, "transform", "transform: --transform my_transform.py:NAME")
+    file = UserFile.read(config.transform, "transform", "transform: --transform my_transform.py:NAME")
     if own is not None and own.path.name == file.path.name and own.source != file.source:
         raise UsageError(f"{own.path} and {file.path} have the same name, and the run keeps a copy of both; rename one")
     return Transform(file)
@@ -314,13 +314,13 @@ def _fit(
         affordable = max(1, min(workers, usable_cores() // num_processes))
         workers = 0 if device.type == "cpu" else 2 ** int(math.log2(affordable))
     derived = {"imgsz": imgsz, "batch": batch, "workers": workers, "processes": num_processes}
-    config = with_words(config, derived)
+    config = with_overrides(config, derived)
     if config.rect:
         say("rect: batches of similar shapes, without mosaic and mixup")
-        config = with_words(config, {"mosaic": 0, "mixup": 0})
+        config = with_overrides(config, {"mosaic": 0, "mixup": 0})
     if config.class_weights is not None:
         weights = class_weights.resolve(config.class_weights, train_index)
-        config = with_words(config, {"class_weights": weights})
+        config = with_overrides(config, {"class_weights": weights})
         say(f"class weights: {class_weights.as_line(weights, train_index.names)}")
     places = len(plan_epochs(train_index, config, stride))
     if config.repeat_factor:

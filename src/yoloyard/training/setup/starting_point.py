@@ -12,9 +12,9 @@ from torch import Tensor
 
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.settings import TrainConfig
-from yoloyard.models import custom_model as own_model
+from yoloyard.models import custom_model as custom_model
 from yoloyard.models import registry
-from yoloyard.models.custom_model import OwnModel
+from yoloyard.models.custom_model import CustomModel
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
 
@@ -28,7 +28,7 @@ class Source:
     metadata: dict[str, Any]
 
 
-def starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, OwnModel | None]:
+def starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, CustomModel | None]:
     """The weight file to start from, if any, the model, and the user's file, if the model is in one.
 
     `--model` takes a name, a file with a function, or a weight file; `--weights` alone brings its model with it.
@@ -43,15 +43,15 @@ def starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, OwnMod
         if "model" not in source.metadata:
             raise UserError(f"{path} does not say which model it holds; add --model NAME")
         model = source.metadata["model"]
-        own = own_model.beside(source.path, source.metadata) if own_model.is_own(model) else None
-    elif model is not None and own_model.is_own(model):
-        own = own_model.read_own(model)
+        own = custom_model.beside(source.path, source.metadata) if custom_model.is_custom(model) else None
+    elif model is not None and custom_model.is_custom(model):
+        own = custom_model.read_custom(model)
     if own is not None:
         model = f"{own.path}:{own.function}"
     return source, model or TrainConfig().model, own
 
 
-def own_arguments(source: Source | None, model: str) -> dict[str, Any]:
+def custom_arguments(source: Source | None, model: str) -> dict[str, Any]:
     """What the source's file says of its network beyond the class count, if it is of the same model."""
     if source is None or source.metadata.get("model") != model:
         return {}
@@ -64,7 +64,7 @@ def transfer_weights(
     source: Source,
     names: tuple[str, ...],
     model: str,
-    own: OwnModel | None,
+    own: CustomModel | None,
     say: Callable[[str], None],
 ) -> str | None:
     """Put what fits of `source` into `detector` and say so; returns the licence that comes with it."""
@@ -76,7 +76,7 @@ def transfer_weights(
         raise UsageError(f"nothing in {source.path} fits {model}: use --model to name the model that it was made for")
     say(f"weights from {source.path}: {report}")
     if source.metadata.get("fused"):
-        say("that file was fused for inference: its normalisation is gone and begins anew; the unfused file is better")
+        say("that file was fused for inference: its normalisation is gone and begins again; the unfused file is better")
     licence: str | None = source.metadata.get("licence")
     if licence:
         say(f"these weights are under {licence}; that is kept in the files of this run")

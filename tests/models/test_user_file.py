@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.models import custom_model as own_model
+from yoloyard.models import custom_model as custom_model
 from yoloyard.models import registry
 from yoloyard.models.heads import AnchorBasedHead
 
@@ -145,13 +145,13 @@ def test_an_edited_file_is_read_anew(file: Path) -> None:
 
 
 def test_a_kept_copy_must_be_the_one_that_was_trained_with(file: Path, tmp_path: Path) -> None:
-    own = own_model.read_own(f"{file}:build")
+    own = custom_model.read_custom(f"{file}:build")
     weights = tmp_path / "weights" / "best.safetensors"
     metadata = {"model": own.word, "model_digest": own.digest}
-    assert own_model.beside(weights, metadata).path == file
+    assert custom_model.beside(weights, metadata).path == file
     file.write_text(NETWORK + "# changed\n")
     with pytest.raises(UserError, match="is not the file that these weights were trained with"):
-        own_model.beside(weights, metadata)
+        custom_model.beside(weights, metadata)
     file.unlink()
     with pytest.raises(UserError, match=r"belong to the network in my_model\.py, which is not beside them"):
-        own_model.beside(weights, metadata)
+        custom_model.beside(weights, metadata)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from yoloyard.data.audit import duplicates as copies_module
-from yoloyard.data.audit.duplicates import ORIENTATIONS, Copy, find_copies, turned
+from yoloyard.data.audit.duplicates import ORIENTATIONS, Duplicate, find_duplicates, turned
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.demo.write import demo_picture
 
@@ -60,8 +60,8 @@ def train(parts: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> 
 )
 def test_copies_are_found(train: list[Path], tmp_path: Path, change: Change, how: str, quality: int) -> None:
     val = write(tmp_path / "val", [change(decode_image(path)) for path in train], quality)
-    expected = [Copy(number, number, f"the same picture ({how})") for number in range(len(train))]
-    assert find_copies(train, val, None) == expected
+    expected = [Duplicate(number, number, f"the same picture ({how})") for number in range(len(train))]
+    assert find_duplicates(train, val, None) == expected
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -69,7 +69,7 @@ def test_each_orientation_is_told(train: list[Path], tmp_path: Path, orientation
     picture = decode_image(train[5])[:200]
     (one,) = write(tmp_path / "one", [picture], None)
     (other,) = write(tmp_path / "other", [turned(picture, orientation)], 90)
-    (copy,) = find_copies([*train, one], [other], None)
+    (copy,) = find_duplicates([*train, one], [other], None)
     assert copy.first == len(train)
     words = ORIENTATIONS[orientation]
     assert copy.how.startswith(f"the same picture ({words or 'encoded again'}")
@@ -78,12 +78,12 @@ def test_each_orientation_is_told(train: list[Path], tmp_path: Path, orientation
 def test_the_same_bytes_are_told_apart_from_the_same_picture(train: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "renamed.jpg"
     other.write_bytes(train[3].read_bytes())
-    assert find_copies(train, [other], None) == [Copy(3, 0, "the same bytes")]
+    assert find_duplicates(train, [other], None) == [Duplicate(3, 0, "the same bytes")]
 
 
 def test_other_parts_of_the_line_are_no_copies(train: list[Path], tmp_path: Path) -> None:
     others = [noisy(demo_picture(0, "val", number, SIZE).pixels, number) for number in range(30)]
-    assert find_copies(train, write(tmp_path / "val", others, 92), None) == []
+    assert find_duplicates(train, write(tmp_path / "val", others, 92), None) == []
 
 
 @pytest.mark.parametrize("quality", [None, 95, 75, 50])
@@ -98,28 +98,28 @@ def test_other_shots_of_the_same_scene_are_no_copies(tmp_path: Path, what: str, 
     exposure = 1.02 if what == "exposure" else 1.0
     train = write(tmp_path / "train", [noisy(scene, seed, 2) for seed in range(4)], quality)
     val = write(tmp_path / "val", [noisy(second, seed, 2, exposure) for seed in range(10, 14)], quality)
-    assert find_copies(train, val, None) == []
+    assert find_duplicates(train, val, None) == []
 
 
 def test_empty_pictures_prove_nothing(tmp_path: Path) -> None:
     train = write(tmp_path / "train", [np.full((200, 200, 3), 90, np.uint8)], 90)
     val = write(tmp_path / "val", [np.full((100, 100, 3), 90, np.uint8)], 90)
-    assert find_copies(train, val, None) == []
+    assert find_duplicates(train, val, None) == []
 
 
 def test_unusable_pictures_and_empty_lists_are_passed_over(train: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"nothing")
-    assert find_copies([broken, *train], [broken], None) == []
-    assert find_copies([], train, None) == []
-    assert find_copies(train, [], None) == []
+    assert find_duplicates([broken, *train], [broken], None) == []
+    assert find_duplicates([], train, None) == []
+    assert find_duplicates(train, [], None) == []
 
 
 def test_a_file_that_is_removed_meanwhile_is_no_copy(
     parts: list[np.ndarray], train: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (val,) = write(tmp_path / "val", parts[:1], 75)
-    assert len(find_copies(train, [val], None)) == 1
+    assert len(find_duplicates(train, [val], None)) == 1
 
     def decode_and_lose(path: Path) -> np.ndarray:
         image = decode_image(path)
@@ -128,7 +128,7 @@ def test_a_file_that_is_removed_meanwhile_is_no_copy(
         return image
 
     monkeypatch.setattr(copies_module, "decode_image", decode_and_lose)
-    assert find_copies(train, [val], None) == []
+    assert find_duplicates(train, [val], None) == []
 
 
 def test_what_has_not_changed_is_not_compared_again(
@@ -136,6 +136,6 @@ def test_what_has_not_changed_is_not_compared_again(
 ) -> None:
     val = tmp_path / "val.jpg"
     val.write_bytes(train[2].read_bytes())
-    first = find_copies(train, [val], tmp_path / "cache")
+    first = find_duplicates(train, [val], tmp_path / "cache")
     monkeypatch.setattr(copies_module, "_nearest", lambda *_: pytest.fail("compared"))
-    assert find_copies(train, [val], tmp_path / "cache") == first == [Copy(2, 0, "the same bytes")]
+    assert find_duplicates(train, [val], tmp_path / "cache") == first == [Duplicate(2, 0, "the same bytes")]
