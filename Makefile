@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/installed
 	$(BIN)/yoloyard demo demo
 	$(BIN)/yoloyard train --model yolo11n --data demo/data.yaml --imgsz 320 --epochs 12 --batch 8 --name demo --exist-ok
-	$(BIN)/yoloyard predict --weights runs/demo/weights/best.safetensors demo/images/val/000?.jpg --name demo-pictures
+	$(BIN)/yoloyard predict --weights runs/demo/weights/best.safetensors demo/images/val/000?.jpg --name demo-images
 
 test: lint tests
 

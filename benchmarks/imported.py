@@ -1,4 +1,4 @@
-"""Are imported weights as good as the originals? Both predict the same pictures; one evaluator scores both.
+"""Are imported weights as good as the originals? Both predict the same images; one evaluator scores both.
 
     python benchmarks/imported.py --data trees/data.yaml --work runs/benchmark-trees/yolov5n
 

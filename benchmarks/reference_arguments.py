@@ -16,5 +16,5 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--conf", type=float, required=True, help="predictions: the lowest score")
     parser.add_argument("--iou", type=float, required=True, help="predictions: the overlap that suppression allows")
-    parser.add_argument("--max-det", type=int, required=True, help="predictions: the most of a picture")
+    parser.add_argument("--max-det", type=int, required=True, help="predictions: the most of an image")
     return parser

@@ -27,7 +27,7 @@ def main() -> None:
     folder = arguments.data.resolve().parent
     data = out / "data.yaml"  # the reference looks for relative paths elsewhere than beside the file
     data.write_text(f"path: {folder}\n{arguments.data.read_text(encoding='utf-8')}", encoding="utf-8")
-    # Without a font of this name it begins with a download; no picture is drawn here.
+    # Without a font of this name it begins with a download; no image is drawn here.
     font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     shutil.copy(font, Path(os.environ["YOLOV5_CONFIG_DIR"]) / "Arial.ttf")
     torch.set_num_threads(arguments.threads)

@@ -1,6 +1,6 @@
 """Training samples a second beside ultralytics: mosaic, affine, colours and flips, 640 pixels, defaults of each.
 
-`--data` is a set of 320-pixel pictures (see README.md, trees.py); of these and of the demo set JPEGs with 640 to 1920
+`--data` is a set of 320-pixel images (see README.md, trees.py); of these and of the demo set JPEGs with 640 to 1920
 pixels on the long side are put together in `runs/bench/samples`. One thread, no workers, unless `--workers` is given.
 """
 
@@ -13,7 +13,7 @@ from side_by_side import HERE, LOGS, Row, Side, arguments_of, compare, write_res
 
 from yoloyard.demo.write import write_demo
 
-# For decoding: our loader keeps the last 528 decoded pictures, which should be a small part of an epoch.
+# For decoding: our loader keeps the last 528 decoded images, which should be a small part of an epoch.
 TIMES_UNCACHED = 48
 NOTE = "1 thread, no workers, batch 16"
 
@@ -21,7 +21,7 @@ NOTE = "1 thread, no workers, batch 16"
 def main() -> None:
     arguments = arguments_of(
         str(__doc__),
-        data={"type": Path, "default": Path("trees", "data.yaml"), "help": "data.yaml of the pictures"},
+        data={"type": Path, "default": Path("trees", "data.yaml"), "help": "data.yaml of the images"},
         images={"type": int, "default": IMAGES, "help": "number of JPEGs, each of which is there several times"},
         workers={"type": int, "nargs": "*", "default": [], "help": "measure with so many workers instead"},
     )
@@ -54,7 +54,7 @@ def main() -> None:
     found = measured(*both(0), side("floor", "floor", large))
     sides = {"ours, disk": ("ours", "disk"), "theirs": ("theirs", "none"), "theirs, ram": ("theirs", "ram")}
     cached = measured(*(side(name, program, data, cache, 0) for name, (program, cache) in sides.items()))
-    over_floor = f"{NOTE}; theirs: reading and decoding one picture a sample, nothing else"
+    over_floor = f"{NOTE}; theirs: reading and decoding one image a sample, nothing else"
     rows = [
         row("training samples, nothing cached", found["ours"], found["theirs"], 1.3),
         row("the same over decoding alone", found["ours"], found["floor"], None, over_floor),

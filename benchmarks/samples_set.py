@@ -10,19 +10,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-VERSION = 1  # raise it with every change to the pictures
+VERSION = 1  # raise it with every change to the images
 SHAPES = ((3, 4), (2, 3), (9, 16), (1, 1), (4, 3), (3, 2))  # height to width
 QUALITY = 90
-IMAGES, TIMES = 171, 6  # of the set that is measured: how many pictures, and how often each is in it
-SIDE = 320  # of the pictures that they are made of
+IMAGES, TIMES = 171, 6  # of the set that is measured: how many images, and how often each is in it
+SIDE = 320  # of the images that they are made of
 
 
 def write_set(folder: Path, sources: Sequence[Path], count: int, times: int, seed: int = 0) -> Path:
-    """Write `count` pictures and labels of one class, filled with those of the sets `sources`; the data.yaml.
+    """Write `count` images and labels of one class, filled with those of the sets `sources`; the data.yaml.
 
     Each is there `times` times, by hard links, so that no program can keep all of them decoded by the way.
 
-    A source is a folder with images/train and labels/train in the YOLO layout, of square pictures. What lies in
+    A source is a folder with images/train and labels/train in the YOLO layout, of square images. What lies in
     `folder` already is used if it was made of the same.
     """
     data, marker = folder / "data.yaml", folder / "made.json"
@@ -31,11 +31,11 @@ def write_set(folder: Path, sources: Sequence[Path], count: int, times: int, see
         return data
     shutil.rmtree(folder, ignore_errors=True)
     random = np.random.default_rng(seed)
-    pictures = [sorted((source / "images" / "train").iterdir()) for source in sources]
+    images = [sorted((source / "images" / "train").iterdir()) for source in sources]
     for kind in ("images", "labels"):
         (folder / kind / "train").mkdir(parents=True)
     for number in range(count):
-        image, boxes = _composed(pictures, random)
+        image, boxes = _composed(images, random)
         path = folder / "images" / "train" / f"{number:04}-0.jpg"
         cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
         size = np.array([image.shape[1], image.shape[0]] * 2)
@@ -50,8 +50,8 @@ def write_set(folder: Path, sources: Sequence[Path], count: int, times: int, see
     return data
 
 
-def _composed(pictures: list[list[Path]], random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """BGR pixels and boxes xyxy in pixels: pictures side by side, enlarged, with the noise of a camera."""
+def _composed(images: list[list[Path]], random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """BGR pixels and boxes xyxy in pixels: images side by side, enlarged, with the noise of a camera."""
     longest = int(random.integers(640, 1921))
     high, wide = SHAPES[random.integers(len(SHAPES))]
     height, width = round(longest * high / max(high, wide)), round(longest * wide / max(high, wide))
@@ -60,7 +60,7 @@ def _composed(pictures: list[list[Path]], random: np.random.Generator) -> tuple[
     side = round(SIDE * zoom)
     for top in range(0, height, side):
         for left in range(0, width, side):
-            source = pictures[random.integers(len(pictures))]
+            source = images[random.integers(len(images))]
             path = source[random.integers(len(source))]
             pixels = cv2.imread(str(path))
             assert pixels is not None, path

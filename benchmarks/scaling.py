@@ -21,8 +21,8 @@ from side_by_side import HERE, Row, arguments_of, own_environment, write_results
 WORK = Path("runs", "bench", "scaling")
 SIZES = (500, 5_000, 20_000, 100_000)
 BOXES = (1, 10, 100, 1_000, 5_000)
-PICTURES, CLASSES = 300, 10
-BASE = 5_000  # costs a picture are compared with those at this size
+IMAGES, CLASSES = 300, 10
+BASE = 5_000  # costs an image are compared with those at this size
 UNITS = {
     "build": "s",
     "reopen": "s",
@@ -44,7 +44,7 @@ def main() -> None:
     for kind in ("yolo", "coco"):
         for size in sizes if kind == "yolo" else sizes[-1:]:
             data = many_images(size, kind)
-            # What is known of the pictures stays for the COCO JSON, so that its index alone is measured.
+            # What is known of the images stays for the COCO JSON, so that its index alone is measured.
             found[kind, size] = figures(arguments.reference_python, kind == "coco", "images", data)
             print(kind, size, json.dumps(found[kind, size]), flush=True)
     rows = []
@@ -67,10 +67,10 @@ def main() -> None:
     write_results("scaling", rows, arguments.reference_python)
 
 
-def figures(python: Path, keep_pictures: bool, *words: str | Path) -> dict:
+def figures(python: Path, keep_images: bool, *words: str | Path) -> dict:
     """What `sides/scaling_ours.py` prints for these words, in a new process with an empty cache."""
     cache = WORK / "cache"
-    if not keep_pictures:
+    if not keep_images:
         shutil.rmtree(cache, ignore_errors=True)
     environment = {**own_environment(), "YOLOYARD_CACHE": str(cache.resolve())}
     done = subprocess.run(
@@ -89,10 +89,10 @@ def many_images(size: int, kind: str) -> Path:
         random = np.random.default_rng(0)
         coco: dict[str, list] = {"images": [], "annotations": []}
         coco["categories"] = [{"id": number, "name": f"class {number}"} for number in range(CLASSES)]
-        pictures = small_pictures()
+        images = small_images()
         for number in range(size):
             name = f"{number:06d}"
-            os.link(pictures[number % PICTURES], folder / "images" / "train" / f"{name}.jpg")
+            os.link(images[number % IMAGES], folder / "images" / "train" / f"{name}.jpg")
             labels = random.integers(0, CLASSES, 7)
             sizes = random.uniform(0.02, 0.3, (7, 2))
             centres = random.uniform(0.2, 0.8, (7, 2))
@@ -114,13 +114,13 @@ def many_images(size: int, kind: str) -> Path:
     return folder / ("data.yaml" if kind == "yolo" else "coco.yaml")
 
 
-def small_pictures() -> list[Path]:
+def small_images() -> list[Path]:
     """A few hundred JPEGs, drawn with a fixed seed."""
-    folder = WORK / "pictures"
+    folder = WORK / "images"
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     paths = []
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         path = folder / f"{number:03d}.jpg"
         coarse = random.integers(0, 256, (30, 40, 3), np.uint8)
         noise = random.integers(0, 24, (480, 640, 3), np.uint8)

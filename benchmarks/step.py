@@ -1,6 +1,6 @@
 """A training step on a CPU beside the reference's: yolo11n, batch 8, 640 pixels, each batch an update.
 
-`python benchmarks/step.py --reference-python P` writes `results/step.json`. Both sides load the same generated pictures
+`python benchmarks/step.py --reference-python P` writes `results/step.json`. Both sides load the same generated images
 by their own loaders; a step begins when its batch is there. What the hardware could do at most is measured too.
 bfloat16 is left out where the processor doesn't multiply it: emulated, a product of matrices takes minutes.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from side_by_side import HERE, Row, Side, arguments_of, compare, native_bfloat16, own_environment, write_results
 
 DATA = Path("runs", "bench", "step", "data")
-PICTURES, BOXES, CLASSES = 64, 10, 80
+IMAGES, BOXES, CLASSES = 64, 10, 80
 GOALS = {("float32", "float32"): 0.95, ("bfloat16", "bfloat16"): 0.85, ("bfloat16", "float32"): 0.55}  # ours, theirs
 
 
@@ -93,28 +93,28 @@ def limits(
 
 
 def make_data() -> None:
-    """Pictures of blurred noise with filled rectangles, the same in every run."""
+    """Images of blurred noise with filled rectangles, the same in every run."""
     names = "".join(f"  {number}: class{number}\n" for number in range(CLASSES))
     DATA.mkdir(parents=True, exist_ok=True)
     text = f"path: {DATA.resolve()}\ntrain: images/train\nval: images/train\nnames:\n{names}"
     (DATA / "data.yaml").write_text(text, encoding="utf-8")
-    if (DATA / "labels" / "train" / f"{PICTURES - 1:03}.txt").exists():
+    if (DATA / "labels" / "train" / f"{IMAGES - 1:03}.txt").exists():
         return
     generator = np.random.default_rng(0)
     for kind in ("images", "labels"):
         (DATA / kind / "train").mkdir(parents=True, exist_ok=True)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         noise = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-        picture = cv2.resize(noise, (640, 480), interpolation=cv2.INTER_CUBIC)
+        image = cv2.resize(noise, (640, 480), interpolation=cv2.INTER_CUBIC)
         lines = []
         for _ in range(BOXES):
             width, height = generator.uniform(0.03, 0.4, 2)
             x, y = generator.uniform((width / 2, height / 2), (1 - width / 2, 1 - height / 2))
             corner = (round((x - width / 2) * 640), round((y - height / 2) * 480))
             opposite = (round((x + width / 2) * 640), round((y + height / 2) * 480))
-            cv2.rectangle(picture, corner, opposite, generator.integers(0, 256, 3).tolist(), -1)
+            cv2.rectangle(image, corner, opposite, generator.integers(0, 256, 3).tolist(), -1)
             lines.append(f"{generator.integers(CLASSES)} {x:.6f} {y:.6f} {width:.6f} {height:.6f}\n")
-        cv2.imwrite(str(DATA / "images" / "train" / f"{number:03}.jpg"), picture)
+        cv2.imwrite(str(DATA / "images" / "train" / f"{number:03}.jpg"), image)
         (DATA / "labels" / "train" / f"{number:03}.txt").write_text("".join(lines), encoding="utf-8")
 
 

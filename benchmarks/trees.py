@@ -1,4 +1,4 @@
-"""Side by side on real pictures: `yoloyard train` and another trainer, both from scratch, scored by one evaluator.
+"""Side by side on real images: `yoloyard train` and another trainer, both from scratch, scored by one evaluator.
 
     python examples/trees/prepare.py deepforest-2.1.0-py3-none-any.whl --out trees
     python benchmarks/trees.py --model yolo11n --data trees/data.yaml --reference-python REFERENCE/bin/python
@@ -165,7 +165,7 @@ def train_ours(arguments: argparse.Namespace, side: str, seed: int, folder: Path
 
 
 def predict_ours(data: Path, weights: Path, iou: float, imgsz: int, out: Path) -> None:
-    """Write what `weights` find in the validation pictures to `out`, in the form that the references use."""
+    """Write what `weights` find in the validation images to `out`, in the form that the references use."""
     model = yoloyard.load(weights, device="cpu", imgsz=imgsz, conf=CONF, iou=iou, max_det=MAX_DET)
     found = {}
     for image in sorted((data.parent / "images" / "val").iterdir()):
@@ -202,7 +202,7 @@ def start_process(arguments: argparse.Namespace, command: Sequence[object], fold
 
 
 def score(data: Path, predictions: Path) -> dict[str, float]:
-    """COCO figures of one side's predictions, boxes in pixels of the original pictures."""
+    """COCO figures of one side's predictions, boxes in pixels of the original images."""
     index = load_index(read_data_yaml(data), "val")
     by_name = json.loads(predictions.read_text(encoding="utf-8"))
     found = {}

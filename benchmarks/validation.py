@@ -31,10 +31,10 @@ def main() -> None:
         images={"type": int, "default": IMAGES, "help": "how many images each turn validates"},
     )
     python = arguments.reference_python
-    data = many_pictures(arguments.data.resolve(), WORK / f"data-{arguments.images}", arguments.images)
+    data = many_images(arguments.data.resolve(), WORK / f"data-{arguments.images}", arguments.images)
     weights = (arguments.weights or trained_weights(python, arguments.data.resolve())).resolve()
     rows = []
-    # Theirs loads pictures by processes of its own in both, as it does by default; ours has none on a CPU.
+    # Theirs loads images by processes of its own in both, as it does by default; ours has none on a CPU.
     cases = [
         ("both float32, 2 threads", 2, "float32"),
         ("defaults: ours bf16 where native, all cores; theirs as they choose", None, "default"),
@@ -55,8 +55,8 @@ def main() -> None:
     write_results("validation", rows, python)
 
 
-def many_pictures(data: Path, folder: Path, count: int) -> Path:
-    """A data set of `count` pictures of 640 x 640, each of four tiles of `data`, drawn with a fixed seed."""
+def many_images(data: Path, folder: Path, count: int) -> Path:
+    """A data set of `count` images of 640 x 640, each of four tiles of `data`, drawn with a fixed seed."""
     if not (folder / "labels" / "val" / f"{count - 1:04d}.txt").exists():
         shutil.rmtree(folder, ignore_errors=True)
         tiles = sorted(path for split in ("train", "val") for path in (data.parent / "images" / split).iterdir())

@@ -2,7 +2,7 @@
 
     python benchmarks/workers.py --reference-python PYTHON
 
-Ours alone, the pictures of samples.py, 640 pixels, batch 16, in turns. Between two batches the main thread does
+Ours alone, the images of samples.py, 640 pixels, batch 16, in turns. Between two batches the main thread does
 nothing, or calls torch on tiny tensors for a while, as a loop does that keeps a GPU busy: each call gives Python's lock
 away and waits for it again, which takes long where another thread computes in Python.
 """
@@ -40,7 +40,7 @@ AHEAD = 2  # batches that each worker may be ahead
 def main() -> None:
     arguments = arguments_of(
         str(__doc__),
-        data={"type": Path, "default": Path("trees", "data.yaml"), "help": "data.yaml of the pictures"},
+        data={"type": Path, "default": Path("trees", "data.yaml"), "help": "data.yaml of the images"},
         workers={"type": int, "nargs": "*", "default": [1, 2, 4], "help": "how many"},
     )
     torch.set_num_threads(1)

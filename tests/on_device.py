@@ -139,7 +139,7 @@ def check_that_losses_are_those_of_the_cpu(device: torch.device, model: str = "y
 def check_that_a_bad_step_leaves_no_trace(
     device: torch.device, dtype: torch.dtype, optimization: OptimizerConfig = SGD
 ) -> None:
-    """A picture's values become infinite inside: nothing changes, and the host hears of it."""
+    """An image's values become infinite inside: nothing changes, and the host hears of it."""
     training = Training(device, dtype, optimization=optimization)
     while training.step(some_batch(seed=1)).send().read()[0]:
         pass  # a loss scale is found

@@ -35,9 +35,9 @@ class Sizes:
     compiled: float  # of one model
     total: float
     matmul: int
-    pictures: int  # of the loader, each in COPIES files
-    picture_size: int
-    demo: tuple[int, int, int]  # pictures for training and validation, pixels
+    images: int  # of the loader, each in COPIES files
+    image_size: int
+    demo: tuple[int, int, int]  # images for training and validation, pixels
     epochs: int
 
 
@@ -54,8 +54,8 @@ FULL = Sizes(
     compiled=100,
     total=460,
     matmul=8192,
-    pictures=48,
-    picture_size=1024,
+    images=48,
+    image_size=1024,
     demo=(400, 100, 320),
     epochs=12,
 )
@@ -72,8 +72,8 @@ REHEARSAL = Sizes(
     compiled=8,
     total=640,
     matmul=256,
-    pictures=4,
-    picture_size=128,
+    images=4,
+    image_size=128,
     demo=(8, 4, 96),
     epochs=1,
 )

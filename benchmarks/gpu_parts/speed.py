@@ -31,7 +31,7 @@ from yoloyard.training.engine.optimizer import Schedule
 
 BOXES = 16  # of an image
 LEAST_STEPS = 3  # that are measured
-COPIES = 32  # of each picture that the loader reads
+COPIES = 32  # of each image that the loader reads
 
 
 def cores() -> int:
@@ -144,7 +144,7 @@ def compiled_steps(device: torch.device, model: str, batch: int, limit: float) -
 
 def loader_speeds(device: torch.device, sizes: Sizes, folder: Path) -> list[dict[str, Any]]:
     """Training images a second (mosaic, affine, colour, flip) by the number of worker processes."""
-    write_demo(folder / "drawn", train=sizes.pictures, val=1, size=sizes.picture_size)
+    write_demo(folder / "drawn", train=sizes.images, val=1, size=sizes.image_size)
     for kind in ("images", "labels"):
         target = folder / "many" / kind / "train"
         target.mkdir(parents=True)

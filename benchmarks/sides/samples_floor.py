@@ -1,4 +1,4 @@
-"""What a training sample can't do without: one picture read and decoded in full, nothing else; one thread."""
+"""What a training sample can't do without: one image read and decoded in full, nothing else; one thread."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from turns import Turns
 
-PICTURES = 512  # of a turn
+IMAGES = 512  # of a turn
 
 
 def main() -> None:
@@ -18,9 +18,9 @@ def main() -> None:
     random = np.random.default_rng(0)
     while turns.wait():
         began = time.perf_counter()
-        for each in random.permutation(len(files))[:PICTURES]:
+        for each in random.permutation(len(files))[:IMAGES]:
             cv2.imdecode(np.frombuffer(files[each].read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-        turns.report(samples_per_second=PICTURES / (time.perf_counter() - began))
+        turns.report(samples_per_second=IMAGES / (time.perf_counter() - began))
 
 
 if __name__ == "__main__":

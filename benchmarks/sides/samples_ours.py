@@ -24,7 +24,7 @@ def main() -> None:
     index = load_index(read_data_yaml(data), "train")
     config = TrainConfig(batch=BATCH, workers=workers, cache=None if cache == "none" else cache)
     loader = make_train_loader(index, config)
-    # One epoch after the other, without a pause: what is kept of an epoch's pictures is of use in the next.
+    # One epoch after the other, without a pause: what is kept of an epoch's images is of use in the next.
     batches = (batch for epoch in itertools.count() for batch in loader.epoch(epoch, epochs=10**9))
     turns.count_samples(batches, BATCH)
 

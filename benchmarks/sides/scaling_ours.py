@@ -61,7 +61,7 @@ def images(data: str) -> dict[str, float]:
 
 
 def megabytes_of_a_worker(index: Index) -> float:
-    """What a forked worker holds for itself alone when it has looked at every picture's labels and path."""
+    """What a forked worker holds for itself alone when it has looked at every image's labels and path."""
     receive, send = multiprocessing.Pipe()
 
     def walk() -> None:
@@ -79,7 +79,7 @@ def megabytes_of_a_worker(index: Index) -> float:
 
 
 def copies(count: int) -> float:
-    """Seconds of the search for pictures of a split among `count` of another that is ten times as large."""
+    """Seconds of the search for images of a split among `count` of another that is ten times as large."""
     thumbnails = np.random.default_rng(0).integers(0, 256, (count + count // 10, 32, 32), np.uint8)
     return seconds(lambda: _nearest(thumbnails[:count], thumbnails[count:]))
 
@@ -126,15 +126,15 @@ def from_disk(true: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("images", "labels"):
             Path(folder, kind, "train").mkdir(parents=True)
-        picture = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (640, 640, 3), np.uint8)
         files = [Path(folder, "labels", "train", f"{number}.txt") for number in range(len(true))]
         for file in files:
-            cv2.imwrite(f"{folder}/images/train/{file.stem}.jpg", picture)
+            cv2.imwrite(f"{folder}/images/train/{file.stem}.jpg", image)
             file.write_text("0 0.5 0.5 0.1 0.1\n")
         data = Path(folder, "data.yaml")
         data.write_text(f"train: images/train\nval: images/train\nnames: {[str(n) for n in range(10)]}\n")
         spec = read_data_yaml(data)
-        load_index(spec, "train")  # examines the pictures, which is no matter of boxes
+        load_index(spec, "train")  # examines the images, which is no matter of boxes
         for file, corners, classes in zip(files, true / 640, labels, strict=True):
             rows = np.column_stack((classes, (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]))
             np.savetxt(file, rows, ["%d", *["%.6f"] * 4])
@@ -145,7 +145,7 @@ def from_disk(true: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def index_of(true: np.ndarray, labels: np.ndarray) -> Index:
-    """An index of pictures of 640 x 640 that no file belongs to."""
+    """An index of images of 640 x 640 that no file belongs to."""
     paths = Texts.of(f"/{i}.jpg" for i in range(len(true)))
     return Index(
         names=tuple(map(str, range(10))),

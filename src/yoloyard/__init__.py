@@ -29,7 +29,7 @@ def train(
 ) -> Result:
     """Train a detector; `words` are the flags of `yoloyard train`. `on_event` is called with each event.
 
-    `transform` changes training pictures: `image, boxes, labels = transform(image, boxes, labels)`, an Albumentations
+    `transform` changes training images: `image, boxes, labels = transform(image, boxes, labels)`, an Albumentations
     pipeline, or FILE.py:NAME of one of these.
     Raises yoloyard.common.errors.UserError with what to do, Interrupted after Ctrl-C with everything saved.
     """

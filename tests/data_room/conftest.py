@@ -23,7 +23,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def make_set(tmp_path: Path) -> MakeSet:
-    """A function that writes `count` smooth random pictures with 0 to 4 boxes each, and gives the data.yaml."""
+    """A function that writes `count` smooth random images with 0 to 4 boxes each, and gives the data.yaml."""
 
     def make(count: int = 24, longest: int = 48, suffix: str = ".png") -> Path:
         random = np.random.default_rng(5)
@@ -49,5 +49,5 @@ def make_set(tmp_path: Path) -> MakeSet:
 
 @pytest.fixture
 def index(make_set: MakeSet) -> Index:
-    """24 pictures of up to 48 pixels, 48 boxes of two classes."""
+    """24 images of up to 48 pixels, 48 boxes of two classes."""
     return load_index(read_data_yaml(make_set()), "train")

@@ -1,4 +1,4 @@
-"""Boxes stay on what they enclose, whatever is done to the picture."""
+"""Boxes stay on what they enclose, whatever is done to the image."""
 
 import copy
 import dataclasses
@@ -23,8 +23,8 @@ sides = st.integers(40, 64)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def picture(height: int, width: int, boxes: list[list[int]], colours: np.ndarray) -> Sample:
-    """A black picture with a filled rectangle of its own colour for each box."""
+def image(height: int, width: int, boxes: list[list[int]], colours: np.ndarray) -> Sample:
+    """A black image with a filled rectangle of its own colour for each box."""
     image = np.zeros((height, width, 3), np.uint8)
     for (x1, y1, x2, y2), colour in zip(boxes, colours, strict=True):
         image[y1:y2, x1:x2] = colour
@@ -33,13 +33,13 @@ def picture(height: int, width: int, boxes: list[list[int]], colours: np.ndarray
 
 
 def alone(sample: Sample) -> augment.Tile:
-    """The picture on a canvas of its own size."""
+    """The image on a canvas of its own size."""
     height, width = sample.image.shape[:2]
     return augment.Tile(sample, 0, 0, (0, 0, width, height))
 
 
 def coloured(image: np.ndarray, config: AugmentConfig, random: np.random.Generator) -> np.ndarray:
-    """The picture with other colours."""
+    """The image with other colours."""
     changed, tables = image.copy(), augment.draw_colours(config, random)
     if tables is not None:
         augment.adjust_colours(changed, tables)
@@ -65,7 +65,7 @@ def boxes_in(draw: st.DrawFn, height: int, width: int) -> list[int]:
 @given(st.data(), seeds, st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_boxes_enclose_the_same_pixels_after_all_steps(data: st.DataObject, seed: int, with_mosaic: bool) -> None:
-    """Pictures are masks here: what is found in the final picture must be what the boxes say."""
+    """Images are masks here: what is found in the final image must be what the boxes say."""
     random, imgsz = np.random.default_rng(seed), 64
     shape = data.draw(st.sampled_from([(64, 64), (32, 96), (96, 64)]))
     config = dataclasses.replace(STILL, translate=0.3, scale=0.4, flipud=0.5, fliplr=0.5)
@@ -73,7 +73,7 @@ def test_boxes_enclose_the_same_pixels_after_all_steps(data: st.DataObject, seed
     for number in range(4 if with_mosaic else 1):
         height, width = data.draw(sides), data.draw(sides)
         box = data.draw(boxes_in(height, width))
-        sample = picture(height, width, [box], COLOURS[number : number + 1])
+        sample = image(height, width, [box], COLOURS[number : number + 1])
         sample.labels[:] = number
         samples.append(sample)
     tiles = augment.mosaic_tiles(samples, imgsz, random) if with_mosaic else [alone(samples[0])]
@@ -119,13 +119,13 @@ def test_moved_boxes_are_the_bounds_of_moved_masks(data: st.DataObject, seed: in
 
 @given(st.data(), seeds)
 @settings(max_examples=30, deadline=None)
-def test_pictures_move_with_their_boxes_when_turned(data: st.DataObject, seed: int) -> None:
+def test_images_move_with_their_boxes_when_turned(data: st.DataObject, seed: int) -> None:
     random = np.random.default_rng(seed)
     height, width = data.draw(sides), data.draw(sides)
     box = data.draw(boxes_in(height, width))
-    sample = picture(height, width, [box], COLOURS[3:])
+    sample = image(height, width, [box], COLOURS[3:])
     config = dataclasses.replace(STILL, degrees=180, shear=10, perspective=0.001)
-    # Shrunk, so that nothing of the picture leaves the output.
+    # Shrunk, so that nothing of the image leaves the output.
     matrix, _ = augment.draw_affine(height, width, (128, 128), config, random)
     warped = augment.warp(sample, matrix, 1.0, (128, 128))
     seen = coloured_bounds(warped.image, COLOURS[3])
@@ -142,7 +142,7 @@ def test_a_box_beyond_the_horizon_becomes_empty_and_one_across_it_stays_finite()
     assert across[2] > 1000
 
 
-def test_without_variation_the_picture_lies_in_the_middle() -> None:
+def test_without_variation_the_image_lies_in_the_middle() -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), np.uint8)
     sample = Sample(image, np.array([[8, 4, 20, 30]], np.float32), np.array([1]), np.zeros(1, bool), 7)
     matrix, zoom = augment.draw_affine(32, 64, (64, 64), STILL, np.random.default_rng(0))
@@ -155,7 +155,7 @@ def test_without_variation_the_picture_lies_in_the_middle() -> None:
 
 
 def test_a_zoom_keeps_edges_exactly_where_boxes_say() -> None:
-    sample = picture(64, 64, [[8, 16, 40, 52]], COLOURS[3:])
+    sample = image(64, 64, [[8, 16, 40, 52]], COLOURS[3:])
     for zoom, sharp in ((0.5, [[4, 8, 20, 26]]), (2.0, [[16, 32, 80, 104]])):
         side = int(64 * zoom)
         warped = augment.warp(sample, np.diag([zoom, zoom, 1.0]), zoom, (side, side))
@@ -192,7 +192,7 @@ def test_a_mosaic_has_no_seams(seed: int, shapes: list[tuple[int, int]]) -> None
         part = surface[top : top + height, left : left + width]
         samples.append(Sample(part, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), position))
     joined = augment.joined(augment.mosaic_tiles(samples, imgsz, np.random.default_rng(seed)), (128, 128))
-    # Around the meeting point everything is covered by pictures.
+    # Around the meeting point everything is covered by images.
     near = np.s_[max(centre_y - 40, 0) : centre_y + 40, max(centre_x - 40, 0) : centre_x + 40]
     assert (joined.image[near] == surface[64:192, 64:192][near]).all()
     assert joined.image_id == 0
@@ -208,7 +208,7 @@ def test_a_mosaic_has_no_seams(seed: int, shapes: list[tuple[int, int]]) -> None
 
 
 def test_boxes_of_a_mosaic_are_cut_at_the_canvas() -> None:
-    samples = [picture(64, 64, [[0, 0, 64, 64]], COLOURS[:1]) for _ in range(4)]
+    samples = [image(64, 64, [[0, 0, 64, 64]], COLOURS[:1]) for _ in range(4)]
     sample = augment.joined(augment.mosaic_tiles(samples, 32, np.random.default_rng(1)), (64, 64))
     assert sample.image.shape == (64, 64, 3)
     assert sample.boxes_xyxy.min() == 0
@@ -272,7 +272,7 @@ def test_the_transform_leads_back_to_the_original(height: int, width: int, strid
     ("size", "expected"),
     [((480, 640), (480, 640)), ((375, 500), (480, 640)), ((1000, 333), (640, 214)), ((20, 10), (640, 320))],
 )
-def test_loaded_pictures_have_their_long_side_at_imgsz(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_loaded_images_have_their_long_side_at_imgsz(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert augment.resized_shape(*size, 640) == expected
 
 
@@ -302,8 +302,8 @@ def test_no_colour_change_is_none() -> None:
     assert (coloured(image, STILL, np.random.default_rng(0)) == image).all()
 
 
-def test_flips_turn_picture_and_boxes() -> None:
-    sample = picture(40, 60, [[5, 2, 25, 12]], COLOURS[:1])
+def test_flips_turn_image_and_boxes() -> None:
+    sample = image(40, 60, [[5, 2, 25, 12]], COLOURS[:1])
     both = dataclasses.replace(STILL, flipud=1, fliplr=1)
     flipped = augment.flip(copy.deepcopy(sample), both, np.random.default_rng(0))
     assert flipped.boxes_xyxy.tolist() == [[35, 28, 55, 38]]
@@ -312,7 +312,7 @@ def test_flips_turn_picture_and_boxes() -> None:
 
 
 def test_mixup_blends_about_half_and_half_and_keeps_all_boxes() -> None:
-    white, black = picture(40, 40, [[0, 0, 40, 40]], COLOURS[3:]), picture(40, 40, [[1, 1, 9, 9]], COLOURS[:1])
+    white, black = image(40, 40, [[0, 0, 40, 40]], COLOURS[3:]), image(40, 40, [[1, 1, 9, 9]], COLOURS[:1])
     black.image[:] = 0
     shares = []
     for seed in range(50):

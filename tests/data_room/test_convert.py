@@ -25,7 +25,7 @@ def write(path: Path, text: str) -> None:
 
 @pytest.fixture
 def spec(tmp_path: Path) -> DataSpec:
-    """Pictures of equal names in two folders, one of two formats, one without objects; a test split without labels."""
+    """Images of equal names in two folders, one of two formats, one without objects; a test split without labels."""
     random = np.random.default_rng(0)
     root = tmp_path / "set"
     for name in ("train/a/1.png", "train/b/1.png", "train/b/1.jpg", "train/b/ü 2.png", "val/empty.png", "val/3.jpg"):
@@ -48,7 +48,7 @@ def spec(tmp_path: Path) -> DataSpec:
 
 
 def contents(index: Index) -> dict[tuple, list]:
-    """Boxes by size and bytes of the picture, whatever it is called."""
+    """Boxes by size and bytes of the image, whatever it is called."""
     found = {}
     for position, path in enumerate(index.paths):
         boxes, labels, ignore = index.annotations(position)
@@ -73,7 +73,7 @@ def test_a_round_trip_gives_the_same_boxes(spec: DataSpec, tmp_path: Path, forma
             np.testing.assert_allclose(after[key][2], boxes, atol=0.01)
 
 
-def test_pictures_are_linked_and_sources_untouched(spec: DataSpec, tmp_path: Path) -> None:
+def test_images_are_linked_and_sources_untouched(spec: DataSpec, tmp_path: Path) -> None:
     def state() -> list[tuple[str, bytes | None]]:
         return [(str(path), path.read_bytes() if path.is_file() else None) for path in sorted(spec.root.rglob("*"))]
 
@@ -84,7 +84,7 @@ def test_pictures_are_linked_and_sources_untouched(spec: DataSpec, tmp_path: Pat
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_where_links_cannot_be_made_pictures_are_copied(
+def test_where_links_cannot_be_made_images_are_copied(
     spec: DataSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
@@ -123,7 +123,7 @@ def test_ignore_is_kept_where_it_can_be_said(tmp_path: Path) -> None:
     ]
 
 
-def test_names_of_pictures_stay_apart_and_inside() -> None:
+def test_names_of_images_stay_apart_and_inside() -> None:
     names = [
         "a/1.jpg",
         "a/1.png",

@@ -19,7 +19,7 @@ def write(path: Path, text: str = "") -> Path:
 def images(spec: DataSpec, split: str) -> list[Path]:
     sources = find_sources(spec, split)
     assert not [problem for problem in sources.problems if problem.is_error]
-    return [picture.path for picture in sources.pictures]
+    return [picture.path for picture in sources.images]
 
 
 @pytest.mark.parametrize(

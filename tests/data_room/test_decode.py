@@ -14,7 +14,7 @@ from yoloyard.common.errors import UserError
 from yoloyard.data.pixels import augment
 from yoloyard.data.pixels.decode import BACKGROUND, decode_image, image_size
 
-# A picture without symmetry: what is seen after each EXIF orientation was applied must be this.
+# An image without symmetry: what is seen after each EXIF orientation was applied must be this.
 SEEN = np.zeros((24, 40, 3), np.uint8)
 SEEN[:12, :20], SEEN[:12, 20:], SEEN[12:, :20] = (250, 20, 20), (20, 250, 20), (20, 20, 250)
 
@@ -30,7 +30,7 @@ STORED = {
     8: np.rot90(SEEN, -1),
 }
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-DEEP = np.arange(960, dtype=np.uint16).reshape(24, 40)  # grey levels for pictures of 16 bit
+DEEP = np.arange(960, dtype=np.uint16).reshape(24, 40)  # grey levels for images of 16 bit
 TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
 
@@ -113,7 +113,7 @@ def test_each_orientation_is_seen_the_same(tmp_path: Path, form: str, orientatio
         data, seen = tiff(stored[..., 0].astype(np.uint16) * 257, 1, {274: orientation}), SEEN[..., :1].astype(float)
     else:
         data = tiff(stored, 2, {274: orientation}, ">")
-    file = tmp_path / "picture"
+    file = tmp_path / "image"
     file.write_bytes(data)
     image = decode_image(file)
     assert image.shape == SEEN.shape
@@ -129,7 +129,7 @@ def test_a_reduced_jpeg_is_the_mean_of_its_pixels_turned_as_the_whole_is(
     tmp_path: Path, reduction: int, orientation: int
 ) -> None:
     smooth = cv2.resize(NOISE[:8, :8], (100, 61), interpolation=cv2.INTER_CUBIC)
-    file = tmp_path / "picture.jpg"
+    file = tmp_path / "image.jpg"
     file.write_bytes(encode(smooth, "JPEG", exif=exif(orientation), quality=95, subsampling=0))
     whole, reduced = decode_image(file), decode_image(file, reduction)
     assert reduced.shape[:2] == tuple(-(-side // reduction) for side in whole.shape[:2])  # rounded up
@@ -147,15 +147,15 @@ def test_a_reduced_jpeg_is_the_mean_of_its_pixels_turned_as_the_whole_is(
 def test_only_jpegs_are_reduced(tmp_path: Path) -> None:
     grey = save(tmp_path / "grey.jpg", Image.fromarray(NOISE).convert("L"))
     assert decode_image(grey, 2).shape == (32, 32, 3)
-    assert decode_image(save(tmp_path / "picture.png", NOISE), 2).shape == NOISE.shape
+    assert decode_image(save(tmp_path / "image.png", NOISE), 2).shape == NOISE.shape
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp"])
-def test_lossless_pictures_have_pillows_pixels(tmp_path: Path, suffix: str, mode: str) -> None:
-    picture = Image.fromarray(NOISE).convert(mode)
-    file = save(tmp_path / f"picture{suffix}", picture, **({"lossless": True} if suffix == ".webp" else {}))
-    assert difference(decode_image(file), np.array(picture.convert("RGB"))) == 0
+def test_lossless_images_have_pillows_pixels(tmp_path: Path, suffix: str, mode: str) -> None:
+    image = Image.fromarray(NOISE).convert(mode)
+    file = save(tmp_path / f"image{suffix}", image, **({"lossless": True} if suffix == ".webp" else {}))
+    assert difference(decode_image(file), np.array(image.convert("RGB"))) == 0
     assert image_size(file) == (64, 64)
 
 
@@ -163,14 +163,14 @@ def test_lossless_pictures_have_pillows_pixels(tmp_path: Path, suffix: str, mode
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_jpegs_have_pillows_pixels(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
     smooth = cv2.resize(NOISE[:8, :8], (50, 30), interpolation=cv2.INTER_CUBIC)
-    file = save(tmp_path / "picture.jpg", Image.fromarray(smooth).convert(mode), **options)
+    file = save(tmp_path / "image.jpg", Image.fromarray(smooth).convert(mode), **options)
     assert difference(decode_image(file), np.array(Image.open(file).convert("RGB"))) <= 2
     assert image_size(file) == (30, 50)
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"])
 def test_compressed_tiffs_have_pillows_pixels(tmp_path: Path, compression: str) -> None:
-    file = save(tmp_path / "picture.tif", NOISE, compression=compression)
+    file = save(tmp_path / "image.tif", NOISE, compression=compression)
     assert difference(decode_image(file), NOISE) == 0
 
 
@@ -179,9 +179,9 @@ def test_cmyk_is_converted_as_pillow_does(tmp_path: Path, suffix: str) -> None:
     """Without a colour profile, red = 255 - cyan - black and so on; at most 3 of 255 levels apart."""
     ink = np.zeros((32, 32, 4), np.uint8)
     ink[:16, :16], ink[:16, 16:], ink[16:, :16], ink[16:, 16:] = (0, 250, 9, 0), (99, 0, 40, 30), (8, 4, 0, 200), 7
-    picture = Image.fromarray(ink, "CMYK")
-    file = save(tmp_path / f"picture{suffix}", picture, **({"quality": 100} if suffix == ".jpg" else {}))
-    assert difference(decode_image(file), np.array(picture.convert("RGB"))) <= 3
+    image = Image.fromarray(ink, "CMYK")
+    file = save(tmp_path / f"image{suffix}", image, **({"quality": 100} if suffix == ".jpg" else {}))
+    assert difference(decode_image(file), np.array(image.convert("RGB"))) <= 3
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
@@ -189,7 +189,7 @@ def test_transparent_pixels_show_the_grey_of_the_padding(tmp_path: Path, suffix:
     assert BACKGROUND == augment.BORDER == 114
     alpha = np.arange(64 * 64).reshape(64, 64).astype(np.uint8)
     options = {"lossless": True, "exact": True} if suffix == ".webp" else {}
-    file = save(tmp_path / f"picture{suffix}", np.dstack((NOISE, alpha)), **options)
+    file = save(tmp_path / f"image{suffix}", np.dstack((NOISE, alpha)), **options)
     # libtiff multiplies with alpha in 8 bit, so a TIFF may be off by one more level
     assert difference(decode_image(file), composed(NOISE, alpha)) <= (1.5 if suffix == ".tif" else 0.51)
     assert (decode_image(file)[alpha == 0] == BACKGROUND).all()
@@ -197,7 +197,7 @@ def test_transparent_pixels_show_the_grey_of_the_padding(tmp_path: Path, suffix:
 
 
 def test_a_tiff_says_what_its_fourth_channel_is(tmp_path: Path) -> None:
-    file, alpha = tmp_path / "picture.tif", np.full((24, 40), 77, np.uint8)
+    file, alpha = tmp_path / "image.tif", np.full((24, 40), 77, np.uint8)
     pixels = np.dstack((SEEN, alpha))
     file.write_bytes(tiff(pixels, 2, {338: 0}))  # something, but not alpha
     assert difference(decode_image(file), SEEN) == 0
@@ -215,10 +215,10 @@ def test_grey_and_palettes_may_be_transparent(tmp_path: Path) -> None:
     levels = np.array(grey)
     assert difference(decode_image(file), composed(np.dstack([levels] * 3), NOISE[..., 1])) <= 0.51
     for mode in ("L", "P", "1"):
-        picture = grey.convert(mode)
-        transparent = picture.getpixel((3, 5))
-        file = save(tmp_path / f"{mode}.png", picture, transparency=transparent)
-        pixels = np.where(np.array(picture)[..., None] == transparent, BACKGROUND, np.array(picture.convert("RGB")))
+        image = grey.convert(mode)
+        transparent = image.getpixel((3, 5))
+        file = save(tmp_path / f"{mode}.png", image, transparency=transparent)
+        pixels = np.where(np.array(image)[..., None] == transparent, BACKGROUND, np.array(image.convert("RGB")))
         assert difference(decode_image(file), pixels) == 0
     file = save(tmp_path / "rgb.png", SEEN, transparency=(250, 20, 20))
     assert (decode_image(file)[:12, :20] == BACKGROUND).all()
@@ -228,7 +228,7 @@ def test_grey_and_palettes_may_be_transparent(tmp_path: Path) -> None:
 def test_a_fourth_byte_that_nobody_filled_hides_nothing(tmp_path: Path) -> None:
     bare = np.dstack((SEEN[::-1, :, ::-1], np.zeros(SEEN.shape[:2], np.uint8))).tobytes()
     head = struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54 + len(bare), 0, 54, 40, 40, 24, 1, 32, 0, 0, 0, 0, 0, 0)
-    file = tmp_path / "picture.bmp"
+    file = tmp_path / "image.bmp"
     file.write_bytes(head + bare)
     assert difference(decode_image(file), SEEN) == 0
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)  # a header that speaks of alpha
@@ -254,12 +254,12 @@ def test_16_bit_is_scaled_by_the_smallest_depth_that_holds_it(
 
 def test_16_bit_alpha_has_a_depth_of_its_own(tmp_path: Path) -> None:
     colours, alpha = np.dstack([DEEP] * 3), np.full((24, 40), 65535, np.uint16)
-    cv2.imwrite(str(tmp_path / "picture.png"), np.dstack((colours, alpha)))
-    assert difference(decode_image(tmp_path / "picture.png"), colours // 4) == 0
+    cv2.imwrite(str(tmp_path / "image.png"), np.dstack((colours, alpha)))
+    assert difference(decode_image(tmp_path / "image.png"), colours // 4) == 0
 
 
 def test_white_may_be_zero(tmp_path: Path) -> None:
-    file = tmp_path / "picture.tif"
+    file = tmp_path / "image.tif"
     for pixels in (SEEN[..., 0], SEEN[..., 0].astype(np.uint16) * 257):
         file.write_bytes(tiff(pixels, 0))
         assert difference(decode_image(file), 255 - SEEN[..., :1]) == 0
@@ -282,7 +282,7 @@ def test_white_may_be_zero(tmp_path: Path) -> None:
 def test_pixels_that_could_only_be_guessed_at_are_refused(
     tmp_path: Path, pixels: np.ndarray, tags: dict[int, int]
 ) -> None:
-    file = tmp_path / "picture.tif"
+    file = tmp_path / "image.tif"
     file.write_bytes(tiff(pixels, 2 if pixels.ndim == 3 else 1, tags))
     for read in (decode_image, image_size):  # so that they are left out before the training
         with pytest.raises(UserError, match=rf"{file}: .*save (it|them)"):
@@ -303,7 +303,7 @@ def test_of_several_pages_the_first_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("big", [False, True])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_both_byte_orders_and_big_tiffs_are_read(tmp_path: Path, order: str, big: bool) -> None:
-    file = tmp_path / "picture.tif"
+    file = tmp_path / "image.tif"
     file.write_bytes(tiff(STORED[6], 2, {274: 6}, order, big))
     assert difference(decode_image(file), SEEN) == 0
     assert image_size(file) == (24, 40)
@@ -351,10 +351,10 @@ def test_a_cut_file_is_named(tmp_path: Path, form: str, part: float, side: int) 
                 read(file)
 
 
-def test_the_end_of_a_thumbnail_is_not_the_end_of_its_picture(tmp_path: Path) -> None:
-    thumbnail, picture = encode(SEEN, "JPEG"), encode(NOISE, "JPEG")
+def test_the_end_of_a_thumbnail_is_not_the_end_of_its_image(tmp_path: Path) -> None:
+    thumbnail, image = encode(SEEN, "JPEG"), encode(NOISE, "JPEG")
     block = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 8) + b"Exif\0\0" + thumbnail
-    whole = picture[:2] + block + picture[2:]
+    whole = image[:2] + block + image[2:]
     file = tmp_path / "cut.jpg"
     file.write_bytes(whole)
     assert image_size(file) == decode_image(file).shape[:2] == (64, 64)
@@ -367,7 +367,7 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_its_picture(tmp_path: Path) ->
 
 def test_foreign_bytes_among_a_jpegs_pixels_are_found(tmp_path: Path) -> None:
     """OpenCV only prints a warning. Zeros, or bits that happen to be no marker, are not found."""
-    whole, file = encode(NOISE, "JPEG", restart_marker_blocks=4), tmp_path / "picture.jpg"
+    whole, file = encode(NOISE, "JPEG", restart_marker_blocks=4), tmp_path / "image.jpg"
     file.write_bytes(whole)
     assert decode_image(file).shape == NOISE.shape
     middle = len(whole) // 2
@@ -377,7 +377,7 @@ def test_foreign_bytes_among_a_jpegs_pixels_are_found(tmp_path: Path) -> None:
 
 
 def test_a_png_whose_middle_is_destroyed_is_named(tmp_path: Path) -> None:
-    whole, file = encode(NOISE, "PNG"), tmp_path / "picture.png"
+    whole, file = encode(NOISE, "PNG"), tmp_path / "image.png"
     file.write_bytes(whole[:5000] + bytes(100) + whole[5100:])
     with pytest.raises(UserError, match=str(file)):
         decode_image(file)
@@ -385,9 +385,9 @@ def test_a_png_whose_middle_is_destroyed_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not a picture", b"\xff\xd8\xff\xd9", b"BM" + bytes(60), b"RIFF\0\0\0\0WEBPVP8X", b"II*\0\xff\xff\xff\xff"],
+    [b"", b"not an image", b"\xff\xd8\xff\xd9", b"BM" + bytes(60), b"RIFF\0\0\0\0WEBPVP8X", b"II*\0\xff\xff\xff\xff"],
 )
-def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "nothing.jpg"
     file.write_bytes(content)
     for read in (decode_image, image_size):

@@ -10,13 +10,13 @@ import yaml
 from yoloyard.common.errors import UserError
 from yoloyard.demo import drawing as demo_images
 from yoloyard.demo import write as demo
-from yoloyard.demo.drawing import NAMES, VALIDATION_ONLY_SURFACES, VISIBLE, SourceImage
-from yoloyard.demo.write import demo_picture, write_demo
+from yoloyard.demo.drawing import NAMES, VALIDATION_ONLY_SURFACES, VISIBLE, DrawnImage
+from yoloyard.demo.write import demo_image, write_demo
 
 
 @pytest.fixture(scope="module")
-def training_pictures() -> list[SourceImage]:
-    return [demo_picture(0, "train", index) for index in range(100)]
+def training_pictures() -> list[DrawnImage]:
+    return [demo_image(0, "train", index) for index in range(100)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -28,7 +28,7 @@ def bounds(mask: np.ndarray) -> list[int]:
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def test_boxes_are_the_exact_bounds_of_masks_that_do_not_overlap(training_pictures: list[SourceImage]) -> None:
+def test_boxes_are_the_exact_bounds_of_masks_that_do_not_overlap(training_pictures: list[DrawnImage]) -> None:
     for picture in training_pictures:
         assert [bounds(mask) for mask in picture.masks] == picture.boxes_xyxy.tolist()
         assert len(picture.labels) == len(picture.masks)
@@ -53,7 +53,7 @@ def test_a_mask_covers_what_was_drawn(name: str) -> None:
 def test_a_missing_screw_is_where_the_picture_shows_a_hole() -> None:
     shown = 0
     for index in range(40):
-        picture = demo_picture(0, "train", index)
+        picture = demo_image(0, "train", index)
         for box, label in zip(picture.boxes_xyxy, picture.labels, strict=True):
             if NAMES[label] == "missing_screw":
                 x, y = (box[:2] + box[2:]) // 2
@@ -62,11 +62,11 @@ def test_a_missing_screw_is_where_the_picture_shows_a_hole() -> None:
     assert shown >= 5
 
 
-def test_one_picture_in_five_has_no_defect(training_pictures: list[SourceImage]) -> None:
+def test_one_picture_in_five_has_no_defect(training_pictures: list[DrawnImage]) -> None:
     assert sum(len(picture.labels) == 0 for picture in training_pictures) == 20
 
 
-def test_many_boxes_are_small_and_all_classes_are_there(training_pictures: list[SourceImage]) -> None:
+def test_many_boxes_are_small_and_all_classes_are_there(training_pictures: list[DrawnImage]) -> None:
     boxes = np.concatenate([picture.boxes_xyxy for picture in training_pictures])
     longest = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
     assert (longest < 32).mean() >= 0.3
@@ -75,8 +75,8 @@ def test_many_boxes_are_small_and_all_classes_are_there(training_pictures: list[
     assert counts.min() >= 0.1 * counts.sum()
 
 
-def test_some_surfaces_are_only_in_validation(training_pictures: list[SourceImage]) -> None:
-    validation = [demo_picture(0, "val", index).surface for index in range(60)]
+def test_some_surfaces_are_only_in_validation(training_pictures: list[DrawnImage]) -> None:
+    validation = [demo_image(0, "val", index).surface for index in range(60)]
     assert {picture.surface for picture in training_pictures}.isdisjoint(VALIDATION_ONLY_SURFACES)
     assert set(VALIDATION_ONLY_SURFACES) <= set(validation)
     assert sum(surface in VALIDATION_ONLY_SURFACES for surface in validation) == 15
@@ -95,7 +95,7 @@ def test_the_set_has_the_standard_layout(tmp_path: Path) -> None:
             assert pixels.shape == (160, 160, 3)
             label_file = data.parent / "labels" / split / f"{image.stem}.txt"
             rows = np.loadtxt(label_file, ndmin=2).reshape(-1, 5) if label_file.stat().st_size else np.empty((0, 5))
-            picture = demo_picture(0, split, index, 160)
+            picture = demo_image(0, split, index, 160)
             corners = np.concatenate([rows[:, 1:3] - rows[:, 3:] / 2, rows[:, 1:3] + rows[:, 3:] / 2], axis=1) * 160
             np.testing.assert_allclose(corners, picture.boxes_xyxy, atol=1e-3)
             np.testing.assert_array_equal(rows[:, 0], picture.labels)
@@ -126,14 +126,14 @@ def test_a_complete_set_is_used_again_and_any_other_is_made_anew(tmp_path: Path)
 def test_a_set_that_was_interrupted_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
-    def interrupted(seed: int, split: str, index: int, size: int) -> SourceImage:
+    def interrupted(seed: int, split: str, index: int, size: int) -> DrawnImage:
         if len(drawn) == 3:
             raise KeyboardInterrupt
         drawn.append(index)
-        return demo_picture(seed, split, index, size)
+        return demo_image(seed, split, index, size)
 
     with monkeypatch.context() as patched:
-        patched.setattr(demo, "demo_picture", interrupted)
+        patched.setattr(demo, "demo_image", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_demo(tmp_path / "demo", train=4, val=2, size=96)
     assert list(tmp_path.iterdir()) == []

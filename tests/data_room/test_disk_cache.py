@@ -34,7 +34,7 @@ def no_line(line: str) -> None:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[int]:
-    """How often each picture was decoded for the cache."""
+    """How often each image was decoded for the cache."""
     counter: collections.Counter[int] = collections.Counter()
 
     def counting(index: Index, position: int, imgsz: int, reduced: bool) -> np.ndarray:
@@ -59,7 +59,7 @@ def test_samples_are_those_without_a_cache(index: Index, workers: int, start: st
         assert torch.equal(ours.boxes, theirs.boxes)
 
 
-def test_pictures_are_decoded_once_for_all_runs(index: Index, decoded: collections.Counter[int]) -> None:
+def test_images_are_decoded_once_for_all_runs(index: Index, decoded: collections.Counter[int]) -> None:
     said: list[str] = []
     first = cached_on_disk(index, 64, said.append)
     second = cached_on_disk(index, 64, no_line)
@@ -80,7 +80,7 @@ def test_of_several_processes_one_decodes(index: Index, decoded: collections.Cou
     assert all((cache[5] == caches[0][5]).all() for cache in caches)
 
 
-def test_changed_pictures_and_another_size_have_another_file(index: Index, decoded: collections.Counter[int]) -> None:
+def test_changed_images_and_another_size_have_another_file(index: Index, decoded: collections.Counter[int]) -> None:
     cached_on_disk(index, 64, print)
     cached_on_disk(index, 96, print)
     assert decoded.total() == 2 * len(index)

@@ -10,14 +10,14 @@ import pytest
 from yoloyard.data.audit import duplicates as copies_module
 from yoloyard.data.audit.duplicates import ORIENTATIONS, Duplicate, find_duplicates, turned
 from yoloyard.data.pixels.decode import decode_image
-from yoloyard.demo.write import demo_picture
+from yoloyard.demo.write import demo_image
 
 Change = Callable[[np.ndarray], np.ndarray]
 SIZE = 256
 
 
 def write(folder: Path, images: list[np.ndarray], quality: int | None) -> list[Path]:
-    """Save RGB pictures as JPEG of that quality, or as PNG."""
+    """Save RGB images as JPEG of that quality, or as PNG."""
     folder.mkdir(parents=True)
     paths = [folder / f"{number:02}.{'jpg' if quality else 'png'}" for number in range(len(images))]
     for path, image in zip(paths, images, strict=True):
@@ -38,7 +38,7 @@ def scaled(image: np.ndarray, factor: float) -> np.ndarray:
 @pytest.fixture(scope="module")
 def parts() -> list[np.ndarray]:
     """Twelve different parts of an inspection line, with the noise of a camera."""
-    return [noisy(demo_picture(0, "train", number, SIZE).pixels, number) for number in range(12)]
+    return [noisy(demo_image(0, "train", number, SIZE).pixels, number) for number in range(12)]
 
 
 @pytest.fixture(scope="module")
@@ -60,36 +60,36 @@ def train(parts: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> 
 )
 def test_copies_are_found(train: list[Path], tmp_path: Path, change: Change, how: str, quality: int) -> None:
     val = write(tmp_path / "val", [change(decode_image(path)) for path in train], quality)
-    expected = [Duplicate(number, number, f"the same picture ({how})") for number in range(len(train))]
+    expected = [Duplicate(number, number, f"the same image ({how})") for number in range(len(train))]
     assert find_duplicates(train, val, None) == expected
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_each_orientation_is_told(train: list[Path], tmp_path: Path, orientation: tuple[bool, int]) -> None:
-    picture = decode_image(train[5])[:200]
-    (one,) = write(tmp_path / "one", [picture], None)
-    (other,) = write(tmp_path / "other", [turned(picture, orientation)], 90)
+    image = decode_image(train[5])[:200]
+    (one,) = write(tmp_path / "one", [image], None)
+    (other,) = write(tmp_path / "other", [turned(image, orientation)], 90)
     (copy,) = find_duplicates([*train, one], [other], None)
     assert copy.first == len(train)
     words = ORIENTATIONS[orientation]
-    assert copy.how.startswith(f"the same picture ({words or 'encoded again'}")
+    assert copy.how.startswith(f"the same image ({words or 'encoded again'}")
 
 
-def test_the_same_bytes_are_told_apart_from_the_same_picture(train: list[Path], tmp_path: Path) -> None:
+def test_the_same_bytes_are_told_apart_from_the_same_image(train: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "renamed.jpg"
     other.write_bytes(train[3].read_bytes())
     assert find_duplicates(train, [other], None) == [Duplicate(3, 0, "the same bytes")]
 
 
 def test_other_parts_of_the_line_are_no_copies(train: list[Path], tmp_path: Path) -> None:
-    others = [noisy(demo_picture(0, "val", number, SIZE).pixels, number) for number in range(30)]
+    others = [noisy(demo_image(0, "val", number, SIZE).pixels, number) for number in range(30)]
     assert find_duplicates(train, write(tmp_path / "val", others, 92), None) == []
 
 
 @pytest.mark.parametrize("quality", [None, 95, 75, 50])
 @pytest.mark.parametrize("what", ["nothing", "exposure", "position", "defect"])
 def test_other_shots_of_the_same_scene_are_no_copies(tmp_path: Path, what: str, quality: int | None) -> None:
-    scene = demo_picture(0, "train", 3, SIZE).pixels
+    scene = demo_image(0, "train", 3, SIZE).pixels
     second = scene.copy()
     if what == "position":
         second[64:192, 64:192] = scene[63:191, 62:190]
@@ -101,13 +101,13 @@ def test_other_shots_of_the_same_scene_are_no_copies(tmp_path: Path, what: str, 
     assert find_duplicates(train, val, None) == []
 
 
-def test_empty_pictures_prove_nothing(tmp_path: Path) -> None:
+def test_empty_images_prove_nothing(tmp_path: Path) -> None:
     train = write(tmp_path / "train", [np.full((200, 200, 3), 90, np.uint8)], 90)
     val = write(tmp_path / "val", [np.full((100, 100, 3), 90, np.uint8)], 90)
     assert find_duplicates(train, val, None) == []
 
 
-def test_unusable_pictures_and_empty_lists_are_passed_over(train: list[Path], tmp_path: Path) -> None:
+def test_unusable_images_and_empty_lists_are_passed_over(train: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"nothing")
     assert find_duplicates([broken, *train], [broken], None) == []

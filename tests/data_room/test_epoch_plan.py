@@ -34,7 +34,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 def test_without_repeats_an_epoch_is_the_plain_permutation() -> None:
     order = EpochPlan(20, 8, 64, seed=5).order(3)
-    assert order.pictures.tolist() == epoch_order(5, 3, 20).tolist()
+    assert order.images.tolist() == epoch_order(5, 3, 20).tolist()
     assert not order.copies.any()
     assert order.shapes.tolist() == [[64, 64]] * 3
 
@@ -44,22 +44,22 @@ def test_without_repeats_an_epoch_is_the_plain_permutation() -> None:
 def test_a_picture_comes_its_factor_rounded_down_or_up(factors: list[float], seed: int, epoch: int) -> None:
     plan = EpochPlan(len(factors), 1, 64, seed, repeats=np.array(factors))
     order = plan.order(epoch)
-    assert len(plan) == len(order.pictures) == round(sum(factors))
-    counts = np.bincount(order.pictures, minlength=len(factors))
+    assert len(plan) == len(order.images) == round(sum(factors))
+    counts = np.bincount(order.images, minlength=len(factors))
     assert (np.floor(factors) <= counts).all()
     assert (counts <= np.ceil(factors)).all()
     # The copies of a picture are numbered.
     for picture, count in enumerate(counts):
-        assert sorted(order.copies[order.pictures == picture]) == list(range(count))
+        assert sorted(order.copies[order.images == picture]) == list(range(count))
     again = plan.order(epoch)
-    assert (again.pictures == order.pictures).all()
+    assert (again.images == order.images).all()
     assert (again.copies == order.copies).all()
 
 
 def test_over_many_epochs_a_picture_comes_as_often_as_its_factor_says() -> None:
     factors = np.array([1, 1, 1.1, 1.3, 1.6, 2, 2.25, 2.75, 4.5, 1.5])
     plan = EpochPlan(10, 4, 64, seed=1, repeats=factors)
-    counts = np.array([np.bincount(plan.order(epoch).pictures, minlength=10) for epoch in range(2000)])
+    counts = np.array([np.bincount(plan.order(epoch).images, minlength=10) for epoch in range(2000)])
     assert (counts.sum(axis=1) == 19).all()
     # Five standard deviations of a draw with the probability 1/2.
     np.testing.assert_allclose(counts.mean(axis=0), factors, atol=5 * 0.5 / math.sqrt(2000))
@@ -97,7 +97,7 @@ def test_copies_in_an_epoch_are_other_samples_and_first_ones_the_same_as_ever(in
                 seen.setdefault(picture, []).append(batch.images[row])
     order = EpochPlan(24, 4, 64, 9, repeat_factors(index, 1.0)).order(29)
     assert {picture: len(images) for picture, images in seen.items()} == {
-        int(picture): int((order.pictures == picture).sum()) for picture in order.pictures
+        int(picture): int((order.images == picture).sum()) for picture in order.images
     }
     assert max(len(images) for images in seen.values()) > 1
     assert all(any(torch.equal(plain[picture], image) for image in images) for picture, images in seen.items())

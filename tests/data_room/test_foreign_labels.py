@@ -28,7 +28,7 @@ def write(path: Path, content: str) -> Path:
     return path
 
 
-def picture(path: Path, seed: int = 0) -> None:
+def image(path: Path, seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.random.default_rng(seed).integers(0, 256, (30, 40, 3)).astype(np.uint8))
 
@@ -71,7 +71,7 @@ def test_keypoints_that_are_no_numbers_are_refused() -> None:
 
 
 def test_the_shape_of_keypoints_comes_from_the_data_yaml_and_makes_another_index(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.png")
+    image(tmp_path / "images/a.png")
     write(tmp_path / "labels/a.txt", f"0 0.5 0.5 0.5 0.5 {TWO_POINTS}\n")
     data = write(tmp_path / "data.yaml", "train: images\nnames: [x]\n")
     assert load_index(read_data_yaml(data), "train").boxes.tolist() != [[10, 7.5, 30, 22.5]]  # a polygon
@@ -142,7 +142,7 @@ POSE = "0 {x} 0.5 0.2 0.4 {x} 0.4 {x} 0.6"
 )
 def test_keypoints_that_nothing_speaks_of_are_told_by_their_place(tmp_path: Path, rows: list[str], length: int) -> None:
     for number, row in enumerate(rows):
-        picture(tmp_path / f"images/{number}.png", number)
+        image(tmp_path / f"images/{number}.png", number)
         write(tmp_path / f"labels/{number}.txt", row)
     index = load_index(read_data_yaml(write(tmp_path / "data.yaml", "train: images\nnames: [x]\n")), "train")
     what = [problem.what for problem in index.problems if problem.kind == "label with keypoints"]
@@ -189,7 +189,7 @@ def test_names_stay_as_they_are_written(tmp_path: Path, name: str) -> None:
 
 
 def test_names_survive_being_written(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.png")
+    image(tmp_path / "images/a.png")
     write(tmp_path / "labels/a.txt", "1 0.5 0.5 0.5 0.5\n")
     names = ("0123", "1:30", "no", "~", "3.10")
     data = write(tmp_path / "data.yaml", f"train: images\nnames: [{', '.join(names)}]\n")
@@ -306,7 +306,7 @@ def coco(folder: Path, ids: list[Any], image_ids: list[Any], **others: Any) -> I
     """An index of images 0.png, 1.png ... with these ids, and of a box for each of `image_ids`."""
     images, annotations = [], []
     for number, image_id in enumerate(ids):
-        picture(folder / f"{number}.png", number)
+        image(folder / f"{number}.png", number)
         images.append({"file_name": f"{number}.png"} | ({} if image_id == "gone" else {"id": image_id}))
     for number, image_id in enumerate(image_ids):
         box = {"bbox": [number, 1, 5, 5], "category_id": 1}
@@ -369,7 +369,7 @@ def test_a_check_does_not_count_boxes_that_are_to_be_ignored(tmp_path: Path) -> 
 
 
 def test_a_selection_that_leaves_ignored_boxes_alone_is_refused(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.png")
+    image(tmp_path / "images/a.png")
     box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>8</ymax></bndbox>"
     thing = f"<object><name>{{}}</name><difficult>{{}}</difficult>{box}</object>"
     write(tmp_path / "labels/a.xml", f"<annotation>{thing.format('x', 0)}{thing.format('y', 1)}</annotation>")
@@ -398,7 +398,7 @@ def test_difficult_objects_of_other_programs(flag: str, ignored: bool) -> None:
 
 
 def test_a_check_of_a_data_yaml_in_utf_16_names_its_line(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.png")
+    image(tmp_path / "images/a.png")
     data = tmp_path / "data.yaml"
     data.write_text("names: [x]\ntrain: nothing\ntest: images\n", encoding="utf-16")
     assert check_data(data, tmp_path / "runs").problems["train"][0].where == f"{data}:2"
@@ -420,7 +420,7 @@ def test_an_annotation_without_an_image_is_not_of_image_0(tmp_path: Path, other:
 
 @pytest.mark.parametrize("ids", [("cat_a", "cat_b"), ("01", "02"), ("c-1", 7), ("", 5)])
 def test_categories_may_have_texts_as_ids(tmp_path: Path, ids: tuple[Any, Any]) -> None:
-    picture(tmp_path / "0.png")
+    image(tmp_path / "0.png")
     annotations = [{"id": n, "image_id": 1, "category_id": each, "bbox": [n, 1, 5, 5]} for n, each in enumerate(ids)]
     categories = [{"id": each, "name": name} for each, name in zip(ids, "ab", strict=True)]
     tree = {"images": [{"id": 1, "file_name": "0.png"}], "annotations": annotations, "categories": categories}

@@ -1,4 +1,4 @@
-"""What is said of picture files, and when it is looked at again."""
+"""What is said of image files, and when it is looked at again."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloyard.data.index import image_facts as pictures
+from yoloyard.data.index import image_facts as images
 from yoloyard.data.index.image_facts import examine
 
 NOISE = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
@@ -18,19 +18,19 @@ NOISE = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were decoded."""
     seen: list[Path] = []
-    decode = pictures.decode_thumbnail
+    decode = images.decode_thumbnail
 
     def counting(path: Path, *rest: object) -> object:
         seen.append(path)
         return decode(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pictures, "decode_thumbnail", counting)
+    monkeypatch.setattr(images, "decode_thumbnail", counting)
     return seen
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Five pictures in two folders."""
+    """Five images in two folders."""
     paths = [tmp_path / folder / f"{number}.png" for folder in ("a", "b") for number in range(3)][:5]
     for number, path in enumerate(paths):
         path.parent.mkdir(exist_ok=True)
@@ -40,11 +40,11 @@ def files(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
 def test_size_digest_and_thumbnail(tmp_path: Path, suffix: str) -> None:
-    picture = cv2.resize(NOISE[:4, :6], (600, 400))
+    image = cv2.resize(NOISE[:4, :6], (600, 400))
     paths = [tmp_path / f"{name}{suffix}" for name in ("one", "same", "small")]
-    cv2.imwrite(str(paths[0]), picture)
+    cv2.imwrite(str(paths[0]), image)
     shutil.copy(paths[0], paths[1])
-    cv2.imwrite(str(paths[2]), cv2.resize(picture, (300, 200)))
+    cv2.imwrite(str(paths[2]), cv2.resize(image, (300, 200)))
     one, same, small = examine(paths)
     assert (one.height, one.width, one.problem) == (400, 600, None)
     assert one.digest == same.digest != small.digest
@@ -99,7 +99,7 @@ def test_problems_are_kept_but_not_those_of_permissions(
     monkeypatch.setattr(Path, "read_bytes", read)
     again = [facts.problem for facts in examine(files, tmp_path / "cache")]
     assert again == [problems[0], None, None, None, None]
-    assert str(again[0]) == f"{files[0]}: cannot read the image: not a picture that can be decoded; image skipped"
+    assert str(again[0]) == f"{files[0]}: cannot read the image: not an image that can be decoded; image skipped"
 
 
 @pytest.mark.parametrize("spoil", ["cut", "nonsense", "not a folder"])
@@ -115,7 +115,7 @@ def test_a_cache_that_cannot_be_used_is_done_without(files: list[Path], tmp_path
 
 
 def test_old_caches_are_forgotten(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "KEPT_CACHES", 1)
+    monkeypatch.setattr(images, "KEPT_CACHES", 1)
     examine(files[:1], tmp_path / "cache")
     (old,) = (tmp_path / "cache").iterdir()
     os.utime(old, (0, 0))
@@ -125,7 +125,7 @@ def test_old_caches_are_forgotten(files: list[Path], tmp_path: Path, monkeypatch
 
 
 def test_a_long_look_is_announced(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "TOLD_FROM", 5)
+    monkeypatch.setattr(images, "TOLD_FROM", 5)
     said: list[str] = []
     for _ in range(2):
         examine(files, tmp_path / "cache", said.append, "train")

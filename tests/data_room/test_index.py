@@ -37,9 +37,9 @@ def load(data: Path) -> Index:
 
 
 def contents(index: Index) -> list[object]:
-    pictures = [[part.tolist() for part in index.annotations(i)] for i in range(len(index))]
+    images = [[part.tolist() for part in index.annotations(i)] for i in range(len(index))]
     others = [index.source_ids.tolist(), index.category_ids.tolist(), list(index.file_names)]
-    return [index.names, list(index.paths), index.sizes.tolist(), pictures, index.problems, *others]
+    return [index.names, list(index.paths), index.sizes.tolist(), images, index.problems, *others]
 
 
 def test_boxes_are_pixels_of_the_original(make_set: MakeSet) -> None:
@@ -181,7 +181,7 @@ def test_what_cannot_be_used_is_left_out_and_named(make_set: MakeSet) -> None:
     assert [path.name for path in index.paths] == ["0000.png", "0005.png", "0006.png", "0007.png"]
     expected = [
         f"{images}/0001.png: cannot read the image: the file is cut off (no end marker); image skipped",
-        f"{images}/0002.png: cannot read the image: not a picture that can be decoded; image skipped",
+        f"{images}/0002.png: cannot read the image: not an image that can be decoded; image skipped",
         f"{labels}/0003.txt:2: class 7 is not one of 0 to 1; image skipped",
         f"{labels}/0004.txt: cannot read the labels (Is a directory); image skipped",
     ]
@@ -189,7 +189,7 @@ def test_what_cannot_be_used_is_left_out_and_named(make_set: MakeSet) -> None:
     assert list(map(str, load(data).problems)) == expected  # from the cache as well
 
 
-def test_lines_that_lead_nowhere_and_tiny_pictures_are_named(make_set: MakeSet, tmp_path: Path) -> None:
+def test_lines_that_lead_nowhere_and_tiny_images_are_named(make_set: MakeSet, tmp_path: Path) -> None:
     import cv2
 
     data = make_set(3)

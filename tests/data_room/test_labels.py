@@ -12,7 +12,7 @@ from yoloyard.data.formats.layout import label_path
 from yoloyard.data.formats.yolo_txt import parse_plain_yolo, parse_yolo
 
 FILE = Path("labels/1.txt")
-UNIT = (1, 1)  # a picture of one pixel: pixels are fractions
+UNIT = (1, 1)  # an image of one pixel: pixels are fractions
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ UNIT = (1, 1)  # a picture of one pixel: pixels are fractions
         ("/d/train/images/1.jpg", "/d/train/labels/1.txt"),
         ("/images/d/images/1.2.jpeg", "/images/d/labels/1.2.txt"),
         ("/d/my_images/1.jpg", "/d/my_images/1.txt"),
-        ("/d/pictures/1.jpg", "/d/pictures/1.txt"),
+        ("/d/images/1.jpg", "/d/images/1.txt"),
     ],
 )
 def test_labels_lie_beside_the_images_folder(image: str, labels: str) -> None:
@@ -48,7 +48,7 @@ def test_boxes_and_polygons_may_be_mixed() -> None:
     assert not parsed.problems
 
 
-def test_no_rows_are_a_picture_without_objects() -> None:
+def test_no_rows_are_a_image_without_objects() -> None:
     parsed = parse_yolo(FILE, b" \n", 2, UNIT)
     assert parsed.usable
     assert parsed.boxes.shape == (0, 4)
@@ -62,7 +62,7 @@ def test_rows_that_say_the_same_count_once() -> None:
     assert str(problem) == "labels/1.txt:2: it says the same as line 1; row left out"
 
 
-def test_boxes_end_at_the_picture() -> None:
+def test_boxes_end_at_the_image() -> None:
     parsed = parse_yolo(FILE, b"0 0.95 0.5 0.2 1.005\n0 -0.005 0.2 0.4 0.5 1.01 0.3\n", 1, UNIT)
     np.testing.assert_allclose(parsed.boxes, [[0.85, 0, 1, 1], [0, 0.2, 1, 0.5]])
 
@@ -93,7 +93,7 @@ def test_a_box_without_area_is_left_out_and_named(row: str) -> None:
         ("0 0.5 0.5 -0.005 0.2", "the size -0.005 0.2 is negative", "box without area"),
     ],
 )
-def test_a_wrong_row_makes_the_picture_unusable_and_is_named(row: str, reason: str, kind: str) -> None:
+def test_a_wrong_row_makes_the_image_unusable_and_is_named(row: str, reason: str, kind: str) -> None:
     parsed = parse_yolo(FILE, f"0 0.5 0.5 0.2 0.2\n\n{row}\n".encode(), 2, UNIT)
     assert not parsed.usable
     (problem,) = parsed.problems

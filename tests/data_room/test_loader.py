@@ -185,7 +185,7 @@ def test_ranks_keep_to_their_own_pictures(make_set: MakeSet, decoded: collection
 
 
 def test_the_memory_of_pictures_is_used_again_but_not_that_of_the_last_ones(index: Index) -> None:
-    images = image_cache.RecentImages(index, 64, capacity=image_cache.PICTURES_OF_A_SAMPLE)
+    images = image_cache.RecentImages(index, 64, capacity=image_cache.IMAGES_OF_A_SAMPLE)
     for start in range(len(index) - 8):
         pictures = [images[position] for position in range(start, start + 8)]
         for position, picture in enumerate(pictures, start):

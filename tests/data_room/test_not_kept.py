@@ -49,7 +49,7 @@ def block(place: Path) -> None:
     place.write_text("")
 
 
-@pytest.mark.parametrize("blocked", [".", "index", "pictures", "unchanged"])
+@pytest.mark.parametrize("blocked", [".", "index", "images", "unchanged"])
 def test_a_training_says_once_which_cache_it_cannot_write(
     data: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, blocked: str
 ) -> None:
@@ -61,7 +61,7 @@ def test_a_training_says_once_which_cache_it_cannot_write(
         train, val = load(spec, TrainConfig(), said.append)
         assert (len(train), len(val)) == (24, 24)
         lines = about_the_cache(said)
-        assert len(lines) == (0 if blocked == "pictures" and load is load_splits_again else 1)
+        assert len(lines) == (0 if blocked == "images" and load is load_splits_again else 1)
         assert all(LINE.fullmatch(line) for line in lines)
 
 

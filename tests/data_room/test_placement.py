@@ -26,7 +26,7 @@ def plain(tiles: list[augment.Tile], canvas: tuple[int, int], *how: object) -> S
 
 
 def sample(random: np.random.Generator, label: int) -> Sample:
-    """A smooth picture with three boxes of a class of its own."""
+    """A smooth image with three boxes of a class of its own."""
     height, width = random.integers(IMGSZ // 2, IMGSZ + 1, 2)
     image = cv2.resize(random.integers(0, 256, (4, 4, 3), np.uint8), (int(width), int(height)))
     corner = random.uniform(0, 0.6, (3, 2)) * (width, height)
@@ -54,7 +54,7 @@ def test_a_sample_is_that_of_the_plain_way_to_less_than_a_pixel(seed: int, with_
         if label in boxes:  # of a box at the limit one way may keep it, the other not
             np.testing.assert_allclose(box, boxes[label], atol=1.01)
     assert len(set(boxes) ^ set(found.labels.tolist())) <= 1
-    # Away from the seams, where the plain way blends two pictures and this one has either.
+    # Away from the seams, where the plain way blends two images and this one has either.
     difference = np.abs(found.image.astype(int) - expected.image).max(axis=-1)
     assert np.median(difference) <= 6
     assert (difference > 40).mean() < 0.12

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from yoloyard.data.loading.sampling import (
     TrainSampler,
     epoch_order,
+    images_in_use,
     part_of,
-    pictures_in_use,
     rectangular_batches,
     sample_random,
     window,
@@ -45,13 +45,13 @@ def test_a_worker_keeps_what_its_windows_need(num_batches: int, batch: int) -> N
     # The batches from the first to the last use of any window, in the order in which one worker makes them.
     number = num_batches // 2
     here = window(number, num_batches, batch)
-    assert (here[-1] - here[0] + 1) * batch <= pictures_in_use(num_batches, batch, workers=0)
-    assert pictures_in_use(num_batches, batch, 0, 8) >= (here[-1] - here[0] + 1) * len(part_of(0, batch))
-    assert pictures_in_use(num_batches, batch, 8) <= pictures_in_use(num_batches, batch, 0) / 8 + batch
+    assert (here[-1] - here[0] + 1) * batch <= images_in_use(num_batches, batch, workers=0)
+    assert images_in_use(num_batches, batch, 0, 8) >= (here[-1] - here[0] + 1) * len(part_of(0, batch))
+    assert images_in_use(num_batches, batch, 8) <= images_in_use(num_batches, batch, 0) / 8 + batch
 
 
 @given(batch_sizes, st.integers(0, 100_000))
-def test_a_part_of_a_batch_is_one_for_all_its_pictures(batch: int, position: int) -> None:
+def test_a_part_of_a_batch_is_one_for_all_its_images(batch: int, position: int) -> None:
     here = part_of(position, batch)
     assert position % batch in here
     assert all(part_of(other, batch) == here for other in here)
@@ -97,10 +97,10 @@ def test_rectangular_batches_have_the_published_shapes() -> None:
     assert rectangular_batches(np.array([square]), 640, 1) == [([0], (672, 672))]
     assert rectangular_batches(np.array([wide, wide]), 640, 2) == [([0, 1], (512, 672))]
     assert rectangular_batches(np.array([tall, (1280, 960)]), 640, 2) == [([0, 1], (672, 512))]
-    # The widest picture of a batch decides; wide and tall together need the square.
+    # The widest image of a batch decides; wide and tall together need the square.
     assert rectangular_batches(np.array([wide, (320, 640)]), 640, 2) == [([1, 0], (512, 672))]
     assert rectangular_batches(np.array([tall, wide]), 640, 2) == [([1, 0], (672, 672))]
-    # Sorted by height / width, pictures of the same shape in their order.
+    # Sorted by height / width, images of the same shape in their order.
     assert rectangular_batches(np.array([tall, wide, square, wide]), 320, 2) == [
         ([1, 3], (256, 352)),
         ([2, 0], (352, 352)),
@@ -108,7 +108,7 @@ def test_rectangular_batches_have_the_published_shapes() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(10, 4000), st.integers(10, 4000)), min_size=1, max_size=20), st.integers(1, 8))
-def test_every_picture_fits_into_its_rectangular_batch(sizes: list[tuple[int, int]], batch: int) -> None:
+def test_every_image_fits_into_its_rectangular_batch(sizes: list[tuple[int, int]], batch: int) -> None:
     batches = rectangular_batches(np.array(sizes), 320, batch)
     assert sorted(member for members, _ in batches for member in members) == list(range(len(sizes)))
     for members, (height, width) in batches:

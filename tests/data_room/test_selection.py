@@ -1,4 +1,4 @@
-"""Some classes, one class, a share of the pictures: what stays, and where it lies."""
+"""Some classes, one class, a share of the images: what stays, and where it lies."""
 
 import dataclasses
 import itertools
@@ -15,12 +15,12 @@ from yoloyard.data.index.selection import class_numbers, select
 
 
 def boxes_of(index: Index) -> dict[str, list[list[float]]]:
-    """Label and box of each picture."""
-    pictures = zip(index.paths, (index.annotations(position) for position in range(len(index))), strict=True)
-    return {path.name: [[label, *box] for box, label in zip(*part[:2], strict=True)] for path, part in pictures}
+    """Label and box of each image."""
+    images = zip(index.paths, (index.annotations(position) for position in range(len(index))), strict=True)
+    return {path.name: [[label, *box] for box, label in zip(*part[:2], strict=True)] for path, part in images}
 
 
-def test_boxes_of_other_classes_go_and_pictures_stay(index: Index) -> None:
+def test_boxes_of_other_classes_go_and_images_stay(index: Index) -> None:
     chosen = select(index, "scratch")
     expected = {name: [row for row in rows if row[0] == 1] for name, rows in boxes_of(index).items()}
     assert boxes_of(chosen) == expected

@@ -21,9 +21,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     seen: list[Path] = []
     original = index_module._read_labels
 
-    def counting(picture: object) -> object:
-        seen.append(picture.labels)  # type: ignore[attr-defined]
-        return original(picture)  # type: ignore[arg-type]
+    def counting(image: object) -> object:
+        seen.append(image.labels)  # type: ignore[attr-defined]
+        return original(image)  # type: ignore[arg-type]
 
     monkeypatch.setattr(index_module, "_read_labels", counting)
     return seen
@@ -121,8 +121,8 @@ def test_what_changes_while_it_is_read_is_not_noted(make_set: MakeSet, monkeypat
     label = data.parent / "labels/train/0001.txt"
     original = index_module._read_labels
 
-    def changing(picture: object) -> object:
-        content = original(picture)  # type: ignore[arg-type]
+    def changing(image: object) -> object:
+        content = original(image)  # type: ignore[arg-type]
         label.write_text("0 0.5 0.5 0.125 0.125\n")
         return content
 

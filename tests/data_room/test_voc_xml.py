@@ -65,7 +65,7 @@ def test_repeated_and_flat_objects_are_left_out_and_named() -> None:
         (voc(thing("dent", 5, 1, 1, 5)), "box without area", ":3: the size -4 4 is negative"),
         (voc(thing("dent", 5, 1, "nan", 5)), "label malformed", ":3: bndbox/xmax is 'nan', not a number"),
         (voc("<object><name>dent</name></object>"), "label malformed", ":3: the object has neither bndbox nor polygon"),
-        (voc(size=(40, 30)), "image size differs", ": it says 30x40 pixels, the picture has 40x30"),
+        (voc(size=(40, 30)), "image size differs", ": it says 30x40 pixels, the image has 40x30"),
         (voc()[:-3], "label malformed", ":4: not valid XML (unclosed token)"),
         (b"", "label malformed", ":1: not valid XML"),
         (b"<html><body>404</body></html>", "label malformed", ": its root is <html>, not <annotation>"),
@@ -78,7 +78,7 @@ def test_repeated_and_flat_objects_are_left_out_and_named() -> None:
         ),
     ],
 )
-def test_what_is_wrong_makes_the_picture_unusable(content: bytes, kind: str, message: str) -> None:
+def test_what_is_wrong_makes_the_image_unusable(content: bytes, kind: str, message: str) -> None:
     parsed = parse_voc(FILE, content, ["dent"], SIZE)
     assert not parsed.usable
     (problem,) = parsed.problems
@@ -97,24 +97,24 @@ def write(path: Path, content: bytes | str) -> None:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
-def picture(path: Path) -> None:
+def image(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.zeros((*SIZE, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
-    ("pictures", "labels", "entry"),
+    ("images", "labels", "entry"),
     [
         ("JPEGImages", "Annotations", "JPEGImages"),
         ("images/train", "annotations/train", "images/train"),
         ("images", "labels", "images"),
-        ("pictures", "pictures", "pictures"),
+        ("images", "images", "images"),
         ("train", "xml", "{images: train, labels: xml}"),
         ("VOC/JPEGImages", "VOC/Annotations", "VOC/ImageSets/Main/train.txt"),
     ],
 )
-def test_files_are_found_where_they_usually_are(tmp_path: Path, pictures: str, labels: str, entry: str) -> None:
-    picture(tmp_path / pictures / "2007 1.png")
+def test_files_are_found_where_they_usually_are(tmp_path: Path, images: str, labels: str, entry: str) -> None:
+    image(tmp_path / images / "2007 1.png")
     write(tmp_path / labels / "2007 1.xml", voc(thing("dent", 1, 1, 5, 5)))
     write(tmp_path / "VOC/ImageSets/Main/train.txt", "2007 1\n")
     write(tmp_path / "data.yaml", f"train: {entry}\nnames: [dent]\n")
@@ -126,7 +126,7 @@ def test_files_are_found_where_they_usually_are(tmp_path: Path, pictures: str, l
 
 def test_lists_of_a_class_are_lists_and_their_dead_lines_are_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        picture(tmp_path / f"JPEGImages/{name}.png")
+        image(tmp_path / f"JPEGImages/{name}.png")
         write(tmp_path / f"Annotations/{name}.xml", voc(thing("dent", 1, 1, 5, 5)))
     write(tmp_path / "ImageSets/Main/dent_train.txt", "a  1\nb -1\nc 1\n")
     write(tmp_path / "data.yaml", "train: ImageSets/Main/dent_train.txt\nnames: [dent]\n")
@@ -138,7 +138,7 @@ def test_lists_of_a_class_are_lists_and_their_dead_lines_are_named(tmp_path: Pat
 
 def test_text_files_win_and_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        picture(tmp_path / f"images/{name}.png")
+        image(tmp_path / f"images/{name}.png")
     write(tmp_path / "labels/a.txt", "1 0.5 0.5 0.5 0.5\n")
     write(tmp_path / "labels/a.xml", voc(thing("dent", 1, 1, 5, 5)))
     write(tmp_path / "labels/lost.xml", voc())
@@ -154,7 +154,7 @@ def test_text_files_win_and_what_has_no_counterpart_is_named(tmp_path: Path) -> 
 
 
 def test_without_names_the_classes_of_the_first_files_are_said(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.png")
+    image(tmp_path / "images/a.png")
     write(tmp_path / "images/a.xml", voc(thing("dent", 1, 1, 5, 5), thing("big scratch", 1, 1, 5, 5)))
     write(tmp_path / "data.yaml", "train: images\n")
     with pytest.raises(UsageError, match=r"no names; .*mention dent, big scratch"):

@@ -24,7 +24,7 @@ def exit_code(*words: object) -> int:
 
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """14 training and 6 validation pictures of the demo set at 96 pixels; the data.yaml."""
+    """14 training and 6 validation images of the demo set at 96 pixels; the data.yaml."""
     return write_demo(tmp_path_factory.mktemp("tiny") / "line", seed=3, train=14, val=6, size=96)
 
 

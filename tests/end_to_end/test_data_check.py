@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from commands import TINY, Command
-from yoloyard.data.index import image_facts as pictures
+from yoloyard.data.index import image_facts as images
 from yoloyard.data.pixels.decode import decode_image
 
 
@@ -74,7 +74,7 @@ def test_every_mistake_is_listed_and_nothing_is_written_beside_the_data(data: Pa
     for kind, line in expected.items():
         assert kind in out
         assert line in page, kind
-    assert f"{data.parent}/images/val/0001.jpg: the same picture (mirrored, resized) as" in page
+    assert f"{data.parent}/images/val/0001.jpg: the same image (mirrored, resized) as" in page
     assert page.count("<img ") >= 4  # the pairs, and samples with their boxes
     assert "11 errors, 3 warnings;" in out  # two copies
 
@@ -114,13 +114,13 @@ def test_wrong_usage_is_told_apart(data: Path, yoloyard: Command) -> None:
 
 def test_what_has_not_changed_is_decoded_once(data: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[Path] = []
-    decode = pictures.decode_thumbnail
+    decode = images.decode_thumbnail
 
     def counting(path: Path, *rest: object) -> object:
         decoded.append(path)
         return decode(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pictures, "decode_thumbnail", counting)
+    monkeypatch.setattr(images, "decode_thumbnail", counting)
     assert yoloyard("data", "check", data)[0] == 0
     assert len(decoded) == 20
     rewrite(data.parent / "labels/train/0000.txt", "0 0.5 0.5 0.1 0.1")

@@ -1,4 +1,4 @@
-"""One picture, stored in the eight ways that a camera may be held, is one picture everywhere."""
+"""One image, stored in the eight ways that a camera may be held, is one image everywhere."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from yoloyard.models import registry
 from yoloyard.models.weights import save_weights
 
 UNCHANGED = AugmentConfig(mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0)
-TURNS = {  # how a picture is stored that is seen after the turn of EXIF 2.32, tag 0x0112
+TURNS = {  # how an image is stored that is seen after the turn of EXIF 2.32, tag 0x0112
     1: None,
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,7 +36,7 @@ TURNS = {  # how a picture is stored that is seen after the turn of EXIF 2.32, t
 
 @pytest.fixture(params=[".png", ".webp", ".tif"])
 def eight(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data.yaml of the same picture in eight orientations, with the same two boxes."""
+    """A data.yaml of the same image in eight orientations, with the same two boxes."""
     monkeypatch.setenv("YOLOYARD_CACHE", str(tmp_path / "cache"))
     coarse = np.random.default_rng(1).integers(0, 256, (5, 7, 3), np.uint8)
     seen = Image.fromarray(cv2.resize(coarse, (90, 60), interpolation=cv2.INTER_CUBIC))
@@ -91,4 +91,4 @@ def test_training_validation_and_predict_see_the_eight_orientations_as_one(eight
     assert len(found) == 20
     assert all(torch.equal(found.boxes, other.boxes) for other in others)
     mirrored = model(np.ascontiguousarray(decode_image(index.paths[0])[:, ::-1]))
-    assert not torch.allclose(found.boxes, mirrored.boxes, atol=1)  # these boxes do depend on the picture
+    assert not torch.allclose(found.boxes, mirrored.boxes, atol=1)  # these boxes do depend on the image

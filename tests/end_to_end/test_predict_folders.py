@@ -55,7 +55,5 @@ def test_a_folder_that_is_named_is_looked_at_whatever_it_is(word: str, found: li
 
 @pytest.mark.usefixtures("here")
 def test_a_folder_of_results_alone_says_why_it_has_no_images() -> None:
-    with pytest.raises(
-        UsageError, match=r"no pictures or videos in the folder runs; passed over: 2 folders \(.*predict"
-    ):
+    with pytest.raises(UsageError, match=r"no images or videos in the folder runs; passed over: 2 folders \(.*predict"):
         find_sources(["runs"])

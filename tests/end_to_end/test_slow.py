@@ -31,7 +31,7 @@ def test_the_demo_learns_what_cannot_be_guessed(
     assert records[0]["val/map50"] < 0.05
     _, metadata = read_weights(Path("runs/demo/weights/best.safetensors"))
     assert metadata["metrics"]["map50"] > 0.5
-    assert len(list(Path("runs/demo-pictures").glob("*.jpg"))) == 10
+    assert len(list(Path("runs/demo-images").glob("*.jpg"))) == 10
 
 
 def test_a_run_killed_at_any_moment_goes_on(data: Path, yoloyard: Command) -> None:

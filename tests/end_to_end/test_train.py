@@ -13,7 +13,7 @@ from commands import TINY, TINY_NETWORK, Command
 from yoloyard.models.weights import load_model, read_weights
 
 
-def picture(path: Path) -> np.ndarray:
+def image(path: Path) -> np.ndarray:
     pixels = cv2.imread(str(path))
     assert pixels is not None
     return pixels
@@ -48,7 +48,7 @@ def test_a_run_leaves_everything_and_its_last_figures_are_those_of_val(
     assert json.loads(Path("runs/val/metrics.json").read_text()) == last
 
 
-def test_weights_find_things_in_pictures_folders_videos_and_from_python(
+def test_weights_find_things_in_images_folders_videos_and_from_python(
     run_folder: Path, data: Path, yoloyard: Command
 ) -> None:
     weights = run_folder / "weights" / "best.safetensors"
@@ -57,24 +57,24 @@ def test_weights_find_things_in_pictures_folders_videos_and_from_python(
     video = Path("clip.avi")
     writer = cv2.VideoWriter(str(video), cv2.VideoWriter.fourcc(*"MJPG"), 5, (96, 96))
     for _ in range(3):
-        writer.write(picture(first))
+        writer.write(image(first))
     writer.release()
     code, out, err = yoloyard(
         "predict", "--weights", weights, images, f"{images}/*.jpg", video, "--conf", 0.0001, "--save-txt", "--save-json"
     )
     assert (code, err) == (0, "")
-    assert "15 pictures; results in runs/predict" in out
+    assert "15 images; results in runs/predict" in out
     assert Path(f"runs/predict/{first.stem}-2.jpg").exists()  # the same name from the glob
     rows = json.loads(Path("runs/predict/predictions.json").read_text())
     assert {"image", "box_xyxy", "score", "label", "name"} == rows[0].keys()
-    assert picture(Path("runs/predict") / first.name).shape == (96, 96, 3)
+    assert image(Path("runs/predict") / first.name).shape == (96, 96, 3)
     assert Path("runs/predict/clip.mp4").stat().st_size > 0
     label, *numbers = Path(f"runs/predict/labels/{first.stem}.txt").read_text().splitlines()[0].split()
     assert int(label) < 5
     assert len(numbers) == 5
 
     model = package.load(weights, conf=0.0001)
-    pixels = cv2.cvtColor(picture(first), cv2.COLOR_BGR2RGB)
+    pixels = cv2.cvtColor(image(first), cv2.COLOR_BGR2RGB)
     by_array, [by_path] = model(pixels), model([first])
     assert len(by_array) > 0
     assert np.array_equal(by_array.boxes.numpy(), by_path.boxes.numpy())

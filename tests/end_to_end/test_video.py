@@ -113,7 +113,7 @@ def test_what_is_no_video_is_named(content: bytes, tmp_path: Path) -> None:
     write(tmp_path / "v002.mp4")
     assert read(tmp_path / "v001.mp4")[3].endswith("v001.mp4 has no frame that can be read")
     done, said = look(tmp_path / "out", tmp_path)
-    assert (done.pictures, done.unreadable) == (6, 1)
+    assert (done.images, done.unreadable) == (6, 1)
     assert any(line.startswith("left out: ") and "v001.mp4" in line for line in said)
     with pytest.raises(UnreadableError, match=r"v001\.mp4 has no frame"):
         look(tmp_path / "out", tmp_path / "v001.mp4")
@@ -157,7 +157,7 @@ def test_a_video_may_be_called_anything(name: str, tmp_path: Path) -> None:
     folder.mkdir()
     (tmp_path / "plain.mp4").rename(folder / name)
     done, _ = look(folder / "out", folder / name, save_json=True, save_txt=True)
-    assert done == predict_module.Done(pictures=6)
+    assert done == predict_module.Done(images=6)
     assert len(read(folder / "out" / Path(name).with_suffix(".mp4"))[0]) == 6
     assert len(list((folder / "out" / "labels" / Path(name).stem).iterdir())) == 6
 
@@ -168,7 +168,7 @@ def test_videos_are_known_by_every_suffix_that_ffmpeg_reads(tmp_path: Path) -> N
     for suffix, code in kinds.items():
         write(tmp_path / f"v{suffix[1:]}{suffix}", code=code)
     done, said = look(tmp_path / "out", tmp_path)
-    assert (done.pictures, done.unreadable) == (6 * len(kinds), 0), said
+    assert (done.images, done.unreadable) == (6 * len(kinds), 0), said
 
 
 def test_results_that_can_not_be_written_are_counted_and_the_others_are_done(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_results_that_can_not_be_written_are_counted_and_the_others_are_done(tmp
     out = tmp_path / "out"
     (out / "z.jpg").mkdir(parents=True)  # in the way of a result
     done, said = look(out, folder, save_txt=True)
-    assert done == predict_module.Done(pictures=4, unwritten=1)
+    assert done == predict_module.Done(images=4, unwritten=1)
     assert [line for line in said if line.startswith("not written: ")] == [
         f"not written: cannot write {out / 'z.jpg'}: Is a directory. What was saved before is untouched."
     ]
@@ -214,7 +214,7 @@ def test_a_video_that_can_not_be_written_is_named_once_and_its_frames_are_still_
     write(tmp_path / "v.mp4")
     (tmp_path / "out" / "v.mp4").mkdir(parents=True)
     done, said = look(tmp_path / "out", tmp_path / "v.mp4", save_txt=True)
-    assert done == predict_module.Done(pictures=6, unwritten=1)
+    assert done == predict_module.Done(images=6, unwritten=1)
     assert sum(line.startswith("not written: cannot write the video") for line in said) == 1
     assert len(list((tmp_path / "out" / "labels" / "v").iterdir())) == 6
 
@@ -273,9 +273,9 @@ def test_a_file_may_be_said_as_an_address(scheme: str, tmp_path: Path) -> None:
     write(tmp_path / "a b.mp4", rate=0.5)
     cv2.imwrite(str(tmp_path / "100%.png"), pixels(1))
     done, _ = look(tmp_path / "out", f"{scheme}{tmp_path}/a%20b.mp4", f"{scheme}{tmp_path}/100%.png")
-    assert done == predict_module.Done(pictures=7)
+    assert done == predict_module.Done(images=7)
     assert cv2.VideoCapture(str(tmp_path / "out" / "a b.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(0.5)
-    with pytest.raises(UserError, match=f"there is no picture, video or folder {tmp_path}/no.mp4"):
+    with pytest.raises(UserError, match=f"there is no image, video or folder {tmp_path}/no.mp4"):
         look(tmp_path / "out", f"{scheme}{tmp_path}/no.mp4")
 
 
@@ -288,7 +288,7 @@ def test_a_video_of_a_server_has_an_end_and_its_own_rate(tmp_path: Path) -> None
             done, said = look(tmp_path / "out", f"http://127.0.0.1:{server.server_port}/v.avi")
         finally:
             server.shutdown()
-    assert done == predict_module.Done(pictures=6), said
+    assert done == predict_module.Done(images=6), said
     assert cv2.VideoCapture(str(tmp_path / "out" / "stream.mp4")).get(cv2.CAP_PROP_FPS) == pytest.approx(0.5)
 
 
@@ -309,7 +309,7 @@ def test_a_named_video_may_have_any_suffix(name: str, code: str, tmp_path: Path)
     write(tmp_path / ("v.mp4" if code == "mp4v" else "v.mpg"), code=code)
     next(tmp_path.glob("v.*")).rename(tmp_path / name)
     done, _ = look(tmp_path / "out", tmp_path / name)
-    assert done == predict_module.Done(pictures=6)
+    assert done == predict_module.Done(images=6)
     assert (tmp_path / "out" / name).with_suffix(".mp4").exists()
 
 
@@ -328,7 +328,7 @@ def test_of_an_animated_image_it_is_said_that_the_first_frame_is_taken(tmp_path:
         frames[0].save(path, save_all=True, append_images=frames[1:])
         count = cv2.imcount(str(path))  # not every release of OpenCV sees all frames of every format
         done, said = look(tmp_path / "out", path)
-        assert (done.pictures, f"{path}: the first of {count} frames or pages is taken" in said) == (1, count > 1)
+        assert (done.images, f"{path}: the first of {count} frames or pages is taken" in said) == (1, count > 1)
     assert count == 5
     frames[0].save(tmp_path / "one.tif")
     assert not any("the first of" in line for line in look(tmp_path / "out", tmp_path / "one.tif")[1])

@@ -20,7 +20,7 @@ def make_index(
 ) -> Index:
     """An index of 640 x 480 images from (xyxy, labels, ignore) of each."""
     if paths is None:
-        paths = [Path(f"/pictures/{i:03}.jpg") for i in range(len(images))]
+        paths = [Path(f"/images/{i:03}.jpg") for i in range(len(images))]
     encoded = [os.fsencode(path) for path in paths]
     return Index(
         names=tuple(names),

@@ -80,7 +80,7 @@ def test_a_crowd_of_tags_does_not_cover_itself_and_no_boxes_change_nothing() -> 
     assert np.array_equal(draw_boxes(image, same_place[:0], labels[:0], ["a"]), image)
 
 
-def test_boxes_beyond_the_picture_and_letters_without_a_font() -> None:
+def test_boxes_beyond_the_image_and_letters_without_a_font() -> None:
     image = np.zeros((100, 60, 3), np.uint8)
     drawn = draw_boxes(image, np.array([[-50.0, -50.0, 500.0, 500.0]]), np.array([3]), ["", "", "", "\U0001f6e0"])
     assert drawn.shape == image.shape

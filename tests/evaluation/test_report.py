@@ -68,7 +68,7 @@ def case(tmp_path: Path) -> tuple[Index, dict[int, Detections]]:
 
 def test_loads_nothing(tmp_path: Path, case: tuple[Index, dict[int, Detections]]) -> None:
     page = write(tmp_path / "report.html", *case, records=RECORDS)
-    assert page.tags.count("img") == 4  # labels and found boxes of two pictures
+    assert page.tags.count("img") == 4  # labels and found boxes of two images
     assert "svg" in page.tags
     assert not {"link", "iframe", "object", "embed"} & set(page.tags)
     assert all(address.startswith(("data:", "#")) for address in page.loads)
@@ -112,7 +112,7 @@ def test_figures_are_those_of_the_evaluation(tmp_path: Path, case: tuple[Index, 
     assert "0 right, 0 missed, 1 false" in page.text
 
 
-def test_a_picture_that_is_gone_is_named(tmp_path: Path, case: tuple[Index, dict[int, Detections]]) -> None:
+def test_a_image_that_is_gone_is_named(tmp_path: Path, case: tuple[Index, dict[int, Detections]]) -> None:
     case[0].paths[0].unlink()
     page = write(tmp_path / "report.html", *case)
     assert page.tags.count("img") == 2

@@ -58,7 +58,7 @@ def shows(browser: webdriver.Chrome, selector: str, seconds: float = 60) -> Any:
     return WebDriverWait(browser, seconds).until(lambda page: page.find_element(By.CSS_SELECTOR, selector))
 
 
-def picture(browser: webdriver.Chrome, name: str) -> None:
+def image(browser: webdriver.Chrome, name: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     browser.save_screenshot(str(SCREENSHOTS / f"{name}.png"))
 
@@ -94,7 +94,7 @@ def test_the_stages_hold_what_they_say_and_no_more(image: str) -> None:
 def test_up_prints_how_to_get_in_and_training_starts_within_five_minutes(yard: Yard) -> None:
     assert yard.jupyter
     assert yard.tensorboard
-    # The first line of an epoch stands for its steps: four pictures are one step.
+    # The first line of an epoch stands for its steps: four images are one step.
     first = "python -c \"import yoloyard; yoloyard.train(model='yolo11n', data='line/data.yaml', imgsz=64, batch=4, "
     first += "epochs=1, fraction=0.3, device='cpu', amp=False, name='first', tensorboard=False)\""
     yoloyard("shell", "--engine", "podman", "sh", "-c", first, folder=yard.folder, seconds=200)
@@ -146,11 +146,11 @@ def test_jupyter_wants_its_token(yard: Yard, browser: webdriver.Chrome) -> None:
     assert status(f"{api}?token={token}") == 200
     browser.get(page)
     shows(browser, "input[name=password]")
-    picture(browser, "jupyter-without-token")
+    image(browser, "jupyter-without-token")
     browser.get(yard.jupyter)
     shows(browser, ".jp-Launcher, .jp-FileBrowser", 90)
-    time.sleep(3)  # the file list, for the picture
-    picture(browser, "jupyter")
+    time.sleep(3)  # the file list, for the image
+    image(browser, "jupyter")
 
 
 def test_a_cell_in_the_browser_trains_an_epoch(yard: Yard, browser: webdriver.Chrome) -> None:
@@ -179,7 +179,7 @@ def test_a_cell_in_the_browser_trains_an_epoch(yard: Yard, browser: webdriver.Ch
             lambda page: "cell is done" in page.find_element(By.CSS_SELECTOR, ".jp-Notebook").text
         )
     finally:
-        picture(browser, "notebook")
+        image(browser, "notebook")
     text = shows(browser, ".jp-Notebook").text
     assert "epoch 1/1" in text
     assert (yard.folder / "runs/cell/report.html").stat().st_uid == OWNER
@@ -200,8 +200,8 @@ def test_tensorboard_shows_the_runs(yard: Yard, browser: webdriver.Chrome) -> No
     WebDriverWait(browser, 60).until(has_tags)  # it looks for new files every few seconds
     browser.get(yard.tensorboard)
     WebDriverWait(browser, 60).until(lambda page: "val" in page.find_element(By.TAG_NAME, "body").text)
-    time.sleep(5)  # the curves, for the picture
-    picture(browser, "tensorboard")
+    time.sleep(5)  # the curves, for the image
+    image(browser, "tensorboard")
 
 
 def test_the_quickstart_runs_from_top_to_bottom(yard: Yard) -> None:

@@ -227,6 +227,6 @@ def test_settings_that_were_lost(machine: Machine, yard: Yard, monkeypatch: pyte
 def test_data_must_be_a_folder(machine: Machine, yard: Yard, tmp_path: Path) -> None:
     machine.with_docker()
     assert yard("up", "--data", "nowhere")[0] == 1
-    (tmp_path / "line/pictures").mkdir()
-    assert yard("up", "--data", "pictures")[0] == 0
-    assert f"YOLOYARD_DATA='{tmp_path / 'line/pictures'}'" in settings(machine)
+    (tmp_path / "line/images").mkdir()
+    assert yard("up", "--data", "images")[0] == 0
+    assert f"YOLOYARD_DATA='{tmp_path / 'line/images'}'" in settings(machine)

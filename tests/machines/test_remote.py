@@ -199,8 +199,8 @@ def test_git_says_what_belongs_to_a_project(tmp_path: Path) -> None:
 
 
 def test_a_gigabyte_is_not_copied_silently(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    with (tmp_path / "pictures/film.mp4").open("wb") as film:
+    (tmp_path / "images").mkdir()
+    with (tmp_path / "images/film.mp4").open("wb") as film:
         film.truncate(2 * 10**9)
-    with pytest.raises(UserError, match=r"pictures \(2.00 GB\).*--yes"):
+    with pytest.raises(UserError, match=r"images \(2.00 GB\).*--yes"):
         copy_folder(tmp_path, parse_host("ssh://gpu1"), tmp_path, False, print)  # type: ignore[arg-type]

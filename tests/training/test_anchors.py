@@ -73,7 +73,7 @@ def test_boxes_of_an_unusual_kind_get_anchors_of_their_own(model: str) -> None:
 
 
 def test_sizes_are_those_of_training() -> None:
-    """Pictures of 2560 x 1280 trained with 640 pixels: boxes are a quarter as large."""
+    """Images of 2560 x 1280 trained with 640 pixels: boxes are a quarter as large."""
     said: list[str] = []
     head = head_of()
     fit_anchors(head, index_of([np.full((3, 2), 480.0)], (1280, 2560)), 640, 4.0, 0, said.append)

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 training pictures, half of them without an object, and 5 for validation: no even shares for 2 or 4."""
+    """16 training images, half of them without an object, and 5 for validation: no even shares for 2 or 4."""
     data = write_demo(tmp_path_factory.mktemp("processes") / "line", seed=3, train=16, val=5, size=96)
     for labels in sorted((data.parent / "labels" / "train").iterdir())[::2]:
         labels.write_text("")
@@ -39,7 +39,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def as_arrays(predictions: dict[int, Detections]) -> dict[int, np.ndarray]:
-    """Boxes, scores and labels of each picture side by side."""
+    """Boxes, scores and labels of each image side by side."""
     return {
         image: np.column_stack((found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()))
         for image, found in predictions.items()
@@ -47,7 +47,7 @@ def as_arrays(predictions: dict[int, Detections]) -> dict[int, np.ndarray]:
 
 
 def freeze_normalisation(detector: nn.Module, index: Index) -> None:
-    """Keep BatchNorm at the statistics of some pictures, so that signals and gradients stay of a natural size."""
+    """Keep BatchNorm at the statistics of some images, so that signals and gradients stay of a natural size."""
     normalisations = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
     for module in normalisations:
         module.momentum = 1.0

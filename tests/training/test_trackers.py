@@ -21,7 +21,7 @@ from yoloyard.evaluation.report.drawing import draw_boxes
 from yoloyard.training.listeners.trackers import Trackers, check_trackers, open_trackers
 
 RECORD = {"epoch": 1, "train/box": 2.5, "val/map50": 0.25}
-PICTURE = np.full((32, 48, 3), 90, np.uint8)
+IMAGE = np.full((32, 48, 3), 90, np.uint8)
 FOUND = Detections(torch.tensor([[4.0, 4, 20, 20]]), torch.tensor([0.9]), torch.tensor([0]))
 WANDB = TrainConfig(wandb=True, tensorboard=False)
 
@@ -70,12 +70,12 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_weights_and_biases_keeps_figures_and_pictures_and_a_resumed_run_is_the_same_one(tmp_path: Path) -> None:
+def test_weights_and_biases_keeps_figures_and_images_and_a_resumed_run_is_the_same_one(tmp_path: Path) -> None:
     folder = tmp_path / "line"
     folder.mkdir()
     for epoch in (1, 2):
         trackers = open_trackers(folder, WANDB, pytest.fail)
-        trackers.prediction(7, PICTURE, FOUND, ["dent"], epoch)
+        trackers.prediction(7, IMAGE, FOUND, ["dent"], epoch)
         trackers.scalars(RECORD | {"epoch": epoch})
         trackers.close()
     rows, ids = rows_of(folder)
@@ -113,7 +113,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_alert() -> None:
         def scalars(self, record: dict[str, float]) -> None:
             raise OSError(28, "No space left on device")
 
-        def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        def image(self, name: str, image: np.ndarray, step: int) -> None:
             seen.append(name)
 
         def close(self) -> None:
@@ -128,7 +128,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_alert() -> None:
     trackers = Trackers([Full(), Good()], alerts.append)
     trackers.scalars(RECORD)
     trackers.scalars(RECORD)
-    trackers.prediction(3, PICTURE, FOUND, ["dent"], 1)
+    trackers.prediction(3, IMAGE, FOUND, ["dent"], 1)
     trackers.close()
     assert alerts == ["Full has failed and is left out from here on: [Errno 28] No space left on device"]
     assert seen == ["scalars", "scalars", "prediction/3", "closed"]
@@ -141,10 +141,10 @@ def test_without_a_tracker_nothing_is_drawn(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_tensorboard_shows_pictures_and_figures(tmp_path: Path) -> None:
+def test_tensorboard_shows_images_and_figures(tmp_path: Path) -> None:
     trackers = open_trackers(tmp_path, TrainConfig(), pytest.fail)
     for epoch in (1, 2):
-        trackers.prediction(7, PICTURE, FOUND, ["dent"], epoch)
+        trackers.prediction(7, IMAGE, FOUND, ["dent"], epoch)
         trackers.scalars(RECORD | {"epoch": epoch})
     trackers.close()
 
@@ -155,8 +155,8 @@ def test_tensorboard_shows_pictures_and_figures(tmp_path: Path) -> None:
     (tmp_path / "shown.jpg").write_bytes(images[0].encoded_image_string)
     shown = decode_image(tmp_path / "shown.jpg")
     boxes, labels, scores = FOUND.boxes.numpy(), FOUND.labels.numpy(), FOUND.scores.numpy()
-    drawn = draw_boxes(PICTURE, boxes, labels, ["dent"], scores).astype(int)
-    assert np.abs(shown - drawn).mean() < 8 < np.abs(PICTURE - drawn).mean()  # apart from what a JPEG loses
+    drawn = draw_boxes(IMAGE, boxes, labels, ["dent"], scores).astype(int)
+    assert np.abs(shown - drawn).mean() < 8 < np.abs(IMAGE - drawn).mean()  # apart from what a JPEG loses
 
 
 @pytest.mark.parametrize("name", ["\udccf\udcee", "项目", "10:20 %d"])
@@ -164,7 +164,7 @@ def test_a_run_folder_may_be_called_anything(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     folder.mkdir()
     trackers = open_trackers(folder, TrainConfig(), pytest.fail)
-    trackers.prediction(7, PICTURE, FOUND, ["dent"], 1)
+    trackers.prediction(7, IMAGE, FOUND, ["dent"], 1)
     trackers.scalars(RECORD)
     trackers.close()
     (folder / "tensorboard").rename(tmp_path / "plain")

@@ -175,14 +175,14 @@ def data_check(
         f"{number:,} {word if number == 1 else f'{word}s'}"
         for number, word in ((check.errors, "error"), (warnings, "warning"))
     ]
-    print(f"{', '.join(counts)}; all of them, and pictures: {check.page}")
+    print(f"{', '.join(counts)}; all of them, and images: {check.page}")
     if check.errors:
         sys.exit(1)
 
 
 @app.command
 def predict(
-    *sources: Annotated[str, Parameter(help="pictures, folders, globs, videos, a camera's number, an RTSP address")],
+    *sources: Annotated[str, Parameter(help="images, folders, globs, videos, a camera's number, an RTSP address")],
     weights: Annotated[Path, Parameter(help="a weight file")],
     source: Annotated[list[str] | None, Parameter(help="the same as naming it without the flag")] = None,
     imgsz: Annotated[int | None, Parameter(help="pixels; default: as in the weight file")] = None,
@@ -195,7 +195,7 @@ def predict(
     project: Annotated[Path, Parameter(help="folder of the results")] = Path("runs"),
     name: Annotated[str, Parameter(help="name of the results")] = "predict",
 ) -> None:
-    """Find objects in pictures, videos and camera streams."""
+    """Find objects in images, videos and camera streams."""
     from yoloyard.commands.predict import Model, find_sources
     from yoloyard.commands.predict import predict as run
     from yoloyard.common.files import new_run_folder
@@ -207,7 +207,7 @@ def predict(
     folder = new_run_folder(project, name)
     print(f"shown: {Showing(model.settings.conf, model.settings.iou)}")
     done = run(model, found, folder, save_txt, save_json, print)
-    print(f"{done.pictures} pictures; results in {folder}")
+    print(f"{done.images} images; results in {folder}")
     if done.unreadable or done.unwritten:
         failed = f"{done.unreadable} could not be read in full, {done.unwritten} results could not be written"
         raise UserError(f"{failed}; they are named above")
@@ -243,9 +243,9 @@ def import_weights(
 def demo(
     folder: Annotated[Path, Parameter(help="where to write it")] = Path("demo"),
     *,
-    seed: Annotated[int, Parameter(help="another seed gives other pictures")] = 0,
+    seed: Annotated[int, Parameter(help="another seed gives other images")] = 0,
 ) -> None:
-    """Write the demo data set: pictures of an inspection line, with exact boxes."""
+    """Write the demo data set: images of an inspection line, with exact boxes."""
     from yoloyard.demo.write import write_demo
 
     print(f"demo data: {write_demo(folder, seed)}")
@@ -258,7 +258,7 @@ def data_convert(
     *,
     to: Annotated[Literal["yolo", "coco", "voc"], Parameter(help="the format to write")],
 ) -> None:
-    """Write a data set in another format, pictures as hard links; what can't be used is left out and listed."""
+    """Write a data set in another format, images as hard links; what can't be used is left out and listed."""
     from yoloyard.data.formats.convert import convert
     from yoloyard.data.formats.data_yaml import read_data_yaml
 

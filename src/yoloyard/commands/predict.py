@@ -1,4 +1,4 @@
-"""Objects in pictures, folders, videos and cameras, with the weights of a run."""
+"""Objects in images, folders, videos and cameras, with the weights of a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from yoloyard.data.pixels.decode import IMAGE_SUFFIXES, decode_image
 from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.report.drawing import draw_boxes
 from yoloyard.evaluation.validate import detect
-from yoloyard.models.weights import load_picture_model
+from yoloyard.models.weights import load_image_model
 
 SECONDS_BETWEEN_CHOICES = 5.0  # of the number of threads
 
@@ -42,7 +42,7 @@ WRITTEN_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
 
 @dataclass(frozen=True)
 class Source:
-    """Where pictures come from: a file, a video, or a camera."""
+    """Where images come from: a file, a video, or a camera."""
 
     address: str  # path, camera number, or stream address
     name: str  # of the results, relative to their folder and unlike that of any other source
@@ -52,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceImage:
-    """A picture to look at: its name for the results and its pixels."""
+    """An image to look at: its name for the results and its pixels."""
 
     name: str
     source: str
@@ -62,9 +62,9 @@ class SourceImage:
 
 @dataclass
 class Done:
-    """How many pictures were looked at, how many sources could not be read in full, how many results not written."""
+    """How many images were looked at, how many sources could not be read in full, how many results not written."""
 
-    pictures: int = 0
+    images: int = 0
     unreadable: int = 0
     unwritten: int = 0
 
@@ -89,7 +89,7 @@ class Model:
             raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
         asked = {"weights": weights, "device": device} | ({} if imgsz is None else {"imgsz": imgsz})
         words = checked_overrides(TrainConfig, asked)
-        self.detector, self.metadata = load_picture_model(Path(words["weights"]))
+        self.detector, self.metadata = load_image_model(Path(words["weights"]))
         numbers = map(str, range(self.detector.num_classes))
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or numbers)
         kept, showing = self.metadata.get("evaluation", {}), Showing.of(self.metadata)
@@ -133,7 +133,7 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
     Raises UsageError if one of them is not there or holds nothing.
     """
     if not words:
-        raise UsageError("say where to look: yoloyard predict --weights FILE PICTURES")
+        raise UsageError("say where to look: yoloyard predict --weights FILE IMAGES")
     found: list[tuple[str, Path, bool]] = []  # address, name, is optional
     videos: set[str] = set()  # known by their content
     for word in map(os.path.expanduser, map(_without_scheme, words)):
@@ -145,7 +145,7 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
             files = sorted(map(Path, search.files))
             if not files:
                 reason = f"; {passed_over}" if passed_over else ""
-                raise UsageError(f"there are no pictures or videos in the folder {word}{reason}")
+                raise UsageError(f"there are no images or videos in the folder {word}{reason}")
             if passed_over:
                 say(f"{word}: {passed_over}")
             found += [(str(path), path.relative_to(word), True) for path in files]
@@ -159,7 +159,7 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
             passed_over = search.passed_over()
             if not search.files:
                 reason = f"; {passed_over}" if passed_over else ""
-                raise UsageError(f"there is no picture, video or folder {word or repr(word)}{reason}")
+                raise UsageError(f"there is no image, video or folder {word or repr(word)}{reason}")
             if passed_over:
                 say(f"{word}: {passed_over}")
             found += [(path, Path(Path(path).name), True) for path in search.files]
@@ -185,7 +185,7 @@ def predict(
     save_json: bool,
     say: Callable[[str], None],
 ) -> Done:
-    """Look at all `sources` and write pictures with boxes, and on demand YOLO txt and JSON, into `folder`.
+    """Look at all `sources` and write images with boxes, and on demand YOLO txt and JSON, into `folder`.
 
     A camera goes on until Ctrl-C. What was found until the end, however it comes, is written. What can't be read, or
     not in full, and results that can't be written are named and counted. Raises UserError if the only source can't be
@@ -208,31 +208,31 @@ def predict(
     try:
         for source in sources:
             video: VideoFile | None = None
-            before = done.pictures
+            before = done.images
             try:
-                for picture in _pictures(source, say):
+                for image in _images(source, say):
                     threads.choose(every=SECONDS_BETWEEN_CHOICES)
-                    found = model(picture.image)
-                    done.pictures += 1
-                    say(f"{picture.name}: {_summary(found, model.names)}")
+                    found = model(image.image)
+                    done.images += 1
+                    say(f"{image.name}: {_summary(found, model.names)}")
                     if save_json:
-                        results += [{"image": picture.source, **row} for row in _json_rows(found, model.names)]
+                        results += [{"image": image.source, **row} for row in _json_rows(found, model.names)]
                     if save_txt:
-                        path = folder / "labels" / Path(picture.name).with_suffix(".txt")
-                        attempt(partial(write_whole_text, path, _yolo_rows(picture, found)))
+                        path = folder / "labels" / Path(image.name).with_suffix(".txt")
+                        attempt(partial(write_whole_text, path, _yolo_rows(image, found)))
                     drawn = draw_boxes(
-                        picture.image, found.boxes.numpy(), found.labels.numpy(), model.names, found.scores.numpy()
+                        image.image, found.boxes.numpy(), found.labels.numpy(), model.names, found.scores.numpy()
                     )
                     if not source.is_video:
-                        attempt(partial(_write_picture, folder / picture.name, drawn))
+                        attempt(partial(_write_image, folder / image.name, drawn))
                     else:
-                        video = video or VideoFile(folder / source.name, picture.frames_per_second)
+                        video = video or VideoFile(folder / source.name, image.frames_per_second)
                         attempt(partial(video.write, drawn))
                 if video is not None:
                     video.close()
                     attempt(video.check)
             except UnreadableError as error:
-                if not source.is_optional and done.pictures == before:
+                if not source.is_optional and done.images == before:
                     raise
                 say(f"left out: {error}")
                 done.unreadable += 1
@@ -290,8 +290,8 @@ def _search_glob(pattern: str) -> Search:
     return search
 
 
-def _pictures(source: Source, say: Callable[[str], None]) -> Iterator[SourceImage]:
-    """The picture of a file, or the frames of a video or camera. Raises UnreadableError."""
+def _images(source: Source, say: Callable[[str], None]) -> Iterator[SourceImage]:
+    """The image of a file, or the frames of a video or camera. Raises UnreadableError."""
     if source.is_video:
         stem = source.name.removesuffix(".mp4")
         for frame in read_frames(source.address, _is_stream(source.address), say):
@@ -314,7 +314,7 @@ def _numbered(path: Path, number: int, suffix: str) -> str:
     return str(path.with_name(name_that_fits(path.name, "" if number == 1 else f"-{number}", suffix)))
 
 
-def _write_picture(path: Path, drawn: np.ndarray) -> None:
+def _write_image(path: Path, drawn: np.ndarray) -> None:
     pixels = cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR)
     for suffix in (path.suffix, ".png"):  # a JPEG ends at 65,500 pixels a side, a WebP at 16,383
         encoded_well, encoded = cv2.imencode(suffix, pixels)
@@ -332,9 +332,9 @@ def _summary(found: Detections, names: Sequence[str]) -> str:
     return ", ".join(f"{count} {names[label]}" for label, count in zip(labels.tolist(), counts.tolist(), strict=True))
 
 
-def _yolo_rows(picture: SourceImage, found: Detections) -> str:
+def _yolo_rows(image: SourceImage, found: Detections) -> str:
     """Rows `class cx cy w h score`, normalised."""
-    height, width = picture.image.shape[:2]
+    height, width = image.image.shape[:2]
     rows = []
     for (x1, y1, x2, y2), score, label in zip(
         found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True

@@ -36,7 +36,7 @@ from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.predictions import save_json as write_predictions
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.machines import environment
-from yoloyard.models.weights import load_picture_model
+from yoloyard.models.weights import load_image_model
 
 DEFAULT_BATCH = 32
 AMP_LINE = (
@@ -94,7 +94,7 @@ def validate(
     imgsz, batch, amp = (words.get(what) for what in ("imgsz", "batch", "amp"))
     where = choose_device(words.get("device", "auto"))
     threads = Threads(where.type, say)
-    detector, metadata = load_picture_model(Path(weights))
+    detector, metadata = load_image_model(Path(weights))
     kept: dict[str, Any] = metadata.get("evaluation", {})
     asked = {"conf": conf, "iou": iou, "max_det": max_det}
     known = {name: value for name, value in kept.items() if name in asked}
@@ -168,7 +168,7 @@ def validate(
             "Device": f"{where}, {precision_text(precision, where)}",
             "Versions": ", ".join(f"{name} {version}" for name, version in environment.versions().items()),
         },
-        commands={"Find objects in pictures": f"yoloyard predict --weights {shlex.quote(str(weights))} PICTURES"},
+        commands={"Find objects in images": f"yoloyard predict --weights {shlex.quote(str(weights))} IMAGES"},
     )
     write_whole_text(folder / "metrics.json", json.dumps(metrics.figures(), indent=1))
     if save_json:

@@ -1,4 +1,4 @@
-"""What travels between the rooms: samples, batches, detections and the way back to the original picture.
+"""What travels between the rooms: samples, batches, detections and the way back to the original image.
 
 Shapes: B batch, M boxes per image (padded), n boxes of one image, H W pixels.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """How an original picture was scaled and padded to the network's input; maps boxes back.
+    """How an original image was scaled and padded to the network's input; maps boxes back.
 
     input_x = original_x * scale_x + pad_left, and the same for y.
     """
@@ -27,7 +27,7 @@ class ImageTransform:
     pad_top: float
 
     def to_original(self, boxes_xyxy: Tensor) -> Tensor:
-        """Map (n, 4) xyxy input pixels to original pixels, clipped to the picture."""
+        """Map (n, 4) xyxy input pixels to original pixels, clipped to the image."""
         pad = boxes_xyxy.new_tensor([self.pad_left, self.pad_top] * 2)
         scale = boxes_xyxy.new_tensor([self.scale_x, self.scale_y] * 2)
         limit = boxes_xyxy.new_tensor([self.original_width, self.original_height] * 2)
@@ -36,7 +36,7 @@ class ImageTransform:
 
 @dataclass
 class Sample:
-    """One picture and its boxes on the way through the augmentation."""
+    """One image and its boxes on the way through the augmentation."""
 
     image: np.ndarray  # uint8 RGB (H, W, 3)
     boxes_xyxy: np.ndarray  # float32 (n, 4), pixels of `image`
@@ -44,7 +44,7 @@ class Sample:
     ignore: np.ndarray  # bool (n,), crowd and difficult
     image_id: int
     transform: ImageTransform | None = None
-    source_ids: tuple[int, ...] = ()  # all pictures that a mosaic or mixup was made of
+    source_ids: tuple[int, ...] = ()  # all images that a mosaic or mixup was made of
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Batch:
     ignore: Tensor  # bool (B, M)
     image_ids: list[int]
     transforms: list[ImageTransform | None]
-    source_ids: tuple[int, ...] = ()  # of training batches: all pictures that something of is in it
+    source_ids: tuple[int, ...] = ()  # of training batches: all images that something of is in it
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`; see `send` for when the host waits for that."""
@@ -86,9 +86,9 @@ class Batch:
 
 @dataclass
 class Detections:
-    """What was found in one picture."""
+    """What was found in one image."""
 
-    boxes: Tensor  # float32 (n, 4), xyxy pixels of the original picture
+    boxes: Tensor  # float32 (n, 4), xyxy pixels of the original image
     scores: Tensor  # float32 (n,), 0..1, descending
     labels: Tensor  # int64 (n,)
 

@@ -42,10 +42,10 @@ def setting(
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training pictures are varied."""
+    """How training images are varied."""
 
-    mosaic: float = setting(1.0, "probability of joining four pictures into one", 0, 1)
-    mixup: float = setting(0.0, "probability of blending two pictures", 0, 1)
+    mosaic: float = setting(1.0, "probability of joining four images into one", 0, 1)
+    mixup: float = setting(0.0, "probability of blending two images", 0, 1)
     hsv_h: float = setting(0.015, "hue jitter, fraction of the colour circle", 0, 1)
     hsv_s: float = setting(0.7, "saturation jitter, fraction", 0, 1)
     hsv_v: float = setting(0.4, "brightness jitter, fraction", 0, 1)
@@ -116,7 +116,7 @@ class TrainConfig:
     hang_timeout: float = setting(
         300.0, "seconds that a process may keep the others waiting, after the first steps, before the run ends", 1
     )
-    sync_bn: bool = setting(False, "batch normalisation over all processes' pictures (GPUs only)")
+    sync_bn: bool = setting(False, "batch normalisation over all processes' images (GPUs only)")
     workers: int = setting(8, "processes that load images (0: load in the training process)", 0)
     amp: bool = setting(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
     compile: bool = setting(
@@ -235,7 +235,7 @@ def with_overrides(config: Config, words: Mapping[str, Any]) -> Config:
 
 
 def checked_overrides(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
-    """The words under their own names, with values as a configuration holds them. Raises UsageError as with_overrides."""
+    """Overrides under their own names, with values as a configuration holds them. Raises UsageError as with_overrides."""
     values = flat_settings(with_overrides(tree(), words))
     return {name: values[name] for name in normal_overrides(tree, words)}
 

@@ -1,7 +1,7 @@
-"""Pictures of a made-up inspection line: metal, circuit boards and fabric, some with defects, and their exact boxes.
+"""Images of a made-up inspection line: metal, circuit boards and fabric, some with defects, and their exact boxes.
 
-Everything is drawn from one random generator a picture, so that a picture depends on nothing else.
-Colours are RGB, 0..1. Shapes: S side of a picture, s side of a square patch, n defects of a picture.
+Everything is drawn from one random generator an image, so that an image depends on nothing else.
+Colours are RGB, 0..1. Shapes: S side of an image, s side of a square patch, n defects of an image.
 """
 
 import math
@@ -28,7 +28,7 @@ _FABRICS = {
 
 @dataclass
 class Surface:
-    """A picture under construction: the object without defects, and where something may still be put."""
+    """An image under construction: the object without defects, and where something may still be put."""
 
     pixels: np.ndarray  # float32 (S, S, 3)
     zoom: float  # how near the camera is; details scale with it
@@ -38,7 +38,7 @@ class Surface:
 
 @dataclass(frozen=True)
 class DrawnImage:
-    """A finished picture."""
+    """A finished image."""
 
     pixels: np.ndarray  # uint8 RGB (S, S, 3)
     boxes_xyxy: np.ndarray  # int64 (n, 4), first pixel to one past the last
@@ -47,8 +47,8 @@ class DrawnImage:
     surface: str
 
 
-def draw_picture(rng: np.random.Generator, surface_name: str, defective: bool, size: int) -> DrawnImage:
-    """Draw one picture of `size` x `size` pixels with one to five defects that don't touch, or with none."""
+def draw_image(rng: np.random.Generator, surface_name: str, defective: bool, size: int) -> DrawnImage:
+    """Draw one image of `size` x `size` pixels with one to five defects that don't touch, or with none."""
     kind = "metal" if surface_name in _METALS else "board" if surface_name in _BOARDS else "fabric"
     shares = np.array(list(_SHARES[kind].values()))
     num_defects = int(rng.integers(1, 6)) if defective else 0
@@ -248,7 +248,7 @@ def _draw_socket(
 
 
 # ----------------------------------------------------------------------------------------------------- defects
-# Each draws into a square patch (s, s, 3) of the picture and returns how far it covers each pixel, (s, s) 0..1.
+# Each draws into a square patch (s, s, 3) of the image and returns how far it covers each pixel, (s, s) 0..1.
 
 
 def _stroke(points: np.ndarray, widths: np.ndarray, side: int) -> np.ndarray:
@@ -345,7 +345,7 @@ def _dent(rng: np.random.Generator, patch: np.ndarray, kind: str) -> np.ndarray:
     return cover
 
 
-# How each is drawn, and its smallest and largest side in pixels at a picture size of 320. Screws follow the zoom.
+# How each is drawn, and its smallest and largest side in pixels at an image size of 320. Screws follow the zoom.
 _DEFECTS: dict[str, tuple[Callable[[np.random.Generator, np.ndarray, str], np.ndarray], float, float]] = {
     "scratch": (_scratch, 26, 110),
     "dent": (_dent, 18, 64),

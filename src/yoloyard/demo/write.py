@@ -8,20 +8,20 @@ import numpy as np
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import restore_whole_folder, write_whole_folder
 from yoloyard.data.pixels.decode import encode_jpeg
-from yoloyard.demo.drawing import NAMES, TRAINING_SURFACES, VALIDATION_ONLY_SURFACES, DrawnImage, draw_picture
+from yoloyard.demo.drawing import NAMES, TRAINING_SURFACES, VALIDATION_ONLY_SURFACES, DrawnImage, draw_image
 
-VERSION = 1  # raise it with every change to the pictures, so that older sets are made again
+VERSION = 1  # raise it with every change to the images, so that older sets are made again
 _MARKER = "generated.json"
 _SPLITS = ("train", "val")
 JPEG_QUALITY = 92
-_FLAWLESS_EVERY = 5  # one picture in five has no defect
-_NEW_SURFACE_EVERY = 4  # one validation picture in four shows a surface that training never saw
+_FLAWLESS_EVERY = 5  # one image in five has no defect
+_NEW_SURFACE_EVERY = 4  # one validation image in four shows a surface that training never saw
 
 
 def write_demo(folder: Path, seed: int = 0, train: int = 400, val: int = 100, size: int = 320) -> Path:
     """Write the demo set below `folder` and return its data.yaml; a set that is already there is used as it is.
 
-    `train` and `val` are numbers of pictures of `size` x `size` pixels. The folder is written whole or not at all.
+    `train` and `val` are numbers of images of `size` x `size` pixels. The folder is written whole or not at all.
     Raises UserError if `folder` holds something that is not a demo set, or cannot be written.
     """
     data = folder / "data.yaml"
@@ -34,13 +34,13 @@ def write_demo(folder: Path, seed: int = 0, train: int = 400, val: int = 100, si
     return data
 
 
-def demo_picture(seed: int, split: str, index: int, size: int = 320) -> DrawnImage:
-    """Picture `index` of `split` ("train" or "val"): it depends on these arguments alone."""
+def demo_image(seed: int, split: str, index: int, size: int = 320) -> DrawnImage:
+    """Image `index` of `split` ("train" or "val"): it depends on these arguments alone."""
     rng = np.random.default_rng([seed, _SPLITS.index(split), index])
     new = split == "val" and index % _NEW_SURFACE_EVERY == 0
     surfaces = VALIDATION_ONLY_SURFACES if new else TRAINING_SURFACES
     surface = surfaces[int(rng.integers(len(surfaces)))]
-    return draw_picture(rng, surface, defective=index % _FLAWLESS_EVERY != 0, size=size)
+    return draw_image(rng, surface, defective=index % _FLAWLESS_EVERY != 0, size=size)
 
 
 def _is_complete(folder: Path, recipe: dict[str, int]) -> bool:
@@ -63,17 +63,17 @@ def _write_set(folder: Path, recipe: dict[str, int]) -> None:
         images.mkdir(parents=True)
         labels.mkdir(parents=True)
         for index in range(recipe[split]):
-            picture = demo_picture(recipe["seed"], split, index, recipe["size"])
-            (images / f"{index:04d}.jpg").write_bytes(encode_jpeg(picture.pixels, JPEG_QUALITY))
-            (labels / f"{index:04d}.txt").write_text(_label_lines(picture), encoding="utf-8")
+            image = demo_image(recipe["seed"], split, index, recipe["size"])
+            (images / f"{index:04d}.jpg").write_bytes(encode_jpeg(image.pixels, JPEG_QUALITY))
+            (labels / f"{index:04d}.txt").write_text(_label_lines(image), encoding="utf-8")
     names = "".join(f"  {label}: {name}\n" for label, name in enumerate(NAMES))
     (folder / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames:\n{names}", encoding="utf-8")
     (folder / _MARKER).write_text(json.dumps(recipe), encoding="utf-8")
 
 
-def _label_lines(picture: DrawnImage) -> str:
-    """YOLO rows: class, centre, width and height as fractions of the picture."""
-    boxes, size = picture.boxes_xyxy.astype(np.float64), picture.pixels.shape[0]
+def _label_lines(image: DrawnImage) -> str:
+    """YOLO rows: class, centre, width and height as fractions of the image."""
+    boxes, size = image.boxes_xyxy.astype(np.float64), image.pixels.shape[0]
     rows = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1) / size
-    pairs = zip(picture.labels.tolist(), rows.tolist(), strict=True)
+    pairs = zip(image.labels.tolist(), rows.tolist(), strict=True)
     return "".join("{} {:.6f} {:.6f} {:.6f} {:.6f}\n".format(label, *row) for label, row in pairs)

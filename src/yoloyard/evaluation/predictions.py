@@ -15,7 +15,7 @@ def save_json(path: Path, index: Index, predictions: Mapping[int, Detections]) -
     """Write one row a detection: image_id, file_name, category_id, bbox (x, y, width, height in pixels), score.
 
     `image_id`, `category_id` and `file_name` are those of the user's COCO JSON if the split is one; otherwise the
-    position in `index`, the class number and the path below the folder of the split's pictures. Rows of an image are in
+    position in `index`, the class number and the path below the folder of the split's images. Rows of an image are in
     the order in which `evaluate` counts equal scores. Raises UserError if the file can't be written.
     """
     rows = []

@@ -1,4 +1,4 @@
-"""From a detector and a loader to detections in the pixels of the original pictures.
+"""From a detector and a loader to detections in the pixels of the original images.
 
 The one way in which training, `val` and the benchmarks make the predictions that are scored.
 """

@@ -277,7 +277,7 @@ class AreaAttention(nn.Module):
         batch, channels, height, width = x.shape
         qkv = self.qkv(x).unflatten(1, (self.heads, -1))  # (B, heads, 3 d, h, w)
         values = qkv[:, :, -(channels // self.heads) :].flatten(1, 2)  # (B, C, h, w)
-        # (B * areas, heads, N / areas, 3 d): a band is a picture of its own
+        # (B * areas, heads, N / areas, 3 d): a band is an image of its own
         bands = qkv.flatten(3).unflatten(3, (self.areas, -1)).permute(0, 3, 1, 4, 2).flatten(0, 1)
         attended = scaled_dot_product_attention(*bands.chunk(3, dim=3))
         whole = attended.unflatten(0, (batch, self.areas)).permute(0, 2, 4, 1, 3)  # (B, heads, d, areas, N / areas)

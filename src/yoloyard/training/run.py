@@ -30,7 +30,7 @@ def train(
     """Train with the user's `words` (see `config.TrainConfig`); `resume` names the run folder that goes on; True is
     the newest one.
 
-    `transform(image, boxes, labels)` or an Albumentations pipeline changes training pictures (see `data.transform`).
+    `transform(image, boxes, labels)` or an Albumentations pipeline changes training images (see `data.transform`).
     In several processes each of them calls this. Raises UsageError or UserError with what to do, Interrupted after
     Ctrl-C.
     """

@@ -74,8 +74,8 @@ BAD_STEPS = 3  # so many in a row stop the run
 IMAGES_NAMED = 20  # of a bad step
 UNREACHED_NAMED = 8  # parameters without a gradient
 SETTLED = 1  # batch of the run, from 0, after which maps lie where later steps put them, too
-BATCHES_TRACKED = 3  # the first ones, as pictures
-PREDICTIONS_TRACKED = 3  # pictures of each validation
+BATCHES_TRACKED = 3  # the first ones, as images
+PREDICTIONS_TRACKED = 3  # images of each validation
 
 
 @dataclass(frozen=True)

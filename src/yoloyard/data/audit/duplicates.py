@@ -1,7 +1,7 @@
-"""Pictures of one split that are copies of pictures of another: encoded again, resized, mirrored, or the same bytes.
+"""Images of one split that are copies of images of another: encoded again, resized, mirrored, or the same bytes.
 
-Thumbnails propose pairs, the two files decide: inspection lines take thousands of pictures that look alike, and another
-shot of the same scene is not a copy. Shapes: N pictures of the first split, n of the second, H W pixels.
+Thumbnails propose pairs, the two files decide: inspection lines take thousands of images that look alike, and another
+shot of the same scene is not a copy. Shapes: N images of the first split, n of the second, H W pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole_text
 from yoloyard.data.audit.problems import Problem
-from yoloyard.data.index.image_facts import PictureFacts, examine
+from yoloyard.data.index.image_facts import ImageFacts, examine
 from yoloyard.data.index.not_kept import not_kept
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg
 
@@ -32,16 +32,16 @@ KEPT_RESULTS = 100
 TOLD_FROM = 10_000_000  # so many pairs take long enough for a line
 
 COMPONENTS = 64  # of the thumbnails, in which nearest ones are looked for
-GROUPS = 32  # the nearest picture of each group is a candidate
-CANDIDATES = 3  # pairs that are decoded for a picture
+GROUPS = 32  # the nearest image of each group is a candidate
+CANDIDATES = 3  # pairs that are decoded for an image
 PIECE = 500_000  # distances computed at once
 THUMBNAIL_DISTANCE = 10.0  # grey levels, root of the mean square; resizing without smoothing costs most of it
 
 # Measured, see docs/data-check.md: copies reach 0.9 and 1.3, other shots of the same scene begin at 2.3 and 2.4.
 LARGEST_ERROR, LARGEST_BLOCK_ERROR = 1.0, 1.6
-# Copies in another size are above 0.65 and 0.6, other pictures below 0.2.
+# Copies in another size are above 0.65 and 0.6, other images below 0.2.
 SMALLEST_LIKENESS, SMALLEST_BLOCK_LIKENESS = 0.6, 0.5
-COMPARED_SIDE = 1024  # pixels; larger pictures are compared at this size
+COMPARED_SIDE = 1024  # pixels; larger images are compared at this size
 BLOCK = 16  # pixels
 
 # Eight ways to lay a square: mirrored first (or not), then quarter turns.
@@ -62,11 +62,11 @@ _STANDARD_TABLE = 3688
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Picture `second` of the second split is a copy of picture `first` of the first; positions in their lists."""
+    """Image `second` of the second split is a copy of image `first` of the first; positions in their lists."""
 
     first: int
     second: int
-    how: str  # "the same bytes", or "the same picture (mirrored, resized)"
+    how: str  # "the same bytes", or "the same image (mirrored, resized)"
 
 
 def find_duplicates(
@@ -76,11 +76,11 @@ def find_duplicates(
     say: Callable[[str], None] = lambda line: None,
     state: str | None = None,
 ) -> list[Duplicate]:
-    """The pictures of `second` that are copies of one of `first`, each once, in the order of `second`.
+    """The images of `second` that are copies of one of `first`, each once, in the order of `second`.
 
-    `folder` is where facts of pictures and the result are kept, None: nowhere. Crops are not found. Two shots of a
+    `folder` is where facts of images and the result are kept, None: nowhere. Crops are not found. Two shots of a
     scene in which nothing has changed, saved in different qualities or sizes, can't be told from a copy. A `state` that
-    changes with every path, length and time of the pictures spares looking at them if the result is kept under it.
+    changes with every path, length and time of the images spares looking at them if the result is kept under it.
     """
     of_state = None
     if folder is not None and state is not None:
@@ -115,7 +115,7 @@ def find_duplicates(
         def decide(row: int) -> Duplicate | None:
             position = others[row]
             for candidate, orientation in proposed[row]:
-                how = _same_picture(first[usable[candidate]], second[position], orientation)
+                how = _same_image(first[usable[candidate]], second[position], orientation)
                 if how:
                     return Duplicate(usable[candidate], position, how)
             return None
@@ -129,7 +129,7 @@ def find_duplicates(
 
 
 def duplicate_problem(copy: Duplicate, first: Sequence[Path], second: Sequence[Path], first_name: str) -> Problem:
-    """What is said of a copy; `first` are the pictures of the split `first_name`."""
+    """What is said of a copy; `first` are the images of the split `first_name`."""
     one, other = first[copy.first], second[copy.second]
     what = f"the same file is in {first_name}" if one == other else f"{copy.how} as {one} of {first_name}"
     return Problem("copy in another split", str(other), what)
@@ -144,7 +144,7 @@ def turned(image: np.ndarray, orientation: tuple[bool, int]) -> np.ndarray:
 def _nearest(first: np.ndarray, second: np.ndarray) -> list[list[tuple[int, tuple[bool, int]]]]:
     """For each thumbnail of `second` (n, 32, 32) the rows of `first` (N, 32, 32) that may be the same, nearest first.
 
-    Distances are those in the principal components of the first ones, so that what a fixed camera shows in all pictures
+    Distances are those in the principal components of the first ones, so that what a fixed camera shows in all images
     counts for nothing and the search is a product of matrices.
     """
     coarse = _coarse(first)
@@ -160,7 +160,7 @@ def _nearest(first: np.ndarray, second: np.ndarray) -> list[list[tuple[int, tupl
     for orientation in ORIENTATIONS:
         laid = np.moveaxis(turned(np.moveaxis(second, 0, -1), orientation), -1, 0)
         places = (_coarse(laid) - mean) @ axes
-        # Means and components only bring pictures nearer, so what is too far away here need not be looked at.
+        # Means and components only bring images nearer, so what is too far away here need not be looked at.
         limits = 1.001 * THUMBNAIL_DISTANCE**2 * coarse.shape[1] - (places**2).sum(axis=1)
         places = np.concatenate((places, np.ones((len(places), 1), np.float32)), axis=1)
         for group in groups:
@@ -184,8 +184,8 @@ def _coarse(thumbnails: np.ndarray) -> np.ndarray:
     return thumbnails.reshape(count, side, 2, side, 2).mean(axis=(2, 4), dtype=np.float32).reshape(count, -1)
 
 
-def _same_picture(first: Path, second: Path, orientation: tuple[bool, int]) -> str:
-    """How `second`, laid in `orientation`, is the same picture as `first`; empty if it isn't."""
+def _same_image(first: Path, second: Path, orientation: tuple[bool, int]) -> str:
+    """How `second`, laid in `orientation`, is the same image as `first`; empty if it isn't."""
     try:
         one, other = decode_image(first), np.ascontiguousarray(turned(decode_image(second), orientation))
         qualities = _quality(first), _quality(second)
@@ -197,11 +197,11 @@ def _same_picture(first: Path, second: Path, orientation: tuple[bool, int]) -> s
     else:
         same = _is_encoding(one, qualities[0], other, qualities[1])
     words = [word for word in (ORIENTATIONS[orientation], "resized" if resized else "") if word]
-    return f"the same picture ({', '.join(words or ['encoded again'])})" if same else ""
+    return f"the same image ({', '.join(words or ['encoded again'])})" if same else ""
 
 
 def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality: int) -> bool:
-    """Whether one of two RGB pictures of the same size comes from encoding the other.
+    """Whether one of two RGB images of the same size comes from encoding the other.
 
     The better one is encoded as the worse one was. What is left between these two is small against the loss of the
     encoding itself if it is a copy. Between two shots it is their noise, which the encoding rounds to other steps.
@@ -220,7 +220,7 @@ def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality
 
 
 def _like(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two grey pictures, float32, have the same fine structure where they have most of it.
+    """Whether two grey images, float32, have the same fine structure where they have most of it.
 
     The covariance of details is compared with the lesser of the two variances: a copy may have lost details, and what
     it still has are those of the other.
@@ -249,7 +249,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 
 def _block_means(values: np.ndarray) -> np.ndarray:
-    """Means of values (H, W) over square blocks, smaller ones in small pictures; flat."""
+    """Means of values (H, W) over square blocks, smaller ones in small images; flat."""
     height, width = values.shape
     block = min(BLOCK if min(height, width) >= 8 * BLOCK else BLOCK // 2, height, width)
     rows, columns = height // block, width // block
@@ -273,13 +273,11 @@ def _quality(path: Path) -> int:
     return 100
 
 
-def _key(
-    first: Sequence[Path], here: Sequence[PictureFacts], second: Sequence[Path], there: Sequence[PictureFacts]
-) -> str:
+def _key(first: Sequence[Path], here: Sequence[ImageFacts], second: Sequence[Path], there: Sequence[ImageFacts]) -> str:
     digest = hashlib.sha256(b"%d" % FORMAT_VERSION)
-    for paths, pictures in ((first, here), (second, there)):
+    for paths, images in ((first, here), (second, there)):
         digest.update(b"%d" % len(paths))
-        for path, facts in zip(paths, pictures, strict=True):
+        for path, facts in zip(paths, images, strict=True):
             digest.update(os.fsencode(path) + b"\0" + facts.digest)
     return digest.hexdigest()[:32]
 

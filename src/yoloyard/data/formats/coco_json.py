@@ -34,7 +34,7 @@ class CocoFile:
     path: Path
     content: bytes
     file_names: list[str]  # those of its images, and perhaps others that it mentions
-    folder: Path  # where its pictures are
+    folder: Path  # where its images are
 
     def digest(self) -> str:
         """Changes with the content."""
@@ -171,10 +171,10 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
 
 
 def coco_labels(coco: CocoSet, sizes: np.ndarray) -> list[Labels]:
-    """The labels of each image, clipped to pictures of `sizes` int (N, 2) height, width; nothing where that is 0.
+    """The labels of each image, clipped to images of `sizes` int (N, 2) height, width; nothing where that is 0.
 
     Annotations of an image that say the same are kept once, those whose box has no area are left out. One that is
-    wrong makes the picture unusable, and so does a size that isn't the picture's.
+    wrong makes the image unusable, and so does a size that isn't the image's.
     """
     rows, labels, ignore = coco.image_rows, coco.labels, coco.ignore
     size = sizes[rows].astype(np.float64)
@@ -221,7 +221,7 @@ def coco_labels(coco: CocoSet, sizes: np.ndarray) -> list[Labels]:
                 own.refuse("box without area", where, f"the size {width:g} {height:g} is negative")
             else:
                 true_height, true_width = sizes[rows[position]]
-                what = f"the bbox {x:g} {y:g} {width:g} {height:g} is outside the picture of {true_width}x{true_height}"
+                what = f"the bbox {x:g} {y:g} {width:g} {height:g} is outside the image of {true_width}x{true_height}"
                 own.refuse("label outside the image", where, what)
     return result
 

@@ -1,4 +1,4 @@
-"""A data set in another format: pictures linked, labels of all splits written, a data.yaml beside them."""
+"""A data set in another format: images linked, labels of all splits written, a data.yaml beside them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from yoloyard.data.formats.data_yaml import DataSpec
 from yoloyard.data.formats.layout import IMAGE_FOLDERS, is_side_folder
 from yoloyard.data.formats.voc_xml import format_voc
 from yoloyard.data.formats.yolo_txt import format_yolo
-from yoloyard.data.index.index import Index, read_split, require_pictures
+from yoloyard.data.index.index import Index, read_split, require_images
 from yoloyard.data.index.not_kept import once
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 from yoloyard.data.pixels.image_header import SIGNATURE_BYTES, usual_suffix
@@ -29,7 +29,7 @@ _IMAGE_FOLDER = {"yolo": "images", "coco": "images", "voc": "JPEGImages"}
 def convert(spec: DataSpec, out: Path, to: str, say: Callable[[str], None]) -> Path:
     """Write all splits of `spec` to the folder `out` in the format `to` (yolo, coco, voc); gives the new data.yaml.
 
-    Pictures are hard links, or copies where links can't be made. What the index leaves out is left out, and said. The
+    Images are hard links, or copies where links can't be made. What the index leaves out is left out, and said. The
     folder is written whole or not at all; an empty one that is there already is filled, the data.yaml last.
     Raises UsageError if `to` is unknown, or if `out` holds something or is in a folder of the data set, UserError if
     the data can't be read or written.
@@ -46,7 +46,7 @@ def convert(spec: DataSpec, out: Path, to: str, say: Callable[[str], None]) -> P
     once_only = once(say)
     indexes = {split: read_split(spec, split, once_only) for split in spec.splits}
     for split, index in indexes.items():
-        require_pictures(index, spec, split)
+        require_images(index, spec, split)
 
     def write(folder: Path) -> None:
         data: dict[str, Any] = {}
@@ -100,7 +100,7 @@ def _cut(path: str, ending: str, suffix: str) -> str:
 
 
 def _write_split(folder: Path, split: str, index: Index, to: str) -> str | dict[str, str]:
-    """Write pictures and labels of a split; gives its entry of the data.yaml."""
+    """Write images and labels of a split; gives its entry of the data.yaml."""
     images = f"{_IMAGE_FOLDER[to]}/{split}"
     names = free_names([_with_suffix(*pair) for pair in zip(index.file_names, index.paths, strict=True)])
     (folder / images).mkdir(parents=True)

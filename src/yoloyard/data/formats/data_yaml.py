@@ -1,4 +1,4 @@
-"""The data.yaml of a data set: where its pictures are and what its classes are called."""
+"""The data.yaml of a data set: where its images are and what its classes are called."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ LOOKED_AT = 5  # label files, for the classes that they mention
 
 @dataclass(frozen=True)
 class Entry:
-    """One place where a split's pictures or labels are, existing or not."""
+    """One place where a split's images or labels are, existing or not."""
 
-    path: Path  # a folder, a list file, a picture or a COCO JSON; with `labels` the folder of the pictures
+    path: Path  # a folder, a list file, an image or a COCO JSON; with `labels` the folder of the images
     labels: Path | None = None  # a folder or a COCO JSON, where the data.yaml says it
 
     @property
@@ -61,7 +61,7 @@ class DataSpec:
 def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: None) -> DataSpec:
     """Read a data.yaml; relative paths start from the file's own folder, wherever the program was started.
 
-    Whether the pictures are there is not looked at before `load_index` needs them. Without `names`, the classes are
+    Whether the images are there is not looked at before `load_index` needs them. Without `names`, the classes are
     the categories of the first split's COCO JSON; without `val`, `validation` or `valid` is it. Keys that are
     unknown and not like a missing one of ours are passed over and said through `say`, and so are keypoints.
     Raises UsageError naming the file, and the line or key that is wrong.
@@ -81,7 +81,7 @@ def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: N
     if unknown:
         say(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
     if tree.get("channels", 3) not in (3, "3"):
-        raise UsageError(f"{path}: channels is {tree['channels']!r}, only pictures of 3 channels can be trained on")
+        raise UsageError(f"{path}: channels is {tree['channels']!r}, only images of 3 channels can be trained on")
     root = _root(path, tree.get("path") and texts["path"])
     folders = (root, path.parent)
     splits = {split: _entries(path, split, texts[split], folders) for split in SPLITS if tree.get(split)}

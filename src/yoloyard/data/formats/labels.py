@@ -1,6 +1,6 @@
-"""What the labels of one picture say, whatever format they are written in.
+"""What the labels of one image say, whatever format they are written in.
 
-Shapes: k boxes of a picture.
+Shapes: k boxes of an image.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def is_set(flag: object) -> bool:
 
 @dataclass
 class Labels:
-    """The boxes of a picture and what is wrong with them."""
+    """The boxes of an image and what is wrong with them."""
 
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))  # float64 (k, 4) xyxy pixels, clipped
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # int64 (k,)
@@ -52,7 +52,7 @@ class Labels:
     usable: bool = True  # False: something is wrong, so that boxes may be missing
 
     def refuse(self, kind: str, where: str, what: str) -> None:
-        """Note what makes the picture unusable."""
+        """Note what makes the image unusable."""
         self.problems.append(Problem(kind, where, what, "image skipped"))
         self.usable = False
 
@@ -61,7 +61,7 @@ class Labels:
     ) -> None:
         """Fill in the boxes of a file's rows, each given with its line.
 
-        `parse` gives label, whether to ignore it, and xyxy, or raises LabelError, which makes the picture unusable.
+        `parse` gives label, whether to ignore it, and xyxy, or raises LabelError, which makes the image unusable.
         Rows that say the same are kept once, those whose box has no area are left out; `unit` is what a row is called.
         """
         lines: dict[tuple[float, ...], int] = {}
@@ -93,12 +93,12 @@ class LabelError(Exception):
 
 
 def outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Which boxes (k, 4) xyxy leave pictures of `sizes` (k, 2) or (2,), height and width, beyond the tolerance."""
+    """Which boxes (k, 4) xyxy leave images of `sizes` (k, 2) or (2,), height and width, beyond the tolerance."""
     sides = np.tile(sizes[..., ::-1], 2)
     inside = (boxes >= -TOLERANCE * sides) & (boxes <= (1 + TOLERANCE) * sides)  # false for nan
     return np.logical_not(inside.all(-1))
 
 
 def clip(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Boxes (k, 4) xyxy cut at the edges of pictures of `sizes` (k, 2) or (2,), height and width."""
+    """Boxes (k, 4) xyxy cut at the edges of images of `sizes` (k, 2) or (2,), height and width."""
     return np.clip(boxes, 0, np.tile(sizes[..., ::-1], 2))

@@ -1,4 +1,4 @@
-"""From a data.yaml's entries to files: which pictures there are and where their labels lie."""
+"""From a data.yaml's entries to files: which images there are and where their labels lie."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NOT_LABELS = ("classes.txt",)  # what programs for labelling leave beside them
 
 @dataclass(frozen=True)
 class SourceImage:
-    """A picture with a label file of its own."""
+    """An image with a label file of its own."""
 
     path: Path
     labels: Path  # .txt or .xml, existing or not
@@ -49,30 +49,30 @@ class SourceImage:
 class Sources:
     """The files of a split."""
 
-    pictures: list[SourceImage] = field(default_factory=list)  # sorted by path, each once
-    folder: Path = Path()  # that holds all of `pictures`; their names start from it
+    images: list[SourceImage] = field(default_factory=list)  # sorted by path, each once
+    folder: Path = Path()  # that holds all of `images`; their names start from it
     coco: list[CocoFile] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)  # lines that lead to no file, labels without a picture
+    problems: list[Problem] = field(default_factory=list)  # lines that lead to no file, labels without an image
     watched: set[str] = field(default_factory=set)  # all folders whose content decides what else is in here
     lists: set[str] = field(default_factory=set)  # so do these files
 
     def label_place(self) -> Path:
-        """Where the labels of the first picture are looked for."""
-        return self.coco[0].path if self.coco else self.pictures[0].labels
+        """Where the labels of the first image are looked for."""
+        return self.coco[0].path if self.coco else self.images[0].labels
 
 
 def find_sources(spec: DataSpec, split: str) -> Sources:
-    """The files of a split. Folders are searched as `search_folder` does; pictures are told by their suffix.
+    """The files of a split. Folders are searched as `search_folder` does; images are told by their suffix.
 
     COCO JSON files are read, but not parsed.
-    Raises UsageError if the split is not in the data.yaml, UserError if an entry does not exist or there is no picture.
+    Raises UsageError if the split is not in the data.yaml, UserError if an entry does not exist or there is no image.
     """
     if split not in spec.splits:
         there = ", ".join(spec.splits)
         raise UsageError(f"{spec.path} has no {split!r}; it names {there}")
     sources = Sources()
     labels_of: dict[str, Path] = {}
-    folders: list[str] = []  # of which `pictures` come
+    folders: list[str] = []  # of which `images` come
     for entry in spec.splits[split]:
         for path in filter(None, (entry.path, entry.labels)):
             if not os.path.exists(path):
@@ -90,8 +90,8 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
         else:
             if entry.labels is not None:
                 raise UserError(f"{spec.path}: {split} has images: {entry.path}, which is not a folder")
-            is_picture = entry.path.suffix.lower() in IMAGE_SUFFIXES
-            images = [str(entry.path)] if is_picture else _images_listed(entry.path, spec, sources)
+            is_single = entry.path.suffix.lower() in IMAGE_SUFFIXES
+            images = [str(entry.path)] if is_single else _images_listed(entry.path, spec, sources)
             folders += {os.path.dirname(image) for image in images}
             sources.watched.update(os.path.dirname(image) for image in images)
         labels_of |= _label_paths(images, entry, sources.watched, labels_of)
@@ -99,13 +99,13 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
         where = ", ".join(str(entry.path) for entry in spec.splits[split])
         reason = f"; first problem: {sources.problems[0]}" if sources.problems else ""
         raise UserError(f"no images for {split!r} in {where} ({', '.join(sorted(IMAGE_SUFFIXES))} count){reason}")
-    sources.pictures = [SourceImage(Path(image), labels_of[image]) for image in sorted(labels_of)]
-    sources.problems += _shared_labels(sources.pictures)
+    sources.images = [SourceImage(Path(image), labels_of[image]) for image in sorted(labels_of)]
+    sources.problems += _shared_labels(sources.images)
     if folders:
         sources.folder = Path(os.path.commonpath(folders))
     # Labels that a list file doesn't mention are no mistake, and a folder that is named may serve several splits.
     if all(entry.coco is None and entry.labels is None and os.path.isdir(entry.path) for entry in spec.splits[split]):
-        sources.problems += _labels_without_image(sources.pictures)
+        sources.problems += _labels_without_image(sources.images)
     return sources
 
 
@@ -115,7 +115,7 @@ def parse_label_files(
     sizes: Sequence[tuple[int, int]],
     keypoint_values: int = 0,
 ) -> list[Labels]:
-    """The labels of N .txt and .xml files, each with its content, for pictures of `sizes` (height, width).
+    """The labels of N .txt and .xml files, each with its content, for images of `sizes` (height, width).
 
     `keypoint_values`: how many numbers of keypoints follow the box in a row of text.
     """
@@ -156,14 +156,14 @@ def _label_paths(images: list[str], entry: Entry, watched: set[str], known: dict
     return found
 
 
-def _shared_labels(pictures: list[SourceImage]) -> list[Problem]:
+def _shared_labels(listed: list[SourceImage]) -> list[Problem]:
     """Label files that belong to several images by their name."""
-    counts = Counter(str(picture.labels) for picture in pictures)
+    counts = Counter(str(image.labels) for image in listed)
     images_of: dict[str, list[str]] = defaultdict(list)
-    if len(counts) < len(pictures):
-        for picture in pictures:
-            if counts[str(picture.labels)] > 1:
-                images_of[str(picture.labels)].append(picture.path.name)
+    if len(counts) < len(listed):
+        for image in listed:
+            if counts[str(image.labels)] > 1:
+                images_of[str(image.labels)].append(image.path.name)
     return [
         Problem("label of two images", labels, f"it is the label file of {' and '.join(images)}; each gets its boxes")
         for labels, images in images_of.items()
@@ -171,9 +171,9 @@ def _shared_labels(pictures: list[SourceImage]) -> list[Problem]:
     ]
 
 
-def _labels_without_image(pictures: list[SourceImage]) -> list[Problem]:
-    known = {os.path.splitext(picture.labels)[0] for picture in pictures}
-    folders = {os.path.dirname(picture.labels) for picture in pictures}
+def _labels_without_image(images: list[SourceImage]) -> list[Problem]:
+    known = {os.path.splitext(image.labels)[0] for image in images}
+    folders = {os.path.dirname(image.labels) for image in images}
     problems = []
     for folder in sorted(folders):
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
@@ -205,7 +205,7 @@ def _find_coco(entry: Entry, path: Path, spec: DataSpec, split: str, sources: So
 
 
 def _coco_folders(path: Path, root: Path, split: str) -> list[Path]:
-    """Where the pictures of a COCO JSON may be: beside it, a folder higher, at the data.yaml's root."""
+    """Where the images of a COCO JSON may be: beside it, a folder higher, at the data.yaml's root."""
     own = path.stem.removeprefix("instances_")
     below = ("", "images", f"images/{split}", f"images/{own}", own, split)
     return [folder / name for folder in (path.parent, path.parent.parent, root) for name in below]
@@ -221,10 +221,10 @@ def _images_listed(list_file: Path, spec: DataSpec, sources: Sources) -> list[st
         lines = decoded(list_file.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{list_file} is neither a folder nor a text file that lists images ({error})") from error
-    pictures = _voc_pictures(list_file)
+    voc_folder = _voc_folder_of(list_file)
     sources.lists.add(str(list_file))
-    if pictures is not None:
-        sources.watched.add(str(pictures))
+    if voc_folder is not None:
+        sources.watched.add(str(voc_folder))
     by_stem = functools.cache(_images_by_stem)
     images = []
     mentioned: set[str] = set()
@@ -233,7 +233,7 @@ def _images_listed(list_file: Path, spec: DataSpec, sources: Sources) -> list[st
         if not entry:
             continue
         readings = _readings(entry)
-        if pictures is not None and (found := _voc_images(readings, pictures, by_stem)):
+        if voc_folder is not None and (found := _voc_images(readings, voc_folder, by_stem)):
             images.append(found[0])
             sources.watched.add(os.path.dirname(found[0]))
             if len(found) > 1:
@@ -250,10 +250,10 @@ def _images_listed(list_file: Path, spec: DataSpec, sources: Sources) -> list[st
         if os.path.isfile(image):
             images.append(image)
         else:
-            looked = pictures / f"{readings[-1]}.jpg" if pictures is not None else image
+            looked = voc_folder / f"{readings[-1]}.jpg" if voc_folder is not None else image
             sources.problems.append(Problem("image missing", f"{list_file}:{number}", f"there is no image {looked}"))
     below = _folders_named(mentioned)
-    for folder in (list_file.parent, spec.root, spec.path.parent, *([] if pictures is None else [pictures])):
+    for folder in (list_file.parent, spec.root, spec.path.parent, *([] if voc_folder is None else [voc_folder])):
         sources.watched |= {os.path.normpath(folder / each) for each in below}
     return images
 
@@ -263,7 +263,7 @@ def _folders_named(entries: Iterable[str]) -> set[str]:
     return {os.path.dirname(each) for entry in entries for each in spellings(entry)}
 
 
-def _voc_pictures(list_file: Path) -> Path | None:
+def _voc_folder_of(list_file: Path) -> Path | None:
     """The folder of images that a list below a folder ImageSets speaks of."""
     above = next((folder.parent for folder in list_file.parents[:2] if folder.name == "ImageSets"), None)
     if above is None:
@@ -281,17 +281,17 @@ def _readings(line: str) -> list[str]:
     return list(dict.fromkeys(filter(None, (line, line.strip("\"'"), first.strip("\"'")))))
 
 
-def _voc_images(readings: list[str], pictures: Path, by_stem: Callable[[str], dict[str, list[str]]]) -> list[str]:
+def _voc_images(readings: list[str], voc_folder: Path, by_stem: Callable[[str], dict[str, list[str]]]) -> list[str]:
     """The image that a line of a list of Pascal VOC means; several that differ in their suffix; none.
 
-    It names a file below `pictures`, mostly without its suffix, sometimes with it or with the label file's, and with a
+    It names a file below `voc_folder`, mostly without a suffix, sometimes with its own or the label's, and with a
     folder.
     """
     own_folders = "|".join((*IMAGE_FOLDERS, *VOC_FOLDERS))
     for text in readings:
         for each in spellings(text):
             for place in (each, re.sub(rf"^(.*/)?({own_folders})/", "", each)):
-                folder, name = os.path.split(os.path.join(pictures, place))
+                folder, name = os.path.split(os.path.join(voc_folder, place))
                 stem, suffix = os.path.splitext(name)
                 is_label = suffix.lower() in LABEL_SUFFIXES
                 same = [each for each in by_stem(folder).get(stem, ()) if is_label or each.lower() == name.lower()]

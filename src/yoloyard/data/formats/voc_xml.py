@@ -1,6 +1,6 @@
-"""Pascal VOC XML: one file a picture, an <object> with a <bndbox> an object, in pixels.
+"""Pascal VOC XML: one file an image, an <object> with a <bndbox> an object, in pixels.
 
-Pixels are taken as they stand, as edges: xmin 0 is the left edge of the picture, xmax = width the right one.
+Pixels are taken as they stand, as edges: xmin 0 is the left edge of the image, xmax = width the right one.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Fields = dict[str, str]  # texts by the names of the elements that lead to them,
 
 
 def parse_voc(path: Path, content: bytes, names: Sequence[str], size: tuple[int, int]) -> Labels:
-    """Boxes of an XML file, clipped to the picture of `size` (height, width); difficult objects are to be ignored.
+    """Boxes of an XML file, clipped to the image of `size` (height, width); difficult objects are to be ignored.
 
     An object without <bndbox> but with <polygon> (x1, y1, x2, y2 ...) becomes its bounds. Objects that say the same
-    are kept once, those whose box has no area are left out. An object that is wrong makes the picture unusable, and so
-    does a <size> that isn't the picture's.
+    are kept once, those whose box has no area are left out. An object that is wrong makes the image unusable, and so
+    does a <size> that isn't the image's.
     """
     result = Labels()
     try:
@@ -128,7 +128,7 @@ def format_voc(
     ignore: np.ndarray,
     size: tuple[int, int],
 ) -> str:
-    """An XML file: boxes (k, 4) xyxy in pixels of a picture of `size` (height, width), labels (k,), ignore (k,).
+    """An XML file: boxes (k, 4) xyxy in pixels of an image of `size` (height, width), labels (k,), ignore (k,).
 
     Raises UserError if a name has a sign that XML can't hold.
     """
@@ -153,7 +153,7 @@ def format_voc(
 def _check_size(fields: Fields, size: tuple[int, int]) -> None:
     said = [_number(fields, tag) if fields.get(tag) else 0 for tag in ("size/height", "size/width")]
     if all(said) and said != list(size):
-        what = f"it says {said[1]:g}x{said[0]:g} pixels, the picture has {size[1]}x{size[0]}"
+        what = f"it says {said[1]:g}x{said[0]:g} pixels, the image has {size[1]}x{size[0]}"
         raise LabelError("image size differs", what)
 
 
@@ -177,7 +177,7 @@ def _parse_object(own: Fields, classes: dict[str, int], size: tuple[int, int]) -
     corners = np.array(box)
     if outside(corners, np.array(size)):
         said = " ".join(f"{value:g}" for value in box)
-        raise LabelError("label outside the image", f"the box {said} is outside the picture of {size[1]}x{size[0]}")
+        raise LabelError("label outside the image", f"the box {said} is outside the image of {size[1]}x{size[0]}")
     difficult = is_set(own.get("difficult", ""))
     return float(classes[composed(name)]), float(difficult), *clip(corners, np.array(size)).tolist()
 

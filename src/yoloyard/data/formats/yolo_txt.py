@@ -1,4 +1,4 @@
-"""YOLO text files: one a picture, a row an object, in fractions of the picture's width and height."""
+"""YOLO text files: one an image, a row an object, in fractions of the image's width and height."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, in
 
     Both kinds may be mixed; a polygon becomes its bounds. With `keypoint_values` there are no polygons: a box is
     followed by so many numbers, which are left out. A sixth number, the score that programs write of what they
-    predicted, and a seventh, the number of a track, are left out too, and said. Boxes are clipped to the picture of
+    predicted, and a seventh, the number of a track, are left out too, and said. Boxes are clipped to the image of
     `size` (height, width); rows that say the same are kept once, rows whose box has no area are left out. A row that is
-    wrong makes the picture unusable.
+    wrong makes the image unusable.
     """
     result = Labels()
     try:
@@ -130,7 +130,7 @@ def _has_points_inside(box: np.ndarray, others: np.ndarray) -> bool:
 
 
 def format_yolo(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> str:
-    """The rows of a text file: boxes (k, 4) xyxy in pixels of a picture of `size` (height, width), labels (k,)."""
+    """The rows of a text file: boxes (k, 4) xyxy in pixels of an image of `size` (height, width), labels (k,)."""
     height, width = size
     corners = boxes.astype(np.float64) / [width, height, width, height]
     rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)

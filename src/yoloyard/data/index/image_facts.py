@@ -1,7 +1,7 @@
-"""What each picture file of a data set is: its size, or why it can't be used, and what its copies are found by.
+"""What each image file of a data set is: its size, or why it can't be used, and what its copies are found by.
 
 Every file is read and decoded as a whole once, so that damage is found before training; the facts are kept in a cache.
-N pictures.
+N images.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ SMALLEST_SIDE = 10  # pixels; below it nothing can be seen
 THUMBNAIL_SIDE = 32
 KEPT_CACHES = 50
 UNREAD = bytes(16)
-TOLD_FROM = 1000  # so many pictures take long enough for a line
+TOLD_FROM = 1000  # so many images take long enough for a line
 
 
 @dataclass(frozen=True)
-class PictureFacts:
-    """One picture file."""
+class ImageFacts:
+    """One image file."""
 
-    height: int  # pixels, EXIF orientation applied; 0 where the picture can't be used
+    height: int  # pixels, EXIF orientation applied; 0 where the image can't be used
     width: int
     digest: bytes  # BLAKE2b of the file, 16 bytes; zeros where it can't be read
-    thumbnail: np.ndarray  # uint8 grey (32, 32); zeros where the picture can't be used
+    thumbnail: np.ndarray  # uint8 grey (32, 32); zeros where the image can't be used
     problem: Problem | None = None  # why it can't be used
 
 
 def examine(
     paths: Sequence[Path], folder: Path | None = None, say: Callable[[str], None] = lambda line: None, name: str = ""
-) -> list[PictureFacts]:
-    """The facts of N picture files, in their order; decoded are only those that have changed since they were kept.
+) -> list[ImageFacts]:
+    """The facts of N image files, in their order; decoded are only those that have changed since they were kept.
 
     `folder` is where the facts are kept, None: nowhere. A cache that can't be read is done without; a line
     says so where it can't be written.
-    A line is said through `say` before many pictures are read for the first time; `name` is what it calls them.
+    A line is said through `say` before many images are read for the first time; `name` is what it calls them.
     """
     keys = [os.fsencode(path) for path in paths]
     stamps = map_in_threads(_stamp, paths, usable_cores())
@@ -64,7 +64,7 @@ def examine(
     fresh = [position for position in range(len(paths)) if position not in known]
     if len(fresh) >= TOLD_FROM:
         say(f"examining {len(fresh):,} images{f' of {name}' if name else ''} for the first time")
-    # Pictures may be large and few, so that all threads should have some.
+    # Images may be large and few, so that all threads should have some.
     new_facts = map_in_threads(_examine_file, [paths[position] for position in fresh], usable_cores(), at_once=4)
     known |= zip(fresh, new_facts, strict=True)
     facts = [known[position] for position in range(len(paths))]
@@ -74,7 +74,7 @@ def examine(
             for key, stamp, each in zip(keys, stamps, facts, strict=True)
             if stamp is not None and each.digest != UNREAD  # whether a file may be read changes without a trace in it
         }
-        # Other lists name pictures of the same folders, as train.txt and val.txt do.
+        # Other lists name images of the same folders, as train.txt and val.txt do.
         others = {key: entry for key, entry in kept.items() if key not in new and os.path.exists(key)}
         _write(file, others | new, say)
     return facts
@@ -92,7 +92,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns % 2**63
 
 
-def _examine_file(path: Path) -> PictureFacts:
+def _examine_file(path: Path) -> ImageFacts:
     digest = UNREAD
     try:
         try:
@@ -109,11 +109,11 @@ def _examine_file(path: Path) -> PictureFacts:
         reason = str(error).removeprefix(f"cannot read the image {path}: ")
         what = f"cannot read the image: {reason}"
         return _unusable(digest, Problem("image unreadable", str(path), what, "image skipped"))
-    return PictureFacts(height, width, digest, thumbnail)
+    return ImageFacts(height, width, digest, thumbnail)
 
 
-def _unusable(digest: bytes, problem: Problem) -> PictureFacts:
-    return PictureFacts(0, 0, digest, np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8), problem)
+def _unusable(digest: bytes, problem: Problem) -> ImageFacts:
+    return ImageFacts(0, 0, digest, np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8), problem)
 
 
 def _folders_digest(keys: Sequence[bytes]) -> str:
@@ -121,7 +121,7 @@ def _folders_digest(keys: Sequence[bytes]) -> str:
     return hashlib.sha256(b"\0".join([b"%d" % FORMAT_VERSION, *folders])).hexdigest()[:32]
 
 
-Entry = tuple[tuple[int, int], PictureFacts]
+Entry = tuple[tuple[int, int], ImageFacts]
 
 
 def _read(file: Path) -> dict[bytes, Entry]:
@@ -139,7 +139,7 @@ def _entries(arrays: dict[str, np.ndarray]) -> Iterator[tuple[bytes, Entry]]:
     for position, (key, (length, time), (height, width), digest, thumbnail) in enumerate(
         zip(arrays["paths"].tobytes().split(b"\0"), *columns, strict=True)
     ):
-        facts = PictureFacts(height, width, digest.tobytes(), thumbnail, problems.get(position))
+        facts = ImageFacts(height, width, digest.tobytes(), thumbnail, problems.get(position))
         yield key, ((length, time), facts)
 
 

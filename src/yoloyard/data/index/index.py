@@ -1,6 +1,6 @@
-"""The index of a split: every picture's path, size and boxes as flat arrays, kept in a cache and memory-mapped.
+"""The index of a split: every image's path, size and boxes as flat arrays, kept in a cache and memory-mapped.
 
-Shapes: N pictures, n boxes of all pictures, k boxes of one picture.
+Shapes: N images, n boxes of all images, k boxes of one image.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from yoloyard.data.formats.labels import Labels
 from yoloyard.data.formats.layout import LABEL_SUFFIXES
 from yoloyard.data.formats.sources import SourceImage, Sources, find_sources, parse_label_files
 from yoloyard.data.formats.yolo_txt import pose_length
-from yoloyard.data.index.image_facts import PictureFacts, examine
+from yoloyard.data.index.image_facts import ImageFacts, examine
 from yoloyard.data.index.not_kept import not_kept
 from yoloyard.data.index.unchanged import look, noted, write_note
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
@@ -94,21 +94,21 @@ class Paths(Sequence[Path]):
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Pictures and boxes of a split. The position of a picture in it is its image id within the program."""
+    """Images and boxes of a split. The position of an image in it is its image id within the program."""
 
     names: tuple[str, ...]
     paths: Paths
     sizes: np.ndarray  # int32 (N, 2) height, width of the original, EXIF orientation applied
-    offsets: np.ndarray  # int64 (N + 1): picture i has the boxes offsets[i] to offsets[i + 1]
+    offsets: np.ndarray  # int64 (N + 1): image i has the boxes offsets[i] to offsets[i + 1]
     boxes: np.ndarray  # float32 (n, 4) xyxy pixels of the original
     labels: np.ndarray  # int64 (n,)
     ignore: np.ndarray  # bool (n,): crowd and difficult, neither trained nor counted against
     problems: tuple[Problem, ...]  # what was left out and why, with file and line
     source_ids: np.ndarray  # int64 (N,) the image's id in the user's COCO JSON, its position otherwise
     category_ids: np.ndarray  # int64 (C,) the class's id in the user's COCO JSON, its number otherwise
-    file_names: Texts  # as the COCO JSON says, else the path from the folder of the split's pictures
+    file_names: Texts  # as the COCO JSON says, else the path from the folder of the split's images
     folder: Path | None = None  # the cache that the arrays are mapped from
-    skipped: int = 0  # pictures that the split names and that can't be used
+    skipped: int = 0  # images that the split names and that can't be used
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -131,7 +131,7 @@ class Index:
         return digest.hexdigest()
 
     def names_digest(self) -> str:
-        """SHA-256 of the names of the picture files, without their folders, in their order."""
+        """SHA-256 of the names of the image files, without their folders, in their order."""
         text, ends = self.paths.text.tobytes(), self.paths.offsets.tolist()
         separator = os.fsencode(os.sep)
         names = [text[start:end].rpartition(separator)[2] for start, end in itertools.pairwise(ends)]
@@ -151,10 +151,10 @@ class Index:
 def load_index(spec: DataSpec, split: str, say: Callable[[str], None] = lambda line: None) -> Index:
     """The index of a split, from the cache if nothing has changed: labels' content, images, classes, format.
 
-    Pictures that are unreadable or whose labels are wrong are left out and named in `problems`. Nothing is written
+    Images that are unreadable or whose labels are wrong are left out and named in `problems`. Nothing is written
     beside the user's files; where the cache can't be written, the index is made again each time, which `say` is told.
     Of several processes that need the same one at once, one makes it and the others wait for it. Says through `say`
-    when many pictures have to be examined.
+    when many images have to be examined.
     Raises UsageError or UserError if there are no images, no usable ones, or not a single box.
     """
     index = read_split(spec, split, say)
@@ -163,7 +163,7 @@ def load_index(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
 
 
 def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda line: None) -> Index:
-    """The same, but also of a split without a single usable picture or box. Raises if there are no images at all."""
+    """The same, but also of a split without a single usable image or box. Raises if there are no images at all."""
     note, began = _note(spec, split), time.time()
     known = noted(note)
     index = None if known is None else find_index(cache_folder() / known)
@@ -171,7 +171,7 @@ def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
         return index
     sources = find_sources(spec, split)
     before = look(sources.watched, sources.lists, WATCHED_SUFFIXES)
-    files = map_in_threads(_read_labels, sources.pictures, READING_THREADS)
+    files = map_in_threads(_read_labels, sources.images, READING_THREADS)
     # The key ends the folder's name; changed labels give another folder, so that a mapped one never changes.
     folder = cache_folder() / _key(spec, sources, files)
     index = find_index(folder)
@@ -186,8 +186,8 @@ def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
     return index
 
 
-def require_pictures(index: Index, spec: DataSpec, split: str) -> None:
-    """Raise UserError if not a picture of `split` can be used."""
+def require_images(index: Index, spec: DataSpec, split: str) -> None:
+    """Raise UserError if not an image of `split` can be used."""
     if not len(index):
         first = next((problem for problem in index.problems if problem.is_error), "there are none")
         raise UserError(f"{spec.path}: none of the {index.skipped} images of {split!r} can be used; first: {first}")
@@ -195,7 +195,7 @@ def require_pictures(index: Index, spec: DataSpec, split: str) -> None:
 
 def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
     """Raise UserError if there is nothing in `split` that can be learned from."""
-    require_pictures(index, spec, split)
+    require_images(index, spec, split)
     if not len(index.boxes):
         where = f"the labels of {index.paths[0]} were looked for in {find_sources(spec, split).label_place()}"
         first = next((f"; first error: {problem}" for problem in index.problems if problem.is_error), "")
@@ -208,8 +208,8 @@ def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
 
 
 def image_facts_folder() -> Path:
-    """Where the facts of pictures are kept."""
-    return cache_folder().parent / "pictures"
+    """Where the facts of images are kept."""
+    return cache_folder().parent / "images"
 
 
 def cache_folder() -> Path:
@@ -273,10 +273,10 @@ def changed(path: Path) -> float:
         return time.time()
 
 
-def _read_labels(picture: SourceImage) -> bytes | Problem | None:
+def _read_labels(image: SourceImage) -> bytes | Problem | None:
     """The content of the label file, None if there is none, a problem if it can't be read."""
     try:
-        with open(picture.labels, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        with open(image.labels, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return file.read()
         what = "the labels are no regular file, but a pipe or a device"
@@ -284,7 +284,7 @@ def _read_labels(picture: SourceImage) -> bytes | Problem | None:
         return None
     except OSError as error:
         what = f"cannot read the labels ({error.strerror or error})"
-    return Problem("label unreadable", str(picture.labels), what, "image skipped")
+    return Problem("label unreadable", str(image.labels), what, "image skipped")
 
 
 def _note(spec: DataSpec, split: str) -> Path:
@@ -302,9 +302,9 @@ def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) 
         digest.update(json.dumps([str(coco.path), str(coco.folder), coco.digest()]).encode())
         for name in coco.file_names:
             digest.update(json.dumps(stamp(coco.image(name))).encode())
-    for picture, content in zip(sources.pictures, files, strict=True):
+    for image, content in zip(sources.images, files, strict=True):
         stated = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else content and str(content)
-        digest.update(json.dumps([str(picture.path), stamp(picture.path), str(picture.labels), stated]).encode())
+        digest.update(json.dumps([str(image.path), stamp(image.path), str(image.labels), stated]).encode())
     return digest.hexdigest()[:32]
 
 
@@ -326,7 +326,7 @@ def _build(
 ) -> Index:
     sets = [parse_coco(file, spec.names) for file in sources.coco]
     problems = [*sources.problems, *(problem for coco in sets for problem in coco.problems)]
-    # Pictures of COCO files come first, by their ids, as other evaluation tools go through them.
+    # Images of COCO files come first, by their ids, as other evaluation tools go through them.
     images: dict[Path, str] = {}  # each with its name
     ids: list[int | str] = []
     rows_of: list[list[int]] = []  # the images of each COCO file that are there
@@ -345,20 +345,20 @@ def _build(
                 rows.append(row)
         ids += [coco.image_ids[row] for row in rows]
         rows_of.append(rows)
-    own = [(picture, file) for picture, file in zip(sources.pictures, files, strict=True) if picture.path not in images]
-    images |= {picture.path: os.path.relpath(picture.path, sources.folder) for picture, _ in own}
+    own = [(source, file) for source, file in zip(sources.images, files, strict=True) if source.path not in images]
+    images |= {source.path: os.path.relpath(source.path, sources.folder) for source, _ in own}
 
     facts = examine(list(images), image_facts_folder(), say, split)
     labels: list[Labels] = []
     for coco, rows in zip(sets, rows_of, strict=True):
         sizes = np.zeros((len(coco.image_ids), 2), np.int64)
-        for row, picture_facts in zip(rows, facts[len(labels) :], strict=False):
-            sizes[row] = (picture_facts.height, picture_facts.width)
+        for row, image_facts in zip(rows, facts[len(labels) :], strict=False):
+            sizes[row] = (image_facts.height, image_facts.width)
         all_labels = coco_labels(coco, sizes)
         labels += [all_labels[row] for row in rows]
-    labels += _labels_of_pictures(own, facts[len(labels) :], spec)
+    labels += _labels_of_images(own, facts[len(labels) :], spec)
 
-    texts = (file for picture, file in own if isinstance(file, bytes) and picture.labels.suffix.lower() == ".txt")
+    texts = (file for source, file in own if isinstance(file, bytes) and source.labels.suffix.lower() == ".txt")
     if not spec.keypoint_values and (length := pose_length(texts)):
         shape = [(length - 5) // 3, 3] if length % 2 == 0 else [(length - 5) // 2, 2]
         what = (
@@ -368,9 +368,9 @@ def _build(
         problems.append(Problem("label with keypoints", str(own[0][0].labels.parent), what))
 
     kept: list[int] = []  # positions in `images`
-    for position, (picture_facts, found) in enumerate(zip(facts, labels, strict=True)):
-        problems += [picture_facts.problem] if picture_facts.problem else found.problems
-        if not picture_facts.problem and found.usable:
+    for position, (image_facts, found) in enumerate(zip(facts, labels, strict=True)):
+        problems += [image_facts.problem] if image_facts.problem else found.problems
+        if not image_facts.problem and found.usable:
             kept.append(position)
     paths, names, none = list(images), list(images.values()), Labels()
     encoded = Texts.of(str(paths[position]) for position in kept)
@@ -394,23 +394,23 @@ def _build(
     )
 
 
-def _labels_of_pictures(
-    pictures: list[tuple[SourceImage, bytes | Problem | None]], facts: list[PictureFacts], spec: DataSpec
+def _labels_of_images(
+    images: list[tuple[SourceImage, bytes | Problem | None]], facts: list[ImageFacts], spec: DataSpec
 ) -> list[Labels]:
-    """The labels of pictures that have a file of their own, given with its content, the reason why not, or None."""
+    """The labels of images that have a file of their own, given with its content, the reason why not, or None."""
     labels: list[Labels] = []
     files, sizes = [], []
-    for (picture, file), own_facts in zip(pictures, facts, strict=True):
+    for (image, file), own_facts in zip(images, facts, strict=True):
         own = Labels()
         if own_facts.problem:
             pass  # it says enough
         elif file is None:
-            what = f"it has no label file, such as {picture.labels}; it counts as an image without objects"
-            own.problems.append(Problem("image without label", str(picture.path), what))
+            what = f"it has no label file, such as {image.labels}; it counts as an image without objects"
+            own.problems.append(Problem("image without label", str(image.path), what))
         elif isinstance(file, Problem):
             own = Labels(problems=[file], usable=False)
         else:
-            files.append((len(labels), (picture.labels, file)))
+            files.append((len(labels), (image.labels, file)))
             sizes.append((own_facts.height, own_facts.width))
         labels.append(own)
     parsed = parse_label_files([file for _, file in files], spec.names, sizes, spec.keypoint_values)
@@ -422,7 +422,7 @@ def _labels_of_pictures(
 def _source_ids(
     ids: list[int | str], others: int, sets: list[CocoSet], num_classes: int
 ) -> tuple[list[int] | None, list[int]]:
-    """The ids of the pictures (None: their positions) and of the classes, for other tools.
+    """The ids of the images (None: their positions) and of the classes, for other tools.
 
     They are COCO's if the whole split has them, as numbers, and they are clear: two files may use the same for other
     things.

@@ -1,6 +1,6 @@
-"""The part of a split that is trained on or counted: some classes, all classes as one, a share of the pictures.
+"""The part of a split that is trained on or counted: some classes, all classes as one, a share of the images.
 
-Shapes: N pictures, n boxes of all pictures.
+Shapes: N images, n boxes of all images.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from yoloyard.data.index.index import Index, Paths, Texts, find_index, save_inde
 
 SELECTION_VERSION = 1  # part of the cache's key: raise it when a selection means something else
 ONE_CLASS = ("object",)
-# The arrays of Index that have a row a picture or a box, but for its paths and offsets.
-PER_PICTURE = ("sizes", "source_ids")
+# The arrays of Index that have a row an image or a box, but for its paths and offsets.
+PER_IMAGE = ("sizes", "source_ids")
 PER_BOX = ("boxes", "labels", "ignore")
 
 
 def select(
     index: Index, classes: str | None = None, single_cls: bool = False, fraction: float = 1.0, seed: int = 0
 ) -> Index:
-    """The index with only these `classes`, all as one if `single_cls`, and a `fraction` of the pictures.
+    """The index with only these `classes`, all as one if `single_cls`, and a `fraction` of the images.
 
-    `classes` are numbers or names joined by commas; numbers and names of the index stay, and a picture whose boxes all
+    `classes` are numbers or names joined by commas; numbers and names of the index stay, and an image whose boxes all
     go stays without objects. A smaller fraction is contained in a larger one of the same seed. Lies in the cache beside
     the index that it was made of, so that workers map it as well.
     Raises UsageError for an unknown class or a fraction that isn't above 0, UserError if not a box is left.
@@ -45,7 +45,7 @@ def select(
         folder = index.folder.with_name(hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:32])
     selected = None if folder is None else find_index(folder)
     if selected is None:
-        selected = _keep_pictures(index, fraction, seed) if fraction < 1 else index
+        selected = _keep_images(index, fraction, seed) if fraction < 1 else index
         selected = _keep_boxes(selected, numbers) if numbers is not None else selected
         selected = replace(selected, folder=None)
         if single_cls:
@@ -102,33 +102,33 @@ def class_numbers(classes: str, names: Sequence[str]) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _keep_pictures(index: Index, fraction: float, seed: int) -> Index:
+def _keep_images(index: Index, fraction: float, seed: int) -> Index:
     count = max(1, round(fraction * len(index)))
-    pictures = np.sort(np.random.default_rng(seed).permutation(len(index))[:count])
-    boxes = np.isin(_picture_of_box(index), pictures)
+    images = np.sort(np.random.default_rng(seed).permutation(len(index))[:count])
+    boxes = np.isin(_image_of_box(index), images)
     return replace(
         index,
-        paths=Paths(*_cut_texts(index.paths, pictures)),
-        file_names=Texts(*_cut_texts(index.file_names, pictures)),
-        offsets=_offsets(np.diff(index.offsets)[pictures]),
-        **{name: getattr(index, name)[pictures] for name in PER_PICTURE},
+        paths=Paths(*_cut_texts(index.paths, images)),
+        file_names=Texts(*_cut_texts(index.file_names, images)),
+        offsets=_offsets(np.diff(index.offsets)[images]),
+        **{name: getattr(index, name)[images] for name in PER_IMAGE},
         **{name: getattr(index, name)[boxes] for name in PER_BOX},
     )
 
 
-def _cut_texts(texts: Paths | Texts, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    pieces = [texts.text[texts.offsets[each] : texts.offsets[each + 1]] for each in pictures]
-    return np.concatenate(pieces), _offsets(np.diff(texts.offsets)[pictures])
+def _cut_texts(texts: Paths | Texts, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pieces = [texts.text[texts.offsets[each] : texts.offsets[each + 1]] for each in images]
+    return np.concatenate(pieces), _offsets(np.diff(texts.offsets)[images])
 
 
 def _keep_boxes(index: Index, classes: Sequence[int]) -> Index:
     kept = np.isin(index.labels, classes)
-    counts = np.bincount(_picture_of_box(index)[kept], minlength=len(index))
+    counts = np.bincount(_image_of_box(index)[kept], minlength=len(index))
     return replace(index, offsets=_offsets(counts), **{name: getattr(index, name)[kept] for name in PER_BOX})
 
 
-def _picture_of_box(index: Index) -> np.ndarray:
-    """int64 (n,): the picture that each box lies in."""
+def _image_of_box(index: Index) -> np.ndarray:
+    """int64 (n,): the image that each box lies in."""
     return np.repeat(np.arange(len(index)), np.diff(index.offsets))
 
 

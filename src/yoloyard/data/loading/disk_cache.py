@@ -1,7 +1,7 @@
-"""All pictures of an index decoded in one file (`--cache disk`), which all workers and processes map.
+"""All images of an index decoded in one file (`--cache disk`), which all workers and processes map.
 
 The file lies in the user's cache folder, beside the indexes. Its name is a digest of what decides its content, so that
-changed pictures, or another size, have another file; one that is mapped never changes.
+changed images, or another size, have another file; one that is mapped never changes.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ SPARE_DISK = 0.95  # of what is free; the rest is for the run's own files
 
 
 class DiskImages:
-    """All pictures of an index, uint8 RGB (H, W, 3), mapped from a file; not to be written to."""
+    """All images of an index, uint8 RGB (H, W, 3), mapped from a file; not to be written to."""
 
     def __init__(self, path: Path, block: Block) -> None:
         self.path, self.block = path, block
         self.pixels = np.memmap(path, np.uint8, "r")
 
     def __getitem__(self, position: int) -> np.ndarray:
-        return self.block.picture(self.pixels, position)
+        return self.block.image(self.pixels, position)
 
     def __reduce__(self) -> tuple[object, ...]:
         return DiskImages, (self.path, self.block)  # a worker that is spawned maps the same file
 
 
 def cached_on_disk(index: Index, imgsz: int, say: Callable[[str], object], reduced: bool = False) -> DiskImages:
-    """The pictures of an index from the cache, where they are decoded first if they aren't there yet.
+    """The images of an index from the cache, where they are decoded first if they aren't there yet.
 
     Of several processes that need the same ones, one decodes and the others wait. A file is put in place when it is
-    whole; what an interrupted process has left is removed. `say` is told where many pictures are decoded.
-    Raises UserError if there is not enough space, the folder can't be written, or a picture can't be read.
+    whole; what an interrupted process has left is removed. `say` is told where many images are decoded.
+    Raises UserError if there is not enough space, the folder can't be written, or an image can't be read.
     """
     block = Block(index, imgsz)
     path = decoded_folder() / f"{_key(index, imgsz, reduced)}.pixels"
@@ -69,7 +69,7 @@ def cached_on_disk(index: Index, imgsz: int, say: Callable[[str], object], reduc
 
 
 def decoded_folder() -> Path:
-    """Where decoded pictures are kept."""
+    """Where decoded images are kept."""
     return cache_folder().parent / "decoded"
 
 
@@ -94,7 +94,7 @@ def _require_space(folder: Path, needed: int, count: int, imgsz: int) -> None:
 
 
 def _write(path: Path, index: Index, imgsz: int, block: Block, reduced: bool) -> None:
-    """Decode in threads, each picture to its place in the file `path`."""
+    """Decode in threads, each image to its place in the file `path`."""
     # Written, not mapped: on a full disk a write is refused, while a mapped page ends the process.
     with path.open("wb") as file, ThreadPoolExecutor(usable_cores()) as threads:
         file.truncate(len(block))

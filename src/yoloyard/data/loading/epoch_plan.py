@@ -1,6 +1,6 @@
-"""Which pictures an epoch holds, how often, in which order, and in which shape each batch comes.
+"""Which images an epoch holds, how often, in which order, and in which shape each batch comes.
 
-Shapes: N pictures of the data set, L places of an epoch, C classes. L is the same in every epoch.
+Shapes: N images of the data set, L places of an epoch, C classes. L is the same in every epoch.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from yoloyard.data.loading.sampling import epoch_order, rectangular_shape
 class EpochOrder:
     """The places of one epoch."""
 
-    pictures: np.ndarray  # int64 (L,) positions in the index
-    copies: np.ndarray  # int64 (L,): 0 the first time that a picture comes in this epoch, then 1, ...
+    images: np.ndarray  # int64 (L,) positions in the index
+    copies: np.ndarray  # int64 (L,): 0 the first time that an image comes in this epoch, then 1, ...
     shapes: np.ndarray  # int64 (batches, 2) height, width of each batch
 
 
@@ -32,7 +32,7 @@ class EpochPlan:
     batch: int  # images of all ranks
     imgsz: int
     seed: int
-    repeats: np.ndarray | None = None  # float64 (N,), at least 1: how often each picture comes on average
+    repeats: np.ndarray | None = None  # float64 (N,), at least 1: how often each image comes on average
     sizes: np.ndarray | None = None  # int (N, 2) height, width; given where batches are rectangular
     stride: int = 32
 
@@ -48,17 +48,17 @@ class EpochPlan:
     def order(self, epoch: int) -> EpochOrder:
         """The places of `epoch`, drawn from the seed and the epoch alone."""
         if self.repeats is None:
-            pictures, copies = np.arange(self.count), np.zeros(self.count, np.int64)
+            images, copies = np.arange(self.count), np.zeros(self.count, np.int64)
         else:
             counts = _draw_counts(self.repeats, len(self), np.random.default_rng([self.seed, epoch, 3]))
-            pictures = np.repeat(np.arange(self.count), counts)
-            copies = np.arange(len(pictures)) - np.repeat(np.cumsum(counts) - counts, counts)
+            images = np.repeat(np.arange(self.count), counts)
+            copies = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
         if self.sizes is None:
             order = epoch_order(self.seed, epoch, len(self))
             shapes = np.full((self.num_batches, 2), self.imgsz)
         else:
-            order, shapes = self._rectangular(self.sizes[pictures], epoch)
-        return EpochOrder(pictures[order], copies[order], shapes)
+            order, shapes = self._rectangular(self.sizes[images], epoch)
+        return EpochOrder(images[order], copies[order], shapes)
 
     def _rectangular(self, sizes: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Order (L,) and shapes (batches, 2): batches of like ratios, shuffled as wholes; one that isn't full is last.
@@ -77,22 +77,22 @@ class EpochPlan:
 
 
 def plan_epochs(index: Index, config: TrainConfig, stride: int = 32) -> EpochPlan:
-    """The plan that the settings `repeat_factor` and `rect` ask for; with neither, every picture comes once."""
+    """The plan that the settings `repeat_factor` and `rect` ask for; with neither, every image comes once."""
     repeats = repeat_factors(index, config.repeat_factor) if config.repeat_factor else None
     sizes = np.array(index.sizes) if config.rect else None
     return EpochPlan(len(index), config.batch, config.imgsz, config.seed, repeats, sizes, stride)
 
 
 def repeat_factors(index: Index, threshold: float) -> np.ndarray:
-    """How often each picture should come in an epoch, float64 (N,): more than once where it has a rare class.
+    """How often each image should come in an epoch, float64 (N,): more than once where it has a rare class.
 
-    A class that is in the share f of the pictures asks for max(1, sqrt(threshold / f)); of a picture's classes the
+    A class that is in the share f of the images asks for max(1, sqrt(threshold / f)); of an image's classes the
     rarest decides. Source: Gupta et al., "LVIS" (CVPR 2019), repeat factor sampling.
     """
     trained = ~np.array(index.ignore)
-    picture_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))[trained]
+    image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))[trained]
     labels = np.array(index.labels)[trained]
-    pairs = np.unique(np.stack((picture_of_box, labels), axis=1), axis=0)  # a class counts once a picture
+    pairs = np.unique(np.stack((image_of_box, labels), axis=1), axis=0)  # a class counts once an image
     shares = np.bincount(pairs[:, 1], minlength=len(index.names)) / len(index)  # (C,)
     of_class = np.sqrt(threshold / np.maximum(shares, 1 / len(index)))
     factors = np.ones(len(index))
@@ -101,7 +101,7 @@ def repeat_factors(index: Index, threshold: float) -> np.ndarray:
 
 
 def _draw_counts(factors: np.ndarray, total: int, random: np.random.Generator) -> np.ndarray:
-    """How often each picture comes, int64 (N,), `total` together: the factor rounded down or up, on average the factor.
+    """How often each image comes, int64 (N,), `total` together: the factor rounded down or up, on average the factor.
 
     Systematic sampling: the fractions, in a shuffled order, lie end to end on a line, and every whole number after a
     random start falls to one of them. `total` is the factors' sum rounded, so the fractions are stretched a little.

@@ -1,4 +1,4 @@
-"""Decoded pictures that are kept: the few that a worker needs again soon, or all of them (`--cache ram`, `disk`).
+"""Decoded images that are kept: the few that a worker needs again soon, or all of them (`--cache ram`, `disk`).
 
 All are uint8 RGB (H, W, 3) with their long side `imgsz`. `reduced` is for training: JPEGs are then decoded at a half
 or less if that still has `imgsz` pixels, which is quicker and looks the same; what is measured is decoded in full.
@@ -23,19 +23,19 @@ from yoloyard.data.loading.shared_memory import free_shared_memory
 from yoloyard.data.pixels.augment import resize_to, resized_shape
 from yoloyard.data.pixels.decode import decode_image, image_size, largest_reduction
 
-PICTURES_OF_A_SAMPLE = 8  # two mosaics, blended; all of them must stay as they are meanwhile
+IMAGES_OF_A_SAMPLE = 8  # two mosaics, blended; all of them must stay as they are meanwhile
 SPARE_MEMORY = 0.9  # of what is free; the rest is for the training itself
 
 
 class RecentImages:
-    """Decodes pictures and keeps the `capacity` most recently used."""
+    """Decodes images and keeps the `capacity` most recently used."""
 
     def __init__(self, index: Index, imgsz: int, capacity: int, reduced: bool = False) -> None:
         self.index, self.imgsz, self.capacity, self.reduced = index, imgsz, capacity, reduced
         self._images: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __getitem__(self, position: int) -> np.ndarray:
-        """The picture; its pixels are overwritten once `capacity` others have been asked for after it."""
+        """The image; its pixels are overwritten once `capacity` others have been asked for after it."""
         image = self._images.pop(position, None)
         if image is None:
             image = load_resized(self.index, position, self.imgsz, self.reduced, self._memory())
@@ -45,11 +45,11 @@ class RecentImages:
         return image
 
     def _memory(self) -> np.ndarray | None:
-        """Bytes (3 * imgsz * imgsz,) for one more picture: those of the one that goes, or new ones.
+        """Bytes (3 * imgsz * imgsz,) for one more image: those of the one that goes, or new ones.
 
         Memory that is new to a process costs as much as the resize that fills it.
         """
-        if self.capacity < PICTURES_OF_A_SAMPLE:
+        if self.capacity < IMAGES_OF_A_SAMPLE:
             return None
         if len(self._images) < self.capacity:
             return np.empty(3 * self.imgsz**2, np.uint8)
@@ -57,24 +57,24 @@ class RecentImages:
 
 
 class Block:
-    """Where each picture of an index lies in one block of bytes."""
+    """Where each image of an index lies in one block of bytes."""
 
     def __init__(self, index: Index, imgsz: int) -> None:
         self.shapes = np.array([resized_shape(int(height), int(width), imgsz) for height, width in index.sizes])
         self.offsets = np.cumsum([0, *(3 * self.shapes.prod(axis=1))], dtype=np.int64)
 
     def __len__(self) -> int:
-        """Bytes of all pictures together."""
+        """Bytes of all images together."""
         return int(self.offsets[-1])
 
-    def picture(self, pixels: np.ndarray, position: int) -> np.ndarray:
-        """The picture (H, W, 3) at `position`, a view of `pixels` (bytes,)."""
+    def image(self, pixels: np.ndarray, position: int) -> np.ndarray:
+        """The image (H, W, 3) at `position`, a view of `pixels` (bytes,)."""
         height, width = self.shapes[position]
         return pixels[self.offsets[position] : self.offsets[position + 1]].reshape(height, width, 3)
 
 
 class AllImages:
-    """All pictures of an index in one block of memory that every worker reads.
+    """All images of an index in one block of memory that every worker reads.
 
     Raises UserError if they don't fit into the memory that is free. `shared`: the workers are not forked, so the
     block must lie in shared memory to reach them.
@@ -100,13 +100,13 @@ class AllImages:
                 pass  # waits, and raises what a thread raised
 
     def __getitem__(self, position: int) -> np.ndarray:
-        return self.block.picture(self.pixels.numpy(), position)
+        return self.block.image(self.pixels.numpy(), position)
 
 
 def load_resized(
     index: Index, position: int, imgsz: int, reduced: bool = False, memory: np.ndarray | None = None
 ) -> np.ndarray:
-    """A picture with its long side `imgsz`, put into `memory` (bytes,) if there is any.
+    """An image with its long side `imgsz`, put into `memory` (bytes,) if there is any.
 
     Raises UserError naming an unreadable file.
     """

@@ -1,6 +1,6 @@
 """Batches for training and validation, made by worker processes or in this one.
 
-Shapes: B pictures of a batch, M boxes a picture (padded), H W pixels.
+Shapes: B images of a batch, M boxes an image (padded), H W pixels.
 A training sample depends on (seed, epoch, index) and the config alone, never on the number of workers or ranks.
 """
 
@@ -34,8 +34,8 @@ from yoloyard.data.loading.image_cache import AllImages, RecentImages
 from yoloyard.data.loading.sampling import (
     BatchRequest,
     TrainSampler,
+    images_in_use,
     part_of,
-    pictures_in_use,
     rectangular_batches,
     sample_random,
     window,
@@ -44,7 +44,7 @@ from yoloyard.data.loading.shared_memory import batch_bytes, by_value, shortage
 from yoloyard.data.pixels import augment
 from yoloyard.data.pixels.transform import Transform
 
-KEPT_BYTES = 2 * 2**30  # of decoded pictures, over all workers of a process that trains
+KEPT_BYTES = 2 * 2**30  # of decoded images, over all workers of a process that trains
 
 
 Images = RecentImages | AllImages | DiskImages
@@ -61,17 +61,17 @@ class TrainLoader:
         return math.ceil(self._sampler.count / self._sampler.batch)
 
     def epoch(self, epoch: int, position: int = 0, epochs: int | None = None) -> Iterator[Batch]:
-        """The batches of `epoch` (from 0), beginning after `position` pictures of it (all ranks together).
+        """The batches of `epoch` (from 0), beginning after `position` images of it (all ranks together).
 
         `epochs`: how many there will be, where that isn't what the config says. Raises UserError naming the file if
-        a picture can't be read.
+        an image can't be read.
         """
         self._sampler.begin(epoch, position, mosaic_is_on(self._config, epoch, epochs or self._config.epochs))
         yield from _receive(self._batches)
 
 
 class ValLoader:
-    """Validation batches, the same at each iteration; over all ranks every picture comes exactly once."""
+    """Validation batches, the same at each iteration; over all ranks every image comes exactly once."""
 
     def __init__(self, batches: DataLoader) -> None:
         self._batches = batches
@@ -113,9 +113,9 @@ def make_train_loader(
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {world_size} processes")
     plan = plan_epochs(index, config, stride)
     sampler = TrainSampler(len(plan), config.batch, rank, world_size)
-    # Beyond this some pictures are decoded again; the samples stay the same.
+    # Beyond this some images are decoded again; the samples stay the same.
     affordable = KEPT_BYTES // (max(1, config.workers) * 3 * config.imgsz**2)
-    kept = min(pictures_in_use(len(sampler), config.batch, config.workers, world_size), affordable)
+    kept = min(images_in_use(len(sampler), config.batch, config.workers, world_size), affordable)
     images = _images(index, config.imgsz, config.cache, kept, start_method, reduced=True, say=say)
     dataset = TrainingBatches(index, images, config, plan, transform)
     if transform is not None and config.workers and _method(start_method) != "fork":
@@ -192,11 +192,11 @@ class TrainingBatches(Dataset[Batch | UserError]):
         return collate(samples, self.capacities, images)
 
     def _sample(self, request: BatchRequest, position: int, image: np.ndarray) -> Sample:
-        """The sample at a position of the epoch, its picture written into `image` (H, W, 3)."""
+        """The sample at a position of the epoch, its image written into `image` (H, W, 3)."""
         order = self._epoch_order(request.epoch)
         height, width = image.shape[:2]
-        position %= len(order.pictures)
-        index, copy = int(order.pictures[position]), int(order.copies[position])
+        position %= len(order.images)
+        index, copy = int(order.images[position]), int(order.copies[position])
         random = sample_random(self.config.seed, request.epoch, index, copy)
         sample = self._placed(index, position, (height, width), request, random)
         if request.mosaic and random.random() < self.config.augment.mixup:
@@ -214,7 +214,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
     def _placed(
         self, index: int, position: int, shape: tuple[int, int], request: BatchRequest, random: np.random.Generator
     ) -> Sample:
-        """Picture `index`, in a mosaic or alone, moved onto an output of `shape` (H, W)."""
+        """Image `index`, in a mosaic or alone, moved onto an output of `shape` (H, W)."""
         imgsz, config = self.config.imgsz, self.config.augment
         sample = self._load(index)
         if request.mosaic and random.random() < config.mosaic:
@@ -231,12 +231,12 @@ class TrainingBatches(Dataset[Batch | UserError]):
         batch = self.config.batch
         numbers, part = window(position // batch, self.plan.num_batches, batch), part_of(position, batch)
         drawn = random.integers(0, len(numbers) * len(part), count)
-        order = self._epoch_order(request.epoch).pictures
+        order = self._epoch_order(request.epoch).images
         places = (numbers[draw // len(part)] * batch + part[draw % len(part)] for draw in drawn)
         return [int(order[place % len(order)]) for place in places]
 
     def _load(self, index: int) -> Sample:
-        """A picture with its long side imgsz and its boxes, without those to be ignored."""
+        """An image with its long side imgsz and its boxes, without those to be ignored."""
         image = self.images[index]
         boxes, labels, ignore = self.index.annotations(index)
         boxes *= _box_scale(image, self.index.sizes[index])
@@ -250,7 +250,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
 
 @dataclass(frozen=True)
 class ValRequest:
-    """A validation batch: which pictures, and the (H, W) that they are fitted into."""
+    """A validation batch: which images, and the (H, W) that they are fitted into."""
 
     image_ids: tuple[int, ...]
     shape: tuple[int, int]
@@ -286,7 +286,7 @@ def collate(samples: Sequence[Sample], capacities: Sequence[int], images: np.nda
     """Samples of one size as a Batch; boxes are padded to the smallest of the ascending `capacities` that will do.
 
     Where a transform has added boxes, the largest capacity may be too small; it is doubled then. `images` (B, H, W, 3)
-    are the samples' pictures where they lie in one array already, in the order of memory that channels_last has.
+    are the samples' images where they lie in one array already, in the order of memory that channels_last has.
     """
     most = max(len(sample.labels) for sample in samples)
     larger = (capacities[-1] * 2**doubled for doubled in itertools.count(1))
@@ -312,8 +312,8 @@ def collate(samples: Sequence[Sample], capacities: Sequence[int], images: np.nda
 
 def _training_capacities(index: Index, config: TrainConfig) -> tuple[int, ...]:
     counts = np.diff(index.offsets)
-    pictures = (4 if config.augment.mosaic else 1) * (2 if config.augment.mixup else 1)
-    return _capacities(4 * float(counts.mean()), pictures * int(counts.max()))
+    images = (4 if config.augment.mosaic else 1) * (2 if config.augment.mixup else 1)
+    return _capacities(4 * float(counts.mean()), images * int(counts.max()))
 
 
 def _capacities(typical: float, largest: int) -> tuple[int, ...]:

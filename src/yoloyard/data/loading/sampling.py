@@ -1,7 +1,7 @@
-"""In what order training visits the pictures, and from where a mosaic takes its other three.
+"""In what order training visits the images, and from where a mosaic takes its other three.
 
-An epoch is a permutation of the pictures, or of the places that `epoch_plan.py` gives them. A position in it means the
-same picture for any number of workers or ranks.
+An epoch is a permutation of the images, or of the places that `epoch_plan.py` gives them. A position in it means the
+same image for any number of workers or ranks.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from torch.utils.data import Sampler
 
 # Batches go round the workers in turn. Partners come from batches that lie a multiple of this apart, so that 1, 2, 4
-# or 8 workers each keep to pictures that they have decoded themselves.
+# or 8 workers each keep to images that they have decoded themselves.
 WINDOW_STRIDE = 8
-WINDOW_IMAGES = 64  # about so many pictures to choose partners from, and at least two batches
+WINDOW_IMAGES = 64  # about so many images to choose partners from, and at least two batches
 # Ranks take contiguous shares of each batch. Partners come from the same part of their batches, so that 2, 4 or 8 ranks
-# keep to their own pictures, as far as that leaves enough to choose from.
+# keep to their own images, as far as that leaves enough to choose from.
 PART_IMAGES = 16
 
 
@@ -37,12 +37,12 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def sample_random(seed: int, epoch: int, index: int, copy: int = 0) -> np.random.Generator:
-    """The generator that all of one sample's randomness comes from; each copy of a picture in an epoch has its own."""
+    """The generator that all of one sample's randomness comes from; each copy of an image in an epoch has its own."""
     return np.random.default_rng([seed, epoch, 1, index, copy] if copy else [seed, epoch, 1, index])
 
 
 def window(number: int, num_batches: int, batch: int) -> range:
-    """The batches, `number` among them, whose pictures may be mosaic partners in batch `number` of an epoch.
+    """The batches, `number` among them, whose images may be mosaic partners in batch `number` of an epoch.
 
     The epoch is cut into equal stretches; a window is every eighth batch (fewer in a short epoch) of a stretch.
     """
@@ -58,7 +58,7 @@ def window(number: int, num_batches: int, batch: int) -> range:
 
 
 def part_of(position: int, batch: int) -> range:
-    """The places of a batch whose pictures may be mosaic partners of the one at `position` of the epoch.
+    """The places of a batch whose images may be mosaic partners of the one at `position` of the epoch.
 
     An eighth, a quarter, a half or all of it.
     """
@@ -67,8 +67,8 @@ def part_of(position: int, batch: int) -> range:
     return range(first, first + size)
 
 
-def pictures_in_use(num_batches: int, batch: int, workers: int, world_size: int = 1) -> int:
-    """How many pictures a worker keeps so that none of its windows is decoded twice."""
+def images_in_use(num_batches: int, batch: int, workers: int, world_size: int = 1) -> int:
+    """How many images a worker keeps so that none of its windows is decoded twice."""
     stretch = math.ceil(num_batches / _num_stretches(num_batches, batch))
     part = batch // math.gcd(world_size, _num_parts(batch))
     return math.ceil(stretch / math.gcd(max(1, workers), WINDOW_STRIDE)) * part
@@ -87,7 +87,7 @@ class TrainSampler(Sampler[BatchRequest]):
         self.begin(0, 0, True)
 
     def begin(self, epoch: int, position: int, mosaic: bool) -> None:
-        """Make the next iteration start at `position` (pictures of all ranks) of `epoch`."""
+        """Make the next iteration start at `position` (images of all ranks) of `epoch`."""
         self.epoch, self.position, self.mosaic = epoch, position, mosaic
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class TrainSampler(Sampler[BatchRequest]):
 def rectangular_batches(
     sizes: np.ndarray, imgsz: int, batch: int, stride: int = 32
 ) -> list[tuple[list[int], tuple[int, int]]]:
-    """Pictures of sizes int (N, 2) height, width in batches of similar shape: (image ids, (H, W) of the batch).
+    """Images of sizes int (N, 2) height, width in batches of similar shape: (image ids, (H, W) of the batch).
 
     Sorted by height / width; a batch is as long as `imgsz` and as wide as its widest needs, half a stride to spare,
     both rounded up to the stride, as YOLOv5 and its successors validate.
@@ -118,7 +118,7 @@ def rectangular_batches(
 
 
 def rectangular_shape(lowest: float, highest: float, imgsz: int, stride: int) -> tuple[int, int]:
-    """The (H, W) of a batch whose pictures have ratios height / width from `lowest` to `highest`."""
+    """The (H, W) of a batch whose images have ratios height / width from `lowest` to `highest`."""
     shape = (highest, 1.0) if highest < 1 else (1.0, 1 / lowest) if lowest > 1 else (1.0, 1.0)
     height, width = (math.ceil(side * imgsz / stride + 0.5) * stride for side in shape)
     return height, width

@@ -40,7 +40,7 @@ def by_value(item: Any) -> Any:
 
 
 def batch_bytes(images: int, height: int, width: int, boxes: int) -> int:
-    """Bytes of a batch of so many pictures, with so many boxes each (see structures.Batch)."""
+    """Bytes of a batch of so many images, with so many boxes each (see structures.Batch)."""
     return images * (3 * height * width + boxes * (4 * 4 + 8 + 1))
 
 

@@ -1,4 +1,4 @@
-"""What is done to a picture and its boxes between decoding and the batch.
+"""What is done to an image and its boxes between decoding and the batch.
 
 Shapes: H W pixels, n boxes. Boxes are xyxy in continuous pixels: pixel i covers i to i + 1. All randomness comes from
 the `random` generator that is handed in. The published augmentation of YOLOv8 and later: mosaic, affine, HSV, flips.
@@ -34,7 +34,7 @@ def resized_shape(height: int, width: int, imgsz: int) -> tuple[int, int]:
 
 
 def resize_to(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The picture in `shape` (H, W), larger or smaller than before (bilinear)."""
+    """The image in `shape` (H, W), larger or smaller than before (bilinear)."""
     if shape == image.shape[:2]:
         return image
     return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_LINEAR)
@@ -46,9 +46,9 @@ def letterbox(
     enlarge: bool = True,
     original_shape: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, ImageTransform]:
-    """The picture scaled to fit into `shape` (H, W), centred on grey; and the way back from there.
+    """The image scaled to fit into `shape` (H, W), centred on grey; and the way back from there.
 
-    `original_shape` (H, W) is the picture's size before any earlier resizing, so that the transform leads to it.
+    `original_shape` (H, W) is the image's size before any earlier resizing, so that the transform leads to it.
     The odd pixel of padding goes right and below.
     """
     height, width = image.shape[:2]
@@ -76,7 +76,7 @@ def letterbox(
 
 
 def minimal_shape(height: int, width: int, imgsz: int, stride: int = 32) -> tuple[int, int]:
-    """The smallest letterbox (H, W) for a picture scaled to `imgsz`: as little padding as the stride allows."""
+    """The smallest letterbox (H, W) for an image scaled to `imgsz`: as little padding as the stride allows."""
     ratio = min(imgsz / height, imgsz / width)
     new_height, new_width = max(1, round(height * ratio)), max(1, round(width * ratio))
     return new_height + (imgsz - new_height) % stride, new_width + (imgsz - new_width) % stride
@@ -84,7 +84,7 @@ def minimal_shape(height: int, width: int, imgsz: int, stride: int = 32) -> tupl
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture that lies on a canvas."""
+    """An image that lies on a canvas."""
 
     sample: Sample
     left: int  # of its top left corner on the canvas, which may lie outside
@@ -93,7 +93,7 @@ class Tile:
 
 
 def mosaic_tiles(samples: Sequence[Sample], imgsz: int, random: np.random.Generator) -> list[Tile]:
-    """Four pictures whose corners meet near the middle of a canvas of twice `imgsz`; what doesn't fit is cut off.
+    """Four images whose corners meet near the middle of a canvas of twice `imgsz`; what doesn't fit is cut off.
 
     Order: top left, top right, bottom left, bottom right; the first gives the image id.
     Source: Bochkovskiy et al., "YOLOv4" (arXiv 2004.10934), section 3.3.
@@ -112,7 +112,7 @@ def mosaic_tiles(samples: Sequence[Sample], imgsz: int, random: np.random.Genera
 
 
 def joined(tiles: Sequence[Tile], shape: tuple[int, int]) -> Sample:
-    """The canvas of `shape` (H, W) as a picture; boxes are cut where it ends."""
+    """The canvas of `shape` (H, W) as an image; boxes are cut where it ends."""
     canvas = np.full((*shape, 3), BORDER, np.uint8)
     for tile in tiles:
         (x1, y1, x2, y2), left, top = tile.bounds, tile.left, tile.top
@@ -142,7 +142,7 @@ def _united(samples: Sequence[Sample], image: np.ndarray, boxes: np.ndarray, kep
 def draw_affine(
     height: int, width: int, shape: tuple[int, int], config: AugmentConfig, random: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """A random matrix (3, 3) that takes a picture to an output of `shape` (H, W), and the zoom that is in it.
+    """A random matrix (3, 3) that takes an image to an output of `shape` (H, W), and the zoom that is in it.
 
     Centre to the origin, perspective, rotation with zoom, shear, shift to about the output's middle.
     """
@@ -159,11 +159,11 @@ def draw_affine(
 
 
 def warp(sample: Sample, matrix: np.ndarray, zoom: float, shape: tuple[int, int]) -> Sample:
-    """Picture and boxes moved by `matrix` (3, 3) onto an output of `shape` (H, W); boxes of which little is left go.
+    """Image and boxes moved by `matrix` (3, 3) onto an output of `shape` (H, W); boxes of which little is left go.
 
     `zoom` is the part of the matrix that only changes sizes: how much of a box is left is judged apart from it.
     """
-    # OpenCV counts from the centres of pixels, the matrix from the picture's edge: half a pixel there and back.
+    # OpenCV counts from the centres of pixels, the matrix from the image's edge: half a pixel there and back.
     to_edge = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     on_centres = np.linalg.inv(to_edge) @ matrix @ to_edge
     size, grey = shape[::-1], (BORDER,) * 3
@@ -188,7 +188,7 @@ def place(
     """What `warp` makes of the joined tiles, on a canvas of `canvas` (H, W).
 
     Without rotation, shear and perspective each tile is cropped and resized straight into the output, in a fraction of
-    the time. Crops are of whole pixels, so pictures and their boxes alike lie up to half a pixel beside the matrix.
+    the time. Crops are of whole pixels, so images and their boxes alike lie up to half a pixel beside the matrix.
     """
     if matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1]:
         return warp(joined(tiles, canvas), matrix, zoom, shape)
@@ -211,7 +211,7 @@ def place(
 
 @dataclass(frozen=True)
 class _Span:
-    """Along one axis: pixels `first` to `last` of a picture become pixels `start` to `stop` of the output."""
+    """Along one axis: pixels `first` to `last` of an image become pixels `start` to `stop` of the output."""
 
     first: int
     last: int
@@ -221,7 +221,7 @@ class _Span:
 
 
 def _span(bounds: tuple[int, ...], corner: int, zoom: float, shift: float, length: int) -> _Span:
-    """Where the part of a picture lands that covers `bounds` of the canvas, its corner at `corner`."""
+    """Where the part of an image lands that covers `bounds` of the canvas, its corner at `corner`."""
     # A pixel of the output belongs to the tile that its centre lies in, so neighbours neither overlap nor part.
     low, high = bounds
     start = min(max(math.ceil(low * zoom + shift - 0.5), 0), length)
@@ -281,7 +281,7 @@ def draw_colours(config: AugmentConfig, random: np.random.Generator) -> np.ndarr
 
 
 def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
-    """Change hue, saturation and value of a picture, in place, by the tables (3, 256) of `draw_colours`."""
+    """Change hue, saturation and value of an image, in place, by the tables (3, 256) of `draw_colours`."""
     # In strips, so that what lies between the steps stays in the processor's cache. One table a plane is quicker than
     # OpenCV's table of three channels.
     height, width = image.shape[:2]
@@ -300,7 +300,7 @@ def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
 
 
 def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator, out: np.ndarray | None = None) -> Sample:
-    """Upside down with probability `flipud`, left to right with `fliplr`; the picture is put into `out` (H, W, 3)."""
+    """Upside down with probability `flipud`, left to right with `fliplr`; the image is put into `out` (H, W, 3)."""
     height, width = sample.image.shape[:2]
     upside_down, mirrored = random.random(2) < (config.flipud, config.fliplr)
     image, boxes = np.empty_like(sample.image) if out is None else out, sample.boxes_xyxy.copy()
@@ -316,7 +316,7 @@ def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator, out
 
 
 def mixup(sample: Sample, partner: Sample, random: np.random.Generator) -> Sample:
-    """Two pictures of one size blended about half and half, with the boxes of both.
+    """Two images of one size blended about half and half, with the boxes of both.
 
     Source: Zhang et al., "mixup" (arXiv 1710.09412); shares by Beta(32, 32) as published for YOLO.
     """

@@ -2,7 +2,7 @@
 
 `encode_jpeg` is the way back.
 
-H and W are pixels of the picture as it is meant to be seen: the EXIF orientation is applied.
+H and W are pixels of the image as it is meant to be seen: the EXIF orientation is applied.
 """
 
 from pathlib import Path
@@ -22,9 +22,9 @@ IMAGE_SUFFIXES = frozenset((
     if cv2.haveImageWriter(f"any{suffix}")  # which follows from the same libraries as reading it
 )  # fmt: skip
 
-BACKGROUND = 114  # grey behind transparent pixels, and of everything that no picture covers
+BACKGROUND = 114  # grey behind transparent pixels, and of everything that no image covers
 
-DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras have; which one a picture of 16 bit has, its brightest value tells
+DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras have; which one an image of 16 bit has, its brightest value tells
 
 # How much is read to see size and orientation, and at a file's end, to see whether it is whole.
 HEAD_BYTES = TAIL_BYTES = 65536
@@ -41,13 +41,13 @@ _REDUCED = {
 
 
 def decode_image(path: Path, reduction: int = 1) -> np.ndarray:
-    """The picture as uint8 RGB (H, W, 3), EXIF or TIFF orientation applied; of several pages or frames the first.
+    """The image as uint8 RGB (H, W, 3), EXIF or TIFF orientation applied; of several pages or frames the first.
 
     A JPEG can be decoded at a half, a quarter or an eighth of its size (`reduction` 2, 4, 8), sides rounded up, in
     less time than as a whole; each pixel is the mean of those that it stands for. Others stay as large as they are.
 
     Grey becomes three equal channels, CMYK is converted without a colour profile. Transparent pixels are composed on
-    grey 114. Of 16 bit the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the picture's brightest value,
+    grey 114. Of 16 bit the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the image's brightest value,
     and values are shifted from that depth down to 8 bits, the colours together, alpha apart from them.
     Raises UserError naming the file if it is missing, unreadable, cut off, or has other pixels than 8 or 16 bit.
     """
@@ -65,7 +65,7 @@ def largest_reduction(length: int, least: int) -> int:
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of the picture, orientation applied.
+    """Height and width of the image, orientation applied.
 
     JPEG, PNG, BMP, WebP and TIFF are not decoded; of the first three only the two ends are read.
     Raises UserError naming the file if it is missing, unreadable or cut off.
@@ -94,7 +94,7 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def decode_thumbnail(path: Path, data: bytes, size: tuple[int, int], side: int) -> np.ndarray:
-    """The picture as uint8 grey (side, side), made of all pixels of the file's bytes `data`; orientation applied.
+    """The image as uint8 grey (side, side), made of all pixels of the file's bytes `data`; orientation applied.
 
     All of the file is decoded, JPEGs to an eighth of their `size` (height, width) if that is enough, which is quicker.
     Raises UserError naming the file if it can't be decoded.
@@ -147,7 +147,7 @@ def _stored(path: Path, data: bytes, flags: int) -> np.ndarray:
     except cv2.error as error:
         raise _unreadable(path, str(error.err)) from error
     if image is None:
-        raise _unreadable(path, "not a picture that can be decoded" if data else "the file is empty")
+        raise _unreadable(path, "not an image that can be decoded" if data else "the file is empty")
     return image
 
 
@@ -173,7 +173,7 @@ def _compose_premultiplied(image: np.ndarray) -> np.ndarray:
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
-    """The content of a JPEG file of a picture, uint8 RGB (H, W, 3)."""
+    """The content of a JPEG file of an image, uint8 RGB (H, W, 3)."""
     _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return data.tobytes()
 

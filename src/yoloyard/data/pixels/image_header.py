@@ -1,4 +1,4 @@
-"""What a picture's file says of itself before it is decoded: its size, how it is to be turned, whether it is whole.
+"""What an image's file says of itself before it is decoded: its size, how it is to be turned, whether it is whole.
 
 `data` is a file from its first byte on, as much of it as there is; sizes are stored height and width, not yet turned.
 """

@@ -1,4 +1,4 @@
-"""A transform of the user's own, a function or an Albumentations pipeline, for training pictures.
+"""A transform of the user's own, a function or an Albumentations pipeline, for training images.
 
 `image, boxes, labels = transform(image, boxes, labels)`: uint8 RGB (H, W, 3), float32 (n, 4) xyxy in pixels and int64
 (n,). It comes after mosaic, affine and mixup, before colour jitter and flips.
@@ -76,10 +76,10 @@ class Transform:
         # What a file of the user's defines can't be found by its name elsewhere; the file is run there again.
         return self.__dict__ | ({"_function": None} if self.file else {})
 
-    def __call__(self, sample: Sample, random: np.random.Generator, num_classes: int, picture: Path) -> Sample:
+    def __call__(self, sample: Sample, random: np.random.Generator, num_classes: int, path: Path) -> Sample:
         """The sample after the transform, as large as before; boxes are clipped, those without area are left out.
 
-        All the transform's randomness follows from `random`. Raises UserError that names transform and `picture`.
+        All the transform's randomness follows from `random`. Raises UserError that names transform and `path`.
         """
         seed = int(random.integers(2**32))
         if self._function is None and self.file is not None:
@@ -90,13 +90,13 @@ class Transform:
             except (Exception, SystemExit) as error:
                 place = user_line(error, _source_file(self._function))
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                raise self._wrong(picture, f"{place}: {reason}" if place else reason) from error
+                raise self._wrong(path, f"{place}: {reason}" if place else reason) from error
         try:
             image, boxes, labels = _checked(result, num_classes)
             if self.is_pipeline and self.label_field is None and image.shape != sample.image.shape:
-                raise ValueError(f"it changes the picture's size, so it must be given the boxes: {BOX_PARAMS}")
+                raise ValueError(f"it changes the image's size, so it must be given the boxes: {BOX_PARAMS}")
         except ValueError as error:
-            raise self._wrong(picture, str(error)) from error
+            raise self._wrong(path, str(error)) from error
         return _fitted(sample, image, boxes, labels)
 
     def _call(self, sample: Sample, seed: int) -> Any:
@@ -109,8 +109,8 @@ class Transform:
         found = self._function(**given)
         return found["image"], found["bboxes"], found[self.label_field]
 
-    def _wrong(self, picture: Path, reason: str) -> UserError:
-        return UserError(f"the transform {self.name} fails on {picture}: {reason}")
+    def _wrong(self, image: Path, reason: str) -> UserError:
+        return UserError(f"the transform {self.name} fails on {image}: {reason}")
 
 
 def restore(folder: Path, facts: Mapping[str, Any]) -> Transform:
@@ -272,7 +272,7 @@ def _checked(result: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def _fitted(sample: Sample, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Sample:
-    """The picture letterboxed to the size that it had, with boxes that lie in it."""
+    """The image letterboxed to the size that it had, with boxes that lie in it."""
     if image.shape != sample.image.shape:
         image, way = letterbox(image, (sample.image.shape[0], sample.image.shape[1]))
         boxes = boxes * ([way.scale_x, way.scale_y] * 2) + [way.pad_left, way.pad_top] * 2

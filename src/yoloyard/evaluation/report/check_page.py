@@ -30,7 +30,7 @@ SHOWN_SAMPLES = 6  # of a split
 SHOWN_PAIRS = 8
 SHOWN_FILES = 8  # with the most problems
 SHOWN_REASONS = 4  # of such a file
-PICTURE_SIDE = 480  # pixels of the longer side, to keep the page at a few MB
+IMAGE_SIDE = 480  # pixels of the longer side, to keep the page at a few MB
 SIZE_LIMITS = (32**2, 96**2)  # COCO's: a box is small up to the first area, large above the second, in pixels
 
 
@@ -60,8 +60,8 @@ def write_check_page(
 ) -> None:
     """Write the page to `path`, whole or not at all.
 
-    `indexes` are the splits that could be read, `problems` those of every split, `pairs` the copies: a picture, the one
-    it is a copy of, and how. Raises UserError if the file can't be written; a picture that can't be shown is named.
+    `indexes` are the splits that could be read, `problems` those of every split, `pairs` the copies: an image, the one
+    it is a copy of, and how. Raises UserError if the file can't be written; an image that can't be shown is named.
     """
     everything = [problem for each in problems.values() for problem in each]
     sections = [
@@ -124,7 +124,7 @@ def _all_problems(problems: Mapping[str, Sequence[Problem]]) -> str:
 
 
 def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[Problem]]) -> str:
-    """The files with more than one problem, with the picture of that name where it can be used."""
+    """The files with more than one problem, with the image of that name where it can be used."""
     by_file: dict[tuple[str, str], list[Problem]] = {}
     for split, each in problems.items():
         for problem in each:
@@ -132,7 +132,7 @@ def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[P
             by_file.setdefault((split, file if line.isdigit() else problem.where), []).append(problem)
     worst = sorted((key for key in by_file if len(by_file[key]) > 1), key=lambda key: -len(by_file[key]))[:SHOWN_FILES]
     wanted = {(split, Path(file).stem) for split, file in worst}
-    pictures = {
+    images = {
         (split, path.stem): _labelled(index, position)
         for split, index in indexes.items()
         for position, path in enumerate(index.paths)
@@ -142,9 +142,9 @@ def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[P
     for split, file in worst:
         reasons = "".join(f"<li>{escape(str(problem))}</li>" for problem in by_file[split, file][:SHOWN_REASONS])
         caption = f"<b>{escape(file)}</b> {len(by_file[split, file]):,} problems"
-        picture = pictures.get((split, Path(file).stem), "")
+        image = images.get((split, Path(file).stem), "")
         parts.append(
-            f'<figure class="pair"><figcaption>{caption}</figcaption><ul>{reasons}</ul><div>{picture}</div></figure>'
+            f'<figure class="pair"><figcaption>{caption}</figcaption><ul>{reasons}</ul><div>{image}</div></figure>'
         )
     return "".join(parts)
 
@@ -165,8 +165,8 @@ def _samples(index: Index) -> str:
     for start in range(0, len(chosen), 2):
         shown = [int(position) for position in chosen[start : start + 2]]
         names = ", ".join(escape(index.paths[position].name) for position in shown)
-        pictures = "".join(_labelled(index, position) for position in shown)
-        parts.append(f'<figure class="pair"><figcaption>{names}</figcaption><div>{pictures}</div></figure>')
+        images = "".join(_labelled(index, position) for position in shown)
+        parts.append(f'<figure class="pair"><figcaption>{names}</figcaption><div>{images}</div></figure>')
     return "".join(parts)
 
 
@@ -178,12 +178,12 @@ def _labelled(index: Index, position: int) -> str:
 def _shown(
     path: Path, boxes: np.ndarray | None = None, labels: np.ndarray | None = None, names: Sequence[str] = ()
 ) -> str:
-    """A picture as HTML, with boxes (k, 4) xyxy in its pixels, or why it can't be shown."""
+    """An image as HTML, with boxes (k, 4) xyxy in its pixels, or why it can't be shown."""
     try:
         image = decode_image(path)
     except UserError as error:
         return f"<p>{escape(str(error))}</p>"
-    image, scale = shrunk(image, PICTURE_SIDE)
+    image, scale = shrunk(image, IMAGE_SIDE)
     if boxes is not None and labels is not None:
         image = draw_boxes(image, boxes * scale, labels, names)
-    return image_element(image, "labels" if boxes is not None else "picture", path.name)
+    return image_element(image, "labels" if boxes is not None else "image", path.name)

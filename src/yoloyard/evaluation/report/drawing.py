@@ -1,4 +1,4 @@
-"""Boxes drawn onto pictures: for the report, `predict` and TensorBoard.
+"""Boxes drawn onto images: for the report, `predict` and TensorBoard.
 
 Shapes: H W pixels, n boxes.
 """
@@ -34,7 +34,7 @@ _WIDE_FAMILIES = (
 
 
 def shrunk(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
-    """The picture (H, W, 3) with its longer side at most `side`, and the factor that it was scaled by."""
+    """The image (H, W, 3) with its longer side at most `side`, and the factor that it was scaled by."""
     height, width = image.shape[:2]
     scale = min(1.0, side / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -50,8 +50,8 @@ def draw_boxes(
 ) -> np.ndarray:
     """A copy of `image`, uint8 RGB (H, W, 3), with boxes (n, 4) in its pixels and a tag of name and score at each.
 
-    Lines and letters grow with the picture. Where tags would cover each other, the one with the higher score (or of
-    the larger box) is drawn, so that a crowded picture stays readable.
+    Lines and letters grow with the image. Where tags would cover each other, the one with the higher score (or of
+    the larger box) is drawn, so that a crowded image stays readable.
     """
     drawn = np.ascontiguousarray(image).copy()
     height, width = image.shape[:2]

@@ -1,6 +1,6 @@
 """What pages are built of, with their style and script: readable in light and dark, on a phone, and on paper.
 
-A page needs nothing but itself: figures are inline SVG, pictures data URIs. H W pixels.
+A page needs nothing but itself: figures are inline SVG, images data URIs. H W pixels.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def figures_grid(figures: Mapping[str, Figure]) -> str:
 
 
 def image_element(image: np.ndarray, what: str, name: str) -> str:
-    """A picture, uint8 RGB (H, W, 3), as a JPEG inside the page; `what` it shows of the file `name`."""
+    """An image, uint8 RGB (H, W, 3), as a JPEG inside the page; `what` it shows of the file `name`."""
     source = base64.b64encode(encode_jpeg(image, 82)).decode("ascii")
     height, width = image.shape[:2]
     alt = escape(f"{name}: {what}")

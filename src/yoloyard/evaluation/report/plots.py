@@ -28,7 +28,7 @@ from yoloyard.evaluation.metrics.matching import mean_over_classes
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MOST_COLOURED_CLASSES = len(COLOURS)  # with more classes, single ones are drawn grey
 MOST_NUMBERED_CLASSES = 12  # a larger confusion matrix has colours only
-MOST_BARS = 40  # per picture of label statistics
+MOST_BARS = 40  # per image of label statistics
 _INK = "#010203"  # stands for the page's text colour
 _DENSITY = LinearSegmentedColormap.from_list("density", ["#0072b200", "#0072b2ff"])  # transparent to blue
 
@@ -173,7 +173,7 @@ def figure_svg(figure: Figure) -> str:
 
 
 def figure_png(figure: Figure, dots_per_inch: int = 150) -> bytes:
-    """The figure as a PNG on white, for tools that show pictures."""
+    """The figure as a PNG on white, for tools that show images."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")

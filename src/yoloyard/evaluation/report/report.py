@@ -1,6 +1,6 @@
 """report.html: what a run or a validation came to, on one page that needs nothing but itself.
 
-Plots are inline SVG, pictures are data URIs, style and script are in the page; everything that a user named is escaped.
+Plots are inline SVG, images are data URIs, style and script are in the page; everything that a user named is escaped.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from yoloyard.evaluation.report.page import (
     sortable_table,
 )
 
-SHOWN_PICTURES = 6  # of the best and of the worst
-PICTURE_SIDE = 560  # pixels of the longer side, to keep the page at a few MB
+SHOWN_IMAGES = 6  # of the best and of the worst
+IMAGE_SIDE = 560  # pixels of the longer side, to keep the page at a few MB
 SHOWN_PROBLEMS = 200
 
 
@@ -55,7 +55,7 @@ def write_report(
     `metrics` are of `predictions` on `index`. `facts` (model, data, device, time, versions ...) and `commands` (what
     for: the command) are shown as they are. `records` are the lines of metrics.jsonl, none for a plain validation.
     Label statistics are those of `train_index`, without one of `index`; what these left out is listed after `notes`.
-    Raises UserError if the file can't be written; a picture that can't be read any more is named in the page.
+    Raises UserError if the file can't be written; an image that can't be read any more is named in the page.
     """
     statistics_of = "training" if train_index is not None else "validation"
     found = [*(train_index.problems if train_index is not None else ()), *index.problems]
@@ -68,8 +68,8 @@ def write_report(
         ("Classes", _class_table(metrics) + _class_bars(metrics)),
         ("Confusion matrix", _confusion(metrics)),
         ("By size, and on background", _sizes(metrics)),
-        ("Worst pictures", _pictures(_worst(metrics), metrics, index, predictions)),
-        ("Best pictures", _pictures(_best(metrics), metrics, index, predictions)),
+        ("Worst images", _images(_worst(metrics), metrics, index, predictions)),
+        ("Best images", _images(_best(metrics), metrics, index, predictions)),
         (f"Labels of the {statistics_of} set", figures_grid(plots.label_statistics(train_index or index))),
         ("Left out and noteworthy", _problems(problems)),
         ("Use the weights", _commands(commands)),
@@ -149,7 +149,7 @@ def _worst(metrics: Metrics) -> list[int]:
     counts = metrics.image_counts
     mistakes = counts.false + counts.missed
     order = np.lexsort((counts.correct, -mistakes))
-    return [int(image) for image in order[:SHOWN_PICTURES] if mistakes[image] > 0]
+    return [int(image) for image in order[:SHOWN_IMAGES] if mistakes[image] > 0]
 
 
 def _best(metrics: Metrics) -> list[int]:
@@ -158,17 +158,17 @@ def _best(metrics: Metrics) -> list[int]:
     f1 = 2 * counts.correct / np.maximum(2 * counts.correct + counts.false + counts.missed, 1)
     order = np.lexsort((-counts.correct, -f1))
     worst = set(_worst(metrics))
-    return [int(image) for image in order if counts.correct[image] > 0 and image not in worst][:SHOWN_PICTURES]
+    return [int(image) for image in order if counts.correct[image] > 0 and image not in worst][:SHOWN_IMAGES]
 
 
-def _pictures(image_ids: Sequence[int], metrics: Metrics, index: Index, predictions: Mapping[int, Detections]) -> str:
+def _images(image_ids: Sequence[int], metrics: Metrics, index: Index, predictions: Mapping[int, Detections]) -> str:
     if not image_ids:
         return ""
     note = f"<p>First the labels, then what was found, as predict shows it: {metrics.showing}.</p>"
-    return note + "".join(_picture(image_id, metrics, index, predictions.get(image_id)) for image_id in image_ids)
+    return note + "".join(_image(image_id, metrics, index, predictions.get(image_id)) for image_id in image_ids)
 
 
-def _picture(image_id: int, metrics: Metrics, index: Index, found: Detections | None) -> str:
+def _image(image_id: int, metrics: Metrics, index: Index, found: Detections | None) -> str:
     path, counts = index.paths[image_id], metrics.image_counts
     caption = (
         f"<figcaption><b>{escape(path.name)}</b> "
@@ -179,7 +179,7 @@ def _picture(image_id: int, metrics: Metrics, index: Index, found: Detections | 
         image = decode_image(path)
     except UserError as error:
         return f'<figure class="pair">{caption}<p>{escape(str(error))}</p></figure>'
-    image, scale = shrunk(image, PICTURE_SIDE)
+    image, scale = shrunk(image, IMAGE_SIDE)
     boxes, labels, ignore = index.annotations(image_id)
     names = [*index.names, "ignored"]
     true = draw_boxes(image, boxes * scale, np.where(ignore, len(index.names), labels), names)

@@ -68,6 +68,6 @@ def _speed(measured: dict[str, Any] | None) -> Finding:
         return Finding("disk-speed", title, "problem", f"cannot write: {measured['error']}", remedy)
     evidence = f"writes {measured['write'] / 1e6:.0f} MB/s, reads {measured['read'] / 1e6:.0f} MB/s"
     if min(measured["read"], measured["write"]) < SLOW:
-        remedy = "copy the data to a local disk, or keep the pictures in memory: yoloyard train --cache ram"
+        remedy = "copy the data to a local disk, or keep the images in memory: yoloyard train --cache ram"
         return Finding("disk-speed", title, "warning", f"{evidence}; {SLOW / 1e6:.0f} MB/s feed a GPU", remedy)
     return Finding("disk-speed", title, "ok", evidence)

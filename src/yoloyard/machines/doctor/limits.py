@@ -7,7 +7,7 @@ from typing import Any
 from yoloyard.machines.doctor.finding import Finding
 
 WORKERS = 8  # of each GPU, as `train` has it unless told otherwise
-# Batches of 16 pictures of 640 pixels: each worker makes 2 ahead and the trainer holds 2, for training and validation.
+# Batches of 16 images of 640 pixels: each worker makes 2 ahead and the trainer holds 2, for training and validation.
 BATCH_BYTES = 16 * 3 * 640 * 640
 SHARED_BYTES = (2 * WORKERS + 2) * BATCH_BYTES * 2
 FILES = 256 + 32 * WORKERS  # open files of a training process: pipes, and a handle for each tensor on its way
@@ -29,7 +29,7 @@ def check(facts: dict[str, Any]) -> list[Finding]:
 
 
 def _training(gpus: int) -> str:
-    """How training is meant to go here; without a GPU the trainer loads its pictures itself."""
+    """How training is meant to go here; without a GPU the trainer loads its images itself."""
     return f"training on {gpus} GPU(s) with {WORKERS} workers each" if gpus else "training on the CPU"
 
 
@@ -40,7 +40,7 @@ def _shared_memory(machine: dict[str, Any], gpus: int) -> Finding:
         return Finding(check, title, "skipped", "there is no /dev/shm")
     evidence = (
         f"{shared['free'] / 2**20:.0f} of {shared['size'] / 2**20:.0f} MiB are free; "
-        f"{_training(gpus)} wants {needed / 2**20:.0f} MiB (batches of 16 pictures of 640 pixels)"
+        f"{_training(gpus)} wants {needed / 2**20:.0f} MiB (batches of 16 images of 640 pixels)"
     )
     if shared["free"] >= needed:
         return Finding(check, title, "ok", evidence)
@@ -85,7 +85,7 @@ def _ulimits(machine: dict[str, Any], gpus: int) -> list[Finding]:
 
 
 def _cpus(cpus: dict[str, Any], gpus: int) -> Finding:
-    check, title = "cpus", "CPUs for loading pictures"
+    check, title = "cpus", "CPUs for loading images"
     quota = "" if cpus["quota"] is None else f" (a cgroup allows {cpus['quota']:g} of {cpus['allowed']})"
     evidence = f"{cpus['usable']:g} CPUs{quota}; {_training(gpus)} wants {gpus * WORKERS or 1}"
     if cpus["usable"] >= gpus * WORKERS:

@@ -189,7 +189,7 @@ class Update:
 
     @torch.no_grad()
     def even_out_statistics(self) -> None:
-        """Give all processes the mean of BatchNorm's statistics, which each has of its own pictures until then.
+        """Give all processes the mean of BatchNorm's statistics, which each has of its own images until then.
 
         In the model and in its average: before what must be equal everywhere, a validation or a checkpoint.
         """

@@ -83,7 +83,7 @@ def write_run_report(
     if setup.licence:
         facts["Licence of the weights it started from"] = setup.licence
     commands = {
-        "Find objects in pictures": f"yoloyard predict --weights {best} PICTURES",
+        "Find objects in images": f"yoloyard predict --weights {best} IMAGES",
         "These figures again": f"yoloyard val --weights {best} --data {data}",
         "Train further": f"yoloyard train --resume {shlex.quote(str(setup.folder))} --epochs {2 * config.epochs}",
         "Start another run from these weights": f"yoloyard train --weights {best} --data OTHER.yaml",

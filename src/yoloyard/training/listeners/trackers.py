@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 WANDB_ID = "wandb-id.txt"  # in the run folder: under which name Weights & Biases knows the run
-JPEG_QUALITY = 90  # of TensorBoard's pictures
+JPEG_QUALITY = 90  # of TensorBoard's images
 
 
 class Tracker(Protocol):
@@ -33,8 +33,8 @@ class Tracker(Protocol):
     def scalars(self, record: dict[str, float]) -> None:
         """An epoch's figures."""
 
-    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """A picture, uint8 RGB (H, W, 3); those of one name follow each other by their step."""
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """An image, uint8 RGB (H, W, 3); those of one name follow each other by their step."""
 
     def close(self) -> None:
         """Write what is left."""
@@ -60,12 +60,12 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, int(record["epoch"]))
         self._writer.flush()
 
-    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """A picture, uint8 RGB (H, W, 3)."""
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """An image, uint8 RGB (H, W, 3)."""
         # As a JPEG: the writer takes checksums byte by byte in Python, beside the training step, and PNGs are large.
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         image = self._summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=encode_jpeg(picture, JPEG_QUALITY)
+            height=height, width=width, colorspace=3, encoded_image_string=encode_jpeg(image, JPEG_QUALITY)
         )
         events = self._writer.file_writer
         assert events is not None  # until it is closed
@@ -106,15 +106,15 @@ class WeightsAndBiases:
             ) from error
         write_whole_text(kept, self._run.id)
         self._run.define_metric("*", step_metric="epoch")  # the axis of every curve
-        self._image = wandb.Image
+        self._wandb_image = wandb.Image
 
     def scalars(self, record: dict[str, float]) -> None:
         """An epoch's figures."""
         self._run.log(record)
 
-    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        """A picture, uint8 RGB (H, W, 3)."""
-        self._run.log({name: self._image(picture)})
+    def image(self, name: str, image: np.ndarray, step: int) -> None:
+        """An image, uint8 RGB (H, W, 3)."""
+        self._run.log({name: self._wandb_image(image)})
 
     def close(self) -> None:
         """Send what is left."""
@@ -136,12 +136,12 @@ class Trackers:
         self._each(lambda tracker: tracker.scalars(record))
 
     def training_batch(self, batch: Batch, names: Sequence[str], step: int) -> None:
-        """Pictures as the network sees them, with the boxes that it is trained."""
+        """Images as the network sees them, with the boxes that it is trained."""
         for row in range(min(len(batch.image_ids), 8) if self._trackers else 0):
             real = batch.labels[row] >= 0
             pixels: Any = batch.images[row].permute(1, 2, 0).cpu().numpy()
             boxes, labels = (values[row][real].cpu().numpy() for values in (batch.boxes, batch.labels))
-            self._picture(f"training batch/{row}", draw_boxes(np.ascontiguousarray(pixels), boxes, labels, names), step)
+            self._image(f"training batch/{row}", draw_boxes(np.ascontiguousarray(pixels), boxes, labels, names), step)
 
     def labels(self, index: Index) -> None:
         """The statistics of the training labels."""
@@ -150,15 +150,15 @@ class Trackers:
         from yoloyard.evaluation.report import plots
 
         for title, figure in plots.label_statistics(index).items():
-            picture: Any = cv2.imdecode(np.frombuffer(plots.figure_png(figure), np.uint8), cv2.IMREAD_COLOR)
-            self._picture(f"labels/{title}", picture[..., ::-1], 0)
+            image: Any = cv2.imdecode(np.frombuffer(plots.figure_png(figure), np.uint8), cv2.IMREAD_COLOR)
+            self._image(f"labels/{title}", image[..., ::-1], 0)
 
     def prediction(self, name: object, image: np.ndarray, found: Detections, names: Sequence[str], epoch: int) -> None:
-        """What is shown of a validation picture."""
+        """What is shown of a validation image."""
         if not self._trackers:
             return
         boxes, labels, scores = (values.numpy() for values in (found.boxes, found.labels, found.scores))
-        self._picture(f"prediction/{name}", draw_boxes(image, boxes, labels, names, scores), epoch)
+        self._image(f"prediction/{name}", draw_boxes(image, boxes, labels, names, scores), epoch)
 
     def close(self) -> None:
         """Write what is left."""
@@ -167,8 +167,8 @@ class Trackers:
     def __bool__(self) -> bool:
         return bool(self._trackers)
 
-    def _picture(self, name: str, picture: np.ndarray, step: int) -> None:
-        self._each(lambda tracker: tracker.picture(name, picture, step))
+    def _image(self, name: str, image: np.ndarray, step: int) -> None:
+        self._each(lambda tracker: tracker.image(name, image, step))
 
     def _each(self, do: Callable[[Tracker], None]) -> None:
         for tracker in tuple(self._trackers):

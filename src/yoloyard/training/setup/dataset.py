@@ -54,13 +54,13 @@ def select_splits(config: TrainConfig, train_index: Index, val_index: Index) -> 
 
 
 def _with_copies(train_index: Index, val_index: Index, say: Callable[[str], None]) -> Index:
-    """The validation index, its problems joined by the pictures that training sees too."""
-    pictures = train_index.paths, val_index.paths
+    """The validation index, its problems joined by the images that training sees too."""
+    images = train_index.paths, val_index.paths
     state = None
     if train_index.folder is not None and val_index.folder is not None:
         state = f"{train_index.folder.name} {val_index.folder.name}"  # which follow from all paths, lengths and times
-    copies = find_duplicates(*pictures, image_facts_folder(), say, state)
-    problems = [duplicate_problem(copy, *pictures, "train") for copy in copies]
+    copies = find_duplicates(*images, image_facts_folder(), say, state)
+    problems = [duplicate_problem(copy, *images, "train") for copy in copies]
     return dataclasses.replace(val_index, problems=(*val_index.problems, *problems))
 
 

@@ -310,7 +310,7 @@ def _fit(
     workers = config.workers
     if "workers" not in given:
         # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
-        # Powers of two keep each worker to the pictures that it has decoded itself.
+        # Powers of two keep each worker to the images that it has decoded itself.
         affordable = max(1, min(workers, usable_cores() // num_processes))
         workers = 0 if device.type == "cpu" else 2 ** int(math.log2(affordable))
     derived = {"imgsz": imgsz, "batch": batch, "workers": workers, "processes": num_processes}
