@@ -3,10 +3,12 @@
 import os
 import sys
 import types
+from collections.abc import Iterator
 
 import pytest
 
 from foreign import PACKAGE, Options, Part
+from yoloyard.common.log import shown_lines
 
 # Runs that are compared need equal numbers of threads, however busy the host is. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
@@ -21,3 +23,11 @@ def foreign_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ultralytics", "ultralytics.nn"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, PACKAGE, module)
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """The lines that the package logs during a test, as a command would show them."""
+    lines: list[str] = []
+    with shown_lines(lines.append):
+        yield lines

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from launches import Launches
 from yoloyard.common.device import Precision, free_bytes
+from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.models import registry
@@ -51,9 +52,8 @@ class Training:
         self.lines: list[str] = []
         self.network: torch.nn.Module = self.detector.train()
         if compiled_for is not None:
-            self.network = compile_network(
-                self.detector, self.detector, compiled_for, self.precision, self.lines.append
-            )
+            with shown_lines(self.lines.append):
+                self.network = compile_network(self.detector, self.detector, compiled_for, self.precision)
 
     def backward(self, batch: Batch) -> Tensor:
         """The parts of the loss (parts,) of a batch that may lie elsewhere."""

@@ -25,6 +25,7 @@ from yoloyard.common.device import (
     precision_text,
     repeated_shapes,
 )
+from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig, with_overrides
 from yoloyard.evaluation.validate import detect
@@ -222,7 +223,8 @@ def compiled_shapes(device: torch.device) -> str:
     detector = Small().to(device).train()
     shape, precision = shape_to_try(config, 1, 32), choose_precision(device, amp=device.type == "cuda")
     backend = "eager" if device.type == "cpu" else "inductor"
-    network = compile_network(detector, detector, shape, precision, lines.append, shapes_vary(config), backend)
+    with shown_lines(lines.append):
+        network = compile_network(detector, detector, shape, precision, shapes_vary(config), backend)
     counters = torch._dynamo.utils.counters["stats"]
     before = counters["unique_graphs"]
     for height, width in ((128, 96), (96, 128), (128, 128), (64, 160), (160, 64)):

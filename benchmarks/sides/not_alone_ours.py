@@ -24,7 +24,7 @@ def main() -> None:
     torch.manual_seed(0)
     steps = make_steps(arguments.data, Precision("cpu", getattr(torch, arguments.dtype)), bare=False, imgsz=IMGSZ)
     while turns.wait():
-        threads = Threads("cpu", print)
+        threads = Threads("cpu")
         threads.choose(wait=True)
         began = time.perf_counter()
         for _ in range(BATCHES):

@@ -85,8 +85,8 @@ def idle_after(host: Host, seconds: float, others: dict[int, float], own: dict[i
     return idle_cores(before, after)
 
 
-def threads_of(host: Host, said: list[str] | None = None, device: str = "cpu") -> Threads:
-    return Threads(device, (said if said is not None else []).append, host.root)
+def threads_of(host: Host, device: str = "cpu") -> Threads:
+    return Threads(device, host.root)
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,8 @@ def test_only_cores_that_may_be_used_are_looked_at(host: Host) -> None:
     ("others", "number"),
     [({}, 4), ({3: 0.3}, 4), ({3: 0.6}, 3), ({3: 1.0}, 3), ({3: 1.0, 2: 1.0}, 2), (dict.fromkeys(range(4), 1.0), 1)],
 )
-def test_threads_for_the_idle_cores(host: Host, others: dict[int, float], number: int) -> None:
-    said: list[str] = []
-    threads = threads_of(host, said)
+def test_threads_for_the_idle_cores(host: Host, others: dict[int, float], number: int, said: list[str]) -> None:
+    threads = threads_of(host)
     host.work(1.0, others)
     threads.choose()
     assert torch.get_num_threads() == threads.number == cv2.getNumThreads() == number
@@ -212,9 +211,8 @@ def test_threads_for_the_idle_cores(host: Host, others: dict[int, float], number
     assert torch.get_num_threads() == cv2.getNumThreads() == 4
 
 
-def test_a_change_is_said_once_and_others_may_go_again(host: Host) -> None:
-    said: list[str] = []
-    threads = threads_of(host, said)
+def test_a_change_is_said_once_and_others_may_go_again(host: Host, said: list[str]) -> None:
+    threads = threads_of(host)
     for others, number in (({1: 1.0}, 3), ({1: 1.0}, 3), ({}, 4), ({}, 4)):
         host.work(1.0, others)
         threads.choose()
@@ -327,7 +325,7 @@ def test_a_quota_bounds_the_threads_beside_an_accelerator(host: Host) -> None:
 
 def test_without_proc_all_usable_cores(tmp_path: Path, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    threads = Threads("cpu", print, tmp_path / "nothing")
+    threads = Threads("cpu", tmp_path / "nothing")
     threads.choose(wait=True)
     assert threads.number == 4
 

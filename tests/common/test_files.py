@@ -30,21 +30,20 @@ with RunLock(print) as lock:
 
 
 def test_a_run_folder_is_locked_until_its_process_ends_however_it_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "locked\n"
-    said: list[str] = []
-    with monkeypatch.context() as patch, RunLock(said.append) as lock:
+    with monkeypatch.context() as patch, RunLock() as lock:
         patch.setattr(files, "LOCK_SECONDS", 0)
         with pytest.raises(UserError, match=f"{tmp_path} is in use: another run writes to it") as refused:
             lock.take(tmp_path)
         assert refused.value.exit_code == 1  # a cluster tries again
     holder.kill()
-    with RunLock(said.append) as lock:
+    with RunLock() as lock:
         lock.take(tmp_path)
-    with RunLock(said.append) as lock:
+    with RunLock() as lock:
         lock.take(tmp_path)
     assert said == []
     holder.wait()
@@ -52,19 +51,18 @@ def test_a_run_folder_is_locked_until_its_process_ends_however_it_does(
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])  # as network disks say it
 def test_a_disk_without_locks_is_said_and_nothing_is_left_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: list[str]
 ) -> None:
     def refuse(*arguments: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    said: list[str] = []
-    with RunLock(said.append) as lock:
+    with RunLock() as lock:
         lock.take(tmp_path)
     assert len(said) == 1
     assert f"{tmp_path}: no lock can be had there" in said[0]
     monkeypatch.undo()
-    with RunLock(said.append) as lock:
+    with RunLock() as lock:
         lock.take(tmp_path)
     assert len(said) == 1
 

@@ -63,7 +63,7 @@ def contents(index: Index) -> dict[tuple, list]:
 def test_a_round_trip_gives_the_same_boxes(spec: DataSpec, tmp_path: Path, formats: tuple[str, ...]) -> None:
     current = spec
     for step, to in enumerate((*formats, "yolo")):
-        current = read_data_yaml(convert(current, tmp_path / f"out{step}", to, print))
+        current = read_data_yaml(convert(current, tmp_path / f"out{step}", to))
         assert current.names == NAMES
     for split in ("train", "val", "test"):
         before, after = (contents(read_split(each, split)) for each in (spec, current))
@@ -78,7 +78,7 @@ def test_images_are_linked_and_sources_untouched(spec: DataSpec, tmp_path: Path)
         return [(str(path), path.read_bytes() if path.is_file() else None) for path in sorted(spec.root.rglob("*"))]
 
     before = state()
-    out = convert(spec, tmp_path / "out", "voc", print).parent
+    out = convert(spec, tmp_path / "out", "voc").parent
     assert state() == before
     assert os.path.samefile(out / "JPEGImages/train/a/1.png", spec.root / "images/train/a/1.png")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
@@ -91,13 +91,13 @@ def test_where_links_cannot_be_made_images_are_copied(
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    out = convert(spec, tmp_path / "out", "yolo", print).parent
+    out = convert(spec, tmp_path / "out", "yolo").parent
     copy, original = out / "images/train/a/1.png", spec.root / "images/train/a/1.png"
     assert copy.read_bytes() == original.read_bytes()
     assert not os.path.samefile(copy, original)
 
 
-def test_ignore_is_kept_where_it_can_be_said(tmp_path: Path) -> None:
+def test_ignore_is_kept_where_it_can_be_said(tmp_path: Path, said: list[str]) -> None:
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((30, 40, 3), np.uint8))
     rows = [{"image_id": 70, "category_id": 7, "bbox": [1, 1, 5 + crowd, 5], "iscrowd": crowd} for crowd in (0, 1)]
     tree = {
@@ -109,13 +109,12 @@ def test_ignore_is_kept_where_it_can_be_said(tmp_path: Path) -> None:
     write(tmp_path / "data.yaml", "train: json/a.json\n")
     source = read_data_yaml(tmp_path / "data.yaml")
     for to in ("coco", "voc"):
-        index = load_index(read_data_yaml(convert(source, tmp_path / to, to, print)), "train")
+        index = load_index(read_data_yaml(convert(source, tmp_path / to, to)), "train")
         assert index.ignore.tolist() == [False, True]
         assert [path.name for path in index.paths] == ["a.png"]
         if to == "coco":
             assert (index.source_ids.tolist(), index.category_ids.tolist()) == ([70], [7])
-    said: list[str] = []
-    index = load_index(read_data_yaml(convert(source, tmp_path / "yolo", "yolo", said.append)), "train")
+    index = load_index(read_data_yaml(convert(source, tmp_path / "yolo", "yolo")), "train")
     assert len(index.boxes) == 1
     assert said[-2:] == [
         "train: 1 boxes are to be ignored (crowd, difficult); YOLO can't say that: left out",
@@ -148,11 +147,11 @@ def test_names_of_images_stay_apart_and_inside() -> None:
 
 def test_a_folder_with_something_in_it_is_refused_and_a_failure_leaves_nothing(spec: DataSpec, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds something already"):
-        convert(spec, spec.root, "coco", print)
+        convert(spec, spec.root, "coco")
     data = spec.root / "data.yaml"
     data.write_text(data.read_text().replace("yes", "bell\\a"))
     with pytest.raises(UserError, match="XML can't hold the name"):
-        convert(read_data_yaml(data), tmp_path / "out", "voc", print)
+        convert(read_data_yaml(data), tmp_path / "out", "voc")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "set"]
 
 
@@ -163,14 +162,14 @@ def test_an_empty_folder_is_filled_and_stays_the_same(
     folder.mkdir(parents=True)
     link.symlink_to(folder)
     same = folder.stat().st_ino
-    assert len(load_index(read_data_yaml(convert(spec, link, "yolo", print)), "train")) == 4
+    assert len(load_index(read_data_yaml(convert(spec, link, "yolo")), "train")) == 4
     assert link.is_symlink()
     assert folder.stat().st_ino == same
     assert sorted(path.name for path in folder.iterdir()) == ["data.yaml", "images", "labels"]
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    convert(spec, Path(), "coco", print)
+    convert(spec, Path(), "coco")
     assert sorted(os.listdir()) == ["annotations", "data.yaml", "images"]
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["empty"]
 
@@ -181,7 +180,7 @@ def test_a_folder_inside_the_data_set_is_refused(spec: DataSpec, made: bool) -> 
     if made:
         out.mkdir()
     with pytest.raises(UsageError, match=r"converted is in \S+images/val and would become part of the data set"):
-        convert(spec, out, "coco", print)
+        convert(spec, out, "coco")
     assert out.exists() == made
 
 

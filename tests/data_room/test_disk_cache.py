@@ -28,10 +28,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 CONFIG = TrainConfig(batch=4, imgsz=64, workers=0)
 
 
-def no_line(line: str) -> None:
-    """Nothing is to be said."""
-
-
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[int]:
     """How often each image was decoded for the cache."""
@@ -59,10 +55,9 @@ def test_samples_are_those_without_a_cache(index: Index, workers: int, start: st
         assert torch.equal(ours.boxes, theirs.boxes)
 
 
-def test_images_are_decoded_once_for_all_runs(index: Index, decoded: collections.Counter[int]) -> None:
-    said: list[str] = []
-    first = cached_on_disk(index, 64, said.append)
-    second = cached_on_disk(index, 64, no_line)
+def test_images_are_decoded_once_for_all_runs(index: Index, decoded: collections.Counter[int], said: list[str]) -> None:
+    first = cached_on_disk(index, 64)
+    second = cached_on_disk(index, 64)
     assert decoded.total() == len(index)
     assert len(said) == 1
     assert said[0].startswith("decoding 24 images into ")
@@ -75,18 +70,18 @@ def test_images_are_decoded_once_for_all_runs(index: Index, decoded: collections
 
 def test_of_several_processes_one_decodes(index: Index, decoded: collections.Counter[int]) -> None:
     with ThreadPoolExecutor(3) as threads:
-        caches = list(threads.map(lambda _: cached_on_disk(index, 64, print), range(3)))
+        caches = list(threads.map(lambda _: cached_on_disk(index, 64), range(3)))
     assert decoded.total() == len(index)
     assert all((cache[5] == caches[0][5]).all() for cache in caches)
 
 
 def test_changed_images_and_another_size_have_another_file(index: Index, decoded: collections.Counter[int]) -> None:
-    cached_on_disk(index, 64, print)
-    cached_on_disk(index, 96, print)
+    cached_on_disk(index, 64)
+    cached_on_disk(index, 96)
     assert decoded.total() == 2 * len(index)
     height, width = index.sizes[3]
     cv2.imwrite(str(index.paths[3]), np.full((height, width, 3), 9, np.uint8))
-    assert (cached_on_disk(index, 64, print)[3] == 9).all()
+    assert (cached_on_disk(index, 64)[3] == 9).all()
     assert len(left_behind()) == 3
 
 
@@ -102,21 +97,21 @@ def test_an_interrupted_cache_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(disk_cache, "load_resized", interrupted)
         with pytest.raises(blow if isinstance(blow, type) else type(blow)):
-            cached_on_disk(index, 64, print)
+            cached_on_disk(index, 64)
     assert left_behind() == []
-    assert (cached_on_disk(index, 64, print)[7] == load_resized(index, 7, 64)).all()
+    assert (cached_on_disk(index, 64)[7] == load_resized(index, 7, 64)).all()
 
 
 def test_what_killed_processes_left_is_removed(index: Index) -> None:
-    path = cached_on_disk(index, 64, print).path
+    path = cached_on_disk(index, 64).path
     path.rename(path.with_name(f".{path.name}.12345.tmp"))  # as SIGKILL leaves it
     other = path.with_name(".other.pixels.1.tmp")
     other.touch()  # perhaps being written by another process
-    cached_on_disk(index, 64, print)
+    cached_on_disk(index, 64)
     assert sorted(left_behind()) == sorted([other.name, path.name])
     two_days_ago = time.time() - 2 * 86400
     os.utime(other, (two_days_ago, two_days_ago))
-    cached_on_disk(index, 96, print)
+    cached_on_disk(index, 96)
     assert other.name not in left_behind()
 
 
@@ -124,19 +119,19 @@ def test_without_locks_what_another_process_may_be_writing_stays(index: Index, m
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")  # as of some network disks
 
-    path = cached_on_disk(index, 64, print).path
+    path = cached_on_disk(index, 64).path
     half = path.with_name(f".{path.name}.12345.tmp")
     path.rename(half)
     monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
-    assert (cached_on_disk(index, 64, print)[7] == load_resized(index, 7, 64)).all()
+    assert (cached_on_disk(index, 64)[7] == load_resized(index, 7, 64)).all()
     assert half.exists()
 
 
 def test_a_file_of_another_length_is_made_again(index: Index) -> None:
-    path = cached_on_disk(index, 64, print).path
+    path = cached_on_disk(index, 64).path
     whole = path.read_bytes()
     path.write_bytes(whole[:1000])
-    cached_on_disk(index, 64, print)
+    cached_on_disk(index, 64)
     assert path.read_bytes() == whole
 
 
@@ -156,17 +151,17 @@ def test_a_disk_that_fills_up_meanwhile_leaves_nothing(index: Index, monkeypatch
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(UserError, match=r"cannot write .*\.pixels: No space left on device"):
-        cached_on_disk(index, 64, print)
+        cached_on_disk(index, 64)
     assert left_behind() == []
 
 
 def test_caches_not_used_for_long_go(index: Index, decoded: collections.Counter[int]) -> None:
     sizes = [64, 96, 128, 160]
-    paths = [cached_on_disk(index, size, print).path for size in sizes]
+    paths = [cached_on_disk(index, size).path for size in sizes]
     for age, path in enumerate(reversed(paths)):
         os.utime(path, (time.time() - age, time.time() - age))
-    oldest_in_use = cached_on_disk(index, 64, no_line)  # used again, so it is the newest now
-    newest = cached_on_disk(index, 192, print)
+    oldest_in_use = cached_on_disk(index, 64)  # used again, so it is the newest now
+    newest = cached_on_disk(index, 192)
     assert sorted(left_behind()) == sorted(path.name for path in (paths[0], paths[2], paths[3], newest.path))
     shutil.rmtree(decoded_folder())
     assert (oldest_in_use[5] == load_resized(index, 5, 64)).all()  # one that is mapped stays readable
@@ -176,4 +171,4 @@ def test_a_cache_folder_that_cannot_be_made_is_named(index: Index, tmp_path: Pat
     own_cache.mkdir(exist_ok=True)
     (own_cache / "decoded").write_text("a file is in the way")
     with pytest.raises(UserError, match=r"cannot write .*decoded/\w+\.pixels"):
-        cached_on_disk(index, 64, print)
+        cached_on_disk(index, 64)

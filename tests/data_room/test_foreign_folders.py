@@ -122,15 +122,14 @@ def test_results_of_other_trainers_are_no_input(tmp_path: Path, files: tuple[str
     assert search.passed_over().count("train") == 2 - count
 
 
-def test_what_a_glob_passes_over_is_said(tmp_path: Path) -> None:
+def test_what_a_glob_passes_over_is_said(tmp_path: Path, said: list[str]) -> None:
     picture(tmp_path / "in/a.png")
     picture(tmp_path / "in/runs/train/b.png")
     for name in ("args.yaml", "results.csv"):
         write(tmp_path / "in/runs/train" / name)
     write(tmp_path / "in/c.heic")
     write(tmp_path / "in/notes.txt")
-    said: list[str] = []
-    assert [each.address for each in find_inputs([f"{tmp_path}/in/**"], said.append)] == [f"{tmp_path}/in/a.png"]
+    assert [each.address for each in find_inputs([f"{tmp_path}/in/**"])] == [f"{tmp_path}/in/a.png"]
     what = "passed over: 1 file of kinds that are not read (.heic 1)"
     where = "1 folder (hidden, of other programs or results of a run: train)"
     assert said == [f"{tmp_path}/in/**: {what}; {where}"]
@@ -220,7 +219,7 @@ def test_a_converted_set_has_all_images_whatever_they_were_called(tmp_path: Path
     ]
     tree = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "x"}]}
     write(tmp_path / "set/a.json", json.dumps(tree))
-    data = convert(spec_of(tmp_path / "set", "train: a.json\n"), tmp_path / "out", to, lambda line: None)
+    data = convert(spec_of(tmp_path / "set", "train: a.json\n"), tmp_path / "out", to)
     index = load_index(read_data_yaml(data), "train")
     assert index.boxes.tolist() == [BOX] * len(names)
     assert index.problems == ()
@@ -393,7 +392,7 @@ def test_what_a_list_of_pascal_voc_does_not_settle_is_said(tmp_path: Path) -> No
 def test_what_convert_writes_as_voc_is_read_by_its_lists(make_set: Callable[..., Path], tmp_path: Path) -> None:
     spec = read_data_yaml(make_set(6))
     out = tmp_path / "voc"
-    convert(spec, out, "voc", lambda line: None)
+    convert(spec, out, "voc")
     index = load(out, "train: ImageSets/Main/train.txt\nval: ImageSets/Main/val.txt\nnames: [dent, scratch]\n")
     assert index.problems == ()
     np.testing.assert_allclose(index.boxes, load_index(spec, "train").boxes, atol=0.01)

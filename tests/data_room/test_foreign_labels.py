@@ -70,14 +70,15 @@ def test_keypoints_that_are_no_numbers_are_refused() -> None:
     assert not parse_yolo(FILE, b"0 0.5 0.5 0.2 0.4 0.3 0.3 x 0.3", 1, UNIT, 4).usable
 
 
-def test_the_shape_of_keypoints_comes_from_the_data_yaml_and_makes_another_index(tmp_path: Path) -> None:
+def test_the_shape_of_keypoints_comes_from_the_data_yaml_and_makes_another_index(
+    tmp_path: Path, said: list[str]
+) -> None:
     image(tmp_path / "images/a.png")
     write(tmp_path / "labels/a.txt", f"0 0.5 0.5 0.5 0.5 {TWO_POINTS}\n")
     data = write(tmp_path / "data.yaml", "train: images\nnames: [x]\n")
     assert load_index(read_data_yaml(data), "train").boxes.tolist() != [[10, 7.5, 30, 22.5]]  # a polygon
     write(data, "train: images\nnames: [x]\nkpt_shape: [2, 2]\nflip_idx: [1, 0]\n")
-    said: list[str] = []
-    assert load_index(read_data_yaml(data, said.append), "train").boxes.tolist() == [[10, 7.5, 30, 22.5]]
+    assert load_index(read_data_yaml(data), "train").boxes.tolist() == [[10, 7.5, 30, 22.5]]
     assert said == [f"{data}: kpt_shape says that rows have keypoints: they are left out, the boxes are used"]
 
 
@@ -194,7 +195,7 @@ def test_names_survive_being_written(tmp_path: Path) -> None:
     names = ("0123", "1:30", "no", "~", "3.10")
     data = write(tmp_path / "data.yaml", f"train: images\nnames: [{', '.join(names)}]\n")
     for to in ("voc", "coco", "yolo"):
-        data = convert(read_data_yaml(data), tmp_path / to, to, lambda line: None)
+        data = convert(read_data_yaml(data), tmp_path / to, to)
         spec = read_data_yaml(data)
         assert spec.names == names
         assert load_index(spec, "train").labels.tolist() == [1]
@@ -237,10 +238,9 @@ def test_folders_whose_name_yaml_changes_are_found(tmp_path: Path, folder: str) 
         *("names_cn", "names_zh", "trainval", "trains", "Train", "train2", "ntrain", "patch", "paths", "nval"),
     ],
 )
-def test_keys_of_other_programs_are_passed_over_and_said(tmp_path: Path, key: str) -> None:
+def test_keys_of_other_programs_are_passed_over_and_said(tmp_path: Path, key: str, said: list[str]) -> None:
     data = write(tmp_path / "data.yaml", f"train: images\nnames: [x]\n{key}: 1\nis_coco: false\nx_y: 2\n")
-    said: list[str] = []
-    assert list(read_data_yaml(data, said.append).splits) == ["train"]
+    assert list(read_data_yaml(data).splits) == ["train"]
     assert said == [f"{data}: keys that mean nothing here are passed over: {key}, x_y"]
 
 
@@ -262,12 +262,11 @@ def test_a_misspelt_key_of_ours_is_an_error(tmp_path: Path, key: str, meant: str
 
 
 @pytest.mark.parametrize("key", ["validation", "valid"])
-def test_other_words_for_val_count_where_there_is_no_val(tmp_path: Path, key: str) -> None:
+def test_other_words_for_val_count_where_there_is_no_val(tmp_path: Path, key: str, said: list[str]) -> None:
     data = write(tmp_path / "data.yaml", f"train: images\nnames: [x]\n{key}: [0123]\n")
     assert read_data_yaml(data).splits["val"][0].path == tmp_path / "0123"
-    said: list[str] = []
     write(data, f"train: images\nval: own\nnames: [x]\n{key}: other\n")
-    assert read_data_yaml(data, said.append).splits["val"][0].path == tmp_path / "own"
+    assert read_data_yaml(data).splits["val"][0].path == tmp_path / "own"
     assert said == [f"{data}: keys that mean nothing here are passed over: {key}"]
 
 

@@ -124,9 +124,10 @@ def test_old_caches_are_forgotten(files: list[Path], tmp_path: Path, monkeypatch
     assert new != old
 
 
-def test_a_long_look_is_announced(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_look_is_announced(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
     monkeypatch.setattr(images, "TOLD_FROM", 5)
-    said: list[str] = []
     for _ in range(2):
-        examine(files, tmp_path / "cache", said.append, "train")
+        examine(files, tmp_path / "cache", "train")
     assert said == ["examining 5 images of train for the first time"]

@@ -14,12 +14,13 @@ import pytest
 from yoloyard.commands.data_check import check_data
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import cannot_write
+from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.formats.convert import convert
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index import unchanged
 from yoloyard.data.index.index import read_split
-from yoloyard.data.index.not_kept import not_kept, once
+from yoloyard.data.index.not_kept import warn_not_kept
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
 
 MakeSet = Callable[..., Path]
@@ -58,40 +59,41 @@ def test_a_training_says_once_which_cache_it_cannot_write(
     spec = read_data_yaml(data)
     for load in (load_splits, load_splits_again):
         said: list[str] = []
-        train, val = load(spec, TrainConfig(), said.append)
+        with shown_lines(said.append):
+            train, val = load(spec, TrainConfig())
         assert (len(train), len(val)) == (24, 24)
         lines = about_the_cache(said)
         assert len(lines) == (0 if blocked == "images" and load is load_splits_again else 1)
         assert all(LINE.fullmatch(line) for line in lines)
 
 
-def test_a_cache_that_can_be_written_is_not_mentioned(data: Path) -> None:
-    said: list[str] = []
+def test_a_cache_that_can_be_written_is_not_mentioned(data: Path, said: list[str]) -> None:
     for _ in range(2):
-        load_splits(read_data_yaml(data), TrainConfig(), said.append)
+        load_splits(read_data_yaml(data), TrainConfig())
     assert about_the_cache(said) == []
 
 
 def test_a_check_and_a_conversion_say_it_once_as_well(data: Path, own_cache: Path, tmp_path: Path) -> None:
     block(own_cache)
-    checked: list[str] = []
-    check_data(data, project=tmp_path / "runs", say=checked.append)
-    converted: list[str] = []
-    convert(read_data_yaml(data), tmp_path / "converted", "coco", converted.append)
-    for said in (checked, converted):
+    for act in (
+        lambda: check_data(data, project=tmp_path / "runs"),
+        lambda: convert(read_data_yaml(data), tmp_path / "converted", "coco"),
+    ):
+        said: list[str] = []
+        with shown_lines(said.append):
+            act()
         assert len(about_the_cache(said)) == 1
 
 
-def test_a_file_that_vanishes_before_the_note_is_no_matter_of_the_cache(data: Path) -> None:
+def test_a_file_that_vanishes_before_the_note_is_no_matter_of_the_cache(data: Path, said: list[str]) -> None:
     before = unchanged.look([], [str(data)], [])
     data.unlink()
-    said: list[str] = []
-    unchanged.write_note(data.parent / "cache" / "unchanged" / "note.json", "value", before, time.time(), said.append)
+    unchanged.write_note(data.parent / "cache" / "unchanged" / "note.json", "value", before, time.time())
     assert said == []
 
 
 def test_another_process_that_clears_away_first_is_no_matter_of_the_cache(
-    data: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     unlink = Path.unlink
 
@@ -102,26 +104,20 @@ def test_another_process_that_clears_away_first_is_no_matter_of_the_cache(
 
     monkeypatch.setattr("yoloyard.data.index.image_facts.KEPT_CACHES", -1)  # all are too many
     monkeypatch.setattr(Path, "unlink", gone)
-    said: list[str] = []
-    assert len(read_split(read_data_yaml(data), "train", said.append)) == 24
+    assert len(read_split(read_data_yaml(data), "train")) == 24
     assert about_the_cache(said) == []
 
 
 @pytest.mark.parametrize("number", [13, 28, 30, 122])  # not permitted, full, read-only, over quota
-def test_the_reason_is_the_systems(number: int) -> None:
+def test_the_reason_is_the_systems(number: int, said: list[str]) -> None:
     file = Path("/home/somebody/.cache/yoloyard/index/0123")
     system = OSError(number, os.strerror(number))
     wrapped = cannot_write(file / "boxes.npy", system)
     wrapped.__cause__ = system
     expected = f"the cache /home/somebody/.cache/yoloyard can't be written ({os.strerror(number)}), so"
     for error in (system, wrapped):
-        assert not_kept(file, error).startswith(expected)
-    assert "(of another kind)" in not_kept(file, UserError("of another kind"))
-
-
-def test_each_line_is_said_once() -> None:
-    said: list[str] = []
-    say = once(said.append)
-    for line in ("first", "second", "first", "first"):
-        say(line)
-    assert said == ["first", "second"]
+        warn_not_kept(file, error)
+    assert len(said) == 1
+    assert said[0].startswith(expected)
+    warn_not_kept(file, UserError("of another kind"))
+    assert "(of another kind)" in said[1]

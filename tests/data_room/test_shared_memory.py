@@ -24,13 +24,14 @@ def facts(batch: Batch) -> tuple[object, ...]:
     return *(tensor.tolist() for tensor in tensors), batch.image_ids, batch.transforms, batch.source_ids
 
 
-def test_batches_through_pipes_are_those_through_shared_memory(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_through_pipes_are_those_through_shared_memory(
+    index: Index, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
     config = TrainConfig(batch=4, imgsz=64, workers=2)
-    said: list[str] = []
 
     def batches() -> list[Batch]:
         training, validation = (
-            make_train_loader(index, config, say=said.append),
+            make_train_loader(index, config),
             make_val_loader(index, 64, 4, workers=2),
         )
         return [*training.epoch(0), *validation]

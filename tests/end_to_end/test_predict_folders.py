@@ -29,9 +29,8 @@ def test_results_and_folders_of_other_programs_are_no_sources(here: Path, word: 
     assert sorted(os.path.relpath(source.address) for source in sources) == ["a.jpg", "b/c.jfif"]
 
 
-def test_what_is_passed_over_is_said_once(here: Path) -> None:
-    said: list[str] = []
-    find_sources(["."], said.append)
+def test_what_is_passed_over_is_said_once(here: Path, said: list[str]) -> None:
+    find_sources(["."])
     (line,) = said
     assert line.startswith(".: passed over: 1 file of kinds that are not read (.heic 1); 6 folders (")
     assert all(name in line for name in (".git", "@eaDir", "$RECYCLE.BIN", "env", "predict"))

@@ -93,15 +93,16 @@ def test_images_of_any_shape_are_looked_at(shape: tuple[int, ...], weights: Path
     assert len(yoloyard.load(weights, "cpu", conf=0.0, max_det=5)(np.zeros(shape, np.uint8))) <= 5
 
 
-def test_classes_in_another_order_are_matched_by_name(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_in_another_order_are_matched_by_name(
+    data: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
     names = ["scratch", "dent", "stain", "missing_screw", "crack"]
     monkeypatch.setattr("yoloyard.evaluation.report.report.write_report", lambda *_, **__: None)
     found = {}
     moved = ["Crack", "dent ", "scratch", "missing_screw", "stain"]
     first = save(Path("first.safetensors"), names)
     for path in (first, save(Path("moved.safetensors"), moved, first)):
-        said: list[str] = []
-        folder = validate(path, data, conf=0.0, max_det=20, device="cpu", save_json=True, say=said.append).folder
+        folder = validate(path, data, conf=0.0, max_det=20, device="cpu", save_json=True).folder
         found[path.stem] = (json.loads((folder / "predictions.json").read_text()), " ".join(said))
     assert found["first"][0] == found["moved"][0]
     assert len({row["category_id"] for row in found["first"][0]}) > 1

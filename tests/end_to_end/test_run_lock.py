@@ -16,7 +16,7 @@ def test_a_live_run_is_left_alone_and_named(data: Path, yoloyard: Command, monke
     last = Path("runs/live/checkpoints/last")
     last.rename(last.with_name(".last.old"))  # as it is for a moment at each checkpoint
     before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
-    with monkeypatch.context() as patch, RunLock(print) as lock:
+    with monkeypatch.context() as patch, RunLock() as lock:
         lock.take(Path("runs/live"))
         patch.setattr(files, "LOCK_SECONDS", 0)
         for words in (["--resume", "runs/live", "--epochs", 2], ["--resume", "--epochs", 2], [*new, "--exist-ok"]):

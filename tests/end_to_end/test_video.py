@@ -17,6 +17,7 @@ from PIL import Image
 from yoloyard.commands import predict as predict_module
 from yoloyard.commands.predict import Model, find_sources, predict
 from yoloyard.common.errors import UserError
+from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Detections
 from yoloyard.common.video import UnreadableError, VideoFile, read_frames
 from yoloyard.data.pixels.decode import decode_image
@@ -61,10 +62,11 @@ def read(path: Path) -> tuple[list[int], list[float], list[str], str]:
     said: list[str] = []
     numbers, rates = [], []
     try:
-        for frame in read_frames(str(path), False, said.append):
-            numbers.append(frame.number)
-            rates.append(frame.frames_per_second)
-            assert frame.image.shape[2] == 3
+        with shown_lines(said.append):
+            for frame in read_frames(str(path), False):
+                numbers.append(frame.number)
+                rates.append(frame.frames_per_second)
+                assert frame.image.shape[2] == 3
     except UnreadableError as error:
         return numbers, rates, said, str(error)
     return numbers, rates, said, ""
@@ -74,7 +76,8 @@ def look(folder: Path, *sources: object, **options: bool) -> tuple[predict_modul
     said: list[str] = []
     found = find_sources([str(source) for source in sources])
     options = {"save_txt": False, "save_json": False} | options
-    return predict(Finder(), found, folder, say=said.append, **options), said
+    with shown_lines(said.append):
+        return predict(Finder(), found, folder, **options), said
 
 
 @pytest.mark.parametrize("broken", [[10], [20, 21, 22], [5, 30], [39]])
@@ -238,7 +241,8 @@ def test_a_video_that_is_turned_by_its_file_is_seen_upright(tmp_path: Path) -> N
     content[matrix : matrix + 36] = b"".join(number.to_bytes(4, "big", signed=True) for number in quarter)
     (tmp_path / "v.mp4").write_bytes(content)
     look(tmp_path / "out", tmp_path / "v.mp4")
-    [first, _] = read_frames(str(tmp_path / "out" / "v.mp4"), False, pytest.fail)
+    with shown_lines(pytest.fail):
+        [first, _] = read_frames(str(tmp_path / "out" / "v.mp4"), False)
     assert first.image.shape == (96, 80, 3)
     expected = np.rot90(pixels(0)[..., ::-1], -1).astype(int)
     assert np.abs(first.image - expected)[40:, :40].mean() < 25 < np.abs(first.image - expected[::-1])[40:, :40].mean()

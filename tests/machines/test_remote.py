@@ -203,4 +203,4 @@ def test_a_gigabyte_is_not_copied_silently(tmp_path: Path) -> None:
     with (tmp_path / "images/film.mp4").open("wb") as film:
         film.truncate(2 * 10**9)
     with pytest.raises(UserError, match=r"images \(2.00 GB\).*--yes"):
-        copy_folder(tmp_path, parse_host("ssh://gpu1"), tmp_path, False, print)  # type: ignore[arg-type]
+        copy_folder(tmp_path, parse_host("ssh://gpu1"), tmp_path, False)  # type: ignore[arg-type]

@@ -39,25 +39,23 @@ def head_of(model: str = "n") -> AnchorBasedHead:
     return head
 
 
-def test_anchors_that_fit_stay() -> None:
+def test_anchors_that_fit_stay(said: list[str]) -> None:
     random = np.random.default_rng(0)
-    said: list[str] = []
     boxes = [random.uniform(20, 200, (5, 2)) for _ in range(20)]
     head = head_of()
-    fit_anchors(head, index_of(boxes), 640, 4.0, 0, said.append)
+    fit_anchors(head, index_of(boxes), 640, 4.0, 0)
     assert head.anchors.tolist() == [[list(map(float, anchor)) for anchor in level] for level in P5_ANCHORS]
     assert len(said) == 1
     assert said[0].startswith("anchors fit: all 100.0%")
 
 
 @pytest.mark.parametrize("model", ["n", "n6"])
-def test_boxes_of_an_unusual_kind_get_anchors_of_their_own(model: str) -> None:
+def test_boxes_of_an_unusual_kind_get_anchors_of_their_own(model: str, said: list[str]) -> None:
     """Long thin cracks: 200 to 300 pixels wide, 3 to 6 high."""
     random = np.random.default_rng(0)
-    said: list[str] = []
     boxes = [np.stack((random.uniform(200, 300, 6), random.uniform(3, 6, 6)), axis=1) for _ in range(30)]
     head = head_of(model)
-    fit_anchors(head, index_of(boxes), 640, 4.0, 0, said.append)
+    fit_anchors(head, index_of(boxes), 640, 4.0, 0)
     anchors = head.anchors
     assert recall_by_size(np.concatenate(boxes), anchors.flatten(0, 1).double().numpy(), 4.0)["all"] == 1
     areas = anchors.prod(dim=2)
@@ -68,15 +66,14 @@ def test_boxes_of_an_unusual_kind_get_anchors_of_their_own(model: str) -> None:
     assert len(said) == 3 + len(head.strides)
     # the same data and seed give the same anchors
     again = head_of(model)
-    fit_anchors(again, index_of(boxes), 640, 4.0, 0, lambda line: None)
+    fit_anchors(again, index_of(boxes), 640, 4.0, 0)
     assert torch.equal(again.anchors, anchors)
 
 
-def test_sizes_are_those_of_training() -> None:
+def test_sizes_are_those_of_training(said: list[str]) -> None:
     """Images of 2560 x 1280 trained with 640 pixels: boxes are a quarter as large."""
-    said: list[str] = []
     head = head_of()
-    fit_anchors(head, index_of([np.full((3, 2), 480.0)], (1280, 2560)), 640, 4.0, 0, said.append)
+    fit_anchors(head, index_of([np.full((3, 2), 480.0)], (1280, 2560)), 640, 4.0, 0)
     assert said[0].startswith("anchors fit: all 100.0%")
     assert "large 100.0%" in said[0]
     assert "medium" not in said[0]
@@ -90,21 +87,19 @@ def test_evolution_improves_on_what_it_starts_from() -> None:
     assert recall_by_size(boxes, anchors, 4.0)["all"] > 0.98
 
 
-def test_a_handful_of_equal_boxes_is_no_reason_to_fail() -> None:
-    said: list[str] = []
+def test_a_handful_of_equal_boxes_is_no_reason_to_fail(said: list[str]) -> None:
     head = head_of()
-    fit_anchors(head, index_of([np.array([[600.0, 2.0]])]), 640, 4.0, 0, said.append)
+    fit_anchors(head, index_of([np.array([[600.0, 2.0]])]), 640, 4.0, 0)
     assert head.anchors.isfinite().all()
     assert (head.anchors > 0).all()
     assert said[0].startswith("anchors fit only")
 
 
-def test_boxes_that_are_not_taught_do_not_count() -> None:
-    said: list[str] = []
+def test_boxes_that_are_not_taught_do_not_count(said: list[str]) -> None:
     index = index_of([np.full((3, 2), 60.0), np.array([[600.0, 2.0]])])
     index.ignore[3] = True
-    fit_anchors(head_of(), index, 640, 4.0, 0, said.append)
+    fit_anchors(head_of(), index, 640, 4.0, 0)
     assert said[0].startswith("anchors fit: all 100.0%")
     index.ignore[:] = True
-    fit_anchors(head_of(), index, 640, 4.0, 0, said.append)
+    fit_anchors(head_of(), index, 640, 4.0, 0)
     assert len(said) == 1

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from processes import gradients_of, run_together
 from yoloyard.common.device import Precision
+from yoloyard.common.log import shown_lines
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
 from yoloyard.training.distributed.parallel import exchanging, join_team, parallelize
@@ -51,7 +52,8 @@ class Loud(Small):
 
 def compiled(detector: Detector, lines: list[str], backend: str = "aot_eager", dynamic: bool = False) -> nn.Module:
     torch._dynamo.reset()
-    return compile_network(detector.train(), detector, SHAPE, FLOAT32, lines.append, dynamic, backend)
+    with shown_lines(lines.append):
+        return compile_network(detector.train(), detector, SHAPE, FLOAT32, dynamic, backend)
 
 
 def test_the_compiled_network_computes_the_same_and_trying_it_leaves_no_trace() -> None:
@@ -126,7 +128,8 @@ def compiled_in_a_team() -> tuple[list[dict[str, np.ndarray]], list[str]]:
     torch.manual_seed(0)
     detector = Small().train()
     shared = parallelize(detector, torch.device("cpu"))
-    network = compile_network(shared, detector, SHAPE, FLOAT32, lines.append, backend="aot_eager")
+    with shown_lines(lines.append):
+        network = compile_network(shared, detector, SHAPE, FLOAT32, backend="aot_eager")
     assert network is not shared, lines
     found = three_batches(detector, network, team.rank)
     team.leave()

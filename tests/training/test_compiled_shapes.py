@@ -29,7 +29,7 @@ def test_no_batch_of_an_epoch_is_compiled_again(setting: str, batch: int) -> Non
     settings = config(imgsz=64, batch=batch, **{setting: True})
     detector = Small().train()
     shape = shape_to_try(settings, 1, 32)
-    network = compile_network(detector, detector, shape, FLOAT32, print, shapes_vary(settings), backend="eager")
+    network = compile_network(detector, detector, shape, FLOAT32, shapes_vary(settings), backend="eager")
     assert programs() == 1
     for side, other in [(64, 64), (64, 96), (96, 64), (96, 96), (128, 64), (64, 160), (128, 128)]:
         network(torch.rand(batch, 3, side, other).to(memory_format=torch.channels_last))

@@ -25,5 +25,5 @@ def test_workers_follow_the_usable_cores(
     spec = read_data_yaml(write_demo(tmp_path / "line", train=8, val=2, size=64))
     detector = registry.build("yolo11n", num_classes=len(spec.names))
     index = load_index(spec, "train")
-    found = setup._fit(TrainConfig(batch=8), {}, detector, index, torch.device(device), processes, print)
+    found = setup._fit(TrainConfig(batch=8), {}, detector, index, torch.device(device), processes)
     assert found.workers == workers

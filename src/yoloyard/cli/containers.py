@@ -41,7 +41,7 @@ def up(
     from yoloyard.machines.containers.local import up as run
 
     wishes = Wishes(tag, gpus, address, jupyter_port, ssh_port, tensorboard_port, shm_size, data)
-    run(Path.cwd(), on, engine, wishes, yes, _say)
+    run(Path.cwd(), on, engine, wishes, yes)
 
 
 def down(
@@ -53,7 +53,7 @@ def down(
     """Stop the container of the current folder; what trains has two minutes to save."""
     from yoloyard.machines.containers.local import down as run
 
-    run(Path.cwd(), on, engine, volumes, _say)
+    run(Path.cwd(), on, engine, volumes)
 
 
 def shell(
@@ -78,8 +78,4 @@ def jupyter(
 
     from yoloyard.machines.containers.local import jupyter as run
 
-    run(Path.cwd(), on, engine, webbrowser.open if open_browser else lambda _: None, _say)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+    run(Path.cwd(), on, engine, webbrowser.open if open_browser else lambda _: None)

@@ -32,8 +32,6 @@ def image_build(
     ] = None,
 ) -> None:
     """Build an image from the clone that yoloyard is used from."""
-    from functools import partial
-
     from yoloyard.machines.containers.builder import find_builder
     from yoloyard.machines.image.build import build, build_command, clone_root, image_names
     from yoloyard.machines.image.versions import find_tag
@@ -43,7 +41,7 @@ def image_build(
     stages: list[Literal["runtime", "devel"]] = ["runtime", "devel"] if stage == "both" else [stage]
     for one in stages:
         mirrors = (base_image, torch_index, pip_index, apt_mirror)
-        build(build_command(found, root, wanted, one, *mirrors, options=build_option or ()), partial(print, flush=True))
+        build(build_command(found, root, wanted, one, *mirrors, options=build_option or ()))
         print(f"image: {', '.join(image_names(wanted, one))}")
 
 

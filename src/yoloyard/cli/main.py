@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import inspect
 import io
@@ -21,6 +22,7 @@ from yoloyard.cli import doctor as cli_doctor
 from yoloyard.cli import image as cli_yard
 from yoloyard.common.errors import SilentError, UsageError, UserError, memory_line, user_line
 from yoloyard.common.files import raise_file_limit
+from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import ALIASES, NEWEST, TrainConfig, settings_of, whole_number
 
 _AT_LEAST_0 = cyclopts.validators.Number(gte=0)
@@ -90,7 +92,8 @@ def train(
         _, facts = checkpoint_of(given, resume)
         if (count := num_processes(given, facts)) > 1:
             arguments = [*command(given, resume), *(["--debug"] if "--debug" in sys.argv else [])]
-            sys.exit(launch(count, arguments, lambda line: print(f"yoloyard: {line}", file=sys.stderr)))
+            with shown_lines(lambda line: print(f"yoloyard: {line}", file=sys.stderr)):
+                sys.exit(launch(count, arguments))
     run(given, resume)
 
 
@@ -120,7 +123,7 @@ def val(
 
     _check_positive(imgsz=imgsz, batch=batch)
     found = validate(
-        weights, data, split, imgsz, batch, conf, iou, max_det, device, amp, workers, save_json, project, name, print
+        weights, data, split, imgsz, batch, conf, iou, max_det, device, amp, workers, save_json, project, name
     )
     table = Table("class", "images", "boxes", "precision", "recall", "mAP50", "mAP50-95")
     metrics = found.metrics
@@ -149,7 +152,7 @@ def data_check(
     from yoloyard.commands.data_check import FIRST_SHOWN, check_data, class_rows
     from yoloyard.data.audit.problems import KINDS
 
-    check = check_data(data, project, name, print)
+    check = check_data(data, project, name)
     console = Console()
     table = Table("problem", "", "split", "times", "first ones")
     for kind, is_error in KINDS.items():
@@ -203,10 +206,10 @@ def predict(
 
     _check_positive(imgsz=imgsz)
     model = Model(weights, device, imgsz, conf, iou, max_det)
-    found = find_sources([*sources, *(source or [])], print)
+    found = find_sources([*sources, *(source or [])])
     folder = new_run_folder(project, name)
     print(f"shown: {Showing(model.settings.conf, model.settings.iou)}")
-    done = run(model, found, folder, save_txt, save_json, print)
+    done = run(model, found, folder, save_txt, save_json)
     print(f"{done.images} images; results in {folder}")
     if done.unreadable or done.unwritten:
         failed = f"{done.unreadable} could not be read in full, {done.unwritten} results could not be written"
@@ -262,7 +265,7 @@ def data_convert(
     from yoloyard.data.formats.convert import convert
     from yoloyard.data.formats.data_yaml import read_data_yaml
 
-    print(f"data: {convert(read_data_yaml(data, print), out, to, print)}")
+    print(f"data: {convert(read_data_yaml(data), out, to)}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -276,7 +279,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be in any encoding
     try:
         tokens = normal_arguments([word for word in words if word != "--debug"])
-        app(tokens, exit_on_error=False, print_error=False)
+        with shown_lines(functools.partial(print, flush=True)):
+            app(tokens, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         _fail(f"{error} (yoloyard --help lists what there is)", 2, debug)
     except SilentError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +13,6 @@ from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.formats.labels import decoded
 from yoloyard.data.index.index import Index, image_facts_folder, read_split, require_boxes
-from yoloyard.data.index.not_kept import once
 from yoloyard.evaluation.report.check_page import class_rows, write_check_page
 from yoloyard.machines import environment
 
@@ -41,20 +39,18 @@ def check_data(
     data: str | Path,
     project: str | Path = "runs",
     name: str = "check",
-    say: Callable[[str], None] = lambda line: None,
 ) -> Check:
     """Look at all splits of a data.yaml and write `check.html` into a new run folder. The data are only read.
 
     A split that is broken as a whole is a problem like others. Raises UsageError if the data.yaml itself is wrong.
     """
-    say = once(say)
-    spec = read_data_yaml(data, say)
+    spec = read_data_yaml(data)
     indexes: dict[str, Index] = {}
     problems: dict[str, list[Problem]] = {}
     for split in spec.splits:
         problems[split] = []
         try:
-            indexes[split] = read_split(spec, split, say)
+            indexes[split] = read_split(spec, split)
             problems[split] += indexes[split].problems
             if split != "test" or len(indexes[split].boxes):  # often without labels, to be labelled by others
                 require_boxes(indexes[split], spec, split)
@@ -64,7 +60,7 @@ def check_data(
     pairs = []
     for first, second in combinations(indexes, 2):
         one, other = indexes[first].paths, indexes[second].paths
-        for copy in find_duplicates(one, other, image_facts_folder(), say):
+        for copy in find_duplicates(one, other, image_facts_folder()):
             problems[second].append(duplicate_problem(copy, one, other, first))
             if one[copy.first] != other[copy.second]:
                 pairs.append((other[copy.second], one[copy.first], copy.how))

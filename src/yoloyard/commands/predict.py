@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import glob
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +34,8 @@ from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.report.drawing import draw_boxes
 from yoloyard.evaluation.validate import detect
 from yoloyard.models.weights import load_image_model
+
+log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_CHOICES = 5.0  # of the number of threads
 
@@ -126,10 +129,10 @@ class Model:
         return found
 
 
-def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line: None) -> list[Source]:
+def find_sources(words: Sequence[str]) -> list[Source]:
     """Files, folders, globs, videos, camera numbers and stream addresses as a list of single sources, in order.
 
-    Folders are searched as `search_folder` does; what is passed over is said through `say`.
+    Folders are searched as `search_folder` does; what is passed over is logged.
     Raises UsageError if one of them is not there or holds nothing.
     """
     if not words:
@@ -147,7 +150,7 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
                 reason = f"; {passed_over}" if passed_over else ""
                 raise UsageError(f"there are no images or videos in the folder {word}{reason}")
             if passed_over:
-                say(f"{word}: {passed_over}")
+                log.info(f"{word}: {passed_over}")
             found += [(str(path), path.relative_to(word), True) for path in files]
         elif os.path.exists(word):
             _check_kind(word)
@@ -161,7 +164,7 @@ def find_sources(words: Sequence[str], say: Callable[[str], None] = lambda line:
                 reason = f"; {passed_over}" if passed_over else ""
                 raise UsageError(f"there is no image, video or folder {word or repr(word)}{reason}")
             if passed_over:
-                say(f"{word}: {passed_over}")
+                log.info(f"{word}: {passed_over}")
             found += [(path, Path(Path(path).name), True) for path in search.files]
     taken: set[str] = set()
     sources = []
@@ -183,7 +186,6 @@ def predict(
     folder: Path,
     save_txt: bool,
     save_json: bool,
-    say: Callable[[str], None],
 ) -> Done:
     """Look at all `sources` and write images with boxes, and on demand YOLO txt and JSON, into `folder`.
 
@@ -192,7 +194,7 @@ def predict(
     read at all, and if the disk is full.
     """
     reuse_memory(model.device)
-    threads = Threads(model.device.type, say)
+    threads = Threads(model.device.type)
     results: list[dict[str, Any]] = []
     done = Done()
 
@@ -202,7 +204,7 @@ def predict(
         except UserError as error:
             if is_full(error):
                 raise
-            say(f"not written: {error}")
+            log.info(f"not written: {error}")
             done.unwritten += 1
 
     try:
@@ -210,11 +212,11 @@ def predict(
             video: VideoFile | None = None
             before = done.images
             try:
-                for image in _images(source, say):
+                for image in _images(source):
                     threads.choose(every=SECONDS_BETWEEN_CHOICES)
                     found = model(image.image)
                     done.images += 1
-                    say(f"{image.name}: {_summary(found, model.names)}")
+                    log.info(f"{image.name}: {_summary(found, model.names)}")
                     if save_json:
                         results += [{"image": image.source, **row} for row in _json_rows(found, model.names)]
                     if save_txt:
@@ -234,7 +236,7 @@ def predict(
             except UnreadableError as error:
                 if not source.is_optional and done.images == before:
                     raise
-                say(f"left out: {error}")
+                log.info(f"left out: {error}")
                 done.unreadable += 1
             finally:
                 if video is not None:
@@ -290,11 +292,11 @@ def _search_glob(pattern: str) -> Search:
     return search
 
 
-def _images(source: Source, say: Callable[[str], None]) -> Iterator[SourceImage]:
+def _images(source: Source) -> Iterator[SourceImage]:
     """The image of a file, or the frames of a video or camera. Raises UnreadableError."""
     if source.is_video:
         stem = source.name.removesuffix(".mp4")
-        for frame in read_frames(source.address, _is_stream(source.address), say):
+        for frame in read_frames(source.address, _is_stream(source.address)):
             name, origin = f"{stem}/{frame.number:06d}.jpg", f"{source.name}#{frame.number}"
             yield SourceImage(name, origin, frame.image, frame.frames_per_second)
         return
@@ -305,7 +307,7 @@ def _images(source: Source, say: Callable[[str], None]) -> Iterator[SourceImage]
     with plain_path(Path(source.address)) as opened:
         count = cv2.imcount(opened)
     if count > 1:
-        say(f"{source.address}: the first of {count} frames or pages is taken")
+        log.info(f"{source.address}: the first of {count} frames or pages is taken")
     yield SourceImage(source.name, source.address, image)
 
 

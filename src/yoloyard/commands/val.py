@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from yoloyard.data.audit.problems import summary
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.formats.labels import composed
 from yoloyard.data.index.index import load_index
-from yoloyard.data.index.not_kept import once
 from yoloyard.data.index.selection import class_numbers, names_of, select
 from yoloyard.data.loading.descriptors import check_limit
 from yoloyard.data.loading.loader import make_val_loader
@@ -37,6 +37,8 @@ from yoloyard.evaluation.predictions import save_json as write_predictions
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.machines import environment
 from yoloyard.models.weights import load_image_model
+
+log = logging.getLogger(__name__)
 
 DEFAULT_BATCH = 32
 AMP_LINE = (
@@ -68,7 +70,6 @@ def validate(
     save_json: bool = False,
     project: str | Path = "runs",
     name: str = "val",
-    say: Callable[[str], None] = lambda line: None,
 ) -> Validation:
     """Evaluate `weights` on a split of `data` and write the report. What is None comes from the weight file.
 
@@ -93,7 +94,7 @@ def validate(
     weights, data = words["weights"], words["data"]
     imgsz, batch, amp = (words.get(what) for what in ("imgsz", "batch", "amp"))
     where = choose_device(words.get("device", "auto"))
-    threads = Threads(where.type, say)
+    threads = Threads(where.type)
     detector, metadata = load_image_model(Path(weights))
     kept: dict[str, Any] = metadata.get("evaluation", {})
     asked = {"conf": conf, "iou": iou, "max_det": max_det}
@@ -101,7 +102,7 @@ def validate(
     settings = with_overrides(
         EvaluationConfig(), known | {name: value for name, value in asked.items() if value is not None}
     )
-    spec = read_data_yaml(data, say)
+    spec = read_data_yaml(data)
     trained: dict[str, Any] = metadata.get("config", {})
     classes, single_cls = trained.get("classes"), trained.get("single_cls", False)
     names = names_of(spec.names, single_cls)
@@ -112,33 +113,32 @@ def validate(
         )
     order = class_order(metadata["names"], names, f"{weights} and {spec.path}")
     if order != list(range(len(names))):
-        say(f"the classes of {spec.path} are in another order than those of {weights}: they are matched by name")
+        log.info(f"the classes of {spec.path} are in another order than those of {weights}: they are matched by name")
         if classes is not None:
             classes = ",".join(str(order[number]) for number in class_numbers(classes, metadata["names"]))
     elif list(names) != list(metadata["names"]):
-        say(f"warning: the classes are called otherwise in {weights}: {', '.join(metadata['names'])}")
-    index = select(load_index(spec, split, once(say)), classes, single_cls)
+        log.warning(f"the classes are called otherwise in {weights}: {', '.join(metadata['names'])}")
+    index = select(load_index(spec, split), classes, single_cls)
     if classes is not None:
         chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))
-        say(f"as in training, boxes of these classes alone are counted: {chosen}")
+        log.info(f"as in training, boxes of these classes alone are counted: {chosen}")
     for line in summary(index.problems):
-        say(f"{split}: {line}")
+        log.info(f"{split}: {line}")
     stride = max(detector.strides)
     wanted = imgsz or metadata.get("imgsz", 640)
     size = detector.input_size(wanted)
     if size != wanted:
-        say(f"imgsz {wanted} is not a multiple of the stride {stride}: {size} is used")
+        log.info(f"imgsz {wanted} is not a multiple of the stride {stride}: {size} is used")
     reuse_memory(where)
     precision = precision_named(where, kept.get("precision", "float32") if amp is None else "any" if amp else "float32")
     if amp is None and (precision.name, choose_precision(where, amp=True).name) == ("float32", "bfloat16"):
-        say(AMP_LINE)
+        log.info(AMP_LINE)
     loader = make_val_loader(
         index,
         size,
         batch or kept.get("batch", DEFAULT_BATCH),
         stride,
         workers=words["workers"],
-        say=say,
         at_once=images_at_once(where, size),
     )
     folder = new_run_folder(Path(words["project"]), words["name"] or "val")

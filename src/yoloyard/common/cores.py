@@ -6,6 +6,7 @@ that shares its core with another program makes the step ten times as long; one 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yoloyard.machines.environment import machine
+
+log = logging.getLogger(__name__)
 
 ROOT = Path("/")
 LOOK_SECONDS = 0.5  # the shortest measurement: /proc counts in hundredths, and a passing burst should not decide
@@ -71,11 +74,11 @@ class Threads:
     `torch.set_num_threads`, stays. Several processes on one host share its cores evenly. Measuring begins here.
     """
 
-    def __init__(self, device_type: str, say: Callable[[str], object], root: Path = ROOT) -> None:
+    def __init__(self, device_type: str, root: Path = ROOT) -> None:
         import cv2
         import torch
 
-        self._say, self._root = say, root
+        self._root = root
         self._torch, self._cv2 = torch, cv2
         self._before = (torch.get_num_threads(), cv2.getNumThreads())
         self._processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -115,7 +118,7 @@ class Threads:
             return
         share = f", shared by {self._processes} processes" if self._processes > 1 else ""
         seen = "" if idle is None else f", {idle:.1f} of them idle"
-        self._say(
+        log.info(
             f"threads: {number} instead of {self.number}, for {usable_cores(self._root)} usable cores{seen}{share} "
             "(OMP_NUM_THREADS=N sets them)"
         )

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import re
 import resource
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from yoloyard.common.errors import UsageError, UserError
+
+log = logging.getLogger(__name__)
 
 RUN_MARK = ".yoloyard-run"  # an empty file in every folder of results
 NAME_BYTES = 255  # of a file's name, on nearly all disks
@@ -105,11 +108,10 @@ def whole_folder(path: Path) -> Path:
 class RunLock:
     """Keeps other runs out of a run folder, from `take` until the context is left or the process ends, however it does.
 
-    `say` gets a line where the disk has no locks.
+    Where the disk has no locks, a line says so.
     """
 
-    def __init__(self, say: Callable[[str], object]) -> None:
-        self._say = say
+    def __init__(self) -> None:
         self._held = contextlib.ExitStack()
 
     def take(self, folder: Path) -> None:
@@ -130,7 +132,7 @@ class RunLock:
                         ) from error
                     time.sleep(0.1)
         except OSError as error:
-            self._say(f"{folder}: no lock can be had there ({error}); take care that no other run writes to it")
+            log.info(f"{folder}: no lock can be had there ({error}); take care that no other run writes to it")
 
     def __enter__(self) -> "RunLock":
         return self

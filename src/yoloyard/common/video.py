@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import cannot_write, plain_path
+
+log = logging.getLogger(__name__)
 
 # What FFmpeg, which OpenCV's packages contain, reads as a video by itself; audio, subtitles and playlists left out.
 VIDEO_SUFFIXES = frozenset((
@@ -46,12 +49,12 @@ class Frame:
     frames_per_second: float
 
 
-def read_frames(address: str, is_live: bool, say: Callable[[str], None]) -> Iterator[Frame]:
+def read_frames(address: str, is_live: bool) -> Iterator[Frame]:
     """The frames of a video file, or of a camera (a number) or stream if `is_live`, turned as the file says.
 
     A stream that says how many frames it has is a file that lies elsewhere: it has its own rate and an end. A frame
     that can't be decoded is passed over. At the end raises UnreadableError if there was no frame, if frames in between
-    are missing, or more than a tenth of what the file claims, or if a live source has ended. `say` is told in a line of
+    are missing, or more than a tenth of what the file claims, or if a live source has ended. A line tells of
     fewer missing frames, of an end that can't be checked, and of a rate that can't be.
     """
     is_local = not is_live
@@ -64,7 +67,7 @@ def read_frames(address: str, is_live: bool, say: Callable[[str], None]) -> Iter
             slowest, fastest = LIVE_RATES if is_live else FILE_RATES
             if not slowest <= rate <= fastest:
                 if not is_live and capture.isOpened():
-                    say(f"warning: {address} says {rate:g} frames a second: {USUAL_RATE:g} are assumed")
+                    log.warning(f"{address} says {rate:g} frames a second: {USUAL_RATE:g} are assumed")
                 rate = USUAL_RATE
             count = skipped = failed = 0
             while failed <= (0 if is_live else FAILED_READS):
@@ -86,9 +89,9 @@ def read_frames(address: str, is_live: bool, say: Callable[[str], None]) -> Iter
     if skipped or missing > max(TOLERATED_FRAMES, TOLERATED_SHARE * claimed):
         raise UnreadableError(line)
     if missing:
-        say(f"warning: {line}, or its header is inexact")
+        log.warning(f"{line}, or its header is inexact")
     elif is_local and (doubt := _doubt(Path(address), is_counted)):
-        say(f"{address} {doubt}")
+        log.info(f"{address} {doubt}")
 
 
 def is_video(path: Path) -> bool:

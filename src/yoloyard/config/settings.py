@@ -235,7 +235,7 @@ def with_overrides(config: Config, words: Mapping[str, Any]) -> Config:
 
 
 def checked_overrides(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides under their own names, with values as a configuration holds them. Raises UsageError as with_overrides."""
+    """Overrides under their own names, with values as a configuration holds them. Raises UsageError."""
     values = flat_settings(with_overrides(tree(), words))
     return {name: values[name] for name in normal_overrides(tree, words)}
 

@@ -48,16 +48,16 @@ def train(
     device = choose_device(device_override(words, facts), local_rank())
     team = join_team(device, hang_timeout(words, facts))
     monitor = Monitor(on_event if team.is_rank_0 else None, silent=not team.is_rank_0)
-    with team.watched(), RunLock(monitor.say) as lock:
+    with team.watched(), RunLock() as lock:
         setup: Setup | None = None
         with team.first() as is_rank_0:
             if is_rank_0 and facts is not None:
                 lock.take(folder)
                 restore_whole_folder(folder / "checkpoints" / "last")
                 facts = read_facts(folder / "checkpoints" / "last")  # since nobody else writes there
-                setup = prepare_resume(folder, facts, words, device, team.size, transform, monitor.say)
+                setup = prepare_resume(folder, facts, words, device, team.size, transform)
             elif is_rank_0:
-                setup = prepare(words, device, team.size, monitor.say, transform, lock)
+                setup = prepare(words, device, team.size, transform, lock)
         shared = team.share((setup.folder, setup.facts(), setup.config) if setup else None)
         facts = team.share(facts)
         with team.phase():

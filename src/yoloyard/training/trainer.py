@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shlex
 import time
 from collections.abc import Mapping
@@ -69,6 +70,8 @@ from yoloyard.training.state.checkpoint import (
 )
 from yoloyard.training.state.randomness import random_state, seed_all
 from yoloyard.training.stopwatch import Stopwatch
+
+log = logging.getLogger(__name__)
 
 BAD_STEPS = 3  # so many in a row stop the run
 IMAGES_NAMED = 20  # of a bad step
@@ -149,7 +152,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     team.run_folder = setup.folder
     if team.rank:  # each process draws its own dropout; rank 0 goes on from what the weights were drawn by
         seed_all(config.seed + team.rank)
-    threads = Threads(device.type, monitor.say)
+    threads = Threads(device.type)
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     pin_memory = device.type == "cuda"
@@ -170,7 +173,6 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             pin_memory,
             stride=stride,
             transform=setup.transform,
-            say=monitor.say,
         )
         val_loader = make_val_loader(
             setup.val_index,
@@ -181,7 +183,6 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             rank=team.rank,
             world_size=team.size,
             pin_memory=pin_memory,
-            say=monitor.say,
             at_once=at_once,
         )
     network = parallelize(model, device, may_leave_out=setup.custom_model is not None)
@@ -189,14 +190,14 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
         share = shape_to_try(config, team.size, stride)
         set_training_mode(model)
         with team.phase():
-            network = compile_network(network, model, share, setup.precision, monitor.say, shapes_vary(config))
+            network = compile_network(network, model, share, setup.precision, shapes_vary(config))
     schedule = Schedule(config.optimization, config.epochs, len(train_loader), config.batch)
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
     average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
     update = Update(model, optimizer, setup.precision.scaler(), average)
     criterion, gains = choose_criterion(model, config, has_cpu_paths(device), free_bytes(device))
     state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
-    trackers = Trackers([], monitor.say)
+    trackers = Trackers([], lambda message: None)
     with team.first() as is_rank_0:
         if is_rank_0:
             data = {"train": setup.train_index.facts(), "val": setup.val_index.facts()}
@@ -204,7 +205,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
             trackers = open_trackers(setup.folder, config, lambda message: monitor.tell(AlertRaised(message)))
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
-    monitor.say(
+    log.info(
         f"training {setup.model_name} on {where} in {precision_text(setup.precision, device)}: "
         f"{len(setup.train_index)} images, {len(setup.val_index)} for validation, "
         f"{len(train_loader)} batches of {config.batch} an epoch; results in {setup.folder}"
@@ -222,12 +223,12 @@ def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
         progress.planned_epochs = 0
     fit_epochs_to_time(run, progress.epoch)
     run.monitor.read_records(progress.epoch)
-    run.monitor.say(f"going on in epoch {progress.epoch + 1} of {run.epochs}, after {progress.position} images of it")
+    log.info(f"going on in epoch {progress.epoch + 1} of {run.epochs}, after {progress.position} images of it")
     if planned != config.epochs:
         lr0 = config.optimization.lr0
         before = dataclasses.replace(run.schedule, epochs=planned).factor(max(progress.epoch - 1, 0)) * lr0
         now, last = (run.schedule.factor(epoch) * lr0 for epoch in (progress.epoch, config.epochs - 1))
-        run.monitor.say(
+        log.info(
             f"epochs {planned} became {config.epochs}: the learning rate goes from {before:.2g} to {now:.2g} and then "
             f"to {last:.2g} in the last epoch; mosaic stops {config.augment.close_mosaic} epochs before the end"
         )
@@ -290,7 +291,7 @@ def name_unreached(run: Run) -> None:
     if names := run.state.update.without_gradient():
         shown = ", ".join(names[:UNREACHED_NAMED])
         more = f" and {len(names) - UNREACHED_NAMED} more" if len(names) > UNREACHED_NAMED else ""
-        run.monitor.say(f"no gradient reaches these parameters; they stay as they are until one does: {shown}{more}")
+        log.info(f"no gradient reaches these parameters; they stay as they are until one does: {shown}{more}")
 
 
 def add_to_sums(sums: Tensor, losses: Tensor, outcome: Outcome | None) -> None:
@@ -486,7 +487,7 @@ def is_exhausted(run: Run) -> bool:
     is_validated = progress.epoch > 0 and progress.epoch % config.val_period == 0
     exhausted = patience > 0 and is_validated and progress.epoch - 1 - progress.best_epoch >= patience
     if exhausted:
-        run.monitor.say(f"no better {config.best_by} for {patience} epochs (--patience): training ends here")
+        log.info(f"no better {config.best_by} for {patience} epochs (--patience): training ends here")
     return exhausted
 
 

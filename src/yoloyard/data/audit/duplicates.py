@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -24,8 +25,10 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole_text
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.index.image_facts import ImageFacts, examine
-from yoloyard.data.index.not_kept import not_kept
+from yoloyard.data.index.not_kept import warn_not_kept
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # raise it whenever what counts as a copy changes
 KEPT_RESULTS = 100
@@ -73,7 +76,6 @@ def find_duplicates(
     first: Sequence[Path],
     second: Sequence[Path],
     folder: Path | None,
-    say: Callable[[str], None] = lambda line: None,
     state: str | None = None,
 ) -> list[Duplicate]:
     """The images of `second` that are copies of one of `first`, each once, in the order of `second`.
@@ -91,7 +93,7 @@ def find_duplicates(
     file = None if folder is None else folder / f"copies-{_key(first, here, second, there)}.json"
     if file is not None and (kept := _read(file)) is not None:
         if of_state is not None:
-            _write(of_state, kept, say)
+            _write(of_state, kept)
         return kept
 
     by_digest = {facts.digest: position for position, facts in reversed(list(enumerate(here))) if not facts.problem}
@@ -106,7 +108,7 @@ def find_duplicates(
     usable = [position for position, facts in enumerate(here) if not facts.problem]
     if usable and others:
         if len(usable) * len(others) >= TOLD_FROM:
-            say(f"comparing {len(others):,} images with {len(usable):,} others, to find copies")
+            log.info(f"comparing {len(others):,} images with {len(usable):,} others, to find copies")
         proposed = _nearest(
             np.stack([here[position].thumbnail for position in usable]),
             np.stack([there[position].thumbnail for position in others]),
@@ -124,7 +126,7 @@ def find_duplicates(
             copies += [copy for copy in threads.map(decide, range(len(others))) if copy is not None]
     copies.sort(key=lambda copy: copy.second)
     for name in filter(None, (file, of_state)):
-        _write(name, copies, say)
+        _write(name, copies)
     return copies
 
 
@@ -289,11 +291,11 @@ def _read(file: Path) -> list[Duplicate] | None:
         return None
 
 
-def _write(file: Path, copies: list[Duplicate], say: Callable[[str], object]) -> None:
+def _write(file: Path, copies: list[Duplicate]) -> None:
     try:
         write_whole_text(file, json.dumps([astuple(copy) for copy in copies]))
     except UserError as error:
-        say(not_kept(file, error))
+        warn_not_kept(file, error)
         return
     with contextlib.suppress(OSError):  # another process clears away, too
         for old in sorted(file.parent.glob("copies-*"), key=lambda each: each.stat().st_mtime)[:-KEPT_RESULTS]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ from yoloyard.data.formats.layout import IMAGE_FOLDERS, is_side_folder
 from yoloyard.data.formats.voc_xml import format_voc
 from yoloyard.data.formats.yolo_txt import format_yolo
 from yoloyard.data.index.index import Index, read_split, require_images
-from yoloyard.data.index.not_kept import once
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 from yoloyard.data.pixels.image_header import SIGNATURE_BYTES, usual_suffix
+
+log = logging.getLogger(__name__)
 
 FORMATS = ("yolo", "coco", "voc")
 _IMAGE_FOLDER = {"yolo": "images", "coco": "images", "voc": "JPEGImages"}
 
 
-def convert(spec: DataSpec, out: Path, to: str, say: Callable[[str], None]) -> Path:
+def convert(spec: DataSpec, out: Path, to: str) -> Path:
     """Write all splits of `spec` to the folder `out` in the format `to` (yolo, coco, voc); gives the new data.yaml.
 
     Images are hard links, or copies where links can't be made. What the index leaves out is left out, and said. The
@@ -43,8 +44,7 @@ def convert(spec: DataSpec, out: Path, to: str, say: Callable[[str], None]) -> P
     for folder in [path for entry in searched for path in (entry.path, entry.labels) if path is not None]:
         if folder.is_dir() and out.is_relative_to(os.path.realpath(folder)):
             raise UsageError(f"{out} is in {folder} and would become part of the data set: name a folder outside")
-    once_only = once(say)
-    indexes = {split: read_split(spec, split, once_only) for split in spec.splits}
+    indexes = {split: read_split(spec, split) for split in spec.splits}
     for split, index in indexes.items():
         require_images(index, spec, split)
 
@@ -61,13 +61,13 @@ def convert(spec: DataSpec, out: Path, to: str, say: Callable[[str], None]) -> P
         write_whole_folder(out, write)
     for split, index in indexes.items():
         for problem in index.problems:
-            say(f"{split}: {problem}")
+            log.info(f"{split}: {problem}")
         written = len(index.boxes)
         if to == "yolo" and index.ignore.any():
             count = int(index.ignore.sum())
             written -= count
-            say(f"{split}: {count} boxes are to be ignored (crowd, difficult); YOLO can't say that: left out")
-        say(f"{split}: {len(index)} images, {written} boxes")
+            log.info(f"{split}: {count} boxes are to be ignored (crowd, difficult); YOLO can't say that: left out")
+        log.info(f"{split}: {len(index)} images, {written} boxes")
     return out / "data.yaml"
 
 

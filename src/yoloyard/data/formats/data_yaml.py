@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from yoloyard.data.formats.coco_json import category_names, read_coco_file
 from yoloyard.data.formats.labels import decoded
 from yoloyard.data.formats.layout import label_path, search_folder, spellings
 from yoloyard.data.formats.voc_xml import mentioned_classes
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 ALSO_VAL = ("validation", "valid")  # where there is no val
@@ -58,12 +60,12 @@ class DataSpec:
     keypoint_values: int = 0  # how many numbers of keypoints follow the box in a row of text labels
 
 
-def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: None) -> DataSpec:
+def read_data_yaml(path: Path | str) -> DataSpec:
     """Read a data.yaml; relative paths start from the file's own folder, wherever the program was started.
 
     Whether the images are there is not looked at before `load_index` needs them. Without `names`, the classes are
     the categories of the first split's COCO JSON; without `val`, `validation` or `valid` is it. Keys that are
-    unknown and not like a missing one of ours are passed over and said through `say`, and so are keypoints.
+    unknown and not like a missing one of ours are passed over with a line, and so are keypoints.
     Raises UsageError naming the file, and the line or key that is wrong.
     """
     path = Path(os.path.abspath(path))
@@ -79,7 +81,7 @@ def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: N
             )
     keypoint_values = _keypoint_values(path, tree)
     if unknown:
-        say(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
+        log.info(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
     if tree.get("channels", 3) not in (3, "3"):
         raise UsageError(f"{path}: channels is {tree['channels']!r}, only images of 3 channels can be trained on")
     root = _root(path, tree.get("path") and texts["path"])
@@ -88,7 +90,7 @@ def read_data_yaml(path: Path | str, say: Callable[[str], None] = lambda line: N
     if not splits:
         raise UsageError(f"{path}: none of {', '.join(SPLITS)} says where images are")
     if keypoint_values:
-        say(f"{path}: kpt_shape says that rows have keypoints: they are left out, the boxes are used")
+        log.info(f"{path}: kpt_shape says that rows have keypoints: they are left out, the boxes are used")
     names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())))
     return DataSpec(path, names, splits, root, keypoint_values)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole
 from yoloyard.common.threads import map_in_threads
 from yoloyard.data.audit.problems import Problem
-from yoloyard.data.index.not_kept import not_kept
+from yoloyard.data.index.not_kept import warn_not_kept
 from yoloyard.data.pixels.decode import decode_thumbnail, image_size
+
+log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1  # raise it whenever what is stored, or what counts as damage, changes
 SMALLEST_SIDE = 10  # pixels; below it nothing can be seen
@@ -43,14 +46,12 @@ class ImageFacts:
     problem: Problem | None = None  # why it can't be used
 
 
-def examine(
-    paths: Sequence[Path], folder: Path | None = None, say: Callable[[str], None] = lambda line: None, name: str = ""
-) -> list[ImageFacts]:
+def examine(paths: Sequence[Path], folder: Path | None = None, name: str = "") -> list[ImageFacts]:
     """The facts of N image files, in their order; decoded are only those that have changed since they were kept.
 
     `folder` is where the facts are kept, None: nowhere. A cache that can't be read is done without; a line
     says so where it can't be written.
-    A line is said through `say` before many images are read for the first time; `name` is what it calls them.
+    A line comes before many images are read for the first time; `name` is what it calls them.
     """
     keys = [os.fsencode(path) for path in paths]
     stamps = map_in_threads(_stamp, paths, usable_cores())
@@ -63,7 +64,7 @@ def examine(
     }
     fresh = [position for position in range(len(paths)) if position not in known]
     if len(fresh) >= TOLD_FROM:
-        say(f"examining {len(fresh):,} images{f' of {name}' if name else ''} for the first time")
+        log.info(f"examining {len(fresh):,} images{f' of {name}' if name else ''} for the first time")
     # Images may be large and few, so that all threads should have some.
     new_facts = map_in_threads(_examine_file, [paths[position] for position in fresh], usable_cores(), at_once=4)
     known |= zip(fresh, new_facts, strict=True)
@@ -76,7 +77,7 @@ def examine(
         }
         # Other lists name images of the same folders, as train.txt and val.txt do.
         others = {key: entry for key, entry in kept.items() if key not in new and os.path.exists(key)}
-        _write(file, others | new, say)
+        _write(file, others | new)
     return facts
 
 
@@ -143,7 +144,7 @@ def _entries(arrays: dict[str, np.ndarray]) -> Iterator[tuple[bytes, Entry]]:
         yield key, ((length, time), facts)
 
 
-def _write(file: Path, entries: dict[bytes, Entry], say: Callable[[str], object]) -> None:
+def _write(file: Path, entries: dict[bytes, Entry]) -> None:
     facts = [each for _, each in entries.values()]
     problems = {
         position: (each.problem.kind, each.problem.where, each.problem.what, each.problem.effect)
@@ -166,7 +167,7 @@ def _write(file: Path, entries: dict[bytes, Entry], say: Callable[[str], object]
     try:
         write_whole(file, write)
     except UserError as error:
-        say(not_kept(file, error))
+        warn_not_kept(file, error)
         return
     with contextlib.suppress(OSError):  # another process clears away, too
         for old in sorted(file.parent.glob("*.npz"), key=lambda each: each.stat().st_mtime)[:-KEPT_CACHES]:

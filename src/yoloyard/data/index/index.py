@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import os
 import shutil
 import stat
@@ -32,9 +33,11 @@ from yoloyard.data.formats.layout import LABEL_SUFFIXES
 from yoloyard.data.formats.sources import SourceImage, Sources, find_sources, parse_label_files
 from yoloyard.data.formats.yolo_txt import pose_length
 from yoloyard.data.index.image_facts import ImageFacts, examine
-from yoloyard.data.index.not_kept import not_kept
+from yoloyard.data.index.not_kept import warn_not_kept
 from yoloyard.data.index.unchanged import look, noted, write_note
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
+
+log = logging.getLogger(__name__)
 
 # Part of the cache's key: raise it whenever what is stored, or how labels are understood, changes.
 FORMAT_VERSION = 5
@@ -148,21 +151,21 @@ class Index:
         return Index, tuple(getattr(self, field.name) for field in fields(self))
 
 
-def load_index(spec: DataSpec, split: str, say: Callable[[str], None] = lambda line: None) -> Index:
+def load_index(spec: DataSpec, split: str) -> Index:
     """The index of a split, from the cache if nothing has changed: labels' content, images, classes, format.
 
     Images that are unreadable or whose labels are wrong are left out and named in `problems`. Nothing is written
-    beside the user's files; where the cache can't be written, the index is made again each time, which `say` is told.
-    Of several processes that need the same one at once, one makes it and the others wait for it. Says through `say`
+    beside the user's files; where the cache can't be written, the index is made again each time, with a line.
+    Of several processes that need the same one at once, one makes it and the others wait for it. Logs
     when many images have to be examined.
     Raises UsageError or UserError if there are no images, no usable ones, or not a single box.
     """
-    index = read_split(spec, split, say)
+    index = read_split(spec, split)
     require_boxes(index, spec, split)
     return index
 
 
-def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda line: None) -> Index:
+def read_split(spec: DataSpec, split: str) -> Index:
     """The same, but also of a split without a single usable image or box. Raises if there are no images at all."""
     note, began = _note(spec, split), time.time()
     known = noted(note)
@@ -179,10 +182,10 @@ def read_split(spec: DataSpec, split: str, say: Callable[[str], None] = lambda l
         with alone(folder):
             index = find_index(folder)  # another process may have made it meanwhile
             if index is None:
-                index = _build(spec, split, sources, files, say)
-                index = save_index(index, folder, say) if len(index.boxes) else index  # an empty file can't be mapped
+                index = _build(spec, split, sources, files)
+                index = save_index(index, folder) if len(index.boxes) else index  # an empty file can't be mapped
     if index.folder is not None:
-        write_note(note, folder.name, before, began, say)
+        write_note(note, folder.name, before, began)
     return index
 
 
@@ -322,7 +325,6 @@ def _build(
     split: str,
     sources: Sources,
     files: list[bytes | Problem | None],
-    say: Callable[[str], None],
 ) -> Index:
     sets = [parse_coco(file, spec.names) for file in sources.coco]
     problems = [*sources.problems, *(problem for coco in sets for problem in coco.problems)]
@@ -348,7 +350,7 @@ def _build(
     own = [(source, file) for source, file in zip(sources.images, files, strict=True) if source.path not in images]
     images |= {source.path: os.path.relpath(source.path, sources.folder) for source, _ in own}
 
-    facts = examine(list(images), image_facts_folder(), say, split)
+    facts = examine(list(images), image_facts_folder(), split)
     labels: list[Labels] = []
     for coco, rows in zip(sets, rows_of, strict=True):
         sizes = np.zeros((len(coco.image_ids), 2), np.int64)
@@ -434,8 +436,8 @@ def _source_ids(
     return numbers if len(set(numbers)) == len(ids) else None, categories
 
 
-def save_index(index: Index, folder: Path, say: Callable[[str], object] = lambda line: None) -> Index:
-    """Save the index and map it, or, with a line through `say`, hand it back as it is where that can't be done."""
+def save_index(index: Index, folder: Path) -> Index:
+    """Save the index and map it, or, with a line, hand it back as it is where that can't be done."""
     arrays = {
         "path_text": index.paths.text,
         "path_offsets": index.paths.offsets,
@@ -459,7 +461,7 @@ def save_index(index: Index, folder: Path, say: Callable[[str], object] = lambda
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     except OSError as error:
-        say(not_kept(folder, error))
+        warn_not_kept(folder, error)
         return index
     try:
         for name, array in arrays.items():
@@ -475,7 +477,7 @@ def save_index(index: Index, folder: Path, say: Callable[[str], object] = lambda
         _forget_old_caches(folder.parent)
         return open_index(folder)
     except (OSError, UserError) as error:
-        say(not_kept(folder, error))
+        warn_not_kept(folder, error)
         return index
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 
+from yoloyard.common.log import ONCE
 
-def not_kept(file: Path, error: Exception) -> str:
-    """The line about a `file` or folder of a cache, the same for all caches, which lie side by side in one folder."""
+log = logging.getLogger(__name__)
+
+
+def warn_not_kept(file: Path, error: Exception) -> None:
+    """Log that a `file` or folder of a cache was not written; all caches lie together and have one line."""
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     reason = (cause.strerror if isinstance(cause, OSError) else None) or cause
-    return (
+    log.info(
         f"the cache {file.parent.parent} can't be written ({reason}), so images and labels are read again at each "
-        "start; make room or name another folder by YOLOYARD_CACHE"
+        "start; make room or name another folder by YOLOYARD_CACHE",
+        extra=ONCE,
     )
-
-
-def once(say: Callable[[str], object]) -> Callable[[str], None]:
-    """`say`, but each line once."""
-    said: set[str] = set()
-
-    def say_new(line: str) -> None:
-        if line not in said:
-            said.add(line)
-            say(line)
-
-    return say_new

@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole_text
-from yoloyard.data.index.not_kept import not_kept
+from yoloyard.data.index.not_kept import warn_not_kept
+
+log = logging.getLogger(__name__)
 
 # A file that is changed twice within one tick of a file system's clock has the same times after both. So nothing is
 # noted as long as a file is so young; the next look at the same files will do it.
@@ -57,13 +60,11 @@ def look(folders: Iterable[str], files: Iterable[str], suffixes: Iterable[str]) 
         return Sight(folders, files, suffixes, None)
 
 
-def write_note(
-    note: Path, value: str, before: Sight, since: float, say: Callable[[str], object] = lambda line: None
-) -> None:
+def write_note(note: Path, value: str, before: Sight, since: float) -> None:
     """Note `value`, which follows from the content of the files that were looked at `before` they were read.
 
     `since` is the time, in seconds since 1970, before they were listed. Nothing is noted where a file may have changed
-    after that; `say` is told in a line where the note can't be written.
+    after that; a line says where the note can't be written.
     """
     try:
         state, newest = _state(before.folders, before.files, frozenset(before.suffixes))
@@ -75,7 +76,7 @@ def write_note(
     try:
         write_whole_text(note, json.dumps({"value": value, **asdict(before)}))
     except UserError as error:
-        say(not_kept(note, error))
+        warn_not_kept(note, error)
         return
     with contextlib.suppress(OSError):  # another process clears away, too
         for old in sorted(note.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)[:-KEPT_NOTES]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +22,8 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.files import cannot_write, write_whole
 from yoloyard.data.index.index import Index, alone, cache_folder, changed, is_old, stamp
 from yoloyard.data.loading.image_cache import Block, load_resized
+
+log = logging.getLogger(__name__)
 
 # Part of the name: raise it whenever the pixels that are stored change.
 FORMAT_VERSION = 1
@@ -43,11 +45,11 @@ class DiskImages:
         return DiskImages, (self.path, self.block)  # a worker that is spawned maps the same file
 
 
-def cached_on_disk(index: Index, imgsz: int, say: Callable[[str], object], reduced: bool = False) -> DiskImages:
+def cached_on_disk(index: Index, imgsz: int, reduced: bool = False) -> DiskImages:
     """The images of an index from the cache, where they are decoded first if they aren't there yet.
 
     Of several processes that need the same ones, one decodes and the others wait. A file is put in place when it is
-    whole; what an interrupted process has left is removed. `say` is told where many images are decoded.
+    whole; what an interrupted process has left is removed. A line says where many images are decoded.
     Raises UserError if there is not enough space, the folder can't be written, or an image can't be read.
     """
     block = Block(index, imgsz)
@@ -61,7 +63,7 @@ def cached_on_disk(index: Index, imgsz: int, say: Callable[[str], object], reduc
             if not _is_whole(path, block):  # another process may have made it meanwhile
                 _forget_old(path, is_alone)
                 _require_space(path.parent, len(block), len(index), imgsz)
-                say(f"decoding {len(index)} images into {path} ({len(block) / 2**30:.1f} GiB), once for all runs")
+                log.info(f"decoding {len(index)} images into {path} ({len(block) / 2**30:.1f} GiB), once for all runs")
                 write_whole(path, lambda temporary: _write(temporary, index, imgsz, block, reduced))
     with contextlib.suppress(OSError):  # a cache that is only for reading is as good
         os.utime(path)  # the time of use

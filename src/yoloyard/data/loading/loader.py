@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import math
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -43,6 +44,8 @@ from yoloyard.data.loading.sampling import (
 from yoloyard.data.loading.shared_memory import batch_bytes, by_value, shortage
 from yoloyard.data.pixels import augment
 from yoloyard.data.pixels.transform import Transform
+
+log = logging.getLogger(__name__)
 
 KEPT_BYTES = 2 * 2**30  # of decoded images, over all workers of a process that trains
 
@@ -97,13 +100,12 @@ def make_train_loader(
     start_method: str | None = None,
     stride: int = 32,
     transform: Transform | None = None,
-    say: Callable[[str], object] = print,
 ) -> TrainLoader:
     """Loader of a rank's share of each training batch: uint8 (batch / ranks, 3, imgsz, imgsz), no ignored boxes.
 
     With `--rect` height and width are multiples of `stride` instead.
     `start_method`: fork, spawn or forkserver for the workers; None is the system's usual one. `transform`: the user's.
-    `say` is told in a line if /dev/shm is too small for the batches, which then come through pipes.
+    A line says so if /dev/shm is too small for the batches, which then come through pipes.
     Raises UsageError if the batch is larger than the data set or can't be shared evenly, UserError if
     the cache doesn't fit or can't be written.
     """
@@ -116,13 +118,13 @@ def make_train_loader(
     # Beyond this some images are decoded again; the samples stay the same.
     affordable = KEPT_BYTES // (max(1, config.workers) * 3 * config.imgsz**2)
     kept = min(images_in_use(len(sampler), config.batch, config.workers, world_size), affordable)
-    images = _images(index, config.imgsz, config.cache, kept, start_method, reduced=True, say=say)
+    images = _images(index, config.imgsz, config.cache, kept, start_method, reduced=True)
     dataset = TrainingBatches(index, images, config, plan, transform)
     if transform is not None and config.workers and _method(start_method) != "fork":
         transform.check_spawn()
     side = config.imgsz + (stride if config.rect else 0)
     largest = batch_bytes(sampler.share, side, side, dataset.capacities[-1])
-    batches = _data_loader(dataset, sampler, config.workers, pin_memory, start_method, largest, say)
+    batches = _data_loader(dataset, sampler, config.workers, pin_memory, start_method, largest)
     return TrainLoader(batches, sampler, config)
 
 
@@ -138,7 +140,6 @@ def make_val_loader(
     cache: str | None = None,
     pin_memory: bool = False,
     start_method: str | None = None,
-    say: Callable[[str], object] = print,
     at_once: int | None = None,
 ) -> ValLoader:
     """Loader of a rank's validation batches; `rect`: of similar shapes together, each as small as it can be.
@@ -158,11 +159,11 @@ def make_val_loader(
         for members, shape in shaped
         for start in range(0, len(members), part)
     ]
-    images = _images(index, imgsz, cache, kept=0, start_method=start_method, say=say)
+    images = _images(index, imgsz, cache, kept=0, start_method=start_method)
     dataset = ValidationBatches(index, images)
     sampler = requests[rank::world_size]
     largest = max(batch_bytes(len(each.image_ids), *each.shape, dataset.capacities[-1]) for each in requests)
-    return ValLoader(_data_loader(dataset, sampler, workers, pin_memory, start_method, largest, say))
+    return ValLoader(_data_loader(dataset, sampler, workers, pin_memory, start_method, largest))
 
 
 class TrainingBatches(Dataset[Batch | UserError]):
@@ -336,14 +337,13 @@ def _images(
     kept: int,
     start_method: str | None,
     reduced: bool = False,
-    say: Callable[[str], object] = print,
 ) -> Images:
     if cache is None:
         return RecentImages(index, imgsz, kept, reduced)
     if cache == "ram":
         return AllImages(index, imgsz, _method(start_method) != "fork", reduced)
     if cache == "disk":
-        return cached_on_disk(index, imgsz, say, reduced)
+        return cached_on_disk(index, imgsz, reduced)
     raise UsageError(f"--cache {cache}: there are ram and disk")
 
 
@@ -357,14 +357,13 @@ def _data_loader(
     workers: int,
     pin_memory: bool,
     start_method: str | None,
-    largest: int,  # bytes of a batch
-    say: Callable[[str], object],
+    largest: int,
 ) -> DataLoader:
     workers, fewer = possible_workers(workers)
     if fewer:
-        say(fewer)
+        log.info(fewer)
     if line := shortage(largest, workers):
-        say(line)
+        log.info(line)
     ending = multiprocessing.get_context(start_method).Event()
     loader = DataLoader(
         dataset,

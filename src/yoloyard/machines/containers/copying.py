@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import subprocess
 import tarfile
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from yoloyard.common.errors import UserError
 from yoloyard.machines.containers.host import Host, environment, last_line
+
+log = logging.getLogger(__name__)
 
 LARGE = 10**9  # bytes; more is copied only when asked to
 _LEFT_OUT = {"runs", "__pycache__", "node_modules", "wandb", "build", "dist"}
@@ -40,7 +42,7 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def copy_folder(folder: Path, host: Host, to: PurePosixPath, large_is_fine: bool, say: Callable[[str], object]) -> None:
+def copy_folder(folder: Path, host: Host, to: PurePosixPath, large_is_fine: bool) -> None:
     """Copy the files of a project into `to` on `host`; what is only there stays.
 
     Raises UserError if they are larger than a gigabyte, unless that is fine.
@@ -56,7 +58,7 @@ def copy_folder(folder: Path, host: Host, to: PurePosixPath, large_is_fine: bool
             f"{folder} holds {total / 1e9:.2f} GB; most of it is {most}. --yes copies it all; a data set is better "
             "brought there once (rsync), ignored by git, and mounted with --data FOLDER-ON-THE-HOST"
         )
-    say(f"copying {len(files):,} files, {total / 1e6:.1f} MB, to {host}:{to}")
+    log.info(f"copying {len(files):,} files, {total / 1e6:.1f} MB, to {host}:{to}")
     place = shlex.quote(str(to))
     with host.pipe(["sh", "-c", f"mkdir -p {place} && tar -xf - --no-same-owner -C {place}"]) as receiver:
         try:
@@ -70,7 +72,7 @@ def copy_folder(folder: Path, host: Host, to: PurePosixPath, large_is_fine: bool
         raise UserError(f"copying to {host}:{to} failed: {last_line(output) or 'tar stopped'}")
 
 
-def send_image(reference: str, host: Host, engine: str, say: Callable[[str], object]) -> bool:
+def send_image(reference: str, host: Host, engine: str) -> bool:
     """Bring an image that an engine here has to `engine` on `host`; False if none has it."""
     for local in ("docker", "podman"):
         here = Host()
@@ -80,7 +82,7 @@ def send_image(reference: str, host: Host, engine: str, say: Callable[[str], obj
     else:
         return False
     size = asked.stdout.strip()
-    say(f"sending the image {reference}{f', {int(size) / 1e9:.1f} GB,' if size.isdigit() else ''} to {host}")
+    log.info(f"sending the image {reference}{f', {int(size) / 1e9:.1f} GB,' if size.isdigit() else ''} to {host}")
     with (
         subprocess.Popen([local, "save", reference], stdout=subprocess.PIPE, env=environment()) as saving,
         subprocess.Popen(

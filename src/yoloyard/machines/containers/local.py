@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import secrets
@@ -21,7 +22,8 @@ from yoloyard.machines.containers.ports import PORTS, choose_ports, listens, tun
 from yoloyard.machines.containers.ssh_keys import public_keys
 from yoloyard.machines.image.versions import best_tag, find_tag, repository
 
-Say = Callable[[str], object]
+log = logging.getLogger(__name__)
+
 SAVING = 120  # seconds that a training has to save when the container stops
 _PATIENCE = 180.0  # seconds until the container must be healthy
 _SOURCE = "YOLOYARD_SOURCE"  # which folder of which machine was copied to a host
@@ -45,7 +47,7 @@ class Wishes:
         return {f"YOLOYARD_{name.upper()}": str(value) for name, value in asdict(self).items() if value is not None}
 
 
-def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_is_fine: bool, say: Say) -> None:
+def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_is_fine: bool) -> None:
     """Start the container of `folder`, or find it running, and say how to get in.
 
     Raises UserError for whatever is missing: an engine, a driver, the toolkit, an image, a free port.
@@ -73,25 +75,25 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
                 raise UserError(
                     f"the container is running with another {flags}: yoloyard down stops it, up starts again"
                 )
-            say(f"the container is running already ({runner.name}, image {_image(settings)})")
+            log.info(f"the container is running already ({runner.name}, image {_image(settings)})")
             _wait(project, runner)
         else:
             _check_source(folder, project, settings, large_is_fine)
             if host.is_remote:
-                copy_folder(folder, host, project.folder, large_is_fine, say)
-            settings, service = _choose(folder, project, runner, settings, asked, say)
-            _find_image(host, runner, settings, say)
+                copy_folder(folder, host, project.folder, large_is_fine)
+            settings, service = _choose(folder, project, runner, settings, asked)
+            _find_image(host, runner, settings)
             project.write(settings, service)
             try:
                 _start(project, runner)
             except KeyboardInterrupt:
-                say("the container may go on starting; yoloyard down stops it")
+                log.info("the container may go on starting; yoloyard down stops it")
                 raise
-        _print_ways_in(host, on, settings, say)
-        say(f"up in {time.monotonic() - started:.1f} s")
+        _print_ways_in(host, on, settings)
+        log.info(f"up in {time.monotonic() - started:.1f} s")
 
 
-def down(folder: Path, on: str | None, engine: str | None, volumes: bool, say: Say) -> None:
+def down(folder: Path, on: str | None, engine: str | None, volumes: bool) -> None:
     """Stop the container of `folder`, and remove it; what trains has two minutes to save."""
     with connect(on) as host:
         project = project_of(folder, host)
@@ -101,20 +103,22 @@ def down(folder: Path, on: str | None, engine: str | None, volumes: bool, say: S
         if status:
             _check_known(settings, runner, status)
         if not settings or (status is None and not volumes):
-            say(f"no container of {project.folder} on {host}")
+            log.info(f"no container of {project.folder} on {host}")
             return
-        say(f"stopping; what trains has {SAVING} s to save")
+        log.info(f"stopping; what trains has {SAVING} s to save")
         words = ["down", "--timeout", str(SAVING), *(["--volumes"] if volumes else [])]
         done = host.run(project.compose(runner, *words))
         if done.returncode or project.status(runner) is not None:
             raise UserError(
                 f"{runner.compose[0]} could not stop it: {last_line(done.stderr) or last_line(done.stdout)}"
             )
-        say("stopped; " + ("its volumes are deleted" if volumes else "its volumes are kept (--volumes deletes them)"))
+        log.info(
+            "stopped; " + ("its volumes are deleted" if volumes else "its volumes are kept (--volumes deletes them)")
+        )
         if host.is_remote:
             port = f" -e 'ssh -p {host.port}'" if host.port else ""
             remote = shlex.quote(f"{host.login}:{project.folder}/runs")
-            say(f"bring the runs back: rsync -a{port} {remote} .")
+            log.info(f"bring the runs back: rsync -a{port} {remote} .")
 
 
 def shell(folder: Path, on: str | None, engine: str | None, command: Sequence[str]) -> int:
@@ -129,13 +133,13 @@ def shell(folder: Path, on: str | None, engine: str | None, command: Sequence[st
         return host.call([*words, status.id, *(command or ["bash"])], tty)
 
 
-def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[str], object], say: Say) -> None:
+def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[str], object]) -> None:
     """Print JupyterLab's address and hand it to `show`; on a host, keep a tunnel open until Ctrl-C."""
     with connect(on) as host:
         _, _, _, settings = running(folder, host, engine)
         if not host.is_remote:
             address = jupyter_url(settings, int(settings["YOLOYARD_JUPYTER_PORT"]))
-            say(address)
+            log.info(address)
             show(address)
             return
         ports = tunnel_ports(settings)
@@ -147,9 +151,9 @@ def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[st
             if tunnel.poll() is not None:
                 raise UserError(f"the tunnel to {host} can't be opened (ssh's exit status {tunnel.returncode})")
             address = jupyter_url({}, ports["YOLOYARD_JUPYTER_PORT"], settings["YOLOYARD_JUPYTER_TOKEN"])
-            say(f"Jupyter:     {address}")
-            say(f"TensorBoard: http://127.0.0.1:{ports['YOLOYARD_TENSORBOARD_PORT']}/")
-            say("the tunnel is open until Ctrl-C")
+            log.info(f"Jupyter:     {address}")
+            log.info(f"TensorBoard: http://127.0.0.1:{ports['YOLOYARD_TENSORBOARD_PORT']}/")
+            log.info("the tunnel is open until Ctrl-C")
             show(address)
             status = tunnel.wait()
         finally:
@@ -195,7 +199,7 @@ def _check_known(settings: dict[str, str], runner: Engine, status: Status) -> No
 
 
 def _choose(
-    folder: Path, project: Project, runner: Engine, before: dict[str, str], asked: dict[str, str], say: Say
+    folder: Path, project: Project, runner: Engine, before: dict[str, str], asked: dict[str, str]
 ) -> tuple[dict[str, str], dict[str, Any]]:
     """The variables of compose.yaml, and what is added to its service: GPUs, and the user of a rootless podman."""
     host = project.host
@@ -213,16 +217,16 @@ def _choose(
         service |= graphics.override(graphics.gpu_access(host, runner.name), numbers)
     if "YOLOYARD_TAG" in asked:
         tag = asked["YOLOYARD_TAG"]
-        say(f"tag {tag}, as asked for")
+        log.info(f"tag {tag}, as asked for")
     else:
         tag = best_tag(used.driver, list(used.capabilities)).name
-        say(f"tag {tag}: {_why(host, used, gpus)}")
+        log.info(f"tag {tag}: {_why(host, used, gpus)}")
     rootless = ["podman", "info", "--format", "{{.Host.Security.Rootless}}"]
     if runner.name == "podman" and host.run(rootless).stdout.strip() == "true":
         # Else the folder's owner would be root inside, and files written by anybody else there belong to nobody here.
         service |= {"userns_mode": "keep-id", "user": "0:0"}
     keys, sources = public_keys()
-    say(f"SSH keys: {', '.join(sources)}" if keys else "no public SSH key here (ssh-keygen makes one): no SSH")
+    log.info(f"SSH keys: {', '.join(sources)}" if keys else "no public SSH key here (ssh-keygen makes one): no SSH")
     address = asked.get("YOLOYARD_ADDRESS", "127.0.0.1")
     settings = {
         "YOLOYARD_ENGINE": runner.name,
@@ -262,16 +266,16 @@ def _why(host: Host, used: graphics.Graphics, gpus: str) -> str:
     return f"the newest for driver {used.driver} and {each}"
 
 
-def _find_image(host: Host, runner: Engine, settings: dict[str, str], say: Say) -> None:
+def _find_image(host: Host, runner: Engine, settings: dict[str, str]) -> None:
     reference = _image(settings)
     if host.run([runner.name, "image", "inspect", reference]).returncode == 0:
         return
     if os.environ.get("YOLOYARD_IMAGE"):
-        say(f"pulling {reference}")
+        log.info(f"pulling {reference}")
         if host.call([runner.name, "pull", reference]):
             raise UserError(f"{reference} can't be pulled on {host} ($YOLOYARD_IMAGE names the registry's path)")
         return
-    if host.is_remote and send_image(reference, host, runner.name, say):
+    if host.is_remote and send_image(reference, host, runner.name):
         return
     where = " here; up then sends it there" if host.is_remote else ""
     raise UserError(
@@ -305,7 +309,7 @@ def _wait(project: Project, runner: Engine, patience: float = _PATIENCE) -> None
         time.sleep(0.5)
 
 
-def _print_ways_in(host: Host, on: str | None, settings: dict[str, str], say: Say) -> None:
+def _print_ways_in(host: Host, on: str | None, settings: dict[str, str]) -> None:
     jupyter_port, ssh_port, board = (int(settings[name]) for name in PORTS)
     where = f" --on {on}" if on else ""
     shown = settings if not host.is_remote else {"YOLOYARD_JUPYTER_TOKEN": settings["YOLOYARD_JUPYTER_TOKEN"]}
@@ -313,14 +317,14 @@ def _print_ways_in(host: Host, on: str | None, settings: dict[str, str], say: Sa
     if host.is_remote:
         words = ["ssh", *(["-p", str(host.port)] if host.port else []), "-N"]
         words += _forwards(settings, {name: int(settings[name]) for name in PORTS})
-        say(f"Tunnel:      {shlex.join([*words, host.login])}   (or: yoloyard jupyter{where})")
-    say(f"Jupyter:     {jupyter_url(shown, jupyter_port)}")
-    say(f"TensorBoard: http://{address}:{board}/")
+        log.info(f"Tunnel:      {shlex.join([*words, host.login])}   (or: yoloyard jupyter{where})")
+    log.info(f"Jupyter:     {jupyter_url(shown, jupyter_port)}")
+    log.info(f"TensorBoard: http://{address}:{board}/")
     if settings.get("YOLOYARD_SSH") == "1":
         jump = f" -J {host.login}{f':{host.port}' if host.port else ''}" if host.is_remote else ""
-        say(f"SSH:         ssh{jump} -p {ssh_port} {USER}@{address}")
-    say(f"Shell:       yoloyard shell{where}")
-    say(f"Stop:        yoloyard down{where}")
+        log.info(f"SSH:         ssh{jump} -p {ssh_port} {USER}@{address}")
+    log.info(f"Shell:       yoloyard shell{where}")
+    log.info(f"Stop:        yoloyard down{where}")
 
 
 def _forwards(settings: dict[str, str], local: dict[str, int]) -> list[str]:

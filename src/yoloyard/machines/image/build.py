@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,8 @@ from yoloyard.common.errors import UsageError, UserError
 from yoloyard.machines import environment
 from yoloyard.machines.containers.builder import Builder
 from yoloyard.machines.image.versions import Tag, repository
+
+log = logging.getLogger(__name__)
 
 Stage = Literal["runtime", "devel"]
 
@@ -73,9 +76,9 @@ def build_command(
     return [*engine.command, *words, *options, str(root)]
 
 
-def build(command: list[str], say: Callable[[str], None]) -> None:
+def build(command: list[str]) -> None:
     """Run a build; its output goes to the console. Raises UserError if it fails."""
-    say(shlex.join(command))
+    log.info(shlex.join(command))
     with subprocess.Popen(command) as process:
         try:
             status = process.wait()

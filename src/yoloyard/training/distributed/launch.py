@@ -7,12 +7,14 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from yoloyard.common.device import choose_device
 from yoloyard.common.errors import UsageError
 from yoloyard.config.settings import NEWEST
+
+log = logging.getLogger(__name__)
 
 
 def processes_wanted(words: Mapping[str, Any], saved: Mapping[str, Any]) -> int:
@@ -46,7 +48,7 @@ def command(words: Mapping[str, Any], resume: str | None) -> list[str]:
     return arguments
 
 
-def launch(count: int, arguments: list[str], say: Callable[[str], None]) -> int:
+def launch(count: int, arguments: list[str]) -> int:
     """Run `yoloyard` with `arguments` in `count` processes of this machine; returns the exit code.
 
     What a process has to say it says itself; only of one that was killed it is said here.
@@ -80,7 +82,7 @@ def launch(count: int, arguments: list[str], say: Callable[[str], None]) -> int:
             killed = [rank for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
             for rank in killed:
                 name = signal.Signals(-codes[rank]).name
-                say(f"process {rank} was ended by {name}")
+                log.info(f"process {rank} was ended by {name}")
             return 1 if killed else max(codes.values(), default=1)
         except SignalException as stopped:
             return 128 + int(stopped.sigval)

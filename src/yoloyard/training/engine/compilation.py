@@ -6,6 +6,7 @@ names that they have.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -18,6 +19,8 @@ from yoloyard.common.errors import memory_line
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.parallel import exchanging
+
+log = logging.getLogger(__name__)
 
 Network = Callable[[Tensor], list[Tensor]]
 
@@ -41,7 +44,6 @@ def compile_network(
     detector: Detector,
     shape: tuple[int, int, int, int],
     precision: Precision,
-    say: Callable[[str], object],
     dynamic: bool = False,
     backend: str = "inductor",
 ) -> nn.Module:
@@ -63,14 +65,14 @@ def compile_network(
         try:
             _try_out(compiled, network, detector, shape, precision)
         except torch._dynamo.exc.Unsupported as error:
-            say(f"compile: the network can't be compiled in one piece, so in several: {_first_line(error)}")
+            log.info(f"compile: the network can't be compiled in one piece, so in several: {_first_line(error)}")
         except Exception as error:  # whatever else it is: the step works without
             if memory_line(error):  # it would not: the plain network needs no less
                 raise torch.OutOfMemoryError(_first_line(error)) from error
-            say(f"compile: this does not work here, training goes on without it: {_first_line(error)}")
+            log.info(f"compile: this does not work here, training goes on without it: {_first_line(error)}")
             return network
         else:
-            say(f"compile: the network was compiled in {time.perf_counter() - began:.0f} seconds")
+            log.info(f"compile: the network was compiled in {time.perf_counter() - began:.0f} seconds")
             return compiled  # type: ignore[return-value]
     return network
 

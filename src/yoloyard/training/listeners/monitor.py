@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import io
 import json
+import logging
 import resource
 import sys
 import time
@@ -21,6 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from yoloyard.common.files import write_whole_text
+
+log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -83,7 +86,7 @@ class Monitor:
     def tell(self, event: Event) -> None:
         """Pass an event on; alerts are printed as well."""
         if isinstance(event, AlertRaised):
-            self.say(f"warning: {event.message}")
+            log.warning(event.message)
         if self._on_event is not None:
             self._on_event(event)
 
@@ -126,7 +129,7 @@ class Monitor:
         figures = ""
         if "val/map50" in record:
             figures = f"mAP50 {record['val/map50']:.3f}  mAP50-95 {record['val/map50_95']:.3f}  "
-        self.say(
+        log.info(
             f"epoch {record['epoch']:.0f}/{epochs}  {losses}  {figures}"
             f"{record['speed/images_per_second']:.1f} images/s  "
             f"{record['speed/waiting_fraction']:.0%} waiting for data  {record['memory/gigabytes']:.1f} GB"

@@ -6,13 +6,15 @@ Source: the automatic anchors of YOLOv5 7.0: k-means, then evolution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 import numpy as np
 import torch
 
 from yoloyard.data.index.index import Index
 from yoloyard.models.heads import AnchorBasedHead
+
+log = logging.getLogger(__name__)
 
 ENOUGH_RECALL = 0.98
 SMALLEST_SIDE = 2.0  # pixels; boxes with both sides below it make no anchors
@@ -21,9 +23,7 @@ RESTARTS, GENERATIONS = 30, 1000
 SIZES = (("all", 0.0, np.inf), ("small", 0.0, 32.0), ("medium", 32.0, 96.0), ("large", 96.0, np.inf))  # COCO's
 
 
-def fit_anchors(
-    head: AnchorBasedHead, index: Index, imgsz: int, anchor_t: float, seed: int, say: Callable[[str], None]
-) -> None:
+def fit_anchors(head: AnchorBasedHead, index: Index, imgsz: int, anchor_t: float, seed: int) -> None:
     """Give the head new anchors where fewer than 98 % of the boxes fit the ones it has; says what it found.
 
     A box fits an anchor whose sides are less than `anchor_t` times longer or shorter; the share of boxes that fit any
@@ -42,19 +42,19 @@ def fit_anchors(
     old = head.anchors.flatten(0, 1).double().cpu().numpy()
     rows = {"old": recall_by_size(varied, old, anchor_t)}
     if rows["old"]["all"] > ENOUGH_RECALL:
-        say(f"anchors fit: {_line(rows['old'])} of the boxes are in their reach")
+        log.info(f"anchors fit: {_line(rows['old'])} of the boxes are in their reach")
         return
-    say(f"anchors fit only {rows['old']['all']:.1%} of the boxes: looking for better ones (--no-autoanchor: keep)")
+    log.info(f"anchors fit only {rows['old']['all']:.1%} of the boxes: looking for better ones (--no-autoanchor: keep)")
     new = make_anchors(boxes, len(old), imgsz, anchor_t, random)
     rows["new"] = recall_by_size(varied, new, anchor_t)
     for name, row in rows.items():
-        say(f"  {name} anchors: {_line(row)}")
+        log.info(f"  {name} anchors: {_line(row)}")
     if rows["new"]["all"] <= rows["old"]["all"]:
-        say("  the new ones are no better: these stay")
+        log.info("  the new ones are no better: these stay")
         return
     levels = new.reshape(head.anchors.shape)
     for stride, level in zip(head.strides, levels, strict=True):
-        say(f"  stride {stride}: " + ", ".join(f"{width:.0f} x {height:.0f}" for width, height in level))
+        log.info(f"  stride {stride}: " + ", ".join(f"{width:.0f} x {height:.0f}" for width, height in level))
     head.anchors.copy_(torch.from_numpy(levels))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -35,6 +36,8 @@ from yoloyard.training.setup.anchors import fit_anchors
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
 from yoloyard.training.setup.starting_point import custom_arguments, freeze, starting_point, transfer_weights
 from yoloyard.training.state.randomness import seed_all
+
+log = logging.getLogger(__name__)
 
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
 MAY_CHANGE_ON_RESUME = (
@@ -92,7 +95,6 @@ def prepare(
     words: Mapping[str, Any],
     device: torch.device,
     num_processes: int,
-    say: Callable[[str], None],
     transform: Callable[..., Any] | None = None,
     lock: RunLock | None = None,
 ) -> Setup:
@@ -117,9 +119,9 @@ def prepare(
     source, model, own = starting_point(given)
     named = given.get("model", model)
     if registry.plain_name(named) != named and os.path.isfile(named):
-        say(f"the network is {model}; what the file {named} says of it is not read")
+        log.info(f"the network is {model}; what the file {named} says of it is not read")
     own_transform = _transform(config, transform, own)
-    spec = read_data_yaml(Path(config.data), say)
+    spec = read_data_yaml(Path(config.data))
     names = names_of(spec.names, config.single_cls)
     seed_all(config.seed)
     arguments = {"num_classes": len(names)} | ({} if own else custom_arguments(source, model))
@@ -133,11 +135,11 @@ def prepare(
     config = with_overrides(config, recipe | {"model": model, "data": str(spec.path)} | start)
     if config.classes is not None:
         config = with_overrides(config, {"classes": class_numbers(config.classes, spec.names)})
-    train_index, val_index = load_splits(spec, config, say)
-    config = _fit(config, given, detector, train_index, device, num_processes, say)
-    licence = transfer_weights(detector, source, names, model, own, say) if source else None
+    train_index, val_index = load_splits(spec, config)
+    config = _fit(config, given, detector, train_index, device, num_processes)
+    licence = transfer_weights(detector, source, names, model, own) if source else None
     if isinstance(detector.head, AnchorBasedHead) and config.loss.autoanchor:
-        fit_anchors(detector.head, train_index, config.imgsz, config.loss.anchor_t, config.seed, say)
+        fit_anchors(detector.head, train_index, config.imgsz, config.loss.anchor_t, config.seed)
     freeze(detector, config.freeze)
     folder = new_run_folder(Path(config.project), run_name(config), config.exist_ok)
     if lock is not None:
@@ -173,7 +175,6 @@ def prepare_resume(
     device: torch.device,
     num_processes: int,
     transform: Callable[..., Any] | None = None,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Setup:
     """The run of `folder` as its checkpoint's `facts` say, with the few words that may change.
 
@@ -206,7 +207,7 @@ def prepare_resume(
             + ("--time HOURS" if config.time else "--epochs N")
         )
     check_trackers(config)
-    setup = rebuild(folder, {**facts, "given": facts["given"] | given}, config, device, transform, say)
+    setup = rebuild(folder, {**facts, "given": facts["given"] | given}, config, device, transform)
     write_config(setup)
     if setup.transform is not None:
         setup.transform.keep(folder)
@@ -219,14 +220,13 @@ def rebuild(
     config: TrainConfig,
     device: torch.device,
     transform: Callable[..., Any] | None = None,
-    say: Callable[[str], None] = lambda line: None,
 ) -> Setup:
     """The setup that `Setup.facts` describes: for a run that goes on, and in the processes that join the first.
 
     Raises UserError if its data have changed.
     """
     spec = read_data_yaml(Path(config.data))
-    train_index, val_index = load_splits_again(spec, config, say)
+    train_index, val_index = load_splits_again(spec, config)
     arguments = facts["model_arguments"]
     own = None
     if custom_model.is_custom(config.model):
@@ -295,18 +295,17 @@ def _fit(
     train_index: Index,
     device: torch.device,
     num_processes: int,
-    say: Callable[[str], None],
 ) -> TrainConfig:
     """Derive what follows from the data, the network and the machine, and say what was derived."""
     stride = max(detector.strides)
     imgsz = detector.input_size(config.imgsz)
     if imgsz != config.imgsz:
-        say(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
+        log.info(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
     batch = min(config.batch, len(train_index) // num_processes * num_processes)
     if not batch:
         raise UsageError(f"{len(train_index)} training images are too few for {num_processes} processes")
     if batch != config.batch:
-        say(f"batch {config.batch} is more than the {len(train_index)} training images: {batch} is used")
+        log.info(f"batch {config.batch} is more than the {len(train_index)} training images: {batch} is used")
     workers = config.workers
     if "workers" not in given:
         # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
@@ -316,17 +315,17 @@ def _fit(
     derived = {"imgsz": imgsz, "batch": batch, "workers": workers, "processes": num_processes}
     config = with_overrides(config, derived)
     if config.rect:
-        say("rect: batches of similar shapes, without mosaic and mixup")
+        log.info("rect: batches of similar shapes, without mosaic and mixup")
         config = with_overrides(config, {"mosaic": 0, "mixup": 0})
     if config.class_weights is not None:
         weights = class_weights.resolve(config.class_weights, train_index)
         config = with_overrides(config, {"class_weights": weights})
-        say(f"class weights: {class_weights.as_line(weights, train_index.names)}")
+        log.info(f"class weights: {class_weights.as_line(weights, train_index.names)}")
     places = len(plan_epochs(train_index, config, stride))
     if config.repeat_factor:
-        say(f"repeat factor {config.repeat_factor:g}: an epoch has {places} images instead of {len(train_index)}")
+        log.info(f"repeat factor {config.repeat_factor:g}: an epoch has {places} images instead of {len(train_index)}")
     config, line = recipes.fit_to_run(config, given, places, detector.num_classes)
-    say(line)
+    log.info(line)
     return config
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from yoloyard.models import registry
 from yoloyard.models.custom_model import CustomModel
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,6 @@ def transfer_weights(
     names: tuple[str, ...],
     model: str,
     own: CustomModel | None,
-    say: Callable[[str], None],
 ) -> str | None:
     """Put what fits of `source` into `detector` and say so; returns the licence that comes with it."""
     state = source.state
@@ -74,12 +76,14 @@ def transfer_weights(
     report = transfer(detector, state, names, source.metadata.get("names", ()))
     if not report.taken:
         raise UsageError(f"nothing in {source.path} fits {model}: use --model to name the model that it was made for")
-    say(f"weights from {source.path}: {report}")
+    log.info(f"weights from {source.path}: {report}")
     if source.metadata.get("fused"):
-        say("that file was fused for inference: its normalisation is gone and begins again; the unfused file is better")
+        log.info(
+            "that file was fused for inference: its normalisation is gone and begins again; the unfused file is better"
+        )
     licence: str | None = source.metadata.get("licence")
     if licence:
-        say(f"these weights are under {licence}; that is kept in the files of this run")
+        log.info(f"these weights are under {licence}; that is kept in the files of this run")
     return licence
 
 
