@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from yoloyard.config.settings import ALIASES, TrainConfig, Word, settings_of
+from yoloyard.config.settings import ALIASES, Setting, TrainConfig, settings_of
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -52,13 +52,13 @@ def table() -> str:
     return text
 
 
-def _row(word: Word) -> str:
+def _row(word: Setting) -> str:
     default = f"`{str(word.default).lower() if isinstance(word.default, bool) else word.default}`"
     cells = (f"`{word.name}`", "" if word.default in (None, "") else default, _range(word), word.help)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _range(word: Word) -> str:
+def _range(word: Setting) -> str:
     if word.at_least is None:
         return ""
     if word.at_most is None:

@@ -20,9 +20,9 @@ SKIPPED = 77  # exit status of a program that could not test; as in Automake
 NAMED_FILES = 5
 
 EVERYWHERE = ("pyproject.toml", "constraints.txt", "tests/conftest.py", "tests/foreign.py")
-TRAINER = (
-    "src/yoloyard/*.py",
-    *(f"src/yoloyard/{room}/**/*.py" for room in ("models", "losses", "data", "evaluation", "training", "environment")),
+TRAINER = tuple(
+    f"src/yoloyard/{room}/**/*.py"
+    for room in ("common", "config", "models", "losses", "data", "demo", "evaluation", "training", "commands", "cli")
 )
 
 
@@ -63,7 +63,8 @@ class Group:
 GROUPS = {
     "networks": Group(
         ("tests/models", "tests/losses"),
-        ("src/yoloyard/models/**/*.py", "src/yoloyard/losses/**/*.py", "src/yoloyard/*.py", "tests/*.py",
+        ("src/yoloyard/models/**/*.py", "src/yoloyard/losses/**/*.py", "src/yoloyard/common/*.py",
+         "src/yoloyard/config/*.py", "tests/*.py",
          "tests/data/reference/*"),
     ),
     "runs": Group(
@@ -76,13 +77,14 @@ GROUPS = {
          "tests/evaluation/device_traffic.py"),
     ),
     "downloads": Group(
-        ("tests/yard/test_broken_environments.py",),
-        ("src/yoloyard/environment/*.py", "src/yoloyard/yard/doctor/*.py"),
+        ("tests/machines/test_broken_environments.py",),
+        ("src/yoloyard/machines/environment/*.py", "src/yoloyard/machines/doctor/*.py"),
     ),
     # What is trained in a container is trained by other tests too: here, what a container adds, and how it stops.
     "image": Group(
         ("tests/image",),
-        ("src/yoloyard/docker/**/*", "src/yoloyard/yard/*.py", "src/yoloyard/cli*.py", "src/yoloyard/__*__.py",
+        ("src/yoloyard/docker/**/*", "src/yoloyard/machines/containers/*.py", "src/yoloyard/machines/image/*.py",
+         "src/yoloyard/cli/*.py", "src/yoloyard/__*__.py",
          "src/yoloyard/training/interrupt.py", "tests/containers.py", "examples/quickstart.ipynb", ".dockerignore"),
         command="tests/image/run.sh",
     ),

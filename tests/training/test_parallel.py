@@ -121,7 +121,7 @@ def explained(team: Team, error: Exception) -> UserError:
 )
 def test_an_error_of_memory_is_named_as_in_one_process(error: Exception, quick: None) -> None:
     first, second = team_of_two()
-    second.at("epoch 3, step 2")
+    second.reached("epoch 3, step 2")
     said = str(explained(second, error))
     assert said.startswith("process 1 of 2, at epoch 3, step 2: the ")
     assert "has too little memory: lower --batch or --imgsz" in said
@@ -130,7 +130,7 @@ def test_an_error_of_memory_is_named_as_in_one_process(error: Exception, quick: 
 
 def test_one_process_says_who_is_missing(quick: None) -> None:
     first, second = team_of_two()
-    second.at("epoch 2, step 1")
+    second.reached("epoch 2, step 1")
     assert "process 1, last seen at epoch 2, step 1, was killed or hangs" in str(
         explained(first, LostProcessError("it was killed"))
     )
@@ -150,7 +150,7 @@ def test_a_phase_ends_where_another_process_has_failed(quick: None) -> None:
     first, second = team_of_two()
     second._show(failed="ValueError: x")
     first.watch()
-    with pytest.raises(LostProcessError, match="process 1 has failed"), first.phase():
+    with pytest.raises(LostProcessError, match="process 1 has failed"), first.long_work():
         pass
     first._ending.set()
 
@@ -161,10 +161,10 @@ def test_before_the_first_steps_the_limit_is_long(monkeypatch: pytest.MonkeyPatc
     team, _ = team_of_two()
     team.hang_timeout = 7.0
     for step in range(parallel.FIRST_PLACES - 1):
-        team.at(f"step {step}")
+        team.reached(f"step {step}")
     assert (team._limit, limits) == (parallel.START_SECONDS, [])
     for step in range(3):
-        team.at(f"step {step}")
+        team.reached(f"step {step}")
     assert (team._limit, limits) == (7.0, [datetime.timedelta(seconds=7)])
 
 

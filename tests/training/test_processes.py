@@ -75,10 +75,10 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     }  # fmt: skip
     team = join_team(CPU)
     setup: Setup | None = None
-    with team.first() as is_rank_0:
+    with team.on_rank_0() as is_rank_0:
         if is_rank_0:
             setup = prepare(words, CPU, team.size, lambda line: None)
-    shared = team.share((setup.folder, setup.facts(), setup.config) if setup else None)
+    shared = team.broadcast((setup.folder, setup.facts(), setup.config) if setup else None)
     setup = setup or rebuild(*shared, CPU)
     freeze_normalisation(setup.detector, setup.val_index)
     before = {name: value.numpy().copy() for name, value in setup.detector.state_dict().items()}

@@ -106,7 +106,7 @@ def train(
         if saved and number == SAVED_BEFORE:
             update.even_out_gradients()
             states = team.gather(random_state(CPU))
-            with team.first() as is_rank_0:
+            with team.on_rank_0() as is_rank_0:
                 if is_rank_0:
                     save_checkpoint(Path(saved), TrainingState(update, Progress(), torch.zeros(6)), {}, states)
             if resumes:

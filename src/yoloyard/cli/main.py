@@ -362,7 +362,7 @@ def _fail(message: str, code: int, debug: bool) -> None:
 
 
 def _version() -> str:
-    from yoloyard.machines.environment import versions
+    from yoloyard.common.versions import versions
 
     return versions()["yoloyard"]
 

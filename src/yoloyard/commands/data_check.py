@@ -8,13 +8,13 @@ from pathlib import Path
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder
+from yoloyard.common.versions import versions
 from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.formats.labels import decoded
 from yoloyard.data.index.index import Index, image_facts_folder, read_split, require_boxes
 from yoloyard.evaluation.report.check_page import class_rows, write_check_page
-from yoloyard.machines import environment
 
 __all__ = ["FIRST_SHOWN", "Check", "check_data", "class_rows"]
 
@@ -68,7 +68,7 @@ def check_data(
     facts = {
         "Data": spec.path,
         "Classes": len(spec.names),
-        "Versions": ", ".join(f"{name} {version}" for name, version in environment.versions().items()),
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     page = folder / "check.html"
     write_check_page(page, f"Check of {spec.path.name}", indexes, problems, pairs, facts)

@@ -23,6 +23,7 @@ from yoloyard.common.device import (
 )
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
+from yoloyard.common.versions import versions
 from yoloyard.config.settings import KINDS, EvaluationConfig, TrainConfig, checked_overrides, with_overrides
 from yoloyard.data.audit.problems import summary
 from yoloyard.data.formats.data_yaml import read_data_yaml
@@ -35,7 +36,6 @@ from yoloyard.evaluation.metrics.coco import Metrics, evaluate
 from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.predictions import save_json as write_predictions
 from yoloyard.evaluation.validate import predict_all
-from yoloyard.machines import environment
 from yoloyard.models.weights import load_image_model
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def validate(
             "Image size": f"{size} pixels",
             "NMS": f"score above {settings.conf}, IoU {settings.iou}, at most {settings.max_det} boxes",
             "Device": f"{where}, {precision_text(precision, where)}",
-            "Versions": ", ".join(f"{name} {version}" for name, version in environment.versions().items()),
+            "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         },
         commands={"Find objects in images": f"yoloyard predict --weights {shlex.quote(str(weights))} IMAGES"},
     )

@@ -11,6 +11,7 @@ from typing import Any
 from yoloyard.common.device import choose_device
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
+from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import NEWEST, TrainConfig, checked_overrides
 from yoloyard.data.loading.descriptors import check_limit
 from yoloyard.training.distributed.launch import command, processes_wanted
@@ -48,9 +49,9 @@ def train(
     device = choose_device(device_override(words, facts), local_rank())
     team = join_team(device, hang_timeout(words, facts))
     monitor = Monitor(on_event if team.is_rank_0 else None, silent=not team.is_rank_0)
-    with team.watched(), RunLock() as lock:
+    with shown_lines(monitor.say), team.watched(), RunLock() as lock:
         setup: Setup | None = None
-        with team.first() as is_rank_0:
+        with team.on_rank_0() as is_rank_0:
             if is_rank_0 and facts is not None:
                 lock.take(folder)
                 restore_whole_folder(folder / "checkpoints" / "last")
@@ -58,9 +59,9 @@ def train(
                 setup = prepare_resume(folder, facts, words, device, team.size, transform)
             elif is_rank_0:
                 setup = prepare(words, device, team.size, transform, lock)
-        shared = team.share((setup.folder, setup.facts(), setup.config) if setup else None)
-        facts = team.share(facts)
-        with team.phase():
+        shared = team.broadcast((setup.folder, setup.facts(), setup.config) if setup else None)
+        facts = team.broadcast(facts)
+        with team.long_work():
             setup = setup or rebuild(*shared, device, transform)
         setup.precision = agreed_precision(setup.precision, team)
         monitor.folder = setup.folder

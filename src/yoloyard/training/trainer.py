@@ -133,7 +133,7 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
             go_on(run, checkpoint)
         try:
             while run.state.progress.epoch < run.epochs and not is_exhausted(run):
-                run.threads.choose(team.smallest, wait=True)
+                run.threads.choose(team.min, wait=True)
                 speed = train_epoch(run)
                 run.threads.begin_to_measure()
                 fit_epochs_to_time(run, run.state.progress.epoch + 1)
@@ -163,8 +163,8 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     stride = max(model.strides)
     at_once = images_at_once(device, config.imgsz)
     if at_once is not None:
-        at_once = team.smallest(at_once)
-    with team.phase():  # which `cache` makes a long one
+        at_once = team.min(at_once)
+    with team.long_work():  # which `cache` makes a long one
         train_loader = make_train_loader(
             setup.train_index,
             config,
@@ -189,7 +189,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     if config.compile:
         share = shape_to_try(config, team.size, stride)
         set_training_mode(model)
-        with team.phase():
+        with team.long_work():
             network = compile_network(network, model, share, setup.precision, shapes_vary(config))
     schedule = Schedule(config.optimization, config.epochs, len(train_loader), config.batch)
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
@@ -198,7 +198,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     criterion, gains = choose_criterion(model, config, has_cpu_paths(device), free_bytes(device))
     state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
     trackers = Trackers([], lambda message: None)
-    with team.first() as is_rank_0:
+    with team.on_rank_0() as is_rank_0:
         if is_rank_0:
             data = {"train": setup.train_index.facts(), "val": setup.val_index.facts()}
             facts = environment.facts(device, setup.precision.name, data, setup.folder)
@@ -243,7 +243,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     unchecked: tuple[Verdict, list[int]] | None = None  # an update that the device may still be busy with
     images: list[int] = []  # that the next update learns from
     batches = run.train_loader.epoch(progress.epoch, progress.position, run.epochs)
-    run.team.at(place_of(run))
+    run.team.reached(place_of(run))
     bar_of_epoch = run.monitor.bar(f"epoch {progress.epoch + 1}/{run.epochs}", len(run.train_loader))
     with repeated_shapes(not shapes_vary(config)), bar_of_epoch as bar:
         while not is_asked_to_stop(run) and (batch := stopwatch.wait_for(batches)) is not None:
@@ -259,7 +259,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             if number < BATCHES_TRACKED:
                 run.trackers.training_batch(loaded, setup.names, number)
             progress.position += config.batch
-            run.team.at(place_of(run))
+            run.team.reached(place_of(run))
             images += batch.source_ids
             outcome = None
             update.watch(losses)
@@ -343,7 +343,7 @@ def check(run: Run, update: tuple[Verdict, list[int]] | None) -> None:
 
 def is_asked_to_stop(run: Run) -> bool:
     """Did Ctrl-C or SIGTERM come, to whichever process? All hear of it at the same step."""
-    run.interrupt.signal = run.team.largest(run.interrupt.signal or 0) or None
+    run.interrupt.signal = run.team.max(run.interrupt.signal or 0) or None
     return run.interrupt.signal is not None
 
 
@@ -376,7 +376,7 @@ def fit_epochs_to_time(run: Run, done: int) -> None:
     config, progress = run.setup.config, run.state.progress
     if config.time is not None:
         count_time(run)
-        spent = run.team.share(progress.seconds)
+        spent = run.team.broadcast(progress.seconds)
         fitting = int(config.time * 3600 * done / spent) if done else config.epochs
         progress.planned_epochs = max(done, min(fitting, config.epochs) if "epochs" in run.setup.given else fitting, 1)
     run.schedule = dataclasses.replace(run.schedule, epochs=run.epochs)
@@ -391,7 +391,7 @@ def is_to_be_validated(run: Run) -> bool:
 def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detections]]:
     """The figures of `detector` on the validation set, and, in the first process, the detections of all."""
     setup, config, team = run.setup, run.setup.config, run.team
-    team.at(f"the validation of epoch {run.state.progress.epoch + 1}")
+    team.reached(f"the validation of epoch {run.state.progress.epoch + 1}")
     run.state.update.even_out_statistics()
     done = 0
     with run.monitor.bar("validation", len(setup.val_index)) as bar:
@@ -403,17 +403,17 @@ def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detection
                 bar.show(done, "", memory_gigabytes(setup.device))
             return run.interrupt.signal is None
 
-        with team.phase():
+        with team.long_work():
             own = predict_all(detector, run.val_loader, config.evaluation, setup.device, setup.precision, goes_on)
     stop_if_asked(run)
     predictions: dict[int, Detections] = {}
     for part in team.gather(own):
         predictions |= part
-    with team.first() as is_rank_0:
+    with team.on_rank_0() as is_rank_0:
         metrics = evaluate(setup.val_index, predictions, config.evaluation.max_det) if is_rank_0 else None
         if metrics:
             metrics = dataclasses.replace(metrics, showing=metrics.showing.within(config.evaluation))
-    return team.share(metrics), predictions
+    return team.broadcast(metrics), predictions
 
 
 def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detections], speed: dict[str, float]) -> None:
@@ -441,7 +441,7 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
     if progress.best == 0:
         progress.best_epoch = progress.epoch  # patience begins with the first thing found
     state.update.even_out_statistics()
-    with run.team.first() as is_rank_0:
+    with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
             average = state.update.ema.model
             save_run_weights(setup.folder / "weights" / "last.safetensors", setup, average, epoch, metrics)
@@ -452,7 +452,7 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
     progress.epoch, progress.position = epoch, 0
     state.sums.zero_()
     save(run)
-    with run.team.first():
+    with run.team.on_rank_0():
         if epoch == 1:
             run.trackers.labels(setup.train_index)  # not before the first step, which needn't wait for it
         run.trackers.scalars(record)
@@ -475,7 +475,7 @@ def save(run: Run) -> None:
     count_time(run)
     run.state.update.even_out_statistics()
     random_states = run.team.gather(random_state(setup.device))
-    with run.team.first() as is_rank_0:
+    with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
             save_checkpoint(run.last_checkpoint, run.state, setup.facts(), random_states)
     run.monitor.tell(CheckpointWritten(run.last_checkpoint))
@@ -498,7 +498,7 @@ def finish(run: Run) -> Result:
     if progress.best is None:  # the run ended before its first validation
         average = run.state.update.ema.model
         found, _ = validate(run, average)
-        with run.team.first() as is_rank_0:
+        with run.team.on_rank_0() as is_rank_0:
             if is_rank_0:
                 save_run_weights(best, setup, average, progress.epoch, found)
     count_time(run)
@@ -506,7 +506,7 @@ def finish(run: Run) -> Result:
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     metrics, predictions = validate(run, detector)
     give_memory_back(setup.device)  # plots and the process's own end need 150 MB more, most of it code
-    with run.team.first() as is_rank_0:
+    with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
             report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
             write_run_report(report, setup, metrics, predictions, monitor.records, metadata["epoch"], progress.seconds)

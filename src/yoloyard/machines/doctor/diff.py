@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from yoloyard.common.errors import UserError, printable
-from yoloyard.machines.environment import PACKAGES
+from yoloyard.common.versions import PACKAGES
 
 ABSENT = "-"
 NAMED = 20  # differences of a group that does not decide results

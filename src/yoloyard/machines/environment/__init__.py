@@ -6,27 +6,14 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from yoloyard.common.versions import versions
 from yoloyard.machines.environment import machine, nvml
 from yoloyard.machines.environment.code import git_state
 from yoloyard.machines.environment.inventory import freeze
 from yoloyard.machines.environment.secrets import command_without_secrets, variables
-
-PACKAGES = ("yoloyard", "torch", "numpy", "opencv-python-headless", "safetensors")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
-    return found
 
 
 def facts(device: Any, precision: str, data: Mapping[str, Any] | None = None, folder: Path = Path(".")) -> dict:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import yoloyard.docker
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.machines import environment
+from yoloyard.common.versions import versions
 from yoloyard.machines.containers.builder import Builder
 from yoloyard.machines.image.versions import Tag, repository
 
@@ -64,7 +64,7 @@ def build_command(
         "APT_MIRROR": apt_mirror,
         "SOURCE_DATE_EPOCH": seconds,
         "CREATED": datetime.fromtimestamp(int(seconds), UTC).isoformat(),
-        "VERSION": environment.versions()["yoloyard"],
+        "VERSION": versions()["yoloyard"],
         "REVISION": _revision(root),
         "TAG": tag.name,
     }

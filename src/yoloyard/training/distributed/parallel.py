@@ -1,8 +1,8 @@
 """Several processes that train together: what the step must know of them, and how they wait, agree and fail.
 
 In one process all of it does nothing. Rank 0 alone writes and talks. A process that is late at an exchange for longer
-than `hang_timeout` ends the run, so whatever may take long, and not equally long, is done inside `Team.phase` or
-`Team.first`, where the others wait as long as it shows signs of life.
+than `hang_timeout` ends the run, so whatever may take long, and not equally long, is done inside `Team.long_work` or
+`Team.on_rank_0`, where the others wait as long as it shows signs of life.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from yoloyard.training.distributed import process_identity
 from yoloyard.training.interrupt import Interrupted
 
 START_SECONDS = 1800.0  # that a process may be late at an exchange before all have made their first steps
-FIRST_PLACES = 5  # calls of `Team.at` after which a process has made them
+FIRST_PLACES = 5  # calls of `Team.reached` after which a process has made them
 REPORT_SECONDS = 3.0  # within which every process that lives and waits has noticed a failure
 LOOK_SECONDS = 1.0  # between two looks of the thread that watches
 LAST_WORD_SECONDS = 2.0  # that the main thread has to report what the thread that watches has found
@@ -180,7 +180,7 @@ class Team:
         """Is this the process that writes and talks?"""
         return self.rank == 0
 
-    def at(self, place: str) -> None:
+    def reached(self, place: str) -> None:
         """Note for the others where this process is, as a person would say it."""
         self._show(place=place, places=self._shown.places + 1)
         if self._store is not None and self._shown.places == FIRST_PLACES:
@@ -188,7 +188,7 @@ class Team:
             seconds = datetime.timedelta(seconds=self._limit)
             dist.distributed_c10d._set_pg_timeout(seconds, self._host_group)
 
-    def largest(self, number: int) -> int:
+    def max(self, number: int) -> int:
         """The largest of all processes' numbers."""
         if self.size == 1:
             return number
@@ -196,9 +196,9 @@ class Team:
         dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._host_group)
         return int(numbers)
 
-    def smallest(self, number: int) -> int:
+    def min(self, number: int) -> int:
         """The smallest of all processes' numbers."""
-        return -self.largest(-number)
+        return -self.max(-number)
 
     def gather(self, value: Value) -> list[Value]:
         """All processes' values by rank, in the first; nothing in the others."""
@@ -208,7 +208,7 @@ class Team:
         dist.gather_object(value, values, dst=0, group=self._host_group)
         return values or []
 
-    def share(self, value: Value | None) -> Value:
+    def broadcast(self, value: Value | None) -> Value:
         """The first's value, in all processes."""
         values = [value]
         if self.size > 1:
@@ -216,7 +216,7 @@ class Team:
         return values[0]  # type: ignore[return-value]
 
     @contextmanager
-    def phase(self) -> Iterator[None]:
+    def long_work(self) -> Iterator[None]:
         """For work that may take long, and the processes unequally long: at its end each waits for all others.
 
         It waits as long as they show signs of life. Raises LostProcessError if one has failed or shows none.
@@ -236,9 +236,9 @@ class Team:
         self._show(in_phase=False)
 
     @contextmanager
-    def first(self) -> Iterator[bool]:
+    def on_rank_0(self) -> Iterator[bool]:
         """A phase for work of the first alone: true there; at the end the others wait for it."""
-        with self.phase():
+        with self.long_work():
             yield self.is_rank_0
 
     @contextmanager
@@ -416,7 +416,7 @@ def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team
 
 def agreed_precision(precision: Precision, team: Team) -> Precision:
     """The simplest of all processes' precisions: what each of them can do."""
-    return Precision(precision.device_type, PRECISIONS[team.largest(PRECISIONS.index(precision.dtype))])
+    return Precision(precision.device_type, PRECISIONS[team.max(PRECISIONS.index(precision.dtype))])
 
 
 def _destroy_groups(in_step: bool) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.common.structures import Detections
+from yoloyard.common.versions import versions
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.evaluation.metrics.coco import Metrics
-from yoloyard.machines import environment
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import save_weights
 from yoloyard.training.setup.setup import Setup
@@ -45,7 +45,7 @@ def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, m
         "showing": dataclasses.asdict(metrics.showing) if metrics else {},
         "config": flat_settings(setup.config),
         "licence": setup.licence,
-        "versions": environment.versions(),
+        "versions": versions(),
         "epoch": epoch,
         "metrics": metrics.figures() if metrics else {},
     }
@@ -78,7 +78,7 @@ def write_run_report(
         "Device": f"{setup.device}, {setup.precision.name}",
         "Time": f"{seconds / 60:.1f} minutes",
         "Seed": config.seed,
-        "Versions": ", ".join(f"{name} {version}" for name, version in environment.versions().items()),
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     if setup.licence:
         facts["Licence of the weights it started from"] = setup.licence
