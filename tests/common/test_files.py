@@ -19,7 +19,7 @@ HOLDER = """
 import os, sys, time
 from pathlib import Path
 from yoloyard.common.files import RunLock
-with RunLock(print) as lock:
+with RunLock() as lock:
     lock.take(Path(sys.argv[1]))
     if os.fork() == 0:  # a process that loads images, which ends a little later
         time.sleep(2)

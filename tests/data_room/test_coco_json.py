@@ -150,7 +150,7 @@ WRONG = [
     (
         annotation(17, 1, 3, [1, 1, 45, 5]),
         "label outside the image",
-        "the bbox 1 1 45 5 is outside the picture of 40x",
+        "the bbox 1 1 45 5 is outside the image of 40x",
     ),
     (annotation(17, 1, 3, [1, 1, 5]), "label malformed", "neither a bbox of 4 numbers nor a polygon"),
     (annotation(17, 1, 3, ["a", 1, 5, 5]), "label malformed", "neither a bbox of 4 numbers nor a polygon"),

@@ -48,7 +48,7 @@ def test_a_picture_comes_its_factor_rounded_down_or_up(factors: list[float], see
     counts = np.bincount(order.images, minlength=len(factors))
     assert (np.floor(factors) <= counts).all()
     assert (counts <= np.ceil(factors)).all()
-    # The copies of a picture are numbered.
+    # The copies of an image are numbered.
     for picture, count in enumerate(counts):
         assert sorted(order.copies[order.images == picture]) == list(range(count))
     again = plan.order(epoch)
@@ -86,7 +86,7 @@ def test_the_rarest_class_of_a_picture_decides(index: Index) -> None:
 def test_copies_in_an_epoch_are_other_samples_and_first_ones_the_same_as_ever(index: Index) -> None:
     plain = {
         batch.image_ids[row]: batch.images[row]
-        for batch in make_train_loader(index, config()).epoch(29)  # mosaic is off: a picture depends on no other
+        for batch in make_train_loader(index, config()).epoch(29)  # mosaic is off: an image depends on no other
         for row in range(4)
     }
     loader = make_train_loader(index, config(repeat_factor=1.0))

@@ -133,9 +133,9 @@ def test_what_a_glob_passes_over_is_said(tmp_path: Path, said: list[str]) -> Non
     what = "passed over: 1 file of kinds that are not read (.heic 1)"
     where = "1 folder (hidden, of other programs or results of a run: train)"
     assert said == [f"{tmp_path}/in/**: {what}; {where}"]
-    with pytest.raises(UserError, match=r"there is no picture, video or folder .*; passed over: 1 file .*\.heic 1"):
+    with pytest.raises(UserError, match=r"there is no image, video or folder .*; passed over: 1 file .*\.heic 1"):
         find_inputs([f"{tmp_path}/in/*.heic"])
-    with pytest.raises(UserError, match=r"no picture, video or folder .*/none\*$"):
+    with pytest.raises(UserError, match=r"no image, video or folder .*/none\*$"):
         find_inputs([f"{tmp_path}/in/none*"])
 
 
@@ -337,7 +337,7 @@ def test_an_image_of_another_spelling_that_changes_is_examined_again(tmp_path: P
     write(tmp_path / "a.json", json.dumps(tree))
     assert len(load(tmp_path, "train: a.json\n")) == 1
     write(image, b"no image any more")
-    with pytest.raises(UserError, match="not a picture that can be decoded"):
+    with pytest.raises(UserError, match="not an image that can be decoded"):
         load(tmp_path, "train: a.json\n")
 
 

@@ -22,7 +22,7 @@ UNIT = (1, 1)  # an image of one pixel: pixels are fractions
         ("/d/train/images/1.jpg", "/d/train/labels/1.txt"),
         ("/images/d/images/1.2.jpeg", "/images/d/labels/1.2.txt"),
         ("/d/my_images/1.jpg", "/d/my_images/1.txt"),
-        ("/d/images/1.jpg", "/d/images/1.txt"),
+        ("/d/photos/1.jpg", "/d/photos/1.txt"),
     ],
 )
 def test_labels_lie_beside_the_images_folder(image: str, labels: str) -> None:

@@ -232,7 +232,7 @@ def test_a_picture_that_went_bad_is_named(index: Index, workers: int) -> None:
         iter(make_val_loader(index, 64, 4, workers=workers)),
     ):
         # One line, without the traceback that the loader of torch would put in.
-        with pytest.raises(UserError, match=r"^cannot read the image \S*0005\.png: not a picture that can be decoded$"):
+        with pytest.raises(UserError, match=r"^cannot read the image \S*0005\.png: not an image that can be decoded$"):
             list(batches)
 
 

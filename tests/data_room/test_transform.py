@@ -256,7 +256,7 @@ def test_a_pipeline_without_boxes_must_leave_them_where_they_are() -> None:
         def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
             return img[:32]
 
-    with pytest.raises(UserError, match="changes the picture's size, so it must be given the boxes"):
+    with pytest.raises(UserError, match="changes the image's size, so it must be given the boxes"):
         apply(A.Compose([Half(p=1)], is_check_shapes=False))
 
 

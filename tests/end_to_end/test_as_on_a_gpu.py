@@ -50,7 +50,7 @@ def test_a_run_with_the_code_of_a_gpu_has_the_losses_of_a_cpu(
                 "losses.task_aligned.pairs_inside",
                 "models.blocks.batch_norm_silu",
                 "models.fused._ConvSwish",
-                "training.step.allocate_gradients",
+                "training.engine.step.allocate_gradients",
             ):
                 monkeypatch.setattr(f"yoloyard.{own_path}", None)  # would fail
         code, out, err = yoloyard(*words, "--name", name)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-IMAGES = ROOT / "images"
+IMAGES = ROOT / "docker"
 
 
 def resolved(*files: Path, **variables: str) -> dict[str, Any]:

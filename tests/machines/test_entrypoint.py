@@ -13,7 +13,7 @@ from yoloyard.docker import entrypoint
 from yoloyard.docker.entrypoint import Process, WrongError, read_settings
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "src" / "yoloyard" / "images" / "entrypoint.py"
+SCRIPT = ROOT / "src" / "yoloyard" / "docker" / "entrypoint.py"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKGzWnEzHDZYPnFHDuq4VSuFuHRYRJbGH9ijOzTYHwKM somebody"
 
 

@@ -174,7 +174,7 @@ def test_another_pytorch_is_one_entry_of_the_table(tmp_path: Path) -> None:
     command = build_command(Builder("podman", ["podman"]), ROOT, tag, "devel")
     assert {"TORCH=3.0.0", "CUDA=14.0", "BASE_IMAGE=ubuntu:26.04", f"TORCH_INDEX={tag.index}"} <= {*command}
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(table, tmp_path / "src" / "yoloyard" / "images")
+    shutil.copy(table, tmp_path / "src" / "yoloyard" / "docker")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src"), "COLUMNS": "80"}
     words = [sys.executable, "-m", "yoloyard", "image", "list"]
     done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)

@@ -8,6 +8,7 @@ from test_compilation import FLOAT32, Small
 from torch import nn
 
 from yoloyard.common.errors import memory_line
+from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import TrainConfig, with_overrides
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 
@@ -102,4 +103,5 @@ def compile_failing(error: Exception, where: str, lines: list[str]) -> nn.Module
 
         return run
 
-    return compile_network(detector, detector, (2, 3, 64, 64), FLOAT32, lines.append, backend=backend)  # type: ignore[arg-type]
+    with shown_lines(lines.append):
+        return compile_network(detector, detector, (2, 3, 64, 64), FLOAT32, backend=backend)  # type: ignore[arg-type]

@@ -77,7 +77,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     setup: Setup | None = None
     with team.on_rank_0() as is_rank_0:
         if is_rank_0:
-            setup = prepare(words, CPU, team.size, lambda line: None)
+            setup = prepare(words, CPU, team.size)
     shared = team.broadcast((setup.folder, setup.facts(), setup.config) if setup else None)
     setup = setup or rebuild(*shared, CPU)
     freeze_normalisation(setup.detector, setup.val_index)

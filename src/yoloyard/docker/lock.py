@@ -1,6 +1,6 @@
 """Writes the lock files beside it: every package of the images but torch's own, with the hashes of all its wheels.
 
-    pip install uv && python images/lock.py
+    pip install uv && python docker/lock.py
 
 Three files, one a layer of the Dockerfile: what torch needs, what yoloyard needs, what the devel stage has besides.
 torch itself and its nvidia-* and triton packages are not there, since they are what one tag differs from another by.

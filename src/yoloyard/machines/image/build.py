@@ -70,7 +70,7 @@ def build_command(
     }
     # The health check is not part of OCI's format, which podman and buildah take by default.
     words = ["build", *(["--format", "docker", "--layers"] if engine.name != "docker" else [])]
-    words += ["--file", str(root / "src" / "yoloyard" / "images" / "Dockerfile"), "--target", stage]
+    words += ["--file", str(root / "src" / "yoloyard" / "docker" / "Dockerfile"), "--target", stage]
     words += [word for name in image_names(tag, stage) for word in ("--tag", name)]
     words += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
     return [*engine.command, *words, *options, str(root)]
