@@ -101,8 +101,8 @@ def test_empty_splits_are_in_the_table(data: Path, yoloyard: Command) -> None:
     code, _, err = yoloyard("data", "check", data)
     assert (code, err) == (1, "")
     page = Path("runs/check/check.html").read_text()
-    assert f"{data}:1: no images for &#x27;train&#x27;" in page
-    assert f"{data}:2: none of the 6 images of &#x27;val&#x27; can be used" in page
+    assert f"{data}:1: no images for &#39;train&#39;" in page
+    assert f"{data}:2: none of the 6 images of &#39;val&#39; can be used" in page
     assert page.count("5 is outside 0..1") > 6
 
 

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from yoloyard.common.errors import UserError
-from yoloyard.common.files import write_whole_text
 from yoloyard.data.audit.problems import KINDS, Problem
 from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.evaluation.report import plots
-from yoloyard.evaluation.report.drawing import draw_boxes, shrunk
-from yoloyard.evaluation.report.page import (
-    counted,
-    facts_list,
-    figures_grid,
-    html_page,
-    image_element,
-    number_tiles,
-    sortable_table,
-)
+from yoloyard.evaluation.report.drawing import shrunk
+from yoloyard.evaluation.report.page import Image, Row, counted, embedded, labelled, write_page
 
 SHOWN_SAMPLES = 6  # of a split
 SHOWN_PAIRS = 8
@@ -60,70 +50,67 @@ def write_check_page(
 ) -> None:
     """Write the page to `path`, whole or not at all.
 
-    `indexes` are the splits that could be read, `problems` those of every split, `pairs` the copies: an image, the one
-    it is a copy of, and how. Raises UserError if the file can't be written; an image that can't be shown is named.
+    `indexes` are the splits that could be read, `problems` those of every split, `pairs` the duplicates: an image, the
+    one it repeats, and how. Raises UserError if the file can't be written; an image that can't be shown is named.
     """
-    everything = [problem for each in problems.values() for problem in each]
-    sections = [
-        ("Summary", _headline(indexes, everything) + facts_list(facts)),
-        ("Problems", _kinds(problems)),
-        ("All problems", _all_problems(problems)),
-        ("Files with the most problems", _worst_files(indexes, problems)),
-        ("Copies in another split", _pairs(pairs)),
+    of_kind = [
+        (split, kind, [problem for problem in each if problem.kind == kind])
+        for split, each in problems.items()
+        for kind in KINDS
     ]
-    for split, index in indexes.items():
-        if not len(index):
-            continue
-        rows = [[name, *map(str, counts)] for name, *counts in class_rows(index)]
-        sections += [
-            (f"Classes of {split}", sortable_table(("Class", "Images", "Boxes", "Small", "Medium", "Large"), rows)),
-            (f"Labels of {split}", figures_grid(plots.label_statistics(index))),
-            (f"Samples of {split}", _samples(index)),
-        ]
-    write_whole_text(path, html_page(title, [(heading, body) for heading, body in sections if body]))
+    write_page(
+        path,
+        "check.html.j2",
+        title=title,
+        facts=facts,
+        summary_tiles=_summary_tiles(indexes, [problem for each in problems.values() for problem in each]),
+        kind_heads=("Problem", "", *problems),
+        kind_rows=_kind_rows(problems),
+        problems=[(split, kind, found) for split, kind, found in of_kind if found],
+        worst_files=_worst_files(indexes, problems),
+        pairs=[
+            Row(f"{how} as {original}", [_image(duplicate), _image(original)], str(duplicate))
+            for duplicate, original, how in pairs[:SHOWN_PAIRS]
+        ],
+        more_pairs=max(0, len(pairs) - SHOWN_PAIRS),
+        splits=[
+            {
+                "name": split,
+                "class_rows": class_rows(index),
+                "figures": plots.label_statistics(index),
+                "samples": _samples(index),
+            }
+            for split, index in indexes.items()
+            if len(index)
+        ],
+    )
 
 
-def _headline(indexes: Mapping[str, Index], problems: Sequence[Problem]) -> str:
+def _summary_tiles(indexes: Mapping[str, Index], problems: Sequence[Problem]) -> list[tuple[str, str, str]]:
     errors = sum(problem.is_error for problem in problems)
     tiles = [
         ("Errors", f"{errors:,}", "to be fixed"),
         ("Warnings", f"{len(problems) - errors:,}", "to be looked at"),
     ]
     for split, index in indexes.items():
-        skipped = f", {index.skipped:,} can't be used" if index.skipped else ""
         ignored = int(index.ignore.sum())
-        boxes = counted(len(index.boxes) - ignored, "box", "boxes") + (
-            f", {ignored:,} to be ignored" if ignored else ""
-        )
-        tiles.append((split, f"{len(index):,}", f"images, {boxes}{skipped}"))
-    return number_tiles(tiles)
+        note = f"images, {counted(len(index.boxes) - ignored, 'box', 'boxes')}"
+        note += f", {ignored:,} to be ignored" if ignored else ""
+        note += f", {index.skipped:,} can't be used" if index.skipped else ""
+        tiles.append((split, f"{len(index):,}", note))
+    return tiles
 
 
-def _kinds(problems: Mapping[str, Sequence[Problem]]) -> str:
-    counts = {split: Counter(problem.kind for problem in each) for split, each in problems.items()}
-    rows = [
-        [
-            kind,
-            "error" if is_error else "warning",
-            *(f"{each[kind]:,}" if each[kind] else "-" for each in counts.values()),
-        ]
+def _kind_rows(problems: Mapping[str, Sequence[Problem]]) -> list[list[str]]:
+    counts = [Counter(problem.kind for problem in each) for each in problems.values()]
+    return [
+        [kind, "error" if is_error else "warning", *(f"{each[kind]:,}" if each[kind] else "-" for each in counts)]
         for kind, is_error in KINDS.items()
-        if any(each[kind] for each in counts.values())
+        if any(each[kind] for each in counts)
     ]
-    return sortable_table(("Problem", "", *counts), rows) if rows else "<p>Nothing is wrong.</p>"
 
 
-def _all_problems(problems: Mapping[str, Sequence[Problem]]) -> str:
-    parts = []
-    for split, each in problems.items():
-        for kind in KINDS:
-            lines = [f"<li>{escape(str(problem))}</li>" for problem in each if problem.kind == kind]
-            if lines:
-                parts.append(f"<h3>{escape(split)}: {kind}, {len(lines):,}</h3><ul>{''.join(lines)}</ul>")
-    return "".join(parts)
-
-
-def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[Problem]]) -> str:
+def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[Problem]]) -> list[Row]:
     """The files with more than one problem, with the image of that name where it can be used."""
     by_file: dict[tuple[str, str], list[Problem]] = {}
     for split, each in problems.items():
@@ -133,57 +120,38 @@ def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[P
     worst = sorted((key for key in by_file if len(by_file[key]) > 1), key=lambda key: -len(by_file[key]))[:SHOWN_FILES]
     wanted = {(split, Path(file).stem) for split, file in worst}
     images = {
-        (split, path.stem): _labelled(index, position)
+        (split, path.stem): _image(path, index, position)
         for split, index in indexes.items()
         for position, path in enumerate(index.paths)
         if (split, path.stem) in wanted
     }
-    parts = []
-    for split, file in worst:
-        reasons = "".join(f"<li>{escape(str(problem))}</li>" for problem in by_file[split, file][:SHOWN_REASONS])
-        caption = f"<b>{escape(file)}</b> {len(by_file[split, file]):,} problems"
-        image = images.get((split, Path(file).stem), "")
-        parts.append(
-            f'<figure class="pair"><figcaption>{caption}</figcaption><ul>{reasons}</ul><div>{image}</div></figure>'
+    return [
+        Row(
+            f"{len(by_file[split, file]):,} problems",
+            [images[split, Path(file).stem]] if (split, Path(file).stem) in images else [],
+            file,
+            list(map(str, by_file[split, file][:SHOWN_REASONS])),
         )
-    return "".join(parts)
+        for split, file in worst
+    ]
 
 
-def _pairs(pairs: Sequence[tuple[Path, Path, str]]) -> str:
-    parts = []
-    for copy, original, how in pairs[:SHOWN_PAIRS]:
-        caption = f"<figcaption><b>{escape(str(copy))}</b> {escape(how)} as {escape(str(original))}</figcaption>"
-        parts.append(f'<figure class="pair">{caption}<div>{_shown(copy)}{_shown(original)}</div></figure>')
-    more = len(pairs) - SHOWN_PAIRS
-    return "".join(parts) + (f"<p>and {more:,} more, listed above</p>" if more > 0 else "")
-
-
-def _samples(index: Index) -> str:
+def _samples(index: Index) -> list[Row]:
     with_boxes = np.flatnonzero(np.diff(index.offsets))
-    chosen = with_boxes[np.linspace(0, len(with_boxes) - 1, min(SHOWN_SAMPLES, len(with_boxes))).astype(int)]
-    parts = []
-    for start in range(0, len(chosen), 2):
-        shown = [int(position) for position in chosen[start : start + 2]]
-        names = ", ".join(escape(index.paths[position].name) for position in shown)
-        images = "".join(_labelled(index, position) for position in shown)
-        parts.append(f'<figure class="pair"><figcaption>{names}</figcaption><div>{images}</div></figure>')
-    return "".join(parts)
+    chosen = with_boxes[np.linspace(0, len(with_boxes) - 1, min(SHOWN_SAMPLES, len(with_boxes))).astype(int)].tolist()
+    rows = [chosen[start : start + 2] for start in range(0, len(chosen), 2)]
+    return [
+        Row(", ".join(index.paths[each].name for each in row), [_image(index.paths[each], index, each) for each in row])
+        for row in rows
+    ]
 
 
-def _labelled(index: Index, position: int) -> str:
-    boxes, labels, ignore = index.annotations(position)
-    return _shown(index.paths[position], boxes, np.where(ignore, len(index.names), labels), [*index.names, "ignored"])
-
-
-def _shown(
-    path: Path, boxes: np.ndarray | None = None, labels: np.ndarray | None = None, names: Sequence[str] = ()
-) -> str:
-    """An image as HTML, with boxes (k, 4) xyxy in its pixels, or why it can't be shown."""
+def _image(path: Path, index: Index | None = None, position: int = 0) -> Image:
+    """An image, with its labels where it is that at `position` of `index`."""
     try:
-        image = decode_image(path)
+        pixels = decode_image(path)
     except UserError as error:
-        return f"<p>{escape(str(error))}</p>"
-    image, scale = shrunk(image, IMAGE_SIDE)
-    if boxes is not None and labels is not None:
-        image = draw_boxes(image, boxes * scale, labels, names)
-    return image_element(image, "labels" if boxes is not None else "image", path.name)
+        return Image(error=str(error))
+    if index is not None:
+        return labelled(pixels, index, position, IMAGE_SIDE)
+    return embedded(shrunk(pixels, IMAGE_SIDE)[0], path.name, "image")

@@ -5,6 +5,8 @@ Shapes: H W pixels, n boxes.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +16,9 @@ import cv2
 import numpy as np
 
 if TYPE_CHECKING:
-    from matplotlib.ft2font import FT2Font
+    from PIL.ImageFont import FreeTypeFont
 
+MIN_LETTER_PIXELS = 6
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any kind of colour vision. RGB.
 PALETTE = (
     (230, 159, 0),
@@ -26,11 +29,12 @@ PALETTE = (
     (213, 94, 0),
     (204, 121, 167),
 )
-# Families with Chinese, Japanese and Korean letters that systems come with; matplotlib's own font has none.
-_WIDE_FAMILIES = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS",
+# Files of fonts with Chinese, Japanese and Korean letters that systems come with.
+_WIDE_FONTS = (
+    "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "SourceHanSansSC-Regular.otf", "wqy-microhei.ttc",
+    "wqy-zenhei.ttc", "msyh.ttc", "simhei.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf",
 )  # fmt: skip
+_NO_CHARACTER = "\uffff"  # every font shows its sign for a missing letter
 
 
 def shrunk(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
@@ -93,32 +97,38 @@ def _tag(name: str, label: int, score: str, letters: int) -> np.ndarray | None:
 
     A name that no font here has letters for becomes the class's number.
     """
-    if letters < 6:
+    if letters < MIN_LETTER_PIXELS:
         return None
-    font = _font(any(ord(character) >= 0x2E80 for character in name))
-    font.set_size(letters, 72)  # at 72 dots per inch a point is a pixel
-    known = font.get_charmap()
-    readable = all(ord(character) in known for character in name)
-    font.set_text((name if readable else f"class {label}") + score, 0.0)
-    font.draw_glyphs_to_bitmap(antialiased=True)
-    ink = np.asarray(font.get_image(), np.float32)[..., None] / 255
+    from PIL import Image, ImageDraw
+
+    fonts = _fonts(letters, any(ord(character) >= 0x2E80 for character in name))
+    readable = next((font for font in fonts if _has_letters(font, name)), None)
+    font, text = readable or fonts[0], (name if readable else f"class {label}") + score
+    left, top, right, bottom = font.getbbox(text)
     margin = max(1, letters // 6)
-    ink = np.pad(ink, ((margin, margin), (margin, margin), (0, 0)))
-    background = np.array(_colour(label), np.float32)
-    foreground = 0.0 if background @ (0.299, 0.587, 0.114) > 100 else 255.0
-    return np.rint(background * (1 - ink) + foreground * ink).astype(np.uint8)
+    background = _colour(label)
+    foreground = (0, 0, 0) if np.dot(background, (0.299, 0.587, 0.114)) > 100 else (255, 255, 255)
+    tag = Image.new("RGB", (int(right - left) + 2 * margin, int(bottom - top) + 2 * margin), background)
+    ImageDraw.Draw(tag).text((margin - left, margin - top), text, foreground, font)
+    return np.array(tag)
 
 
-@lru_cache(maxsize=2)
-def _font(wide: bool) -> FT2Font:
-    """The font that comes with matplotlib, or for wide letters the first of the system's that has them."""
-    import matplotlib  # takes half a second, which the first step of a run needn't wait for
-    from matplotlib import font_manager
-    from matplotlib.ft2font import FT2Font
+@lru_cache(maxsize=16)
+def _fonts(letters: int, wide: bool) -> list[FreeTypeFont]:
+    """The font that comes with matplotlib, and for wide letters those of `_WIDE_FONTS` that the system has."""
+    from PIL import ImageFont
 
-    if wide:
-        installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
-        for family in _WIDE_FAMILIES:
-            if family in installed:
-                return FT2Font(installed[family])
-    return FT2Font(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"))
+    package = importlib.util.find_spec("matplotlib")  # which takes half a second to import
+    assert package is not None
+    assert package.origin is not None
+    own = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    fonts = [ImageFont.truetype(own, letters)]
+    for name in _WIDE_FONTS if wide else ():
+        with contextlib.suppress(OSError):  # it is not on this system
+            fonts.append(ImageFont.truetype(name, letters))
+    return fonts
+
+
+def _has_letters(font: FreeTypeFont, text: str) -> bool:
+    missing = bytes(font.getmask(_NO_CHARACTER))
+    return all(character == _NO_CHARACTER or bytes(font.getmask(character)) != missing for character in set(text))
