@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test tests test-slow test-image test-changed test-oldest test-fake-cuda lint format bench clean
+.PHONY: demo test tests test-slow test-image test-changed test-oldest test-fake-cuda lint format docs bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/yoloyard demo demo
@@ -51,6 +51,15 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# All pages of docs/ as a site, in site/; fails on a link that leads nowhere.
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/installed: docs/requirements.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement docs/requirements.txt
+	touch $@
+
 # Beside ultralytics, in an environment that holds both; writes benchmarks/RESULTS.md. Two hours and more on an idle machine.
 bench: .venv-bench/installed trees/data.yaml demo/data.yaml
 	.venv-bench/bin/python benchmarks/run_all.py
@@ -82,4 +91,4 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf .venv .venv-oldest .venv-bench .venv-fake-cuda demo trees runs build src/*.egg-info
+	rm -rf .venv .venv-oldest .venv-bench .venv-fake-cuda .venv-docs site demo trees runs build src/*.egg-info
