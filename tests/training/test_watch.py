@@ -148,7 +148,7 @@ def test_a_phase_ends_where_another_process_has_failed(quick: None) -> None:
     threading.Thread(target=first.keep_watching, daemon=True).start()
     with pytest.raises(LostProcessError, match="process 1 has failed"), first.long_work():
         pass
-    first.end(in_order=True)
+    first.ending.set()
 
 
 def test_before_the_first_steps_the_limit_is_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from yoloyard.common.device import PRECISIONS, Precision
 from yoloyard.common.errors import SilentError
-from yoloyard.training.distributed.watch import START_SECONDS, Watch
+from yoloyard.training.distributed.watch import FIRST_PLACES, START_SECONDS, Watch
 from yoloyard.training.interrupt import Interrupted
 
 LEAVE_SECONDS = 5.0  # that parting may take
@@ -48,9 +48,11 @@ class Team:
 
     def reached(self, place: str) -> None:
         """Show the others where this process is, in words for the user."""
-        if self.watch.reached(place):
-            seconds = datetime.timedelta(seconds=self.watch.limit)
-            dist.distributed_c10d._set_pg_timeout(seconds, self._host_group)
+        self.watch.show(place=place, places=self.watch.shown.places + 1)
+        if self.size > 1 and self.watch.shown.places == FIRST_PLACES:
+            self.watch.limit = self.watch.hang_timeout
+            limit = datetime.timedelta(seconds=self.watch.limit)
+            dist.distributed_c10d._set_pg_timeout(limit, self._host_group)
 
     def max(self, number: int) -> int:
         """The largest of all processes' numbers."""
@@ -110,7 +112,9 @@ class Team:
 
     def leave(self, in_order: bool = True) -> None:
         """Part from the other processes, which do so too if `in_order`. Takes a few seconds at most, in any case."""
-        self.watch.end(in_order)
+        self.watch.ending.set()
+        if in_order:
+            self.watch.show(left=True)
         if self.size > 1 and dist.is_initialized():
             # In a thread, since it may wait for a process that has ended.
             thread = threading.Thread(target=_destroy_groups, args=(in_order,), daemon=True)

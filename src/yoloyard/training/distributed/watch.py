@@ -29,7 +29,7 @@ from yoloyard.common.errors import SilentError, UserError, memory_line, user_lin
 from yoloyard.common.files import whole_folder
 
 START_SECONDS = 1800.0  # how late a process may be at an exchange before all have made their first steps
-FIRST_PLACES = 5  # calls of `Watch.reached` after which a process has made its first steps
+FIRST_PLACES = 5  # calls of `Team.reached` after which a process has made its first steps
 REPORT_SECONDS = 3.0  # within which every process that lives and waits has noticed a failure
 LOOK_SECONDS = 1.0  # between two looks of the watching thread
 LAST_WORD_SECONDS = 2.0  # that the main thread has to report what the watching thread has found
@@ -94,10 +94,10 @@ class Watch:
         self.rank, self.size, self.hang_timeout = rank, size, hang_timeout
         self.run_folder: Path | None = None  # for advice
         self.limit = START_SECONDS  # that a process may be late at an exchange
+        self.shown = Shown(pid_namespace(), os.getpid())
+        self.ending = threading.Event()  # the main thread is on its way out
         self._store = store
-        self._shown = Shown(pid_namespace(), os.getpid())
         self._showing, self._speaking = threading.Lock(), threading.RLock()
-        self._ending = threading.Event()  # the main thread is on its way out
         self._processes: dict[int, psutil.Process] = {}  # by rank, those that can be seen from here
         self._long_works = 0  # the same number in all processes
         self._loss: LostProcessError | None = None
@@ -106,17 +106,9 @@ class Watch:
     def show(self, **changes: Any) -> None:
         """Show the others what has changed, by the names of `Shown`."""
         with self._showing:  # two threads call this
-            self._shown = dataclasses.replace(self._shown, **changes)
+            self.shown = dataclasses.replace(self.shown, **changes)
             if self._store is not None:
-                self._store.set(f"shown/{self.rank}", json.dumps(dataclasses.asdict(self._shown)))
-
-    def reached(self, place: str) -> bool:
-        """Show where this process is, in words for the user. True: the first steps are made; `limit` has changed."""
-        self.show(place=place, places=self._shown.places + 1)
-        if self._store is None or self._shown.places != FIRST_PLACES:
-            return False
-        self.limit = self.hang_timeout
-        return True
+                self._store.set(f"shown/{self.rank}", json.dumps(dataclasses.asdict(self.shown)))
 
     @contextmanager
     def long_work(self) -> Iterator[None]:
@@ -138,24 +130,18 @@ class Watch:
             time.sleep(LOOK_SECONDS / 50)
         self.show(in_long_work=False)
 
-    def end(self, in_order: bool) -> None:
-        """Stop watching; `in_order`: without a failure, which the others are shown."""
-        self._ending.set()
-        if in_order:
-            self.show(left=True)
-
     def keep_watching(self) -> None:
         """In a thread: show that this process lives, and have the last word where the main thread can't.
 
         The main thread may be blocked for ever, behind a kernel of a GPU that waits for a process that has ended.
         """
         # Looks are counted, not seconds of a clock, which goes on while all processes are stopped.
-        silent, still, before = [0.0] * self.size, 0.0, [self._shown] * self.size
+        silent, still, before = [0.0] * self.size, 0.0, [self.shown] * self.size
         while self._loss is None:
-            if self._ending.wait(LOOK_SECONDS):
+            if self.ending.wait(LOOK_SECONDS):
                 return
             try:
-                self.show(beat=self._shown.beat + 1)
+                self.show(beat=self.shown.beat + 1)
                 shown = self._all_shown()
             except RuntimeError as error:
                 self._loss = LostProcessError(f"the connection to the other processes is lost ({error})")
@@ -167,10 +153,10 @@ class Watch:
                     still = 0.0
             before = shown
             self._loss = find_loss(self.rank, shown, self._dead(shown), silent, still, self.limit)
-        if self._ending.wait(LAST_WORD_SECONDS if self._loss.elsewhere else END_SECONDS):
+        if self.ending.wait(LAST_WORD_SECONDS if self._loss.elsewhere else END_SECONDS):
             return
         with self._speaking:
-            if self._ending.is_set():
+            if self.ending.is_set():
                 return
             explained = self.explained(self._loss) if self._loss.elsewhere else SilentError("another process says it")
             if not isinstance(explained, SilentError):
@@ -187,7 +173,7 @@ class Watch:
         """The ranks that have certainly ended. Nobody can tell of a process of another host or container."""
         dead = set()
         for rank, each in enumerate(shown):
-            if each.namespace == self._shown.namespace != "":
+            if each.namespace == self.shown.namespace != "":
                 try:
                     if rank not in self._processes:  # kept, so that psutil notices another process with its number
                         self._processes[rank] = psutil.Process(each.pid)
@@ -201,7 +187,7 @@ class Watch:
     def explained(self, error: Exception) -> UserError:
         """Who is to blame for `error`, in words for the user. One process alone says it; others get a SilentError."""
         with self._speaking:
-            self._ending.set()
+            self.ending.set()
             if threading.current_thread() is threading.main_thread():
                 for number in (signal.SIGINT, signal.SIGTERM):  # by which the launcher ends all: there is a line to say
                     signal.signal(number, signal.SIG_IGN)
@@ -212,7 +198,7 @@ class Watch:
             try:
                 return self._blame(error, text)
             except RuntimeError as lost:  # the store has ended, and so has the process that held it
-                place = self._shown.place
+                place = self.shown.place
                 return UserError(f"the connection to the other processes is lost, at {place} ({text}; {lost})")
 
     def _blame(self, error: Exception, text: str) -> UserError:
@@ -229,7 +215,7 @@ class Watch:
         if is_own:
             if isinstance(error, UserError) and self.rank == 0:
                 return error
-            named = UserError(f"process {self.rank} of {self.size}, at {self._shown.place}: {text}")
+            named = UserError(f"process {self.rank} of {self.size}, at {self.shown.place}: {text}")
             named.exit_code = code
             return named
         shown = self._all_shown()
@@ -244,7 +230,7 @@ class Watch:
         if self.run_folder is not None and whole_folder(self.run_folder / "checkpoints" / "last").exists():
             folder = shlex.quote(str(self.run_folder))
             advice = f"the last checkpoint is whole: go on with yoloyard train --resume {folder}"
-        return UserError(f"{said}; the run ends at {self._shown.place}; {advice}")
+        return UserError(f"{said}; the run ends at {self.shown.place}; {advice}")
 
 
 def pid_namespace() -> str:
