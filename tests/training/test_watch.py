@@ -117,7 +117,7 @@ def explained(of: Watch, error: Exception) -> UserError:
 )
 def test_an_error_of_memory_is_named_as_in_one_process(error: Exception, quick: None) -> None:
     first, second = two_watches()
-    second.reached("epoch 3, step 2")
+    Team(second).reached("epoch 3, step 2")
     said = str(explained(second, error))
     assert said.startswith("process 1 of 2, at epoch 3, step 2: the ")
     assert "has too little memory: lower --batch or --imgsz" in said
@@ -126,7 +126,7 @@ def test_an_error_of_memory_is_named_as_in_one_process(error: Exception, quick: 
 
 def test_one_process_says_who_is_missing(quick: None) -> None:
     first, second = two_watches()
-    second.reached("epoch 2, step 1")
+    Team(second).reached("epoch 2, step 1")
     assert "process 1, last seen at epoch 2, step 1, was killed or hangs" in str(
         explained(first, LostProcessError("it was killed"))
     )
