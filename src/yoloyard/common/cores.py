@@ -70,10 +70,11 @@ def idle_cores(earlier: Use, later: Use) -> float:
 
 
 class Threads:
-    """The threads of torch and OpenCV while a command works: fitted to the idle cores on a CPU, put back at the end.
+    """The threads of torch and OpenCV while a command works: on a CPU as many as cores are idle, restored at the end.
 
-    Elsewhere they are this process's share of the usable cores. What the user has chosen, by an environment variable or
-    `torch.set_num_threads`, stays. Several processes on one host share its cores evenly. Measuring begins here.
+    On other devices they are this process's share of the usable cores. A number that the user has set, by an
+    environment variable or `torch.set_num_threads`, stays. Several processes on one host share its cores evenly.
+    Measuring begins when this is made.
     """
 
     def __init__(self, device_type: str, root: Path = ROOT) -> None:
@@ -88,8 +89,8 @@ class Threads:
         self._first = os.getppid() if self._processes > 1 else os.getpid()
         self._most = min(self._before[0], usable_cores(root))
         self._is_chosen = any(map(os.environ.get, CHOSEN_BY)) or not _is_default(self._before[0], root)
-        self._measures = device_type == "cpu" and not self._is_chosen
-        self._since = self._recent = measure(root, self._first) if self._measures else None
+        measures = device_type == "cpu" and not self._is_chosen
+        self._since = self._recent = measure(root, self._first) if measures else None
         self._has_looked = False
 
     @property
@@ -98,17 +99,15 @@ class Threads:
         return int(self._torch.get_num_threads())
 
     def begin_to_measure(self) -> None:
-        """Measure from now on, if there is enough time until the next choice."""
-        if self._measures:
+        """Measure from now on, if the time until the next choice is long enough."""
+        if self._recent is not None:
             self._recent = measure(self._root, self._first)
 
-    def choose(
-        self, agree: Callable[[int], int] = lambda number: number, wait: bool = False, every: float = LOOK_SECONDS
-    ) -> None:
-        """Set the number of threads by what has been measured, and say a change in a line.
+    def choose(self, agree: Callable[[int], int] = int, wait: bool = False, every: float = LOOK_SECONDS) -> None:
+        """Set the number of threads by what has been measured, and report a change in a line.
 
-        `agree` makes one number of those of all processes. Before the first choice, `wait` sleeps until there is enough
-        to go by, half a second at most. After that, nothing changes within `every` seconds.
+        `agree` makes one number of those of all processes. Before the first choice, `wait` sleeps until the measurement
+        is long enough, half a second at most. After that, nothing changes within `every` seconds.
         """
         idle, number = self._idle(wait, every), self.number
         if not self._is_chosen and (idle is not None or not self._has_looked):
@@ -131,7 +130,7 @@ class Threads:
             self._set(*self._before)
 
     def _idle(self, wait: bool, every: float) -> float | None:
-        """The idle cores since the last choice, of late if that is long enough; None: not known, or not yet."""
+        """The idle cores since `begin_to_measure`, or the last choice where that is too short; None: not known."""
         if self._since is None or self._recent is None:
             return None
         seconds = time.monotonic() - self._since.moment
@@ -139,15 +138,13 @@ class Threads:
             time.sleep(max(0.0, LOOK_SECONDS - seconds))
         elif seconds < (every if self._has_looked else LOOK_SECONDS):
             return None
-        now = measure(self._root, self._first)
-        if now is None or len(now.limits) != len(self._since.limits):  # a group was given a limit meanwhile
-            self._since = self._recent = now
-            return None
-        is_enough = now.moment - self._recent.moment >= LOOK_SECONDS
-        idle = idle_cores(self._recent if is_enough else self._since, now)
+        now, since, recent = measure(self._root, self._first), self._since, self._recent
         self._since = self._recent = now
+        if now is None or len(now.limits) != len(since.limits):  # a group was given a limit meanwhile
+            return None
         self._has_looked = True
-        return idle
+        is_enough = now.moment - recent.moment >= LOOK_SECONDS
+        return idle_cores(recent if is_enough else since, now)
 
     def _set(self, torch_threads: int, cv2_threads: int) -> None:
         self._torch.set_num_threads(torch_threads)
