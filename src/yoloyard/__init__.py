@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import torch
@@ -23,21 +23,22 @@ __all__ = ["load", "train"]
 
 def train(
     resume: str | Path | bool | None = None,
-    on_event: Callable[[Event], object] | None = None,
+    on_event: Callable[[Event], object] | Sequence[Callable[[Event], object]] | None = None,
     transform: str | Callable[..., Any] | None = None,
-    **words: Any,
+    **overrides: Any,
 ) -> Result:
-    """Train a detector; `words` are the flags of `yoloyard train`. `on_event` is called with each event.
+    """Train a detector; `overrides` are the flags of `yoloyard train`. `on_event`, a function or a list of them, is
+    called with each event.
 
     `transform` changes training images: `image, boxes, labels = transform(image, boxes, labels)`, an Albumentations
     pipeline, or FILE.py:NAME of one of these.
     Raises yoloyard.common.errors.UserError with what to do, Interrupted after Ctrl-C with everything saved.
     """
-    from yoloyard.training.run import train as run
+    from yoloyard.commands.train import train as run
 
-    if transform is None or isinstance(transform, str):
-        return run(words if transform is None else {**words, "transform": transform}, resume, on_event)
-    return run(words, resume, on_event, transform)
+    if isinstance(transform, str):
+        return run(overrides | {"transform": transform}, resume, on_event)
+    return run(overrides, resume, on_event, transform)
 
 
 def load(weights: str | Path, device: str | int | torch.device | None = "auto", **settings: Any) -> Model:

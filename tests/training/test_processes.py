@@ -21,7 +21,7 @@ from yoloyard.training.distributed.parallel import join_team
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.listeners.monitor import Monitor
 from yoloyard.training.listeners.results import validation_batch
-from yoloyard.training.setup.setup import Setup, prepare, rebuild
+from yoloyard.training.setup.setup import Setup, build, new_run
 from yoloyard.training.state.checkpoint import read_facts, restore_checkpoint
 
 EPOCHS = 6
@@ -77,9 +77,9 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     setup: Setup | None = None
     with team.on_rank_0() as is_rank_0:
         if is_rank_0:
-            setup = prepare(words, CPU, team.size)
-    shared = team.broadcast((setup.folder, setup.facts(), setup.config) if setup else None)
-    setup = setup or rebuild(*shared, CPU)
+            setup = new_run(words, CPU, "float32", team.size)
+    shared = team.broadcast((setup.spec, setup.folder) if setup else None)
+    setup = setup or build(*shared, CPU)
     freeze_normalisation(setup.detector, setup.val_index)
     before = {name: value.numpy().copy() for name, value in setup.detector.state_dict().items()}
     with InterruptRequest() as interrupt:

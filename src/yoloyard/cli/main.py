@@ -78,19 +78,19 @@ def train(
     **words: Any,
 ) -> None:
     """Train a detector on the images and labels of a data.yaml."""
+    from yoloyard.commands.train import train as run
     from yoloyard.config.foreign import translated_overrides
     from yoloyard.config.settings import checked_overrides, normal_overrides, read_overrides
     from yoloyard.training.distributed.launch import command, launch
     from yoloyard.training.distributed.parallel import is_launched
-    from yoloyard.training.run import checkpoint_of, num_processes
-    from yoloyard.training.run import train as run
+    from yoloyard.training.run import find_run, num_processes
 
     given = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
     given |= {name: value for name, value in words.items() if value is not None}
     if not is_launched():
         given = checked_overrides(TrainConfig, given)
-        _, facts = checkpoint_of(given, resume)
-        if (count := num_processes(given, facts)) > 1:
+        _, header = find_run(given, resume)
+        if (count := num_processes(given, header)) > 1:
             arguments = [*command(given, resume), *(["--debug"] if "--debug" in sys.argv else [])]
             with shown_lines(lambda line: print(f"yoloyard: {line}", file=sys.stderr)):
                 sys.exit(launch(count, arguments))

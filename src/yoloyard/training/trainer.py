@@ -8,14 +8,11 @@ in everything that the user sees.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import shlex
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,14 +28,12 @@ from yoloyard.common.device import (
     reuse_memory,
 )
 from yoloyard.common.errors import UserError
-from yoloyard.common.files import write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.data.loading.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.evaluation.metrics.coco import Metrics, evaluate
 from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.validate import predict_all
-from yoloyard.machines import environment
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 from yoloyard.training.distributed.parallel import Team, exchanging, parallelize
@@ -54,6 +49,7 @@ from yoloyard.training.listeners.monitor import (
     CheckpointWritten,
     EpochEnded,
     Monitor,
+    RunStarted,
     as_record,
     memory_gigabytes,
 )
@@ -62,6 +58,7 @@ from yoloyard.training.listeners.trackers import Trackers, open_trackers
 from yoloyard.training.setup.setup import Setup
 from yoloyard.training.setup.starting_point import set_training_mode
 from yoloyard.training.state.checkpoint import (
+    Header,
     Progress,
     TrainingState,
     copy_checkpoint,
@@ -122,8 +119,8 @@ class Run:
         return self.setup.folder / "checkpoints" / "last"
 
 
-def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any] | None = None) -> Result:
-    """Train as `setup` says, from the beginning or from the run's last checkpoint, whose facts are `checkpoint`.
+def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Header | None = None) -> Result:
+    """Train as `setup` says, from the beginning or from the run's last checkpoint, whose header is `checkpoint`.
 
     Raises Interrupted after Ctrl-C or SIGTERM, with everything saved, and UserError if the run can't go on.
     """
@@ -185,7 +182,7 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             pin_memory=pin_memory,
             at_once=at_once,
         )
-    network = parallelize(model, device, may_leave_out=setup.custom_model is not None)
+    network = parallelize(model, device, may_leave_out=setup.spec.model_digest is not None)
     if config.compile:
         share = shape_to_try(config, team.size, stride)
         set_training_mode(model)
@@ -200,13 +197,11 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     trackers = Trackers([], lambda message: None)
     with team.on_rank_0() as is_rank_0:
         if is_rank_0:
-            data = {"train": setup.train_index.facts(), "val": setup.val_index.facts()}
-            facts = environment.facts(device, setup.precision.name, data, setup.folder)
-            write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
+            monitor.tell(RunStarted(setup))
             trackers = open_trackers(setup.folder, config, lambda message: monitor.tell(AlertRaised(message)))
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     log.info(
-        f"training {setup.model_name} on {where} in {precision_text(setup.precision, device)}: "
+        f"training {setup.spec.model_name} on {where} in {precision_text(setup.precision, device)}: "
         f"{len(setup.train_index)} images, {len(setup.val_index)} for validation, "
         f"{len(train_loader)} batches of {config.batch} an epoch; results in {setup.folder}"
     )
@@ -214,12 +209,12 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     return Run(setup, monitor, team, network, state, schedule, criterion, gains, *loaders, trackers, interrupt, threads)
 
 
-def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
+def go_on(run: Run, checkpoint: Header) -> None:
     """Restore the last checkpoint; say where it goes on and, if the run was extended, with which learning rate."""
-    restore_checkpoint(run.last_checkpoint, checkpoint, run.state, run.team.rank)
+    restore_checkpoint(run.last_checkpoint, checkpoint.facts, run.state, run.team.rank)
     progress, config = run.state.progress, run.setup.config
-    planned = int(checkpoint["config"]["epochs"])
-    if planned != config.epochs or config.time != checkpoint["config"]["time"]:
+    planned = checkpoint.spec.config.epochs
+    if planned != config.epochs or config.time != checkpoint.spec.config.time:
         progress.planned_epochs = 0
     fit_epochs_to_time(run, progress.epoch)
     run.monitor.read_records(progress.epoch)
@@ -257,7 +252,7 @@ def train_epoch(run: Run) -> dict[str, float]:
                     run.network, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
                 )
             if number < BATCHES_TRACKED:
-                run.trackers.training_batch(loaded, setup.names, number)
+                run.trackers.training_batch(loaded, setup.spec.names, number)
             progress.position += config.batch
             run.team.reached(place_of(run))
             images += batch.source_ids
@@ -378,7 +373,8 @@ def fit_epochs_to_time(run: Run, done: int) -> None:
         count_time(run)
         spent = run.team.broadcast(progress.seconds)
         fitting = int(config.time * 3600 * done / spent) if done else config.epochs
-        progress.planned_epochs = max(done, min(fitting, config.epochs) if "epochs" in run.setup.given else fitting, 1)
+        most = config.epochs if "epochs" in run.setup.spec.given else fitting
+        progress.planned_epochs = max(done, min(fitting, most), 1)
     run.schedule = dataclasses.replace(run.schedule, epochs=run.epochs)
 
 
@@ -460,7 +456,7 @@ def end_epoch(run: Run, metrics: Metrics | None, predictions: dict[int, Detectio
             for image_id in range(min(PREDICTIONS_TRACKED, len(predictions))):
                 image = decode_image(setup.val_index.paths[image_id])
                 seen = shown(predictions[image_id], metrics.showing)
-                run.trackers.prediction(image_id, image, seen, setup.names, epoch)
+                run.trackers.prediction(image_id, image, seen, setup.spec.names, epoch)
         if run.team.is_rank_0 and config.save_period and epoch % config.save_period == 0:
             copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
     monitor.tell(EpochEnded(epoch, record))
@@ -477,7 +473,7 @@ def save(run: Run) -> None:
     random_states = run.team.gather(random_state(setup.device))
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
-            save_checkpoint(run.last_checkpoint, run.state, setup.facts(), random_states)
+            save_checkpoint(run.last_checkpoint, run.state, setup.spec.to_json(), random_states)
     run.monitor.tell(CheckpointWritten(run.last_checkpoint))
 
 

@@ -10,11 +10,11 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -23,9 +23,19 @@ from rich.table import Table
 
 from yoloyard.common.files import write_whole_text
 
+if TYPE_CHECKING:
+    from yoloyard.training.setup.setup import Setup
+
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """Training is about to begin, or to go on."""
+
+    setup: Setup
 
 
 @dataclass(frozen=True)
@@ -50,7 +60,7 @@ class CheckpointWritten:
     folder: Path
 
 
-Event = EpochEnded | AlertRaised | CheckpointWritten
+Event = RunStarted | EpochEnded | AlertRaised | CheckpointWritten
 
 
 class Bar:
@@ -73,11 +83,11 @@ class Bar:
 class Monitor:
     """Talks on the console, keeps the records of the run folder, passes events on."""
 
-    def __init__(self, on_event: Callable[[Event], object] | None = None, silent: bool = False) -> None:
+    def __init__(self, listeners: Sequence[Callable[[Event], object]] = (), silent: bool = False) -> None:
         self.folder = Path()  # the run folder, once there is one
         self.console = Console(stderr=False, highlight=False, soft_wrap=True, quiet=silent)
         self.records: list[dict[str, float]] = []
-        self._on_event = on_event
+        self._listeners = listeners
 
     def say(self, message: str) -> None:
         """A line for the user."""
@@ -87,8 +97,8 @@ class Monitor:
         """Pass an event on; alerts are printed as well."""
         if isinstance(event, AlertRaised):
             log.warning(event.message)
-        if self._on_event is not None:
-            self._on_event(event)
+        for listen in self._listeners:
+            listen(event)
 
     def read_records(self, epochs: int) -> None:
         """Take up the records of an earlier part of the run: those of its first `epochs` epochs."""

@@ -30,9 +30,9 @@ def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, m
     """
     evaluation = setup.config.evaluation
     metadata: dict[str, Any] = {
-        "model": setup.model_name,
-        "model_arguments": setup.model_arguments,
-        "names": list(setup.names),
+        "model": setup.spec.model_name,
+        "model_arguments": setup.spec.model_arguments,
+        "names": list(setup.spec.names),
         "channels": 3,
         "imgsz": setup.config.imgsz,
         "evaluation": {
@@ -44,13 +44,13 @@ def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, m
         },
         "showing": dataclasses.asdict(metrics.showing) if metrics else {},
         "config": flat_settings(setup.config),
-        "licence": setup.licence,
+        "licence": setup.spec.licence,
         "versions": versions(),
         "epoch": epoch,
         "metrics": metrics.figures() if metrics else {},
     }
-    if setup.custom_model is not None:
-        metadata["model_digest"] = setup.custom_model.digest
+    if setup.spec.model_digest is not None:
+        metadata["model_digest"] = setup.spec.model_digest
     save_weights(path, detector.state_dict(), metadata)
 
 
@@ -68,7 +68,7 @@ def write_run_report(
     best = shlex.quote(str(setup.folder / "weights" / "best.safetensors"))
     data = shlex.quote(config.data)
     facts = {
-        "Model": f"{setup.model_name}, {sum(p.numel() for p in setup.detector.parameters()):,} parameters",
+        "Model": f"{setup.spec.model_name}, {sum(p.numel() for p in setup.detector.parameters()):,} parameters",
         "Data": config.data,
         "Images": f"{len(setup.train_index):,} for training, {len(setup.val_index):,} for validation",
         "Epochs": f"{len(records)} of {config.epochs}, the best one {best_epoch}",
@@ -80,8 +80,8 @@ def write_run_report(
         "Seed": config.seed,
         "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
-    if setup.licence:
-        facts["Licence of the weights it started from"] = setup.licence
+    if setup.spec.licence:
+        facts["Licence of the weights it started from"] = setup.spec.licence
     commands = {
         "Find objects in images": f"yoloyard predict --weights {best} IMAGES",
         "These figures again": f"yoloyard val --weights {best} --data {data}",

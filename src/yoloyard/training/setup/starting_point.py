@@ -1,4 +1,4 @@
-"""What the weights of a run begin with: a file's, as far as they fit, and which of them stay frozen."""
+"""The network of a run and the weights that it starts with: random ones, or those of a file as far as they fit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from torch import Tensor
 
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.settings import TrainConfig
-from yoloyard.models import custom_model as custom_model
-from yoloyard.models import registry
+from yoloyard.models import custom_model, registry
 from yoloyard.models.custom_model import CustomModel
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
@@ -41,37 +40,42 @@ def starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, Custom
     if path is None and model is not None and Path(model).suffix.lower() in WEIGHT_FILES:
         path, model = model, None
     source = None if path is None else Source(Path(path), *read_weights(Path(path)))
-    own = None
+    custom = None
     if model is None and source is not None:
         if "model" not in source.metadata:
             raise UserError(f"{path} does not say which model it holds; add --model NAME")
         model = source.metadata["model"]
-        own = custom_model.beside(source.path, source.metadata) if custom_model.is_custom(model) else None
+        custom = custom_model.beside(source.path, source.metadata) if custom_model.is_custom(model) else None
     elif model is not None and custom_model.is_custom(model):
-        own = custom_model.read_custom(model)
-    if own is not None:
-        model = f"{own.path}:{own.function}"
-    return source, model or TrainConfig().model, own
+        custom = custom_model.read_custom(model)
+    if custom is not None:
+        model = f"{custom.path}:{custom.function}"
+    return source, model or TrainConfig().model, custom
 
 
-def custom_arguments(source: Source | None, model: str) -> dict[str, Any]:
-    """What the source's file says of its network beyond the class count, if it is of the same model."""
-    if source is None or source.metadata.get("model") != model:
-        return {}
-    arguments = source.metadata.get("model_arguments", {})
-    return {word: value for word, value in arguments.items() if word not in ("num_classes", "channels")}
+def model_arguments(source: Source | None, model: str, num_classes: int) -> dict[str, Any]:
+    """What builds the network: the class count, and what `source` says of its network if it is of the same model."""
+    saved = source.metadata if source else {}
+    same = saved.get("model_arguments", {}) if saved.get("model") == model else {}
+    return {"num_classes": num_classes} | {
+        name: value for name, value in same.items() if name not in ("num_classes", "channels")
+    }
+
+
+def build_detector(model: str, custom: CustomModel | None, arguments: Mapping[str, Any]) -> Detector:
+    """The network with random weights, on the CPU: of the user's file `custom` or, without one, of the registry."""
+    return custom.build(**arguments) if custom else registry.build(model, **arguments)
 
 
 def transfer_weights(
-    detector: Detector,
-    source: Source,
-    names: tuple[str, ...],
-    model: str,
-    own: CustomModel | None,
+    detector: Detector, source: Source, names: tuple[str, ...], model: str, custom: CustomModel | None
 ) -> str | None:
-    """Put what fits of `source` into `detector` and say so; returns the licence that comes with it."""
+    """Put what fits of `source` into `detector` and say so; returns the licence that comes with it.
+
+    Raises UsageError if nothing fits.
+    """
     state = source.state
-    if own is not None and source.metadata.get("model") != own.word:
+    if custom is not None and source.metadata.get("model") != custom.word:
         state = {name: value for name, value in state.items() if name != "head.anchors"}  # the user gives his own
     report = transfer(detector, state, names, source.metadata.get("names", ()))
     if not report.taken:

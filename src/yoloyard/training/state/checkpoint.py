@@ -22,6 +22,7 @@ from torch import Tensor
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import whole_folder, write_whole_folder
 from yoloyard.training.engine.step import Update
+from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.randomness import RandomState, restore_random
 
 FORMAT = 2
@@ -39,6 +40,15 @@ class Progress:
     best_epoch: int = -1
     seconds: float = 0.0  # of training and validation up to now
     planned_epochs: int = 0  # that fit into `--time`; 0: as configured
+
+
+@dataclass(frozen=True)
+class Header:
+    """The JSON part of a checkpoint."""
+
+    spec: RunSpec
+    progress: Progress
+    facts: dict[str, Any]  # all of it
 
 
 @dataclass
@@ -119,6 +129,15 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if facts.get("format") != FORMAT:
         raise UserError(f"{folder} has checkpoint format {facts.get('format')}, this version reads {FORMAT}")
     return facts
+
+
+def read_header(folder: Path) -> Header:
+    """The JSON part of a checkpoint, which may be about to be replaced. Changes nothing.
+
+    Raises UserError if there is none or if it is another version's.
+    """
+    facts = read_facts(folder)
+    return Header(RunSpec.from_json(facts), Progress(**facts["progress"]), facts)
 
 
 def restore_checkpoint(folder: Path, facts: Mapping[str, Any], state: TrainingState, rank: int = 0) -> None:
