@@ -9,7 +9,7 @@ from pathlib import Path
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder
 from yoloyard.common.versions import versions
-from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates
+from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates, state_of
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.formats.labels import decoded
@@ -60,7 +60,7 @@ def check_data(
     pairs = []
     for first, second in combinations(indexes, 2):
         one, other = indexes[first].paths, indexes[second].paths
-        for copy in find_duplicates(one, other, image_facts_folder()):
+        for copy in find_duplicates(one, other, image_facts_folder(), state_of(indexes[first], indexes[second])):
             problems[second].append(duplicate_problem(copy, one, other, first))
             if one[copy.first] != other[copy.second]:
                 pairs.append((other[copy.second], one[copy.first], copy.how))

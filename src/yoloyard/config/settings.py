@@ -106,6 +106,9 @@ class TrainConfig:
 
     data: str = setting("", "the data.yaml of your images and labels", is_path=True)
     strict: bool = setting(False, "stop if anything is wrong with the data, instead of leaving out what can't be used")
+    check_duplicates: bool = setting(
+        False, "look for images of val that are in train too, also where that takes more than a few seconds"
+    )
     model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
     weights: str | None = setting(None, "weight file to start from; what fits is taken", is_path=True)
     epochs: int = setting(100, "epochs", 1)

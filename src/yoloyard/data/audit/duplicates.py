@@ -25,6 +25,7 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole_text
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.index.image_facts import ImageFacts, examine
+from yoloyard.data.index.index import Index
 from yoloyard.data.index.not_kept import warn_not_kept
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg
 
@@ -84,11 +85,9 @@ def find_duplicates(
     scene in which nothing has changed, saved in different qualities or sizes, can't be told from a copy. A `state` that
     changes with every path, length and time of the images spares looking at them if the result is kept under it.
     """
-    of_state = None
-    if folder is not None and state is not None:
-        of_state = folder / f"copies-{hashlib.sha256(f'{FORMAT_VERSION} {state}'.encode()).hexdigest()[:32]}.json"
-        if (kept := _read(of_state)) is not None:
-            return kept
+    if (known := known_duplicates(folder, state)) is not None:
+        return known
+    of_state = None if folder is None or state is None else _file_of_state(folder, state)
     here, there = examine(first, folder), examine(second, folder)
     file = None if folder is None else folder / f"copies-{_key(first, here, second, there)}.json"
     if file is not None and (kept := _read(file)) is not None:
@@ -128,6 +127,18 @@ def find_duplicates(
     for name in filter(None, (file, of_state)):
         _write(name, copies)
     return copies
+
+
+def known_duplicates(folder: Path | None, state: str | None) -> list[Duplicate] | None:
+    """What `find_duplicates` has kept in `folder` under this `state`; None if it would have to search."""
+    return None if folder is None or state is None else _read(_file_of_state(folder, state))
+
+
+def state_of(first: Index, second: Index) -> str | None:
+    """The `state` of `find_duplicates` for the images of two splits; None where their indexes are not kept."""
+    if first.folder is None or second.folder is None:
+        return None
+    return f"{first.folder.name} {second.folder.name}"  # which follow from all paths, lengths and times
 
 
 def duplicate_problem(copy: Duplicate, first: Sequence[Path], second: Sequence[Path], first_name: str) -> Problem:
@@ -282,6 +293,10 @@ def _key(first: Sequence[Path], here: Sequence[ImageFacts], second: Sequence[Pat
         for path, facts in zip(paths, images, strict=True):
             digest.update(os.fsencode(path) + b"\0" + facts.digest)
     return digest.hexdigest()[:32]
+
+
+def _file_of_state(folder: Path, state: str) -> Path:
+    return folder / f"copies-{hashlib.sha256(f'{FORMAT_VERSION} {state}'.encode()).hexdigest()[:32]}.json"
 
 
 def _read(file: Path) -> list[Duplicate] | None:
