@@ -1,6 +1,6 @@
-"""The settings of a run: which ones can't be, what follows from data, network and host, what a resumed run may change.
+"""The settings of a run: what is refused, what follows from data, network and host, what a resumed run may change.
 
-`overrides` and `given` are a user's settings under their own names, as `checked_overrides` returns them.
+`overrides` and `given` are a user's own settings, as `checked_overrides` returns them.
 """
 
 from __future__ import annotations
@@ -104,12 +104,10 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
     if the run is finished.
     """
     saved = flat_settings(spec.config)
-    given = dict(overrides)
-    if "data" in given:
-        given["data"] = os.path.abspath(given["data"])
+    given = {name: os.path.abspath(value) if name == "data" else value for name, value in overrides.items()}
     # What was said when the run began may be said again, and where its folder is.
-    same = {name for name, value in given.items() if value in (saved[name], spec.given.get(name))}
-    forbidden = sorted(set(given) - same - set(MAY_CHANGE_ON_RESUME) - {"project", "name", "exist_ok"})
+    new = {name for name, value in given.items() if value not in (saved[name], spec.given.get(name))}
+    forbidden = sorted(new - {*MAY_CHANGE_ON_RESUME, "project", "name", "exist_ok"})
     if forbidden:
         raise UsageError(
             f"a resumed run can't change {', '.join(forbidden)} (it can change {', '.join(MAY_CHANGE_ON_RESUME)}); "

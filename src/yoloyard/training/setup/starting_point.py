@@ -13,8 +13,8 @@ from torch import Tensor
 
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.settings import TrainConfig
-from yoloyard.models import custom_model, registry
-from yoloyard.models.custom_model import CustomModel
+from yoloyard.models import registry
+from yoloyard.models.custom_model import CustomModel, beside, is_custom, read_custom
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """The weight file that a run starts from."""
+    """The weights file that a run starts from."""
 
     path: Path
     state: dict[str, Tensor]
@@ -31,9 +31,10 @@ class Source:
 
 
 def starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, CustomModel | None]:
-    """The weight file to start from, if any, the model, and the user's file, if the model is in one.
+    """The weights file to start from, if any, the model, and the user's file, if the model is in one.
 
-    `--model` takes a name, a file with a function, or a weight file; `--weights` alone brings its model with it.
+    `--model` takes a name, a file with a function, or a weights file; `--weights` alone brings its model with it.
+    Raises UsageError or UserError where one of them can't be read.
     """
     model = registry.plain_name(given["model"]) if given.get("model") else None
     path = given.get("weights")
@@ -41,20 +42,20 @@ def starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, Custom
         path, model = model, None
     source = None if path is None else Source(Path(path), *read_weights(Path(path)))
     custom = None
-    if model is None and source is not None:
+    if source is not None and model is None:
         if "model" not in source.metadata:
             raise UserError(f"{path} does not say which model it holds; add --model NAME")
         model = source.metadata["model"]
-        custom = custom_model.beside(source.path, source.metadata) if custom_model.is_custom(model) else None
-    elif model is not None and custom_model.is_custom(model):
-        custom = custom_model.read_custom(model)
+        custom = beside(source.path, source.metadata) if is_custom(model) else None
+    elif model is not None and is_custom(model):
+        custom = read_custom(model)
     if custom is not None:
         model = f"{custom.path}:{custom.function}"
     return source, model or TrainConfig().model, custom
 
 
 def model_arguments(source: Source | None, model: str, num_classes: int) -> dict[str, Any]:
-    """What builds the network: the class count, and what `source` says of its network if it is of the same model."""
+    """What the network is built with: the class count, and the rest as in `source` if that is of the same model."""
     saved = source.metadata if source else {}
     same = saved.get("model_arguments", {}) if saved.get("model") == model else {}
     return {"num_classes": num_classes} | {
@@ -70,9 +71,8 @@ def build_detector(model: str, custom: CustomModel | None, arguments: Mapping[st
 def transfer_weights(
     detector: Detector, source: Source, names: tuple[str, ...], model: str, custom: CustomModel | None
 ) -> str | None:
-    """Put what fits of `source` into `detector` and say so; returns the licence that comes with it.
-
-    Raises UsageError if nothing fits.
+    """Put what fits of `source` into `detector`; returns the licence that comes with it. Raises UsageError if nothing
+    fits.
     """
     state = source.state
     if custom is not None and source.metadata.get("model") != custom.word:
@@ -82,9 +82,7 @@ def transfer_weights(
         raise UsageError(f"nothing in {source.path} fits {model}: use --model to name the model that it was made for")
     log.info(f"weights from {source.path}: {report}")
     if source.metadata.get("fused"):
-        log.info(
-            "that file was fused for inference: its normalisation is gone and begins again; the unfused file is better"
-        )
+        log.info("that file was fused for inference: its normalisation begins again; the unfused file is better")
     licence: str | None = source.metadata.get("licence")
     if licence:
         log.info(f"these weights are under {licence}; that is kept in the files of this run")
@@ -92,21 +90,22 @@ def transfer_weights(
 
 
 def freeze(detector: Detector, what: str | None) -> None:
-    """Stop the training of the first N published blocks, or of parameters by prefix; they stay in evaluation mode."""
-    if what is None:
-        return
-    if what.isdigit():
+    """Stop the training of the first N published blocks, or of parameters by prefixes of their names.
+
+    Raises UsageError if there are no such blocks or parameters.
+    """
+    if what is not None and what.isdigit():
         blocks = detector.blocks
         if int(what) > len(blocks):
             raise UsageError(f"--freeze {what}: the model has only {len(blocks)} blocks")
-        for block in blocks[: int(what)]:
-            if block is not None:
-                block.requires_grad_(False)
+        for block in filter(None, blocks[: int(what)]):
+            block.requires_grad_(False)
         return
-    for prefix in filter(None, (part.strip() for part in what.split(","))):
-        chosen = [parameter for name, parameter in detector.named_parameters() if name.startswith(prefix)]
+    names = dict(detector.named_parameters())
+    for prefix in filter(None, (part.strip() for part in (what or "").split(","))):
+        chosen = [parameter for name, parameter in names.items() if name.startswith(prefix)]
         if not chosen:
-            tops = sorted({name.split(".")[0] for name, _ in detector.named_parameters()})
+            tops = sorted({name.split(".")[0] for name in names})
             raise UsageError(f"--freeze {prefix}: no parameter begins so; names begin with {', '.join(tops)}")
         for parameter in chosen:
             parameter.requires_grad_(False)
