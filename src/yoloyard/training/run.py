@@ -50,7 +50,7 @@ def train(
     monitor = Monitor(listeners if team.is_rank_0 else (), silent=not team.is_rank_0)
     with shown_lines(monitor.say), team.watched(), RunLock() as lock:
         precision = agreed_precision(choose_precision(device, asked.amp), team).name
-        changes = None if transform is None else Transform(transform)
+        handed_in = None if transform is None else Transform(transform)
         setup: Setup | None = None
         with team.on_rank_0() as is_rank_0:
             if is_rank_0 and header is not None:
@@ -58,16 +58,16 @@ def train(
                 restore_whole_folder(folder / "checkpoints" / "last")
                 header = read_header(folder / "checkpoints" / "last")  # since nobody else writes there
                 spec = resumed(header.spec, overrides, team.size, folder, header.progress.epoch)
-                kept = changes.facts if changes else spec.transform
-                spec = dataclasses.replace(spec, precision=precision, transform=kept)
-                setup = build(spec, folder, device, changes)
+                facts = handed_in.facts if handed_in else spec.transform
+                spec = dataclasses.replace(spec, precision=precision, transform=facts)
+                setup = build(spec, folder, device, handed_in)
             elif is_rank_0:
-                setup = new_run(overrides, device, precision, team.size, changes, lock)
+                setup = new_run(overrides, device, precision, team.size, handed_in, lock)
             if setup is not None:
                 setup.keep()
         spec, folder, header = team.broadcast((setup.spec, setup.folder, header) if setup else None)
         with team.long_work():
-            setup = setup or build(spec, folder, device, changes)
+            setup = setup or build(spec, folder, device, handed_in)
         monitor.folder = setup.folder
         return fit(setup, monitor, team, header)
 

@@ -183,9 +183,7 @@ def _transform(config: TrainConfig, transform: Transform | None, custom: CustomM
     if config.transform is None:
         return transform
     if transform is not None:
-        raise UsageError(
-            f"there are two transforms, {transform.name} and --transform {config.transform}; leave one out"
-        )
+        raise UsageError(f"there are two transforms, {transform.name} and {config.transform}; leave one out")
     file = UserFile.read(config.transform, "transform", "transform: --transform my_transform.py:NAME")
     if custom is not None and custom.path.name == file.path.name and custom.source != file.source:
         raise UsageError(
