@@ -57,9 +57,8 @@ def train(
                 lock.take(folder)
                 restore_whole_folder(folder / "checkpoints" / "last")
                 header = read_header(folder / "checkpoints" / "last")  # since nobody else writes there
-                spec = resumed(header.spec, overrides, team.size, folder, header.progress.epoch)
-                facts = handed_in.facts if handed_in else spec.transform
-                spec = dataclasses.replace(spec, precision=precision, transform=facts)
+                spec = dataclasses.replace(header.spec, precision=precision)
+                spec = resumed(spec, overrides, team.size, folder, header.progress.epoch)
                 setup = build(spec, folder, device, handed_in)
             elif is_rank_0:
                 setup = new_run(overrides, device, precision, team.size, handed_in, lock)

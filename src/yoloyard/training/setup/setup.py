@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping
@@ -29,13 +30,7 @@ from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.training.setup.anchors import fit_anchors
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
 from yoloyard.training.setup.settings import check_new, derive
-from yoloyard.training.setup.starting_point import (
-    build_detector,
-    freeze,
-    model_arguments,
-    starting_point,
-    transfer_weights,
-)
+from yoloyard.training.setup.starting_point import build_detector, freeze, starting_point
 from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.randomness import seed_all
 
@@ -83,23 +78,23 @@ def new_run(
     given = dict(overrides)
     config = with_overrides(TrainConfig(), given)
     check_new(config, given, device, num_processes)
-    source, model, custom = starting_point(given)
-    named = given.get("model", model)
+    start = starting_point(given)
+    custom, named = start.custom, given.get("model", start.model)
     if registry.plain_name(named) != named and os.path.isfile(named):
-        log.info(f"the network is {model}; what the file {named} says of it is not read")
+        log.info(f"the network is {start.model}; what the file {named} says of it is not read")
     transform = _transform(config, transform, custom)
     data = read_data_yaml(Path(config.data))
     names = names_of(data.names, config.single_cls)
     seed_all(config.seed)
-    arguments = model_arguments(source, model, len(names))
-    detector = build_detector(model, custom, arguments)
+    arguments = start.arguments(len(names))
+    detector = build_detector(start.model, custom, arguments)
     anchor_based = detector.head if isinstance(detector.head, AnchorBasedHead) else None
 
-    recipe = recipes.published(model, anchor_based is not None)
+    recipe = recipes.published(start.model, anchor_based is not None)
     chosen = {name: value for name, value in recipe.items() if name not in given}
-    chosen |= {"model": model, "data": str(data.path)}
-    if source is not None:
-        chosen["weights"] = str(source.path.resolve())
+    chosen |= {"model": start.model, "data": str(data.path)}
+    if start.file is not None:
+        chosen["weights"] = str(start.file.resolve())
     if transform is not None and transform.file is not None:
         chosen["transform"] = f"{transform.file.path}:{transform.file.function}"
     if config.classes is not None:
@@ -107,7 +102,7 @@ def new_run(
     config = with_overrides(config, chosen)
     splits = load_splits(data, config)
     config = derive(config, given, detector, splits[0], device, num_processes)
-    licence = transfer_weights(detector, source, names, model, custom) if source else None
+    licence = start.transfer(detector, names)
     if anchor_based is not None and config.loss.autoanchor:
         fit_anchors(anchor_based, splits[0], config.imgsz, config.loss.anchor_t, config.seed)
     freeze(detector, config.freeze)
@@ -125,7 +120,7 @@ def new_run(
         images=splits[0].names_digest(),
         model_arguments=arguments,
         model_digest=custom.digest if custom else None,
-        transform=transform.facts if transform else None,
+        transform=None,  # `build` fills it in
         licence=licence,
         precision=precision,
     )
@@ -158,7 +153,9 @@ def build(
         custom = read_kept(config.model, spec.model_digest, [folder]) if is_custom(config.model) else None
         detector = build_detector(config.model, custom, spec.model_arguments)
         freeze(detector, config.freeze)
-    if transform is None and spec.transform is not None:
+    if transform is not None:
+        spec = dataclasses.replace(spec, transform=transform.facts)
+    elif spec.transform is not None:
         transform = restore(folder, spec.transform)
     return Setup(
         spec=spec,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,71 +22,73 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
-    """The weights file that a run starts from."""
+class StartingPoint:
+    """The network of a new run, and the weights file that it starts from."""
 
-    path: Path
-    state: dict[str, Tensor]
-    metadata: dict[str, Any]
+    model: str  # a name of the registry, or FILE.py:FUNCTION with the whole path
+    custom: CustomModel | None = None  # the user's file, if the model is in one
+    file: Path | None = None  # None: random weights
+    state: dict[str, Tensor] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self, num_classes: int) -> dict[str, Any]:
+        """What the network is built with: the class count, and the rest as the file says if it is of this model."""
+        same = self.metadata.get("model_arguments", {}) if self.metadata.get("model") == self.model else {}
+        return {"num_classes": num_classes} | {
+            name: value for name, value in same.items() if name not in ("num_classes", "channels")
+        }
+
+    def transfer(self, detector: Detector, names: tuple[str, ...]) -> str | None:
+        """Put what fits of the file into `detector`; returns the licence that comes with it.
+
+        Raises UsageError if nothing fits.
+        """
+        if self.file is None:
+            return None
+        state, metadata = self.state, self.metadata
+        if self.custom is not None and metadata.get("model") != self.custom.word:
+            state = {name: value for name, value in state.items() if name != "head.anchors"}  # the user gives his own
+        report = transfer(detector, state, names, metadata.get("names", ()))
+        if not report.taken:
+            raise UsageError(
+                f"nothing in {self.file} fits {self.model}: use --model to name the model that it was made for"
+            )
+        log.info(f"weights from {self.file}: {report}")
+        if metadata.get("fused"):
+            log.info("that file was fused for inference: its normalisation begins again; the unfused file is better")
+        licence: str | None = metadata.get("licence")
+        if licence:
+            log.info(f"these weights are under {licence}; that is kept in the files of this run")
+        return licence
 
 
-def starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, CustomModel | None]:
-    """The weights file to start from, if any, the model, and the user's file, if the model is in one.
+def starting_point(given: Mapping[str, Any]) -> StartingPoint:
+    """What the user's settings `model` and `weights` mean.
 
-    `--model` takes a name, a file with a function, or a weights file; `--weights` alone brings its model with it.
-    Raises UsageError or UserError where one of them can't be read.
+    `model` is a name, FILE.py:FUNCTION, or a weights file; `weights` alone brings its model with it.
+    Raises UsageError or UserError where a file can't be read.
     """
     model = registry.plain_name(given["model"]) if given.get("model") else None
     path = given.get("weights")
     if path is None and model is not None and Path(model).suffix.lower() in WEIGHT_FILES:
         path, model = model, None
-    source = None if path is None else Source(Path(path), *read_weights(Path(path)))
+    state, metadata = ({}, {}) if path is None else read_weights(Path(path))
     custom = None
-    if source is not None and model is None:
-        if "model" not in source.metadata:
+    if path is not None and model is None:
+        if "model" not in metadata:
             raise UserError(f"{path} does not say which model it holds; add --model NAME")
-        model = source.metadata["model"]
-        custom = beside(source.path, source.metadata) if is_custom(model) else None
+        model = metadata["model"]
+        custom = beside(Path(path), metadata) if is_custom(model) else None
     elif model is not None and is_custom(model):
         custom = read_custom(model)
     if custom is not None:
         model = f"{custom.path}:{custom.function}"
-    return source, model or TrainConfig().model, custom
-
-
-def model_arguments(source: Source | None, model: str, num_classes: int) -> dict[str, Any]:
-    """What the network is built with: the class count, and the rest as in `source` if that is of the same model."""
-    saved = source.metadata if source else {}
-    same = saved.get("model_arguments", {}) if saved.get("model") == model else {}
-    return {"num_classes": num_classes} | {
-        name: value for name, value in same.items() if name not in ("num_classes", "channels")
-    }
+    return StartingPoint(model or TrainConfig().model, custom, Path(path) if path else None, state, metadata)
 
 
 def build_detector(model: str, custom: CustomModel | None, arguments: Mapping[str, Any]) -> Detector:
     """The network with random weights, on the CPU: of the user's file `custom` or, without one, of the registry."""
     return custom.build(**arguments) if custom else registry.build(model, **arguments)
-
-
-def transfer_weights(
-    detector: Detector, source: Source, names: tuple[str, ...], model: str, custom: CustomModel | None
-) -> str | None:
-    """Put what fits of `source` into `detector`; returns the licence that comes with it. Raises UsageError if nothing
-    fits.
-    """
-    state = source.state
-    if custom is not None and source.metadata.get("model") != custom.word:
-        state = {name: value for name, value in state.items() if name != "head.anchors"}  # the user gives his own
-    report = transfer(detector, state, names, source.metadata.get("names", ()))
-    if not report.taken:
-        raise UsageError(f"nothing in {source.path} fits {model}: use --model to name the model that it was made for")
-    log.info(f"weights from {source.path}: {report}")
-    if source.metadata.get("fused"):
-        log.info("that file was fused for inference: its normalisation begins again; the unfused file is better")
-    licence: str | None = source.metadata.get("licence")
-    if licence:
-        log.info(f"these weights are under {licence}; that is kept in the files of this run")
-    return licence
 
 
 def freeze(detector: Detector, what: str | None) -> None:
