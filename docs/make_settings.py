@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from yoloyard.config.settings import ALIASES, Setting, TrainConfig, settings_of
+from yoloyard.config.overrides import ALIASES
+from yoloyard.config.settings import Setting, TrainConfig, settings_of
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -44,7 +45,7 @@ def table() -> str:
     spellings = ", ".join(f"`--{given.replace('_', '-')}` (`--{name}`)" for given, name in ALIASES.items())
     parts: dict[str, list[str]] = {part: [] for part in HEADINGS}
     for word in settings_of(TrainConfig).values():
-        parts["" if len(word.path) == 1 else word.path[0]].append(_row(word))
+        parts[word.part].append(_row(word))
     text = INTRODUCTION.format(aliases=spellings)
     for part, rows in parts.items():
         head = ["", f"## {HEADINGS[part]}", "", "| setting | default | range | meaning |", "| --- | --- | --- | --- |"]

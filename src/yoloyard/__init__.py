@@ -48,7 +48,7 @@ def load(weights: str | Path, device: str | int | torch.device | None = "auto", 
     """
     from yoloyard.commands.predict import Model
     from yoloyard.common.errors import UsageError
-    from yoloyard.config.settings import unknown_name
+    from yoloyard.config.overrides import unknown_name
 
     if unknown := [name for name in settings if name not in ("imgsz", "conf", "iou", "max_det")]:
         raise UsageError(unknown_name(unknown[0], ("imgsz", "conf", "iou", "max_det")))

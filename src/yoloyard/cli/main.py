@@ -23,7 +23,8 @@ from yoloyard.cli import image as cli_yard
 from yoloyard.common.errors import SilentError, UsageError, UserError, memory_line, user_line
 from yoloyard.common.files import raise_file_limit
 from yoloyard.common.log import shown_lines
-from yoloyard.config.settings import ALIASES, NEWEST, TrainConfig, settings_of, whole_number
+from yoloyard.config.overrides import ALIASES, whole_number
+from yoloyard.config.settings import NEWEST, TrainConfig, settings_of
 
 _AT_LEAST_0 = cyclopts.validators.Number(gte=0)
 
@@ -79,7 +80,8 @@ def train(
 ) -> None:
     """Train a detector on the images and labels of a data.yaml."""
     from yoloyard.config.foreign import translated_overrides
-    from yoloyard.config.settings import checked_overrides, normal_overrides, read_overrides
+    from yoloyard.config.overrides import checked_overrides, normal_overrides
+    from yoloyard.config.settings_file import read_overrides
     from yoloyard.training.distributed.launch import command, launch
     from yoloyard.training.distributed.parallel import is_launched
     from yoloyard.training.run import checkpoint_of, num_processes

@@ -25,7 +25,8 @@ from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import is_full, name_that_fits, plain_path, write_whole, write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.common.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, is_video, read_frames
-from yoloyard.config.settings import EvaluationConfig, TrainConfig, checked_overrides, with_overrides
+from yoloyard.config.overrides import checked_overrides, with_overrides
+from yoloyard.config.settings import EvaluationConfig, TrainConfig
 from yoloyard.data.formats.layout import Search, is_marked, is_side_folder, search_folder
 from yoloyard.data.pixels.arrays import is_one_image, pixels_of
 from yoloyard.data.pixels.augment import letterbox, minimal_shape

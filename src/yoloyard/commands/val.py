@@ -24,7 +24,8 @@ from yoloyard.common.device import (
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
 from yoloyard.common.versions import versions
-from yoloyard.config.settings import KINDS, EvaluationConfig, TrainConfig, checked_overrides, with_overrides
+from yoloyard.config.overrides import KINDS, checked_overrides, with_overrides
+from yoloyard.config.settings import EvaluationConfig, TrainConfig
 from yoloyard.data.audit.problems import summary
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.formats.labels import composed

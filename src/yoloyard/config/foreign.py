@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.settings import OPTIMIZERS, whole_number
+from yoloyard.config.overrides import OPTIMIZERS, whole_number
 
 TEXTS = ("data", "model", "cfg", "weights", "optimizer", "device", "classes")  # in which 0123 is no number
 RATES = ("lr0", "momentum", "warmup_bias_lr")  # that `optimizer: auto` chooses as well

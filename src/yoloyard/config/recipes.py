@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.settings import TrainConfig, with_overrides
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import TrainConfig
 
 OPTIMIZERS = ("auto", "SGD", "AdamW")
 FEW_UPDATES = 1000  # of the nominal batch; below, the recipe for small sets is taken

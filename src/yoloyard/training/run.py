@@ -12,7 +12,8 @@ from yoloyard.common.device import choose_device
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
 from yoloyard.common.log import shown_lines
-from yoloyard.config.settings import NEWEST, TrainConfig, checked_overrides
+from yoloyard.config.overrides import checked_overrides
+from yoloyard.config.settings import NEWEST, TrainConfig
 from yoloyard.data.loading.descriptors import check_limit
 from yoloyard.training.distributed.launch import command, processes_wanted
 from yoloyard.training.distributed.parallel import agreed_precision, is_launched, join_team, local_rank
