@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from commands import Command
-from yoloyard.cli.main import normal_arguments
+from yoloyard.cli.arguments import normal_arguments
 from yoloyard.common.errors import UsageError
 from yoloyard.config.foreign import translated_overrides
 from yoloyard.config.overrides import checked_overrides, whole_number, with_overrides

@@ -161,7 +161,7 @@ class TrainConfig:
 class ModelConfig:
     """How a weights file is used. None stands for the value in the file."""
 
-    weights: str = setting("", "a weights file", is_path=True)
+    weights: str = setting("", "a weights file; required", is_path=True)
     imgsz: int | None = setting(None, "image size in pixels; default: as in the weights file", 32)
     conf: float | None = setting(None, "lowest score; default: as in the weights file", 0, 1)
     iou: float | None = setting(
@@ -175,7 +175,7 @@ class ModelConfig:
 class ValConfig(ModelConfig):
     """Everything that decides `yoloyard val`."""
 
-    data: str = setting("", "the data.yaml of your images and labels", is_path=True)
+    data: str = setting("", "the data.yaml of your images and labels; required", is_path=True)
     split: str = setting("val", "val, test or train")
     batch: int | None = setting(None, "images that share a shape; default: as in the weights file", 1)
     amp: bool | None = setting(None, "mixed precision; default: as in the weights file")
