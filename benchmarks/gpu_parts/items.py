@@ -27,7 +27,8 @@ from yoloyard.common.device import (
 )
 from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Batch
-from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig, with_overrides
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig
 from yoloyard.evaluation.validate import detect
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector

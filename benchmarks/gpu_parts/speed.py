@@ -17,7 +17,8 @@ from gpu_parts.common import CLASSES, MODES, PROGRAM, Sizes, dtype_of, run_limit
 from on_device import Training, some_batch
 from yoloyard.common.device import choose_precision, repeated_shapes
 from yoloyard.config import recipes
-from yoloyard.config.settings import TrainConfig, with_overrides
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import TrainConfig
 from yoloyard.data.formats.data_yaml import DataSpec, Entry
 from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.loading.loader import make_train_loader, make_val_loader

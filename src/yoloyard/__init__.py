@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from yoloyard.commands.predict import Model
+    from yoloyard.commands.model import Model
     from yoloyard.training.listeners.monitor import Event
     from yoloyard.training.trainer import Result
 
@@ -41,16 +41,12 @@ def train(
     return run(overrides, resume, on_event, transform)
 
 
-def load(weights: str | Path, device: str | int | torch.device | None = "auto", **settings: Any) -> Model:
-    """The model of a weight file: `model(image)` gives Detections for a path, a uint8 RGB array (height, width, 3),
+def load(weights: str | Path, device: str | int | torch.device | None = "auto", **settings: float | None) -> Model:
+    """The model of a weights file: `model(image)` gives Detections for a path, a uint8 RGB array (height, width, 3),
     a PIL image, or a list of these.
 
     `settings`: imgsz, conf, iou, max_det. Raises yoloyard.common.errors.UserError with what to do.
     """
-    from yoloyard.commands.predict import Model
-    from yoloyard.common.errors import UsageError
-    from yoloyard.config.settings import unknown_name
+    from yoloyard.commands.model import Model
 
-    if unknown := [name for name in settings if name not in ("imgsz", "conf", "iou", "max_det")]:
-        raise UsageError(unknown_name(unknown[0], ("imgsz", "conf", "iou", "max_det")))
     return Model(weights, device, **settings)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloyard.commands.predict import find_sources as find_inputs
+from yoloyard.commands.sources import find_sources as find_inputs
 from yoloyard.commands.val import class_order
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder

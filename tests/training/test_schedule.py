@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from yoloyard.config.overrides import with_overrides
 from yoloyard.config.recipes import RECIPES, fit_to_run, published
-from yoloyard.config.settings import OptimizerConfig, TrainConfig, with_overrides
+from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.models import registry
 from yoloyard.training.engine.optimizer import Schedule, build_optimizer, parameter_groups
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.settings import TrainConfig, checked_overrides
+from yoloyard.config.overrides import checked_overrides
+from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
 from yoloyard.training.setup.starting_point import StartingPoint, starting_point
 

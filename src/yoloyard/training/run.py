@@ -13,7 +13,8 @@ from yoloyard.common.device import choose_device, choose_precision
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
 from yoloyard.common.log import shown_lines
-from yoloyard.config.settings import NEWEST, TrainConfig, checked_overrides, flat_settings, with_overrides
+from yoloyard.config.overrides import checked_overrides, with_overrides
+from yoloyard.config.settings import NEWEST, TrainConfig, flat_settings
 from yoloyard.data.loading.descriptors import check_limit
 from yoloyard.data.pixels.transform import Transform
 from yoloyard.training.distributed.launch import command, processes_wanted

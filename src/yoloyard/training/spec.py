@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from yoloyard.config.settings import TrainConfig, flat_settings, with_overrides
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import TrainConfig, flat_settings
 
 
 @dataclass(frozen=True)

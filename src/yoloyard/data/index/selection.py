@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.config.settings import unknown_name
+from yoloyard.config.overrides import unknown_name
 from yoloyard.data.formats.labels import composed
 from yoloyard.data.index.index import Index, Paths, Texts, find_index, save_index
 

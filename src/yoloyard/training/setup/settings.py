@@ -18,7 +18,8 @@ import torch
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UsageError
 from yoloyard.config import recipes
-from yoloyard.config.settings import TrainConfig, flat_settings, unknown_name, with_overrides
+from yoloyard.config.overrides import unknown_name, with_overrides
+from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.models.detector import Detector

@@ -18,7 +18,8 @@ from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import RunLock, new_run_folder, write_whole, write_whole_text
 from yoloyard.common.user_file import UserFile
 from yoloyard.config import recipes
-from yoloyard.config.settings import TrainConfig, flat_settings, with_overrides
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index
 from yoloyard.data.index.selection import class_numbers, names_of
