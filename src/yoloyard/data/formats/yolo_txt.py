@@ -89,6 +89,20 @@ def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, in
     return result
 
 
+def pose_problem(files: Iterable[tuple[Path, bytes]]) -> list[Problem]:
+    """A warning where the rows of label files, each given with its content, seem to be boxes with keypoints."""
+    texts = [(path, content) for path, content in files if path.suffix.lower() == ".txt"]
+    length = pose_length(content for _, content in texts)
+    if not length:
+        return []
+    shape = [(length - 5) // 3, 3] if length % 2 == 0 else [(length - 5) // 2, 2]
+    what = (
+        f"the rows of {length} numbers seem to be boxes with keypoints: their points lie in the box that the first "
+        f"four say. They count as polygons; if they are keypoints, write kpt_shape: {shape} in the data.yaml"
+    )
+    return [Problem("label with keypoints", str(texts[0][0].parent), what)]
+
+
 def pose_length(files: Iterable[bytes]) -> int:
     """How many numbers the rows have that seem to be boxes with keypoints and not polygons; 0 if they are none.
 

@@ -5,8 +5,6 @@ Shapes: N images, n boxes of all images.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,7 +13,7 @@ import numpy as np
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.settings import unknown_name
 from yoloyard.data.formats.labels import composed
-from yoloyard.data.index.index import Index, Paths, Texts, find_index, save_index
+from yoloyard.data.index.index import INDEXES, Index, Paths, Texts, find_index, save_index
 
 SELECTION_VERSION = 1  # part of the cache's key: raise it when a selection means something else
 ONE_CLASS = ("object",)
@@ -39,15 +37,15 @@ def select(
     numbers = None if classes is None else class_numbers(classes, index.names)
     if numbers is None and not single_cls and fraction == 1:
         return index
-    folder = None
-    if index.folder is not None:
-        chosen = [SELECTION_VERSION, index.folder.name, numbers, single_cls, fraction, seed if fraction < 1 else None]
-        folder = index.folder.with_name(hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:32])
-    selected = None if folder is None else find_index(folder)
+    file = None
+    if index.file is not None:
+        chosen = [index.file.name, numbers, single_cls, fraction, seed if fraction < 1 else None]
+        file = INDEXES.path([SELECTION_VERSION, *chosen], index.file.parent)
+    selected = None if file is None else find_index(file)
     if selected is None:
         selected = _keep_images(index, fraction, seed) if fraction < 1 else index
         selected = _keep_boxes(selected, numbers) if numbers is not None else selected
-        selected = replace(selected, folder=None)
+        selected = replace(selected, file=None)
         if single_cls:
             selected = replace(
                 selected,
@@ -60,8 +58,8 @@ def select(
                 f"not a single box is left of {len(index.boxes)} in the {len(index)} images beside {index.paths[0]}: "
                 + (f"choose other --classes than {classes}" if numbers is not None else "raise --fraction")
             )
-        if folder is not None:
-            selected = save_index(selected, folder)
+        if file is not None:
+            selected = save_index(selected, file)
     return selected
 
 

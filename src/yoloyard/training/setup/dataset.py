@@ -26,7 +26,7 @@ def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
     Raises UserError where too much of a split can't be used, or, with `strict`, anything.
     """
     train_index, val_index = load_index(spec, "train"), load_index(spec, "val")
-    val_index = _with_copies(train_index, val_index)
+    val_index = _with_duplicates(train_index, val_index)
     for split, index in (("train", train_index), ("val", val_index)):
         _report_problems(index, split, len(index.problems) if config.strict else PROBLEMS_SHOWN)
     _refuse_broken(spec, train_index, val_index, config.strict)
@@ -50,14 +50,14 @@ def select_splits(config: TrainConfig, train_index: Index, val_index: Index) -> 
     )
 
 
-def _with_copies(train_index: Index, val_index: Index) -> Index:
+def _with_duplicates(train_index: Index, val_index: Index) -> Index:
     """The validation index, its problems joined by the images that training sees too."""
     images = train_index.paths, val_index.paths
     state = None
-    if train_index.folder is not None and val_index.folder is not None:
-        state = f"{train_index.folder.name} {val_index.folder.name}"  # which follow from all paths, lengths and times
-    copies = find_duplicates(*images, image_facts_folder(), state)
-    problems = [duplicate_problem(copy, *images, "train") for copy in copies]
+    if train_index.file is not None and val_index.file is not None:
+        state = f"{train_index.file.name} {val_index.file.name}"  # which follow from all paths, lengths and times
+    duplicates = find_duplicates(*images, image_facts_folder(), state)
+    problems = [duplicate_problem(duplicate, *images, "train") for duplicate in duplicates]
     return dataclasses.replace(val_index, problems=(*val_index.problems, *problems))
 
 
