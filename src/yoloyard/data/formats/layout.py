@@ -1,4 +1,4 @@
-"""Which files are images, and where the labels of an image lie."""
+"""Which files below a folder are images, and which spellings of a path are the same file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,7 @@ from typing import NoReturn
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import RUN_MARK
-from yoloyard.data.formats.labels import composed
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
-
-IMAGE_FOLDERS = ("images", "JPEGImages")
-VOC_FOLDERS = ("labels", "Annotations", "annotations")
-LABEL_SUFFIXES = (".txt", ".xml")
 
 # Where systems, network disks and programs keep thumbnails, copies and what was deleted; in lower case.
 SIDE_FOLDERS = frozenset((
@@ -45,7 +40,7 @@ OTHER_SUFFIXES = frozenset((
     ".pxm", ".raf", ".ras", ".raw", ".rle", ".rw2", ".sr", ".svg", ".svs", ".tf8", ".tga", ".thm", ".ts", ".vob",
     ".wdp", ".webm", ".wmv", ".xif",
 ))  # fmt: skip
-_NO_IMAGES = (*LABEL_SUFFIXES, ".json", ".yaml", ".yml", ".csv", ".npy", ".npz", ".md", ".html", ".cache")
+_NO_IMAGES = (".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".npy", ".npz", ".md", ".html", ".cache")
 # a.jpg_large, a.png.part, a.jpeg~, and files without a suffix but for README, LICENSE and the like
 _CHANGED_NAME = re.compile(r"(?i:\.(jpe?g|png|bmp|tiff?|webp))|^(?!Makefile$|Dockerfile$)(?=.*[^A-Z])[^.]+$")
 
@@ -159,65 +154,17 @@ def in_forms(text: str) -> list[str]:
     return list(dict.fromkeys((text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD")))))
 
 
-def label_path(image: Path) -> Path:
-    """Where the labels of `image` are: the last folder `images` of its path replaced by `labels`, suffix .txt.
-
-    Without such a folder, or if only the other file exists, it is the text file beside the image. If there is no text
-    file, it is a Pascal VOC file of suffix .xml: the last folder `images` or `JPEGImages` replaced by `labels`,
-    `Annotations` or `annotations`, or beside the image. If there is none at all, it is the text file's first place.
-    Raises UserError if a folder can't be read.
-    """
-    return find_label(image.stem, label_folders(image.parent), {})
+def find_path(entry: str, folders: tuple[Path, ...]) -> Path:
+    """The first of `folders` in which `entry` exists, in one of its spellings; in the first folder if it is in none."""
+    entries = spellings(entry)
+    candidates = (Path(os.path.normpath(folder / each)) for folder in folders for each in entries)
+    first = next(candidates)
+    return first if os.path.exists(first) else next(filter(os.path.exists, candidates), first)
 
 
-def label_folders(images: Path) -> tuple[list[Path], list[Path]]:
-    """Where label files of images in the folder `images` may be: text files, and Pascal VOC files; best first."""
-    texts = [*_mirrored(images, IMAGE_FOLDERS[:1], VOC_FOLDERS[:1]), images]
-    return texts, [*_mirrored(images, IMAGE_FOLDERS, VOC_FOLDERS), images]
-
-
-def find_label(stem: str, folders: tuple[Iterable[Path], Iterable[Path]], known: dict[Path, dict[str, str]]) -> Path:
-    """The label file of the image called `stem`, in folders of text files and of XML files; the first place if none.
-
-    `known` holds what is in each folder, and is filled: thousands of images share a folder, which is listed once.
-    """
-    texts, tables = folders
-    for suffix, places in zip(LABEL_SUFFIXES, (texts, tables), strict=True):
-        name = stem + suffix
-        for folder in places:
-            if folder not in known:
-                known[folder] = _label_files(folder)
-            found = known[folder].get(name)
-            if found is None and not name.isascii():
-                found = known[folder].get(composed(name))
-            if found is not None:
-                return Path(folder, found)
-    return Path(next(iter(texts)), stem + LABEL_SUFFIXES[0])
-
-
-def _label_files(folder: Path) -> dict[str, str]:
-    """The label files in `folder` by their names, and by these with the suffix in lower case and letters as NFC."""
-    try:
-        names = [name for name in os.listdir(folder) if name[-4:].lower() in LABEL_SUFFIXES]
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except OSError as error:
-        error.filename = str(folder)
-        return _unreadable_folder(error)
-    found = dict(zip(names, names, strict=True))
-    for name in names:
-        if not (name.isascii() and name[-4:] in LABEL_SUFFIXES):
-            found.setdefault(composed(name[:-4]) + name[-4:].lower(), name)
-    return found
-
-
-def _mirrored(folder: Path, image_folders: tuple[str, ...], label_folders: tuple[str, ...]) -> list[Path]:
-    parts = folder.parts
-    for position in range(len(parts) - 1, -1, -1):
-        if parts[position] in image_folders:
-            forms = in_forms("/".join(parts[position + 1 :]))
-            return [Path(*parts[:position], folder, form) for folder in label_folders for form in forms]
-    return []
+def folders_named(entries: Iterable[str]) -> set[str]:
+    """The folders that these files may be in, as their names say."""
+    return {os.path.dirname(each) for entry in entries for each in spellings(entry)}
 
 
 def _unreadable_folder(error: OSError) -> NoReturn:

@@ -22,8 +22,8 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.threads import map_in_threads
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec
+from yoloyard.data.formats.label_files import label_suffixes
 from yoloyard.data.formats.labels import Labels
-from yoloyard.data.formats.layout import LABEL_SUFFIXES
 from yoloyard.data.formats.sources import SourceImage, Sources, find_sources
 from yoloyard.data.index.image_facts import IMAGE_FACTS
 from yoloyard.data.index.read import ReadSplit, read_sources
@@ -33,7 +33,6 @@ from yoloyard.data.store import Store, alone, map_arrays, stamp, write_arrays
 
 # Its version also stands for how labels are understood.
 INDEXES = Store("index", ".safetensors", version=6, kept=50)
-WATCHED_SUFFIXES = IMAGE_SUFFIXES.union(LABEL_SUFFIXES, [".json"])
 READING_THREADS = 4  # files on network disks come one round trip each
 # The arrays of `Index` as they are stored; its paths and file names are four more.
 ARRAYS = ("sizes", "offsets", "boxes", "labels", "ignore", "source_ids", "category_ids")
@@ -186,7 +185,7 @@ def read_split(spec: DataSpec, split: str) -> Index:
     if index is not None:
         return index
     sources = find_sources(spec, split)
-    before = look(sources.watched, sources.lists, WATCHED_SUFFIXES)
+    before = look(sources.watched, sources.lists, IMAGE_SUFFIXES | label_suffixes())
     files = map_in_threads(_read_labels, sources.images, READING_THREADS)
     file = INDEXES.path(_key(spec, sources, files))
     index = find_index(file)
@@ -254,10 +253,10 @@ def _note(spec: DataSpec, split: str) -> Path:
 
 def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) -> Iterator[object]:
     yield spec.names, spec.keypoint_values, str(sources.folder), [str(problem) for problem in sources.problems]
-    for coco in sources.coco:
-        yield str(coco.path), str(coco.folder), coco.digest()
-        for name in coco.file_names:
-            yield stamp(coco.image(name))
+    for file in sources.split_files:
+        yield str(file.path), str(file.folder), file.digest()
+        for name in file.file_names:
+            yield stamp(file.image(name))
     for image, content in zip(sources.images, files, strict=True):
         stated = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else content and str(content)
         yield str(image.path), stamp(image.path), str(image.labels), stated

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from yoloyard.data.audit.problems import Problem
-from yoloyard.data.formats.coco_json import CocoSet, coco_labels, parse_coco
 from yoloyard.data.formats.data_yaml import DataSpec
-from yoloyard.data.formats.labels import Labels
-from yoloyard.data.formats.sources import SourceImage, Sources, parse_label_files
+from yoloyard.data.formats.label_files import parse_label_files
+from yoloyard.data.formats.labels import Labels, SplitLabels
+from yoloyard.data.formats.sources import SourceImage, Sources
 from yoloyard.data.formats.yolo_txt import pose_problem
 from yoloyard.data.index.image_facts import IMAGE_FACTS, ImageFacts, examine
 
@@ -44,23 +44,25 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
 
     Images of COCO files come first, by their ids, as other evaluation tools go through them.
     """
-    sets = [parse_coco(file, spec.names) for file in sources.coco]
-    problems = [*sources.problems, *(problem for coco in sets for problem in coco.problems)]
+    sets = [file.format.parse(file.path, file.content, spec.names) for file in sources.split_files]
+    problems = [*sources.problems, *(problem for said in sets for problem in said.problems)]
     names: dict[Path, str] = {}
     ids: list[int | str] = []
-    rows_of: list[list[int]] = []  # the images of each COCO file that are there
-    for file, coco in zip(sources.coco, sets, strict=True):
+    rows_of: list[list[int]] = []  # the images of each of `sets` that are there
+    for file, said in zip(sources.split_files, sets, strict=True):
         rows_of.append([])
-        for row, name in enumerate(coco.file_names):
+        for row, name in enumerate(said.file_names):
             path = file.image(name)
             if path in names:
                 what = f"another file has labels for {path} too; the labels of an image must be in one"
-                problems.append(Problem("label malformed", coco.where(row), what, "these left out"))
+                problems.append(Problem("label malformed", said.places[row], what, "these left out"))
             elif not os.path.isfile(path):
-                problems.append(Problem("image missing", coco.where(row), f"there is no image {path}", "image skipped"))
+                problems.append(
+                    Problem("image missing", said.places[row], f"there is no image {path}", "image skipped")
+                )
             else:
                 names[path] = name
-                ids.append(coco.image_ids[row])
+                ids.append(said.image_ids[row])
                 rows_of[-1].append(row)
     own = [(source, file) for source, file in zip(sources.images, files, strict=True) if source.path not in names]
     names |= {source.path: os.path.relpath(source.path, sources.folder) for source, _ in own}
@@ -68,12 +70,12 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
     facts = examine(list(names), IMAGE_FACTS.folder, split)
     remaining = iter(facts)
     labels: list[Labels] = []
-    for coco, rows in zip(sets, rows_of, strict=True):
-        sizes = np.zeros((len(coco.image_ids), 2), np.int64)
+    for said, rows in zip(sets, rows_of, strict=True):
+        sizes = np.zeros((len(said.image_ids), 2), np.int64)
         for row in rows:
             image = next(remaining)
             sizes[row] = image.height, image.width
-        all_labels = coco_labels(coco, sizes)
+        all_labels = said.labels(sizes)
         labels += [all_labels[row] for row in rows]
     labels += _labels_of_files(own, remaining, spec)
     if not spec.keypoint_values:
@@ -88,7 +90,7 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
             source_id = len(images) if image_ids is None else image_ids[position]
             images.append(ReadImage(path, name, (image.height, image.width), found, source_id))
     missing = sum(problem.kind == "image missing" for problem in problems)
-    skipped = len(names) - len(images) + missing + sum(coco.images_left_out for coco in sets)
+    skipped = len(names) - len(images) + missing + sum(said.images_left_out for said in sets)
     return ReadSplit(images, category_ids, problems, skipped)
 
 
@@ -118,7 +120,7 @@ def _labels_of_files(
 
 
 def _source_ids(
-    ids: list[int | str], others: int, sets: list[CocoSet], num_classes: int
+    ids: list[int | str], others: int, sets: list[SplitLabels], num_classes: int
 ) -> tuple[list[int] | None, list[int]]:
     """The ids of the images (None: their positions) and of the classes, for other tools.
 
@@ -126,7 +128,7 @@ def _source_ids(
     things.
     """
     categories = sets[0].category_ids if sets else []
-    if others or not sets or any(coco.category_ids != categories for coco in sets):
+    if others or not sets or any(said.category_ids != categories for said in sets):
         return None, list(range(num_classes))
     numbers = [number for number in ids if isinstance(number, int)]
     return numbers if len(set(numbers)) == len(ids) else None, categories
