@@ -18,8 +18,7 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder
 from yoloyard.data.formats.convert import convert
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
-from yoloyard.data.formats.label_files import label_path
-from yoloyard.data.formats.layout import search_folder, spellings
+from yoloyard.data.formats.layout import label_path, search_folder, spellings
 from yoloyard.data.formats.sources import find_sources
 from yoloyard.data.formats.voc_xml import parse_voc
 from yoloyard.data.index.index import Index, load_index, read_split

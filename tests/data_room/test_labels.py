@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yoloyard.data.formats.label_files import label_path
 from yoloyard.data.formats.labels import Labels
+from yoloyard.data.formats.layout import label_path
 from yoloyard.data.formats.yolo_txt import parse_plain_yolo, parse_yolo
 
 FILE = Path("labels/1.txt")

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.data.formats.label_files import label_path
 from yoloyard.data.formats.labels import decoded
-from yoloyard.data.formats.layout import find_path, search_folder
+from yoloyard.data.formats.layout import find_path, label_path, search_folder
 from yoloyard.data.formats.table import SplitFormat, image_formats, split_format
 
 log = logging.getLogger(__name__)

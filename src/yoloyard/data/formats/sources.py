@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
+import re
 from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec, Entry
-from yoloyard.data.formats.label_files import Places, find_label, label_places, label_suffixes
-from yoloyard.data.formats.layout import folders_named, search_folder, spellings
-from yoloyard.data.formats.lists import read_list
-from yoloyard.data.formats.table import SplitFormat
+from yoloyard.data.formats.labels import decoded
+from yoloyard.data.formats.layout import Places, find_label, find_path, is_image, label_places, search_folder, spellings
+from yoloyard.data.formats.table import IMAGE_FOLDERS, SplitFormat, image_formats, label_suffixes
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 
 NOT_LABELS = ("classes.txt",)  # what programs for labelling leave beside them
@@ -115,11 +117,7 @@ def _images_of(entry: Entry, spec: DataSpec, sources: Sources) -> list[str]:
         return search.files
     images = [str(entry.path)]
     if entry.path.suffix.lower() not in IMAGE_SUFFIXES:
-        listed = read_list(entry.path, (spec.root, spec.path.parent))
-        images = listed.images
-        sources.problems += listed.problems
-        sources.watched |= listed.watched
-        sources.lists.add(str(entry.path))
+        images = _images_listed(entry.path, (spec.root, spec.path.parent), sources)
     sources.watched.update(os.path.dirname(image) for image in images)
     return images
 
@@ -171,7 +169,7 @@ def _find_split_file(entry: Entry, form: SplitFormat, spec: DataSpec, split: str
         raise UserError(f"{path}: no images for {split!r}; COCO JSON lists images, each with a file_name")
     folders = [entry.path, entry.path.parent] if entry.labels is not None else _image_folders(path, spec.root, split)
     folders = list(dict.fromkeys(folders))
-    watched |= {os.path.join(*pair) for pair in itertools.product(folders, folders_named(names))}
+    watched |= {os.path.join(*pair) for pair in itertools.product(folders, _folders_named(names))}
     there = [folder for folder in folders if os.path.isdir(folder)]
     for name, folder in itertools.product(names, there):
         if any(os.path.isfile(folder / each) for each in spellings(name)):
@@ -187,3 +185,94 @@ def _image_folders(path: Path, root: Path, split: str) -> list[Path]:
     own = path.stem.removeprefix("instances_")
     below = ("", "images", f"images/{split}", f"images/{own}", own, split)
     return [folder / name for folder in (path.parent, path.parent.parent, root) for name in below]
+
+
+def _images_listed(list_file: Path, roots: tuple[Path, ...], sources: Sources) -> list[str]:
+    """The images named by a text file, one a line, below one of `roots` or beside the file.
+
+    Lines whose file does not exist go to the problems of `sources`. Below a folder ImageSets, lines are first looked
+    for in the folder JPEGImages or images beside it, with or without a suffix, as Pascal VOC has them.
+    """
+    try:
+        lines = decoded(list_file.read_bytes()).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{list_file} is neither a folder nor a text file that lists images ({error})") from error
+    voc_folder, by_stem = _voc_folder_of(list_file), functools.cache(_images_by_stem)
+    images: list[str] = []
+    mentioned: set[str] = set()
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where, readings = f"{list_file}:{number}", _readings(line.strip())
+        if voc_folder is not None and (found := _voc_images(readings, voc_folder, by_stem)):
+            images.append(found[0])
+            if len(found) > 1:
+                what = f"it may be {' or '.join(map(os.path.basename, found))}; the first is taken"
+                sources.problems.append(Problem("label of two images", where, what))
+            continue
+        mentioned.update(readings)
+        is_beside = readings[-1].startswith("./")
+        folders = (list_file.parent, *roots) if is_beside else (*roots, list_file.parent)
+        found_paths = [str(find_path(each, folders)) for each in readings]
+        image = next(filter(os.path.isfile, found_paths), None)
+        if image is not None:
+            images.append(image)
+        else:
+            looked = found_paths[-1] if voc_folder is None else voc_folder / f"{readings[-1]}.jpg"
+            sources.problems.append(Problem("image missing", where, f"there is no image {looked}"))
+    sources.lists.add(str(list_file))
+    voc_folders = [] if voc_folder is None else [voc_folder]
+    places = itertools.product((list_file.parent, *roots, *voc_folders), _folders_named(mentioned))
+    sources.watched.update(map(str, voc_folders), (os.path.normpath(folder / each) for folder, each in places))
+    return images
+
+
+def _folders_named(entries: Iterable[str]) -> set[str]:
+    """The folders that these files may be in, as their names say."""
+    return {os.path.dirname(each) for entry in entries for each in spellings(entry)}
+
+
+def _voc_folder_of(list_file: Path) -> Path | None:
+    """The folder of images that a list below a folder ImageSets speaks of."""
+    above = next((folder.parent for folder in list_file.parents[:2] if folder.name == "ImageSets"), None)
+    if above is None:
+        return None
+    places = [above / name for name in reversed(IMAGE_FOLDERS)]
+    return next((place for place in places if os.path.isdir(place)), places[0])
+
+
+def _readings(line: str) -> list[str]:
+    """What a line of a list may name: all of it, without quotes, without a second column.
+
+    That is a label file, or a class's 1, 0 or -1 of Pascal VOC: whether the image has it.
+    """
+    first = re.sub(r"""\s+(-?1|0|\S+\.(?i:xml|txt)["']?)$""", "", line)
+    return list(dict.fromkeys(filter(None, (line, line.strip("\"'"), first.strip("\"'")))))
+
+
+def _voc_images(readings: list[str], voc_folder: Path, by_stem: Callable[[str], dict[str, list[str]]]) -> list[str]:
+    """The image that a line of a list of Pascal VOC means; several that differ in their suffix; none.
+
+    It names a file below `voc_folder`, mostly without a suffix, sometimes with its own or the label's, and with a
+    folder.
+    """
+    own_folders = "|".join((*IMAGE_FOLDERS, *(name for form in image_formats() for name in form.label_folders)))
+    for text in readings:
+        for each in spellings(text):
+            for place in (each, re.sub(rf"^(.*/)?({own_folders})/", "", each)):
+                folder, name = os.path.split(os.path.join(voc_folder, place))
+                stem, suffix = os.path.splitext(name)
+                is_label = suffix.lower() in label_suffixes()
+                same = [each for each in by_stem(folder).get(stem, ()) if is_label or each.lower() == name.lower()]
+                if found := by_stem(folder).get(name) or same:
+                    return [os.path.join(folder, image) for image in found]
+    return []
+
+
+def _images_by_stem(folder: str) -> dict[str, list[str]]:
+    """The images in `folder` by their names with and without suffix."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(filter(is_image, os.listdir(folder))) if os.path.isdir(folder) else []:
+        found[os.path.splitext(name)[0]].append(name)
+        found[name].append(name)
+    return found

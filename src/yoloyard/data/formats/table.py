@@ -72,7 +72,30 @@ def image_formats() -> list[ImageFormat]:
     return [each for each in FORMATS.values() if isinstance(each, ImageFormat)]
 
 
+def label_suffixes() -> frozenset[str]:
+    """The suffixes of label files of images, in small letters."""
+    return frozenset(each.suffix for each in image_formats())
+
+
 def split_format(path: Path) -> SplitFormat | None:
     """The format of a file for all images of a split; None if `path` is something else."""
     formats = (each for each in FORMATS.values() if isinstance(each, SplitFormat))
     return next((each for each in formats if each.suffix == path.suffix.lower()), None)
+
+
+def parse_label_files(
+    files: Sequence[tuple[Path, bytes]],
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    keypoint_values: int = 0,
+) -> list[Labels]:
+    """The labels of N files, each given with its content, for images of `sizes` (height, width).
+
+    `keypoint_values`: how many numbers of keypoints follow the box in a row of text.
+    """
+    labels: dict[int, Labels] = {}
+    for form in image_formats():
+        own = [number for number, (path, _) in enumerate(files) if path.suffix.lower() == form.suffix]
+        parsed = form.parse([files[each] for each in own], names, [sizes[each] for each in own], keypoint_values)
+        labels |= zip(own, parsed, strict=True)
+    return [labels[number] for number in range(len(files))]

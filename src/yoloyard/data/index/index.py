@@ -22,9 +22,9 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.threads import map_in_threads
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec
-from yoloyard.data.formats.label_files import label_suffixes
 from yoloyard.data.formats.labels import Labels
 from yoloyard.data.formats.sources import SourceImage, Sources, find_sources
+from yoloyard.data.formats.table import label_suffixes
 from yoloyard.data.index.image_facts import IMAGE_FACTS
 from yoloyard.data.index.read import ReadSplit, read_sources
 from yoloyard.data.index.unchanged import NOTES, look, noted, write_note

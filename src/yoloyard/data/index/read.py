@@ -11,9 +11,9 @@ import numpy as np
 
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec
-from yoloyard.data.formats.label_files import parse_label_files
 from yoloyard.data.formats.labels import Labels, SplitLabels
 from yoloyard.data.formats.sources import SourceImage, Sources
+from yoloyard.data.formats.table import parse_label_files
 from yoloyard.data.formats.yolo_txt import pose_problem
 from yoloyard.data.index.image_facts import IMAGE_FACTS, ImageFacts, examine
 
