@@ -144,14 +144,14 @@ def test_workers_map_the_cache_instead_of_receiving_it(make_set: MakeSet) -> Non
 
 
 def _load_in_process(data: Path, built: Path, start: object, results: object) -> None:
-    build = index_module._build
+    read = index_module.read_sources
 
-    def counting(*arguments: object) -> Index:
+    def counting(*arguments: object) -> object:
         with built.open("a") as file:
             file.write("built\n")
-        return build(*arguments)  # type: ignore[arg-type]
+        return read(*arguments)  # type: ignore[arg-type]
 
-    index_module._build = counting  # type: ignore[assignment]  # this process is the test's own
+    index_module.read_sources = counting  # type: ignore[assignment]  # this process is the test's own
     start.wait()  # type: ignore[attr-defined]
     results.put(contents(load(data)))  # type: ignore[attr-defined]
 

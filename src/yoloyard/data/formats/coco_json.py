@@ -260,19 +260,19 @@ def _images(path: Path, value: Any, problems: list[Problem]) -> dict[int | str, 
     for position, image in enumerate(value):
         own = image if isinstance(image, dict) else {}
         number, name = _id(own.get("id")), own.get("file_name")
-        where = f"{path} images[{position}]" if number is None else f"{path} image id {number}"
         if number is None:
             what = f"its id {own['id']!r} is neither a whole number nor a text" if "id" in own else "it has no id"
-            problems.append(Problem("label malformed", where, what, "image skipped"))
         elif not isinstance(name, str) or not name or "\0" in name:
-            problems.append(Problem("label malformed", where, "it has no file_name", "image skipped"))
+            what = "it has no file_name"
         elif number in found:
-            problems.append(Problem("label malformed", where, "another image has this id", "image skipped"))
+            what = "another image has this id"
         elif name in by_name:
             what = f"image id {by_name[name]} has the same file_name {name}"
-            problems.append(Problem("label malformed", where, what, "image skipped"))
         else:
             found[number], by_name[name] = own, number
+            continue
+        place = f"{path} images[{position}]" if number is None else f"{path} image id {number}"
+        problems.append(Problem("label malformed", place, what, "image skipped"))
     return dict(sorted(found.items(), key=_order))
 
 
@@ -289,21 +289,14 @@ def _plain(value: int | str | None) -> int | str | None:
 
 
 def _id(value: Any) -> int | str | None:
-    """An id, a whole number where it can be read as one, else a text; None for anything else."""
-    number = _whole_number(value)
-    if number is None and isinstance(value, int | str) and not isinstance(value, bool):
-        return str(value) or None
-    return number
-
-
-def _whole_number(value: Any) -> int | None:
-    """An id of at most 64 bits, 2.0 (as tables of floats are exported) and "2" being 2; None for anything else."""
-    if isinstance(value, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,18}", value):  # 007 is a text of its own
+    """An id, a whole number of at most 64 bits where it can be read as one, else a text; None for anything else."""
+    if isinstance(value, float):  # as tables are exported
+        value = int(value) if value.is_integer() and abs(value) < 2**63 else None
+    elif isinstance(value, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,18}", value):  # 007 is a text of its own
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | str):
         return None
-    number = int(value) if isinstance(value, int) or value.is_integer() else None
-    return number if number is not None and -(2**63) <= number < 2**63 else None
+    return value if isinstance(value, int) and -(2**63) <= value < 2**63 else str(value) or None
 
 
 def _side(image: dict[str, Any], side: str) -> float:

@@ -11,10 +11,10 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import overload
+from typing import Self, TypeVar, overload
 
 import numpy as np
 
@@ -34,56 +34,50 @@ from yoloyard.data.store import Store, alone, map_arrays, stamp, write_arrays
 # Its version also stands for how labels are understood.
 INDEXES = Store("index", ".safetensors", version=6, kept=50)
 READING_THREADS = 4  # files on network disks come one round trip each
-# The arrays of `Index` as they are stored; its paths and file names are four more.
-ARRAYS = ("sizes", "offsets", "boxes", "labels", "ignore", "source_ids", "category_ids")
+
+Item = TypeVar("Item")
 
 
-class Texts(Sequence[str]):
-    """Texts stored end to end in one array of bytes, so that a hundred thousand are shared and not copied."""
+class Stored(Sequence[Item]):
+    """Texts, or what `make` makes of them, in one array of bytes, so that a hundred thousand are shared, not copied."""
+
+    make: Callable[[str], Item]
 
     def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
         self.text, self.offsets = text, offsets
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Texts:
-        """Store `texts`, file names in any encoding among them."""
-        encoded = [os.fsencode(text) for text in texts]
+    def of(cls, items: Iterable[Item]) -> Self:
+        """Store these, file names in any encoding among them."""
+        encoded = [os.fsencode(str(item)) for item in items]
         return cls(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)], dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     @overload
-    def __getitem__(self, position: int) -> str: ...
+    def __getitem__(self, position: int) -> Item: ...
 
     @overload
-    def __getitem__(self, position: slice) -> Sequence[str]: ...
+    def __getitem__(self, position: slice) -> Sequence[Item]: ...
 
-    def __getitem__(self, position: int | slice) -> str | Sequence[str]:
+    def __getitem__(self, position: int | slice) -> Item | Sequence[Item]:
         if isinstance(position, slice):
             return [self[each] for each in range(*position.indices(len(self)))]
         position = range(len(self))[position]
-        return os.fsdecode(self.text[self.offsets[position] : self.offsets[position + 1]].tobytes())
+        return type(self).make(os.fsdecode(self.text[self.offsets[position] : self.offsets[position + 1]].tobytes()))
 
 
-class Paths(Sequence[Path]):
-    """Paths stored as `Texts` are."""
+class Texts(Stored[str]):
+    """Texts in one array of bytes."""
 
-    def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
-        self.text, self.offsets = text, offsets
+    make = str
 
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
 
-    @overload
-    def __getitem__(self, position: int) -> Path: ...
+class Paths(Stored[Path]):
+    """Paths in one array of bytes."""
 
-    @overload
-    def __getitem__(self, position: slice) -> Sequence[Path]: ...
-
-    def __getitem__(self, position: int | slice) -> Path | Sequence[Path]:
-        found = Texts(self.text, self.offsets)[position]
-        return Path(found) if isinstance(found, str) else [Path(each) for each in found]
+    make = Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +101,10 @@ class Index:
     @classmethod
     def of(cls, split: ReadSplit, names: tuple[str, ...]) -> Index:
         """The index of what was read: the images that can be used, with all that is wrong."""
-        paths = Texts.of(str(image.path) for image in split.images)
         labels, none = [image.labels for image in split.images], Labels()
         return cls(
             names=names,
-            paths=Paths(paths.text, paths.offsets),
+            paths=Paths.of(image.path for image in split.images),
             sizes=np.array([image.size for image in split.images], np.int32).reshape(-1, 2),
             offsets=np.cumsum([0, *(len(each.labels) for each in labels)], dtype=np.int64),
             boxes=np.concatenate([each.boxes for each in (none, *labels)]).astype(np.float32),
@@ -193,8 +186,7 @@ def read_split(spec: DataSpec, split: str) -> Index:
         with alone(file) as is_alone:
             index = find_index(file)  # another process may have made it meanwhile
             if index is None:
-                index = _build(spec, split, sources, files)
-                index = save_index(index, file, is_alone)
+                index = save_index(Index.of(read_sources(spec, split, sources, files), spec.names), file, is_alone)
     if index.file is not None:
         write_note(note, file.name, before, began)
     return index
@@ -240,10 +232,6 @@ def _read_labels(image: SourceImage) -> bytes | Problem | None:
     return Problem("label unreadable", str(image.labels), what, "image skipped")
 
 
-def _build(spec: DataSpec, split: str, sources: Sources, files: list[bytes | Problem | None]) -> Index:
-    return Index.of(read_sources(spec, split, sources, files), spec.names)
-
-
 def _note(spec: DataSpec, split: str) -> Path:
     """Where it is noted which index belongs to a split, as long as no file changes."""
     entries = [[str(entry.path), str(entry.labels)] for entry in spec.splits.get(split, ())]
@@ -265,12 +253,10 @@ def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) 
 def open_index(file: Path) -> Index:
     """Map an index that was saved. Raises OSError, ValueError, LookupError or TypeError if the file is damaged."""
     arrays, facts = map_arrays(file)
-    paths = Paths(arrays.pop("path_text"), arrays.pop("path_offsets"))
-    file_names = Texts(arrays.pop("name_text"), arrays.pop("name_offsets"))
     return Index(
         names=tuple(facts["names"]),
-        paths=paths,
-        file_names=file_names,
+        paths=Paths(arrays.pop("paths.text"), arrays.pop("paths.offsets")),
+        file_names=Texts(arrays.pop("file_names.text"), arrays.pop("file_names.offsets")),
         problems=tuple(Problem(*parts) for parts in facts["problems"]),
         skipped=facts["skipped"],
         file=file,
@@ -285,9 +271,12 @@ def find_index(file: Path) -> Index | None:
 
 def save_index(index: Index, file: Path, is_alone: bool = False) -> Index:
     """Save the index and map it, or, with a line, hand it back as it is where that can't be done."""
-    arrays = {name: getattr(index, name) for name in ARRAYS}
-    arrays |= {"path_text": index.paths.text, "path_offsets": index.paths.offsets}
-    arrays |= {"name_text": index.file_names.text, "name_offsets": index.file_names.offsets}
+    arrays: dict[str, np.ndarray] = {}
+    for name, value in ((each.name, getattr(index, each.name)) for each in fields(index)):
+        if isinstance(value, Stored):
+            arrays |= {f"{name}.text": value.text, f"{name}.offsets": value.offsets}
+        elif isinstance(value, np.ndarray):
+            arrays[name] = value
     problems = [astuple(problem) for problem in index.problems]
     facts = {"names": index.names, "problems": problems, "skipped": index.skipped}
     INDEXES.write(file, lambda temporary: write_arrays(temporary, arrays, facts), is_alone)
