@@ -234,7 +234,7 @@ def test_a_change_of_the_file_or_a_picture_makes_a_new_index(tmp_path: Path) -> 
     images = [image(1, "a.png"), image(2, "b.png")]
     write(tmp_path / "a.json", images, [annotation(1, 1, 3, [1, 1, 5, 5])])
     first = load(tmp_path, "train: a.json\n")
-    assert load(tmp_path, "train: a.json\n").folder == first.folder
+    assert load(tmp_path, "train: a.json\n").file == first.file
     picture(tmp_path / "b.png")
     second = load(tmp_path, "train: a.json\n")
     assert len(second) == 2

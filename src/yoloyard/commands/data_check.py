@@ -88,10 +88,10 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
     pairs = []
     for first, second in combinations(indexes, 2):
         one, other = indexes[first].paths, indexes[second].paths
-        for copy in find_duplicates(one, other, image_facts_folder(), state_of(indexes[first], indexes[second])):
-            problems[second].append(duplicate_problem(copy, one, other, first))
-            if one[copy.first] != other[copy.second]:
-                pairs.append((other[copy.second], one[copy.first], copy.how))
+        for duplicate in find_duplicates(one, other, image_facts_folder(), state_of(indexes[first], indexes[second])):
+            problems[second].append(duplicate_problem(duplicate, one, other, first))
+            if one[duplicate.first] != other[duplicate.second]:
+                pairs.append((other[duplicate.second], one[duplicate.first], duplicate.how))
     folder = new_run_folder(Path(project), name)
     facts = {
         "Data": spec.path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from yoloyard.data.audit.problems import Problem
-from yoloyard.data.formats.labels import TOLERANCE, LabelError, Labels, decoded
+from yoloyard.data.formats.labels import TOLERANCE, LabelError, LabelledImage, Labels, decoded
 
 WITH_SCORE = 6  # words of a row of predictions: class cx cy w h score
 WITH_TRACK = 7  # the same and the number of a track
 POSE_ROWS = 3  # so many rows must have their points in a box, and this share of all, to be taken for keypoints
 POSE_SHARE = 0.9
+PARSED_AT_ONCE_BYTES = 2**20  # their words take about twenty times as much meanwhile
 PLAIN_BYTES = b"0123456789+-.eE \t\r\n"
 
 
@@ -89,6 +91,34 @@ def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, in
     return result
 
 
+def parse_yolo_files(
+    files: Sequence[tuple[Path, bytes]], names: Sequence[str], sizes: Sequence[tuple[int, int]], keypoint_values: int
+) -> list[Labels]:
+    """The labels of N files, each given with its content, for images of `sizes` (height, width); see `parse_yolo`."""
+    labels: list[Labels] = []
+    shares = np.cumsum([len(content) for _, content in files]) // PARSED_AT_ONCE_BYTES
+    for _, group in itertools.groupby(zip(shares, files, sizes, strict=True), key=lambda each: each[0]):
+        _, own_files, own_sizes = zip(*group, strict=True)
+        plain = parse_plain_yolo([content for _, content in own_files], len(names), np.array(own_sizes))
+        for (path, content), size, found in zip(own_files, own_sizes, plain, strict=True):
+            labels.append(found or parse_yolo(path, content, len(names), size, keypoint_values))
+    return labels
+
+
+def pose_problem(files: Iterable[tuple[Path, bytes]]) -> list[Problem]:
+    """A warning where the rows of label files, each given with its content, seem to be boxes with keypoints."""
+    texts = [(path, content) for path, content in files if path.suffix.lower() == ".txt"]
+    length = pose_length(content for _, content in texts)
+    if not length:
+        return []
+    shape = [(length - 5) // 3, 3] if length % 2 == 0 else [(length - 5) // 2, 2]
+    what = (
+        f"the rows of {length} numbers seem to be boxes with keypoints: their points lie in the box that the first "
+        f"four say. They count as polygons; if they are keypoints, write kpt_shape: {shape} in the data.yaml"
+    )
+    return [Problem("label with keypoints", str(texts[0][0].parent), what)]
+
+
 def pose_length(files: Iterable[bytes]) -> int:
     """How many numbers the rows have that seem to be boxes with keypoints and not polygons; 0 if they are none.
 
@@ -129,12 +159,12 @@ def _has_points_inside(box: np.ndarray, others: np.ndarray) -> bool:
     return False
 
 
-def format_yolo(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> str:
-    """The rows of a text file: boxes (k, 4) xyxy in pixels of an image of `size` (height, width), labels (k,)."""
-    height, width = size
-    corners = boxes.astype(np.float64) / [width, height, width, height]
+def format_yolo(image: LabelledImage, names: Sequence[str]) -> str:
+    """The rows of a text file, without the boxes that are to be ignored, which it has no word for."""
+    height, width = image.size
+    corners = image.boxes[~image.ignore].astype(np.float64) / [width, height, width, height]
     rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
-    pairs = zip(labels.tolist(), rows.tolist(), strict=True)
+    pairs = zip(image.labels[~image.ignore].tolist(), rows.tolist(), strict=True)
     return "".join(f"{label} {' '.join(f'{value:.9g}' for value in row)}\n" for label, row in pairs)
 
 

@@ -60,8 +60,9 @@ def write_check_page(
 ) -> None:
     """Write the page to `path`, whole or not at all.
 
-    `indexes` are the splits that could be read, `problems` those of every split, `pairs` the copies: an image, the one
-    it is a copy of, and how. Raises UserError if the file can't be written; an image that can't be shown is named.
+    `indexes` are the splits that could be read, `problems` those of every split, `pairs` the duplicates: an image,
+    the one that it is the same as, and how. Raises UserError if the file can't be written; an image that can't be shown
+    is named.
     """
     everything = [problem for each in problems.values() for problem in each]
     sections = [
@@ -69,7 +70,7 @@ def write_check_page(
         ("Problems", _kinds(problems)),
         ("All problems", _all_problems(problems)),
         ("Files with the most problems", _worst_files(indexes, problems)),
-        ("Copies in another split", _pairs(pairs)),
+        ("Duplicates in another split", _pairs(pairs)),
     ]
     for split, index in indexes.items():
         if not len(index):
@@ -151,9 +152,9 @@ def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[P
 
 def _pairs(pairs: Sequence[tuple[Path, Path, str]]) -> str:
     parts = []
-    for copy, original, how in pairs[:SHOWN_PAIRS]:
-        caption = f"<figcaption><b>{escape(str(copy))}</b> {escape(how)} as {escape(str(original))}</figcaption>"
-        parts.append(f'<figure class="pair">{caption}<div>{_shown(copy)}{_shown(original)}</div></figure>')
+    for duplicate, original, how in pairs[:SHOWN_PAIRS]:
+        caption = f"<figcaption><b>{escape(str(duplicate))}</b> {escape(how)} as {escape(str(original))}</figcaption>"
+        parts.append(f'<figure class="pair">{caption}<div>{_shown(duplicate)}{_shown(original)}</div></figure>')
     more = len(pairs) - SHOWN_PAIRS
     return "".join(parts) + (f"<p>and {more:,} more, listed above</p>" if more > 0 else "")
 
