@@ -29,8 +29,8 @@ def train(
     from yoloyard.config.foreign import translated_overrides
     from yoloyard.config.overrides import checked_overrides, normal_overrides
     from yoloyard.config.settings_file import read_overrides
+    from yoloyard.training.distributed.collectives import is_launched
     from yoloyard.training.distributed.launch import command, launch
-    from yoloyard.training.distributed.parallel import is_launched
     from yoloyard.training.run import find_run, num_processes
 
     in_file = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}

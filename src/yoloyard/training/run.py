@@ -17,8 +17,8 @@ from yoloyard.config.overrides import checked_overrides, with_overrides
 from yoloyard.config.settings import NEWEST, TrainConfig, flat_settings
 from yoloyard.data.loading.descriptors import check_limit
 from yoloyard.data.pixels.transform import Transform
+from yoloyard.training.distributed.collectives import agreed_precision, is_launched, join_team, local_rank
 from yoloyard.training.distributed.launch import command, processes_wanted
-from yoloyard.training.distributed.parallel import agreed_precision, is_launched, join_team, local_rank
 from yoloyard.training.listeners.monitor import Event, Monitor
 from yoloyard.training.setup.settings import resumed
 from yoloyard.training.setup.setup import Setup, build, new_run

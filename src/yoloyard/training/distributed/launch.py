@@ -1,4 +1,4 @@
-"""Starting a run in several processes: this command again, once a process, by torch's own launcher (torchrun)."""
+"""Starting a run in several processes: the same command, once for each process, by torch's own launcher (torchrun)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from yoloyard.config.settings import NEWEST
 log = logging.getLogger(__name__)
 
 
-def processes_wanted(words: Mapping[str, Any], saved: Mapping[str, Any]) -> int:
-    """How many processes the user's checked `words` ask for; `saved` is the configuration of a run that goes on.
+def processes_wanted(overrides: Mapping[str, Any], saved: Mapping[str, Any]) -> int:
+    """How many processes the user's checked `overrides` ask for; `saved` is the configuration of a run that goes on.
 
     `--device 0,1` means a process each. Raises UsageError if the two flags don't agree or a device is not there.
     """
-    device = words.get("device", saved.get("device", "auto"))
+    device = overrides.get("device", saved.get("device", "auto"))
     devices = len(device.split(","))
-    count = words.get("processes", devices if "device" in words else saved.get("processes", devices))
+    count = overrides.get("processes", devices if "device" in overrides else saved.get("processes", devices))
     if devices > 1 and count != devices:
         raise UsageError(f"--device {device} names {devices} devices, but --processes says {count}; leave one out")
     for local_rank in range(count):
@@ -34,12 +34,12 @@ def processes_wanted(words: Mapping[str, Any], saved: Mapping[str, Any]) -> int:
     return count
 
 
-def command(words: Mapping[str, Any], resume: str | None) -> list[str]:
-    """The arguments of `yoloyard train` that say `words`."""
+def command(overrides: Mapping[str, Any], resume: str | None) -> list[str]:
+    """The arguments of `yoloyard train` that say `overrides`."""
     arguments = ["train"]
     if resume is not None:
         arguments.append("--resume" if resume == NEWEST else f"--resume={resume}")
-    for name, value in words.items():
+    for name, value in overrides.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
@@ -49,16 +49,16 @@ def command(words: Mapping[str, Any], resume: str | None) -> list[str]:
 
 
 def launch(count: int, arguments: list[str]) -> int:
-    """Run `yoloyard` with `arguments` in `count` processes of this machine; returns the exit code.
+    """Run `yoloyard` with `arguments` in `count` processes of this host; returns the exit code.
 
-    What a process has to say it says itself; only of one that was killed it is said here.
+    Each process reports its own errors; here, only those that were killed are reported.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed.elastic"):  # what they report is said below in a line
+        if name.startswith("torch.distributed.elastic"):  # pages about what one line says here
             logging.getLogger(name).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {}
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and "signals_to_handle" in LaunchConfig.__dataclass_fields__:
@@ -79,11 +79,10 @@ def launch(count: int, arguments: list[str]) -> int:
             elastic_launch(config, sys.executable)("-m", "yoloyard", *arguments)
         except ChildFailedError as error:
             codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            killed = [rank for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
-            for rank in killed:
-                name = signal.Signals(-codes[rank]).name
-                log.info(f"process {rank} was ended by {name}")
-            return 1 if killed else max(codes.values(), default=1)
+            killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
+            for rank, number in killed.items():
+                log.info(f"process {rank} was ended by {signal.Signals(number).name}")
+            return 1 if killed else max(codes.values())
         except SignalException as stopped:
             return 128 + int(stopped.sigval)
     return 0
