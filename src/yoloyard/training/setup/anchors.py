@@ -38,7 +38,8 @@ def fit_anchors(head: AnchorBasedHead, index: Index, imgsz: int, anchor_t: float
         return
     # As the zoom of the augmentation will vary them.
     varied = boxes * random.uniform(0.9, 1.1, len(shapes))[image_of_box, None]
-    old = head.anchors.flatten(0, 1).double().cpu().numpy()
+    anchors = head.get_buffer("anchors")
+    old = anchors.flatten(0, 1).double().cpu().numpy()
     before = recall_by_size(varied, old, anchor_t)
     if before["all"] > ENOUGH_RECALL:
         log.info(f"anchors fit: {_line(before)} of the boxes are in their reach")
@@ -51,10 +52,10 @@ def fit_anchors(head: AnchorBasedHead, index: Index, imgsz: int, anchor_t: float
     if after["all"] <= before["all"]:
         log.info("  the new ones are no better: the old ones stay")
         return
-    levels = new.reshape(head.anchors.shape)
+    levels = new.reshape(anchors.shape)
     for stride, level in zip(head.strides, levels, strict=True):
         log.info(f"  stride {stride}: " + ", ".join(f"{width:.0f} x {height:.0f}" for width, height in level))
-    head.anchors.copy_(torch.from_numpy(levels))
+    anchors.copy_(torch.from_numpy(levels))
 
 
 def recall_by_size(boxes: np.ndarray, anchors: np.ndarray, anchor_t: float) -> dict[str, float]:
