@@ -9,25 +9,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import torch
 
     from yoloyard.commands.predict import Model
-    from yoloyard.training.listeners.monitor import Event
-    from yoloyard.training.trainer import Result
+    from yoloyard.training.listeners.events import Listener, Result
 
 __all__ = ["load", "train"]
 
 
 def train(
     resume: str | Path | bool | None = None,
-    on_event: Callable[[Event], object] | None = None,
+    on_event: Listener | Sequence[Listener] | None = None,
     transform: str | Callable[..., Any] | None = None,
     **words: Any,
 ) -> Result:
-    """Train a detector; `words` are the flags of `yoloyard train`. `on_event` is called with each event.
+    """Train a detector; `words` are the flags of `yoloyard train`. `on_event`, a function or a list of them, is called
+    with each event.
 
     `transform` changes training images: `image, boxes, labels = transform(image, boxes, labels)`, an Albumentations
     pipeline, or FILE.py:NAME of one of these.

@@ -21,8 +21,9 @@ from yoloyard.common.device import Precision
 from yoloyard.common.errors import SilentError, UserError
 from yoloyard.training.distributed import parallel, process_identity
 from yoloyard.training.distributed.parallel import LostProcessError, Shown, Team, agreed_precision, find_loss, join_team
-from yoloyard.training.state.checkpoint import Progress, TrainingState, read_facts, restore_checkpoint, save_checkpoint
-from yoloyard.training.state.randomness import random_state, seed_all
+from yoloyard.training.state.checkpoint import read_header, restore, snapshot_of, write
+from yoloyard.training.state.progress import Progress
+from yoloyard.training.state.randomness import RandomNumbers, seed_all
 
 ELSEWHERE = Shown("other-start pid:[1] 7 7", places=9)  # on another host, where nobody can look
 GONE = Shown(" ".join([*process_identity.own_identity().split()[:3], "1"]))  # our number, of a process that was before
@@ -193,7 +194,7 @@ def in_a_team() -> dict[str, Any]:
     """What one of several processes draws and agrees on; it goes in good order."""
     team = join_team(torch.device("cpu"))
     seed_all(5 + team.rank)
-    states = team.gather(random_state(torch.device("cpu")))
+    states = team.gather(RandomNumbers(torch.device("cpu")).state_dict())
     able = [torch.bfloat16, torch.float32][team.rank]
     agreed = agreed_precision(Precision("cpu", able), team).name
     draws = torch.rand(3).tolist()
@@ -242,18 +243,18 @@ def test_parting_does_not_wait_for_a_process_that_is_gone(monkeypatch: pytest.Mo
 
 def test_a_checkpoint_gives_each_process_its_random_numbers_back(tmp_path: Path) -> None:
     device = torch.device("cpu")
-    state = TrainingState(Training(device).update, Progress(), torch.zeros(6))
+    engine, numbers = Training(device).engine, RandomNumbers(device)
     states, drawn = [], []
     for rank in range(2):
         seed_all(rank)
-        states.append(random_state(device))
+        states.append(numbers.state_dict())
         drawn.append([torch.rand(1).item(), random.random(), np.random.random()])
     assert drawn[0] != drawn[1]
-    save_checkpoint(tmp_path / "last", state, {}, states)
-    facts = read_facts(tmp_path / "last")
+    write(snapshot_of({}, engine, Progress(), states), tmp_path / "last")
+    header = read_header(tmp_path / "last")
     for rank, expected in enumerate(drawn):
-        restore_checkpoint(tmp_path / "last", facts, state, rank)
+        restore(header, engine, Progress(), numbers, rank)
         assert [torch.rand(1).item(), random.random(), np.random.random()] == expected
     before = torch.get_rng_state()
-    restore_checkpoint(tmp_path / "last", facts, state, rank=2)  # of a run that had two processes
+    restore(header, engine, Progress(), numbers, rank=2)  # of a run that had two processes
     assert torch.equal(torch.get_rng_state(), before)

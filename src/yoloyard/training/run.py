@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from yoloyard.common.device import choose_device
 from yoloyard.common.errors import UsageError
-from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
+from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder, write_whole_text
 from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import NEWEST, TrainConfig, checked_overrides
 from yoloyard.data.loading.descriptors import check_limit
+from yoloyard.machines import environment
 from yoloyard.training.distributed.launch import command, processes_wanted
 from yoloyard.training.distributed.parallel import agreed_precision, is_launched, join_team, local_rank
-from yoloyard.training.listeners.monitor import Event, Monitor
+from yoloyard.training.listeners.console import Console
+from yoloyard.training.listeners.events import Event, Listener, Listeners, Result, RunStarted
+from yoloyard.training.listeners.records import Records
+from yoloyard.training.listeners.trackers import Tracker, open_tensorboard, open_wandb
 from yoloyard.training.setup.setup import Setup, prepare, prepare_resume, rebuild
-from yoloyard.training.state.checkpoint import read_facts
-from yoloyard.training.trainer import Result, fit
+from yoloyard.training.state.checkpoint import Header, read_header
+from yoloyard.training.trainer import fit
 
 
 def train(
     words: Mapping[str, Any],
     resume: str | Path | bool | None = None,
-    on_event: Callable[[Event], object] | None = None,
+    on_event: Listener | Sequence[Listener] | None = None,
     transform: Callable[..., Any] | None = None,
 ) -> Result:
     """Train with the user's `words` (see `config.TrainConfig`); `resume` names the run folder that goes on; True is
@@ -36,39 +41,51 @@ def train(
     Ctrl-C.
     """
     check_limit()
-    if on_event is not None and not callable(on_event):
-        raise UsageError(f"on_event must be a function of an event, not {on_event!r:.80}")
+    own: Sequence[Listener] = on_event if isinstance(on_event, Sequence) else [] if on_event is None else [on_event]
+    if not all(map(callable, own)):
+        raise UsageError(f"on_event must be a function of an event, not {on_event!r:.80}; or a list of functions")
     if isinstance(resume, bool):
         resume = NEWEST if resume else None
     words = checked_overrides(TrainConfig, words)
-    folder, facts = checkpoint_of(words, resume)
-    count = num_processes(words, facts)
+    folder, header = checkpoint_of(words, resume)
+    count = num_processes(words, header)
     if count > 1 and not is_launched():
         line = shlex.join(command(words, None if resume is None else str(resume)))
         raise UsageError(f"{count} processes can be started from a terminal only: yoloyard {line}")
-    device = choose_device(device_override(words, facts), local_rank())
-    team = join_team(device, hang_timeout(words, facts))
-    monitor = Monitor(on_event if team.is_rank_0 else None, silent=not team.is_rank_0)
-    with shown_lines(monitor.say), team.watched(), RunLock() as lock:
+    device = choose_device(device_override(words, header), local_rank())
+    team = join_team(device, hang_timeout(words, header))
+    console = Console(silent=not team.is_rank_0)
+    trackers = [Tracker(open_tensorboard), Tracker(open_wandb)]
+    listeners = Listeners([Records(), console, describe_machine, *trackers, *own] if team.is_rank_0 else [])
+    with shown_lines(console.say), team.watched(), RunLock() as lock:
         setup: Setup | None = None
         with team.on_rank_0() as is_rank_0:
-            if is_rank_0 and facts is not None:
+            if is_rank_0 and header is not None:
                 lock.take(folder)
                 restore_whole_folder(folder / "checkpoints" / "last")
-                facts = read_facts(folder / "checkpoints" / "last")  # since nobody else writes there
+                header = read_header(folder / "checkpoints" / "last")  # since nobody else writes there
+                facts = {**header.spec, "progress": header.progress.state_dict()}
                 setup = prepare_resume(folder, facts, words, device, team.size, transform)
             elif is_rank_0:
                 setup = prepare(words, device, team.size, transform, lock)
         shared = team.broadcast((setup.folder, setup.facts(), setup.config) if setup else None)
-        facts = team.broadcast(facts)
+        header = team.broadcast(header)
         with team.long_work():
             setup = setup or rebuild(*shared, device, transform)
         setup.precision = agreed_precision(setup.precision, team)
-        monitor.folder = setup.folder
-        return fit(setup, monitor, team, facts)
+        return fit(setup, listeners, team, header)
 
 
-def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[Path, dict[str, Any] | None]:
+def describe_machine(event: Event) -> None:
+    """When a run begins, write what its machine and packages are into environment.json."""
+    if isinstance(event, RunStarted):
+        setup = event.setup
+        data = {"train": setup.train_index.facts(), "val": setup.val_index.facts()}
+        facts = environment.facts(setup.device, setup.precision.name, data, setup.folder)
+        write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))
+
+
+def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[Path, Header | None]:
     """The folder of the run that goes on and the facts of its last checkpoint; no facts for a new run.
 
     `words` here and below are checked ones.
@@ -83,23 +100,25 @@ def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[
         named = Path(os.path.expanduser(resume))
         places = (named, *named.parents[:2])
         folder = next((each for each in places if whole_folder(each / "checkpoints" / "last").exists()), named)
-    return folder, read_facts(folder / "checkpoints" / "last")
+    return folder, read_header(folder / "checkpoints" / "last")
 
 
-def num_processes(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> int:
+def num_processes(words: Mapping[str, Any], header: Header | None) -> int:
     """How many processes the run wants. Raises UsageError if they can't be."""
-    return processes_wanted(words, facts["config"] if facts else {})
+    return processes_wanted(words, header.spec["config"] if header else {})
 
 
-def device_override(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
+def device_override(words: Mapping[str, Any], header: Header | None) -> str:
     """What was said of the device: now, or when the run that goes on began."""
-    saved = facts["config"]["device"] if facts else TrainConfig().device
+    saved = header.spec["config"]["device"] if header else TrainConfig().device
     return str(words.get("device", saved))
 
 
-def hang_timeout(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> float:
+def hang_timeout(words: Mapping[str, Any], header: Header | None) -> float:
     """How many seconds a process may keep the others waiting."""
-    saved = facts["config"].get("hang_timeout") if facts else None  # checkpoints of earlier versions don't know it
+    saved = (
+        header.spec["config"].get("hang_timeout") if header else None
+    )  # checkpoints of earlier versions don't know it
     return float(words.get("hang_timeout", saved or TrainConfig().hang_timeout))
 
 

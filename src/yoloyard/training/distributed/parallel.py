@@ -44,40 +44,28 @@ LEAVE_SECONDS = 5.0  # that parting may take
 Value = TypeVar("Value")
 
 
-def world_size() -> int:
-    """How many processes train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def all_reduce(values: Tensor) -> Tensor:
-    """The sum of `values` over all processes, on the device, without waiting for it."""
-    if world_size() > 1:
-        dist.all_reduce(values)
-    return values
-
-
 @contextmanager
-def exchanging(network: nn.Module, is_due: bool) -> Iterator[None]:
+def exchanging(network: nn.Module, is_due: bool, team: Team) -> Iterator[None]:
     """Where gradients become their mean over the processes, if `is_due`; else each process adds up its own.
 
     `network` comes from `parallelize`, compiled or not. Only the last batch of an update needs the exchange, which
     then is of all of them.
     """
-    if is_due or world_size() == 1:
+    if is_due or team.size == 1:
         yield
         return
     with network.no_sync():  # type: ignore[operator]
         yield
 
 
-def parallelize(model: nn.Module, device: torch.device, may_leave_out: bool = False) -> nn.Module:
+def parallelize(model: nn.Module, device: torch.device, team: Team, may_leave_out: bool = False) -> nn.Module:
     """The model as the step calls it: in several processes with gradients that become their mean.
 
     Parameters and buffers become those of the first process. BatchNorm's statistics are each process's own until
-    `Update.even_out_statistics`. `may_leave_out`: a forward may not use all parameters, which torch finds out by a walk
+    `Engine.even_out_statistics`. `may_leave_out`: a forward may not use all parameters, which torch finds out by a walk
     through the graph at each exchange; without it such a network raises.
     """
-    if world_size() == 1:
+    if team.size == 1:
         return model
     for tensor in model.state_dict().values():
         dist.broadcast(tensor, src=0)
@@ -179,6 +167,12 @@ class Team:
     def is_rank_0(self) -> bool:
         """Is this the process that writes and talks?"""
         return self.rank == 0
+
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """The sum of `values` over all processes, in place, on the device, without waiting for it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
 
     def reached(self, place: str) -> None:
         """Note for the others where this process is, as a person would say it."""

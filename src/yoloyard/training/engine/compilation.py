@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,6 @@ from yoloyard.common.device import Precision
 from yoloyard.common.errors import memory_line
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
-from yoloyard.training.distributed.parallel import exchanging
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _try_out(
     devices = [] if device.type == "cpu" else [device]
     try:
         with (
-            exchanging(network, is_due=False),
+            network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext(),
             torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"),
         ):
             with precision.autocast():
