@@ -15,15 +15,14 @@ if TYPE_CHECKING:
     import torch
 
     from yoloyard.commands.model import Model
-    from yoloyard.training.listeners.monitor import Event
-    from yoloyard.training.trainer import Result
+    from yoloyard.training.listeners.events import Listener, Result
 
 __all__ = ["load", "train"]
 
 
 def train(
     resume: str | Path | bool | None = None,
-    on_event: Callable[[Event], object] | Sequence[Callable[[Event], object]] | None = None,
+    on_event: Listener | Sequence[Listener] | None = None,
     transform: str | Callable[..., Any] | None = None,
     **overrides: Any,
 ) -> Result:

@@ -1,4 +1,4 @@
-"""Training as a command: what follows a run beside the trainer is put together here."""
+"""Training as a command: those who hear of a run are put together here."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import write_whole_text
+from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import NEWEST
 from yoloyard.machines import environment
 from yoloyard.training import run
-from yoloyard.training.listeners.monitor import Event, RunStarted
-from yoloyard.training.trainer import Result
-
-Listener = Callable[[Event], object]
+from yoloyard.training.listeners.console import Console
+from yoloyard.training.listeners.events import Event, Listener, Result, RunStarted
+from yoloyard.training.listeners.records import Records
+from yoloyard.training.listeners.trackers import Tracker, open_tensorboard, open_wandb
 
 
 def train(
@@ -30,13 +31,16 @@ def train(
     images: `image, boxes, labels = transform(image, boxes, labels)`, or an Albumentations pipeline.
     Raises UsageError or UserError with what to do, Interrupted after Ctrl-C with everything saved.
     """
-    listeners = on_event if isinstance(on_event, list | tuple) else [] if on_event is None else [on_event]
-    for listener in listeners:
+    own = on_event if isinstance(on_event, list | tuple) else [] if on_event is None else [on_event]
+    for listener in own:
         if not callable(listener):
             raise UsageError(f"on_event must be a function of an event, not {listener!r:.80}")
     if isinstance(resume, bool):
         resume = NEWEST if resume else None
-    return run.train(overrides, resume, [write_environment, *listeners], transform)
+    console = Console()
+    listeners = [Records(), console, write_environment, Tracker(open_tensorboard), Tracker(open_wandb), *own]
+    with shown_lines(console.say):
+        return run.train(overrides, resume, listeners, transform)
 
 
 def write_environment(event: Event) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,24 @@ from yoloyard.data.loading.descriptors import check_limit
 from yoloyard.data.pixels.transform import Transform
 from yoloyard.training.distributed.collectives import agreed_precision, is_launched, join_team, local_rank
 from yoloyard.training.distributed.launch import command, processes_wanted
-from yoloyard.training.listeners.monitor import Event, Monitor
+from yoloyard.training.listeners.events import Listener, Listeners, Result
 from yoloyard.training.setup.settings import resumed
 from yoloyard.training.setup.setup import Setup, build, new_run
 from yoloyard.training.state.checkpoint import Header, read_header
-from yoloyard.training.trainer import Result, fit
+from yoloyard.training.trainer import fit
 
 
 def train(
     overrides: Mapping[str, Any],
     resume: str | Path | None = None,
-    listeners: Sequence[Callable[[Event], object]] = (),
+    listeners: Sequence[Listener] = (),
     transform: Callable[..., Any] | None = None,
 ) -> Result:
     """Train with a user's `overrides` of `TrainConfig`; `resume` names the run folder that goes on, or is NEWEST.
 
-    Rank 0 calls each of `listeners` with each event. `transform(image, boxes, labels)` or an Albumentations pipeline
-    changes training images (see `data.pixels.transform`). In several processes each of them calls this.
-    Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
+    Rank 0 calls each of `listeners` with each event, and alone logs lines for the user. `transform(image, boxes,
+    labels)` or an Albumentations pipeline changes training images (see `data.pixels.transform`). In several processes
+    each of them calls this. Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
     """
     check_limit()
     overrides = checked_overrides(TrainConfig, overrides)
@@ -48,8 +49,8 @@ def train(
     asked = with_overrides(header.spec.config if header else TrainConfig(), overrides)
     device = choose_device(asked.device, local_rank())
     team = join_team(device, asked.hang_timeout)
-    monitor = Monitor(listeners if team.is_rank_0 else (), silent=not team.is_rank_0)
-    with shown_lines(monitor.say), team.watched(), RunLock() as lock:
+    lines = nullcontext() if team.is_rank_0 else shown_lines(lambda line: None)
+    with lines, team.watched(), RunLock() as lock:
         precision = agreed_precision(choose_precision(device, asked.amp), team).name
         handed_in = None if transform is None else Transform(transform)
         setup: Setup | None = None
@@ -68,8 +69,7 @@ def train(
         spec, folder, header = team.broadcast((setup.spec, setup.folder, header) if setup else None)
         with team.long_work():
             setup = setup or build(spec, folder, device, handed_in)
-        monitor.folder = setup.folder
-        return fit(setup, monitor, team, header)
+        return fit(setup, Listeners(listeners if team.is_rank_0 else ()), team, header)
 
 
 def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[Path, Header | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import save_weights
+from yoloyard.training.listeners.records import read_records
 from yoloyard.training.setup.setup import Setup
 
 
@@ -59,12 +60,11 @@ def write_run_report(
     setup: Setup,
     metrics: Metrics,
     predictions: Mapping[int, Detections],
-    records: Sequence[Mapping[str, Any]],
     best_epoch: int,
     seconds: float,
 ) -> None:
     """The report of a run: figures of its best weights. `best_epoch` counts from 1."""
-    config = setup.config
+    config, records = setup.config, read_records(setup.folder)
     best = shlex.quote(str(setup.folder / "weights" / "best.safetensors"))
     data = shlex.quote(config.data)
     facts = {
