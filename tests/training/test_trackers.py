@@ -155,7 +155,10 @@ def test_a_tracker_that_fails_is_left_out_with_one_alert(tmp_path: Path, said: l
 
 def started(folder: Path, config: TrainConfig) -> RunStarted:
     setup: Any = SimpleNamespace(
-        config=config, names=["dent"], train_index=None, val_index=SimpleNamespace(paths=[folder / "no.jpg"])
+        config=config,
+        spec=SimpleNamespace(names=["dent"]),
+        train_index=None,
+        val_index=SimpleNamespace(paths=[folder / "no.jpg"]),
     )
     return RunStarted(folder, 0, setup)
 
