@@ -154,7 +154,7 @@ def duplicate_problem(duplicate: Duplicate, first: Sequence[Path], second: Seque
     """What is said of a duplicate; `first` are the images of the split `first_name`."""
     one, other = first[duplicate.first], second[duplicate.second]
     what = f"the same file is in {first_name}" if one == other else f"{duplicate.how} as {one} of {first_name}"
-    return Problem("duplicate in another split", str(other), what)
+    return Problem("duplicate across splits", str(other), what)
 
 
 def turned(image: np.ndarray, orientation: tuple[bool, int]) -> np.ndarray:

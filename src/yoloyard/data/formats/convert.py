@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
@@ -38,7 +39,7 @@ def convert(spec: DataSpec, out: Path, to: str) -> Path:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} holds something already: name an empty or a new folder")
     searched = [entry for entries in spec.splits.values() for entry in entries if entry.format is None]
-    for folder in [path for entry in searched for path in (entry.path, entry.labels) if path is not None]:
+    for folder in {path for entry in searched for path in (entry.path, entry.place)}:
         if folder.is_dir() and out.is_relative_to(os.path.realpath(folder)):
             raise UsageError(f"{out} is in {folder} and would become part of the data set: name a folder outside")
     indexes = {split: read_split(spec, split) for split in spec.splits}
@@ -46,27 +47,19 @@ def convert(spec: DataSpec, out: Path, to: str) -> Path:
         require_images(index, spec, split)
 
     def write(folder: Path) -> None:
-        data: dict[str, Any] = {}
-        for split, index in indexes.items():
-            data[split] = _write_split(folder, split, index, form)
+        data: dict[str, Any] = {split: _write_split(folder, split, index, form) for split, index in indexes.items()}
         text = yaml.safe_dump(data | {"names": list(spec.names)}, sort_keys=False, allow_unicode=True)
         (folder / "data.yaml").write_text(text, encoding="utf-8")
 
-    if out.exists():
-        fill_folder(out, write)
-    else:
-        write_whole_folder(out, write)
+    (fill_folder if out.exists() else write_whole_folder)(out, write)
     for split, index in indexes.items():
         for problem in index.problems:
             log.info(f"{split}: {problem}")
-        written = len(index.boxes)
-        if not form.keeps_ignore and index.ignore.any():
-            count = int(index.ignore.sum())
-            written -= count
-            log.info(
-                f"{split}: {count} boxes are to be ignored (crowd, difficult); {to.upper()} can't say that: left out"
-            )
-        log.info(f"{split}: {len(index)} images, {written} boxes")
+        left_out = 0 if form.keeps_ignore else int(index.ignore.sum())
+        if left_out:
+            what = f"{left_out} boxes are to be ignored (crowd, difficult)"
+            log.info(f"{split}: {what}; {to.upper()} can't say that: left out")
+        log.info(f"{split}: {len(index)} images, {len(index.boxes) - left_out} boxes")
     return out / "data.yaml"
 
 
@@ -83,10 +76,8 @@ def free_names(file_names: list[str]) -> list[str]:
         parts = [f"own_{part}" if is_side_folder(part) else part for part in parts if part]
         stem, suffix = os.path.splitext("/".join(parts))
         stem, suffix = ("".join(sign if sign.isprintable() else "_" for sign in text) for text in (stem, suffix))
-        free, number = _cut(stem, "", suffix), 1
-        while free in taken:
-            number += 1
-            free = _cut(stem, f"-{number}", suffix)
+        endings = ("" if number == 1 else f"-{number}" for number in itertools.count(1))
+        free = next(each for ending in endings if (each := _cut(stem, ending, suffix)) not in taken)
         taken.add(free)
         result.append(free + suffix)
     return result

@@ -79,9 +79,8 @@ def read_data_yaml(path: Path | str) -> DataSpec:
     for key in unknown:
         nearest = _own_key(key)
         if nearest and nearest not in tree and (nearest == "nc" or not isinstance(tree.get(key), int | float)):
-            raise UsageError(
-                f"{path}: unknown key {key!r}; the nearest valid one is {nearest!r} (valid are {', '.join(KEYS)})"
-            )
+            valid = f"the nearest valid one is {nearest!r} (valid are {', '.join(KEYS)})"
+            raise UsageError(f"{path}: unknown key {key!r}; {valid}")
     keypoint_values = _keypoint_values(path, tree)
     if unknown:
         log.info(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
@@ -123,9 +122,8 @@ def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
             known = set()
             for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
                 if key.value in known:  # YAML forbids it, its reader does not
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
-                    )
+                    what = f"the key {key.value} is there twice"
+                    raise yaml.MarkedYAMLError(problem=what, problem_mark=key.start_mark)
                 known.add(key.value)
             return node
 
@@ -227,10 +225,8 @@ def _mentioned(entries: tuple[Entry, ...]) -> list[str]:
     forms = {form.suffix: form for form in image_formats()}
     for entry in entries:
         if entry.labels is not None or not entry.path.is_dir():
-            voc_folder = (
-                entry.path.parents[min(2, len(entry.path.parts) - 2)] / "Annotations"
-            )  # of ImageSets/Main/a.txt
-            folder = entry.labels or voc_folder
+            above = entry.path.parents[min(2, len(entry.path.parts) - 2)]  # of ImageSets/Main/a.txt
+            folder = entry.labels or above / "Annotations"
             files = sorted(folder.iterdir()) if folder.is_dir() else []
         else:
             files = [label_path(Path(image)) for image in sorted(search_folder(entry.path).files)[:LOOKED_AT]]

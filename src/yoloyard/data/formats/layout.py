@@ -64,9 +64,9 @@ class Search:
         """Note a file: as one of these `suffixes`, as another image, or not at all."""
         name = os.path.basename(path)
         suffix = os.path.splitext(name)[1].lower()
-        if name.startswith("."):  # other systems' side files, such as `._image.jpg`
-            return
-        if not is_regular:
+        if name.startswith("."):
+            pass  # other systems' side files, such as `._image.jpg`
+        elif not is_regular:
             self.other_files["no regular file"] += 1
         elif suffix in suffixes:
             self.files.append(path)
@@ -97,12 +97,10 @@ def search_folder(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Se
     seen = set()  # a link that leads upwards would be followed for ever
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable_folder):
         status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
+        is_known = (status.st_dev, status.st_ino) in seen
         seen.add((status.st_dev, status.st_ino))
-        if search.folders and is_marked(files):
-            search.other_folders.append(parent)
+        if is_known or (search.folders and is_marked(files)):
+            search.other_folders += [] if is_known else [parent]
             folders.clear()
             continue
         search.folders.append(parent)

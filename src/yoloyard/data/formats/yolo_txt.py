@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -106,11 +105,26 @@ def parse_yolo_files(
 
 
 def pose_problem(files: Iterable[tuple[Path, bytes]]) -> list[Problem]:
-    """A warning where the rows of label files, each given with its content, seem to be boxes with keypoints."""
+    """A warning where the rows of label files, each given with its content, seem to be boxes with keypoints.
+
+    All rows with more than a box and a score have the same length, and nearly all have their points in the box that
+    the first four numbers are, which is in the image.
+    """
     texts = [(path, content) for path, content in files if path.suffix.lower() == ".txt"]
-    length = pose_length(content for _, content in texts)
-    if not length:
+    # Files of boxes alone are told without a look at each row.
+    others = (each for _, each in texts if len(each.split()) != 5 * (each.count(b"\n") + (each[-1:] not in b"\n")))
+    lengths, inside = [], 0
+    for words in (words for each in others for words in map(bytes.split, each.splitlines()) if len(words) > WITH_SCORE):
+        lengths.append(len(words))
+        try:
+            inside += _has_points_inside(np.array(list(map(float, words)))[1:])
+        except ValueError:
+            return []
+        if lengths[0] != lengths[-1]:
+            return []
+    if len(lengths) < POSE_ROWS or inside < POSE_SHARE * len(lengths):
         return []
+    length = lengths[0]
     shape = [(length - 5) // 3, 3] if length % 2 == 0 else [(length - 5) // 2, 2]
     what = (
         f"the rows of {length} numbers seem to be boxes with keypoints: their points lie in the box that the first "
@@ -119,43 +133,16 @@ def pose_problem(files: Iterable[tuple[Path, bytes]]) -> list[Problem]:
     return [Problem("label with keypoints", str(texts[0][0].parent), what)]
 
 
-def pose_length(files: Iterable[bytes]) -> int:
-    """How many numbers the rows have that seem to be boxes with keypoints and not polygons; 0 if they are none.
-
-    All rows with more than a box and a score have the same length, and nearly all have their points in the box that
-    the first four numbers are, which is in the image.
-    """
-    length = rows = inside = 0
-    for content in files:
-        if len(content.split()) == 5 * (content.count(b"\n") + (content[-1:] not in b"\n")):
-            continue  # boxes alone: no need to look at each row
-        for line in content.splitlines():
-            words = line.split()
-            if len(words) <= WITH_SCORE:
-                continue
-            try:
-                values = np.array(list(map(float, words)))[1:]
-            except ValueError:
-                return 0
-            if length not in (0, len(words)):
-                return 0
-            length = len(words)
-            rows += 1
-            inside += _has_points_inside(values[:4], values[4:])
-    return length if rows >= POSE_ROWS and inside >= POSE_SHARE * rows else 0
-
-
-def _has_points_inside(box: np.ndarray, others: np.ndarray) -> bool:
-    """Whether a box cxcywh is in the image, and holds all points x, y (, visibility 0 to 2) but those at 0, 0."""
+def _has_points_inside(row: np.ndarray) -> bool:
+    """Whether the box cxcywh of a row is in the image, and holds all points x, y (, visibility 0 to 2) but 0, 0."""
+    box, others = row[:4], row[4:]
     if not _is_in_image(box):
         return False
-    for each in (2, 3):
-        if len(others) % each == 0:
-            points = others.reshape(-1, each)
-            seen = points[points[:, :2].any(1), :2]
-            is_inside = np.all(np.abs(seen - box[:2]) <= box[2:] / 2 + TOLERANCE)
-            if is_inside and len(seen) and np.isin(points[:, 2:], (0, 1, 2)).all():
-                return True
+    for points in (others.reshape(-1, each) for each in (2, 3) if len(others) % each == 0):
+        seen = points[points[:, :2].any(1), :2]
+        is_inside = np.all(np.abs(seen - box[:2]) <= box[2:] / 2 + TOLERANCE)
+        if is_inside and len(seen) and np.isin(points[:, 2:], (0, 1, 2)).all():
+            return True
     return False
 
 
@@ -170,11 +157,12 @@ def format_yolo(image: LabelledImage, names: Sequence[str]) -> str:
 
 def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tuple[float, ...]:
     """Class, 0 (not to be ignored) and clipped xyxy of a row; raises LabelError with the reason if the row is wrong."""
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        word = next(word for word in words if not _is_number(word))
-        raise LabelError("label malformed", f"{word!r} is not a number") from None
+    numbers: list[float] = []
+    for word in words:
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            raise LabelError("label malformed", f"{word!r} is not a number") from None
     label, values = numbers[0], numbers[1:]
     if not (label.is_integer() and 0 <= label < num_classes):
         raise LabelError("class unknown", f"class {words[0]} is not one of 0 to {num_classes - 1}")
@@ -182,10 +170,8 @@ def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tupl
     if is_scored or len(values) == 4 + keypoint_values:
         values = values[:4]
     elif keypoint_values and len(values) != 4:
-        what = (
-            f"{len(words)} numbers; with the data.yaml's kpt_shape a row has {5 + keypoint_values}, or 5 (a box alone)"
-        )
-        raise LabelError("label malformed", what)
+        said = f"with the data.yaml's kpt_shape a row has {5 + keypoint_values}, or 5 (a box alone)"
+        raise LabelError("label malformed", f"{len(words)} numbers; {said}")
     elif len(values) != 4 and (len(values) < 6 or len(values) % 2):
         what = f"{len(words)} numbers; a box has 5 (class cx cy w h), a polygon 7, 9, 11 ... (keypoints need kpt_shape)"
         raise LabelError("label malformed", what)
@@ -211,18 +197,10 @@ def _is_tracked(words: list[str]) -> bool:
     """
     if len(words) != WITH_TRACK or not words[-1].isdecimal() or words[-1].strip("0") == "":
         return False
-    box = np.array(words[1:5], np.float64)
-    return words[-1] != "1" or _is_in_image(box)
+    return words[-1] != "1" or _is_in_image(np.array(words[1:5], np.float64))
 
 
 def _is_in_image(box: np.ndarray) -> bool:
     sides = box[2:]
     low, high = box[:2] - sides / 2, box[:2] + sides / 2
     return bool(np.all((sides > 0) & (low >= -TOLERANCE) & (high <= 1 + TOLERANCE)))
-
-
-def _is_number(word: str) -> bool:
-    try:
-        return not math.isnan(float(word))
-    except ValueError:
-        return False

@@ -70,7 +70,7 @@ def write_check_page(
         ("Problems", _kinds(problems)),
         ("All problems", _all_problems(problems)),
         ("Files with the most problems", _worst_files(indexes, problems)),
-        ("Duplicates in another split", _pairs(pairs)),
+        ("Duplicates across splits", _pairs(pairs)),
     ]
     for split, index in indexes.items():
         if not len(index):
