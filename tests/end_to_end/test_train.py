@@ -119,7 +119,7 @@ def test_settings_file_and_python(data: Path) -> None:
     from yoloyard.config.settings import read_overrides
 
     result = package.train(data=str(data), on_event=events.append, tensorboard=False, **read_overrides(settings))
-    assert [type(event).__name__ for event in events] == ["CheckpointWritten", "EpochEnded"]
+    assert [type(event).__name__ for event in events] == ["RunStarted", "CheckpointWritten", "EpochEnded"]
     assert result.weights.exists()
     assert result.metrics.figures()["map50_95"] >= 0
 
