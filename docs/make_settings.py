@@ -1,8 +1,9 @@
-"""Writes docs/settings.md from config.py: run `python docs/make_settings.py` after a change there."""
+"""Writes docs/settings.md from config/settings.py: run `python docs/make_settings.py` after a change there."""
 
 from pathlib import Path
 
-from yoloyard.config.settings import ALIASES, Setting, TrainConfig, settings_of
+from yoloyard.config.overrides import ALIASES
+from yoloyard.config.settings import Setting, TrainConfig, settings_of
 
 PAGE = Path(__file__).with_name("settings.md")
 
@@ -19,15 +20,15 @@ yoloyard train --data factory/data.yaml --close-mosaic 5 --no-amp
 yoloyard train data=factory/data.yaml close_mosaic=5 amp=false
 ```
 
-- In flags `-` and `_` are the same, and `key=value` words do as well. A switch is turned off by `--no-NAME`.
+- In flags `-` and `_` are the same, and `key=value` does as well. A switch is turned off by `--no-NAME`.
 - YOLOv5's spellings are understood too: {aliases}, `--hyp` (`--config`).
 - A flag wins over the file of `--config`, and that over the recipe of the model's family.
-- What you set is never changed without a word. What you leave out may be chosen to fit the run: `optimizer`, `lr0`,
+- What you set is never changed without a line that says so. What you leave out may be chosen to fit the run: `optimizer`, `lr0`,
   `momentum` and `warmup_bias_lr` while you give no `optimizer`
   (for YOLOv5 nor `lr0`); `nbs`, `warmup_epochs`, `close_mosaic` and `ema_ramp` for
   a small data set; `workers` is 0 on a CPU. The line `recipe ...` says the choice; the run folder's `config.yaml` holds
   all that was used.
-- A value outside its range is an error, and so is an unknown name; the message tells the nearest one.
+- A value outside its range is an error, and so is an unknown name; the message names the nearest one.
 """
 
 HEADINGS = {
@@ -43,8 +44,8 @@ def table() -> str:
     """The whole page: a heading and a table of settings for each part of the configuration."""
     spellings = ", ".join(f"`--{given.replace('_', '-')}` (`--{name}`)" for given, name in ALIASES.items())
     parts: dict[str, list[str]] = {part: [] for part in HEADINGS}
-    for word in settings_of(TrainConfig).values():
-        parts["" if len(word.path) == 1 else word.path[0]].append(_row(word))
+    for leaf in settings_of(TrainConfig).values():
+        parts[leaf.part].append(_row(leaf))
     text = INTRODUCTION.format(aliases=spellings)
     for part, rows in parts.items():
         head = ["", f"## {HEADINGS[part]}", "", "| setting | default | range | meaning |", "| --- | --- | --- | --- |"]
@@ -52,18 +53,18 @@ def table() -> str:
     return text
 
 
-def _row(word: Setting) -> str:
-    default = f"`{str(word.default).lower() if isinstance(word.default, bool) else word.default}`"
-    cells = (f"`{word.name}`", "" if word.default in (None, "") else default, _range(word), word.help)
+def _row(leaf: Setting) -> str:
+    default = f"`{str(leaf.default).lower() if isinstance(leaf.default, bool) else leaf.default}`"
+    cells = (f"`{leaf.name}`", "" if leaf.default in (None, "") else default, _range(leaf), leaf.help)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _range(word: Setting) -> str:
-    if word.at_least is None:
+def _range(leaf: Setting) -> str:
+    if leaf.at_least is None:
         return ""
-    if word.at_most is None:
-        return f"from {word.at_least:.10g}"
-    return f"{word.at_least:.10g} to {word.at_most:.10g}"
+    if leaf.at_most is None:
+        return f"from {leaf.at_least:.10g}"
+    return f"{leaf.at_least:.10g} to {leaf.at_most:.10g}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,9 +21,7 @@ from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.training.engine.compilation import compile_network
 from yoloyard.training.engine.criterion import choose_criterion
-from yoloyard.training.engine.ema import ExponentialMovingAverage
-from yoloyard.training.engine.optimizer import build_optimizer
-from yoloyard.training.engine.step import Outcome, Update, Verdict, forward_backward
+from yoloyard.training.engine.engine import Engine, StepReport, Verdict
 
 NUM_CLASSES = 3
 SGD = OptimizerConfig(optimizer="SGD", momentum=0.9)
@@ -30,7 +29,10 @@ ADAMW = OptimizerConfig(optimizer="AdamW", momentum=0.9)
 
 
 class Training:
-    """A detector on a device with all that a step needs. `lines`: what compiling has said."""
+    """A detector on a device with all that a step needs. `lines`: what compiling has said.
+
+    An update comes every `accumulate` batches of two images, unless there is a `config`.
+    """
 
     def __init__(
         self,
@@ -40,40 +42,38 @@ class Training:
         optimization: OptimizerConfig = SGD,
         compiled_for: tuple[int, int, int, int] | None = None,
         num_classes: int = NUM_CLASSES,
+        accumulate: int = 1,
+        config: TrainConfig | None = None,
+        batches_per_epoch: int = 10**6,
     ) -> None:
         torch.manual_seed(0)
         detector = registry.build(model, num_classes=num_classes)
         self.detector: Detector = detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device, self.precision = device, Precision(device.type, dtype)
-        self.optimizer = build_optimizer(self.detector, optimization, optimization.weight_decay)
-        average = ExponentialMovingAverage(self.detector, optimization.ema_ramp)
-        self.update = Update(self.detector, self.optimizer, self.precision.scaler(), average)
-        self.criterion, self.gains = choose_criterion(self.detector, TrainConfig(), free_bytes=free_bytes(device))
+        precision = Precision(device.type, dtype)
+        if config is None:
+            optimization = replace(optimization, nbs=2 * accumulate, warmup_epochs=0)
+            config = TrainConfig(batch=2, optimization=optimization)
+        criterion, gains = choose_criterion(self.detector, config, free_bytes=free_bytes(device))
         self.lines: list[str] = []
-        self.network: torch.nn.Module = self.detector.train()
+        network: torch.nn.Module = self.detector.train()
         if compiled_for is not None:
             with shown_lines(self.lines.append):
-                self.network = compile_network(self.detector, self.detector, compiled_for, self.precision)
+                network = compile_network(self.detector, self.detector, compiled_for, precision)
+        self.engine = Engine(self.detector, criterion, gains, precision, config, batches_per_epoch, network=network)
 
     def backward(self, batch: Batch) -> Tensor:
-        """The parts of the loss (parts,) of a batch that may lie elsewhere."""
-        images, scaler = len(batch.image_ids), self.update.scaler
-        batch = batch.to(self.device)
-        return forward_backward(self.network, self.criterion, batch, self.gains, self.precision, scaler, images)
+        """The parts of the loss (parts,) of a batch that may lie elsewhere; its gradients are added up."""
+        return self.engine.backward(batch.to(self.engine.device))[0]
 
-    def step(self, batch: Batch) -> Outcome:
+    def step(self, batch: Batch) -> StepReport:
         """A whole step, as the trainer makes it."""
-        self.update.watch(self.backward(batch))
-        return self.update()
+        return self.engine.step(batch)
 
 
-def everything(update: Update) -> dict[str, Tensor]:
+def everything(engine: Engine) -> dict[str, Tensor]:
     """All that a step may change, as copies."""
-    state = {f"model.{name}": value for name, value in update.model.state_dict().items()}
-    state |= {f"ema.{name}": value for name, value in update.ema.model.state_dict().items()}
-    for number, entry in update.optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{number}.{name}": value for name, value in entry.items()}
-    state["updates"] = update.ema.updates
+    parts = {name: part for name, part in engine.state_dict().items() if name in ("model", "ema", "optimizer")}
+    state = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     return {name: value.clone() for name, value in state.items() if "num_batches_tracked" not in name}
 
 
@@ -111,16 +111,16 @@ def no_waiting(device: torch.device) -> Iterator[None]:
 
 def check_that_steps_wait_for_nothing(device: torch.device, dtype: torch.dtype, model: str = "yolo11n") -> None:
     """From the batch's copy to the flags for the host; accumulation and loss scaling included."""
-    training = Training(device, dtype, model)
+    training = Training(device, dtype, model, accumulate=2)
     batches = [some_batch(seed=seed, pinned=device.type == "cuda") for seed in range(6)]
-    for batch in batches[:3]:  # libraries get ready, memory is allocated, a loss scale is found
+    for batch in batches * 2:  # libraries get ready, memory is allocated, a loss scale is found
         training.step(batch).send().read()
     verdicts: list[Verdict] = []
     with no_waiting(device):
-        for batch in batches[3:]:
-            training.update.watch(training.backward(batch))  # accumulated
+        for batch in batches:
             verdicts.append(training.step(batch).send())
-    assert all(losses_finite for _, losses_finite in (verdict.read() for verdict in verdicts))
+    assert training.engine.last_update == training.engine.number - 1 == 17
+    assert all(verdict.read().losses_finite for verdict in verdicts)
 
 
 def check_that_losses_are_those_of_the_cpu(device: torch.device, model: str = "yolo11n") -> None:
@@ -132,8 +132,8 @@ def check_that_losses_are_those_of_the_cpu(device: torch.device, model: str = "y
             batch = some_batch(seed=seed)
             expected, found = first.backward(batch), second.backward(batch).cpu()
             torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
-            first.update()
-            second.update()
+            first.engine.update()
+            second.engine.update()
 
 
 def check_that_a_bad_step_leaves_no_trace(
@@ -141,15 +141,15 @@ def check_that_a_bad_step_leaves_no_trace(
 ) -> None:
     """An image's values become infinite inside: nothing changes, and the host hears of it."""
     training = Training(device, dtype, optimization=optimization)
-    while training.step(some_batch(seed=1)).send().read()[0]:
+    while training.step(some_batch(seed=1)).send().read().skipped:
         pass  # a loss scale is found
-    before = everything(training.update)
+    before = everything(training.engine)
     first = next(module for module in training.detector.modules() if isinstance(module, torch.nn.Conv2d))
     spoiling = first.register_forward_hook(lambda module, inputs, output: output * float("inf"))
-    outcome = training.step(some_batch(seed=2))
+    report = training.step(some_batch(seed=2))
     spoiling.remove()
-    assert outcome.send().read() == (True, False)
-    after = everything(training.update)
+    assert report.send().read() == (True, False, False)
+    after = everything(training.engine)
     for name, value in before.items():
         assert torch.equal(after[name], value), name
 
@@ -160,7 +160,7 @@ def check_that_compiling_changes_nothing(device: torch.device, dtype: torch.dtyp
     plain, compiled = Training(device, dtype), Training(device, dtype, compiled_for=(2, 3, 64, 64))
     assert len(compiled.lines) == 1
     assert "was compiled in" in compiled.lines[0], compiled.lines
-    for name, value in everything(plain.update).items():
-        assert torch.equal(everything(compiled.update)[name], value), name
+    for name, value in everything(plain.engine).items():
+        assert torch.equal(everything(compiled.engine)[name], value), name
     tolerance = 1e-2 if dtype == torch.float32 else 5e-2
     torch.testing.assert_close(compiled.backward(batch), plain.backward(batch), rtol=tolerance, atol=tolerance)

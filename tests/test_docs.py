@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from yoloyard.cli.main import app, normal_arguments
+from yoloyard.cli.arguments import normal_arguments
+from yoloyard.cli.main import app
 from yoloyard.config.settings import TrainConfig, settings_of
 from yoloyard.models import registry
 from yoloyard.models.weights import transfer

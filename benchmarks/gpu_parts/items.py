@@ -27,16 +27,15 @@ from yoloyard.common.device import (
 )
 from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Batch
-from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig, with_overrides
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig
 from yoloyard.evaluation.validate import detect
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 from yoloyard.training.engine.criterion import choose_criterion
-from yoloyard.training.engine.ema import ExponentialMovingAverage
-from yoloyard.training.engine.optimizer import build_optimizer
-from yoloyard.training.engine.step import Outcome, Update, forward_backward
+from yoloyard.training.engine.engine import Engine, StepReport
 from yoloyard.training.stopwatch import Stopwatch
 
 LAUNCHES = 150  # of assignment and loss
@@ -97,8 +96,8 @@ def flags(device: torch.device) -> None:
         for _ in range(20):
             matrix = (matrix @ matrix).clamp(0, 1)
         later = matrix.sum() * 0
-        verdict = Outcome(later, later + bad, later + finite).send()
-        assert verdict.read() == (bad > 0, finite > 0)
+        verdict = StepReport(later, later, later + bad, later + finite, later).send()
+        assert verdict.read() == (bad > 0, finite > 0, False)
 
 
 def batches(device: torch.device) -> None:
@@ -131,16 +130,12 @@ def precisions(device: torch.device) -> str:
 def unused_parameter(device: torch.device) -> None:
     """4: what no forward uses is left alone."""
     detector = Small().to(device).train()
-    optimizer = build_optimizer(detector, OptimizerConfig(optimizer="SGD"), decay=0.1)
-    scaler = Precision(device.type, torch.float32).scaler()
-    update = Update(detector, optimizer, scaler, ExponentialMovingAverage(detector, 10.0))
-    criterion, gains = choose_criterion(detector, TrainConfig())
+    optimization = OptimizerConfig(optimizer="SGD", weight_decay=0.1, nbs=2, warmup_epochs=0, ema_ramp=10.0)
+    config = TrainConfig(batch=2, optimization=optimization)
+    criterion, gains = choose_criterion(detector, config)
+    engine = Engine(detector, criterion, gains, Precision(device.type, torch.float32), config, 10)
     for seed in range(3):
-        batch = some_batch(seed=seed).to(device)
-        update.watch(
-            forward_backward(detector, criterion, batch, gains, Precision(device.type, torch.float32), scaler, 2)
-        )
-        assert update().send().read() == (False, True)
+        assert engine.step(some_batch(seed=seed)).send().read() == (False, True, False)
     assert torch.equal(detector.unused.cpu(), torch.ones(4))
 
 

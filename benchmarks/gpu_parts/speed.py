@@ -17,7 +17,8 @@ from gpu_parts.common import CLASSES, MODES, PROGRAM, Sizes, dtype_of, run_limit
 from on_device import Training, some_batch
 from yoloyard.common.device import choose_precision, repeated_shapes
 from yoloyard.config import recipes
-from yoloyard.config.settings import TrainConfig, with_overrides
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import TrainConfig
 from yoloyard.data.formats.data_yaml import DataSpec, Entry
 from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.loading.loader import make_train_loader, make_val_loader
@@ -27,7 +28,6 @@ from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models import registry
 from yoloyard.models.profile import profile
-from yoloyard.training.engine.optimizer import Schedule
 
 BOXES = 16  # of an image
 LEAST_STEPS = 3  # that are measured
@@ -109,10 +109,10 @@ def _steps(
     verdict = None
     count, began = 0, time.perf_counter()
     while count < LEAST_STEPS or time.perf_counter() - began < sizes.seconds:
-        outcome = training.step(batches[count % LEAST_STEPS])
+        report = training.step(batches[count % LEAST_STEPS])
         if verdict is not None:
             verdict.read()  # as the trainer does: the host is a step ahead and no more
-        verdict = outcome.send()
+        verdict = report.send()
         count += 1
     synchronize(device)
     found: dict[str, Any] = {"seconds": (time.perf_counter() - began) / count, "said": training.lines}
@@ -182,24 +182,22 @@ def train_demo(device: torch.device, sizes: Sizes, folder: Path) -> dict[str, An
     precision = choose_precision(device, amp=True)
     pin_memory = device.type == "cuda"
     loader = make_train_loader(indexes["train"], config, pin_memory=pin_memory)
-    training = Training(device, precision.dtype, optimization=config.optimization, num_classes=len(NAMES))
-    schedule = Schedule(config.optimization, config.epochs, len(loader), config.batch)
-    seconds, number = [], 0
+    training = Training(device, precision.dtype, num_classes=len(NAMES), config=config, batches_per_epoch=len(loader))
+    seconds = []
     for epoch in range(config.epochs):
         began = time.perf_counter()
         verdict = None
         for batch in loader.epoch(epoch):
-            schedule.apply(training.optimizer, number)
-            outcome = training.step(batch)
+            report = training.step(batch)
             if verdict is not None:
                 verdict.read()
-            verdict, number = outcome.send(), number + 1
+            verdict = report.send()
         synchronize(device)
         seconds.append(time.perf_counter() - began)
     found: dict[str, Any] = {"epochs": config.epochs, "images": train, "seconds": seconds, "workers": workers}
     began = time.perf_counter()
     batches = make_val_loader(indexes["val"], size, 2 * config.batch, workers=workers, pin_memory=pin_memory)
-    predictions = predict_all(training.update.ema.model, batches, config.evaluation, device, precision)
+    predictions = predict_all(training.engine.average.model, batches, config.evaluation, device, precision)
     figures = evaluate(indexes["val"], predictions, config.evaluation.max_det).figures()
     return found | {"validation_seconds": time.perf_counter() - began, "figures": figures}
 

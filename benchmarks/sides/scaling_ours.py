@@ -15,7 +15,8 @@ import torch
 
 from yoloyard.common.nms import suppress_found
 from yoloyard.common.structures import Detections, Sample
-from yoloyard.config.settings import TrainConfig, with_overrides
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import TrainConfig
 from yoloyard.data.audit.duplicates import _nearest
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index, Paths, Texts, load_index

@@ -12,8 +12,8 @@ def stop(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    from yoloyard.training import trainer
+    from yoloyard.training.engine.engine import Engine
 
-    trainer.forward_backward = stop  # type: ignore[assignment]
+    Engine.step = stop  # type: ignore[assignment, method-assign]
     words = ["train", "--data", sys.argv[1], "--model", "yolo11n", "--imgsz", "320", "--batch", "8"]
     main([*words, "--project", os.path.join("runs", "bench", "startup", "runs"), *sys.argv[2:]])

@@ -23,9 +23,7 @@ from yoloyard.data.index.index import load_index
 from yoloyard.data.loading.loader import make_train_loader
 from yoloyard.models import registry
 from yoloyard.training.engine.criterion import choose_criterion
-from yoloyard.training.engine.ema import ExponentialMovingAverage
-from yoloyard.training.engine.optimizer import Schedule, build_optimizer
-from yoloyard.training.engine.step import Update, Verdict, forward_backward
+from yoloyard.training.engine.engine import Engine, Verdict, early_gradients
 
 BATCH = 8
 
@@ -58,23 +56,18 @@ def make_steps(data: Path, precision: Precision, bare: bool, imgsz: int = 640) -
     reuse_memory(device)
     detector = registry.build("yolo11n", num_classes=80).train()
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    schedule = Schedule(config.optimization, 100, len(loader), config.batch)
-    optimizer = build_optimizer(detector, config.optimization, schedule.decay)
-    update = Update(detector, optimizer, precision.scaler(), ExponentialMovingAverage(detector, 2000))
     criterion, gains = choose_criterion(detector, config, reads=True)
+    engine = Engine(detector, criterion, gains, precision, config, len(loader), around_backward=early_gradients)
+    optimizer = engine.optimizer
     unread: list[Verdict] = []
 
     def step() -> tuple[float, float]:
         batch = next(batches)
         began = time.perf_counter()
-        schedule.apply(optimizer, len(loader))
-        batch = batch.to(device)
-        losses = forward_backward(detector, criterion, batch, gains, precision, update.scaler, config.batch)
-        update.watch(losses)
-        outcome = update()
+        report = engine.step(batch)
         if unread:
             unread.pop().read()
-        unread.append(outcome.send())
+        unread.append(report.send())
         return began, time.perf_counter()
 
     def bare_step() -> tuple[float, float]:

@@ -9,47 +9,43 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import torch
 
-    from yoloyard.commands.predict import Model
-    from yoloyard.training.listeners.monitor import Event
-    from yoloyard.training.trainer import Result
+    from yoloyard.commands.model import Model
+    from yoloyard.training.listeners.events import Listener, Result
 
 __all__ = ["load", "train"]
 
 
 def train(
     resume: str | Path | bool | None = None,
-    on_event: Callable[[Event], object] | None = None,
+    on_event: Listener | Sequence[Listener] | None = None,
     transform: str | Callable[..., Any] | None = None,
-    **words: Any,
+    **overrides: Any,
 ) -> Result:
-    """Train a detector; `words` are the flags of `yoloyard train`. `on_event` is called with each event.
+    """Train a detector; `overrides` are the flags of `yoloyard train`. `on_event`, a function or a list of them, is
+    called with each event.
 
     `transform` changes training images: `image, boxes, labels = transform(image, boxes, labels)`, an Albumentations
     pipeline, or FILE.py:NAME of one of these.
     Raises yoloyard.common.errors.UserError with what to do, Interrupted after Ctrl-C with everything saved.
     """
-    from yoloyard.training.run import train as run
+    from yoloyard.commands.train import train as run
 
-    if transform is None or isinstance(transform, str):
-        return run(words if transform is None else {**words, "transform": transform}, resume, on_event)
-    return run(words, resume, on_event, transform)
+    if isinstance(transform, str):
+        return run(overrides | {"transform": transform}, resume, on_event)
+    return run(overrides, resume, on_event, transform)
 
 
-def load(weights: str | Path, device: str | int | torch.device | None = "auto", **settings: Any) -> Model:
-    """The model of a weight file: `model(image)` gives Detections for a path, a uint8 RGB array (height, width, 3),
+def load(weights: str | Path, device: str | int | torch.device | None = "auto", **settings: float | None) -> Model:
+    """The model of a weights file: `model(image)` gives Detections for a path, a uint8 RGB array (height, width, 3),
     a PIL image, or a list of these.
 
     `settings`: imgsz, conf, iou, max_det. Raises yoloyard.common.errors.UserError with what to do.
     """
-    from yoloyard.commands.predict import Model
-    from yoloyard.common.errors import UsageError
-    from yoloyard.config.settings import unknown_name
+    from yoloyard.commands.model import Model
 
-    if unknown := [name for name in settings if name not in ("imgsz", "conf", "iou", "max_det")]:
-        raise UsageError(unknown_name(unknown[0], ("imgsz", "conf", "iou", "max_det")))
     return Model(weights, device, **settings)

@@ -8,7 +8,8 @@ import yaml
 
 from yoloyard.common.errors import UsageError
 from yoloyard.config.foreign import translated_overrides
-from yoloyard.config.settings import TrainConfig, with_overrides
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import TrainConfig
 
 # The words that a run of ultralytics 8.4 writes, at their defaults but for the data.
 ARGS = """

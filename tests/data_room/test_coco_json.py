@@ -1,4 +1,4 @@
-"""COCO JSON in place: where its pictures are, what its annotations mean, what is said of wrong ones."""
+"""COCO JSON in place: where its images are, what its annotations mean, what is said of wrong ones."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ from yoloyard.evaluation.predictions import save_json
 CATEGORIES = [{"id": 90, "name": "dent"}, {"id": 3, "name": "big scratch"}, {"id": 7, "name": "crack"}]
 
 
-def picture(path: Path, width: int = 40, height: int = 30) -> None:
+def write_image(path: Path, width: int = 40, height: int = 30) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), np.zeros((height, width, 3), np.uint8))
 
@@ -49,7 +49,7 @@ def load(folder: Path, text: str, split: str = "train") -> Index:
 
 def test_boxes_ids_and_classes_are_those_of_the_file(tmp_path: Path) -> None:
     for name in ("b.png", "a.png", "empty.png"):
-        picture(tmp_path / "images" / name)
+        write_image(tmp_path / "images" / name)
     images = [image(100018, "b.png"), image(100017, "a.png"), image(5, "empty.png")]
     annotations = [
         annotation(1, 100018, 90, [1.1, 2.2, 3.3, 4.4]),
@@ -73,7 +73,7 @@ def test_boxes_ids_and_classes_are_those_of_the_file(tmp_path: Path) -> None:
 
 
 def test_ids_may_be_written_as_floats(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     categories = [{"id": 2.0, "name": "dent"}, {"id": 1, "name": "crack"}]
     annotations = [annotation(1, 1.0, 2, [1, 1, 5, 5]), annotation(2, 1, 2.0, [2, 2, 5, 5])]
     write(tmp_path / "a.json", [image(1.0, "a.png")], annotations, categories)
@@ -83,7 +83,7 @@ def test_ids_may_be_written_as_floats(tmp_path: Path) -> None:
 
 
 def test_names_of_the_data_yaml_win_and_are_found_by_name(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     write(tmp_path / "a.json", [image(1, "a.png")], [annotation(1, 1, 90, [1, 1, 5, 5])])
     index = load(tmp_path, "train: a.json\nnames: [dent, hole, big scratch]\n")
     assert index.labels.tolist() == [0]
@@ -91,7 +91,7 @@ def test_names_of_the_data_yaml_win_and_are_found_by_name(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("file", "pictures"),
+    ("file", "images"),
     [
         ("annotations/instances_train2017.json", "train2017"),
         ("annotations/instances_train2017.json", "images/train2017"),
@@ -101,21 +101,21 @@ def test_names_of_the_data_yaml_win_and_are_found_by_name(tmp_path: Path) -> Non
         ("deep/er/annotations/x.json", "images"),
     ],
 )
-def test_pictures_are_found_where_they_usually_are(tmp_path: Path, file: str, pictures: str) -> None:
-    picture(tmp_path / pictures / "a b.png")
+def test_images_are_found_where_they_usually_are(tmp_path: Path, file: str, images: str) -> None:
+    write_image(tmp_path / images / "a b.png")
     write(tmp_path / file, [image(1, "gone.png"), image(2, "a b.png")], [annotation(1, 2, 3, [1, 1, 5, 5])])
     index = load(tmp_path, f"train: {file}\n")
-    assert list(index.paths) == [tmp_path / pictures / "a b.png"]
+    assert list(index.paths) == [tmp_path / images / "a b.png"]
     (problem,) = index.problems
     assert problem.kind == "image missing"
     assert (
-        str(problem) == f"{tmp_path}/{file} image id 1: there is no image {tmp_path}/{pictures}/gone.png; image skipped"
+        str(problem) == f"{tmp_path}/{file} image id 1: there is no image {tmp_path}/{images}/gone.png; image skipped"
     )
 
 
 def test_the_folder_may_be_said_and_formats_may_be_mixed(tmp_path: Path) -> None:
-    picture(tmp_path / "far" / "a.png")
-    picture(tmp_path / "images" / "a.png")
+    write_image(tmp_path / "far" / "a.png")
+    write_image(tmp_path / "images" / "a.png")
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/a.txt").write_text("1 0.5 0.5 0.5 0.5\n")
     write(tmp_path / "a.json", [image(9, "a.png")], [annotation(1, 9, 90, [1, 1, 5, 5])])
@@ -123,18 +123,18 @@ def test_the_folder_may_be_said_and_formats_may_be_mixed(tmp_path: Path) -> None
     index = load(tmp_path, text)
     assert list(index.paths) == [tmp_path / "far/a.png", tmp_path / "images/a.png"]
     assert index.labels.tolist() == [0, 1]
-    assert index.source_ids.tolist() == [0, 1]  # of ids that not all pictures have, none is used
+    assert index.source_ids.tolist() == [0, 1]  # of ids that not all images have, none is used
     assert index.category_ids.tolist() == [0, 1]
 
 
-def test_where_pictures_were_looked_for_is_said(tmp_path: Path) -> None:
+def test_where_images_were_looked_for_is_said(tmp_path: Path) -> None:
     write(tmp_path / "a.json", [image(9, "a.png")], [])
     with pytest.raises(UserError, match=r"none of the 1 images .*a\.png was looked for in .*/images.*images: FOLDER"):
         load(tmp_path, "train: a.json\n")
 
 
 def test_a_set_that_loses_all_its_boxes_by_their_ids_says_so(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     write(tmp_path / "a.json", [image(1, "a.png")], [annotation(1, [1], 3, [1, 1, 5, 5])])
     with pytest.raises(UserError, match=r"not a single label; .*first error: .* its image_id \[1\] is neither a whole"):
         load(tmp_path, "train: a.json\n")
@@ -164,9 +164,9 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("wrong", "kind", "what"), WRONG)
-def test_a_wrong_annotation_makes_its_picture_unusable(tmp_path: Path, wrong: dict, kind: str, what: str) -> None:
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "b.png")
+def test_a_wrong_annotation_makes_its_image_unusable(tmp_path: Path, wrong: dict, kind: str, what: str) -> None:
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "b.png")
     good = annotation(16, 2, 3, [1, 1, 5, 5])
     write(tmp_path / "a.json", [image(1, "a.png"), image(2, "b.png")], [good, wrong])
     index = load(tmp_path, "train: a.json\n")
@@ -179,7 +179,7 @@ def test_a_wrong_annotation_makes_its_picture_unusable(tmp_path: Path, wrong: di
 
 def test_what_is_left_out_alone_is_named(tmp_path: Path) -> None:
     for name in ("a.png", "turned.png"):
-        picture(tmp_path / name)
+        write_image(tmp_path / name)
     images = [image(1, "a.png"), image(2, "turned.png", width=30, height=40), image(3, "a.png"), {"id": 4}, "x"]
     annotations = [
         annotation(1, 1, 3, [1, 1, 5, 5]),
@@ -223,19 +223,19 @@ def test_what_is_left_out_alone_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_no_data_set_is_refused(tmp_path: Path, content: str, message: str) -> None:
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(UserError, match=message):
         load(tmp_path, "train: a.json\nnames: [dent]\n")
 
 
-def test_a_change_of_the_file_or_a_picture_makes_a_new_index(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+def test_a_change_of_the_file_or_an_image_makes_a_new_index(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png")
     images = [image(1, "a.png"), image(2, "b.png")]
     write(tmp_path / "a.json", images, [annotation(1, 1, 3, [1, 1, 5, 5])])
     first = load(tmp_path, "train: a.json\n")
-    assert load(tmp_path, "train: a.json\n").folder == first.folder
-    picture(tmp_path / "b.png")
+    assert load(tmp_path, "train: a.json\n").file == first.file
+    write_image(tmp_path / "b.png")
     second = load(tmp_path, "train: a.json\n")
     assert len(second) == 2
     write(tmp_path / "a.json", images, [annotation(1, 1, 7, [1, 1, 5, 5])])
@@ -250,7 +250,7 @@ def test_predictions_score_the_same_on_the_users_own_file(tmp_path: Path) -> Non
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in numbers.tolist():
-        picture(tmp_path / "images" / f"{random.integers(10**9)}-{number}.png", 200, 150)
+        write_image(tmp_path / "images" / f"{random.integers(10**9)}-{number}.png", 200, 150)
     for path, number in zip(sorted((tmp_path / "images").iterdir()), numbers.tolist(), strict=True):
         images.append({"id": number, "file_name": path.name, "width": 200, "height": 150})
         for _ in range(random.integers(0, 6)):

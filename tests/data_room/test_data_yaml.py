@@ -19,7 +19,7 @@ def write(path: Path, text: str = "") -> Path:
 def images(spec: DataSpec, split: str) -> list[Path]:
     sources = find_sources(spec, split)
     assert not [problem for problem in sources.problems if problem.is_error]
-    return [picture.path for picture in sources.images]
+    return [image.path for image in sources.images]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,6 @@ def test_what_is_no_yaml_file_is_said(tmp_path: Path) -> None:
         read_data_yaml(tmp_path / "gone.yaml")
     with pytest.raises(UsageError, match="is a folder"):
         read_data_yaml(tmp_path)
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n")
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(UsageError, match="not a UTF-8 text file"):
-        read_data_yaml(tmp_path / "picture.png")
+        read_data_yaml(tmp_path / "image.png")

@@ -19,7 +19,7 @@ from yoloyard.common.errors import UserError
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading import disk_cache
-from yoloyard.data.loading.disk_cache import cached_on_disk, decoded_folder
+from yoloyard.data.loading.disk_cache import DECODED, cached_on_disk
 from yoloyard.data.loading.image_cache import load_resized
 from yoloyard.data.loading.loader import make_train_loader
 
@@ -42,7 +42,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[int]:
 
 
 def left_behind() -> list[str]:
-    return [file.name for file in decoded_folder().iterdir() if file.suffix != ".lock"]
+    return [file.name for file in DECODED.folder.iterdir() if file.suffix != ".lock"]
 
 
 @pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (1, "spawn")])
@@ -163,7 +163,7 @@ def test_caches_not_used_for_long_go(index: Index, decoded: collections.Counter[
     oldest_in_use = cached_on_disk(index, 64)  # used again, so it is the newest now
     newest = cached_on_disk(index, 192)
     assert sorted(left_behind()) == sorted(path.name for path in (paths[0], paths[2], paths[3], newest.path))
-    shutil.rmtree(decoded_folder())
+    shutil.rmtree(DECODED.folder)
     assert (oldest_in_use[5] == load_resized(index, 5, 64)).all()  # one that is mapped stays readable
 
 

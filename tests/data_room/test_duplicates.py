@@ -1,4 +1,4 @@
-"""Copies are found whatever was done to them; other shots of the same scene are none."""
+"""Duplicates are found whatever was done to them; other shots of the same scene are none."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloyard.data.audit import duplicates as copies_module
+from yoloyard.data.audit import duplicates as duplicates_module
 from yoloyard.data.audit.duplicates import ORIENTATIONS, Duplicate, find_duplicates, turned
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.demo.write import demo_image
@@ -43,7 +43,7 @@ def parts() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def train(parts: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write(tmp_path_factory.mktemp("copies") / "train", parts, 92)
+    return write(tmp_path_factory.mktemp("duplicates") / "train", parts, 92)
 
 
 @pytest.mark.parametrize("quality", [95, 75, 40])
@@ -58,7 +58,7 @@ def train(parts: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> 
         (lambda image: scaled(np.fliplr(image), 1.5), "mirrored, resized"),
     ],
 )
-def test_copies_are_found(train: list[Path], tmp_path: Path, change: Change, how: str, quality: int) -> None:
+def test_duplicates_are_found(train: list[Path], tmp_path: Path, change: Change, how: str, quality: int) -> None:
     val = write(tmp_path / "val", [change(decode_image(path)) for path in train], quality)
     expected = [Duplicate(number, number, f"the same image ({how})") for number in range(len(train))]
     assert find_duplicates(train, val, None) == expected
@@ -69,10 +69,10 @@ def test_each_orientation_is_told(train: list[Path], tmp_path: Path, orientation
     image = decode_image(train[5])[:200]
     (one,) = write(tmp_path / "one", [image], None)
     (other,) = write(tmp_path / "other", [turned(image, orientation)], 90)
-    (copy,) = find_duplicates([*train, one], [other], None)
-    assert copy.first == len(train)
+    (duplicate,) = find_duplicates([*train, one], [other], None)
+    assert duplicate.first == len(train)
     words = ORIENTATIONS[orientation]
-    assert copy.how.startswith(f"the same image ({words or 'encoded again'}")
+    assert duplicate.how.startswith(f"the same image ({words or 'encoded again'}")
 
 
 def test_the_same_bytes_are_told_apart_from_the_same_image(train: list[Path], tmp_path: Path) -> None:
@@ -81,14 +81,14 @@ def test_the_same_bytes_are_told_apart_from_the_same_image(train: list[Path], tm
     assert find_duplicates(train, [other], None) == [Duplicate(3, 0, "the same bytes")]
 
 
-def test_other_parts_of_the_line_are_no_copies(train: list[Path], tmp_path: Path) -> None:
+def test_other_parts_of_the_line_are_no_duplicates(train: list[Path], tmp_path: Path) -> None:
     others = [noisy(demo_image(0, "val", number, SIZE).pixels, number) for number in range(30)]
     assert find_duplicates(train, write(tmp_path / "val", others, 92), None) == []
 
 
 @pytest.mark.parametrize("quality", [None, 95, 75, 50])
 @pytest.mark.parametrize("what", ["nothing", "exposure", "position", "defect"])
-def test_other_shots_of_the_same_scene_are_no_copies(tmp_path: Path, what: str, quality: int | None) -> None:
+def test_other_shots_of_the_same_scene_are_no_duplicates(tmp_path: Path, what: str, quality: int | None) -> None:
     scene = demo_image(0, "train", 3, SIZE).pixels
     second = scene.copy()
     if what == "position":
@@ -115,7 +115,7 @@ def test_unusable_images_and_empty_lists_are_passed_over(train: list[Path], tmp_
     assert find_duplicates(train, [], None) == []
 
 
-def test_a_file_that_is_removed_meanwhile_is_no_copy(
+def test_a_file_that_is_removed_meanwhile_is_no_duplicate(
     parts: list[np.ndarray], train: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (val,) = write(tmp_path / "val", parts[:1], 75)
@@ -127,7 +127,7 @@ def test_a_file_that_is_removed_meanwhile_is_no_copy(
             path.unlink()
         return image
 
-    monkeypatch.setattr(copies_module, "decode_image", decode_and_lose)
+    monkeypatch.setattr(duplicates_module, "decode_image", decode_and_lose)
     assert find_duplicates(train, [val], None) == []
 
 
@@ -137,5 +137,5 @@ def test_what_has_not_changed_is_not_compared_again(
     val = tmp_path / "val.jpg"
     val.write_bytes(train[2].read_bytes())
     first = find_duplicates(train, [val], tmp_path / "cache")
-    monkeypatch.setattr(copies_module, "_nearest", lambda *_: pytest.fail("compared"))
+    monkeypatch.setattr(duplicates_module, "_nearest", lambda *_: pytest.fail("compared"))
     assert find_duplicates(train, [val], tmp_path / "cache") == first == [Duplicate(2, 0, "the same bytes")]

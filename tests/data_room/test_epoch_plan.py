@@ -74,7 +74,7 @@ def test_the_rarest_class_of_a_picture_decides(index: Index) -> None:
     labels = np.array([0, 1] + [0] * 15 + [1])
     ignore = np.array([False] * 17 + [True])
     made = dataclasses.replace(
-        index, offsets=np.cumsum([0, *counts]), labels=labels, boxes=np.zeros((18, 4)), ignore=ignore, folder=None
+        index, offsets=np.cumsum([0, *counts]), labels=labels, boxes=np.zeros((18, 4)), ignore=ignore, file=None
     )
     factors = repeat_factors(made, 0.5)
     assert factors[0] == pytest.approx(math.sqrt(0.5 * 24))

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from yoloyard.commands.predict import find_sources as find_inputs
+from yoloyard.commands.sources import find_sources as find_inputs
 from yoloyard.commands.val import class_order
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder
@@ -37,7 +37,7 @@ def write(path: Path, content: bytes | str = b"") -> Path:
     return path
 
 
-def picture(path: Path, seed: int = 0) -> Path:
+def write_image(path: Path, seed: int = 0) -> Path:
     pixels = np.random.default_rng(seed).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
     _, content = cv2.imencode(".png", pixels)
     return write(path, content.tobytes())
@@ -86,8 +86,8 @@ def problems(index: Index) -> list[tuple[str, str]]:
     ],
 )
 def test_folders_of_other_programs_are_passed_over_and_named(tmp_path: Path, folder: str) -> None:
-    picture(tmp_path / "images/a.png")
-    picture(tmp_path / "images" / folder / "b.png")
+    write_image(tmp_path / "images/a.png")
+    write_image(tmp_path / "images" / folder / "b.png")
     write(tmp_path / "images" / folder / "c.heic")
     search = search_folder(tmp_path / "images")
     assert search.files == [f"{tmp_path}/images/a.png"]
@@ -97,7 +97,7 @@ def test_folders_of_other_programs_are_passed_over_and_named(tmp_path: Path, fol
 
 @pytest.mark.parametrize("folder", ["thumb", "originals", "found", "trash", "@gmt", "logs", "lost", "recycling"])
 def test_folders_that_data_sets_may_have_are_searched(tmp_path: Path, folder: str) -> None:
-    picture(tmp_path / folder / "a.png")
+    write_image(tmp_path / folder / "a.png")
     assert len(search_folder(tmp_path).files) == 1
 
 
@@ -113,8 +113,8 @@ def test_folders_that_data_sets_may_have_are_searched(tmp_path: Path, folder: st
     ],
 )
 def test_results_of_other_trainers_are_no_input(tmp_path: Path, files: tuple[str, ...], count: int) -> None:
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "runs/detect/train/weights/b.png")
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "runs/detect/train/weights/b.png")
     for name in files:
         write(tmp_path / "runs/detect/train" / name)
     search = search_folder(tmp_path)
@@ -123,8 +123,8 @@ def test_results_of_other_trainers_are_no_input(tmp_path: Path, files: tuple[str
 
 
 def test_what_a_glob_passes_over_is_said(tmp_path: Path, said: list[str]) -> None:
-    picture(tmp_path / "in/a.png")
-    picture(tmp_path / "in/runs/train/b.png")
+    write_image(tmp_path / "in/a.png")
+    write_image(tmp_path / "in/runs/train/b.png")
     for name in ("args.yaml", "results.csv"):
         write(tmp_path / "in/runs/train" / name)
     write(tmp_path / "in/c.heic")
@@ -141,24 +141,24 @@ def test_what_a_glob_passes_over_is_said(tmp_path: Path, said: list[str]) -> Non
 
 @pytest.mark.parametrize("suffix", [".pjpeg", ".pjp"])
 def test_more_names_of_jpeg_are_read(tmp_path: Path, suffix: str) -> None:
-    picture(tmp_path / f"a{suffix}")
+    write_image(tmp_path / f"a{suffix}")
     assert len(search_folder(tmp_path).files) == 1
 
 
 @pytest.mark.parametrize("folder", [".hidden", "thumbnails", "@eaDir", ".cache/set/images", "lost+found"])
 def test_a_folder_that_is_named_is_searched_whatever_it_is_called(tmp_path: Path, folder: str) -> None:
-    picture(tmp_path / folder / "below/a.png")
+    write_image(tmp_path / folder / "below/a.png")
     search = search_folder(tmp_path / folder)
     assert search.files == [f"{tmp_path}/{folder}/below/a.png"]
     assert search.passed_over() == ""
 
 
 def test_results_of_runs_and_python_environments_are_no_input(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     run = new_run_folder(tmp_path / "results", "night")
-    picture(run / "deeper/b.png")
+    write_image(run / "deeper/b.png")
     write(tmp_path / "env/pyvenv.cfg")
-    picture(tmp_path / "env/share/c.png")
+    write_image(tmp_path / "env/share/c.png")
     search = search_folder(tmp_path)
     assert search.files == [f"{tmp_path}/a.png"]
     assert "2 folders" in search.passed_over()
@@ -167,7 +167,7 @@ def test_results_of_runs_and_python_environments_are_no_input(tmp_path: Path) ->
 
 
 def test_what_is_no_input_of_a_data_set_is_one_warning(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.png")
+    write_image(tmp_path / "images/a.png")
     for name in (".ipynb_checkpoints/a-checkpoint.png", "._a.png", "b.HEIC", "c.png_large", "d.JPG.part", "e", "f.mov"):
         write(tmp_path / "images" / name)
     for name in ("README", "notes.txt", "a.json", "a.png.json", "labels.cache", "Thumbs.db", "Makefile"):
@@ -186,7 +186,7 @@ def test_what_is_no_input_of_a_data_set_is_one_warning(tmp_path: Path) -> None:
 
 def test_files_of_other_kinds_that_come_later_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yoloyard.data.index.unchanged.SETTLED_SECONDS", -1000)
-    picture(tmp_path / "images/a.png")
+    write_image(tmp_path / "images/a.png")
     write(tmp_path / "labels/a.txt", ROW)
     assert problems(load(tmp_path, "train: images\nnames: [x]\n")) == []
     write(tmp_path / "images/b.heic")
@@ -212,7 +212,7 @@ def test_what_the_decoder_reads_is_found_by_its_suffix(tmp_path: Path, suffix: s
 def test_a_converted_set_has_all_images_whatever_they_were_called(tmp_path: Path, to: str) -> None:
     names = ["a.png_large", "b", "thumbnails/c.png", "@eaDir\\d.png", "frame.0001", "frame.0002", ".e/f.jpg!d"]
     for seed, name in enumerate(names):
-        picture(tmp_path / "set/images" / name.replace("\\", "/"), seed)
+        write_image(tmp_path / "set/images" / name.replace("\\", "/"), seed)
     images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
     annotations = [
         {"id": number, "image_id": number, "category_id": 1, "bbox": [10, 7.5, 20, 15]} for number in range(len(names))
@@ -230,7 +230,7 @@ def test_suffixes_of_labels_may_be_written_in_capitals(tmp_path: Path, suffix: s
     content = ROW if suffix.lower() == ".txt" else f"<annotation>{OBJECT.format('x')}</annotation>"
     for place in ("labels", "images", "own"):
         root = tmp_path / place
-        image = picture(root / "images/a.png")
+        image = write_image(root / "images/a.png")
         label = write(root / place / f"a{suffix}", content)
         entry = "{images: images, labels: own}" if place == "own" else "images"
         index = load(root, f"train: {entry}\nnames: [x]\n")
@@ -240,7 +240,7 @@ def test_suffixes_of_labels_may_be_written_in_capitals(tmp_path: Path, suffix: s
 
 
 def test_a_label_whose_suffix_is_in_small_letters_comes_first(tmp_path: Path) -> None:
-    image = picture(tmp_path / "images/a.png")
+    image = write_image(tmp_path / "images/a.png")
     for name in ("a.TXT", "a.txt"):
         write(tmp_path / "labels" / name, ROW)
     if len(os.listdir(tmp_path / "labels")) == 1:
@@ -249,7 +249,7 @@ def test_a_label_whose_suffix_is_in_small_letters_comes_first(tmp_path: Path) ->
 
 
 def test_labels_without_an_image_are_named_in_capitals_too(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.png")
+    write_image(tmp_path / "images/a.png")
     write(tmp_path / "labels/a.txt", ROW)
     write(tmp_path / "labels/b.TXT", ROW)
     (problem,) = load(tmp_path, "train: images\nnames: [x]\n").problems
@@ -258,10 +258,10 @@ def test_labels_without_an_image_are_named_in_capitals_too(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("label", ["labels/a.txt", "images/a.txt", "labels/a.xml", "labels/a.TXT"])
 def test_images_that_share_a_label_file_are_named(tmp_path: Path, label: str) -> None:
-    picture(tmp_path / "images/a.jpg")
-    picture(tmp_path / "images/a.png", 1)
-    picture(tmp_path / "images/b.png", 2)
-    picture(tmp_path / "images/b.jpg", 3)
+    write_image(tmp_path / "images/a.jpg")
+    write_image(tmp_path / "images/a.png", 1)
+    write_image(tmp_path / "images/b.png", 2)
+    write_image(tmp_path / "images/b.jpg", 3)
     write(tmp_path / label, f"<annotation>{OBJECT.format('x')}</annotation>" if "xml" in label else ROW)
     index = load(tmp_path, "train: images\nnames: [x]\n")
     (problem,) = (problem for problem in index.problems if problem.kind == "label of two images")
@@ -274,7 +274,7 @@ COMPOSED, APART = (unicodedata.normalize(form, "größe é 1") for form in ("NFC
 
 @pytest.mark.parametrize(("image", "label"), [(COMPOSED, APART), (APART, COMPOSED), (APART, APART)])
 def test_labels_are_found_in_the_other_unicode_form(tmp_path: Path, image: str, label: str) -> None:
-    picture(tmp_path / f"images/{image}.png")
+    write_image(tmp_path / f"images/{image}.png")
     write(tmp_path / f"labels/{label}.txt", ROW)
     index = load(tmp_path, "train: images\nnames: [x]\n")
     assert index.boxes.tolist() == [BOX]
@@ -283,7 +283,7 @@ def test_labels_are_found_in_the_other_unicode_form(tmp_path: Path, image: str, 
 
 @pytest.mark.parametrize(("own", "other"), [(COMPOSED, APART), (APART, COMPOSED)])
 def test_lists_and_coco_files_may_use_the_other_unicode_form(tmp_path: Path, own: str, other: str) -> None:
-    image = picture(tmp_path / f"images/{own}.png")
+    image = write_image(tmp_path / f"images/{own}.png")
     write(tmp_path / f"labels/{own}.txt", ROW)
     said = f"images/{other}.png"
     write(tmp_path / "list.txt", said)
@@ -312,7 +312,7 @@ def test_lists_and_coco_files_may_use_the_other_unicode_form(tmp_path: Path, own
     ],
 )
 def test_paths_of_other_systems_and_exports_lead_to_the_file(tmp_path: Path, line: str) -> None:
-    image = picture(tmp_path / "images/sub/a.png")
+    image = write_image(tmp_path / "images/sub/a.png")
     write(tmp_path / "labels/sub/a.txt", ROW)
     write(tmp_path / "list.txt", line)
     tree = {"images": [{"id": 1, "file_name": line}], "categories": [{"id": 1, "name": "x"}]}
@@ -331,7 +331,7 @@ def test_a_file_that_is_there_as_it_is_written_comes_first() -> None:
 
 
 def test_an_image_of_another_spelling_that_changes_is_examined_again(tmp_path: Path) -> None:
-    image = picture(tmp_path / "images/a.png")
+    image = write_image(tmp_path / "images/a.png")
     tree = {"images": [{"id": 1, "file_name": "images\\a.png"}], "categories": [{"id": 1, "name": "x"}]}
     tree["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}]
     write(tmp_path / "a.json", json.dumps(tree))
@@ -366,7 +366,7 @@ def test_lists_of_pascal_voc_may_have_folders_and_suffixes(
 ) -> None:
     names = ["a", "train/b", "train/deep er/c.1", "d 1"]
     for seed, name in enumerate(names):
-        picture(tmp_path / f"JPEGImages/{name}.png", seed)
+        write_image(tmp_path / f"JPEGImages/{name}.png", seed)
         write(tmp_path / f"Annotations/{name}.xml", f"<annotation>{OBJECT.format('x')}</annotation>")
     write(tmp_path / place / "train.txt", lines_of_names(list(map(line, names))))
     index = load(tmp_path, f"train: {place}/train.txt\nnames: [x]\n")
@@ -377,7 +377,7 @@ def test_lists_of_pascal_voc_may_have_folders_and_suffixes(
 
 def test_what_a_list_of_pascal_voc_does_not_settle_is_said(tmp_path: Path) -> None:
     for seed, name in enumerate(("a.jpg", "a.png", "b.png")):
-        picture(tmp_path / "JPEGImages" / name, seed)
+        write_image(tmp_path / "JPEGImages" / name, seed)
     write(tmp_path / "Annotations/a.xml", f"<annotation>{OBJECT.format('x')}</annotation>")
     write(tmp_path / "ImageSets/Main/train.txt", "a\nb.jpg\nsub/c\n")
     index = load(tmp_path, "train: ImageSets/Main/train.txt\nnames: [x]\n")
@@ -439,7 +439,7 @@ def test_xml_in_another_encoding_than_it_declares_is_refused(encoding: str, cont
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_json_may_be_in_any_unicode_encoding(tmp_path: Path, encoding: str) -> None:
-    picture(tmp_path / "images/größe.png")
+    write_image(tmp_path / "images/größe.png")
     tree = {"images": [{"id": 1, "file_name": "größe.png"}], "categories": [{"id": 1, "name": "裂缝"}]}
     tree["annotations"] = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 7.5, 20, 15]}]
     write(tmp_path / "a.json", json.dumps(tree, ensure_ascii=False).encode(encoding))
@@ -449,7 +449,7 @@ def test_json_may_be_in_any_unicode_encoding(tmp_path: Path, encoding: str) -> N
 
 
 def test_texts_may_be_in_utf_16_as_powershell_writes_them(tmp_path: Path) -> None:
-    picture(tmp_path / "images/größe.png")
+    write_image(tmp_path / "images/größe.png")
     write(tmp_path / "labels/größe.txt", ROW.encode("utf-16"))
     write(tmp_path / "list.txt", codecs.BOM_UTF16_LE + "images\\größe.png\r\n".encode("utf-16-le"))
     write(tmp_path / "data.yaml", "train: list.txt\nnames: [裂缝]\n".encode("utf-16"))
@@ -459,7 +459,7 @@ def test_texts_may_be_in_utf_16_as_powershell_writes_them(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("seconds", [10_413_792_000, 253_402_300_799, -11_644_473_600, -1])  # years 2300, 9999, 1601
 def test_times_of_change_of_any_year_are_kept(tmp_path: Path, seconds: int) -> None:
-    image = picture(tmp_path / "images/a.png")
+    image = write_image(tmp_path / "images/a.png")
     write(tmp_path / "labels/a.txt", ROW)
     for file in (image, tmp_path / "labels/a.txt", tmp_path / "images"):
         os.utime(file, (seconds, seconds))
@@ -468,8 +468,8 @@ def test_times_of_change_of_any_year_are_kept(tmp_path: Path, seconds: int) -> N
 
 
 def test_a_label_of_two_images_is_none_where_one_image_is_asked_for(tmp_path: Path) -> None:
-    picture(tmp_path / "images/a.jpg")
-    picture(tmp_path / "images/a.png", 1)
+    write_image(tmp_path / "images/a.jpg")
+    write_image(tmp_path / "images/a.png", 1)
     write(tmp_path / "labels/a.txt", ROW)
     write(tmp_path / "list.txt", "images/a.png\n")
     assert find_sources(spec_of(tmp_path, "train: list.txt\nnames: [x]\n"), "train").problems == []
@@ -479,7 +479,7 @@ def test_a_label_of_two_images_is_none_where_one_image_is_asked_for(tmp_path: Pa
 
 
 def test_pipes_sockets_and_devices_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture(tmp_path / "images/a.png")
+    write_image(tmp_path / "images/a.png")
     os.mkfifo(tmp_path / "images/b.png")
     os.symlink("b.png", tmp_path / "images/c.png")
     os.symlink("/dev/zero", tmp_path / "images/d.png")
@@ -497,7 +497,7 @@ def test_pipes_sockets_and_devices_are_not_waited_for(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("target", [None, "/dev/zero", "/dev/null"])
 def test_labels_that_are_no_regular_file_are_an_error(tmp_path: Path, target: str | None) -> None:
-    picture(tmp_path / "images/a.png")
+    write_image(tmp_path / "images/a.png")
     (tmp_path / "labels").mkdir()
     if target is None:
         os.mkfifo(tmp_path / "labels/a.txt")
@@ -514,7 +514,7 @@ def test_labels_that_are_no_regular_file_are_an_error(tmp_path: Path, target: st
 def test_label_folders_in_the_other_unicode_form_are_found(tmp_path: Path) -> None:
     for number, (images, labels) in enumerate([(COMPOSED, APART), (APART, COMPOSED)]):
         root = tmp_path / str(number)
-        picture(root / "images" / images / "a.png")
+        write_image(root / "images" / images / "a.png")
         write(root / "labels" / labels / "a.txt", ROW)
         for text in ("train: images", "train: {images: images, labels: labels}"):
             assert load(root, f"{text}\nnames: [x]\n").boxes.tolist() == [BOX]
@@ -527,7 +527,7 @@ def test_class_names_in_the_other_unicode_form_are_the_same(tmp_path: Path) -> N
     assert parse_voc(
         Path("a.xml"), f"<annotation>{OBJECT.format(COMPOSED)}</annotation>".encode(), [APART], SIZE
     ).usable
-    picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     tree = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 7, "name": APART}]}
     tree["annotations"] = [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 8, 6]}]
     write(tmp_path / "a.json", json.dumps(tree))
@@ -584,8 +584,8 @@ def test_lines_are_counted_from_the_start_of_the_file() -> None:
     ],
 )
 def test_a_line_of_pascal_voc_may_name_the_label_file(tmp_path: Path, line: str) -> None:
-    picture(tmp_path / "JPEGImages/sub/a.jpg")
-    picture(tmp_path / "JPEGImages/sub/b.jpg", 1)
+    write_image(tmp_path / "JPEGImages/sub/a.jpg")
+    write_image(tmp_path / "JPEGImages/sub/b.jpg", 1)
     write(tmp_path / "Annotations/sub/a.xml", f"<annotation>{OBJECT.format('x')}</annotation>")
     write(tmp_path / "ImageSets/Main/train.txt", f"{line}\n")
     index = load(tmp_path, "train: ImageSets/Main/train.txt\nnames: [x]\n")
@@ -596,7 +596,7 @@ def test_a_line_of_pascal_voc_may_name_the_label_file(tmp_path: Path, line: str)
     "line", ['"images/a b.png"', "'./images/a b.png'", "images/a b.png labels/ab.txt", "images/a b.png"]
 )
 def test_a_line_of_any_list_may_have_quotes_or_a_label_file(tmp_path: Path, line: str) -> None:
-    picture(tmp_path / "images/a b.png")
+    write_image(tmp_path / "images/a b.png")
     write(tmp_path / "labels/a b.txt", ROW)
     write(tmp_path / "train.txt", f"{line}\n")
     index = load(tmp_path, "train: train.txt\nnames: [x]\n")

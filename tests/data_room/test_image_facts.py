@@ -1,5 +1,6 @@
 """What is said of image files, and when it is looked at again."""
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_a_cache_that_cannot_be_used_is_done_without(files: list[Path], tmp_path
 
 
 def test_old_caches_are_forgotten(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "KEPT_CACHES", 1)
+    monkeypatch.setattr(images, "IMAGE_FACTS", dataclasses.replace(images.IMAGE_FACTS, kept=1))
     examine(files[:1], tmp_path / "cache")
     (old,) = (tmp_path / "cache").iterdir()
     os.utime(old, (0, 0))

@@ -1,5 +1,6 @@
 """The index: what it holds, what it leaves out, and when its cache is used."""
 
+import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -13,6 +14,7 @@ import pytest
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index import index as index_module
+from yoloyard.data.index import read as read_module
 from yoloyard.data.index.index import Index, load_index
 
 MakeSet = Callable[..., Path]
@@ -22,13 +24,13 @@ MakeSet = Callable[..., Path]
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The label files that were parsed, in order; looked at by the tests of the cache."""
     seen: list[Path] = []
-    parse = index_module.parse_label_files
+    parse = read_module.parse_label_files
 
     def counting(files: list[tuple[Path, bytes]], *rest: object) -> object:
         seen.extend(path for path, _ in files)
         return parse(files, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(index_module, "parse_label_files", counting)
+    monkeypatch.setattr(read_module, "parse_label_files", counting)
     return seen
 
 
@@ -89,7 +91,8 @@ def test_a_change_makes_a_new_index(
     elif change == "image":
         shutil.copy(data.parent / "images/train/0002.png", image)
     else:
-        monkeypatch.setattr(index_module, "FORMAT_VERSION", index_module.FORMAT_VERSION + 1)
+        indexes = index_module.INDEXES
+        monkeypatch.setattr(index_module, "INDEXES", dataclasses.replace(indexes, version=indexes.version + 1))
     after = load(data)
     assert len(parsed) == 12
     assert (contents(after) == contents(before)) == (change == "format")
@@ -99,9 +102,8 @@ def test_a_damaged_cache_is_made_anew(make_set: MakeSet, parsed: list[Path]) -> 
     data = make_set(6)
     first = load(data)
     expected = contents(first)
-    assert first.folder is not None
-    boxes = first.folder / "boxes.npy"
-    boxes.write_bytes(boxes.read_bytes()[:-8])
+    assert first.file is not None
+    first.file.write_bytes(first.file.read_bytes()[:-8])
     assert contents(load(data)) == expected
     assert len(parsed) == 12
     assert contents(load(data)) == expected
@@ -115,7 +117,7 @@ def test_without_a_writable_cache_it_goes_on(
     (tmp_path / "file").touch()
     monkeypatch.setenv("YOLOYARD_CACHE", str(tmp_path / "file"))
     index = load(data)
-    assert index.folder is None
+    assert index.file is None
     assert contents(pickle.loads(pickle.dumps(index))) == contents(index)  # noqa: S301  (our own bytes)
 
 
@@ -142,14 +144,14 @@ def test_workers_map_the_cache_instead_of_receiving_it(make_set: MakeSet) -> Non
 
 
 def _load_in_process(data: Path, built: Path, start: object, results: object) -> None:
-    build = index_module._build
+    read = index_module.read_sources
 
-    def counting(*arguments: object) -> Index:
+    def counting(*arguments: object) -> object:
         with built.open("a") as file:
             file.write("built\n")
-        return build(*arguments)  # type: ignore[arg-type]
+        return read(*arguments)  # type: ignore[arg-type]
 
-    index_module._build = counting  # type: ignore[assignment]  # this process is the test's own
+    index_module.read_sources = counting  # type: ignore[assignment]  # this process is the test's own
     start.wait()  # type: ignore[attr-defined]
     results.put(contents(load(data)))  # type: ignore[attr-defined]
 
@@ -165,7 +167,7 @@ def test_processes_that_start_at_once_make_one_index(make_set: MakeSet, own_cach
     for process in processes:
         process.join()
     assert found == [contents(load(data))] * 4
-    assert len([each for each in (own_cache / "index").iterdir() if each.is_dir()]) == 1
+    assert len(list((own_cache / "index").glob("*.safetensors"))) == 1
     assert built.read_text() == "built\n"
 
 

@@ -48,7 +48,7 @@ def test_boxes_and_polygons_may_be_mixed() -> None:
     assert not parsed.problems
 
 
-def test_no_rows_are_a_image_without_objects() -> None:
+def test_no_rows_are_an_image_without_objects() -> None:
     parsed = parse_yolo(FILE, b" \n", 2, UNIT)
     assert parsed.usable
     assert parsed.boxes.shape == (0, 4)

@@ -288,7 +288,7 @@ workers += multiprocessing.active_children()
 
 def with_ignored(index: Index) -> Index:
     """The same index with every third box to be ignored."""
-    return dataclasses.replace(index, ignore=np.arange(len(index.ignore)) % 3 == 0, folder=None)
+    return dataclasses.replace(index, ignore=np.arange(len(index.ignore)) % 3 == 0, file=None)
 
 
 def test_training_drops_ignored_boxes_and_validation_marks_them(index: Index) -> None:

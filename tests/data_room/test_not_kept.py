@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -18,9 +19,9 @@ from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.formats.convert import convert
 from yoloyard.data.formats.data_yaml import read_data_yaml
-from yoloyard.data.index import unchanged
+from yoloyard.data.index import image_facts, unchanged
 from yoloyard.data.index.index import read_split
-from yoloyard.data.index.not_kept import warn_not_kept
+from yoloyard.data.store import warn_not_kept
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
 
 MakeSet = Callable[..., Path]
@@ -67,6 +68,26 @@ def test_a_training_says_once_which_cache_it_cannot_write(
         assert all(LINE.fullmatch(line) for line in lines)
 
 
+@pytest.mark.parametrize("kind", ["index/*.safetensors", "images/*.safetensors", "images/*.json", "unchanged/*.json"])
+def test_each_kind_of_cache_is_said(
+    data: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str, said: list[str]
+) -> None:
+    monkeypatch.setattr(unchanged, "SETTLED_SECONDS", -3600)
+    spec = read_data_yaml(data)
+    load_splits(spec, TrainConfig())
+    files = list(own_cache.glob(kind))
+    assert files
+    for file in own_cache.glob("*/*.*"):
+        file.unlink()  # so that all is made again
+        if file in files:
+            file.mkdir()  # which no file can be put in the place of
+    assert about_the_cache(said) == []
+    train, val = load_splits(spec, TrainConfig())
+    assert (len(train), len(val)) == (24, 24)
+    (line,) = about_the_cache(said)
+    assert line.startswith(f"the cache {own_cache} can't be written (Is a directory), so images and labels are read")
+
+
 def test_a_cache_that_can_be_written_is_not_mentioned(data: Path, said: list[str]) -> None:
     for _ in range(2):
         load_splits(read_data_yaml(data), TrainConfig())
@@ -93,16 +114,18 @@ def test_a_file_that_vanishes_before_the_note_is_no_matter_of_the_cache(data: Pa
 
 
 def test_another_process_that_clears_away_first_is_no_matter_of_the_cache(
-    data: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+    data: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     unlink = Path.unlink
 
     def gone(path: Path, missing_ok: bool = False) -> None:
-        if path.suffix == ".npz":
+        if path.suffix == ".safetensors":
             raise FileNotFoundError(path)
         unlink(path, missing_ok)
 
-    monkeypatch.setattr("yoloyard.data.index.image_facts.KEPT_CACHES", -1)  # all are too many
+    monkeypatch.setattr(image_facts, "IMAGE_FACTS", dataclasses.replace(image_facts.IMAGE_FACTS, kept=0))
+    (own_cache / "images").mkdir(parents=True)
+    (own_cache / "images/old.safetensors").touch()  # one too many
     monkeypatch.setattr(Path, "unlink", gone)
     assert len(read_split(read_data_yaml(data), "train")) == 24
     assert about_the_cache(said) == []

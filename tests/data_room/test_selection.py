@@ -62,41 +62,41 @@ def test_every_array_of_the_index_is_cut(index: Index) -> None:
 
 def test_what_was_selected_is_mapped_from_the_cache(index: Index) -> None:
     part = select(index, "1", True, 0.5, 7)
-    assert part.folder is not None
-    assert part.folder != index.folder
+    assert part.file is not None
+    assert part.file != index.file
     assert isinstance(part.boxes, np.memmap)
     assert len(pickle.dumps(part)) < 500
     assert boxes_of(pickle.loads(pickle.dumps(part))) == boxes_of(part)  # noqa: S301  # our own
-    assert select(index, "1", True, 0.5, 7).folder == part.folder
-    assert len({select(index, *words).folder for words in (("0",), (None, True), ("0", True), (None, False, 0.5))}) == 4
-    assert select(index).folder == index.folder
+    assert select(index, "1", True, 0.5, 7).file == part.file
+    assert len({select(index, *words).file for words in (("0",), (None, True), ("0", True), (None, False, 0.5))}) == 4
+    assert select(index).file == index.file
     # An index that isn't in a cache gives one that isn't either.
-    assert select(dataclasses.replace(index, folder=None), "1", True, 0.5, 7).folder is None
+    assert select(dataclasses.replace(index, file=None), "1", True, 0.5, 7).file is None
 
 
 def test_a_damaged_selection_is_made_anew(index: Index) -> None:
-    folder = select(index, "1").folder
-    assert folder is not None
-    (folder / "index.json").write_text("{")
-    assert find_index(folder) is None
+    file = select(index, "1").file
+    assert file is not None
+    file.write_bytes(file.read_bytes()[:-8])
+    assert find_index(file) is None
     assert select(index, "1").labels.tolist() == [1] * int((index.labels == 1).sum())
-    assert find_index(folder) is not None
+    assert find_index(file) is not None
 
 
 def test_selections_in_use_and_what_others_write_are_not_forgotten(
     index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index_module, "KEPT_CACHES", 2)
-    used, unused = select(index, "0").folder, index.folder
+    monkeypatch.setattr(index_module, "INDEXES", dataclasses.replace(index_module.INDEXES, kept=2))
+    used, unused = select(index, "0").file, index.file
     assert used is not None
     assert unused is not None
-    other = used.with_name(".new-other")
-    other.mkdir()
-    for day, folder in enumerate((other, used, unused)):
-        os.utime(folder, (day, day))
+    other = used.with_name(".new-other.1-2.tmp")
+    other.touch()
+    for day, file in enumerate((used, unused)):
+        os.utime(file, (day, day))
     select(index, "0")
-    new = select(index, "1").folder
-    assert {folder for folder in used.parent.iterdir() if folder.is_dir()} == {used, new, other}
+    new = select(index, "1").file
+    assert {file for file in used.parent.iterdir() if file.suffix != ".lock"} == {used, new, other}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_name_may_have_a_comma() -> None:
 
 
 def test_nothing_left_is_an_error(index: Index) -> None:
-    only_dents = dataclasses.replace(index, labels=np.zeros_like(index.labels), folder=None)
+    only_dents = dataclasses.replace(index, labels=np.zeros_like(index.labels), file=None)
     with pytest.raises(
         UserError, match=r"not a single box is left of 46 in the 24 images beside \S+: choose other --classes than 1"
     ):

@@ -42,7 +42,7 @@ def test_without_a_change_no_label_is_read(make_set: MakeSet, read: list[Path]) 
     assert len(read) == 6
     second = load_index(spec, "train")
     assert len(read) == 6
-    assert second.folder == first.folder
+    assert second.file == first.file
 
 
 def test_young_files_are_read_again(make_set: MakeSet, read: list[Path]) -> None:
@@ -81,8 +81,8 @@ def test_every_change_is_noticed(make_set: MakeSet, read: list[Path], change: st
     elif change == "label beside":
         shutil.copy(label, images / "0005.txt")
     else:
-        assert before.folder is not None
-        shutil.rmtree(before.folder)
+        assert before.file is not None
+        before.file.unlink()
     read.clear()
     after = load_index(read_data_yaml(data), "train")
     assert read

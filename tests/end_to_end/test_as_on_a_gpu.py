@@ -8,8 +8,8 @@ import torch
 
 from commands import Command, start
 from yoloyard.models.weights import load_model
-from yoloyard.training import trainer
-from yoloyard.training.state.checkpoint import read_facts
+from yoloyard.training import finish
+from yoloyard.training.state.checkpoint import read_header
 
 NETWORK = """\
 from torch import nn
@@ -40,7 +40,7 @@ def test_a_run_with_the_code_of_a_gpu_has_the_losses_of_a_cpu(
     data: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("small.py").write_text(NETWORK)
-    monkeypatch.setattr(trainer, "write_run_report", lambda *_: None)  # it takes longer than the training
+    monkeypatch.setattr(finish, "write_run_report", lambda *_: None)  # it takes longer than the training
     words = ["train", "--model", "small.py:build", "--data", data, *OWN, "--nbs", 8, "--epochs", 2]
     found = {}
     for name in ("as_on_a_cpu", "as_on_a_gpu"):
@@ -50,7 +50,7 @@ def test_a_run_with_the_code_of_a_gpu_has_the_losses_of_a_cpu(
                 "losses.task_aligned.pairs_inside",
                 "models.blocks.batch_norm_silu",
                 "models.fused._ConvSwish",
-                "training.engine.step.allocate_gradients",
+                "training.begin.early_gradients",
             ):
                 monkeypatch.setattr(f"yoloyard.{own_path}", None)  # would fail
         code, out, err = yoloyard(*words, "--name", name)
@@ -58,7 +58,7 @@ def test_a_run_with_the_code_of_a_gpu_has_the_losses_of_a_cpu(
         assert out.replace("\n", " ").count("no gradient reaches these parameters") == 1
         assert "spare.weight" in out
         records = [json.loads(line) for line in Path("runs", name, "metrics.jsonl").read_text().splitlines()]
-        scaler = read_facts(Path("runs", name, "checkpoints", "last"))["scaler"]
+        scaler = read_header(Path("runs", name, "checkpoints", "last")).facts["engine"]["scaler"]
         found[name] = records, scaler, load_model(Path("runs", name, "weights", "last.safetensors"))[0].state_dict()
     (cpu, no_scaler, weights), (gpu, scaler, others) = found.values()
     assert not no_scaler

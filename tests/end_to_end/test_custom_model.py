@@ -12,7 +12,7 @@ from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.models import registry
 from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.weights import load_model, read_weights, save_weights
-from yoloyard.training.setup.setup import prepare
+from yoloyard.training.setup.setup import new_run
 
 NETWORK = """\
 import torch
@@ -88,7 +88,7 @@ def test_weights_leave_the_anchors_of_an_own_network_as_the_user_gave_them(data:
         "    detector = yolov5.build('n', num_classes)\n    detector.head.anchors.fill_(7)\n    return detector\n"
     )
     words = {"model": "my_model.py:build", "weights": "official.safetensors", "data": str(data), "autoanchor": False}
-    detector = prepare(words, torch.device("cpu"), 1, lambda line: None).detector
+    detector = new_run(words, torch.device("cpu"), "float32", 1).detector
     assert isinstance(detector.head, AnchorBasedHead)
     assert detector.head.anchors.unique().tolist() == [7]
     assert torch.equal(

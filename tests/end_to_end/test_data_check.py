@@ -55,7 +55,7 @@ def spoil(data: Path) -> dict[str, str]:
         "label unreadable": f"{labels}/0007.txt: not a UTF-8 text file",
         "label without image": f"{root}/labels/val/9999.txt: there is no image for it",
         "image without label": f"{train}/0013.jpg: it has no label file",
-        "copy in another split": f"{val}/0000.jpg: the same bytes as {train}/0008.jpg of train",
+        "duplicate across splits": f"{val}/0000.jpg: the same bytes as {train}/0008.jpg of train",
         "split unusable": f"{data}:{line}: test is {root}/images/nowhere, which does not exist",
     }
 
@@ -76,7 +76,7 @@ def test_every_mistake_is_listed_and_nothing_is_written_beside_the_data(data: Pa
         assert line in page, kind
     assert f"{data.parent}/images/val/0001.jpg: the same image (mirrored, resized) as" in page
     assert page.count("<img ") >= 4  # the pairs, and samples with their boxes
-    assert "11 errors, 3 warnings;" in out  # two copies
+    assert "11 errors, 3 warnings;" in out  # two duplicates
 
 
 def test_a_good_set_passes(data: Path, yoloyard: Command) -> None:
@@ -140,7 +140,7 @@ def test_training_names_what_it_leaves_out_and_strict_stops(data: Path, yoloyard
     assert (code, err) == (0, "")
     assert "train: 1 of 14 images can't be used" in out
     assert f"{label}:1: class 9" in out
-    assert "val: copy in another split, 1 time:" in out
+    assert "val: duplicate across splits, 1 time:" in out
     code, out, err = yoloyard(*words, "--strict")
     assert code == 1
     assert f"{label}:1: class 9" in out

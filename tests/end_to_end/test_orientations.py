@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from yoloyard.commands.predict import Model
+from yoloyard.commands.model import Model
 from yoloyard.common.device import precision_named
 from yoloyard.common.structures import images_to_float
 from yoloyard.config.settings import AugmentConfig, EvaluationConfig, TrainConfig

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from yoloyard.commands.predict import find_sources
+from yoloyard.commands.sources import find_sources
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder
 

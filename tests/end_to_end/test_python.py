@@ -12,7 +12,8 @@ from PIL import Image
 import yoloyard
 from yoloyard.commands.val import class_order, validate
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.config.settings import TrainConfig, checked_overrides
+from yoloyard.config.overrides import checked_overrides
+from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
 from yoloyard.models.weights import save_weights, transfer
 

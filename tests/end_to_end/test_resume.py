@@ -12,10 +12,13 @@ import torch
 from safetensors.torch import load_file
 
 from commands import TINY, TINY_NETWORK, Command, start
+from yoloyard.commands import train as run
 from yoloyard.common.errors import UserError
+from yoloyard.common.structures import Batch
 from yoloyard.models.weights import read_weights
-from yoloyard.training import run, trainer
+from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import Interrupted
+from yoloyard.training.listeners.events import Result
 
 WORDS = {
     "model": TINY_NETWORK, "imgsz": 96, "batch": 4, "nbs": 8, "amp": False, "tensorboard": False, "device": "cpu",
@@ -23,23 +26,23 @@ WORDS = {
 }  # fmt: skip
 
 
-def train(data: Path, **words: Any) -> trainer.Result:
+def train(data: Path, **words: Any) -> Result:
     return run.train({**WORDS, "data": str(data), **words})
 
 
 def interrupt_at_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Ctrl-C comes while step `number` is computed."""
-    original: Callable[..., torch.Tensor] = trainer.forward_backward
+    original: Callable[..., Any] = Engine.backward
     steps = 0
 
-    def forward_backward(*arguments: Any) -> torch.Tensor:
+    def backward(engine: Engine, batch: Batch) -> Any:
         nonlocal steps
         steps += 1
         if steps == number:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments)
+        return original(engine, batch)
 
-    monkeypatch.setattr(trainer, "forward_backward", forward_backward)
+    monkeypatch.setattr(Engine, "backward", backward)
 
 
 def losses_of(folder: Path) -> list[dict[str, float]]:
@@ -106,16 +109,16 @@ def test_what_would_make_it_another_run_is_refused(data: Path, yoloyard: Command
 def test_three_bad_steps_in_a_row_stop_the_run_and_name_the_images(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original: Callable[..., torch.Tensor] = trainer.forward_backward
+    original: Callable[..., Any] = Engine.backward
 
-    def forward_backward(model: torch.nn.Module, *arguments: Any) -> torch.Tensor:
-        losses = original(model, *arguments)
-        for parameter in model.parameters():
+    def backward(engine: Engine, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        losses, stop = original(engine, batch)
+        for parameter in engine.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.fill_(float("nan"))
-        return losses * float("nan")
+        return losses * float("nan"), stop
 
-    monkeypatch.setattr(trainer, "forward_backward", forward_backward)
+    monkeypatch.setattr(Engine, "backward", backward)
     with pytest.raises(UserError, match="3 steps in a row"):
         train(data, name="bad", nbs=4)
     assert "images/train/" in capsys.readouterr().out

@@ -11,8 +11,10 @@ import torch
 import yaml
 
 from commands import TINY, TINY_NETWORK, Command
+from yoloyard.commands import train as run
+from yoloyard.common.structures import Batch
 from yoloyard.models.weights import read_weights
-from yoloyard.training import run, trainer
+from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import Interrupted
 
 WORDS: dict[str, Any] = {
@@ -57,18 +59,18 @@ def test_a_run_with_all_of_it_goes_on_bit_equal(
 ) -> None:
     words = WORDS | EVERYTHING | {"data": str(data)}
     sizes = set()
-    original = trainer.forward_backward
+    original = Engine.backward
     steps = 0
 
-    def forward_backward(model: torch.nn.Module, criterion: Any, batch: Any, *rest: Any) -> torch.Tensor:
+    def backward(engine: Engine, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal steps
         steps += 1
         sizes.add(tuple(batch.images.shape[2:]))
         if steps == stop_at:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(model, criterion, batch, *rest)
+        return original(engine, batch)
 
-    monkeypatch.setattr(trainer, "forward_backward", forward_backward)
+    monkeypatch.setattr(Engine, "backward", backward)
     stop_at = 0
     whole = run.train(words | {"name": "whole"})
     said = capsys.readouterr().out

@@ -13,7 +13,7 @@ import yaml
 import yoloyard as package
 from commands import TINY, Command, not_ignored, start
 from yoloyard.common.errors import UsageError
-from yoloyard.training.state.checkpoint import read_facts
+from yoloyard.training.state.checkpoint import read_header
 
 TWO = [*TINY, "--processes", "2", "--hang-timeout", "4"]
 # Blocked as behind a kernel of a GPU: in C code that no signal and no closed connection ends.
@@ -114,8 +114,8 @@ def test_a_process_that_fails_ends_the_run_and_is_named(data: Path, action: str,
     assert says in err
     assert "process 1" in err
     assert err.count("epoch 2, step 1") <= 2
-    facts = read_facts(Path("runs/line/checkpoints/last"))  # whole, and of the epoch before
-    assert facts["progress"]["epoch"] == 1
+    header = read_header(Path("runs/line/checkpoints/last"))  # whole, and of the epoch before
+    assert header.progress.epoch == 1
 
 
 @pytest.mark.slow
@@ -145,7 +145,7 @@ def test_a_signal_stops_all_processes_at_the_same_step(data: Path, number: signa
     _, err = run.communicate(timeout=60)
     assert run.returncode == 128 + number
     assert err.count("everything is saved") == 1
-    assert read_facts(Path("runs/stopped/checkpoints/last"))["progress"]["epoch"] >= 2
+    assert read_header(Path("runs/stopped/checkpoints/last")).progress.epoch >= 2
 
 
 def test_a_time_limit_sets_the_number_of_epochs(data: Path, yoloyard: Command) -> None:
@@ -168,12 +168,12 @@ def test_the_time_of_a_part_of_an_epoch_counts(data: Path) -> None:
     os.kill(run.pid, signal.SIGHUP)  # as when the terminal is closed
     _, err = run.communicate(timeout=60)
     assert run.returncode == 128 + signal.SIGHUP, err
-    progress = read_facts(Path("runs/stopped/checkpoints/last"))["progress"]
-    assert progress["seconds"] > sum(record["speed/seconds"] for record in records("stopped"))
+    progress = read_header(Path("runs/stopped/checkpoints/last")).progress
+    assert progress.seconds > sum(record["speed/seconds"] for record in records("stopped"))
     fewer = start("train", "--resume", "runs/stopped", "--epochs", 1)
     assert "would be fewer" in fewer.communicate()[1]
     # nothing was validated yet, and a weight file of the run names the run as well
-    last = start("train", "--resume", "runs/stopped/weights/last.safetensors", "--epochs", progress["epoch"] + 1)
+    last = start("train", "--resume", "runs/stopped/weights/last.safetensors", "--epochs", progress.epoch + 1)
     _, err = last.communicate()
     assert last.returncode == 0, err
     assert Path("runs/stopped/report.html").exists()

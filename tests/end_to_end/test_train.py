@@ -11,6 +11,7 @@ import yaml
 import yoloyard as package
 from commands import TINY, TINY_NETWORK, Command
 from yoloyard.models.weights import load_model, read_weights
+from yoloyard.training.listeners.events import StepFinished
 
 
 def image(path: Path) -> np.ndarray:
@@ -116,10 +117,16 @@ def test_settings_file_and_python(data: Path) -> None:
     events: list[object] = []
     settings = Path("settings.yaml")
     settings.write_text(f"model: {TINY_NETWORK}\nepochs: 1\nimgsz: 64\nbatch: 4\namp: false\n")
-    from yoloyard.config.settings import read_overrides
+    from yoloyard.config.settings_file import read_overrides
 
     result = package.train(data=str(data), on_event=events.append, tensorboard=False, **read_overrides(settings))
-    assert [type(event).__name__ for event in events] == ["CheckpointWritten", "EpochEnded"]
+    names = [type(event).__name__ for event in events]
+    assert [name for name in names if name in ("CheckpointWritten", "EpochEnded")] == [
+        "CheckpointWritten",
+        "EpochEnded",
+    ]
+    assert (names[0], names[-1]) == ("RunStarted", "RunFinished")
+    assert [event.batch for event in events if isinstance(event, StepFinished)] == [1, 2, 3, 4]
     assert result.weights.exists()
     assert result.metrics.figures()["map50_95"] >= 0
 

@@ -17,7 +17,7 @@ from commands import TINY, TINY_NETWORK, Command
 from yoloyard.common.errors import UsageError
 from yoloyard.models.weights import read_weights
 from yoloyard.training.interrupt import Interrupted
-from yoloyard.training.listeners.monitor import EpochEnded, Event
+from yoloyard.training.listeners.events import EpochEnded, Event
 
 WORDS: dict[str, Any] = {
     "model": TINY_NETWORK, "imgsz": 64, "batch": 4, "nbs": 8, "amp": False, "tensorboard": False, "device": "cpu",
@@ -73,7 +73,7 @@ def test_a_transform_in_a_file_is_used_from_the_runs_copy(data: Path, yoloyard: 
     assert Path("runs/line/my_transform.py").read_text() == text
     assert f"transform: {file.absolute()}:darker" in Path("runs/line/config.yaml").read_text()
     facts = json.loads(Path("runs/line/checkpoints/last/state.json").read_text())
-    assert facts["transform"]["kind"] == "file"
+    assert facts["spec"]["transform"]["kind"] == "file"
     file.write_text("this is no longer Python")
     assert yoloyard("train", "--resume", "runs/line", "--epochs", 2)[0] == 0
 

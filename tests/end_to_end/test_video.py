@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 
 from yoloyard.commands import predict as predict_module
-from yoloyard.commands.predict import Model, find_sources, predict
+from yoloyard.commands.model import Model
+from yoloyard.commands.predict import predict
+from yoloyard.commands.sources import find_sources
 from yoloyard.common.errors import UserError
 from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Detections

@@ -9,7 +9,7 @@ import pytest
 import torch
 from evaluation_cases import detections, make_index, random_case
 
-from yoloyard.commands.predict import Model
+from yoloyard.commands.model import Model
 from yoloyard.common.nms import suppress_found
 from yoloyard.common.structures import Detections
 from yoloyard.config.settings import EvaluationConfig

@@ -24,10 +24,8 @@ from yoloyard.models import fused, registry
 from yoloyard.models.detector import Detector
 from yoloyard.training.engine import ema
 from yoloyard.training.engine.criterion import choose_criterion
-from yoloyard.training.engine.ema import ExponentialMovingAverage
+from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.multi_scale import resize
-from yoloyard.training.engine.optimizer import build_optimizer
-from yoloyard.training.engine.step import Update
 
 pytestmark = [
     pytest.mark.fake_cuda,
@@ -98,21 +96,22 @@ def test_an_update_and_its_flags_read_nothing(dtype: torch.dtype, monkeypatch: p
     """The gradients are made up, since the backward pass can't be traced; nor can torch's fused SGD."""
     monkeypatch.setattr(ema, "copy", SimpleNamespace(deepcopy=lambda _: on_cuda()))
     detector = on_cuda().train()
-    config = OptimizerConfig(optimizer="AdamW", momentum=0.9)
-    scaler = Precision("cuda", dtype).scaler()
-    assert scaler.is_enabled() == (dtype == torch.float16)
-    update = Update(
-        detector, build_optimizer(detector, config, decay=5e-4), scaler, ExponentialMovingAverage(detector, 2000)
-    )
+    config = TrainConfig(imgsz=64, optimization=OptimizerConfig(optimizer="AdamW", momentum=0.9))
+    criterion, gains = choose_criterion(detector, config, free_bytes=FREE)
+    engine = Engine(detector, criterion, gains, Precision("cuda", dtype), config, 10)
+    assert engine.scaler.is_enabled() == (dtype == torch.float16)
+    losses, stop = torch.ones(3, device=CUDA), torch.zeros((), device=CUDA)
+    monkeypatch.setattr(engine, "backward", lambda batch: (losses, stop))
+    batch = some_batch()
+    monkeypatch.setattr(engine.schedule.__class__, "accumulate_at", lambda schedule, number: 1)
     for _ in range(2):
-        scaler.scale(torch.ones((), device=CUDA))
+        engine.scaler.scale(torch.ones((), device=CUDA))
         for parameter in detector.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         with Launches(forbid_reads=True):
-            update.watch(torch.ones(3, device=CUDA))
-            outcome = update()
-            verdict = outcome.send()
-        assert outcome.gradient_norm.device == outcome.found_inf.device == CUDA
+            report = engine.step(batch)
+            verdict = report.send()
+        assert report.gradient_norm.device == report.found_inf.device == CUDA
         assert verdict.flags.device.type == "cpu"
 
 

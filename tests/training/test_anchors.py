@@ -29,7 +29,7 @@ def index_of(boxes: list[np.ndarray], size: tuple[int, int] = (640, 640)) -> Ind
         source_ids=np.arange(len(boxes)),
         category_ids=np.zeros(1, np.int64),
         file_names=Texts.of([""] * len(boxes)),
-        folder=Path(),
+        file=Path(),
     )
 
 

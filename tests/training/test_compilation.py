@@ -130,7 +130,7 @@ def compiled_in_a_team() -> tuple[list[dict[str, np.ndarray]], list[str]]:
     detector = Small().train()
     shared = parallelize(detector, torch.device("cpu"), team)
     with shown_lines(lines.append):
-        network = compile_network(shared, detector, SHAPE, FLOAT32, backend="aot_eager", team=team)
+        network = compile_network(shared, detector, SHAPE, FLOAT32, backend="aot_eager")
     assert network is not shared, lines
     found = three_batches(detector, network, team.rank, team)
     team.leave()

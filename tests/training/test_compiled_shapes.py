@@ -9,7 +9,8 @@ from torch import nn
 
 from yoloyard.common.errors import memory_line
 from yoloyard.common.log import shown_lines
-from yoloyard.config.settings import TrainConfig, with_overrides
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import TrainConfig
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 
 

@@ -10,7 +10,7 @@ import torch
 
 from on_device import some_batch
 from yoloyard.common import structures
-from yoloyard.training.engine.step import Outcome
+from yoloyard.training.engine.engine import StepReport
 
 ACCELERATORS = ["cuda", "mps", "xpu"]
 
@@ -55,27 +55,29 @@ class Event:
 
 
 @pytest.mark.parametrize("kind", ACCELERATORS)
-@pytest.mark.parametrize("flags", [(0.0, 1.0), (1.0, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize("flags", [(0.0, 1.0, 0.0), (1.0, 1.0, 2.0), (1.0, 0.0, 1.0)])
 def test_a_step_is_judged_by_flags_that_have_arrived(
-    kind: str, flags: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+    kind: str, flags: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "Event", Event)
     monkeypatch.setattr(Event, "kinds", [], raising=False)
     monkeypatch.setattr(Elsewhere, "pending", [], raising=False)
     monkeypatch.setattr(Elsewhere, "kind", kind)
-    found_inf, losses_finite = (torch.tensor(flag).as_subclass(Elsewhere) for flag in flags)
-    verdict = Outcome(found_inf, found_inf, losses_finite).send()
+    on_device = [torch.tensor(flag).as_subclass(Elsewhere) for flag in flags]
+    found_inf, losses_finite, stop = on_device
+    verdict = StepReport(found_inf, found_inf, found_inf, losses_finite, stop).send()
     assert verdict.flags.isnan().all()  # the host goes on meanwhile
-    assert verdict.read() == (flags[0] > 0, flags[1] > 0)
+    assert verdict.read() == tuple(flag > 0 for flag in flags)
     assert Event.kinds == [kind]
 
 
-@pytest.mark.parametrize("flags", [(0.0, 1.0), (1.0, 0.0)])
-def test_on_a_cpu_there_is_nothing_to_wait_for(flags: tuple[float, float]) -> None:
-    found_inf, losses_finite = map(torch.tensor, flags)
-    verdict = Outcome(found_inf, found_inf, losses_finite).send()
+@pytest.mark.parametrize("flags", [(0.0, 1.0, 0.0), (1.0, 0.0, 2.0)])
+def test_on_a_cpu_there_is_nothing_to_wait_for(flags: tuple[float, ...]) -> None:
+    on_device = [torch.tensor(flag) for flag in flags]
+    found_inf, losses_finite, stop = on_device
+    verdict = StepReport(found_inf, found_inf, found_inf, losses_finite, stop).send()
     assert verdict.arrival is None
-    assert verdict.read() == (flags[0] > 0, flags[1] > 0)
+    assert verdict.read() == tuple(flag > 0 for flag in flags)
 
 
 class Host(torch.Tensor):

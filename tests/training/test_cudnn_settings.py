@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from yoloyard.common.device import Precision, precision_text, repeated_shapes
-from yoloyard.config.settings import TrainConfig, with_overrides
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import TrainConfig
 from yoloyard.training.engine.compilation import shapes_vary
 
 FLOAT32 = Precision("cuda", torch.float32)

@@ -28,8 +28,8 @@ def test_no_operation_of_a_step_reads_a_number(model: str, dtype: torch.dtype) -
 def test_a_read_in_the_step_is_noticed() -> None:
     cpu = torch.device("cpu")
     training = on_device.Training(cpu)
-    criterion = training.criterion
-    training.criterion = lambda maps, boxes, labels: criterion(
+    criterion = training.engine.criterion
+    training.engine.criterion = lambda maps, boxes, labels: criterion(
         maps, boxes[labels >= 0][None], labels[labels >= 0][None]
     )
     with pytest.raises(AssertionError, match="makes the host wait"), on_device.no_waiting(cpu):

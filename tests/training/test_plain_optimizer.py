@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from yoloyard.training.engine.plain_optimizer import plain
+from yoloyard.training.engine.optimizers.plain import plain
 
 
 def trained(optimizer: Any, **settings: float) -> tuple[torch.Tensor, dict]:
@@ -34,7 +34,7 @@ def test_it_computes_the_same(optimizer: type[torch.optim.Optimizer]) -> None:
 def test_the_compiler_is_not_imported() -> None:
     code = """
 import sys, torch
-from yoloyard.training.engine.plain_optimizer import plain
+from yoloyard.training.engine.optimizers.plain import plain
 layer = torch.nn.Linear(2, 2)
 made = plain(torch.optim.AdamW)(layer.parameters(), fused=True)
 layer(torch.ones(1, 2)).sum().backward()

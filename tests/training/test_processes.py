@@ -16,13 +16,16 @@ from yoloyard.data.index.index import Index
 from yoloyard.data.loading.loader import make_val_loader
 from yoloyard.demo.write import write_demo
 from yoloyard.evaluation.validate import predict_all
-from yoloyard.training import trainer
+from yoloyard.training.begin import begin
 from yoloyard.training.distributed.collectives import join_team
 from yoloyard.training.interrupt import InterruptRequest
-from yoloyard.training.listeners.monitor import Monitor
+from yoloyard.training.listeners.events import Listeners
 from yoloyard.training.listeners.results import validation_batch
-from yoloyard.training.setup.setup import Setup, prepare, rebuild
-from yoloyard.training.state.checkpoint import read_facts, restore_checkpoint
+from yoloyard.training.saving import save
+from yoloyard.training.setup.setup import Setup, build, new_run
+from yoloyard.training.state.checkpoint import read_header, restore
+from yoloyard.training.trainer import train_epoch
+from yoloyard.training.validation import validate
 
 EPOCHS = 6
 STEPS = 4 * EPOCHS
@@ -77,32 +80,30 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     setup: Setup | None = None
     with team.on_rank_0() as is_rank_0:
         if is_rank_0:
-            setup = prepare(words, CPU, team.size)
-    shared = team.broadcast((setup.folder, setup.facts(), setup.config) if setup else None)
-    setup = setup or rebuild(*shared, CPU)
+            setup = new_run(words, CPU, "float32", team.size)
+    shared = team.broadcast((setup.spec, setup.folder) if setup else None)
+    setup = setup or build(*shared, CPU)
     freeze_normalisation(setup.detector, setup.val_index)
     before = {name: value.numpy().copy() for name, value in setup.detector.state_dict().items()}
     with InterruptRequest() as interrupt:
-        run = trainer.begin(setup, Monitor(silent=True), team, interrupt)
+        run = begin(setup, Listeners(), team, interrupt)
         samples = []
         for epoch in range(EPOCHS):
             samples += [batch.images.numpy() for batch in run.train_loader.epoch(epoch)]
             if epoch == EPOCHS - 1:
                 own_gradients = gradients_of(setup.detector)
-                trainer.save(run)
+                save(run)
                 gradients = gradients_of(setup.detector)
-                restore_checkpoint(run.last_checkpoint, read_facts(run.last_checkpoint), run.state)
-            trainer.train_epoch(run)
-            run.state.progress.epoch, run.state.progress.position = epoch + 1, 0
-        metrics, predictions = trainer.validate(run, run.state.update.ema.model)
+                restore(read_header(run.last_checkpoint), run.engine, run.progress, run.random_numbers)
+            train_epoch(run)
+            run.progress.epoch, run.progress.position = epoch + 1, 0
+        metrics, predictions = validate(run, run.engine.average.model)
         whole = make_val_loader(setup.val_index, 64, validation_batch(setup.config))
-        predictions_of_one = predict_all(
-            run.state.update.ema.model, whole, setup.config.evaluation, CPU, setup.precision
-        )
+        predictions_of_one = predict_all(run.engine.average.model, whole, setup.config.evaluation, CPU, setup.precision)
     team.leave()
     return {
         "samples": samples,
-        "losses": trainer.mean_losses(run),
+        "losses": run.engine.means()[0],
         "own gradients": own_gradients,
         "gradients": gradients,
         "weights before": before,

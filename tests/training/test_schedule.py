@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from yoloyard.config.overrides import with_overrides
 from yoloyard.config.recipes import RECIPES, fit_to_run, published
-from yoloyard.config.settings import OptimizerConfig, TrainConfig, with_overrides
+from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.models import registry
-from yoloyard.training.engine.optimizer import Schedule, build_optimizer, parameter_groups
+from yoloyard.training.engine.optimizers import build_optimizer, parameter_groups
+from yoloyard.training.engine.schedule import Schedule
 
 
 def test_groups_of_yolo11n() -> None:
@@ -33,7 +35,7 @@ def test_decay_is_scaled_to_the_images_of_an_update(batch: int, decay: float) ->
 
 @pytest.mark.parametrize("cosine", [False, True])
 def test_rates_begin_at_zero_warm_up_and_fall_to_the_end(cosine: bool) -> None:
-    config = OptimizerConfig(lr0=0.02, lrf=0.1, warmup_epochs=1, cos_lr=cosine)
+    config = OptimizerConfig(optimizer="SGD", lr0=0.02, lrf=0.1, warmup_epochs=1, cos_lr=cosine)
     schedule = Schedule(config, epochs=10, batches_per_epoch=5, batch=64)
     optimizer = build_optimizer(registry.build("yolo11n", num_classes=1), config, schedule.decay)
     rates: dict[str, list[float]] = {"weight": [], "norm": [], "bias": []}
@@ -110,7 +112,7 @@ def test_yolov5_trains_with_sgd_but_for_small_sets() -> None:
 
 
 def test_momentum_is_there_before_the_first_step() -> None:
-    optimizer = build_optimizer(registry.build("yolo11n", num_classes=1), OptimizerConfig(), 0.0)
+    optimizer = build_optimizer(registry.build("yolo11n", num_classes=1), OptimizerConfig(optimizer="SGD"), 0.0)
     buffers = [entry["momentum_buffer"] for entry in optimizer.state.values()]
     assert len(buffers) == 255
     assert all(not torch.count_nonzero(buffer) for buffer in buffers)

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.settings import TrainConfig, checked_overrides
+from yoloyard.config.overrides import checked_overrides
+from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
-from yoloyard.training.setup.starting_point import starting_point
+from yoloyard.training.setup.starting_point import StartingPoint, starting_point
 
 
 @pytest.mark.parametrize(
@@ -23,14 +24,14 @@ from yoloyard.training.setup.starting_point import starting_point
     ],
 )
 def test_a_network_may_be_named_as_others_name_it(words: dict[str, str], model: str) -> None:
-    assert starting_point(checked_overrides(TrainConfig, words)) == (None, model, None)
+    assert starting_point(checked_overrides(TrainConfig, words)) == StartingPoint(model)
     assert registry.build(model, num_classes=1).num_classes == 1
 
 
 @pytest.mark.parametrize("name", ["models/my.yaml", "yolov5.yaml", "yolov5n.json", "yolo11n.yaml.txt", "x.onnx"])
 def test_a_network_that_is_not_here_is_named_as_it_was_said(name: str) -> None:
     with pytest.raises(UsageError, match=f"unknown model '{name}'.*FILE.py:FUNCTION; a weights file ends in"):
-        registry.build(starting_point(checked_overrides(TrainConfig, {"model": name}))[1], num_classes=1)
+        registry.build(starting_point(checked_overrides(TrainConfig, {"model": name})).model, num_classes=1)
 
 
 def test_a_weights_file_may_be_called_pth(tmp_path: Path) -> None:

@@ -17,11 +17,12 @@ from yoloyard.common.structures import Batch
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
-from yoloyard.training.engine import ema
+from yoloyard.training.distributed.collectives import Team
+from yoloyard.training.engine import ema, optimizers
 from yoloyard.training.engine.criterion import choose_criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
-from yoloyard.training.engine.optimizer import build_optimizer
-from yoloyard.training.engine.step import Outcome, Update, forward_backward
+from yoloyard.training.engine.engine import Engine, early_gradients
+from yoloyard.training.engine.optimizers import build_optimizer
 
 FLOAT32 = Precision("cpu", torch.float32)
 NANO = ("yolo11n", "yolo12n", "yolov5n", "yolov5n6")
@@ -49,40 +50,56 @@ class Stage:
         self,
         optimizer: str = "SGD",
         device: str = "cpu",
-        fused: bool = True,
         dtype: torch.dtype = torch.float32,
         model: str = "yolo11n",
     ):
         torch.manual_seed(0)
         with torch.device(device):
             self.detector: Detector = registry.build(model, num_classes=3)
+        optimization = OptimizerConfig(optimizer=optimizer, lr0=0.01, momentum=0.9, nbs=2, warmup_epochs=0)
+        config = TrainConfig(imgsz=64, batch=2, optimization=optimization)
         self.precision = Precision("cpu", dtype)
-        scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
-        config = OptimizerConfig(optimizer=optimizer, lr0=0.01, momentum=0.9)
-        self.optimizer = build_optimizer(self.detector, config, decay=5e-4, fused=fused)
-        self.update = Update(self.detector, self.optimizer, scaler, ExponentialMovingAverage(self.detector, 2000))
-        self.criterion, self.gains = choose_criterion(self.detector, TrainConfig(imgsz=64))
+        criterion, gains = choose_criterion(self.detector, config)
+        self.engine = Engine(
+            self.detector, criterion, gains, self.precision, config, 10**6, around_backward=early_gradients
+        )
+        self.step = self.engine.step
 
     def backward(self, batch: Batch) -> Tensor:
-        images = len(batch.image_ids)
-        return forward_backward(
-            self.detector, self.criterion, batch, self.gains, self.precision, self.update.scaler, images
-        )
+        return self.engine.backward(batch)[0]
 
-    def step(self, batch: Batch) -> Outcome:
-        losses = self.backward(batch)
-        self.update.watch(losses)
-        return self.update()
+
+class Plain(dict[str, Any]):
+    """The table of optimizers without their fused forms, which don't exist on `meta`; as if they knew found_inf."""
+
+    def __getitem__(self, name: str) -> Any:
+        def build(groups: list[dict[str, Any]], config: OptimizerConfig) -> Any:
+            made: Any = torch.optim.AdamW(groups, lr=config.lr0)
+            if name == "SGD":
+                made = torch.optim.SGD(groups, lr=config.lr0, momentum=config.momentum, nesterov=True)
+            step = made.step
+
+            def step_without() -> None:
+                made.found_inf = None
+                step()
+
+            made._step_supports_amp_scaling, made.step = True, step_without
+            return made
+
+        return build
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 @pytest.mark.parametrize("model", NANO)
-def test_a_step_on_the_meta_device_waits_for_nothing(optimizer: str, model: str) -> None:
+def test_a_step_on_the_meta_device_waits_for_nothing(
+    optimizer: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On `meta`, `.item()`, boolean masks, `.cpu()` and `.tolist()` raise."""
-    stage = Stage(optimizer, device="meta", fused=False, model=model)
-    outcome = stage.step(some_batch(device="meta"))
-    assert outcome.gradient_norm.is_meta
-    assert stage.update.ema.updates.is_meta
+    monkeypatch.setattr(optimizers, "OPTIMIZERS", Plain())
+    stage = Stage(optimizer, device="meta", model=model)
+    report = stage.step(some_batch(device="meta"))
+    assert report.gradient_norm.is_meta
+    assert stage.engine.average.updates.is_meta
 
 
 @pytest.mark.parametrize(("optimizer", "dtype"), [("SGD", torch.float16), ("AdamW", torch.bfloat16)])
@@ -97,8 +114,8 @@ def test_a_step_with_autocast_scaler_and_fused_optimizer_waits_for_nothing(
     monkeypatch.setattr(ema, "copy", twin)
     with FakeTensorMode():
         stage = Stage(optimizer, dtype=dtype, model=model)
-        outcome = stage.step(some_batch())
-    assert isinstance(outcome.gradient_norm, FakeTensor)
+        report = stage.step(some_batch())
+    assert isinstance(report.gradient_norm, FakeTensor)
 
 
 @contextlib.contextmanager
@@ -123,31 +140,31 @@ def test_a_bad_step_leaves_no_trace(optimizer: str, value: float, good_steps_bef
     for seed in range(good_steps_before):
         stage.step(some_batch(seed=seed))
         twin.step(some_batch(seed=seed))
-    before = everything(stage.update)
+    before = everything(stage.engine)
     with poisoned(stage.detector, value):
-        outcome = stage.step(some_batch(seed=7))
-    assert outcome.found_inf == 1
-    after = everything(stage.update)
+        report = stage.step(some_batch(seed=7))
+    assert report.found_inf == 1
+    after = everything(stage.engine)
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), name
     # And what follows is as if it had never been.
     stage.step(some_batch(seed=8))
     twin.step(some_batch(seed=8))
-    after = everything(stage.update)
-    for name, tensor in everything(twin.update).items():
+    after = everything(stage.engine)
+    for name, tensor in everything(twin.engine).items():
         assert torch.equal(after[name], tensor), name
 
 
 def test_a_bad_batch_among_accumulated_ones_spoils_only_its_own_update() -> None:
     stage = Stage()
     stage.step(some_batch(seed=1))
-    before = everything(stage.update)
+    before = everything(stage.engine)
     stage.backward(some_batch(seed=2))
     with poisoned(stage.detector, float("nan")):
         stage.backward(some_batch(seed=3))
-    outcome = stage.step(some_batch(seed=4))
-    assert outcome.found_inf == 1
-    after = everything(stage.update)
+    report = stage.step(some_batch(seed=4))
+    assert report.found_inf == 1
+    after = everything(stage.engine)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert stage.step(some_batch(seed=5)).found_inf == 0
 
@@ -158,9 +175,9 @@ def test_good_steps_lower_the_loss_and_move_the_average() -> None:
     losses = []
     for _ in range(16):
         losses.append(stage.backward(batch).sum().item())
-        stage.update()
+        stage.engine.update()
     assert losses[-1] < 0.7 * losses[0]
-    assert stage.update.ema.updates == 16
+    assert stage.engine.average.updates == 16
 
 
 def test_the_average_follows_the_published_ramp() -> None:
@@ -213,18 +230,30 @@ def test_the_norm_of_all_processes_divides_each_ones_loss(model: str) -> None:
         )
     parts[1].labels[:] = -1  # also where one process has no box
     batch.labels[2:] = -1
-    whole.optimizer.zero_grad()
+    whole.engine.optimizer.zero_grad()
     whole.backward(batch)
 
     norms = []
     with torch.no_grad():
         for half_model, part in zip(halves, parts, strict=True):
-            sums = whole.criterion(half_model(part.images.float() / 255), part.boxes, part.labels)
-            norms.append(torch.cat([sums[name][1] for name in whole.gains]))
-    team: Any = SimpleNamespace(size=2, all_reduce=lambda values: norms[0] + norms[1])
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
+            sums = whole.engine.criterion(half_model(part.images.float() / 255), part.boxes, part.labels)
+            norms.append(torch.cat([sums[name][1] for name in whole.engine.gains]))
+
+    class OneOfTwo(Team):
+        """A process of two, of which this one is run after the other."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.size, self.answers = 2, [norms[0] + norms[1]]
+
+        def all_reduce(self, values: Tensor) -> Tensor:
+            return self.answers.pop() if self.answers else values
+
     for half_model, part in zip(halves, parts, strict=True):
-        forward_backward(half_model, whole.criterion, part, whole.gains, FLOAT32, scaler, 4, team)
+        engine = Engine(
+            half_model, whole.engine.criterion, whole.engine.gains, FLOAT32, whole.engine.config, 1, OneOfTwo()
+        )
+        engine.backward(part)
     pairs = zip(whole.detector.named_parameters(), halves[0].parameters(), halves[1].parameters(), strict=True)
     for (name, one), first, second in pairs:
         if one.grad is not None and first.grad is not None and second.grad is not None:
@@ -259,22 +288,58 @@ def test_gradients_lie_in_memory_before_the_maps_and_are_added_to() -> None:
     look()
     assert places[0] == places[1] == places[2]
     assert len(places[0]) == len(parameters)
-    stage.update()
+    stage.engine.update()
     assert all(parameter.grad is None for parameter in parameters)  # a checkpoint has nothing of them to keep
 
 
 def test_a_scaler_that_finds_its_scale_is_no_bad_step() -> None:
     """float16: the first scale is too large, the step is skipped with finite losses, and a lower scale works."""
     stage = Stage(dtype=torch.float16)
-    stage.update.scaler._init_scale = 2.0**24
-    before = everything(stage.update)
-    outcome = stage.step(some_batch())
-    assert outcome.send().read() == (True, True)
-    after = everything(stage.update)
+    stage.engine.scaler._init_scale = 2.0**24
+    before = everything(stage.engine)
+    report = stage.step(some_batch())
+    assert report.send().read() == (True, True, False)
+    after = everything(stage.engine)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     for _ in range(40):
-        outcome = stage.step(some_batch())
-        if not outcome.found_inf:
+        report = stage.step(some_batch())
+        if not report.found_inf:
             break
-    assert outcome.send().read() == (False, True)
-    assert stage.update.scaler.get_scale() < 2.0**24
+    assert report.send().read() == (False, True, False)
+    assert stage.engine.scaler.get_scale() < 2.0**24
+
+
+class Momentum(torch.optim.Optimizer):
+    """An optimizer without a fused form, whose state begins with its first step."""
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
+        super().__init__(groups, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    kept = self.state[parameter].setdefault("kept", torch.zeros_like(parameter))
+                    kept.mul_(0.9).add_(parameter.grad)
+                    parameter.sub_(kept, alpha=group["lr"])
+
+
+@pytest.mark.parametrize("good_steps_before", [0, 2])
+def test_a_bad_step_leaves_no_trace_in_an_optimizer_without_a_fused_form(
+    good_steps_before: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "Momentum", lambda groups, config: Momentum(groups, config.lr0))
+    test_a_bad_step_leaves_no_trace("Momentum", float("nan"), good_steps_before)
+    stage = Stage("Momentum")
+    before = everything(stage.engine)
+    stage.step(some_batch())
+    assert any(not torch.equal(everything(stage.engine)[name], value) for name, value in before.items())
+
+
+def test_a_process_that_is_asked_to_stop_is_heard_in_the_report_of_the_same_step() -> None:
+    stage, asked = Stage(), False
+    stage.engine._is_asked_to_stop = lambda: asked
+    assert not stage.step(some_batch()).send().read().stop
+    asked = True
+    assert stage.step(some_batch()).send().read().stop

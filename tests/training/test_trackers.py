@@ -6,6 +6,7 @@ import importlib.util
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,16 @@ from yoloyard.common.structures import Detections
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.evaluation.report.drawing import draw_boxes
-from yoloyard.training.listeners.trackers import Trackers, check_trackers, open_trackers
+from yoloyard.training.listeners.events import EpochEnded, Listeners, RunFinished, RunStarted
+from yoloyard.training.listeners.trackers import (
+    TensorBoard,
+    Tracker,
+    WeightsAndBiases,
+    check_trackers,
+    open_tensorboard,
+    open_wandb,
+    show_prediction,
+)
 
 RECORD = {"epoch": 1, "train/box": 2.5, "val/map50": 0.25}
 IMAGE = np.full((32, 48, 3), 90, np.uint8)
@@ -74,10 +84,10 @@ def test_weights_and_biases_keeps_figures_and_images_and_a_resumed_run_is_the_sa
     folder = tmp_path / "line"
     folder.mkdir()
     for epoch in (1, 2):
-        trackers = open_trackers(folder, WANDB, pytest.fail)
-        trackers.prediction(7, IMAGE, FOUND, ["dent"], epoch)
-        trackers.scalars(RECORD | {"epoch": epoch})
-        trackers.close()
+        sink = WeightsAndBiases(folder, WANDB)
+        show_prediction(sink, 7, IMAGE, FOUND, ["dent"], epoch)
+        sink.scalars(RECORD | {"epoch": epoch})
+        sink.close()
     rows, ids = rows_of(folder)
     figures = [row for row in rows if "val/map50" in row]
     assert [(row["epoch"], row["train/box"], row["val/map50"]) for row in figures] == [
@@ -98,7 +108,7 @@ def test_an_account_that_is_missing_is_said_in_a_line(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(wandb, "init", init)
     with pytest.raises(UserError, match=r"No API key configured; say `wandb login`, set WANDB_MODE=offline, or"):
-        open_trackers(tmp_path, WANDB, pytest.fail)
+        Listeners([Tracker(open_wandb)]).tell(started(tmp_path, WANDB))
 
 
 def test_a_package_that_is_missing_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +118,7 @@ def test_a_package_that_is_missing_is_named_with_its_command(monkeypatch: pytest
     check_trackers(TrainConfig())
 
 
-def test_a_tracker_that_fails_is_left_out_with_one_alert() -> None:
+def test_a_tracker_that_fails_is_left_out_with_one_alert(tmp_path: Path, said: list[str]) -> None:
     class Full:
         def scalars(self, record: dict[str, float]) -> None:
             raise OSError(28, "No space left on device")
@@ -123,30 +133,52 @@ def test_a_tracker_that_fails_is_left_out_with_one_alert() -> None:
         def scalars(self, record: dict[str, float]) -> None:
             seen.append("scalars")
 
+    def fails(event: object) -> None:
+        raise ValueError("no network")
+
     seen: list[str] = []
-    alerts: list[str] = []
-    trackers = Trackers([Full(), Good()], alerts.append)
-    trackers.scalars(RECORD)
-    trackers.scalars(RECORD)
-    trackers.prediction(3, IMAGE, FOUND, ["dent"], 1)
-    trackers.close()
-    assert alerts == ["Full has failed and is left out from here on: [Errno 28] No space left on device"]
-    assert seen == ["scalars", "scalars", "prediction/3", "closed"]
+    events: list[object] = []
+    trackers = [Tracker(lambda *_, sink=sink: sink) for sink in (Full(), Good())]
+    listeners = Listeners([*trackers, fails, events.append])
+    listeners.tell(started(tmp_path, TrainConfig()))
+    listeners.tell(EpochEnded(2, RECORD))
+    listeners.tell(EpochEnded(3, RECORD))
+    listeners.tell(RunFinished(None, 2, 1.0))
+    assert said == [
+        "warning: fails has failed and is left out from here on: no network",
+        "warning: Full has failed and is left out from here on: [Errno 28] No space left on device",
+    ]
+    assert seen == ["scalars", "scalars", "closed"]
+    kinds = [type(event).__name__ for event in events]
+    assert kinds == ["AlertRaised", "RunStarted", "AlertRaised", "EpochEnded", "EpochEnded", "RunFinished"]
+
+
+def started(folder: Path, config: TrainConfig) -> RunStarted:
+    setup: Any = SimpleNamespace(
+        config=config,
+        spec=SimpleNamespace(names=["dent"]),
+        train_index=None,
+        val_index=SimpleNamespace(paths=[folder / "no.jpg"]),
+    )
+    return RunStarted(folder, 0, setup)
 
 
 def test_without_a_tracker_nothing_is_drawn(tmp_path: Path) -> None:
-    trackers = open_trackers(tmp_path, TrainConfig(tensorboard=False), pytest.fail)
-    assert not trackers
-    trackers.prediction(3, None, FOUND, ["dent"], 1)  # type: ignore[arg-type]  # a drawing of it would fail
+    listeners = Listeners([Tracker(open_tensorboard), Tracker(open_wandb)])
+    listeners.tell(started(tmp_path, TrainConfig(tensorboard=False)))
+    metrics: Any = object()  # a drawing would fail
+    listeners.tell(EpochEnded(1, RECORD, metrics, {0: FOUND}))
+    listeners.tell(RunFinished(None, 1, 1.0))
     assert not list(tmp_path.iterdir())
 
 
 def test_tensorboard_shows_images_and_figures(tmp_path: Path) -> None:
-    trackers = open_trackers(tmp_path, TrainConfig(), pytest.fail)
+    sink = open_tensorboard(tmp_path, TrainConfig())
+    assert sink is not None
     for epoch in (1, 2):
-        trackers.prediction(7, IMAGE, FOUND, ["dent"], epoch)
-        trackers.scalars(RECORD | {"epoch": epoch})
-    trackers.close()
+        show_prediction(sink, 7, IMAGE, FOUND, ["dent"], epoch)
+        sink.scalars(RECORD | {"epoch": epoch})
+    sink.close()
 
     kept = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in kept.Scalars("val/map50")] == [1, 2]
@@ -163,10 +195,10 @@ def test_tensorboard_shows_images_and_figures(tmp_path: Path) -> None:
 def test_a_run_folder_may_be_called_anything(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name
     folder.mkdir()
-    trackers = open_trackers(folder, TrainConfig(), pytest.fail)
-    trackers.prediction(7, IMAGE, FOUND, ["dent"], 1)
-    trackers.scalars(RECORD)
-    trackers.close()
+    sink = TensorBoard(folder)
+    show_prediction(sink, 7, IMAGE, FOUND, ["dent"], 1)
+    sink.scalars(RECORD)
+    sink.close()
     (folder / "tensorboard").rename(tmp_path / "plain")
     kept = EventAccumulator(str(tmp_path / "plain")).Reload()
     assert [event.value for event in kept.Scalars("val/map50")] == [0.25]
@@ -176,9 +208,9 @@ def test_a_run_folder_may_be_called_anything(name: str, tmp_path: Path) -> None:
 def test_weights_and_biases_gets_names_that_are_not_utf8_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "gbk \udccf"
     folder.mkdir()
-    trackers = open_trackers(folder, dataclasses.replace(WANDB, data="\udccf/data.yaml"), pytest.fail)
-    trackers.scalars(RECORD)
-    trackers.close()
+    sink = WeightsAndBiases(folder, dataclasses.replace(WANDB, data="\udccf/data.yaml"))
+    sink.scalars(RECORD)
+    sink.close()
     rows, ids = rows_of(folder)
     assert [row["val/map50"] for row in rows if "val/map50" in row] == ["0.25"]
     assert ids == [f"yoloyard/gbk \\udccf/{(folder / 'wandb-id.txt').read_text()}"]

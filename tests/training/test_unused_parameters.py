@@ -1,5 +1,6 @@
 """A parameter that the forward does not use is left alone: in one process on a CPU, as on a GPU, and in several."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from processes import run_together
-from yoloyard.common.device import Precision
+from yoloyard.common.device import Precision, has_cpu_paths
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
 from yoloyard.training.distributed.collectives import Team, join_team
-from yoloyard.training.distributed.ddp import exchanging, parallelize
+from yoloyard.training.distributed.ddp import parallelize
 from yoloyard.training.engine.criterion import choose_criterion
-from yoloyard.training.engine.ema import ExponentialMovingAverage
-from yoloyard.training.engine.optimizer import build_optimizer
-from yoloyard.training.engine.step import Update, forward_backward
-from yoloyard.training.state.checkpoint import Progress, TrainingState, read_facts, restore_checkpoint, save_checkpoint
-from yoloyard.training.state.randomness import random_state
+from yoloyard.training.engine.engine import Engine, early_gradients
+from yoloyard.training.state.checkpoint import read_header, restore, snapshot_of, write
+from yoloyard.training.state.progress import Progress
+from yoloyard.training.state.randomness import RandomNumbers
 
 CPU = torch.device("cpu")
 PLAIN = Precision("cpu", torch.float32)
@@ -82,50 +82,48 @@ def train(
     Gives weights, averages, the names without a gradient before each update, and in which updates `sometimes` moved.
     """
     team = team or Team()
+    unreached: list[list[str]] = []
+    moves: list[bool] = []
 
-    def make() -> tuple[LeavingOut, nn.Module, Update]:
+    class Watched(Engine):
+        def update(self) -> tuple[Tensor, Tensor]:
+            unreached.append(self.without_gradient())
+            sometimes = self.model.get_parameter("sometimes.weight")
+            before = sometimes.detach().clone()
+            done = super().update()
+            moves.append(not torch.equal(before, sometimes))
+            return done
+
+    def make() -> tuple[LeavingOut, Engine]:
         torch.manual_seed(0)
-        detector = LeavingOut()
+        detector = LeavingOut().train()
         network = parallelize(detector, CPU, team, may_leave_out=True)
-        config = OptimizerConfig(optimizer=optimizer, lr0=0.01, momentum=0.9)
-        update = Update(
-            detector,
-            build_optimizer(detector, config, decay=0.1),
-            PLAIN.scaler(),
-            ExponentialMovingAverage(detector, 10),
-            team,
+        optimization = OptimizerConfig(
+            optimizer=optimizer, lr0=0.01, momentum=0.9, weight_decay=0.1, nbs=2 * every, warmup_epochs=0, ema_ramp=10
         )
-        detector.train()
+        config = TrainConfig(batch=2, optimization=optimization)
+        around = early_gradients if has_cpu_paths(CPU) and team.size == 1 else contextlib.nullcontext
+        criterion, gains = choose_criterion(detector, TrainConfig())
+        engine = Watched(detector, criterion, gains, PLAIN, config, 10**6, team, network, around)
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()  # so that halves of a batch see what the whole does
-        return detector, network, update
+        return detector, engine
 
-    detector, network, update = make()
-    criterion, gains = choose_criterion(detector, TrainConfig())
-    unreached, moves = [], []
+    detector, engine = make()
     for number, by_rank in enumerate(uses):
         if saved and number == SAVED_BEFORE:
-            update.even_out_gradients()
-            states = team.gather(random_state(CPU))
+            engine.settle()
+            states = team.gather(RandomNumbers(CPU).state_dict())
             with team.on_rank_0() as is_rank_0:
                 if is_rank_0:
-                    save_checkpoint(Path(saved), TrainingState(update, Progress(), torch.zeros(6)), {}, states)
+                    write(snapshot_of({}, engine, Progress(), states), Path(saved))
             if resumes:
-                detector, network, update = make()
-                state = TrainingState(update, Progress(), torch.zeros(6))
-                restore_checkpoint(Path(saved), read_facts(Path(saved)), state)
+                detector, engine = make()
+                restore(read_header(Path(saved)), engine, Progress(), RandomNumbers(CPU))
         detector.uses_it = by_rank[team.rank]
-        is_due = (number + 1) % every == 0
-        batch = rows_of(batch_of(number), team.rank, team.size)
-        with exchanging(network, is_due, team):
-            update.watch(forward_backward(network, criterion, batch, gains, PLAIN, update.scaler, 2, team))
-        if is_due:
-            unreached.append(update.without_gradient())
-            before = detector.sometimes.weight.detach().clone()
-            update()
-            moves.append(not torch.equal(before, detector.sometimes.weight))
-    models = (detector, update.ema.model)
+        engine.step(rows_of(batch_of(number), team.rank, team.size))
+    models = (detector, engine.average.model)
     arrays = [{name: value.numpy().copy() for name, value in model.state_dict().items()} for model in models]
     return *arrays, unreached, moves
 

@@ -10,7 +10,7 @@ from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import load_index
 from yoloyard.demo.write import write_demo
 from yoloyard.models import registry
-from yoloyard.training.setup import setup
+from yoloyard.training.setup import settings
 
 
 @pytest.mark.parametrize(
@@ -21,9 +21,9 @@ def test_workers_follow_the_usable_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, cores: int, processes: int, workers: int
 ) -> None:
     monkeypatch.setenv("YOLOYARD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(setup, "usable_cores", lambda: cores)
+    monkeypatch.setattr(settings, "usable_cores", lambda: cores)
     spec = read_data_yaml(write_demo(tmp_path / "line", train=8, val=2, size=64))
     detector = registry.build("yolo11n", num_classes=len(spec.names))
     index = load_index(spec, "train")
-    found = setup._fit(TrainConfig(batch=8), {}, detector, index, torch.device(device), processes)
+    found = settings.derive(TrainConfig(batch=8), {}, detector, index, torch.device(device), processes)
     assert found.workers == workers

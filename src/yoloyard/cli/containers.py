@@ -9,15 +9,9 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import Parameter
 
-_On = Annotated[str | None, Parameter(help="another machine: ssh://user@host or ssh://user@host:port")]
+_On = Annotated[str | None, Parameter(help="another host: ssh://user@host or ssh://user@host:port")]
 _Engine = Annotated[Literal["docker", "podman"] | None, Parameter(help="default: the one that is there")]
 _Port = cyclopts.validators.Number(gte=1, lte=65535)
-
-
-def register(app: cyclopts.App) -> None:
-    """Add the commands to the command line."""
-    for command in (up, down, shell, jupyter):
-        app.command(command)
 
 
 def up(
@@ -33,10 +27,13 @@ def up(
     ssh_port: Annotated[int | None, Parameter(help="default: 2222 or the next free", validator=_Port)] = None,
     tensorboard_port: Annotated[int | None, Parameter(help="default: 6006 or the next free", validator=_Port)] = None,
     shm_size: Annotated[str | None, Parameter(help="limit of shared memory; default: 8gb")] = None,
-    data: Annotated[str | None, Parameter(help="a folder to see as /data; default: a volume")] = None,
+    data: Annotated[str | None, Parameter(help="folder to mount as /data; default: a volume")] = None,
     yes: Annotated[bool, Parameter(help="with --on: copy the folder whatever its size", negative="")] = False,
 ) -> None:
-    """Start the container of the current folder: Jupyter, TensorBoard, SSH; here or on another machine."""
+    """Start the container of this folder, here or on another host.
+
+    It serves Jupyter, TensorBoard and SSH.
+    """
     from yoloyard.machines.containers.local import Wishes
     from yoloyard.machines.containers.local import up as run
 
@@ -50,7 +47,10 @@ def down(
     engine: _Engine = None,
     volumes: Annotated[bool, Parameter(help="delete its volumes too: data, caches, host keys", negative="")] = False,
 ) -> None:
-    """Stop the container of the current folder; what trains has two minutes to save."""
+    """Stop the container of this folder.
+
+    Trainings have two minutes to save.
+    """
     from yoloyard.machines.containers.local import down as run
 
     run(Path.cwd(), on, engine, volumes)
@@ -61,7 +61,10 @@ def shell(
     on: _On = None,
     engine: _Engine = None,
 ) -> None:
-    """Open a shell in the container, or run a command there; flags of our own come before it."""
+    """Open a shell in the container, or run a command there.
+
+    Flags of yoloyard come before the command.
+    """
     from yoloyard.machines.containers.local import shell as run
 
     sys.exit(run(Path.cwd(), on, engine, command))
@@ -73,7 +76,10 @@ def jupyter(
     engine: _Engine = None,
     open_browser: Annotated[bool, Parameter(name="--open", help="open the browser", negative="")] = False,
 ) -> None:
-    """Print the address of JupyterLab; with --on, keep a tunnel to it open until Ctrl-C."""
+    """Print the address of JupyterLab in the container.
+
+    With --on, keep a tunnel to it open until Ctrl-C.
+    """
     import webbrowser  # which --help needn't load
 
     from yoloyard.machines.containers.local import jupyter as run

@@ -1,20 +1,17 @@
-"""The commands `yoloyard image`: build the images, and say what is in them."""
+"""The commands `image build`, `image list` and `image show`."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated, Literal
 
 import cyclopts
 from cyclopts import Parameter
 
-image_app = cyclopts.App(name="image", help="Build the container images, and say which there are.")
+from yoloyard.cli.flags import Json
+from yoloyard.cli.output import print_json
 
-
-def register(app: cyclopts.App) -> None:
-    """Add the commands of this file."""
-    app.command(image_app)
+image_app = cyclopts.App(name="image", help="Build the container images, or list them.")
 
 
 @image_app.command(name="build")
@@ -46,8 +43,8 @@ def image_build(
 
 
 @image_app.command(name="list")
-def image_list() -> None:
-    """List all tags: PyTorch, CUDA, GPUs, the least driver, and which are built here."""
+def image_list(*, json: Json = False) -> None:
+    """List all tags: PyTorch, CUDA, GPUs, the oldest driver, and which are built here."""
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -60,9 +57,15 @@ def image_list() -> None:
         engine = find_builder()
     except UserError:
         engine = None  # the table is of use without one as well
-    table = Table(Column("tag", no_wrap=True), "PyTorch", "CUDA", "GPU code", "driver from", "built here")
+    rows = []
     for tag in tags().values():
         built = [stage for stage in ("devel", "runtime") if engine and engine.has(image_names(tag, stage)[0])]
+        rows.append((tag, built))
+    if json:
+        print_json({"engine": engine and engine.name, "tags": [asdict(tag) | {"built": built} for tag, built in rows]})
+        return
+    table = Table(Column("tag", no_wrap=True), "PyTorch", "CUDA", "GPU code", "driver from", "built here")
+    for tag, built in rows:
         name = "\n".join([tag.name, *(f"= {alias}" for alias in tag.aliases)])
         here = ", ".join(built) if engine else "no engine"
         table.add_row(name, tag.torch, tag.cuda or "-", " ".join(tag.architectures) or "-", tag.driver or "-", here)
@@ -73,16 +76,16 @@ def image_list() -> None:
 def image_show(
     tag: Annotated[str, Parameter(help="a tag or an alias")],
     *,
-    as_json: Annotated[bool, Parameter(name="--json", help="for programs")] = False,
+    json: Json = False,
 ) -> None:
-    """Print all that the table says of a tag, and where it has it from."""
+    """Print all facts about a tag, and their sources."""
     from yoloyard.machines.image.build import image_names
     from yoloyard.machines.image.versions import find_tag
 
     found = find_tag(tag)
     facts = asdict(found) | {"images": image_names(found, "devel") + image_names(found, "runtime")}
-    if as_json:
-        print(json.dumps(facts, indent=1))
+    if json:
+        print_json(facts)
         return
     sources = facts.pop("sources")
     for name, value in facts.items():

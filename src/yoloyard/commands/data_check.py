@@ -1,30 +1,33 @@
-"""Everything that is wrong with a data set, found without training: a list of problems, statistics and a page."""
+"""Everything that is wrong with a data set: a list of problems, statistics and a page."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder
 from yoloyard.common.versions import versions
-from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates
+from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates, state_of
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.formats.labels import decoded
 from yoloyard.data.index.index import Index, image_facts_folder, read_split, require_boxes
 from yoloyard.evaluation.report.check_page import class_rows, write_check_page
 
-__all__ = ["FIRST_SHOWN", "Check", "check_data", "class_rows"]
+__all__ = ["MAX_PROBLEMS_SHOWN", "Check", "check_data", "class_rows"]
 
-FIRST_SHOWN = 3  # problems of a kind on the console; the page has all
+MAX_PROBLEMS_SHOWN = 3  # of a kind on the console; the page has all
+CLASS_COLUMNS = ("name", "images", "boxes", "small", "medium", "large")
 
 
 @dataclass(frozen=True)
 class Check:
-    """What `check_data` found."""
+    """The splits of a data set, and what is wrong with them."""
 
+    data: Path
     indexes: dict[str, Index]  # the splits whose images were found
     problems: dict[str, list[Problem]]  # of every split of the data.yaml
     page: Path
@@ -34,15 +37,40 @@ class Check:
         """How many problems are errors and not warnings."""
         return sum(problem.is_error for each in self.problems.values() for problem in each)
 
+    @property
+    def warnings(self) -> int:
+        """How many problems are warnings."""
+        return sum(map(len, self.problems.values())) - self.errors
 
-def check_data(
-    data: str | Path,
-    project: str | Path = "runs",
-    name: str = "check",
-) -> Check:
-    """Look at all splits of a data.yaml and write `check.html` into a new run folder. The data are only read.
+    def as_dict(self) -> dict[str, Any]:
+        """The document of `yoloyard data check --json` (docs/json.md)."""
+        return {
+            "data": self.data,
+            "errors": self.errors,
+            "warnings": self.warnings,
+            "splits": [
+                {
+                    "split": split,
+                    "images": len(index),
+                    "skipped": index.skipped,
+                    "ignored_boxes": int(index.ignore.sum()),
+                    "classes": [dict(zip(CLASS_COLUMNS, row, strict=True)) for row in class_rows(index)],
+                }
+                for split, index in self.indexes.items()
+            ],
+            "problems": [
+                {"split": split, "is_error": problem.is_error, **asdict(problem)}
+                for split, problems in self.problems.items()
+                for problem in problems
+            ],
+            "report": self.page,
+        }
 
-    A split that is broken as a whole is a problem like others. Raises UsageError if the data.yaml itself is wrong.
+
+def check_data(data: str | Path, project: str | Path = "runs", name: str = "check") -> Check:
+    """Check all splits of a data.yaml and write `check.html` into a new run folder. The data are only read.
+
+    A split that can't be used at all is a problem like others. Raises UsageError if the data.yaml itself is wrong.
     """
     spec = read_data_yaml(data)
     indexes: dict[str, Index] = {}
@@ -60,10 +88,10 @@ def check_data(
     pairs = []
     for first, second in combinations(indexes, 2):
         one, other = indexes[first].paths, indexes[second].paths
-        for copy in find_duplicates(one, other, image_facts_folder()):
-            problems[second].append(duplicate_problem(copy, one, other, first))
-            if one[copy.first] != other[copy.second]:
-                pairs.append((other[copy.second], one[copy.first], copy.how))
+        for duplicate in find_duplicates(one, other, image_facts_folder(), state_of(indexes[first], indexes[second])):
+            problems[second].append(duplicate_problem(duplicate, one, other, first))
+            if one[duplicate.first] != other[duplicate.second]:
+                pairs.append((other[duplicate.second], one[duplicate.first], duplicate.how))
     folder = new_run_folder(Path(project), name)
     facts = {
         "Data": spec.path,
@@ -72,7 +100,7 @@ def check_data(
     }
     page = folder / "check.html"
     write_check_page(page, f"Check of {spec.path.name}", indexes, problems, pairs, facts)
-    return Check(indexes, problems, page)
+    return Check(spec.path, indexes, problems, page)
 
 
 def _line_of(spec: DataSpec, split: str) -> str:

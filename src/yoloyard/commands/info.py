@@ -1,51 +1,48 @@
-"""What `yoloyard info` prints."""
+"""What `yoloyard info` says of a model or a weights file."""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from yoloyard.common.errors import printable
 from yoloyard.models import registry
 from yoloyard.models.custom_model import is_custom
 from yoloyard.models.importing.torch_files import names_in
 from yoloyard.models.profile import profile
 from yoloyard.models.weights import WEIGHT_FILES, load_model
 
+log = logging.getLogger(__name__)
 
-def describe(model: str) -> None:
-    """Print the names there are, a model's layers and cost, or a weight file's own words."""
-    console = Console(highlight=False, soft_wrap=True)
-    if not model:
-        console.print("models: " + ", ".join(registry.names()))
-        return
+SHOWN_METADATA = ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "showing", "versions")
+
+
+def describe(model: str) -> dict[str, Any]:
+    """The document of `yoloyard info MODEL --json` (docs/json.md): blocks, cost, and the metadata of a weights file.
+
+    `model` is a name, a weights file or my_model.py:build. Raises UserError or UsageError if it is none of these.
+    """
     device = "meta"
+    metadata: dict[str, Any] = {}
     if Path(model).suffix.lower() in WEIGHT_FILES:
-        asked = names_in(Path(model))
-        if asked:
+        if asked := names_in(Path(model)):
             names = ", ".join(ascii(name)[1:-1] for name in asked)
-            console.print(f"the file names these functions and classes; none of them is run: {names}", markup=False)
+            log.info(f"the file names these functions and classes; none of them is run: {names}")
         detector, metadata = load_model(Path(model))
         device = "cpu" if is_custom(metadata["model"]) else device
-        for name in ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "showing", "versions"):
-            if metadata.get(name) not in (None, {}):
-                console.print(f"{name}: {printable(str(metadata[name]))}", markup=False)
     elif is_custom(model):
         detector, device = registry.build(model, num_classes=80), "cpu"  # its forward may look at numbers
     else:
         with torch.device("meta"):
             detector = registry.build(model, num_classes=80)
-    cost = profile(detector, device=device)
-    table = Table("block", "name", "kind", "parameters", "GFLOPs")
-    for layer in cost.layers:
-        table.add_row(str(layer.index), layer.name, layer.kind, f"{layer.parameters:,}", f"{layer.flops / 1e9:.3f}")
-    console.print(table)
-    attention = f" and {cost.attention_flops / 1e9:.2f} G of attention" if cost.attention_flops else ""
-    console.print(
-        f"{len(cost.layers)} blocks, {cost.parameters:,} parameters, {cost.flops / 1e9:.1f} GFLOPs of "
-        f"convolutions{attention} at {cost.imgsz} pixels, strides {', '.join(map(str, cost.strides))}, "
-        f"{detector.num_classes} classes"
-    )
+    cost = asdict(profile(detector, device=device))
+    return {
+        "model": model,
+        "metadata": {name: metadata[name] for name in SHOWN_METADATA if metadata.get(name) not in (None, {})},
+        "num_classes": detector.num_classes,
+        "blocks": cost.pop("layers"),
+        **cost,
+    }

@@ -1,7 +1,8 @@
-"""Settings files of ultralytics (args.yaml) and yolov5 (opt.yaml, hyp.yaml) in our words, for `--config`.
+"""Settings files of ultralytics (args.yaml) and yolov5 (opt.yaml, hyp.yaml), translated for `--config`.
 
-What means nothing for the training of a detector is passed over; what we don't have is accepted where it changes
-nothing, and named otherwise. The words and their defaults: https://docs.ultralytics.com/usage/cfg/, and
+Settings that mean nothing for the training of a detector are passed over. Settings that yoloyard does not have are
+accepted at values that change nothing, and named in an error otherwise. Their names and defaults:
+https://docs.ultralytics.com/usage/cfg/, and
 https://docs.ultralytics.com/yolov5/tutorials/hyperparameter_evolution/ for yolov5.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.settings import OPTIMIZERS, whole_number
+from yoloyard.config.overrides import OPTIMIZERS, whole_number
 
 TEXTS = ("data", "model", "cfg", "weights", "optimizer", "device", "classes")  # in which 0123 is no number
 RATES = ("lr0", "momentum", "warmup_bias_lr")  # that `optimizer: auto` chooses as well
@@ -25,45 +26,45 @@ class Dialect:
     """How another project's settings are read."""
 
     project: str
-    passed_over: str  # other tasks and commands, where results lie, how a run is shown
+    passed_over: str  # other tasks and commands, where results are written, how a run is shown
     shared: str  # the same name and meaning as ours
-    converted: dict[str, Callable[[Any], dict[str, Any]]]  # to our words
+    converted: dict[str, Callable[[Any], dict[str, Any]]]  # to our settings
     neutral: dict[str, tuple[Any, ...]]  # what we don't have: the values that change nothing
 
 
-def translated_overrides(words: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The words of a settings file in ours; a file of our own is left as it is.
+def translated_overrides(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The settings of a file of another project as overrides of ours; those of our own files are returned unchanged.
 
-    Raises UsageError that names every word that we can't follow, with its value and what to do.
+    Raises UsageError that names every setting that can't be followed, with its value and what to do.
     """
-    if {"task", "mode"} <= words.keys():
-        if words["task"] != "detect":
-            raise UsageError(f"{path} is of the task '{words['task']}', and yoloyard trains detectors only")
-        ours = _translated(words, ULTRALYTICS, path)
+    if {"task", "mode"} <= settings.keys():
+        if settings["task"] != "detect":
+            raise UsageError(f"{path} is of the task '{settings['task']}', and yoloyard trains detectors only")
+        ours = _translated(settings, ULTRALYTICS, path)
         if str(ours.get("optimizer", "auto")).lower() == "auto":
             ours = {name: value for name, value in ours.items() if name not in RATES}
         return ours
-    if "hyp" in words or "iou_t" in words:
-        hyp = words.get("hyp")
+    if "hyp" in settings or "iou_t" in settings:
+        hyp = settings.get("hyp")
         if isinstance(hyp, str):
             raise UsageError(f"{path} names another file of settings, {hyp}: give that one, and flags for the rest")
         if hyp is not None and not isinstance(hyp, Mapping):
             raise UsageError(f"{path}: hyp must hold lines such as 'lr0: 0.01', not {hyp!r:.80}")
-        return _translated({**words, **(hyp or {})}, YOLOV5, path)
-    return dict(words)
+        return _translated({**settings, **(hyp or {})}, YOLOV5, path)
+    return dict(settings)
 
 
-def _translated(words: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[str, Any]:
+def _translated(settings: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[str, Any]:
     shared, passed_over = dialect.shared.split(), dialect.passed_over.split()
-    words = {name: value if name in TEXTS else _plain(value) for name, value in words.items()}
+    plain = {name: value if name in TEXTS else _plain(value) for name, value in settings.items()}
     ours: dict[str, Any] = {}
     complaints = []
-    for name, value in words.items():
+    for name, value in plain.items():
         neutral = dialect.neutral.get(name)
         if name in passed_over:
             continue
         if complaint := _complaint(name, value):
-            complaints.append(complaint)
+            complaints.append(f"{name}: {_yaml(value)} ({complaint})")
         elif name in dialect.converted:
             ours |= dialect.converted[name](value)
         elif name in shared:
@@ -72,9 +73,9 @@ def _translated(words: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[
             complaints.append(f"{name}: {_yaml(value)} (not known here)")
         elif value not in neutral:
             complaints.append(f"{name}: {_yaml(value)} (without it: {_yaml(neutral[0])})")
-    if words.get("pretrained") is False and "model" in ours:  # a weight file that only names its network
+    if plain.get("pretrained") is False and "model" in ours:  # a weights file that only names its network
         ours["model"] = PurePath(ours["model"]).stem
-    if words.get("rect"):  # without these two, there as here, whatever the file states for them
+    if plain.get("rect"):  # without these two, there as here, whatever the file states for them
         ours = {name: value for name, value in ours.items() if name not in ("mosaic", "mixup")}
     if complaints:
         raise UsageError(
@@ -85,9 +86,9 @@ def _translated(words: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[
 
 
 def _plain(value: Any) -> Any:
-    """What a text in quotes says, if that is true, false, none or a number; whole numbers as such."""
-    if isinstance(value, str) and (said := value.strip().lower()) in ("true", "false", "none", "null"):
-        return None if said[0] == "n" else said == "true"
+    """The value of a text in quotes, if that is true, false, none or a number; whole numbers as such."""
+    if isinstance(value, str) and (lower := value.strip().lower()) in ("true", "false", "none", "null"):
+        return None if lower[0] == "n" else lower == "true"
     if isinstance(value, str | float):
         for kind in (whole_number, float):
             with contextlib.suppress(ValueError):
@@ -96,32 +97,38 @@ def _plain(value: Any) -> Any:
 
 
 def _complaint(name: str, value: Any) -> str | None:
-    """What is wrong with the value of a word that we do have, if anything."""
+    """What is wrong with the value of a setting that we do have, if anything."""
     if name in ("batch", "batch_size") and isinstance(value, int | float) and value < 1:
-        return f"{name}: {_yaml(value)} (a size that is found automatically; say how many images)"
+        return "a size that is found automatically; say how many images"
     if name == "optimizer" and str(value).lower() not in OPTIMIZERS:
-        return f"optimizer: {_yaml(value)} (there are {', '.join(OPTIMIZERS.values())})"
+        return f"there are {', '.join(OPTIMIZERS.values())}"
     if name == "device" and "-1" in _device(value).get("device", "").replace(" ", "").split(","):
-        return f"device: {_yaml(value)} (an idle GPU that is found automatically; say which, such as 0)"
+        return "an idle GPU that is found automatically; say which, such as 0"
     if name == "imgsz" and isinstance(value, list):
-        return f"imgsz: {_yaml(value)} (one number only)"
+        return "one number only"
     if name == "freeze" and isinstance(value, list) and len(value) > 1 and value != list(range(len(value))):
-        return f"freeze: {_yaml(value)} (the first N layers only)"
+        return "the first N layers only"
     return None
 
 
 def _model(value: Any) -> dict[str, Any]:
-    """`yolo11n.yaml` describes what we know as yolo11n; a .pt file is a weight file."""
-    if value in (None, ""):
-        return {}
-    path = PurePath(str(value))
-    return {"model": path.stem if path.suffix in (".yaml", ".yml") else str(value)}
+    """`yolo11n.yaml` describes the network that has the name yolo11n here; a .pt file is a weights file."""
+    path = PurePath(str(value or ""))
+    return {"model": path.stem if path.suffix in (".yaml", ".yml") else str(value)} if value else {}
 
 
-def _device(value: Any) -> dict[str, Any]:
-    if isinstance(value, list | tuple):
-        value = ",".join(str(number) for number in value)
-    return {} if value in (None, "") else {"device": str(value)}
+def _joined(name: str) -> Callable[[Any], dict[str, Any]]:
+    """A list as its parts joined by commas; nothing for an empty text."""
+
+    def convert(value: Any) -> dict[str, Any]:
+        if value in (None, ""):
+            return {}
+        return {name: ",".join(map(str, value if isinstance(value, list | tuple) else [value]))}
+
+    return convert
+
+
+_device = _joined("device")
 
 
 def _cache(value: Any) -> dict[str, Any]:
@@ -137,19 +144,12 @@ def _freeze(value: Any) -> dict[str, Any]:
     return {"freeze": str(layers)} if layers else {}
 
 
-def _multi_scale(value: Any) -> dict[str, Any]:
-    return {"multi_scale": bool(value)}  # newer releases say by which share
-
-
-def _classes(value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    return {"classes": ",".join(str(number) for number in (value if isinstance(value, list) else [value]))}
-
-
 def _freeze_yolov5(value: Any) -> dict[str, Any]:
-    layers = value[0] if isinstance(value, list) and len(value) == 1 else value  # [10] are the first ten there
-    return _freeze(layers)
+    return _freeze(value[0] if isinstance(value, list) and len(value) == 1 else value)  # [10] are the first ten there
+
+
+def _multi_scale(value: Any) -> dict[str, Any]:
+    return {"multi_scale": bool(value)}  # newer releases give the share
 
 
 def _yaml(value: Any) -> str:
@@ -179,7 +179,7 @@ ULTRALYTICS = Dialect(
         "save_period": _save_period,
         "freeze": _freeze,
         "multi_scale": _multi_scale,
-        "classes": _classes,
+        "classes": _joined("classes"),
         "compile": lambda value: {"compile": True} if value else {},  # or a mode, which we have one of
     },
     neutral={

@@ -12,14 +12,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.settings import TrainConfig, with_overrides
+from yoloyard.config.overrides import OPTIMIZERS, with_overrides
+from yoloyard.config.settings import TrainConfig
 
-OPTIMIZERS = ("auto", "SGD", "AdamW")
 FEW_UPDATES = 1000  # of the nominal batch; below, the recipe for small sets is taken
 MANY_UPDATES = 10_000  # above, `auto` means SGD, as published
 SGD_RATES: dict[str, Any] = {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.0}
 
-# What a published recipe sets otherwise than config.py, by the beginning of a model's name.
+# Where a published recipe differs from the defaults of config/settings.py, by the beginning of a model's name.
 # YOLOv8, YOLO11 and YOLO12 were published with the values that are the defaults there (ultralytics 8.3.78, default
 # settings for detection). YOLOv5 7.0: its "scratch" recipes, low for n and s, high for the larger ones; what high has
 # of copy-paste needs polygons and is left out.
@@ -38,12 +38,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 def published(model: str, anchor_based: bool) -> Mapping[str, Any]:
-    """The words in which the model's published recipe differs from the defaults.
+    """The settings in which the model's published recipe differs from the defaults.
 
-    A network of the user's own gets the one of the smallest YOLOv5 if its head is `anchor_based`.
+    A custom model gets the recipe of the smallest YOLOv5 if its head is `anchor_based`.
     """
     own = YOLOV5_LOW if anchor_based else {}
-    return next((words for name, words in RECIPES.items() if model.startswith(name)), own)
+    return next((settings for name, settings in RECIPES.items() if model.startswith(name)), own)
 
 
 def fit_to_run(
@@ -51,11 +51,11 @@ def fit_to_run(
 ) -> tuple[TrainConfig, str]:
     """Choose what depends on the number of updates; returns the configuration and one line that says what was chosen.
 
-    `given` are the words that the user said. Raises UsageError for an optimizer that isn't there.
+    `given` are the names of the settings that the user gave. Raises UsageError for an unknown optimizer.
     """
     optimizer = config.optimization.optimizer
-    if optimizer not in OPTIMIZERS:
-        raise UsageError(f"unknown optimizer '{optimizer}': there are {', '.join(OPTIMIZERS)}")
+    if optimizer not in OPTIMIZERS.values():
+        raise UsageError(f"unknown optimizer '{optimizer}': there are {', '.join(OPTIMIZERS.values())}")
     nominal = max(config.batch, config.optimization.nbs)
     updates = math.ceil(num_images / nominal) * config.epochs
     if updates < FEW_UPDATES and "nbs" not in given:
@@ -68,9 +68,9 @@ def fit_to_run(
         schedule, rates = {}, _published_rates(updates, num_classes)
     # The rates belong to the optimizer that they come with.
     chosen = schedule | (rates if optimizer == "auto" else {})
-    chosen = {word: value for word, value in chosen.items() if word == "optimizer" or word not in given}
+    chosen = {key: value for key, value in chosen.items() if key == "optimizer" or key not in given}
     said = ", ".join(
-        f"{word} {value:g}" if isinstance(value, float) else f"{word} {value}" for word, value in chosen.items()
+        f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items()
     )
     return with_overrides(config, chosen), f"recipe {name}: {said or 'all as you set it'}"
 

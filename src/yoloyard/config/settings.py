@@ -1,26 +1,33 @@
-"""The words a user may say, once: one typed tree that is the YAML file, the flags and the table in the docs.
+"""Every setting once, with its type, default, range and help: two typed trees, and one class for each other command.
 
-The tree is nested so that each room is handed its own part; the words are flat, since every leaf has a name of its own.
+YAML files, flags, Python arguments and docs/settings.md come from these classes. `TrainConfig` is nested, so that each
+room is handed its own part. Users write flat names, since every leaf has a name of its own. `config/overrides.py`
+checks what users write.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import difflib
-import math
-import numbers
-import os
-import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from yoloyard.common.errors import UsageError
+NEWEST = "newest"  # what `--resume` without a folder means
 
-Config = TypeVar("Config")
+
+@dataclass(frozen=True)
+class Setting:
+    """A leaf of the tree."""
+
+    name: str
+    part: str  # the field of the tree that holds its class; empty for a leaf of the tree itself
+    type: Any
+    default: Any
+    help: str
+    at_least: float | None
+    at_most: float | None
+    joined: bool  # a text of parts joined by commas, which may be a list in YAML and Python
+    is_path: bool  # `~` at its beginning is the home folder
 
 
 def setting(
@@ -31,13 +38,9 @@ def setting(
     joined: bool = False,
     is_path: bool = False,
 ) -> Any:
-    """A leaf of the tree: its default, its help text and the range it must lie in.
-
-    `joined`: a text of parts joined by commas, which may be a list in YAML and Python. `is_path`: `~` at its beginning
-    is the home folder.
-    """
-    limits = {"at_least": at_least, "at_most": at_most}
-    return field(default=default, metadata={"help": help, **limits, "joined": joined, "is_path": is_path})
+    """A leaf of the tree, as a dataclass field; the arguments are those of `Setting`."""
+    metadata = {"help": help, "at_least": at_least, "at_most": at_most, "joined": joined, "is_path": is_path}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,9 @@ class TrainConfig:
 
     data: str = setting("", "the data.yaml of your images and labels", is_path=True)
     strict: bool = setting(False, "stop if anything is wrong with the data, instead of leaving out what can't be used")
+    check_duplicates: bool = setting(
+        False, "look for images of val that are in train too, also where that takes more than a few seconds"
+    )
     model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
     weights: str | None = setting(None, "weight file to start from; what fits is taken", is_path=True)
     epochs: int = setting(100, "epochs", 1)
@@ -154,221 +160,61 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
-NEWEST = "newest"  # what `--resume` without a folder means
+@dataclass(frozen=True)
+class ModelConfig:
+    """How a weights file is used. None stands for the value in the file."""
 
-# Spellings of YOLOv5's command line.
-ALIASES = {"img": "imgsz", "img_size": "imgsz", "batch_size": "batch", "cfg": "model"}
-
-# The same for values, in small letters, and how others say that a setting is left out.
-UNSAID_WHERE_EMPTY = ("weights", "model", "device")
-OPTIMIZERS = {"auto": "auto", "sgd": "SGD", "adamw": "AdamW"}
-VALUES: dict[str, dict[str, Any]] = {
-    "cache": {"true": "ram", "false": None, "ram": "ram", "disk": "disk"},
-    "optimizer": OPTIMIZERS,
-    "save_period": {"-1": 0},
-}
+    weights: str = setting("", "a weights file; required", is_path=True)
+    imgsz: int | None = setting(None, "image size in pixels; default: as in the weights file", 32)
+    conf: float | None = setting(None, "lowest score; default: as in the weights file", 0, 1)
+    iou: float | None = setting(
+        None, "overlap above which suppression drops a box; default: as in the weights file", 0, 1
+    )
+    max_det: int | None = setting(None, "most detections of an image; default: as in the weights file", 1)
+    device: str = setting("auto", "auto, cpu, cuda, 0, mps")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A leaf of the tree: where it lies and what it may be."""
+class ValConfig(ModelConfig):
+    """Everything that decides `yoloyard val`."""
 
-    name: str
-    path: tuple[str, ...]
-    type: Any
-    default: Any
-    help: str
-    at_least: float | None
-    at_most: float | None
-    joined: bool
-    is_path: bool
+    data: str = setting("", "the data.yaml of your images and labels; required", is_path=True)
+    split: str = setting("val", "val, test or train")
+    batch: int | None = setting(None, "images that share a shape; default: as in the weights file", 1)
+    amp: bool | None = setting(None, "mixed precision; default: as in the weights file")
+    workers: int = setting(0, "processes that load images", 0)
+    save_json: bool = setting(False, "write predictions.json in COCO's format")
+    project: str = setting("runs", "folder of the run folders", is_path=True)
+    name: str = setting("val", "name of the run folder")
 
 
-def settings_of(tree: type) -> dict[str, Setting]:
-    """All leaves of a configuration class by their name."""
-    return {leaf.name: leaf for leaf in _leaves(tree, ())}
+@dataclass(frozen=True)
+class PredictConfig(ModelConfig):
+    """Everything that decides `yoloyard predict`."""
+
+    save_txt: bool = setting(False, "write labels/NAME.txt: class, box, score")
+    save_json: bool = setting(False, "write predictions.json")
+    project: str = setting("runs", "folder of the run folders", is_path=True)
+    name: str = setting("predict", "name of the run folder")
+
+
+def settings_of(tree: type, part: str = "") -> dict[str, Setting]:
+    """All leaves of a configuration class by their name. `part` is the name of the field that holds the class."""
+    types_of = typing.get_type_hints(tree)
+    found: dict[str, Setting] = {}
+    for item in dataclasses.fields(tree):
+        kind = types_of[item.name]
+        if dataclasses.is_dataclass(kind):
+            found |= settings_of(typing.cast(type, kind), item.name)
+        else:
+            found[item.name] = Setting(item.name, part, kind, item.default, **item.metadata)
+    return found
 
 
 def flat_settings(config: Any) -> dict[str, Any]:
-    """The flat words of a configuration, as they stand in a YAML file."""
-    values = {}
-    for leaf in settings_of(type(config)).values():
-        value = config
-        for part in leaf.path:
-            value = getattr(value, part)
-        values[leaf.name] = value
+    """The values of a configuration by their flat names, as they stand in a YAML file."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        values |= flat_settings(value) if dataclasses.is_dataclass(value) else {item.name: value}
     return values
-
-
-def normal_overrides(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
-    """The words under their own names: `_` for `-`, YOLOv5's spellings replaced, `weights: ''` and the like left out.
-
-    Raises UsageError on unknown ones, and on one that is said twice, as `batch` and `batch_size`.
-    """
-    known = settings_of(tree)
-    normal: dict[str, Any] = {}
-    said_as: dict[str, str] = {}
-    for given, value in words.items():
-        name = ALIASES.get(given.replace("-", "_"), given.replace("-", "_"))
-        if name not in known:
-            raise UsageError(unknown_name(given, known))
-        value = VALUES.get(name, {}).get(str(value).lower(), value)
-        is_empty = value is None or (isinstance(value, str) and not value.strip())
-        if not (name in UNSAID_WHERE_EMPTY and is_empty):
-            if name in normal:
-                raise UsageError(f"'{name}' is said twice, as '{said_as[name]}' and as '{given}': leave one out")
-            normal[name], said_as[name] = value, given
-    return normal
-
-
-def with_overrides(config: Config, words: Mapping[str, Any]) -> Config:
-    """The configuration with some words changed. Raises UsageError on an unknown word or a value that can't be."""
-    known = settings_of(type(config))
-    changes: dict[str, Any] = {}
-    for name, value in normal_overrides(type(config), words).items():
-        branch = changes
-        for part in known[name].path[:-1]:
-            branch = branch.setdefault(part, {})
-        branch[name] = _checked(known[name], value)
-    return _replace(config, changes)
-
-
-def checked_overrides(tree: type, words: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides under their own names, with values as a configuration holds them. Raises UsageError."""
-    values = flat_settings(with_overrides(tree(), words))
-    return {name: values[name] for name in normal_overrides(tree, words)}
-
-
-def read_overrides(path: Path) -> dict[str, Any]:
-    """The words of a YAML file, texts and numbers as they are written. Raises UsageError with the line if it is broken,
-    or says a word twice.
-    """
-    import yaml
-
-    try:
-        content = path.read_bytes()  # of bytes yaml knows the byte order marks of UTF-8 and UTF-16
-        tree, loader = yaml.safe_load(content), yaml.BaseLoader(content)
-        node = loader.get_single_node()
-        texts = loader.construct_document(node) if node else {}
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: 2024-13-45
-        raise UsageError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
-        raise UsageError(f"{path} must hold lines such as 'epochs: 100'")
-    lines: dict[str, int] = {}
-    for key, _ in node.value if node else ():
-        line = key.start_mark.line + 1
-        if key.value in lines:
-            raise UsageError(f"{path}:{line}: '{key.value}' is said already in line {lines[key.value]}")
-        lines[key.value] = line
-    return _words_as_written(tree, texts)
-
-
-def _words_as_written(tree: Mapping[str, Any], texts: Mapping[str, Any]) -> dict[str, Any]:
-    """The words without what YAML 1.1 makes of a text or number: of 0123 83, of 1:30 90, of no False, of 3.10 3.1."""
-    known = settings_of(TrainConfig)
-    words = {}
-    for name, value in tree.items():
-        leaf, text = known.get(ALIASES.get(name.replace("-", "_"), name.replace("-", "_"))), texts.get(name)
-        words[name] = value
-        if isinstance(value, dict) and isinstance(text, dict):  # yolov5's `hyp`
-            words[name] = _words_as_written(value, text)
-        elif leaf is not None and leaf.type in (str, str | None) and leaf.name != "cache" and value is not None:
-            words[name] = _as_written(value, text)
-        elif leaf is not None and type(value) in (int, float) and isinstance(text, str) and not _says(text, value):
-            words[name] = text
-    return words
-
-
-def _as_written(value: Any, text: Any) -> Any:
-    if isinstance(value, list) and isinstance(text, list):
-        return [_as_written(*pair) for pair in zip(value, text, strict=True)]
-    is_plain = not isinstance(text, str) or (type(value) is int and str(value) == text)
-    return value if is_plain else text
-
-
-def _says(text: str, number: float) -> bool:
-    """Is this the number that the text says in decimal digits?"""
-    with contextlib.suppress(ValueError):
-        return float(text) == number
-    return False
-
-
-def whole_number(text: str) -> int:
-    """The number that a text such as `12`, `12.0` or `1e3` says. Raises ValueError if it is no whole number."""
-    with contextlib.suppress(ValueError):
-        return int(text)
-    with contextlib.suppress(ValueError, OverflowError):
-        number = float(text)
-        if number == int(number):
-            return int(number)
-    raise ValueError(f"{text!r} is not a whole number")
-
-
-def unknown_name(given: str, known: Iterable[str] | Mapping[str, Any], kind: str = "setting") -> str:
-    """The message for a word that isn't there, with the nearest one that is."""
-    names = sorted(known)
-    nearest = difflib.get_close_matches(given.replace("-", "_"), names, n=1, cutoff=0.5)
-    hint = f"; did you mean '{nearest[0]}'?" if nearest else f"; there are: {', '.join(names)}"
-    return f"unknown {kind} '{given}'{hint}"
-
-
-def _leaves(tree: type, above: tuple[str, ...]) -> Iterator[Setting]:
-    types_of = typing.get_type_hints(tree)
-    for item in dataclasses.fields(tree):
-        path = (*above, item.name)
-        if dataclasses.is_dataclass(types_of[item.name]):
-            yield from _leaves(types_of[item.name], path)
-        else:
-            yield Setting(item.name, path, types_of[item.name], item.default, **item.metadata)
-
-
-def _replace(config: Any, changes: dict[str, Any]) -> Any:
-    nested = {
-        name: _replace(getattr(config, name), change) if isinstance(change, dict) else change
-        for name, change in changes.items()
-    }
-    return dataclasses.replace(config, **nested)
-
-
-def _checked(leaf: Setting, value: Any) -> Any:
-    allowed = typing.get_args(leaf.type) if isinstance(leaf.type, types.UnionType) else (leaf.type,)
-    if value is None and type(None) in allowed:
-        return None
-    if hasattr(value, "tolist"):  # NumPy's and torch's
-        value = value.tolist()
-    if str(type(value)) == "<class 'torch.device'>":  # torch is imported by few commands
-        value = str(value)
-    if leaf.joined and isinstance(value, list | tuple):
-        value = ",".join(map(str, value))
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
-        value = float(value)  # a fraction
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and str in allowed:
-        value = str(value)
-    if isinstance(value, int) and not isinstance(value, bool) and float in allowed:
-        value = float(value)
-    if isinstance(value, str) and str not in allowed:  # in quotes, or 1e-3, which YAML takes for a word
-        with contextlib.suppress(ValueError):
-            value = whole_number(value) if int in allowed else float(value) if float in allowed else value
-    if isinstance(value, float) and value.is_integer() and int in allowed:
-        value = int(value)
-    if isinstance(value, str) and leaf.is_path:
-        value = os.path.expanduser(value)
-    if type(value) not in allowed:
-        expected = " or ".join(KINDS[kind] for kind in allowed)
-        raise UsageError(f"'{leaf.name}' must be {expected}, not {value!r:.80} ({leaf.help})")
-    if isinstance(value, str) and "\0" in value:
-        raise UsageError(f"'{leaf.name}' must have no NUL byte: {value!r:.80} ({leaf.help})")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UsageError(f"'{leaf.name}' must be a finite number, not {value!r} ({leaf.help})")
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        below = leaf.at_least is not None and not value >= leaf.at_least
-        above = leaf.at_most is not None and not value <= leaf.at_most
-        if below or above:
-            limit = f"at least {leaf.at_least:g}" if below else f"at most {leaf.at_most:.10g}"
-            raise UsageError(f"'{leaf.name}' must be {limit}, not {value!r} ({leaf.help})")
-    return value

@@ -40,6 +40,10 @@ class InterruptRequest:
     def __exit__(self, *error: object) -> None:
         self._restore()
 
+    def is_asked(self) -> bool:
+        """Has a signal come?"""
+        return self.signal is not None
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         if not self._silent:

@@ -1,115 +1,104 @@
-"""The two ways into a training run: a new one from the user's words, or one that goes on."""
+"""The way into a training run, the same for a new one, one that goes on, and a process that joins one."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from yoloyard.common.device import choose_device
+from yoloyard.common.device import choose_device, choose_precision
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
 from yoloyard.common.log import shown_lines
-from yoloyard.config.settings import NEWEST, TrainConfig, checked_overrides
+from yoloyard.config.overrides import checked_overrides, with_overrides
+from yoloyard.config.settings import NEWEST, TrainConfig, flat_settings
 from yoloyard.data.loading.descriptors import check_limit
+from yoloyard.data.pixels.transform import Transform
 from yoloyard.training.distributed.collectives import agreed_precision, is_launched, join_team, local_rank
 from yoloyard.training.distributed.launch import command, processes_wanted
-from yoloyard.training.listeners.monitor import Event, Monitor
-from yoloyard.training.setup.setup import Setup, prepare, prepare_resume, rebuild
-from yoloyard.training.state.checkpoint import read_facts
-from yoloyard.training.trainer import Result, fit
+from yoloyard.training.listeners.events import Listener, Listeners, Result
+from yoloyard.training.setup.settings import resumed
+from yoloyard.training.setup.setup import Setup, build, new_run
+from yoloyard.training.state.checkpoint import Header, read_header
+from yoloyard.training.trainer import fit
 
 
 def train(
-    words: Mapping[str, Any],
-    resume: str | Path | bool | None = None,
-    on_event: Callable[[Event], object] | None = None,
+    overrides: Mapping[str, Any],
+    resume: str | Path | None = None,
+    listeners: Sequence[Listener] = (),
     transform: Callable[..., Any] | None = None,
 ) -> Result:
-    """Train with the user's `words` (see `config.TrainConfig`); `resume` names the run folder that goes on; True is
-    the newest one.
+    """Train with a user's `overrides` of `TrainConfig`; `resume` names the run folder that goes on, or is NEWEST.
 
-    `transform(image, boxes, labels)` or an Albumentations pipeline changes training images (see `data.transform`).
-    In several processes each of them calls this. Raises UsageError or UserError with what to do, Interrupted after
-    Ctrl-C.
+    Rank 0 calls each of `listeners` with each event, and alone logs lines for the user. `transform(image, boxes,
+    labels)` or an Albumentations pipeline changes training images (see `data.pixels.transform`). In several processes
+    each of them calls this. Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
     """
     check_limit()
-    if on_event is not None and not callable(on_event):
-        raise UsageError(f"on_event must be a function of an event, not {on_event!r:.80}")
-    if isinstance(resume, bool):
-        resume = NEWEST if resume else None
-    words = checked_overrides(TrainConfig, words)
-    folder, facts = checkpoint_of(words, resume)
-    count = num_processes(words, facts)
+    overrides = checked_overrides(TrainConfig, overrides)
+    folder, header = find_run(overrides, resume)
+    count = num_processes(overrides, header)
     if count > 1 and not is_launched():
-        line = shlex.join(command(words, None if resume is None else str(resume)))
+        line = shlex.join(command(overrides, None if resume is None else str(resume)))
         raise UsageError(f"{count} processes can be started from a terminal only: yoloyard {line}")
-    device = choose_device(device_override(words, facts), local_rank())
-    team = join_team(device, hang_timeout(words, facts))
-    monitor = Monitor(on_event if team.is_rank_0 else None, silent=not team.is_rank_0)
-    with shown_lines(monitor.say), team.watched(), RunLock() as lock:
+    asked = with_overrides(header.spec.config if header else TrainConfig(), overrides)
+    device = choose_device(asked.device, local_rank())
+    team = join_team(device, asked.hang_timeout)
+    lines = nullcontext() if team.is_rank_0 else shown_lines(lambda line: None)
+    with lines, team.watched(), RunLock() as lock:
+        precision = agreed_precision(choose_precision(device, asked.amp), team).name
+        handed_in = None if transform is None else Transform(transform)
         setup: Setup | None = None
         with team.on_rank_0() as is_rank_0:
-            if is_rank_0 and facts is not None:
+            if is_rank_0 and header is not None:
                 lock.take(folder)
                 restore_whole_folder(folder / "checkpoints" / "last")
-                facts = read_facts(folder / "checkpoints" / "last")  # since nobody else writes there
-                setup = prepare_resume(folder, facts, words, device, team.size, transform)
+                header = read_header(folder / "checkpoints" / "last")  # since nobody else writes there
+                spec = dataclasses.replace(header.spec, precision=precision)
+                spec = resumed(spec, overrides, team.size, folder, header.progress.epoch)
+                setup = build(spec, folder, device, handed_in)
             elif is_rank_0:
-                setup = prepare(words, device, team.size, transform, lock)
-        shared = team.broadcast((setup.folder, setup.facts(), setup.config) if setup else None)
-        facts = team.broadcast(facts)
+                setup = new_run(overrides, device, precision, team.size, handed_in, lock)
+            if setup is not None:
+                setup.keep()
+        spec, folder, header = team.broadcast((setup.spec, setup.folder, header) if setup else None)
         with team.long_work():
-            setup = setup or rebuild(*shared, device, transform)
-        setup.precision = agreed_precision(setup.precision, team)
-        monitor.folder = setup.folder
-        return fit(setup, monitor, team, facts)
+            setup = setup or build(spec, folder, device, handed_in)
+        return fit(setup, Listeners(listeners if team.is_rank_0 else ()), team, header)
 
 
-def checkpoint_of(words: Mapping[str, Any], resume: str | Path | None) -> tuple[Path, dict[str, Any] | None]:
-    """The folder of the run that goes on and the facts of its last checkpoint; no facts for a new run.
+def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[Path, Header | None]:
+    """The folder of the run that goes on and the header of its last checkpoint; none for a new run.
 
-    `words` here and below are checked ones.
+    `overrides` are checked ones. Raises UsageError or UserError if there is no such run.
     """
     if resume is None:
         return Path(), None
     if not isinstance(resume, str | os.PathLike):
         raise UsageError(f"resume must name a run folder, not {resume!r:.80}")
     if resume == NEWEST:
-        folder = newest_run(Path(words.get("project", "runs")))
-    else:  # the run folder, or a weight file or checkpoint in it
+        folder = _newest_run(Path(overrides.get("project", TrainConfig().project)))
+    else:  # the run folder, or a weights file or checkpoint in it
         named = Path(os.path.expanduser(resume))
         places = (named, *named.parents[:2])
         folder = next((each for each in places if whole_folder(each / "checkpoints" / "last").exists()), named)
-    return folder, read_facts(folder / "checkpoints" / "last")
+    return folder, read_header(folder / "checkpoints" / "last")
 
 
-def num_processes(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> int:
-    """How many processes the run wants. Raises UsageError if they can't be."""
-    return processes_wanted(words, facts["config"] if facts else {})
+def num_processes(overrides: Mapping[str, Any], header: Header | None) -> int:
+    """How many processes the run wants, with checked `overrides`. Raises UsageError if they can't be."""
+    return processes_wanted(overrides, flat_settings(header.spec.config) if header else {})
 
 
-def device_override(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> str:
-    """What was said of the device: now, or when the run that goes on began."""
-    saved = facts["config"]["device"] if facts else TrainConfig().device
-    return str(words.get("device", saved))
-
-
-def hang_timeout(words: Mapping[str, Any], facts: Mapping[str, Any] | None) -> float:
-    """How many seconds a process may keep the others waiting."""
-    saved = facts["config"].get("hang_timeout") if facts else None  # checkpoints of earlier versions don't know it
-    return float(words.get("hang_timeout", saved or TrainConfig().hang_timeout))
-
-
-def newest_run(project: Path) -> Path:
+def _newest_run(project: Path) -> Path:
     """The run of `project` that was saved last."""
     folders = (whole_folder(path / "checkpoints" / "last") for path in project.glob("*"))
-    states = sorted(
-        (state for folder in folders if (state := folder / "state.json").exists()),
-        key=lambda path: path.stat().st_mtime,
-    )
+    states = [state for folder in folders if (state := folder / "state.json").exists()]
     if not states:
         raise UsageError(f"there is no run to resume in {project}/; say --resume FOLDER")
-    return states[-1].parents[2]
+    return max(states, key=lambda path: path.stat().st_mtime).parents[2]

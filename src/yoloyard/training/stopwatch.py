@@ -1,7 +1,9 @@
-"""How fast an epoch goes, and how long the device has nothing to do for want of data."""
+"""How fast an epoch goes, how long the device waits for data, and the most memory that was used."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -48,10 +50,6 @@ class Stopwatch:
             "seconds": seconds,
         }
 
-    def __str__(self) -> str:
-        figures = self.figures()
-        return f"{figures['images_per_second']:.1f} images/s  {figures['waiting_fraction']:.0%} waiting for data"
-
     def _add_up(self) -> None:
         while self._waits and self._waits[0][1].is_reached():
             asked, arrived = self._waits.popleft()
@@ -76,3 +74,11 @@ class _Mark:
         if self._event is None or later._event is None:
             return later._time - self._time
         return self._event.elapsed_time(later._event) / 1000
+
+
+def memory_gigabytes(device: torch.device) -> float:
+    """The most memory used up to now: the accelerator's, or this process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,16 +1,13 @@
-"""Images of one split that are copies of images of another: encoded again, resized, mirrored, or the same bytes.
+"""Images of one split that are duplicates of images of another: encoded again, resized, mirrored, or the same bytes.
 
 Thumbnails propose pairs, the two files decide: inspection lines take thousands of images that look alike, and another
-shot of the same scene is not a copy. Shapes: N images of the first split, n of the second, H W pixels.
+shot of the same scene is not a duplicate. Shapes: N images of the first split, n of the second, H W pixels.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import logging
-import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,16 +19,16 @@ import numpy as np
 
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UserError
-from yoloyard.common.files import write_whole_text
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.index.image_facts import ImageFacts, examine
-from yoloyard.data.index.not_kept import warn_not_kept
+from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg
+from yoloyard.data.store import Store
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1  # raise it whenever what counts as a copy changes
-KEPT_RESULTS = 100
+# Its version also stands for what counts as a duplicate.
+RESULTS = Store("images", ".json", version=2, kept=100)
 TOLD_FROM = 10_000_000  # so many pairs take long enough for a line
 
 COMPONENTS = 64  # of the thumbnails, in which nearest ones are looked for
@@ -40,9 +37,9 @@ CANDIDATES = 3  # pairs that are decoded for an image
 PIECE = 500_000  # distances computed at once
 THUMBNAIL_DISTANCE = 10.0  # grey levels, root of the mean square; resizing without smoothing costs most of it
 
-# Measured, see docs/data-check.md: copies reach 0.9 and 1.3, other shots of the same scene begin at 2.3 and 2.4.
+# Measured, see docs/data-check.md: duplicates reach 0.9 and 1.3, other shots of the same scene begin at 2.3 and 2.4.
 LARGEST_ERROR, LARGEST_BLOCK_ERROR = 1.0, 1.6
-# Copies in another size are above 0.65 and 0.6, other images below 0.2.
+# Duplicates in another size are above 0.65 and 0.6, other images below 0.2.
 SMALLEST_LIKENESS, SMALLEST_BLOCK_LIKENESS = 0.6, 0.5
 COMPARED_SIDE = 1024  # pixels; larger images are compared at this size
 BLOCK = 16  # pixels
@@ -65,7 +62,7 @@ _STANDARD_TABLE = 3688
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Image `second` of the second split is a copy of image `first` of the first; positions in their lists."""
+    """Image `second` of the second split is the same image as `first` of the first; positions in their lists."""
 
     first: int
     second: int
@@ -78,37 +75,51 @@ def find_duplicates(
     folder: Path | None,
     state: str | None = None,
 ) -> list[Duplicate]:
-    """The images of `second` that are copies of one of `first`, each once, in the order of `second`.
+    """The images of `second` that are duplicates of one of `first`, each once, in the order of `second`.
 
-    `folder` is where facts of images and the result are kept, None: nowhere. Crops are not found. Two shots of a
-    scene in which nothing has changed, saved in different qualities or sizes, can't be told from a copy. A `state` that
+    `folder` is where facts of images and the result are kept, None: nowhere. Crops are not found. Two shots of a scene
+    in which nothing has changed, saved in different qualities or sizes, can't be told from a duplicate. A `state` that
     changes with every path, length and time of the images spares looking at them if the result is kept under it.
     """
-    of_state = None
-    if folder is not None and state is not None:
-        of_state = folder / f"copies-{hashlib.sha256(f'{FORMAT_VERSION} {state}'.encode()).hexdigest()[:32]}.json"
-        if (kept := _read(of_state)) is not None:
-            return kept
+    if (known := known_duplicates(folder, state)) is not None:
+        return known
+    file, of_state = None, None if folder is None or state is None else RESULTS.path([state], folder)
     here, there = examine(first, folder), examine(second, folder)
-    file = None if folder is None else folder / f"copies-{_key(first, here, second, there)}.json"
-    if file is not None and (kept := _read(file)) is not None:
-        if of_state is not None:
-            _write(of_state, kept)
-        return kept
+    if folder is not None:
+        images = (
+            (str(path), facts.digest.hex()) for path, facts in zip([*first, *second], [*here, *there], strict=True)
+        )
+        file = RESULTS.path((len(first), *images), folder)
+        if (kept := RESULTS.find(file, _read)) is not None:
+            return _keep(kept, of_state)
+    return _keep(_compare(first, here, second, there), of_state, file)
 
+
+def _keep(duplicates: list[Duplicate], *files: Path | None) -> list[Duplicate]:
+    """Write `duplicates` to these files, and hand them back."""
+    text = json.dumps([astuple(each) for each in duplicates])
+    for file in filter(None, files):
+        RESULTS.write(file, lambda temporary: temporary.write_text(text))
+    return duplicates
+
+
+def _compare(
+    first: Sequence[Path], here: Sequence[ImageFacts], second: Sequence[Path], there: Sequence[ImageFacts]
+) -> list[Duplicate]:
+    """`find_duplicates` of images whose facts are known."""
     by_digest = {facts.digest: position for position, facts in reversed(list(enumerate(here))) if not facts.problem}
-    copies, others = [], []
+    duplicates, others = [], []
     for position, facts in enumerate(there):
         if facts.problem:
             continue
         if facts.digest in by_digest:
-            copies.append(Duplicate(by_digest[facts.digest], position, "the same bytes"))
+            duplicates.append(Duplicate(by_digest[facts.digest], position, "the same bytes"))
         else:
             others.append(position)
     usable = [position for position, facts in enumerate(here) if not facts.problem]
     if usable and others:
         if len(usable) * len(others) >= TOLD_FROM:
-            log.info(f"comparing {len(others):,} images with {len(usable):,} others, to find copies")
+            log.info(f"comparing {len(others):,} images with {len(usable):,} others, to find duplicates")
         proposed = _nearest(
             np.stack([here[position].thumbnail for position in usable]),
             np.stack([there[position].thumbnail for position in others]),
@@ -123,18 +134,27 @@ def find_duplicates(
             return None
 
         with ThreadPoolExecutor(usable_cores()) as threads:
-            copies += [copy for copy in threads.map(decide, range(len(others))) if copy is not None]
-    copies.sort(key=lambda copy: copy.second)
-    for name in filter(None, (file, of_state)):
-        _write(name, copies)
-    return copies
+            duplicates += filter(None, threads.map(decide, range(len(others))))
+    return sorted(duplicates, key=lambda each: each.second)
 
 
-def duplicate_problem(copy: Duplicate, first: Sequence[Path], second: Sequence[Path], first_name: str) -> Problem:
-    """What is said of a copy; `first` are the images of the split `first_name`."""
-    one, other = first[copy.first], second[copy.second]
-    what = f"the same file is in {first_name}" if one == other else f"{copy.how} as {one} of {first_name}"
-    return Problem("copy in another split", str(other), what)
+def known_duplicates(folder: Path | None, state: str | None) -> list[Duplicate] | None:
+    """What `find_duplicates` has kept in `folder` under this `state`; None if it would have to search."""
+    return None if folder is None or state is None else RESULTS.find(RESULTS.path([state], folder), _read)
+
+
+def state_of(first: Index, second: Index) -> str | None:
+    """The `state` of `find_duplicates` for the images of two splits; None where their indexes are not kept."""
+    if first.file is None or second.file is None:
+        return None
+    return f"{first.file.name} {second.file.name}"  # which follow from all paths, lengths and times
+
+
+def duplicate_problem(duplicate: Duplicate, first: Sequence[Path], second: Sequence[Path], first_name: str) -> Problem:
+    """What is said of a duplicate; `first` are the images of the split `first_name`."""
+    one, other = first[duplicate.first], second[duplicate.second]
+    what = f"the same file is in {first_name}" if one == other else f"{duplicate.how} as {one} of {first_name}"
+    return Problem("duplicate across splits", str(other), what)
 
 
 def turned(image: np.ndarray, orientation: tuple[bool, int]) -> np.ndarray:
@@ -206,7 +226,7 @@ def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality
     """Whether one of two RGB images of the same size comes from encoding the other.
 
     The better one is encoded as the worse one was. What is left between these two is small against the loss of the
-    encoding itself if it is a copy. Between two shots it is their noise, which the encoding rounds to other steps.
+    encoding itself if it is a duplicate. Between two shots it is their noise, which the encoding rounds to other steps.
     """
     better, worse = (one, other) if quality >= other_quality else (other, one)
     again, lowest = _grey(better), min(quality, other_quality)
@@ -224,8 +244,8 @@ def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality
 def _like(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two grey images, float32, have the same fine structure where they have most of it.
 
-    The covariance of details is compared with the lesser of the two variances: a copy may have lost details, and what
-    it still has are those of the other.
+    The covariance of details is compared with the lesser of the two variances: a duplicate may have lost details, and
+    what it still has are those of the other.
     """
     height, width = (min(sides) for sides in zip(one.shape, other.shape, strict=True))
     scale = min(1.0, COMPARED_SIDE / max(height, width))
@@ -275,28 +295,5 @@ def _quality(path: Path) -> int:
     return 100
 
 
-def _key(first: Sequence[Path], here: Sequence[ImageFacts], second: Sequence[Path], there: Sequence[ImageFacts]) -> str:
-    digest = hashlib.sha256(b"%d" % FORMAT_VERSION)
-    for paths, images in ((first, here), (second, there)):
-        digest.update(b"%d" % len(paths))
-        for path, facts in zip(paths, images, strict=True):
-            digest.update(os.fsencode(path) + b"\0" + facts.digest)
-    return digest.hexdigest()[:32]
-
-
-def _read(file: Path) -> list[Duplicate] | None:
-    try:
-        return [Duplicate(*row) for row in json.loads(file.read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):
-        return None
-
-
-def _write(file: Path, copies: list[Duplicate]) -> None:
-    try:
-        write_whole_text(file, json.dumps([astuple(copy) for copy in copies]))
-    except UserError as error:
-        warn_not_kept(file, error)
-        return
-    with contextlib.suppress(OSError):  # another process clears away, too
-        for old in sorted(file.parent.glob("copies-*"), key=lambda each: each.stat().st_mtime)[:-KEPT_RESULTS]:
-            old.unlink()
+def _read(file: Path) -> list[Duplicate]:
+    return [Duplicate(*row) for row in json.loads(file.read_text(encoding="utf-8"))]

@@ -19,7 +19,7 @@ KINDS = {
     "box without area": True,
     "class unknown": True,
     "label of two images": True,  # of a.jpg and a.png
-    "copy in another split": True,  # the same bytes, or the same image in another size, quality or mirrored
+    "duplicate across splits": True,  # the same bytes, or the same image in another size, quality or mirrored
     "label twice": False,
     "label with score": False,
     "label with keypoints": False,  # as it seems: nothing says so

@@ -5,13 +5,13 @@ Shapes: N images of the file, n annotations. Coordinates are kept in float64 and
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,7 @@ import numpy as np
 
 from yoloyard.common.errors import UserError
 from yoloyard.data.audit.problems import Problem
-from yoloyard.data.formats.labels import Labels, clip, composed, is_set, outside
-from yoloyard.data.formats.layout import spellings
+from yoloyard.data.formats.labels import LabelledImage, Labels, SplitLabels, clip, composed, is_set, outside
 
 _FILE_NAME = re.compile(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")')
 _CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
@@ -28,45 +27,15 @@ _UNKNOWN_CLASS, _NO_CLASS = -1, -2  # in place of a label: the id of no class na
 
 
 @dataclass(frozen=True)
-class CocoFile:
-    """A COCO JSON as bytes. Parsing a large one takes seconds; whether an index of it is kept is known without."""
+class _Annotations:
+    """Those of a file, ordered by image and then as in the file."""
 
-    path: Path
-    content: bytes
-    file_names: list[str]  # those of its images, and perhaps others that it mentions
-    folder: Path  # where its images are
-
-    def digest(self) -> str:
-        """Changes with the content."""
-        return hashlib.sha256(self.content).hexdigest()
-
-    def image(self, file_name: str) -> Path:
-        """Where the image of this `file_name` is, in one of its spellings; or would be."""
-        places = (os.path.join(self.folder, each) for each in spellings(file_name))
-        return Path(next(filter(os.path.isfile, places), os.path.join(self.folder, file_name)))
-
-
-@dataclass
-class CocoSet:
-    """A parsed COCO JSON. Images are ordered by their ids, annotations by image and then as in the file."""
-
-    path: Path
-    image_ids: list[int | str]  # N
-    file_names: list[str]  # N
-    image_sizes: np.ndarray  # float64 (N, 2) height, width as the file says, 0 where it doesn't
-    category_ids: list[int]  # of the class names; ids that the file hasn't got where it lacks a class
-    annotation_names: list[str]  # n, for messages: annotation id 17
-    image_rows: np.ndarray  # int64 (n,)
+    places: list[str]  # n, how messages name an annotation
+    rows: np.ndarray  # int64 (n,) positions of the images
     labels: np.ndarray  # int64 (n,); negative: not one of the class names
     categories: list[object]  # n, how the file calls the class; its id where that is not one of the categories
     boxes_xywh: np.ndarray  # float64 (n, 4) pixels; nan where there is no box
     ignore: np.ndarray  # bool (n,) crowds
-    problems: list[Problem]
-    images_left_out: int  # which can't be told apart, or have no name
-
-    def where(self, row: int) -> str:
-        """How messages name an image."""
-        return f"{self.path} image id {self.image_ids[row]}"
 
 
 def read_coco_file(path: Path) -> bytes:
@@ -107,39 +76,74 @@ def category_names(path: Path, content: bytes) -> list[str]:
     return names
 
 
-def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
+def parse_coco(path: Path, content: bytes, names: Sequence[str]) -> SplitLabels:
     """The images and annotations of a COCO JSON, categories mapped onto class `names` by their names.
 
-    Raises UserError if it isn't a COCO JSON. What is wrong with single images and annotations is in `problems`, or
-    comes to light in `coco_labels`.
+    Images are ordered by their ids, numbers first. Raises UserError if it isn't a COCO JSON.
     """
-    path, tree = file.path, _parse(file.path, file.content)
-    problems: list[Problem] = []
+    tree, problems = _parse(path, content), list[Problem]()
     categories = _categories(path, tree.get("categories"))
     images = _images(path, tree.get("images"), problems)
-    rows = {image_id: row for row, image_id in enumerate(images)}
-    same_image, same_category = _by_meaning(images), _by_meaning(categories)
     number = {composed(name): label for label, name in reversed(list(enumerate(names)))}
     label_of = {category: number.get(composed(name), _UNKNOWN_CLASS) for category, name in categories.items()}
+    annotations = _annotations(path, tree, images, categories, label_of, problems)
+    file_names = [image["file_name"] for image in images.values()]
+    places = [f"{path} image id {image_id}" for image_id in images]
+    said_sizes = np.array([(_side(each, "height"), _side(each, "width")) for each in images.values()]).reshape(-1, 2)
+    return SplitLabels(
+        file_names=file_names,
+        image_ids=list(images),
+        places=places,
+        category_ids=_category_ids(label_of, len(names)),
+        problems=problems,
+        images_left_out=len(tree["images"]) - len(images),
+        labels=functools.partial(_labels, annotations, file_names, places, said_sizes),
+    )
 
+
+def format_coco(images: Iterable[LabelledImage], classes: Sequence[tuple[int, str]]) -> str:
+    """The COCO JSON of a split; `classes` are the ids and names of its categories, by labels."""
+    rows: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image in images:
+        height, width = image.size
+        rows.append({"id": image.image_id, "file_name": image.name, "width": width, "height": height})
+        for box, label, ignored in zip(image.boxes.astype(float).tolist(), image.labels, image.ignore, strict=True):
+            x1, y1, x2, y2 = box
+            own = {"id": len(annotations) + 1, "image_id": image.image_id, "category_id": classes[label][0]}
+            own |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": int(ignored)}
+            annotations.append(own)
+    categories = [{"id": number, "name": name} for number, name in classes]
+    return json.dumps({"images": rows, "annotations": annotations, "categories": categories})
+
+
+def _annotations(
+    path: Path,
+    tree: dict[str, Any],
+    images: dict[int | str, Any],
+    categories: dict[int | str, str],
+    label_of: dict[int | str, int],
+    problems: list[Problem],
+) -> _Annotations:
+    """The annotations of the `images`; those that belong to no image go to the `problems`."""
+    rows = {image_id: row for row, image_id in enumerate(images)}
+    same_image, same_category = _by_meaning(images), _by_meaning(categories)
+    left_out = {_id(image.get("id")) for image in tree["images"] if isinstance(image, dict)} - rows.keys()
     annotations = tree.get("annotations", [])
     if not isinstance(annotations, list):
         raise UserError(f"{path}: annotations is not a list")
-    left_out = {_id(image.get("id")) for image in tree["images"] if isinstance(image, dict)} - rows.keys()
-    kept, where, image_rows, labels, called = [], [], [], [], []
+    found: list[tuple[int, str, int, object, dict[str, Any]]] = []
     for position, annotation in enumerate(annotations):
         own = annotation if isinstance(annotation, dict) else {}
-        name = f"annotation id {own['id']}" if "id" in own else f"annotations[{position}]"
+        place = f"{path} annotation id {own['id']}" if "id" in own else f"{path} annotations[{position}]"
         image_id, category = _id(own.get("image_id")), _id(own.get("category_id"))
         image_id = same_image.get(_plain(image_id), image_id) if image_id not in rows else image_id
         category = same_category.get(_plain(category), category) if category not in categories else category
         if image_id in rows:
-            kept.append(own)
-            where.append(name)
-            image_rows.append(rows[image_id])
             none = _UNKNOWN_CLASS if isinstance(category, int) else _NO_CLASS
-            labels.append(none if category is None else label_of.get(category, none))
-            called.append(categories[category] if category in categories else own.get("category_id"))
+            label = none if category is None else label_of.get(category, none)
+            called = categories[category] if category in categories else own.get("category_id")
+            found.append((rows[image_id], place, label, called, own))
         elif image_id is None or image_id not in left_out:  # images that are left out are named already
             if image_id is not None:
                 what = f"image id {image_id} is not among its images"
@@ -147,44 +151,35 @@ def parse_coco(file: CocoFile, names: Sequence[str]) -> CocoSet:
                 what = f"its image_id {own['image_id']!r} is neither a whole number nor a text"
             else:
                 what = "it names no image_id"
-            problems.append(Problem("label malformed", f"{path} {name}", what, "annotation left out"))
-    boxes = [_box(annotation) for annotation in kept]
-    crowd = np.array([is_set(annotation.get("iscrowd")) for annotation in kept], bool)
-    order = np.argsort(np.array(image_rows, np.int64), kind="stable")
-    return CocoSet(
-        path=path,
-        image_ids=list(images),
-        file_names=[image["file_name"] for image in images.values()],
-        image_sizes=np.array([(_side(each, "height"), _side(each, "width")) for each in images.values()]).reshape(
-            -1, 2
-        ),
-        category_ids=_category_ids(label_of, len(names)),
-        annotation_names=[where[position] for position in order],
-        image_rows=np.array(image_rows, np.int64)[order],
-        labels=np.array(labels, np.int64)[order],
-        categories=[called[position] for position in order],
-        boxes_xywh=np.array(boxes, np.float64).reshape(-1, 4)[order],
-        ignore=crowd[order],
-        problems=problems,
-        images_left_out=len(tree["images"]) - len(images),
+            problems.append(Problem("label malformed", place, what, "annotation left out"))
+    found.sort(key=itemgetter(0))  # stable
+    return _Annotations(
+        places=[place for _, place, *_ in found],
+        rows=np.array([row for row, *_ in found], np.int64),
+        labels=np.array([label for _, _, label, *_ in found], np.int64),
+        categories=[called for *_, called, _ in found],
+        boxes_xywh=np.array([_box(own) for *_, own in found], np.float64).reshape(-1, 4),
+        ignore=np.array([is_set(own.get("iscrowd")) for *_, own in found], bool),
     )
 
 
-def coco_labels(coco: CocoSet, sizes: np.ndarray) -> list[Labels]:
+def _labels(
+    annotations: _Annotations, file_names: list[str], places: list[str], said_sizes: np.ndarray, sizes: np.ndarray
+) -> list[Labels]:
     """The labels of each image, clipped to images of `sizes` int (N, 2) height, width; nothing where that is 0.
 
     Annotations of an image that say the same are kept once, those whose box has no area are left out. One that is
-    wrong makes the image unusable, and so does a size that isn't the image's.
+    wrong makes the image unusable, and so does a size that isn't what the file says (`said_sizes`, 0: nothing).
     """
-    rows, labels, ignore = coco.image_rows, coco.labels, coco.ignore
+    rows, labels, ignore, boxes_xywh = annotations.rows, annotations.labels, annotations.ignore, annotations.boxes_xywh
     size = sizes[rows].astype(np.float64)
-    boxes = np.concatenate([coco.boxes_xywh[:, :2], coco.boxes_xywh[:, :2] + coco.boxes_xywh[:, 2:]], axis=1)
-    missing: np.ndarray = np.logical_not(np.isfinite(coco.boxes_xywh).all(1))
-    negative = np.logical_or(coco.boxes_xywh[:, 2] < 0, coco.boxes_xywh[:, 3] < 0)
-    wrong: np.ndarray = (labels < 0) | missing | negative | outside(boxes, size)
+    boxes = np.concatenate([boxes_xywh[:, :2], boxes_xywh[:, :2] + boxes_xywh[:, 2:]], axis=1)
+    missing: np.ndarray = np.logical_not(np.isfinite(boxes_xywh).all(1))
+    negative: np.ndarray = boxes_xywh[:, 2:].min(axis=1) < 0
+    wrong: np.ndarray = np.logical_or.reduce((labels < 0, missing, negative, outside(boxes, size)))
     clipped = clip(np.nan_to_num(boxes), size)
     flat: np.ndarray = ~wrong & (clipped[:, 2:] <= clipped[:, :2]).any(1)
-    twice: np.ndarray = ~wrong & ~flat & _repeated(np.column_stack([rows, labels, ignore, coco.boxes_xywh]))
+    twice: np.ndarray = ~wrong & ~flat & _repeated(np.column_stack([rows, labels, ignore, boxes_xywh]))
     good: np.ndarray = ~(wrong | flat | twice)
 
     counts = np.bincount(rows, minlength=len(sizes))
@@ -195,34 +190,34 @@ def coco_labels(coco: CocoSet, sizes: np.ndarray) -> list[Labels]:
         if not good[mine].all():
             mine = np.flatnonzero(good[mine]) + start
         result.append(Labels(clipped[mine], labels[mine], ignore[mine]))
-    differs: np.ndarray = (coco.image_sizes > 0).all(1) & (sizes > 0).all(1) & (coco.image_sizes != sizes).any(1)
+    differs: np.ndarray = (said_sizes > 0).all(1) & (sizes > 0).all(1) & (said_sizes != sizes).any(1)
     for row in np.flatnonzero(differs).tolist():
-        (height, width), (true_height, true_width) = coco.image_sizes[row], sizes[row]
-        what = f"it says {width:g}x{height:g} pixels, {coco.file_names[row]} has {true_width}x{true_height}"
-        result[row].refuse("image size differs", coco.where(row), what)
+        (height, width), (true_height, true_width) = said_sizes[row], sizes[row]
+        what = f"it says {width:g}x{height:g} pixels, {file_names[row]} has {true_width}x{true_height}"
+        result[row].refuse("image size differs", places[row], what)
     known: np.ndarray = (sizes > 0).all(1) & ~differs
     for position in np.flatnonzero(~good & known[rows]).tolist():
-        own, where = result[rows[position]], f"{coco.path} {coco.annotation_names[position]}"
+        own, place = result[rows[position]], annotations.places[position]
+        x, y, width, height = boxes_xywh[position]
+        called = annotations.categories[position]
         if twice[position]:
             what = "the image has an annotation that says the same"
-            own.problems.append(Problem("label twice", where, what, "annotation left out"))
+            own.problems.append(Problem("label twice", place, what, "annotation left out"))
         elif flat[position]:
-            own.problems.append(Problem("box without area", where, "the box has no area", "annotation left out"))
+            own.problems.append(Problem("box without area", place, "the box has no area", "annotation left out"))
         elif labels[position] == _NO_CLASS:
-            what = f"its category_id {coco.categories[position]!r} is not a whole number or an id of its categories"
-            own.refuse("label malformed", where, what)
+            what = f"its category_id {called!r} is not a whole number or an id of its categories"
+            own.refuse("label malformed", place, what)
         elif labels[position] == _UNKNOWN_CLASS:
-            own.refuse("class unknown", where, f"category {coco.categories[position]!r} is not one of the classes")
+            own.refuse("class unknown", place, f"category {called!r} is not one of the classes")
         elif missing[position]:
-            own.refuse("label malformed", where, "it has neither a bbox of 4 numbers nor a polygon")
+            own.refuse("label malformed", place, "it has neither a bbox of 4 numbers nor a polygon")
+        elif negative[position]:
+            own.refuse("box without area", place, f"the size {width:g} {height:g} is negative")
         else:
-            x, y, width, height = coco.boxes_xywh[position]
-            if negative[position]:
-                own.refuse("box without area", where, f"the size {width:g} {height:g} is negative")
-            else:
-                true_height, true_width = sizes[rows[position]]
-                what = f"the bbox {x:g} {y:g} {width:g} {height:g} is outside the image of {true_width}x{true_height}"
-                own.refuse("label outside the image", where, what)
+            true_height, true_width = sizes[rows[position]]
+            what = f"the bbox {x:g} {y:g} {width:g} {height:g} is outside the image of {true_width}x{true_height}"
+            own.refuse("label outside the image", place, what)
     return result
 
 
@@ -265,19 +260,19 @@ def _images(path: Path, value: Any, problems: list[Problem]) -> dict[int | str, 
     for position, image in enumerate(value):
         own = image if isinstance(image, dict) else {}
         number, name = _id(own.get("id")), own.get("file_name")
-        where = f"{path} images[{position}]" if number is None else f"{path} image id {number}"
         if number is None:
             what = f"its id {own['id']!r} is neither a whole number nor a text" if "id" in own else "it has no id"
-            problems.append(Problem("label malformed", where, what, "image skipped"))
         elif not isinstance(name, str) or not name or "\0" in name:
-            problems.append(Problem("label malformed", where, "it has no file_name", "image skipped"))
+            what = "it has no file_name"
         elif number in found:
-            problems.append(Problem("label malformed", where, "another image has this id", "image skipped"))
+            what = "another image has this id"
         elif name in by_name:
             what = f"image id {by_name[name]} has the same file_name {name}"
-            problems.append(Problem("label malformed", where, what, "image skipped"))
         else:
             found[number], by_name[name] = own, number
+            continue
+        place = f"{path} images[{position}]" if number is None else f"{path} image id {number}"
+        problems.append(Problem("label malformed", place, what, "image skipped"))
     return dict(sorted(found.items(), key=_order))
 
 
@@ -294,21 +289,14 @@ def _plain(value: int | str | None) -> int | str | None:
 
 
 def _id(value: Any) -> int | str | None:
-    """An id, a whole number where it can be read as one, else a text; None for anything else."""
-    number = _whole_number(value)
-    if number is None and isinstance(value, int | str) and not isinstance(value, bool):
-        return str(value) or None
-    return number
-
-
-def _whole_number(value: Any) -> int | None:
-    """An id of at most 64 bits, 2.0 (as tables of floats are exported) and "2" being 2; None for anything else."""
-    if isinstance(value, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,18}", value):  # 007 is a text of its own
+    """An id, a whole number of at most 64 bits where it can be read as one, else a text; None for anything else."""
+    if isinstance(value, float):  # as tables are exported
+        value = int(value) if value.is_integer() and abs(value) < 2**63 else None
+    elif isinstance(value, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,18}", value):  # 007 is a text of its own
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | str):
         return None
-    number = int(value) if isinstance(value, int) or value.is_integer() else None
-    return number if number is not None and -(2**63) <= number < 2**63 else None
+    return value if isinstance(value, int) and -(2**63) <= value < 2**63 else str(value) or None
 
 
 def _side(image: dict[str, Any], side: str) -> float:

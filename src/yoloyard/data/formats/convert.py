@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
 import os
 import shutil
@@ -14,34 +14,32 @@ import yaml
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import fill_folder, name_that_fits, write_whole_folder
 from yoloyard.data.formats.data_yaml import DataSpec
-from yoloyard.data.formats.layout import IMAGE_FOLDERS, is_side_folder
-from yoloyard.data.formats.voc_xml import format_voc
-from yoloyard.data.formats.yolo_txt import format_yolo
+from yoloyard.data.formats.labels import LabelledImage
+from yoloyard.data.formats.layout import is_side_folder
+from yoloyard.data.formats.table import FORMATS, IMAGE_FOLDERS, ImageFormat, SplitFormat
 from yoloyard.data.index.index import Index, read_split, require_images
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 from yoloyard.data.pixels.image_header import SIGNATURE_BYTES, usual_suffix
 
 log = logging.getLogger(__name__)
 
-FORMATS = ("yolo", "coco", "voc")
-_IMAGE_FOLDER = {"yolo": "images", "coco": "images", "voc": "JPEGImages"}
-
 
 def convert(spec: DataSpec, out: Path, to: str) -> Path:
-    """Write all splits of `spec` to the folder `out` in the format `to` (yolo, coco, voc); gives the new data.yaml.
+    """Write all splits of `spec` to the folder `out` in the format `to` (of `FORMATS`); gives the new data.yaml.
 
     Images are hard links, or copies where links can't be made. What the index leaves out is left out, and said. The
     folder is written whole or not at all; an empty one that is there already is filled, the data.yaml last.
     Raises UsageError if `to` is unknown, or if `out` holds something or is in a folder of the data set, UserError if
     the data can't be read or written.
     """
-    if to not in FORMATS:
+    form = FORMATS.get(to)
+    if form is None:
         raise UsageError(f"--to {to}: the formats are {', '.join(FORMATS)}")
     out = Path(os.path.realpath(out))  # a link to an empty folder stays one
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UsageError(f"{out} holds something already: name an empty or a new folder")
-    searched = [entry for entries in spec.splits.values() for entry in entries if entry.coco is None]
-    for folder in [path for entry in searched for path in (entry.path, entry.labels) if path is not None]:
+    searched = [entry for entries in spec.splits.values() for entry in entries if entry.format is None]
+    for folder in {path for entry in searched for path in (entry.path, entry.place)}:
         if folder.is_dir() and out.is_relative_to(os.path.realpath(folder)):
             raise UsageError(f"{out} is in {folder} and would become part of the data set: name a folder outside")
     indexes = {split: read_split(spec, split) for split in spec.splits}
@@ -49,25 +47,19 @@ def convert(spec: DataSpec, out: Path, to: str) -> Path:
         require_images(index, spec, split)
 
     def write(folder: Path) -> None:
-        data: dict[str, Any] = {}
-        for split, index in indexes.items():
-            data[split] = _write_split(folder, split, index, to)
+        data: dict[str, Any] = {split: _write_split(folder, split, index, form) for split, index in indexes.items()}
         text = yaml.safe_dump(data | {"names": list(spec.names)}, sort_keys=False, allow_unicode=True)
         (folder / "data.yaml").write_text(text, encoding="utf-8")
 
-    if out.exists():
-        fill_folder(out, write)
-    else:
-        write_whole_folder(out, write)
+    (fill_folder if out.exists() else write_whole_folder)(out, write)
     for split, index in indexes.items():
         for problem in index.problems:
             log.info(f"{split}: {problem}")
-        written = len(index.boxes)
-        if to == "yolo" and index.ignore.any():
-            count = int(index.ignore.sum())
-            written -= count
-            log.info(f"{split}: {count} boxes are to be ignored (crowd, difficult); YOLO can't say that: left out")
-        log.info(f"{split}: {len(index)} images, {written} boxes")
+        left_out = 0 if form.keeps_ignore else int(index.ignore.sum())
+        if left_out:
+            what = f"{left_out} boxes are to be ignored (crowd, difficult)"
+            log.info(f"{split}: {what}; {to.upper()} can't say that: left out")
+        log.info(f"{split}: {len(index)} images, {len(index.boxes) - left_out} boxes")
     return out / "data.yaml"
 
 
@@ -84,10 +76,8 @@ def free_names(file_names: list[str]) -> list[str]:
         parts = [f"own_{part}" if is_side_folder(part) else part for part in parts if part]
         stem, suffix = os.path.splitext("/".join(parts))
         stem, suffix = ("".join(sign if sign.isprintable() else "_" for sign in text) for text in (stem, suffix))
-        free, number = _cut(stem, "", suffix), 1
-        while free in taken:
-            number += 1
-            free = _cut(stem, f"-{number}", suffix)
+        endings = ("" if number == 1 else f"-{number}" for number in itertools.count(1))
+        free = next(each for ending in endings if (each := _cut(stem, ending, suffix)) not in taken)
         taken.add(free)
         result.append(free + suffix)
     return result
@@ -99,30 +89,31 @@ def _cut(path: str, ending: str, suffix: str) -> str:
     return os.path.join(folder, name_that_fits(name, ending, max(suffix, ".txt", key=lambda text: len(text.encode()))))
 
 
-def _write_split(folder: Path, split: str, index: Index, to: str) -> str | dict[str, str]:
+def _write_split(folder: Path, split: str, index: Index, form: ImageFormat | SplitFormat) -> str | dict[str, str]:
     """Write images and labels of a split; gives its entry of the data.yaml."""
-    images = f"{_IMAGE_FOLDER[to]}/{split}"
+    image_folder, label_folder = form.written_to
     names = free_names([_with_suffix(*pair) for pair in zip(index.file_names, index.paths, strict=True)])
-    (folder / images).mkdir(parents=True)
+    entry = f"{image_folder}/{split}"
     for path, name in zip(index.paths, names, strict=True):
-        _link(path, folder / images / name)
-    if to == "coco":
-        labels = f"annotations/instances_{split}.json"
-        _write(folder / labels, json.dumps(_coco(index, names)))
-        return {"images": images, "labels": labels}
-    for position, name in enumerate(names):
-        boxes, classes, ignore = index.annotations(position)
-        height, width = index.sizes[position].tolist()
-        if to == "yolo":
-            text = format_yolo(boxes[~ignore], classes[~ignore], (height, width))
-            _write((folder / "labels" / split / name).with_suffix(".txt"), text)
-        else:
-            text = format_voc(name, index.names, boxes, classes, ignore, (height, width))
-            _write((folder / "Annotations" / split / name).with_suffix(".xml"), text)
-    if to == "voc":
+        _link(path, folder / entry / name)
+    images = (_labelled(index, position, name) for position, name in enumerate(names))
+    if isinstance(form, SplitFormat):
+        labels = f"{label_folder}/instances_{split}{form.suffix}"
+        classes = list(zip(index.category_ids.tolist(), index.names, strict=True))
+        _write(folder / labels, form.format(images, classes))
+        return {"images": entry, "labels": labels}
+    for image in images:
+        path = (folder / label_folder / split / image.name).with_suffix(form.suffix)
+        _write(path, form.format(image, index.names))
+    if form.list_folder:
         lines = "".join(f"{split}/{os.path.splitext(name)[0]}\n" for name in names)
-        _write(folder / "ImageSets" / "Main" / f"{split}.txt", lines)
-    return images
+        _write(folder / form.list_folder / f"{split}.txt", lines)
+    return entry
+
+
+def _labelled(index: Index, position: int, name: str) -> LabelledImage:
+    height, width = index.sizes[position].tolist()
+    return LabelledImage(name, (height, width), *index.annotations(position), int(index.source_ids[position]))
 
 
 def _with_suffix(name: str, path: Path) -> str:
@@ -131,30 +122,6 @@ def _with_suffix(name: str, path: Path) -> str:
         return name
     with path.open("rb") as file:
         return name + usual_suffix(file.read(SIGNATURE_BYTES))
-
-
-def _coco(index: Index, names: list[str]) -> dict[str, list[dict[str, Any]]]:
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for position, name in enumerate(names):
-        image_id = int(index.source_ids[position])
-        height, width = index.sizes[position].tolist()
-        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        for box, label, ignored in zip(*index.annotations(position), strict=True):
-            x1, y1, x2, y2 = box.astype(float).tolist()
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": int(index.category_ids[label]),
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": (x2 - x1) * (y2 - y1),
-                    "iscrowd": int(ignored),
-                }
-            )
-    pairs = zip(index.category_ids.tolist(), index.names, strict=True)
-    categories = [{"id": number, "name": name} for number, name in pairs]
-    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.data.formats.coco_json import category_names, read_coco_file
 from yoloyard.data.formats.labels import decoded
-from yoloyard.data.formats.layout import label_path, search_folder, spellings
-from yoloyard.data.formats.voc_xml import mentioned_classes
+from yoloyard.data.formats.layout import find_path, label_path, search_folder
+from yoloyard.data.formats.table import SplitFormat, image_formats, split_format
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +42,14 @@ class Entry:
     labels: Path | None = None  # a folder or a COCO JSON, where the data.yaml says it
 
     @property
-    def coco(self) -> Path | None:
-        """The COCO JSON, if it is one."""
-        path = self.labels or self.path
-        return path if path.suffix.lower() == ".json" else None
+    def place(self) -> Path:
+        """Where the labels are, or are found from."""
+        return self.labels or self.path
+
+    @property
+    def format(self) -> SplitFormat | None:
+        """That of `place`, if it is one file with the labels of all images, such as a COCO JSON."""
+        return split_format(self.place)
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,8 @@ def read_data_yaml(path: Path | str) -> DataSpec:
     for key in unknown:
         nearest = _own_key(key)
         if nearest and nearest not in tree and (nearest == "nc" or not isinstance(tree.get(key), int | float)):
-            raise UsageError(
-                f"{path}: unknown key {key!r}; the nearest valid one is {nearest!r} (valid are {', '.join(KEYS)})"
-            )
+            valid = f"the nearest valid one is {nearest!r} (valid are {', '.join(KEYS)})"
+            raise UsageError(f"{path}: unknown key {key!r}; {valid}")
     keypoint_values = _keypoint_values(path, tree)
     if unknown:
         log.info(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
@@ -93,14 +95,6 @@ def read_data_yaml(path: Path | str) -> DataSpec:
         log.info(f"{path}: kpt_shape says that rows have keypoints: they are left out, the boxes are used")
     names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())))
     return DataSpec(path, names, splits, root, keypoint_values)
-
-
-def find_path(entry: str, folders: tuple[Path, ...]) -> Path:
-    """The first of `folders` in which `entry` exists, in one of its spellings; in the first folder if it is in none."""
-    entries = spellings(entry)
-    candidates = (Path(os.path.normpath(folder / each)) for folder in folders for each in entries)
-    first = next(candidates)
-    return first if os.path.exists(first) else next(filter(os.path.exists, candidates), first)
 
 
 def _own_key(key: str) -> str | None:
@@ -128,9 +122,8 @@ def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
             known = set()
             for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
                 if key.value in known:  # YAML forbids it, its reader does not
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key.value} is there twice", problem_mark=key.start_mark
-                    )
+                    what = f"the key {key.value} is there twice"
+                    raise yaml.MarkedYAMLError(problem=what, problem_mark=key.start_mark)
                 known.add(key.value)
             return node
 
@@ -211,34 +204,34 @@ def _root(path: Path, entry: Any) -> Path:
 
 
 def _names_of_labels(path: Path, entries: tuple[Entry, ...]) -> list[str]:
-    files = [entry.coco for entry in entries if entry.coco is not None]
-    if len(files) == len(entries):
-        for file in files:
-            if not file.exists():
-                raise UsageError(f"{path}: no names, and {file}, whose categories they would be, does not exist")
-        return list(dict.fromkeys(name for file in files for name in category_names(file, read_coco_file(file))))
-    mentioned = _mentioned(entries)
-    hint = f"; the first XML files mention {', '.join(mentioned)}" if mentioned else ""
-    raise UsageError(f"{path}: no names; list the classes in the order of their numbers, names: [dent, scratch]{hint}")
+    """The classes that the files of all entries list, such as the categories of COCO JSONs."""
+    names: dict[str, None] = {}
+    for entry in entries:
+        if entry.format is None:
+            mentioned = _mentioned(entries)
+            hint = f"; the first XML files mention {', '.join(mentioned)}" if mentioned else ""
+            raise UsageError(
+                f"{path}: no names; list the classes in the order of their numbers, names: [dent, scratch]{hint}"
+            )
+        if not entry.place.exists():
+            raise UsageError(f"{path}: no names, and {entry.place}, whose categories they would be, does not exist")
+        names |= dict.fromkeys(entry.format.class_names(entry.place, entry.format.read(entry.place)))
+    return list(names)
 
 
 def _mentioned(entries: tuple[Entry, ...]) -> list[str]:
-    """The classes that the first few XML files mention, for a message."""
+    """The classes that the first few label files mention, for a message."""
     found: dict[str, None] = {}
+    forms = {form.suffix: form for form in image_formats()}
     for entry in entries:
-        if entry.labels is not None and entry.labels.is_dir():
-            files = sorted(entry.labels.glob("*.[xX][mM][lL]"))
-        elif entry.path.is_dir():
-            files = [label_path(Path(image)) for image in sorted(search_folder(entry.path).files)[:LOOKED_AT]]
+        if entry.labels is not None or not entry.path.is_dir():
+            above = entry.path.parents[min(2, len(entry.path.parts) - 2)]  # of ImageSets/Main/a.txt
+            folder = entry.labels or above / "Annotations"
+            files = sorted(folder.iterdir()) if folder.is_dir() else []
         else:
-            files = (
-                sorted((entry.path.parents[2] / "Annotations").glob("*.[xX][mM][lL]"))
-                if len(entry.path.parts) > 3
-                else []
-            )
-        for file in files[:LOOKED_AT]:
-            if file.suffix.lower() == ".xml":
-                found |= dict.fromkeys(mentioned_classes(file.read_bytes()))
+            files = [label_path(Path(image)) for image in sorted(search_folder(entry.path).files)[:LOOKED_AT]]
+        for file in [each for each in files if each.suffix.lower() in forms and each.is_file()][:LOOKED_AT]:
+            found |= dict.fromkeys(forms[file.suffix.lower()].mentioned_classes(file.read_bytes()))
     return list(found)
 
 

@@ -16,9 +16,7 @@ import numpy as np
 
 from yoloyard.data.audit.problems import Problem
 
-# Share of a side. Rounding in other programs' exports; what is farther outside is a mistake.
-TOLERANCE = 0.01
-
+TOLERANCE = 0.01  # share of a side: rounding in other programs' exports; what is farther outside is a mistake
 
 Row = TypeVar("Row")
 
@@ -82,6 +80,31 @@ class Labels:
         if lines:
             table = np.array(list(lines), dtype=np.float64)
             self.labels, self.ignore, self.boxes = table[:, 0].astype(np.int64), table[:, 1] > 0, table[:, 2:]
+
+
+@dataclass
+class SplitLabels:
+    """What a file says that has the labels of N images."""
+
+    file_names: list[str]  # N
+    image_ids: list[int | str]  # N
+    places: list[str]  # N, how messages name an image
+    category_ids: list[int]  # of the class names; ids that the file hasn't got where it lacks a class
+    problems: list[Problem]  # but for those that the sizes of images show
+    images_left_out: int  # which can't be told apart, or have no name
+    labels: Callable[[np.ndarray], list[Labels]]  # of each image, by sizes int (N, 2) height, width; 0: can't be used
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image of a data set that is written in another format."""
+
+    name: str  # relative, with its suffix
+    size: tuple[int, int]  # height, width
+    boxes: np.ndarray  # float32 (k, 4) xyxy pixels
+    labels: np.ndarray  # int64 (k,)
+    ignore: np.ndarray  # bool (k,)
+    image_id: int
 
 
 class LabelError(Exception):

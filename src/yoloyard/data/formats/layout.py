@@ -1,4 +1,4 @@
-"""Which files are images, and where the labels of an image lie."""
+"""Which files below a folder are images, where their labels are, and which spellings of a path mean the same file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from typing import NoReturn
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import RUN_MARK
 from yoloyard.data.formats.labels import composed
+from yoloyard.data.formats.table import image_formats, label_suffixes
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
-
-IMAGE_FOLDERS = ("images", "JPEGImages")
-VOC_FOLDERS = ("labels", "Annotations", "annotations")
-LABEL_SUFFIXES = (".txt", ".xml")
 
 # Where systems, network disks and programs keep thumbnails, copies and what was deleted; in lower case.
 SIDE_FOLDERS = frozenset((
@@ -45,11 +42,13 @@ OTHER_SUFFIXES = frozenset((
     ".pxm", ".raf", ".ras", ".raw", ".rle", ".rw2", ".sr", ".svg", ".svs", ".tf8", ".tga", ".thm", ".ts", ".vob",
     ".wdp", ".webm", ".wmv", ".xif",
 ))  # fmt: skip
-_NO_IMAGES = (*LABEL_SUFFIXES, ".json", ".yaml", ".yml", ".csv", ".npy", ".npz", ".md", ".html", ".cache")
+_NO_IMAGES = (".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".npy", ".npz", ".md", ".html", ".cache")
 # a.jpg_large, a.png.part, a.jpeg~, and files without a suffix but for README, LICENSE and the like
 _CHANGED_NAME = re.compile(r"(?i:\.(jpe?g|png|bmp|tiff?|webp))|^(?!Makefile$|Dockerfile$)(?=.*[^A-Z])[^.]+$")
 
 SHOWN_FOLDERS = 5
+
+Places = list[tuple[str, list[Path]]]  # suffixes of label files, each with folders; best first
 
 
 @dataclass
@@ -65,9 +64,9 @@ class Search:
         """Note a file: as one of these `suffixes`, as another image, or not at all."""
         name = os.path.basename(path)
         suffix = os.path.splitext(name)[1].lower()
-        if name.startswith("."):  # other systems' side files, such as `._image.jpg`
-            return
-        if not is_regular:
+        if name.startswith("."):
+            pass  # other systems' side files, such as `._image.jpg`
+        elif not is_regular:
             self.other_files["no regular file"] += 1
         elif suffix in suffixes:
             self.files.append(path)
@@ -98,12 +97,10 @@ def search_folder(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Se
     seen = set()  # a link that leads upwards would be followed for ever
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable_folder):
         status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
+        is_known = (status.st_dev, status.st_ino) in seen
         seen.add((status.st_dev, status.st_ino))
-        if search.folders and is_marked(files):
-            search.other_folders.append(parent)
+        if is_known or (search.folders and is_marked(files)):
+            search.other_folders += [] if is_known else [parent]
             folders.clear()
             continue
         search.folders.append(parent)
@@ -159,6 +156,14 @@ def in_forms(text: str) -> list[str]:
     return list(dict.fromkeys((text, *(unicodedata.normalize(form, text) for form in ("NFC", "NFD")))))
 
 
+def find_path(entry: str, folders: tuple[Path, ...]) -> Path:
+    """The first of `folders` in which `entry` exists, in one of its spellings; in the first folder if it is in none."""
+    entries = spellings(entry)
+    candidates = (Path(os.path.normpath(folder / each)) for folder in folders for each in entries)
+    first = next(candidates)
+    return first if os.path.exists(first) else next(filter(os.path.exists, candidates), first)
+
+
 def label_path(image: Path) -> Path:
     """Where the labels of `image` are: the last folder `images` of its path replaced by `labels`, suffix .txt.
 
@@ -167,24 +172,27 @@ def label_path(image: Path) -> Path:
     `Annotations` or `annotations`, or beside the image. If there is none at all, it is the text file's first place.
     Raises UserError if a folder can't be read.
     """
-    return find_label(image.stem, label_folders(image.parent), {})
+    return find_label(image.stem, label_places(image.parent), {})
 
 
-def label_folders(images: Path) -> tuple[list[Path], list[Path]]:
-    """Where label files of images in the folder `images` may be: text files, and Pascal VOC files; best first."""
-    texts = [*_mirrored(images, IMAGE_FOLDERS[:1], VOC_FOLDERS[:1]), images]
-    return texts, [*_mirrored(images, IMAGE_FOLDERS, VOC_FOLDERS), images]
+def label_places(folder: Path, images: Path | None = None, labels: Path | None = None) -> Places:
+    """Where label files of images in `folder` may be; `labels` has the same folders as `images`, if it is given."""
+    formats = image_formats()
+    if images is not None and labels is not None:
+        mirrored = [labels / form for form in in_forms(str(folder.relative_to(images)))]
+        return [(each.suffix, mirrored) for each in formats]
+    return [(each.suffix, [*_mirrored(folder, each.image_folders, each.label_folders), folder]) for each in formats]
 
 
-def find_label(stem: str, folders: tuple[Iterable[Path], Iterable[Path]], known: dict[Path, dict[str, str]]) -> Path:
-    """The label file of the image called `stem`, in folders of text files and of XML files; the first place if none.
+def find_label(stem: str, places: Places, known: dict[Path, dict[str, str]]) -> Path:
+    """The label file of the image called `stem`; its first place if there is none.
 
     `known` holds what is in each folder, and is filled: thousands of images share a folder, which is listed once.
+    Raises UserError if a folder can't be read.
     """
-    texts, tables = folders
-    for suffix, places in zip(LABEL_SUFFIXES, (texts, tables), strict=True):
+    for suffix, folders in places:
         name = stem + suffix
-        for folder in places:
+        for folder in folders:
             if folder not in known:
                 known[folder] = _label_files(folder)
             found = known[folder].get(name)
@@ -192,13 +200,15 @@ def find_label(stem: str, folders: tuple[Iterable[Path], Iterable[Path]], known:
                 found = known[folder].get(composed(name))
             if found is not None:
                 return Path(folder, found)
-    return Path(next(iter(texts)), stem + LABEL_SUFFIXES[0])
+    suffix, folders = places[0]
+    return Path(folders[0], stem + suffix)
 
 
 def _label_files(folder: Path) -> dict[str, str]:
-    """The label files in `folder` by their names, and by these with the suffix in lower case and letters as NFC."""
+    """The label files in `folder` by their names, and by these with the suffix in small letters and letters as NFC."""
+    suffixes = tuple(label_suffixes())
     try:
-        names = [name for name in os.listdir(folder) if name[-4:].lower() in LABEL_SUFFIXES]
+        names = [name for name in os.listdir(folder) if name.lower().endswith(suffixes)]
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
@@ -206,18 +216,19 @@ def _label_files(folder: Path) -> dict[str, str]:
         return _unreadable_folder(error)
     found = dict(zip(names, names, strict=True))
     for name in names:
-        if not (name.isascii() and name[-4:] in LABEL_SUFFIXES):
-            found.setdefault(composed(name[:-4]) + name[-4:].lower(), name)
+        if not (name.isascii() and name.endswith(suffixes)):
+            stem, suffix = os.path.splitext(name)
+            found.setdefault(composed(stem) + suffix.lower(), name)
     return found
 
 
 def _mirrored(folder: Path, image_folders: tuple[str, ...], label_folders: tuple[str, ...]) -> list[Path]:
     parts = folder.parts
-    for position in range(len(parts) - 1, -1, -1):
-        if parts[position] in image_folders:
-            forms = in_forms("/".join(parts[position + 1 :]))
-            return [Path(*parts[:position], folder, form) for folder in label_folders for form in forms]
-    return []
+    last = max((position for position, part in enumerate(parts) if part in image_folders), default=None)
+    if last is None:
+        return []
+    forms = in_forms("/".join(parts[last + 1 :]))
+    return [Path(*parts[:last], name, form) for name in label_folders for form in forms]
 
 
 def _unreadable_folder(error: OSError) -> NoReturn:

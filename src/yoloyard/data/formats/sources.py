@@ -1,39 +1,25 @@
-"""From a data.yaml's entries to files: which images there are and where their labels lie."""
+"""From a data.yaml's entries to files: which images there are and where their labels are."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.data.audit.problems import Problem
-from yoloyard.data.formats.coco_json import CocoFile, file_names_in, read_coco_file
-from yoloyard.data.formats.data_yaml import DataSpec, Entry, find_path
-from yoloyard.data.formats.labels import Labels, decoded
-from yoloyard.data.formats.layout import (
-    IMAGE_FOLDERS,
-    LABEL_SUFFIXES,
-    VOC_FOLDERS,
-    find_label,
-    in_forms,
-    is_image,
-    label_folders,
-    search_folder,
-    spellings,
-)
-from yoloyard.data.formats.voc_xml import parse_voc
-from yoloyard.data.formats.yolo_txt import parse_plain_yolo, parse_yolo
+from yoloyard.data.formats.data_yaml import DataSpec, Entry
+from yoloyard.data.formats.labels import decoded
+from yoloyard.data.formats.layout import Places, find_label, find_path, is_image, label_places, search_folder, spellings
+from yoloyard.data.formats.table import IMAGE_FOLDERS, SplitFormat, image_formats, label_suffixes
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 
-PARSED_AT_ONCE = 2**20  # bytes of label files; their words take about twenty times as much meanwhile
 NOT_LABELS = ("classes.txt",)  # what programs for labelling leave beside them
 
 
@@ -42,7 +28,30 @@ class SourceImage:
     """An image with a label file of its own."""
 
     path: Path
-    labels: Path  # .txt or .xml, existing or not
+    labels: Path  # existing or not
+
+
+@dataclass(frozen=True)
+class SplitFile:
+    """A file with the labels of many images, as bytes.
+
+    Parsing a large one takes seconds; whether an index of it is kept is known without.
+    """
+
+    path: Path
+    format: SplitFormat
+    content: bytes
+    file_names: list[str]  # those of its images, and perhaps others that it mentions
+    folder: Path  # where its images are
+
+    def digest(self) -> str:
+        """Changes with the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    def image(self, file_name: str) -> Path:
+        """Where the image of this `file_name` is, in one of its spellings; or would be."""
+        places = (os.path.join(self.folder, each) for each in spellings(file_name))
+        return Path(next(filter(os.path.isfile, places), os.path.join(self.folder, file_name)))
 
 
 @dataclass
@@ -51,52 +60,41 @@ class Sources:
 
     images: list[SourceImage] = field(default_factory=list)  # sorted by path, each once
     folder: Path = Path()  # that holds all of `images`; their names start from it
-    coco: list[CocoFile] = field(default_factory=list)
+    split_files: list[SplitFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)  # lines that lead to no file, labels without an image
     watched: set[str] = field(default_factory=set)  # all folders whose content decides what else is in here
     lists: set[str] = field(default_factory=set)  # so do these files
 
     def label_place(self) -> Path:
         """Where the labels of the first image are looked for."""
-        return self.coco[0].path if self.coco else self.images[0].labels
+        return self.split_files[0].path if self.split_files else self.images[0].labels
 
 
 def find_sources(spec: DataSpec, split: str) -> Sources:
     """The files of a split. Folders are searched as `search_folder` does; images are told by their suffix.
 
-    COCO JSON files are read, but not parsed.
     Raises UsageError if the split is not in the data.yaml, UserError if an entry does not exist or there is no image.
     """
     if split not in spec.splits:
-        there = ", ".join(spec.splits)
-        raise UsageError(f"{spec.path} has no {split!r}; it names {there}")
-    sources = Sources()
+        raise UsageError(f"{spec.path} has no {split!r}; it names {', '.join(spec.splits)}")
+    sources, entries = Sources(), spec.splits[split]
     labels_of: dict[str, Path] = {}
     folders: list[str] = []  # of which `images` come
-    for entry in spec.splits[split]:
+    for entry in entries:
         for path in filter(None, (entry.path, entry.labels)):
             if not os.path.exists(path):
                 raise UserError(f"{spec.path}: {split} is {path}, which does not exist")
-        if entry.coco is not None:
-            sources.coco.append(_find_coco(entry, entry.coco, spec, split, sources))
+        if entry.format is not None:
+            sources.lists.add(str(entry.place))
+            sources.split_files.append(_find_split_file(entry, entry.format, spec, split, sources.watched))
             continue
-        if os.path.isdir(entry.path):
-            search = search_folder(entry.path)
-            images = search.files
-            sources.watched.update(search.folders)
-            if line := search.passed_over():
-                sources.problems.append(Problem("passed over", str(entry.path), line))
-            folders.append(str(entry.path))
-        else:
-            if entry.labels is not None:
-                raise UserError(f"{spec.path}: {split} has images: {entry.path}, which is not a folder")
-            is_single = entry.path.suffix.lower() in IMAGE_SUFFIXES
-            images = [str(entry.path)] if is_single else _images_listed(entry.path, spec, sources)
-            folders += {os.path.dirname(image) for image in images}
-            sources.watched.update(os.path.dirname(image) for image in images)
-        labels_of |= _label_paths(images, entry, sources.watched, labels_of)
-    if not labels_of and not sources.coco:
-        where = ", ".join(str(entry.path) for entry in spec.splits[split])
+        if entry.labels is not None and not os.path.isdir(entry.path):
+            raise UserError(f"{spec.path}: {split} has images: {entry.path}, which is not a folder")
+        images = _images_of(entry, spec, sources)
+        folders += [str(entry.path)] if os.path.isdir(entry.path) else {os.path.dirname(image) for image in images}
+        labels_of |= _label_paths([image for image in images if image not in labels_of], entry, sources.watched)
+    if not labels_of and not sources.split_files:
+        where = ", ".join(str(entry.path) for entry in entries)
         reason = f"; first problem: {sources.problems[0]}" if sources.problems else ""
         raise UserError(f"no images for {split!r} in {where} ({', '.join(sorted(IMAGE_SUFFIXES))} count){reason}")
     sources.images = [SourceImage(Path(image), labels_of[image]) for image in sorted(labels_of)]
@@ -104,157 +102,128 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
     if folders:
         sources.folder = Path(os.path.commonpath(folders))
     # Labels that a list file doesn't mention are no mistake, and a folder that is named may serve several splits.
-    if all(entry.coco is None and entry.labels is None and os.path.isdir(entry.path) for entry in spec.splits[split]):
+    if all(each.format is None and each.labels is None and os.path.isdir(each.path) for each in entries):
         sources.problems += _labels_without_image(sources.images)
     return sources
 
 
-def parse_label_files(
-    files: Sequence[tuple[Path, bytes]],
-    names: Sequence[str],
-    sizes: Sequence[tuple[int, int]],
-    keypoint_values: int = 0,
-) -> list[Labels]:
-    """The labels of N .txt and .xml files, each with its content, for images of `sizes` (height, width).
-
-    `keypoint_values`: how many numbers of keypoints follow the box in a row of text.
-    """
-    labels: list[Labels] = []
-    shares = np.cumsum([len(content) for _, content in files]) // PARSED_AT_ONCE
-    for _, share in itertools.groupby(range(len(files)), key=lambda number: shares[number]):
-        numbers = list(share)
-        some, some_sizes = [files[number] for number in numbers], [sizes[number] for number in numbers]
-        is_text = [path.suffix.lower() != ".xml" for path, _ in some]
-        texts = [content for (_, content), own in zip(some, is_text, strict=True) if own]
-        text_sizes = np.array([size for size, own in zip(some_sizes, is_text, strict=True) if own]).reshape(-1, 2)
-        plain = iter(parse_plain_yolo(texts, len(names), text_sizes))
-        for (path, content), size, own in zip(some, some_sizes, is_text, strict=True):
-            if own:
-                labels.append(next(plain) or parse_yolo(path, content, len(names), size, keypoint_values))
-            else:
-                labels.append(parse_voc(path, content, names, size))
-    return labels
+def _images_of(entry: Entry, spec: DataSpec, sources: Sources) -> list[str]:
+    """The images of a folder, of a list file, or a single one; what else is to be known of them goes to `sources`."""
+    if os.path.isdir(entry.path):
+        search = search_folder(entry.path)
+        sources.watched.update(search.folders)
+        if line := search.passed_over():
+            sources.problems.append(Problem("passed over", str(entry.path), line))
+        return search.files
+    images = [str(entry.path)]
+    if entry.path.suffix.lower() not in IMAGE_SUFFIXES:
+        images = _images_listed(entry.path, (spec.root, spec.path.parent), sources)
+    sources.watched.update(os.path.dirname(image) for image in images)
+    return images
 
 
-def _label_paths(images: list[str], entry: Entry, watched: set[str], known: dict[str, Path]) -> dict[str, Path]:
-    """The label file of each image that isn't `known` yet; `watched` is joined by the folders that they may be in."""
+def _label_paths(images: list[str], entry: Entry, watched: set[str]) -> dict[str, Path]:
+    """The label file of each image; `watched` is joined by the folders that they may be in."""
     found: dict[str, Path] = {}
-    places: dict[str, tuple[list[Path], list[Path]]] = {}  # of labels, for each folder of images
+    places: dict[str, Places] = {}  # for each folder of images
     listed: dict[Path, dict[str, str]] = {}
     for image in images:
-        if image in known:
-            continue
         folder, name = os.path.split(image)
         if folder not in places:
-            if entry.labels is None:
-                places[folder] = label_folders(Path(folder))
-            else:
-                mirrored = [entry.labels / form for form in in_forms(str(Path(folder).relative_to(entry.path)))]
-                places[folder] = mirrored, mirrored
-            watched.update(str(place) for place in itertools.chain(*places[folder]))
+            places[folder] = label_places(Path(folder), entry.path, entry.labels)
+            watched.update(str(place) for _, own in places[folder] for place in own)
         found[image] = find_label(os.path.splitext(name)[0], places[folder], listed)
     return found
 
 
-def _shared_labels(listed: list[SourceImage]) -> list[Problem]:
+def _shared_labels(images: list[SourceImage]) -> list[Problem]:
     """Label files that belong to several images by their name."""
-    counts = Counter(str(image.labels) for image in listed)
-    images_of: dict[str, list[str]] = defaultdict(list)
-    if len(counts) < len(listed):
-        for image in listed:
-            if counts[str(image.labels)] > 1:
-                images_of[str(image.labels)].append(image.path.name)
+    if len({image.labels for image in images}) == len(images):
+        return []
+    images_of: dict[Path, list[str]] = defaultdict(list)
+    for image in images:
+        images_of[image.labels].append(image.path.name)
     return [
-        Problem("label of two images", labels, f"it is the label file of {' and '.join(images)}; each gets its boxes")
-        for labels, images in images_of.items()
-        if os.path.exists(labels)
+        Problem("label of two images", str(labels), f"it is the label file of {' and '.join(own)}; each gets its boxes")
+        for labels, own in images_of.items()
+        if len(own) > 1 and os.path.exists(labels)
     ]
 
 
 def _labels_without_image(images: list[SourceImage]) -> list[Problem]:
     known = {os.path.splitext(image.labels)[0] for image in images}
-    folders = {os.path.dirname(image.labels) for image in images}
-    problems = []
-    for folder in sorted(folders):
+    problems, suffixes = [], label_suffixes()
+    for folder in sorted({os.path.dirname(image.labels) for image in images}):
         for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
             stem, suffix = os.path.splitext(os.path.join(folder, name))
-            if suffix.lower() in LABEL_SUFFIXES and stem not in known and name not in NOT_LABELS and name[0] != ".":
+            if suffix.lower() in suffixes and stem not in known and name not in NOT_LABELS and name[0] != ".":
                 problems.append(Problem("label without image", stem + suffix, "there is no image for it"))
     return problems
 
 
-def _find_coco(entry: Entry, path: Path, spec: DataSpec, split: str, sources: Sources) -> CocoFile:
-    content = read_coco_file(path)
-    names = file_names_in(path, content)
+def _find_split_file(entry: Entry, form: SplitFormat, spec: DataSpec, split: str, watched: set[str]) -> SplitFile:
+    path = entry.place
+    content = form.read(path)
+    names = form.file_names(path, content)
     if not names:
         raise UserError(f"{path}: no images for {split!r}; COCO JSON lists images, each with a file_name")
-    folders = [entry.path, entry.path.parent] if entry.labels is not None else _coco_folders(path, spec.root, split)
-    there = [folder for folder in dict.fromkeys(folders) if os.path.isdir(folder)]
-    sources.lists.add(str(path))
-    below = _folders_named(names)
-    sources.watched |= {os.path.join(folder, each) for folder in folders for each in below}
-    for name in names:
-        for folder in there:
-            if any(os.path.isfile(folder / each) for each in spellings(name)):
-                return CocoFile(path, content, names, folder)
-    looked = ", ".join(map(str, dict.fromkeys(folders)))
+    folders = [entry.path, entry.path.parent] if entry.labels is not None else _image_folders(path, spec.root, split)
+    folders = list(dict.fromkeys(folders))
+    watched |= {os.path.join(*pair) for pair in itertools.product(folders, _folders_named(names))}
+    there = [folder for folder in folders if os.path.isdir(folder)]
+    for name, folder in itertools.product(names, there):
+        if any(os.path.isfile(folder / each) for each in spellings(name)):
+            return SplitFile(path, form, content, names, folder)
     raise UserError(
-        f"none of the {len(names)} images of {path} is there; {names[0]} was looked for in {looked}; "
-        f"say where they are with {split}: {{images: FOLDER, labels: {path.name}}}"
+        f"none of the {len(names)} images of {path} is there; {names[0]} was looked for in "
+        f"{', '.join(map(str, folders))}; say where they are with {split}: {{images: FOLDER, labels: {path.name}}}"
     )
 
 
-def _coco_folders(path: Path, root: Path, split: str) -> list[Path]:
-    """Where the images of a COCO JSON may be: beside it, a folder higher, at the data.yaml's root."""
+def _image_folders(path: Path, root: Path, split: str) -> list[Path]:
+    """Where the images of a split's file may be: beside it, a folder higher, at the data.yaml's root."""
     own = path.stem.removeprefix("instances_")
     below = ("", "images", f"images/{split}", f"images/{own}", own, split)
     return [folder / name for folder in (path.parent, path.parent.parent, root) for name in below]
 
 
-def _images_listed(list_file: Path, spec: DataSpec, sources: Sources) -> list[str]:
-    """The images named by a text file, one a line; lines whose file does not exist go to the problems of `sources`.
+def _images_listed(list_file: Path, roots: tuple[Path, ...], sources: Sources) -> list[str]:
+    """The images named by a text file, one a line, below one of `roots` or beside the file.
 
-    Below a folder ImageSets, lines are first looked for in the folder JPEGImages or images beside it, with or without
-    a suffix, as Pascal VOC has them.
+    Lines whose file does not exist go to the problems of `sources`. Below a folder ImageSets, lines are first looked
+    for in the folder JPEGImages or images beside it, with or without a suffix, as Pascal VOC has them.
     """
     try:
         lines = decoded(list_file.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{list_file} is neither a folder nor a text file that lists images ({error})") from error
-    voc_folder = _voc_folder_of(list_file)
-    sources.lists.add(str(list_file))
-    if voc_folder is not None:
-        sources.watched.add(str(voc_folder))
-    by_stem = functools.cache(_images_by_stem)
-    images = []
+    voc_folder, by_stem = _voc_folder_of(list_file), functools.cache(_images_by_stem)
+    images: list[str] = []
     mentioned: set[str] = set()
     for number, line in enumerate(lines, start=1):
-        entry = line.strip()
-        if not entry:
+        if not line.strip():
             continue
-        readings = _readings(entry)
+        where, readings = f"{list_file}:{number}", _readings(line.strip())
         if voc_folder is not None and (found := _voc_images(readings, voc_folder, by_stem)):
             images.append(found[0])
-            sources.watched.add(os.path.dirname(found[0]))
             if len(found) > 1:
                 what = f"it may be {' or '.join(map(os.path.basename, found))}; the first is taken"
-                sources.problems.append(Problem("label of two images", f"{list_file}:{number}", what))
+                sources.problems.append(Problem("label of two images", where, what))
             continue
-        if readings[-1].startswith("./"):
-            folders = (list_file.parent, spec.root, spec.path.parent)
-        else:
-            folders = (spec.root, spec.path.parent, list_file.parent)
-        places = [str(find_path(each, folders)) for each in readings]
-        image = next(filter(os.path.isfile, places), places[-1])
         mentioned.update(readings)
-        if os.path.isfile(image):
+        is_beside = readings[-1].startswith("./")
+        folders = (list_file.parent, *roots) if is_beside else (*roots, list_file.parent)
+        found_paths = [str(find_path(each, folders)) for each in readings]
+        image = next(filter(os.path.isfile, found_paths), None)
+        if image is not None:
             images.append(image)
         else:
-            looked = voc_folder / f"{readings[-1]}.jpg" if voc_folder is not None else image
-            sources.problems.append(Problem("image missing", f"{list_file}:{number}", f"there is no image {looked}"))
-    below = _folders_named(mentioned)
-    for folder in (list_file.parent, spec.root, spec.path.parent, *([] if voc_folder is None else [voc_folder])):
-        sources.watched |= {os.path.normpath(folder / each) for each in below}
+            looked = found_paths[-1] if voc_folder is None else voc_folder / f"{readings[-1]}.jpg"
+            sources.problems.append(Problem("image missing", where, f"there is no image {looked}"))
+    sources.lists.add(str(list_file))
+    voc_folders = [] if voc_folder is None else [voc_folder]
+    places = itertools.product((list_file.parent, *roots, *voc_folders), _folders_named(mentioned))
+    sources.watched.update(map(str, voc_folders), (os.path.normpath(folder / each) for folder, each in places))
     return images
 
 
@@ -287,13 +256,13 @@ def _voc_images(readings: list[str], voc_folder: Path, by_stem: Callable[[str], 
     It names a file below `voc_folder`, mostly without a suffix, sometimes with its own or the label's, and with a
     folder.
     """
-    own_folders = "|".join((*IMAGE_FOLDERS, *VOC_FOLDERS))
+    own_folders = "|".join((*IMAGE_FOLDERS, *(name for form in image_formats() for name in form.label_folders)))
     for text in readings:
         for each in spellings(text):
             for place in (each, re.sub(rf"^(.*/)?({own_folders})/", "", each)):
                 folder, name = os.path.split(os.path.join(voc_folder, place))
                 stem, suffix = os.path.splitext(name)
-                is_label = suffix.lower() in LABEL_SUFFIXES
+                is_label = suffix.lower() in label_suffixes()
                 same = [each for each in by_stem(folder).get(stem, ()) if is_label or each.lower() == name.lower()]
                 if found := by_stem(folder).get(name) or same:
                     return [os.path.join(folder, image) for image in found]

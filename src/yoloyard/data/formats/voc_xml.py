@@ -16,7 +16,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from yoloyard.common.errors import UserError
-from yoloyard.data.formats.labels import LabelError, Labels, clip, composed, decoded, is_set, outside
+from yoloyard.data.formats.labels import LabelError, LabelledImage, Labels, clip, composed, decoded, is_set, outside
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # What programs call GB2312 mostly has characters of its extension; so with the others (WHATWG's Encoding Standard).
@@ -112,6 +112,13 @@ def _readable(content: bytes) -> bytes | str:
     return _DECLARATION.sub(lambda found: "\n" * found[0].count("\n"), text)
 
 
+def parse_voc_files(
+    files: Sequence[tuple[Path, bytes]], names: Sequence[str], sizes: Sequence[tuple[int, int]], _: int
+) -> list[Labels]:
+    """The labels of N files, each given with its content, for images of `sizes` (height, width); see `parse_voc`."""
+    return [parse_voc(*file, names, size) for file, size in zip(files, sizes, strict=True)]
+
+
 def mentioned_classes(content: bytes) -> list[str]:
     """The classes of a file's objects, in its order; none if it can't be read."""
     try:
@@ -120,28 +127,18 @@ def mentioned_classes(content: bytes) -> list[str]:
         return []
 
 
-def format_voc(
-    file_name: str,
-    names: Sequence[str],
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    ignore: np.ndarray,
-    size: tuple[int, int],
-) -> str:
-    """An XML file: boxes (k, 4) xyxy in pixels of an image of `size` (height, width), labels (k,), ignore (k,).
-
-    Raises UserError if a name has a sign that XML can't hold.
-    """
-    for name in (file_name, *names):
+def format_voc(image: LabelledImage, names: Sequence[str]) -> str:
+    """The XML file of an image. Raises UserError if a name has a sign that XML can't hold."""
+    for name in (image.name, *names):
         if _NOT_XML.search(name):
             raise UserError(f"XML can't hold the name {name!r}")
-    height, width = size
+    height, width = image.size
     lines = [
         "<annotation>",
-        f"  <filename>{escape(file_name)}</filename>",
+        f"  <filename>{escape(image.name)}</filename>",
         f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
     ]
-    for box, label, ignored in zip(boxes.tolist(), labels.tolist(), ignore.tolist(), strict=True):
+    for box, label, ignored in zip(image.boxes.tolist(), image.labels.tolist(), image.ignore.tolist(), strict=True):
         corners = "".join(f"<{tag}>{value:.9g}</{tag}>" for tag, value in zip(_CORNERS, box, strict=True))
         lines.append(
             f"  <object><name>{escape(names[label])}</name><difficult>{int(ignored)}</difficult>"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from yoloyard.data.audit.problems import Problem
-from yoloyard.data.formats.labels import TOLERANCE, LabelError, Labels, decoded
+from yoloyard.data.formats.labels import TOLERANCE, LabelError, LabelledImage, Labels, decoded
 
 WITH_SCORE = 6  # words of a row of predictions: class cx cy w h score
 WITH_TRACK = 7  # the same and the number of a track
 POSE_ROWS = 3  # so many rows must have their points in a box, and this share of all, to be taken for keypoints
 POSE_SHARE = 0.9
+PARSED_AT_ONCE_BYTES = 2**20  # their words take about twenty times as much meanwhile
 PLAIN_BYTES = b"0123456789+-.eE \t\r\n"
 
 
@@ -89,62 +90,79 @@ def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, in
     return result
 
 
-def pose_length(files: Iterable[bytes]) -> int:
-    """How many numbers the rows have that seem to be boxes with keypoints and not polygons; 0 if they are none.
+def parse_yolo_files(
+    files: Sequence[tuple[Path, bytes]], names: Sequence[str], sizes: Sequence[tuple[int, int]], keypoint_values: int
+) -> list[Labels]:
+    """The labels of N files, each given with its content, for images of `sizes` (height, width); see `parse_yolo`."""
+    labels: list[Labels] = []
+    shares = np.cumsum([len(content) for _, content in files]) // PARSED_AT_ONCE_BYTES
+    for _, group in itertools.groupby(zip(shares, files, sizes, strict=True), key=lambda each: each[0]):
+        _, own_files, own_sizes = zip(*group, strict=True)
+        plain = parse_plain_yolo([content for _, content in own_files], len(names), np.array(own_sizes))
+        for (path, content), size, found in zip(own_files, own_sizes, plain, strict=True):
+            labels.append(found or parse_yolo(path, content, len(names), size, keypoint_values))
+    return labels
+
+
+def pose_problem(files: Iterable[tuple[Path, bytes]]) -> list[Problem]:
+    """A warning where the rows of label files, each given with its content, seem to be boxes with keypoints.
 
     All rows with more than a box and a score have the same length, and nearly all have their points in the box that
     the first four numbers are, which is in the image.
     """
-    length = rows = inside = 0
-    for content in files:
-        if len(content.split()) == 5 * (content.count(b"\n") + (content[-1:] not in b"\n")):
-            continue  # boxes alone: no need to look at each row
-        for line in content.splitlines():
-            words = line.split()
-            if len(words) <= WITH_SCORE:
-                continue
-            try:
-                values = np.array(list(map(float, words)))[1:]
-            except ValueError:
-                return 0
-            if length not in (0, len(words)):
-                return 0
-            length = len(words)
-            rows += 1
-            inside += _has_points_inside(values[:4], values[4:])
-    return length if rows >= POSE_ROWS and inside >= POSE_SHARE * rows else 0
+    texts = [(path, content) for path, content in files if path.suffix.lower() == ".txt"]
+    # Files of boxes alone are told without a look at each row.
+    others = (each for _, each in texts if len(each.split()) != 5 * (each.count(b"\n") + (each[-1:] not in b"\n")))
+    lengths, inside = [], 0
+    for words in (words for each in others for words in map(bytes.split, each.splitlines()) if len(words) > WITH_SCORE):
+        lengths.append(len(words))
+        try:
+            inside += _has_points_inside(np.array(list(map(float, words)))[1:])
+        except ValueError:
+            return []
+        if lengths[0] != lengths[-1]:
+            return []
+    if len(lengths) < POSE_ROWS or inside < POSE_SHARE * len(lengths):
+        return []
+    length = lengths[0]
+    shape = [(length - 5) // 3, 3] if length % 2 == 0 else [(length - 5) // 2, 2]
+    what = (
+        f"the rows of {length} numbers seem to be boxes with keypoints: their points lie in the box that the first "
+        f"four say. They count as polygons; if they are keypoints, write kpt_shape: {shape} in the data.yaml"
+    )
+    return [Problem("label with keypoints", str(texts[0][0].parent), what)]
 
 
-def _has_points_inside(box: np.ndarray, others: np.ndarray) -> bool:
-    """Whether a box cxcywh is in the image, and holds all points x, y (, visibility 0 to 2) but those at 0, 0."""
+def _has_points_inside(row: np.ndarray) -> bool:
+    """Whether the box cxcywh of a row is in the image, and holds all points x, y (, visibility 0 to 2) but 0, 0."""
+    box, others = row[:4], row[4:]
     if not _is_in_image(box):
         return False
-    for each in (2, 3):
-        if len(others) % each == 0:
-            points = others.reshape(-1, each)
-            seen = points[points[:, :2].any(1), :2]
-            is_inside = np.all(np.abs(seen - box[:2]) <= box[2:] / 2 + TOLERANCE)
-            if is_inside and len(seen) and np.isin(points[:, 2:], (0, 1, 2)).all():
-                return True
+    for points in (others.reshape(-1, each) for each in (2, 3) if len(others) % each == 0):
+        seen = points[points[:, :2].any(1), :2]
+        is_inside = np.all(np.abs(seen - box[:2]) <= box[2:] / 2 + TOLERANCE)
+        if is_inside and len(seen) and np.isin(points[:, 2:], (0, 1, 2)).all():
+            return True
     return False
 
 
-def format_yolo(boxes: np.ndarray, labels: np.ndarray, size: tuple[int, int]) -> str:
-    """The rows of a text file: boxes (k, 4) xyxy in pixels of an image of `size` (height, width), labels (k,)."""
-    height, width = size
-    corners = boxes.astype(np.float64) / [width, height, width, height]
+def format_yolo(image: LabelledImage, names: Sequence[str]) -> str:
+    """The rows of a text file, without the boxes that are to be ignored, which it has no word for."""
+    height, width = image.size
+    corners = image.boxes[~image.ignore].astype(np.float64) / [width, height, width, height]
     rows = np.concatenate([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], axis=1)
-    pairs = zip(labels.tolist(), rows.tolist(), strict=True)
+    pairs = zip(image.labels[~image.ignore].tolist(), rows.tolist(), strict=True)
     return "".join(f"{label} {' '.join(f'{value:.9g}' for value in row)}\n" for label, row in pairs)
 
 
 def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tuple[float, ...]:
     """Class, 0 (not to be ignored) and clipped xyxy of a row; raises LabelError with the reason if the row is wrong."""
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        word = next(word for word in words if not _is_number(word))
-        raise LabelError("label malformed", f"{word!r} is not a number") from None
+    numbers: list[float] = []
+    for word in words:
+        try:
+            numbers.append(float(word))
+        except ValueError:
+            raise LabelError("label malformed", f"{word!r} is not a number") from None
     label, values = numbers[0], numbers[1:]
     if not (label.is_integer() and 0 <= label < num_classes):
         raise LabelError("class unknown", f"class {words[0]} is not one of 0 to {num_classes - 1}")
@@ -152,10 +170,8 @@ def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tupl
     if is_scored or len(values) == 4 + keypoint_values:
         values = values[:4]
     elif keypoint_values and len(values) != 4:
-        what = (
-            f"{len(words)} numbers; with the data.yaml's kpt_shape a row has {5 + keypoint_values}, or 5 (a box alone)"
-        )
-        raise LabelError("label malformed", what)
+        said = f"with the data.yaml's kpt_shape a row has {5 + keypoint_values}, or 5 (a box alone)"
+        raise LabelError("label malformed", f"{len(words)} numbers; {said}")
     elif len(values) != 4 and (len(values) < 6 or len(values) % 2):
         what = f"{len(words)} numbers; a box has 5 (class cx cy w h), a polygon 7, 9, 11 ... (keypoints need kpt_shape)"
         raise LabelError("label malformed", what)
@@ -181,18 +197,10 @@ def _is_tracked(words: list[str]) -> bool:
     """
     if len(words) != WITH_TRACK or not words[-1].isdecimal() or words[-1].strip("0") == "":
         return False
-    box = np.array(words[1:5], np.float64)
-    return words[-1] != "1" or _is_in_image(box)
+    return words[-1] != "1" or _is_in_image(np.array(words[1:5], np.float64))
 
 
 def _is_in_image(box: np.ndarray) -> bool:
     sides = box[2:]
     low, high = box[:2] - sides / 2, box[:2] + sides / 2
     return bool(np.all((sides > 0) & (low >= -TOLERANCE) & (high <= 1 + TOLERANCE)))
-
-
-def _is_number(word: str) -> bool:
-    try:
-        return not math.isnan(float(word))
-    except ValueError:
-        return False

@@ -5,23 +5,18 @@ Shapes: N images, n boxes of all images.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.config.settings import unknown_name
+from yoloyard.config.overrides import unknown_name
 from yoloyard.data.formats.labels import composed
-from yoloyard.data.index.index import Index, Paths, Texts, find_index, save_index
+from yoloyard.data.index.index import INDEXES, Index, Paths, Texts, find_index, save_index
 
 SELECTION_VERSION = 1  # part of the cache's key: raise it when a selection means something else
 ONE_CLASS = ("object",)
-# The arrays of Index that have a row an image or a box, but for its paths and offsets.
-PER_IMAGE = ("sizes", "source_ids")
-PER_BOX = ("boxes", "labels", "ignore")
 
 
 def select(
@@ -30,8 +25,8 @@ def select(
     """The index with only these `classes`, all as one if `single_cls`, and a `fraction` of the images.
 
     `classes` are numbers or names joined by commas; numbers and names of the index stay, and an image whose boxes all
-    go stays without objects. A smaller fraction is contained in a larger one of the same seed. Lies in the cache beside
-    the index that it was made of, so that workers map it as well.
+    go stays without objects. A smaller fraction is contained in a larger one of the same seed. The selection is in the
+    cache beside the index that it was made of, so that workers map it as well.
     Raises UsageError for an unknown class or a fraction that isn't above 0, UserError if not a box is left.
     """
     if not 0 < fraction <= 1:
@@ -39,30 +34,49 @@ def select(
     numbers = None if classes is None else class_numbers(classes, index.names)
     if numbers is None and not single_cls and fraction == 1:
         return index
-    folder = None
-    if index.folder is not None:
-        chosen = [SELECTION_VERSION, index.folder.name, numbers, single_cls, fraction, seed if fraction < 1 else None]
-        folder = index.folder.with_name(hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:32])
-    selected = None if folder is None else find_index(folder)
-    if selected is None:
-        selected = _keep_images(index, fraction, seed) if fraction < 1 else index
-        selected = _keep_boxes(selected, numbers) if numbers is not None else selected
-        selected = replace(selected, folder=None)
-        if single_cls:
-            selected = replace(
-                selected,
-                names=names_of(index.names, single_cls),
-                labels=np.zeros_like(selected.labels),
-                category_ids=np.zeros(1, np.int64),
-            )
-        if selected.ignore.all():
-            raise UserError(
-                f"not a single box is left of {len(index.boxes)} in the {len(index)} images beside {index.paths[0]}: "
-                + (f"choose other --classes than {classes}" if numbers is not None else "raise --fraction")
-            )
-        if folder is not None:
-            selected = save_index(selected, folder)
-    return selected
+    file = None
+    if index.file is not None:
+        chosen = [index.file.name, numbers, single_cls, fraction, seed if fraction < 1 else None]
+        file = INDEXES.path([SELECTION_VERSION, *chosen], index.file.parent)
+    kept = None if file is None else find_index(file)
+    if kept is not None:
+        return kept
+    selected = _cut(index, numbers, fraction, seed)
+    if single_cls:
+        none = np.zeros_like(selected.labels)
+        selected = replace(selected, names=ONE_CLASS, labels=none, category_ids=np.zeros(1, np.int64))
+    if selected.ignore.all():
+        raise UserError(
+            f"not a single box is left of {len(index.boxes)} in the {len(index)} images beside {index.paths[0]}: "
+            + (f"choose other --classes than {classes}" if numbers is not None else "raise --fraction")
+        )
+    return selected if file is None else save_index(selected, file)
+
+
+def _cut(index: Index, classes: tuple[int, ...] | None, fraction: float, seed: int) -> Index:
+    """The index of a share of the images, with the boxes of some classes (None: all)."""
+    image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    boxes = np.ones(len(index.labels), bool) if classes is None else np.isin(index.labels, classes)
+    if fraction < 1:
+        count = max(1, round(fraction * len(index)))
+        images = np.sort(np.random.default_rng(seed).permutation(len(index))[:count])
+        boxes &= np.isin(image_of_box, images)
+        index = replace(
+            index,
+            paths=Paths.of(index.paths[each] for each in images),
+            file_names=Texts.of(index.file_names[each] for each in images),
+            sizes=index.sizes[images],
+            source_ids=index.source_ids[images],
+        )
+    else:
+        images = np.arange(len(index))
+    counts = np.bincount(image_of_box[boxes], minlength=images[-1] + 1)[images]
+    return replace(
+        index,
+        offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+        **{name: getattr(index, name)[boxes] for name in ("boxes", "labels", "ignore")},
+        file=None,
+    )
 
 
 def names_of(names: tuple[str, ...], single_cls: bool) -> tuple[str, ...]:
@@ -100,37 +114,3 @@ def class_numbers(classes: str, names: Sequence[str]) -> tuple[int, ...]:
                 )
         found.add(number)
     return tuple(sorted(found))
-
-
-def _keep_images(index: Index, fraction: float, seed: int) -> Index:
-    count = max(1, round(fraction * len(index)))
-    images = np.sort(np.random.default_rng(seed).permutation(len(index))[:count])
-    boxes = np.isin(_image_of_box(index), images)
-    return replace(
-        index,
-        paths=Paths(*_cut_texts(index.paths, images)),
-        file_names=Texts(*_cut_texts(index.file_names, images)),
-        offsets=_offsets(np.diff(index.offsets)[images]),
-        **{name: getattr(index, name)[images] for name in PER_IMAGE},
-        **{name: getattr(index, name)[boxes] for name in PER_BOX},
-    )
-
-
-def _cut_texts(texts: Paths | Texts, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    pieces = [texts.text[texts.offsets[each] : texts.offsets[each + 1]] for each in images]
-    return np.concatenate(pieces), _offsets(np.diff(texts.offsets)[images])
-
-
-def _keep_boxes(index: Index, classes: Sequence[int]) -> Index:
-    kept = np.isin(index.labels, classes)
-    counts = np.bincount(_image_of_box(index)[kept], minlength=len(index))
-    return replace(index, offsets=_offsets(counts), **{name: getattr(index, name)[kept] for name in PER_BOX})
-
-
-def _image_of_box(index: Index) -> np.ndarray:
-    """int64 (n,): the image that each box lies in."""
-    return np.repeat(np.arange(len(index)), np.diff(index.offsets))
-
-
-def _offsets(counts: np.ndarray) -> np.ndarray:
-    return np.concatenate(([0], np.cumsum(counts))).astype(np.int64)

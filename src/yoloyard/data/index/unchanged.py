@@ -9,32 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from yoloyard.common.errors import UserError
-from yoloyard.common.files import write_whole_text
-from yoloyard.data.index.not_kept import warn_not_kept
+from yoloyard.data.store import Store
 
-log = logging.getLogger(__name__)
-
+NOTES = Store("unchanged", ".json", version=2, kept=100)
 # A file that is changed twice within one tick of a file system's clock has the same times after both. So nothing is
 # noted as long as a file is so young; the next look at the same files will do it.
 SETTLED_SECONDS = 2.5  # FAT counts in twos
-KEPT_NOTES = 100
-
-
-def noted(note: Path) -> str | None:
-    """What was noted in the file `note`, None if there is no such file or something has changed since."""
-    try:
-        facts = json.loads(note.read_text(encoding="utf-8"))
-        same = _state(facts["folders"], facts["files"], frozenset(facts["suffixes"]))[0] == facts["state"]
-        return str(facts["value"]) if same else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 @dataclass(frozen=True)
@@ -47,70 +32,70 @@ class Sight:
     state: str | None  # a digest; None: one of them couldn't be looked at
 
 
+def noted(note: Path) -> str | None:
+    """What was noted in the file `note`, None if there is no such file or something has changed since."""
+    return NOTES.find(note, _read)
+
+
 def look(folders: Iterable[str], files: Iterable[str], suffixes: Iterable[str]) -> Sight:
     """Look at files before they are read.
 
     A folder, which need not exist, counts also with the names of its folders, not with what is in these, and with the
     number of its other files.
     """
-    folders, files, suffixes = sorted(folders), sorted(files), sorted(suffixes)
+    sight = Sight(sorted(folders), sorted(files), sorted(suffixes), None)
     try:
-        return Sight(folders, files, suffixes, _state(folders, files, frozenset(suffixes))[0])
+        return replace(sight, state=_state(sight)[0])
     except OSError:
-        return Sight(folders, files, suffixes, None)
+        return sight
 
 
 def write_note(note: Path, value: str, before: Sight, since: float) -> None:
     """Note `value`, which follows from the content of the files that were looked at `before` they were read.
 
     `since` is the time, in seconds since 1970, before they were listed. Nothing is noted where a file may have changed
-    after that; a line says where the note can't be written.
+    after that.
     """
     try:
-        state, newest = _state(before.folders, before.files, frozenset(before.suffixes))
-        # The times are those of the disk's own clock, which may be behind; so the files must look the same, too.
-        if newest >= (since - SETTLED_SECONDS) * 1e9 or state != before.state:
-            return
+        state, newest = _state(before)
     except OSError:
         return  # a file has gone meanwhile; the next run reads all again
-    try:
-        write_whole_text(note, json.dumps({"value": value, **asdict(before)}))
-    except UserError as error:
-        warn_not_kept(note, error)
-        return
-    with contextlib.suppress(OSError):  # another process clears away, too
-        for old in sorted(note.parent.glob("*.json"), key=lambda each: each.stat().st_mtime)[:-KEPT_NOTES]:
-            old.unlink()
+    # The times are those of the disk's own clock, which may be behind; so the files must look the same, too.
+    if newest < (since - SETTLED_SECONDS) * 1e9 and state == before.state:
+        NOTES.write(note, lambda temporary: temporary.write_text(json.dumps({"value": value, **asdict(before)})))
 
 
-def _state(folders: Iterable[str], files: Iterable[str], suffixes: frozenset[str]) -> tuple[str, int]:
+def _read(note: Path) -> str:
+    facts = json.loads(note.read_text(encoding="utf-8"))
+    value = str(facts.pop("value"))
+    if _state(Sight(**facts))[0] != facts["state"]:
+        raise ValueError(f"{note}: something has changed")
+    return value
+
+
+def _state(sight: Sight) -> tuple[str, int]:
     """A digest of names, lengths and times, and the newest time of status change in ns."""
     digest, newest = hashlib.blake2b(digest_size=16), 0
-    for folder in folders:
+    suffixes = frozenset(sight.suffixes)
+    for folder in sight.folders:
         rows, changed = _folder_rows(folder, suffixes)
         digest.update(os.fsencode("\0".join((folder, str(len(rows)), *rows, ""))))
         newest = max(newest, changed)
-    for file in files:
+    for file in sight.files:
         status = os.stat(file)
-        row = f"{file}\0{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\0"
-        digest.update(os.fsencode(row))
+        digest.update(os.fsencode(f"{file}\0{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\0"))
         newest = max(newest, status.st_ctime_ns)
     return digest.hexdigest(), newest
 
 
 @contextlib.contextmanager
-def _entries(folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
-    """What is in a folder; from an open one, where that can be done, its files are found without the way to it."""
-    if os.scandir not in os.supports_fd:
-        with os.scandir(folder) as entries:
-            yield entries
-        return
-    opened = os.open(folder, os.O_RDONLY)
+def _opened(folder: str) -> Iterator[int]:
+    """A descriptor of a folder: from it, the files in the folder are found without the way to it, which is quicker."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with os.scandir(opened) as entries:
-            yield entries
+        yield descriptor
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
@@ -124,7 +109,7 @@ def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]
     others = 0
     try:
         newest = os.stat(folder).st_ctime_ns
-        with _entries(folder) as entries:
+        with _opened(folder) as descriptor, os.scandir(descriptor) as entries:
             for entry in entries:
                 name = entry.name
                 if name[name.rfind(".") :].lower() in suffixes:

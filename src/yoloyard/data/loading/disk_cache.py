@@ -6,9 +6,6 @@ changed images, or another size, have another file; one that is mapped never cha
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -20,14 +17,14 @@ import numpy as np
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import cannot_write, write_whole
-from yoloyard.data.index.index import Index, alone, cache_folder, changed, is_old, stamp
+from yoloyard.data.index.index import Index
 from yoloyard.data.loading.image_cache import Block, load_resized
+from yoloyard.data.store import Store, alone, stamp
 
 log = logging.getLogger(__name__)
 
-# Part of the name: raise it whenever the pixels that are stored change.
-FORMAT_VERSION = 1
-KEPT_CACHES = 4  # they are large; on a local disk, one in use stays readable even when it is removed
+# Few are kept, for they are large; on a local disk, one in use stays readable even when it is removed.
+DECODED = Store("decoded", ".pixels", version=2, kept=4)
 SPARE_DISK = 0.95  # of what is free; the rest is for the run's own files
 
 
@@ -53,37 +50,29 @@ def cached_on_disk(index: Index, imgsz: int, reduced: bool = False) -> DiskImage
     Raises UserError if there is not enough space, the folder can't be written, or an image can't be read.
     """
     block = Block(index, imgsz)
-    path = decoded_folder() / f"{_key(index, imgsz, reduced)}.pixels"
+    images = zip(map(str, index.paths), map(stamp, index.paths), index.sizes.tolist(), strict=True)
+    path = DECODED.path((imgsz, reduced, *images))
+
+    def read(path: Path) -> DiskImages:
+        if path.stat().st_size != len(block):
+            raise ValueError(f"{path} has another length than it was saved with")
+        return DiskImages(path, block)
+
+    found = DECODED.find(path, read)
+    if found is not None:
+        return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
-    if not _is_whole(path, block):
-        with alone(path) as is_alone:
-            if not _is_whole(path, block):  # another process may have made it meanwhile
-                _forget_old(path, is_alone)
-                _require_space(path.parent, len(block), len(index), imgsz)
-                log.info(f"decoding {len(index)} images into {path} ({len(block) / 2**30:.1f} GiB), once for all runs")
-                write_whole(path, lambda temporary: _write(temporary, index, imgsz, block, reduced))
-    with contextlib.suppress(OSError):  # a cache that is only for reading is as good
-        os.utime(path)  # the time of use
-    return DiskImages(path, block)
-
-
-def decoded_folder() -> Path:
-    """Where decoded images are kept."""
-    return cache_folder().parent / "decoded"
-
-
-def _key(index: Index, imgsz: int, reduced: bool) -> str:
-    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, imgsz, reduced]).encode())
-    for path, size in zip(index.paths, index.sizes.tolist(), strict=True):
-        digest.update(json.dumps([str(path), stamp(path), size]).encode())
-    return digest.hexdigest()[:32]
-
-
-def _is_whole(path: Path, block: Block) -> bool:
-    return path.is_file() and path.stat().st_size == len(block)
+    with alone(path) as is_alone:
+        found = DECODED.find(path, read)  # another process may have made it meanwhile
+        if found is None:
+            DECODED.make_room(path, is_alone)
+            _require_space(path.parent, len(block), len(index), imgsz)
+            log.info(f"decoding {len(index)} images into {path} ({len(block) / 2**30:.1f} GiB), once for all runs")
+            write_whole(path, lambda temporary: _write(temporary, index, imgsz, block, reduced))
+    return found or read(path)
 
 
 def _require_space(folder: Path, needed: int, count: int, imgsz: int) -> None:
@@ -108,19 +97,3 @@ def _write(path: Path, index: Index, imgsz: int, block: Block, reduced: bool) ->
 
         for _ in threads.map(fill, range(len(index))):
             pass  # waits, and raises what a thread raised; the others' work is then dropped
-
-
-def _forget_old(path: Path, is_alone: bool) -> None:
-    """Remove what interrupted processes have left, and all but the files used last; room for `path` is counted in.
-
-    Without a lock, `is_alone` is false, and a young unfinished file may be another process's.
-    """
-    folder = path.parent
-    own = f".{path.name}."
-    left = [file for file in folder.glob(".*.tmp") if (is_alone and file.name.startswith(own)) or is_old(file)]
-    # A lock file may be held, so it goes only when it is old.
-    left += [file for file in folder.glob("*.lock") if is_old(file)]
-    kept = sorted(folder.glob("*.pixels"), key=changed)
-    for file in left + kept[: -(KEPT_CACHES - 1)]:
-        with contextlib.suppress(OSError):
-            file.unlink()

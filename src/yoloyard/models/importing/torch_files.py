@@ -6,6 +6,7 @@
 
 import math
 import pickle
+import re
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -72,7 +73,21 @@ def is_torch_file(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(len(LEGACY_MAGIC)).startswith((ZIP_MAGIC, LEGACY_MAGIC))
     except OSError as error:
-        raise UserError(f"cannot read the weights {path}: {error.strerror or error}.") from error
+        hint = _where_to_get(path) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"cannot read the weights {path}: {error.strerror or error}.{hint}") from error
+
+
+def _where_to_get(path: Path) -> str:
+    """Where a file such as yolo11n.pt that is missing comes from, and under which licence; empty for other names."""
+    published = re.match(r"(yolo(?:v5|v8|11|12)[nsmlx]6?)(\D*)\.pt$", path.name.lower())
+    if published is None:
+        return ""
+    repository = "yolov5" if published[1].startswith("yolov5") and not published[2] else "assets"
+    return (
+        f" Such files are at https://github.com/ultralytics/{repository}/releases, under AGPL-3.0 or ultralytics' "
+        f"enterprise licence; yoloyard downloads nothing. `yoloyard train --model {published[1]}` starts from random "
+        "weights."
+    )
 
 
 def names_in(path: Path) -> tuple[str, ...]:

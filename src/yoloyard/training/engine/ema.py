@@ -4,6 +4,7 @@ Source: Polyak & Juditsky (1992); the ramp of the decay is that of the published
 """
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -22,9 +23,8 @@ class ExponentialMovingAverage:
     def __init__(self, model: Detector, ramp: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         state = model.state_dict()
-        device = next(iter(state.values())).device
         self.ramp = ramp
-        self.updates = torch.zeros((), device=device)
+        self.updates = torch.zeros((), device=next(iter(state.values())).device)
         # a tensor that several modules share has several names in the state, but is averaged once
         once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         names = [name for name, value in state.items() if name in once and value.is_floating_point()]
@@ -40,3 +40,12 @@ class ExponentialMovingAverage:
         difference = torch._foreach_sub(self._values, self._averages)
         torch._foreach_mul_(difference, (1 - decay) * (1 - found_inf))
         torch._foreach_add_(self._averages, difference)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by their names in the model, and the number of updates as `ema.updates`."""
+        return {**self.model.state_dict(), "ema.updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state_dict` gave. Raises KeyError or RuntimeError if it is of another model."""
+        self.updates.copy_(state["ema.updates"])
+        self.model.load_state_dict({name: value for name, value in state.items() if name != "ema.updates"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import save_weights
+from yoloyard.training.listeners.records import read_records
 from yoloyard.training.setup.setup import Setup
 
 
@@ -30,9 +31,9 @@ def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, m
     """
     evaluation = setup.config.evaluation
     metadata: dict[str, Any] = {
-        "model": setup.model_name,
-        "model_arguments": setup.model_arguments,
-        "names": list(setup.names),
+        "model": setup.spec.model_name,
+        "model_arguments": setup.spec.model_arguments,
+        "names": list(setup.spec.names),
         "channels": 3,
         "imgsz": setup.config.imgsz,
         "evaluation": {
@@ -44,13 +45,13 @@ def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, m
         },
         "showing": dataclasses.asdict(metrics.showing) if metrics else {},
         "config": flat_settings(setup.config),
-        "licence": setup.licence,
+        "licence": setup.spec.licence,
         "versions": versions(),
         "epoch": epoch,
         "metrics": metrics.figures() if metrics else {},
     }
-    if setup.custom_model is not None:
-        metadata["model_digest"] = setup.custom_model.digest
+    if setup.spec.model_digest is not None:
+        metadata["model_digest"] = setup.spec.model_digest
     save_weights(path, detector.state_dict(), metadata)
 
 
@@ -59,16 +60,15 @@ def write_run_report(
     setup: Setup,
     metrics: Metrics,
     predictions: Mapping[int, Detections],
-    records: Sequence[Mapping[str, Any]],
     best_epoch: int,
     seconds: float,
 ) -> None:
     """The report of a run: figures of its best weights. `best_epoch` counts from 1."""
-    config = setup.config
+    config, records = setup.config, read_records(setup.folder)
     best = shlex.quote(str(setup.folder / "weights" / "best.safetensors"))
     data = shlex.quote(config.data)
     facts = {
-        "Model": f"{setup.model_name}, {sum(p.numel() for p in setup.detector.parameters()):,} parameters",
+        "Model": f"{setup.spec.model_name}, {sum(p.numel() for p in setup.detector.parameters()):,} parameters",
         "Data": config.data,
         "Images": f"{len(setup.train_index):,} for training, {len(setup.val_index):,} for validation",
         "Epochs": f"{len(records)} of {config.epochs}, the best one {best_epoch}",
@@ -80,8 +80,8 @@ def write_run_report(
         "Seed": config.seed,
         "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
-    if setup.licence:
-        facts["Licence of the weights it started from"] = setup.licence
+    if setup.spec.licence:
+        facts["Licence of the weights it started from"] = setup.spec.licence
     commands = {
         "Find objects in images": f"yoloyard predict --weights {best} IMAGES",
         "These figures again": f"yoloyard val --weights {best} --data {data}",

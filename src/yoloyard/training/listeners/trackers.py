@@ -17,18 +17,23 @@ from yoloyard.common.files import plain_path, write_whole_text
 from yoloyard.common.structures import Batch, Detections
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.data.index.index import Index
-from yoloyard.data.pixels.decode import encode_jpeg
+from yoloyard.data.pixels.decode import decode_image, encode_jpeg
+from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.report.drawing import draw_boxes
+from yoloyard.training.listeners.events import EpochEnded, Event, RunFinished, RunStarted, StepFinished
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 WANDB_ID = "wandb-id.txt"  # in the run folder: under which name Weights & Biases knows the run
 JPEG_QUALITY = 90  # of TensorBoard's images
+BATCHES_SHOWN = 3  # the first ones
+IMAGES_SHOWN = 8  # of a batch
+PREDICTIONS_SHOWN = 3  # images of each validation
 
 
-class Tracker(Protocol):
-    """Something that shows a run."""
+class Sink(Protocol):
+    """Where figures and images go."""
 
     def scalars(self, record: dict[str, float]) -> None:
         """An epoch's figures."""
@@ -122,61 +127,68 @@ class WeightsAndBiases:
         self._names.close()
 
 
-class Trackers:
-    """All that show a run; what fails is left out from then on, since training doesn't depend on it.
+class Tracker:
+    """A listener that shows a run by a `Sink`, which `open_sink` gives where the run is to be shown by it."""
 
-    `alert` is told the failure in a line.
-    """
+    def __init__(self, open_sink: Callable[[Path, TrainConfig], Sink | None]) -> None:
+        self._open = open_sink
+        self._sink: Sink | None = None
+        self._names: Sequence[str] = ()
+        self._train_index: Index | None = None
+        self._val_paths: Sequence[Path] = ()
 
-    def __init__(self, trackers: Sequence[Tracker], alert: Callable[[str], object]) -> None:
-        self._trackers, self._alert = list(trackers), alert
+    @property
+    def __name__(self) -> str:
+        """How a failure is named."""
+        return type(self._sink).__name__
 
-    def scalars(self, record: dict[str, float]) -> None:
-        """An epoch's figures."""
-        self._each(lambda tracker: tracker.scalars(record))
+    def __call__(self, event: Event) -> None:
+        """Show the first batches, and of each epoch its figures and what was found in some images."""
+        if isinstance(event, RunStarted):
+            setup = event.setup
+            self._sink = self._open(event.folder, setup.config)
+            self._names, self._train_index, self._val_paths = setup.spec.names, setup.train_index, setup.val_index.paths
+        if self._sink is None:
+            return
+        if isinstance(event, StepFinished) and event.number < BATCHES_SHOWN:
+            self._show_batch(self._sink, event.images, event.number)
+        elif isinstance(event, EpochEnded):
+            if event.epoch == 1 and self._train_index is not None:
+                show_labels(self._sink, self._train_index)  # not before the first step, which needn't wait for it
+            self._sink.scalars(event.record)
+            if event.metrics is not None:
+                for image in range(min(PREDICTIONS_SHOWN, len(event.detections))):
+                    found = shown(event.detections[image], event.metrics.showing)
+                    pixels = decode_image(self._val_paths[image])
+                    show_prediction(self._sink, image, pixels, found, self._names, event.epoch)
+        elif isinstance(event, RunFinished):
+            self._sink.close()
 
-    def training_batch(self, batch: Batch, names: Sequence[str], step: int) -> None:
-        """Images as the network sees them, with the boxes that it is trained."""
-        for row in range(min(len(batch.image_ids), 8) if self._trackers else 0):
+    def _show_batch(self, sink: Sink, batch: Batch, number: int) -> None:
+        """Images as the network sees them, with the boxes that it is trained on."""
+        for row in range(min(len(batch.image_ids), IMAGES_SHOWN)):
             real = batch.labels[row] >= 0
             pixels: Any = batch.images[row].permute(1, 2, 0).cpu().numpy()
             boxes, labels = (values[row][real].cpu().numpy() for values in (batch.boxes, batch.labels))
-            self._image(f"training batch/{row}", draw_boxes(np.ascontiguousarray(pixels), boxes, labels, names), step)
+            drawn = draw_boxes(np.ascontiguousarray(pixels), boxes, labels, self._names)
+            sink.image(f"training batch/{row}", drawn, number)
 
-    def labels(self, index: Index) -> None:
-        """The statistics of the training labels."""
-        if not self._trackers:
-            return
-        from yoloyard.evaluation.report import plots
 
-        for title, figure in plots.label_statistics(index).items():
-            image: Any = cv2.imdecode(np.frombuffer(plots.figure_png(figure), np.uint8), cv2.IMREAD_COLOR)
-            self._image(f"labels/{title}", image[..., ::-1], 0)
+def show_labels(sink: Sink, index: Index) -> None:
+    """Show the statistics of the training labels."""
+    from yoloyard.evaluation.report import plots
 
-    def prediction(self, name: object, image: np.ndarray, found: Detections, names: Sequence[str], epoch: int) -> None:
-        """What is shown of a validation image."""
-        if not self._trackers:
-            return
-        boxes, labels, scores = (values.numpy() for values in (found.boxes, found.labels, found.scores))
-        self._image(f"prediction/{name}", draw_boxes(image, boxes, labels, names, scores), epoch)
+    for title, figure in plots.label_statistics(index).items():
+        image: Any = cv2.imdecode(np.frombuffer(plots.figure_png(figure), np.uint8), cv2.IMREAD_COLOR)
+        sink.image(f"labels/{title}", image[..., ::-1], 0)
 
-    def close(self) -> None:
-        """Write what is left."""
-        self._each(lambda tracker: tracker.close())
 
-    def __bool__(self) -> bool:
-        return bool(self._trackers)
-
-    def _image(self, name: str, image: np.ndarray, step: int) -> None:
-        self._each(lambda tracker: tracker.image(name, image, step))
-
-    def _each(self, do: Callable[[Tracker], None]) -> None:
-        for tracker in tuple(self._trackers):
-            try:
-                do(tracker)
-            except Exception as error:  # noqa: BLE001  # whatever another package raises, training goes on
-                self._trackers.remove(tracker)
-                self._alert(f"{type(tracker).__name__} has failed and is left out from here on: {error}")
+def show_prediction(
+    sink: Sink, name: object, image: np.ndarray, found: Detections, names: Sequence[str], epoch: int
+) -> None:
+    """Show what was found in a validation image, uint8 RGB (H, W, 3)."""
+    boxes, labels, scores = (values.numpy() for values in (found.boxes, found.labels, found.scores))
+    sink.image(f"prediction/{name}", draw_boxes(image, boxes, labels, names, scores), epoch)
 
 
 def check_trackers(config: TrainConfig) -> None:
@@ -185,14 +197,14 @@ def check_trackers(config: TrainConfig) -> None:
         raise UsageError("--wandb needs Weights & Biases' package: pip install wandb")
 
 
-def open_trackers(folder: Path, config: TrainConfig, alert: Callable[[str], object]) -> Trackers:
-    """Those that the run in `folder` is to be shown by."""
-    trackers: list[Tracker] = []
-    if config.tensorboard and _is_installed("tensorboard"):
-        trackers.append(TensorBoard(folder))
-    if config.wandb:
-        trackers.append(WeightsAndBiases(folder, config))
-    return Trackers(trackers, alert)
+def open_tensorboard(folder: Path, config: TrainConfig) -> TensorBoard | None:
+    """TensorBoard's files of the run in `folder`, if they are wanted and its package is installed."""
+    return TensorBoard(folder) if config.tensorboard and _is_installed("tensorboard") else None
+
+
+def open_wandb(folder: Path, config: TrainConfig) -> WeightsAndBiases | None:
+    """The run in `folder` at Weights & Biases, if that is wanted. Raises UserError if it can't begin."""
+    return WeightsAndBiases(folder, config) if config.wandb else None
 
 
 def _utf8(value: Any) -> Any:

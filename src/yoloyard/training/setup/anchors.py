@@ -1,4 +1,4 @@
-"""Do the anchors of a YOLOv5 head fit the boxes of the data, and if not, which ones do?
+"""New anchors for a YOLOv5 head whose own ones don't fit the boxes of the data.
 
 Shapes: n boxes, k anchors of all levels; all sizes are (width, height) in pixels of the training size.
 Source: the automatic anchors of YOLOv5 7.0: k-means, then evolution.
@@ -17,17 +17,16 @@ from yoloyard.models.heads import AnchorBasedHead
 log = logging.getLogger(__name__)
 
 ENOUGH_RECALL = 0.98
-SMALLEST_SIDE = 2.0  # pixels; boxes with both sides below it make no anchors
-MOST_BOXES = 100_000  # that new anchors are made from
-RESTARTS, GENERATIONS = 30, 1000
-SIZES = (("all", 0.0, np.inf), ("small", 0.0, 32.0), ("medium", 32.0, 96.0), ("large", 96.0, np.inf))  # COCO's
+MIN_SIDE_PIXELS = 2.0  # boxes with both sides below it make no anchors
+MAX_BOXES = 100_000  # that new anchors are made from
+RESTARTS, GENERATIONS = 30, 1000  # of k-means, and of the evolution
+SIZES_PIXELS = (("all", 0.0, np.inf), ("small", 0.0, 32.0), ("medium", 32.0, 96.0), ("large", 96.0, np.inf))  # COCO's
 
 
 def fit_anchors(head: AnchorBasedHead, index: Index, imgsz: int, anchor_t: float, seed: int) -> None:
-    """Give the head new anchors where fewer than 98 % of the boxes fit the ones it has; says what it found.
+    """Give the head new anchors where fewer than 98 % of the boxes fit the ones that it has, and log the shares.
 
-    A box fits an anchor whose sides are less than `anchor_t` times longer or shorter; the share of boxes that fit any
-    is the best possible recall.
+    A box fits an anchor whose sides are less than `anchor_t` times longer or shorter.
     """
     random = np.random.default_rng(seed)
     shapes = index.sizes[:, ::-1].astype(np.float64)
@@ -37,42 +36,41 @@ def fit_anchors(head: AnchorBasedHead, index: Index, imgsz: int, anchor_t: float
     boxes = (index.boxes[:, 2:] - index.boxes[:, :2])[trained] * per_image[image_of_box, None]
     if not len(boxes):
         return
-    # as the zoom of the augmentation will vary them
+    # As the zoom of the augmentation will vary them.
     varied = boxes * random.uniform(0.9, 1.1, len(shapes))[image_of_box, None]
-    old = head.anchors.flatten(0, 1).double().cpu().numpy()
-    rows = {"old": recall_by_size(varied, old, anchor_t)}
-    if rows["old"]["all"] > ENOUGH_RECALL:
-        log.info(f"anchors fit: {_line(rows['old'])} of the boxes are in their reach")
+    anchors = head.get_buffer("anchors")
+    old = anchors.flatten(0, 1).double().cpu().numpy()
+    before = recall_by_size(varied, old, anchor_t)
+    if before["all"] > ENOUGH_RECALL:
+        log.info(f"anchors fit: {_line(before)} of the boxes are in their reach")
         return
-    log.info(f"anchors fit only {rows['old']['all']:.1%} of the boxes: looking for better ones (--no-autoanchor: keep)")
+    log.info(f"anchors fit only {before['all']:.1%} of the boxes: looking for better ones (--no-autoanchor: keep)")
     new = make_anchors(boxes, len(old), imgsz, anchor_t, random)
-    rows["new"] = recall_by_size(varied, new, anchor_t)
-    for name, row in rows.items():
-        log.info(f"  {name} anchors: {_line(row)}")
-    if rows["new"]["all"] <= rows["old"]["all"]:
-        log.info("  the new ones are no better: these stay")
+    after = recall_by_size(varied, new, anchor_t)
+    log.info(f"  old anchors: {_line(before)}")
+    log.info(f"  new anchors: {_line(after)}")
+    if after["all"] <= before["all"]:
+        log.info("  the new ones are no better: the old ones stay")
         return
-    levels = new.reshape(head.anchors.shape)
+    levels = new.reshape(anchors.shape)
     for stride, level in zip(head.strides, levels, strict=True):
         log.info(f"  stride {stride}: " + ", ".join(f"{width:.0f} x {height:.0f}" for width, height in level))
-    head.anchors.copy_(torch.from_numpy(levels))
+    anchors.copy_(torch.from_numpy(levels))
 
 
 def recall_by_size(boxes: np.ndarray, anchors: np.ndarray, anchor_t: float) -> dict[str, float]:
     """Share of the boxes (n, 2) that fit any of the anchors (k, 2), by the root of their area; NaN without boxes."""
     fits = _closeness(boxes, anchors) > 1 / anchor_t
     size = np.sqrt(boxes.prod(axis=1))
-    return {
-        name: float(fits[chosen].mean()) if (chosen := (size >= low) & (size < high)).any() else float("nan")
-        for name, low, high in SIZES
-    }
+    of_size = {name: fits[(size >= low) & (size < high)] for name, low, high in SIZES_PIXELS}
+    return {name: float(chosen.mean()) if len(chosen) else float("nan") for name, chosen in of_size.items()}
 
 
 def make_anchors(boxes: np.ndarray, count: int, imgsz: int, anchor_t: float, random: np.random.Generator) -> np.ndarray:
     """`count` anchors for boxes (n, 2), by k-means and evolution, smallest area first."""
-    boxes = boxes[(boxes >= SMALLEST_SIDE).any(axis=1)].astype(np.float32)
-    if len(boxes) > MOST_BOXES:
-        boxes = random.choice(boxes, MOST_BOXES, replace=False)
+    boxes = boxes[(boxes >= MIN_SIDE_PIXELS).any(axis=1)].astype(np.float32)
+    if len(boxes) > MAX_BOXES:
+        boxes = random.choice(boxes, MAX_BOXES, replace=False)
     anchors = _k_means(boxes, count, random)
     if len(anchors) < count:  # too few different boxes
         anchors = (np.sort(random.random(2 * count)).reshape(count, 2) * imgsz).astype(np.float32)
@@ -80,7 +78,7 @@ def make_anchors(boxes: np.ndarray, count: int, imgsz: int, anchor_t: float, ran
     for _ in range(GENERATIONS):
         mask, size = random.random(anchors.shape) < 0.9, random.random()
         factors = (mask * size * random.standard_normal(anchors.shape) * 0.1 + 1).clip(0.3, 3.0)
-        candidate = (anchors * factors).clip(min=SMALLEST_SIDE).astype(np.float32)
+        candidate = (anchors * factors).clip(min=MIN_SIDE_PIXELS).astype(np.float32)
         fitness = _fitness(boxes, candidate, anchor_t)
         if fitness > best:
             anchors, best = candidate, fitness
@@ -88,7 +86,7 @@ def make_anchors(boxes: np.ndarray, count: int, imgsz: int, anchor_t: float, ran
 
 
 def _closeness(boxes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """Of each box (n,) to its best anchor: the smaller ratio of their sides, 0 .. 1."""
+    """Float (n,), 0 .. 1: of each box and its best anchor, the smaller ratio of their sides."""
     best = np.zeros(len(boxes), dtype=boxes.dtype)
     with np.errstate(divide="ignore", invalid="ignore"):
         for anchor in anchors:

@@ -1,4 +1,4 @@
-"""Weights of the classes in the class loss (`--class-weights`): from the user's words to numbers."""
+"""Weights of the classes in the class loss (`--class-weights`): from the user's text to numbers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ import numpy as np
 from yoloyard.common.errors import UsageError
 from yoloyard.data.index.index import Index
 
-BALANCED = "balanced"
-NAMED = 20  # classes in a line
+MAX_CLASSES_NAMED = 20  # in a line
 
 
 def resolve(text: str, index: Index) -> str:
-    """The weights as numbers joined by commas, `balanced` replaced by what the training boxes say.
-
-    Raises UsageError if they are not one for each class.
-    """
-    if text.strip() == BALANCED:
+    """The weights as numbers joined by commas; `balanced` ones follow from the training boxes. Raises UsageError."""
+    if text.strip() == "balanced":
         labels = np.array(index.labels)[~np.array(index.ignore)]
         weights = balanced(np.bincount(labels, minlength=len(index.names)))
         text = ",".join(f"{weight:.6g}" for weight in weights)
@@ -28,7 +24,7 @@ def resolve(text: str, index: Index) -> str:
 
 
 def parse(text: str, num_classes: int) -> tuple[float, ...]:
-    """The numbers of a list joined by commas, one a class. Raises UsageError."""
+    """The numbers of a list joined by commas. Raises UsageError if they are not one for each class, or all 0."""
     try:
         weights = tuple(float(part) for part in text.split(","))
     except ValueError as error:
@@ -42,9 +38,9 @@ def parse(text: str, num_classes: int) -> tuple[float, ...]:
 
 def as_line(text: str, names: Sequence[str]) -> str:
     """The weights for a reader, the first ones of many."""
-    weights = list(zip(names, parse(text, len(names)), strict=True))
-    shown = ", ".join(f"{name} {weight:.3g}" for name, weight in weights[:NAMED])
-    return shown + (f" and {len(weights) - NAMED} more, see config.yaml" if len(weights) > NAMED else "")
+    parts = [f"{name} {weight:.3g}" for name, weight in zip(names, parse(text, len(names)), strict=True)]
+    more = len(parts) - MAX_CLASSES_NAMED
+    return ", ".join(parts[:MAX_CLASSES_NAMED]) + (f" and {more} more, see config.yaml" if more > 0 else "")
 
 
 def balanced(boxes: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""What the weights of a run begin with: a file's, as far as they fit, and which of them stay frozen."""
+"""The network of a run and the weights that it starts with: random ones, or those of a file as far as they fit."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ from torch import Tensor
 
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.settings import TrainConfig
-from yoloyard.models import custom_model as custom_model
 from yoloyard.models import registry
-from yoloyard.models.custom_model import CustomModel
+from yoloyard.models.custom_model import CustomModel, beside, is_custom, read_custom
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
 
@@ -23,86 +22,92 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Source:
-    """The weight file that a run starts from."""
+class StartingPoint:
+    """The network of a new run, and the weights file that it starts from."""
 
-    path: Path
-    state: dict[str, Tensor]
-    metadata: dict[str, Any]
+    model: str  # a name of the registry, or FILE.py:FUNCTION with the whole path
+    custom: CustomModel | None = None  # the user's file, if the model is in one
+    file: Path | None = None  # None: random weights
+    state: dict[str, Tensor] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def arguments(self, num_classes: int) -> dict[str, Any]:
+        """What the network is built with: the class count, and the rest as the file says if it is of this model."""
+        same = self.metadata.get("model_arguments", {}) if self.metadata.get("model") == self.model else {}
+        return {"num_classes": num_classes} | {
+            name: value for name, value in same.items() if name not in ("num_classes", "channels")
+        }
+
+    def transfer(self, detector: Detector, names: tuple[str, ...]) -> str | None:
+        """Put what fits of the file into `detector`; returns the licence that comes with it.
+
+        Raises UsageError if nothing fits.
+        """
+        if self.file is None:
+            return None
+        state, metadata = self.state, self.metadata
+        if self.custom is not None and metadata.get("model") != self.custom.word:
+            state = {name: value for name, value in state.items() if name != "head.anchors"}  # the user gives his own
+        report = transfer(detector, state, names, metadata.get("names", ()))
+        if not report.taken:
+            raise UsageError(
+                f"nothing in {self.file} fits {self.model}: use --model to name the model that it was made for"
+            )
+        log.info(f"weights from {self.file}: {report}")
+        if metadata.get("fused"):
+            log.info("that file was fused for inference: its normalisation begins again; the unfused file is better")
+        licence: str | None = metadata.get("licence")
+        if licence:
+            log.info(f"these weights are under {licence}; that is kept in the files of this run")
+        return licence
 
 
-def starting_point(given: Mapping[str, Any]) -> tuple[Source | None, str, CustomModel | None]:
-    """The weight file to start from, if any, the model, and the user's file, if the model is in one.
+def starting_point(given: Mapping[str, Any]) -> StartingPoint:
+    """What the user's settings `model` and `weights` mean.
 
-    `--model` takes a name, a file with a function, or a weight file; `--weights` alone brings its model with it.
+    `model` is a name, FILE.py:FUNCTION, or a weights file; `weights` alone brings its model with it.
+    Raises UsageError or UserError where a file can't be read.
     """
     model = registry.plain_name(given["model"]) if given.get("model") else None
     path = given.get("weights")
     if path is None and model is not None and Path(model).suffix.lower() in WEIGHT_FILES:
         path, model = model, None
-    source = None if path is None else Source(Path(path), *read_weights(Path(path)))
-    own = None
-    if model is None and source is not None:
-        if "model" not in source.metadata:
+    state, metadata = ({}, {}) if path is None else read_weights(Path(path))
+    custom = None
+    if path is not None and model is None:
+        if "model" not in metadata:
             raise UserError(f"{path} does not say which model it holds; add --model NAME")
-        model = source.metadata["model"]
-        own = custom_model.beside(source.path, source.metadata) if custom_model.is_custom(model) else None
-    elif model is not None and custom_model.is_custom(model):
-        own = custom_model.read_custom(model)
-    if own is not None:
-        model = f"{own.path}:{own.function}"
-    return source, model or TrainConfig().model, own
+        model = metadata["model"]
+        custom = beside(Path(path), metadata) if is_custom(model) else None
+    elif model is not None and is_custom(model):
+        custom = read_custom(model)
+    if custom is not None:
+        model = f"{custom.path}:{custom.function}"
+    return StartingPoint(model or TrainConfig().model, custom, Path(path) if path else None, state, metadata)
 
 
-def custom_arguments(source: Source | None, model: str) -> dict[str, Any]:
-    """What the source's file says of its network beyond the class count, if it is of the same model."""
-    if source is None or source.metadata.get("model") != model:
-        return {}
-    arguments = source.metadata.get("model_arguments", {})
-    return {word: value for word, value in arguments.items() if word not in ("num_classes", "channels")}
-
-
-def transfer_weights(
-    detector: Detector,
-    source: Source,
-    names: tuple[str, ...],
-    model: str,
-    own: CustomModel | None,
-) -> str | None:
-    """Put what fits of `source` into `detector` and say so; returns the licence that comes with it."""
-    state = source.state
-    if own is not None and source.metadata.get("model") != own.word:
-        state = {name: value for name, value in state.items() if name != "head.anchors"}  # the user gives his own
-    report = transfer(detector, state, names, source.metadata.get("names", ()))
-    if not report.taken:
-        raise UsageError(f"nothing in {source.path} fits {model}: use --model to name the model that it was made for")
-    log.info(f"weights from {source.path}: {report}")
-    if source.metadata.get("fused"):
-        log.info(
-            "that file was fused for inference: its normalisation is gone and begins again; the unfused file is better"
-        )
-    licence: str | None = source.metadata.get("licence")
-    if licence:
-        log.info(f"these weights are under {licence}; that is kept in the files of this run")
-    return licence
+def build_detector(model: str, custom: CustomModel | None, arguments: Mapping[str, Any]) -> Detector:
+    """The network with random weights, on the CPU: of the user's file `custom` or, without one, of the registry."""
+    return custom.build(**arguments) if custom else registry.build(model, **arguments)
 
 
 def freeze(detector: Detector, what: str | None) -> None:
-    """Stop the training of the first N published blocks, or of parameters by prefix; they stay in evaluation mode."""
-    if what is None:
-        return
-    if what.isdigit():
+    """Stop the training of the first N published blocks, or of parameters by prefixes of their names.
+
+    Raises UsageError if there are no such blocks or parameters.
+    """
+    if what is not None and what.isdigit():
         blocks = detector.blocks
         if int(what) > len(blocks):
             raise UsageError(f"--freeze {what}: the model has only {len(blocks)} blocks")
-        for block in blocks[: int(what)]:
-            if block is not None:
-                block.requires_grad_(False)
+        for block in filter(None, blocks[: int(what)]):
+            block.requires_grad_(False)
         return
-    for prefix in filter(None, (part.strip() for part in what.split(","))):
-        chosen = [parameter for name, parameter in detector.named_parameters() if name.startswith(prefix)]
+    names = dict(detector.named_parameters())
+    for prefix in filter(None, (part.strip() for part in (what or "").split(","))):
+        chosen = [parameter for name, parameter in names.items() if name.startswith(prefix)]
         if not chosen:
-            tops = sorted({name.split(".")[0] for name, _ in detector.named_parameters()})
+            tops = sorted({name.split(".")[0] for name in names})
             raise UsageError(f"--freeze {prefix}: no parameter begins so; names begin with {', '.join(tops)}")
         for parameter in chosen:
             parameter.requires_grad_(False)

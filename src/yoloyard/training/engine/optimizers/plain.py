@@ -1,7 +1,6 @@
-"""torch's optimizers without torch's compiler, which their methods import when they are called first.
+"""torch's optimizers without torch's compiler, which their methods import at their first call.
 
-That import takes longer than all else between the start of a program and its first step, and about 100 MB; only
-`--compile` needs it, and imports it itself.
+That import takes longer than all else before the first step, and about 100 MB. Only `--compile` needs it.
 """
 
 from __future__ import annotations

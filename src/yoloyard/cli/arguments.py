@@ -1,0 +1,73 @@
+"""The habits of YOLO users: other ways to write the arguments of a command, turned into ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from yoloyard.common.errors import UsageError
+from yoloyard.config.overrides import ALIASES, setting_name
+from yoloyard.config.settings import NEWEST, PredictConfig, TrainConfig, ValConfig, settings_of
+
+OTHER_TASKS = ("segment", "classify", "pose", "obb")
+OTHER_NAMES = ("hyp", "config", "resume", "source", "json")  # that `key=value` may set, beside settings
+SWITCH_VALUES = ("true", "false", "yes", "no")
+MIN_IMAGE_PIXELS = 32  # a smaller number after `--imgsz 64` is that of a camera
+BARE_FLAGS = {"--resume": NEWEST, "--cache": "ram"}  # that need no value, and what they mean then
+
+
+def normal_arguments(argv: Sequence[str]) -> list[str]:
+    """The arguments as the commands declare them.
+
+    Understands a task and `mode=train` before the command, `key=value`, `_` for `-`, YOLOv5's names, `BARE_FLAGS`, and
+    a value after a switch. Raises UsageError for another task than detection and for a second image size.
+    """
+    if argv[:1] == ["shell"]:
+        return list(argv)  # the arguments of another program
+    argv = _without_task(argv)
+    settings = {**settings_of(TrainConfig), **settings_of(ValConfig), **settings_of(PredictConfig)}
+    known = {*settings, *ALIASES, *OTHER_NAMES}
+    switches = [name for name, leaf in settings.items() if leaf.type in (bool, bool | None)]
+    switches = [f"--{name.replace('_', '-')}" for name in (*switches, "json")]
+    normal: list[str] = []
+    for argument in argv:
+        name, equals, _ = argument.partition("=")
+        # `train` takes nothing but settings, so a mistyped one is an error there; elsewhere it may be a file's name.
+        if equals and not argument.startswith("-") and (name.replace("-", "_") in known or argv[0] == "train"):
+            argument = f"--{argument}"
+        if argument.lower() == "--resume=false":
+            continue
+        if argument.lower() == "--resume=true":
+            argument = "--resume"
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            name = "config" if name == "hyp" else setting_name(name)
+            argument = f"--{name.replace('_', '-')}{equals}{value}"
+        if normal and argument.lower() in SWITCH_VALUES and normal[-1] in switches:
+            normal[-1] += f"={argument}"
+            continue
+        is_second = " ".join(normal[-2:]).rpartition("--imgsz")[2][1:].isdecimal()
+        if is_second and argument.isdecimal() and int(argument) >= MIN_IMAGE_PIXELS:
+            raise UsageError(f"--imgsz takes one number: leave out the second, {argument}")
+        if argument.startswith("-"):
+            _complete(normal)
+        normal.append(argument)
+    _complete(normal)
+    return normal
+
+
+def _without_task(argv: Sequence[str]) -> list[str]:
+    """The arguments without `detect` or `task=detect`, and the command of `mode=train` first."""
+    for task in OTHER_TASKS:
+        if argv[:1] == [task] or f"task={task}" in argv:
+            raise UsageError(f"yoloyard has no task '{task}': it trains detectors only; leave the task out")
+    modes = [argument.removeprefix("mode=") for argument in argv if argument.startswith("mode=")][:1]
+    rest = [argument for argument in argv if argument != "task=detect" and not argument.startswith("mode=")]
+    if rest[:1] == ["detect"]:
+        del rest[0]
+    return rest if rest[:1] == modes else modes + rest
+
+
+def _complete(arguments: list[str]) -> None:
+    """Give a flag at the end of `arguments` the value that it has without one, if it needs none."""
+    if arguments and arguments[-1] in BARE_FLAGS:
+        arguments[-1] = f"{arguments[-1]}={BARE_FLAGS[arguments[-1]]}"

@@ -1,0 +1,87 @@
+"""The commands for data sets: `data check`, `data convert` and `demo`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+from cyclopts import Parameter
+
+from yoloyard.cli.flags import Data, Json, Name, Project
+from yoloyard.cli.output import count_of, print_json, stdout_for_json
+
+data_app = cyclopts.App(name="data", help="Check a data set, or convert it to another format.")
+
+
+@data_app.command(name="check")
+def data_check(data: Data, *, project: Project = Path("runs"), name: Name = "check", json: Json = False) -> None:
+    """List what is wrong with a data set, and what is in it.
+
+    Exits with 1 if there is an error.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from yoloyard.commands.data_check import MAX_PROBLEMS_SHOWN, check_data, class_rows
+    from yoloyard.data.audit.problems import KINDS
+
+    with stdout_for_json(json):
+        check = check_data(data, project, name)
+    if json:
+        print_json(check.as_dict())
+        sys.exit(1 if check.errors else 0)
+    console = Console()
+    table = Table("problem", "", "split", "times", "first ones")
+    for kind, is_error in KINDS.items():
+        for split, problems in check.problems.items():
+            mine = [problem for problem in problems if problem.kind == kind]
+            if mine:
+                shown = Text("\n".join(map(str, mine[:MAX_PROBLEMS_SHOWN])), overflow="fold")
+                table.add_row(kind, "error" if is_error else "warning", split, f"{len(mine):,}", shown)
+    if table.row_count:
+        console.print(table)
+    for split, index in check.indexes.items():
+        title = f"{split}: {len(index):,} images"
+        if index.skipped:
+            title += f", {index.skipped:,} that can't be used"
+        if index.ignore.any():
+            title += f"; {index.ignore.sum():,} boxes to be ignored (crowd, difficult) are not counted"
+        table = Table("class", "images", "boxes", "small", "medium", "large", title=title)
+        for label, *numbers in class_rows(index):
+            table.add_row(Text(label), *(f"{number:,}" for number in numbers))
+        console.print(table)
+    counts = f"{count_of(check.errors, 'error')}, {count_of(check.warnings, 'warning')}"
+    print(f"{counts}; all of them, and images: {check.page}")
+    if check.errors:
+        sys.exit(1)
+
+
+@data_app.command(name="convert")
+def data_convert(
+    data: Data,
+    out: Annotated[Path, Parameter(help="a new or empty folder")],
+    *,
+    to: Annotated[Literal["yolo", "coco", "voc"], Parameter(help="the format to write")],
+) -> None:
+    """Write a data set in another format.
+
+    Images are hard links. What can't be used is left out and listed.
+    """
+    from yoloyard.data.formats.convert import convert
+    from yoloyard.data.formats.data_yaml import read_data_yaml
+
+    print(f"data: {convert(read_data_yaml(data), out, to)}")
+
+
+def demo(
+    folder: Annotated[Path, Parameter(help="where to write it")] = Path("demo"),
+    *,
+    seed: Annotated[int, Parameter(help="another seed gives other images")] = 0,
+) -> None:
+    """Write the demo data set: images of parts, with exact boxes."""
+    from yoloyard.demo.write import write_demo
+
+    print(f"demo data: {write_demo(folder, seed)}")

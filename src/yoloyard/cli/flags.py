@@ -1,0 +1,54 @@
+"""Flags: made from settings, shared by commands, and exact in their values."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from yoloyard.config.overrides import whole_number
+from yoloyard.config.settings import settings_of
+
+Json = Annotated[
+    bool, Parameter(name="--json", help="print one JSON document (docs/json.md)", negative="", show_default=False)
+]
+Data = Annotated[Path, Parameter(help="the data.yaml of your images and labels")]
+Project = Annotated[Path, Parameter(help="folder of the run folders")]
+Name = Annotated[str, Parameter(help="name of the run folder")]
+
+
+def exact_value(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
+    """The value of a flag: a number is never rounded, and `~` is the home folder also in `--flag=~/x`."""
+    if kind is int:
+        return whole_number(tokens[0].value)
+    if kind is Path:
+        return Path(os.path.expanduser(tokens[0].value))
+    return cyclopts.convert(kind, tokens)
+
+
+def takes_settings(tree: type, **spellings: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give `command(**overrides)` a flag for each setting of `tree`; `spellings` are further names of some."""
+    flags = []
+    for leaf in settings_of(tree).values():
+        default = "" if leaf.default in (None, "") else f" (default: {leaf.default})"
+        names = [f"--{name.replace('_', '-')}" for name in (leaf.name, spellings.get(leaf.name)) if name]
+        kind: Any = Annotated[leaf.type | None, Parameter(name=names, help=leaf.help + default, show_default=False)]
+        flags.append(inspect.Parameter(leaf.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *flags]}
+        return command
+
+    return decorate
+
+
+def given(overrides: dict[str, Any]) -> dict[str, Any]:
+    """The flags that stand on the command line."""
+    return {name: value for name, value in overrides.items() if value is not None}

@@ -1,0 +1,45 @@
+"""The command `train`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from yoloyard.cli.flags import given, takes_settings
+from yoloyard.config.settings import TrainConfig
+
+
+@takes_settings(TrainConfig)
+def train(
+    *,
+    config: Annotated[
+        Path | None, Parameter(help="a YAML file of the settings below, or an args.yaml of ultralytics; flags win")
+    ] = None,
+    resume: Annotated[
+        str | None, Parameter(help="continue the run of this folder; without a folder, the newest run")
+    ] = None,
+    **flags: Any,
+) -> None:
+    """Train a detector on your images and labels."""
+    from yoloyard.commands.train import train as run
+    from yoloyard.common.log import shown_lines
+    from yoloyard.config.foreign import translated_overrides
+    from yoloyard.config.overrides import checked_overrides, normal_overrides
+    from yoloyard.config.settings_file import read_overrides
+    from yoloyard.training.distributed.collectives import is_launched
+    from yoloyard.training.distributed.launch import command, launch
+    from yoloyard.training.run import find_run, num_processes
+
+    in_file = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
+    overrides = in_file | given(flags)
+    if not is_launched():
+        overrides = checked_overrides(TrainConfig, overrides)
+        _, header = find_run(overrides, resume)
+        if (count := num_processes(overrides, header)) > 1:
+            arguments = [*command(overrides, resume), *(["--debug"] if "--debug" in sys.argv else [])]
+            with shown_lines(lambda line: print(f"yoloyard: {line}", file=sys.stderr)):
+                sys.exit(launch(count, arguments))
+    run(overrides, resume)

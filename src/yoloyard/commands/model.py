@@ -1,0 +1,81 @@
+"""A weights file as a function of images: what `yoloyard.load` returns and `yoloyard predict` uses."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from yoloyard.commands.sources import check_kind
+from yoloyard.common.device import choose_device, precision_named
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.structures import Detections
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import EvaluationConfig, ModelConfig
+from yoloyard.data.pixels.arrays import is_one_image, pixels_of
+from yoloyard.data.pixels.augment import letterbox, minimal_shape
+from yoloyard.evaluation.metrics.showing import Showing
+from yoloyard.evaluation.validate import detect
+from yoloyard.models.weights import load_image_model
+
+
+class Model:
+    """A detector with the settings of its weights file: `model(image)` gives Detections.
+
+    `settings` are imgsz, conf, iou and max_det (see `ModelConfig`). `conf` and `iou` are by default the pair that the
+    training chose for showing (see `evaluation/metrics/showing.py`).
+    `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
+    Raises UsageError for wrong settings, UserError for a file that can't be used.
+    """
+
+    def __init__(
+        self, weights: str | Path, device: str | int | torch.device | None = "auto", **settings: float | None
+    ) -> None:
+        if not isinstance(weights, str | os.PathLike) or not str(weights).strip():
+            raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
+        config = with_overrides(ModelConfig(), {"weights": weights, "device": device, **settings})
+        self.detector, self.metadata = load_image_model(Path(config.weights))
+        self.names: tuple[str, ...] = tuple(self.metadata.get("names") or map(str, range(self.detector.num_classes)))
+        kept, showing = self.metadata.get("evaluation", {}), Showing.of(self.metadata)
+        self.settings = with_overrides(
+            EvaluationConfig(),
+            {
+                "conf": showing.conf if config.conf is None else config.conf,
+                "iou": showing.iou if config.iou is None else config.iou,
+                "max_det": config.max_det or kept.get("max_det", EvaluationConfig.max_det),
+            },
+        )
+        self.stride = max(self.detector.strides)
+        self.imgsz = self.detector.input_size(config.imgsz or self.metadata.get("imgsz", 640))
+        self.device = choose_device(config.device)
+        self.precision = precision_named(self.device, kept.get("precision", "float32"))
+        self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._fused = self.detector.fused()
+
+    def __call__(self, images: Any) -> Any:
+        """Detections of an image, or a list of them for a list of images; boxes xyxy in pixels of each image.
+
+        Raises UserError if an image can't be read or is something else (see `data.pixels.arrays.pixels_of`).
+        """
+        if is_one_image(images) or hasattr(images, "read"):  # an open file gives lines
+            return self._detect(_pixels(images))
+        return [self._detect(_pixels(image)) for image in images]
+
+    def _detect(self, image: np.ndarray) -> Detections:
+        shape = minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
+        boxed, transform = letterbox(image, shape)
+        images = torch.from_numpy(np.ascontiguousarray(boxed)).permute(2, 0, 1)[None].to(self.device)
+        [found] = detect(self._fused, images, [transform], self.settings, self.precision, multi_label=False)
+        return found
+
+
+def _pixels(image: Any) -> np.ndarray:
+    try:
+        if isinstance(image, str | os.PathLike) and os.path.exists(path := os.path.expanduser(image)):
+            check_kind(os.fsdecode(path))
+        return pixels_of(image)
+    except (NotImplementedError, TypeError, ValueError) as error:  # a meta or sparse tensor, a path with a NUL byte
+        raise UserError(f"an image can't be {type(image).__name__} {image!r:.40}: {error}") from error

@@ -1,0 +1,52 @@
+"""Training as a command: those who hear of a run are put together here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from yoloyard.common.errors import UsageError
+from yoloyard.common.files import write_whole_text
+from yoloyard.common.log import shown_lines
+from yoloyard.config.settings import NEWEST
+from yoloyard.machines import environment
+from yoloyard.training import run
+from yoloyard.training.listeners.console import Console
+from yoloyard.training.listeners.events import Event, Listener, Result, RunStarted
+from yoloyard.training.listeners.records import Records
+from yoloyard.training.listeners.trackers import Tracker, open_tensorboard, open_wandb
+
+
+def train(
+    overrides: Mapping[str, Any],
+    resume: str | Path | bool | None = None,
+    on_event: Listener | Sequence[Listener] | None = None,
+    transform: Callable[..., Any] | None = None,
+) -> Result:
+    """Train with a user's `overrides` of `TrainConfig`; `resume` names the run folder that goes on, True the newest.
+
+    `on_event` is a function or several of them, which are called with each event. `transform` changes training
+    images: `image, boxes, labels = transform(image, boxes, labels)`, or an Albumentations pipeline.
+    Raises UsageError or UserError with what to do, Interrupted after Ctrl-C with everything saved.
+    """
+    own = on_event if isinstance(on_event, list | tuple) else [] if on_event is None else [on_event]
+    for listener in own:
+        if not callable(listener):
+            raise UsageError(f"on_event must be a function of an event, not {listener!r:.80}")
+    if isinstance(resume, bool):
+        resume = NEWEST if resume else None
+    console = Console()
+    listeners = [Records(), console, write_environment, Tracker(open_tensorboard), Tracker(open_wandb), *own]
+    with shown_lines(console.say):
+        return run.train(overrides, resume, listeners, transform)
+
+
+def write_environment(event: Event) -> None:
+    """When a run starts, write facts about the host, its packages, the code and the data into `environment.json`."""
+    if isinstance(event, RunStarted):
+        setup = event.setup
+        data = {"train": setup.train_index.facts(), "val": setup.val_index.facts()}
+        facts = environment.facts(setup.device, setup.spec.precision, data, setup.folder)
+        write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))

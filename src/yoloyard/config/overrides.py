@@ -1,0 +1,149 @@
+"""What users write, as settings: names and values are checked, and the spellings of other projects understood."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import math
+import numbers
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from yoloyard.common.errors import UsageError
+from yoloyard.config.settings import Setting, settings_of
+
+Config = TypeVar("Config")
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
+
+# Spellings of YOLOv5's command line: names, and values in small letters.
+ALIASES = {"img": "imgsz", "img_size": "imgsz", "batch_size": "batch", "cfg": "model"}
+OPTIMIZERS = {"auto": "auto", "sgd": "SGD", "adamw": "AdamW"}
+VALUES: dict[str, dict[str, Any]] = {
+    "cache": {"true": "ram", "false": None, "ram": "ram", "disk": "disk"},
+    "optimizer": OPTIMIZERS,
+    "save_period": {"-1": 0},
+}
+UNSET_IF_EMPTY = ("weights", "model", "device")
+
+
+def normal_overrides(tree: type, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides by the names of `tree`: `_` for `-`, other spellings replaced, `weights: ''` and the like left out.
+
+    Raises UsageError for an unknown name, and for a setting that is given twice, as `batch` and `batch_size`.
+    """
+    known = settings_of(tree)
+    normal: dict[str, Any] = {}
+    given_as: dict[str, str] = {}
+    for given, value in overrides.items():
+        name = setting_name(given)
+        if name not in known:
+            raise UsageError(unknown_name(given, known))
+        value = VALUES.get(name, {}).get(str(value).lower(), value)
+        is_empty = value is None or (isinstance(value, str) and not value.strip())
+        if not (name in UNSET_IF_EMPTY and is_empty):
+            if name in normal:
+                raise UsageError(f"'{name}' is said twice, as '{given_as[name]}' and as '{given}': leave one out")
+            normal[name], given_as[name] = value, given
+    return normal
+
+
+def checked_overrides(tree: type, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides by the names of `tree`, with values as a configuration holds them.
+
+    Raises UsageError for an unknown name or a value that is not possible.
+    """
+    known = settings_of(tree)
+    return {name: _checked(known[name], value) for name, value in normal_overrides(tree, overrides).items()}
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """A copy of the configuration with some settings changed. Raises UsageError as `checked_overrides` does."""
+    return _replaced(config, checked_overrides(type(config), overrides))
+
+
+def setting_name(given: str) -> str:
+    """The name of a setting that is written with `-` for `_`, or as YOLOv5 spells it."""
+    name = given.replace("-", "_")
+    return ALIASES.get(name, name)
+
+
+def unknown_name(given: str, known: Iterable[str], kind: str = "setting") -> str:
+    """The message for a name that is not known, with the nearest one that is."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(given.replace("-", "_"), names, n=1, cutoff=0.5)
+    hint = f"; did you mean '{nearest[0]}'?" if nearest else f"; there are: {', '.join(names)}"
+    return f"unknown {kind} '{given}'{hint}"
+
+
+def whole_number(text: str) -> int:
+    """The number that a text such as `12`, `12.0` or `1e3` says. Raises ValueError if it is no whole number."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    with contextlib.suppress(ValueError, OverflowError):
+        number = float(text)
+        if number == int(number):
+            return int(number)
+    raise ValueError(f"{text!r} is not a whole number")
+
+
+def _replaced(config: Any, values: Mapping[str, Any]) -> Any:
+    changes = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        changes[item.name] = _replaced(value, values) if dataclasses.is_dataclass(value) else value
+        if item.name in values:
+            changes[item.name] = values[item.name]
+    return dataclasses.replace(config, **changes)
+
+
+def _checked(leaf: Setting, value: Any) -> Any:
+    """The value in a type of the leaf. Raises UsageError if it has none, or lies outside the leaf's range."""
+    allowed = typing.get_args(leaf.type) if isinstance(leaf.type, types.UnionType) else (leaf.type,)
+    if value is None and type(None) in allowed:
+        return None
+    value = _converted(leaf, value, allowed)
+    is_number = type(value) in (int, float)
+    if type(value) not in allowed:
+        problem = f"be {' or '.join(KINDS[kind] for kind in allowed)}, not {value!r:.80}"
+    elif isinstance(value, str) and "\0" in value:
+        problem = f"have no NUL byte: {value!r:.80}"
+    elif is_number and not math.isfinite(value):
+        problem = f"be a finite number, not {value!r}"
+    elif is_number and leaf.at_least is not None and value < leaf.at_least:
+        problem = f"be at least {leaf.at_least:g}, not {value!r}"
+    elif is_number and leaf.at_most is not None and value > leaf.at_most:
+        problem = f"be at most {leaf.at_most:.10g}, not {value!r}"
+    else:
+        return value
+    raise UsageError(f"'{leaf.name}' must {problem} ({leaf.help})")
+
+
+def _converted(leaf: Setting, value: Any, allowed: tuple[Any, ...]) -> Any:
+    """The value in one of the allowed types, where that loses nothing."""
+    if hasattr(value, "tolist"):  # NumPy's and torch's
+        value = value.tolist()
+    if str(type(value)) == "<class 'torch.device'>":  # torch is imported by few commands
+        value = str(value)
+    if leaf.joined and isinstance(value, list | tuple):
+        value = ",".join(map(str, value))
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
+        value = float(value)  # a fraction
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if type(value) in (int, float) and str in allowed:
+        value = str(value)
+    if type(value) is int and float in allowed:
+        value = float(value)
+    if isinstance(value, str) and str not in allowed:  # in quotes, or 1e-3, which YAML takes for a text
+        with contextlib.suppress(ValueError):
+            value = whole_number(value) if int in allowed else float(value) if float in allowed else value
+    if isinstance(value, float) and value.is_integer() and int in allowed:
+        value = int(value)
+    if isinstance(value, str) and leaf.is_path:
+        value = os.path.expanduser(value)
+    return value

@@ -1,0 +1,134 @@
+"""The images of a split and their labels, read from its files, with all that is wrong with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from yoloyard.data.audit.problems import Problem
+from yoloyard.data.formats.data_yaml import DataSpec
+from yoloyard.data.formats.labels import Labels, SplitLabels
+from yoloyard.data.formats.sources import SourceImage, Sources
+from yoloyard.data.formats.table import parse_label_files
+from yoloyard.data.formats.yolo_txt import pose_problem
+from yoloyard.data.index.image_facts import IMAGE_FACTS, ImageFacts, examine
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """An image that can be used."""
+
+    path: Path
+    name: str  # as the file of the split says, else its path from the folder of the split's images
+    size: tuple[int, int]  # height, width
+    labels: Labels
+    source_id: int
+
+
+@dataclass(frozen=True)
+class ReadSplit:
+    """What the files of a split say."""
+
+    images: list[ReadImage]
+    category_ids: list[int]  # of the classes
+    problems: list[Problem]
+    skipped: int  # images that the split names and that can't be used
+
+
+def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes | Problem | None]) -> ReadSplit:
+    """Read a split; `files` are the contents of the label files of `sources.images`, or why there are none.
+
+    Images of COCO files come first, by their ids, as other evaluation tools go through them.
+    """
+    sets = [file.format.parse(file.path, file.content, spec.names) for file in sources.split_files]
+    problems = [*sources.problems, *(problem for said in sets for problem in said.problems)]
+    names: dict[Path, str] = {}
+    ids: list[int | str] = []
+    rows_of: list[list[int]] = []  # the images of each of `sets` that are there
+    for file, said in zip(sources.split_files, sets, strict=True):
+        rows_of.append([])
+        for row, name in enumerate(said.file_names):
+            path = file.image(name)
+            if path in names:
+                what = f"another file has labels for {path} too; the labels of an image must be in one"
+                problems.append(Problem("label malformed", said.places[row], what, "these left out"))
+            elif not os.path.isfile(path):
+                problems.append(
+                    Problem("image missing", said.places[row], f"there is no image {path}", "image skipped")
+                )
+            else:
+                names[path] = name
+                ids.append(said.image_ids[row])
+                rows_of[-1].append(row)
+    own = [(source, file) for source, file in zip(sources.images, files, strict=True) if source.path not in names]
+    names |= {source.path: os.path.relpath(source.path, sources.folder) for source, _ in own}
+
+    facts = examine(list(names), IMAGE_FACTS.folder, split)
+    remaining = iter(facts)
+    labels: list[Labels] = []
+    for said, rows in zip(sets, rows_of, strict=True):
+        sizes = np.zeros((len(said.image_ids), 2), np.int64)
+        for row in rows:
+            image = next(remaining)
+            sizes[row] = image.height, image.width
+        all_labels = said.labels(sizes)
+        labels += [all_labels[row] for row in rows]
+    labels += _labels_of_files(own, remaining, spec)
+    if not spec.keypoint_values:
+        texts = ((each.labels, file) for each, file in own if isinstance(file, bytes))
+        problems += pose_problem(texts)
+
+    image_ids, category_ids = _source_ids(ids, len(own), sets, len(spec.names))
+    images: list[ReadImage] = []
+    for position, ((path, name), image, found) in enumerate(zip(names.items(), facts, labels, strict=True)):
+        problems += [image.problem] if image.problem else found.problems
+        if not image.problem and found.usable:
+            source_id = len(images) if image_ids is None else image_ids[position]
+            images.append(ReadImage(path, name, (image.height, image.width), found, source_id))
+    missing = sum(problem.kind == "image missing" for problem in problems)
+    skipped = len(names) - len(images) + missing + sum(said.images_left_out for said in sets)
+    return ReadSplit(images, category_ids, problems, skipped)
+
+
+def _labels_of_files(
+    images: list[tuple[SourceImage, bytes | Problem | None]], facts: Iterator[ImageFacts], spec: DataSpec
+) -> list[Labels]:
+    """The labels of images that have a file of their own, given with its content, the reason why not, or None."""
+    labels: list[Labels] = []
+    positions, files, sizes = [], [], []
+    for position, ((image, file), own) in enumerate(zip(images, facts, strict=True)):
+        labels.append(Labels())
+        if own.problem:
+            pass  # it says enough
+        elif file is None:
+            what = f"it has no label file, such as {image.labels}; it counts as an image without objects"
+            labels[-1].problems.append(Problem("image without label", str(image.path), what))
+        elif isinstance(file, Problem):
+            labels[-1] = Labels(problems=[file], usable=False)
+        else:
+            positions.append(position)
+            files.append((image.labels, file))
+            sizes.append((own.height, own.width))
+    parsed = parse_label_files(files, spec.names, sizes, spec.keypoint_values)
+    for position, found in zip(positions, parsed, strict=True):
+        labels[position] = found
+    return labels
+
+
+def _source_ids(
+    ids: list[int | str], others: int, sets: list[SplitLabels], num_classes: int
+) -> tuple[list[int] | None, list[int]]:
+    """The ids of the images (None: their positions) and of the classes, for other tools.
+
+    They are COCO's if the whole split has them, as numbers, and they are clear: two files may use the same for other
+    things.
+    """
+    categories = sets[0].category_ids if sets else []
+    if others or not sets or any(said.category_ids != categories for said in sets):
+        return None, list(range(num_classes))
+    numbers = [number for number in ids if isinstance(number, int)]
+    return numbers if len(set(numbers)) == len(ids) else None, categories

@@ -1,0 +1,163 @@
+"""The parts of a run, put together, and where a run goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from yoloyard.common.cores import Threads
+from yoloyard.common.device import free_bytes, has_cpu_paths, images_at_once, precision_text, reuse_memory
+from yoloyard.data.loading.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
+from yoloyard.training.distributed.collectives import Team
+from yoloyard.training.distributed.ddp import parallelize
+from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
+from yoloyard.training.engine.criterion import choose_criterion
+from yoloyard.training.engine.engine import Engine, early_gradients
+from yoloyard.training.interrupt import InterruptRequest
+from yoloyard.training.listeners.events import Listeners
+from yoloyard.training.listeners.results import validation_batch
+from yoloyard.training.setup.setup import Setup
+from yoloyard.training.setup.starting_point import set_training_mode
+from yoloyard.training.state.checkpoint import Header, restore
+from yoloyard.training.state.progress import Progress
+from yoloyard.training.state.randomness import RandomNumbers, seed_all
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """The parts of a run, as the functions of the trainer hand them on."""
+
+    setup: Setup
+    team: Team
+    listeners: Listeners
+    interrupt: InterruptRequest
+    threads: Threads
+    engine: Engine
+    train_loader: TrainLoader
+    val_loader: ValLoader
+    random_numbers: RandomNumbers
+    progress: Progress = field(default_factory=Progress)
+    is_stopping: bool = False  # a process was asked to stop, as all processes have heard
+    since: float = field(default_factory=time.perf_counter)  # up to which `Progress.seconds` counts
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the run will have, as far as is known."""
+        return self.progress.planned_epochs or self.setup.config.epochs
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint that a resumed run begins with."""
+        return self.setup.folder / "checkpoints" / "last"
+
+    @property
+    def place(self) -> str:
+        """Where training is, for messages."""
+        progress = self.progress
+        return f"epoch {progress.epoch + 1}, step {progress.position // self.setup.config.batch + 1}"
+
+    def count_time(self) -> None:
+        """Add the time since the last call to the run's."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self.since
+        self.since = now
+
+    def fit_epochs_to_time(self, done: int) -> None:
+        """With `--time`, fit the number of epochs to the hours, after `done` of them."""
+        config, progress = self.setup.config, self.progress
+        if config.time is not None:
+            self.count_time()
+            spent = self.team.broadcast(progress.seconds)
+            fitting = int(config.time * 3600 * done / spent) if done else config.epochs
+            most = min(fitting, config.epochs) if "epochs" in self.setup.spec.given else fitting
+            progress.planned_epochs = max(done, most, 1)
+        self.engine.plan(self.epochs)
+
+
+def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRequest) -> Run:
+    """Put the parts of a run together."""
+    config, device = setup.config, setup.device
+    team.watch.run_folder = setup.folder
+    if team.rank:  # each process draws its own dropout; rank 0 goes on from what the weights were drawn by
+        seed_all(config.seed + team.rank)
+    threads = Threads(device.type)
+    if device.index is not None:
+        torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
+    reuse_memory(device)
+    model = setup.detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.sync_bn and team.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    at_once = images_at_once(device, config.imgsz)
+    if at_once is not None:
+        at_once = team.min(at_once)
+    stride, pin_memory = max(model.strides), device.type == "cuda"
+    with team.long_work():  # which `cache` makes a long one
+        train_loader = make_train_loader(
+            setup.train_index, config, team.rank, team.size, pin_memory, stride=stride, transform=setup.transform
+        )
+        val_loader = make_val_loader(
+            setup.val_index,
+            config.imgsz,
+            validation_batch(config),
+            stride=stride,
+            workers=config.workers,
+            rank=team.rank,
+            world_size=team.size,
+            pin_memory=pin_memory,
+            at_once=at_once,
+        )
+    network = parallelize(model, device, team, may_leave_out=setup.spec.model_digest is not None)
+    if config.compile:
+        set_training_mode(model)
+        with team.long_work():
+            shape = shape_to_try(config, team.size, stride)
+            network = compile_network(network, model, shape, setup.precision, shapes_vary(config))
+    on_cpu = has_cpu_paths(device)
+    engine = Engine(
+        model,
+        *choose_criterion(model, config, on_cpu, free_bytes(device)),
+        setup.precision,
+        config,
+        len(train_loader),
+        team,
+        network,
+        # several processes have their gradients in the memory that they exchange
+        early_gradients if on_cpu and team.size == 1 else nullcontext,
+        interrupt.is_asked,
+    )
+    where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
+    log.info(
+        f"training {setup.spec.model_name} on {where} in {precision_text(setup.precision, device)}: "
+        f"{len(setup.train_index)} images, {len(setup.val_index)} for validation, "
+        f"{len(train_loader)} batches of {config.batch} an epoch; results in {setup.folder}"
+    )
+    random_numbers = RandomNumbers(device)
+    return Run(setup, team, listeners, interrupt, threads, engine, train_loader, val_loader, random_numbers)
+
+
+def go_on(run: Run, checkpoint: Header) -> None:
+    """Restore the last checkpoint; say where it goes on and, if the run was extended, with which learning rate."""
+    restore(checkpoint, run.engine, run.progress, run.random_numbers, run.team.rank)
+    progress, config, before = run.progress, run.setup.config, checkpoint.spec.config
+    planned = before.epochs
+    if planned != config.epochs or config.time != before.time:
+        progress.planned_epochs = 0
+    run.fit_epochs_to_time(progress.epoch)
+    log.info(f"going on in epoch {progress.epoch + 1} of {run.epochs}, after {progress.position} images of it")
+    if planned != config.epochs:
+        schedule, lr0 = run.engine.schedule, config.optimization.lr0
+        former = dataclasses.replace(schedule, epochs=planned).factor(max(progress.epoch - 1, 0)) * lr0
+        now, last = (schedule.factor(epoch) * lr0 for epoch in (progress.epoch, config.epochs - 1))
+        log.info(
+            f"epochs {planned} became {config.epochs}: the learning rate goes from {former:.2g} to {now:.2g} and then "
+            f"to {last:.2g} in the last epoch; mosaic stops {config.augment.close_mosaic} epochs before the end"
+        )

@@ -1,0 +1,341 @@
+"""The training step: forward, loss, backward, clip, update, average. Nothing in it waits for the device.
+
+A bad step leaves no trace. Whether losses and gradients are finite is decided on the device. If they are not, the
+weights, their average and BatchNorm's statistics, which the forward has changed, stay as they were before. The host
+reads about it a step later, with the flag that asks to stop.
+
+All processes exchange twice in a step: the norms of the loss, which the backward pass needs, and a small tensor of
+losses and flags. The gradients are exchanged with the last batch of an update (see `ddp`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from yoloyard.common.device import Precision
+from yoloyard.common.structures import Batch, images_to_float
+from yoloyard.config.settings import TrainConfig
+from yoloyard.models.detector import Detector
+from yoloyard.training.distributed.collectives import Team
+from yoloyard.training.distributed.ddp import exchanging
+from yoloyard.training.engine.criterion import Criterion
+from yoloyard.training.engine.ema import ExponentialMovingAverage
+from yoloyard.training.engine.multi_scale import vary_size
+from yoloyard.training.engine.optimizers import build_optimizer
+from yoloyard.training.engine.optimizers.state import laid_out_as, load_optimizer_state, optimizer_state
+from yoloyard.training.engine.schedule import Schedule
+from yoloyard.training.engine.statistics import Statistics, even_out
+
+log = logging.getLogger(__name__)
+
+MAX_GRADIENT_NORM = 10.0
+MAX_UNREACHED_NAMES = 8  # parameters without a gradient that are named
+
+
+class Flags(NamedTuple):
+    """What the host must know of a step."""
+
+    skipped: bool  # nothing was updated, since a loss or a gradient was not finite
+    losses_finite: bool  # the losses of all batches of the update were finite
+    stop: bool  # a process was asked to stop
+
+
+@dataclass
+class Verdict:
+    """The flags of a step on their way to the host."""
+
+    flags: Tensor
+    arrival: torch.Event | None
+
+    def read(self) -> Flags:
+        """The flags; waits for the device until the step is done."""
+        if self.arrival is not None:
+            self.arrival.synchronize()
+        return Flags(*(flag > 0 for flag in self.flags.tolist()))
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step did, still on the device; losses and flags are those of all processes."""
+
+    losses: Tensor  # (parts,)
+    gradient_norm: Tensor  # () before clipping; 0 where no update was due
+    found_inf: Tensor  # () 1 where an update was due and changed nothing
+    losses_finite: Tensor  # () 1 where the losses were finite since the last update
+    stop: Tensor  # () how many processes were asked to stop
+    images: tuple[int, ...] | None = None  # of this process since the last update (source ids), where one was due
+
+    def send(self) -> Verdict:
+        """Begin to copy the flags to the host. They are read a step later, so that the host does not wait."""
+        flags = torch.stack((self.found_inf, self.losses_finite, self.stop)).to("cpu", non_blocking=True)
+        arrival = None
+        if self.found_inf.device.type != "cpu":  # `flags` may hold anything until the copy is done
+            arrival = torch.Event(self.found_inf.device.type)
+            arrival.record()
+        return Verdict(flags, arrival)
+
+
+class Engine:
+    """A detector and all that trains it.
+
+    `network` is the model as the step calls it (compiled, or sharing its work with other processes). `criterion` and
+    `gains` come from the loss of the model's head. `around_backward(model)` is entered before each forward and left
+    after the backward pass. `is_asked_to_stop()` is asked once a step. Batches are counted since the start of the run.
+    """
+
+    def __init__(
+        self,
+        model: Detector,
+        criterion: Criterion,
+        gains: Mapping[str, float],
+        precision: Precision,
+        config: TrainConfig,
+        batches_per_epoch: int,
+        team: Team | None = None,
+        network: nn.Module | None = None,
+        around_backward: Callable[[nn.Module], AbstractContextManager[object]] = nullcontext,
+        is_asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.model, self.network = model, network or model
+        self.criterion, self.gains = criterion, dict(gains)
+        self.precision, self.scaler, self.config = precision, precision.scaler(), config
+        self.team = team or Team()
+        self.schedule = Schedule(config.optimization, config.epochs, batches_per_epoch, config.batch)
+        self.optimizer = build_optimizer(model, config.optimization, self.schedule.decay)
+        self.average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
+        self.number = 0  # of the next batch
+        self.last_update = -1  # the batch that ended it
+        self._around_backward, self._is_asked_to_stop = around_backward, is_asked_to_stop
+        self._parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.device = self._parameters[0].device
+        self._statistics = Statistics(model, self.average.model)
+        self._losses_finite = torch.ones((), device=self.device)  # of the batches since the last update
+        # of the epoch: losses (parts,), finite batches, gradient norms, finite updates
+        self._sums = torch.zeros(len(self.gains) + 3, device=self.device)
+        self._images: list[int] = []  # that the next update learns from
+        self._has_updated = False
+
+    def step(self, batch: Batch) -> StepReport:
+        """Train on this process's share of the next batch of the run; an update is made every few batches."""
+        number = self.number
+        self.schedule.apply(self.optimizer, number)
+        epoch, stride = number // self.schedule.batches_per_epoch, max(self.model.strides)
+        batch = vary_size(batch.to(self.device), self.config, stride, epoch, number)
+        is_due = number - self.last_update >= self.schedule.accumulate_at(number)
+        with exchanging(self.network, is_due, self.team):
+            losses, stop = self.backward(batch)
+        self._images += batch.source_ids
+        finite = torch.isfinite(losses).all()
+        losses_finite = self._losses_finite = self._losses_finite * finite
+        parts = len(losses)
+        self._sums[:parts] += torch.where(finite, losses, 0)
+        self._sums[parts] += finite
+        self.number += 1
+        if not is_due:
+            nothing = torch.zeros_like(stop)
+            return StepReport(losses, nothing, nothing, losses_finite, stop)
+        norm, found_inf = self.update()
+        self.last_update = number
+        good = found_inf == 0
+        self._sums[parts + 1] += torch.where(good, norm, 0)
+        self._sums[parts + 2] += good
+        images, self._images = tuple(self._images), []
+        return StepReport(losses, norm, found_inf, losses_finite, stop, images)
+
+    def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Add a batch's gradients to the parameters; returns the losses (parts,) and how many processes shall stop ().
+
+        The losses are those of all processes together, in the order of `gains`: gain * sum / norm with the norm of all
+        processes. What is backpropagated is their product with images and processes, so that the mean over processes
+        that follows is the gradient of one process with the whole batch. A parameter that the batch does not reach gets
+        no gradient, on every device and in every number of processes.
+        """
+        gains, images = self.gains, len(batch.images) * self.team.size
+        with self._around_backward(self.model):
+            with self.precision.autocast():
+                maps = self.network(images_to_float(batch.images))
+            parts = self.criterion(maps, batch.boxes, batch.labels)
+            norms = self.team.all_reduce(torch.cat([parts[name][1] for name in gains]).detach()).clamp(min=1)
+            sizes = [len(parts[name][0]) for name in gains]
+            losses = torch.stack(
+                [
+                    (gain * parts[name][0] / norm).sum()
+                    for (name, gain), norm in zip(gains.items(), norms.split(sizes), strict=True)
+                ]
+            )
+            self.scaler.scale(losses.sum() * images * self.team.size).backward()
+        stop = torch.full_like(losses[:1], float(self._is_asked_to_stop()), requires_grad=False)
+        shared = self.team.all_reduce(torch.cat((losses.detach(), stop)))
+        return shared[:-1], shared[-1]
+
+    def update(self) -> tuple[Tensor, Tensor]:
+        """One update with the gradients that were added up, unless a loss or a gradient is not finite.
+
+        Returns the gradients' norm () before clipping, and found_inf (): 1 where nothing was changed. A parameter
+        without a gradient stays as it is: no decay, no momentum. Waits for the device only where the optimizer has no
+        fused form, so that the host must decide.
+        """
+        _name_unreached(self.without_gradient())
+        self._has_updated = True
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)
+        # Gradients and losses are those of all processes, so all decide alike.
+        found_inf = (~torch.isfinite(norm) | (self._losses_finite == 0)).float()
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # torch's mark of a fused one
+            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not found_inf.item():
+            self.optimizer.step()
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._statistics.put_back(found_inf)
+        self.average.update(found_inf)
+        self._losses_finite = torch.ones_like(self._losses_finite)
+        return norm, found_inf
+
+    def without_gradient(self) -> list[str]:
+        """Names of the trainable parameters that have no gradient before the first update; later nothing."""
+        if self._has_updated:
+            return []
+        named = self.model.named_parameters()
+        return [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
+
+    def is_bad(self, flags: Flags) -> bool:
+        """Was the step a bad one? A scaler that lowers its scale while all losses are finite is none."""
+        return flags.skipped and not (self.scaler.is_enabled() and flags.losses_finite)
+
+    def plan(self, epochs: int) -> None:
+        """From now on the schedule is that of a run of `epochs`."""
+        self.schedule = dataclasses.replace(self.schedule, epochs=epochs)
+
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each group of parameters, as in the last batch."""
+        self.schedule.apply(self.optimizer, self.number - 1)
+        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+
+    def means(self) -> tuple[dict[str, float], float]:
+        """Means of the epoch up to now: each part of the loss, and the gradients' norm. Waits for the device."""
+        *parts, batches, norms, updates = self._sums.tolist()
+        losses = {name: value / max(batches, 1) for name, value in zip(self.gains, parts, strict=True)}
+        return losses, norms / max(updates, 1)
+
+    def begin_epoch(self) -> None:
+        """Begin the means of another epoch."""
+        self._sums.zero_()
+
+    def even_out_statistics(self) -> None:
+        """Give all processes the mean of BatchNorm's statistics, which each has of its own images until then.
+
+        In the model and in its average: before what must be equal everywhere, a validation or a checkpoint.
+        """
+        self._statistics.even_out(self.team)
+
+    @torch.no_grad()
+    def settle(self) -> bool:
+        """Before `state_dict`: give all processes the same gradients and statistics, and forget gradients that are bad.
+
+        Says whether there were bad ones: not finite, or of batches whose loss was not. Waits for the device.
+        """
+        self._even_out_gradients()
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        is_bad = not (all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and bool(self._losses_finite))
+        if is_bad:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._losses_finite = torch.ones_like(self._losses_finite)
+            self._statistics.put_back(torch.ones((), device=self.device))
+        self.even_out_statistics()
+        return is_bad
+
+    def _even_out_gradients(self) -> None:
+        """Give all processes the mean of the gradients since the last update, which each has of its own images.
+
+        A network that leaves a parameter out of some forwards may have a gradient of it in one process alone.
+        """
+        if self.team.size == 1:
+            return
+        there = [parameter.grad is not None for parameter in self._parameters]
+        anywhere = self.team.all_reduce(torch.tensor(there, dtype=torch.int32, device=self.device)).tolist()
+        for parameter, count in zip(self._parameters, anywhere, strict=True):
+            if count and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        even_out([parameter.grad for parameter in self._parameters if parameter.grad is not None], self.team)
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """All that a step depends on, in named parts; tensors are the live ones, all else is JSON. `settle` before."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "ema": self.average.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "gradients": {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None},
+            "engine": {
+                "sums": self._sums,
+                "good_statistics": self._statistics.good,
+                "losses_finite": self._losses_finite,
+                "number": self.number,
+                "last_update": self.last_update,
+                "scaler": self.scaler.state_dict(),
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Put back what `state_dict` gave, on whatever device.
+
+        Raises KeyError, ValueError or RuntimeError if a part is missing or does not fit.
+        """
+        own = state["engine"]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["ema"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        for name, parameter in self.model.named_parameters():
+            gradient = state["gradients"].get(name)
+            parameter.grad = None if gradient is None else laid_out_as(parameter, gradient)
+        self._restore_scaler(own["scaler"])
+        self._statistics.good = own["good_statistics"].to(self._statistics.good.device)
+        self._losses_finite = own["losses_finite"].to(self.device)
+        self._sums = own["sums"].to(self.device)
+        self.number, self.last_update = own["number"], own["last_update"]
+
+    def _restore_scaler(self, saved: dict[str, Any]) -> None:
+        """The scaler's state. Gradients that wait for an update are brought to the scale of this device."""
+        if saved and self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved)
+        ratio = self.scaler.get_scale() / saved.get("scale", 1.0)
+        if ratio != 1:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= ratio
+
+
+@contextmanager
+def early_gradients(model: nn.Module) -> Iterator[None]:
+    """Give every parameter a gradient of zeros before the forward; those that the backward pass has not touched go.
+
+    On a CPU the backward pass would put the gradients where maps have just been freed, which leaves no room for a large
+    one.
+    """
+    without = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.grad is None]
+    for parameter in without:
+        parameter.grad = torch.zeros_like(parameter)
+    yield
+    for parameter in without:
+        if parameter.grad is not None and parameter.grad._version == 0:
+            parameter.grad = None
+
+
+def _name_unreached(names: Sequence[str]) -> None:
+    """Name the parameters that no gradient has reached before the first update, which the user may not expect."""
+    if names:
+        shown = ", ".join(names[:MAX_UNREACHED_NAMES])
+        more = f" and {len(names) - MAX_UNREACHED_NAMES} more" if len(names) > MAX_UNREACHED_NAMES else ""
+        log.info(f"no gradient reaches these parameters; they stay as they are until one does: {shown}{more}")

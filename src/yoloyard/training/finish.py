@@ -1,0 +1,34 @@
+"""The end of a run: the figures of its best weights, and its report."""
+
+from __future__ import annotations
+
+import torch
+
+from yoloyard.common.device import give_memory_back
+from yoloyard.models.weights import load_model
+from yoloyard.training.begin import Run
+from yoloyard.training.listeners.events import Result
+from yoloyard.training.listeners.results import save_run_weights, write_run_report
+from yoloyard.training.validation import validate
+
+
+def finish(run: Run) -> Result:
+    """Evaluate the best weights once more, and write the report."""
+    setup, progress = run.setup, run.progress
+    best, report = setup.folder / "weights" / "best.safetensors", setup.folder / "report.html"
+    if progress.best is None:  # the run ended before its first validation
+        average = run.engine.average.model
+        found, _ = validate(run, average)
+        with run.team.on_rank_0() as is_rank_0:
+            if is_rank_0:
+                save_run_weights(best, setup, average, progress.epoch, found)
+    run.count_time()
+    detector, metadata = load_model(best)
+    detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    metrics, detections = validate(run, detector)
+    give_memory_back(setup.device)  # plots and the process's own end need 150 MB more, most of it code
+    with run.team.on_rank_0() as is_rank_0:
+        if is_rank_0:
+            report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
+            write_run_report(report, setup, metrics, detections, metadata["epoch"], progress.seconds)
+    return Result(setup.folder, best, report, metrics, metadata["epoch"])

@@ -1,0 +1,148 @@
+"""What happens in a run, and who hears of it. All of it is told on rank 0 alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from yoloyard.common.errors import UserError
+from yoloyard.common.structures import Batch, Detections
+from yoloyard.evaluation.metrics.coco import Metrics
+
+if TYPE_CHECKING:
+    from yoloyard.training.setup.setup import Setup
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, float]  # figures by names such as `train/box`; a line of metrics.jsonl is one
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """All parts of a run are ready, after `epoch` epochs that it has had before."""
+
+    folder: Path
+    epoch: int
+    setup: Setup = field(repr=False)
+
+
+@dataclass(frozen=True)
+class EpochStarted:
+    """The batches of an epoch (from 1) begin; `batches` is how many a whole one has."""
+
+    epoch: int
+    epochs: int  # that the run will have, as far as is known
+    batches: int
+
+
+@dataclass(frozen=True)
+class StepFinished:
+    """A batch was trained on, or the device still works on it: the host does not wait for that."""
+
+    epoch: int
+    batch: int  # of the epoch, from 1
+    number: int  # of the batch in the run, from 0
+    losses: Tensor  # (parts,) on the device
+    images: Batch = field(repr=False)  # as loaded
+    figures: Callable[[], Record] = field(repr=False)  # of the epoch up to now; a call waits for the device
+
+
+@dataclass(frozen=True)
+class ImagesValidated:
+    """The validation has come so far; 0 images when it begins."""
+
+    images: int
+    of: int
+    gigabytes: float  # of memory, at most, up to now
+
+
+@dataclass(frozen=True)
+class EpochMeasured:
+    """The figures of an epoch are known; nothing is saved yet."""
+
+    epochs: int
+    record: Record
+
+
+@dataclass(frozen=True)
+class CheckpointWritten:
+    """A checkpoint is whole on disk."""
+
+    folder: Path
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """An epoch was trained, validated and saved; `record` is its line of metrics.jsonl."""
+
+    epoch: int
+    record: Record
+    metrics: Metrics | None = field(default=None, repr=False)  # where it was validated, with the detections by image
+    detections: Mapping[int, Detections] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class AlertRaised:
+    """Something that the user should know."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run leaves."""
+
+    folder: Path
+    weights: Path  # the best ones
+    report: Path
+    metrics: Metrics  # of the best weights
+    best_epoch: int  # from 1
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """The run is over; without a result it was stopped or has failed."""
+
+    result: Result | None
+    epochs: int  # that it has had
+    seconds: float  # of training and validation
+
+
+Event = (
+    RunStarted
+    | EpochStarted
+    | StepFinished
+    | ImagesValidated
+    | EpochMeasured
+    | CheckpointWritten
+    | EpochEnded
+    | AlertRaised
+    | RunFinished
+)
+Listener = Callable[[Event], object]
+
+
+class Listeners:
+    """Those who hear of a run. One that raises is left out from then on, since training does not depend on it."""
+
+    def __init__(self, listeners: Sequence[Listener] = ()) -> None:
+        self._listeners = list(listeners)
+
+    def tell(self, event: Event) -> None:
+        """Pass an event on, in order. Raises UserError where a listener can't begin: then nothing is lost yet."""
+        if isinstance(event, AlertRaised):
+            log.warning(event.message)
+        for listener in tuple(self._listeners):
+            try:
+                listener(event)
+            except Exception as error:
+                if isinstance(event, RunStarted) and isinstance(error, UserError):
+                    raise
+                self._listeners.remove(listener)
+                name = getattr(listener, "__name__", type(listener).__name__)
+                self.tell(AlertRaised(f"{name} has failed and is left out from here on: {error}"))

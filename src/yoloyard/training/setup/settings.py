@@ -1,0 +1,130 @@
+"""The settings of a run: what is refused, what follows from data, network and host, what a resumed run may change.
+
+`overrides` and `given` are a user's own settings, as `checked_overrides` returns them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from yoloyard.common.cores import usable_cores
+from yoloyard.common.errors import UsageError
+from yoloyard.config import recipes
+from yoloyard.config.overrides import unknown_name, with_overrides
+from yoloyard.config.settings import TrainConfig, flat_settings
+from yoloyard.data.index.index import Index
+from yoloyard.data.loading.epoch_plan import plan_epochs
+from yoloyard.models.detector import Detector
+from yoloyard.training.listeners.trackers import check_trackers
+from yoloyard.training.setup import class_weights
+from yoloyard.training.spec import RunSpec
+
+log = logging.getLogger(__name__)
+
+FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
+MAY_CHANGE_ON_RESUME = (
+    "epochs", "time", "device", "processes", "workers", "patience", "save_period", "keep", "tensorboard",
+    "wandb", "compile", "hang_timeout",
+)  # fmt: skip
+
+
+def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.device, num_processes: int) -> None:
+    """Raise UsageError where a new run can't be as `config` says, before anything is read."""
+    if not config.data:
+        raise UsageError("say which data: --data FILE, a data.yaml with train, val and names")
+    if config.best_by not in FIGURES:
+        raise UsageError(unknown_name(config.best_by, FIGURES, "figure for --best-by"))
+    if config.cache not in (None, "ram", "disk"):
+        raise UsageError(f"--cache {config.cache}: there are ram and disk")
+    if config.batch % num_processes:
+        raise UsageError(f"--batch {config.batch} can't be shared evenly by {num_processes} processes")
+    if config.sync_bn and device.type == "cpu":
+        raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
+    for name in ("mosaic", "mixup"):
+        if config.rect and given.get(name):
+            raise UsageError(f"--rect has no {name}: leave out --rect or --{name}")
+    if config.single_cls and config.class_weights is not None:
+        raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
+    check_trackers(config)
+
+
+def derive(
+    config: TrainConfig,
+    given: Mapping[str, Any],
+    detector: Detector,
+    train_index: Index,
+    device: torch.device,
+    num_processes: int,
+) -> TrainConfig:
+    """The configuration with what follows from data, network and host; each choice is said in a line.
+
+    Raises UsageError where the data are too few, or for weights of classes that can't be.
+    """
+    stride = max(detector.strides)
+    imgsz = detector.input_size(config.imgsz)
+    if imgsz != config.imgsz:
+        log.info(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
+    batch = min(config.batch, len(train_index) // num_processes * num_processes)
+    if not batch:
+        raise UsageError(f"{len(train_index)} training images are too few for {num_processes} processes")
+    if batch != config.batch:
+        log.info(f"batch {config.batch} is more than the {len(train_index)} training images: {batch} is used")
+    derived: dict[str, Any] = {"imgsz": imgsz, "batch": batch, "processes": num_processes}
+    if "workers" not in given:
+        # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
+        # Powers of two keep each worker to the images that it has decoded itself.
+        affordable = max(1, min(config.workers, usable_cores() // num_processes))
+        derived["workers"] = 0 if device.type == "cpu" else 2 ** int(math.log2(affordable))
+    if config.rect:
+        log.info("rect: batches of similar shapes, without mosaic and mixup")
+        derived |= {"mosaic": 0, "mixup": 0}
+    if config.class_weights is not None:
+        derived["class_weights"] = weights = class_weights.resolve(config.class_weights, train_index)
+        log.info(f"class weights: {class_weights.as_line(weights, train_index.names)}")
+    config = with_overrides(config, derived)
+    places = len(plan_epochs(train_index, config, stride))
+    if config.repeat_factor:
+        log.info(f"repeat factor {config.repeat_factor:g}: an epoch has {places} images instead of {len(train_index)}")
+    config, line = recipes.fit_to_run(config, given, places, detector.num_classes)
+    log.info(line)
+    return config
+
+
+def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, folder: Path, epochs_done: int) -> RunSpec:
+    """The specification of the run in `folder`, which has had `epochs_done`, with the few overrides that may change it.
+
+    What was derived when the run began stays. Raises UsageError for an override that would make it another run, and
+    if the run is finished.
+    """
+    saved = flat_settings(spec.config)
+    given = {name: os.path.abspath(value) if name == "data" else value for name, value in overrides.items()}
+    # What was said when the run began may be said again, and where its folder is.
+    new = {name for name, value in given.items() if value not in (saved[name], spec.given.get(name))}
+    forbidden = sorted(new - {*MAY_CHANGE_ON_RESUME, "project", "name", "exist_ok"})
+    if forbidden:
+        raise UsageError(
+            f"a resumed run can't change {', '.join(forbidden)} (it can change {', '.join(MAY_CHANGE_ON_RESUME)}); "
+            "start a new run with --weights instead"
+        )
+    changes = {name: given[name] for name in MAY_CHANGE_ON_RESUME if name in given}
+    config = with_overrides(spec.config, changes | {"processes": num_processes})
+    if config.batch % num_processes:
+        raise UsageError(f"the batch of {config.batch} can't be shared evenly by {num_processes} processes")
+    if "epochs" in given and config.epochs < epochs_done:
+        raise UsageError(f"{folder} has had {epochs_done} epochs; --epochs {config.epochs} would be fewer")
+    is_over = epochs_done >= config.epochs or (config.time is not None and config.time == spec.config.time)
+    if is_over and (folder / "report.html").exists():
+        raise UsageError(
+            f"{folder} is finished after {epochs_done} epochs; extend it with --resume {folder} "
+            + ("--time HOURS" if config.time else "--epochs N")
+        )
+    check_trackers(config)
+    return dataclasses.replace(spec, config=config, given=spec.given | given)
