@@ -131,6 +131,8 @@ class Listeners:
         if isinstance(event, AlertRaised):
             log.warning(event.message)
         for listener in tuple(self._listeners):
+            if listener not in self._listeners:  # it has failed at the alert of another one's failure
+                continue
             try:
                 listener(event)
             except Exception as error:

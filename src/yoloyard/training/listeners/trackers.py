@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -30,19 +30,6 @@ JPEG_QUALITY = 90  # of TensorBoard's images
 BATCHES_SHOWN = 3  # the first ones
 IMAGES_SHOWN = 8  # of a batch
 PREDICTIONS_SHOWN = 3  # images of each validation
-
-
-class Sink(Protocol):
-    """Where figures and images go."""
-
-    def scalars(self, record: dict[str, float]) -> None:
-        """An epoch's figures."""
-
-    def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """An image, uint8 RGB (H, W, 3); those of one name follow each other by their step."""
-
-    def close(self) -> None:
-        """Write what is left."""
 
 
 class TensorBoard:
@@ -125,6 +112,9 @@ class WeightsAndBiases:
         """Send what is left."""
         self._run.finish()
         self._names.close()
+
+
+Sink = TensorBoard | WeightsAndBiases
 
 
 class Tracker:
