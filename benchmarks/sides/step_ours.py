@@ -9,6 +9,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def make_steps(data: Path, precision: Precision, bare: bool, imgsz: int = 640) -
     detector = registry.build("yolo11n", num_classes=80).train()
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion, gains = choose_criterion(detector, config, reads=True)
-    engine = Engine(detector, criterion, gains, precision, config, len(loader), around_backward=early_gradients)
+    engine = Engine(
+        detector, criterion, gains, precision, config, len(loader), around_backward=partial(early_gradients, detector)
+    )
     optimizer = engine.optimizer
     unread: list[Verdict] = []
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,7 +62,13 @@ class Stage:
         self.precision = Precision("cpu", dtype)
         criterion, gains = choose_criterion(self.detector, config)
         self.engine = Engine(
-            self.detector, criterion, gains, self.precision, config, 10**6, around_backward=early_gradients
+            self.detector,
+            criterion,
+            gains,
+            self.precision,
+            config,
+            10**6,
+            around_backward=partial(early_gradients, self.detector),
         )
         self.step = self.engine.step
 

@@ -19,7 +19,7 @@ from yoloyard.common.structures import Detections
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.evaluation.report.drawing import draw_boxes
-from yoloyard.training.listeners.events import EpochEnded, Listeners, RunFinished, RunStarted
+from yoloyard.training.listeners.events import AlertRaised, EpochEnded, Listeners, RunFinished, RunStarted
 from yoloyard.training.listeners.trackers import (
     TensorBoard,
     Tracker,
@@ -136,21 +136,35 @@ def test_a_tracker_that_fails_is_left_out_with_one_alert(tmp_path: Path, said: l
     def fails(event: object) -> None:
         raise ValueError("no network")
 
+    def fails_at_alerts(event: object) -> None:
+        if isinstance(event, AlertRaised):
+            raise ValueError("no telephone")
+
     seen: list[str] = []
     events: list[object] = []
-    trackers = [Tracker(lambda *_, sink=sink: sink) for sink in (Full(), Good())]
-    listeners = Listeners([*trackers, fails, events.append])
+    sinks: list[Any] = [Full(), Good()]
+    trackers = [Tracker(lambda *_, sink=sink: sink) for sink in sinks]
+    listeners = Listeners([*trackers, fails, fails_at_alerts, events.append])
     listeners.tell(started(tmp_path, TrainConfig()))
     listeners.tell(EpochEnded(2, RECORD))
     listeners.tell(EpochEnded(3, RECORD))
     listeners.tell(RunFinished(None, 2, 1.0))
     assert said == [
         "warning: fails has failed and is left out from here on: no network",
+        "warning: fails_at_alerts has failed and is left out from here on: no telephone",
         "warning: Full has failed and is left out from here on: [Errno 28] No space left on device",
     ]
     assert seen == ["scalars", "scalars", "closed"]
     kinds = [type(event).__name__ for event in events]
-    assert kinds == ["AlertRaised", "RunStarted", "AlertRaised", "EpochEnded", "EpochEnded", "RunFinished"]
+    assert kinds == [
+        "AlertRaised",
+        "AlertRaised",
+        "RunStarted",
+        "AlertRaised",
+        "EpochEnded",
+        "EpochEnded",
+        "RunFinished",
+    ]
 
 
 def started(folder: Path, config: TrainConfig) -> RunStarted:

@@ -1,6 +1,7 @@
 """A parameter that the forward does not use is left alone: in one process on a CPU, as on a GPU, and in several."""
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def train(
             optimizer=optimizer, lr0=0.01, momentum=0.9, weight_decay=0.1, nbs=2 * every, warmup_epochs=0, ema_ramp=10
         )
         config = TrainConfig(batch=2, optimization=optimization)
-        around = early_gradients if has_cpu_paths(CPU) and team.size == 1 else contextlib.nullcontext
+        around = partial(early_gradients, detector) if has_cpu_paths(CPU) and team.size == 1 else contextlib.nullcontext
         criterion, gains = choose_criterion(detector, TrainConfig())
         engine = Watched(detector, criterion, gains, PLAIN, config, 10**6, team, network, around)
         for module in detector.modules():

@@ -7,6 +7,7 @@ import logging
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -131,7 +132,7 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
         team,
         network,
         # several processes have their gradients in the memory that they exchange
-        early_gradients if on_cpu and team.size == 1 else nullcontext,
+        partial(early_gradients, model) if on_cpu and team.size == 1 else nullcontext,
         interrupt.is_asked,
     )
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"

@@ -16,9 +16,9 @@ from yoloyard.common.structures import Batch
 class Stopwatch:
     """How fast an epoch goes, and for how much of the time the device waits for data.
 
-    The host of a GPU is ahead of it: while it waits for a batch, the device still works. So an event is put into the
-    device's queue before and after each wait. The first is reached when the device has done all that it had, the
-    second when the batch is there as well; the time between them is what the device has waited.
+    While the host waits for a batch, a GPU still works. So an event is put into the device's queue before and after
+    each wait: the device waits between the first, when it has done all that it had, and the second, when the batch is
+    there as well.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -50,7 +50,6 @@ def write_check_page(
 ) -> None:
     """Write the page to `path`, whole or not at all.
 
-<<<<<<< HEAD
     `indexes` are the splits that could be read, `problems` those of every split, `pairs` the duplicates: an image, the
     one it repeats, and how. Raises UserError if the file can't be written; an image that can't be shown is named.
     """
@@ -58,19 +57,6 @@ def write_check_page(
         (split, kind, [problem for problem in each if problem.kind == kind])
         for split, each in problems.items()
         for kind in KINDS
-=======
-    `indexes` are the splits that could be read, `problems` those of every split, `pairs` the duplicates: an image,
-    the one that it is the same as, and how. Raises UserError if the file can't be written; an image that can't be shown
-    is named.
-    """
-    everything = [problem for each in problems.values() for problem in each]
-    sections = [
-        ("Summary", _headline(indexes, everything) + facts_list(facts)),
-        ("Problems", _kinds(problems)),
-        ("All problems", _all_problems(problems)),
-        ("Files with the most problems", _worst_files(indexes, problems)),
-        ("Duplicates across splits", _pairs(pairs)),
->>>>>>> trial
     ]
     write_page(
         path,
@@ -150,20 +136,7 @@ def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[P
     ]
 
 
-<<<<<<< HEAD
 def _samples(index: Index) -> list[Row]:
-=======
-def _pairs(pairs: Sequence[tuple[Path, Path, str]]) -> str:
-    parts = []
-    for duplicate, original, how in pairs[:SHOWN_PAIRS]:
-        caption = f"<figcaption><b>{escape(str(duplicate))}</b> {escape(how)} as {escape(str(original))}</figcaption>"
-        parts.append(f'<figure class="pair">{caption}<div>{_shown(duplicate)}{_shown(original)}</div></figure>')
-    more = len(pairs) - SHOWN_PAIRS
-    return "".join(parts) + (f"<p>and {more:,} more, listed above</p>" if more > 0 else "")
-
-
-def _samples(index: Index) -> str:
->>>>>>> trial
     with_boxes = np.flatnonzero(np.diff(index.offsets))
     chosen = with_boxes[np.linspace(0, len(with_boxes) - 1, min(SHOWN_SAMPLES, len(with_boxes))).astype(int)].tolist()
     rows = [chosen[start : start + 2] for start in range(0, len(chosen), 2)]

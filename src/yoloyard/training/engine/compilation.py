@@ -1,7 +1,6 @@
 """`--compile`: the network by torch.compile, tried before the first step, so that no run fails for it.
 
-Compiled is what the step calls. The model itself, its average, validation and all files stay as they are, with the
-names that they have.
+Only what the step calls is compiled. The model, its average, validation and all files stay as they are.
 """
 
 from __future__ import annotations
@@ -49,17 +48,13 @@ def compile_network(
 ) -> nn.Module:
     """`network` compiled for training batches of `shape` (B, 3, H, W), or itself, with a line that says why not.
 
-    `network` is `detector`, in the mode that training has, or what shares its work among processes, which torch wants
-    inside of what is compiled.
-    `dynamic`: H and W vary, so that one program must serve all; they must differ in `shape`, and from B, since the
-    compiler takes equal sides for one that is always equal. What can't be compiled in one piece, such as a network of
-    the user's own that prints, is compiled in several. Raises torch.OutOfMemoryError where the batch doesn't fit.
+    `network` is `detector` in training mode, or what shares its work among processes. `dynamic`: H and W vary, so one
+    program must serve all sizes. Then H, W and B must differ in `shape`, since the compiler takes equal numbers for
+    numbers that are always equal. What can't be compiled in one piece, such as a custom model that prints, is compiled
+    in several. Raises torch.OutOfMemoryError where the batch does not fit.
     """
-    if isinstance(network, DistributedDataParallel):
-        attempts = [False]  # it exchanges gradients between the pieces
-    else:
-        attempts = [True, False]
-    for in_one_piece in attempts:
+    is_shared = isinstance(network, DistributedDataParallel)  # which exchanges gradients between the pieces
+    for in_one_piece in [False] if is_shared else [True, False]:
         compiled = torch.compile(network, fullgraph=in_one_piece, dynamic=dynamic, backend=backend)
         began = time.perf_counter()
         try:

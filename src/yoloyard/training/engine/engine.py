@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -86,9 +86,9 @@ class StepReport:
 class Engine:
     """A detector and all that trains it.
 
-    `network` is the model as the step calls it (compiled, or sharing its work with other processes). `criterion` and
-    `gains` come from the loss of the model's head. `around_backward(model)` is entered before each forward and left
-    after the backward pass. `is_asked_to_stop()` is asked once a step. Batches are counted since the start of the run.
+    `network` is the model as the step calls it: compiled, or sharing its work with other processes. `criterion` and
+    `gains` are of the loss of its head. `around_backward()` is entered before a forward and left after the backward
+    pass. `is_asked_to_stop()` is asked once a step.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Engine:
         batches_per_epoch: int,
         team: Team | None = None,
         network: nn.Module | None = None,
-        around_backward: Callable[[nn.Module], AbstractContextManager[object]] = nullcontext,
+        around_backward: Callable[[], AbstractContextManager[object]] = nullcontext,
         is_asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model, self.network = model, network or model
@@ -140,8 +140,7 @@ class Engine:
         self._sums[parts] += finite
         self.number += 1
         if not is_due:
-            nothing = torch.zeros_like(stop)
-            return StepReport(losses, nothing, nothing, losses_finite, stop)
+            return StepReport(losses, torch.zeros_like(stop), torch.zeros_like(stop), losses_finite, stop)
         norm, found_inf = self.update()
         self.last_update = number
         good = found_inf == 0
@@ -159,18 +158,14 @@ class Engine:
         no gradient, on every device and in every number of processes.
         """
         gains, images = self.gains, len(batch.images) * self.team.size
-        with self._around_backward(self.model):
+        with self._around_backward():
             with self.precision.autocast():
                 maps = self.network(images_to_float(batch.images))
             parts = self.criterion(maps, batch.boxes, batch.labels)
             norms = self.team.all_reduce(torch.cat([parts[name][1] for name in gains]).detach()).clamp(min=1)
             sizes = [len(parts[name][0]) for name in gains]
-            losses = torch.stack(
-                [
-                    (gain * parts[name][0] / norm).sum()
-                    for (name, gain), norm in zip(gains.items(), norms.split(sizes), strict=True)
-                ]
-            )
+            pairs = zip(gains.items(), norms.split(sizes), strict=True)
+            losses = torch.stack([(gain * parts[name][0] / norm).sum() for (name, gain), norm in pairs])
             self.scaler.scale(losses.sum() * images * self.team.size).backward()
         stop = torch.full_like(losses[:1], float(self._is_asked_to_stop()), requires_grad=False)
         shared = self.team.all_reduce(torch.cat((losses.detach(), stop)))
@@ -183,7 +178,10 @@ class Engine:
         without a gradient stays as it is: no decay, no momentum. Waits for the device only where the optimizer has no
         fused form, so that the host must decide.
         """
-        _name_unreached(self.without_gradient())
+        if names := self.without_gradient():
+            shown = ", ".join(names[:MAX_UNREACHED_NAMES])
+            more = f" and {len(names) - MAX_UNREACHED_NAMES} more" if len(names) > MAX_UNREACHED_NAMES else ""
+            log.info(f"no gradient reaches these parameters; they stay as they are until one does: {shown}{more}")
         self._has_updated = True
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
@@ -235,10 +233,7 @@ class Engine:
         self._sums.zero_()
 
     def even_out_statistics(self) -> None:
-        """Give all processes the mean of BatchNorm's statistics, which each has of its own images until then.
-
-        In the model and in its average: before what must be equal everywhere, a validation or a checkpoint.
-        """
+        """Give all processes the mean of BatchNorm's statistics, before a validation or a checkpoint."""
         self._statistics.even_out(self.team)
 
     @torch.no_grad()
@@ -258,10 +253,7 @@ class Engine:
         return is_bad
 
     def _even_out_gradients(self) -> None:
-        """Give all processes the mean of the gradients since the last update, which each has of its own images.
-
-        A network that leaves a parameter out of some forwards may have a gradient of it in one process alone.
-        """
+        """Give all processes the mean of their gradients; a parameter may have a gradient in one process alone."""
         if self.team.size == 1:
             return
         there = [parameter.grad is not None for parameter in self._parameters]
@@ -331,11 +323,3 @@ def early_gradients(model: nn.Module) -> Iterator[None]:
     for parameter in without:
         if parameter.grad is not None and parameter.grad._version == 0:
             parameter.grad = None
-
-
-def _name_unreached(names: Sequence[str]) -> None:
-    """Name the parameters that no gradient has reached before the first update, which the user may not expect."""
-    if names:
-        shown = ", ".join(names[:MAX_UNREACHED_NAMES])
-        more = f" and {len(names) - MAX_UNREACHED_NAMES} more" if len(names) > MAX_UNREACHED_NAMES else ""
-        log.info(f"no gradient reaches these parameters; they stay as they are until one does: {shown}{more}")

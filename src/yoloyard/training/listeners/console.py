@@ -10,17 +10,8 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from yoloyard.training.listeners.events import (
-    CheckpointWritten,
-    EpochMeasured,
-    EpochStarted,
-    Event,
-    ImagesValidated,
-    Record,
-    Result,
-    RunFinished,
-    StepFinished,
-)
+from yoloyard.training.listeners import events
+from yoloyard.training.listeners.events import Event, Record, Result
 
 log = logging.getLogger(__name__)
 
@@ -42,24 +33,23 @@ class Console:
     def __call__(self, event: Event) -> None:
         """Show what has happened."""
         match event:
-            case EpochStarted():
+            case events.EpochStarted():
                 self._begin(f"epoch {event.epoch}/{event.epochs}", event.batches)
-            case StepFinished() if self.is_due():
+            case events.StepFinished() if self.is_due():
                 record = event.figures()
                 self._show(event.batch, f"{_losses_of(record)}  {_speed_of(record)}", record["memory/gigabytes"])
-            case ImagesValidated(images=0):
+            case events.ImagesValidated(images=0):
                 self._begin("validation", event.of)
-            case ImagesValidated() if self.is_due():
+            case events.ImagesValidated() if self.is_due():
                 self._show(event.images, "", event.gigabytes)
-            case EpochMeasured():
+            case events.EpochMeasured():
                 self._end()
                 log.info(epoch_line(event.record, event.epochs))
-            case CheckpointWritten():
+            case events.CheckpointWritten() | events.RunFinished(result=None):
                 self._end()
-            case RunFinished():
+            case events.RunFinished(result=Result() as result):
                 self._end()
-                if event.result is not None:
-                    self._show_result(event.result, event.epochs, event.seconds)
+                self._show_result(result, event.epochs, event.seconds)
 
     def is_due(self) -> bool:
         """Is anybody looking at the bar, and was the last look long ago?"""
@@ -68,13 +58,8 @@ class Console:
 
     def _begin(self, title: str, total: int) -> None:
         self._end()
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-        )
+        texts = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
+        columns = texts[0], BarColumn(bar_width=20), MofNCompleteColumn(), texts[1], TimeRemainingColumn()
         in_notebook = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
         is_shown = self.console.is_terminal or in_notebook
         self._bar = Progress(*columns, console=self.console, transient=True, disable=not is_shown)
@@ -95,16 +80,20 @@ class Console:
 
     def _show_result(self, result: Result, epochs: int, seconds: float) -> None:
         figures = result.metrics.figures()
+        rows = {
+            "mAP50-95": f"{figures['map50_95']:.4f}",
+            "mAP50": f"{figures['map50']:.4f}",
+            "precision, recall": f"{figures['precision']:.3f}, {figures['recall']:.3f}",
+            "time": f"{seconds / 60:.1f} minutes",
+            "weights": str(result.weights),
+            "report": str(result.report),
+        }
         title = f"{result.folder.name}: best epoch {result.best_epoch} of {epochs}"
         table = Table(title=title, show_header=False, title_justify="left")
         table.add_column()
         table.add_column(overflow="fold")  # a path must stay whole
-        table.add_row("mAP50-95", f"{figures['map50_95']:.4f}")
-        table.add_row("mAP50", f"{figures['map50']:.4f}")
-        table.add_row("precision, recall", f"{figures['precision']:.3f}, {figures['recall']:.3f}")
-        table.add_row("time", f"{seconds / 60:.1f} minutes")
-        table.add_row("weights", str(result.weights))
-        table.add_row("report", str(result.report))
+        for row in rows.items():
+            table.add_row(*row)
         self.console.print(table, soft_wrap=False)
 
 

@@ -22,8 +22,12 @@ log = logging.getLogger(__name__)
 Record = dict[str, float]  # figures by names such as `train/box`; a line of metrics.jsonl is one
 
 
+class Event:
+    """Something that has happened in a run."""
+
+
 @dataclass(frozen=True)
-class RunStarted:
+class RunStarted(Event):
     """All parts of a run are ready, after `epoch` epochs that it has had before."""
 
     folder: Path
@@ -32,7 +36,7 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
-class EpochStarted:
+class EpochStarted(Event):
     """The batches of an epoch (from 1) begin; `batches` is how many a whole one has."""
 
     epoch: int
@@ -41,7 +45,7 @@ class EpochStarted:
 
 
 @dataclass(frozen=True)
-class StepFinished:
+class StepFinished(Event):
     """A batch was trained on, or the device still works on it: the host does not wait for that."""
 
     epoch: int
@@ -53,7 +57,7 @@ class StepFinished:
 
 
 @dataclass(frozen=True)
-class ImagesValidated:
+class ImagesValidated(Event):
     """The validation has come so far; 0 images when it begins."""
 
     images: int
@@ -62,7 +66,7 @@ class ImagesValidated:
 
 
 @dataclass(frozen=True)
-class EpochMeasured:
+class EpochMeasured(Event):
     """The figures of an epoch are known; nothing is saved yet."""
 
     epochs: int
@@ -70,14 +74,14 @@ class EpochMeasured:
 
 
 @dataclass(frozen=True)
-class CheckpointWritten:
+class CheckpointWritten(Event):
     """A checkpoint is whole on disk."""
 
     folder: Path
 
 
 @dataclass(frozen=True)
-class EpochEnded:
+class EpochEnded(Event):
     """An epoch was trained, validated and saved; `record` is its line of metrics.jsonl."""
 
     epoch: int
@@ -87,7 +91,7 @@ class EpochEnded:
 
 
 @dataclass(frozen=True)
-class AlertRaised:
+class AlertRaised(Event):
     """Something that the user should know."""
 
     message: str
@@ -105,7 +109,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class RunFinished:
+class RunFinished(Event):
     """The run is over; without a result it was stopped or has failed."""
 
     result: Result | None
@@ -113,17 +117,6 @@ class RunFinished:
     seconds: float  # of training and validation
 
 
-Event = (
-    RunStarted
-    | EpochStarted
-    | StepFinished
-    | ImagesValidated
-    | EpochMeasured
-    | CheckpointWritten
-    | EpochEnded
-    | AlertRaised
-    | RunFinished
-)
 Listener = Callable[[Event], object]
 
 
@@ -138,6 +131,8 @@ class Listeners:
         if isinstance(event, AlertRaised):
             log.warning(event.message)
         for listener in tuple(self._listeners):
+            if listener not in self._listeners:  # it has failed at the alert of another one's failure
+                continue
             try:
                 listener(event)
             except Exception as error:

@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -32,21 +32,8 @@ IMAGES_SHOWN = 8  # of a batch
 PREDICTIONS_SHOWN = 3  # images of each validation
 
 
-class Sink(Protocol):
-    """Where figures and images go."""
-
-    def scalars(self, record: dict[str, float]) -> None:
-        """An epoch's figures."""
-
-    def image(self, name: str, image: np.ndarray, step: int) -> None:
-        """An image, uint8 RGB (H, W, 3); those of one name follow each other by their step."""
-
-    def close(self) -> None:
-        """Write what is left."""
-
-
 class TensorBoard:
-    """Writes `tensorboard/` in the run folder."""
+    """A sink that writes `tensorboard/` in the run folder."""
 
     def __init__(self, folder: Path) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -127,15 +114,15 @@ class WeightsAndBiases:
         self._names.close()
 
 
+Sink = TensorBoard | WeightsAndBiases
+
+
 class Tracker:
-    """A listener that shows a run by a `Sink`, which `open_sink` gives where the run is to be shown by it."""
+    """A listener that shows a run by the `Sink` that `open_sink(folder, config)` gives, if it gives one."""
 
     def __init__(self, open_sink: Callable[[Path, TrainConfig], Sink | None]) -> None:
         self._open = open_sink
         self._sink: Sink | None = None
-        self._names: Sequence[str] = ()
-        self._train_index: Index | None = None
-        self._val_paths: Sequence[Path] = ()
 
     @property
     def __name__(self) -> str:
@@ -143,35 +130,33 @@ class Tracker:
         return type(self._sink).__name__
 
     def __call__(self, event: Event) -> None:
-        """Show the first batches, and of each epoch its figures and what was found in some images."""
+        """Show the first batches, the labels, and of each epoch its figures and what was found in some images."""
         if isinstance(event, RunStarted):
-            setup = event.setup
-            self._sink = self._open(event.folder, setup.config)
-            self._names, self._train_index, self._val_paths = setup.spec.names, setup.train_index, setup.val_index.paths
+            self._setup, self._sink = event.setup, self._open(event.folder, event.setup.config)
         if self._sink is None:
             return
         if isinstance(event, StepFinished) and event.number < BATCHES_SHOWN:
-            self._show_batch(self._sink, event.images, event.number)
+            show_batch(self._sink, event.images, self._setup.spec.names, event.number)
         elif isinstance(event, EpochEnded):
-            if event.epoch == 1 and self._train_index is not None:
-                show_labels(self._sink, self._train_index)  # not before the first step, which needn't wait for it
+            if event.epoch == 1:  # not before the first step, which needn't wait for it
+                show_labels(self._sink, self._setup.train_index)
             self._sink.scalars(event.record)
-            if event.metrics is not None:
-                for image in range(min(PREDICTIONS_SHOWN, len(event.detections))):
-                    found = shown(event.detections[image], event.metrics.showing)
-                    pixels = decode_image(self._val_paths[image])
-                    show_prediction(self._sink, image, pixels, found, self._names, event.epoch)
+            for image in range(min(PREDICTIONS_SHOWN, len(event.detections)) if event.metrics else 0):
+                assert event.metrics is not None
+                found = shown(event.detections[image], event.metrics.showing)
+                pixels = decode_image(self._setup.val_index.paths[image])
+                show_prediction(self._sink, image, pixels, found, self._setup.spec.names, event.epoch)
         elif isinstance(event, RunFinished):
             self._sink.close()
 
-    def _show_batch(self, sink: Sink, batch: Batch, number: int) -> None:
-        """Images as the network sees them, with the boxes that it is trained on."""
-        for row in range(min(len(batch.image_ids), IMAGES_SHOWN)):
-            real = batch.labels[row] >= 0
-            pixels: Any = batch.images[row].permute(1, 2, 0).cpu().numpy()
-            boxes, labels = (values[row][real].cpu().numpy() for values in (batch.boxes, batch.labels))
-            drawn = draw_boxes(np.ascontiguousarray(pixels), boxes, labels, self._names)
-            sink.image(f"training batch/{row}", drawn, number)
+
+def show_batch(sink: Sink, batch: Batch, names: Sequence[str], number: int) -> None:
+    """Show images as the network sees them, with the boxes that it is trained on."""
+    for row in range(min(len(batch.image_ids), IMAGES_SHOWN)):
+        real = batch.labels[row] >= 0
+        pixels: Any = batch.images[row].permute(1, 2, 0).cpu().numpy()
+        boxes, labels = (values[row][real].cpu().numpy() for values in (batch.boxes, batch.labels))
+        sink.image(f"training batch/{row}", draw_boxes(np.ascontiguousarray(pixels), boxes, labels, names), number)
 
 
 def show_labels(sink: Sink, index: Index) -> None:

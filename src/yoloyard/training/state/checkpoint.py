@@ -23,7 +23,7 @@ from yoloyard.training.state.snapshot import Snapshot, snapshot
 
 FORMAT = 3
 READABLE_FORMATS = (2, 3)
-ENGINE_PARTS = ("model", "ema", "optimizer", "gradients", "engine")
+TENSOR_PARTS = ("model", "ema", "optimizer", "gradients")  # of the engine; files even where they are empty
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def write(content: Snapshot, folder: Path) -> None:
 
     def write_parts(temporary: Path) -> None:
         for name, tensors in content.tensors.items():
-            if tensors or name in ENGINE_PARTS:
+            if tensors or name in TENSOR_PARTS:
                 (temporary / f"{name}.safetensors").write_bytes(safetensors.torch.save(tensors))
         facts = {"format": FORMAT} | {name: part for name, part in content.facts.items() if part}
         (temporary / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -102,18 +102,16 @@ def restore(header: Header, engine: Engine, progress: Progress, random_numbers: 
     does not fit.
     """
     try:
-        parts = {name: _read(header, name) for name in ENGINE_PARTS if name != "engine"}
-        random_name = f"random-{rank}"
+        parts = {name: _read(header, name) for name in TENSOR_PARTS}
         if header.facts["format"] == 2:
-            parts |= _parts_of_format_2(header, engine, rank)
+            parts["engine"], numbers = _read_format_2(header, engine, rank)
         else:
             parts["engine"] = _read(header, "engine")
-            if random_name in header.facts:
-                parts[random_name] = _read(header, random_name)
+            numbers = _read(header, f"random-{rank}") if f"random-{rank}" in header.facts else {}
         engine.load_state_dict(parts)
         progress.load_state_dict(header.progress.state_dict())
-        if random_name in parts:
-            random_numbers.load_state_dict(parts[random_name])
+        if numbers:
+            random_numbers.load_state_dict(numbers)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"the checkpoint {header.folder} can't be restored: {error}") from error
 
@@ -124,17 +122,16 @@ def _read(header: Header, name: str) -> dict[str, Any]:
     return {**tensors, **header.facts.get(name, {})}
 
 
-def _parts_of_format_2(header: Header, engine: Engine, rank: int) -> dict[str, dict[str, Any]]:
-    """What format 2 kept elsewhere: tensors of engine and random numbers in `run`, the rest beside the run's facts."""
+def _read_format_2(header: Header, engine: Engine, rank: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The engine's own part and the random numbers of process `rank`, none if it had none, from a format 2."""
     run, facts, progress = _read(header, "run"), header.facts, header.progress
     number = progress.epoch * engine.schedule.batches_per_epoch + progress.position // engine.schedule.batch
     own = {"number": number, "last_update": facts["progress"]["last_update"], "scaler": facts["scaler"]}
-    parts = {"engine": own | {name: run[name] for name in ("sums", "good_statistics", "losses_finite")}}
+    own |= {name: run[name] for name in ("sums", "good_statistics", "losses_finite")}
     prefix = f"rank-{rank}." if rank else ""
-    if f"{prefix}random" in facts:
-        names = [name for name in run if name.startswith(f"{prefix}random.")]
-        parts[f"random-{rank}"] = facts[f"{prefix}random"] | {name.removeprefix(prefix): run[name] for name in names}
-    return parts
+    names = [name for name in run if name.startswith(f"{prefix}random.")]
+    numbers = {name.removeprefix(prefix): run[name] for name in names}
+    return own, numbers | facts.get(f"{prefix}random", {})
 
 
 def _link(source: Path, target: Path) -> None:

@@ -1,0 +1,40 @@
+"""A snapshot is of one moment, whatever training does while another thread writes it."""
+
+import threading
+from pathlib import Path
+
+import torch
+
+from on_device import Training, everything, some_batch
+from yoloyard.training.state.checkpoint import read_header, restore, snapshot_of, write
+from yoloyard.training.state.progress import Progress
+from yoloyard.training.state.randomness import RandomNumbers
+
+CPU = torch.device("cpu")
+
+
+def test_a_snapshot_that_is_written_while_training_goes_on_brings_its_own_moment_back(tmp_path: Path) -> None:
+    engine, progress, numbers = Training(CPU, accumulate=2).engine, Progress(epoch=3, best=0.5), RandomNumbers(CPU)
+    for seed in range(3):
+        engine.step(some_batch(seed=seed))
+    assert not engine.settle()
+    expected, drawn = everything(engine), torch.get_rng_state()
+    content = snapshot_of({"names": ["a"]}, engine, progress, [numbers.state_dict()])
+    progress.epoch = 4
+    torch.rand(1)
+    writing = threading.Thread(target=write, args=(content, tmp_path / "last"))
+    writing.start()
+    reports = [engine.step(some_batch(seed=seed)) for seed in range(3, 6)]
+    writing.join()
+
+    header = read_header(tmp_path / "last")
+    assert (header.spec, header.progress) == ({"names": ["a"]}, Progress(epoch=3, best=0.5))
+    other = Training(CPU, accumulate=2).engine
+    restore(header, other, progress, numbers)
+    assert progress.epoch == 3
+    assert torch.equal(torch.get_rng_state(), drawn)
+    for name, value in everything(other).items():
+        assert torch.equal(value, expected[name]), name
+    for seed, report in zip(range(3, 6), reports, strict=True):  # an update whose first batch came before
+        assert torch.equal(other.step(some_batch(seed=seed)).losses, report.losses)
+    assert all(torch.equal(value, everything(engine)[name]) for name, value in everything(other).items())
