@@ -23,11 +23,10 @@ yoloyard train data=factory/data.yaml close_mosaic=5 amp=false
 - In flags `-` and `_` are the same, and `key=value` does as well. A switch is turned off by `--no-NAME`.
 - YOLOv5's spellings are understood too: {aliases}, `--hyp` (`--config`).
 - A flag wins over the file of `--config`, and that over the recipe of the model's family.
-- What you set is never changed without a line that says so. What you leave out may be chosen to fit the run: `optimizer`, `lr0`,
-  `momentum` and `warmup_bias_lr` while you give no `optimizer`
-  (for YOLOv5 nor `lr0`); `nbs`, `warmup_epochs`, `close_mosaic` and `ema_ramp` for
-  a small data set; `workers` is 0 on a CPU. The line `recipe ...` says the choice; the run folder's `config.yaml` holds
-  all that was used.
+- What you set is never changed without a line that says so. What you leave out may be chosen to fit the run:
+  `optimizer`, `lr0`, `momentum` and `warmup_bias_lr` while you give no `optimizer` (for YOLOv5 nor `lr0`); `nbs`,
+  `warmup_epochs`, `close_mosaic` and `ema_ramp` for a small data set; `workers` is 0 on a CPU. The line `recipe ...`
+  says the choice; the run folder's `config.yaml` holds all that was used.
 - A value outside its range is an error, and so is an unknown name; the message names the nearest one.
 """
 

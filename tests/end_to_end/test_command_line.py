@@ -79,14 +79,14 @@ def test_the_page_describes_each_command_that_takes_json() -> None:
 def test_json_has_the_form_of_its_page(command: str, run_folder: Path, data: Path, yoloyard: Command) -> None:
     best = run_folder / "weights" / "best.safetensors"
     (data.parent / "labels/train/0004.txt").write_text("9 0.5 0.5 0.1 0.1\n")
-    arguments = {
+    arguments: dict[str, list[object]] = {
         "val": ["val", f"model={best}", f"data={data}", "json=true"],
         "predict": ["predict", "--weights", best, data.parent / "images/val", "--json"],
         "info MODEL": ["info", best, "--json"],
         "info": ["info", "--json"],
         "data check": ["data", "check", data, "--json"],
-    }[command]
-    code, out, err = yoloyard(*arguments)
+    }
+    code, out, err = yoloyard(*arguments[command])
     assert code == (command == "data check"), err  # it has an error
     document = json.loads(out)
     check_form(document, EXAMPLES[command])
@@ -103,7 +103,8 @@ def test_json_has_the_form_of_its_page(command: str, run_folder: Path, data: Pat
 @pytest.mark.parametrize("command", ["doctor", "image list", "image show TAG"])
 def test_json_about_the_host_has_the_form_of_its_page(command: str, yoloyard: Command) -> None:
     words = [word.replace("TAG", "cpu") for word in command.split()]
-    _, out, err = yoloyard(*words, *(["--quick"] if command == "doctor" else []), "--json")
+    words += ["--quick"] if command == "doctor" else []
+    _, out, err = yoloyard(*words, "--json")
     assert err == ""
     check_form(json.loads(out), EXAMPLES[command])
 

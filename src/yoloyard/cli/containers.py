@@ -30,10 +30,7 @@ def up(
     data: Annotated[str | None, Parameter(help="folder to mount as /data; default: a volume")] = None,
     yes: Annotated[bool, Parameter(help="with --on: copy the folder whatever its size", negative="")] = False,
 ) -> None:
-    """Start the container of this folder, here or on another host.
-
-    It serves Jupyter, TensorBoard and SSH.
-    """
+    """Start the container of this folder, with Jupyter, TensorBoard and SSH."""
     from yoloyard.machines.containers.local import Wishes
     from yoloyard.machines.containers.local import up as run
 
@@ -47,24 +44,18 @@ def down(
     engine: _Engine = None,
     volumes: Annotated[bool, Parameter(help="delete its volumes too: data, caches, host keys", negative="")] = False,
 ) -> None:
-    """Stop the container of this folder.
-
-    Trainings have two minutes to save.
-    """
+    """Stop the container of this folder; trainings have two minutes to save."""
     from yoloyard.machines.containers.local import down as run
 
     run(Path.cwd(), on, engine, volumes)
 
 
 def shell(
-    *command: Annotated[str, Parameter(help="default: a shell", allow_leading_hyphen=True)],
+    *command: Annotated[str, Parameter(help="default: a shell; our flags come before it", allow_leading_hyphen=True)],
     on: _On = None,
     engine: _Engine = None,
 ) -> None:
-    """Open a shell in the container, or run a command there.
-
-    Flags of yoloyard come before the command.
-    """
+    """Open a shell in the container, or run a command there."""
     from yoloyard.machines.containers.local import shell as run
 
     sys.exit(run(Path.cwd(), on, engine, command))
@@ -74,12 +65,12 @@ def jupyter(
     *,
     on: _On = None,
     engine: _Engine = None,
-    open_browser: Annotated[bool, Parameter(name="--open", help="open the browser", negative="")] = False,
+    open_browser: Annotated[
+        bool,
+        Parameter(name="--open", help="open the browser; with --on, a tunnel stays open until Ctrl-C", negative=""),
+    ] = False,
 ) -> None:
-    """Print the address of JupyterLab in the container.
-
-    With --on, keep a tunnel to it open until Ctrl-C.
-    """
+    """Print the address of JupyterLab; with --on, keep a tunnel to it open until Ctrl-C."""
     import webbrowser  # which --help needn't load
 
     from yoloyard.machines.containers.local import jupyter as run

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from yoloyard.cli.flags import Data, Json, Name, Project
 from yoloyard.cli.output import count_of, print_json, stdout_for_json
 
-data_app = cyclopts.App(name="data", help="Check a data set, or convert it to another format.")
+data_app = cyclopts.App(name="data")
 
 
 @data_app.command(name="check")

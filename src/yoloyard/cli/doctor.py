@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from yoloyard.cli.flags import Json
 from yoloyard.cli.output import count_of, print_json
 
-doctor_app = cyclopts.App(name="doctor", help="Check whether this host is fit to train.")
+doctor_app = cyclopts.App(name="doctor", help_epilogue="Exits with 1 if there is a problem.")
 
 
 @doctor_app.default
@@ -28,10 +28,7 @@ def doctor(
     quick: Annotated[bool, Parameter(help="measure no speed and compute nothing", negative="")] = False,
     json: Json = False,
 ) -> None:
-    """Check driver, GPU, container, limits, disk and packages of this host, and say what fixes a problem.
-
-    Exits with 1 if there is a problem.
-    """
+    """Check driver, GPU, container, limits, disk and packages of this host, and say what fixes a problem."""
     from yoloyard.common.errors import UsageError
     from yoloyard.machines.doctor.run import examine
 

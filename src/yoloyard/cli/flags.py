@@ -36,8 +36,10 @@ def takes_settings(tree: type, **spellings: str) -> Callable[[Callable[..., None
     flags = []
     for leaf in settings_of(tree).values():
         default = "" if leaf.default in (None, "") else f" (default: {leaf.default})"
-        names = [f"--{name.replace('_', '-')}" for name in (leaf.name, spellings.get(leaf.name)) if name]
-        kind: Any = Annotated[leaf.type | None, Parameter(name=names, help=leaf.help + default, show_default=False)]
+        parameter = Parameter(help=leaf.help + default, show_default=False)
+        if leaf.name in spellings:
+            parameter = Parameter(name=[f"--{leaf.name}", f"--{spellings[leaf.name]}"], help=parameter.help)
+        kind: Any = Annotated[leaf.type | None, parameter]
         flags.append(inspect.Parameter(leaf.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

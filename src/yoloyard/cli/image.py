@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from yoloyard.cli.flags import Json
 from yoloyard.cli.output import print_json
 
-image_app = cyclopts.App(name="image", help="Build the container images, or list them.")
+image_app = cyclopts.App(name="image")
 
 
 @image_app.command(name="build")

@@ -8,39 +8,41 @@ import gc
 import io
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cyclopts
 from cyclopts import Parameter
 
 from yoloyard.cli.arguments import normal_arguments
-from yoloyard.cli.containers import down, jupyter, shell, up
-from yoloyard.cli.data import data_app, demo
-from yoloyard.cli.doctor import doctor_app
 from yoloyard.cli.flags import exact_value
-from yoloyard.cli.image import image_app
-from yoloyard.cli.info import info
-from yoloyard.cli.predict import predict
-from yoloyard.cli.train import train
-from yoloyard.cli.val import val
-from yoloyard.cli.weights import import_weights
 from yoloyard.common.errors import SilentError, UserError, memory_line, user_line
 from yoloyard.common.files import raise_file_limit
 from yoloyard.common.log import shown_lines
 
-# `yoloyard --help` lists the commands in this order; a group without commands is not shown.
-GROUPS: dict[str, dict[str, Callable[..., None] | cyclopts.App]] = {
-    "Train": {"train": train, "val": val, "predict": predict, "info": info},
-    "Data": {"data": data_app, "demo": demo},
-    "Weights": {"import": import_weights},
+# `yoloyard --help` lists the commands in this order; a group without commands is not shown. The module of a command, in
+# yoloyard.cli, is imported when the command is used.
+GROUPS: dict[str, dict[str, tuple[str, str]]] = {
+    "Train": {
+        "train": ("train:train", "Train a detector on your images and labels."),
+        "val": ("val:val", "Measure a weights file on a data set and write a report."),
+        "predict": ("predict:predict", "Find objects in images, videos and camera streams."),
+        "info": ("info:info", "Show the layers and the cost of a model or a weights file."),
+    },
+    "Data": {
+        "data": ("data:data_app", "Check a data set, or convert it to another format."),
+        "demo": ("data:demo", "Write the demo data set: images of parts, with exact boxes."),
+    },
+    "Weights": {
+        "import": ("weights:import_weights", "Convert a .pt file of yolov5 or ultralytics to a weights file."),
+    },
     "Production": {},
     "Machines": {
-        "doctor": doctor_app,
-        "image": image_app,
-        "up": up,
-        "down": down,
-        "shell": shell,
-        "jupyter": jupyter,
+        "doctor": ("doctor:doctor_app", "Check whether this host is fit to train."),
+        "image": ("image:image_app", "Build the container images, or list them."),
+        "up": ("containers:up", "Start the container of this folder, here or on another host."),
+        "down": ("containers:down", "Stop the container of this folder after trainings have saved."),
+        "shell": ("containers:shell", "Open a shell in the container, or run a command there."),
+        "jupyter": ("containers:jupyter", "Print the address of JupyterLab in the container."),
     },
 }
 
@@ -62,9 +64,8 @@ app = cyclopts.App(
 )
 for position, (title, commands) in enumerate(GROUPS.items()):
     group = cyclopts.Group(title, sort_key=position)
-    for number, (name, command) in enumerate(commands.items()):
-        app.command(command, name=name)
-        app[name].group, app[name].sort_key = group, number
+    for number, (name, (function, sentence)) in enumerate(commands.items()):
+        app.command(f"yoloyard.cli.{function}", name=name, help=sentence, group=group, sort_key=number)
 app["--help"].group = app["--version"].group = cyclopts.Group("Options", sort_key=len(GROUPS))
 
 

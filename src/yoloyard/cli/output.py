@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ def stdout_for_json(as_json: bool) -> Iterator[None]:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print a JSON document; paths as texts."""
+    import json  # which --help needn't load
+
     print(json.dumps(document, indent=1, default=os.fspath))
 
 

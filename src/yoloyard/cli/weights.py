@@ -9,14 +9,11 @@ from cyclopts import Parameter
 
 
 def import_weights(
-    file: Annotated[Path, Parameter(help="a .pt file of yolov5 or ultralytics")],
+    file: Annotated[Path, Parameter(help="a .pt file; nothing in it is executed")],
     *,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"], help="default: the same name, .safetensors")] = None,
 ) -> None:
-    """Convert a .pt file of yolov5 or ultralytics to a weights file.
-
-    Nothing in the file is executed.
-    """
+    """Convert a .pt file of another project to a weights file."""
     from yoloyard.models.importing.importers import read_checkpoint
     from yoloyard.models.weights import save_weights
 

@@ -2,13 +2,10 @@
 
 YAML files, flags, Python arguments and docs/settings.md come from these classes. `TrainConfig` is nested, so that each
 room is handed its own part. Users write flat names, since every leaf has a name of its own. `config/overrides.py`
-checks what users write.
+checks what users write. Annotations are types here, not texts: evaluating them all would slow `yoloyard --help`.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -200,14 +197,12 @@ class PredictConfig(ModelConfig):
 
 def settings_of(tree: type, part: str = "") -> dict[str, Setting]:
     """All leaves of a configuration class by their name. `part` is the name of the field that holds the class."""
-    types_of = typing.get_type_hints(tree)
     found: dict[str, Setting] = {}
     for item in dataclasses.fields(tree):
-        kind = types_of[item.name]
-        if dataclasses.is_dataclass(kind):
-            found |= settings_of(typing.cast(type, kind), item.name)
+        if isinstance(item.type, type) and dataclasses.is_dataclass(item.type):
+            found |= settings_of(item.type, item.name)
         else:
-            found[item.name] = Setting(item.name, part, kind, item.default, **item.metadata)
+            found[item.name] = Setting(item.name, part, item.type, item.default, **item.metadata)
     return found
 
 
