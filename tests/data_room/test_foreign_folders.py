@@ -18,7 +18,7 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder
 from yoloyard.data.formats.convert import convert
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
-from yoloyard.data.formats.layout import label_path, search_folder, spellings
+from yoloyard.data.formats.layout import find_label, label_places, search_folder, spellings
 from yoloyard.data.formats.sources import find_sources
 from yoloyard.data.formats.voc_xml import parse_voc
 from yoloyard.data.index.index import Index, load_index, read_split
@@ -41,6 +41,10 @@ def write_image(path: Path, seed: int = 0) -> Path:
     pixels = np.random.default_rng(seed).integers(0, 256, (*SIZE, 3)).astype(np.uint8)
     _, content = cv2.imencode(".png", pixels)
     return write(path, content.tobytes())
+
+
+def label_path(image: Path) -> Path:
+    return find_label(image.stem, label_places(image.parent), {})
 
 
 def spec_of(folder: Path, text: str) -> DataSpec:

@@ -128,7 +128,7 @@ def test_old_caches_are_forgotten(files: list[Path], tmp_path: Path, monkeypatch
 def test_a_long_look_is_announced(
     files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    monkeypatch.setattr(images, "TOLD_FROM", 5)
+    monkeypatch.setattr(images, "TOLD_FROM_IMAGES", 5)
     for _ in range(2):
         examine(files, tmp_path / "cache", "train")
     assert said == ["examining 5 images of train for the first time"]

@@ -8,11 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yoloyard.data.formats.labels import Labels
-from yoloyard.data.formats.layout import label_path
+from yoloyard.data.formats.layout import find_label, label_places
 from yoloyard.data.formats.yolo_txt import parse_plain_yolo, parse_yolo
 
 FILE = Path("labels/1.txt")
 UNIT = (1, 1)  # an image of one pixel: pixels are fractions
+
+
+def label_path(image: Path) -> Path:
+    return find_label(image.stem, label_places(image.parent), {})
 
 
 @pytest.mark.parametrize(

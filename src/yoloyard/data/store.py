@@ -87,12 +87,12 @@ class Store:
             if is_own or time.time() - _changed(each) > STALE_SECONDS:
                 gone.append(each)
         for each in gone:
-            with contextlib.suppress(OSError):  # another process clears away, too
+            with contextlib.suppress(OSError):  # another process removes files, too
                 each.unlink()
 
 
 def warn_not_kept(path: Path, error: Exception) -> None:
-    """Log that a file of the cache was not written; all kinds lie in one folder and have one line, shown once."""
+    """Log that a file of the cache was not written; all kinds are in one folder and have one line, shown once."""
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
     reason = (cause.strerror if isinstance(cause, OSError) else None) or cause
     log.info(
@@ -123,7 +123,7 @@ def alone(path: Path) -> Iterator[bool]:
 def stamp(path: Path | str) -> list[int]:
     """Length in bytes and time of change in ns of a file, by which a changed one is told; empty if it isn't there.
 
-    The time is cut to 63 bits: some file systems have years that need more, or that lie before 1970.
+    The time is cut to 63 bits: some file systems have years that need more, or that are before 1970.
     """
     try:
         status = os.stat(path)

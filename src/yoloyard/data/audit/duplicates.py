@@ -29,22 +29,22 @@ log = logging.getLogger(__name__)
 
 # Its version also stands for what counts as a duplicate.
 RESULTS = Store("images", ".json", version=2, kept=100)
-TOLD_FROM = 10_000_000  # so many pairs take long enough for a line
+TOLD_FROM_PAIRS = 10_000_000  # so many pairs take long enough for a line
 
-COMPONENTS = 64  # of the thumbnails, in which nearest ones are looked for
-GROUPS = 32  # the nearest image of each group is a candidate
-CANDIDATES = 3  # pairs that are decoded for an image
-PIECE = 500_000  # distances computed at once
-THUMBNAIL_DISTANCE = 10.0  # grey levels, root of the mean square; resizing without smoothing costs most of it
+THUMBNAIL_COMPONENTS = 64  # in which nearest ones are looked for
+SEARCH_GROUPS = 32  # the nearest image of each group is a candidate
+IMAGE_CANDIDATES = 3  # pairs that are decoded for an image
+DISTANCES_AT_ONCE = 500_000
+MAX_THUMBNAIL_DISTANCE = 10.0  # grey levels, root of the mean square; resizing without smoothing costs most of it
 
 # Measured, see docs/data-check.md: duplicates reach 0.9 and 1.3, other shots of the same scene begin at 2.3 and 2.4.
-LARGEST_ERROR, LARGEST_BLOCK_ERROR = 1.0, 1.6
+MAX_ERROR, MAX_BLOCK_ERROR = 1.0, 1.6
 # Duplicates in another size are above 0.65 and 0.6, other images below 0.2.
-SMALLEST_LIKENESS, SMALLEST_BLOCK_LIKENESS = 0.6, 0.5
-COMPARED_SIDE = 1024  # pixels; larger images are compared at this size
-BLOCK = 16  # pixels
+MIN_LIKENESS, MIN_BLOCK_LIKENESS = 0.6, 0.5
+COMPARED_SIDE_PIXELS = 1024  # larger images are compared at this size
+BLOCK_PIXELS = 16
 
-# Eight ways to lay a square: mirrored first (or not), then quarter turns.
+# Eight orientations of a square: mirrored first (or not), then quarter turns.
 ORIENTATIONS = {
     (False, 0): "",
     (True, 0): "mirrored",
@@ -118,7 +118,7 @@ def _compare(
             others.append(position)
     usable = [position for position, facts in enumerate(here) if not facts.problem]
     if usable and others:
-        if len(usable) * len(others) >= TOLD_FROM:
+        if len(usable) * len(others) >= TOLD_FROM_PAIRS:
             log.info(f"comparing {len(others):,} images with {len(usable):,} others, to find duplicates")
         proposed = _nearest(
             np.stack([here[position].thumbnail for position in usable]),
@@ -172,32 +172,32 @@ def _nearest(first: np.ndarray, second: np.ndarray) -> list[list[tuple[int, tupl
     coarse = _coarse(first)
     mean = coarse.mean(axis=0)
     sample = coarse[:: max(1, len(coarse) // 5000)] - mean
-    axes = np.linalg.eigh(sample.T @ sample)[1][:, -COMPONENTS:].astype(np.float32)
+    axes = np.linalg.eigh(sample.T @ sample)[1][:, -THUMBNAIL_COMPONENTS:].astype(np.float32)
     points = (coarse - mean) @ axes
     # |v - p|^2 but for |v|^2, as one product; a piece of it at a time, which stays in the processor's cache.
     matrix = np.concatenate((-2 * points, (points**2).sum(axis=1, keepdims=True)), axis=1)
-    groups = np.array_split(np.arange(len(points)), min(GROUPS, len(points)))
+    groups = np.array_split(np.arange(len(points)), min(SEARCH_GROUPS, len(points)))
 
     found: list[list[tuple[float, int, tuple[bool, int]]]] = [[] for _ in range(len(second))]
     for orientation in ORIENTATIONS:
-        laid = np.moveaxis(turned(np.moveaxis(second, 0, -1), orientation), -1, 0)
-        places = (_coarse(laid) - mean) @ axes
+        oriented = np.moveaxis(turned(np.moveaxis(second, 0, -1), orientation), -1, 0)
+        places = (_coarse(oriented) - mean) @ axes
         # Means and components only bring images nearer, so what is too far away here need not be looked at.
-        limits = 1.001 * THUMBNAIL_DISTANCE**2 * coarse.shape[1] - (places**2).sum(axis=1)
+        limits = 1.001 * MAX_THUMBNAIL_DISTANCE**2 * coarse.shape[1] - (places**2).sum(axis=1)
         places = np.concatenate((places, np.ones((len(places), 1), np.float32)), axis=1)
         for group in groups:
             of_group = matrix[group[0] : group[-1] + 1].T
-            rows_at_once = max(1, PIECE // len(group))
+            rows_at_once = max(1, DISTANCES_AT_ONCE // len(group))
             for start in range(0, len(second), rows_at_once):
                 distances = places[start : start + rows_at_once] @ of_group
                 best = distances.argmin(axis=1)
                 near = distances[np.arange(len(best)), best] <= limits[start : start + rows_at_once]
                 rows, best = start + np.flatnonzero(near), group[0] + best[near]
-                levels = np.sqrt(((laid[rows].astype(np.float32) - first[best]) ** 2).mean(axis=(1, 2)))
+                levels = np.sqrt(((oriented[rows].astype(np.float32) - first[best]) ** 2).mean(axis=(1, 2)))
                 for row, candidate, level in zip(rows, best, levels, strict=True):
-                    if level <= THUMBNAIL_DISTANCE:
+                    if level <= MAX_THUMBNAIL_DISTANCE:
                         found[row].append((float(level), int(candidate), orientation))
-    return [[(row, orientation) for _, row, orientation in sorted(each)[:CANDIDATES]] for each in found]
+    return [[(row, orientation) for _, row, orientation in sorted(each)[:IMAGE_CANDIDATES]] for each in found]
 
 
 def _coarse(thumbnails: np.ndarray) -> np.ndarray:
@@ -207,7 +207,7 @@ def _coarse(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _same_image(first: Path, second: Path, orientation: tuple[bool, int]) -> str:
-    """How `second`, laid in `orientation`, is the same image as `first`; empty if it isn't."""
+    """How `second`, turned to `orientation`, is the same image as `first`; empty if it isn't."""
     try:
         one, other = decode_image(first), np.ascontiguousarray(turned(decode_image(second), orientation))
         qualities = _quality(first), _quality(second)
@@ -236,8 +236,8 @@ def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality
     left = _block_means((again - _grey(worse)) ** 2)
     loss = _block_means((again - _grey(better)) ** 2)
     return bool(
-        np.sqrt(left.mean()) <= LARGEST_ERROR * (np.sqrt(loss.mean()) + 0.5)
-        and (np.sqrt(left) <= LARGEST_BLOCK_ERROR * (np.sqrt(loss) + 2)).all()
+        np.sqrt(left.mean()) <= MAX_ERROR * (np.sqrt(loss.mean()) + 0.5)
+        and (np.sqrt(left) <= MAX_BLOCK_ERROR * (np.sqrt(loss) + 2)).all()
     )
 
 
@@ -248,7 +248,7 @@ def _like(one: np.ndarray, other: np.ndarray) -> bool:
     what it still has are those of the other.
     """
     height, width = (min(sides) for sides in zip(one.shape, other.shape, strict=True))
-    scale = min(1.0, COMPARED_SIDE / max(height, width))
+    scale = min(1.0, COMPARED_SIDE_PIXELS / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     a, b = (_details(cv2.resize(image, size, interpolation=cv2.INTER_AREA)) for image in (one, other))
     covariance = _block_means(a * b)
@@ -259,7 +259,7 @@ def _like(one: np.ndarray, other: np.ndarray) -> bool:
         return False
     likeness = covariance.sum() / max(less.sum(), 1e-6)
     in_blocks = covariance[strong] / np.maximum(less[strong], 0.1)
-    return bool(likeness >= SMALLEST_LIKENESS and np.quantile(in_blocks, 0.1) >= SMALLEST_BLOCK_LIKENESS)
+    return bool(likeness >= MIN_LIKENESS and np.quantile(in_blocks, 0.1) >= MIN_BLOCK_LIKENESS)
 
 
 def _details(image: np.ndarray) -> np.ndarray:
@@ -273,7 +273,7 @@ def _grey(image: np.ndarray) -> np.ndarray:
 def _block_means(values: np.ndarray) -> np.ndarray:
     """Means of values (H, W) over square blocks, smaller ones in small images; flat."""
     height, width = values.shape
-    block = min(BLOCK if min(height, width) >= 8 * BLOCK else BLOCK // 2, height, width)
+    block = min(BLOCK_PIXELS if min(height, width) >= 8 * BLOCK_PIXELS else BLOCK_PIXELS // 2, height, width)
     rows, columns = height // block, width // block
     whole = values[: rows * block, : columns * block].reshape(rows, block, columns, block)
     return whole.mean(axis=(1, 3), dtype=np.float64).ravel()

@@ -131,7 +131,7 @@ def _write(path: Path, text: str) -> None:
 
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    source = source.resolve()  # a link to a link would depend on where it lies
+    source = source.resolve()  # a relative link would mean another file elsewhere
     try:
         os.link(source, target)
     except OSError:  # another disk, or a file that others own

@@ -12,7 +12,7 @@ from typing import Any
 
 from yoloyard.common.errors import UsageError
 from yoloyard.data.formats.labels import decoded
-from yoloyard.data.formats.layout import find_path, label_path, search_folder
+from yoloyard.data.formats.layout import find_path, search_folder
 from yoloyard.data.formats.table import SplitFormat, image_formats, split_format
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ LIKE_OURS = 0.75  # similarity from which an unknown key is taken for a misspelt
 
 _KEYPOINTS = re.compile(r"kpt|key_?-?point|skeleton|flip_?ind|flip_?idx", re.IGNORECASE)  # what keys speak of
 
-LOOKED_AT = 5  # label files, for the classes that they mention
+HINT_FILES = 5  # label files, for the classes that they mention
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def read_data_yaml(path: Path | str) -> DataSpec:
         raise UsageError(f"{path}: none of {', '.join(SPLITS)} says where images are")
     if keypoint_values:
         log.info(f"{path}: kpt_shape says that rows have keypoints: they are left out, the boxes are used")
-    names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())))
+    names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())), root)
     return DataSpec(path, names, splits, root, keypoint_values)
 
 
@@ -154,9 +154,9 @@ def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
     return tree, texts
 
 
-def _names(path: Path, names: Any, count: Any, entries: tuple[Entry, ...]) -> tuple[str, ...]:
+def _names(path: Path, names: Any, count: Any, entries: tuple[Entry, ...], root: Path) -> tuple[str, ...]:
     if not names:
-        names = _names_of_labels(path, entries)
+        names = _names_of_labels(path, entries, root)
     if isinstance(names, dict):
         if not all(str(key).isdecimal() for key in names):
             raise UsageError(f"{path}: the keys of names must be the class numbers 0, 1, 2 ...")
@@ -199,40 +199,30 @@ def _root(path: Path, entry: Any) -> Path:
     if not isinstance(entry, str):
         raise UsageError(f"{path}: path must be a folder, not {entry!r}")
     root = find_path(os.path.expanduser(entry), (path.parent,))
-    # A yaml that lies inside the folder that it names is common; then its own folder is meant.
+    # A data.yaml is often inside the folder that it names; then its own folder is meant.
     return root if os.path.isdir(root) or os.path.isabs(entry) else path.parent
 
 
-def _names_of_labels(path: Path, entries: tuple[Entry, ...]) -> list[str]:
+def _names_of_labels(path: Path, entries: tuple[Entry, ...], root: Path) -> list[str]:
     """The classes that the files of all entries list, such as the categories of COCO JSONs."""
     names: dict[str, None] = {}
     for entry in entries:
         if entry.format is None:
-            mentioned = _mentioned(entries)
-            hint = f"; the first XML files mention {', '.join(mentioned)}" if mentioned else ""
-            raise UsageError(
-                f"{path}: no names; list the classes in the order of their numbers, names: [dent, scratch]{hint}"
-            )
+            mentioned = ", ".join(_mentioned(root))
+            hint = f"; the first XML files mention {mentioned}" if mentioned else ""
+            what = "no names; list the classes in the order of their numbers, names: [dent, scratch]"
+            raise UsageError(f"{path}: {what}{hint}")
         if not entry.place.exists():
             raise UsageError(f"{path}: no names, and {entry.place}, whose categories they would be, does not exist")
         names |= dict.fromkeys(entry.format.class_names(entry.place, entry.format.read(entry.place)))
     return list(names)
 
 
-def _mentioned(entries: tuple[Entry, ...]) -> list[str]:
-    """The classes that the first few label files mention, for a message."""
-    found: dict[str, None] = {}
-    forms = {form.suffix: form for form in image_formats()}
-    for entry in entries:
-        if entry.labels is not None or not entry.path.is_dir():
-            above = entry.path.parents[min(2, len(entry.path.parts) - 2)]  # of ImageSets/Main/a.txt
-            folder = entry.labels or above / "Annotations"
-            files = sorted(folder.iterdir()) if folder.is_dir() else []
-        else:
-            files = [label_path(Path(image)) for image in sorted(search_folder(entry.path).files)[:LOOKED_AT]]
-        for file in [each for each in files if each.suffix.lower() in forms and each.is_file()][:LOOKED_AT]:
-            found |= dict.fromkeys(forms[file.suffix.lower()].mentioned_classes(file.read_bytes()))
-    return list(found)
+def _mentioned(root: Path) -> list[str]:
+    """The classes that the first few label files below `root` mention, for a message."""
+    forms = {form.suffix: form.mentioned_classes for form in image_formats() if form.mentioned_classes is not None}
+    files = sorted(map(Path, search_folder(root, frozenset(forms)).files))[:HINT_FILES]
+    return list(dict.fromkeys(name for file in files for name in forms[file.suffix.lower()](file.read_bytes())))
 
 
 def _entries(path: Path, split: str, value: Any, folders: tuple[Path, ...]) -> tuple[Entry, ...]:

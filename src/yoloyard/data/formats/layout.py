@@ -164,19 +164,12 @@ def find_path(entry: str, folders: tuple[Path, ...]) -> Path:
     return first if os.path.exists(first) else next(filter(os.path.exists, candidates), first)
 
 
-def label_path(image: Path) -> Path:
-    """Where the labels of `image` are: the last folder `images` of its path replaced by `labels`, suffix .txt.
-
-    Without such a folder, or if only the other file exists, it is the text file beside the image. If there is no text
-    file, it is a Pascal VOC file of suffix .xml: the last folder `images` or `JPEGImages` replaced by `labels`,
-    `Annotations` or `annotations`, or beside the image. If there is none at all, it is the text file's first place.
-    Raises UserError if a folder can't be read.
-    """
-    return find_label(image.stem, label_places(image.parent), {})
-
-
 def label_places(folder: Path, images: Path | None = None, labels: Path | None = None) -> Places:
-    """Where label files of images in `folder` may be; `labels` has the same folders as `images`, if it is given."""
+    """Where label files of images in `folder` may be, by formats.
+
+    The last folder `images` (or another name of the format) in the path is replaced by `labels` (or another), or the
+    file is beside the image. With `labels`, which has the same folders as `images`, it is below that alone.
+    """
     formats = image_formats()
     if images is not None and labels is not None:
         mirrored = [labels / form for form in in_forms(str(folder.relative_to(images)))]

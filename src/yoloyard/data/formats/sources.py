@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import itertools
 import os
 import re
@@ -43,10 +42,6 @@ class SplitFile:
     content: bytes
     file_names: list[str]  # those of its images, and perhaps others that it mentions
     folder: Path  # where its images are
-
-    def digest(self) -> str:
-        """Changes with the content."""
-        return hashlib.sha256(self.content).hexdigest()
 
     def image(self, file_name: str) -> Path:
         """Where the image of this `file_name` is, in one of its spellings; or would be."""

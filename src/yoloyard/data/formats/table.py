@@ -26,7 +26,7 @@ class ImageFormat:
     written_to: tuple[str, str] = ("images", "labels")  # folders of a data set in this format
     list_folder: str = ""  # where lists of a split's images are written too, if anywhere
     keeps_ignore: bool = True  # whether it can say that a box is to be ignored
-    mentioned_classes: Callable[[bytes], list[str]] = lambda content: []  # the class names in a file, for a message
+    mentioned_classes: Callable[[bytes], list[str]] | None = None  # the class names in a file, for a message
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 # Its version also stands for what counts as damage.
 IMAGE_FACTS = Store("images", ".safetensors", version=2, kept=50)
-SMALLEST_SIDE = 10  # pixels; below it nothing can be seen
-THUMBNAIL_SIDE = 32
+MIN_SIDE_PIXELS = 10  # below it nothing can be seen
+THUMBNAIL_SIDE_PIXELS = 32
 UNREAD = bytes(16)  # the digest of a file that can't be read
-TOLD_FROM = 1000  # so many images take long enough for a line
+TOLD_FROM_IMAGES = 1000  # so many images take long enough for a line
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def examine(paths: Sequence[Path], folder: Path | None = None, name: str = "") -
         for position, (key, own) in enumerate(zip(keys, stamps, strict=True))
         if not own or key not in kept or kept[key][0] != own
     ]
-    if len(fresh) >= TOLD_FROM:
+    if len(fresh) >= TOLD_FROM_IMAGES:
         log.info(f"examining {len(fresh):,} images{f' of {name}' if name else ''} for the first time")
     # Images may be large and few, so that all threads should have some.
     examined = map_in_threads(_examine_file, [paths[position] for position in fresh], usable_cores(), at_once=4)
@@ -81,25 +81,18 @@ def examine(paths: Sequence[Path], folder: Path | None = None, name: str = "") -
 def _examine_file(path: Path) -> ImageFacts:
     digest = UNREAD
     try:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(error.strerror or str(error)) from error
+        data = path.read_bytes()
         digest = hashlib.blake2b(data, digest_size=16).digest()
         height, width = image_size(path)
-        if min(height, width) < SMALLEST_SIDE:
-            what = f"{width}x{height} pixels, below {SMALLEST_SIDE} a side"
-            return _unusable(digest, Problem("image too small", str(path), what, "image skipped"))
-        thumbnail = decode_thumbnail(path, data, (height, width), THUMBNAIL_SIDE)
-    except UserError as error:
-        reason = str(error).removeprefix(f"cannot read the image {path}: ")
-        what = f"cannot read the image: {reason}"
-        return _unusable(digest, Problem("image unreadable", str(path), what, "image skipped"))
-    return ImageFacts(height, width, digest, thumbnail)
-
-
-def _unusable(digest: bytes, problem: Problem) -> ImageFacts:
-    return ImageFacts(0, 0, digest, np.zeros((THUMBNAIL_SIDE, THUMBNAIL_SIDE), np.uint8), problem)
+        if min(height, width) >= MIN_SIDE_PIXELS:
+            thumbnail = decode_thumbnail(path, data, (height, width), THUMBNAIL_SIDE_PIXELS)
+            return ImageFacts(height, width, digest, thumbnail)
+        kind, what = "image too small", f"{width}x{height} pixels, below {MIN_SIDE_PIXELS} a side"
+    except (OSError, UserError) as error:
+        reason = getattr(error, "strerror", None) or str(error).removeprefix(f"cannot read the image {path}: ")
+        kind, what = "image unreadable", f"cannot read the image: {reason}"
+    thumbnail = np.zeros((THUMBNAIL_SIDE_PIXELS, THUMBNAIL_SIDE_PIXELS), np.uint8)
+    return ImageFacts(0, 0, digest, thumbnail, Problem(kind, str(path), what, "image skipped"))
 
 
 Entry = tuple[list[int], ImageFacts]

@@ -128,7 +128,7 @@ class Index:
     def fingerprint(self) -> str:
         """SHA-256 of what is trained on: classes, file names below the split's folder, sizes, boxes and labels.
 
-        Not of pixels, and not of where the data set lies: a copy on another machine has the same.
+        Not of pixels, and not of where the data set is: a copy on another machine has the same.
         """
         digest = hashlib.sha256(json.dumps(self.names).encode())
         arrays = (self.sizes, self.offsets, self.boxes, self.labels, self.ignore)
@@ -242,7 +242,7 @@ def _note(spec: DataSpec, split: str) -> Path:
 def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) -> Iterator[object]:
     yield spec.names, spec.keypoint_values, str(sources.folder), [str(problem) for problem in sources.problems]
     for file in sources.split_files:
-        yield str(file.path), str(file.folder), file.digest()
+        yield str(file.path), str(file.folder), hashlib.sha256(file.content).hexdigest()
         for name in file.file_names:
             yield stamp(file.image(name))
     for image, content in zip(sources.images, files, strict=True):

@@ -1,6 +1,6 @@
 """All images of an index decoded in one file (`--cache disk`), which all workers and processes map.
 
-The file lies in the user's cache folder, beside the indexes. Its name is a digest of what decides its content, so that
+The file is in the user's cache folder, beside the indexes. Its name is a digest of what decides its content, so that
 changed images, or another size, have another file; one that is mapped never changes.
 """
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # Few are kept, for they are large; on a local disk, one in use stays readable even when it is removed.
 DECODED = Store("decoded", ".pixels", version=2, kept=4)
-SPARE_DISK = 0.95  # of what is free; the rest is for the run's own files
+USABLE_DISK_SHARE = 0.95  # of what is free; the rest is for the run's own files
 
 
 class DiskImages:
@@ -77,7 +77,7 @@ def cached_on_disk(index: Index, imgsz: int, reduced: bool = False) -> DiskImage
 
 def _require_space(folder: Path, needed: int, count: int, imgsz: int) -> None:
     free = shutil.disk_usage(folder).free
-    if needed > SPARE_DISK * free:
+    if needed > USABLE_DISK_SHARE * free:
         raise UserError(
             f"--cache disk needs {needed / 2**30:.1f} GiB for {count} images at {imgsz} px, but only "
             f"{free / 2**30:.1f} GiB are free in {folder}; make room, or name another folder by YOLOYARD_CACHE"
