@@ -101,7 +101,7 @@ def _examine_file(path: Path) -> ImageFacts:
         except OSError as error:
             raise UserError(error.strerror or str(error)) from error
         digest = hashlib.blake2b(data, digest_size=16).digest()
-        height, width = image_size(path)
+        height, width = image_size(path, data)
         if min(height, width) < SMALLEST_SIDE:
             what = f"{width}x{height} pixels, below {SMALLEST_SIDE} a side"
             return _unusable(digest, Problem("image too small", str(path), what, "image skipped"))
