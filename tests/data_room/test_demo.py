@@ -15,7 +15,7 @@ from yoloyard.demo.write import demo_image, write_demo
 
 
 @pytest.fixture(scope="module")
-def training_pictures() -> list[DrawnImage]:
+def training_images() -> list[DrawnImage]:
     return [demo_image(0, "train", index) for index in range(100)]
 
 
@@ -28,11 +28,11 @@ def bounds(mask: np.ndarray) -> list[int]:
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def test_boxes_are_the_exact_bounds_of_masks_that_do_not_overlap(training_pictures: list[DrawnImage]) -> None:
-    for picture in training_pictures:
-        assert [bounds(mask) for mask in picture.masks] == picture.boxes_xyxy.tolist()
-        assert len(picture.labels) == len(picture.masks)
-        assert np.sum(picture.masks, axis=0).max(initial=0) <= 1
+def test_boxes_are_the_exact_bounds_of_masks_that_do_not_overlap(training_images: list[DrawnImage]) -> None:
+    for image in training_images:
+        assert [bounds(mask) for mask in image.masks] == image.boxes_xyxy.tolist()
+        assert len(image.labels) == len(image.masks)
+        assert np.sum(image.masks, axis=0).max(initial=0) <= 1
 
 
 @pytest.mark.parametrize("name", ["scratch", "dent", "stain", "crack"])
@@ -50,34 +50,34 @@ def test_a_mask_covers_what_was_drawn(name: str) -> None:
         assert not (changed & ~cv2.dilate(mask.astype(np.uint8), np.ones((3, 3))).astype(bool)).any()
 
 
-def test_a_missing_screw_is_where_the_picture_shows_a_hole() -> None:
+def test_a_missing_screw_is_where_the_image_shows_a_hole() -> None:
     shown = 0
     for index in range(40):
-        picture = demo_image(0, "train", index)
-        for box, label in zip(picture.boxes_xyxy, picture.labels, strict=True):
+        image = demo_image(0, "train", index)
+        for box, label in zip(image.boxes_xyxy, image.labels, strict=True):
             if NAMES[label] == "missing_screw":
                 x, y = (box[:2] + box[2:]) // 2
-                assert picture.pixels[y - 2 : y + 3, x - 2 : x + 3].mean() < 45
+                assert image.pixels[y - 2 : y + 3, x - 2 : x + 3].mean() < 45
                 shown += 1
     assert shown >= 5
 
 
-def test_one_picture_in_five_has_no_defect(training_pictures: list[DrawnImage]) -> None:
-    assert sum(len(picture.labels) == 0 for picture in training_pictures) == 20
+def test_one_image_in_five_has_no_defect(training_images: list[DrawnImage]) -> None:
+    assert sum(len(image.labels) == 0 for image in training_images) == 20
 
 
-def test_many_boxes_are_small_and_all_classes_are_there(training_pictures: list[DrawnImage]) -> None:
-    boxes = np.concatenate([picture.boxes_xyxy for picture in training_pictures])
+def test_many_boxes_are_small_and_all_classes_are_there(training_images: list[DrawnImage]) -> None:
+    boxes = np.concatenate([image.boxes_xyxy for image in training_images])
     longest = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
     assert (longest < 32).mean() >= 0.3
     assert longest.min() >= 12
-    counts = np.bincount(np.concatenate([picture.labels for picture in training_pictures]), minlength=len(NAMES))
+    counts = np.bincount(np.concatenate([image.labels for image in training_images]), minlength=len(NAMES))
     assert counts.min() >= 0.1 * counts.sum()
 
 
-def test_some_surfaces_are_only_in_validation(training_pictures: list[DrawnImage]) -> None:
+def test_some_surfaces_are_only_in_validation(training_images: list[DrawnImage]) -> None:
     validation = [demo_image(0, "val", index).surface for index in range(60)]
-    assert {picture.surface for picture in training_pictures}.isdisjoint(VALIDATION_ONLY_SURFACES)
+    assert {image.surface for image in training_images}.isdisjoint(VALIDATION_ONLY_SURFACES)
     assert set(VALIDATION_ONLY_SURFACES) <= set(validation)
     assert sum(surface in VALIDATION_ONLY_SURFACES for surface in validation) == 15
 
@@ -95,10 +95,10 @@ def test_the_set_has_the_standard_layout(tmp_path: Path) -> None:
             assert pixels.shape == (160, 160, 3)
             label_file = data.parent / "labels" / split / f"{image.stem}.txt"
             rows = np.loadtxt(label_file, ndmin=2).reshape(-1, 5) if label_file.stat().st_size else np.empty((0, 5))
-            picture = demo_image(0, split, index, 160)
+            image = demo_image(0, split, index, 160)
             corners = np.concatenate([rows[:, 1:3] - rows[:, 3:] / 2, rows[:, 1:3] + rows[:, 3:] / 2], axis=1) * 160
-            np.testing.assert_allclose(corners, picture.boxes_xyxy, atol=1e-3)
-            np.testing.assert_array_equal(rows[:, 0], picture.labels)
+            np.testing.assert_allclose(corners, image.boxes_xyxy, atol=1e-3)
+            np.testing.assert_array_equal(rows[:, 0], image.labels)
 
 
 def test_the_seed_decides_everything(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import torch
 
 from yoloyard.common.cores import usable_cores
@@ -83,7 +84,7 @@ class AllImages:
     def __init__(self, index: Index, imgsz: int, shared: bool, reduced: bool = False) -> None:
         self.block = Block(index, imgsz)
         needed, free = len(self.block), free_memory(shared)
-        if free is not None and needed > SPARE_MEMORY * free:
+        if needed > SPARE_MEMORY * free:
             raise UserError(
                 f"--cache ram needs {needed / 2**30:.1f} GiB for {len(index)} images at {imgsz} px, but only "
                 f"{free / 2**30:.1f} GiB of {'shared ' if shared else ''}memory are free; use --cache disk"
@@ -126,14 +127,9 @@ def load_resized(
     return out
 
 
-def free_memory(shared: bool = False) -> int | None:
-    """Bytes that this process can still take, a container's limit included; None where the system doesn't say."""
-    limits = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        return None
+def free_memory(shared: bool = False) -> int:
+    """Bytes that this process can still take, a container's limit included; of shared memory if `shared`."""
+    limits = [psutil.virtual_memory().available]
     try:
         group = Path("/sys/fs/cgroup")
         most = (group / "memory.max").read_text().strip()
@@ -142,8 +138,8 @@ def free_memory(shared: bool = False) -> int | None:
             used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
             limits.append(int(most) - used)
     except OSError:
-        most = "max"  # no control groups here: no limit
+        pass  # no control groups here: no limit
     if shared and (free := free_shared_memory()) is not None:
         limits.append(free)
     # Processes that train together on this machine each keep their own.
-    return min(limits) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if limits else None
+    return min(limits) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

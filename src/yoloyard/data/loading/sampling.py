@@ -1,6 +1,6 @@
 """In what order training visits the images, and from where a mosaic takes its other three.
 
-An epoch is a permutation of the images, or of the places that `epoch_plan.py` gives them. A position in it means the
+An epoch is a permutation of the images, repeats included (see `epoch_plan.py`). A position in it means the
 same image for any number of workers or ranks.
 """
 
@@ -36,9 +36,9 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 0]).permutation(count)
 
 
-def sample_random(seed: int, epoch: int, index: int, copy: int = 0) -> np.random.Generator:
-    """The generator that all of one sample's randomness comes from; each copy of an image in an epoch has its own."""
-    return np.random.default_rng([seed, epoch, 1, index, copy] if copy else [seed, epoch, 1, index])
+def sample_random(seed: int, epoch: int, index: int, repeat: int = 0) -> np.random.Generator:
+    """The generator that all of one sample's randomness comes from; each repeat of an image in an epoch has its own."""
+    return np.random.default_rng([seed, epoch, 1, index, repeat] if repeat else [seed, epoch, 1, index])
 
 
 def window(number: int, num_batches: int, batch: int) -> range:

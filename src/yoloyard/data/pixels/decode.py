@@ -166,7 +166,7 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    # EXIF 2.32, tag 0x0112: 2 mirrored, 3 half turn, 4 upside down; 5 to 8 are 1 to 4 after rows and columns are exchanged.
+    # EXIF 2.32, tag 0x0112: 2 mirrored, 3 half turn, 4 upside down; 5 to 8 are these with rows and columns exchanged.
     if orientation > 4:
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
