@@ -186,7 +186,7 @@ def test_cmyk_is_converted_as_pillow_does(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
 def test_transparent_pixels_show_the_grey_of_the_padding(tmp_path: Path, suffix: str) -> None:
-    assert BACKGROUND == augment.BORDER == 114
+    assert augment.GREY == (BACKGROUND,) * 3 == (114,) * 3
     alpha = np.arange(64 * 64).reshape(64, 64).astype(np.uint8)
     options = {"lossless": True, "exact": True} if suffix == ".webp" else {}
     file = save(tmp_path / f"image{suffix}", np.dstack((NOISE, alpha)), **options)

@@ -21,7 +21,7 @@ from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UserError
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.shared_memory import free_shared_memory
-from yoloyard.data.pixels.augment import resize_to, resized_shape
+from yoloyard.data.pixels.augment import resized_shape
 from yoloyard.data.pixels.decode import decode_image, image_size, largest_reduction
 
 IMAGES_OF_A_SAMPLE = 8  # two mosaics, blended; all of them must stay as they are meanwhile
@@ -120,8 +120,7 @@ def load_resized(
         height_now, width_now = image_size(path)
         raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {width_now}x{height_now}")
     shape = resized_shape(height, width, imgsz)
-    if memory is None:
-        return resize_to(image, shape)
+    memory = np.empty(3 * shape[0] * shape[1], np.uint8) if memory is None else memory
     out = memory[: 3 * shape[0] * shape[1]].reshape(*shape, 3)
     cv2.resize(image, shape[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
     return out
