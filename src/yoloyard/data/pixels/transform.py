@@ -42,7 +42,7 @@ class Transform:
         if not callable(self._function):
             raise UsageError(f"transform={self._function!r:.80} is neither a function nor FILE.py:NAME")
         self.name = self.file.word if self.file else getattr(function, "__name__", type(function).__name__)
-        self.is_pipeline = _comes_from_albumentations(self._function)
+        self.is_pipeline = _is_a(self._function, "albumentations")
         self.label_field = _label_field(self._function, self.name) if self.is_pipeline else None
         # As text only if that text gives the same pipeline again.
         self.saved = _as_json(self._function) if self.is_pipeline and not self.file else None
@@ -139,9 +139,9 @@ def _source_file(function: Any) -> str | None:
     return code.co_filename if code else None
 
 
-def _comes_from_albumentations(function: Any) -> bool:
-    # Without importing the package: it may not be there, and looks for a newer version of itself on the network.
-    return any(kind.__module__.split(".")[0] == "albumentations" for kind in type(function).__mro__)
+def _is_a(thing: Any, name: str) -> bool:
+    """Whether a class of `thing` is called `name` or comes from the package `name`, which need not be imported."""
+    return any(name in (kind.__name__, kind.__module__.split(".")[0]) for kind in type(thing).__mro__)
 
 
 def _label_field(pipeline: Any, name: str) -> str | None:
@@ -150,11 +150,9 @@ def _label_field(pipeline: Any, name: str) -> str | None:
         raise UsageError(f"the transform {name} needs albumentations 2.0 or later")
     processors = getattr(pipeline, "processors", {})
     if "bboxes" not in processors:
-        moving = {type(step).__name__ for step in _steps(pipeline) if "DualTransform" in _class_names(step)}
+        moving = sorted({type(step).__name__ for step in _steps(pipeline) if _is_a(step, "DualTransform")})
         if moving:
-            raise UsageError(
-                f"the transform {name} must be given the boxes ({', '.join(sorted(moving))}): {BOX_PARAMS}"
-            )
+            raise UsageError(f"the transform {name} must be given the boxes ({', '.join(moving)}): {BOX_PARAMS}")
         return None
     params = processors["bboxes"].params
     fields = list(params.label_fields or ())
@@ -170,10 +168,6 @@ def _steps(pipeline: Any) -> Iterator[Any]:
     yield pipeline
     for step in getattr(pipeline, "transforms", ()):
         yield from _steps(step)
-
-
-def _class_names(step: Any) -> list[str]:
-    return [kind.__name__ for kind in type(step).__mro__]
 
 
 def _as_json(pipeline: Any) -> str | None:
@@ -230,8 +224,8 @@ def _seeded(seed: int) -> Iterator[None]:
 
 def _checked(result: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image, boxes and labels in their agreed form. Raises ValueError saying what else came."""
-    came = f"{len(result)} things" if isinstance(result, tuple | list) else type(result).__name__
-    if came != "3 things":
+    if not isinstance(result, tuple | list) or len(result) != 3:
+        came = f"{len(result)} things" if isinstance(result, tuple | list) else type(result).__name__
         raise ValueError(f"it must return image, boxes, labels, not {came}")
     image, boxes, labels = result
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
