@@ -1,7 +1,7 @@
 """Decoded images that are kept: the few that a worker needs again soon, or all of them (`--cache ram`, `disk`).
 
-All are uint8 RGB (H, W, 3) with their long side `imgsz`. `reduced` is for training: JPEGs are then decoded at a half
-or less if that still has `imgsz` pixels, which is quicker and looks the same; what is measured is decoded in full.
+All are uint8 RGB (H, W, 3) with their long side `imgsz`. `reduced` is for training: JPEGs are decoded at a half or less
+if that still has `imgsz` pixels, which is quicker and looks the same. Validation decodes them in full.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class RecentImages:
         return image
 
     def _memory(self) -> np.ndarray | None:
-        """Bytes (3 * imgsz * imgsz,) for one more image: those of the one that goes, or new ones.
+        """Bytes (3 * imgsz * imgsz,) for one more image: new ones, or those of an image that is dropped for it.
 
-        Memory that is new to a process costs as much as the resize that fills it.
+        Memory that is new to a process costs as much time as the resize that fills it.
         """
         if self.capacity < IMAGES_OF_A_SAMPLE:
             return None
@@ -61,7 +61,7 @@ class Block:
     """Where each image of an index lies in one block of bytes."""
 
     def __init__(self, index: Index, imgsz: int) -> None:
-        self.shapes = np.array([resized_shape(int(height), int(width), imgsz) for height, width in index.sizes])
+        self.shapes = np.array([resized_shape(height, width, imgsz) for height, width in index.sizes.tolist()])
         self.offsets = np.cumsum([0, *(3 * self.shapes.prod(axis=1))], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -107,18 +107,18 @@ class AllImages:
 def load_resized(
     index: Index, position: int, imgsz: int, reduced: bool = False, memory: np.ndarray | None = None
 ) -> np.ndarray:
-    """An image with its long side `imgsz`, put into `memory` (bytes,) if there is any.
+    """An image with its long side `imgsz`, written into `memory` (bytes,) if that is given.
 
-    Raises UserError naming an unreadable file.
+    Raises UserError naming a file that can't be read or that has changed.
     """
     path = index.paths[position]
-    height, width = (int(side) for side in index.sizes[position])
+    height, width = index.sizes[position].tolist()
     reduction = largest_reduction(max(height, width), imgsz) if reduced else 1
     image = decode_image(path, reduction)
     # Only JPEGs can be reduced.
     if image.shape[:2] not in ((height, width), (math.ceil(height / reduction), math.ceil(width / reduction))):
-        height_now, width_now = image_size(path)
-        raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {width_now}x{height_now}")
+        now_height, now_width = image_size(path)
+        raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {now_width}x{now_height}")
     shape = resized_shape(height, width, imgsz)
     memory = np.empty(3 * shape[0] * shape[1], np.uint8) if memory is None else memory
     out = memory[: 3 * shape[0] * shape[1]].reshape(*shape, 3)
