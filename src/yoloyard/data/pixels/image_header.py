@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
@@ -20,7 +21,9 @@ from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from tifffile import TiffFile, TiffPage
+
+if TYPE_CHECKING:
+    from tifffile import TiffPage
 
 JPEG, PNG, BMP, TIFF, WEBP = rb"\xff\xd8", rb"\x89PNG\r\n", rb"BM", rb"II[*+]\0|MM\0[*+]", rb"RIFF....WEBP"
 SIGNATURE_BYTES = 16  # enough to tell the format
@@ -125,6 +128,8 @@ def _webp(data: bytes) -> Header:
 
 
 def _tiff(data: bytes) -> Header:
+    from tifffile import TiffFile  # few data sets need it at their start
+
     logging.getLogger("tifffile").addHandler(_NO_LINES)
     try:
         with TiffFile(io.BytesIO(data)) as file:
@@ -192,10 +197,12 @@ def _size(image: ImageFile | None) -> tuple[int, int] | None:
 
 
 def _orientation(block: bytes | None) -> int:
-    """That of an EXIF block; 1 where there is none or nonsense."""
+    """The orientation in an EXIF block; 1 if there is none or nonsense."""
+    if not block:
+        return 1
     exif = Image.Exif()
     try:
-        exif.load(block or b"")
+        exif.load(block)
         return _valid(exif.get(_ORIENTATION_TAG))
     except (OSError, SyntaxError, ValueError, TypeError, struct.error):
         return 1
