@@ -26,7 +26,7 @@ class EpochOrder:
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """What the order of an epoch is made of."""
+    """What decides the order of each epoch."""
 
     count: int  # N
     batch: int  # images of all ranks
@@ -61,9 +61,9 @@ class EpochPlan:
         return EpochOrder(images[order], repeats[order], shapes)
 
     def _rectangular(self, sizes: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Order (L,) and shapes (batches, 2): batches of like ratios, shuffled as wholes; one that isn't full is last.
+        """Order (L,) and shapes (batches, 2) of shuffled batches, each of similar ratios; a partial batch is last.
 
-        A shape follows from all members of its batch, whatever a rank's share of them.
+        A shape depends on all images of its batch, not on a rank's share of them.
         """
         ratios = sizes[:, 0] / sizes[:, 1]
         by_ratio = np.argsort(ratios, kind="stable")
@@ -103,8 +103,9 @@ def repeat_factors(index: Index, threshold: float) -> np.ndarray:
 def _draw_counts(factors: np.ndarray, total: int, random: np.random.Generator) -> np.ndarray:
     """How often each image comes, int64 (N,), `total` together: the factor rounded down or up, on average the factor.
 
-    Systematic sampling: the fractions, in a shuffled order, lie end to end on a line, and every whole number after a
-    random start falls to one of them. `total` is the factors' sum rounded, so the fractions are stretched a little.
+    Systematic sampling: the fractions, in shuffled order, are intervals one after the other on a line; after a random
+    start every whole number selects the interval that it is in. `total` is the sum of the factors, rounded, so the
+    fractions are stretched a little.
     """
     counts = np.floor(factors).astype(np.int64)
     shuffled = random.permutation(np.flatnonzero(factors > counts))
@@ -113,7 +114,7 @@ def _draw_counts(factors: np.ndarray, total: int, random: np.random.Generator) -
     if not len(shuffled):
         return counts
     fractions = (factors - counts)[shuffled]
-    # None may pass 1: where there is to be more than their sum, what they lack to 1 is shrunk instead.
+    # No fraction may exceed 1: to make them larger, their distances from 1 are made smaller.
     if extra <= fractions.sum():
         fractions *= extra / fractions.sum()
     else:

@@ -126,9 +126,9 @@ def make_val_loader(
 ) -> ValLoader:
     """Loader of a rank's validation batches; `rect`: of similar shapes together, each as small as it can be.
 
-    `batch` decides the shapes. A batch of more than `at_once` images, the same in all ranks, comes in parts of so many
-    and keeps its shape, so that neither these nor the ranks change the figures. `image_ids` are positions in the index;
-    `transforms` lead from the batch's pixels to the original's.
+    `batch` decides the shapes. A batch of more than `at_once` images (equal in all ranks) comes in parts of that size,
+    which keep its shape, so that neither parts nor ranks change the figures. `image_ids` are positions in the index;
+    `transforms` lead from the batch's pixels to those of the original image.
     """
     if rect:
         shaped = rectangular_batches(index.sizes, imgsz, batch, stride)
@@ -208,11 +208,11 @@ def _receive(loader: DataLoader) -> Iterator[Batch]:
     try:
         for batch in loader:
             if isinstance(batch, UserError):
-                # A new one: an exception that its own frame refers to would keep the workers alive.
+                # A new exception: one that is a variable of this frame would keep the frame, and so the workers, alive.
                 raise UserError(str(batch))
             yield batch
     except RuntimeError as error:
         if not any(words in str(error) for words in ("exited unexpectedly", "is killed by signal")):
             raise
-        message = f"a process that loads images has died, perhaps for want of memory; try fewer --workers ({error})"
+        message = f"a process that loads images has died, perhaps of too little memory; try fewer --workers ({error})"
         raise UserError(message) from error

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
-# Batches go round the workers in turn. Partners come from batches that lie a multiple of this apart, so that 1, 2, 4
-# or 8 workers each keep to images that they have decoded themselves.
+# Workers take batches in turn. Partners come from batches that are a multiple of this apart, so that each of 1, 2, 4 or
+# 8 workers uses only images that it has decoded itself.
 WINDOW_STRIDE = 8
 WINDOW_IMAGES = 64  # about so many images to choose partners from, and at least two batches
-# Ranks take contiguous shares of each batch. Partners come from the same part of their batches, so that 2, 4 or 8 ranks
-# keep to their own images, as far as that leaves enough to choose from.
+# Ranks take contiguous shares of each batch. Partners come from one part of their batches, so that each of 2, 4 or 8
+# ranks uses its own images, if that leaves enough to choose from.
 PART_IMAGES = 16
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """What a worker is asked for: everything that a batch depends on."""
+    """Everything that a training batch depends on; the sampler sends it to a worker."""
 
     epoch: int
     positions: range  # in the epoch's permutation; beyond its end it starts again
@@ -58,7 +58,7 @@ def window(number: int, num_batches: int, batch: int) -> range:
 
 
 def part_of(position: int, batch: int) -> range:
-    """The places of a batch whose images may be mosaic partners of the one at `position` of the epoch.
+    """The positions in a batch whose images may be mosaic partners of the one at `position` of the epoch.
 
     An eighth, a quarter, a half or all of it.
     """

@@ -1,7 +1,7 @@
 """What is done to an image and its boxes between decoding and the batch.
 
 Shapes: H W pixels, n boxes. Boxes are xyxy in continuous pixels: pixel i covers i to i + 1. All randomness comes from
-the `random` generator that is handed in. The published augmentation of YOLOv8 and later: mosaic, affine, HSV, flips.
+the argument `random`. The published augmentation of YOLOv8 and later: mosaic, affine, HSV, flips.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STRIP_ROWS = 64
 
 
 def resized_shape(height: int, width: int, imgsz: int) -> tuple[int, int]:
-    """Height and width once the long side is `imgsz`, the short one rounded up."""
+    """Height and width of an image that is resized so that its long side is `imgsz`; the short one is rounded up."""
     ratio = imgsz / max(height, width)
     return min(math.ceil(height * ratio), imgsz), min(math.ceil(width * ratio), imgsz)
 
@@ -38,10 +38,10 @@ def letterbox(
     enlarge: bool = True,
     original_shape: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, ImageTransform]:
-    """The image scaled to fit into `shape` (H, W), centred on grey; and the way back from there.
+    """The image scaled to fit into `shape` (H, W) and centred on grey, and the transform back to the original.
 
-    `original_shape` (H, W) is the image's size before any earlier resizing, so that the transform leads to it.
-    The odd pixel of padding goes right and below.
+    `original_shape` (H, W) is the image's size before any earlier resizing. If `enlarge` is false, the image is never
+    made larger. An odd pixel of padding goes right and below.
     """
     height, width = image.shape[:2]
     new_height, new_width = _scaled(height, width, min(shape[0] / height, shape[1] / width, math.inf if enlarge else 1))
@@ -76,16 +76,16 @@ def _scaled(height: int, width: int, ratio: float) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Tile:
-    """An image that lies on a canvas."""
+    """An image and its position on a canvas."""
 
     sample: Sample
-    left: int  # of its top left corner on the canvas, which may lie outside
+    left: int  # x of its top left corner, which may be outside the canvas
     top: int
     bounds: tuple[int, int, int, int]  # xyxy, the part of the canvas that it covers
 
 
 def mosaic_tiles(samples: Sequence[Sample], imgsz: int, random: np.random.Generator) -> list[Tile]:
-    """Four images whose corners meet near the middle of a canvas of twice `imgsz`; what doesn't fit is cut off.
+    """Four images whose corners meet near the middle of a canvas of twice `imgsz`; they are cut at its edges.
 
     Order: top left, top right, bottom left, bottom right; the first gives the image id.
     Source: Bochkovskiy et al., "YOLOv4" (arXiv 2004.10934), section 3.3.
@@ -104,7 +104,7 @@ def mosaic_tiles(samples: Sequence[Sample], imgsz: int, random: np.random.Genera
 
 
 def joined(tiles: Sequence[Tile], shape: tuple[int, int]) -> Sample:
-    """The canvas of `shape` (H, W) as an image; boxes are cut where it ends."""
+    """All tiles as one image of `shape` (H, W); boxes are cut at its edges."""
     canvas = np.full((*shape, 3), BACKGROUND, np.uint8)
     for tile in tiles:
         (x1, y1, x2, y2), left, top = tile.bounds, tile.left, tile.top
@@ -135,9 +135,9 @@ def _united(samples: Sequence[Sample], image: np.ndarray, boxes: np.ndarray, kep
 def draw_affine(
     height: int, width: int, shape: tuple[int, int], config: AugmentConfig, random: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """A random matrix (3, 3) that takes an image to an output of `shape` (H, W), and the zoom that is in it.
+    """A random matrix (3, 3) that moves an image onto an output of `shape` (H, W), and the zoom that is part of it.
 
-    Centre to the origin, perspective, rotation with zoom, shear, shift to about the output's middle.
+    Steps: centre to the origin, perspective, rotation with zoom, shear, shift to about the middle of the output.
     """
     centre, perspective, rotation, shear, shift = (np.eye(3) for _ in range(5))
     centre[:2, 2] = -width / 2, -height / 2
@@ -152,9 +152,9 @@ def draw_affine(
 
 
 def warp(sample: Sample, matrix: np.ndarray, zoom: float, shape: tuple[int, int]) -> Sample:
-    """Image and boxes moved by `matrix` (3, 3) onto an output of `shape` (H, W); boxes of which little is left go.
+    """Image and boxes moved by `matrix` (3, 3) onto an output of `shape` (H, W). Boxes with little left are dropped.
 
-    `zoom` is the part of the matrix that only changes sizes: how much of a box is left is judged apart from it.
+    `zoom` is the part of the matrix that only changes sizes; it doesn't count for how much of a box is left.
     """
     # OpenCV counts from the centres of pixels, the matrix from the image's edge: half a pixel there and back.
     to_edge = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
@@ -171,10 +171,10 @@ def warp(sample: Sample, matrix: np.ndarray, zoom: float, shape: tuple[int, int]
 def place(
     tiles: Sequence[Tile], canvas: tuple[int, int], matrix: np.ndarray, zoom: float, shape: tuple[int, int]
 ) -> Sample:
-    """What `warp` makes of the joined tiles, on a canvas of `canvas` (H, W).
+    """Tiles on a canvas of size `canvas` (H, W), moved by `matrix` onto an output of `shape` (H, W), as `warp` does it.
 
-    Without rotation, shear and perspective each tile is cropped and resized straight into the output, in a fraction of
-    the time. Crops are of whole pixels, so images and their boxes alike lie up to half a pixel beside the matrix.
+    Without rotation, shear and perspective each tile is cropped and resized directly into the output, in a fraction of
+    the time. Crops have whole pixels, so images and their boxes are up to half a pixel away from the matrix.
     """
     if matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1]:
         return warp(joined(tiles, canvas), matrix, zoom, shape)
@@ -208,8 +208,8 @@ class _Span:
 
 
 def _span(bounds: tuple[int, ...], corner: int, zoom: float, shift: float, length: int) -> _Span:
-    """Where the part of an image lands that covers `bounds` of the canvas, its corner at `corner`."""
-    # A pixel of the output belongs to the tile that its centre lies in, so neighbours neither overlap nor part.
+    """Where an image with its corner at `corner` comes to, of which the part in `bounds` of the canvas is seen."""
+    # A pixel of the output belongs to the tile that has its centre, so that tiles neither overlap nor leave gaps.
     low, high = bounds
     start = min(max(math.ceil(low * zoom + shift - 0.5), 0), length)
     stop = min(max(math.ceil(high * zoom + shift - 0.5), start), length)
@@ -220,7 +220,7 @@ def _span(bounds: tuple[int, ...], corner: int, zoom: float, shift: float, lengt
 
 
 def _recognisable(boxes: np.ndarray, before: np.ndarray, zoom: float) -> np.ndarray:
-    """Of which boxes (n, 4) enough is left: bool (n,). `before` (n, 4) is what they were before a change by `zoom`."""
+    """Which boxes (n, 4) have enough left, as bool (n,). `before` (n, 4) are the boxes before a change by `zoom`."""
     area_before = np.prod(before[:, 2:].astype(np.float64) - before[:, :2], axis=1) * zoom**2
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     kept = (width > MIN_BOX_SIDE_PIXELS) & (height > MIN_BOX_SIDE_PIXELS)
@@ -232,7 +232,7 @@ def _recognisable(boxes: np.ndarray, before: np.ndarray, zoom: float) -> np.ndar
 def warp_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Bounds (n, 4) of the moved corners of boxes (n, 4), float64, not clipped.
 
-    With perspective only the part in front of the horizon counts; a box wholly behind it becomes empty.
+    With perspective only the part in front of the horizon counts; a box behind it becomes empty.
     """
     corners = np.ones((len(boxes_xyxy), 4, 3))
     corners[..., :2] = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
@@ -268,8 +268,8 @@ def draw_colours(config: AugmentConfig, random: np.random.Generator) -> np.ndarr
 
 def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
     """Change hue, saturation and value of an image, in place, by the tables (3, 256) of `draw_colours`."""
-    # In strips, so that what lies between the steps stays in the processor's cache. One table a plane is quicker than
-    # OpenCV's table of three channels.
+    # In strips, whose intermediate results stay in the processor's cache. One table a plane is quicker than OpenCV's
+    # table of three channels.
     height, width = image.shape[:2]
     hsv = np.empty((min(STRIP_ROWS, height), width, 3), np.uint8)
     planes = [np.empty(hsv.shape[:2], np.uint8) for _ in range(3)]
@@ -286,7 +286,7 @@ def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
 
 
 def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator, out: np.ndarray | None = None) -> Sample:
-    """Upside down with probability `flipud`, left to right with `fliplr`; the image is put into `out` (H, W, 3)."""
+    """Flip up-down with probability `flipud`, left-right with `fliplr`. The image is written into `out` (H, W, 3)."""
     height, width = sample.image.shape[:2]
     upside_down, mirrored = random.random(2) < (config.flipud, config.fliplr)
     image, boxes = np.empty_like(sample.image) if out is None else out, sample.boxes_xyxy.copy()
@@ -302,7 +302,7 @@ def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator, out
 
 
 def mixup(sample: Sample, partner: Sample, random: np.random.Generator) -> Sample:
-    """Two images of one size blended about half and half, with the boxes of both.
+    """Two images of one size, blended about half and half, with the boxes of both.
 
     Source: Zhang et al., "mixup" (arXiv 1710.09412); shares by Beta(32, 32) as published for YOLO.
     """
@@ -313,9 +313,9 @@ def mixup(sample: Sample, partner: Sample, random: np.random.Generator) -> Sampl
 
 
 def _cut_at_horizon(corners: np.ndarray, nearest: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
-    """Homogeneous corners (n, 4, 3) with the points where edges reach the horizon, (n, 8, 3); which are in front.
+    """Corners (n, 4, 3) and the points where edges reach the horizon, (n, 8, 3) homogeneous; which are in front (n, 8).
 
-    `nearest` keeps the divisor away from 0; what is nearer to the horizon lies far outside every output.
+    `nearest` keeps the divisor away from 0; points nearer to the horizon are far outside every output.
     """
     following = np.roll(corners, -1, axis=1)
     depth, next_depth = corners[..., 2], following[..., 2]

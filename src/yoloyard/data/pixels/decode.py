@@ -1,6 +1,4 @@
-"""The only place that turns bytes into pixels: training, validation, prediction and server agree.
-
-`encode_jpeg` is the way back.
+"""The only place that turns bytes into pixels, so that training, validation and prediction agree.
 
 H and W are pixels of the image as it is meant to be seen: the EXIF orientation is applied.
 """
@@ -20,12 +18,12 @@ IMAGE_SUFFIXES = frozenset((
     ".tif", ".tiff", ".webp",
 )).union(
     suffix for suffix in (".avif", ".gif", ".jp2", ".jxl", ".pam", ".pbm", ".pgm", ".pnm", ".ppm", ".ras", ".sr")
-    if cv2.haveImageWriter(f"any{suffix}")  # which follows from the same libraries as reading it
+    if cv2.haveImageWriter(f"any{suffix}")  # it needs the libraries that reading needs
 )  # fmt: skip
 
-BACKGROUND = 114  # grey behind transparent pixels, and of everything that no image covers
+BACKGROUND = 114  # grey behind transparent pixels, and wherever no image is
 
-DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras have; which one an image of 16 bit has, its brightest value tells
+DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras; the brightest value of a 16-bit image tells its depth
 
 # JPEGs are asked for as three channels, not turned; newer releases of OpenCV give them in our order at once.
 _GIVES_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")
@@ -42,7 +40,7 @@ def decode_image(path: Path, reduction: int = 1) -> np.ndarray:
     """The image as uint8 RGB (H, W, 3), EXIF or TIFF orientation applied; of several pages or frames the first.
 
     A JPEG can be decoded at a half, a quarter or an eighth of its size (`reduction` 2, 4, 8), sides rounded up, in
-    less time than as a whole; each pixel is the mean of those that it stands for. Others stay as large as they are.
+    less time than at full size; each pixel is the mean of those that it replaces. Other formats keep their size.
 
     Grey becomes three equal channels, CMYK is converted without a colour profile. Transparent pixels are composed on
     grey 114. Of 16 bit the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the image's brightest value,
@@ -54,7 +52,7 @@ def decode_image(path: Path, reduction: int = 1) -> np.ndarray:
 
 
 def largest_reduction(length: int, least: int) -> int:
-    """The largest `reduction` (8, 4, 2 or 1) of `length` pixels that leaves at least `least`, if any but 1 does."""
+    """The largest `reduction` of 8, 4 and 2 that leaves at least `least` of `length` pixels, else 1."""
     return next((by for by in (8, 4, 2) if length >= by * least), 1)
 
 
@@ -75,9 +73,9 @@ def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
 
 
 def decode_thumbnail(path: Path, data: bytes, size: tuple[int, int], side: int) -> np.ndarray:
-    """The image as uint8 grey (side, side), made of all pixels of the file's bytes `data`; orientation applied.
+    """The image in the file's bytes `data` as uint8 grey (side, side); orientation applied.
 
-    All of the file is decoded, JPEGs to an eighth of their `size` (height, width) if that is enough, which is quicker.
+    All of the file is decoded, a JPEG at an eighth of its `size` (height, width) if that is enough, which is quicker.
     Raises UserError naming the file if it can't be decoded.
     """
     if has_format(data, JPEG):
@@ -88,7 +86,7 @@ def decode_thumbnail(path: Path, data: bytes, size: tuple[int, int], side: int) 
 
 
 def _opened(path: Path, data: bytes | None = None) -> tuple[bytes, Header]:
-    """Content and header of a file that is whole, as far as its header tells. Raises UserError naming the file."""
+    """Content and header of a file. Raises UserError naming it if it can't be read or the header names a problem."""
     try:
         data = path.read_bytes() if data is None else data
     except OSError as error:
@@ -106,7 +104,7 @@ def _decode(path: Path, data: bytes, header: Header, reduction: int = 1) -> np.n
     page = header.tiff
     if page and header.orientation > 1:
         data = image_header.stored_upright(data, page)
-    # This flag gives the pixels as they are stored, not turned; all else is done here, the same in each version.
+    # This flag gives the pixels as stored. All else is done here, so that releases of OpenCV agree.
     image = _stored(path, data, cv2.IMREAD_UNCHANGED)
     if image.dtype not in (np.uint8, np.uint16):
         raise _unreadable(path, f"its pixels are {image.dtype}; save it as 8 or 16 bit")

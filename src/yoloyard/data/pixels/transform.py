@@ -44,7 +44,7 @@ class Transform:
         self.name = self.file.word if self.file else getattr(function, "__name__", type(function).__name__)
         self.is_pipeline = _is_a(self._function, "albumentations")
         self.label_field = _label_field(self._function, self.name) if self.is_pipeline else None
-        # As text only if that text gives the same pipeline again.
+        # Text is kept only if it gives back an equal pipeline.
         self.saved = _as_json(self._function) if self.is_pipeline and not self.file else None
 
     @property
@@ -62,7 +62,7 @@ class Transform:
             write_whole_text(folder / KEPT_PIPELINE, self.saved)
 
     def check_spawn(self) -> None:
-        """Raises UsageError if it can't be handed to a process that is not forked."""
+        """Raises UsageError if it can't be sent to a process that is not forked."""
         try:
             pickle.dumps(self)
         except Exception as error:  # pickle raises all kinds
@@ -251,7 +251,7 @@ def _checked(result: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def _fitted(sample: Sample, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Sample:
-    """The image letterboxed to the size that it had, with boxes that lie in it."""
+    """The sample with these boxes inside the image, which is letterboxed to the size that it had."""
     if image.shape != sample.image.shape:
         image, way = letterbox(image, (sample.image.shape[0], sample.image.shape[1]))
         boxes = boxes * ([way.scale_x, way.scale_y] * 2) + [way.pad_left, way.pad_top] * 2
