@@ -20,8 +20,9 @@ from yoloyard.config.settings import TrainConfig
 from yoloyard.data.audit.duplicates import _nearest
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index, Paths, Texts, load_index
+from yoloyard.data.loading.batches import collate
 from yoloyard.data.loading.epoch_plan import plan_epochs
-from yoloyard.data.loading.loader import collate, make_train_loader
+from yoloyard.data.loading.loader import make_train_loader
 from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.losses.task_aligned import TaskAlignedLoss
 from yoloyard.models import registry

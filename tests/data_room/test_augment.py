@@ -48,7 +48,7 @@ def coloured(image: np.ndarray, config: AugmentConfig, random: np.random.Generat
 
 def coloured_bounds(image: np.ndarray, colour: np.ndarray) -> np.ndarray | None:
     """xyxy bounds of the pixels that are nearer to `colour` than to black, grey or another colour."""
-    others = np.concatenate((COLOURS, [[0, 0, 0], [augment.BORDER] * 3]))
+    others = np.concatenate((COLOURS, [[0, 0, 0], augment.GREY]))
     distances = np.abs(image[:, :, None].astype(int) - others).sum(axis=-1)
     rows, columns = np.nonzero((others[distances.argmin(axis=-1)] == colour).all(axis=-1))
     if not len(rows):
@@ -258,7 +258,8 @@ def test_the_minimal_letterbox_pads_less_than_a_stride(height: int, width: int) 
 @settings(deadline=None)
 def test_the_transform_leads_back_to_the_original(height: int, width: int, strides: int) -> None:
     image = np.zeros((height, width, 3), np.uint8)
-    resized = augment.resize_to(image, augment.resized_shape(height, width, 32 * strides))
+    shape = augment.resized_shape(height, width, 32 * strides)
+    resized = cv2.resize(image, shape[::-1])
     assert max(resized.shape) == 32 * strides
     _, transform = augment.letterbox(resized, (32 * strides + 32,) * 2, enlarge=False, original_shape=(height, width))
     corners = np.array([0, 0, width, height])

@@ -1,4 +1,4 @@
-"""Repeated pictures and rectangular batches: what an epoch holds, and that every process agrees on it."""
+"""Repeated images and rectangular batches: what an epoch holds, and that every process agrees on it."""
 
 import dataclasses
 import math
@@ -35,41 +35,41 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 def test_without_repeats_an_epoch_is_the_plain_permutation() -> None:
     order = EpochPlan(20, 8, 64, seed=5).order(3)
     assert order.images.tolist() == epoch_order(5, 3, 20).tolist()
-    assert not order.copies.any()
+    assert not order.repeats.any()
     assert order.shapes.tolist() == [[64, 64]] * 3
 
 
 @settings(max_examples=200)
 @given(st.lists(st.floats(1, 6), min_size=1, max_size=40), st.integers(0, 2**32), st.integers(0, 500))
-def test_a_picture_comes_its_factor_rounded_down_or_up(factors: list[float], seed: int, epoch: int) -> None:
-    plan = EpochPlan(len(factors), 1, 64, seed, repeats=np.array(factors))
+def test_an_image_comes_its_factor_rounded_down_or_up(factors: list[float], seed: int, epoch: int) -> None:
+    plan = EpochPlan(len(factors), 1, 64, seed, factors=np.array(factors))
     order = plan.order(epoch)
     assert len(plan) == len(order.images) == round(sum(factors))
     counts = np.bincount(order.images, minlength=len(factors))
     assert (np.floor(factors) <= counts).all()
     assert (counts <= np.ceil(factors)).all()
-    # The copies of an image are numbered.
-    for picture, count in enumerate(counts):
-        assert sorted(order.copies[order.images == picture]) == list(range(count))
+    # The repeats of an image are numbered.
+    for image, count in enumerate(counts):
+        assert sorted(order.repeats[order.images == image]) == list(range(count))
     again = plan.order(epoch)
     assert (again.images == order.images).all()
-    assert (again.copies == order.copies).all()
+    assert (again.repeats == order.repeats).all()
 
 
-def test_over_many_epochs_a_picture_comes_as_often_as_its_factor_says() -> None:
+def test_over_many_epochs_an_image_comes_as_often_as_its_factor_says() -> None:
     factors = np.array([1, 1, 1.1, 1.3, 1.6, 2, 2.25, 2.75, 4.5, 1.5])
-    plan = EpochPlan(10, 4, 64, seed=1, repeats=factors)
+    plan = EpochPlan(10, 4, 64, seed=1, factors=factors)
     counts = np.array([np.bincount(plan.order(epoch).images, minlength=10) for epoch in range(2000)])
     assert (counts.sum(axis=1) == 19).all()
     # Five standard deviations of a draw with the probability 1/2.
     np.testing.assert_allclose(counts.mean(axis=0), factors, atol=5 * 0.5 / math.sqrt(2000))
     assert (counts[:, factors % 1 == 0] == factors[factors % 1 == 0]).all()
-    # Which pictures are drawn together changes.
+    # Which images are drawn together changes.
     assert len({tuple(row) for row in counts}) > 30
 
 
-def test_the_rarest_class_of_a_picture_decides(index: Index) -> None:
-    # Of 24 pictures: class 0 in the first 16, class 1 in the first; the last one has only a box that is to be ignored.
+def test_the_rarest_class_of_an_image_decides(index: Index) -> None:
+    # Of 24 images: class 0 in the first 16, class 1 in the first; the last one has only a box that is to be ignored.
     counts = np.array([2] + [1] * 15 + [0] * 7 + [1])
     labels = np.array([0, 1] + [0] * 15 + [1])
     ignore = np.array([False] * 17 + [True])
@@ -83,7 +83,7 @@ def test_the_rarest_class_of_a_picture_decides(index: Index) -> None:
     assert (repeat_factors(made, 0.04) == 1).all()
 
 
-def test_copies_in_an_epoch_are_other_samples_and_first_ones_the_same_as_ever(index: Index) -> None:
+def test_repeats_in_an_epoch_are_other_samples_and_first_ones_the_same_as_ever(index: Index) -> None:
     plain = {
         batch.image_ids[row]: batch.images[row]
         for batch in make_train_loader(index, config()).epoch(29)  # mosaic is off: an image depends on no other
@@ -92,20 +92,20 @@ def test_copies_in_an_epoch_are_other_samples_and_first_ones_the_same_as_ever(in
     loader = make_train_loader(index, config(repeat_factor=1.0))
     seen: dict[int, list[torch.Tensor]] = {}
     for batch in loader.epoch(29):
-        for row, picture in enumerate(batch.image_ids):
-            if not any(torch.equal(batch.images[row], other) for other in seen.get(picture, [])):
-                seen.setdefault(picture, []).append(batch.images[row])
+        for row, image in enumerate(batch.image_ids):
+            if not any(torch.equal(batch.images[row], other) for other in seen.get(image, [])):
+                seen.setdefault(image, []).append(batch.images[row])
     order = EpochPlan(24, 4, 64, 9, repeat_factors(index, 1.0)).order(29)
-    assert {picture: len(images) for picture, images in seen.items()} == {
-        int(picture): int((order.images == picture).sum()) for picture in order.images
+    assert {image: len(samples) for image, samples in seen.items()} == {
+        int(image): int((order.images == image).sum()) for image in order.images
     }
-    assert max(len(images) for images in seen.values()) > 1
-    assert all(any(torch.equal(plain[picture], image) for image in images) for picture, images in seen.items())
+    assert max(len(samples) for samples in seen.values()) > 1
+    assert all(any(torch.equal(plain[image], each) for each in samples) for image, samples in seen.items())
 
 
-@pytest.mark.parametrize("words", [REPEAT, RECT, RECT | {"repeat_factor": 0.9}])
-def test_neither_workers_nor_ranks_nor_a_resume_change_a_sample(index: Index, words: dict[str, object]) -> None:
-    settings = config(**words)
+@pytest.mark.parametrize("overrides", [REPEAT, RECT, RECT | {"repeat_factor": 0.9}])
+def test_neither_workers_nor_ranks_nor_a_resume_change_a_sample(index: Index, overrides: dict[str, object]) -> None:
+    settings = config(**overrides)
     whole = list(make_train_loader(index, settings).epoch(1))
     assert len(whole) == len(make_train_loader(index, settings))
     assert same(whole[3:], list(make_train_loader(index, settings).epoch(1, position=12)))
@@ -113,7 +113,7 @@ def test_neither_workers_nor_ranks_nor_a_resume_change_a_sample(index: Index, wo
     ranks = [make_train_loader(index, settings, rank, world_size=2).epoch(1) for rank in (0, 1)]
     for batch, *shares in zip(whole, *ranks, strict=True):
         assert torch.equal(batch.images, torch.cat([share.images for share in shares]))
-    if words.get("repeat_factor"):
+    if overrides.get("repeat_factor"):
         assert len(whole) > 6
 
 

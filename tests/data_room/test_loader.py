@@ -21,7 +21,8 @@ from yoloyard.config.settings import AugmentConfig, TrainConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.loading import image_cache
-from yoloyard.data.loading.loader import collate, make_train_loader, make_val_loader
+from yoloyard.data.loading.batches import collate
+from yoloyard.data.loading.loader import make_train_loader, make_val_loader
 
 MakeSet = Callable[..., Path]
 
@@ -144,23 +145,23 @@ def test_closing_mosaic_changes_the_samples_and_restarts_no_worker(index: Index)
     assert len(workers) == 2
     assert workers == set(multiprocessing.active_children()) - before
 
-    def showing_its_whole_picture(batches: list[Batch]) -> int:
+    def showing_its_whole_image(batches: list[Batch]) -> int:
         count = 0
         for batch in batches:
             for image, image_id in zip(batch.images, batch.image_ids, strict=True):
-                picture = image_cache.load_resized(index, image_id, 64)
-                top, left = (64 - picture.shape[0]) // 2, (64 - picture.shape[1]) // 2
-                shown = image.permute(1, 2, 0).numpy()[top : top + picture.shape[0], left : left + picture.shape[1]]
+                whole = image_cache.load_resized(index, image_id, 64)
+                top, left = (64 - whole.shape[0]) // 2, (64 - whole.shape[1]) // 2
+                shown = image.permute(1, 2, 0).numpy()[top : top + whole.shape[0], left : left + whole.shape[1]]
                 # Half a pixel of shift where the padding is odd.
-                count += np.abs(shown.astype(int) - picture).mean() < 8
+                count += np.abs(shown.astype(int) - whole).mean() < 8
         return count
 
-    assert showing_its_whole_picture(plain) == 24
-    assert showing_its_whole_picture(mosaics) == 0
-    assert showing_its_whole_picture(still_mosaics) == 0
+    assert showing_its_whole_image(plain) == 24
+    assert showing_its_whole_image(mosaics) == 0
+    assert showing_its_whole_image(still_mosaics) == 0
 
 
-def test_one_process_decodes_each_picture_about_once(make_set: MakeSet, decoded: collections.Counter[str]) -> None:
+def test_one_process_decodes_each_image_about_once(make_set: MakeSet, decoded: collections.Counter[str]) -> None:
     index = load_index(read_data_yaml(make_set(1100, longest=24)), "train")
     augmented = dataclasses.replace(AUGMENT, mosaic=1.0)
     loader = make_train_loader(index, config(batch=16, imgsz=32, augment=augmented))
@@ -174,7 +175,7 @@ def test_one_process_decodes_each_picture_about_once(make_set: MakeSet, decoded:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_keep_to_their_own_pictures(make_set: MakeSet, decoded: collections.Counter[str], ranks: int) -> None:
+def test_ranks_keep_to_their_own_images(make_set: MakeSet, decoded: collections.Counter[str], ranks: int) -> None:
     index = load_index(read_data_yaml(make_set(1152, longest=24)), "train")
     augmented = dataclasses.replace(AUGMENT, mosaic=1.0)
     for rank in range(ranks):
@@ -184,13 +185,13 @@ def test_ranks_keep_to_their_own_pictures(make_set: MakeSet, decoded: collection
     assert decoded.total() <= 1.05 * 1152
 
 
-def test_the_memory_of_pictures_is_used_again_but_not_that_of_the_last_ones(index: Index) -> None:
+def test_the_memory_of_images_is_used_again_but_not_that_of_the_last_ones(index: Index) -> None:
     images = image_cache.RecentImages(index, 64, capacity=image_cache.IMAGES_OF_A_SAMPLE)
     for start in range(len(index) - 8):
-        pictures = [images[position] for position in range(start, start + 8)]
-        for position, picture in enumerate(pictures, start):
-            assert (picture == image_cache.load_resized(index, position, 64)).all()
-    assert len({id(picture.base) for picture in images._images.values()}) == 8
+        shown = [images[position] for position in range(start, start + 8)]
+        for position, image in enumerate(shown, start):
+            assert (image == image_cache.load_resized(index, position, 64)).all()
+    assert len({id(image.base) for image in images._images.values()}) == 8
 
 
 def test_cache_ram_gives_the_same_samples_without_decoding(index: Index, decoded: collections.Counter[str]) -> None:
@@ -225,7 +226,7 @@ def test_batches_that_cannot_be_made_are_refused(index: Index) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_went_bad_is_named(index: Index, workers: int) -> None:
+def test_an_image_that_went_bad_is_named(index: Index, workers: int) -> None:
     index.paths[5].write_bytes(b"gone")
     for batches in (
         make_train_loader(index, config(workers=workers)).epoch(0),
@@ -236,7 +237,7 @@ def test_a_picture_that_went_bad_is_named(index: Index, workers: int) -> None:
             list(batches)
 
 
-def test_a_picture_that_changed_its_size_is_named(index: Index) -> None:
+def test_an_image_that_changed_its_size_is_named(index: Index) -> None:
     cv2.imwrite(str(index.paths[5]), np.zeros((20, 30, 3), np.uint8))
     with pytest.raises(UserError, match=r"0005\.png has changed: it was .* and is 30x20"):
         list(make_train_loader(index, config()).epoch(0))
@@ -320,11 +321,11 @@ def test_validation_boxes_lead_back_to_the_original(index: Index, imgsz: int, re
             boxes, _, _ = index.annotations(image_id)
             back = transform.to_original(batch.boxes[row, : len(boxes)])
             np.testing.assert_allclose(back, boxes, atol=1e-4)
-            # The picture lies where the transform says: grey around it, its own pixels inside.
-            picture = image_cache.load_resized(index, image_id, imgsz)
+            # The image lies where the transform says: grey around it, its own pixels inside.
+            whole = image_cache.load_resized(index, image_id, imgsz)
             top, left = int(transform.pad_top), int(transform.pad_left)
             shown = batch.images[row].permute(1, 2, 0).numpy()
-            assert (shown[top : top + picture.shape[0], left : left + picture.shape[1]] == picture).all()
+            assert (shown[top : top + whole.shape[0], left : left + whole.shape[1]] == whole).all()
             assert (shown[:top] == 114).all()
             assert (shown[:, :left] == 114).all()
     assert sorted(seen) == list(range(24))

@@ -65,6 +65,7 @@ def test_shared_memory_is_enough_for_the_batches_of_both_loaders_and_all_process
 
 PROGRAM = """
 import pathlib, sys
+from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.loading import shared_memory
 from yoloyard.data.formats.data_yaml import read_data_yaml
@@ -73,8 +74,9 @@ from yoloyard.data.loading.loader import make_train_loader, make_val_loader
 assert shared_memory.free_shared_memory() == 64 * 2**20
 index = load_index(read_data_yaml(pathlib.Path(sys.argv[1])), "train")
 config = TrainConfig(batch=16, workers=8, imgsz=640)
-training = make_train_loader(index, config)
-validation = make_val_loader(index, 640, 32, workers=8)
+with shown_lines():
+    training = make_train_loader(index, config)
+    validation = make_val_loader(index, 640, 32, workers=8)
 print(sum(len(batch.image_ids) for loader in (training.epoch(0), validation) for batch in loader))
 """
 

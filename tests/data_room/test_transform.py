@@ -79,7 +79,7 @@ def test_a_function_is_given_pixels_and_gives_them_back() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (128, 64), (30, 50)])
-def test_a_picture_of_another_size_is_fitted_into_the_old_one(height: int, width: int) -> None:
+def test_a_image_of_another_size_is_fitted_into_the_old_one(height: int, width: int) -> None:
     def resized(image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Result:
         return cv2.resize(image, (width, height)), boxes * ([width / 64, height / 64] * 2), labels
 
@@ -119,7 +119,7 @@ def test_boxes_are_clipped_and_those_without_area_go() -> None:
         (lambda i, b, n: 1 / 0, r"test_transform\.py, line \d+ \(.*1 / 0.*\): ZeroDivisionError"),
     ],
 )
-def test_what_is_wrong_names_transform_and_picture(change: Callable[..., Any], message: str) -> None:
+def test_what_is_wrong_names_transform_and_image(change: Callable[..., Any], message: str) -> None:
     with pytest.raises(UserError, match=rf"the transform <lambda> fails on {PICTURE}: .*{message}") as caught:
         apply(change)
     assert "\n" not in str(caught.value)
@@ -143,7 +143,7 @@ PIPELINE = A.Compose([A.HorizontalFlip(), A.RandomBrightnessContrast(), A.Coarse
 
 
 @pytest.mark.parametrize("function", [noisy, PIPELINE])
-def test_a_sample_depends_on_seed_epoch_and_picture_alone(index: Index, function: Any) -> None:
+def test_a_sample_depends_on_seed_epoch_and_image_alone(index: Index, function: Any) -> None:
     random.seed(1)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
     alone = batches(index, function)
@@ -232,7 +232,7 @@ def test_what_a_file_defines_reaches_a_spawned_worker_and_a_lambda_does_not(file
         batches(index, lambda image, boxes, labels: (image, boxes, labels), start_method="spawn", workers=1)
 
 
-def test_a_pipeline_moves_boxes_with_the_picture() -> None:
+def test_a_pipeline_moves_boxes_with_the_image() -> None:
     mirrored = A.Compose([A.HorizontalFlip(p=1)], bbox_params=BOXES)
     found = apply(mirrored)
     assert found.boxes_xyxy.round(3).tolist() == [[24, 10, 44, 50]] == [extent(found.image)]

@@ -18,7 +18,7 @@ from yoloyard.common.device import has_cpu_paths
 CANDIDATES = 30_000  # of one image, by score
 BLOCK = 256
 IMAGES_AT_ONCE = 16  # on a CPU, whose caches are small; elsewhere all, which takes fewer launches
-ROUNDS = 4  # between two questions whether the mask still changes, where each question waits for the device
+ROUNDS = 4  # between two reads whether the mask still changes; on an accelerator each read makes the host wait
 
 
 def suppress(
@@ -43,17 +43,18 @@ def suppress(
 def suppress_found(
     num_images: int, images: Tensor, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou: float, max_det: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The same for n candidates of all images: which image (n,), boxes (n, 4), scores (n,), labels (n,).
+    """Detections of each image, as `suppress` gives them, from n candidates of all `num_images` images together.
 
-    Of equal scores the first one counts more. From the device come the counts of candidates, answers of a few numbers
-    in between, and the detections of all images in one copy.
+    `images` (n,) says which image each is in; `boxes_xyxy` (n, 4), `scores` (n,), `labels` (n,). A box falls if its IoU
+    with a kept one of its class is above `iou`; of equal scores the first one wins. The device sends the counts of
+    candidates, a few numbers in between, and the detections of all images in one copy.
     """
     order = scores.sort(descending=True, stable=True).indices
     order = order[images[order].sort(stable=True).indices]
     images = images[order]
     rows = torch.cat([part.float() for part in (boxes_xyxy, scores.unsqueeze(1), labels.unsqueeze(1))], dim=1)[order]
     firsts = torch.searchsorted(images, torch.arange(num_images + 1, device=images.device))  # bincount would wait
-    places = torch.arange(len(images), device=images.device) - firsts[images]
+    positions = torch.arange(len(images), device=images.device) - firsts[images]
     counts_list = firsts.diff().tolist()
     at_once = IMAGES_AT_ONCE if has_cpu_paths(images.device) else num_images
     tables, kept_counts = [], []
@@ -64,7 +65,7 @@ def suppress_found(
         mine = slice(first, first + sum(some))
         # Cells of a table with a row an image; what is beyond the most candidates goes to a last column, cut off.
         table = rows.new_full((len(some), most + 1, 6), -1.0)
-        table[images[mine] - start, places[mine].clamp(max=most)] = rows[mine]
+        table[images[mine] - start, positions[mine].clamp(max=most)] = rows[mine]
         kept, kept_count = _suppress_sorted(table[:, :most], some, iou, max_det)
         tables.append(kept)
         kept_counts += kept_count
@@ -91,7 +92,7 @@ def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float
 
 
 def _suppress_sorted(table: Tensor, totals: list[int], iou: float, max_det: int) -> tuple[Tensor, list[int]]:
-    """What is kept of rows (B, K, 6) sorted by score, of which `totals` are there: (B, D + 1, 6), and the counts."""
+    """Which of rows (B, K, 6) are kept, as (B, D + 1, 6), and how many. They are sorted; the first `totals` count."""
     num_images, num_candidates, _ = table.shape
     # One slot more than can be kept: what comes too late is written there and cut off at the end.
     kept_rows = table.new_full((num_images, max_det + 1, 6), -1.0)

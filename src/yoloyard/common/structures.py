@@ -1,4 +1,4 @@
-"""What travels between the rooms: samples, batches, detections and the way back to the original image.
+"""What the rooms exchange: samples, batches, detections, and the transform back to the original image.
 
 Shapes: B batch, M boxes per image (padded), n boxes of one image, H W pixels.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 class ImageTransform:
     """How an original image was scaled and padded to the network's input; maps boxes back.
 
-    input_x = original_x * scale_x + pad_left, and the same for y.
+    input_x = original_x * scale_x + pad_left, input_y = original_y * scale_y + pad_top.
     """
 
     original_height: int
@@ -36,7 +36,7 @@ class ImageTransform:
 
 @dataclass
 class Sample:
-    """One image and its boxes on the way through the augmentation."""
+    """One image and its boxes during augmentation."""
 
     image: np.ndarray  # uint8 RGB (H, W, 3)
     boxes_xyxy: np.ndarray  # float32 (n, 4), pixels of `image`
@@ -57,10 +57,10 @@ class Batch:
     ignore: Tensor  # bool (B, M)
     image_ids: list[int]
     transforms: list[ImageTransform | None]
-    source_ids: tuple[int, ...] = ()  # of training batches: all images that something of is in it
+    source_ids: tuple[int, ...] = ()  # of training batches: all images that are part of it
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with its tensors on `device`; see `send` for when the host waits for that."""
+        """This batch with its tensors on `device`; `send` says when the host waits for that."""
         return Batch(
             images=send(self.images, device, torch.channels_last),
             boxes=send(self.boxes, device),
@@ -72,7 +72,7 @@ class Batch:
         )
 
     def pin_memory(self) -> Batch:
-        """Called by the loader where the device copies faster from pinned memory."""
+        """This batch in pinned memory, from which a GPU copies faster; torch's loader calls it."""
         return Batch(
             self.images.pin_memory(),
             self.boxes.pin_memory(),
@@ -86,7 +86,7 @@ class Batch:
 
 @dataclass
 class Detections:
-    """What was found in one image."""
+    """The boxes that were detected in one image."""
 
     boxes: Tensor  # float32 (n, 4), xyxy pixels of the original image
     scores: Tensor  # float32 (n,), 0..1, descending
@@ -97,10 +97,10 @@ class Detections:
 
 
 def send(tensor: Tensor, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
-    """`tensor` on `device`. The host waits for the copy unless `tensor` is safe to be dropped before it is done.
+    """`tensor` on `device`. The host waits for the copy unless `tensor` may be freed before it is finished.
 
-    It is safe in pinned memory, and for CUDA alone: its allocator does not give such a block to others before the
-    copies from it are done. Elsewhere the device would read what comes into the memory next (pytorch#139550).
+    That is safe only for CUDA and pinned memory, whose allocator reuses a block after the copies from it are finished.
+    Other devices would read whatever is written into that memory next (pytorch#139550).
     """
     non_blocking = device.type == "cuda" and tensor.is_pinned()
     return tensor.to(device, non_blocking=non_blocking, memory_format=memory_format)

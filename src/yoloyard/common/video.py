@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +28,11 @@ VIDEO_SUFFIXES = frozenset((
 # How files begin that hold no number of frames, which FFmpeg estimates: MPEG program streams, NUT, YUV4MPEG2, DV.
 UNCOUNTED = (b"\0\0\1\xba", b"nut/", b"YUV4MPEG2", b"\x1f\7\0")
 PACKETS = (188, 192, 204)  # bytes of those of MPEG transport streams: ISO/IEC 13818-1; with a time; with check bytes
-USUAL_RATE = 25.0  # frames a second, where nothing credible is said
-FILE_RATES = (0.01, 65535)  # those that an MPEG-4 file can have
-LIVE_RATES = (1, 240)  # cameras and streams say all kinds of things
-FAILED_READS = 1000  # in a row, after which a file is at its end
-# What a sound file may lack: trimmed ones hold frames before their beginning, and some counts follow from the duration.
+USUAL_FPS = 25.0  # frames a second, where nothing credible is said
+FILE_FPS = (0.01, 65535)  # the range that an MPEG-4 file can have
+LIVE_FPS = (1, 240)  # the credible range of cameras and streams
+MAX_FAILED_READS = 1000  # in a row, after which a file is at its end
+# What an intact file may lack: trimmed ones hold frames before their beginning; some counts follow from the duration.
 TOLERATED_SHARE, TOLERATED_FRAMES = 0.1, 2
 
 
@@ -52,25 +52,27 @@ class Frame:
 def read_frames(address: str, is_live: bool) -> Iterator[Frame]:
     """The frames of a video file, or of a camera (a number) or stream if `is_live`, turned as the file says.
 
-    A stream that says how many frames it has is a file that lies elsewhere: it has its own rate and an end. A frame
-    that can't be decoded is passed over. At the end raises UnreadableError if there was no frame, if frames in between
-    are missing, or more than a tenth of what the file claims, or if a live source has ended. A line tells of
-    fewer missing frames, of an end that can't be checked, and of a rate that can't be.
+    A stream that says how many frames it has is read like a file, with its own rate and an end. A frame that can't be
+    decoded is skipped. At the end raises UnreadableError if there was no frame, if frames in between or more than a
+    tenth of the claimed number are missing, or if a live source has ended. A line tells of fewer missing frames, of an
+    end that can't be checked, and of an impossible rate.
     """
-    is_local = not is_live
-    with nullcontext(address) if is_live else _plain_video(Path(address)) as opened:
+    is_local, path = not is_live, Path(address)
+    # With the suffix .jpg, OpenCV would take a video for an image.
+    plain = nullcontext(address) if is_live else plain_path(path, path.suffix.lower() in VIDEO_SUFFIXES)
+    with plain as opened:
         capture = cv2.VideoCapture(int(opened) if is_live and opened.isdecimal() else opened)
         try:
             rate, claimed = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
             is_counted = 0 < claimed < 2**31  # an unknown count is a huge or a negative number
             is_live = is_live and not ("://" in address and is_counted)
-            slowest, fastest = LIVE_RATES if is_live else FILE_RATES
+            slowest, fastest = LIVE_FPS if is_live else FILE_FPS
             if not slowest <= rate <= fastest:
                 if not is_live and capture.isOpened():
-                    log.warning(f"{address} says {rate:g} frames a second: {USUAL_RATE:g} are assumed")
-                rate = USUAL_RATE
+                    log.warning(f"{address} says {rate:g} frames a second: {USUAL_FPS:g} are assumed")
+                rate = USUAL_FPS
             count = skipped = failed = 0
-            while failed <= (0 if is_live else FAILED_READS):
+            while failed <= (0 if is_live else MAX_FAILED_READS):
                 there, pixels = capture.read()
                 if not there:
                     failed += 1  # a broken frame, or the end
@@ -90,12 +92,12 @@ def read_frames(address: str, is_live: bool) -> Iterator[Frame]:
         raise UnreadableError(line)
     if missing:
         log.warning(f"{line}, or its header is inexact")
-    elif is_local and (doubt := _doubt(Path(address), is_counted)):
+    elif is_local and (doubt := _doubt(path, is_counted)):
         log.info(f"{address} {doubt}")
 
 
 def is_video(path: Path) -> bool:
-    """Does the file hold frames of a video, whatever it is called? An image that only FFmpeg knows has a single one."""
+    """Does the file hold several frames of a video, whatever it is called? An image that only FFmpeg reads has one."""
     with plain_path(path, has_suffix=False) as opened:
         if cv2.haveImageReader(opened):
             return False
@@ -106,12 +108,8 @@ def is_video(path: Path) -> bool:
             capture.release()
 
 
-def _plain_video(path: Path) -> AbstractContextManager[str]:
-    return plain_path(path, has_suffix=path.suffix.lower() in VIDEO_SUFFIXES)  # .jpg would make an image of it
-
-
 def _doubt(path: Path, is_counted: bool) -> str:
-    """What is to be said of the end of a file that was read without an error, if anything."""
+    """What to say about the end of a file that was read without an error; empty for nothing."""
     with path.open("rb") as file:
         head, size = file.read(1024), os.fstat(file.fileno()).st_size
     for packet in PACKETS:
@@ -141,7 +139,7 @@ class VideoFile:
             self._size_wh = image.shape[1::-1]
             self._writer = self._begin()
         if self._writer is None:
-            return  # as was said at the first frame
+            return  # the first frame has raised the error
         pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         if pixels.shape[1::-1] != self._size_wh:
             pixels = cv2.resize(pixels, self._size_wh)

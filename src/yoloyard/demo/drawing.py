@@ -1,6 +1,6 @@
-"""Images of a made-up inspection line: metal, circuit boards and fabric, some with defects, and their exact boxes.
+"""Images of an invented inspection line: metal, circuit boards and fabric, some with defects, and their exact boxes.
 
-Everything is drawn from one random generator an image, so that an image depends on nothing else.
+Each image has one random generator and depends on nothing else.
 Colours are RGB, 0..1. Shapes: S side of an image, s side of a square patch, n defects of an image.
 """
 
@@ -66,15 +66,12 @@ def draw_image(rng: np.random.Generator, surface_name: str, defective: bool, siz
             continue
         draw, smallest, largest = _DEFECTS[name]
         side = round(float(np.exp(rng.uniform(np.log(smallest), np.log(largest)))) * size / 320)
-        place = _free_place(rng, surface.taken, size, side, side)
-        if place is None:
-            continue
-        x, y = place
-        mask = np.zeros((size, size), bool)
-        covered = draw(rng, surface.pixels[y : y + side, x : x + side], kind)
-        mask[y : y + side, x : x + side] = covered >= VISIBLE
-        labels.append(NAMES.index(name))
-        masks.append(mask)
+        if corner := _free_place(rng, surface.taken, size, side, side):
+            x, y = corner
+            mask = np.zeros((size, size), bool)
+            mask[y : y + side, x : x + side] = draw(rng, surface.pixels[y : y + side, x : x + side], kind) >= VISIBLE
+            labels.append(NAMES.index(name))
+            masks.append(mask)
     return DrawnImage(
         pixels=_photograph(rng, surface.pixels),
         boxes_xyxy=np.array([_bounds(mask) for mask in masks], np.int64).reshape(-1, 4),
@@ -92,7 +89,7 @@ def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
 def _free_place(
     rng: np.random.Generator, taken: list[tuple[float, float, float, float]], size: int, wide: int, high: int
 ) -> tuple[int, int] | None:
-    """A random place (x, y) for a rectangle that touches nothing `taken`, and is then taken; None if there is none."""
+    """A random corner (x, y) of a rectangle that touches nothing `taken`, and is added to it; None if there is none."""
     gap = 3
     for _ in range(40):
         x, y = (int(rng.integers(gap, max(size - side - gap, gap + 1))) for side in (wide, high))
@@ -103,9 +100,6 @@ def _free_place(
             taken.append((x, y, x + wide, y + high))
             return x, y
     return None
-
-
-# ---------------------------------------------------------------------------------------------------- surfaces
 
 
 def _draw_surface(rng: np.random.Generator, name: str, kind: str, size: int, holes: int) -> Surface:
@@ -130,6 +124,7 @@ def _noise(rng: np.random.Generator, size: int, grain: float) -> np.ndarray:
 
 
 def _tint(rng: np.random.Generator, colour: np.ndarray, amount: float) -> np.ndarray:
+    """The colour, a little lighter or darker and of another hue."""
     return (colour * rng.uniform(1 - amount, 1 + amount) * rng.uniform(0.96, 1.04, 3)).astype(np.float32)
 
 
@@ -148,13 +143,9 @@ def _brushed_metal(rng: np.random.Generator, colour: np.ndarray, size: int, zoom
 
 
 def _circuit_board(
-    rng: np.random.Generator,
-    colour: np.ndarray,
-    size: int,
-    zoom: float,
-    taken: list[tuple[float, float, float, float]],
+    rng: np.random.Generator, colour: np.ndarray, size: int, zoom: float, taken: list[tuple[float, float, float, float]]
 ) -> np.ndarray:
-    """Solder mask with traces that bend, vias, chips with legs and white print; the chips' places are taken then."""
+    """Solder mask with traces that bend, vias, chips with legs and white print. Adds the chips' areas to `taken`."""
     base = _tint(rng, colour, 0.2)
     pixels = np.tile(base, (size, size, 1))
     trace, metal = np.minimum(base * 1.45 + 0.02, 1), np.array([0.72, 0.66, 0.48], np.float32)
@@ -173,10 +164,10 @@ def _circuit_board(
         cv2.circle(pixels, (x, y), max(radius // 2, 1), (base * 0.4).tolist(), -1, cv2.LINE_AA)
     for _ in range(int(rng.integers(2, 6))):
         wide, high = (int(side * zoom) for side in rng.integers(12, 40, 2))
-        place = _free_place(rng, taken, size, wide + 10, high + 12)
-        if place is None:
+        corner = _free_place(rng, taken, size, wide + 10, high + 12)
+        if corner is None:
             continue
-        x, y = place[0] + 5, place[1] + 6
+        x, y = corner[0] + 5, corner[1] + 6
         for leg in range(x + 2, x + wide - 2, max(round(5 * zoom), 3)):
             cv2.line(pixels, (leg, y - 3), (leg, y + high + 3), (0.74, 0.75, 0.76), max(round(2 * zoom), 1))
         cv2.rectangle(pixels, (x, y), (x + wide, y + high), (0.11, 0.11, 0.12), -1)
@@ -186,7 +177,7 @@ def _circuit_board(
 
 
 def _fabric(rng: np.random.Generator, name: str, colour: np.ndarray, size: int, zoom: float) -> np.ndarray:
-    """Threads over and under each other: plain weave, diagonal twill, or twill that turns round in stripes."""
+    """Threads over and under each other: plain weave, diagonal twill, or twill that changes direction in stripes."""
     pitch = 5.0 * zoom
     y, x = np.mgrid[:size, :size].astype(np.float32)
     bend = 2.0 * zoom
@@ -215,8 +206,8 @@ def _socket_positions(rng: np.random.Generator, size: int, zoom: float, holes: i
     margin = 16 * zoom + 3
     left, top = rng.uniform(margin, size * 0.35, 2)
     right, bottom = rng.uniform(size * 0.65, size - margin, 2)
-    places = [(left, top), (right, top), (left, bottom), (right, bottom), ((left + right) / 2, top)]
-    return [places[i] for i in rng.permutation(len(places))[: max(int(rng.integers(2, 6)), holes)]]
+    points = [(left, top), (right, top), (left, bottom), (right, bottom), ((left + right) / 2, top)]
+    return [points[i] for i in rng.permutation(len(points))[: max(int(rng.integers(2, 6)), holes)]]
 
 
 def _draw_socket(
@@ -247,8 +238,7 @@ def _draw_socket(
     return mask
 
 
-# ----------------------------------------------------------------------------------------------------- defects
-# Each draws into a square patch (s, s, 3) of the image and returns how far it covers each pixel, (s, s) 0..1.
+# Each defect draws into a square patch (s, s, 3) of the image and returns how far it covers each pixel, (s, s) 0..1.
 
 
 def _stroke(points: np.ndarray, widths: np.ndarray, side: int) -> np.ndarray:
@@ -358,9 +348,6 @@ _SHARES = {
     "board": {"scratch": 2, "stain": 2, "missing_screw": 3, "crack": 3},
     "fabric": {"scratch": 2, "dent": 3, "stain": 2},
 }
-
-
-# ------------------------------------------------------------------------------------------------------ camera
 
 
 def _photograph(rng: np.random.Generator, pixels: np.ndarray) -> np.ndarray:

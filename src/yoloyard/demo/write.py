@@ -1,4 +1,4 @@
-"""The demo set: a generated inspection line in the standard layout, written once and used again."""
+"""The demo set: a generated inspection line in the standard layout, written once and then kept."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from yoloyard.common.files import restore_whole_folder, write_whole_folder
 from yoloyard.data.pixels.decode import encode_jpeg
 from yoloyard.demo.drawing import NAMES, TRAINING_SURFACES, VALIDATION_ONLY_SURFACES, DrawnImage, draw_image
 
-VERSION = 1  # raise it with every change to the images, so that older sets are made again
+VERSION = 1  # raise it with every change to the images, so that older sets are replaced
 _MARKER = "generated.json"
 _SPLITS = ("train", "val")
 JPEG_QUALITY = 92
@@ -19,7 +19,7 @@ _NEW_SURFACE_EVERY = 4  # one validation image in four shows a surface that trai
 
 
 def write_demo(folder: Path, seed: int = 0, train: int = 400, val: int = 100, size: int = 320) -> Path:
-    """Write the demo set below `folder` and return its data.yaml; a set that is already there is used as it is.
+    """Write the demo set into `folder` and return its data.yaml. If `folder` holds the same set already, it is kept.
 
     `train` and `val` are numbers of images of `size` x `size` pixels. The folder is written whole or not at all.
     Raises UserError if `folder` holds something that is not a demo set, or cannot be written.

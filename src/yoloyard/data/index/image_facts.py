@@ -83,7 +83,7 @@ def _examine_file(path: Path) -> ImageFacts:
     try:
         data = path.read_bytes()
         digest = hashlib.blake2b(data, digest_size=16).digest()
-        height, width = image_size(path)
+        height, width = image_size(path, data)
         if min(height, width) >= MIN_SIDE_PIXELS:
             thumbnail = decode_thumbnail(path, data, (height, width), THUMBNAIL_SIDE_PIXELS)
             return ImageFacts(height, width, digest, thumbnail)

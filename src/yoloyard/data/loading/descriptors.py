@@ -9,19 +9,19 @@ import sys
 
 from yoloyard.common.errors import UserError
 
-LEAST_LIMIT = 64  # below it, not even training without workers is sure to have enough; Linux' usual limit is 1,024
+MIN_OPEN_FILES = 64  # with fewer, training may fail even without workers; Linux' usual limit is 1,024
 SPARE = 32  # for what is opened for a moment: images, checkpoints, the report
 PIPES_OF_WORKER = 5
 TENSORS_OF_BATCH = 4  # each is passed on as a descriptor
-LOADERS = 2  # training's and validation's are made one after the other and work side by side
+LOADERS = 2  # training's and validation's work side by side, and each takes its share only
 
 
 def check_limit() -> None:
-    """Raises UserError where so few files may be open that a training would fail, or wait, somewhere in the middle."""
+    """Raises UserError if so few files may be open that a training would fail, or wait, somewhere in the middle."""
     limit = _limit()
-    if limit < LEAST_LIMIT:
+    if limit < MIN_OPEN_FILES:
         raise UserError(
-            f"this process may open {limit} files only (ulimit -n), and at least {LEAST_LIMIT} are needed: "
+            f"this process may open {limit} files only (ulimit -n), and at least {MIN_OPEN_FILES} are needed: "
             "say `ulimit -n 1024` before, or ask whoever has set this limit"
         )
 
@@ -40,9 +40,8 @@ def possible_workers(workers: int) -> tuple[int, str | None]:
     """`workers` or fewer, and a line for the user that says why."""
     if workers and multiprocessing.current_process().daemon:
         return 0, f"{workers} workers can't be started from a daemonic process: images are loaded in this one"
-    free, possible = free_descriptors(), workers
-    while possible and wanted_descriptors(possible) > free:
-        possible -= 1
+    free = free_descriptors()
+    possible = min(workers, max(0, (free - SPARE) // (LOADERS * PIPES_OF_WORKER)))
     if possible == workers:
         return workers, None
     return possible, f"{free} more files may be open (ulimit -n), too few for {workers} workers: {possible} are used"

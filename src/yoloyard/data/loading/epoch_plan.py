@@ -1,6 +1,6 @@
 """Which images an epoch holds, how often, in which order, and in which shape each batch comes.
 
-Shapes: N images of the data set, L places of an epoch, C classes. L is the same in every epoch.
+Shapes: N images of the data set, L positions of an epoch, C classes. L is the same in every epoch.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from yoloyard.data.loading.sampling import epoch_order, rectangular_shape
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The places of one epoch."""
+    """What comes at each position of one epoch."""
 
     images: np.ndarray  # int64 (L,) positions in the index
-    copies: np.ndarray  # int64 (L,): 0 the first time that an image comes in this epoch, then 1, ...
+    repeats: np.ndarray  # int64 (L,): 0 the first time that an image comes in this epoch, then 1, ...
     shapes: np.ndarray  # int64 (batches, 2) height, width of each batch
 
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """What the order of an epoch is made of."""
+    """What decides the order of each epoch."""
 
     count: int  # N
     batch: int  # images of all ranks
     imgsz: int
     seed: int
-    repeats: np.ndarray | None = None  # float64 (N,), at least 1: how often each image comes on average
+    factors: np.ndarray | None = None  # float64 (N,), at least 1: how often each image comes on average
     sizes: np.ndarray | None = None  # int (N, 2) height, width; given where batches are rectangular
     stride: int = 32
 
     def __len__(self) -> int:
-        """Places of an epoch; the last batch is filled from its start."""
-        return self.count if self.repeats is None else round(float(self.repeats.sum()))
+        """Positions of an epoch; the last batch is filled from its start."""
+        return self.count if self.factors is None else round(float(self.factors.sum()))
 
     @property
     def num_batches(self) -> int:
@@ -46,31 +46,31 @@ class EpochPlan:
         return math.ceil(len(self) / self.batch)
 
     def order(self, epoch: int) -> EpochOrder:
-        """The places of `epoch`, drawn from the seed and the epoch alone."""
-        if self.repeats is None:
-            images, copies = np.arange(self.count), np.zeros(self.count, np.int64)
+        """What comes in `epoch`, drawn from the seed and the epoch alone."""
+        if self.factors is None:
+            images, repeats = np.arange(self.count), np.zeros(self.count, np.int64)
         else:
-            counts = _draw_counts(self.repeats, len(self), np.random.default_rng([self.seed, epoch, 3]))
+            counts = _draw_counts(self.factors, len(self), np.random.default_rng([self.seed, epoch, 3]))
             images = np.repeat(np.arange(self.count), counts)
-            copies = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
+            repeats = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
         if self.sizes is None:
             order = epoch_order(self.seed, epoch, len(self))
             shapes = np.full((self.num_batches, 2), self.imgsz)
         else:
             order, shapes = self._rectangular(self.sizes[images], epoch)
-        return EpochOrder(images[order], copies[order], shapes)
+        return EpochOrder(images[order], repeats[order], shapes)
 
     def _rectangular(self, sizes: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Order (L,) and shapes (batches, 2): batches of like ratios, shuffled as wholes; one that isn't full is last.
+        """Order (L,) and shapes (batches, 2) of shuffled batches, each of similar ratios; a partial batch is last.
 
-        A shape follows from all members of its batch, whatever a rank's share of them.
+        A shape depends on all images of its batch, not on a rank's share of them.
         """
         ratios = sizes[:, 0] / sizes[:, 1]
-        sorted_places = np.argsort(ratios, kind="stable")
+        by_ratio = np.argsort(ratios, kind="stable")
         full = len(ratios) // self.batch
-        batches = sorted_places[: full * self.batch].reshape(full, self.batch)
+        batches = by_ratio[: full * self.batch].reshape(full, self.batch)
         shuffled = batches[epoch_order(self.seed, epoch, full)]
-        order = np.concatenate((shuffled.ravel(), sorted_places[full * self.batch :]))
+        order = np.concatenate((shuffled.ravel(), by_ratio[full * self.batch :]))
         members = ratios[np.resize(order, self.num_batches * self.batch)].reshape(-1, self.batch)
         bounds = zip(members.min(axis=1), members.max(axis=1), strict=True)
         return order, np.array([rectangular_shape(low, high, self.imgsz, self.stride) for low, high in bounds])
@@ -78,9 +78,9 @@ class EpochPlan:
 
 def plan_epochs(index: Index, config: TrainConfig, stride: int = 32) -> EpochPlan:
     """The plan that the settings `repeat_factor` and `rect` ask for; with neither, every image comes once."""
-    repeats = repeat_factors(index, config.repeat_factor) if config.repeat_factor else None
+    factors = repeat_factors(index, config.repeat_factor) if config.repeat_factor else None
     sizes = np.array(index.sizes) if config.rect else None
-    return EpochPlan(len(index), config.batch, config.imgsz, config.seed, repeats, sizes, stride)
+    return EpochPlan(len(index), config.batch, config.imgsz, config.seed, factors, sizes, stride)
 
 
 def repeat_factors(index: Index, threshold: float) -> np.ndarray:
@@ -103,8 +103,9 @@ def repeat_factors(index: Index, threshold: float) -> np.ndarray:
 def _draw_counts(factors: np.ndarray, total: int, random: np.random.Generator) -> np.ndarray:
     """How often each image comes, int64 (N,), `total` together: the factor rounded down or up, on average the factor.
 
-    Systematic sampling: the fractions, in a shuffled order, lie end to end on a line, and every whole number after a
-    random start falls to one of them. `total` is the factors' sum rounded, so the fractions are stretched a little.
+    Systematic sampling: the fractions, in shuffled order, are intervals one after the other on a line; after a random
+    start every whole number selects the interval that it is in. `total` is the sum of the factors, rounded, so the
+    fractions are stretched a little.
     """
     counts = np.floor(factors).astype(np.int64)
     shuffled = random.permutation(np.flatnonzero(factors > counts))
@@ -113,7 +114,7 @@ def _draw_counts(factors: np.ndarray, total: int, random: np.random.Generator) -
     if not len(shuffled):
         return counts
     fractions = (factors - counts)[shuffled]
-    # None may pass 1: where there is to be more than their sum, what they lack to 1 is shrunk instead.
+    # No fraction may exceed 1: to make them larger, their distances from 1 are made smaller.
     if extra <= fractions.sum():
         fractions *= extra / fractions.sum()
     else:

@@ -1,7 +1,7 @@
 """Decoded images that are kept: the few that a worker needs again soon, or all of them (`--cache ram`, `disk`).
 
-All are uint8 RGB (H, W, 3) with their long side `imgsz`. `reduced` is for training: JPEGs are then decoded at a half
-or less if that still has `imgsz` pixels, which is quicker and looks the same; what is measured is decoded in full.
+All are uint8 RGB (H, W, 3) with their long side `imgsz`. `reduced` is for training: JPEGs are decoded at a half or less
+if that still has `imgsz` pixels, which is quicker and looks the same. Validation decodes them in full.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import torch
 
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UserError
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.shared_memory import free_shared_memory
-from yoloyard.data.pixels.augment import resize_to, resized_shape
+from yoloyard.data.pixels.augment import resized_shape
 from yoloyard.data.pixels.decode import decode_image, image_size, largest_reduction
 
 IMAGES_OF_A_SAMPLE = 8  # two mosaics, blended; all of them must stay as they are meanwhile
@@ -45,9 +46,9 @@ class RecentImages:
         return image
 
     def _memory(self) -> np.ndarray | None:
-        """Bytes (3 * imgsz * imgsz,) for one more image: those of the one that goes, or new ones.
+        """Bytes (3 * imgsz * imgsz,) for one more image: new ones, or those of an image that is dropped for it.
 
-        Memory that is new to a process costs as much as the resize that fills it.
+        Memory that is new to a process costs as much time as the resize that fills it.
         """
         if self.capacity < IMAGES_OF_A_SAMPLE:
             return None
@@ -60,7 +61,7 @@ class Block:
     """Where each image of an index lies in one block of bytes."""
 
     def __init__(self, index: Index, imgsz: int) -> None:
-        self.shapes = np.array([resized_shape(int(height), int(width), imgsz) for height, width in index.sizes])
+        self.shapes = np.array([resized_shape(height, width, imgsz) for height, width in index.sizes.tolist()])
         self.offsets = np.cumsum([0, *(3 * self.shapes.prod(axis=1))], dtype=np.int64)
 
     def __len__(self) -> int:
@@ -83,7 +84,7 @@ class AllImages:
     def __init__(self, index: Index, imgsz: int, shared: bool, reduced: bool = False) -> None:
         self.block = Block(index, imgsz)
         needed, free = len(self.block), free_memory(shared)
-        if free is not None and needed > SPARE_MEMORY * free:
+        if needed > SPARE_MEMORY * free:
             raise UserError(
                 f"--cache ram needs {needed / 2**30:.1f} GiB for {len(index)} images at {imgsz} px, but only "
                 f"{free / 2**30:.1f} GiB of {'shared ' if shared else ''}memory are free; use --cache disk"
@@ -106,34 +107,28 @@ class AllImages:
 def load_resized(
     index: Index, position: int, imgsz: int, reduced: bool = False, memory: np.ndarray | None = None
 ) -> np.ndarray:
-    """An image with its long side `imgsz`, put into `memory` (bytes,) if there is any.
+    """An image with its long side `imgsz`, written into `memory` (bytes,) if that is given.
 
-    Raises UserError naming an unreadable file.
+    Raises UserError naming a file that can't be read or that has changed.
     """
     path = index.paths[position]
-    height, width = (int(side) for side in index.sizes[position])
+    height, width = index.sizes[position].tolist()
     reduction = largest_reduction(max(height, width), imgsz) if reduced else 1
     image = decode_image(path, reduction)
     # Only JPEGs can be reduced.
     if image.shape[:2] not in ((height, width), (math.ceil(height / reduction), math.ceil(width / reduction))):
-        height_now, width_now = image_size(path)
-        raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {width_now}x{height_now}")
+        now_height, now_width = image_size(path)
+        raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {now_width}x{now_height}")
     shape = resized_shape(height, width, imgsz)
-    if memory is None:
-        return resize_to(image, shape)
+    memory = np.empty(3 * shape[0] * shape[1], np.uint8) if memory is None else memory
     out = memory[: 3 * shape[0] * shape[1]].reshape(*shape, 3)
     cv2.resize(image, shape[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
     return out
 
 
-def free_memory(shared: bool = False) -> int | None:
-    """Bytes that this process can still take, a container's limit included; None where the system doesn't say."""
-    limits = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    except OSError:
-        return None
+def free_memory(shared: bool = False) -> int:
+    """Bytes that this process can still take, a container's limit included; of shared memory if `shared`."""
+    limits = [psutil.virtual_memory().available]
     try:
         group = Path("/sys/fs/cgroup")
         most = (group / "memory.max").read_text().strip()
@@ -142,8 +137,8 @@ def free_memory(shared: bool = False) -> int | None:
             used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
             limits.append(int(most) - used)
     except OSError:
-        most = "max"  # no control groups here: no limit
+        pass  # no control groups here: no limit
     if shared and (free := free_shared_memory()) is not None:
         limits.append(free)
     # Processes that train together on this machine each keep their own.
-    return min(limits) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if limits else None
+    return min(limits) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

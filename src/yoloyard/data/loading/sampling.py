@@ -1,6 +1,6 @@
 """In what order training visits the images, and from where a mosaic takes its other three.
 
-An epoch is a permutation of the images, or of the places that `epoch_plan.py` gives them. A position in it means the
+An epoch is a permutation of the images, repeats included (see `epoch_plan.py`). A position in it means the
 same image for any number of workers or ranks.
 """
 
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
-# Batches go round the workers in turn. Partners come from batches that lie a multiple of this apart, so that 1, 2, 4
-# or 8 workers each keep to images that they have decoded themselves.
+# Workers take batches in turn. Partners come from batches that are a multiple of this apart, so that each of 1, 2, 4 or
+# 8 workers uses only images that it has decoded itself.
 WINDOW_STRIDE = 8
 WINDOW_IMAGES = 64  # about so many images to choose partners from, and at least two batches
-# Ranks take contiguous shares of each batch. Partners come from the same part of their batches, so that 2, 4 or 8 ranks
-# keep to their own images, as far as that leaves enough to choose from.
+# Ranks take contiguous shares of each batch. Partners come from one part of their batches, so that each of 2, 4 or 8
+# ranks uses its own images, if that leaves enough to choose from.
 PART_IMAGES = 16
 
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """What a worker is asked for: everything that a batch depends on."""
+    """Everything that a training batch depends on; the sampler sends it to a worker."""
 
     epoch: int
     positions: range  # in the epoch's permutation; beyond its end it starts again
@@ -36,9 +36,9 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch, 0]).permutation(count)
 
 
-def sample_random(seed: int, epoch: int, index: int, copy: int = 0) -> np.random.Generator:
-    """The generator that all of one sample's randomness comes from; each copy of an image in an epoch has its own."""
-    return np.random.default_rng([seed, epoch, 1, index, copy] if copy else [seed, epoch, 1, index])
+def sample_random(seed: int, epoch: int, index: int, repeat: int = 0) -> np.random.Generator:
+    """The generator that all of one sample's randomness comes from; each repeat of an image in an epoch has its own."""
+    return np.random.default_rng([seed, epoch, 1, index, repeat] if repeat else [seed, epoch, 1, index])
 
 
 def window(number: int, num_batches: int, batch: int) -> range:
@@ -58,7 +58,7 @@ def window(number: int, num_batches: int, batch: int) -> range:
 
 
 def part_of(position: int, batch: int) -> range:
-    """The places of a batch whose images may be mosaic partners of the one at `position` of the epoch.
+    """The positions in a batch whose images may be mosaic partners of the one at `position` of the epoch.
 
     An eighth, a quarter, a half or all of it.
     """

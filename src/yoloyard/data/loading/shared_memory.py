@@ -1,7 +1,7 @@
-"""Batches on their way from workers: through /dev/shm where it is large enough, else through the workers' pipes.
+"""How batches come from workers: through /dev/shm where it is large enough, else through the workers' pipes.
 
-A container's /dev/shm often holds 64 MB. A worker that writes beyond its end dies of a bus
-error, or fails to allocate in newer releases of torch.
+A container's /dev/shm often holds 64 MB. A worker that writes beyond its end dies of a bus error, or fails to allocate
+in newer releases of torch.
 """
 
 from __future__ import annotations
@@ -13,25 +13,20 @@ import numpy as np
 import torch
 
 from yoloyard.common.structures import Batch
-from yoloyard.data.loading.descriptors import free_descriptors, wanted_descriptors
+from yoloyard.data.loading.descriptors import LOADERS, free_descriptors, wanted_descriptors
 
 SHM = "/dev/shm"
 PREFETCHED = 2  # batches that a worker makes ahead; torch's default
 IN_USE = 2  # batches that the main process may hold meanwhile
-LOADERS = 2  # training's and validation's may both be at work, so each may take its share only
 
 
 class BatchByValue(Batch):
     """A batch that is pickled with its numbers; torch would move its tensors to shared memory and pickle handles."""
 
     def __reduce__(self) -> Any:
-        arrays = (self.images.permute(0, 2, 3, 1), self.boxes, self.labels, self.ignore)
-        return _from_arrays, (
-            *(tensor.numpy() for tensor in arrays),
-            self.image_ids,
-            self.transforms,
-            self.source_ids,
-        )
+        tensors = (self.images.permute(0, 2, 3, 1), self.boxes, self.labels, self.ignore)
+        arrays = [tensor.numpy() for tensor in tensors]
+        return _from_arrays, (arrays, self.image_ids, self.transforms, self.source_ids)
 
 
 def by_value(item: Any) -> Any:
@@ -59,24 +54,21 @@ def shortage(needed_by_batch: int, workers: int) -> str | None:
     """
     free = free_shared_memory()
     batches = PREFETCHED * workers + IN_USE
-    needed = batches * needed_by_batch
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = batches * needed_by_batch * LOADERS * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if workers and wanted_descriptors(workers, batches) > free_descriptors():
         return (
             f"{free_descriptors()} more files may be open (ulimit -n), too few for batches of {workers} workers in "
             "shared memory: they go through pipes instead, which is slower"
         )
-    if workers == 0 or free is None or needed * LOADERS * processes <= free:
+    if workers == 0 or free is None or needed <= free:
         return None
     return (
-        f"{SHM} has {free / 1e6:.0f} MB free and {needed * LOADERS * processes / 1e6:.0f} MB are needed for batches "
+        f"{SHM} has {free / 1e6:.0f} MB free and {needed / 1e6:.0f} MB are needed for batches "
         f"of {workers} workers: they go through pipes instead, which is slower. Give the container more "
         "(docker run --shm-size=8g), or use fewer --workers"
     )
 
 
-def _from_arrays(
-    images: np.ndarray, boxes: np.ndarray, labels: np.ndarray, ignore: np.ndarray, *rest: Any
-) -> Batch:  # images (B, H, W, 3)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return Batch(pixels, torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(ignore), *rest)
+def _from_arrays(arrays: list[np.ndarray], *rest: Any) -> Batch:
+    images, boxes, labels, ignore = map(torch.from_numpy, arrays)
+    return Batch(images.permute(0, 3, 1, 2), boxes, labels, ignore, *rest)

@@ -1,4 +1,4 @@
-"""Images that a program hands over: paths, arrays and Pillow's images become the pixels that a file would give.
+"""Images from a program: paths, arrays and Pillow's images become the pixels that a file would give.
 
 H and W are pixels.
 """
@@ -19,14 +19,14 @@ WANTED = "give a path, a uint8 RGB array (height, width, 3), a PIL image, or a l
 
 
 def is_one_image(given: Any) -> bool:
-    """Is this an image by itself, or what is mistaken for one, and no list, tuple or iterator of them?"""
+    """Whether this is a single image (or is mistaken for one), not a list, tuple or iterator of images."""
     return not isinstance(given, list | tuple) and not hasattr(given, "__next__")
 
 
 def pixels_of(given: Any) -> np.ndarray:
     """The image as uint8 RGB (H, W, 3).
 
-    Taken are paths, arrays and CPU or GPU tensors of 8 or 16 bit, (H, W) grey or (H, W, 1 | 3 | 4), colours as RGB or
+    Accepts paths, arrays and CPU or GPU tensors of 8 or 16 bit, (H, W) grey or (H, W, 1 | 3 | 4), colours as RGB or
     RGBA, and Pillow's images of every mode with 8 or 16 bit. Raises UserError that says what to do for anything else.
     """
     if isinstance(given, str | os.PathLike) and isinstance(path := os.fspath(given), str):

@@ -1,7 +1,7 @@
 """What is done to an image and its boxes between decoding and the batch.
 
 Shapes: H W pixels, n boxes. Boxes are xyxy in continuous pixels: pixel i covers i to i + 1. All randomness comes from
-the `random` generator that is handed in. The published augmentation of YOLOv8 and later: mosaic, affine, HSV, flips.
+the argument `random`. The published augmentation of YOLOv8 and later: mosaic, affine, HSV, flips.
 """
 
 from __future__ import annotations
@@ -17,27 +17,19 @@ from yoloyard.common.structures import ImageTransform, Sample
 from yoloyard.config.settings import AugmentConfig
 from yoloyard.data.pixels.decode import BACKGROUND
 
-BORDER = BACKGROUND
+# A box stays after the affine step if enough of it is left to be recognised.
+MIN_BOX_SIDE_PIXELS = 2.0
+MIN_VISIBLE_AREA = 0.10  # of its area before
+MAX_ASPECT_RATIO = 100.0
 
-# A box survives the affine step if enough of it is left to be recognised.
-SMALLEST_SIDE = 2.0  # pixels
-SMALLEST_VISIBLE_AREA = 0.10  # of its area before
-LARGEST_ASPECT = 100.0
-
-STRIP = 64  # rows
+GREY = (BACKGROUND,) * 3
+STRIP_ROWS = 64
 
 
 def resized_shape(height: int, width: int, imgsz: int) -> tuple[int, int]:
-    """Height and width once the long side is `imgsz`, the short one rounded up."""
+    """Height and width of an image that is resized so that its long side is `imgsz`; the short one is rounded up."""
     ratio = imgsz / max(height, width)
     return min(math.ceil(height * ratio), imgsz), min(math.ceil(width * ratio), imgsz)
-
-
-def resize_to(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The image in `shape` (H, W), larger or smaller than before (bilinear)."""
-    if shape == image.shape[:2]:
-        return image
-    return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def letterbox(
@@ -46,23 +38,20 @@ def letterbox(
     enlarge: bool = True,
     original_shape: tuple[int, int] | None = None,
 ) -> tuple[np.ndarray, ImageTransform]:
-    """The image scaled to fit into `shape` (H, W), centred on grey; and the way back from there.
+    """The image scaled to fit into `shape` (H, W) and centred on grey, and the transform back to the original.
 
-    `original_shape` (H, W) is the image's size before any earlier resizing, so that the transform leads to it.
-    The odd pixel of padding goes right and below.
+    `original_shape` (H, W) is the image's size before any earlier resizing. If `enlarge` is false, the image is never
+    made larger. An odd pixel of padding goes right and below.
     """
     height, width = image.shape[:2]
-    ratio = min(shape[0] / height, shape[1] / width)
-    if not enlarge:
-        ratio = min(ratio, 1.0)
-    new_height, new_width = max(1, round(height * ratio)), max(1, round(width * ratio))
+    new_height, new_width = _scaled(height, width, min(shape[0] / height, shape[1] / width, math.inf if enlarge else 1))
     if (new_height, new_width) != (height, width):
         image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
     pad_y, pad_x = shape[0] - new_height, shape[1] - new_width
     top, left = pad_y // 2, pad_x // 2
     if pad_y or pad_x:
         bottom, right = pad_y - top, pad_x - left
-        image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(BORDER,) * 3)
+        image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=GREY)
     original_height, original_width = original_shape or (height, width)
     transform = ImageTransform(
         original_height=original_height,
@@ -77,23 +66,26 @@ def letterbox(
 
 def minimal_shape(height: int, width: int, imgsz: int, stride: int = 32) -> tuple[int, int]:
     """The smallest letterbox (H, W) for an image scaled to `imgsz`: as little padding as the stride allows."""
-    ratio = min(imgsz / height, imgsz / width)
-    new_height, new_width = max(1, round(height * ratio)), max(1, round(width * ratio))
+    new_height, new_width = _scaled(height, width, min(imgsz / height, imgsz / width))
     return new_height + (imgsz - new_height) % stride, new_width + (imgsz - new_width) % stride
+
+
+def _scaled(height: int, width: int, ratio: float) -> tuple[int, int]:
+    return max(1, round(height * ratio)), max(1, round(width * ratio))
 
 
 @dataclass(frozen=True)
 class Tile:
-    """An image that lies on a canvas."""
+    """An image and its position on a canvas."""
 
     sample: Sample
-    left: int  # of its top left corner on the canvas, which may lie outside
+    left: int  # x of its top left corner, which may be outside the canvas
     top: int
     bounds: tuple[int, int, int, int]  # xyxy, the part of the canvas that it covers
 
 
 def mosaic_tiles(samples: Sequence[Sample], imgsz: int, random: np.random.Generator) -> list[Tile]:
-    """Four images whose corners meet near the middle of a canvas of twice `imgsz`; what doesn't fit is cut off.
+    """Four images whose corners meet near the middle of a canvas of twice `imgsz`; they are cut at its edges.
 
     Order: top left, top right, bottom left, bottom right; the first gives the image id.
     Source: Bochkovskiy et al., "YOLOv4" (arXiv 2004.10934), section 3.3.
@@ -112,23 +104,24 @@ def mosaic_tiles(samples: Sequence[Sample], imgsz: int, random: np.random.Genera
 
 
 def joined(tiles: Sequence[Tile], shape: tuple[int, int]) -> Sample:
-    """The canvas of `shape` (H, W) as an image; boxes are cut where it ends."""
-    canvas = np.full((*shape, 3), BORDER, np.uint8)
+    """All tiles as one image of `shape` (H, W); boxes are cut at its edges."""
+    canvas = np.full((*shape, 3), BACKGROUND, np.uint8)
     for tile in tiles:
         (x1, y1, x2, y2), left, top = tile.bounds, tile.left, tile.top
         canvas[y1:y2, x1:x2] = tile.sample.image[y1 - top : y2 - top, x1 - left : x2 - left]
-    boxes = np.concatenate([_on_canvas(tile, shape) for tile in tiles])
+    boxes = _on_canvas(tiles, shape)
     seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return _united([tile.sample for tile in tiles], canvas, boxes, seen)
 
 
-def _on_canvas(tile: Tile, shape: tuple[int, int]) -> np.ndarray:
-    boxes = tile.sample.boxes_xyxy + np.array([tile.left, tile.top] * 2, np.float32)
-    return boxes.clip(0, [shape[1], shape[0]] * 2).astype(np.float32)
+def _on_canvas(tiles: Sequence[Tile], shape: tuple[int, int]) -> np.ndarray:
+    """The boxes (n, 4) of all tiles in pixels of the canvas."""
+    moved = [tile.sample.boxes_xyxy + np.array([tile.left, tile.top] * 2, np.float32) for tile in tiles]
+    return np.concatenate(moved).clip(0, [shape[1], shape[0]] * 2).astype(np.float32)
 
 
-def _united(samples: Sequence[Sample], image: np.ndarray, boxes: np.ndarray, kept: np.ndarray) -> Sample:
-    """One sample of `image` with those of all samples' boxes that are kept (n,)."""
+def _united(samples: Sequence[Sample], image: np.ndarray, boxes: np.ndarray, kept: np.ndarray | slice) -> Sample:
+    """One sample of `image` with boxes (n, 4), which are those of all samples; only the `kept` (n,) ones stay."""
     return Sample(
         image,
         boxes[kept].astype(np.float32, copy=False),
@@ -142,9 +135,9 @@ def _united(samples: Sequence[Sample], image: np.ndarray, boxes: np.ndarray, kep
 def draw_affine(
     height: int, width: int, shape: tuple[int, int], config: AugmentConfig, random: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """A random matrix (3, 3) that takes an image to an output of `shape` (H, W), and the zoom that is in it.
+    """A random matrix (3, 3) that moves an image onto an output of `shape` (H, W), and the zoom that is part of it.
 
-    Centre to the origin, perspective, rotation with zoom, shear, shift to about the output's middle.
+    Steps: centre to the origin, perspective, rotation with zoom, shear, shift to about the middle of the output.
     """
     centre, perspective, rotation, shear, shift = (np.eye(3) for _ in range(5))
     centre[:2, 2] = -width / 2, -height / 2
@@ -159,40 +152,33 @@ def draw_affine(
 
 
 def warp(sample: Sample, matrix: np.ndarray, zoom: float, shape: tuple[int, int]) -> Sample:
-    """Image and boxes moved by `matrix` (3, 3) onto an output of `shape` (H, W); boxes of which little is left go.
+    """Image and boxes moved by `matrix` (3, 3) onto an output of `shape` (H, W). Boxes with little left are dropped.
 
-    `zoom` is the part of the matrix that only changes sizes: how much of a box is left is judged apart from it.
+    `zoom` is the part of the matrix that only changes sizes; it doesn't count for how much of a box is left.
     """
     # OpenCV counts from the centres of pixels, the matrix from the image's edge: half a pixel there and back.
     to_edge = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     on_centres = np.linalg.inv(to_edge) @ matrix @ to_edge
-    size, grey = shape[::-1], (BORDER,) * 3
+    size = shape[::-1]
     if matrix[2, 0] or matrix[2, 1]:
-        image = cv2.warpPerspective(sample.image, on_centres, size, borderValue=grey)
+        image = cv2.warpPerspective(sample.image, on_centres, size, borderValue=GREY)
     else:
-        image = cv2.warpAffine(sample.image, on_centres[:2], size, borderValue=grey)
+        image = cv2.warpAffine(sample.image, on_centres[:2], size, borderValue=GREY)
     boxes = warp_boxes(sample.boxes_xyxy, matrix).clip(0, [*size, *size])
-    kept = _recognisable(boxes, sample.boxes_xyxy, zoom)
-    return replace(
-        sample,
-        image=image,
-        boxes_xyxy=boxes[kept].astype(np.float32),
-        labels=sample.labels[kept],
-        ignore=sample.ignore[kept],
-    )
+    return _united([sample], image, boxes, _recognisable(boxes, sample.boxes_xyxy, zoom))
 
 
 def place(
     tiles: Sequence[Tile], canvas: tuple[int, int], matrix: np.ndarray, zoom: float, shape: tuple[int, int]
 ) -> Sample:
-    """What `warp` makes of the joined tiles, on a canvas of `canvas` (H, W).
+    """Tiles on a canvas of size `canvas` (H, W), moved by `matrix` onto an output of `shape` (H, W), as `warp` does it.
 
-    Without rotation, shear and perspective each tile is cropped and resized straight into the output, in a fraction of
-    the time. Crops are of whole pixels, so images and their boxes alike lie up to half a pixel beside the matrix.
+    Without rotation, shear and perspective each tile is cropped and resized directly into the output, in a fraction of
+    the time. Crops have whole pixels, so images and their boxes are up to half a pixel away from the matrix.
     """
     if matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1]:
         return warp(joined(tiles, canvas), matrix, zoom, shape)
-    image = np.full((*shape, 3), BORDER, np.uint8)
+    image = np.full((*shape, 3), BACKGROUND, np.uint8)
     moved = []
     for tile in tiles:
         x = _span(tile.bounds[0::2], tile.left, matrix[0, 0], matrix[0, 2], shape[1])
@@ -205,8 +191,9 @@ def place(
         shift = np.array([x.start - x.first * x.scale, y.start - y.first * y.scale] * 2)
         boxes = tile.sample.boxes_xyxy * scale + shift
         moved.append(boxes.clip([x.start, y.start] * 2, [x.stop, y.stop] * 2))
-    boxes, before = np.concatenate(moved), np.concatenate([_on_canvas(tile, canvas) for tile in tiles])
-    return _united([tile.sample for tile in tiles], image, boxes, _recognisable(boxes, before, zoom))
+    boxes = np.concatenate(moved)
+    kept = _recognisable(boxes, _on_canvas(tiles, canvas), zoom)
+    return _united([tile.sample for tile in tiles], image, boxes, kept)
 
 
 @dataclass(frozen=True)
@@ -221,8 +208,8 @@ class _Span:
 
 
 def _span(bounds: tuple[int, ...], corner: int, zoom: float, shift: float, length: int) -> _Span:
-    """Where the part of an image lands that covers `bounds` of the canvas, its corner at `corner`."""
-    # A pixel of the output belongs to the tile that its centre lies in, so neighbours neither overlap nor part.
+    """Where an image with its corner at `corner` comes to, of which the part in `bounds` of the canvas is seen."""
+    # A pixel of the output belongs to the tile that has its centre, so that tiles neither overlap nor leave gaps.
     low, high = bounds
     start = min(max(math.ceil(low * zoom + shift - 0.5), 0), length)
     stop = min(max(math.ceil(high * zoom + shift - 0.5), start), length)
@@ -233,20 +220,19 @@ def _span(bounds: tuple[int, ...], corner: int, zoom: float, shift: float, lengt
 
 
 def _recognisable(boxes: np.ndarray, before: np.ndarray, zoom: float) -> np.ndarray:
-    """Of which boxes (n, 4) enough is left: bool (n,). `before` (n, 4) is what they were before a change by `zoom`."""
-    before = before.astype(np.float64)
-    area_before = (before[:, 2] - before[:, 0]) * (before[:, 3] - before[:, 1]) * zoom**2
-    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
-    kept = (width > SMALLEST_SIDE) & (height > SMALLEST_SIDE)
-    kept &= width * height > SMALLEST_VISIBLE_AREA * area_before
-    kept &= np.maximum(width, height) < LARGEST_ASPECT * np.minimum(width, height)
+    """Which boxes (n, 4) have enough left, as bool (n,). `before` (n, 4) are the boxes before a change by `zoom`."""
+    area_before = np.prod(before[:, 2:].astype(np.float64) - before[:, :2], axis=1) * zoom**2
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    kept = (width > MIN_BOX_SIDE_PIXELS) & (height > MIN_BOX_SIDE_PIXELS)
+    kept &= width * height > MIN_VISIBLE_AREA * area_before
+    kept &= np.maximum(width, height) < MAX_ASPECT_RATIO * np.minimum(width, height)
     return kept
 
 
 def warp_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Bounds (n, 4) of the moved corners of boxes (n, 4), float64, not clipped.
 
-    With perspective only the part in front of the horizon counts; a box wholly behind it becomes empty.
+    With perspective only the part in front of the horizon counts; a box behind it becomes empty.
     """
     corners = np.ones((len(boxes_xyxy), 4, 3))
     corners[..., :2] = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
@@ -282,13 +268,13 @@ def draw_colours(config: AugmentConfig, random: np.random.Generator) -> np.ndarr
 
 def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
     """Change hue, saturation and value of an image, in place, by the tables (3, 256) of `draw_colours`."""
-    # In strips, so that what lies between the steps stays in the processor's cache. One table a plane is quicker than
-    # OpenCV's table of three channels.
+    # In strips, whose intermediate results stay in the processor's cache. One table a plane is quicker than OpenCV's
+    # table of three channels.
     height, width = image.shape[:2]
-    hsv = np.empty((min(STRIP, height), width, 3), np.uint8)
+    hsv = np.empty((min(STRIP_ROWS, height), width, 3), np.uint8)
     planes = [np.empty(hsv.shape[:2], np.uint8) for _ in range(3)]
-    for top in range(0, height, STRIP):
-        strip = image[top : top + STRIP]
+    for top in range(0, height, STRIP_ROWS):
+        strip = image[top : top + STRIP_ROWS]
         if len(strip) < len(hsv):  # the last one
             hsv, planes = hsv[: len(strip)], [plane[: len(strip)] for plane in planes]
         cv2.cvtColor(strip, cv2.COLOR_RGB2HSV, dst=hsv)
@@ -300,7 +286,7 @@ def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
 
 
 def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator, out: np.ndarray | None = None) -> Sample:
-    """Upside down with probability `flipud`, left to right with `fliplr`; the image is put into `out` (H, W, 3)."""
+    """Flip up-down with probability `flipud`, left-right with `fliplr`. The image is written into `out` (H, W, 3)."""
     height, width = sample.image.shape[:2]
     upside_down, mirrored = random.random(2) < (config.flipud, config.fliplr)
     image, boxes = np.empty_like(sample.image) if out is None else out, sample.boxes_xyxy.copy()
@@ -316,26 +302,20 @@ def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator, out
 
 
 def mixup(sample: Sample, partner: Sample, random: np.random.Generator) -> Sample:
-    """Two images of one size blended about half and half, with the boxes of both.
+    """Two images of one size, blended about half and half, with the boxes of both.
 
     Source: Zhang et al., "mixup" (arXiv 1710.09412); shares by Beta(32, 32) as published for YOLO.
     """
     share = random.beta(32, 32)
     image = (sample.image * np.float32(share) + partner.image * np.float32(1 - share)).astype(np.uint8)
-    return Sample(
-        image,
-        np.concatenate((sample.boxes_xyxy, partner.boxes_xyxy)),
-        np.concatenate((sample.labels, partner.labels)),
-        np.concatenate((sample.ignore, partner.ignore)),
-        sample.image_id,
-        source_ids=sample.source_ids + partner.source_ids,
-    )
+    boxes = np.concatenate((sample.boxes_xyxy, partner.boxes_xyxy))
+    return _united([sample, partner], image, boxes, slice(None))
 
 
 def _cut_at_horizon(corners: np.ndarray, nearest: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
-    """Homogeneous corners (n, 4, 3) with the points where edges reach the horizon, (n, 8, 3); which are in front.
+    """Corners (n, 4, 3) and the points where edges reach the horizon, (n, 8, 3) homogeneous; which are in front (n, 8).
 
-    `nearest` keeps the divisor away from 0; what is nearer to the horizon lies far outside every output.
+    `nearest` keeps the divisor away from 0; points nearer to the horizon are far outside every output.
     """
     following = np.roll(corners, -1, axis=1)
     depth, next_depth = corners[..., 2], following[..., 2]

@@ -1,6 +1,4 @@
-"""The only place that turns bytes into pixels: training, validation, prediction and server agree.
-
-`encode_jpeg` is the way back.
+"""The only place that turns bytes into pixels, so that training, validation and prediction agree.
 
 H and W are pixels of the image as it is meant to be seen: the EXIF orientation is applied.
 """
@@ -12,6 +10,7 @@ import numpy as np
 
 from yoloyard.common.errors import UserError
 from yoloyard.data.pixels import image_header
+from yoloyard.data.pixels.image_header import BMP, JPEG, Header, has_format, read_header
 
 # Names of the files that are looked for: formats that each OpenCV reads, and those that not every build of it has.
 IMAGE_SUFFIXES = frozenset((
@@ -19,15 +18,12 @@ IMAGE_SUFFIXES = frozenset((
     ".tif", ".tiff", ".webp",
 )).union(
     suffix for suffix in (".avif", ".gif", ".jp2", ".jxl", ".pam", ".pbm", ".pgm", ".pnm", ".ppm", ".ras", ".sr")
-    if cv2.haveImageWriter(f"any{suffix}")  # which follows from the same libraries as reading it
+    if cv2.haveImageWriter(f"any{suffix}")  # it needs the libraries that reading needs
 )  # fmt: skip
 
-BACKGROUND = 114  # grey behind transparent pixels, and of everything that no image covers
+BACKGROUND = 114  # grey behind transparent pixels, and wherever no image is
 
-DEPTHS = (8, 10, 12, 14, 16)  # bits that cameras have; which one an image of 16 bit has, its brightest value tells
-
-# How much is read to see size and orientation, and at a file's end, to see whether it is whole.
-HEAD_BYTES = TAIL_BYTES = 65536
+DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras; the brightest value of a 16-bit image tells its depth
 
 # JPEGs are asked for as three channels, not turned; newer releases of OpenCV give them in our order at once.
 _GIVES_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")
@@ -44,101 +40,90 @@ def decode_image(path: Path, reduction: int = 1) -> np.ndarray:
     """The image as uint8 RGB (H, W, 3), EXIF or TIFF orientation applied; of several pages or frames the first.
 
     A JPEG can be decoded at a half, a quarter or an eighth of its size (`reduction` 2, 4, 8), sides rounded up, in
-    less time than as a whole; each pixel is the mean of those that it stands for. Others stay as large as they are.
+    less time than at full size; each pixel is the mean of those that it replaces. Other formats keep their size.
 
     Grey becomes three equal channels, CMYK is converted without a colour profile. Transparent pixels are composed on
     grey 114. Of 16 bit the depth is the smallest of 8, 10, 12, 14 and 16 bits that holds the image's brightest value,
     and values are shifted from that depth down to 8 bits, the colours together, alpha apart from them.
     Raises UserError naming the file if it is missing, unreadable, cut off, or has other pixels than 8 or 16 bit.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
-    _check(path, data)
-    return _decode(path, data, reduction)
+    data, header = _opened(path)
+    return _decode(path, data, header, reduction)
 
 
 def largest_reduction(length: int, least: int) -> int:
-    """The largest `reduction` (8, 4, 2 or 1) of `length` pixels that leaves at least `least`, if any but 1 does."""
+    """The largest `reduction` of 8, 4 and 2 that leaves at least `least` of `length` pixels, else 1."""
     return next((by for by in (8, 4, 2) if length >= by * least), 1)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Height and width of the image, orientation applied.
+def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
+    """Height and width of the image, orientation applied. `data` is the content of the file if it has been read.
 
-    JPEG, PNG, BMP, WebP and TIFF are not decoded; of the first three only the two ends are read.
+    JPEG, PNG, BMP, WebP and TIFF are not decoded.
     Raises UserError naming the file if it is missing, unreadable or cut off.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(HEAD_BYTES)
-            length = file.seek(0, 2)
-            file.seek(max(0, length - TAIL_BYTES))
-            tail = file.read()
-            size = image_header.header_size(data)
-            if size is None or not image_header.looks_whole(data, tail, length):
-                file.seek(0)
-                data = file.read()
-                _check(path, data)
-                size = image_header.header_size(data)
-    except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
-    if size is None:
-        height, width = _decode(path, data).shape[:2]
+    data, header = _opened(path, data)
+    if header.size_hw is None:
+        height, width = _decode(path, data, header).shape[:2]
         return height, width
-    height, width = size
+    height, width = header.size_hw
     if height < 1 or width < 1:
         raise _unreadable(path, f"its header says {width}x{height} pixels")
-    return (width, height) if image_header.orientation(data) > 4 else (height, width)
+    return (width, height) if header.orientation > 4 else (height, width)
 
 
 def decode_thumbnail(path: Path, data: bytes, size: tuple[int, int], side: int) -> np.ndarray:
-    """The image as uint8 grey (side, side), made of all pixels of the file's bytes `data`; orientation applied.
+    """The image in the file's bytes `data` as uint8 grey (side, side); orientation applied.
 
-    All of the file is decoded, JPEGs to an eighth of their `size` (height, width) if that is enough, which is quicker.
+    All of the file is decoded, a JPEG at an eighth of its `size` (height, width) if that is enough, which is quicker.
     Raises UserError naming the file if it can't be decoded.
     """
-    if data.startswith(image_header.JPEG):
+    if has_format(data, JPEG):
         grey = _stored(path, data, cv2.IMREAD_GRAYSCALE | _REDUCED[largest_reduction(min(size), side)])
     else:
-        grey = cv2.cvtColor(_decode(path, data), cv2.COLOR_RGB2GRAY)
+        grey = cv2.cvtColor(_decode(path, data, read_header(data)), cv2.COLOR_RGB2GRAY)
     return cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
 
 
-def _decode(path: Path, data: bytes, reduction: int = 1) -> np.ndarray:
-    orientation = image_header.orientation(data)
-    if data.startswith(image_header.JPEG):
+def _opened(path: Path, data: bytes | None = None) -> tuple[bytes, Header]:
+    """Content and header of a file. Raises UserError naming it if it can't be read or the header names a problem."""
+    try:
+        data = path.read_bytes() if data is None else data
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    header = read_header(data)
+    if header.problem:
+        raise _unreadable(path, header.problem)
+    return data, header
+
+
+def _decode(path: Path, data: bytes, header: Header, reduction: int = 1) -> np.ndarray:
+    if has_format(data, JPEG):
         image = _stored(path, data, _COLOURS | _REDUCED[reduction])
-        return _turn(image if _GIVES_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), orientation)
-    tags: dict[int, tuple[int, ...]] = {}
-    stored = data
-    if image_header.is_tiff(data):
-        tags = image_header.tiff_tags(data)
-        if orientation > 1:
-            stored = image_header.stored_upright(data)
-    # This flag gives the pixels as they are stored, not turned; all else is done here, the same in each version.
-    image = _stored(path, stored, cv2.IMREAD_UNCHANGED)
+        return _turn(image if _GIVES_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), header.orientation)
+    page = header.tiff
+    if page and header.orientation > 1:
+        data = image_header.stored_upright(data, page)
+    # This flag gives the pixels as stored. All else is done here, so that releases of OpenCV agree.
+    image = _stored(path, data, cv2.IMREAD_UNCHANGED)
     if image.dtype not in (np.uint8, np.uint16):
         raise _unreadable(path, f"its pixels are {image.dtype}; save it as 8 or 16 bit")
-    if image.dtype == np.uint16 and image_header.tiff_is_inverted(tags):
+    if image.dtype == np.uint16 and page and image_header.tiff_is_inverted(page):
         image = 65535 - image  # OpenCV does this for 8 bit only
     if image.ndim == 3 and image.shape[2] == 4:
-        alpha = image_header.tiff_alpha(tags) if tags else "straight"
-        if alpha == "none" or (data.startswith(image_header.BMP) and not image[..., 3].any()):
+        alpha = image_header.tiff_alpha(page) if page else "straight"
+        if alpha == "none" or (has_format(data, BMP) and not image[..., 3].any()):
             image = image[..., :3]  # a fourth byte that nobody filled
         elif alpha == "premultiplied":
             image = _compose_premultiplied(to_8_bits(image))
         else:
             image = compose(to_8_bits(image[..., :3]), to_8_bits(image[..., 3]))
-    transparent = image_header.grey_transparent(data)
-    if image.ndim == 2 and transparent is not None:
-        opaque = np.where(image == transparent, 0, 255).astype(np.uint8)
-        grey = to_8_bits(image)
-        image = compose(np.dstack((grey, grey, grey)), opaque)
+    elif image.ndim == 2 and header.transparent_grey is not None:  # which OpenCV leaves out, other than for colours
+        opaque = np.where(image == header.transparent_grey, 0, 255).astype(np.uint8)
+        image = compose(cv2.cvtColor(to_8_bits(image), cv2.COLOR_GRAY2RGB), opaque)
     image = to_8_bits(image)
     code = cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB
-    return _turn(cv2.cvtColor(np.ascontiguousarray(image), code), orientation)
+    return _turn(cv2.cvtColor(np.ascontiguousarray(image), code), header.orientation)
 
 
 def _stored(path: Path, data: bytes, flags: int) -> np.ndarray:
@@ -152,7 +137,7 @@ def _stored(path: Path, data: bytes, flags: int) -> np.ndarray:
 
 
 def to_8_bits(image: np.ndarray) -> np.ndarray:
-    """Pixels of 16 bit as uint8, their depth told by the brightest; those of 8 bit as they are."""
+    """Pixels of 8 or 16 bit as uint8. The brightest pixel of 16 bit decides the depth (see `decode_image`)."""
     if image.dtype == np.uint8:
         return image
     brightest = int(image.max())
@@ -167,7 +152,7 @@ def compose(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _compose_premultiplied(image: np.ndarray) -> np.ndarray:
-    """The same of (H, W, 4) whose colours have been multiplied with alpha already."""
+    """Pixels (H, W, 4), whose colours have been multiplied with alpha already, over the background."""
     behind = (BACKGROUND * (255 - image[..., 3:].astype(np.uint16)) + 127) // 255
     return np.minimum(image[..., :3] + behind, 255).astype(np.uint8)
 
@@ -179,7 +164,7 @@ def encode_jpeg(image: np.ndarray, quality: int) -> bytes:
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    # EXIF 2.32, tag 0x0112: 2 mirrored, 3 half turn, 4 upside down, 5-8 the same with rows and columns swapped.
+    # EXIF 2.32, tag 0x0112: 2 mirrored, 3 half turn, 4 upside down; 5 to 8 are these with rows and columns exchanged.
     if orientation > 4:
         image = image.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -187,11 +172,6 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return np.ascontiguousarray(image)
-
-
-def _check(path: Path, data: bytes) -> None:
-    if reason := image_header.problem(data):
-        raise _unreadable(path, reason)
 
 
 def _unreadable(path: Path, reason: str) -> UserError:

@@ -1,4 +1,4 @@
-"""A transform of the user's own, a function or an Albumentations pipeline, for training images.
+"""A user's transform of training images: a function or an Albumentations pipeline.
 
 `image, boxes, labels = transform(image, boxes, labels)`: uint8 RGB (H, W, 3), float32 (n, 4) xyxy in pixels and int64
 (n,). It comes after mosaic, affine and mixup, before colour jitter and flips.
@@ -25,14 +25,15 @@ from yoloyard.common.structures import Sample
 from yoloyard.common.user_file import UserFile
 from yoloyard.data.pixels.augment import letterbox
 
+NO_UPDATE_VARIABLE = "NO_ALBUMENTATIONS_UPDATE"
 KEPT_PIPELINE = "transform.json"  # in the run's folder
 BOX_PARAMS = "bbox_params=A.BboxParams(format='pascal_voc', label_fields=['labels'])"
 
 
 class Transform:
-    """The user's transform with what is needed to call it in any process, and to find it again on resume.
+    """The user's transform. It can be called in any process, and kept in a run's folder for `restore`.
 
-    Raises UsageError or UserError, also when it is made, if it can't be used.
+    Raises UsageError or UserError, also in the constructor, if it can't be used.
     """
 
     def __init__(self, function: Callable[..., Any] | UserFile) -> None:
@@ -40,12 +41,10 @@ class Transform:
         self._function: Any = _loaded(self.file) if self.file else function
         if not callable(self._function):
             raise UsageError(f"transform={self._function!r:.80} is neither a function nor FILE.py:NAME")
-        self.name = self.file.word if self.file else _name(self._function)
-        self.label_field: str | None = None  # of an Albumentations pipeline that is given boxes
-        self.is_pipeline = _comes_from_albumentations(self._function)
-        if self.is_pipeline:
-            self.label_field = _label_field(self._function, self.name)
-        # As text only if that text gives the same pipeline again.
+        self.name = self.file.word if self.file else getattr(function, "__name__", type(function).__name__)
+        self.is_pipeline = _is_a(self._function, "albumentations")
+        self.label_field = _label_field(self._function, self.name) if self.is_pipeline else None
+        # Text is kept only if it gives back an equal pipeline.
         self.saved = _as_json(self._function) if self.is_pipeline and not self.file else None
 
     @property
@@ -63,7 +62,7 @@ class Transform:
             write_whole_text(folder / KEPT_PIPELINE, self.saved)
 
     def check_spawn(self) -> None:
-        """Raises UsageError if it can't be handed to a process that is not forked."""
+        """Raises UsageError if it can't be sent to a process that is not forked."""
         try:
             pickle.dumps(self)
         except Exception as error:  # pickle raises all kinds
@@ -73,13 +72,13 @@ class Transform:
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:
-        # What a file of the user's defines can't be found by its name elsewhere; the file is run there again.
+        # Pickle can't find by name what a user file defines; the other process runs the file again.
         return self.__dict__ | ({"_function": None} if self.file else {})
 
     def __call__(self, sample: Sample, random: np.random.Generator, num_classes: int, path: Path) -> Sample:
-        """The sample after the transform, as large as before; boxes are clipped, those without area are left out.
+        """The sample after the transform, as large as before. Boxes are clipped; those without area are left out.
 
-        All the transform's randomness follows from `random`. Raises UserError that names transform and `path`.
+        `random` decides all randomness of the transform. Raises UserError that names the transform and `path`.
         """
         seed = int(random.integers(2**32))
         if self._function is None and self.file is not None:
@@ -88,7 +87,7 @@ class Transform:
             try:
                 result = self._call(sample, seed)
             except (Exception, SystemExit) as error:
-                place = user_line(error, _source_file(self._function))
+                place = user_line(error, None if self.is_pipeline else _source_file(self._function))
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 raise self._wrong(path, f"{place}: {reason}" if place else reason) from error
         try:
@@ -105,8 +104,7 @@ class Transform:
         self._function.set_random_seed(seed)
         if self.label_field is None:
             return self._function(image=sample.image)["image"], sample.boxes_xyxy, sample.labels
-        given = {"image": sample.image, "bboxes": sample.boxes_xyxy, self.label_field: sample.labels}
-        found = self._function(**given)
+        found = self._function(image=sample.image, bboxes=sample.boxes_xyxy, **{self.label_field: sample.labels})
         return found["image"], found["bboxes"], found[self.label_field]
 
     def _wrong(self, image: Path, reason: str) -> UserError:
@@ -114,16 +112,16 @@ class Transform:
 
 
 def restore(folder: Path, facts: Mapping[str, Any]) -> Transform:
-    """The transform of the run in `folder` that a checkpoint's `facts` tell of.
+    """The transform of the run in `folder`, whose checkpoint has these `facts` (see `Transform.facts`).
 
     Raises UsageError if it must be handed in again, UserError if its file is gone or has changed.
     """
     if facts["kind"] == "file":
-        path = folder / facts["name"].rpartition(":")[0]
         file = UserFile.read(f"{folder / facts['name']}", "transform", "transform")
         if file.digest != facts["digest"]:
-            raise UserError(f"{path} is not the file that this run was trained with; put that one back")
+            raise UserError(f"{file.path} is not the file that this run was trained with; put that one back")
         return Transform(file)
+    again = f"hand it in again: yoloyard.train(resume={str(folder)!r}, transform={facts['name']})"
     if facts["kind"] == "pipeline":
         path = folder / KEPT_PIPELINE
         try:
@@ -131,29 +129,19 @@ def restore(folder: Path, facts: Mapping[str, Any]) -> Transform:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         except Exception as error:  # whatever the package thinks of it
-            raise UsageError(f"{path} gives no pipeline ({error}); {_again(folder, facts)}") from error
-    raise UsageError(f"this run was trained with a transform that is not kept in its folder; {_again(folder, facts)}")
-
-
-def _again(folder: Path, facts: Mapping[str, Any]) -> str:
-    return f"hand it in again: yoloyard.train(resume={str(folder)!r}, transform={facts['name']})"
-
-
-def _name(function: Any) -> str:
-    return str(getattr(function, "__name__", type(function).__name__))
+            raise UsageError(f"{path} gives no pipeline ({error}); {again}") from error
+    raise UsageError(f"this run was trained with a transform that is not kept in its folder; {again}")
 
 
 def _source_file(function: Any) -> str | None:
-    """The file that the code of a function or of an object's `__call__` stands in, if it is no pipeline's."""
-    if _comes_from_albumentations(function):
-        return None
+    """The file with the code of a function or of an object's `__call__`."""
     code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
     return code.co_filename if code else None
 
 
-def _comes_from_albumentations(function: Any) -> bool:
-    # Without importing the package: it may not be there, and looks for a newer version of itself on the network.
-    return any(kind.__module__.split(".")[0] == "albumentations" for kind in type(function).__mro__)
+def _is_a(thing: Any, name: str) -> bool:
+    """Whether a class of `thing` is called `name` or comes from the package `name`, which need not be imported."""
+    return any(name in (kind.__name__, kind.__module__.split(".")[0]) for kind in type(thing).__mro__)
 
 
 def _label_field(pipeline: Any, name: str) -> str | None:
@@ -162,7 +150,7 @@ def _label_field(pipeline: Any, name: str) -> str | None:
         raise UsageError(f"the transform {name} needs albumentations 2.0 or later")
     processors = getattr(pipeline, "processors", {})
     if "bboxes" not in processors:
-        moving = sorted({type(step).__name__ for step in _steps(pipeline) if _moves_boxes(step)})
+        moving = sorted({type(step).__name__ for step in _steps(pipeline) if _is_a(step, "DualTransform")})
         if moving:
             raise UsageError(f"the transform {name} must be given the boxes ({', '.join(moving)}): {BOX_PARAMS}")
         return None
@@ -182,24 +170,18 @@ def _steps(pipeline: Any) -> Iterator[Any]:
         yield from _steps(step)
 
 
-def _moves_boxes(step: Any) -> bool:
-    return any(kind.__name__ == "DualTransform" for kind in type(step).__mro__)
-
-
 def _as_json(pipeline: Any) -> str | None:
     """A pipeline as text, None if it has parts that text can't hold."""
+
+    def facts(of: Any) -> tuple[str, dict[str, Any]]:
+        boxes = getattr(of, "processors", {}).get("bboxes")
+        return json.dumps(of.to_dict(), indent=1), vars(boxes.params) if boxes else {}
+
     try:
-        text = json.dumps(pipeline.to_dict(), indent=1)
-        again = _from_json(text)
+        text = facts(pipeline)[0]
+        return text if facts(_from_json(text)) == facts(pipeline) else None
     except Exception:  # noqa: BLE001  # functions, arrays, classes of the user's: the package has an error for each
         return None
-    same = json.dumps(again.to_dict(), indent=1) == text and _box_params(again) == _box_params(pipeline)
-    return text if same else None
-
-
-def _box_params(pipeline: Any) -> dict[str, Any]:
-    processor = getattr(pipeline, "processors", {}).get("bboxes")
-    return vars(processor.params) if processor else {}
 
 
 def _from_json(text: str) -> Any:
@@ -215,32 +197,29 @@ def _loaded(file: UserFile) -> Any:
 
 @contextlib.contextmanager
 def _without_network() -> Iterator[None]:
-    """Albumentations, when it is imported, looks for a newer version of itself, unless it is told not to."""
-    name = "NO_ALBUMENTATIONS_UPDATE"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
+    """While entered, importing Albumentations doesn't look for a newer version of it."""
+    before = os.environ.get(NO_UPDATE_VARIABLE)
+    os.environ[NO_UPDATE_VARIABLE] = "1"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        del os.environ[NO_UPDATE_VARIABLE]
+        os.environ |= {} if before is None else {NO_UPDATE_VARIABLE: before}
 
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The generators that a transform may use begin at `seed`, and go on as they were afterwards."""
-    states = python_random.getstate(), np.random.get_state(), torch.get_rng_state()
+    """While entered, the generators that a transform may use start from `seed`; then they go on as before."""
+    states = python_random.getstate(), np.random.get_state()
     python_random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # the CPU's alone
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # the CPU's alone
+            yield
     finally:
         python_random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def _checked(result: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -272,7 +251,7 @@ def _checked(result: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def _fitted(sample: Sample, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> Sample:
-    """The image letterboxed to the size that it had, with boxes that lie in it."""
+    """The sample with these boxes inside the image, which is letterboxed to the size that it had."""
     if image.shape != sample.image.shape:
         image, way = letterbox(image, (sample.image.shape[0], sample.image.shape[1]))
         boxes = boxes * ([way.scale_x, way.scale_y] * 2) + [way.pad_left, way.pad_top] * 2

@@ -1,0 +1,176 @@
+"""Training and validation batches, made one at a time; this runs in the workers.
+
+Shapes: B images of a batch, M boxes an image (padded), H W pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from yoloyard.common.errors import UserError
+from yoloyard.common.structures import Batch, Sample
+from yoloyard.config.settings import TrainConfig
+from yoloyard.data.index.index import Index
+from yoloyard.data.loading.disk_cache import DiskImages
+from yoloyard.data.loading.epoch_plan import EpochOrder, EpochPlan
+from yoloyard.data.loading.image_cache import AllImages, RecentImages
+from yoloyard.data.loading.sampling import BatchRequest, part_of, sample_random, window
+from yoloyard.data.pixels import augment
+from yoloyard.data.pixels.transform import Transform
+
+Images = RecentImages | AllImages | DiskImages
+
+
+class TrainingBatches(Dataset[Batch | UserError]):
+    """Makes the training batches that it is asked for."""
+
+    def __init__(
+        self, index: Index, images: Images, config: TrainConfig, plan: EpochPlan, transform: Transform | None = None
+    ) -> None:
+        self.index, self.images, self.config, self.plan, self.transform = index, images, config, plan, transform
+        counts = np.diff(index.offsets)
+        most = (4 if config.augment.mosaic else 1) * (2 if config.augment.mixup else 1) * int(counts.max())
+        self.buckets = padding_buckets(4 * float(counts.mean()), most)
+        self._order: tuple[int, EpochOrder] | None = None
+
+    def __getitem__(self, request: BatchRequest) -> Batch | UserError:
+        """The batch. An error is returned as a value: torch's loader would wrap one that is raised in a traceback."""
+        try:
+            height, width = self._epoch_order(request.epoch).shapes[request.positions[0] // self.config.batch].tolist()
+            images = np.empty((len(request.positions), height, width, 3), np.uint8)
+            pairs = zip(request.positions, images, strict=True)
+            samples = [self._sample(request, position, image) for position, image in pairs]
+        except UserError as error:
+            return error
+        return collate(samples, self.buckets, images)
+
+    def _sample(self, request: BatchRequest, position: int, image: np.ndarray) -> Sample:
+        """The sample at a position of the epoch, its image written into `image` (H, W, 3)."""
+        order, config = self._epoch_order(request.epoch), self.config.augment
+        position %= len(order.images)
+        index, repeat = int(order.images[position]), int(order.repeats[position])
+        random = sample_random(self.config.seed, request.epoch, index, repeat)
+        shape = image.shape[0], image.shape[1]
+        sample = self._placed(index, position, shape, request, random)
+        if request.mosaic and random.random() < config.mixup:
+            (partner,) = self._partners(1, position, request, random)
+            sample = augment.mixup(sample, self._placed(partner, position, shape, request, random), random)
+        if self.transform is not None:
+            sample = self.transform(sample, random, len(self.index.names), self.index.paths[index])
+        colours = augment.draw_colours(config, random)
+        sample = augment.flip(sample, config, random, image)
+        if colours is not None:
+            augment.adjust_colours(image, colours)
+        return sample
+
+    def _placed(
+        self, index: int, position: int, shape: tuple[int, int], request: BatchRequest, random: np.random.Generator
+    ) -> Sample:
+        """Image `index`, in a mosaic or alone, moved onto an output of `shape` (H, W)."""
+        imgsz, config = self.config.imgsz, self.config.augment
+        sample = self._load(index)
+        if request.mosaic and random.random() < config.mosaic:
+            partners = self._partners(3, position, request, random)
+            canvas = (2 * imgsz, 2 * imgsz)
+            tiles = augment.mosaic_tiles([sample, *map(self._load, partners)], imgsz, random)
+        else:
+            canvas = sample.image.shape[:2]
+            tiles = [augment.Tile(sample, 0, 0, (0, 0, canvas[1], canvas[0]))]
+        matrix, zoom = augment.draw_affine(*canvas, shape, config, random)
+        return augment.place(tiles, canvas, matrix, zoom, shape)
+
+    def _partners(self, count: int, position: int, request: BatchRequest, random: np.random.Generator) -> list[int]:
+        """Images drawn from the window of the epoch that `position` lies in."""
+        batch, order = self.config.batch, self._epoch_order(request.epoch).images
+        numbers, part = window(position // batch, self.plan.num_batches, batch), part_of(position, batch)
+        drawn = random.integers(0, len(numbers) * len(part), count).tolist()
+        positions = (numbers[draw // len(part)] * batch + part[draw % len(part)] for draw in drawn)
+        return [int(order[each % len(order)]) for each in positions]
+
+    def _load(self, index: int) -> Sample:
+        """An image with its long side imgsz and its boxes, without those to be ignored."""
+        image = self.images[index]
+        boxes, labels, ignore = self.index.annotations(index)
+        scale_xy = np.array(image.shape[1::-1]) / self.index.sizes[index][::-1]
+        boxes *= np.tile(scale_xy, 2).astype(np.float32)
+        return Sample(image, boxes[~ignore], labels[~ignore], ignore[~ignore], index, source_ids=(index,))
+
+    def _epoch_order(self, epoch: int) -> EpochOrder:
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, self.plan.order(epoch))
+        return self._order[1]
+
+
+@dataclass(frozen=True)
+class ValRequest:
+    """A validation batch: which images, and the (H, W) that they are fitted into."""
+
+    image_ids: tuple[int, ...]
+    shape: tuple[int, int]
+
+
+class ValidationBatches(Dataset[Batch | UserError]):
+    """Makes the validation batches that it is asked for."""
+
+    def __init__(self, index: Index, images: Images) -> None:
+        self.index, self.images = index, images
+        counts = np.diff(index.offsets)
+        self.buckets = padding_buckets(float(counts.mean()), int(counts.max()))
+
+    def __getitem__(self, request: ValRequest) -> Batch | UserError:
+        """The batch, or the error as a value."""
+        try:
+            return collate([self._sample(image_id, request.shape) for image_id in request.image_ids], self.buckets)
+        except UserError as error:
+            return error
+
+    def _sample(self, image_id: int, shape: tuple[int, int]) -> Sample:
+        height, width = self.index.sizes[image_id].tolist()
+        image, transform = augment.letterbox(self.images[image_id], shape, False, (height, width))
+        boxes, labels, ignore = self.index.annotations(image_id)
+        boxes *= np.array([transform.scale_x, transform.scale_y] * 2, np.float32)
+        boxes += np.array([transform.pad_left, transform.pad_top] * 2, np.float32)
+        return Sample(image, boxes, labels, ignore, image_id, transform)
+
+
+def collate(samples: Sequence[Sample], buckets: Sequence[int], images: np.ndarray | None = None) -> Batch:
+    """Samples of one size as a Batch. Boxes are padded to M slots, the smallest bucket that they fit into.
+
+    `buckets` ascend. If a transform has added so many boxes that the largest is too small, it is doubled.
+    `images` (B, H, W, 3) holds the samples' images if they are in one array already.
+    """
+    most = max(len(sample.labels) for sample in samples)
+    larger = (buckets[-1] * 2**doubled for doubled in itertools.count(1))
+    slots = next(size for size in itertools.chain(buckets, larger) if size >= most)
+    if images is None:
+        images = np.stack([sample.image for sample in samples])
+    boxes = np.zeros((len(samples), slots, 4), np.float32)
+    labels = np.full((len(samples), slots), -1, np.int64)
+    ignore = np.zeros((len(samples), slots), bool)
+    for row, sample in enumerate(samples):
+        count = len(sample.labels)
+        boxes[row, :count], labels[row, :count], ignore[row, :count] = sample.boxes_xyxy, sample.labels, sample.ignore
+    return Batch(
+        images=torch.from_numpy(images).permute(0, 3, 1, 2),
+        boxes=torch.from_numpy(boxes),
+        labels=torch.from_numpy(labels),
+        ignore=torch.from_numpy(ignore),
+        image_ids=[sample.image_id for sample in samples],
+        transforms=[sample.transform for sample in samples],
+        source_ids=tuple(dict.fromkeys(source for sample in samples for source in sample.source_ids)),
+    )
+
+
+def padding_buckets(typical: float, largest: int) -> tuple[int, ...]:
+    """At most 4 numbers of boxes to pad to, in equal ratios from a typical count to the largest, multiples of 8."""
+    last = 8 * math.ceil(max(largest, 1) / 8)
+    first = min(8 * math.ceil(max(typical, 1) / 8), last)
+    middle = (8 * math.ceil(first * (last / first) ** (step / 3) / 8) for step in (1, 2))
+    return tuple(sorted({first, *middle, last}))
