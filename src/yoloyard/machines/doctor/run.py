@@ -8,7 +8,7 @@ from typing import Any
 
 from yoloyard.machines.doctor import compute, container, disk, gpu, limits, network, packages
 from yoloyard.machines.doctor.finding import Finding
-from yoloyard.machines.environment import machine, nvml, wheel
+from yoloyard.machines.environment import machine, nvml
 from yoloyard.machines.environment import packages as packages_of
 
 WORST_FIRST = ("problem", "warning", "skipped", "ok")
@@ -42,18 +42,18 @@ def examine(
     and the like are read. `python`: whose packages are looked at, instead of those of this process. What can't be
     read becomes a finding "skipped" of its subject; a mistake in a check is raised, never hidden.
     """
-    driver = nvml.gather()
+    driver, installed = nvml.gather(), packages_of.gather(python)
     users = {process["pid"] for each in driver["gpus"] for process in each.get("processes", [])}
     facts: dict[str, Any] = {
         "machine": machine.gather(root, folder),
         "nvml": driver,
         "processes": {pid: machine.command_of(root, pid) for pid in users},  # who uses the GPUs
-        "torch": wheel.gather(python),
-        "packages": packages_of.gather(python),
+        "torch": packages_of.torch_facts(installed),
+        "packages": installed,
         "disk": None if quick else disk.measure(folder),
         "network": network.measure(endpoint) if endpoint else None,
     }
-    attempt = facts["packages"].get("imports", {}).get("torch", {"error": "not looked at"})
+    attempt = installed.get("imports", {}).get("torch", {"error": "not looked at"})
     facts["compute"] = None if quick or attempt["error"] else compute.gather(attempt.get("devices", 0), python)
     findings = [
         *gpu.check(facts),

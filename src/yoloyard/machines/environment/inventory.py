@@ -1,7 +1,7 @@
-"""What is installed in an interpreter's environment, read from files alone: nothing that is installed is imported.
+"""The packages in the environment of a Python, read from their files: none of them is imported.
 
-`freeze` and `installed` serve this process; run as a program, by whichever Python, this file prints the inventory of
-its environment as JSON. So it imports the standard library only, and what Python 3.8 has of it.
+`freeze` serves this process. As a program, this file prints the inventory of the Python that runs it as JSON, so it
+imports only what the standard library of Python 3.8 has.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 # Whose files are counted, and which modules are looked for along sys.path.
@@ -83,10 +84,9 @@ def _distributions(folder: str) -> list[dict[str, Any]]:
         if not entry.endswith((".dist-info", ".egg-info")) or entry[:1] == "~":
             continue
         place = os.path.join(folder, entry)
-        distribution = metadata.PathDistribution(_path(place))
+        distribution = metadata.PathDistribution(Path(place))
         facts = distribution.metadata
-        name = (facts["Name"] if facts else None) or entry.split("-")[0]
-        name = normal_name(name)
+        name = normal_name((facts["Name"] if facts else None) or entry.split("-")[0])
         rows.append(
             {
                 "name": name,
@@ -100,12 +100,6 @@ def _distributions(folder: str) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _path(place: str) -> Any:
-    import pathlib
-
-    return pathlib.Path(place)
 
 
 def _files(folder: str, place: str) -> dict[str, Any] | None:

@@ -1,4 +1,7 @@
-"""What is installed for a Python, and what happens when it is imported, asked in processes of that Python."""
+"""The packages of a Python: what is installed, whether it fits together, and whether it can be imported.
+
+Each question is asked in a process of that Python, since an import may fail or crash.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ SECONDS = 300  # for a module to be imported from a cold network disk
 
 
 def gather(python: Path | None = None) -> dict[str, Any]:
-    """The inventory of `python`'s environment (default: of this one), and under `imports` how each module does.
+    """The inventory of `python`'s environment (default: of this one); `imports`: what each module did; `check`: of pip.
 
     `error` says why nothing could be learned, else it is None.
     """
@@ -26,13 +29,29 @@ def gather(python: Path | None = None) -> dict[str, Any]:
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": f"{command} can't be run: {error}"}
     if done.returncode:
-        return {"error": f"{command}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}"}
+        return {"error": f"{command}: {last_line(done.stderr) or 'it failed'}"}
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         return {"error": f"{command} does not answer as a Python does"}
     modules = [name for name in IMPORTED if name not in OPTIONAL or found["modules"][name]]
-    return found | {"error": None, "imports": import_all(command, modules)}
+    return found | {"error": None, "imports": import_all(command, modules), "check": pip_check(command)}
+
+
+def torch_facts(packages: dict[str, Any]) -> dict[str, Any]:
+    """Version, CUDA (None: a wheel for CPUs) and architectures of torch; `error` where it can't be imported."""
+    attempt = packages["imports"]["torch"] if not packages["error"] else {"error": packages["error"]}
+    built = attempt.get("built") or {"version": None, "cuda": None, "architectures": []}
+    return {"error": None if built["version"] else attempt["error"], **built}
+
+
+def pip_check(python: str) -> dict[str, Any]:
+    """The lines of `pip check` about the environment of `python`; `error` where there is no pip that can tell."""
+    for pip in ([python, "-m", "pip"], [sys.executable, "-m", "pip", "--python", python]):
+        done = subprocess.run([*pip, "check"], capture_output=True, text=True, check=False)
+        if done.returncode == 0 or done.stdout:
+            return {"error": None, "lines": done.stdout.splitlines()}
+    return {"error": last_line(done.stderr) or "it failed", "lines": []}
 
 
 def import_all(python: str, modules: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -71,6 +90,11 @@ def ending(status: int) -> str:
     if status < 0:
         return f"the process was killed by {signal.Signals(-status).name} (a crash)"
     return f"the process ended with status {status}"
+
+
+def last_line(text: str) -> str:
+    """The last line that isn't empty; empty if there is none."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "").strip()
 
 
 def as_text(output: str | bytes | None) -> str:
