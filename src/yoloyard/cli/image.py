@@ -32,8 +32,8 @@ def image_build(
     ] = None,
 ) -> None:
     """Build an image from the clone that yoloyard is used from."""
-    from yoloyard.machines.containers.builder import find_builder
     from yoloyard.machines.image.build import build, build_command, clone_root, image_names
+    from yoloyard.machines.image.builder import find_builder
     from yoloyard.machines.image.versions import find_tag
 
     root, wanted = clone_root(), find_tag(tag)
@@ -52,8 +52,8 @@ def image_list() -> None:
     from rich.table import Column, Table
 
     from yoloyard.common.errors import UserError
-    from yoloyard.machines.containers.builder import find_builder
     from yoloyard.machines.image.build import image_names
+    from yoloyard.machines.image.builder import find_builder, is_built
     from yoloyard.machines.image.versions import tags
 
     try:
@@ -62,7 +62,7 @@ def image_list() -> None:
         engine = None  # the table is of use without one as well
     table = Table(Column("tag", no_wrap=True), "PyTorch", "CUDA", "GPU code", "driver from", "built here")
     for tag in tags().values():
-        built = [stage for stage in ("devel", "runtime") if engine and engine.has(image_names(tag, stage)[0])]
+        built = [stage for stage in ("devel", "runtime") if engine and is_built(engine, image_names(tag, stage)[0])]
         name = "\n".join([tag.name, *(f"= {alias}" for alias in tag.aliases)])
         here = ", ".join(built) if engine else "no engine"
         table.add_row(name, tag.torch, tag.cuda or "-", " ".join(tag.architectures) or "-", tag.driver or "-", here)

@@ -1,6 +1,6 @@
-"""The one container of a project folder on a machine: its Compose files, its state, its engine.
+"""The one container of a project folder on a host: its Compose files, its state, its engine.
 
-What `up` chose is kept on that machine in ~/.local/state/yoloyard/PROJECT/ (or under XDG_STATE_HOME), readable by its
+What `up` chose is kept on that host in ~/.local/state/yoloyard/PROJECT/ (or under XDG_STATE_HOME), readable by its
 owner alone, since the Jupyter token is in it.
 """
 

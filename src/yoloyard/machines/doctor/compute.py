@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.machines.doctor.finding import Finding
-from yoloyard.machines.environment.packages import as_text, ending, program, run_program
+from yoloyard.machines.environment.packages import ending, program, run_probes
 
-SECONDS = 180  # for a device, its libraries loaded from a cold disk included
+DEVICE_SECONDS = 180  # for a device, its libraries loaded from a cold disk included
 TOGETHER_SECONDS = 120  # longer than the limit of the all-reduce itself, which names the reason
 
 
@@ -26,7 +26,7 @@ def gather(devices: int, python: Path | None = None) -> dict[str, Any]:
     command = str(python or sys.executable)
     names = ["cpu", *(f"cuda:{index}" for index in range(devices))]
     found: dict[str, Any] = {"devices": {name: try_device(command, name) for name in names}}
-    found["peers"] = _trials(command, "peers", str(devices)) if devices > 1 else []
+    found["peers"] = try_device(command, "peers", str(devices)) if devices > 1 else []
     backend, size = ("nccl", devices) if devices > 1 else ("gloo", 2)
     found["together"] = all_reduce(command, backend, size)
     if backend == "nccl" and found["together"]["error"]:
@@ -34,26 +34,9 @@ def gather(devices: int, python: Path | None = None) -> dict[str, Any]:
     return found
 
 
-def try_device(python: str, device: str) -> list[dict[str, Any]]:
+def try_device(python: str, *arguments: str) -> list[dict[str, Any]]:
     """The probes of a device in their order; one during which the process ended has that as its error."""
-    return _trials(python, device)
-
-
-def _trials(python: str, *arguments: str) -> list[dict[str, Any]]:
-    try:
-        done = run_program(python, "computing.py", *arguments, seconds=SECONDS)
-        output, end = done.stdout, ending(done.returncode) if done.returncode else ""
-        end += f": {done.stderr.strip().splitlines()[-1]}" if end and done.stderr.strip() else ""
-    except OSError as error:
-        output, end = "", str(error)
-    except subprocess.TimeoutExpired as error:
-        output, end = as_text(error.stdout), f"no answer after {SECONDS} s"
-    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    finished = [row for row in rows if "error" in row]
-    if end:
-        last = rows[-1]["probe"] if rows and "error" not in rows[-1] else "start"
-        finished.append({"probe": last, "error": end})
-    return finished
+    return run_probes(python, "computing.py", *arguments, seconds=DEVICE_SECONDS)
 
 
 def all_reduce(python: str, backend: str, size: int, variables: dict[str, str] | None = None) -> dict[str, Any]:

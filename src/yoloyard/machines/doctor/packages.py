@@ -207,10 +207,8 @@ def _other_imports(packages: Facts) -> list[Finding]:
 
 
 def short(attempt: Facts) -> str:
-    """An error on one line; where the process crashed, with the last line that it printed."""
+    """An error on one line of less than 300 characters."""
     text = " ".join(attempt["error"].split())
-    said = attempt["said"].strip().splitlines() if "process" in text else []
-    text += f" ({said[-1]})" if said else ""
     return text if len(text) < 300 else text[:140] + " ... " + text[-150:]
 
 

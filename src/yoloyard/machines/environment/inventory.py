@@ -11,6 +11,7 @@ import glob
 import json
 import os
 import re
+import site
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -31,19 +32,14 @@ def normal_name(name: str) -> str:
 def freeze() -> list[str]:
     """`name==version` of everything installed, as Python sees it; editable ones end in ` (editable)`. Sorted.
 
-    Names and versions are those of the metadata folders, which need not be opened for it.
+    The names of the metadata folders say both, so that a run need not open them as it starts.
     """
     found: dict[str, str] = {}
-    for folder in sys.path:
-        for entry in _names(folder or "."):
-            stem, kind = os.path.splitext(entry)
-            if kind not in (".dist-info", ".egg-info") or stem.startswith("~"):
-                continue
-            name, _, version = stem.partition("-")
-            if kind == ".egg-info":  # "name-1.0-py3.11.egg-info", or of a source folder without a version
-                version = version.split("-py")[0]
-            editable = " (editable)" if _editable(os.path.join(folder, entry)) else ""
-            found.setdefault(normal_name(name), f"=={version}{editable}" if version else editable)
+    for place in [os.path.join(folder or ".", entry) for folder in sys.path for entry in _infos(folder or ".")]:
+        name, _, version = os.path.splitext(os.path.basename(place))[0].partition("-")
+        version = version.split("-py")[0]  # "name-1.0-py3.11.egg-info"; that of a source folder has no version
+        editable = " (editable)" if _editable(place) else ""
+        found.setdefault(normal_name(name), (f"=={version}" if version else "") + editable)
     return sorted(name + rest for name, rest in found.items())
 
 
@@ -56,7 +52,7 @@ def inventory() -> dict[str, Any]:
         "prefix": sys.prefix,
         "base_prefix": sys.base_prefix,
         "path": folders,
-        "user_site": _user_site(),
+        "user_site": site.getusersitepackages() if site.ENABLE_USER_SITE else None,
         "python_path": [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry],
         "distributions": [row for folder in folders for row in _distributions(folder)],
         "leftovers": [os.path.join(folder, name) for folder in folders for name in _names(folder) if name[:1] == "~"],
@@ -72,17 +68,9 @@ def inventory() -> dict[str, Any]:
     }
 
 
-def _user_site() -> str | None:
-    import site
-
-    return site.getusersitepackages() if site.ENABLE_USER_SITE else None
-
-
 def _distributions(folder: str) -> list[dict[str, Any]]:
     rows = []
-    for entry in _names(folder):
-        if not entry.endswith((".dist-info", ".egg-info")) or entry[:1] == "~":
-            continue
+    for entry in _infos(folder):
         place = os.path.join(folder, entry)
         distribution = metadata.PathDistribution(Path(place))
         facts = distribution.metadata
@@ -159,6 +147,11 @@ def _constants(path: str) -> dict[str, str]:
 
 def _libraries(folder: str) -> list[str]:
     return sorted(path for name in CUDA_LIBRARIES for path in glob.glob(os.path.join(folder, name + "*.so*")))
+
+
+def _infos(folder: str) -> list[str]:
+    """The metadata folders of distributions; pip renames those that it removes to ~name."""
+    return [name for name in _names(folder) if name.endswith((".dist-info", ".egg-info")) and name[:1] != "~"]
 
 
 def _names(folder: str) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 IMPORTED = ("numpy", "cv2", "torch", "torchvision", "safetensors", "matplotlib")
 OPTIONAL = ("torchvision",)  # tried only where it is installed
-SECONDS = 300  # for a module to be imported from a cold network disk
+IMPORT_SECONDS = 300  # for modules to be imported from a cold network disk
 
 
 def gather(python: Path | None = None) -> dict[str, Any]:
@@ -24,8 +24,9 @@ def gather(python: Path | None = None) -> dict[str, Any]:
     `error` says why nothing could be learned, else it is None.
     """
     command = str(python or sys.executable)
+    asked = program(command, "inventory.py")
     try:
-        done = run_program(command, "inventory.py")
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": f"{command} can't be run: {error}"}
     if done.returncode:
@@ -55,33 +56,43 @@ def pip_check(python: str) -> dict[str, Any]:
 
 
 def import_all(python: str, modules: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What `probe.py` found about each module; after a crash or a standstill a new process takes up the rest."""
+    """What `probe.py` found about each module. After a crash or a hang, a new process does the rest."""
     found: dict[str, dict[str, Any]] = {}
     while left := [name for name in modules if name not in found]:
-        try:
-            done = run_program(python, "probe.py", *left)
-            output, end = done.stdout, ending(done.returncode)
-            said = done.stderr
-        except subprocess.TimeoutExpired as error:
-            output = as_text(error.stdout)
-            end, said = f"it took longer than {SECONDS} s", ""
-        rows = [json.loads(line) for line in output.splitlines()]
-        finished = {row["module"]: row for row in rows if "error" in row}
-        broken = next(name for name in left if name not in finished) if len(finished) < len(left) else None
-        found |= finished
-        if broken:
-            found[broken] = {"module": broken, "error": end, "said": said[-3000:]}
+        rows = run_probes(python, "probe.py", *left, seconds=IMPORT_SECONDS)
+        finished = {row["probe"]: row for row in rows if row["probe"] in left}
+        found |= finished or {left[0]: rows[-1]}
     return found
 
 
-def run_program(python: str, name: str, *arguments: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
-    """Let `python` run a program that lies beside this file, without this folder on its sys.path."""
-    command = program(python, name, *arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+def run_probes(python: str, name: str, *arguments: str, seconds: float) -> list[dict[str, Any]]:
+    """Let `python` run a program beside this file that prints a line of JSON before and after each probe.
+
+    Returns the lines after the probes. A probe during which the process ended has that as its error; `said` is what
+    the process wrote to standard error. Where it ended before the first one, the probe is called "start".
+    """
+    try:
+        command = program(python, name, *arguments)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        output, said, end = done.stdout, done.stderr, ending(done.returncode)
+        has_failed = done.returncode != 0
+    except OSError as error:
+        output, said, end, has_failed = "", "", str(error), True
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
+        said, end, has_failed = "", f"no answer after {seconds} s", True
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    is_inside = bool(rows) and "error" not in rows[-1]
+    finished = [row for row in rows if "error" in row]
+    if has_failed or is_inside:
+        error_line = f"{end}: {last_line(said)}" if last_line(said) else end
+        probe = rows[-1]["probe"] if is_inside else "start"
+        finished.append({"probe": probe, "error": error_line, "said": said[-3000:]})
+    return finished
 
 
 def program(python: str, name: str, *arguments: str) -> list[str]:
-    """The command by which `python` runs a program that lies beside this file."""
+    """The command by which `python` runs a program beside this file, without this folder on its sys.path."""
     return [python, "-c", Path(__file__).with_name(name).read_text(encoding="utf-8"), *arguments]
 
 
@@ -95,8 +106,3 @@ def ending(status: int) -> str:
 def last_line(text: str) -> str:
     """The last line that isn't empty; empty if there is none."""
     return next((line for line in reversed(text.splitlines()) if line.strip()), "").strip()
-
-
-def as_text(output: str | bytes | None) -> str:
-    """What a process had printed when its time was up."""
-    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""

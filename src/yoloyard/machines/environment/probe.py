@@ -86,7 +86,7 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what modules print is no answer
     for each in sys.argv[1:]:
-        answers.write(json.dumps({"module": each}) + "\n")
+        answers.write(json.dumps({"probe": each}) + "\n")
         answers.flush()
-        answers.write(json.dumps({"module": each, **attempt(each)}) + "\n")
+        answers.write(json.dumps({"probe": each, **attempt(each)}) + "\n")
         answers.flush()
