@@ -301,7 +301,7 @@ def groups() -> list[int]:
 
 def start(command: list[str], environment: dict[str, str], ids: Ids, **options: Any) -> subprocess.Popen[bytes]:
     """A child that no signal is blocked for, as the user `ids` (uid, gid) where given."""
-    as_user = {"user": ids[0], "group": ids[1], "extra_groups": groups()} if ids else {}
+    as_user: dict[str, Any] = {"user": ids[0], "group": ids[1], "extra_groups": groups()} if ids else {}
     return subprocess.Popen(
         command,
         env=environment,

@@ -18,15 +18,16 @@ from yoloyard.machines.containers import gpus as graphics
 from yoloyard.machines.containers.container import USER, Engine, Project, Status, find_engine
 from yoloyard.machines.containers.copying import copy_folder, send_image
 from yoloyard.machines.containers.host import Host, connect, last_line
-from yoloyard.machines.containers.ports import PORTS, choose_ports, listens, tunnel_ports
+from yoloyard.machines.containers.ports import PORTS, choose_ports, flag, listens, tunnel_ports
 from yoloyard.machines.containers.ssh_keys import public_keys
 from yoloyard.machines.image.versions import best_tag, find_tag, repository
 
 log = logging.getLogger(__name__)
 
-SAVING = 120  # seconds that a training has to save when the container stops
-_PATIENCE = 180.0  # seconds until the container must be healthy
-_SOURCE = "YOLOYARD_SOURCE"  # which folder of which machine was copied to a host
+SAVING_SECONDS = 120  # that a training has to save when the container stops
+HEALTHY_SECONDS = 180.0  # until the container must be healthy
+AGAIN = "yoloyard down stops it, up starts again"
+_SOURCE = "YOLOYARD_SOURCE"  # the folder that was copied to a host, and the machine that it is on
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
         if before and runner.name != before and host.run([before, "version"]).returncode == 0:
             status = project.status(find_engine(host, before))
             if status and status.running:
-                raise UserError(f"the container is running with {before}: yoloyard down stops it, up starts again")
+                raise UserError(f"the container is running with {before}: {AGAIN}")
         if "YOLOYARD_TAG" in asked:
             asked["YOLOYARD_TAG"] = find_tag(asked["YOLOYARD_TAG"]).name  # it may be an alias
         if "YOLOYARD_DATA" in asked:
@@ -71,10 +72,8 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
             _check_known(settings, runner, status)
             changed = [name for name, value in asked.items() if settings.get(name) != value]
             if changed:
-                flags = ", ".join(_flag(name) for name in changed)
-                raise UserError(
-                    f"the container is running with another {flags}: yoloyard down stops it, up starts again"
-                )
+                flags = ", ".join(map(flag, changed))
+                raise UserError(f"the container is running with another {flags}: {AGAIN}")
             log.info(f"the container is running already ({runner.name}, image {_image(settings)})")
             _wait(project, runner)
         else:
@@ -105,16 +104,13 @@ def down(folder: Path, on: str | None, engine: str | None, volumes: bool) -> Non
         if not settings or (status is None and not volumes):
             log.info(f"no container of {project.folder} on {host}")
             return
-        log.info(f"stopping; what trains has {SAVING} s to save")
-        words = ["down", "--timeout", str(SAVING), *(["--volumes"] if volumes else [])]
+        log.info(f"stopping; what trains has {SAVING_SECONDS} s to save")
+        words = ["down", "--timeout", str(SAVING_SECONDS), *(["--volumes"] if volumes else [])]
         done = host.run(project.compose(runner, *words))
         if done.returncode or project.status(runner) is not None:
-            raise UserError(
-                f"{runner.compose[0]} could not stop it: {last_line(done.stderr) or last_line(done.stdout)}"
-            )
-        log.info(
-            "stopped; " + ("its volumes are deleted" if volumes else "its volumes are kept (--volumes deletes them)")
-        )
+            said = last_line(done.stderr) or last_line(done.stdout)
+            raise UserError(f"{runner.compose[0]} could not stop it: {said}")
+        log.info(f"stopped; its volumes are {'deleted' if volumes else 'kept (--volumes deletes them)'}")
         if host.is_remote:
             port = f" -e 'ssh -p {host.port}'" if host.port else ""
             remote = shlex.quote(f"{host.login}:{project.folder}/runs")
@@ -194,7 +190,7 @@ def _check_known(settings: dict[str, str], runner: Engine, status: Status) -> No
     if not settings:
         raise UserError(
             "there is a container of this folder, but what `up` chose for it is gone: "
-            f"{runner.name} stop --time {SAVING} {status.id[:12]} && {runner.name} rm {status.id[:12]}, then up"
+            f"{runner.name} stop --time {SAVING_SECONDS} {status.id[:12]} && {runner.name} rm {status.id[:12]}, then up"
         )
 
 
@@ -215,12 +211,8 @@ def _choose(
     service: dict[str, Any] = {}
     if used.driver is not None:
         service |= graphics.override(graphics.gpu_access(host, runner.name), numbers)
-    if "YOLOYARD_TAG" in asked:
-        tag = asked["YOLOYARD_TAG"]
-        log.info(f"tag {tag}, as asked for")
-    else:
-        tag = best_tag(used.driver, list(used.capabilities)).name
-        log.info(f"tag {tag}: {_why(host, used, gpus)}")
+    tag = asked.get("YOLOYARD_TAG") or best_tag(used.driver, list(used.capabilities)).name
+    log.info(f"tag {tag}" + (", as asked for" if "YOLOYARD_TAG" in asked else f": {_why(host, used, gpus)}"))
     rootless = ["podman", "info", "--format", "{{.Host.Security.Rootless}}"]
     if runner.name == "podman" and host.run(rootless).stdout.strip() == "true":
         # Else the folder's owner would be root inside, and files written by anybody else there belong to nobody here.
@@ -258,10 +250,10 @@ def _data_folder(host: Host, given: str) -> str:
 
 
 def _why(host: Host, used: graphics.Graphics, gpus: str) -> str:
+    if gpus == "none":
+        return "no GPU, as asked for"
     if used.driver is None:
-        return (
-            "no GPU, as asked for" if gpus == "none" else f"no NVIDIA GPU on {host}; training runs on the CPU, slowly"
-        )
+        return f"no NVIDIA GPU on {host}; training runs on the CPU, slowly"
     each = ", ".join(f"{name} ({value})" for name, value in zip(used.names, used.capabilities, strict=True))
     return f"the newest for driver {used.driver} and {each}"
 
@@ -292,21 +284,18 @@ def _start(project: Project, runner: Engine) -> None:
     _wait(project, runner)
 
 
-def _wait(project: Project, runner: Engine, patience: float = _PATIENCE) -> None:
+def _wait(project: Project, runner: Engine) -> None:
     """Until the container is healthy. Raises UserError with its last lines if it stops or takes too long."""
-    end = time.monotonic() + patience
-    while True:
-        status = project.status(runner)
-        if status is None or not status.running:
-            log = project.log_end(runner, status.id) if status else ""
-            code = status.exit_code if status else "unknown"
-            raise UserError(f"the container stopped (exit status {code}); the last it said:\n{log}")
+    end = time.monotonic() + HEALTHY_SECONDS
+    while (status := project.status(runner)) and status.running and time.monotonic() < end:
         if status.health in ("", "healthy"):
             return
-        if time.monotonic() > end:
-            log = project.log_end(runner, status.id)
-            raise UserError(f"the container is {status.health} after {patience:.0f} s; the last it said:\n{log}")
         time.sleep(0.5)
+    state = f"is {status.health} after {HEALTHY_SECONDS:.0f} s" if status and status.running else "stopped"
+    if status and not status.running:
+        state += f" (exit status {status.exit_code})"
+    lines = project.log_end(runner, status.id) if status else ""
+    raise UserError(f"the container {state}; its last lines:\n{lines}")
 
 
 def _print_ways_in(host: Host, on: str | None, settings: dict[str, str]) -> None:
@@ -352,7 +341,3 @@ def _source(folder: Path) -> str:
 
 def _image(settings: dict[str, str]) -> str:
     return f"{settings['YOLOYARD_IMAGE']}:{settings['YOLOYARD_TAG']}"
-
-
-def _flag(variable: str) -> str:
-    return "--" + variable.removeprefix("YOLOYARD_").lower().replace("_", "-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from yoloyard.machines.containers.gpus import CONFIGURE
 from yoloyard.machines.doctor.finding import Finding
 
 CHECK, TITLE = "container-toolkit", "GPUs for containers"
@@ -29,13 +30,9 @@ def check(facts: dict[str, Any]) -> list[Finding]:
 def _engine(name: str, engines: dict[str, Any]) -> Finding:
     title = f"{TITLE} of {name}"
     toolkit, runtimes, cdi = engines["toolkit"], engines["docker_runtimes"], engines["cdi"]
-    has = (
-        f"toolkit: {', '.join(toolkit) or 'none'}; CDI: {', '.join(cdi) or 'none'}; "
-        f"runtimes in /etc/docker/daemon.json: {', '.join(runtimes) or 'none'}"
-    )
-    docker = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
-    podman = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
-    command = docker if name == "docker" else podman
+    has = f"toolkit: {', '.join(toolkit) or 'none'}; CDI: {', '.join(cdi) or 'none'}; "
+    has += f"runtimes in /etc/docker/daemon.json: {', '.join(runtimes) or 'none'}"
+    command = CONFIGURE[name]
     if not toolkit:
         return Finding(CHECK, title, "problem", has, INSTALL + command)
     if name == "podman" and not cdi:

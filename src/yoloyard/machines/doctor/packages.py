@@ -115,7 +115,8 @@ def _torchvision(packages: Facts) -> list[Finding]:
     apart = f"; builds {version.partition('+')[2]} and {torch.partition('+')[2]}" if is_mixed else ""
     if fitting and not version.startswith(fitting + "."):
         apart += f"; torchvision {fitting} is made for it"
-    evidence, verdict = f"torchvision {version} beside torch {torch}{apart}", "ok"
+    evidence = f"torchvision {version} beside torch {torch}{apart}"
+    verdict: Verdict = "ok"
     if attempt["error"] and not _abi(attempt) and not packages["imports"]["torch"]["error"]:
         evidence, verdict = f"{evidence}; it can't be used: {short(attempt)}", "problem"
     elif apart:
