@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,12 @@ class Settings:
     bind: str
     uid: int
     gid: int
-    token: str  # empty: there is a password hash
-    token_made: bool
+    token: str
+    token_made: bool  # made here, so it is printed
     password_hash: str
     ssh_keys: str
     stop_seconds: float
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]  # what to tell the user
 
 
 def read_number(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
@@ -76,14 +76,13 @@ def read_number(environment: Mapping[str, str], name: str, default: int, least: 
 
 
 def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = WORKSPACE) -> Settings:
-    """Raises WrongError for what cannot be meant."""
+    """Raises WrongError for a value that cannot be used."""
     on = []
     for name in PROGRAMS:
         word = environment.get(f"YOLOYARD_{name}", "0")
         if word not in ("0", "1"):
             raise WrongError(f"YOLOYARD_{name} is {word!r}: it must be 1 (on) or 0 (off)")
-        if word == "1":
-            on.append(name)
+        on += [name] if word == "1" else []
     ports = {
         name: read_number(environment, f"YOLOYARD_{name}_PORT", default, 1, 65535)
         for name, (_, default) in PROGRAMS.items()
@@ -101,8 +100,7 @@ def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = 
     if password_hash and not re.fullmatch(r"(argon2|sha1|sha256|sha512):.+", password_hash):
         raise WrongError("YOLOYARD_JUPYTER_PASSWORD_HASH is no hash: make one with "
                     "python -c 'from jupyter_server.auth import passwd; print(passwd())'")  # fmt: skip
-    given = environment.get("YOLOYARD_JUPYTER_TOKEN", "")
-    made = not given and not password_hash  # beside a password the token is the entry point's own, and is not printed
+    token = environment.get("YOLOYARD_JUPYTER_TOKEN", "")
     uid, gid, notes = read_owner(environment, root, workspace)
     ssh_keys = environment.get("YOLOYARD_SSH_KEYS", "")
     if not ssh_keys and MOUNTED_KEYS.is_file():
@@ -113,27 +111,34 @@ def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = 
     elif "SSH" in on and not ssh_keys.strip():
         on.remove("SSH")
         notes.append(f"SSH is off: no keys; give YOLOYARD_SSH_KEYS or mount {MOUNTED_KEYS}")
-    seconds = read_number(environment, "YOLOYARD_STOP_SECONDS", 100, 1, 86400)
-    return Settings(tuple(on), ports, bind, uid, gid, given or secrets.token_hex(24), made,
-                    password_hash, ssh_keys, seconds, notes)  # fmt: skip
+    return Settings(
+        on=tuple(on),
+        ports=ports,
+        bind=bind,
+        uid=uid,
+        gid=gid,
+        token=token or secrets.token_hex(24),
+        token_made=not token and not password_hash,  # with a password, the token is for this program alone
+        password_hash=password_hash,
+        ssh_keys=ssh_keys,
+        stop_seconds=read_number(environment, "YOLOYARD_STOP_SECONDS", 100, 1, 86400),
+        notes=notes,
+    )
 
 
 def read_owner(environment: Mapping[str, str], root: bool, workspace: Path) -> tuple[int, int, list[str]]:
-    """Uid, gid and notes: whom files in the project folder shall belong to."""
+    """Uid and gid that files in the project folder shall belong to, and notes."""
     if not root:
         return os.geteuid(), os.getegid(), []
     notes = []
     found = workspace.stat() if workspace.is_dir() else None
     uid = found.st_uid if found else 1000
-    if uid == 0 and "YOLOYARD_UID" not in environment:
-        if is_rootless():
-            notes.append("root of this rootless container is you outside it: the user yard is root here")
-        else:
-            uid = 1000
-            notes.append(f"{workspace} belongs to root; the user yard has uid 1000 (YOLOYARD_UID changes it)")
-    elif uid == 65534 and "YOLOYARD_UID" not in environment:
-        uid = 1000  # an owner that this user namespace does not know
-        notes.append(f"{workspace} belongs to nobody known here; the user yard has uid 1000 (YOLOYARD_UID changes it)")
+    if uid == 0 and is_rootless() and "YOLOYARD_UID" not in environment:
+        notes.append("root of this rootless container is you outside it: the user yard is root here")
+    elif uid in (0, 65534) and "YOLOYARD_UID" not in environment:
+        owner = "root" if uid == 0 else "nobody known here"  # 65534: an owner that this user namespace does not know
+        uid = 1000
+        notes.append(f"{workspace} belongs to {owner}; the user yard has uid 1000 (YOLOYARD_UID changes it)")
     uid = read_number(environment, "YOLOYARD_UID", uid, 0, 2**31 - 1)
     group = found.st_gid if found and found.st_uid == uid else uid
     return uid, read_number(environment, "YOLOYARD_GID", group, 0, 2**31 - 1), notes
@@ -169,7 +174,7 @@ def make_user(uid: int, gid: int) -> None:
 
 
 def user_environment(environment: Mapping[str, str], root: bool) -> dict[str, str]:
-    """That of the command and of Jupyter: without the secrets of the services."""
+    """The environment of the command and of the services: without their secrets."""
     made = {name: value for name, value in environment.items() if name not in SECRETS}
     home = HOME if root or os.access(HOME, os.W_OK) else Path(tempfile.gettempdir()) / f"yard-{os.geteuid()}"
     home.mkdir(exist_ok=True, mode=0o700)
@@ -180,12 +185,13 @@ def user_environment(environment: Mapping[str, str], root: bool) -> dict[str, st
 
 
 def sshd_config(settings: Settings, environment: Mapping[str, str], state: Path) -> str:
-    """Keys alone, for the user yard alone; a session has the container's environment."""
-    words = []
-    for name, value in sorted(environment.items()):
-        if name not in NOT_FOR_SESSIONS and re.fullmatch(r"\w+", name) and value.isprintable():
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-            words.append(f'"{name}={escaped}"')
+    """Only keys open it, and only for the user yard. A session has the container's environment."""
+    escaped = {name: value.replace("\\", "\\\\").replace('"', '\\"') for name, value in sorted(environment.items())}
+    words = [
+        f'"{name}={value}"'
+        for name, value in escaped.items()
+        if name not in NOT_FOR_SESSIONS and re.fullmatch(r"\w+", name) and value.isprintable()
+    ]
     address = f"[{settings.bind}]" if ":" in settings.bind else settings.bind
     return f"""ListenAddress {address}:{settings.ports["SSH"]}
 HostKey {KEYS}/ssh_host_ed25519_key
@@ -222,14 +228,13 @@ def prepare_ssh(settings: Settings, environment: Mapping[str, str], state: Path)
 
 
 def jupyter_config(settings: Settings) -> str:
-    root = str(WORKSPACE) if WORKSPACE.is_dir() else str(HOME)
     config = {
         "ServerApp": {
             "ip": settings.bind,
             "port": settings.ports["JUPYTER"],
             "port_retries": 0,
             "open_browser": False,
-            "root_dir": root,
+            "root_dir": str(WORKSPACE if WORKSPACE.is_dir() else HOME),
             "allow_root": settings.uid == 0,
             "terminado_settings": {"shell_command": ["/bin/bash", "-l"]},
         },

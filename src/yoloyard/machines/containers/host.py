@@ -1,4 +1,4 @@
-"""A machine to run commands on: this one, or another one over the system's own ssh client."""
+"""A host to run commands on: this machine, or another one over the system's own ssh client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from yoloyard.common.errors import UsageError, UserError, printable
 
-_CONNECT_TIMEOUT = 15  # seconds
+CONNECT_SECONDS = 15
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,13 @@ class Host:
 
     def ssh(self) -> list[str]:
         """The ssh client with what this host needs, but without its name."""
-        port = ["-p", str(self.port)] if self.port else []
         socket = ["-o", f"ControlPath={self.socket}"] if self.socket else []
-        return ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_TIMEOUT}", *socket, *port]
+        options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
+        return ["ssh", *options, *socket, *self.port_option()]
+
+    def port_option(self) -> list[str]:
+        """`-p PORT` of ssh where the address names a port."""
+        return ["-p", str(self.port)] if self.port else []
 
     def run(self, words: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run `words` with `text` as input, keep what they print. A command that isn't there has the status 127.
@@ -51,17 +55,9 @@ class Host:
         Raises UserError if the connection breaks.
         """
         call = self.command(words)
-        options: dict[str, Any] = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
+        options: dict[str, Any] = {"text": True, "errors": "replace", "env": environment()}
         try:
-            done = subprocess.run(
-                call,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                env=environment(),
-                **options,
-            )
+            done = subprocess.run(call, input=text or "", capture_output=True, check=False, **options)
         except (FileNotFoundError, PermissionError) as error:
             return subprocess.CompletedProcess(call, 127, "", f"{words[0]}: {error.strerror}")
         if self.is_remote and done.returncode == 255:
@@ -91,9 +87,8 @@ class Host:
 
     def pipe(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start `words`, to be fed through its `stdin`."""
-        return subprocess.Popen(
-            self.command(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+        pipe = subprocess.PIPE
+        return subprocess.Popen(self.command(words), stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT)
 
 
 def parse_host(address: str | None) -> Host:
@@ -138,28 +133,22 @@ def connect(address: str | None) -> Iterator[Host]:
         try:
             yield shared
         finally:
-            subprocess.call(
-                [*shared.ssh(), "-O", "exit", "--", shared.login],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            closed = [*shared.ssh(), "-O", "exit", "--", shared.login]
+            subprocess.call(closed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _refused(host: Host, said: IO[bytes]) -> UserError:
     text = said.read().decode(errors="replace")
-    by_hand = shlex.join(["ssh", *(["-p", str(host.port)] if host.port else []), host.login])
+    by_hand = shlex.join(["ssh", *host.port_option(), host.login])
     if "IDENTIFICATION HAS CHANGED" in text:
-        return UserError(
-            f"{host} has another host key than it had before: a new machine at an old address, or somebody in between. "
-            "If you know that it is new: ssh-keygen -R HOST, then log in once by hand"
-        )
+        reason = "a new machine at an old address, or somebody in between"
+        remedy = "If you know that it is new: ssh-keygen -R HOST, then log in once by hand"
+        return UserError(f"{host} has another host key than it had before: {reason}. {remedy}")
     if "Host key verification failed" in text:
         return UserError(f"{host} is not known here yet: log in once by hand and compare its fingerprint: {by_hand}")
     if "Permission denied" in text:
-        return UserError(
-            f"{host} refuses your key: {last_line(text)}. Passwords are not asked for; put your public key there: "
-            f"ssh-copy-id {by_hand.removeprefix('ssh ')}"
-        )
+        remedy = f"put your public key there: ssh-copy-id {by_hand.removeprefix('ssh ')}"
+        return UserError(f"{host} refuses your key: {last_line(text)}. Passwords are not asked for; {remedy}")
     return UserError(f"{host} can't be reached: {last_line(text)}. By hand: {by_hand}")
 
 

@@ -304,9 +304,9 @@ def _print_ways_in(host: Host, on: str | None, settings: dict[str, str]) -> None
     shown = settings if not host.is_remote else {"YOLOYARD_JUPYTER_TOKEN": settings["YOLOYARD_JUPYTER_TOKEN"]}
     address = _reachable(shown.get("YOLOYARD_ADDRESS", "127.0.0.1"))
     if host.is_remote:
-        words = ["ssh", *(["-p", str(host.port)] if host.port else []), "-N"]
-        words += _forwards(settings, {name: int(settings[name]) for name in PORTS})
-        log.info(f"Tunnel:      {shlex.join([*words, host.login])}   (or: yoloyard jupyter{where})")
+        forwards = _forwards(settings, {name: int(settings[name]) for name in PORTS})
+        tunnel = shlex.join(["ssh", *host.port_option(), "-N", *forwards, host.login])
+        log.info(f"Tunnel:      {tunnel}   (or: yoloyard jupyter{where})")
     log.info(f"Jupyter:     {jupyter_url(shown, jupyter_port)}")
     log.info(f"TensorBoard: http://{address}:{board}/")
     if settings.get("YOLOYARD_SSH") == "1":
