@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import psutil
 import pytest
 import torch
 
@@ -49,11 +50,11 @@ class Host:
         lines = [
             f"cpu{core} {used * TICKS / 2:.0f} 0 {used * TICKS / 2:.0f} 9 9 0 0 7" for core, used in self.busy.items()
         ]
-        self.write("proc/stat", "cpu  1 2 3 4 5 6 7 8 0 0\n" + "\n".join(lines) + "\nintr 1 2\nctxt 5\n")
+        self.write("proc/stat", "cpu  1 2 3 4 5 6 7 8 0 0\n" + "\n".join(lines) + "\nintr 1 2\nctxt 5\nbtime 9\n")
         for number, (parent, mine, children) in self.processes.items():
             name = "(a) b) 7"  # any text may be a name
-            numbers = f"{mine * TICKS:.0f} 0 {children * TICKS:.0f} 0"
-            self.write(f"proc/{number}/stat", f"{number} ({name}) S {parent} 1 1 0 -1 4 1 2 3 4 {numbers} 20 0 1\n")
+            numbers = f"{mine * TICKS:.0f} 0 {children * TICKS:.0f} 0" + " 20 0 1" * 9
+            self.write(f"proc/{number}/stat", f"{number} ({name}) S {parent} 1 1 0 -1 4 1 2 3 4 {numbers}\n")
 
     def monotonic(self) -> float:
         return self.now
@@ -68,6 +69,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         monkeypatch.delenv(name, raising=False)
     host = Host(tmp_path)
     monkeypatch.setattr(cores, "time", host)
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(tmp_path / "proc"))
     before = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(4)
     cv2.setNumThreads(4)

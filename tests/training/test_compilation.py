@@ -12,7 +12,8 @@ from yoloyard.common.device import Precision
 from yoloyard.common.log import shown_lines
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
-from yoloyard.training.distributed.parallel import exchanging, join_team, parallelize
+from yoloyard.training.distributed.collectives import Team, join_team
+from yoloyard.training.distributed.ddp import exchanging, parallelize
 from yoloyard.training.engine.compilation import compile_network
 
 FLOAT32 = Precision("cpu", torch.float32)
@@ -110,12 +111,12 @@ def test_without_a_working_compiler_training_goes_on_with_the_plain_network() ->
     assert "\n" not in lines[0]
 
 
-def three_batches(detector: Small, network: nn.Module, rank: int) -> list[dict[str, np.ndarray]]:
+def three_batches(detector: Small, network: nn.Module, rank: int, team: Team) -> list[dict[str, np.ndarray]]:
     """The gradients after each of three batches, of which the last one ends an update."""
     images = torch.rand((3, 2, *SHAPE), generator=torch.Generator().manual_seed(1))
     found = []
     for number in range(3):
-        with exchanging(network, is_due=number == 2):
+        with exchanging(network, is_due=number == 2, team=team):
             sum(level.sum() for level in network(images[number, rank])).backward()
         found.append(gradients_of(detector))
     return found
@@ -127,11 +128,11 @@ def compiled_in_a_team() -> tuple[list[dict[str, np.ndarray]], list[str]]:
     team = join_team(torch.device("cpu"))
     torch.manual_seed(0)
     detector = Small().train()
-    shared = parallelize(detector, torch.device("cpu"))
+    shared = parallelize(detector, torch.device("cpu"), team)
     with shown_lines(lines.append):
-        network = compile_network(shared, detector, SHAPE, FLOAT32, backend="aot_eager")
+        network = compile_network(shared, detector, SHAPE, FLOAT32, backend="aot_eager", team=team)
     assert network is not shared, lines
-    found = three_batches(detector, network, team.rank)
+    found = three_batches(detector, network, team.rank, team)
     team.leave()
     return found, lines
 
@@ -144,7 +145,7 @@ def test_what_shares_gradients_among_processes_is_compiled_with_the_network() ->
     alone = []
     for rank in range(2):
         detector.zero_grad()
-        alone.append(three_batches(detector, detector, rank))
+        alone.append(three_batches(detector, detector, rank, Team()))
     for rank, (found, lines) in enumerate(results):
         assert len(lines) == 1
         for number in range(2):  # each its own

@@ -17,7 +17,7 @@ from yoloyard.data.loading.loader import make_val_loader
 from yoloyard.demo.write import write_demo
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.training import trainer
-from yoloyard.training.distributed.parallel import join_team
+from yoloyard.training.distributed.collectives import join_team
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.listeners.monitor import Monitor
 from yoloyard.training.listeners.results import validation_batch

@@ -15,7 +15,8 @@ from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
-from yoloyard.training.distributed.parallel import Team, exchanging, join_team, parallelize
+from yoloyard.training.distributed.collectives import Team, join_team
+from yoloyard.training.distributed.ddp import exchanging, parallelize
 from yoloyard.training.engine.criterion import choose_criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.optimizer import build_optimizer
@@ -85,13 +86,14 @@ def train(
     def make() -> tuple[LeavingOut, nn.Module, Update]:
         torch.manual_seed(0)
         detector = LeavingOut()
-        network = parallelize(detector, CPU, may_leave_out=True)
+        network = parallelize(detector, CPU, team, may_leave_out=True)
         config = OptimizerConfig(optimizer=optimizer, lr0=0.01, momentum=0.9)
         update = Update(
             detector,
             build_optimizer(detector, config, decay=0.1),
             PLAIN.scaler(),
             ExponentialMovingAverage(detector, 10),
+            team,
         )
         detector.train()
         for module in detector.modules():
@@ -116,8 +118,8 @@ def train(
         detector.uses_it = by_rank[team.rank]
         is_due = (number + 1) % every == 0
         batch = rows_of(batch_of(number), team.rank, team.size)
-        with exchanging(network, is_due):
-            update.watch(forward_backward(network, criterion, batch, gains, PLAIN, update.scaler, 2))
+        with exchanging(network, is_due, team):
+            update.watch(forward_backward(network, criterion, batch, gains, PLAIN, update.scaler, 2, team))
         if is_due:
             unreached.append(update.without_gradient())
             before = detector.sometimes.weight.detach().clone()

@@ -80,8 +80,8 @@ def train(
     """Train a detector on the images and labels of a data.yaml."""
     from yoloyard.config.foreign import translated_overrides
     from yoloyard.config.settings import checked_overrides, normal_overrides, read_overrides
+    from yoloyard.training.distributed.collectives import is_launched
     from yoloyard.training.distributed.launch import command, launch
-    from yoloyard.training.distributed.parallel import is_launched
     from yoloyard.training.run import checkpoint_of, num_processes
     from yoloyard.training.run import train as run
 

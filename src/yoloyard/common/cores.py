@@ -1,7 +1,7 @@
 """The cores that this process may use, those that are idle, and the number of threads that follows from them.
 
 A step on a CPU is thousands of parallel regions, and at the end of each all threads wait for the slowest one. A thread
-that shares its core with another program makes the step ten times as long; one thread fewer costs its own part only.
+that shares its core with another program makes the step ten times as long. One thread fewer costs its own share only.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from yoloyard.machines.environment import machine
+import psutil
+
+from yoloyard.common.cgroups import allowed_cores, cpus, quotas, read
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ class Use:
 
 def usable_cores(root: Path = ROOT) -> int:
     """How many whole cores this process may use, at least 1: by its affinity and the container's quota."""
-    return max(1, int(machine.cpus(root)["usable"]))
+    return max(1, int(cpus(root)["usable"]))
 
 
 def measure(root: Path, first: int) -> Use | None:
@@ -42,21 +45,20 @@ def measure(root: Path, first: int) -> Use | None:
 
     Limits are the cores that may be used, and the quota of each control group.
     """
-    second = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100  # in ticks, as /proc counts
     busy = {}
-    for line in machine.read(root / "proc/stat").splitlines():
+    for line in read(root / "proc/stat").splitlines():  # psutil would not say which core it is
         name, *fields = line.split()
         if name.startswith("cpu") and name[3:].isdigit():
             user, nice, system, _idle, _waiting, irq, softirq = map(int, fields[:7])
-            busy[int(name[3:])] = (user + nice + system + irq + softirq) / second
+            busy[int(name[3:])] = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
     if not busy:
         return None
-    allowed = machine.allowed_cores(root)
+    allowed = allowed_cores(root)
     # A container may number the cores of its /proc/stat from 0.
     counted = allowed if set(allowed) <= busy.keys() else list(busy)
     limits = [(float(len(counted)), sum(busy[core] for core in counted))]
-    limits += [(quota, _group_seconds(group)) for group, quota in machine.quotas(root)]
-    return Use(time.monotonic(), _program_ticks(root, first) / second, tuple(limits))
+    limits += [(quota, _group_seconds(group)) for group, quota in quotas(root)]
+    return Use(time.monotonic(), _program_seconds(first), tuple(limits))
 
 
 def idle_cores(earlier: Use, later: Use) -> float:
@@ -108,8 +110,7 @@ class Threads:
         `agree` makes one number of those of all processes. Before the first choice, `wait` sleeps until there is enough
         to go by, half a second at most. After that, nothing changes within `every` seconds.
         """
-        idle = self._idle(wait, every)
-        number = self.number
+        idle, number = self._idle(wait, every), self.number
         if not self._is_chosen and (idle is not None or not self._has_looked):
             whole = self._most if idle is None else min(self._most, int(idle + BUSY_CORES))
             number = max(1, whole // self._processes)
@@ -125,7 +126,7 @@ class Threads:
         self._set(number, min(number, self._before[1]))
 
     def restore(self) -> None:
-        """Put the numbers back that were found."""
+        """Set the numbers that there were before."""
         if (self.number, self._cv2.getNumThreads()) != self._before:
             self._set(*self._before)
 
@@ -155,33 +156,27 @@ class Threads:
 
 def _is_default(number: int, root: Path) -> bool:
     """May torch have begun with this number of threads by itself? It takes the cores, or as many as have siblings."""
-    allowed = machine.allowed_cores(root)
-    if not allowed:  # not Linux: not known
-        return True
+    allowed = allowed_cores(root)
     cores = root / "sys/devices/system/cpu"
-    siblings = {machine.read(cores / f"cpu{core}/topology/thread_siblings_list") for core in allowed}
-    return number in (len(allowed), len(siblings))
+    siblings = {read(cores / f"cpu{core}/topology/thread_siblings_list") for core in allowed}
+    return not allowed or number in (len(allowed), len(siblings))  # none where the system doesn't say
 
 
 def _group_seconds(group: Path) -> float:
     """How long a control group has used cores, in seconds; 0 where it doesn't say."""
-    for name, value in (line.split() for line in machine.read(group / "cpu.stat").splitlines()):
+    for name, value in (line.split() for line in read(group / "cpu.stat").splitlines()):
         if name == "usage_usec":  # v2
             return int(value) / 1e6
-    return int(machine.read(group / "cpuacct.usage") or 0) / 1e9  # v1
+    return int(read(group / "cpuacct.usage") or 0) / 1e9  # v1
 
 
-def _program_ticks(root: Path, first: int) -> int:
-    """Ticks of a process, of all that it has started, and of those of them that have ended."""
-    parents, ticks = {}, {}
-    for folder in (root / "proc").iterdir():
-        if folder.name.isdigit() and (text := machine.read(folder / "stat")):  # empty: it has just ended
-            fields = text.rpartition(")")[2].split()  # the name before may contain anything
-            parents[int(folder.name)] = int(fields[1])
-            ticks[int(folder.name)] = sum(map(int, fields[11:15]))
-    program, found = {first}, 1
-    while found:
-        children = {process for process, parent in parents.items() if parent in program} - program
-        program |= children
-        found = len(children)
-    return sum(ticks.get(process, 0) for process in program)
+def _program_seconds(first: int) -> float:
+    """How long a process, all that it has started, and those of them that have ended have used cores, in seconds."""
+    seconds = 0.0
+    with suppress(psutil.NoSuchProcess):  # of another container
+        process = psutil.Process(first)
+        for each in (process, *process.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                times = each.cpu_times()
+                seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds

@@ -14,8 +14,8 @@ from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
 from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import NEWEST, TrainConfig, checked_overrides
 from yoloyard.data.loading.descriptors import check_limit
+from yoloyard.training.distributed.collectives import agreed_precision, is_launched, join_team, local_rank
 from yoloyard.training.distributed.launch import command, processes_wanted
-from yoloyard.training.distributed.parallel import agreed_precision, is_launched, join_team, local_rank
 from yoloyard.training.listeners.monitor import Event, Monitor
 from yoloyard.training.setup.setup import Setup, prepare, prepare_resume, rebuild
 from yoloyard.training.state.checkpoint import read_facts

@@ -1,8 +1,8 @@
 """A training run from its first batch to its report, to be read from top to bottom.
 
 A batch is one forward of all processes; an update is made every few batches (see `optimizer.Schedule`). All processes
-run this file alike; the first alone writes and talks (see `parallel.Team`). Epochs are counted from 0 here and from 1
-in everything that the user sees.
+run this file alike; the first alone writes and talks (see `collectives.Team`). Epochs are counted from 0 here and from
+1 in everything that the user sees.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from yoloyard.evaluation.validate import predict_all
 from yoloyard.machines import environment
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
-from yoloyard.training.distributed.parallel import Team, exchanging, parallelize
+from yoloyard.training.distributed.collectives import Team
+from yoloyard.training.distributed.ddp import exchanging, parallelize
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 from yoloyard.training.engine.criterion import Criterion, choose_criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
@@ -149,7 +150,7 @@ def fit(setup: Setup, monitor: Monitor, team: Team, checkpoint: Mapping[str, Any
 def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptRequest) -> Run:
     """Put the parts of a run together."""
     config, device = setup.config, setup.device
-    team.run_folder = setup.folder
+    team.watch.run_folder = setup.folder
     if team.rank:  # each process draws its own dropout; rank 0 goes on from what the weights were drawn by
         seed_all(config.seed + team.rank)
     threads = Threads(device.type)
@@ -185,16 +186,16 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             pin_memory=pin_memory,
             at_once=at_once,
         )
-    network = parallelize(model, device, may_leave_out=setup.custom_model is not None)
+    network = parallelize(model, device, team, may_leave_out=setup.custom_model is not None)
     if config.compile:
         share = shape_to_try(config, team.size, stride)
         set_training_mode(model)
         with team.long_work():
-            network = compile_network(network, model, share, setup.precision, shapes_vary(config))
+            network = compile_network(network, model, share, setup.precision, shapes_vary(config), team=team)
     schedule = Schedule(config.optimization, config.epochs, len(train_loader), config.batch)
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
     average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
-    update = Update(model, optimizer, setup.precision.scaler(), average)
+    update = Update(model, optimizer, setup.precision.scaler(), average, team)
     criterion, gains = choose_criterion(model, config, has_cpu_paths(device), free_bytes(device))
     state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
     trackers = Trackers([], lambda message: None)
@@ -252,9 +253,9 @@ def train_epoch(run: Run) -> dict[str, float]:
             run.schedule.apply(update.optimizer, number)
             batch = vary_size(batch.to(setup.device), config, max(update.model.strides), progress.epoch, number)
             is_due = number - progress.last_update >= run.schedule.accumulate_at(number)
-            with exchanging(run.network, is_due):
+            with exchanging(run.network, is_due, run.team):
                 losses = forward_backward(
-                    run.network, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
+                    run.network, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch, run.team
                 )
             if number < BATCHES_TRACKED:
                 run.trackers.training_batch(loaded, setup.names, number)

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from yoloyard.common.cgroups import control_groups, cpus, read
+
 NVIDIA = "0x10de"  # the vendor's number on the PCI bus
 UNLIMITED = 2**60  # limits above are none: cgroup v1 writes a huge number
 TOOLKIT = ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-container-cli")
@@ -21,8 +23,9 @@ TIME_ERROR, STA_UNSYNC = 5, 0x40  # of <sys/timex.h>
 def gather(root: Path, folder: Path) -> dict[str, Any]:
     """System, CPUs, memory, limits, devices, container engines, clock. Sizes are bytes; None: unknown or unlimited."""
     kernel = read(root / "proc/sys/kernel/osrelease")
+    release = re.search(r'^PRETTY_NAME="?([^"\n]*)', read(root / "etc/os-release"), re.MULTILINE)
     return {
-        "system": _value(read(root / "etc/os-release"), "PRETTY_NAME=").strip('"'),
+        "system": release[1] if release else "",
         "kernel": kernel,
         "wsl": "microsoft" in kernel.lower(),
         "container": _container(root),
@@ -67,61 +70,12 @@ def _container(root: Path) -> str | None:
     return next((name for name in ("kubepods", "docker", "libpod", "containerd", "lxc") if name in groups), None)
 
 
-def cpus(root: Path) -> dict[str, Any]:
-    """How many cores this process may run on, the container's quota of them, and the lesser of both."""
-    count = len(allowed_cores(root)) or os.cpu_count()
-    quota_cpus = min((quota for _, quota in quotas(root)), default=None)
-    return {"allowed": count, "quota": quota_cpus, "usable": min(count or 1, quota_cpus or float("inf"))}
-
-
-def allowed_cores(root: Path) -> list[int]:
-    """The numbers of the cores that this process may run on; none where the system has no /proc."""
-    allowed = _numbers(_value(read(root / "proc/self/status"), "Cpus_allowed_list:"))
-    online = set(_numbers(read(root / "sys/devices/system/cpu/online")))  # where cores can be plugged in, fewer
-    return [number for number in allowed if number in online or not online]
-
-
-def _numbers(spans: str) -> list[int]:
-    """`0-2,5` as [0, 1, 2, 5]."""
-    ends = [span.split("-") for span in spans.split(",") if span]
-    return [number for span in ends for number in range(int(span[0]), int(span[-1]) + 1)]
-
-
-def quotas(root: Path) -> list[tuple[Path, float]]:
-    """The control groups that limit this process's use of the CPU, each with the cores that it grants; v1 and v2."""
-    found = []
-    for group in _groups(root, "cpu"):
-        quota, _, period = read(group / "cpu.max").partition(" ")  # v2
-        if not quota:
-            quota, period = read(group / "cpu.cfs_quota_us"), read(group / "cpu.cfs_period_us")
-        if quota.isdigit() and period.isdigit():  # else "max" or -1: unlimited
-            found.append((group, int(quota) / int(period)))
-    return found
-
-
 def _memory(root: Path) -> dict[str, Any]:
     names = ("memory.max", "memory.limit_in_bytes")  # of version 2 and 1
-    texts = [read(group / name) for group in _groups(root, "memory") for name in names]
+    texts = [read(group / name) for group in control_groups(root, "memory") for name in names]
     limits = [int(text) for text in texts if text.isdigit() and int(text) < UNLIMITED]
     memory = psutil.virtual_memory()
     return {"total": memory.total, "available": memory.available, "limit": min(limits, default=None)}
-
-
-def _groups(root: Path, controller: str) -> list[Path]:
-    """The folders of this process's cgroup and those above it, whose limits hold too; v1 and v2."""
-    mount = root / "sys/fs/cgroup"
-    folders = []
-    for line in read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base = mount
-        elif controller in controllers.split(","):
-            base = next((mount / name for name in _names(mount) if controller in name.split(",")), mount)
-        else:
-            continue
-        group = base / path.lstrip("/")
-        folders += [each for each in (group, *group.parents) if each == base or base in each.parents]
-    return folders
 
 
 def _shared_memory(root: Path) -> dict[str, Any] | None:
@@ -189,16 +143,3 @@ def _names(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError:
         return []
-
-
-def read(path: Path) -> str:
-    """A file's text without the space around; empty if it isn't there or may not be read."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _value(text: str, name: str) -> str:
-    """What follows `name` on the line that begins with it; empty if none does."""
-    return next((line.removeprefix(name).strip() for line in text.splitlines() if line.startswith(name)), "")

@@ -18,7 +18,8 @@ from yoloyard.common.device import Precision
 from yoloyard.common.errors import memory_line
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
-from yoloyard.training.distributed.parallel import exchanging
+from yoloyard.training.distributed.collectives import Team
+from yoloyard.training.distributed.ddp import exchanging
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def compile_network(
     precision: Precision,
     dynamic: bool = False,
     backend: str = "inductor",
+    team: Team | None = None,
 ) -> nn.Module:
     """`network` compiled for training batches of `shape` (B, 3, H, W), or itself, with a line that says why not.
 
@@ -63,7 +65,7 @@ def compile_network(
         compiled = torch.compile(network, fullgraph=in_one_piece, dynamic=dynamic, backend=backend)
         began = time.perf_counter()
         try:
-            _try_out(compiled, network, detector, shape, precision)
+            _try_out(compiled, network, detector, shape, precision, team or Team())
         except torch._dynamo.exc.Unsupported as error:
             log.info(f"compile: the network can't be compiled in one piece, so in several: {_first_line(error)}")
         except Exception as error:  # whatever else it is: the step works without
@@ -78,7 +80,12 @@ def compile_network(
 
 
 def _try_out(
-    compiled: Network, network: nn.Module, detector: Detector, shape: tuple[int, int, int, int], precision: Precision
+    compiled: Network,
+    network: nn.Module,
+    detector: Detector,
+    shape: tuple[int, int, int, int],
+    precision: Precision,
+    team: Team,
 ) -> None:
     """Compile by a forward and a backward; leaves neither gradients nor statistics nor random numbers behind."""
     device = next(detector.parameters()).device
@@ -87,7 +94,7 @@ def _try_out(
     devices = [] if device.type == "cpu" else [device]
     try:
         with (
-            exchanging(network, is_due=False),
+            exchanging(network, is_due=False, team=team),
             torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"),
         ):
             with precision.autocast():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from yoloyard.common.device import Precision, has_cpu_paths
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.models.detector import Detector
-from yoloyard.training.distributed.parallel import all_reduce, world_size
+from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.criterion import Criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 
@@ -31,6 +31,7 @@ def forward_backward(
     precision: Precision,
     scaler: torch.amp.GradScaler,
     images_in_batch: int,
+    team: Team | None = None,
 ) -> Tensor:
     """Add this batch's gradients to the parameters; returns the parts of the loss, (parts,), in the order of `gains`.
 
@@ -39,13 +40,14 @@ def forward_backward(
     so that the mean over processes that follows gives the gradient of one process with the whole batch. A parameter
     that the batch does not reach gets no gradient, on every device and in every number of processes.
     """
+    team = team or Team()
     allocated: list[nn.Parameter] = []
-    if has_cpu_paths(batch.images.device) and world_size() == 1:  # several processes have them in what they exchange
+    if has_cpu_paths(batch.images.device) and team.size == 1:  # several processes have them in what they exchange
         allocated = allocate_gradients(model)
     with precision.autocast():
         maps = model(images_to_float(batch.images))
     parts = criterion(maps, batch.boxes, batch.labels)
-    norms = all_reduce(torch.cat([parts[name][1] for name in gains]).detach()).clamp(min=1)
+    norms = team.all_reduce(torch.cat([parts[name][1] for name in gains]).detach()).clamp(min=1)
     sizes = [len(parts[name][0]) for name in gains]
     losses = torch.stack(
         [
@@ -53,11 +55,11 @@ def forward_backward(
             for (name, gain), norm in zip(gains.items(), norms.split(sizes), strict=True)
         ]
     )
-    scaler.scale(losses.sum() * images_in_batch * world_size()).backward()
+    scaler.scale(losses.sum() * images_in_batch * team.size).backward()
     for parameter in allocated:
         if parameter.grad is not None and parameter.grad._version == 0:  # the backward pass has added nothing
             parameter.grad = None
-    return all_reduce(losses.detach())
+    return team.all_reduce(losses.detach())
 
 
 def allocate_gradients(model: nn.Module) -> list[nn.Parameter]:
@@ -114,8 +116,9 @@ class Update:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         ema: ExponentialMovingAverage,
+        team: Team | None = None,
     ) -> None:
-        self.model, self.optimizer, self.scaler, self.ema = model, optimizer, scaler, ema
+        self.model, self.optimizer, self.scaler, self.ema, self.team = model, optimizer, scaler, ema, team or Team()
         self._parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._fused = optimizer.defaults["fused"]
         self._statistics, self._average_statistics = _statistics_of(model), _statistics_of(ema.model)
@@ -178,14 +181,15 @@ class Update:
         Until an update is due each process has those of its own images, so a network that leaves a parameter out of
         some forwards may have a gradient of it in one process alone. Waits for the device.
         """
-        if world_size() == 1:
+        if self.team.size == 1:
             return
         there = [parameter.grad is not None for parameter in self._parameters]
-        anywhere = all_reduce(torch.tensor(there, dtype=torch.int32, device=self.losses_finite.device)).tolist()
+        there_on_device = torch.tensor(there, dtype=torch.int32, device=self.losses_finite.device)
+        anywhere = self.team.all_reduce(there_on_device).tolist()
         for parameter, count in zip(self._parameters, anywhere, strict=True):
             if count and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        _even_out([parameter.grad for parameter in self._parameters if parameter.grad is not None])
+        self._even_out([parameter.grad for parameter in self._parameters if parameter.grad is not None])
 
     @torch.no_grad()
     def even_out_statistics(self) -> None:
@@ -194,7 +198,13 @@ class Update:
         In the model and in its average: before what must be equal everywhere, a validation or a checkpoint.
         """
         if self._statistics:
-            _even_out([*self._statistics, *self._average_statistics, self.good_statistics])
+            self._even_out([*self._statistics, *self._average_statistics, self.good_statistics])
+
+    def _even_out(self, tensors: list[Tensor]) -> None:
+        """Give `tensors` the mean that they have over all processes, in one exchange."""
+        if self.team.size > 1 and tensors:
+            means = self.team.all_reduce(torch.cat([tensor.flatten() for tensor in tensors])) / self.team.size
+            torch._foreach_copy_(tensors, _split_like(means, tensors))
 
     @torch.no_grad()
     def _put_statistics_back(self, found_inf: Tensor) -> None:
@@ -219,13 +229,6 @@ def _statistics_of(model: nn.Module) -> list[Tensor]:
         for buffer in (module.running_mean, module.running_var)
         if buffer is not None
     ]
-
-
-def _even_out(tensors: list[Tensor]) -> None:
-    """Give `tensors` the mean that they have over all processes, in one exchange."""
-    if world_size() > 1 and tensors:
-        means = all_reduce(torch.cat([tensor.flatten() for tensor in tensors])) / world_size()
-        torch._foreach_copy_(tensors, _split_like(means, tensors))
 
 
 def _split_like(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:

@@ -1,0 +1,169 @@
+"""What the processes of a run exchange: sums on the device, numbers and objects through the host.
+
+Rank 0 alone writes and talks to the user.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from yoloyard.common.device import PRECISIONS, Precision
+from yoloyard.common.errors import SilentError
+from yoloyard.training.distributed.watch import START_SECONDS, Watch
+from yoloyard.training.interrupt import Interrupted
+
+LEAVE_SECONDS = 5.0  # that parting may take
+
+Value = TypeVar("Value")
+
+
+class Team:
+    """The processes of a run. `Team()` is one process alone, which exchanges nothing and waits for nobody."""
+
+    def __init__(self, watch: Watch | None = None, host_group: Any = None) -> None:
+        self.watch = watch or Watch()
+        self.rank, self.size = self.watch.rank, self.watch.size
+        self._host_group = host_group
+
+    @property
+    def is_rank_0(self) -> bool:
+        """Is this the process that writes and talks?"""
+        return self.rank == 0
+
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """`tensor`, which becomes its sum over all processes, in place; the host does not wait for the device."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def reached(self, place: str) -> None:
+        """Show the others where this process is, in words for the user."""
+        if self.watch.reached(place):
+            seconds = datetime.timedelta(seconds=self.watch.limit)
+            dist.distributed_c10d._set_pg_timeout(seconds, self._host_group)
+
+    def max(self, number: int) -> int:
+        """The largest of all processes' numbers."""
+        if self.size == 1:
+            return number
+        numbers = torch.tensor(number)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._host_group)
+        return int(numbers)
+
+    def min(self, number: int) -> int:
+        """The smallest of all processes' numbers."""
+        return -self.max(-number)
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, by rank, on rank 0; an empty list on the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_rank_0 else None
+        dist.gather_object(value, values, dst=0, group=self._host_group)
+        return values or []
+
+    def broadcast(self, value: Value | None) -> Value:
+        """The value of rank 0, in all processes."""
+        values = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(values, src=0, group=self._host_group)
+        return values[0]  # type: ignore[return-value]
+
+    def long_work(self) -> AbstractContextManager[None]:
+        """For work that may take long, and not equally long in all processes; see `Watch.long_work`."""
+        return self.watch.long_work()
+
+    @contextmanager
+    def on_rank_0(self) -> Iterator[bool]:
+        """Long work of rank 0 alone: gives true there; at the end the other processes wait for it."""
+        with self.long_work():
+            yield self.is_rank_0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Where a process fails, hangs or is killed inside, all end, and one says which process it was, and where."""
+        in_order = False
+        try:
+            yield
+            in_order = True
+        except (Interrupted, KeyboardInterrupt) as stopped:
+            in_order = isinstance(stopped, Interrupted)  # which stops all processes at the same step
+            if self.is_rank_0:
+                raise
+            raise SilentError("stopped", getattr(stopped, "exit_code", 128 + signal.SIGINT)) from stopped
+        except Exception as error:
+            if self.size == 1:
+                raise
+            raise self.watch.explained(error) from error
+        finally:
+            self.leave(in_order)
+
+    def leave(self, in_order: bool = True) -> None:
+        """Part from the other processes, which do so too if `in_order`. Takes a few seconds at most, in any case."""
+        self.watch.end(in_order)
+        if self.size > 1 and dist.is_initialized():
+            # In a thread, since it may wait for a process that has ended.
+            thread = threading.Thread(target=_destroy_groups, args=(in_order,), daemon=True)
+            thread.start()
+            thread.join(LEAVE_SECONDS)
+
+
+def is_launched() -> bool:
+    """Was this process started as one of several, by torchrun or what sets the same variables?"""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def local_rank() -> int:
+    """The number of this process among those of its host, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if is_launched() else 0
+
+
+def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team:
+    """Meet the other processes of this run, which torchrun's environment variables name.
+
+    After the first steps a process may be late at an exchange by `hang_timeout` seconds.
+    """
+    if not is_launched():
+        return Team()
+    limit = datetime.timedelta(seconds=START_SECONDS)
+    store, rank, size = next(iter(dist.rendezvous("env://")))
+    watch = Watch(rank, size, dist.PrefixStore("yoloyard", store), hang_timeout)
+    host_group = None
+    if device.type == "cuda":
+        # NCCL's own watchdog would end the process before it is said why. The host's exchanges notice first who is
+        # missing, and the `Watch` where the host is blocked. torchrun always sets 1, as if the user had.
+        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
+        dist.init_process_group("nccl", store=store, rank=rank, world_size=size, timeout=2 * limit, device_id=device)
+        host_group = dist.new_group(backend="gloo", timeout=limit)
+    else:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
+    threading.Thread(target=watch.keep_watching, daemon=True).start()
+    return Team(watch, host_group)
+
+
+def agreed_precision(precision: Precision, team: Team) -> Precision:
+    """The simplest of all processes' precisions, which each of them can compute in."""
+    return Precision(precision.device_type, PRECISIONS[team.max(PRECISIONS.index(precision.dtype))])
+
+
+def _destroy_groups(in_order: bool) -> None:
+    """End the exchange of all groups. Where other processes may be missing, NCCL's is aborted first."""
+    group = dist.group.WORLD
+    try:
+        if not in_order and dist.get_backend() == "nccl" and group is not None:
+            group.abort()
+        dist.destroy_process_group()
+    except RuntimeError:
+        if in_order:
+            raise
+        # Otherwise the others may have ended, and the user is told the run's own error.

@@ -1,0 +1,60 @@
+"""A network whose gradients become their mean over several processes: torch's DistributedDataParallel (DDP)."""
+
+from __future__ import annotations
+
+import inspect
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from yoloyard.training.distributed.collectives import Team
+
+
+def parallelize(model: nn.Module, device: torch.device, team: Team, may_leave_out: bool = False) -> nn.Module:
+    """The network that the step calls: `model` itself, or in several processes one that exchanges gradients.
+
+    Parameters and buffers become those of rank 0. BatchNorm's statistics stay each process's own until the engine
+    makes them equal. `may_leave_out`: a forward may leave out parameters, which torch finds by a walk through the graph
+    at each exchange. Without it such a network raises RuntimeError.
+    """
+    if team.size == 1:
+        return model
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
+    devices = None if device.type == "cpu" else [device]
+    wrapper = nn.parallel.DistributedDataParallel
+    # No exchange of BatchNorm's statistics at every step; torch 2.13 gave that option another name.
+    names = {"forward_sync_buffers", "broadcast_buffers"} & inspect.signature(wrapper).parameters.keys()
+    # Gradients live in the memory that is exchanged, which saves one copy of them.
+    options: dict[str, Any] = {max(names): False, "gradient_as_bucket_view": True}
+    if may_leave_out:
+        options["find_unused_parameters"] = True
+        model = _WithSpare(model, device)
+    return wrapper(model, device_ids=devices, **options)
+
+
+def exchanging(network: nn.Module, is_due: bool, team: Team) -> AbstractContextManager[None]:
+    """Inside, a backward pass makes gradients their mean over all processes if `is_due`; else each adds up its own.
+
+    `network` comes from `parallelize`, compiled or not. Only the last batch of an update needs the exchange, which then
+    is of the gradients of all its batches.
+    """
+    if is_due or team.size == 1:
+        return nullcontext()
+    return network.no_sync()  # type: ignore[operator]
+
+
+class _WithSpare(nn.Module):
+    """A network with a parameter that it never uses: where all are used, torch warns that the search is not needed."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.network, self.spare = network, nn.Parameter(torch.zeros(1, device=device))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """The maps of the network."""
+        maps: list[Tensor] = self.network(images)
+        return maps

@@ -1,0 +1,269 @@
+"""Who waits for whom among the processes of a run, which one failed, and what is said about it.
+
+Each process shows the others, in a store outside of them, where it is and that it lives. A process that is late at an
+exchange by more than `hang_timeout` ends the run. Work that may take longer is done inside `Watch.long_work`.
+"""
+
+# torch's own means are not enough. monitored_barrier has one fixed time limit, breaks the group, and names the missing
+# process on rank 0 alone, or nowhere if that is rank 0. Error files know no process that hangs, nor any other host.
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch.distributed as dist
+
+from yoloyard.common.errors import SilentError, UserError, memory_line, user_line
+from yoloyard.common.files import whole_folder
+
+START_SECONDS = 1800.0  # how late a process may be at an exchange before all have made their first steps
+FIRST_PLACES = 5  # calls of `Watch.reached` after which a process has made its first steps
+REPORT_SECONDS = 3.0  # within which every process that lives and waits has noticed a failure
+LOOK_SECONDS = 1.0  # between two looks of the watching thread
+LAST_WORD_SECONDS = 2.0  # that the main thread has to report what the watching thread has found
+END_SECONDS = 10.0  # that the main thread has to end after another process has reported a failure
+
+
+class LostProcessError(RuntimeError):
+    """Another process has failed or shows no sign of life. `elsewhere`: this process is certainly not to blame."""
+
+    def __init__(self, message: str, elsewhere: bool = True) -> None:
+        super().__init__(message)
+        self.elsewhere = elsewhere
+
+
+@dataclasses.dataclass
+class Shown:
+    """What a process shows the others in the store."""
+
+    namespace: str  # of `pid_namespace`
+    pid: int
+    place: str = "the beginning"  # where it is, in words for the user
+    places: int = 0  # how many it has passed
+    beat: int = 0  # grows as long as it lives
+    in_long_work: bool = False
+    failed: str = ""  # why it ends
+    left: bool = False  # it has ended without a failure
+
+
+def find_loss(
+    rank: int, shown: Sequence[Shown], dead: Collection[int], silent: Sequence[float], still: float, limit: float
+) -> LostProcessError | None:
+    """What process `rank` can tell from what all have `shown`, by rank, or None while nothing is wrong.
+
+    `dead`: ranks that have certainly ended; `silent`: seconds without a beat, by rank; `still`: seconds in which no
+    process has moved or done long work. More than `limit` seconds are too long, and a few more here, since the main
+    thread may notice the same and reports it better.
+    """
+    limit += REPORT_SECONDS
+    others = [other for other, each in enumerate(shown) if other != rank and not each.left]
+    for other in others:
+        if not shown[other].failed and other in dead:
+            return LostProcessError(f"process {other} was killed")
+        if not shown[other].failed and silent[other] > limit:
+            return LostProcessError(f"process {other} shows no sign of life")
+    for other in others:
+        if shown[other].failed:
+            return LostProcessError(f"process {other} has failed", elsewhere=False)
+    if others and still > limit:
+        # A process that hangs has passed fewer places. If all are at the same place, nobody knows, and all report it.
+        is_ahead = shown[rank].places > min(shown[other].places for other in others)
+        if is_ahead or still > limit + 2 * REPORT_SECONDS:
+            return LostProcessError("no process gets any further")
+    return None
+
+
+class Watch:
+    """What a process shows the others and sees of them. Without a `store` it is alone, and nothing happens."""
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, store: dist.Store | None = None, hang_timeout: float = START_SECONDS
+    ) -> None:
+        self.rank, self.size, self.hang_timeout = rank, size, hang_timeout
+        self.run_folder: Path | None = None  # for advice
+        self.limit = START_SECONDS  # that a process may be late at an exchange
+        self._store = store
+        self._shown = Shown(pid_namespace(), os.getpid())
+        self._showing, self._speaking = threading.Lock(), threading.RLock()
+        self._ending = threading.Event()  # the main thread is on its way out
+        self._processes: dict[int, psutil.Process] = {}  # by rank, those that can be seen from here
+        self._long_works = 0  # the same number in all processes
+        self._loss: LostProcessError | None = None
+        self.show()
+
+    def show(self, **changes: Any) -> None:
+        """Show the others what has changed, by the names of `Shown`."""
+        with self._showing:  # two threads call this
+            self._shown = dataclasses.replace(self._shown, **changes)
+            if self._store is not None:
+                self._store.set(f"shown/{self.rank}", json.dumps(dataclasses.asdict(self._shown)))
+
+    def reached(self, place: str) -> bool:
+        """Show where this process is, in words for the user. True: the first steps are made; `limit` has changed."""
+        self.show(place=place, places=self._shown.places + 1)
+        if self._store is None or self._shown.places != FIRST_PLACES:
+            return False
+        self.limit = self.hang_timeout
+        return True
+
+    @contextmanager
+    def long_work(self) -> Iterator[None]:
+        """For work that may take long, and not equally long in all processes. At its end each waits for all others.
+
+        It waits as long as they show signs of life. Raises LostProcessError if one has failed or shows none.
+        """
+        if self._store is None:
+            yield
+            return
+        self._long_works += 1
+        counter = f"long work {self._long_works}"
+        self.show(in_long_work=True)
+        yield
+        self._store.add(counter, 1)
+        while self._store.add(counter, 0) < self.size:
+            if self._loss is not None:
+                raise self._loss
+            time.sleep(LOOK_SECONDS / 50)
+        self.show(in_long_work=False)
+
+    def end(self, in_order: bool) -> None:
+        """Stop watching; `in_order`: without a failure, which the others are shown."""
+        self._ending.set()
+        if in_order:
+            self.show(left=True)
+
+    def keep_watching(self) -> None:
+        """In a thread: show that this process lives, and have the last word where the main thread can't.
+
+        The main thread may be blocked for ever, behind a kernel of a GPU that waits for a process that has ended.
+        """
+        # Looks are counted, not seconds of a clock, which goes on while all processes are stopped.
+        silent, still, before = [0.0] * self.size, 0.0, [self._shown] * self.size
+        while self._loss is None:
+            if self._ending.wait(LOOK_SECONDS):
+                return
+            try:
+                self.show(beat=self._shown.beat + 1)
+                shown = self._all_shown()
+            except RuntimeError as error:
+                self._loss = LostProcessError(f"the connection to the other processes is lost ({error})")
+                break
+            still += LOOK_SECONDS
+            for rank, (now, then) in enumerate(zip(shown, before, strict=True)):
+                silent[rank] = 0.0 if now.beat != then.beat else silent[rank] + LOOK_SECONDS
+                if now.places != then.places or now.in_long_work:
+                    still = 0.0
+            before = shown
+            self._loss = find_loss(self.rank, shown, self._dead(shown), silent, still, self.limit)
+        if self._ending.wait(LAST_WORD_SECONDS if self._loss.elsewhere else END_SECONDS):
+            return
+        with self._speaking:
+            if self._ending.is_set():
+                return
+            explained = self.explained(self._loss) if self._loss.elsewhere else SilentError("another process says it")
+            if not isinstance(explained, SilentError):
+                sys.stderr.write(f"yoloyard: {explained}\n")
+                sys.stderr.flush()
+            # The main thread does not go on: what it would read from the device now must not reach a file.
+            os._exit(explained.exit_code)
+
+    def _all_shown(self) -> list[Shown]:
+        assert self._store is not None
+        return [Shown(**json.loads(text)) for text in self._store.multi_get([f"shown/{r}" for r in range(self.size)])]
+
+    def _dead(self, shown: Sequence[Shown]) -> set[int]:
+        """The ranks that have certainly ended. Nobody can tell of a process of another host or container."""
+        dead = set()
+        for rank, each in enumerate(shown):
+            if each.namespace == self._shown.namespace != "":
+                try:
+                    if rank not in self._processes:  # kept, so that psutil notices another process with its number
+                        self._processes[rank] = psutil.Process(each.pid)
+                    process = self._processes[rank]
+                    if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                        dead.add(rank)
+                except psutil.NoSuchProcess:
+                    dead.add(rank)
+        return dead
+
+    def explained(self, error: Exception) -> UserError:
+        """Who is to blame for `error`, in words for the user. One process alone says it; others get a SilentError."""
+        with self._speaking:
+            self._ending.set()
+            if threading.current_thread() is threading.main_thread():
+                for number in (signal.SIGINT, signal.SIGTERM):  # by which the launcher ends all: there is a line to say
+                    signal.signal(number, signal.SIG_IGN)
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            if line := user_line(error):
+                text = f"{line}: {text}"
+            text = memory_line(error) or text
+            try:
+                return self._blame(error, text)
+            except RuntimeError as lost:  # the store has ended, and so has the process that held it
+                place = self._shown.place
+                return UserError(f"the connection to the other processes is lost, at {place} ({text}; {lost})")
+
+    def _blame(self, error: Exception, text: str) -> UserError:
+        assert self._store is not None
+        self.show(failed=text)
+        is_own = not _is_of_communication(error)
+        for _ in range(0 if is_own else 10):  # the process that failed says so itself, in a moment
+            if self._store.add("speakers", 0):
+                break
+            time.sleep(REPORT_SECONDS / 10)
+        code = error.exit_code if isinstance(error, UserError) else 1
+        if self._store.add("speakers", 1) > 1:  # all found the same, or one failure led to another
+            return SilentError(text, code)
+        if is_own:
+            if isinstance(error, UserError) and self.rank == 0:
+                return error
+            named = UserError(f"process {self.rank} of {self.size}, at {self._shown.place}: {text}")
+            named.exit_code = code
+            return named
+        shown = self._all_shown()
+        missing = {rank for rank, each in enumerate(shown) if not each.failed and not each.left}
+        missing = missing & self._dead(shown) or missing  # if one was killed, the others are only slow to report it
+        for rank in missing & self._processes.keys():
+            with suppress(psutil.NoSuchProcess):
+                self._processes[rank].kill()  # so that the launcher needn't wait for it
+        who = " and ".join(f"process {rank}, last seen at {shown[rank].place}," for rank in sorted(missing))
+        said = f"{who} was killed or hangs" if who else f"the processes can't reach each other ({text})"
+        advice = "nothing was saved yet"
+        if self.run_folder is not None and whole_folder(self.run_folder / "checkpoints" / "last").exists():
+            folder = shlex.quote(str(self.run_folder))
+            advice = f"the last checkpoint is whole: go on with yoloyard train --resume {folder}"
+        return UserError(f"{said}; the run ends at {self._shown.place}; {advice}")
+
+
+def pid_namespace() -> str:
+    """Where a process number means one process: this start of the system and this namespace; empty if not known.
+
+    psutil knows neither of them, and containers may share host names and numbers.
+    """
+    try:
+        if os.readlink("/proc/self") != str(os.getpid()):  # it shows another namespace
+            return ""
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _is_of_communication(error: Exception) -> bool:
+    """Did another process cause it? gloo raises plain RuntimeErrors, so their text tells."""
+    if isinstance(error, dist.DistError | LostProcessError):
+        return True
+    marks = ("gloo", "Connection closed by peer", "Connection reset", "Timed out waiting")
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in marks)
