@@ -109,7 +109,7 @@ def parse_host(address: str | None) -> Host:
 
 @contextlib.contextmanager
 def connect(address: str | None) -> Iterator[Host]:
-    """The machine at `ssh://user@host[:port]`, or this one; a connection is opened once and closed at the end.
+    """The host at `ssh://user@host[:port]`, or this machine; a connection is opened once and closed at the end.
 
     Raises UsageError for a wrong address, UserError if the host can't be reached or doesn't let us in.
     """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +29,8 @@ SAVING_SECONDS = 120  # that a training has to save when the container stops
 HEALTHY_SECONDS = 180.0  # until the container must be healthy
 AGAIN = "yoloyard down stops it, up starts again"
 _SOURCE = "YOLOYARD_SOURCE"  # the folder that was copied to a host, and the machine that it is on
+
+Settings = dict[str, str]  # the variables of compose.yaml
 
 
 @dataclass(frozen=True)
@@ -54,26 +57,20 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
     Raises UserError for whatever is missing: an engine, a driver, the toolkit, an image, a free port.
     """
     started = time.monotonic()
-    with connect(on) as host:
-        project = project_of(folder, host)
-        settings, asked = project.settings(), wishes.variables()
-        before = settings.get("YOLOYARD_ENGINE")
-        runner = find_engine(host, engine or before)
+    with _opened(folder, on, engine) as (project, runner, settings, status):
+        host, asked, before = project.host, wishes.variables(), settings.get("YOLOYARD_ENGINE")
         if before and runner.name != before and host.run([before, "version"]).returncode == 0:
-            status = project.status(find_engine(host, before))
-            if status and status.running:
+            other = project.status(find_engine(host, before))
+            if other and other.running:
                 raise UserError(f"the container is running with {before}: {AGAIN}")
         if "YOLOYARD_TAG" in asked:
             asked["YOLOYARD_TAG"] = find_tag(asked["YOLOYARD_TAG"]).name  # it may be an alias
         if "YOLOYARD_DATA" in asked:
             asked["YOLOYARD_DATA"] = _data_folder(host, asked["YOLOYARD_DATA"])
-        status = project.status(runner)
         if status and status.running:
             _check_known(settings, runner, status)
-            changed = [name for name, value in asked.items() if settings.get(name) != value]
-            if changed:
-                flags = ", ".join(map(flag, changed))
-                raise UserError(f"the container is running with another {flags}: {AGAIN}")
+            if changed := [flag(name) for name, value in asked.items() if settings.get(name) != value]:
+                raise UserError(f"the container is running with another {', '.join(changed)}: {AGAIN}")
             log.info(f"the container is running already ({runner.name}, image {_image(settings)})")
             _wait(project, runner)
         else:
@@ -94,11 +91,8 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
 
 def down(folder: Path, on: str | None, engine: str | None, volumes: bool) -> None:
     """Stop the container of `folder`, and remove it; what trains has two minutes to save."""
-    with connect(on) as host:
-        project = project_of(folder, host)
-        settings = project.settings()
-        runner = find_engine(host, engine or settings.get("YOLOYARD_ENGINE"))
-        status = project.status(runner)
+    with _opened(folder, on, engine) as (project, runner, settings, status):
+        host = project.host
         if status:
             _check_known(settings, runner, status)
         if not settings or (status is None and not volumes):
@@ -119,22 +113,22 @@ def down(folder: Path, on: str | None, engine: str | None, volumes: bool) -> Non
 
 def shell(folder: Path, on: str | None, engine: str | None, command: Sequence[str]) -> int:
     """Run `command`, or a shell, in the container as the user there; its exit status."""
-    with connect(on) as host:
-        _, runner, status, _ = running(folder, host, engine)
+    with _opened(folder, on, engine) as (project, runner, settings, status):
+        status = _check_running(project, settings, status)
         tty = os.isatty(0) and os.isatty(1)
         words = [runner.name, "exec", "--interactive", *(["--tty"] if tty else []), "--user", USER]
         words += ["--workdir", "/workspace", "--env", f"HOME=/home/{USER}", "--env", f"USER={USER}"]
         if tty:
             words += ["--env", f"TERM={os.environ.get('TERM', 'xterm')}"]
-        return host.call([*words, status.id, *(command or ["bash"])], tty)
+        return project.host.call([*words, status.id, *(command or ["bash"])], tty)
 
 
 def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[str], object]) -> None:
     """Print JupyterLab's address and hand it to `show`; on a host, keep a tunnel open until Ctrl-C."""
-    with connect(on) as host:
-        _, _, _, settings = running(folder, host, engine)
+    with _opened(folder, on, engine) as (project, _, settings, status):
+        host, token = project.host, _check_running(project, settings, status) and settings["YOLOYARD_JUPYTER_TOKEN"]
         if not host.is_remote:
-            address = jupyter_url(settings, int(settings["YOLOYARD_JUPYTER_PORT"]))
+            address = jupyter_url(_reachable(settings), settings["YOLOYARD_JUPYTER_PORT"], token)
             log.info(address)
             show(address)
             return
@@ -146,7 +140,7 @@ def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[st
                 time.sleep(0.05)
             if tunnel.poll() is not None:
                 raise UserError(f"the tunnel to {host} can't be opened (ssh's exit status {tunnel.returncode})")
-            address = jupyter_url({}, ports["YOLOYARD_JUPYTER_PORT"], settings["YOLOYARD_JUPYTER_TOKEN"])
+            address = jupyter_url("127.0.0.1", ports["YOLOYARD_JUPYTER_PORT"], token)
             log.info(f"Jupyter:     {address}")
             log.info(f"TensorBoard: http://127.0.0.1:{ports['YOLOYARD_TENSORBOARD_PORT']}/")
             log.info("the tunnel is open until Ctrl-C")
@@ -169,34 +163,39 @@ def project_of(folder: Path, host: Host) -> Project:
     return Project(host, PurePosixPath(home) / "yoloyard" / folder.name)
 
 
-def running(folder: Path, host: Host, engine: str | None) -> tuple[Project, Engine, Status, dict[str, str]]:
-    """The container of `folder`, which must be running, and its settings. Raises UserError if it isn't."""
-    project = project_of(folder, host)
-    settings = project.settings()
-    runner = find_engine(host, engine or settings.get("YOLOYARD_ENGINE"))
-    status = project.status(runner)
-    if status is None or not status.running or not settings:
-        raise UserError(f"no container of {project.folder} is running on {host}: yoloyard up starts it")
-    return project, runner, status, settings
-
-
-def jupyter_url(settings: dict[str, str], port: int, token: str = "") -> str:
+def jupyter_url(address: str, port: int | str, token: str) -> str:
     """JupyterLab's address with its token."""
-    address = settings.get("YOLOYARD_ADDRESS", "127.0.0.1")
-    return f"http://{_reachable(address)}:{port}/lab?token={token or settings['YOLOYARD_JUPYTER_TOKEN']}"
+    return f"http://{address}:{port}/lab?token={token}"
 
 
-def _check_known(settings: dict[str, str], runner: Engine, status: Status) -> None:
+@contextlib.contextmanager
+def _opened(
+    folder: Path, on: str | None, engine: str | None
+) -> Iterator[tuple[Project, Engine, Settings, Status | None]]:
+    """The project of `folder` on its host, its engine, what the last `up` chose, and its container if there is one."""
+    with connect(on) as host:
+        project = project_of(folder, host)
+        settings = project.settings()
+        runner = find_engine(host, engine or settings.get("YOLOYARD_ENGINE"))
+        yield project, runner, settings, project.status(runner)
+
+
+def _check_running(project: Project, settings: Settings, status: Status | None) -> Status:
+    if status is None or not status.running or not settings:
+        raise UserError(f"no container of {project.folder} is running on {project.host}: yoloyard up starts it")
+    return status
+
+
+def _check_known(settings: Settings, runner: Engine, status: Status) -> None:
     if not settings:
-        raise UserError(
-            "there is a container of this folder, but what `up` chose for it is gone: "
-            f"{runner.name} stop --time {SAVING_SECONDS} {status.id[:12]} && {runner.name} rm {status.id[:12]}, then up"
-        )
+        name, short = runner.name, status.id[:12]
+        remedy = f"{name} stop --time {SAVING_SECONDS} {short} && {name} rm {short}, then up"
+        raise UserError(f"there is a container of this folder, but what `up` chose for it is gone: {remedy}")
 
 
 def _choose(
-    folder: Path, project: Project, runner: Engine, before: dict[str, str], asked: dict[str, str]
-) -> tuple[dict[str, str], dict[str, Any]]:
+    folder: Path, project: Project, runner: Engine, before: Settings, asked: Settings
+) -> tuple[Settings, dict[str, Any]]:
     """The variables of compose.yaml, and what is added to its service: GPUs, and the user of a rootless podman."""
     host = project.host
     gpus = asked.get("YOLOYARD_GPUS", "all")
@@ -258,7 +257,7 @@ def _why(host: Host, used: graphics.Graphics, gpus: str) -> str:
     return f"the newest for driver {used.driver} and {each}"
 
 
-def _find_image(host: Host, runner: Engine, settings: dict[str, str]) -> None:
+def _find_image(host: Host, runner: Engine, settings: Settings) -> None:
     reference = _image(settings)
     if host.run([runner.name, "image", "inspect", reference]).returncode == 0:
         return
@@ -270,10 +269,9 @@ def _find_image(host: Host, runner: Engine, settings: dict[str, str]) -> None:
     if host.is_remote and send_image(reference, host, runner.name):
         return
     where = " here; up then sends it there" if host.is_remote else ""
-    raise UserError(
-        f"there is no image {reference} on {host}: yoloyard image build {settings['YOLOYARD_TAG']} makes it{where}. "
-        "A team sets YOLOYARD_IMAGE to its registry's path, and it is pulled"
-    )
+    remedy = f"yoloyard image build {settings['YOLOYARD_TAG']} makes it{where}"
+    team = "A team sets YOLOYARD_IMAGE to its registry's path, and it is pulled"
+    raise UserError(f"there is no image {reference} on {host}: {remedy}. {team}")
 
 
 def _start(project: Project, runner: Engine) -> None:
@@ -298,17 +296,15 @@ def _wait(project: Project, runner: Engine) -> None:
     raise UserError(f"the container {state}; its last lines:\n{lines}")
 
 
-def _print_ways_in(host: Host, on: str | None, settings: dict[str, str]) -> None:
-    jupyter_port, ssh_port, board = (int(settings[name]) for name in PORTS)
-    where = f" --on {on}" if on else ""
-    shown = settings if not host.is_remote else {"YOLOYARD_JUPYTER_TOKEN": settings["YOLOYARD_JUPYTER_TOKEN"]}
-    address = _reachable(shown.get("YOLOYARD_ADDRESS", "127.0.0.1"))
+def _print_ways_in(host: Host, on: str | None, settings: Settings) -> None:
+    jupyter_port, ssh_port, board_port = (int(settings[name]) for name in PORTS)
+    where, address = f" --on {on}" if on else "", "127.0.0.1" if host.is_remote else _reachable(settings)
     if host.is_remote:
         forwards = _forwards(settings, {name: int(settings[name]) for name in PORTS})
         tunnel = shlex.join(["ssh", *host.port_option(), "-N", *forwards, host.login])
         log.info(f"Tunnel:      {tunnel}   (or: yoloyard jupyter{where})")
-    log.info(f"Jupyter:     {jupyter_url(shown, jupyter_port)}")
-    log.info(f"TensorBoard: http://{address}:{board}/")
+    log.info(f"Jupyter:     {jupyter_url(address, jupyter_port, settings['YOLOYARD_JUPYTER_TOKEN'])}")
+    log.info(f"TensorBoard: http://{address}:{board_port}/")
     if settings.get("YOLOYARD_SSH") == "1":
         jump = f" -J {host.login}{f':{host.port}' if host.port else ''}" if host.is_remote else ""
         log.info(f"SSH:         ssh{jump} -p {ssh_port} {USER}@{address}")
@@ -316,28 +312,26 @@ def _print_ways_in(host: Host, on: str | None, settings: dict[str, str]) -> None
     log.info(f"Stop:        yoloyard down{where}")
 
 
-def _forwards(settings: dict[str, str], local: dict[str, int]) -> list[str]:
-    there = settings.get("YOLOYARD_ADDRESS", "127.0.0.1")
-    names = ("YOLOYARD_JUPYTER_PORT", "YOLOYARD_TENSORBOARD_PORT")
-    return [word for name in names for word in ("-L", f"{local[name]}:{_reachable(there)}:{settings[name]}")]
+def _forwards(settings: Settings, local: dict[str, int]) -> list[str]:
+    there, names = _reachable(settings), ("YOLOYARD_JUPYTER_PORT", "YOLOYARD_TENSORBOARD_PORT")
+    return [word for name in names for word in ("-L", f"{local[name]}:{there}:{settings[name]}")]
 
 
-def _reachable(address: str) -> str:
-    return "127.0.0.1" if address == "0.0.0.0" else address  # every address of the machine: this one is among them
+def _reachable(settings: Settings) -> str:
+    address = settings.get("YOLOYARD_ADDRESS", "127.0.0.1")
+    return "127.0.0.1" if address == "0.0.0.0" else address  # every address of the host: this one is among them
 
 
-def _check_source(folder: Path, project: Project, settings: dict[str, str], anyway: bool) -> None:
-    before = settings.get(_SOURCE)
-    if project.host.is_remote and before and before != _source(folder) and not anyway:
-        raise UserError(
-            f"{project.host}:{project.folder} was copied from {before}, not from {_source(folder)}: "
-            "rename this folder, or copy over it with --yes"
-        )
+def _check_source(folder: Path, project: Project, settings: Settings, anyway: bool) -> None:
+    before, now = settings.get(_SOURCE), _source(folder)
+    if project.host.is_remote and before and before != now and not anyway:
+        remedy = "rename this folder, or copy over it with --yes"
+        raise UserError(f"{project.host}:{project.folder} was copied from {before}, not from {now}: {remedy}")
 
 
 def _source(folder: Path) -> str:
     return f"{os.uname().nodename}:{folder.resolve()}"
 
 
-def _image(settings: dict[str, str]) -> str:
+def _image(settings: Settings) -> str:
     return f"{settings['YOLOYARD_IMAGE']}:{settings['YOLOYARD_TAG']}"
