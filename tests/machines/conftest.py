@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ class Machine:
             "torch": self.wheel,
         }
         found = [*gpu.check(facts), *container.check(facts), *limits.check(facts)]
-        return {each.check: each.as_dict() for each in found}
+        return {each.check: asdict(each) for each in found}
 
 
 def _error(code: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from yoloyard.common.errors import UserError
 from yoloyard.machines.containers.host import Host, last_line
 
-SERVICE = "yard"
+SERVICE = "yard"  # of compose.yaml
 USER = "yard"  # who works inside
 _STATE = '"${XDG_STATE_HOME:-$HOME/.local/state}/yoloyard/"'
 _INSTALL = "Docker: https://docs.docker.com/engine/install; podman: packages podman and podman-compose"
@@ -80,16 +80,14 @@ class Project:
     def settings(self) -> dict[str, str]:
         """What the last `up` chose; empty if there was none."""
         text = self.host.run(["sh", "-c", f"cat {_STATE}{self.name}/.env"]).stdout
-        pairs = re.findall(r"^(YOLOYARD_\w+)='([^']*)'$", text, re.MULTILINE)
-        return dict(pairs)
+        return dict(re.findall(r"^(YOLOYARD_\w+)='([^']*)'$", text, re.MULTILINE))
 
     def write(self, settings: dict[str, str], service: dict[str, Any]) -> None:
         """Keep `settings` as the variables of compose.yaml, and `service` as what is added to its service."""
         for name in ("YOLOYARD_WORKSPACE", "YOLOYARD_DATA"):
             if sign := re.search(r"[':\n]", settings.get(name, "")):
-                raise UserError(
-                    f"{settings[name]} can't be mounted, for the {sign[0]!r} in its path: rename the folder"
-                )
+                reason = f"for the {sign[0]!r} in its path: rename the folder"
+                raise UserError(f"{settings[name]} can't be mounted, {reason}")
         lines = [f"{name}='{value.replace(chr(39), '')}'\n" for name, value in settings.items()]
         self._write(".env", "".join(lines))
         self._write("compose.yaml", (resources.files("yoloyard.docker") / "compose.yaml").read_text(encoding="utf-8"))

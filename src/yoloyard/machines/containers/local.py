@@ -31,6 +31,7 @@ AGAIN = "yoloyard down stops it, up starts again"
 _SOURCE = "YOLOYARD_SOURCE"  # the folder that was copied to a host, and the machine that it is on
 
 Settings = dict[str, str]  # the variables of compose.yaml
+Opened = tuple[Project, Engine, Settings, Status | None]
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def shell(folder: Path, on: str | None, engine: str | None, command: Sequence[st
 def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[str], object]) -> None:
     """Print JupyterLab's address and hand it to `show`; on a host, keep a tunnel open until Ctrl-C."""
     with _opened(folder, on, engine) as (project, _, settings, status):
-        host, token = project.host, _check_running(project, settings, status) and settings["YOLOYARD_JUPYTER_TOKEN"]
+        _check_running(project, settings, status)
+        host, token = project.host, settings["YOLOYARD_JUPYTER_TOKEN"]
         if not host.is_remote:
             address = jupyter_url(_reachable(settings), settings["YOLOYARD_JUPYTER_PORT"], token)
             log.info(address)
@@ -145,11 +147,11 @@ def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[st
             log.info(f"TensorBoard: http://127.0.0.1:{ports['YOLOYARD_TENSORBOARD_PORT']}/")
             log.info("the tunnel is open until Ctrl-C")
             show(address)
-            status = tunnel.wait()
+            tunnel.wait()
         finally:
             tunnel.terminate()
             tunnel.wait()
-        raise UserError(f"the tunnel to {host} closed (ssh's exit status {status})")
+        raise UserError(f"the tunnel to {host} closed (ssh's exit status {tunnel.returncode})")
 
 
 def project_of(folder: Path, host: Host) -> Project:
@@ -169,9 +171,7 @@ def jupyter_url(address: str, port: int | str, token: str) -> str:
 
 
 @contextlib.contextmanager
-def _opened(
-    folder: Path, on: str | None, engine: str | None
-) -> Iterator[tuple[Project, Engine, Settings, Status | None]]:
+def _opened(folder: Path, on: str | None, engine: str | None) -> Iterator[Opened]:
     """The project of `folder` on its host, its engine, what the last `up` chose, and its container if there is one."""
     with connect(on) as host:
         project = project_of(folder, host)

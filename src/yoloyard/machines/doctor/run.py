@@ -1,8 +1,8 @@
-"""The doctor's round: gathers the facts, lets each subject judge them. Changes nothing, installs nothing."""
+"""The doctor: gathers the facts and lets each subject judge them. It changes nothing and installs nothing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from yoloyard.machines.doctor.finding import Finding
 from yoloyard.machines.environment import machine, nvml
 from yoloyard.machines.environment import packages as packages_of
 
+SUBJECTS = (gpu, container, limits, disk, network, packages, compute)  # each has check(facts)
 WORST_FIRST = ("problem", "warning", "skipped", "ok")
 
 
@@ -26,7 +27,7 @@ class Examination:
         return sum(finding.verdict == "problem" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"facts": self.facts, "findings": [finding.as_dict() for finding in self.findings]}
+        return asdict(self)
 
 
 def examine(
@@ -55,13 +56,5 @@ def examine(
     }
     attempt = installed.get("imports", {}).get("torch", {"error": "not looked at"})
     facts["compute"] = None if quick or attempt["error"] else compute.gather(attempt.get("devices", 0), python)
-    findings = [
-        *gpu.check(facts),
-        *container.check(facts),
-        *limits.check(facts),
-        *disk.check(facts),
-        *network.check(facts),
-        *packages.check(facts),
-        *compute.check(facts),
-    ]
+    findings = [finding for subject in SUBJECTS for finding in subject.check(facts)]
     return Examination(facts, sorted(findings, key=lambda finding: WORST_FIRST.index(finding.verdict)))

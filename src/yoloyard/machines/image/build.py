@@ -95,7 +95,7 @@ def _revision(root: Path) -> str:
 
 
 def _git(root: Path, *words: str) -> str:
-    """What Git says of the clone; empty without Git or where it is no repository, such as an unpacked archive."""
+    """What Git says about the clone; empty without Git or where there is no repository, as in an unpacked archive."""
     try:
         done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=False)
     except FileNotFoundError:
