@@ -15,8 +15,8 @@ from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from yoloyard.common.errors import UserError
-from yoloyard.machines.containers.host import Host, last_line
+from yoloyard.common.errors import UserError, last_line
+from yoloyard.machines.containers.host import Host
 
 SERVICE = "yard"  # of compose.yaml
 USER = "yard"  # who works inside

@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from yoloyard.common.errors import UserError
-from yoloyard.machines.containers.host import Host, environment, last_line
+from yoloyard.common.errors import UserError, last_line
+from yoloyard.machines.containers.host import Host, environment
 
 log = logging.getLogger(__name__)
 

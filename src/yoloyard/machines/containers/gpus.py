@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from yoloyard.common.errors import UsageError, UserError
-from yoloyard.machines.containers.host import Host, last_line
+from yoloyard.common.errors import UsageError, UserError, last_line
+from yoloyard.machines.containers.host import Host
 
 _QUERY = ["nvidia-smi", "--query-gpu=driver_version,compute_cap,name", "--format=csv,noheader"]
 _WITHOUT = "--gpus none goes without a GPU"

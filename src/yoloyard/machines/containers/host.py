@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from yoloyard.common.errors import UsageError, UserError, printable
+from yoloyard.common.errors import UsageError, UserError, last_line, printable
 
 CONNECT_SECONDS = 15
 
@@ -155,9 +155,3 @@ def _refused(host: Host, said: IO[bytes]) -> UserError:
 def environment() -> dict[str, str]:
     """Of commands: without YOLOYARD_ variables, which Compose would take rather than those in the file it is given."""
     return {name: value for name, value in os.environ.items() if not name.startswith("YOLOYARD_")}
-
-
-def last_line(text: str) -> str:
-    """The last line that isn't empty, safe to print."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return printable(lines[-1]) if lines else ""

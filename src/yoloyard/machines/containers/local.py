@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.errors import UsageError, UserError, last_line
 from yoloyard.machines.containers import gpus as graphics
 from yoloyard.machines.containers.container import USER, Engine, Project, Status, find_engine
 from yoloyard.machines.containers.copying import copy_folder, send_image
-from yoloyard.machines.containers.host import Host, connect, last_line
+from yoloyard.machines.containers.host import Host, connect
 from yoloyard.machines.containers.ports import PORTS, choose_ports, flag, listens, tunnel_ports
 from yoloyard.machines.containers.ssh_keys import public_keys
 from yoloyard.machines.image.versions import best_tag, find_tag, repository

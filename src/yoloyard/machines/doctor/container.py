@@ -15,15 +15,17 @@ INSTALL = (
 
 
 def check(facts: dict[str, Any]) -> list[Finding]:
-    """Nothing to say inside a container (the toolkit is the host's), without a GPU, or without an engine."""
+    """One finding an engine; skipped inside a container (the toolkit is the host's), without a GPU or an engine."""
     machine, engines = facts["machine"], facts["machine"]["engines"]
-    nvidia = machine["nvidia"]
+    reason = ""
     if machine["container"]:
-        return [Finding(CHECK, TITLE, "skipped", f"this is a container itself ({machine['container']})")]
-    if not nvidia["cards"] and not nvidia["nodes"]:
-        return [Finding(CHECK, TITLE, "skipped", "there is no NVIDIA GPU")]
-    if not engines["engines"]:
-        return [Finding(CHECK, TITLE, "skipped", "there is no docker and no podman")]
+        reason = f"this is a container itself ({machine['container']})"
+    elif not machine["nvidia"]["cards"] and not machine["nvidia"]["nodes"]:
+        reason = "there is no NVIDIA GPU"
+    elif not engines["engines"]:
+        reason = "there is no docker and no podman"
+    if reason:
+        return [Finding(CHECK, TITLE, "skipped", reason)]
     return [_engine(name, engines) for name in engines["engines"]]
 
 

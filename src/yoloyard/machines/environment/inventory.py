@@ -92,10 +92,8 @@ def _distributions(folder: str) -> list[dict[str, Any]]:
 
 def _files(folder: str, place: str) -> dict[str, Any] | None:
     """Of the code that RECORD lists: how many files there are, which are missing, which have another size."""
-    try:
-        with open(os.path.join(place, "RECORD"), newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except OSError:
+    rows = list(csv.reader(_read(os.path.join(place, "RECORD")).splitlines()))
+    if not rows:
         return None
     listed, missing, changed = 0, [], []
     for row in rows:
@@ -120,11 +118,8 @@ def _files(folder: str, place: str) -> dict[str, Any] | None:
 
 
 def _editable(place: str) -> bool:
-    try:
-        with open(os.path.join(place, "direct_url.json"), encoding="utf-8") as file:
-            return bool(json.load(file).get("dir_info", {}).get("editable"))
-    except (OSError, ValueError, AttributeError):
-        return False
+    text = _read(os.path.join(place, "direct_url.json"))
+    return bool(re.search(r'"editable"\s*:\s*true', text))
 
 
 def _module(folder: str, name: str) -> list[dict[str, Any]]:
@@ -136,12 +131,7 @@ def _module(folder: str, name: str) -> list[dict[str, Any]]:
 
 
 def _constants(path: str) -> dict[str, str]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read()
-    except OSError:
-        return {}
-    rows = re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]?([^'\"\n]*)", text, re.MULTILINE)
+    rows = re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]?([^'\"\n]*)", _read(path), re.MULTILINE)
     return {name: value for name, value in rows if name in CONSTANTS}
 
 
@@ -152,6 +142,15 @@ def _libraries(folder: str) -> list[str]:
 def _infos(folder: str) -> list[str]:
     """The metadata folders of distributions; pip renames those that it removes to ~name."""
     return [name for name in _names(folder) if name.endswith((".dist-info", ".egg-info")) and name[:1] != "~"]
+
+
+def _read(path: str) -> str:
+    """The text of a file; empty if it is not there or may not be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _names(folder: str) -> list[str]:

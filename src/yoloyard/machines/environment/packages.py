@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from yoloyard.common.errors import last_line
+
 IMPORTED = ("numpy", "cv2", "torch", "torchvision", "safetensors", "matplotlib")
 OPTIONAL = ("torchvision",)  # tried only where it is installed
 IMPORT_SECONDS = 300  # for modules to be imported from a cold network disk
@@ -101,8 +103,3 @@ def ending(status: int) -> str:
     if status < 0:
         return f"the process was killed by {signal.Signals(-status).name} (a crash)"
     return f"the process ended with status {status}"
-
-
-def last_line(text: str) -> str:
-    """The last line that isn't empty; empty if there is none."""
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "").strip()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 
-from yoloyard.common.errors import UsageError, UserError
-from yoloyard.machines.containers.host import last_line
+from yoloyard.common.errors import UsageError, UserError, last_line
 
 BUILDERS = ("docker", "podman", "buildah")
 
