@@ -187,7 +187,7 @@ def user_environment(environment: Mapping[str, str], root: bool) -> dict[str, st
 def sshd_config(settings: Settings, environment: Mapping[str, str], state: Path) -> str:
     """Only keys open it, and only for the user yard. A session has the container's environment."""
     escaped = {name: value.replace("\\", "\\\\").replace('"', '\\"') for name, value in sorted(environment.items())}
-    words = [
+    variables = [
         f'"{name}={value}"'
         for name, value in escaped.items()
         if name not in NOT_FOR_SESSIONS and re.fullmatch(r"\w+", name) and value.isprintable()
@@ -210,7 +210,7 @@ PrintMotd no
 PidFile none
 ClientAliveInterval 30
 Subsystem sftp internal-sftp
-SetEnv {" ".join(words)}
+SetEnv {" ".join(variables)}
 """
 
 
@@ -462,15 +462,15 @@ USAGE = """No service is on and there is no command: nothing to do. For example
 """
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     root = os.geteuid() == 0
     try:
         settings = read_settings(os.environ, root)
-        if words == ["health"]:
+        if argv == ["health"]:
             return health(settings)
         for note in settings.notes:
             say(note)
-        if not settings.on and not words:
+        if not settings.on and not argv:
             print(USAGE, end="")
             return 0
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
@@ -491,11 +491,11 @@ def main(words: list[str]) -> int:
         services = start(["s6-svscan", str(state / "services")], environment, None, **options)
     if root and os.isatty(0):
         os.fchown(0, settings.uid, -1)
-    if words:
+    if argv:
         try:
-            command = start(words, environment, ids)
+            command = start(argv, environment, ids)
         except (FileNotFoundError, PermissionError) as error:
-            say(f"{words[0]} cannot be started: {error.strerror}")
+            say(f"{argv[0]} cannot be started: {error.strerror}")
             return 127 if isinstance(error, FileNotFoundError) else 126
     return run(services, command, settings)
 

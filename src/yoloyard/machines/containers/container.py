@@ -26,7 +26,7 @@ _INSTALL = "Docker: https://docs.docker.com/engine/install; podman: packages pod
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs containers on a host, and the words that begin a Compose command."""
+    """What runs containers on a host, and how a Compose command begins."""
 
     name: Literal["docker", "podman"]
     compose: tuple[str, ...]
@@ -98,11 +98,11 @@ class Project:
         script = f"umask 077; mkdir -p {place} && cd {place} && cat > {name}.tmp && mv {name}.tmp {name}"
         self.host.ask(["sh", "-c", script], text)
 
-    def compose(self, engine: Engine, *words: str) -> list[str]:
-        """The words of a Compose command for this project."""
+    def compose(self, engine: Engine, *argv: str) -> list[str]:
+        """The argv of a Compose command for this project."""
         start = f"cd {_STATE}{self.name} && exec "
         files = ["-p", self.name, "--env-file", ".env", "-f", "compose.yaml", "-f", "service.yaml"]
-        return ["sh", "-c", start + shlex.join([*engine.compose, *files, *words])]
+        return ["sh", "-c", start + shlex.join([*engine.compose, *files, *argv])]
 
     def status(self, engine: Engine) -> Status | None:
         """The container, if there is one."""

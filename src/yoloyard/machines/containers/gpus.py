@@ -61,7 +61,7 @@ def choose(graphics: Graphics, gpus: str) -> tuple[Graphics, list[int] | None]:
 
 
 def gpu_access(host: Host, engine: str) -> Literal["runtime", "cdi"]:
-    """How `engine` ("docker" or "podman") hands over GPUs: Docker's NVIDIA runtime or the Container Device Interface.
+    """How `engine` ("docker" or "podman") gives GPUs to containers: Docker's NVIDIA runtime, or CDI.
 
     Raises UserError with the step to install what is missing.
     """

@@ -33,11 +33,11 @@ class Host:
     def __str__(self) -> str:
         return self.login or "this machine"
 
-    def command(self, words: Sequence[str], tty: bool = False) -> list[str]:
-        """The words of a local process that runs `words` there; with a terminal of its own if `tty`."""
+    def command(self, argv: Sequence[str], tty: bool = False) -> list[str]:
+        """The argv of a local process that runs `argv` on this host; with a terminal of its own if `tty`."""
         if not self.is_remote:
-            return list(words)
-        return [*self.ssh(), *(["-tt"] if tty else []), "--", self.login, shlex.join(words)]
+            return list(argv)
+        return [*self.ssh(), *(["-tt"] if tty else []), "--", self.login, shlex.join(argv)]
 
     def ssh(self) -> list[str]:
         """The ssh client with what this host needs, but without its name."""
@@ -49,35 +49,35 @@ class Host:
         """`-p PORT` of ssh where the address names a port."""
         return ["-p", str(self.port)] if self.port else []
 
-    def run(self, words: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Run `words` with `text` as input, keep what they print. A command that isn't there has the status 127.
+    def run(self, argv: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `argv` with `text` as input, and keep what it prints. A command that isn't there has the status 127.
 
         Raises UserError if the connection breaks.
         """
-        call = self.command(words)
+        call = self.command(argv)
         options: dict[str, Any] = {"text": True, "errors": "replace", "env": environment()}
         try:
             done = subprocess.run(call, input=text or "", capture_output=True, check=False, **options)
         except (FileNotFoundError, PermissionError) as error:
-            return subprocess.CompletedProcess(call, 127, "", f"{words[0]}: {error.strerror}")
+            return subprocess.CompletedProcess(call, 127, "", f"{argv[0]}: {error.strerror}")
         if self.is_remote and done.returncode == 255:
             raise UserError(f"the connection to {self} broke: {last_line(done.stderr)}")
         return done
 
-    def ask(self, words: Sequence[str], text: str | None = None) -> str:
-        """What `words` print. Raises UserError with their last line if they fail."""
-        done = self.run(words, text)
+    def ask(self, argv: Sequence[str], text: str | None = None) -> str:
+        """What `argv` prints. Raises UserError with its last line if it fails."""
+        done = self.run(argv, text)
         if done.returncode:
             said = last_line(done.stderr) or last_line(done.stdout)
-            raise UserError(f"{shlex.join(words[:3])} failed on {self} (exit status {done.returncode}): {said}")
+            raise UserError(f"{shlex.join(argv[:3])} failed on {self} (exit status {done.returncode}): {said}")
         return done.stdout
 
-    def call(self, words: Sequence[str], tty: bool = False) -> int:
-        """Run `words` with this process's own input and output; their exit status."""
+    def call(self, argv: Sequence[str], tty: bool = False) -> int:
+        """Run `argv` with this process's own input and output; its exit status."""
         try:
-            return subprocess.call(self.command(words, tty), env=environment())
+            return subprocess.call(self.command(argv, tty), env=environment())
         except FileNotFoundError as error:
-            raise UserError(f"{words[0]} is not installed on {self}") from error
+            raise UserError(f"{argv[0]} is not installed on {self}") from error
 
     def tunnel(self, forwards: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start an ssh client that does nothing but forward ports (`-L 8888:127.0.0.1:8888` ...), until it is ended."""
@@ -85,10 +85,10 @@ class Host:
         options = ["-o", "ControlPath=none", "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=30", "-N"]
         return subprocess.Popen([*own.ssh(), *options, *forwards, "--", self.login])
 
-    def pipe(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start `words`, to be fed through its `stdin`."""
+    def pipe(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start `argv`, to be fed through its `stdin`."""
         pipe = subprocess.PIPE
-        return subprocess.Popen(self.command(words), stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT)
+        return subprocess.Popen(self.command(argv), stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT)
 
 
 def parse_host(address: str | None) -> Host:
@@ -117,7 +117,7 @@ def connect(address: str | None) -> Iterator[Host]:
     if not host.is_remote:
         yield host
         return
-    # The path of a socket may have about 100 characters, so it lies in a short folder.
+    # The path of a socket may have about 100 characters, so it is in a short folder.
     with tempfile.TemporaryDirectory(prefix="yoloyard-") as folder:
         shared = Host(host.login, host.port, Path(folder) / "ssh")
         # stderr goes to a file: the connection stays in the background and would hold a pipe open for ever.

@@ -100,8 +100,8 @@ def down(folder: Path, on: str | None, engine: str | None, volumes: bool) -> Non
             log.info(f"no container of {project.folder} on {host}")
             return
         log.info(f"stopping; what trains has {SAVING_SECONDS} s to save")
-        words = ["down", "--timeout", str(SAVING_SECONDS), *(["--volumes"] if volumes else [])]
-        done = host.run(project.compose(runner, *words))
+        argv = ["down", "--timeout", str(SAVING_SECONDS), *(["--volumes"] if volumes else [])]
+        done = host.run(project.compose(runner, *argv))
         if done.returncode or project.status(runner) is not None:
             said = last_line(done.stderr) or last_line(done.stdout)
             raise UserError(f"{runner.compose[0]} could not stop it: {said}")
@@ -117,11 +117,11 @@ def shell(folder: Path, on: str | None, engine: str | None, command: Sequence[st
     with _opened(folder, on, engine) as (project, runner, settings, status):
         status = _check_running(project, settings, status)
         tty = os.isatty(0) and os.isatty(1)
-        words = [runner.name, "exec", "--interactive", *(["--tty"] if tty else []), "--user", USER]
-        words += ["--workdir", "/workspace", "--env", f"HOME=/home/{USER}", "--env", f"USER={USER}"]
+        argv = [runner.name, "exec", "--interactive", *(["--tty"] if tty else []), "--user", USER]
+        argv += ["--workdir", "/workspace", "--env", f"HOME=/home/{USER}", "--env", f"USER={USER}"]
         if tty:
-            words += ["--env", f"TERM={os.environ.get('TERM', 'xterm')}"]
-        return project.host.call([*words, status.id, *(command or ["bash"])], tty)
+            argv += ["--env", f"TERM={os.environ.get('TERM', 'xterm')}"]
+        return project.host.call([*argv, status.id, *(command or ["bash"])], tty)
 
 
 def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[str], object]) -> None:
@@ -155,7 +155,7 @@ def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[st
 
 
 def project_of(folder: Path, host: Host) -> Project:
-    """The project of `folder`; on a host it lies in ~/yoloyard/NAME."""
+    """The project of `folder`; on another host it is ~/yoloyard/NAME."""
     folder = folder.resolve()
     if folder == Path(folder.anchor) or folder == Path.home().resolve():
         raise UsageError(f"{folder} is no project folder; go into one, or make one")

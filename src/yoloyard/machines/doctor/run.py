@@ -39,8 +39,8 @@ def examine(
 ) -> Examination:
     """Look at this machine. Opens a connection only to `endpoint`.
 
-    `folder`: where data and runs lie. `quick`: measure no speed, compute nothing. `root`: where /proc, /sys, /dev
-    and the like are read. `python`: whose packages are looked at, instead of those of this process. What can't be
+    `folder`: that of data and runs. `quick`: measure no speed, compute nothing. `root`: where /proc, /sys, /dev
+    and the like are read. `python`: examine its packages, not those of this process. What can't be
     read becomes a finding "skipped" of its subject; a mistake in a check is raised, never hidden.
     """
     driver, installed = nvml.gather(), packages_of.gather(python)

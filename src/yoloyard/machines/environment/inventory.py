@@ -123,7 +123,7 @@ def _editable(place: str) -> bool:
 
 
 def _module(folder: str, name: str) -> list[dict[str, Any]]:
-    """Where the module lies in this folder, with the constants of its version.py read as text."""
+    """Whether the module is in this folder, with the constants of its version.py read as text."""
     for place in (os.path.join(folder, name), os.path.join(folder, name + ".py")):
         if os.path.isfile(os.path.join(place, "__init__.py")) or os.path.isfile(place):
             return [{"folder": folder, "constants": _constants(os.path.join(place, "version.py"))}]

@@ -68,11 +68,11 @@ def build_command(
         "TAG": tag.name,
     }
     # The health check is not part of OCI's format, which podman and buildah take by default.
-    words = ["build", *(["--format", "docker", "--layers"] if builder != "docker" else [])]
-    words += ["--file", str(root / "src" / "yoloyard" / "docker" / "Dockerfile"), "--target", stage]
-    words += [word for name in image_names(tag, stage) for word in ("--tag", name)]
-    words += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
-    return [builder, *words, *options, str(root)]
+    argv = ["build", *(["--format", "docker", "--layers"] if builder != "docker" else [])]
+    argv += ["--file", str(root / "src" / "yoloyard" / "docker" / "Dockerfile"), "--target", stage]
+    argv += [word for name in image_names(tag, stage) for word in ("--tag", name)]
+    argv += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+    return [builder, *argv, *options, str(root)]
 
 
 def build(command: list[str]) -> None:
@@ -94,10 +94,10 @@ def _revision(root: Path) -> str:
     return f"{commit}-dirty" if commit and _git(root, "status", "--porcelain") else commit
 
 
-def _git(root: Path, *words: str) -> str:
+def _git(root: Path, *argv: str) -> str:
     """What Git says about the clone; empty without Git or where there is no repository, as in an unpacked archive."""
     try:
-        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", root, *argv], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
