@@ -57,7 +57,7 @@ def yoloyard(*words: object, seconds: float = 120, folder: Path | None = None) -
 
 
 @dataclass
-class Yard:
+class Container:
     """A container that runs, and how to get in."""
 
     folder: Path  # the project folder on this side

@@ -12,7 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from containers import BASE, BUILD_OPTIONS, CONTAINERS_CONF, OWNER, REPOSITORY, ROOT, Yard, attempt, run, say, yoloyard
+from containers import (
+    BASE,
+    BUILD_OPTIONS,
+    CONTAINERS_CONF,
+    OWNER,
+    REPOSITORY,
+    ROOT,
+    Container,
+    attempt,
+    run,
+    say,
+    yoloyard,
+)
 from yoloyard.demo.write import write_demo
 
 
@@ -73,7 +85,7 @@ def image(base: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def yard(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]:
+def container(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     """A project folder of somebody's, `yoloyard up` in it, and at the end `yoloyard down`."""
     home = tmp_path_factory.mktemp("home")
     (home / ".ssh").mkdir()
@@ -93,7 +105,7 @@ def yard(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Yard]
     started = time.monotonic()
     try:
         output = yoloyard("up", "--tag", "cpu", "--engine", "podman", folder=folder, seconds=300)
-        yield Yard(folder, output, key, started, time.monotonic() - started)
+        yield Container(folder, output, key, started, time.monotonic() - started)
     finally:
         attempt(sys.executable, "-m", "yoloyard", "down", "--engine", "podman", "--volumes", folder=folder)
         patch.undo()

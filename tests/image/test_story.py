@@ -23,7 +23,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.ui import WebDriverWait
 
-from containers import OWNER, SCREENSHOTS, Yard, attempt, run, say, yoloyard
+from containers import OWNER, SCREENSHOTS, Container, attempt, run, say, yoloyard
 
 pytestmark = pytest.mark.image
 
@@ -91,55 +91,55 @@ def test_the_stages_hold_what_they_say_and_no_more(image: str) -> None:
     assert "jupyter-lab is not in this image: the runtime stage has TensorBoard alone" in asked.stdout
 
 
-def test_up_prints_how_to_get_in_and_training_starts_within_five_minutes(yard: Yard) -> None:
-    assert yard.jupyter
-    assert yard.tensorboard
+def test_up_prints_how_to_get_in_and_training_starts_within_five_minutes(container: Container) -> None:
+    assert container.jupyter
+    assert container.tensorboard
     # The first line of an epoch stands for its steps: four images are one step.
     first = "python -c \"import yoloyard; yoloyard.train(model='yolo11n', data='line/data.yaml', imgsz=64, batch=4, "
     first += "epochs=1, fraction=0.3, device='cpu', amp=False, name='first', tensorboard=False)\""
-    yoloyard("shell", "--engine", "podman", "sh", "-c", first, folder=yard.folder, seconds=200)
+    yoloyard("shell", "--engine", "podman", "sh", "-c", first, folder=container.folder, seconds=200)
     say(
-        f"`up` took {yard.seconds:.1f} s; from `up` to the end of a first epoch of one step: "
-        f"{time.monotonic() - yard.started:.1f} s"
+        f"`up` took {container.seconds:.1f} s; from `up` to the end of a first epoch of one step: "
+        f"{time.monotonic() - container.started:.1f} s"
     )
-    assert (yard.folder / "runs/first/weights/best.safetensors").stat().st_uid == OWNER
+    assert (container.folder / "runs/first/weights/best.safetensors").stat().st_uid == OWNER
 
 
-def test_up_again_changes_nothing(yard: Yard) -> None:
-    again = yoloyard("up", "--tag", "cpu", "--engine", "podman", folder=yard.folder, seconds=200)
-    assert yard.jupyter in again
+def test_up_again_changes_nothing(container: Container) -> None:
+    again = yoloyard("up", "--tag", "cpu", "--engine", "podman", folder=container.folder, seconds=200)
+    assert container.jupyter in again
 
 
-def test_ports_are_open_for_this_machine_alone(yard: Yard) -> None:
+def test_ports_are_open_for_this_machine_alone(container: Container) -> None:
     published = run("podman", "ps", "--format", "{{.Names}} {{.Ports}}")
     (line,) = [line for line in published.splitlines() if "factory" in line]
     assert "0.0.0.0" not in line
     assert line.count("127.0.0.1:") == 3
 
 
-def test_ssh_lets_in_the_key_and_nothing_else(yard: Yard, tmp_path: Path) -> None:
-    inside = yard.ssh(
+def test_ssh_lets_in_the_key_and_nothing_else(container: Container, tmp_path: Path) -> None:
+    inside = container.ssh(
         "id -u; cd /workspace; pwd; python -c 'import torch, yoloyard; print(torch.__version__)'; touch from-ssh"
     )
     assert inside.returncode == 0, inside.stdout
     assert inside.stdout.split()[:2] == [str(OWNER), "/workspace"]
-    assert (yard.folder / "from-ssh").stat().st_uid == OWNER
+    assert (container.folder / "from-ssh").stat().st_uid == OWNER
 
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "wrong")
-    for refused in (yard.ssh("true", key=tmp_path / "wrong"), yard.ssh("true", user="root")):
+    for refused in (container.ssh("true", key=tmp_path / "wrong"), container.ssh("true", user="root")):
         assert refused.returncode == 255
         assert "Permission denied (publickey)" in refused.stdout
     flags = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "PubkeyAuthentication=no"]
     wanted = ["-o", "PreferredAuthentications=password,keyboard-interactive", "-o", "NumberOfPasswordPrompts=1"]
     by_password = attempt(
-        "ssh", *flags, *wanted, "-p", yard.ssh_port, "yard@127.0.0.1", "true", SSH_ASKPASS="/bin/true"
+        "ssh", *flags, *wanted, "-p", container.ssh_port, "yard@127.0.0.1", "true", SSH_ASKPASS="/bin/true"
     )
     assert by_password.returncode == 255
     assert "Permission denied (publickey)" in by_password.stdout
 
 
-def test_jupyter_wants_its_token(yard: Yard, browser: webdriver.Chrome) -> None:
-    page, token = yard.jupyter.split("?token=")
+def test_jupyter_wants_its_token(container: Container, browser: webdriver.Chrome) -> None:
+    page, token = container.jupyter.split("?token=")
     api = page.replace("/lab", "/api/contents")
     assert status(api) == 403
     assert status(f"{api}?token={'0' * len(token)}") == 403
@@ -147,13 +147,13 @@ def test_jupyter_wants_its_token(yard: Yard, browser: webdriver.Chrome) -> None:
     browser.get(page)
     shows(browser, "input[name=password]")
     image(browser, "jupyter-without-token")
-    browser.get(yard.jupyter)
+    browser.get(container.jupyter)
     shows(browser, ".jp-Launcher, .jp-FileBrowser", 90)
     time.sleep(3)  # the file list, for the image
     image(browser, "jupyter")
 
 
-def test_a_cell_in_the_browser_trains_an_epoch(yard: Yard, browser: webdriver.Chrome) -> None:
+def test_a_cell_in_the_browser_trains_an_epoch(container: Container, browser: webdriver.Chrome) -> None:
     source = (
         f"import yoloyard\nresult = yoloyard.train(epochs=1, name='cell', {python_words()})\nprint('cell is', 'done')"
     )
@@ -166,10 +166,10 @@ def test_a_cell_in_the_browser_trains_an_epoch(yard: Yard, browser: webdriver.Ch
         "execution_count": None,
     }
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    file = yard.folder / "one.ipynb"
+    file = container.folder / "one.ipynb"
     file.write_text(json.dumps({"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
     os.chown(file, OWNER, OWNER)
-    browser.get(yard.jupyter.replace("/lab?", "/lab/tree/one.ipynb?"))
+    browser.get(container.jupyter.replace("/lab?", "/lab/tree/one.ipynb?"))
     editor = (By.CSS_SELECTOR, ".jp-Notebook .jp-Cell .jp-InputArea-editor")
     WebDriverWait(browser, 90).until(expected_conditions.visibility_of_element_located(editor)).click()
     time.sleep(3)  # the kernel is there before the key
@@ -182,7 +182,7 @@ def test_a_cell_in_the_browser_trains_an_epoch(yard: Yard, browser: webdriver.Ch
         image(browser, "notebook")
     text = shows(browser, ".jp-Notebook").text
     assert "epoch 1/1" in text
-    assert (yard.folder / "runs/cell/report.html").stat().st_uid == OWNER
+    assert (container.folder / "runs/cell/report.html").stat().st_uid == OWNER
 
 
 def python_words() -> str:
@@ -191,54 +191,65 @@ def python_words() -> str:
     return ", ".join(f"{name}={value if value.isdigit() or value == 'False' else repr(value)}" for name, value in pairs)
 
 
-def test_tensorboard_shows_the_runs(yard: Yard, browser: webdriver.Chrome) -> None:
+def test_tensorboard_shows_the_runs(container: Container, browser: webdriver.Chrome) -> None:
     def has_tags(_: Any) -> bool:
-        with urllib.request.urlopen(f"{yard.tensorboard}/data/plugin/scalars/tags", timeout=20) as answer:
+        with urllib.request.urlopen(f"{container.tensorboard}/data/plugin/scalars/tags", timeout=20) as answer:
             tags = json.load(answer)
         return any("val/map50" in names for names in tags.values())
 
     WebDriverWait(browser, 60).until(has_tags)  # it looks for new files every few seconds
-    browser.get(yard.tensorboard)
+    browser.get(container.tensorboard)
     WebDriverWait(browser, 60).until(lambda page: "val" in page.find_element(By.TAG_NAME, "body").text)
     time.sleep(5)  # the curves, for the image
     image(browser, "tensorboard")
 
 
-def test_the_quickstart_runs_from_top_to_bottom(yard: Yard) -> None:
-    notebook = yard.folder / "quickstart.ipynb"
+def test_the_quickstart_runs_from_top_to_bottom(container: Container) -> None:
+    notebook = container.folder / "quickstart.ipynb"
     text = notebook.read_text()
     assert "epochs=12" in text
     notebook.write_text(text.replace("epochs=12", "epochs=1"))  # what twelve reach, test_slow.py looks at
     command = "jupyter nbconvert --to notebook --execute --output done.ipynb quickstart.ipynb"
-    yoloyard("shell", "--engine", "podman", "sh", "-c", command, folder=yard.folder, seconds=900)
-    done = json.loads((yard.folder / "done.ipynb").read_text())
+    yoloyard("shell", "--engine", "podman", "sh", "-c", command, folder=container.folder, seconds=900)
+    done = json.loads((container.folder / "done.ipynb").read_text())
     outputs = [output for cell in done["cells"] for output in cell.get("outputs", [])]
     assert "error" not in {output["output_type"] for output in outputs}
     assert "image/png" in outputs[-1]["data"]
 
 
-def test_stopping_the_container_lets_a_training_save(yard: Yard) -> None:
-    started = yard.ssh(
+def test_a_service_that_dies_is_started_again(container: Container) -> None:
+    first = container.ssh("pgrep --oldest tensorboard").stdout.split()
+    assert len(first) == 1
+    assert container.ssh("pkill -KILL --oldest tensorboard").returncode == 0
+    deadline = time.monotonic() + 60
+    while (again := container.ssh("pgrep --oldest tensorboard").stdout.split()) in ([], first):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert len(again) == 1
+
+
+def test_stopping_the_container_lets_a_training_save(container: Container) -> None:
+    started = container.ssh(
         f"tmux new-session -d -s long -c /workspace 'yoloyard train {WORDS} epochs=5000 name=long > long.log 2>&1'"
     )
     assert started.returncode == 0, started.stdout
-    log = yard.folder / "long.log"
+    log = container.folder / "long.log"
     deadline = time.monotonic() + 120
     while not (log.exists() and "epoch 2/5000" in log.read_text()):
         assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
         time.sleep(0.5)
 
     began = time.monotonic()
-    yoloyard("down", "--engine", "podman", folder=yard.folder, seconds=180)
+    yoloyard("down", "--engine", "podman", folder=container.folder, seconds=180)
     say(f"`down` took {time.monotonic() - began:.1f} s with a training under way")
     assert "everything is saved" in log.read_text()
-    last = yard.folder / "runs/long/checkpoints/last"
+    last = container.folder / "runs/long/checkpoints/last"
     assert {path.stat().st_uid for path in [last, *last.iterdir()]} == {OWNER}
-    epoch = len((yard.folder / "runs/long/metrics.jsonl").read_text().splitlines())
+    epoch = len((container.folder / "runs/long/metrics.jsonl").read_text().splitlines())
     names = subprocess.run(["podman", "ps", "--format", "{{.Names}}"], capture_output=True, text=True, check=True)
     assert "factory" not in names.stdout
 
-    yoloyard("up", "--tag", "cpu", "--engine", "podman", folder=yard.folder, seconds=200)
+    yoloyard("up", "--tag", "cpu", "--engine", "podman", folder=container.folder, seconds=200)
     resume = ("yoloyard", "train", "--resume", "runs/long", "--epochs", epoch + 2)
-    gone_on = yoloyard("shell", "--engine", "podman", *resume, folder=yard.folder, seconds=200)
+    gone_on = yoloyard("shell", "--engine", "podman", *resume, folder=container.folder, seconds=200)
     assert f"going on in epoch {epoch + 1}" in gone_on

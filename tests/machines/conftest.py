@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,22 @@ SOURCE = Path(__file__).parents[2] / "src"
 class Machine:
     """A healthy machine with one GPU, until a test changes something; `findings()` examines it in this process.
 
-    What the system says is really read, below `root`; what NVML, torch and the clock say are the facts `nvml`, `wheel`
-    and `clock`, in the form that `environment` gives them.
+    What the system says is really read, below `root`; what NVML, torch and system calls say are the facts `nvml`,
+    `wheel` and `calls`, in the form that `environment` gives them.
     """
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "root"
         self.nvml: dict[str, Any] = {"error": None, "driver": "570.86.15", "cuda": "12.8", "gpus": []}
         self.clock = {"synchronised": True, "error": None}
+        self.calls: dict[str, Any] = {"clock": self.clock}
         self.gpu()
         self.torch("2.8.0+cu128", "12.8", "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120")
         self.write("proc/self/status", "Cpus_allowed_list:\t0-15\n")
         self.write("proc/self/cgroup", "0::/user.slice\n")
-        self.write("proc/meminfo", "MemTotal: 67108864 kB\nMemAvailable: 60000000 kB\n")
+        self.write("dev/shm/held", "")
         self.limits()
-        self.shared_memory("16777216k")
+        self.shared_memory(16384)
         self.write("sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n")
         self.write("sys/bus/pci/devices/0000:01:00.0/class", "0x030200\n")
         self.write("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  Fri\n")
@@ -85,13 +87,12 @@ class Machine:
         """The wheel of torch is now one that was built so."""
         self.wheel = {"error": None, "version": version, "cuda": cuda, "architectures": architectures.split()}
 
-    def limits(self, files: str = "65536", processes: str = "unlimited") -> None:
-        rows = [("Max open files", files), ("Max processes", processes), ("Max locked memory", "8388608")]
-        self.write("proc/self/limits", "\n".join(f"{name:<26}{soft:<21}{soft:<21}units" for name, soft in rows))
+    def limits(self, files: int = 65536, processes: int | None = None) -> None:
+        limits = {"nofile": files, "nproc": processes, "memlock": 8388608}
+        self.calls["limits"] = {name: [value, value] for name, value in limits.items()}
 
-    def shared_memory(self, size: str) -> None:
-        (self.root / "dev/shm").mkdir(parents=True, exist_ok=True)
-        self.write("proc/self/mounts", f"shm /dev/shm tmpfs rw,nosuid,size={size} 0 0\n")
+    def shared_memory(self, mebibytes: int) -> None:
+        self.calls["shared_memory"] = {"size": mebibytes << 20, "free": mebibytes << 20}
 
     def into_container(self) -> None:
         self.write(".dockerenv")
@@ -99,14 +100,16 @@ class Machine:
     def findings(self) -> dict[str, dict[str, Any]]:
         """The findings of GPUs, containers and limits by their names."""
         users = {process["pid"] for each in self.nvml["gpus"] for process in each.get("processes", [])}
+        machine = machine_facts.gather(self.root, Path("."))
+        machine["memory"]["total"] = 64 << 30
         facts = {
-            "machine": machine_facts.gather(self.root, Path(".")) | {"clock": self.clock},
+            "machine": machine | self.calls,
             "nvml": self.nvml,
             "processes": {pid: machine_facts.command_of(self.root, pid) for pid in users},
             "torch": self.wheel,
         }
         found = [*gpu.check(facts), *container.check(facts), *limits.check(facts)]
-        return {each.check: each.as_dict() for each in found}
+        return {each.check: asdict(each) for each in found}
 
 
 def _error(code: int) -> dict[str, Any]:

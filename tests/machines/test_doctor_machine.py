@@ -41,7 +41,7 @@ def test_podman_goes_by_cdi(machine: Machine) -> None:
 
 def test_shared_memory_of_64_mb(machine: Machine) -> None:
     machine.into_container()
-    machine.shared_memory("65536k")
+    machine.shared_memory(64)
     found = machine.findings()["shared-memory"]
     assert (found["verdict"], "--shm-size" in found["remedy"]) == ("warning", True)
     assert "64 MiB" in found["evidence"]
@@ -50,7 +50,7 @@ def test_shared_memory_of_64_mb(machine: Machine) -> None:
 
 
 def test_ulimits(machine: Machine) -> None:
-    machine.limits(files="256", processes="100")
+    machine.limits(files=256, processes=100)
     found = machine.findings()
     assert found["ulimit-nofile"]["verdict"] == found["ulimit-nproc"]["verdict"] == "problem"
     assert "limits.conf" in found["ulimit-nofile"]["remedy"]

@@ -98,23 +98,23 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Remote]:
     log.close()
 
 
-def yard(*words: str) -> subprocess.CompletedProcess[str]:
+def yoloyard(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "yoloyard", *words], capture_output=True, text=True, check=False)
 
 
 @needs_sshd
 def test_up_shell_and_down_on_another_machine(remote: Remote) -> None:
-    done = yard("up", "--on", remote.address)
+    done = yoloyard("up", "--on", remote.address)
     assert done.returncode == 0, done.stderr
     assert "copying 1 files" in done.stdout
     assert re.search(r"ssh -p \d+ -N -L \d+:127.0.0.1:\d+ -L \d+:127.0.0.1:\d+ \w+@127.0.0.1", done.stdout)
     assert (remote.home / "yoloyard/line/data.yaml").read_text() == "names: [scratch]\n"
     assert f"YOLOYARD_WORKSPACE='{remote.home}/yoloyard/line'" in (remote.machine.state / ".env").read_text()
-    assert "running already" in yard("up", "--on", remote.address).stdout
-    done = yard("shell", "--on", remote.address, "python", "it's mine.py")
+    assert "running already" in yoloyard("up", "--on", remote.address).stdout
+    done = yoloyard("shell", "--on", remote.address, "python", "it's mine.py")
     assert done.returncode == 7
     assert remote.machine.calls("docker exec")[-1].endswith("c0ffee python it's mine.py")
-    done = yard("down", "--on", remote.address)
+    done = yoloyard("down", "--on", remote.address)
     assert done.returncode == 0, done.stderr
     assert "rsync -a" in done.stdout
 
@@ -122,13 +122,13 @@ def test_up_shell_and_down_on_another_machine(remote: Remote) -> None:
 @needs_sshd
 def test_an_image_is_sent_there(remote: Remote, tmp_path: Path) -> None:
     (remote.machine.state / "image").unlink()
-    done = yard("up", "--on", remote.address)
+    done = yoloyard("up", "--on", remote.address)
     assert done.returncode == 1
     assert "yoloyard image build cpu" in done.stderr
     here = Machine(tmp_path / "laptop").with_docker()
     shutil.copy(here.programs / "docker", tmp_path / "here/docker")
     (tmp_path / "here/cat").symlink_to(str(here.programs / "cat"))
-    done = yard("up", "--on", remote.address)
+    done = yoloyard("up", "--on", remote.address)
     assert done.returncode == 0, done.stderr
     assert (remote.machine.state / "image").read_text() == "layers of an image\n"
 
@@ -137,7 +137,7 @@ def test_an_image_is_sent_there(remote: Remote, tmp_path: Path) -> None:
 def test_jupyter_keeps_a_tunnel_until_ctrl_c(remote: Remote, tmp_path: Path) -> None:
     port = free_port()
     ports = ["--jupyter-port", str(port), "--tensorboard-port", str(free_port())]
-    assert yard("up", "--on", remote.address, *ports).returncode == 0
+    assert yoloyard("up", "--on", remote.address, *ports).returncode == 0
     (tmp_path / "page").mkdir()
     (tmp_path / "page/lab").write_text("the notebook")
     served = subprocess.Popen(

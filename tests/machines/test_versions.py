@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.machines.containers.builder import Builder
 from yoloyard.machines.image.build import build_command
-from yoloyard.machines.image.versions import TABLE, best_tag, find_tag, number, problems, tags
+from yoloyard.machines.image.versions import CPU, TABLE, best_tag, find_tag, number, tags
 
 ROOT = Path(__file__).parents[2]
 WHEELS = {wheel["torch"]: wheel for wheel in json.loads((ROOT / "tests" / "data" / "torch_wheels.json").read_text())}
@@ -43,6 +42,32 @@ def pinned(wheel: dict[str, list[str]]) -> dict[str, str]:
         ):
             found[match[1].replace("cuda-toolkit", "cuda").replace("cuda-runtime", "cuda")] = match[2]
     return found
+
+
+def problems(table: Path = TABLE) -> list[str]:
+    """What in the table contradicts itself."""
+    found = tags(table)
+    wrong = []
+    words = [word for tag in found.values() for word in (tag.name, *tag.aliases)]
+    wrong += [f"{word} names two tags" for word in sorted(set(words)) if words.count(word) > 1]
+    if CPU not in found or found[CPU].cuda:
+        wrong.append("there must be a tag cpu without CUDA")
+    for tag in found.values():
+        short = f"cu{tag.cuda.replace('.', '')}"
+        has_cuda = [bool(tag.cuda), bool(tag.cudnn), bool(tag.nccl), bool(tag.driver), bool(tag.architectures)]
+        if len(set(has_cuda)) > 1:
+            wrong.append(f"{tag.name}: cuda, cudnn, nccl, driver and architectures belong together")
+        if tag.cuda and tag.name != f"torch{'.'.join(tag.torch.split('.')[:2])}-{short}":
+            wrong.append(f"{tag.name}: the name does not say torch {tag.torch} and CUDA {tag.cuda}")
+        if tag.index and not tag.index.endswith(f"/{short if tag.cuda else CPU}"):
+            wrong.append(f"{tag.name}: the index {tag.index} is not that of its CUDA")
+        bad = [word for word in tag.architectures if not re.fullmatch(r"sm_\d{2,3}", word)]
+        if bad or list(tag.architectures) != sorted(tag.architectures, key=number):
+            wrong.append(f"{tag.name}: architectures must be like sm_86 and in order")
+        needed = {"architectures", "cudnn", "nccl", "driver"} if tag.cuda else {"torch"}
+        if missing := needed - tag.sources.keys():
+            wrong.append(f"{tag.name}: no source for {', '.join(sorted(missing))}")
+    return wrong
 
 
 def test_the_table_does_not_contradict_itself() -> None:
@@ -171,7 +196,7 @@ def test_another_pytorch_is_one_entry_of_the_table(tmp_path: Path) -> None:
     assert best_tag("620.10", ["13.0", H100], table).name == "torch3.0-cu140"
     assert best_tag("610.10", [H100], table).name == "torch2.15-cu132"
     tag = find_tag("newest", table)
-    command = build_command(Builder("podman", ["podman"]), ROOT, tag, "devel")
+    command = build_command("podman", ROOT, tag, "devel")
     assert {"TORCH=3.0.0", "CUDA=14.0", "BASE_IMAGE=ubuntu:26.04", f"TORCH_INDEX={tag.index}"} <= {*command}
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(table, tmp_path / "src" / "yoloyard" / "docker")

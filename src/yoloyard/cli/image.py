@@ -29,8 +29,8 @@ def image_build(
     ] = None,
 ) -> None:
     """Build an image from the clone that yoloyard is used from."""
-    from yoloyard.machines.containers.builder import find_builder
     from yoloyard.machines.image.build import build, build_command, clone_root, image_names
+    from yoloyard.machines.image.builder import find_builder
     from yoloyard.machines.image.versions import find_tag
 
     root, wanted = clone_root(), find_tag(tag)
@@ -49,8 +49,8 @@ def image_list(*, json: Json = False) -> None:
     from rich.table import Column, Table
 
     from yoloyard.common.errors import UserError
-    from yoloyard.machines.containers.builder import find_builder
     from yoloyard.machines.image.build import image_names
+    from yoloyard.machines.image.builder import find_builder, is_built
     from yoloyard.machines.image.versions import tags
 
     try:
@@ -59,7 +59,7 @@ def image_list(*, json: Json = False) -> None:
         engine = None  # the table is of use without one as well
     rows = []
     for tag in tags().values():
-        built = [stage for stage in ("devel", "runtime") if engine and engine.has(image_names(tag, stage)[0])]
+        built = [stage for stage in ("devel", "runtime") if engine and is_built(engine, image_names(tag, stage)[0])]
         rows.append((tag, built))
     if json:
         print_json({"engine": engine and engine.name, "tags": [asdict(tag) | {"built": built} for tag, built in rows]})

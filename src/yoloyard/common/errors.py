@@ -65,3 +65,9 @@ def memory_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Text from a file of others, with all that could move a terminal's cursor or hide something escaped."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+
+
+def last_line(text: str) -> str:
+    """The last line that isn't empty, safe to print."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return printable(lines[-1]) if lines else ""

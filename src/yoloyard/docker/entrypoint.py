@@ -1,9 +1,9 @@
-"""What a container of yoloyard does from its start to its end: a user, the services that are switched on, the command.
+"""What a container of yoloyard does from start to end: make the user, start the services, run the command.
 
-    entrypoint.py [COMMAND ...]    starts all of it and exits with the command's status
-    entrypoint.py health           does each service that is switched on answer?
+    entrypoint.py [COMMAND ...]    does all of this and exits with the status of the command
+    entrypoint.py health           exits with 0 if each service that is on answers
 
-docs/container.md names the environment variables. Python's standard library alone, in the order in which things happen.
+docs/container.md names the environment variables. It needs Python's standard library, and s6 to keep services running.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -20,8 +21,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HOME = Path("/home/yard")
 WORKSPACE = Path("/workspace")
@@ -29,19 +31,24 @@ KEYS = Path("/etc/yoloyard/keys")
 MOUNTED_KEYS = Path("/run/secrets/authorized_keys")
 SECRETS = ("YOLOYARD_JUPYTER_TOKEN", "YOLOYARD_JUPYTER_PASSWORD_HASH", "YOLOYARD_SSH_KEYS")
 NOT_FOR_SESSIONS = (*SECRETS, "HOME", "USER", "LOGNAME", "SHELL", "PWD", "OLDPWD", "SHLVL", "TERM", "_")
-PROGRAMS = {"JUPYTER": "jupyter-lab", "SSH": "sshd", "TENSORBOARD": "tensorboard"}
-# They hold the work of others and have none to save; a signal to them would hang up those that they hold.
-HOLDERS = {"tini", "docker-init", "catatonit", "sshd", "sshd-session", "tmux: server", "screen", "node", "sh", "dash",
-           "bash", "zsh", "fish", "login", "su"}  # fmt: skip
-PAUSES = (1, 2, 4, 8, 16)  # seconds before a service is started again
+PROGRAMS = {"JUPYTER": ("jupyter-lab", 8888), "SSH": ("sshd", 2222), "TENSORBOARD": ("tensorboard", 6006)}  # and ports
+# Programs that run the work of others and have none to save. A signal to them would hang up what runs in them.
+HOLDERS = {"tini", "docker-init", "catatonit", "s6-svscan", "s6-supervise", "jupyter-lab", "sshd", "sshd-session",
+           "tmux: server", "screen", "node", "sh", "dash", "bash", "zsh", "fish", "login", "su"}  # fmt: skip
+# s6 starts a service again a second after it ended, and gives up after five times in a minute.
+FINISH = """echo "yoloyard: {name} ended (status $1, signal $2)" >&2
+exec s6-permafailon 60 5 0-255,SIGABRT,SIGBUS,SIGILL,SIGKILL,SIGSEGV true"""
 
 
 class WrongError(Exception):
-    """A value that cannot be used; the message says which and what to do."""
+    """A value that cannot be used. The message says which one and what to do."""
 
 
-def say(words: str) -> None:
-    print(f"yoloyard: {words}", file=sys.stderr, flush=True)
+def say(line: str) -> None:
+    print(f"yoloyard: {line}", file=sys.stderr, flush=True)
+
+
+Ids = tuple[int, int] | None  # uid and gid; None: this process may not change its user
 
 
 @dataclass
@@ -53,12 +60,12 @@ class Settings:
     bind: str
     uid: int
     gid: int
-    token: str  # empty: there is a password hash
-    token_made: bool
+    token: str
+    token_made: bool  # made here, so it is printed
     password_hash: str
     ssh_keys: str
     stop_seconds: float
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]  # what to tell the user
 
 
 def read_number(environment: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
@@ -69,17 +76,16 @@ def read_number(environment: Mapping[str, str], name: str, default: int, least: 
 
 
 def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = WORKSPACE) -> Settings:
-    """Raises WrongError for what cannot be meant."""
+    """Raises WrongError for a value that cannot be used."""
     on = []
     for name in PROGRAMS:
         word = environment.get(f"YOLOYARD_{name}", "0")
         if word not in ("0", "1"):
             raise WrongError(f"YOLOYARD_{name} is {word!r}: it must be 1 (on) or 0 (off)")
-        if word == "1":
-            on.append(name)
+        on += [name] if word == "1" else []
     ports = {
         name: read_number(environment, f"YOLOYARD_{name}_PORT", default, 1, 65535)
-        for name, default in (("JUPYTER", 8888), ("SSH", 2222), ("TENSORBOARD", 6006))
+        for name, (_, default) in PROGRAMS.items()
     }
     for name in on:
         if [ports[other] for other in on].count(ports[name]) > 1:
@@ -94,8 +100,7 @@ def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = 
     if password_hash and not re.fullmatch(r"(argon2|sha1|sha256|sha512):.+", password_hash):
         raise WrongError("YOLOYARD_JUPYTER_PASSWORD_HASH is no hash: make one with "
                     "python -c 'from jupyter_server.auth import passwd; print(passwd())'")  # fmt: skip
-    given = environment.get("YOLOYARD_JUPYTER_TOKEN", "")
-    made = not given and not password_hash  # beside a password the token is the entry point's own, and is not printed
+    token = environment.get("YOLOYARD_JUPYTER_TOKEN", "")
     uid, gid, notes = read_owner(environment, root, workspace)
     ssh_keys = environment.get("YOLOYARD_SSH_KEYS", "")
     if not ssh_keys and MOUNTED_KEYS.is_file():
@@ -106,27 +111,34 @@ def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = 
     elif "SSH" in on and not ssh_keys.strip():
         on.remove("SSH")
         notes.append(f"SSH is off: no keys; give YOLOYARD_SSH_KEYS or mount {MOUNTED_KEYS}")
-    seconds = read_number(environment, "YOLOYARD_STOP_SECONDS", 100, 1, 86400)
-    return Settings(tuple(on), ports, bind, uid, gid, given or secrets.token_hex(24), made,
-                    password_hash, ssh_keys, seconds, notes)  # fmt: skip
+    return Settings(
+        on=tuple(on),
+        ports=ports,
+        bind=bind,
+        uid=uid,
+        gid=gid,
+        token=token or secrets.token_hex(24),
+        token_made=not token and not password_hash,  # with a password, the token is for this program alone
+        password_hash=password_hash,
+        ssh_keys=ssh_keys,
+        stop_seconds=read_number(environment, "YOLOYARD_STOP_SECONDS", 100, 1, 86400),
+        notes=notes,
+    )
 
 
 def read_owner(environment: Mapping[str, str], root: bool, workspace: Path) -> tuple[int, int, list[str]]:
-    """Uid, gid and notes: whom files in the project folder shall belong to."""
+    """Uid and gid that files in the project folder shall belong to, and notes."""
     if not root:
         return os.geteuid(), os.getegid(), []
     notes = []
     found = workspace.stat() if workspace.is_dir() else None
     uid = found.st_uid if found else 1000
-    if uid == 0 and "YOLOYARD_UID" not in environment:
-        if is_rootless():
-            notes.append("root of this rootless container is you outside it: the user yard is root here")
-        else:
-            uid = 1000
-            notes.append(f"{workspace} belongs to root; the user yard has uid 1000 (YOLOYARD_UID changes it)")
-    elif uid == 65534 and "YOLOYARD_UID" not in environment:
-        uid = 1000  # an owner that this user namespace does not know
-        notes.append(f"{workspace} belongs to nobody known here; the user yard has uid 1000 (YOLOYARD_UID changes it)")
+    if uid == 0 and is_rootless() and "YOLOYARD_UID" not in environment:
+        notes.append("root of this rootless container is you outside it: the user yard is root here")
+    elif uid in (0, 65534) and "YOLOYARD_UID" not in environment:
+        owner = "root" if uid == 0 else "nobody known here"  # 65534: an owner that this user namespace does not know
+        uid = 1000
+        notes.append(f"{workspace} belongs to {owner}; the user yard has uid 1000 (YOLOYARD_UID changes it)")
     uid = read_number(environment, "YOLOYARD_UID", uid, 0, 2**31 - 1)
     group = found.st_gid if found and found.st_uid == uid else uid
     return uid, read_number(environment, "YOLOYARD_GID", group, 0, 2**31 - 1), notes
@@ -162,7 +174,7 @@ def make_user(uid: int, gid: int) -> None:
 
 
 def user_environment(environment: Mapping[str, str], root: bool) -> dict[str, str]:
-    """That of the command and of Jupyter: without the secrets of the services."""
+    """The environment of the command and of the services: without their secrets."""
     made = {name: value for name, value in environment.items() if name not in SECRETS}
     home = HOME if root or os.access(HOME, os.W_OK) else Path(tempfile.gettempdir()) / f"yard-{os.geteuid()}"
     home.mkdir(exist_ok=True, mode=0o700)
@@ -173,12 +185,13 @@ def user_environment(environment: Mapping[str, str], root: bool) -> dict[str, st
 
 
 def sshd_config(settings: Settings, environment: Mapping[str, str], state: Path) -> str:
-    """Keys alone, for the user yard alone; a session has the container's environment."""
-    words = []
-    for name, value in sorted(environment.items()):
-        if name not in NOT_FOR_SESSIONS and re.fullmatch(r"\w+", name) and value.isprintable():
-            escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-            words.append(f'"{name}={escaped}"')
+    """Only keys open it, and only for the user yard. A session has the container's environment."""
+    escaped = {name: value.replace("\\", "\\\\").replace('"', '\\"') for name, value in sorted(environment.items())}
+    variables = [
+        f'"{name}={value}"'
+        for name, value in escaped.items()
+        if name not in NOT_FOR_SESSIONS and re.fullmatch(r"\w+", name) and value.isprintable()
+    ]
     address = f"[{settings.bind}]" if ":" in settings.bind else settings.bind
     return f"""ListenAddress {address}:{settings.ports["SSH"]}
 HostKey {KEYS}/ssh_host_ed25519_key
@@ -197,7 +210,7 @@ PrintMotd no
 PidFile none
 ClientAliveInterval 30
 Subsystem sftp internal-sftp
-SetEnv {" ".join(words)}
+SetEnv {" ".join(variables)}
 """
 
 
@@ -215,14 +228,13 @@ def prepare_ssh(settings: Settings, environment: Mapping[str, str], state: Path)
 
 
 def jupyter_config(settings: Settings) -> str:
-    root = str(WORKSPACE) if WORKSPACE.is_dir() else str(HOME)
     config = {
         "ServerApp": {
             "ip": settings.bind,
             "port": settings.ports["JUPYTER"],
             "port_retries": 0,
             "open_browser": False,
-            "root_dir": root,
+            "root_dir": str(WORKSPACE if WORKSPACE.is_dir() else HOME),
             "allow_root": settings.uid == 0,
             "terminado_settings": {"shell_command": ["/bin/bash", "-l"]},
         },
@@ -241,7 +253,7 @@ def jupyter_config(settings: Settings) -> str:
     return json.dumps(config)
 
 
-def write_secret(path: Path, text: str, owner: tuple[int, int] | None = None) -> None:
+def write_secret(path: Path, text: str, owner: Ids = None) -> None:
     path.touch(mode=0o600)
     path.chmod(0o600)
     path.write_text(text)
@@ -249,81 +261,59 @@ def write_secret(path: Path, text: str, owner: tuple[int, int] | None = None) ->
         os.chown(path, *owner)
 
 
-class Service:
-    """A program that is started again a few times if it ends by itself."""
-
-    def __init__(self, name: str, command: list[str], environment: dict[str, str], ids: tuple[int, int] | None) -> None:
-        self.name, self.command, self.environment, self.ids = name, command, environment, ids
-        self.failures, self.due, self.started = 0, 0.0, 0.0
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        folder = WORKSPACE if WORKSPACE.is_dir() else None
-        self.process = start(self.command, self.environment, self.ids, folder, service=True)
-        self.started = time.monotonic()
-
-    def look(self) -> None:
-        """Says that it died, and starts it again when its pause is over."""
-        now = time.monotonic()
-        if self.process and self.process.poll() is not None:
-            self.failures = 0 if now - self.started > 60 else self.failures
-            again = self.failures < len(PAUSES)
-            after = f"starts again in {PAUSES[self.failures]} s" if again else "is given up: see its words above"
-            say(f"{self.name} ended with status {self.process.returncode} and {after}")
-            self.process = None
-            self.due = now + PAUSES[self.failures] if again else float("inf")
-            self.failures += 1
-        if not self.process and now >= self.due:
-            self.start()
+def prepare_services(settings: Settings, environment: Mapping[str, str], state: Path, ids: Ids) -> dict[str, list[str]]:
+    """Writes what the services read into `state` and prints how to reach them. Returns their commands by name."""
+    found = {name: shutil.which(PROGRAMS[name][0], path=environment.get("PATH")) for name in settings.on}
+    for name, program in found.items():
+        if not program:
+            raise WrongError(f"YOLOYARD_{name} is 1, but {PROGRAMS[name][0]} is not in this image: "
+                        "the runtime stage has TensorBoard alone; take the tag without -runtime")  # fmt: skip
+    commands, ports = {}, settings.ports
+    if "JUPYTER" in settings.on:
+        write_secret(state / "jupyter_config.json", jupyter_config(settings), ids)
+        commands["jupyter"] = ["jupyter-lab", f"--config={state}/jupyter_config.json"]
+        shown = f"?token={settings.token}" if settings.token_made else ""
+        say(f"JupyterLab: http://127.0.0.1:{ports['JUPYTER']}/lab{shown}")
+    if "SSH" in settings.on:
+        prepare_ssh(settings, environment, state)
+        commands["ssh"] = [str(found["SSH"]), "-D", "-e", "-f", f"{state}/sshd_config"]
+        say(f"SSH: port {ports['SSH']}, user yard")
+    if "TENSORBOARD" in settings.on:
+        address = [f"--host={settings.bind}", f"--port={ports['TENSORBOARD']}"]
+        commands["tensorboard"] = ["tensorboard", f"--logdir={WORKSPACE}/runs", *address]
+        say(f"TensorBoard: http://127.0.0.1:{ports['TENSORBOARD']}/")
+    return commands
 
 
-def start(
-    command: list[str], environment: dict[str, str], ids: tuple[int, int] | None, folder: Path | None, service: bool
-) -> subprocess.Popen[bytes]:
-    """A child with an open mask of signals, as `ids` (uid, gid) where given. A service has a session of its own."""
-    groups = [each for each in os.getgroups() if each]  # of --group-add, without root's
+def write_scripts(commands: dict[str, list[str]], folder: Path, ids: Ids) -> None:
+    """A folder for each service, as s6 wants it: `run` starts it, `finish` is called when it has ended."""
+    shutil.rmtree(folder, ignore_errors=True)  # of the last start of this container
+    for name, command in commands.items():
+        if ids and name != "ssh":
+            user = ["-u", str(ids[0]), "-g", str(ids[1]), "-G", ",".join(map(str, groups() or ids[1:]))]
+            command = ["s6-applyuidgid", *user, *command]
+        (folder / name).mkdir(parents=True)
+        run = f"cd {WORKSPACE} 2> /dev/null\nexec {shlex.join(command)}"
+        for script, text in (("run", run), ("finish", FINISH.format(name=name))):
+            (folder / name / script).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / name / script).chmod(0o755)
+
+
+def groups() -> list[int]:
+    """The groups that --group-add gave this container, without root's."""
+    return [each for each in os.getgroups() if each]
+
+
+def start(command: list[str], environment: dict[str, str], ids: Ids, **options: Any) -> subprocess.Popen[bytes]:
+    """A child that no signal is blocked for, as the user `ids` (uid, gid) where given."""
+    as_user: dict[str, Any] = {"user": ids[0], "group": ids[1], "extra_groups": groups()} if ids else {}
     return subprocess.Popen(
         command,
         env=environment,
-        cwd=folder,
-        stdin=subprocess.DEVNULL if service else None,
-        stdout=sys.stderr if service else None,
-        start_new_session=service,
-        user=ids and ids[0],
-        group=ids and ids[1],
-        extra_groups=groups if ids else None,
         preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, []),  # noqa: PLW1509 (there are no threads)
+        **as_user,
+        **options,
     )
-
-
-def make_services(
-    settings: Settings, environment: Mapping[str, str], mine: dict[str, str], root: bool
-) -> list[Service]:
-    """Prepares what the services read."""
-    for name in settings.on:
-        if not shutil.which(PROGRAMS[name], path=environment.get("PATH")):
-            raise WrongError(f"YOLOYARD_{name} is 1, but {PROGRAMS[name]} is not in this image: "
-                        "the runtime stage has TensorBoard alone; take the tag without -runtime")  # fmt: skip
-    state = Path("/run/yoloyard") if root else Path(tempfile.mkdtemp(prefix="yoloyard-"))
-    state.mkdir(exist_ok=True, mode=0o755)
-    ids = (settings.uid, settings.gid) if root else None
-    services = []
-    if "JUPYTER" in settings.on:
-        write_secret(state / "jupyter_config.json", jupyter_config(settings), ids)
-        command = ["jupyter-lab", f"--config={state}/jupyter_config.json"]
-        services.append(Service("JupyterLab", command, mine, ids))
-        shown = f"?token={settings.token}" if settings.token_made else ""
-        say(f"JupyterLab: http://127.0.0.1:{settings.ports['JUPYTER']}/lab{shown}")
-    if "SSH" in settings.on:
-        prepare_ssh(settings, environment, state)
-        program = str(shutil.which("sshd", path=environment.get("PATH")))
-        services.append(Service("sshd", [program, "-D", "-e", "-f", f"{state}/sshd_config"], dict(environment), None))
-        say(f"SSH: port {settings.ports['SSH']}, user yard")
-    if "TENSORBOARD" in settings.on:
-        command = ["tensorboard", f"--logdir={WORKSPACE}/runs", f"--host={settings.bind}"]
-        services.append(Service("TensorBoard", [*command, f"--port={settings.ports['TENSORBOARD']}"], mine, ids))
-        say(f"TensorBoard: http://127.0.0.1:{settings.ports['TENSORBOARD']}/")
-    return services
 
 
 def ask(settings: Settings, name: str, request: str) -> bytes:
@@ -369,19 +359,17 @@ def has_own_namespace() -> bool:
     return number == 1
 
 
-def busy(
-    table: dict[int, Process], top: list[int], holders: set[int], left_out: set[int], signalled: set[int]
-) -> list[int]:
-    """The topmost processes below `top` that catch SIGTERM. What is below one of them is that one's own business."""
+def busy(table: dict[int, Process], top: list[int], signalled: set[int]) -> list[int]:
+    """The topmost processes from `top` on that catch SIGTERM. What they started is their own business."""
     found = []
     for number in top:
-        if number in left_out or number not in table:
-            continue
-        if number in signalled or (table[number].saves and number not in holders and table[number].name not in HOLDERS):
+        process = table[number]
+        if process.name == "tensorboard":
+            continue  # it only reads
+        if number in signalled or (process.saves and number > 1 and process.name not in HOLDERS):
             found.append(number)
         else:
-            below = [n for n, each in table.items() if each.parent == number]
-            found += busy(table, below, holders, left_out, signalled)
+            found += busy(table, [child for child, each in table.items() if each.parent == number], signalled)
     return found
 
 
@@ -395,65 +383,58 @@ def are_kernels_idle(settings: Settings) -> bool:
         return True
 
 
-def let_save(services: list[Service], settings: Settings) -> None:
+def let_save(settings: Settings) -> None:
     """SIGTERM, once, to each process that catches it, wherever it was started, and time until all have ended."""
-    all_of_it = has_own_namespace()
-    running = {each.process.pid: each.name for each in services if each.process}
-    left_out = {pid for pid, name in running.items() if name == "TensorBoard"}
+    sees_all = has_own_namespace()
     signalled: set[int] = set()
-    kernels_of = {pid for pid, name in running.items() if name == "JupyterLab"}
     deadline = time.monotonic() + settings.stop_seconds
     while time.monotonic() < deadline:
         table = processes()
-        top = [n for n, each in table.items() if each.parent not in table] if all_of_it else [os.getpid()]
-        found = busy(table, top, {1, os.getpid(), *running}, left_out, signalled)
-        found = [
-            n for n in found if not (n in signalled and table[n].parent in kernels_of and are_kernels_idle(settings))
-        ]
+        top = [n for n, each in table.items() if each.parent not in table] if sees_all else [os.getpid()]
+        found = set(busy(table, top, signalled))
+        kernels = {n for n in found & signalled if table.get(table[n].parent, table[n]).name == "jupyter-lab"}
+        if kernels and are_kernels_idle(settings):
+            found -= kernels
         if not found:
             return
-        for number in set(found) - signalled:
+        for number in found - signalled:
             say(f"stops {table[number].name} (process {number}) and waits for it")
             try:
                 os.kill(number, signal.SIGTERM)
             except ProcessLookupError:
                 continue  # it ended just now
-        signalled |= set(found)
+        signalled |= found
         time.sleep(0.2)
     say(f"{settings.stop_seconds:.0f} s are over (YOLOYARD_STOP_SECONDS): what still runs is ended")
 
 
-def end(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
-    """SIGTERM and, for shells, SIGHUP; SIGKILL to what is left after `seconds`."""
-    for child in children:
-        if child.poll() is None:
-            child.send_signal(signal.SIGTERM)
-            child.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + seconds
-    for child in children:
-        try:
-            child.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+def end(child: subprocess.Popen[bytes] | None, seconds: float, *signals: signal.Signals) -> None:
+    """The signals, and SIGKILL if it still runs after `seconds`."""
+    if child is None or child.poll() is not None:
+        return
+    for each in signals:
+        child.send_signal(each)
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
-def run(services: list[Service], command: subprocess.Popen[bytes] | None, settings: Settings) -> int:
-    """Until the command ends or a signal comes. Returns the exit status."""
+def run(services: subprocess.Popen[bytes] | None, command: subprocess.Popen[bytes] | None, settings: Settings) -> int:
+    """Waits until the command ends (without one: s6, which runs the services) or a signal comes. The exit status."""
     signals = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
-    while command is None or command.poll() is None:
-        for service in services:
-            service.look()
-        came = signal.sigtimedwait(signals, 0.5)
-        if came and came.si_signo == signal.SIGINT and command and os.isatty(0):
+    awaited = command or services
+    while awaited and awaited.poll() is None:
+        came = signal.sigwaitinfo(signals).si_signo
+        if came == signal.SIGINT and command and os.isatty(0):
             continue  # Ctrl-C in a terminal has reached the command, too, which decides
-        if came and came.si_signo != signal.SIGCHLD:
-            say(f"{signal.Signals(came.si_signo).name}: stopping")
+        if came != signal.SIGCHLD:
+            say(f"{signal.Signals(came).name}: stopping")
             break
-    let_save(services, settings)
-    if command:
-        end([command], 5)
-    end([service.process for service in services if service.process], 10)
+    let_save(settings)
+    end(command, 5, signal.SIGTERM, signal.SIGHUP)  # SIGHUP is for shells
+    end(services, 10, signal.SIGTERM)
     status = command.returncode if command else 0
     return status if status >= 0 else 128 - status
 
@@ -466,10 +447,10 @@ def health(settings: Settings) -> int:
         try:
             answer = ask(settings, name, request)
         except OSError as error:
-            say(f"{PROGRAMS[name]} does not answer: {error}")
+            say(f"{PROGRAMS[name][0]} does not answer: {error}")
             return 1
         if not re.match(rb"SSH-|HTTP/1\.\d 200", answer):
-            say(f"{PROGRAMS[name]} answers {answer[:40]!r}")
+            say(f"{PROGRAMS[name][0]} answers {answer[:40]!r}")
             return 1
     return 0
 
@@ -481,34 +462,40 @@ USAGE = """No service is on and there is no command: nothing to do. For example
 """
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     root = os.geteuid() == 0
     try:
         settings = read_settings(os.environ, root)
-        if words == ["health"]:
+        if argv == ["health"]:
             return health(settings)
         for note in settings.notes:
             say(note)
-        if not settings.on and not words:
+        if not settings.on and not argv:
             print(USAGE, end="")
             return 0
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD})
+        ids = (settings.uid, settings.gid) if root else None
         if root:
             make_user(settings.uid, settings.gid)
-        mine = user_environment(os.environ, root)
-        services = make_services(settings, os.environ, mine, root)
+        state = Path("/run/yoloyard") if root else Path(tempfile.mkdtemp(prefix="yoloyard-"))
+        state.mkdir(exist_ok=True, mode=0o755)
+        commands = prepare_services(settings, os.environ, state, ids)
     except WrongError as error:
         say(str(error))
         return 2
-    ids = (settings.uid, settings.gid) if root else None
+    environment = user_environment(os.environ, root)
+    services = command = None
+    if commands:
+        write_scripts(commands, state / "services", ids)
+        options = {"stdin": subprocess.DEVNULL, "stdout": sys.stderr, "start_new_session": True}
+        services = start(["s6-svscan", str(state / "services")], environment, None, **options)
     if root and os.isatty(0):
         os.fchown(0, settings.uid, -1)
-    command = None
-    if words:
+    if argv:
         try:
-            command = start(words, mine, ids, None, service=False)
+            command = start(argv, environment, ids)
         except (FileNotFoundError, PermissionError) as error:
-            say(f"{words[0]} cannot be started: {error.strerror}")
+            say(f"{argv[0]} cannot be started: {error.strerror}")
             return 127 if isinstance(error, FileNotFoundError) else 126
     return run(services, command, settings)
 

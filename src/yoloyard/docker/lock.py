@@ -22,16 +22,11 @@ DEVEL = ["ipykernel", "ipywidgets", "jupyterlab", "ninja"]
 def lock(name: str, wanted: list[str], *finished: str) -> None:
     """Resolves `wanted` to one version each; those that `finished` locks have are not repeated."""
     constraints = [f"--constraint={ROOT / 'constraints.txt'}", *(f"--constraint={HERE / file}" for file in finished)]
-    former = {
-        line.split("==")[0] for file in finished for line in (HERE / file).read_text().splitlines() if "==" in line
-    }
+    lines = [line for file in finished for line in (HERE / file).read_text().splitlines()]
+    former = {line.split("==")[0] for line in lines if "==" in line}
     command = ["uv", "pip", "compile", "-", "--universal", "--python-version=3.11", "--generate-hashes", "--no-header"]
-    command += [
-        "--no-annotate",
-        "--quiet",
-        *constraints,
-        *(f"--no-emit-package={package}" for package in sorted(former)),
-    ]
+    command += ["--no-annotate", "--quiet", *constraints]
+    command += [f"--no-emit-package={package}" for package in sorted(former)]
     done = subprocess.run(command, input="\n".join(wanted), stdout=subprocess.PIPE, text=True, check=True)
     head = "# Written by lock.py. torch and its nvidia-* and triton packages are not here: they depend on the tag.\n"
     (HERE / name).write_text(head + done.stdout)

@@ -1,1 +1,4 @@
-"""The yard: images, containers and the doctor. It starts the trainer's command line; the trainer never imports it."""
+"""Everything that is not training: facts of a machine, the doctor, containers and their images.
+
+The trainer never imports it. It starts the trainer's command line.
+"""

@@ -1,6 +1,6 @@
-"""The one container of a project folder on a machine: its Compose files, its state, its engine.
+"""The one container of a project folder on a host: its Compose files, its state, its engine.
 
-What `up` chose is kept on that machine in ~/.local/state/yoloyard/PROJECT/ (or under XDG_STATE_HOME), readable by its
+What `up` chose is kept on that host in ~/.local/state/yoloyard/PROJECT/ (or under XDG_STATE_HOME), readable by its
 owner alone, since the Jupyter token is in it.
 """
 
@@ -15,10 +15,10 @@ from importlib import resources
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from yoloyard.common.errors import UserError
-from yoloyard.machines.containers.host import Host, last_line
+from yoloyard.common.errors import UserError, last_line
+from yoloyard.machines.containers.host import Host
 
-SERVICE = "yard"
+SERVICE = "yard"  # of compose.yaml
 USER = "yard"  # who works inside
 _STATE = '"${XDG_STATE_HOME:-$HOME/.local/state}/yoloyard/"'
 _INSTALL = "Docker: https://docs.docker.com/engine/install; podman: packages podman and podman-compose"
@@ -26,7 +26,7 @@ _INSTALL = "Docker: https://docs.docker.com/engine/install; podman: packages pod
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs containers on a host, and the words that begin a Compose command."""
+    """What runs containers on a host, and how a Compose command begins."""
 
     name: Literal["docker", "podman"]
     compose: tuple[str, ...]
@@ -80,16 +80,14 @@ class Project:
     def settings(self) -> dict[str, str]:
         """What the last `up` chose; empty if there was none."""
         text = self.host.run(["sh", "-c", f"cat {_STATE}{self.name}/.env"]).stdout
-        pairs = re.findall(r"^(YOLOYARD_\w+)='([^']*)'$", text, re.MULTILINE)
-        return dict(pairs)
+        return dict(re.findall(r"^(YOLOYARD_\w+)='([^']*)'$", text, re.MULTILINE))
 
     def write(self, settings: dict[str, str], service: dict[str, Any]) -> None:
         """Keep `settings` as the variables of compose.yaml, and `service` as what is added to its service."""
         for name in ("YOLOYARD_WORKSPACE", "YOLOYARD_DATA"):
             if sign := re.search(r"[':\n]", settings.get(name, "")):
-                raise UserError(
-                    f"{settings[name]} can't be mounted, for the {sign[0]!r} in its path: rename the folder"
-                )
+                reason = f"for the {sign[0]!r} in its path: rename the folder"
+                raise UserError(f"{settings[name]} can't be mounted, {reason}")
         lines = [f"{name}='{value.replace(chr(39), '')}'\n" for name, value in settings.items()]
         self._write(".env", "".join(lines))
         self._write("compose.yaml", (resources.files("yoloyard.docker") / "compose.yaml").read_text(encoding="utf-8"))
@@ -100,11 +98,11 @@ class Project:
         script = f"umask 077; mkdir -p {place} && cd {place} && cat > {name}.tmp && mv {name}.tmp {name}"
         self.host.ask(["sh", "-c", script], text)
 
-    def compose(self, engine: Engine, *words: str) -> list[str]:
-        """The words of a Compose command for this project."""
+    def compose(self, engine: Engine, *argv: str) -> list[str]:
+        """The argv of a Compose command for this project."""
         start = f"cd {_STATE}{self.name} && exec "
         files = ["-p", self.name, "--env-file", ".env", "-f", "compose.yaml", "-f", "service.yaml"]
-        return ["sh", "-c", start + shlex.join([*engine.compose, *files, *words])]
+        return ["sh", "-c", start + shlex.join([*engine.compose, *files, *argv])]
 
     def status(self, engine: Engine) -> Status | None:
         """The container, if there is one."""

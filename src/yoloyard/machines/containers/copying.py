@@ -1,4 +1,4 @@
-"""A project folder, or an image, brought to another machine over ssh."""
+"""Copies of a project folder, or of an image, to another host over ssh."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from yoloyard.common.errors import UserError
-from yoloyard.machines.containers.host import Host, environment, last_line
+from yoloyard.common.errors import UserError, last_line
+from yoloyard.machines.containers.host import Host, environment
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,8 @@ def files_of(folder: Path) -> list[Path]:
     found = []
     for place, folders, names_here in os.walk(folder):
         folders[:] = [name for name in folders if name not in _LEFT_OUT and not name.startswith(".")]
-        found += [
-            (Path(place) / name).relative_to(folder) for name in names_here if not name.startswith((".env", ".netrc"))
-        ]
+        wanted = [name for name in names_here if not name.startswith((".env", ".netrc"))]
+        found += [Path(place, name).relative_to(folder) for name in wanted]
     return sorted(found)
 
 
@@ -54,10 +53,9 @@ def copy_folder(folder: Path, host: Host, to: PurePosixPath, large_is_fine: bool
     total = sizes.total()
     if total > LARGE and not large_is_fine:
         most = ", ".join(f"{name} ({size / 1e9:.2f} GB)" for name, size in sizes.most_common(3))
-        raise UserError(
-            f"{folder} holds {total / 1e9:.2f} GB; most of it is {most}. --yes copies it all; a data set is better "
-            "brought there once (rsync), ignored by git, and mounted with --data FOLDER-ON-THE-HOST"
-        )
+        better = "copied there once (rsync), ignored by git, and mounted with --data FOLDER-ON-THE-HOST"
+        remedy = f"--yes copies it all; a data set is better {better}"
+        raise UserError(f"{folder} holds {total / 1e9:.2f} GB; most of it is {most}. {remedy}")
     log.info(f"copying {len(files):,} files, {total / 1e6:.1f} MB, to {host}:{to}")
     place = shlex.quote(str(to))
     with host.pipe(["sh", "-c", f"mkdir -p {place} && tar -xf - --no-same-owner -C {place}"]) as receiver:
@@ -83,11 +81,10 @@ def send_image(reference: str, host: Host, engine: str) -> bool:
         return False
     size = asked.stdout.strip()
     log.info(f"sending the image {reference}{f', {int(size) / 1e9:.1f} GB,' if size.isdigit() else ''} to {host}")
+    pipe, load = subprocess.PIPE, host.command([engine, "load"])
     with (
-        subprocess.Popen([local, "save", reference], stdout=subprocess.PIPE, env=environment()) as saving,
-        subprocess.Popen(
-            host.command([engine, "load"]), stdin=saving.stdout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as loading,
+        subprocess.Popen([local, "save", reference], stdout=pipe, env=environment()) as saving,
+        subprocess.Popen(load, stdin=saving.stdout, stdout=pipe, stderr=subprocess.STDOUT) as loading,
     ):
         assert saving.stdout is not None
         saving.stdout.close()  # it is the other process's now

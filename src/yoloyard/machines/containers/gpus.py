@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of a machine, and whether a container engine there can hand them to a container."""
+"""The NVIDIA GPUs of a host, and whether a container engine there can give them to a container."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from yoloyard.common.errors import UsageError, UserError
-from yoloyard.machines.containers.host import Host, last_line
+from yoloyard.common.errors import UsageError, UserError, last_line
+from yoloyard.machines.containers.host import Host
 
 _QUERY = ["nvidia-smi", "--query-gpu=driver_version,compute_cap,name", "--format=csv,noheader"]
 _WITHOUT = "--gpus none goes without a GPU"
+CONFIGURE = {  # how an engine is told about the NVIDIA Container Toolkit
+    "docker": "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker",
+    "podman": "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",
+}
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,8 @@ def find_graphics(host: Host) -> Graphics:
         return Graphics()
     rows = [[cell.strip() for cell in line.split(",", 2)] for line in done.stdout.splitlines() if line.strip()]
     if done.returncode or not rows or any(len(row) != 3 for row in rows):
-        raise UserError(
-            f"nvidia-smi fails on {host}: {said}. The NVIDIA driver belongs to the host: install or update it and "
-            f"restart the machine; {_WITHOUT}"
-        )
+        remedy = f"install or update it and restart the host; {_WITHOUT}"
+        raise UserError(f"nvidia-smi fails on {host}: {said}. The NVIDIA driver belongs to the host: {remedy}")
     drivers, capabilities, names = zip(*rows, strict=True)
     return Graphics(drivers[0], capabilities, names)
 
@@ -45,15 +47,11 @@ def choose(graphics: Graphics, gpus: str) -> tuple[Graphics, list[int] | None]:
 
     Raises UsageError if there is no such number.
     """
-    if gpus == "none" or (gpus == "all" and graphics.driver is None):
+    if graphics.driver is None or gpus == "none":
         return Graphics(), []
     if gpus == "all":
         return graphics, None
-    try:
-        numbers = [int(word) for word in gpus.split(",")]
-    except ValueError:
-        raise UsageError(f"--gpus {gpus} is neither all, none nor numbers like 0,1") from None
-    count = len(graphics.names)
+    numbers, count = [int(number) for number in gpus.split(",")], len(graphics.names)
     for number in numbers:
         if not 0 <= number < count:
             raise UsageError(f"--gpus {gpus}: there is no GPU {number}; nvidia-smi lists {count}, from 0")
@@ -63,7 +61,7 @@ def choose(graphics: Graphics, gpus: str) -> tuple[Graphics, list[int] | None]:
 
 
 def gpu_access(host: Host, engine: str) -> Literal["runtime", "cdi"]:
-    """How `engine` ("docker" or "podman") hands over GPUs: Docker's NVIDIA runtime or the Container Device Interface.
+    """How `engine` ("docker" or "podman") gives GPUs to containers: Docker's NVIDIA runtime, or CDI.
 
     Raises UserError with the step to install what is missing.
     """
@@ -76,11 +74,7 @@ def gpu_access(host: Host, engine: str) -> Literal["runtime", "cdi"]:
         has_cdi = host.run(["docker", "info", "--format", "{{len .CDISpecDirs}}"]).stdout.strip() not in ("", "0")
     if has_cdi:
         return "cdi"
-    configure = (
-        "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
-        if engine == "docker"
-        else "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
-    )
+    configure = CONFIGURE[engine]
     if listed.returncode not in (126, 127):
         raise UserError(f"{host} has the NVIDIA Container Toolkit, but {engine} is not set up: {configure}; {_WITHOUT}")
     raise UserError(

@@ -1,4 +1,4 @@
-"""A machine to run commands on: this one, or another one over the system's own ssh client."""
+"""A host to run commands on: this machine, or another one over the system's own ssh client."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from yoloyard.common.errors import UsageError, UserError, printable
+from yoloyard.common.errors import UsageError, UserError, last_line, printable
 
-_CONNECT_TIMEOUT = 15  # seconds
+CONNECT_SECONDS = 15
 
 
 @dataclass(frozen=True)
@@ -33,55 +33,51 @@ class Host:
     def __str__(self) -> str:
         return self.login or "this machine"
 
-    def command(self, words: Sequence[str], tty: bool = False) -> list[str]:
-        """The words of a local process that runs `words` there; with a terminal of its own if `tty`."""
+    def command(self, argv: Sequence[str], tty: bool = False) -> list[str]:
+        """The argv of a local process that runs `argv` on this host; with a terminal of its own if `tty`."""
         if not self.is_remote:
-            return list(words)
-        return [*self.ssh(), *(["-tt"] if tty else []), "--", self.login, shlex.join(words)]
+            return list(argv)
+        return [*self.ssh(), *(["-tt"] if tty else []), "--", self.login, shlex.join(argv)]
 
     def ssh(self) -> list[str]:
         """The ssh client with what this host needs, but without its name."""
-        port = ["-p", str(self.port)] if self.port else []
         socket = ["-o", f"ControlPath={self.socket}"] if self.socket else []
-        return ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_TIMEOUT}", *socket, *port]
+        options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}"]
+        return ["ssh", *options, *socket, *self.port_option()]
 
-    def run(self, words: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Run `words` with `text` as input, keep what they print. A command that isn't there has the status 127.
+    def port_option(self) -> list[str]:
+        """`-p PORT` of ssh where the address names a port."""
+        return ["-p", str(self.port)] if self.port else []
+
+    def run(self, argv: Sequence[str], text: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Run `argv` with `text` as input, and keep what it prints. A command that isn't there has the status 127.
 
         Raises UserError if the connection breaks.
         """
-        call = self.command(words)
-        options: dict[str, Any] = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
+        call = self.command(argv)
+        options: dict[str, Any] = {"text": True, "errors": "replace", "env": environment()}
         try:
-            done = subprocess.run(
-                call,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                env=environment(),
-                **options,
-            )
+            done = subprocess.run(call, input=text or "", capture_output=True, check=False, **options)
         except (FileNotFoundError, PermissionError) as error:
-            return subprocess.CompletedProcess(call, 127, "", f"{words[0]}: {error.strerror}")
+            return subprocess.CompletedProcess(call, 127, "", f"{argv[0]}: {error.strerror}")
         if self.is_remote and done.returncode == 255:
             raise UserError(f"the connection to {self} broke: {last_line(done.stderr)}")
         return done
 
-    def ask(self, words: Sequence[str], text: str | None = None) -> str:
-        """What `words` print. Raises UserError with their last line if they fail."""
-        done = self.run(words, text)
+    def ask(self, argv: Sequence[str], text: str | None = None) -> str:
+        """What `argv` prints. Raises UserError with its last line if it fails."""
+        done = self.run(argv, text)
         if done.returncode:
             said = last_line(done.stderr) or last_line(done.stdout)
-            raise UserError(f"{shlex.join(words[:3])} failed on {self} (exit status {done.returncode}): {said}")
+            raise UserError(f"{shlex.join(argv[:3])} failed on {self} (exit status {done.returncode}): {said}")
         return done.stdout
 
-    def call(self, words: Sequence[str], tty: bool = False) -> int:
-        """Run `words` with this process's own input and output; their exit status."""
+    def call(self, argv: Sequence[str], tty: bool = False) -> int:
+        """Run `argv` with this process's own input and output; its exit status."""
         try:
-            return subprocess.call(self.command(words, tty), env=environment())
+            return subprocess.call(self.command(argv, tty), env=environment())
         except FileNotFoundError as error:
-            raise UserError(f"{words[0]} is not installed on {self}") from error
+            raise UserError(f"{argv[0]} is not installed on {self}") from error
 
     def tunnel(self, forwards: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start an ssh client that does nothing but forward ports (`-L 8888:127.0.0.1:8888` ...), until it is ended."""
@@ -89,11 +85,10 @@ class Host:
         options = ["-o", "ControlPath=none", "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=30", "-N"]
         return subprocess.Popen([*own.ssh(), *options, *forwards, "--", self.login])
 
-    def pipe(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start `words`, to be fed through its `stdin`."""
-        return subprocess.Popen(
-            self.command(words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
+    def pipe(self, argv: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start `argv`, to be fed through its `stdin`."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(self.command(argv), stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT)
 
 
 def parse_host(address: str | None) -> Host:
@@ -114,7 +109,7 @@ def parse_host(address: str | None) -> Host:
 
 @contextlib.contextmanager
 def connect(address: str | None) -> Iterator[Host]:
-    """The machine at `ssh://user@host[:port]`, or this one; a connection is opened once and closed at the end.
+    """The host at `ssh://user@host[:port]`, or this machine; a connection is opened once and closed at the end.
 
     Raises UsageError for a wrong address, UserError if the host can't be reached or doesn't let us in.
     """
@@ -122,7 +117,7 @@ def connect(address: str | None) -> Iterator[Host]:
     if not host.is_remote:
         yield host
         return
-    # The path of a socket may have about 100 characters, so it lies in a short folder.
+    # The path of a socket may have about 100 characters, so it is in a short folder.
     with tempfile.TemporaryDirectory(prefix="yoloyard-") as folder:
         shared = Host(host.login, host.port, Path(folder) / "ssh")
         # stderr goes to a file: the connection stays in the background and would hold a pipe open for ever.
@@ -138,37 +133,25 @@ def connect(address: str | None) -> Iterator[Host]:
         try:
             yield shared
         finally:
-            subprocess.call(
-                [*shared.ssh(), "-O", "exit", "--", shared.login],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
+            closed = [*shared.ssh(), "-O", "exit", "--", shared.login]
+            subprocess.call(closed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _refused(host: Host, said: IO[bytes]) -> UserError:
     text = said.read().decode(errors="replace")
-    by_hand = shlex.join(["ssh", *(["-p", str(host.port)] if host.port else []), host.login])
+    by_hand = shlex.join(["ssh", *host.port_option(), host.login])
     if "IDENTIFICATION HAS CHANGED" in text:
-        return UserError(
-            f"{host} has another host key than it had before: a new machine at an old address, or somebody in between. "
-            "If you know that it is new: ssh-keygen -R HOST, then log in once by hand"
-        )
+        reason = "a new machine at an old address, or somebody in between"
+        remedy = "If you know that it is new: ssh-keygen -R HOST, then log in once by hand"
+        return UserError(f"{host} has another host key than it had before: {reason}. {remedy}")
     if "Host key verification failed" in text:
         return UserError(f"{host} is not known here yet: log in once by hand and compare its fingerprint: {by_hand}")
     if "Permission denied" in text:
-        return UserError(
-            f"{host} refuses your key: {last_line(text)}. Passwords are not asked for; put your public key there: "
-            f"ssh-copy-id {by_hand.removeprefix('ssh ')}"
-        )
+        remedy = f"put your public key there: ssh-copy-id {by_hand.removeprefix('ssh ')}"
+        return UserError(f"{host} refuses your key: {last_line(text)}. Passwords are not asked for; {remedy}")
     return UserError(f"{host} can't be reached: {last_line(text)}. By hand: {by_hand}")
 
 
 def environment() -> dict[str, str]:
     """Of commands: without YOLOYARD_ variables, which Compose would take rather than those in the file it is given."""
     return {name: value for name, value in os.environ.items() if not name.startswith("YOLOYARD_")}
-
-
-def last_line(text: str) -> str:
-    """The last line that isn't empty, safe to print."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return printable(lines[-1]) if lines else ""

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.errors import UsageError, UserError, last_line
 from yoloyard.machines.containers import gpus as graphics
 from yoloyard.machines.containers.container import USER, Engine, Project, Status, find_engine
 from yoloyard.machines.containers.copying import copy_folder, send_image
-from yoloyard.machines.containers.host import Host, connect, last_line
-from yoloyard.machines.containers.ports import PORTS, choose_ports, listens, tunnel_ports
+from yoloyard.machines.containers.host import Host, connect
+from yoloyard.machines.containers.ports import PORTS, choose_ports, flag, listens, tunnel_ports
 from yoloyard.machines.containers.ssh_keys import public_keys
 from yoloyard.machines.image.versions import best_tag, find_tag, repository
 
 log = logging.getLogger(__name__)
 
-SAVING = 120  # seconds that a training has to save when the container stops
-_PATIENCE = 180.0  # seconds until the container must be healthy
-_SOURCE = "YOLOYARD_SOURCE"  # which folder of which machine was copied to a host
+SAVING_SECONDS = 120  # that a training has to save when the container stops
+HEALTHY_SECONDS = 180.0  # until the container must be healthy
+AGAIN = "yoloyard down stops it, up starts again"
+_SOURCE = "YOLOYARD_SOURCE"  # the folder that was copied to a host, and the machine that it is on
+
+Settings = dict[str, str]  # the variables of compose.yaml
+Opened = tuple[Project, Engine, Settings, Status | None]
 
 
 @dataclass(frozen=True)
@@ -53,28 +58,20 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
     Raises UserError for whatever is missing: an engine, a driver, the toolkit, an image, a free port.
     """
     started = time.monotonic()
-    with connect(on) as host:
-        project = project_of(folder, host)
-        settings, asked = project.settings(), wishes.variables()
-        before = settings.get("YOLOYARD_ENGINE")
-        runner = find_engine(host, engine or before)
+    with _opened(folder, on, engine) as (project, runner, settings, status):
+        host, asked, before = project.host, wishes.variables(), settings.get("YOLOYARD_ENGINE")
         if before and runner.name != before and host.run([before, "version"]).returncode == 0:
-            status = project.status(find_engine(host, before))
-            if status and status.running:
-                raise UserError(f"the container is running with {before}: yoloyard down stops it, up starts again")
+            other = project.status(find_engine(host, before))
+            if other and other.running:
+                raise UserError(f"the container is running with {before}: {AGAIN}")
         if "YOLOYARD_TAG" in asked:
             asked["YOLOYARD_TAG"] = find_tag(asked["YOLOYARD_TAG"]).name  # it may be an alias
         if "YOLOYARD_DATA" in asked:
             asked["YOLOYARD_DATA"] = _data_folder(host, asked["YOLOYARD_DATA"])
-        status = project.status(runner)
         if status and status.running:
             _check_known(settings, runner, status)
-            changed = [name for name, value in asked.items() if settings.get(name) != value]
-            if changed:
-                flags = ", ".join(_flag(name) for name in changed)
-                raise UserError(
-                    f"the container is running with another {flags}: yoloyard down stops it, up starts again"
-                )
+            if changed := [flag(name) for name, value in asked.items() if settings.get(name) != value]:
+                raise UserError(f"the container is running with another {', '.join(changed)}: {AGAIN}")
             log.info(f"the container is running already ({runner.name}, image {_image(settings)})")
             _wait(project, runner)
         else:
@@ -95,26 +92,20 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
 
 def down(folder: Path, on: str | None, engine: str | None, volumes: bool) -> None:
     """Stop the container of `folder`, and remove it; what trains has two minutes to save."""
-    with connect(on) as host:
-        project = project_of(folder, host)
-        settings = project.settings()
-        runner = find_engine(host, engine or settings.get("YOLOYARD_ENGINE"))
-        status = project.status(runner)
+    with _opened(folder, on, engine) as (project, runner, settings, status):
+        host = project.host
         if status:
             _check_known(settings, runner, status)
         if not settings or (status is None and not volumes):
             log.info(f"no container of {project.folder} on {host}")
             return
-        log.info(f"stopping; what trains has {SAVING} s to save")
-        words = ["down", "--timeout", str(SAVING), *(["--volumes"] if volumes else [])]
-        done = host.run(project.compose(runner, *words))
+        log.info(f"stopping; what trains has {SAVING_SECONDS} s to save")
+        argv = ["down", "--timeout", str(SAVING_SECONDS), *(["--volumes"] if volumes else [])]
+        done = host.run(project.compose(runner, *argv))
         if done.returncode or project.status(runner) is not None:
-            raise UserError(
-                f"{runner.compose[0]} could not stop it: {last_line(done.stderr) or last_line(done.stdout)}"
-            )
-        log.info(
-            "stopped; " + ("its volumes are deleted" if volumes else "its volumes are kept (--volumes deletes them)")
-        )
+            said = last_line(done.stderr) or last_line(done.stdout)
+            raise UserError(f"{runner.compose[0]} could not stop it: {said}")
+        log.info(f"stopped; its volumes are {'deleted' if volumes else 'kept (--volumes deletes them)'}")
         if host.is_remote:
             port = f" -e 'ssh -p {host.port}'" if host.port else ""
             remote = shlex.quote(f"{host.login}:{project.folder}/runs")
@@ -123,22 +114,23 @@ def down(folder: Path, on: str | None, engine: str | None, volumes: bool) -> Non
 
 def shell(folder: Path, on: str | None, engine: str | None, command: Sequence[str]) -> int:
     """Run `command`, or a shell, in the container as the user there; its exit status."""
-    with connect(on) as host:
-        _, runner, status, _ = running(folder, host, engine)
+    with _opened(folder, on, engine) as (project, runner, settings, status):
+        status = _check_running(project, settings, status)
         tty = os.isatty(0) and os.isatty(1)
-        words = [runner.name, "exec", "--interactive", *(["--tty"] if tty else []), "--user", USER]
-        words += ["--workdir", "/workspace", "--env", f"HOME=/home/{USER}", "--env", f"USER={USER}"]
+        argv = [runner.name, "exec", "--interactive", *(["--tty"] if tty else []), "--user", USER]
+        argv += ["--workdir", "/workspace", "--env", f"HOME=/home/{USER}", "--env", f"USER={USER}"]
         if tty:
-            words += ["--env", f"TERM={os.environ.get('TERM', 'xterm')}"]
-        return host.call([*words, status.id, *(command or ["bash"])], tty)
+            argv += ["--env", f"TERM={os.environ.get('TERM', 'xterm')}"]
+        return project.host.call([*argv, status.id, *(command or ["bash"])], tty)
 
 
 def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[str], object]) -> None:
     """Print JupyterLab's address and hand it to `show`; on a host, keep a tunnel open until Ctrl-C."""
-    with connect(on) as host:
-        _, _, _, settings = running(folder, host, engine)
+    with _opened(folder, on, engine) as (project, _, settings, status):
+        _check_running(project, settings, status)
+        host, token = project.host, settings["YOLOYARD_JUPYTER_TOKEN"]
         if not host.is_remote:
-            address = jupyter_url(settings, int(settings["YOLOYARD_JUPYTER_PORT"]))
+            address = jupyter_url(_reachable(settings), settings["YOLOYARD_JUPYTER_PORT"], token)
             log.info(address)
             show(address)
             return
@@ -150,20 +142,20 @@ def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[st
                 time.sleep(0.05)
             if tunnel.poll() is not None:
                 raise UserError(f"the tunnel to {host} can't be opened (ssh's exit status {tunnel.returncode})")
-            address = jupyter_url({}, ports["YOLOYARD_JUPYTER_PORT"], settings["YOLOYARD_JUPYTER_TOKEN"])
+            address = jupyter_url("127.0.0.1", ports["YOLOYARD_JUPYTER_PORT"], token)
             log.info(f"Jupyter:     {address}")
             log.info(f"TensorBoard: http://127.0.0.1:{ports['YOLOYARD_TENSORBOARD_PORT']}/")
             log.info("the tunnel is open until Ctrl-C")
             show(address)
-            status = tunnel.wait()
+            tunnel.wait()
         finally:
             tunnel.terminate()
             tunnel.wait()
-        raise UserError(f"the tunnel to {host} closed (ssh's exit status {status})")
+        raise UserError(f"the tunnel to {host} closed (ssh's exit status {tunnel.returncode})")
 
 
 def project_of(folder: Path, host: Host) -> Project:
-    """The project of `folder`; on a host it lies in ~/yoloyard/NAME."""
+    """The project of `folder`; on another host it is ~/yoloyard/NAME."""
     folder = folder.resolve()
     if folder == Path(folder.anchor) or folder == Path.home().resolve():
         raise UsageError(f"{folder} is no project folder; go into one, or make one")
@@ -173,34 +165,37 @@ def project_of(folder: Path, host: Host) -> Project:
     return Project(host, PurePosixPath(home) / "yoloyard" / folder.name)
 
 
-def running(folder: Path, host: Host, engine: str | None) -> tuple[Project, Engine, Status, dict[str, str]]:
-    """The container of `folder`, which must be running, and its settings. Raises UserError if it isn't."""
-    project = project_of(folder, host)
-    settings = project.settings()
-    runner = find_engine(host, engine or settings.get("YOLOYARD_ENGINE"))
-    status = project.status(runner)
-    if status is None or not status.running or not settings:
-        raise UserError(f"no container of {project.folder} is running on {host}: yoloyard up starts it")
-    return project, runner, status, settings
-
-
-def jupyter_url(settings: dict[str, str], port: int, token: str = "") -> str:
+def jupyter_url(address: str, port: int | str, token: str) -> str:
     """JupyterLab's address with its token."""
-    address = settings.get("YOLOYARD_ADDRESS", "127.0.0.1")
-    return f"http://{_reachable(address)}:{port}/lab?token={token or settings['YOLOYARD_JUPYTER_TOKEN']}"
+    return f"http://{address}:{port}/lab?token={token}"
 
 
-def _check_known(settings: dict[str, str], runner: Engine, status: Status) -> None:
+@contextlib.contextmanager
+def _opened(folder: Path, on: str | None, engine: str | None) -> Iterator[Opened]:
+    """The project of `folder` on its host, its engine, what the last `up` chose, and its container if there is one."""
+    with connect(on) as host:
+        project = project_of(folder, host)
+        settings = project.settings()
+        runner = find_engine(host, engine or settings.get("YOLOYARD_ENGINE"))
+        yield project, runner, settings, project.status(runner)
+
+
+def _check_running(project: Project, settings: Settings, status: Status | None) -> Status:
+    if status is None or not status.running or not settings:
+        raise UserError(f"no container of {project.folder} is running on {project.host}: yoloyard up starts it")
+    return status
+
+
+def _check_known(settings: Settings, runner: Engine, status: Status) -> None:
     if not settings:
-        raise UserError(
-            "there is a container of this folder, but what `up` chose for it is gone: "
-            f"{runner.name} stop --time {SAVING} {status.id[:12]} && {runner.name} rm {status.id[:12]}, then up"
-        )
+        name, short = runner.name, status.id[:12]
+        remedy = f"{name} stop --time {SAVING_SECONDS} {short} && {name} rm {short}, then up"
+        raise UserError(f"there is a container of this folder, but what `up` chose for it is gone: {remedy}")
 
 
 def _choose(
-    folder: Path, project: Project, runner: Engine, before: dict[str, str], asked: dict[str, str]
-) -> tuple[dict[str, str], dict[str, Any]]:
+    folder: Path, project: Project, runner: Engine, before: Settings, asked: Settings
+) -> tuple[Settings, dict[str, Any]]:
     """The variables of compose.yaml, and what is added to its service: GPUs, and the user of a rootless podman."""
     host = project.host
     gpus = asked.get("YOLOYARD_GPUS", "all")
@@ -215,12 +210,8 @@ def _choose(
     service: dict[str, Any] = {}
     if used.driver is not None:
         service |= graphics.override(graphics.gpu_access(host, runner.name), numbers)
-    if "YOLOYARD_TAG" in asked:
-        tag = asked["YOLOYARD_TAG"]
-        log.info(f"tag {tag}, as asked for")
-    else:
-        tag = best_tag(used.driver, list(used.capabilities)).name
-        log.info(f"tag {tag}: {_why(host, used, gpus)}")
+    tag = asked.get("YOLOYARD_TAG") or best_tag(used.driver, list(used.capabilities)).name
+    log.info(f"tag {tag}" + (", as asked for" if "YOLOYARD_TAG" in asked else f": {_why(host, used, gpus)}"))
     rootless = ["podman", "info", "--format", "{{.Host.Security.Rootless}}"]
     if runner.name == "podman" and host.run(rootless).stdout.strip() == "true":
         # Else the folder's owner would be root inside, and files written by anybody else there belong to nobody here.
@@ -258,15 +249,15 @@ def _data_folder(host: Host, given: str) -> str:
 
 
 def _why(host: Host, used: graphics.Graphics, gpus: str) -> str:
+    if gpus == "none":
+        return "no GPU, as asked for"
     if used.driver is None:
-        return (
-            "no GPU, as asked for" if gpus == "none" else f"no NVIDIA GPU on {host}; training runs on the CPU, slowly"
-        )
+        return f"no NVIDIA GPU on {host}; training runs on the CPU, slowly"
     each = ", ".join(f"{name} ({value})" for name, value in zip(used.names, used.capabilities, strict=True))
     return f"the newest for driver {used.driver} and {each}"
 
 
-def _find_image(host: Host, runner: Engine, settings: dict[str, str]) -> None:
+def _find_image(host: Host, runner: Engine, settings: Settings) -> None:
     reference = _image(settings)
     if host.run([runner.name, "image", "inspect", reference]).returncode == 0:
         return
@@ -278,10 +269,9 @@ def _find_image(host: Host, runner: Engine, settings: dict[str, str]) -> None:
     if host.is_remote and send_image(reference, host, runner.name):
         return
     where = " here; up then sends it there" if host.is_remote else ""
-    raise UserError(
-        f"there is no image {reference} on {host}: yoloyard image build {settings['YOLOYARD_TAG']} makes it{where}. "
-        "A team sets YOLOYARD_IMAGE to its registry's path, and it is pulled"
-    )
+    remedy = f"yoloyard image build {settings['YOLOYARD_TAG']} makes it{where}"
+    team = "A team sets YOLOYARD_IMAGE to its registry's path, and it is pulled"
+    raise UserError(f"there is no image {reference} on {host}: {remedy}. {team}")
 
 
 def _start(project: Project, runner: Engine) -> None:
@@ -292,34 +282,29 @@ def _start(project: Project, runner: Engine) -> None:
     _wait(project, runner)
 
 
-def _wait(project: Project, runner: Engine, patience: float = _PATIENCE) -> None:
+def _wait(project: Project, runner: Engine) -> None:
     """Until the container is healthy. Raises UserError with its last lines if it stops or takes too long."""
-    end = time.monotonic() + patience
-    while True:
-        status = project.status(runner)
-        if status is None or not status.running:
-            log = project.log_end(runner, status.id) if status else ""
-            code = status.exit_code if status else "unknown"
-            raise UserError(f"the container stopped (exit status {code}); the last it said:\n{log}")
+    end = time.monotonic() + HEALTHY_SECONDS
+    while (status := project.status(runner)) and status.running and time.monotonic() < end:
         if status.health in ("", "healthy"):
             return
-        if time.monotonic() > end:
-            log = project.log_end(runner, status.id)
-            raise UserError(f"the container is {status.health} after {patience:.0f} s; the last it said:\n{log}")
         time.sleep(0.5)
+    state = f"is {status.health} after {HEALTHY_SECONDS:.0f} s" if status and status.running else "stopped"
+    if status and not status.running:
+        state += f" (exit status {status.exit_code})"
+    lines = project.log_end(runner, status.id) if status else ""
+    raise UserError(f"the container {state}; its last lines:\n{lines}")
 
 
-def _print_ways_in(host: Host, on: str | None, settings: dict[str, str]) -> None:
-    jupyter_port, ssh_port, board = (int(settings[name]) for name in PORTS)
-    where = f" --on {on}" if on else ""
-    shown = settings if not host.is_remote else {"YOLOYARD_JUPYTER_TOKEN": settings["YOLOYARD_JUPYTER_TOKEN"]}
-    address = _reachable(shown.get("YOLOYARD_ADDRESS", "127.0.0.1"))
+def _print_ways_in(host: Host, on: str | None, settings: Settings) -> None:
+    jupyter_port, ssh_port, board_port = (int(settings[name]) for name in PORTS)
+    where, address = f" --on {on}" if on else "", "127.0.0.1" if host.is_remote else _reachable(settings)
     if host.is_remote:
-        words = ["ssh", *(["-p", str(host.port)] if host.port else []), "-N"]
-        words += _forwards(settings, {name: int(settings[name]) for name in PORTS})
-        log.info(f"Tunnel:      {shlex.join([*words, host.login])}   (or: yoloyard jupyter{where})")
-    log.info(f"Jupyter:     {jupyter_url(shown, jupyter_port)}")
-    log.info(f"TensorBoard: http://{address}:{board}/")
+        forwards = _forwards(settings, {name: int(settings[name]) for name in PORTS})
+        tunnel = shlex.join(["ssh", *host.port_option(), "-N", *forwards, host.login])
+        log.info(f"Tunnel:      {tunnel}   (or: yoloyard jupyter{where})")
+    log.info(f"Jupyter:     {jupyter_url(address, jupyter_port, settings['YOLOYARD_JUPYTER_TOKEN'])}")
+    log.info(f"TensorBoard: http://{address}:{board_port}/")
     if settings.get("YOLOYARD_SSH") == "1":
         jump = f" -J {host.login}{f':{host.port}' if host.port else ''}" if host.is_remote else ""
         log.info(f"SSH:         ssh{jump} -p {ssh_port} {USER}@{address}")
@@ -327,32 +312,26 @@ def _print_ways_in(host: Host, on: str | None, settings: dict[str, str]) -> None
     log.info(f"Stop:        yoloyard down{where}")
 
 
-def _forwards(settings: dict[str, str], local: dict[str, int]) -> list[str]:
-    there = settings.get("YOLOYARD_ADDRESS", "127.0.0.1")
-    names = ("YOLOYARD_JUPYTER_PORT", "YOLOYARD_TENSORBOARD_PORT")
-    return [word for name in names for word in ("-L", f"{local[name]}:{_reachable(there)}:{settings[name]}")]
+def _forwards(settings: Settings, local: dict[str, int]) -> list[str]:
+    there, names = _reachable(settings), ("YOLOYARD_JUPYTER_PORT", "YOLOYARD_TENSORBOARD_PORT")
+    return [word for name in names for word in ("-L", f"{local[name]}:{there}:{settings[name]}")]
 
 
-def _reachable(address: str) -> str:
-    return "127.0.0.1" if address == "0.0.0.0" else address  # every address of the machine: this one is among them
+def _reachable(settings: Settings) -> str:
+    address = settings.get("YOLOYARD_ADDRESS", "127.0.0.1")
+    return "127.0.0.1" if address == "0.0.0.0" else address  # every address of the host: this one is among them
 
 
-def _check_source(folder: Path, project: Project, settings: dict[str, str], anyway: bool) -> None:
-    before = settings.get(_SOURCE)
-    if project.host.is_remote and before and before != _source(folder) and not anyway:
-        raise UserError(
-            f"{project.host}:{project.folder} was copied from {before}, not from {_source(folder)}: "
-            "rename this folder, or copy over it with --yes"
-        )
+def _check_source(folder: Path, project: Project, settings: Settings, anyway: bool) -> None:
+    before, now = settings.get(_SOURCE), _source(folder)
+    if project.host.is_remote and before and before != now and not anyway:
+        remedy = "rename this folder, or copy over it with --yes"
+        raise UserError(f"{project.host}:{project.folder} was copied from {before}, not from {now}: {remedy}")
 
 
 def _source(folder: Path) -> str:
     return f"{os.uname().nodename}:{folder.resolve()}"
 
 
-def _image(settings: dict[str, str]) -> str:
+def _image(settings: Settings) -> str:
     return f"{settings['YOLOYARD_IMAGE']}:{settings['YOLOYARD_TAG']}"
-
-
-def _flag(variable: str) -> str:
-    return "--" + variable.removeprefix("YOLOYARD_").lower().replace("_", "-")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from collections.abc import Callable
 
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.machines.containers.host import Host
@@ -22,31 +23,33 @@ def choose_ports(host: Host, address: str, before: dict[str, str], asked: dict[s
         ipaddress.IPv4Address(address)
     except ValueError:
         raise UsageError(f"--address {address} is no IPv4 address, such as 127.0.0.1 or 0.0.0.0") from None
-    taken, chosen = _Taken(host, address), dict[str, str]()
+    is_taken, chosen = _taken_ports(host, address), dict[str, str]()
     for name, default in PORTS.items():
-        if name in asked:
-            flag = f"--{name.removeprefix('YOLOYARD_').lower().replace('_', '-')}"
-            port = int(asked[name])
-            if not 0 < port < 65536:
-                raise UsageError(f"{flag} {port} is no port; they go from 1 to 65535")
-            if asked[name] in chosen.values():
-                raise UsageError(f"two flags name the port {port}")
-            if taken(port):
-                raise UserError(f"port {port} is taken on {host}: name another with {flag}, or leave it out")
-        else:
-            port = int(before.get(name, default))
-            while taken(port) or str(port) in chosen.values() or str(port) in asked.values():
+        port = int(asked.get(name) or before.get(name) or default)
+        if name not in asked:
+            while is_taken(port) or str(port) in {*chosen.values(), *asked.values()}:
                 port += 1
+        elif not 0 < port < 65536:
+            raise UsageError(f"{flag(name)} {port} is no port; they go from 1 to 65535")
+        elif str(port) in chosen.values():
+            raise UsageError(f"two flags name the port {port}")
+        elif is_taken(port):
+            raise UserError(f"port {port} is taken on {host}: name another with {flag(name)}, or leave it out")
         chosen[name] = str(port)
     return chosen
 
 
+def flag(variable: str) -> str:
+    """The flag of `up` for a variable of compose.yaml: "--ssh-port" for "YOLOYARD_SSH_PORT"."""
+    return "--" + variable.removeprefix("YOLOYARD_").lower().replace("_", "-")
+
+
 def tunnel_ports(settings: dict[str, str]) -> dict[str, int]:
     """A free port of this machine for each one on the host, the same number where that is free."""
-    taken, chosen = _Taken(Host(), "127.0.0.1"), dict[str, int]()
+    is_taken, chosen = _taken_ports(Host(), "127.0.0.1"), dict[str, int]()
     for name in PORTS:
         port = int(settings[name])
-        while taken(port) or port in chosen.values():
+        while is_taken(port) or port in chosen.values():
             port += 1
         chosen[name] = port
     return chosen
@@ -58,25 +61,23 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-class _Taken:
-    """Whether something listens on a port of a machine."""
-
-    def __init__(self, host: Host, address: str) -> None:
-        self._address, self._remote = address, host.is_remote
-        text = host.run(["cat", "/proc/net/tcp", "/proc/net/tcp6"]).stdout if host.is_remote else ""
-        rows = [line.split() for line in text.splitlines()]
+def _taken_ports(host: Host, address: str) -> Callable[[int], bool]:
+    """A function that says whether something listens on a port of `host`."""
+    if host.is_remote:
+        rows = [line.split() for line in host.run(["cat", "/proc/net/tcp", "/proc/net/tcp6"]).stdout.splitlines()]
         # "0100007F:22B8" is an address and a port, in hexadecimal; the state 0A is "listens"
-        self._listening = {int(row[1].rsplit(":", 1)[1], 16) for row in rows if len(row) > 3 and row[3] == "0A"}
+        taken = {int(row[1].rsplit(":", 1)[1], 16) for row in rows if len(row) > 3 and row[3] == "0A"}
+        return taken.__contains__
 
-    def __call__(self, port: int) -> bool:
-        if self._remote:
-            return port in self._listening
+    def is_taken(port: int) -> bool:
         with socket.socket(socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((self._address, port))
+                probe.bind((address, port))
             except OSError as error:
                 if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                    raise UserError(f"can't listen at {self._address}: {error.strerror}") from error
+                    raise UserError(f"can't listen at {address}: {error.strerror}") from error
                 return True
         return False
+
+    return is_taken

@@ -1,1 +1,1 @@
-"""Is this machine fit to train? Facts come from `environment`; each file here judges one subject of them."""
+"""Is this machine fit to train? Facts come from `machines.environment`. Each file here judges one subject."""

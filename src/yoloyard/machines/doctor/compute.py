@@ -1,6 +1,6 @@
-"""Does each device compute rightly, in each precision, and do processes and GPUs reach each other?
+"""Does each device compute correctly, in each precision, and do processes and GPUs reach each other?
 
-Each device is tried in a process of its own with a time limit, since a driver can crash or hang.
+Each device is probed in a process of its own with a time limit, since a driver can crash or hang.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.machines.doctor.finding import Finding
-from yoloyard.machines.environment.packages import as_text, ending, program, run_program
+from yoloyard.machines.environment.packages import ending, program, run_probes
 
-SECONDS = 180  # for a device, its libraries loaded from a cold disk included
-TOGETHER_SECONDS = 120  # longer than the limit of the all-reduce itself, which names the reason
+DEVICE_SECONDS = 180  # for a device, its libraries loaded from a cold disk included
+ALL_REDUCE_SECONDS = 120  # longer than the limit of the all-reduce itself, which names the reason
+NO_PEERS = "export NCCL_P2P_DISABLE=1; for good: turn off the IOMMU (or PCIe ACS) in the firmware"
 
 
 def gather(devices: int, python: Path | None = None) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def gather(devices: int, python: Path | None = None) -> dict[str, Any]:
     command = str(python or sys.executable)
     names = ["cpu", *(f"cuda:{index}" for index in range(devices))]
     found: dict[str, Any] = {"devices": {name: try_device(command, name) for name in names}}
-    found["peers"] = _trials(command, "peers", str(devices)) if devices > 1 else []
+    found["peers"] = try_device(command, "peers", str(devices)) if devices > 1 else []
     backend, size = ("nccl", devices) if devices > 1 else ("gloo", 2)
     found["together"] = all_reduce(command, backend, size)
     if backend == "nccl" and found["together"]["error"]:
@@ -34,26 +35,9 @@ def gather(devices: int, python: Path | None = None) -> dict[str, Any]:
     return found
 
 
-def try_device(python: str, device: str) -> list[dict[str, Any]]:
+def try_device(python: str, *arguments: str) -> list[dict[str, Any]]:
     """The probes of a device in their order; one during which the process ended has that as its error."""
-    return _trials(python, device)
-
-
-def _trials(python: str, *arguments: str) -> list[dict[str, Any]]:
-    try:
-        done = run_program(python, "computing.py", *arguments, seconds=SECONDS)
-        output, end = done.stdout, ending(done.returncode) if done.returncode else ""
-        end += f": {done.stderr.strip().splitlines()[-1]}" if end and done.stderr.strip() else ""
-    except OSError as error:
-        output, end = "", str(error)
-    except subprocess.TimeoutExpired as error:
-        output, end = as_text(error.stdout), f"no answer after {SECONDS} s"
-    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    finished = [row for row in rows if "error" in row]
-    if end:
-        last = rows[-1]["probe"] if rows and "error" not in rows[-1] else "start"
-        finished.append({"probe": last, "error": end})
-    return finished
+    return run_probes(python, "computing.py", *arguments, seconds=DEVICE_SECONDS)
 
 
 def all_reduce(python: str, backend: str, size: int, variables: dict[str, str] | None = None) -> dict[str, Any]:
@@ -62,27 +46,17 @@ def all_reduce(python: str, backend: str, size: int, variables: dict[str, str] |
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **(variables or {})}
-    arguments = [("together", backend, str(rank), str(size)) for rank in range(size)]
-    processes = [
-        subprocess.Popen(
-            program(python, "computing.py", *each),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for each in arguments
-    ]
-    ends = time.monotonic() + TOGETHER_SECONDS
-    outputs = []
+    commands = [program(python, "computing.py", "together", backend, str(rank), str(size)) for rank in range(size)]
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
+    processes = [subprocess.Popen(command, **options) for command in commands]
+    ends = time.monotonic() + ALL_REDUCE_SECONDS
+    found: dict[str, Any] = {"backend": backend, "size": size, "error": None, "wrong": 0, "said": "", "nccl": None}
     for process in processes:
         try:
-            outputs.append(process.communicate(timeout=max(1.0, ends - time.monotonic())))
+            output, said = process.communicate(timeout=max(1.0, ends - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
-            outputs.append(process.communicate())
-    found: dict[str, Any] = {"backend": backend, "size": size, "error": None, "wrong": 0, "said": "", "nccl": None}
-    for process, (output, said) in zip(processes, outputs, strict=True):
+            output, said = process.communicate()
         rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
         row = rows[-1] if rows and "error" in rows[-1] else {"error": ending(process.returncode)}
         found["error"] = found["error"] or row["error"]
@@ -114,24 +88,23 @@ def _result(device: str, probes: list[dict[str, Any]]) -> Finding:
     title = f"Computing on {device}"
     failed = [row for row in probes if row["error"] and not row["probe"].startswith("training")]
     if failed:
-        return Finding("compute", title, "problem", f"{failed[0]['probe']}: {failed[0]['error']}", _mend(failed[0]))
+        return Finding("compute", title, "problem", f"{failed[0]['probe']}: {failed[0]['error']}", _remedy(failed[0]))
     compared = [row for row in probes if "tolerance" in row]
-    wrong = [row for row in compared if not row["largest"] <= row["tolerance"]]  # NaN is wrong too
+    wrong = [
+        f"{row['probe']} is off by {row['largest']:.1g} of the largest value, {row['tolerance']:.0e} is rounding"
+        for row in compared
+        if not row["largest"] <= row["tolerance"]  # NaN is wrong too
+    ]
     if wrong:
-        evidence = "; ".join(
-            f"{row['probe']} is off by {row['largest']:.1g} of the largest value, {row['tolerance']:.0e} is rounding"
-            for row in wrong
-        )
         remedy = "take the device out of use; a GPU: sudo nvidia-smi -q -d ECC, sudo dmesg | grep -i xid"
-        return Finding("compute", title, "problem", evidence, remedy)
+        return Finding("compute", title, "problem", "; ".join(wrong), remedy)
     free = next((row for row in probes if row["probe"] == "memory" and row.get("total")), None)
     shown = f"; {free['free'] / 2**30:.1f} of {free['total'] / 2**30:.1f} GiB are free" if free else ""
-    kinds = list(dict.fromkeys(row["probe"].split()[1] for row in compared))
-    evidence = f"matrix product and convolution agree with the CPU in {', '.join(kinds)}{shown}"
-    return Finding("compute", title, "ok", evidence)
+    kinds = ", ".join(dict.fromkeys(row["probe"].split()[1] for row in compared))
+    return Finding("compute", title, "ok", f"matrix product and convolution agree with the CPU in {kinds}{shown}")
 
 
-def _mend(row: dict[str, Any]) -> str:
+def _remedy(row: dict[str, Any]) -> str:
     error = row["error"]
     if "no kernel image" in error:
         return "another wheel or image, that has code for this GPU: see the finding on its architecture"
@@ -149,10 +122,9 @@ def _precision(device: str, probes: list[dict[str, Any]]) -> Finding:
     row = next((row for row in probes if row["probe"] == "bfloat16"), None)
     if row is None or row["error"]:
         return Finding("mixed-precision", title, "skipped", "the probes didn't come so far")
-    native = row["native"]
+    evidence = "bfloat16 by the hardware" if row["native"] else "no bfloat16 in hardware: --amp trains in float16"
     if device == "cpu":
-        return Finding("mixed-precision", title, "ok", "bfloat16 is computed, slowly where the CPU has no code for it")
-    evidence = "bfloat16 by the hardware" if native else "no bfloat16 in hardware: --amp trains in float16"
+        evidence = "bfloat16 is computed, slowly where the CPU has no code for it"
     return Finding("mixed-precision", title, "ok", evidence)
 
 
@@ -163,7 +135,7 @@ def _training(device: str, probes: list[dict[str, Any]]) -> Finding:
         return Finding("training-step", title, "skipped", "the probes didn't come so far")
     for row in rows:
         if row["error"]:
-            return Finding("training-step", title, "problem", f"{row['probe']}: {row['error']}", _mend(row))
+            return Finding("training-step", title, "problem", f"{row['probe']}: {row['error']}", _remedy(row))
         if not row["last"] < row["first"]:
             evidence = f"{row['probe']}: the loss went from {row['first']:.4g} to {row['last']:.4g}"
             return Finding("training-step", title, "problem", evidence, "train with --no-amp; tell us of this GPU")
@@ -178,13 +150,10 @@ def _peers(probes: list[dict[str, Any]]) -> list[Finding]:
     bad = [row for row in probes if row["error"] or row["wrong"]]
     if bad:
         evidence = f"GPU {bad[0]['probe']}: {bad[0]['error'] or 'a copy arrives with other values'}"
-        remedy = "export NCCL_P2P_DISABLE=1; for good: turn off the IOMMU (or PCIe ACS) in the firmware"
-        return [Finding("peer-access", title, "problem", evidence, remedy)]
-    apart = [row["probe"] for row in probes if not row["reaches"]]
-    if apart:
+        return [Finding("peer-access", title, "problem", evidence, NO_PEERS)]
+    evidence = "each GPU reaches the memory of the others"
+    if apart := [row["probe"] for row in probes if not row["reaches"]]:
         evidence = f"copies arrive whole, but by way of the host between GPUs {', '.join(apart)} (no peer access)"
-    else:
-        evidence = "each GPU reaches the memory of the others"
     return [Finding("peer-access", title, "ok", evidence)]
 
 
@@ -200,7 +169,7 @@ def _together(compute: dict[str, Any]) -> Finding:
     without = compute.get("without_peers")
     if without and not without["error"] and not without["wrong"]:
         evidence += "; without access from GPU to GPU it works"
-        remedy = "export NCCL_P2P_DISABLE=1; for good: turn off the IOMMU (or PCIe ACS) in the firmware"
+        remedy = NO_PEERS
     elif found["hostname"]:
         evidence += f"; {found['hostname']}"
         remedy = f"echo '127.0.1.1 {socket.gethostname()}' | sudo tee -a /etc/hosts, or export GLOO_SOCKET_IFNAME=lo"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from yoloyard.machines.containers.gpus import CONFIGURE
 from yoloyard.machines.doctor.finding import Finding
 
 CHECK, TITLE = "container-toolkit", "GPUs for containers"
@@ -14,28 +15,26 @@ INSTALL = (
 
 
 def check(facts: dict[str, Any]) -> list[Finding]:
-    """Nothing to say inside a container (the toolkit is the host's), without a GPU, or without an engine."""
+    """One finding an engine; skipped inside a container (the toolkit is the host's), without a GPU or an engine."""
     machine, engines = facts["machine"], facts["machine"]["engines"]
-    nvidia = machine["nvidia"]
+    reason = ""
     if machine["container"]:
-        return [Finding(CHECK, TITLE, "skipped", f"this is a container itself ({machine['container']})")]
-    if not nvidia["cards"] and not nvidia["nodes"]:
-        return [Finding(CHECK, TITLE, "skipped", "there is no NVIDIA GPU")]
-    if not engines["engines"]:
-        return [Finding(CHECK, TITLE, "skipped", "there is no docker and no podman")]
+        reason = f"this is a container itself ({machine['container']})"
+    elif not machine["nvidia"]["cards"] and not machine["nvidia"]["nodes"]:
+        reason = "there is no NVIDIA GPU"
+    elif not engines["engines"]:
+        reason = "there is no docker and no podman"
+    if reason:
+        return [Finding(CHECK, TITLE, "skipped", reason)]
     return [_engine(name, engines) for name in engines["engines"]]
 
 
 def _engine(name: str, engines: dict[str, Any]) -> Finding:
     title = f"{TITLE} of {name}"
     toolkit, runtimes, cdi = engines["toolkit"], engines["docker_runtimes"], engines["cdi"]
-    has = (
-        f"toolkit: {', '.join(toolkit) or 'none'}; CDI: {', '.join(cdi) or 'none'}; "
-        f"runtimes in /etc/docker/daemon.json: {', '.join(runtimes) or 'none'}"
-    )
-    docker = "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
-    podman = "sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml"
-    command = docker if name == "docker" else podman
+    has = f"toolkit: {', '.join(toolkit) or 'none'}; CDI: {', '.join(cdi) or 'none'}; "
+    has += f"runtimes in /etc/docker/daemon.json: {', '.join(runtimes) or 'none'}"
+    command = CONFIGURE[name]
     if not toolkit:
         return Finding(CHECK, title, "problem", has, INSTALL + command)
     if name == "podman" and not cdi:

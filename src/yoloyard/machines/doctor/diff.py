@@ -32,7 +32,7 @@ GROUPS = {
 PARTLY = {"arithmetic", "GPU", "machine"}  # of which a run says more than the doctor: what both say is compared
 WHERE = {"project", "name", "exist_ok", "resume", "workers", "device", "wandb", "tensorboard", "data"}  # no results
 # NCCL of other versions does not understand one another: processes on two nodes hang or fail.
-TOGETHER = {"torch": "torch", "nccl": "NCCL"}
+TOGETHER = {"torch": ("torch", "packages that decide results"), "nccl": ("NCCL", "arithmetic")}
 NODES_FAIL = "as two nodes of one run they hang or fail"
 
 Facts = dict[str, dict[str, Any]]  # group, name, value
@@ -76,16 +76,15 @@ def load(path: Path) -> Facts:
     file = path / "environment.json" if path.is_dir() else path
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(facts, dict) and "facts" in facts and "findings" in facts:
+            return _of_doctor(facts["facts"])
+        if isinstance(facts, dict) and "versions" in facts:
+            return _of_run(facts, file.parent)
     except OSError as error:
         hint = "; give a run's folder, its environment.json or an output of `yoloyard doctor --json`"
         raise UserError(f"cannot read {file}: {error.strerror}{hint}") from error
     except ValueError as error:
         raise UserError(f"{file} is no JSON: {error}") from error
-    try:
-        if isinstance(facts, dict) and "facts" in facts and "findings" in facts:
-            return _of_doctor(facts["facts"])
-        if isinstance(facts, dict) and "versions" in facts:
-            return _of_run(facts, path if path.is_dir() else path.parent)
     except KeyError as error:
         raise UserError(f"{file} lacks {error}: another version of yoloyard wrote it") from error
     except yaml.YAMLError as error:
@@ -106,16 +105,11 @@ def compare(first: Facts, second: Facts) -> Comparison:
         if differing := [row for row in rows if row[1] != row[2]]:
             differences[group] = differing
     problems = []
-    for name, title in TOGETHER.items():
-        one, other = (_version(facts, name) for facts in (first, second))
+    for name, (title, group) in TOGETHER.items():
+        one, other = (facts.get(group, {}).get(name) for facts in (first, second))
         if one and other and one != other:
             problems.append(f"{title} {one} and {other}: {NODES_FAIL}")
     return Comparison(differences, missing, problems)
-
-
-def _version(facts: Facts, name: str) -> str | None:
-    group = "packages that decide results" if name == "torch" else "arithmetic"
-    return facts.get(group, {}).get(name)
 
 
 def _of_run(facts: dict[str, Any], folder: Path) -> Facts:
@@ -132,13 +126,15 @@ def _of_run(facts: dict[str, Any], folder: Path) -> Facts:
     if facts.get("data"):
         found["data set"] = _flat(facts["data"])
     if (file := folder / "config.yaml").is_file():
-        words = _flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-        found["settings"] = {name: value for name, value in words.items() if name not in WHERE}
+        settings = _flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
+        found["settings"] = {name: value for name, value in settings.items() if name not in WHERE}
     if git := facts.get("git"):
         found["code"] = {name: git.get(name) for name in ("commit", "diff_sha256")}
     if "packages" in facts:  # runs of older versions have none
         found["variables"] = facts["variables"]
-        found["other packages"] = _others(facts["packages"])
+        pairs = (line.partition("==") for line in facts["packages"])
+        versions = {name: version or "of unknown version" for name, _, version in pairs}
+        found["other packages"] = {name: versions[name] for name in versions if name not in PACKAGES}
     return found
 
 
@@ -177,11 +173,6 @@ def _of_machine(machine: dict[str, Any] | None, nvml: dict[str, Any] | None, use
             "shared memory (MiB)": round(shared.get("size", 0) / 2**20),
         }
     return found
-
-
-def _others(packages: list[str]) -> dict[str, str]:
-    pairs = (line.partition("==") for line in packages)
-    return {name: version or "of unknown version" for name, _, version in pairs if name not in PACKAGES}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -9,22 +9,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.doctor.finding import Finding, Verdict
 
 SAMPLE_BYTES = 128 * 2**20
 BLOCK_BYTES = 4 * 2**20
-SLOW = 100e6  # bytes a second; some 1000 JPEG files of 100 kB, which one GPU eats up with a small model
-LITTLE, NEXT_TO_NOTHING = 10e9, 1e9  # bytes; a run keeps several checkpoints, and writes a new one beside the old one
+MIN_BYTES_PER_SECOND = 100e6  # some 1000 JPEG files of 100 kB, which one GPU needs for a small model
+LOW_BYTES, FULL_BYTES = 10e9, 1e9  # a run keeps several checkpoints, and writes a new one beside the old one
+MIN_NEW_FILES = 1000
 
 
 def measure(folder: Path) -> dict[str, Any]:
     """Write and read a temporary file in `folder`: bytes a second, or the error. The file is gone afterwards."""
     block = os.urandom(BLOCK_BYTES)  # not compressible
-    rounds = SAMPLE_BYTES // BLOCK_BYTES
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             begin = time.perf_counter()
-            for _ in range(rounds):
+            for _ in range(SAMPLE_BYTES // BLOCK_BYTES):
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
@@ -46,28 +46,24 @@ def check(facts: dict[str, Any]) -> list[Finding]:
 
 
 def _space(disk: dict[str, Any]) -> Finding:
-    title = "disk space"
     evidence = f"{disk['free'] / 1e9:.1f} of {disk['total'] / 1e9:.1f} GB are free in {disk['folder']}"
+    verdict: Verdict = "ok" if disk["free"] >= LOW_BYTES else "warning" if disk["free"] >= FULL_BYTES else "problem"
+    if disk["files_free"] is not None and disk["files_free"] < MIN_NEW_FILES:
+        evidence, verdict = f"{evidence}; {disk['files_free']} more files fit", "problem"
     largest = f"du -xh {shlex.quote(disk['folder'])} | sort -h | tail"
     remedy = f"find what is large with `{largest}`, or name another disk with --folder"
-    if disk["files_free"] is not None and disk["files_free"] < 1000:
-        evidence += f"; {disk['files_free']} more files fit"
-        return Finding("disk-space", title, "problem", evidence, remedy)
-    if disk["free"] < LITTLE:
-        verdict = "problem" if disk["free"] < NEXT_TO_NOTHING else "warning"
-        return Finding("disk-space", title, verdict, evidence, remedy)  # type: ignore[arg-type]
-    return Finding("disk-space", title, "ok", evidence)
+    return Finding("disk-space", "disk space", verdict, evidence, "" if verdict == "ok" else remedy)
 
 
 def _speed(measured: dict[str, Any] | None) -> Finding:
-    title = "disk speed"
+    check, title = "disk-speed", "disk speed"
     if measured is None:
-        return Finding("disk-speed", title, "skipped", "not measured with --quick")
+        return Finding(check, title, "skipped", "not measured with --quick")
     if measured["error"]:
         remedy = "make the folder writable for you, or name another one with --folder"
-        return Finding("disk-speed", title, "problem", f"cannot write: {measured['error']}", remedy)
+        return Finding(check, title, "problem", f"cannot write: {measured['error']}", remedy)
     evidence = f"writes {measured['write'] / 1e6:.0f} MB/s, reads {measured['read'] / 1e6:.0f} MB/s"
-    if min(measured["read"], measured["write"]) < SLOW:
-        remedy = "copy the data to a local disk, or keep the images in memory: yoloyard train --cache ram"
-        return Finding("disk-speed", title, "warning", f"{evidence}; {SLOW / 1e6:.0f} MB/s feed a GPU", remedy)
-    return Finding("disk-speed", title, "ok", evidence)
+    if min(measured["read"], measured["write"]) >= MIN_BYTES_PER_SECOND:
+        return Finding(check, title, "ok", evidence)
+    remedy = "copy the data to a local disk, or keep the images in memory: yoloyard train --cache ram"
+    return Finding(check, title, "warning", f"{evidence}; a GPU needs {MIN_BYTES_PER_SECOND / 1e6:.0f} MB/s", remedy)

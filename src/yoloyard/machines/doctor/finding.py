@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 Verdict = Literal["ok", "warning", "problem", "skipped"]
 
@@ -20,6 +20,3 @@ class Finding:
     verdict: Verdict
     evidence: str  # what was seen, with numbers: "driver 535.183.01 serves CUDA 12.2; torch was built for 13.0"
     remedy: str = ""  # the one command, tag or step that fixes it; empty where nothing is to be done
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)

@@ -8,13 +8,13 @@ from typing import Any
 from yoloyard.common.errors import UserError
 from yoloyard.machines.doctor.finding import Finding
 from yoloyard.machines.environment.nvml import DRIVER_NOT_LOADED, LIBRARY_MISMATCH, LIBRARY_NOT_FOUND, UNKNOWN_ERROR
-from yoloyard.machines.image.versions import number
+from yoloyard.machines.image.versions import best_tag, number
 
 # The first driver with which every runtime of a CUDA major version works ("CUDA minor version compatibility",
 # table 1 of NVIDIA's "CUDA Compatibility"). What must be compiled for the GPU at run time (PTX) is left out of that.
 FIRST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
-TAKEN, FULL = 0.1, 0.8  # parts of a GPU's memory in use by others
-DRIVERS_OWN = 1.5e9  # bytes that NVML may count as used on an idle GPU
+TAKEN_SHARE, FULL_SHARE = 0.1, 0.8  # of a GPU's memory in use by others
+DRIVER_BYTES = 1.5e9  # that NVML may count as used on an idle GPU
 
 
 def check(facts: dict[str, Any]) -> list[Finding]:
@@ -32,36 +32,30 @@ def check(facts: dict[str, Any]) -> list[Finding]:
 
 
 def _visible(facts: dict[str, Any]) -> Finding:
-    """Is every GPU of the machine there to be used? If not: the one reason, found from the outside in."""
+    """Can every GPU of the machine be used? If not: the one reason, found from the outside in."""
     title, error = "GPUs in sight", facts["nvml"]["error"]
     machine, gpus = facts["machine"], facts["nvml"]["gpus"]
     cards, nodes, module = (machine["nvidia"][name] for name in ("cards", "nodes", "module"))
     errors = [gpu["error"] for gpu in gpus if gpu["error"]]
     answer = error or (errors[0] if errors else None)
-    said = f'NVML says "{answer["text"]}"' if answer else ""
-    if answer and answer["code"] == UNKNOWN_ERROR and machine["container"] and nodes:
-        return Finding(
-            "container-lost-gpu",
-            title,
-            "problem",
-            f"{said} in this container, though {', '.join(nodes)} is there: the container's right to "
-            "the devices was taken away, as a reload of systemd or of the cgroups does",
-            "restart the container (yoloyard down, yoloyard up); for good: start it by CDI "
-            '(--device nvidia.com/gpu=all), or set "exec-opts": ["native.cgroupdriver=cgroupfs"] in '
-            "/etc/docker/daemon.json",
-        )
-    if answer and answer["code"] == LIBRARY_MISMATCH:
-        return Finding(
-            "driver-mismatch",
-            title,
-            "problem",
-            f"{said}: the driver's files were updated, the kernel still runs {module or 'the old one'}",
-            "sudo reboot",
-        )
+    code, said = (answer["code"], f'NVML says "{answer["text"]}"') if answer else (0, "")
+
+    def problem(check: str, evidence: str, remedy: str) -> Finding:
+        return Finding(check, title, "problem", evidence, remedy)
+
+    if code == UNKNOWN_ERROR and machine["container"] and nodes:
+        evidence = f"{said} in this container, though {', '.join(nodes)} is there: the container's right to the "
+        evidence += "devices was taken away, as a reload of systemd or of the cgroups does"
+        remedy = "restart the container (yoloyard down, yoloyard up); for good: start it by CDI "
+        remedy += '(--device nvidia.com/gpu=all), or set "exec-opts": ["native.cgroupdriver=cgroupfs"] in '
+        return problem("container-lost-gpu", evidence, f"{remedy}/etc/docker/daemon.json")
+    if code == LIBRARY_MISMATCH:
+        evidence = f"{said}: the driver's files were updated, the kernel still runs {module or 'the old one'}"
+        return problem("driver-mismatch", evidence, "sudo reboot")
     if errors:
-        broken = [str(gpu["index"]) for gpu in gpus if gpu["error"]]
+        broken = ", ".join(str(gpu["index"]) for gpu in gpus if gpu["error"])
         remedy = "look for Xid with `sudo dmesg | grep -i xid`; reboot; if it comes back, the GPU or its slot is faulty"
-        return Finding("gpu-visible", title, "problem", f"GPU {', '.join(broken)} does not answer; {said}", remedy)
+        return problem("gpu-visible", f"GPU {broken} does not answer; {said}", remedy)
     if gpus:
         sizes = [f" ({gpu['memory_total'] / 2**30:.0f} GiB)" if gpu["memory_total"] else "" for gpu in gpus]
         named = ", ".join(f"{gpu['name']}{size}" for gpu, size in zip(gpus, sizes, strict=True))
@@ -70,39 +64,26 @@ def _visible(facts: dict[str, Any]) -> Finding:
             return Finding("gpu-visible", title, "warning", evidence, "sudo dmesg | grep -i -e nvrm -e xid")
         return Finding("gpu-visible", title, "ok", named)
     if machine["nvidia"]["nouveau"]:
-        return Finding(
-            "nouveau",
-            title,
-            "problem",
-            "the kernel drives the NVIDIA card with nouveau, which knows no CUDA",
-            "install NVIDIA's driver (Ubuntu: sudo ubuntu-drivers install), which turns nouveau off, and reboot",
-        )
+        remedy = "install NVIDIA's driver (Ubuntu: sudo ubuntu-drivers install), which turns nouveau off, and reboot"
+        return problem("nouveau", "the kernel drives the NVIDIA card with nouveau, which knows no CUDA", remedy)
     if not cards and not nodes and not module:
         evidence = "no NVIDIA GPU on the PCI bus, no driver: training runs on the CPU"
         return Finding("gpu-visible", title, "skipped", evidence)
     if machine["container"] and not any(re.fullmatch(r"nvidia\d+|dxg", node) for node in nodes):
-        return Finding(
-            "gpu-visible",
-            title,
-            "problem",
-            f"the machine has an NVIDIA GPU ({_seen(cards, module)}), but this container was started without it",
-            "start it with GPUs: yoloyard up, docker run --gpus all, or podman run --device nvidia.com/gpu=all",
-        )
-    if answer and answer["code"] is None:
+        evidence = f"the machine has an NVIDIA GPU ({_seen(cards, module)}), but this container was started without it"
+        remedy = "start it with GPUs: yoloyard up, docker run --gpus all, or podman run --device nvidia.com/gpu=all"
+        return problem("gpu-visible", evidence, remedy)
+    if answer and code is None:
         return Finding("gpu-visible", title, "skipped", answer["text"], "pip install nvidia-ml-py")
-    if machine["container"] and answer and answer["code"] == LIBRARY_NOT_FOUND:
+    if machine["container"] and code == LIBRARY_NOT_FOUND:
         evidence = f"{', '.join(nodes)} is in this container, but not the driver's libraries; {said}"
-        remedy = (
-            "set NVIDIA_DRIVER_CAPABILITIES=compute,utility and start it by the NVIDIA Container Toolkit (--gpus all)"
-        )
-        return Finding("gpu-visible", title, "problem", evidence, remedy)
+        start = "start it by the NVIDIA Container Toolkit (--gpus all)"
+        return problem("gpu-visible", evidence, f"set NVIDIA_DRIVER_CAPABILITIES=compute,utility and {start}")
     loaded = "" if module else "; its kernel module is not loaded"
     remedy = "install NVIDIA's driver on the host (Ubuntu: sudo ubuntu-drivers install) and reboot"
-    if answer and answer["code"] == DRIVER_NOT_LOADED:
+    if code == DRIVER_NOT_LOADED:
         remedy = "sudo modprobe nvidia (`sudo dmesg | grep -i nvrm` says why it fails: Secure Boot, a new kernel)"
-    return Finding(
-        "gpu-visible", title, "problem", f"{_seen(cards, module)}{loaded}; {said or 'no GPU answers'}", remedy
-    )
+    return problem("gpu-visible", f"{_seen(cards, module)}{loaded}; {said or 'no GPU answers'}", remedy)
 
 
 def _seen(cards: list[dict[str, Any]], module: str | None) -> str:
@@ -128,17 +109,13 @@ def _driver(nvml: dict[str, Any], torch: dict[str, Any], gpus: list[dict[str, An
         compiled = [gpu["name"] for gpu in gpus if _code(gpu["capability"], torch["architectures"]) == "ptx"]
         if not compiled:
             return Finding(check, title, "ok", f"{evidence}, and any CUDA {major} works from driver {first} on")
-        evidence += (
-            f", and the wheel has nothing but PTX for {compiled[0]}, which a driver of the same CUDA must compile"
-        )
+        evidence += f", and the wheel has only PTX for {compiled[0]}, which a driver of the same CUDA must compile"
     remedy = f"a newer driver on the host{f' (at least {first})' if first else ''}, or {_tag(driver, gpus)}"
     return Finding(check, title, "problem", evidence, remedy)
 
 
 def _tag(driver: str, gpus: list[dict[str, Any]]) -> str:
     """The image that fits this driver and all GPUs, as a remedy."""
-    from yoloyard.machines.image.versions import best_tag
-
     try:
         tag = best_tag(driver, [gpu["capability"] for gpu in gpus if gpu["capability"]])
     except UserError as error:
@@ -190,41 +167,37 @@ def _architecture(gpu: dict[str, Any], torch: dict[str, Any], nvml: dict[str, An
 
 
 def _free(gpu: dict[str, Any], names: dict[int, str | None], container: str | None) -> Finding:
-    title = f"GPU {gpu['index']} is free"
+    check, title, mode = "gpu-taken", f"GPU {gpu['index']} is free", gpu["compute_mode"]
     used, total, processes = gpu["memory_used"], gpu["memory_total"], gpu["processes"]
     if total is None:
-        return Finding("gpu-taken", title, "skipped", f"{gpu['name']} shares the memory of the machine")
-    who = ", ".join(f"{names.get(each['pid']) or 'not seen from here'} (process {each['pid']})" for each in processes)
-    evidence = f"{used / 2**30:.1f} of {total / 2**30:.1f} GiB are in use" + (f" by {who}" if who else "")
-    first = processes[0]["pid"] if processes else None
-    remedy = f"wait for it or end it (kill {first}), or take another GPU: --device"
-    if not who:
+        return Finding(check, title, "skipped", f"{gpu['name']} shares the memory of the machine")
+    evidence = f"{used / 2**30:.1f} of {total / 2**30:.1f} GiB are in use"
+    if mode != "prohibited" and not processes and used <= max(TAKEN_SHARE * total, DRIVER_BYTES):
+        return Finding(check, title, "ok", evidence)
+    if processes:
+        who = [f"{names.get(each['pid']) or 'not seen from here'} (process {each['pid']})" for each in processes]
+        evidence += f" by {', '.join(who)}"
+        remedy = f"wait for it or end it (kill {processes[0]['pid']}), or take another GPU: --device"
+    else:
         remedy = "find who it is with nvidia-smi on the host, or take another GPU: --device"
-        evidence += " by nobody who is seen from here" + (
-            " (a container sees its own processes only)" if container else ""
-        )
-    if gpu["compute_mode"] == "prohibited" or (gpu["compute_mode"] == "exclusive" and processes):
-        mode = f"sudo nvidia-smi -i {gpu['index']} -c DEFAULT"
-        return Finding("gpu-taken", title, "problem", f"{evidence}; its compute mode is {gpu['compute_mode']}", mode)
-    if used > FULL * total:
-        return Finding("gpu-taken", title, "problem", evidence, remedy)
-    if used > max(TAKEN * total, DRIVERS_OWN) or processes:
-        return Finding("gpu-taken", title, "warning", evidence, remedy)
-    return Finding("gpu-taken", title, "ok", f"{used / 2**30:.1f} of {total / 2**30:.1f} GiB are in use")
+        evidence += " by nobody who is seen from here"
+        evidence += " (a container sees its own processes only)" if container else ""
+    if mode == "prohibited" or (mode == "exclusive" and processes):
+        default = f"sudo nvidia-smi -i {gpu['index']} -c DEFAULT"
+        return Finding(check, title, "problem", f"{evidence}; its compute mode is {mode}", default)
+    return Finding(check, title, "problem" if used > FULL_SHARE * total else "warning", evidence, remedy)
 
 
 def _health(gpu: dict[str, Any]) -> Finding:
-    title = f"GPU {gpu['index']} is sound"
-    if gpu["uncorrected_memory_errors"]:
-        evidence = (
-            f"{gpu['uncorrected_memory_errors']} memory errors that could not be corrected since the driver started"
-        )
-        remedy = f"sudo nvidia-smi --gpu-reset -i {gpu['index']}, or reboot; if they come back, have the GPU exchanged"
-        return Finding("gpu-health", title, "problem", evidence, remedy)
+    check, title, index = "gpu-health", f"GPU {gpu['index']} is healthy", gpu["index"]
+    if errors := gpu["uncorrected_memory_errors"]:
+        evidence = f"{errors} memory errors that could not be corrected since the driver started"
+        remedy = f"sudo nvidia-smi --gpu-reset -i {index}, or reboot; if they come back, have the GPU exchanged"
+        return Finding(check, title, "problem", evidence, remedy)
     if gpu["mig"] and not gpu["mig_instances"]:
-        remedy = f"sudo nvidia-smi -i {gpu['index']} -mig 0, or make instances: sudo nvidia-smi mig -cgi 0 -C"
-        return Finding("gpu-health", title, "problem", "MIG is on, but there is no instance: CUDA sees nothing", remedy)
+        remedy = f"sudo nvidia-smi -i {index} -mig 0, or make instances: sudo nvidia-smi mig -cgi 0 -C"
+        return Finding(check, title, "problem", "MIG is on, but there is no instance: CUDA sees nothing", remedy)
     if gpu["throttled_by"]:
-        remedy = "see to its cooling and power supply; nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
-        return Finding("gpu-health", title, "warning", f"slowed by {', '.join(gpu['throttled_by'])}", remedy)
-    return Finding("gpu-health", title, "ok", "no memory errors, full clocks")
+        remedy = "check its cooling and power supply; nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
+        return Finding(check, title, "warning", f"slowed by {', '.join(gpu['throttled_by'])}", remedy)
+    return Finding(check, title, "ok", "no memory errors, full clocks")

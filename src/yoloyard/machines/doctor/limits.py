@@ -10,84 +10,67 @@ WORKERS = 8  # of each GPU, as `train` has it unless told otherwise
 # Batches of 16 images of 640 pixels: each worker makes 2 ahead and the trainer holds 2, for training and validation.
 BATCH_BYTES = 16 * 3 * 640 * 640
 SHARED_BYTES = (2 * WORKERS + 2) * BATCH_BYTES * 2
-FILES = 256 + 32 * WORKERS  # open files of a training process: pipes, and a handle for each tensor on its way
+OPEN_FILES = 256 + 32 * WORKERS  # of a training process: pipes, and a handle for each tensor on its way
 THREADS = 16  # of each process
 LOCKED_BYTES = 64 * 2**20
 MEMORY_BYTES = 8 * 2**30  # of each GPU: a training process and its workers
 
 
 def check(facts: dict[str, Any]) -> list[Finding]:
-    machine = facts["machine"]
-    gpus = len(facts["nvml"]["gpus"])
+    machine, gpus = facts["machine"], len(facts["nvml"]["gpus"])
+    training = f"training on {gpus} GPU(s) with {WORKERS} workers each" if gpus else "training on the CPU"
     return [
-        _shared_memory(machine, gpus),
+        _shared_memory(machine, gpus, training),
         *_ulimits(machine, gpus),
-        _cpus(machine["cpus"], gpus),
-        _memory(machine["memory"], gpus),
+        _cpus(machine["cpus"], gpus, training),
+        _memory(machine["memory"], gpus, training),
         _clock(machine),
     ]
 
 
-def _training(gpus: int) -> str:
-    """How training is meant to go here; without a GPU the trainer loads its images itself."""
-    return f"training on {gpus} GPU(s) with {WORKERS} workers each" if gpus else "training on the CPU"
-
-
-def _shared_memory(machine: dict[str, Any], gpus: int) -> Finding:
+def _shared_memory(machine: dict[str, Any], gpus: int, training: str) -> Finding:
     check, title = "shared-memory", "shared memory (/dev/shm)"
     shared, needed = machine["shared_memory"], SHARED_BYTES * gpus
     if shared is None:
         return Finding(check, title, "skipped", "there is no /dev/shm")
-    evidence = (
-        f"{shared['free'] / 2**20:.0f} of {shared['size'] / 2**20:.0f} MiB are free; "
-        f"{_training(gpus)} wants {needed / 2**20:.0f} MiB (batches of 16 images of 640 pixels)"
-    )
+    evidence = f"{shared['free'] / 2**20:.0f} of {shared['size'] / 2**20:.0f} MiB are free; "
+    evidence += f"{training} wants {needed / 2**20:.0f} MiB (batches of 16 images of 640 pixels)"
     if shared["free"] >= needed:
         return Finding(check, title, "ok", evidence)
     gigabytes = -(-needed * 2 // 2**30)
     remedy = f"sudo mount -o remount,size={gigabytes}g /dev/shm"
     if machine["container"]:
-        remedy = (
-            f"start the container with --shm-size={gigabytes}g (docker, podman; shm_size in Compose), or yoloyard up"
-        )
+        ways = f"--shm-size={gigabytes}g (docker, podman; shm_size in Compose)"
+        remedy = f"start the container with {ways}, or yoloyard up"
     if gpus > 1:
         return Finding(check, title, "problem", f"{evidence}; NCCL fails without room in it", remedy)
     return Finding(check, title, "warning", f"{evidence}; batches go through pipes instead, which is slower", remedy)
 
 
 def _ulimits(machine: dict[str, Any], gpus: int) -> list[Finding]:
-    needs = {
-        "nofile": (FILES, "open files"),
-        "nproc": (max(1, gpus) * (WORKERS + 1) * THREADS, "processes and threads"),
-    }
+    processes = max(1, gpus) * (WORKERS + 1) * THREADS
+    needs = [("nofile", "-n", OPEN_FILES, "open files"), ("nproc", "-u", processes, "processes and threads")]
     if machine["infiniband"]:
-        needs["memlock"] = (LOCKED_BYTES, "locked memory in bytes, for InfiniBand")
+        needs.append(("memlock", "-l", LOCKED_BYTES, "locked memory in bytes, for InfiniBand"))
     found = []
-    for name, (needed, words) in needs.items():
-        title = f"limit of {words}"
-        if name not in machine["limits"]:
-            found.append(Finding(f"ulimit-{name}", title, "skipped", "/proc/self/limits doesn't tell"))
-            continue
+    for name, flag, needed, what in needs:
         soft, hard = machine["limits"][name]
+        is_enough = soft is None or soft >= needed
         evidence = f"{'unlimited' if soft is None else soft}; training wants {needed}"
-        if soft is None or soft >= needed:
-            found.append(Finding(f"ulimit-{name}", title, "ok", evidence))
-            continue
-        flag = {"nofile": "-n", "nproc": "-u", "memlock": "-l"}[name]
-        amount = needed // 1024 if name == "memlock" else needed
-        remedy = f"ulimit {flag} {amount}"
+        remedy = f"ulimit {flag} {needed // 1024 if name == 'memlock' else needed}"
         if hard is not None and hard < needed:
             remedy = f"raise the hard limit ({hard}) in /etc/security/limits.conf"
             if machine["container"]:
                 remedy = f"start the container with --ulimit {name}={needed}:{needed}"
-        found.append(Finding(f"ulimit-{name}", title, "problem", evidence, remedy))
+        verdict, remedy = ("ok", "") if is_enough else ("problem", remedy)
+        found.append(Finding(f"ulimit-{name}", f"limit of {what}", verdict, evidence, remedy))  # type: ignore[arg-type]
     return found
 
 
-def _cpus(cpus: dict[str, Any], gpus: int) -> Finding:
+def _cpus(cpus: dict[str, Any], gpus: int, training: str) -> Finding:
     check, title = "cpus", "CPUs for loading images"
     quota = "" if cpus["quota"] is None else f" (a cgroup allows {cpus['quota']:g} of {cpus['allowed']})"
-    evidence = f"{cpus['usable']:g} CPUs{quota}; {_training(gpus)} wants {gpus * WORKERS or 1}"
+    evidence = f"{cpus['usable']:g} CPUs{quota}; {training} wants {gpus * WORKERS or 1}"
     if cpus["usable"] >= gpus * WORKERS:
         return Finding(check, title, "ok", evidence)
     fewer = max(1, int(cpus["usable"]) // gpus)
@@ -95,24 +78,21 @@ def _cpus(cpus: dict[str, Any], gpus: int) -> Finding:
     return Finding(check, title, "warning", evidence, remedy)
 
 
-def _memory(memory: dict[str, Any], gpus: int) -> Finding:
-    check, title = "memory", "memory"
-    if memory["total"] is None:
-        return Finding(check, title, "skipped", "/proc/meminfo doesn't tell")
-    usable = min(memory["total"], memory["limit"] or memory["total"])
+def _memory(memory: dict[str, Any], gpus: int, training: str) -> Finding:
+    usable, needed = min(memory["total"], memory["limit"] or memory["total"]), max(1, gpus) * MEMORY_BYTES
     limit = "" if usable == memory["total"] else f" (a cgroup's limit; the machine has {memory['total'] / 2**30:.1f})"
-    evidence = f"{usable / 2**30:.1f} GiB{limit}; {_training(gpus)} wants {max(1, gpus) * MEMORY_BYTES / 2**30:.0f} GiB"
-    if usable >= max(1, gpus) * MEMORY_BYTES:
-        return Finding(check, title, "ok", evidence)
-    return Finding(check, title, "warning", evidence, "fewer --workers, or more memory (a container: --memory)")
+    evidence = f"{usable / 2**30:.1f} GiB{limit}; {training} wants {needed / 2**30:.0f} GiB"
+    if usable >= needed:
+        return Finding("memory", "memory", "ok", evidence)
+    return Finding("memory", "memory", "warning", evidence, "fewer --workers, or more memory (a container: --memory)")
 
 
 def _clock(machine: dict[str, Any]) -> Finding:
-    check, title, clock = "clock", "clock", machine["clock"]
+    clock = machine["clock"]
     if clock["synchronised"] is None:
-        return Finding(check, title, "skipped", f"the kernel doesn't tell: {clock['error']}")
+        return Finding("clock", "clock", "skipped", f"the kernel doesn't tell: {clock['error']}")
     if clock["synchronised"]:
-        return Finding(check, title, "ok", "a time server keeps it")
+        return Finding("clock", "clock", "ok", "a time server keeps it")
     where = " on the host" if machine["container"] else ""
     evidence = "no time server keeps it; a wrong clock makes certificates and signed requests to object stores fail"
-    return Finding(check, title, "warning", evidence, f"sudo timedatectl set-ntp true{where}")
+    return Finding("clock", "clock", "warning", evidence, f"sudo timedatectl set-ntp true{where}")

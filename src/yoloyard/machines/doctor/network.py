@@ -13,9 +13,15 @@ from urllib.parse import urlsplit
 from yoloyard.common.errors import UsageError
 from yoloyard.machines.doctor.finding import Finding
 
-TIMEOUT = 10.0  # seconds
-SLOW = 1.0  # seconds to connect
-SKEW = 300  # seconds; S3 refuses signatures from 900 on
+TIMEOUT_SECONDS = 10.0
+SLOW_SECONDS = 1.0  # to connect
+MAX_SKEW_SECONDS = 300  # S3 refuses signatures from 900 on
+FAILURES = {  # by step: what it means, and what to do
+    "name": ("its name can't be found", "check the address and the DNS servers (/etc/resolv.conf)"),
+    "connect": ("no connection", "check the address, its port, the firewall and the proxy"),
+    "tls": ("TLS fails", "update ca-certificates, check the clock; a company's proxy needs its own certificate"),
+    "answer": ("no answer in HTTP", "check the port and that it speaks http or https as asked"),
+}
 
 
 def measure(endpoint: str) -> dict[str, Any]:
@@ -44,7 +50,7 @@ def measure(endpoint: str) -> dict[str, Any]:
         address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         done()
         step = "connect"
-        connection = socket.create_connection((str(address[4][0]), port), TIMEOUT)
+        connection = socket.create_connection((str(address[4][0]), port), TIMEOUT_SECONDS)
         done()
         if parts.scheme == "https":
             step = "tls"
@@ -68,35 +74,24 @@ def measure(endpoint: str) -> dict[str, Any]:
 
 
 def check(facts: dict[str, Any]) -> list[Finding]:
-    """Any answer will do (an object store refuses who has no key with 403), but for a server's own failure."""
-    title, network = "network to the object store", facts["network"]
+    """Any answer is fine but a server's own failure: an object store refuses with 403 whoever has no key."""
+    check, title, network = "network", "network to the object store", facts["network"]
     if network is None:
-        return [Finding("network", title, "skipped", "only looked at with --network ADDRESS")]
+        return [Finding(check, title, "skipped", "only looked at with --network ADDRESS")]
     if network["error"]:
-        what, remedy = {
-            "name": ("its name can't be found", "check the address and the DNS servers (/etc/resolv.conf)"),
-            "connect": ("no connection", "check the address, its port, the firewall and the proxy"),
-            "tls": (
-                "TLS fails",
-                "update ca-certificates, check the clock; a company's proxy needs its own certificate",
-            ),
-            "answer": ("no answer in HTTP", "check the port and that it speaks http or https as asked"),
-        }[network["step"]]
-        return [Finding("network", title, "problem", f"{network['endpoint']}: {what}: {network['error']}", remedy)]
+        what, remedy = FAILURES[network["step"]]
+        return [Finding(check, title, "problem", f"{network['endpoint']}: {what}: {network['error']}", remedy)]
     steps = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in network["seconds"].items())
     evidence = f"{network['endpoint']}: status {network['status']}; {steps}"
-    findings = []
+    finding = Finding(check, title, "ok", evidence)
     if network["status"] >= 500:
-        findings.append(Finding("network", title, "problem", evidence, "the server itself fails: ask who runs it"))
-    elif network["seconds"]["connect"] > SLOW:
-        findings.append(Finding("network", title, "warning", evidence, "keep data on a local disk, or a nearer store"))
-    else:
-        findings.append(Finding("network", title, "ok", evidence))
-    if abs(network.get("skew", 0)) > SKEW:
-        late = (
-            f"this machine's clock differs by {network['skew']:+.0f} s from the server's; signed requests are refused"
-        )
-        findings.append(
-            Finding("clock-skew", "clock and the server's", "problem", late, "sudo timedatectl set-ntp true")
-        )
-    return findings
+        finding = Finding(check, title, "problem", evidence, "the server itself fails: ask who runs it")
+    elif network["seconds"]["connect"] > SLOW_SECONDS:
+        finding = Finding(check, title, "warning", evidence, "keep data on a local disk, or a nearer store")
+    if abs(skew := network.get("skew", 0)) <= MAX_SKEW_SECONDS:
+        return [finding]
+    late = f"this machine's clock differs by {skew:+.0f} s from the server's; signed requests are refused"
+    return [
+        finding,
+        Finding("clock-skew", "clock and the server's", "problem", late, "sudo timedatectl set-ntp true"),
+    ]

@@ -1,16 +1,17 @@
-"""The doctor's round: gathers the facts, lets each subject judge them. Changes nothing, installs nothing."""
+"""The doctor: gathers the facts and lets each subject judge them. It changes nothing and installs nothing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from yoloyard.machines.doctor import compute, container, disk, gpu, limits, network, packages
 from yoloyard.machines.doctor.finding import Finding
-from yoloyard.machines.environment import machine, nvml, wheel
+from yoloyard.machines.environment import machine, nvml
 from yoloyard.machines.environment import packages as packages_of
 
+SUBJECTS = (gpu, container, limits, disk, network, packages, compute)  # each has check(facts)
 WORST_FIRST = ("problem", "warning", "skipped", "ok")
 
 
@@ -26,7 +27,7 @@ class Examination:
         return sum(finding.verdict == "problem" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"facts": self.facts, "findings": [finding.as_dict() for finding in self.findings]}
+        return asdict(self)
 
 
 def examine(
@@ -38,30 +39,22 @@ def examine(
 ) -> Examination:
     """Look at this machine. Opens a connection only to `endpoint`.
 
-    `folder`: where data and runs lie. `quick`: measure no speed, compute nothing. `root`: where /proc, /sys, /dev
-    and the like are read. `python`: whose packages are looked at, instead of those of this process. What can't be
+    `folder`: that of data and runs. `quick`: measure no speed, compute nothing. `root`: where /proc, /sys, /dev
+    and the like are read. `python`: examine its packages, not those of this process. What can't be
     read becomes a finding "skipped" of its subject; a mistake in a check is raised, never hidden.
     """
-    driver = nvml.gather()
+    driver, installed = nvml.gather(), packages_of.gather(python)
     users = {process["pid"] for each in driver["gpus"] for process in each.get("processes", [])}
     facts: dict[str, Any] = {
         "machine": machine.gather(root, folder),
         "nvml": driver,
         "processes": {pid: machine.command_of(root, pid) for pid in users},  # who uses the GPUs
-        "torch": wheel.gather(python),
-        "packages": packages_of.gather(python),
+        "torch": packages_of.torch_facts(installed),
+        "packages": installed,
         "disk": None if quick else disk.measure(folder),
         "network": network.measure(endpoint) if endpoint else None,
     }
-    attempt = facts["packages"].get("imports", {}).get("torch", {"error": "not looked at"})
+    attempt = installed.get("imports", {}).get("torch", {"error": "not looked at"})
     facts["compute"] = None if quick or attempt["error"] else compute.gather(attempt.get("devices", 0), python)
-    findings = [
-        *gpu.check(facts),
-        *container.check(facts),
-        *limits.check(facts),
-        *disk.check(facts),
-        *network.check(facts),
-        *packages.check(facts),
-        *compute.check(facts),
-    ]
+    findings = [finding for subject in SUBJECTS for finding in subject.check(facts)]
     return Examination(facts, sorted(findings, key=lambda finding: WORST_FIRST.index(finding.verdict)))

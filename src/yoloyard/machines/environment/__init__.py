@@ -23,7 +23,7 @@ def facts(device: Any, precision: str, data: Mapping[str, Any] | None = None, fo
         device: a torch.device
         precision: the name of its arithmetic
         data: what the splits hold (`Index.facts`), by their names
-        folder: where the run's files lie, for the free space of its disk
+        folder: of the run, for the free space of its disk
     """
     import torch
 

@@ -46,8 +46,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     }
 
 
-def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+def _git(folder: Path, *argv: str) -> subprocess.CompletedProcess[bytes]:
     # Optional locks would write to the index; a monitor of file systems is a program of the repository's choice.
-    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *words]
+    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", *argv]
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     return subprocess.run(command, capture_output=True, env=environment, timeout=SECONDS, check=False)

@@ -4,12 +4,11 @@
     program together BACKEND RANK SIZE    an all-reduce; MASTER_ADDR and MASTER_PORT say where to meet
     program peers COUNT                   which GPUs reach each other's memory, and whether copies arrive whole
 
-Whichever Python runs it, it needs torch alone. A line is printed before each probe, so that a crash has a name.
+It runs in any Python that has torch. A line is printed before each probe, so that a crash has a name.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -23,8 +22,7 @@ from torch import nn
 # Largest error, relative to the largest value of the result, that rounding of that kind explains: inputs are rounded
 # before both sides compute. TF32 rounds them once more, to 10 bits of mantissa.
 TOLERANCES = {"float32": 1e-5, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 2e-2}
-SIZE = 512
-GPU_ONLY = {"float16"}  # autocast on a CPU is for bfloat16
+MATRIX_SIZE = 512
 
 
 def answer(**facts: Any) -> None:
@@ -32,7 +30,7 @@ def answer(**facts: Any) -> None:
 
 
 def attempt(probe: str, compute: Callable[[], dict[str, Any]]) -> None:
-    """Announce the probe, then say what came of it."""
+    """Print a line before the probe, and one with its result."""
     answer(probe=probe)
     try:
         facts = compute()
@@ -73,8 +71,7 @@ def train(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     losses = []
     for _ in range(20):
-        autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
-        with autocast:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             loss = nn.functional.cross_entropy(network(images).float(), wanted)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
@@ -85,9 +82,7 @@ def train(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def memory(device: torch.device) -> dict[str, Any]:
-    if device.type != "cuda":
-        return {"free": None, "total": None}
-    free, total = torch.cuda.mem_get_info(device)
+    free, total = torch.cuda.mem_get_info(device) if device.type == "cuda" else (None, None)
     return {"free": free, "total": total}
 
 
@@ -99,15 +94,14 @@ def has_bfloat16(device: torch.device) -> bool:
 def on_device(name: str) -> None:
     device = torch.device(name)
     attempt("memory", lambda: memory(device))
-    precisions = ["float32", "bfloat16"] if device.type != "cuda" else list(TOLERANCES)
-    for precision in precisions:
-        attempt(f"matmul {precision}", partial(compare, device, precision, torch.matmul, (SIZE, SIZE), (SIZE, SIZE)))
+    is_gpu = device.type == "cuda"
+    for precision in TOLERANCES if is_gpu else ("float32", "bfloat16"):
+        attempt(f"matmul {precision}", partial(compare, device, precision, torch.matmul, *[(MATRIX_SIZE,) * 2] * 2))
         shapes = (4, 16, 64, 64), (32, 16, 3, 3)
         attempt(f"convolution {precision}", partial(compare, device, precision, convolve, *shapes))
     attempt("bfloat16", lambda: {"native": has_bfloat16(device)})
-    for precision in ("float32", "float16", "bfloat16"):
-        if precision not in GPU_ONLY or device.type == "cuda":
-            attempt(f"training {precision}", partial(train, device, getattr(torch, precision)))
+    for precision in ("float32", "float16", "bfloat16") if is_gpu else ("float32", "bfloat16"):
+        attempt(f"training {precision}", partial(train, device, getattr(torch, precision)))
 
 
 def together(backend: str, rank: int, size: int) -> None:

@@ -1,7 +1,7 @@
-"""What is installed in an interpreter's environment, read from files alone: nothing that is installed is imported.
+"""The packages in the environment of a Python, read from their files: none of them is imported.
 
-`freeze` and `installed` serve this process; run as a program, by whichever Python, this file prints the inventory of
-its environment as JSON. So it imports the standard library only, and what Python 3.8 has of it.
+`freeze` serves this process. As a program, this file prints the inventory of the Python that runs it as JSON, so it
+imports only what the standard library of Python 3.8 has.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import glob
 import json
 import os
 import re
+import site
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 # Whose files are counted, and which modules are looked for along sys.path.
@@ -30,19 +32,14 @@ def normal_name(name: str) -> str:
 def freeze() -> list[str]:
     """`name==version` of everything installed, as Python sees it; editable ones end in ` (editable)`. Sorted.
 
-    Names and versions are those of the metadata folders, which need not be opened for it.
+    The names of the metadata folders say both, so that a run need not open them as it starts.
     """
     found: dict[str, str] = {}
-    for folder in sys.path:
-        for entry in _names(folder or "."):
-            stem, kind = os.path.splitext(entry)
-            if kind not in (".dist-info", ".egg-info") or stem.startswith("~"):
-                continue
-            name, _, version = stem.partition("-")
-            if kind == ".egg-info":  # "name-1.0-py3.11.egg-info", or of a source folder without a version
-                version = version.split("-py")[0]
-            editable = " (editable)" if _editable(os.path.join(folder, entry)) else ""
-            found.setdefault(normal_name(name), f"=={version}{editable}" if version else editable)
+    for place in [os.path.join(folder or ".", entry) for folder in sys.path for entry in _infos(folder or ".")]:
+        name, _, version = os.path.splitext(os.path.basename(place))[0].partition("-")
+        version = version.split("-py")[0]  # "name-1.0-py3.11.egg-info"; that of a source folder has no version
+        editable = " (editable)" if _editable(place) else ""
+        found.setdefault(normal_name(name), (f"=={version}" if version else "") + editable)
     return sorted(name + rest for name, rest in found.items())
 
 
@@ -55,7 +52,7 @@ def inventory() -> dict[str, Any]:
         "prefix": sys.prefix,
         "base_prefix": sys.base_prefix,
         "path": folders,
-        "user_site": _user_site(),
+        "user_site": site.getusersitepackages() if site.ENABLE_USER_SITE else None,
         "python_path": [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry],
         "distributions": [row for folder in folders for row in _distributions(folder)],
         "leftovers": [os.path.join(folder, name) for folder in folders for name in _names(folder) if name[:1] == "~"],
@@ -71,22 +68,13 @@ def inventory() -> dict[str, Any]:
     }
 
 
-def _user_site() -> str | None:
-    import site
-
-    return site.getusersitepackages() if site.ENABLE_USER_SITE else None
-
-
 def _distributions(folder: str) -> list[dict[str, Any]]:
     rows = []
-    for entry in _names(folder):
-        if not entry.endswith((".dist-info", ".egg-info")) or entry[:1] == "~":
-            continue
+    for entry in _infos(folder):
         place = os.path.join(folder, entry)
-        distribution = metadata.PathDistribution(_path(place))
+        distribution = metadata.PathDistribution(Path(place))
         facts = distribution.metadata
-        name = (facts["Name"] if facts else None) or entry.split("-")[0]
-        name = normal_name(name)
+        name = normal_name((facts["Name"] if facts else None) or entry.split("-")[0])
         rows.append(
             {
                 "name": name,
@@ -102,18 +90,10 @@ def _distributions(folder: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _path(place: str) -> Any:
-    import pathlib
-
-    return pathlib.Path(place)
-
-
 def _files(folder: str, place: str) -> dict[str, Any] | None:
     """Of the code that RECORD lists: how many files there are, which are missing, which have another size."""
-    try:
-        with open(os.path.join(place, "RECORD"), newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-    except OSError:
+    rows = list(csv.reader(_read(os.path.join(place, "RECORD")).splitlines()))
+    if not rows:
         return None
     listed, missing, changed = 0, [], []
     for row in rows:
@@ -138,15 +118,12 @@ def _files(folder: str, place: str) -> dict[str, Any] | None:
 
 
 def _editable(place: str) -> bool:
-    try:
-        with open(os.path.join(place, "direct_url.json"), encoding="utf-8") as file:
-            return bool(json.load(file).get("dir_info", {}).get("editable"))
-    except (OSError, ValueError, AttributeError):
-        return False
+    text = _read(os.path.join(place, "direct_url.json"))
+    return bool(re.search(r'"editable"\s*:\s*true', text))
 
 
 def _module(folder: str, name: str) -> list[dict[str, Any]]:
-    """Where the module lies in this folder, with the constants of its version.py read as text."""
+    """Whether the module is in this folder, with the constants of its version.py read as text."""
     for place in (os.path.join(folder, name), os.path.join(folder, name + ".py")):
         if os.path.isfile(os.path.join(place, "__init__.py")) or os.path.isfile(place):
             return [{"folder": folder, "constants": _constants(os.path.join(place, "version.py"))}]
@@ -154,17 +131,26 @@ def _module(folder: str, name: str) -> list[dict[str, Any]]:
 
 
 def _constants(path: str) -> dict[str, str]:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            text = file.read()
-    except OSError:
-        return {}
-    rows = re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]?([^'\"\n]*)", text, re.MULTILINE)
+    rows = re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]?([^'\"\n]*)", _read(path), re.MULTILINE)
     return {name: value for name, value in rows if name in CONSTANTS}
 
 
 def _libraries(folder: str) -> list[str]:
     return sorted(path for name in CUDA_LIBRARIES for path in glob.glob(os.path.join(folder, name + "*.so*")))
+
+
+def _infos(folder: str) -> list[str]:
+    """The metadata folders of distributions; pip renames those that it removes to ~name."""
+    return [name for name in _names(folder) if name.endswith((".dist-info", ".egg-info")) and name[:1] != "~"]
+
+
+def _read(path: str) -> str:
+    """The text of a file; empty if it is not there or may not be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _names(folder: str) -> list[str]:

@@ -1,12 +1,16 @@
-"""What the operating system says of the machine. Each file is read below `root`, so that a test hands in its own."""
+"""What the operating system says of this machine. Files are read below `root`, so that a test can give its own."""
 
 from __future__ import annotations
 
 import ctypes
 import json
 import os
+import re
+import resource
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from yoloyard.common.cgroups import control_groups, cpus, read
 
@@ -19,15 +23,16 @@ TIME_ERROR, STA_UNSYNC = 5, 0x40  # of <sys/timex.h>
 def gather(root: Path, folder: Path) -> dict[str, Any]:
     """System, CPUs, memory, limits, devices, container engines, clock. Sizes are bytes; None: unknown or unlimited."""
     kernel = read(root / "proc/sys/kernel/osrelease")
+    release = re.search(r'^PRETTY_NAME="?([^"\n]*)', read(root / "etc/os-release"), re.MULTILINE)
     return {
-        "system": _value(read(root / "etc/os-release"), "PRETTY_NAME=").strip('"'),
+        "system": release[1] if release else "",
         "kernel": kernel,
         "wsl": "microsoft" in kernel.lower(),
         "container": _container(root),
         "cpus": cpus(root),
         "memory": _memory(root),
         "shared_memory": _shared_memory(root),
-        "limits": _limits(root),
+        "limits": _limits(),
         "disk": _disk(folder),
         "nvidia": _nvidia(root),
         "infiniband": bool(_names(root / "sys/class/infiniband")),
@@ -66,44 +71,26 @@ def _container(root: Path) -> str | None:
 
 
 def _memory(root: Path) -> dict[str, Any]:
-    info = read(root / "proc/meminfo")
-    values = [
-        int(text)
-        for group in control_groups(root, "memory")
-        for name in ("memory.max", "memory.limit_in_bytes")
-        if (text := read(group / name)).isdigit() and int(text) < UNLIMITED
-    ]
-    return {
-        "total": _kilobytes(info, "MemTotal:"),
-        "available": _kilobytes(info, "MemAvailable:"),
-        "limit": min(values, default=None),
-    }
+    names = ("memory.max", "memory.limit_in_bytes")  # of version 2 and 1
+    texts = [read(group / name) for group in control_groups(root, "memory") for name in names]
+    limits = [int(text) for text in texts if text.isdigit() and int(text) < UNLIMITED]
+    memory = psutil.virtual_memory()
+    return {"total": memory.total, "available": memory.available, "limit": min(limits, default=None)}
 
 
 def _shared_memory(root: Path) -> dict[str, Any] | None:
-    """Of /dev/shm: the size that it was mounted with, or what its file system says, and what is free."""
     place = root / "dev/shm"
     if not place.is_dir():
         return None
-    status = os.statvfs(place)
-    size = status.f_blocks * status.f_frsize
-    for line in read(root / "proc/self/mounts").splitlines():
-        _, where, kind, options, *_ = line.split(" ")
-        given = _value(options.replace(",", "\n"), "size=")
-        if where == "/dev/shm" and kind == "tmpfs" and given:
-            digits, unit = given.rstrip("kmgKMG"), given[-1].lower()
-            size = int(digits) * {"k": 2**10, "m": 2**20, "g": 2**30}.get(unit, 1)
-    return {"size": size, "free": min(size, status.f_bavail * status.f_frsize)}
+    disk = psutil.disk_usage(str(place))
+    return {"size": disk.total, "free": disk.free}
 
 
-def _limits(root: Path) -> dict[str, Any]:
+def _limits() -> dict[str, list[int | None]]:
     """Soft and hard limits of this process, as [soft, hard]."""
-    names = {"Max open files": "nofile", "Max locked memory": "memlock", "Max processes": "nproc"}
-    found = {}
-    for line in read(root / "proc/self/limits").splitlines():
-        if name := names.get(line[:26].strip()):
-            found[name] = [None if word == "unlimited" else int(word) for word in line[26:].split()[:2]]
-    return found
+    kinds = {"nofile": resource.RLIMIT_NOFILE, "memlock": resource.RLIMIT_MEMLOCK, "nproc": resource.RLIMIT_NPROC}
+    pairs = {name: resource.getrlimit(kind) for name, kind in kinds.items()}
+    return {name: [None if each == resource.RLIM_INFINITY else each for each in pair] for name, pair in pairs.items()}
 
 
 def _disk(folder: Path) -> dict[str, Any]:
@@ -117,48 +104,37 @@ def _disk(folder: Path) -> dict[str, Any]:
 
 
 def _nvidia(root: Path) -> dict[str, Any]:
-    """NVIDIA's display devices on the PCI bus with their kernel drivers, device nodes, the kernel module's version."""
+    """NVIDIA's display devices on the PCI bus with their drivers, device nodes, the version of the kernel module."""
     bus = root / "sys/bus/pci/devices"
     cards = []
     for name in _names(bus):
         if read(bus / name / "vendor") == NVIDIA and read(bus / name / "class").startswith("0x03"):
             driver = bus / name / "driver"
             cards.append({"address": name, "driver": os.path.basename(driver.resolve()) if driver.exists() else None})
+    # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  ..."
+    version = re.match(r".*?\s(\d+\.\S+)", read(root / "proc/driver/nvidia/version"))
     modules = {line.split(" ")[0] for line in read(root / "proc/modules").splitlines()}
     return {
         "cards": cards,
         "nodes": [name for name in _names(root / "dev") if name.startswith("nvidia") or name == "dxg"],
-        "module": _module_version(read(root / "proc/driver/nvidia/version")),
+        "module": version and version[1],
         "nouveau": "nouveau" in modules or any(card["driver"] == "nouveau" for card in cards),
     }
 
 
-def _module_version(text: str) -> str | None:
-    """ "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  ..." -> "570.86.15"."""
-    first = text.splitlines()[0] if text else ""
-    return next((word for word in first.split() if word[0].isdigit() and "." in word), None)
-
-
 def _engines(root: Path) -> dict[str, Any]:
     """Container engines, and what lets their containers see GPUs."""
-    folders = [root / "usr/bin", root / "usr/local/bin"]
-    found = {name for folder in folders for name in _names(folder)}
-    settings = read(root / "etc/docker/daemon.json")
+    found = {*_names(root / "usr/bin"), *_names(root / "usr/local/bin")}
     try:
-        runtimes = sorted(json.loads(settings or "{}").get("runtimes", {}))
+        runtimes = sorted(json.loads(read(root / "etc/docker/daemon.json") or "{}").get("runtimes", {}))
     except (ValueError, AttributeError):
         runtimes = []
-    specifications = [
-        str(Path("/", place, name))
-        for place in ("etc/cdi", "var/run/cdi", "run/cdi")
-        for name in _names(root / place)
-        if "nvidia" in name
-    ]
+    cdi = [f"/{place}/{name}" for place in ("etc/cdi", "var/run/cdi", "run/cdi") for name in _names(root / place)]
     return {
         "engines": [name for name in ("docker", "podman") if name in found],
         "toolkit": [name for name in TOOLKIT if name in found],
         "docker_runtimes": runtimes,
-        "cdi": specifications,
+        "cdi": [path for path in cdi if "nvidia" in path.rpartition("/")[2]],
     }
 
 
@@ -167,13 +143,3 @@ def _names(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError:
         return []
-
-
-def _value(text: str, name: str) -> str:
-    """What follows `name` on the line that begins with it; empty if none does."""
-    return next((line.removeprefix(name).strip() for line in text.splitlines() if line.startswith(name)), "")
-
-
-def _kilobytes(text: str, name: str) -> int | None:
-    words = _value(text, name).split()
-    return int(words[0]) * 1024 if words else None

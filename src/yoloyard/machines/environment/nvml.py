@@ -1,15 +1,16 @@
-"""What the NVIDIA driver says of itself and its GPUs, through NVML; a machine without NVML is a fact, not an error."""
+"""What the NVIDIA driver says of itself and its GPUs, through NVML. A machine without NVML is a fact, not an error."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import Any
 
-UNKNOWN_ERROR = 999  # NVML_ERROR_UNKNOWN; what a container hears that may no longer open its devices
+UNKNOWN_ERROR = 999  # NVML_ERROR_UNKNOWN: the answer in a container that may no longer open its devices
 DRIVER_NOT_LOADED = 9
 LIBRARY_MISMATCH = 18  # the library was updated, the kernel module was not
 LIBRARY_NOT_FOUND = 12
+# Why clocks are low, where that means trouble; idle clocks, power caps and the user's own settings mean none.
+TROUBLE = {0x08: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
 
 
 def gather() -> dict[str, Any]:
@@ -29,13 +30,13 @@ def gather() -> dict[str, Any]:
         return found | {"error": _error(error)}
     try:
         found["driver"] = nvml.nvmlSystemGetDriverVersion()
-        served = _ask(nvml, nvml.nvmlSystemGetCudaDriverVersion_v2)
+        served = _ask(nvml, "nvmlSystemGetCudaDriverVersion_v2")
         found["cuda"] = served and f"{served // 1000}.{served % 1000 // 10}"
         found["gpus"] = [_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
     except nvml.NVMLError as error:
         found["error"] = _error(error)
     finally:
-        _ask(nvml, nvml.nvmlShutdown)
+        _ask(nvml, "nvmlShutdown")
     return found
 
 
@@ -47,49 +48,35 @@ def _gpu(nvml: Any, index: int) -> dict[str, Any]:
         memory = None  # a GPU that shares the memory of the machine
     except nvml.NVMLError as error:
         return {"index": index, "error": _error(error)}
-    capability = _ask(nvml, nvml.nvmlDeviceGetCudaComputeCapability, handle)
-    processes = _ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
-    mig = _ask(nvml, nvml.nvmlDeviceGetMigMode, handle)
+
+    def ask(name: str, *arguments: Any) -> Any:
+        return _ask(nvml, f"nvmlDeviceGet{name}", handle, *arguments)
+
+    capability, mig = ask("CudaComputeCapability"), ask("MigMode")
+    kinds = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
+    reasons = ask("CurrentClocksThrottleReasons") or 0
+    slots = range(ask("MaxMigDeviceCount") or 0) if mig and mig[0] else ()
     return {
         "index": index,
         "error": None,
-        "name": _ask(nvml, nvml.nvmlDeviceGetName, handle),
-        "uuid": _ask(nvml, nvml.nvmlDeviceGetUUID, handle),
+        "name": ask("Name"),
+        "uuid": ask("UUID"),
         "capability": capability and f"{capability[0]}.{capability[1]}",
         "memory_total": memory and memory.total,
         "memory_used": memory and memory.used,
-        "processes": [{"pid": each.pid, "memory": each.usedGpuMemory} for each in processes],
-        "uncorrected_memory_errors": _ask(
-            nvml,
-            nvml.nvmlDeviceGetTotalEccErrors,
-            handle,
-            nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-            nvml.NVML_VOLATILE_ECC,
-        ),
-        "throttled_by": _throttled_by(_ask(nvml, nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0),
-        "compute_mode": {0: "default", 2: "prohibited", 3: "exclusive"}.get(
-            _ask(nvml, nvml.nvmlDeviceGetComputeMode, handle) or 0
-        ),
+        "processes": [{"pid": each.pid, "memory": each.usedGpuMemory} for each in ask("ComputeRunningProcesses") or []],
+        "uncorrected_memory_errors": ask("TotalEccErrors", *kinds),
+        "throttled_by": [name for bit, name in TROUBLE.items() if reasons & bit],
+        "compute_mode": {0: "default", 2: "prohibited", 3: "exclusive"}.get(ask("ComputeMode") or 0),
         "mig": bool(mig and mig[0]),
-        "mig_instances": _mig_instances(nvml, handle) if mig and mig[0] else 0,
+        "mig_instances": sum(ask("MigDeviceHandleByIndex", slot) is not None for slot in slots),
     }
 
 
-def _throttled_by(reasons: int) -> list[str]:
-    """The reasons that mean trouble; idle clocks, power caps and settings of the user's are none."""
-    names = {0x08: "hardware slowdown", 0x20: "heat (software)", 0x40: "heat (hardware)", 0x80: "power brake"}
-    return [name for bit, name in names.items() if reasons & bit]
-
-
-def _mig_instances(nvml: Any, handle: Any) -> int:
-    most = _ask(nvml, nvml.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
-    return sum(_ask(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, each) is not None for each in range(most))
-
-
-def _ask(nvml: Any, question: Callable[..., Any], *arguments: Any) -> Any:
-    """The answer, or None where this GPU or driver doesn't know it."""
+def _ask(nvml: Any, name: str, *arguments: Any) -> Any:
+    """The answer of this function of NVML, or None where the GPU or driver doesn't know it."""
     try:
-        return question(*arguments)
+        return getattr(nvml, name)(*arguments)
     except nvml.NVMLError:
         return None
 

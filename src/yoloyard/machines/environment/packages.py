@@ -1,4 +1,7 @@
-"""What is installed for a Python, and what happens when it is imported, asked in processes of that Python."""
+"""The packages of a Python: what is installed, whether it fits together, and whether it can be imported.
+
+Each question is asked in a process of that Python, since an import may fail or crash.
+"""
 
 from __future__ import annotations
 
@@ -10,59 +13,88 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from yoloyard.common.errors import last_line
+
 IMPORTED = ("numpy", "cv2", "torch", "torchvision", "safetensors", "matplotlib")
 OPTIONAL = ("torchvision",)  # tried only where it is installed
-SECONDS = 300  # for a module to be imported from a cold network disk
+IMPORT_SECONDS = 300  # for modules to be imported from a cold network disk
 
 
 def gather(python: Path | None = None) -> dict[str, Any]:
-    """The inventory of `python`'s environment (default: of this one), and under `imports` how each module does.
+    """The inventory of `python`'s environment (default: of this one); `imports`: what each module did; `check`: of pip.
 
     `error` says why nothing could be learned, else it is None.
     """
     command = str(python or sys.executable)
+    asked = program(command, "inventory.py")
     try:
-        done = run_program(command, "inventory.py")
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": f"{command} can't be run: {error}"}
     if done.returncode:
-        return {"error": f"{command}: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}"}
+        return {"error": f"{command}: {last_line(done.stderr) or 'it failed'}"}
     try:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         return {"error": f"{command} does not answer as a Python does"}
     modules = [name for name in IMPORTED if name not in OPTIONAL or found["modules"][name]]
-    return found | {"error": None, "imports": import_all(command, modules)}
+    return found | {"error": None, "imports": import_all(command, modules), "check": pip_check(command)}
+
+
+def torch_facts(packages: dict[str, Any]) -> dict[str, Any]:
+    """Version, CUDA (None: a wheel for CPUs) and architectures of torch; `error` where it can't be imported."""
+    attempt = packages["imports"]["torch"] if not packages["error"] else {"error": packages["error"]}
+    built = attempt.get("built") or {"version": None, "cuda": None, "architectures": []}
+    return {"error": None if built["version"] else attempt["error"], **built}
+
+
+def pip_check(python: str) -> dict[str, Any]:
+    """The lines of `pip check` about the environment of `python`; `error` where there is no pip that can tell."""
+    for pip in ([python, "-m", "pip"], [sys.executable, "-m", "pip", "--python", python]):
+        done = subprocess.run([*pip, "check"], capture_output=True, text=True, check=False)
+        if done.returncode == 0 or done.stdout:
+            return {"error": None, "lines": done.stdout.splitlines()}
+    return {"error": last_line(done.stderr) or "it failed", "lines": []}
 
 
 def import_all(python: str, modules: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What `probe.py` found about each module; after a crash or a standstill a new process takes up the rest."""
+    """What `probe.py` found about each module. After a crash or a hang, a new process does the rest."""
     found: dict[str, dict[str, Any]] = {}
     while left := [name for name in modules if name not in found]:
-        try:
-            done = run_program(python, "probe.py", *left)
-            output, end = done.stdout, ending(done.returncode)
-            said = done.stderr
-        except subprocess.TimeoutExpired as error:
-            output = as_text(error.stdout)
-            end, said = f"it took longer than {SECONDS} s", ""
-        rows = [json.loads(line) for line in output.splitlines()]
-        finished = {row["module"]: row for row in rows if "error" in row}
-        broken = next(name for name in left if name not in finished) if len(finished) < len(left) else None
-        found |= finished
-        if broken:
-            found[broken] = {"module": broken, "error": end, "said": said[-3000:]}
+        rows = run_probes(python, "probe.py", *left, seconds=IMPORT_SECONDS)
+        finished = {row["probe"]: row for row in rows if row["probe"] in left}
+        found |= finished or {left[0]: rows[-1]}
     return found
 
 
-def run_program(python: str, name: str, *arguments: str, seconds: float = SECONDS) -> subprocess.CompletedProcess[str]:
-    """Let `python` run a program that lies beside this file, without this folder on its sys.path."""
-    command = program(python, name, *arguments)
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+def run_probes(python: str, name: str, *arguments: str, seconds: float) -> list[dict[str, Any]]:
+    """Let `python` run a program beside this file that prints a line of JSON before and after each probe.
+
+    Returns the lines after the probes. A probe during which the process ended has that as its error; `said` is what
+    the process wrote to standard error. Where it ended before the first one, the probe is called "start".
+    """
+    try:
+        command = program(python, name, *arguments)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        output, said, end = done.stdout, done.stderr, ending(done.returncode)
+        has_failed = done.returncode != 0
+    except OSError as error:
+        output, said, end, has_failed = "", "", str(error), True
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
+        said, end, has_failed = "", f"no answer after {seconds} s", True
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    is_inside = bool(rows) and "error" not in rows[-1]
+    finished = [row for row in rows if "error" in row]
+    if has_failed or is_inside:
+        error_line = f"{end}: {last_line(said)}" if last_line(said) else end
+        probe = rows[-1]["probe"] if is_inside else "start"
+        finished.append({"probe": probe, "error": error_line, "said": said[-3000:]})
+    return finished
 
 
 def program(python: str, name: str, *arguments: str) -> list[str]:
-    """The command by which `python` runs a program that lies beside this file."""
+    """The command by which `python` runs a program beside this file, without this folder on its sys.path."""
     return [python, "-c", Path(__file__).with_name(name).read_text(encoding="utf-8"), *arguments]
 
 
@@ -71,8 +103,3 @@ def ending(status: int) -> str:
     if status < 0:
         return f"the process was killed by {signal.Signals(-status).name} (a crash)"
     return f"the process ended with status {status}"
-
-
-def as_text(output: str | bytes | None) -> str:
-    """What a process had printed when its time was up."""
-    return output.decode(errors="replace") if isinstance(output, bytes) else output or ""

@@ -1,6 +1,6 @@
 """A program that imports modules one after the other, uses each a little, and prints a line of JSON for each.
 
-Whichever Python runs it; a module may print, raise or crash. `packages.py` reads the lines and goes on after a crash.
+It runs in any Python. A module may print, raise or crash: `packages.py` reads the lines and goes on after a crash.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def use(name: str, module: Any) -> dict[str, Any]:
-    """Do with the module what training does first; returns what it says of itself."""
+    """Do with the module what training does first. Returns facts that it states about itself."""
     if name == "numpy":
         module.ones(3).sum()
     if name == "cv2":
@@ -31,6 +31,13 @@ def use(name: str, module: Any) -> dict[str, Any]:
 
         module.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([0.5]), 0.5)
     return {}
+
+
+def built(torch: Any) -> dict[str, Any]:
+    """What the wheel of torch was built for. torch.cuda.get_arch_list() is empty without a GPU."""
+    flags = getattr(getattr(torch, "_C", None), "_cuda_getArchFlags", None)
+    architectures = ((flags and flags()) or "").split()
+    return {"version": torch.__version__, "cuda": torch.version.cuda, "architectures": architectures}
 
 
 def _torch(torch: Any) -> dict[str, Any]:
@@ -53,16 +60,19 @@ def _loaded() -> list[str]:
 
 
 def attempt(name: str) -> dict[str, Any]:
-    """The module's version and file, or the error; `said` is what it wrote to standard error, C code included."""
+    """The module's version and file, and the error; `said` is what it wrote to standard error, C code included."""
+    found: dict[str, Any] = {"error": None}
     with tempfile.TemporaryFile() as said:
         kept = os.dup(2)
         os.dup2(said.fileno(), 2)
         try:
             module = importlib.import_module(name)
-            found = {"version": getattr(module, "__version__", None), "file": getattr(module, "__file__", None)}
-            found.update(error=None, **use(name, module))
+            found.update(version=getattr(module, "__version__", None), file=getattr(module, "__file__", None))
+            if name == "torch":
+                found["built"] = built(module)
+            found.update(use(name, module))
         except BaseException as error:  # noqa: BLE001  # whatever it is, it is the answer
-            found = {"error": "{}: {}".format(type(error).__name__, error)}  # noqa: UP032
+            found["error"] = f"{type(error).__name__}: {error}"
         sys.stderr.flush()
         os.dup2(kept, 2)
         os.close(kept)
@@ -76,7 +86,7 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what modules print is no answer
     for each in sys.argv[1:]:
-        answers.write(json.dumps({"module": each}) + "\n")
+        answers.write(json.dumps({"probe": each}) + "\n")
         answers.flush()
-        answers.write(json.dumps({"module": each, **attempt(each)}) + "\n")
+        answers.write(json.dumps({"probe": each, **attempt(each)}) + "\n")
         answers.flush()

@@ -41,11 +41,11 @@ def without_secrets(text: str) -> str:
     return _KEYS.sub(HIDDEN, text)
 
 
-def command_without_secrets(words: Sequence[str]) -> list[str]:
+def command_without_secrets(argv: Sequence[str]) -> list[str]:
     """A command line; the values of flags that are named like secrets (`--api-key X`, `--token=X`) are hidden too."""
     found: list[str] = []
     hide_next = False
-    for word in words:
+    for word in argv:
         flag, equals, _ = word.partition("=")
         if hide_next and not word.startswith("--"):
             found.append(HIDDEN)

@@ -14,7 +14,6 @@ from typing import Literal
 import yoloyard.docker
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.versions import versions
-from yoloyard.machines.containers.builder import Builder
 from yoloyard.machines.image.versions import Tag, repository
 
 log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ def clone_root() -> Path:
 
 
 def build_command(
-    engine: Builder,
+    builder: str,
     root: Path,
     tag: Tag,
     stage: Stage,
@@ -49,7 +48,7 @@ def build_command(
 ) -> list[str]:
     """The command that builds one stage of a tag.
 
-    `base_image` and `torch_index` replace those of the tag; `options` are handed to the engine as they are.
+    `base_image` and `torch_index` replace those of the tag; `options` are given to the builder as they are.
     """
     for given in (torch_index, pip_index, apt_mirror):
         if given and re.search(r"://[^/]*@", given):
@@ -69,11 +68,11 @@ def build_command(
         "TAG": tag.name,
     }
     # The health check is not part of OCI's format, which podman and buildah take by default.
-    words = ["build", *(["--format", "docker", "--layers"] if engine.name != "docker" else [])]
-    words += ["--file", str(root / "src" / "yoloyard" / "docker" / "Dockerfile"), "--target", stage]
-    words += [word for name in image_names(tag, stage) for word in ("--tag", name)]
-    words += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
-    return [*engine.command, *words, *options, str(root)]
+    argv = ["build", *(["--format", "docker", "--layers"] if builder != "docker" else [])]
+    argv += ["--file", str(root / "src" / "yoloyard" / "docker" / "Dockerfile"), "--target", stage]
+    argv += [word for name in image_names(tag, stage) for word in ("--tag", name)]
+    argv += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+    return [builder, *argv, *options, str(root)]
 
 
 def build(command: list[str]) -> None:
@@ -95,10 +94,10 @@ def _revision(root: Path) -> str:
     return f"{commit}-dirty" if commit and _git(root, "status", "--porcelain") else commit
 
 
-def _git(root: Path, *words: str) -> str:
-    """What Git says of the clone; empty without Git or where it is no repository, such as an unpacked archive."""
+def _git(root: Path, *argv: str) -> str:
+    """What Git says about the clone; empty without Git or where there is no repository, as in an unpacked archive."""
     try:
-        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(["git", "-C", root, *argv], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -101,29 +101,3 @@ def repository() -> str:
 def number(version: str) -> tuple[int, ...]:
     """A version for comparing: "570.26" -> (570, 26)."""
     return tuple(map(int, re.findall(r"\d+", version)))
-
-
-def problems(table: Path = TABLE) -> list[str]:
-    """What in the table contradicts itself."""
-    found = tags(table)
-    wrong = []
-    words = [word for tag in found.values() for word in (tag.name, *tag.aliases)]
-    wrong += [f"{word} names two tags" for word in sorted(set(words)) if words.count(word) > 1]
-    if CPU not in found or found[CPU].cuda:
-        wrong.append("there must be a tag cpu without CUDA")
-    for tag in found.values():
-        short = f"cu{tag.cuda.replace('.', '')}"
-        has_cuda = [bool(tag.cuda), bool(tag.cudnn), bool(tag.nccl), bool(tag.driver), bool(tag.architectures)]
-        if len(set(has_cuda)) > 1:
-            wrong.append(f"{tag.name}: cuda, cudnn, nccl, driver and architectures belong together")
-        if tag.cuda and tag.name != f"torch{'.'.join(tag.torch.split('.')[:2])}-{short}":
-            wrong.append(f"{tag.name}: the name does not say torch {tag.torch} and CUDA {tag.cuda}")
-        if tag.index and not tag.index.endswith(f"/{short if tag.cuda else CPU}"):
-            wrong.append(f"{tag.name}: the index {tag.index} is not that of its CUDA")
-        bad = [word for word in tag.architectures if not re.fullmatch(r"sm_\d{2,3}", word)]
-        if bad or list(tag.architectures) != sorted(tag.architectures, key=number):
-            wrong.append(f"{tag.name}: architectures must be like sm_86 and in order")
-        needed = {"architectures", "cudnn", "nccl", "driver"} if tag.cuda else {"torch"}
-        if missing := needed - tag.sources.keys():
-            wrong.append(f"{tag.name}: no source for {', '.join(sorted(missing))}")
-    return wrong
