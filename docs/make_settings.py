@@ -44,6 +44,8 @@ def table() -> str:
     spellings = ", ".join(f"`--{given.replace('_', '-')}` (`--{name}`)" for given, name in ALIASES.items())
     parts: dict[str, list[str]] = {part: [] for part in HEADINGS}
     for word in settings_of(TrainConfig).values():
+        if word.hidden:
+            continue
         parts["" if len(word.path) == 1 else word.path[0]].append(_row(word))
     text = INTRODUCTION.format(aliases=spellings)
     for part, rows in parts.items():

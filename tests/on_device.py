@@ -16,10 +16,10 @@ from yoloyard.common.device import Precision, free_bytes
 from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
+from yoloyard.losses import build_criterion
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.training.engine.compilation import compile_network
-from yoloyard.training.engine.criterion import choose_criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.optimizer import build_optimizer
 from yoloyard.training.engine.step import Outcome, Update, Verdict, forward_backward
@@ -48,7 +48,7 @@ class Training:
         self.optimizer = build_optimizer(self.detector, optimization, optimization.weight_decay)
         average = ExponentialMovingAverage(self.detector, optimization.ema_ramp)
         self.update = Update(self.detector, self.optimizer, self.precision.scaler(), average)
-        self.criterion, self.gains = choose_criterion(self.detector, TrainConfig(), free_bytes=free_bytes(device))
+        self.criterion, self.gains = build_criterion(self.detector.head, TrainConfig(), free_bytes=free_bytes(device))
         self.lines: list[str] = []
         self.network: torch.nn.Module = self.detector.train()
         if compiled_for is not None:

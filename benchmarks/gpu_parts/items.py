@@ -29,11 +29,11 @@ from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig, with_overrides
 from yoloyard.evaluation.validate import detect
+from yoloyard.losses import build_criterion
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
-from yoloyard.training.engine.criterion import choose_criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.optimizer import build_optimizer
 from yoloyard.training.engine.step import Outcome, Update, forward_backward
@@ -134,7 +134,7 @@ def unused_parameter(device: torch.device) -> None:
     optimizer = build_optimizer(detector, OptimizerConfig(optimizer="SGD"), decay=0.1)
     scaler = Precision(device.type, torch.float32).scaler()
     update = Update(detector, optimizer, scaler, ExponentialMovingAverage(detector, 10.0))
-    criterion, gains = choose_criterion(detector, TrainConfig())
+    criterion, gains = build_criterion(detector.head, TrainConfig())
     for seed in range(3):
         batch = some_batch(seed=seed).to(device)
         update.watch(
@@ -178,7 +178,7 @@ def loss_launches(device: torch.device) -> str:
     """9: kernels of assignment and loss, yolo11n at batch 64, 640 pixels, 256 boxes an image, 80 classes."""
     images, side, boxes = (64, 640, 256) if device.type == "cuda" else (2, 64, 8)
     detector = registry.build("yolo11n", num_classes=80).to(device)
-    criterion, _ = choose_criterion(detector, TrainConfig(), free_bytes=free_bytes(device))
+    criterion, _ = build_criterion(detector.head, TrainConfig(), free_bytes=free_bytes(device))
     maps = [torch.randn(images, 144, side // stride, side // stride, device=device) for stride in detector.strides]
     batch = some_batch(images, side, boxes).to(device)
     count = _launches(device, lambda: criterion(maps, batch.boxes, batch.labels))[0]

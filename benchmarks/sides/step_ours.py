@@ -15,14 +15,16 @@ from pathlib import Path
 import torch
 from turns import Turns
 
-from yoloyard.common.device import Precision, reuse_memory
+from yoloyard import cpu
+from yoloyard.common.device import Precision
 from yoloyard.common.structures import images_to_float
 from yoloyard.config.settings import TrainConfig
+from yoloyard.cpu.memory import reuse_memory
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import load_index
 from yoloyard.data.loading.loader import make_train_loader
+from yoloyard.losses import build_criterion
 from yoloyard.models import registry
-from yoloyard.training.engine.criterion import choose_criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.optimizer import Schedule, build_optimizer
 from yoloyard.training.engine.step import Update, Verdict, forward_backward
@@ -61,7 +63,8 @@ def make_steps(data: Path, precision: Precision, bare: bool, imgsz: int = 640) -
     schedule = Schedule(config.optimization, 100, len(loader), config.batch)
     optimizer = build_optimizer(detector, config.optimization, schedule.decay)
     update = Update(detector, optimizer, precision.scaler(), ExponentialMovingAverage(detector, 2000))
-    criterion, gains = choose_criterion(detector, config, reads=True)
+    criterion, gains = build_criterion(detector.head, config)
+    around = cpu.prepare_training(detector, criterion, precision, num_processes=1)
     unread: list[Verdict] = []
 
     def step() -> tuple[float, float]:
@@ -69,7 +72,7 @@ def make_steps(data: Path, precision: Precision, bare: bool, imgsz: int = 640) -
         began = time.perf_counter()
         schedule.apply(optimizer, len(loader))
         batch = batch.to(device)
-        losses = forward_backward(detector, criterion, batch, gains, precision, update.scaler, config.batch)
+        losses = forward_backward(detector, criterion, batch, gains, precision, update.scaler, config.batch, around)
         update.watch(losses)
         outcome = update()
         if unread:

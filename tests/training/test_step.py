@@ -2,7 +2,8 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 
 import pytest
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from memory import SavedBytes
 from on_device import everything
+from yoloyard import cpu
 from yoloyard.common.device import Precision
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
+from yoloyard.losses import build_criterion
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.training.engine import ema
-from yoloyard.training.engine.criterion import choose_criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.optimizer import build_optimizer
 from yoloyard.training.engine.step import Outcome, Update, forward_backward
@@ -60,12 +62,15 @@ class Stage:
         config = OptimizerConfig(optimizer=optimizer, lr0=0.01, momentum=0.9)
         self.optimizer = build_optimizer(self.detector, config, decay=5e-4, fused=fused)
         self.update = Update(self.detector, self.optimizer, scaler, ExponentialMovingAverage(self.detector, 2000))
-        self.criterion, self.gains = choose_criterion(self.detector, TrainConfig(imgsz=64))
+        self.criterion, self.gains = build_criterion(self.detector.head, TrainConfig(imgsz=64))
+        self.around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        if device == "cpu":  # but for the points in boxes, which are read
+            self.around = cpu.prepare_training(self.detector, lambda *_: {}, self.precision, num_processes=1)
 
     def backward(self, batch: Batch) -> Tensor:
         images = len(batch.image_ids)
         return forward_backward(
-            self.detector, self.criterion, batch, self.gains, self.precision, self.update.scaler, images
+            self.detector, self.criterion, batch, self.gains, self.precision, self.update.scaler, images, self.around
         )
 
     def step(self, batch: Batch) -> Outcome:

@@ -59,7 +59,9 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     flags = []
     for word in settings_of(TrainConfig).values():
         default = "" if word.default in (None, "") else f" (default: {word.default})"
-        kind: Any = Annotated[word.type | None, Parameter(help=word.help + default, show_default=False)]
+        kind: Any = Annotated[
+            word.type | None, Parameter(help=word.help + default, show_default=False, show=not word.hidden)
+        ]
         flags.append(inspect.Parameter(word.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     parameters = [*own, *flags]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -20,19 +20,20 @@ import numpy as np
 import torch
 
 from yoloyard.common.cores import Threads
-from yoloyard.common.device import choose_device, precision_named, reuse_memory
+from yoloyard.common.device import choose_device, precision_named
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import is_full, name_that_fits, plain_path, write_whole, write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.common.video import VIDEO_SUFFIXES, UnreadableError, VideoFile, is_video, read_frames
 from yoloyard.config.settings import EvaluationConfig, TrainConfig, checked_overrides, with_overrides
+from yoloyard.cpu.memory import reuse_memory
 from yoloyard.data.formats.layout import Search, is_marked, is_side_folder, search_folder
 from yoloyard.data.pixels.arrays import is_one_image, pixels_of
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES, decode_image
 from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.report.drawing import draw_boxes
-from yoloyard.evaluation.validate import detect
+from yoloyard.evaluation.validate import detect, fused_for
 from yoloyard.models.weights import load_image_model
 
 log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Model:
         self.device = choose_device(words.get("device", "auto"))
         self.precision = precision_named(self.device, kept.get("precision", "float32"))
         self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._fused = self.detector.fused()
+        self._fused = fused_for(self.detector, self.precision)
 
     def __call__(self, images: Any) -> Any:
         """Detections of an image, or a list of them for a list of images; boxes xyxy in pixels of each image.

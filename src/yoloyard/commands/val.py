@@ -19,12 +19,12 @@ from yoloyard.common.device import (
     images_at_once,
     precision_named,
     precision_text,
-    reuse_memory,
 )
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import KINDS, EvaluationConfig, TrainConfig, checked_overrides, with_overrides
+from yoloyard.cpu.memory import reuse_memory
 from yoloyard.data.audit.problems import summary
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.formats.labels import composed

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from yoloyard.common.boxes import pairwise_iou
-from yoloyard.common.device import has_cpu_paths
 
 CANDIDATES = 30_000  # of one image, by score
 BLOCK = 256
@@ -41,12 +40,20 @@ def suppress(
 
 
 def suppress_found(
-    num_images: int, images: Tensor, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou: float, max_det: int
+    num_images: int,
+    images: Tensor,
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    iou: float,
+    max_det: int,
+    reads_are_free: bool = True,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """The same for n candidates of all images: which image (n,), boxes (n, 4), scores (n,), labels (n,).
 
     Of equal scores the first one counts more. From the device come the counts of candidates, answers of a few numbers
-    in between, and the detections of all images in one copy.
+    in between, and the detections of all images in one copy. Where `reads_are_free`, as on a CPU, there are more
+    answers, since few images are taken at a time; the result is the same.
     """
     order = scores.sort(descending=True, stable=True).indices
     order = order[images[order].sort(stable=True).indices]
@@ -55,7 +62,7 @@ def suppress_found(
     firsts = torch.searchsorted(images, torch.arange(num_images + 1, device=images.device))  # bincount would wait
     places = torch.arange(len(images), device=images.device) - firsts[images]
     counts_list = firsts.diff().tolist()
-    at_once = IMAGES_AT_ONCE if has_cpu_paths(images.device) else num_images
+    at_once, rounds = (IMAGES_AT_ONCE, 1) if reads_are_free else (num_images, ROUNDS)
     tables, kept_counts = [], []
     for start in range(0, num_images, at_once):
         some = counts_list[start : start + at_once]
@@ -65,7 +72,7 @@ def suppress_found(
         # Cells of a table with a row an image; what is beyond the most candidates goes to a last column, cut off.
         table = rows.new_full((len(some), most + 1, 6), -1.0)
         table[images[mine] - start, places[mine].clamp(max=most)] = rows[mine]
-        kept, kept_count = _suppress_sorted(table[:, :most], some, iou, max_det)
+        kept, kept_count = _suppress_sorted(table[:, :most], some, iou, max_det, rounds)
         tables.append(kept)
         kept_counts += kept_count
     found = torch.cat(tables)[:, : max(kept_counts, default=0)].cpu()
@@ -75,22 +82,24 @@ def suppress_found(
     ]
 
 
-def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float) -> Tensor:
+def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float, rounds: int = 1) -> Tensor:
     """Which candidates greedy suppression keeps, as bool (..., k).
 
     `boxes_xyxy` (..., k, 4) sorted by descending score, `candidates` bool (..., k), `labels` (..., k): only boxes of
-    one class suppress each other.
+    one class suppress each other. After so many `rounds` the device is asked whether the mask still changes.
     """
     overlaps = torch.triu(_overlaps(boxes_xyxy, labels, boxes_xyxy, labels, iou), diagonal=1)
     keep = before = candidates
     while True:
-        for _ in range(1 if has_cpu_paths(keep.device) else ROUNDS):
+        for _ in range(rounds):
             before, keep = keep, candidates & ~(overlaps & keep.unsqueeze(-1)).any(dim=-2)
         if torch.equal(before, keep):
             return keep
 
 
-def _suppress_sorted(table: Tensor, totals: list[int], iou: float, max_det: int) -> tuple[Tensor, list[int]]:
+def _suppress_sorted(
+    table: Tensor, totals: list[int], iou: float, max_det: int, rounds: int
+) -> tuple[Tensor, list[int]]:
     """What is kept of rows (B, K, 6) sorted by score, of which `totals` are there: (B, D + 1, 6), and the counts."""
     num_images, num_candidates, _ = table.shape
     # One slot more than can be kept: what comes too late is written there and cut off at the end.
@@ -102,7 +111,7 @@ def _suppress_sorted(table: Tensor, totals: list[int], iou: float, max_det: int)
         boxes, labels = rows[..., :4], rows[..., 5]
         earlier = kept_rows[:, : max(counts)]
         beaten = _overlaps(earlier[..., :4], earlier[..., 5], boxes, labels, iou).any(dim=1)
-        keep = keep_mask(boxes, (labels >= 0) & ~beaten, labels, iou)
+        keep = keep_mask(boxes, (labels >= 0) & ~beaten, labels, iou, rounds)
         slots = (kept + keep.cumsum(dim=1) - 1).clamp(max=max_det)
         slots = torch.where(keep, slots, max_det)
         kept_rows.scatter_(1, slots.unsqueeze(-1).expand(-1, -1, 6), rows)

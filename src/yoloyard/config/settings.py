@@ -30,14 +30,16 @@ def setting(
     at_most: float | None = None,
     joined: bool = False,
     is_path: bool = False,
+    hidden: bool = False,
 ) -> Any:
     """A leaf of the tree: its default, its help text and the range it must lie in.
 
     `joined`: a text of parts joined by commas, which may be a list in YAML and Python. `is_path`: `~` at its beginning
-    is the home folder.
+    is the home folder. `hidden`: in no help and no table.
     """
     limits = {"at_least": at_least, "at_most": at_most}
-    return field(default=default, metadata={"help": help, **limits, "joined": joined, "is_path": is_path})
+    kind = {"joined": joined, "is_path": is_path, "hidden": hidden}
+    return field(default=default, metadata={"help": help, **limits, **kind})
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class TrainConfig:
     batch: int = setting(16, "images of one step", 1)
     imgsz: int = setting(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
     device: str = setting("auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True)
+    device_path: str = setting("auto", "for tests: with 'accelerator' a CPU runs the code that a GPU runs", hidden=True)
     processes: int = setting(1, "processes that share a batch, on cpu or with a GPU each", 1)
     hang_timeout: float = setting(
         300.0, "seconds that a process may keep the others waiting, after the first steps, before the run ends", 1
@@ -183,6 +186,7 @@ class Setting:
     at_most: float | None
     joined: bool
     is_path: bool
+    hidden: bool
 
 
 def settings_of(tree: type) -> dict[str, Setting]:

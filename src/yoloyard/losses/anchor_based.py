@@ -9,12 +9,14 @@ share one normaliser. Source: YOLOv5 7.0 (2022); Zheng et al. (AAAI 2020) for CI
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from yoloyard.common.boxes import complete_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
+from yoloyard.config.settings import TrainConfig
 
 THREE_LEVELS = (4.0, 1.0, 0.4)  # weights of the levels' objectness
 MORE_LEVELS = (4.0, 1.0, 0.25, 0.06, 0.02)
@@ -112,6 +114,30 @@ class AnchorBasedLoss:
             none_true = none_true * self.class_weights.unsqueeze(1)
             extra = extra * self.class_weights[matches.labels]
         return torch.where(matches.applies, none_true.sum(dim=2).gather(2, matches.cells) + extra, 0).sum()
+
+
+def build(
+    head: Any, config: TrainConfig, class_weights: Tensor | None, free_bytes: int | None
+) -> tuple[AnchorBasedLoss, dict[str, float]]:
+    """The loss of a head with `anchors`, see `losses.Builder`; its gains are published for 80 classes, 640 pixels and
+    three levels, and follow the run's own numbers.
+    """
+    loss, levels = config.loss, 3 / len(head.strides)
+    criterion = AnchorBasedLoss(
+        head.anchors,
+        head.strides,
+        head.num_classes,
+        loss.anchor_t,
+        loss.label_smoothing,
+        loss.cls_pw,
+        loss.obj_pw,
+        class_weights,
+    )
+    return criterion, {
+        "box": loss.box * levels,
+        "cls": loss.cls * levels * head.num_classes / 80,
+        "obj": loss.obj * levels * (config.imgsz / 640) ** 2,
+    }
 
 
 def match(boxes_cxcywh: Tensor, labels: Tensor, anchors: Tensor, size: tuple[int, int], anchor_t: float) -> Matches:

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, scaled_dot_product_attention
 
-from yoloyard.models.batch_norm_silu import batch_norm_silu, can_be_one
-
 Activation = Callable[[], nn.Module]
 
 
@@ -41,10 +39,7 @@ class Conv(nn.Module):
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        if can_be_one(self.bn, self.activation, x):
-            return batch_norm_silu(x, self.bn)
-        return self.activation(self.bn(x))
+        return self.activation(self.bn(self.conv(x)))
 
 
 class Bottleneck(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from yoloyard.common.errors import UserError
 from yoloyard.common.user_file import UserFile, is_custom
 from yoloyard.models.detector import Detector
-from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
+from yoloyard.models.heads import Head
 
 __all__ = ["CustomModel", "beside", "is_custom", "read_kept", "read_custom"]
 
@@ -74,9 +74,9 @@ def read_kept(model: str, digest: str | None, folders: list[Path]) -> CustomMode
 
 def _check(detector: Detector, num_classes: int, name: str) -> None:
     """Compare the raw maps of one image with what the head's loss and `decode` expect. Raises UserError."""
-    head: Any = getattr(detector, "head", None)
-    if not isinstance(head, AnchorFreeHead | AnchorBasedHead):
-        raise UserError(f"{name}: the detector's `head` must be an AnchorFreeHead or an AnchorBasedHead")
+    head = getattr(detector, "head", None)
+    if not isinstance(head, Head):
+        raise UserError(f"{name}: the detector's `head` must be a Head of yoloyard.models.heads")
     if head.num_classes != num_classes:
         raise UserError(f"{name}: the head has {head.num_classes} classes, the data {num_classes}")
     size = 4 * max(head.strides)
@@ -96,7 +96,7 @@ def _check(detector: Detector, num_classes: int, name: str) -> None:
     detector.train(training)
 
 
-def _check_levels(what: str, head: Any, maps: Any, channels: Sequence[int], size: int) -> None:
+def _check_levels(what: str, head: Head, maps: Any, channels: Sequence[int], size: int) -> None:
     """Is there a map (1, channels, h, w) for each stride, for an image of `size` pixels? Raises UserError."""
     if not isinstance(maps, list | tuple) or len(maps) != len(head.strides):
         came = f"{len(maps)} maps" if isinstance(maps, list | tuple) else f"{maps!r:.80}"

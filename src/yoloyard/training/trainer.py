@@ -12,7 +12,8 @@ import json
 import logging
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,30 +21,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yoloyard import cpu
 from yoloyard.common.cores import Threads
 from yoloyard.common.device import (
     free_bytes,
-    give_memory_back,
-    has_cpu_paths,
     images_at_once,
     precision_text,
     repeated_shapes,
-    reuse_memory,
 )
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole_text
 from yoloyard.common.structures import Detections
+from yoloyard.cpu.memory import give_memory_back, reuse_memory
 from yoloyard.data.loading.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.evaluation.metrics.coco import Metrics, evaluate
 from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.validate import predict_all
+from yoloyard.losses import Criterion, build_criterion
 from yoloyard.machines import environment
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 from yoloyard.training.distributed.parallel import Team, exchanging, parallelize
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
-from yoloyard.training.engine.criterion import Criterion, choose_criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.multi_scale import vary_size
 from yoloyard.training.engine.optimizer import Schedule, build_optimizer
@@ -104,6 +104,7 @@ class Run:
     schedule: Schedule
     criterion: Criterion
     gains: dict[str, float]  # of each part of the loss
+    around_step: Callable[[], AbstractContextManager[None]]  # forward and backward
     train_loader: TrainLoader
     val_loader: ValLoader
     trackers: Trackers
@@ -185,6 +186,8 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
             pin_memory=pin_memory,
             at_once=at_once,
         )
+    criterion, gains = build_criterion(model.head, config, free_bytes(device))
+    around_step = cpu.prepare_training(model, criterion, setup.precision, team.size)
     network = parallelize(model, device, may_leave_out=setup.custom_model is not None)
     if config.compile:
         share = shape_to_try(config, team.size, stride)
@@ -195,7 +198,6 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
     optimizer = build_optimizer(model, config.optimization, schedule.decay)
     average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
     update = Update(model, optimizer, setup.precision.scaler(), average)
-    criterion, gains = choose_criterion(model, config, has_cpu_paths(device), free_bytes(device))
     state = TrainingState(update, Progress(), torch.zeros(len(gains) + 3, device=device))
     trackers = Trackers([], lambda message: None)
     with team.on_rank_0() as is_rank_0:
@@ -210,8 +212,8 @@ def begin(setup: Setup, monitor: Monitor, team: Team, interrupt: InterruptReques
         f"{len(setup.train_index)} images, {len(setup.val_index)} for validation, "
         f"{len(train_loader)} batches of {config.batch} an epoch; results in {setup.folder}"
     )
-    loaders = (train_loader, val_loader)
-    return Run(setup, monitor, team, network, state, schedule, criterion, gains, *loaders, trackers, interrupt, threads)
+    loss, loaders = (criterion, gains, around_step), (train_loader, val_loader)
+    return Run(setup, monitor, team, network, state, schedule, *loss, *loaders, trackers, interrupt, threads)
 
 
 def go_on(run: Run, checkpoint: Mapping[str, Any]) -> None:
@@ -254,7 +256,14 @@ def train_epoch(run: Run) -> dict[str, float]:
             is_due = number - progress.last_update >= run.schedule.accumulate_at(number)
             with exchanging(run.network, is_due):
                 losses = forward_backward(
-                    run.network, run.criterion, batch, run.gains, setup.precision, update.scaler, config.batch
+                    run.network,
+                    run.criterion,
+                    batch,
+                    run.gains,
+                    setup.precision,
+                    update.scaler,
+                    config.batch,
+                    run.around_step,
                 )
             if number < BATCHES_TRACKED:
                 run.trackers.training_batch(loaded, setup.names, number)

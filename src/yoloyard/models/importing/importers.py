@@ -4,7 +4,7 @@ Only here are other projects' layer numbers and parameter names known: `model.<n
 block's place in the published table (`Detector.blocks`) and `PUBLISHED_NAMES` says how the inner names differ.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from yoloyard.models.blocks import (
     SplitStack,
 )
 from yoloyard.models.detector import Detector
-from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
+from yoloyard.models.heads import Head
 from yoloyard.models.importing.inert_pickle import Inert, TensorView, as_mapping, as_tensor
 from yoloyard.models.importing.torch_files import Checkpoint
 
@@ -44,8 +44,6 @@ PUBLISHED_NAMES: dict[type[nn.Module], dict[str, str]] = {
     A2C2f: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
     AreaBlock: {"attention": "attn", "feed_forward": "mlp"},
     AreaAttention: {"position": "pe", "project": "proj"},
-    AnchorBasedHead: {"predictions": "m"},
-    AnchorFreeHead: {"box_branches": "cv2", "class_branches": "cv3", "projection": "dfl.conv.weight"},
 }
 NORMALISATION_EPS = 1e-3  # of every family
 LARGEST_IMAGE = 8192  # pixels
@@ -74,8 +72,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     fused = "model.0.conv.bias" in tensors
     name, arguments, detector = _recognise(tensors, modules, fused, path)
     state = _read_state(checkpoint, tensors, detector, fused)
-    anchor_based = isinstance(detector.head, AnchorBasedHead)
-    imgsz = as_mapping(content.get("opt" if anchor_based else "train_args")).get("imgsz")
+    is_yolov5 = name.startswith("yolov5")
+    imgsz = as_mapping(content.get("opt" if is_yolov5 else "train_args")).get("imgsz")
     known_size = type(imgsz) is int and 32 <= imgsz <= LARGEST_IMAGE
     licence = content.get("license")
     metadata = {
@@ -85,9 +83,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "channels": arguments["channels"],
         "imgsz": imgsz if known_size else 20 * max(detector.strides),
         "licence": printable(licence) if licence and isinstance(licence, str) else LICENCE,
-        "versions": {"yolov5" if anchor_based else "ultralytics": printable(str(content.get("version", "unknown")))},
+        "versions": {"yolov5" if is_yolov5 else "ultralytics": printable(str(content.get("version", "unknown")))},
     }
-    if anchor_based:
+    if is_yolov5:
         metadata["evaluation"] = {"iou": YOLOV5_IOU}
     if fused:
         metadata["fused"] = True
@@ -106,7 +104,7 @@ def _read_state(
         else:
             numbers = checkpoint.read(tensors[published_name])
             state[own_name] = numbers.float() if numbers.is_floating_point() else numbers
-    if isinstance(detector.head, AnchorBasedHead):  # files count anchors in cells
+    if "head.anchors" in state:  # files count them in cells
         state["head.anchors"] *= torch.tensor(detector.strides).view(-1, 1, 1)
     return state
 
@@ -151,7 +149,9 @@ def _add_modules(pairs: dict[str, str], module: nn.Module, own_name: str, publis
         _add_modules(pairs, child, f"{own_name}.{name}", f"{published_name}.{renamed.get(name, name)}")
 
 
-def _renamed(module: nn.Module) -> dict[str, str]:
+def _renamed(module: nn.Module) -> Mapping[str, str]:
+    if isinstance(module, Head):
+        return module.published_names
     return next((names for kind, names in PUBLISHED_NAMES.items() if isinstance(module, kind)), {})
 
 

@@ -416,7 +416,7 @@ def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team
 
 def agreed_precision(precision: Precision, team: Team) -> Precision:
     """The simplest of all processes' precisions: what each of them can do."""
-    return Precision(precision.device_type, PRECISIONS[team.max(PRECISIONS.index(precision.dtype))])
+    return dataclasses.replace(precision, dtype=PRECISIONS[team.max(PRECISIONS.index(precision.dtype))])
 
 
 def _destroy_groups(in_step: bool) -> None:

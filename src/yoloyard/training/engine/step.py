@@ -7,17 +7,18 @@ host hears of it a step later through `Outcome`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from yoloyard.common.device import Precision, has_cpu_paths
+from yoloyard.common.device import Precision
 from yoloyard.common.structures import Batch, images_to_float
+from yoloyard.losses import Criterion
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.parallel import all_reduce, world_size
-from yoloyard.training.engine.criterion import Criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 
 LARGEST_GRADIENT_NORM = 10.0
@@ -31,45 +32,30 @@ def forward_backward(
     precision: Precision,
     scaler: torch.amp.GradScaler,
     images_in_batch: int,
+    around: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tensor:
     """Add this batch's gradients to the parameters; returns the parts of the loss, (parts,), in the order of `gains`.
 
     The parts are those of all processes together. `images_in_batch` counts the images of all of them. Each part is
     gain * sum / norm with the norm of all processes; what is backpropagated is its product with images and processes,
     so that the mean over processes that follows gives the gradient of one process with the whole batch. A parameter
-    that the batch does not reach gets no gradient, on every device and in every number of processes.
+    that the batch does not reach gets no gradient, on every device and in every number of processes. `around` makes a
+    context for forward and backward, see `cpu.prepare_training`.
     """
-    allocated: list[nn.Parameter] = []
-    if has_cpu_paths(batch.images.device) and world_size() == 1:  # several processes have them in what they exchange
-        allocated = allocate_gradients(model)
-    with precision.autocast():
-        maps = model(images_to_float(batch.images))
-    parts = criterion(maps, batch.boxes, batch.labels)
-    norms = all_reduce(torch.cat([parts[name][1] for name in gains]).detach()).clamp(min=1)
-    sizes = [len(parts[name][0]) for name in gains]
-    losses = torch.stack(
-        [
-            (gain * parts[name][0] / norm).sum()
-            for (name, gain), norm in zip(gains.items(), norms.split(sizes), strict=True)
-        ]
-    )
-    scaler.scale(losses.sum() * images_in_batch * world_size()).backward()
-    for parameter in allocated:
-        if parameter.grad is not None and parameter.grad._version == 0:  # the backward pass has added nothing
-            parameter.grad = None
+    with around():
+        with precision.autocast():
+            maps = model(images_to_float(batch.images))
+        parts = criterion(maps, batch.boxes, batch.labels)
+        norms = all_reduce(torch.cat([parts[name][1] for name in gains]).detach()).clamp(min=1)
+        sizes = [len(parts[name][0]) for name in gains]
+        losses = torch.stack(
+            [
+                (gain * parts[name][0] / norm).sum()
+                for (name, gain), norm in zip(gains.items(), norms.split(sizes), strict=True)
+            ]
+        )
+        scaler.scale(losses.sum() * images_in_batch * world_size()).backward()
     return all_reduce(losses.detach())
-
-
-def allocate_gradients(model: nn.Module) -> list[nn.Parameter]:
-    """Give every parameter that has no gradient one of zeros, before the forward fills the memory with maps.
-
-    Returns these parameters. On a CPU the backward pass would put the gradients where maps have just been freed, which
-    leaves no room for a large one.
-    """
-    without = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.grad is None]
-    for parameter in without:
-        parameter.grad = torch.zeros_like(parameter)
-    return without
 
 
 @dataclass

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from yoloyard.data.index.index import Index
-from yoloyard.models.heads import AnchorBasedHead
+from yoloyard.models.heads import Head
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ RESTARTS, GENERATIONS = 30, 1000
 SIZES = (("all", 0.0, np.inf), ("small", 0.0, 32.0), ("medium", 32.0, 96.0), ("large", 96.0, np.inf))  # COCO's
 
 
-def fit_anchors(head: AnchorBasedHead, index: Index, imgsz: int, anchor_t: float, seed: int) -> None:
-    """Give the head new anchors where fewer than 98 % of the boxes fit the ones it has; says what it found.
+def fit_anchors(head: Head, index: Index, imgsz: int, anchor_t: float, seed: int) -> None:
+    """Give a head with `anchors` (L, A, 2) new ones where fewer than 98 % of the boxes fit them; says what it found.
 
     A box fits an anchor whose sides are less than `anchor_t` times longer or shorter; the share of boxes that fit any
     is the best possible recall.
@@ -39,7 +39,8 @@ def fit_anchors(head: AnchorBasedHead, index: Index, imgsz: int, anchor_t: float
         return
     # as the zoom of the augmentation will vary them
     varied = boxes * random.uniform(0.9, 1.1, len(shapes))[image_of_box, None]
-    old = head.anchors.flatten(0, 1).double().cpu().numpy()
+    anchors = head.get_buffer("anchors")
+    old = anchors.flatten(0, 1).double().cpu().numpy()
     rows = {"old": recall_by_size(varied, old, anchor_t)}
     if rows["old"]["all"] > ENOUGH_RECALL:
         log.info(f"anchors fit: {_line(rows['old'])} of the boxes are in their reach")
@@ -52,10 +53,10 @@ def fit_anchors(head: AnchorBasedHead, index: Index, imgsz: int, anchor_t: float
     if rows["new"]["all"] <= rows["old"]["all"]:
         log.info("  the new ones are no better: these stay")
         return
-    levels = new.reshape(head.anchors.shape)
+    levels = new.reshape(anchors.shape)
     for stride, level in zip(head.strides, levels, strict=True):
         log.info(f"  stride {stride}: " + ", ".join(f"{width:.0f} x {height:.0f}" for width, height in level))
-    head.anchors.copy_(torch.from_numpy(levels))
+    anchors.copy_(torch.from_numpy(levels))
 
 
 def recall_by_size(boxes: np.ndarray, anchors: np.ndarray, anchor_t: float) -> dict[str, float]:

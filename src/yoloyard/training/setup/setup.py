@@ -29,7 +29,6 @@ from yoloyard.models import custom_model as custom_model
 from yoloyard.models import registry
 from yoloyard.models.custom_model import CustomModel
 from yoloyard.models.detector import Detector
-from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.training.listeners.trackers import check_trackers
 from yoloyard.training.setup import class_weights
 from yoloyard.training.setup.anchors import fit_anchors
@@ -127,8 +126,8 @@ def prepare(
     arguments = {"num_classes": len(names)} | ({} if own else custom_arguments(source, model))
     detector = own.build(**arguments) if own else registry.build(model, **arguments)
 
-    anchor_based = isinstance(detector.head, AnchorBasedHead)
-    recipe = {word: value for word, value in recipes.published(model, anchor_based).items() if word not in given}
+    published = recipes.published(model, detector.head.criterion)
+    recipe = {word: value for word, value in published.items() if word not in given}
     start = {"weights": str(source.path.resolve())} if source else {}
     if own_transform is not None and own_transform.file is not None:
         start["transform"] = f"{own_transform.file.path}:{own_transform.file.function}"
@@ -138,7 +137,7 @@ def prepare(
     train_index, val_index = load_splits(spec, config)
     config = _fit(config, given, detector, train_index, device, num_processes)
     licence = transfer_weights(detector, source, names, model, own) if source else None
-    if isinstance(detector.head, AnchorBasedHead) and config.loss.autoanchor:
+    if "anchors" in detector.head.constants and config.loss.autoanchor:
         fit_anchors(detector.head, train_index, config.imgsz, config.loss.anchor_t, config.seed)
     freeze(detector, config.freeze)
     folder = new_run_folder(Path(config.project), run_name(config), config.exist_ok)
@@ -149,7 +148,7 @@ def prepare(
         write_whole(folder / own.path.name, lambda temporary: temporary.write_bytes(content))
     if own_transform is not None:
         own_transform.keep(folder)
-    precision = choose_precision(device, config.amp)
+    precision = choose_precision(device, config.amp, config.device_path)
     setup = Setup(
         config,
         folder,
@@ -238,7 +237,7 @@ def rebuild(
     elif facts.get("transform") is not None:
         own_transform = restore(folder, facts["transform"])
     freeze(detector, config.freeze)
-    precision = choose_precision(device, config.amp)
+    precision = choose_precision(device, config.amp, config.device_path)
     setup = Setup(
         config,
         folder,

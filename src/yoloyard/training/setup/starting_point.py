@@ -72,7 +72,8 @@ def transfer_weights(
     """Put what fits of `source` into `detector` and say so; returns the licence that comes with it."""
     state = source.state
     if own is not None and source.metadata.get("model") != own.word:
-        state = {name: value for name, value in state.items() if name != "head.anchors"}  # the user gives his own
+        chosen = [f"head.{name}" for name in detector.head.constants]  # by the user's file
+        state = {name: value for name, value in state.items() if name not in chosen}
     report = transfer(detector, state, names, source.metadata.get("names", ()))
     if not report.taken:
         raise UsageError(f"nothing in {source.path} fits {model}: use --model to name the model that it was made for")
