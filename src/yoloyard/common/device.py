@@ -49,7 +49,7 @@ class Precision:
 
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss where gradients would underflow (float16); does nothing otherwise."""
-        enabled = self.dtype == torch.float16 or self.device_path == "accelerator"
+        enabled = self.dtype == torch.float16 or (self.device_type == "cpu" and not self.has_cpu_paths)
         return torch.amp.GradScaler(self.device_type, enabled=enabled)
 
 
