@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from yoloyard.common.boxes import complete_iou
-from yoloyard.losses.assign import EPS, TOP_K, alignment_of, is_inside, widened
+from yoloyard.losses.assign import EPS, TOP_K, alignment_of, widened
 from yoloyard.losses.task_aligned import BINS, Sums, TaskAlignedLoss, boxes_of, distribution_loss
 
 MAX_PAIRS = 2**22  # 32 MB for each number of a pair
@@ -80,7 +80,8 @@ def pairs_inside(boxes_xyxy: Tensor, images: Tensor, maps: Sequence[Tensor], str
 
     None if there are more than MAX_PAIRS, which would take more memory than all points do chunk by chunk.
     """
-    low, high = widened(boxes_xyxy)
+    low, high = boxes_xyxy.split(2, dim=-1)
+    low, high = widened(low, high, high - low)
     ranges = []
     for level, stride in zip(maps, strides, strict=True):
         size = torch.tensor([level.shape[3], level.shape[2]], device=low.device)
@@ -99,7 +100,7 @@ def pairs_inside(boxes_xyxy: Tensor, images: Tensor, maps: Sequence[Tensor], str
         columns = extent[:, 0][box]
         column, row = first[:, 0][box] + place % columns, first[:, 1][box] + place // columns
         centres = torch.stack((column, row), dim=1) * stride + stride / 2
-        kept = is_inside(boxes_xyxy[box], centres).nonzero().flatten()
+        kept = ((centres > low[box]) & (centres < high[box])).all(dim=1).nonzero().flatten()
         number = first_number + (images[box] * height + row) * width + column
         parts.append((box[kept], number[kept]))
         first_number += batch * height * width

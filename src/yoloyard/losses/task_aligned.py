@@ -9,6 +9,7 @@ Sources: Feng et al., "TOOD" (ICCV 2021) for the assignment and the class loss w
 "Generalized Focal Loss" (NeurIPS 2020), section 3.2, for the distribution; Zheng et al. (AAAI 2020) for CIoU.
 """
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ MAX_DISTANCE = BINS - 1 - 0.01
 SHARE_OF_MEMORY = 1 / 8  # of what is free before the first step; the forward's maps want the rest
 
 
+@dataclass(eq=False)
 class TaskAlignedLoss:
     """`criterion(maps, boxes, labels)` for detectors whose maps are (B, 4 * 16 + C, h, w), box logits first.
 
@@ -33,18 +35,11 @@ class TaskAlignedLoss:
     point are looked at together, see `assign`.
     """
 
-    def __init__(
-        self,
-        strides: tuple[int, ...],
-        num_classes: int,
-        class_weights: Tensor | None = None,
-        pairs_at_once: int = PAIRS_AT_ONCE,
-    ) -> None:
-        self.strides = strides
-        self.num_classes = num_classes
-        self.class_weights = class_weights
-        self.pairs_at_once = pairs_at_once
-        self._grids: dict[tuple[tuple[int, int], ...], tuple[Tensor, ...]] = {}
+    strides: tuple[int, ...]
+    num_classes: int
+    class_weights: Tensor | None = None
+    pairs_at_once: int = PAIRS_AT_ONCE
+    _grids: dict[tuple[tuple[int, int], ...], tuple[Tensor, ...]] = field(default_factory=dict)
 
     def __call__(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums (1,) and norms (1,) of `box`, `cls` and `dfl` on this process.

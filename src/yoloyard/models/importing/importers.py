@@ -18,7 +18,6 @@ from yoloyard.models.blocks import (
     C3,
     SPPF,
     A2C2f,
-    AreaAttention,
     AreaBlock,
     Attention,
     Bottleneck,
@@ -43,7 +42,6 @@ PUBLISHED_NAMES: dict[type[nn.Module], dict[str, str]] = {
     Attention: {"position": "pe", "project": "proj"},
     A2C2f: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
     AreaBlock: {"attention": "attn", "feed_forward": "mlp"},
-    AreaAttention: {"position": "pe", "project": "proj"},
 }
 NORMALISATION_EPS = 1e-3  # of every family
 LARGEST_IMAGE = 8192  # pixels
@@ -135,18 +133,13 @@ def published_names(detector: Detector) -> dict[str, str]:
 def _published_modules(detector: Detector) -> dict[str, str]:
     """For every module of the detector's blocks its published name."""
     own_names = {id(module): name for name, module in detector.named_modules()}
-    pairs: dict[str, str] = {}
-    for number, block in enumerate(detector.blocks):
-        if block is not None:
-            _add_modules(pairs, block, own_names[id(block)], f"model.{number}")
+    blocks = enumerate(detector.blocks)
+    pairs = {own_names[id(block)]: f"model.{number}" for number, block in blocks if block is not None}
+    for name in own_names.values():
+        parent, _, part = name.rpartition(".")
+        if name not in pairs and parent in pairs:
+            pairs[name] = f"{pairs[parent]}.{_renamed(detector.get_submodule(parent)).get(part, part)}"
     return pairs
-
-
-def _add_modules(pairs: dict[str, str], module: nn.Module, own_name: str, published_name: str) -> None:
-    pairs[own_name] = published_name
-    renamed = _renamed(module)
-    for name, child in module.named_children():
-        _add_modules(pairs, child, f"{own_name}.{name}", f"{published_name}.{renamed.get(name, name)}")
 
 
 def _renamed(module: nn.Module) -> Mapping[str, str]:
