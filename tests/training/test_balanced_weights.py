@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from yoloyard.common.errors import UsageError
+from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
 from yoloyard.losses import build_criterion
@@ -60,3 +60,10 @@ def test_the_criterion_has_them_on_the_network_s_device(model: str, device: str)
     maps = detector(torch.zeros(1, 3, 64, 64, device=device))
     parts = criterion(maps, torch.zeros(1, 1, 4, device=device), torch.full((1, 1), -1, device=device))
     assert parts["cls"][0].device.type == device
+
+
+def test_a_criterion_that_is_not_there_is_named() -> None:
+    head = registry.build("yolo11n", num_classes=3).head
+    head.criterion = "task_alined"
+    with pytest.raises(UserError, match="unknown criterion 'task_alined' of a head: there are anchor_based, task_al"):
+        build_criterion(head, TrainConfig())

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yoloyard.common.errors import UserError
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import anchor_based, task_aligned
 
@@ -27,7 +28,8 @@ def build_criterion(
     """The loss that `head.criterion` names and the gain of each of its parts; the head lies on its device already.
 
     In a user file `criterion` may be a method of the head instead: a builder without the first argument. `free_bytes`
-    of the device, if known: the more there are, the fewer and larger operations the loss may make.
+    of the device, if known: the more there are, the fewer and larger operations the loss may make. Raises UserError for
+    a name that isn't there.
     """
     weights = None
     if config.class_weights is not None:
@@ -35,4 +37,6 @@ def build_criterion(
         weights = torch.tensor(numbers, device=next(head.parameters()).device)
     if callable(head.criterion):
         return head.criterion(config, weights, free_bytes)
+    if head.criterion not in LOSSES:
+        raise UserError(f"unknown criterion {head.criterion!r} of a head: there are {', '.join(LOSSES)}")
     return LOSSES[head.criterion](head, config, weights, free_bytes)

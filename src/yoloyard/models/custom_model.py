@@ -77,6 +77,8 @@ def _check(detector: Detector, num_classes: int, name: str) -> None:
     head = getattr(detector, "head", None)
     if not isinstance(head, Head):
         raise UserError(f"{name}: the detector's `head` must be a Head of yoloyard.models.heads")
+    if not hasattr(head, "criterion"):
+        raise UserError(f"{name}: the head must have a `criterion`, a name in yoloyard.losses.LOSSES or a method")
     if head.num_classes != num_classes:
         raise UserError(f"{name}: the head has {head.num_classes} classes, the data {num_classes}")
     size = 4 * max(head.strides)
