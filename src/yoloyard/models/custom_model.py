@@ -1,4 +1,4 @@
-"""A network of the user's own: `my_model.py:build`, a file and the function in it that makes the detector.
+"""A custom model: `my_model.py:build`, a user file and the function in it that makes the detector.
 
 A run keeps a copy of the file, and its weight files the copy's digest.
 """
@@ -20,12 +20,12 @@ __all__ = ["CustomModel", "beside", "is_custom", "read_kept", "read_custom"]
 
 
 class CustomModel(UserFile):
-    """A file of the user's and the name of a function in it, `build(num_classes) -> Detector`."""
+    """A user file and the name of a function in it, `build(num_classes) -> Detector`."""
 
     def build(self, num_classes: int) -> Detector:
-        """The user's detector, on the CPU; looked at once with an empty image, so that mistakes show at once.
+        """The user's detector, on the CPU, after one forward with an empty image, which shows mistakes early.
 
-        Raises UserError with the user's own line if the file, the function or the first forward fails, and UsageError
+        Raises UserError with the line of the user file if the file, the function or that forward fails, and UsageError
         if the function is not there.
         """
         function = self.load("model")
@@ -47,17 +47,14 @@ def read_custom(model: str) -> CustomModel:
 
 
 def beside(weights: Path, metadata: Mapping[str, Any]) -> CustomModel:
-    """The copy of the user's file that belongs to a weight file: beside it or, as a run keeps it, a folder above.
-
-    Raises UserError if there is none or if it has changed.
-    """
+    """The user file that belongs to a weight file, beside it or a folder above. Raises what `read_kept` raises."""
     return read_kept(metadata["model"], metadata.get("model_digest"), [weights.parent, weights.parent.parent])
 
 
 def read_kept(model: str, digest: str | None, folders: list[Path]) -> CustomModel:
-    """The file that `model` names, as a run has kept it, in the first of `folders` that has one.
+    """The user file that `model` names, in the first of `folders` that has one.
 
-    Raises UserError if there is none or if it is another than the weights were trained with.
+    Raises UserError if there is none or if its `digest` is not that of the file that the weights were trained with.
     """
     file, _, function = model.rpartition(":")
     name = Path(file).name
