@@ -44,6 +44,8 @@ def table() -> str:
     spellings = ", ".join(f"`--{given.replace('_', '-')}` (`--{name}`)" for given, name in ALIASES.items())
     parts: dict[str, list[str]] = {part: [] for part in HEADINGS}
     for leaf in settings_of(TrainConfig).values():
+        if leaf.hidden:
+            continue
         parts[leaf.part].append(_row(leaf))
     text = INTRODUCTION.format(aliases=spellings)
     for part, rows in parts.items():

@@ -17,10 +17,10 @@ from yoloyard.common.device import Precision, free_bytes
 from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
+from yoloyard.losses import build_criterion
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.training.engine.compilation import compile_network
-from yoloyard.training.engine.criterion import choose_criterion
 from yoloyard.training.engine.engine import Engine, StepReport, Verdict
 
 NUM_CLASSES = 3
@@ -53,7 +53,7 @@ class Training:
         if config is None:
             optimization = replace(optimization, nbs=2 * accumulate, warmup_epochs=0)
             config = TrainConfig(batch=2, optimization=optimization)
-        criterion, gains = choose_criterion(self.detector, config, free_bytes=free_bytes(device))
+        criterion, gains = build_criterion(self.detector.head, config, free_bytes=free_bytes(device))
         self.lines: list[str] = []
         network: torch.nn.Module = self.detector.train()
         if compiled_for is not None:

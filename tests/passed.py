@@ -20,10 +20,8 @@ SKIPPED = 77  # exit status of a program that could not test; as in Automake
 NAMED_FILES = 5
 
 EVERYWHERE = ("pyproject.toml", "constraints.txt", "tests/conftest.py", "tests/foreign.py")
-TRAINER = tuple(
-    f"src/yoloyard/{room}/**/*.py"
-    for room in ("common", "config", "models", "losses", "data", "demo", "evaluation", "training", "commands", "cli")
-)
+ROOMS = "common", "config", "models", "losses", "cpu", "data", "demo", "evaluation", "training", "commands", "cli"
+TRAINER = tuple(f"src/yoloyard/{room}/**/*.py" for room in ROOMS)
 
 
 @dataclass(frozen=True)
@@ -63,8 +61,8 @@ class Group:
 GROUPS = {
     "networks": Group(
         ("tests/models", "tests/losses"),
-        ("src/yoloyard/models/**/*.py", "src/yoloyard/losses/**/*.py", "src/yoloyard/common/*.py",
-         "src/yoloyard/config/*.py", "tests/*.py",
+        ("src/yoloyard/models/**/*.py", "src/yoloyard/losses/**/*.py", "src/yoloyard/cpu/*.py",
+         "src/yoloyard/common/*.py", "src/yoloyard/config/*.py", "tests/*.py",
          "tests/data/reference/*"),
     ),
     "runs": Group(

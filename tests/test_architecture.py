@@ -18,8 +18,9 @@ MAY_IMPORT = {
     "losses": BOTTOM | {"losses"},
     "data": BOTTOM | {"data"},
     "demo": BOTTOM | {"demo", "data"},
-    "evaluation": BOTTOM | {"evaluation", "data"},
-    "training": BOTTOM | {"training", "evaluation", "data", "models", "losses"},
+    "cpu": BOTTOM | {"cpu", "models", "losses"},
+    "evaluation": BOTTOM | {"evaluation", "data", "cpu"},
+    "training": BOTTOM | {"training", "evaluation", "data", "cpu", "models", "losses"},
     "machines": BOTTOM | {"machines", "docker"},  # what it wants of the trainer it starts as a command
     "docker": set(),  # data; its scripts run inside a container, before yoloyard
 }

@@ -30,11 +30,11 @@ from yoloyard.common.structures import Batch
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig
 from yoloyard.evaluation.validate import detect
+from yoloyard.losses import build_criterion
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
-from yoloyard.training.engine.criterion import choose_criterion
 from yoloyard.training.engine.engine import Engine, StepReport
 from yoloyard.training.stopwatch import Stopwatch
 
@@ -132,7 +132,7 @@ def unused_parameter(device: torch.device) -> None:
     detector = Small().to(device).train()
     optimization = OptimizerConfig(optimizer="SGD", weight_decay=0.1, nbs=2, warmup_epochs=0, ema_ramp=10.0)
     config = TrainConfig(batch=2, optimization=optimization)
-    criterion, gains = choose_criterion(detector, config)
+    criterion, gains = build_criterion(detector.head, config)
     engine = Engine(detector, criterion, gains, Precision(device.type, torch.float32), config, 10)
     for seed in range(3):
         assert engine.step(some_batch(seed=seed)).send().read() == (False, True, False)
@@ -173,7 +173,7 @@ def loss_launches(device: torch.device) -> str:
     """9: kernels of assignment and loss, yolo11n at batch 64, 640 pixels, 256 boxes an image, 80 classes."""
     images, side, boxes = (64, 640, 256) if device.type == "cuda" else (2, 64, 8)
     detector = registry.build("yolo11n", num_classes=80).to(device)
-    criterion, _ = choose_criterion(detector, TrainConfig(), free_bytes=free_bytes(device))
+    criterion, _ = build_criterion(detector.head, TrainConfig(), free_bytes=free_bytes(device))
     maps = [torch.randn(images, 144, side // stride, side // stride, device=device) for stride in detector.strides]
     batch = some_batch(images, side, boxes).to(device)
     count = _launches(device, lambda: criterion(maps, batch.boxes, batch.labels))[0]

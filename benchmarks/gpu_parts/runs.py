@@ -74,6 +74,7 @@ class Runs:
     ) -> Started:
         """Start a training of many epochs, unless `words` say otherwise."""
         own: dict[str, object] = {"data": "demo/data.yaml", "model": "network.py:Small", "device": self.device.type}
+        own |= {"device_path": "accelerator"}  # also where a rehearsal has a CPU alone
         own |= {"imgsz": 64, "batch": 4, "epochs": 5000, "workers": 1, "tensorboard": False, **words}
         return self.start(*program, "train", *(f"{name}={value}" for name, value in own.items()), **(variables or {}))
 

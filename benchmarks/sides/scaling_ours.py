@@ -17,6 +17,7 @@ from yoloyard.common.nms import suppress_found
 from yoloyard.common.structures import Detections, Sample
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig
+from yoloyard.cpu.points_in_boxes import use_points_in_boxes
 from yoloyard.data.audit.duplicates import _nearest
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index, Paths, Texts, load_index
@@ -97,7 +98,7 @@ def boxes(count: int) -> dict[str, float]:
     torch.manual_seed(0)
     detector = registry.build("yolo11n", num_classes=10)
     maps = [torch.randn(8, 74, side, side, requires_grad=True) for side in (80, 40, 20)]
-    loss = TaskAlignedLoss(detector.strides, 10, reads=True)
+    loss = use_points_in_boxes(TaskAlignedLoss(detector.strides, 10))
     true_boxes, true_labels = torch.from_numpy(true), torch.from_numpy(labels)
     images, scores = torch.arange(8).repeat_interleave(count), torch.rand(8 * count)
     scattered = true_boxes.flatten(0, 1)

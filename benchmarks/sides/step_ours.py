@@ -9,22 +9,23 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
 import torch
 from turns import Turns
 
-from yoloyard.common.device import Precision, reuse_memory
+from yoloyard import cpu
+from yoloyard.common.device import Precision
 from yoloyard.common.structures import images_to_float
 from yoloyard.config.settings import TrainConfig
+from yoloyard.cpu.memory import reuse_memory
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import load_index
 from yoloyard.data.loading.loader import make_train_loader
+from yoloyard.losses import build_criterion
 from yoloyard.models import registry
-from yoloyard.training.engine.criterion import choose_criterion
-from yoloyard.training.engine.engine import Engine, Verdict, early_gradients
+from yoloyard.training.engine.engine import Engine, Verdict
 
 BATCH = 8
 
@@ -57,10 +58,9 @@ def make_steps(data: Path, precision: Precision, bare: bool, imgsz: int = 640) -
     reuse_memory(device)
     detector = registry.build("yolo11n", num_classes=80).train()
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    criterion, gains = choose_criterion(detector, config, reads=True)
-    engine = Engine(
-        detector, criterion, gains, precision, config, len(loader), around_backward=partial(early_gradients, detector)
-    )
+    criterion, gains = build_criterion(detector.head, config)
+    around = cpu.prepare_training(detector, criterion, precision, num_processes=1)
+    engine = Engine(detector, criterion, gains, precision, config, len(loader), around_step=around)
     optimizer = engine.optimizer
     unread: list[Verdict] = []
 

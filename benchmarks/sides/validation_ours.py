@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from turns import Turns
 
-from yoloyard.common.device import choose_precision, images_at_once, precision_named, reuse_memory
+from yoloyard.common.device import choose_precision, images_at_once, precision_named
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import EvaluationConfig
+from yoloyard.cpu.memory import reuse_memory
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import load_index
 from yoloyard.data.loading.loader import make_val_loader

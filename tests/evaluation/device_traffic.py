@@ -13,7 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from launches import Launches
-from yoloyard.models.heads import BINS
+from yoloyard.models.heads.anchor_free import BINS
 
 READS = {
     "cpu",

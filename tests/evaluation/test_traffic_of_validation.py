@@ -7,7 +7,6 @@ import torch
 from device_traffic import maps_with_objects, traffic
 from torch import Tensor, nn
 
-from yoloyard.common import nms
 from yoloyard.common.device import Precision
 from yoloyard.common.structures import Batch, Detections, ImageTransform
 from yoloyard.config.settings import EvaluationConfig
@@ -16,6 +15,7 @@ from yoloyard.models.heads import AnchorFreeHead
 
 IMAGES, SIDE = 32, 320
 FLOAT32 = Precision("cpu", torch.float32)
+AS_ON_A_GPU = Precision("cpu", torch.float32, "accelerator")
 TRANSFORM = ImageTransform(2 * SIDE, 2 * SIDE, 0.5, 0.5, 0.0, 0.0)
 
 
@@ -34,21 +34,15 @@ class Finding(nn.Module):
         return self.maps
 
 
-def found_by(detector: Finding) -> list[Detections]:
+def found_by(detector: Finding, precision: Precision) -> list[Detections]:
     images = torch.zeros(IMAGES, 3, SIDE, SIDE, dtype=torch.uint8)
-    return detect(detector, images, [TRANSFORM] * IMAGES, EvaluationConfig(), FLOAT32, multi_label=True)
+    return detect(detector, images, [TRANSFORM] * IMAGES, EvaluationConfig(), precision, multi_label=True)
 
 
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nms, "has_cpu_paths", lambda device: False)
-
-
-@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize(("objects", "most_reads", "most_launches"), [(8, 13, 335), (40, 21, 645)])
 def test_few_reads_and_one_copy_a_batch(objects: int, most_reads: int, most_launches: int) -> None:
     detector = Finding(maps_with_objects(IMAGES, objects, 1, SIDE), 1)
-    launches, reads = traffic(lambda: found_by(detector))
+    launches, reads = traffic(lambda: found_by(detector, AS_ON_A_GPU))
     assert reads["cpu"] == 1  # boxes, scores and labels of all images
     assert reads["boolean mask"] == 0  # each would ask how many there are
     assert reads["nonzero"] == len(detector.maps) + 1
@@ -56,11 +50,10 @@ def test_few_reads_and_one_copy_a_batch(objects: int, most_reads: int, most_laun
     assert launches <= most_launches
 
 
-def test_a_gpu_finds_what_a_cpu_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_finds_what_a_cpu_finds() -> None:
     detector = Finding(maps_with_objects(IMAGES, 20, 3, SIDE, seed=1), 3)
-    expected = found_by(detector)
-    monkeypatch.setattr(nms, "has_cpu_paths", lambda device: False)
-    for one, other in zip(found_by(detector), expected, strict=True):
+    expected = found_by(detector, FLOAT32)
+    for one, other in zip(found_by(detector, AS_ON_A_GPU), expected, strict=True):
         assert len(one) > 20
         assert torch.equal(one.boxes, other.boxes)
         assert torch.equal(one.scores, other.scores)
@@ -68,19 +61,18 @@ def test_a_gpu_finds_what_a_cpu_finds(monkeypatch: pytest.MonkeyPatch) -> None:
         assert one.labels.dtype == torch.int64
 
 
-@pytest.mark.usefixtures("as_on_a_gpu")
 def test_images_without_a_candidate_are_empty_beside_others() -> None:
     maps = maps_with_objects(4, 3, 2, SIDE)
     for level in maps:
         level[1:3] = -20.0
     detector = Finding(maps, 2)
     images = torch.zeros(4, 3, SIDE, SIDE, dtype=torch.uint8)
-    found = detect(detector, images, [None] * 4, EvaluationConfig(), FLOAT32, multi_label=True)
+    found = detect(detector, images, [None] * 4, EvaluationConfig(), AS_ON_A_GPU, multi_label=True)
     assert [len(each) > 0 for each in found] == [True, False, False, True]
     assert found[1].boxes.shape == (0, 4)
     for level in maps:
         level[:] = -20.0
-    found = detect(detector, images, [None] * 4, EvaluationConfig(), FLOAT32, multi_label=True)
+    found = detect(detector, images, [None] * 4, EvaluationConfig(), AS_ON_A_GPU, multi_label=True)
     assert [len(each) for each in found] == [0, 0, 0, 0]
 
 

@@ -20,10 +20,10 @@ from yoloyard.common.device import Precision
 from yoloyard.common.structures import Batch, ImageTransform, images_to_float
 from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig
 from yoloyard.evaluation.validate import detect
+from yoloyard.losses import build_criterion
 from yoloyard.models import fused, registry
 from yoloyard.models.detector import Detector
 from yoloyard.training.engine import ema
-from yoloyard.training.engine.criterion import choose_criterion
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.multi_scale import resize
 
@@ -71,7 +71,7 @@ def forward(detector: Detector, batch: Batch, dtype: torch.dtype) -> list[Tensor
 @pytest.mark.parametrize("model", MODELS)
 def test_copy_forward_and_loss_read_nothing(model: str, dtype: torch.dtype) -> None:
     detector = on_cuda(model).train()
-    criterion, gains = choose_criterion(detector, TrainConfig(), free_bytes=FREE)
+    criterion, gains = build_criterion(detector.head, TrainConfig(), free_bytes=FREE)
     with Launches(forbid_reads=True):
         batch = resize(some_batch(size=128, boxes=20).to(CUDA), 1.5, 32)
         parts = criterion(forward(detector, batch, dtype), batch.boxes, batch.labels)
@@ -82,7 +82,7 @@ def test_copy_forward_and_loss_read_nothing(model: str, dtype: torch.dtype) -> N
 @pytest.mark.parametrize(("model", "most"), [("yolo11n", 150), ("yolov5n", 600)])
 def test_launches_of_the_loss(model: str, most: int) -> None:
     detector = on_cuda(model).train()
-    criterion, _ = choose_criterion(detector, TrainConfig(), free_bytes=FREE)
+    criterion, _ = build_criterion(detector.head, TrainConfig(), free_bytes=FREE)
     batch = some_batch(images=64, size=640, boxes=256).to(CUDA)
     maps = forward(detector, batch, torch.bfloat16)
     criterion(maps, batch.boxes, batch.labels)  # what is made once a shape
@@ -97,7 +97,7 @@ def test_an_update_and_its_flags_read_nothing(dtype: torch.dtype, monkeypatch: p
     monkeypatch.setattr(ema, "copy", SimpleNamespace(deepcopy=lambda _: on_cuda()))
     detector = on_cuda().train()
     config = TrainConfig(imgsz=64, optimization=OptimizerConfig(optimizer="AdamW", momentum=0.9))
-    criterion, gains = choose_criterion(detector, config, free_bytes=FREE)
+    criterion, gains = build_criterion(detector.head, config, free_bytes=FREE)
     engine = Engine(detector, criterion, gains, Precision("cuda", dtype), config, 10)
     assert engine.scaler.is_enabled() == (dtype == torch.float16)
     losses, stop = torch.ones(3, device=CUDA), torch.zeros((), device=CUDA)

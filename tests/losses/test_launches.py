@@ -7,11 +7,10 @@ from torch import Tensor
 from launches import Launches
 from memory import LiveBytes
 from yoloyard.config.settings import TrainConfig
-from yoloyard.losses import task_aligned
+from yoloyard.losses import build_criterion, task_aligned
 from yoloyard.losses.assign import BYTES_OF_A_PAIR, assign
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
-from yoloyard.training.engine.criterion import SHARE_OF_MEMORY, choose_criterion
 
 BATCH, SIZE, BOXES, CLASSES = 64, 640, 256, 80
 CARD_OF_24_GB = int(23.5 * 2**30)  # bytes that are free on one before the first step
@@ -46,7 +45,7 @@ def maps_of(detector: Detector) -> list[Tensor]:
 def test_assignment_and_loss_launch_few_kernels(model: str, free_bytes: int, most: int) -> None:
     with torch.device("meta"):
         detector = registry.build(model, num_classes=CLASSES)
-    criterion, _ = choose_criterion(detector, TrainConfig(), free_bytes=free_bytes)
+    criterion, _ = build_criterion(detector.head, TrainConfig(), free_bytes=free_bytes)
     maps = maps_of(detector)
     criterion(maps, *targets())  # what is made once a shape
     with Launches(forbid_reads=True) as launches:
@@ -86,6 +85,8 @@ def test_a_pair_takes_no_more_memory_than_is_reckoned_with(pairs_at_once: int) -
 def test_the_share_of_the_loss_leaves_room_for_the_maps() -> None:
     with torch.device("meta"):
         detector = registry.build("yolo11n", num_classes=CLASSES)
-    criterion, _ = choose_criterion(detector, TrainConfig(), free_bytes=CARD_OF_8_GB)
+    criterion, _ = build_criterion(detector.head, TrainConfig(), free_bytes=CARD_OF_8_GB)
     assert isinstance(criterion, task_aligned.TaskAlignedLoss)
-    assert criterion.pairs_at_once * BYTES_OF_A_PAIR == pytest.approx(CARD_OF_8_GB * SHARE_OF_MEMORY, rel=1e-6)
+    assert criterion.pairs_at_once * BYTES_OF_A_PAIR == pytest.approx(
+        CARD_OF_8_GB * task_aligned.SHARE_OF_MEMORY, rel=1e-6
+    )

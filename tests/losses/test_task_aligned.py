@@ -8,12 +8,19 @@ from torch import Tensor
 
 from memory import LiveBytes
 from yoloyard.common.boxes import complete_iou
-from yoloyard.losses import points_in_boxes
-from yoloyard.losses.task_aligned import TaskAlignedLoss, _distribution_loss
+from yoloyard.cpu import points_in_boxes
+from yoloyard.cpu.points_in_boxes import use_points_in_boxes
+from yoloyard.losses.task_aligned import TaskAlignedLoss, distribution_loss
 from yoloyard.models import registry
 
 STRIDES = (8, 16, 32)
 GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+
+
+def criterion_of(num_classes: int, in_boxes: bool, weights: Tensor | None = None) -> TaskAlignedLoss:
+    """The loss of all points, or of those in boxes alone, as on a CPU."""
+    criterion = TaskAlignedLoss(STRIDES, num_classes, weights)
+    return use_points_in_boxes(criterion) if in_boxes else criterion
 
 
 @pytest.mark.parametrize(
@@ -41,7 +48,7 @@ def test_distribution_focal_loss() -> None:
     assert (log_distribution[0, 0, 0].exp() * torch.arange(16)).sum() == pytest.approx(9.539194, abs=1e-5)
     for distance, expected in ((0.0, 3.626651), (2.3, 3.396651), (7.0, 2.926651), (20.0, 2.127651)):
         target = torch.tensor([[[-distance, -distance, distance, distance]]])
-        assert _distribution_loss(log_distribution, target, torch.zeros(1, 2)).item() == pytest.approx(
+        assert distribution_loss(log_distribution, target, torch.zeros(1, 2)).item() == pytest.approx(
             expected, abs=1e-5
         )
 
@@ -72,9 +79,9 @@ def total(parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
         [[20.0, 20, 20, 20]],  # of no size
     ],
 )
-@pytest.mark.parametrize("reads", [False, True])
-def test_losses_and_gradients_stay_finite_at_the_edges(boxes: list[list[float]], reads: bool) -> None:
-    maps, criterion = some_maps(64, 3), TaskAlignedLoss(STRIDES, 3, reads=reads)
+@pytest.mark.parametrize("in_boxes", [False, True])
+def test_losses_and_gradients_stay_finite_at_the_edges(boxes: list[list[float]], in_boxes: bool) -> None:
+    maps, criterion = some_maps(64, 3), criterion_of(3, in_boxes)
     labels = [-1 if box == [0.0, 0, 0, 0] else 0 for box in boxes]
     parts = criterion(maps, torch.tensor(boxes).view(1, -1, 4), torch.tensor([labels]).long())
     loss = total(parts)
@@ -101,10 +108,10 @@ def some_boxes(images: int, boxes: int, size: int, largest: float, seed: int) ->
 def test_points_in_boxes_give_the_loss_of_all_points(largest: float, weights: Tensor | None, seed: int) -> None:
     boxes, labels = some_boxes(3, 17, 192, largest, seed)
     found = []
-    for reads in (False, True):
+    for in_boxes in (False, True):
         # logits far apart, so that boxes of all sizes are predicted
         maps = [(4 * level.detach()).requires_grad_() for level in some_maps(192, 5, images=3)]
-        parts = TaskAlignedLoss(STRIDES, 5, weights, reads)(maps, boxes, labels)
+        parts = criterion_of(5, in_boxes, weights)(maps, boxes, labels)
         total(parts).backward()
         found.append((parts, [level.grad for level in maps]))
     (plain, plain_gradients), (quick, gradients) = found
@@ -116,22 +123,22 @@ def test_points_in_boxes_give_the_loss_of_all_points(largest: float, weights: Te
 
 def test_too_many_points_in_boxes_are_taken_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     boxes, labels = some_boxes(2, 9, 128, 0.5, 0)
-    maps, criterion = some_maps(128, 5, images=2), TaskAlignedLoss(STRIDES, 5, reads=True)
+    maps, criterion = some_maps(128, 5, images=2), criterion_of(5, in_boxes=True)
     few = criterion(maps, boxes, labels)
-    monkeypatch.setattr(points_in_boxes, "MOST_PAIRS", 10)
+    monkeypatch.setattr(points_in_boxes, "MAX_PAIRS", 10)
     monkeypatch.setattr(points_in_boxes, "distinct", None)  # would fail
     many = criterion(maps, boxes, labels)
     for name in GAINS:
         torch.testing.assert_close(many[name], few[name], rtol=3e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("in_boxes", [False, True])
 @pytest.mark.parametrize("channel", [5, 66])  # of the box logits, of the class logits
-def test_what_is_not_finite_shows_in_the_loss(reads: bool, channel: int) -> None:
+def test_what_is_not_finite_shows_in_the_loss(in_boxes: bool, channel: int) -> None:
     boxes, labels = some_boxes(1, 6, 128, 0.5, 0)
     maps = [level.detach() for level in some_maps(128, 5)]
     maps[0][:, channel] = math.nan
-    assert not math.isfinite(total(TaskAlignedLoss(STRIDES, 5, reads=reads)(maps, boxes, labels)).item())
+    assert not math.isfinite(total(criterion_of(5, in_boxes)(maps, boxes, labels)).item())
 
 
 def test_five_thousand_boxes_an_image_need_less_than_two_gigabytes() -> None:

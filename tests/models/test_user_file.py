@@ -14,7 +14,7 @@ NETWORK = """\
 from torch import nn
 from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Detector
-from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
+from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead, Head
 
 class Own(Detector):
     def __init__(self, head, stride):
@@ -75,6 +75,15 @@ class Twice(Own):
 
 def wrong_count(num_classes):
     return Twice(AnchorFreeHead([16], num_classes, (8,), depthwise=False), 8)
+
+class Bare(Head):
+    pass
+
+def no_head(num_classes):
+    return Own(nn.Conv2d(16, 64 + num_classes, 1), 8)
+
+def no_criterion(num_classes):
+    return Own(Bare([16], num_classes, [8], 64), 8)
 """
 
 
@@ -103,6 +112,8 @@ def test_the_function_makes_the_detector(file: Path) -> None:
         ("wrong_output", r"forward must return \(1, 66, 4, 4\) at level 0 with stride 8 .*, came \(1, 66, 4, 2\)"),
         ("wrong_count", "forward must return 1 maps, one a stride, came 2 maps"),
         ("wrong_line", r"my_model\.py, line 47 \(`return self\.body\(images, images\)`\): TypeError"),
+        ("no_head", "head` must be a Head of yoloyard.models.heads"),
+        ("no_criterion", "the head must have a `criterion`"),
         ("wrong_classes", "the head has 80 classes, the data 2"),
         ("no_detector", "no_detector must return a yoloyard Detector, not Linear"),
         ("stumbles", r"my_model\.py, line 41 \(`return 1 / 0`\): ZeroDivisionError"),

@@ -30,10 +30,9 @@ from reference import (
     random_targets,
 )
 from yoloyard.common.boxes import xyxy_to_cxcywh
-from yoloyard.losses.anchor_based import AnchorBasedLoss
-from yoloyard.losses.task_aligned import TaskAlignedLoss
+from yoloyard.config.settings import TrainConfig
+from yoloyard.losses import build_criterion
 from yoloyard.models.detector import Detector
-from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.weights import load_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "parity.md"
@@ -84,11 +83,8 @@ def own_outputs(detector: Detector, images: Tensor) -> Outputs:
 def own_losses(detector: Detector, maps: list[Tensor], targets: np.ndarray) -> dict[str, Tensor]:
     """The components of our loss, gains in them, for raw maps (B, K, h, w)."""
     head = detector.head
-    if isinstance(head, AnchorBasedHead):
-        criterion: AnchorBasedLoss | TaskAlignedLoss = AnchorBasedLoss(head.anchors, head.strides, head.num_classes)
-        gains = ANCHOR_BASED_GAINS
-    else:
-        criterion, gains = TaskAlignedLoss(head.strides, head.num_classes), ANCHOR_FREE_GAINS
+    criterion, _ = build_criterion(head, TrainConfig())
+    gains = ANCHOR_BASED_GAINS if head.criterion == "anchor_based" else ANCHOR_FREE_GAINS
     parts = criterion(maps, *padded_targets(targets, BATCH))
     return {name: gain * (parts[name][0] / parts[name][1].clamp(min=1)).sum() for name, gain in gains.items()}
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from yoloyard.common.errors import UsageError
+from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
+from yoloyard.losses import build_criterion
 from yoloyard.models import registry
-from yoloyard.training.engine.criterion import choose_criterion
 from yoloyard.training.setup.class_weights import as_line, balanced, parse, resolve
 
 
@@ -54,9 +54,16 @@ def test_wrong_weights_are_named(text: str, message: str) -> None:
 def test_the_criterion_has_them_on_the_network_s_device(model: str, device: str) -> None:
     with torch.device(device):
         detector = registry.build(model, num_classes=3)
-    criterion: Any = choose_criterion(detector, TrainConfig(class_weights="1,2,0.5"))[0]
+    criterion: Any = build_criterion(detector.head, TrainConfig(class_weights="1,2,0.5"))[0]
     assert criterion.class_weights.device.type == device
     assert criterion.class_weights.shape == (3,)
     maps = detector(torch.zeros(1, 3, 64, 64, device=device))
     parts = criterion(maps, torch.zeros(1, 1, 4, device=device), torch.full((1, 1), -1, device=device))
     assert parts["cls"][0].device.type == device
+
+
+def test_a_criterion_that_is_not_there_is_named() -> None:
+    head = registry.build("yolo11n", num_classes=3).head
+    head.criterion = "task_alined"
+    with pytest.raises(UserError, match="unknown criterion 'task_alined' of a head: there are anchor_based, task_al"):
+        build_criterion(head, TrainConfig())

@@ -88,19 +88,19 @@ def test_every_model_has_its_published_recipe() -> None:
     assert {name for name in registry.names() if any(name.startswith(start) for start in RECIPES)} == {
         *registry.names()
     }
-    low, high = published("yolov5s6", anchor_based=True), published("yolov5x", anchor_based=True)
+    low, high = published("yolov5s6", "anchor_based"), published("yolov5x", "anchor_based")
     assert (low["box"], low["cls"], low["obj"], low["iou"]) == (0.05, 0.5, 1.0, 0.6)
     assert (high["cls"], high["obj"], high["lrf"], high["scale"], high["mixup"]) == (0.3, 0.7, 0.1, 0.9, 0.1)
-    assert published("yolo12n", anchor_based=False) == {}
+    assert published("yolo12n", "task_aligned") == {}
     for words in RECIPES.values():
         with_overrides(TrainConfig(), words)
     # a network of the user's own gets the gains of its kind of head
-    assert published("/home/me/my_model.py:build", anchor_based=True) == low
-    assert published("/home/me/my_model.py:build", anchor_based=False) == {}
+    assert published("/home/me/my_model.py:build", "anchor_based") == low
+    assert published("/home/me/my_model.py:build", "task_aligned") == {}
 
 
 def test_yolov5_trains_with_sgd_but_for_small_sets() -> None:
-    recipe = dict(published("yolov5n", anchor_based=True))
+    recipe = dict(published("yolov5n", "anchor_based"))
     large, _ = fit_to_run(with_overrides(TrainConfig(), recipe), {}, num_images=118_000, num_classes=80)
     assert (large.optimization.optimizer, large.optimization.lr0, large.optimization.momentum) == ("SGD", 0.01, 0.937)
     assert large.optimization.warmup_bias_lr == 0.1

@@ -2,8 +2,8 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,16 +13,17 @@ from torch import Tensor
 
 from memory import SavedBytes
 from on_device import everything
+from yoloyard import cpu
 from yoloyard.common.device import Precision
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
+from yoloyard.losses import build_criterion
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine import ema, optimizers
-from yoloyard.training.engine.criterion import choose_criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
-from yoloyard.training.engine.engine import Engine, early_gradients
+from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.optimizers import build_optimizer
 
 FLOAT32 = Precision("cpu", torch.float32)
@@ -60,16 +61,11 @@ class Stage:
         optimization = OptimizerConfig(optimizer=optimizer, lr0=0.01, momentum=0.9, nbs=2, warmup_epochs=0)
         config = TrainConfig(imgsz=64, batch=2, optimization=optimization)
         self.precision = Precision("cpu", dtype)
-        criterion, gains = choose_criterion(self.detector, config)
-        self.engine = Engine(
-            self.detector,
-            criterion,
-            gains,
-            self.precision,
-            config,
-            10**6,
-            around_backward=partial(early_gradients, self.detector),
-        )
+        criterion, gains = build_criterion(self.detector.head, config)
+        around: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+        if device == "cpu":  # but for the points in boxes, which are read
+            around = cpu.prepare_training(self.detector, lambda *_: {}, self.precision, num_processes=1)
+        self.engine = Engine(self.detector, criterion, gains, self.precision, config, 10**6, around_step=around)
         self.step = self.engine.step
 
     def backward(self, batch: Batch) -> Tensor:

@@ -1,6 +1,5 @@
 """A parameter that the forward does not use is left alone: in one process on a CPU, as on a GPU, and in several."""
 
-import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from processes import run_together
-from yoloyard.common.device import Precision, has_cpu_paths
+from yoloyard import cpu
+from yoloyard.common.device import Precision
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
+from yoloyard.losses import build_criterion
 from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
 from yoloyard.training.distributed.collectives import Team, join_team
 from yoloyard.training.distributed.ddp import parallelize
-from yoloyard.training.engine.criterion import choose_criterion
-from yoloyard.training.engine.engine import Engine, early_gradients
+from yoloyard.training.engine.engine import Engine
 from yoloyard.training.state.checkpoint import read_header, restore, snapshot_of, write
 from yoloyard.training.state.progress import Progress
 from yoloyard.training.state.randomness import RandomNumbers
@@ -77,6 +77,7 @@ def train(
     saved: str = "",
     resumes: bool = True,
     team: Team | None = None,
+    precision: Precision = PLAIN,
 ) -> Any:
     """A step for each of `uses`, by rank, an update `every` so many; once saved and restored into a new network.
 
@@ -103,9 +104,10 @@ def train(
             optimizer=optimizer, lr0=0.01, momentum=0.9, weight_decay=0.1, nbs=2 * every, warmup_epochs=0, ema_ramp=10
         )
         config = TrainConfig(batch=2, optimization=optimization)
-        around = partial(early_gradients, detector) if has_cpu_paths(CPU) and team.size == 1 else contextlib.nullcontext
-        criterion, gains = choose_criterion(detector, TrainConfig())
-        engine = Watched(detector, criterion, gains, PLAIN, config, 10**6, team, network, around)
+        criterion, gains = build_criterion(detector.head, TrainConfig())
+        all_points = partial(criterion)  # no points in boxes, whose sums are rounded otherwise
+        around = cpu.prepare_training(detector, all_points, precision, team.size)
+        engine = Watched(detector, criterion, gains, precision, config, 10**6, team, network, around)
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()  # so that halves of a batch see what the whole does
@@ -130,7 +132,7 @@ def train(
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-def test_no_decay_and_no_momentum_without_a_gradient(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_decay_and_no_momentum_without_a_gradient(optimizer: str) -> None:
     torch.manual_seed(0)
     before = {name: value.numpy() for name, value in LeavingOut().state_dict().items()}
     some = [(used,) * 2 for used in (False, True, False, False)]
@@ -143,9 +145,7 @@ def test_no_decay_and_no_momentum_without_a_gradient(optimizer: str, monkeypatch
         assert np.array_equal(weights[f"sometimes.{name}"], once[f"sometimes.{name}"])
     names = ["sometimes.weight", "sometimes.bias", "spare.weight", "spare.bias"]
     assert unreached == [names, [], [], []]
-    # as on a GPU
-    monkeypatch.setenv("YOLOYARD_AS_ON_A_GPU", "1")
-    there, _, same, _ = train(optimizer, some)
+    there, _, same, _ = train(optimizer, some, precision=Precision("cpu", torch.float32, "accelerator"))
     assert same == unreached
     for name, value in weights.items():
         assert np.allclose(there[name], value, rtol=1e-4, atol=1e-6), name

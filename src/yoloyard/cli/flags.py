@@ -36,7 +36,7 @@ def takes_settings(tree: type, **spellings: str) -> Callable[[Callable[..., None
     flags = []
     for leaf in settings_of(tree).values():
         default = "" if leaf.default in (None, "") else f" (default: {leaf.default})"
-        parameter = Parameter(help=leaf.help + default, show_default=False)
+        parameter = Parameter(help=leaf.help + default, show_default=False, show=not leaf.hidden)
         if leaf.name in spellings:
             parameter = Parameter(name=[f"--{leaf.name}", f"--{spellings[leaf.name]}"], help=parameter.help)
         kind: Any = Annotated[leaf.type | None, parameter]

@@ -62,7 +62,7 @@ def image_list(*, json: Json = False) -> None:
         built = [stage for stage in ("devel", "runtime") if engine and is_built(engine, image_names(tag, stage)[0])]
         rows.append((tag, built))
     if json:
-        print_json({"engine": engine and engine.name, "tags": [asdict(tag) | {"built": built} for tag, built in rows]})
+        print_json({"engine": engine, "tags": [asdict(tag) | {"built": built} for tag, built in rows]})
         return
     table = Table(Column("tag", no_wrap=True), "PyTorch", "CUDA", "GPU code", "driver from", "built here")
     for tag, built in rows:

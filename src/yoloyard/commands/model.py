@@ -18,7 +18,7 @@ from yoloyard.config.settings import EvaluationConfig, ModelConfig
 from yoloyard.data.pixels.arrays import is_one_image, pixels_of
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
 from yoloyard.evaluation.metrics.showing import Showing
-from yoloyard.evaluation.validate import detect
+from yoloyard.evaluation.validate import detect, fused_for
 from yoloyard.models.weights import load_image_model
 
 
@@ -53,7 +53,7 @@ class Model:
         self.device = choose_device(config.device)
         self.precision = precision_named(self.device, kept.get("precision", "float32"))
         self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._fused = self.detector.fused()
+        self._fused = fused_for(self.detector, self.precision)
 
     def __call__(self, images: Any) -> Any:
         """Detections of an image, or a list of them for a list of images; boxes xyxy in pixels of each image.

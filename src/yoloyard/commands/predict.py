@@ -16,11 +16,11 @@ import numpy as np
 from yoloyard.commands.model import Model
 from yoloyard.commands.sources import Source, SourceImage, images_of
 from yoloyard.common.cores import Threads
-from yoloyard.common.device import reuse_memory
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import is_full, write_whole, write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.common.video import UnreadableError, VideoFile
+from yoloyard.cpu.memory import reuse_memory
 from yoloyard.evaluation.report.drawing import draw_boxes
 
 log = logging.getLogger(__name__)

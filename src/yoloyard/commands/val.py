@@ -19,13 +19,13 @@ from yoloyard.common.device import (
     images_at_once,
     precision_named,
     precision_text,
-    reuse_memory,
 )
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import EvaluationConfig, ValConfig
+from yoloyard.cpu.memory import reuse_memory
 from yoloyard.data.audit.problems import summary
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.formats.labels import composed

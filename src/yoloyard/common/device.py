@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import warnings
@@ -17,21 +16,30 @@ from yoloyard.common.errors import UsageError
 
 CPU_PIXELS = 2 * 640**2  # of images that a network gets at once: more are no faster, on two cores, and need more memory
 GPU_BYTES = 1024  # for a pixel of an image: the maps of the largest networks take 468 in float32
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
+DEVICE_PATHS = ("auto", "accelerator")
 PRECISIONS = (torch.bfloat16, torch.float16, torch.float32)  # what can do one can do those after it
 
 
 @dataclass(frozen=True)
 class Precision:
-    """The type of the arithmetic: float32, bfloat16, or float16 with loss scaling."""
+    """The type of the arithmetic: float32, bfloat16, or float16 with loss scaling.
+
+    `device_path`: `auto`, or `accelerator` for what tests let a CPU do: it runs the code of a GPU, scaler included.
+    """
 
     device_type: str
     dtype: torch.dtype
+    device_path: str = "auto"
 
     @property
     def name(self) -> str:
         """`float32`, `bfloat16` or `float16`."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def has_cpu_paths(self) -> bool:
+        """May code choose what is quicker on a CPU alone, such as reading numbers, which costs nothing there?"""
+        return self.device_type == "cpu" and self.device_path == "auto"
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the model runs."""
@@ -41,7 +49,7 @@ class Precision:
 
     def scaler(self) -> torch.amp.GradScaler:
         """Scales the loss where gradients would underflow (float16); does nothing otherwise."""
-        enabled = self.dtype == torch.float16 or runs_as_on_a_gpu()
+        enabled = self.dtype == torch.float16 or (self.device_type == "cpu" and not self.has_cpu_paths)
         return torch.amp.GradScaler(self.device_type, enabled=enabled)
 
 
@@ -83,8 +91,13 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def choose_precision(device: torch.device, amp: bool) -> Precision:
-    """bfloat16 where the hardware has it, float16 on older GPUs, float32 elsewhere and where `amp` is off."""
+def choose_precision(device: torch.device, amp: bool, device_path: str = "auto") -> Precision:
+    """bfloat16 where the hardware has it, float16 on older GPUs, float32 elsewhere and where `amp` is off.
+
+    Raises UsageError for a `device_path` that isn't there, see `Precision`.
+    """
+    if device_path not in DEVICE_PATHS:
+        raise UsageError(f"--device-path {device_path}: there are {' and '.join(DEVICE_PATHS)}")
     if not amp:
         dtype = torch.float32
     elif device.type == "cuda":
@@ -95,7 +108,7 @@ def choose_precision(device: torch.device, amp: bool) -> Precision:
         dtype = torch.bfloat16
     else:
         dtype = torch.float32
-    return Precision(device.type, dtype)
+    return Precision(device.type, dtype, device_path)
 
 
 def precision_named(device: torch.device, name: str) -> Precision:
@@ -145,16 +158,6 @@ def cpu_has_bfloat16() -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def has_cpu_paths(device: torch.device) -> bool:
-    """May code choose what is quicker on a CPU alone, such as reading numbers, which costs nothing there?"""
-    return device.type == "cpu" and not runs_as_on_a_gpu()
-
-
-def runs_as_on_a_gpu() -> bool:
-    """Does a CPU run what a GPU runs, scaler included? Tests train so, end to end; it is no setting for users."""
-    return "YOLOYARD_AS_ON_A_GPU" in os.environ
-
-
 def free_bytes(device: torch.device) -> int | None:
     """Memory of the device that torch may still take; None for a CPU, and where torch can't tell.
 
@@ -178,25 +181,3 @@ def images_at_once(device: torch.device, imgsz: int) -> int | None:
         return max(1, CPU_PIXELS // imgsz**2)
     free = free_bytes(device)
     return None if free is None else max(1, free // (2 * GPU_BYTES * imgsz**2))
-
-
-def reuse_memory(device: torch.device) -> None:
-    """On a CPU, let the C library keep what is freed for what comes next, instead of handing it back to the system.
-
-    Every step allocates the same maps, many of them tens of megabytes. By default each comes as fresh pages, which the
-    system must clear first. This holds for the whole process, so it is for commands. Only glibc knows it.
-    """
-    if glibc := _glibc_of(device):
-        glibc.mallopt(M_TRIM_THRESHOLD, -1)  # never give memory back
-        glibc.mallopt(M_MMAP_MAX, 0)  # nor ask for a large block apart from the rest, which is given back when freed
-
-
-def give_memory_back(device: torch.device) -> None:
-    """On a CPU, hand the free memory that `reuse_memory` keeps back to the system; what is used again is slow once."""
-    if glibc := _glibc_of(device):
-        glibc.malloc_trim(0)
-
-
-def _glibc_of(device: torch.device) -> ctypes.CDLL | None:
-    """The C library that allocates the device's memory, if it is glibc."""
-    return ctypes.CDLL(None) if device.type == "cpu" and platform.libc_ver()[0] == "glibc" else None

@@ -1,7 +1,7 @@
 """Exact greedy non-maximum suppression in plain torch: batched, few launches, no compiled extension.
 
-Shapes: B batch, P anchor points, C classes, K candidates above the score threshold, k of them in a block, D the most
-detections. A row (6,) is a box, its score and its label, float32, which holds labels up to 2^24 exactly.
+Shapes: B batch, K candidates above the score threshold, k of them in a block, D the most detections. A row (6,) is a
+box, its score and its label, float32, which holds labels up to 2^24 exactly.
 
 Boxes are sorted by score; box j falls iff some *kept* box i before it overlaps it by more than the threshold. Starting
 from "all kept" and applying this rule to all boxes at once, the i-th box is final after i rounds at the latest, and in
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from yoloyard.common.boxes import pairwise_iou
-from yoloyard.common.device import has_cpu_paths
 
 CANDIDATES = 30_000  # of one image, by score
 BLOCK = 256
@@ -21,33 +20,24 @@ IMAGES_AT_ONCE = 16  # on a CPU, whose caches are small; elsewhere all, which ta
 ROUNDS = 4  # between two reads whether the mask still changes; on an accelerator each read makes the host wait
 
 
-def suppress(
-    boxes_xyxy: Tensor, scores: Tensor, conf: float, iou: float, max_det: int, multi_label: bool
+def suppress_found(
+    num_images: int,
+    images: Tensor,
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    iou: float,
+    max_det: int,
+    reads_are_free: bool = True,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Detections of each image, on the CPU: boxes (n, 4) xyxy, scores (n,) descending, labels (n,) int64.
 
-    `boxes_xyxy` (B, P, 4), `scores` (B, P, C) in 0..1. A score must be above `conf`; a box falls if its IoU with a
-    kept one of its class is above `iou`. With `multi_label` a point may give one detection for each class, else only
-    one for its best class.
-    """
-    if multi_label and scores.shape[2] > 1:
-        images, points, labels = (scores > conf).nonzero(as_tuple=True)
-        values = scores[images, points, labels]
-    else:
-        best_scores, best_labels = scores.max(dim=2)
-        images, points = (best_scores > conf).nonzero(as_tuple=True)
-        values, labels = best_scores[images, points], best_labels[images, points]
-    return suppress_found(len(scores), images, boxes_xyxy[images, points], values, labels, iou, max_det)
+    The candidates are those of all images: which image (n,), boxes (n, 4) xyxy, scores (n,), labels (n,). One falls if
+    its IoU with a kept one of its image and class is above `iou`. Of equal scores the first one counts more.
 
-
-def suppress_found(
-    num_images: int, images: Tensor, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou: float, max_det: int
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Detections of each image, as `suppress` gives them, from n candidates of all `num_images` images together.
-
-    `images` (n,) says which image each is in; `boxes_xyxy` (n, 4), `scores` (n,), `labels` (n,). A box falls if its IoU
-    with a kept one of its class is above `iou`; of equal scores the first one wins. The device sends the counts of
-    candidates, a few numbers in between, and the detections of all images in one copy.
+    From the device come the counts of candidates, answers of a few numbers in between, and the detections of all images
+    in one copy. Where `reads_are_free`, as on a CPU, there are more answers, since few images are taken at a time; the
+    result is the same.
     """
     order = scores.sort(descending=True, stable=True).indices
     order = order[images[order].sort(stable=True).indices]
@@ -56,7 +46,7 @@ def suppress_found(
     firsts = torch.searchsorted(images, torch.arange(num_images + 1, device=images.device))  # bincount would wait
     positions = torch.arange(len(images), device=images.device) - firsts[images]
     counts_list = firsts.diff().tolist()
-    at_once = IMAGES_AT_ONCE if has_cpu_paths(images.device) else num_images
+    at_once, rounds = (IMAGES_AT_ONCE, 1) if reads_are_free else (num_images, ROUNDS)
     tables, kept_counts = [], []
     for start in range(0, num_images, at_once):
         some = counts_list[start : start + at_once]
@@ -66,7 +56,7 @@ def suppress_found(
         # Cells of a table with a row an image; what is beyond the most candidates goes to a last column, cut off.
         table = rows.new_full((len(some), most + 1, 6), -1.0)
         table[images[mine] - start, positions[mine].clamp(max=most)] = rows[mine]
-        kept, kept_count = _suppress_sorted(table[:, :most], some, iou, max_det)
+        kept, kept_count = _suppress_sorted(table[:, :most], some, iou, max_det, rounds)
         tables.append(kept)
         kept_counts += kept_count
     found = torch.cat(tables)[:, : max(kept_counts, default=0)].cpu()
@@ -76,23 +66,25 @@ def suppress_found(
     ]
 
 
-def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float) -> Tensor:
+def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float, rounds: int = 1) -> Tensor:
     """Which candidates greedy suppression keeps, as bool (..., k).
 
     `boxes_xyxy` (..., k, 4) sorted by descending score, `candidates` bool (..., k), `labels` (..., k): only boxes of
-    one class suppress each other.
+    one class suppress each other. After so many `rounds` the device is asked whether the mask still changes.
     """
     overlaps = torch.triu(_overlaps(boxes_xyxy, labels, boxes_xyxy, labels, iou), diagonal=1)
     keep = before = candidates
     while True:
-        for _ in range(1 if has_cpu_paths(keep.device) else ROUNDS):
+        for _ in range(rounds):
             before, keep = keep, candidates & ~(overlaps & keep.unsqueeze(-1)).any(dim=-2)
         if torch.equal(before, keep):
             return keep
 
 
-def _suppress_sorted(table: Tensor, totals: list[int], iou: float, max_det: int) -> tuple[Tensor, list[int]]:
-    """Which of rows (B, K, 6) are kept, as (B, D + 1, 6), and how many. They are sorted; the first `totals` count."""
+def _suppress_sorted(
+    table: Tensor, totals: list[int], iou: float, max_det: int, rounds: int
+) -> tuple[Tensor, list[int]]:
+    """What is kept of rows (B, K, 6) sorted by score, of which `totals` are there: (B, D + 1, 6), and the counts."""
     num_images, num_candidates, _ = table.shape
     # One slot more than can be kept: what comes too late is written there and cut off at the end.
     kept_rows = table.new_full((num_images, max_det + 1, 6), -1.0)
@@ -103,7 +95,7 @@ def _suppress_sorted(table: Tensor, totals: list[int], iou: float, max_det: int)
         boxes, labels = rows[..., :4], rows[..., 5]
         earlier = kept_rows[:, : max(counts)]
         beaten = _overlaps(earlier[..., :4], earlier[..., 5], boxes, labels, iou).any(dim=1)
-        keep = keep_mask(boxes, (labels >= 0) & ~beaten, labels, iou)
+        keep = keep_mask(boxes, (labels >= 0) & ~beaten, labels, iou, rounds)
         slots = (kept + keep.cumsum(dim=1) - 1).clamp(max=max_det)
         slots = torch.where(keep, slots, max_det)
         kept_rows.scatter_(1, slots.unsqueeze(-1).expand(-1, -1, 6), rows)

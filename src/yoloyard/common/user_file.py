@@ -1,7 +1,7 @@
-"""A name in a Python file of the user's, `my_model.py:build`.
+"""A name in a user file, a Python file such as in `my_model.py:build`.
 
-The file is run again each time, so that editing it and starting again is all it takes. A run keeps a copy of it and its
-digest: what is trained is used with the code that it was trained with.
+The file is run again each time, so an edit counts from the next start on. A run keeps a copy of the file and its
+digest, so that weights are used with the code that they were trained with.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from yoloyard.common.errors import USER_MODULE, UsageError, UserError, user_line
 
 @dataclass(frozen=True)
 class UserFile:
-    """A file of the user's and the name of a function or another object in it."""
+    """A user file and the name of a function or another object in it."""
 
     path: Path
     function: str

@@ -35,15 +35,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "yolo11": {},
     "yolo12": {},
 }
+CUSTOM_RECIPES: dict[object, dict[str, Any]] = {"anchor_based": YOLOV5_LOW}  # by a head's criterion
 
 
-def published(model: str, anchor_based: bool) -> Mapping[str, Any]:
+def published(model: str, criterion: object) -> Mapping[str, Any]:
     """The settings in which the model's published recipe differs from the defaults.
 
-    A custom model gets the recipe of the smallest YOLOv5 if its head is `anchor_based`.
+    A custom model gets the one that goes with the `criterion` of its head.
     """
-    own = YOLOV5_LOW if anchor_based else {}
-    return next((settings for name, settings in RECIPES.items() if model.startswith(name)), own)
+    custom = CUSTOM_RECIPES.get(criterion, {})
+    return next((settings for name, settings in RECIPES.items() if model.startswith(name)), custom)
 
 
 def fit_to_run(

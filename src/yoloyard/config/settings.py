@@ -25,6 +25,7 @@ class Setting:
     at_most: float | None
     joined: bool  # a text of parts joined by commas, which may be a list in YAML and Python
     is_path: bool  # `~` at its beginning is the home folder
+    hidden: bool  # in no help and no table
 
 
 def setting(
@@ -34,10 +35,12 @@ def setting(
     at_most: float | None = None,
     joined: bool = False,
     is_path: bool = False,
+    hidden: bool = False,
 ) -> Any:
     """A leaf of the tree, as a dataclass field; the arguments are those of `Setting`."""
-    metadata = {"help": help, "at_least": at_least, "at_most": at_most, "joined": joined, "is_path": is_path}
-    return field(default=default, metadata=metadata)
+    limits = {"at_least": at_least, "at_most": at_most}
+    kind = {"joined": joined, "is_path": is_path, "hidden": hidden}
+    return field(default=default, metadata={"help": help, **limits, **kind})
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ class TrainConfig:
     batch: int = setting(16, "images of one step", 1)
     imgsz: int = setting(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
     device: str = setting("auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True)
+    device_path: str = setting("auto", "for tests: with 'accelerator' a CPU runs the code that a GPU runs", hidden=True)
     processes: int = setting(1, "processes that share a batch, on cpu or with a GPU each", 1)
     hang_timeout: float = setting(
         300.0, "seconds that a process may keep the others waiting, after the first steps, before the run ends", 1

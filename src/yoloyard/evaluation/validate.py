@@ -8,10 +8,18 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from yoloyard import cpu
 from yoloyard.common.device import Precision
 from yoloyard.common.nms import suppress_found
 from yoloyard.common.structures import Batch, Detections, ImageTransform, images_to_float, send
 from yoloyard.config.settings import EvaluationConfig
+
+
+def fused_for(detector: torch.nn.Module, precision: Precision) -> torch.nn.Module:
+    """A copy of the detector for evaluation alone, made for the code paths of `precision`."""
+    fused: torch.nn.Module = detector.fused()  # type: ignore[operator]
+    cpu.prepare_evaluation(fused, precision)
+    return fused
 
 
 @torch.inference_mode()
@@ -27,7 +35,9 @@ def detect(
     with precision.autocast():
         maps = detector(images_to_float(images))
     where, boxes, scores, labels = detector.decode_above(maps, settings.conf, multi_label)  # type: ignore[operator]
-    found = suppress_found(len(images), where, boxes, scores, labels, settings.iou, settings.max_det)
+    found = suppress_found(
+        len(images), where, boxes, scores, labels, settings.iou, settings.max_det, precision.has_cpu_paths
+    )
     detections = []
     for (image_boxes, image_scores, image_labels), transform in zip(found, transforms, strict=True):
         if transform is not None:
@@ -48,7 +58,7 @@ def predict_all(
 
     Where it says no, this ends with what was found until then. The detector is left as it is; a fused copy works.
     """
-    fused = detector.fused()  # type: ignore[operator]
+    fused = fused_for(detector, precision)
     predictions: dict[int, Detections] = {}
     for batch in loader:
         images = send(batch.images, device, torch.channels_last)  # the true boxes stay where they are counted

@@ -9,12 +9,14 @@ share one normaliser. Source: YOLOv5 7.0 (2022); Zheng et al. (AAAI 2020) for CI
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from yoloyard.common.boxes import complete_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
+from yoloyard.config.settings import TrainConfig
 
 THREE_LEVELS = (4.0, 1.0, 0.4)  # weights of the levels' objectness
 MORE_LEVELS = (4.0, 1.0, 0.25, 0.06, 0.02)
@@ -30,6 +32,7 @@ class Matches:
     labels: Tensor  # int64 (B, A, R), 0 where not
 
 
+@dataclass(eq=False)
 class AnchorBasedLoss:
     """`criterion(maps, boxes, labels)` for detectors whose maps are (B, A * (5 + C), h, w).
 
@@ -38,26 +41,14 @@ class AnchorBasedLoss:
     `class_weights` (C,) multiply what each class's column adds to the class loss.
     """
 
-    def __init__(
-        self,
-        anchors: Tensor,
-        strides: Sequence[int],
-        num_classes: int,
-        anchor_t: float = 4.0,
-        label_smoothing: float = 0.0,
-        cls_pw: float = 1.0,
-        obj_pw: float = 1.0,
-        class_weights: Tensor | None = None,
-    ) -> None:
-        self.anchors = anchors
-        self.strides = strides
-        self.num_classes = num_classes
-        self.anchor_t = anchor_t
-        self.label_smoothing = label_smoothing
-        self.cls_pw = cls_pw
-        self.obj_pw = obj_pw
-        self.class_weights = class_weights
-        self.balance = THREE_LEVELS if len(strides) == 3 else MORE_LEVELS[: len(strides)]
+    anchors: Tensor
+    strides: Sequence[int]
+    num_classes: int
+    anchor_t: float = 4.0
+    label_smoothing: float = 0.0
+    cls_pw: float = 1.0
+    obj_pw: float = 1.0
+    class_weights: Tensor | None = None
 
     def __call__(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums (L,) and norms (L,) of `box`, `obj` and `cls` on this process.
@@ -65,9 +56,10 @@ class AnchorBasedLoss:
         `boxes_xyxy` (B, M, 4) pixels of the network's input, `labels` (B, M) with -1 in padded slots. The norms count
         the rows, the cells of all anchors, and the rows times C. Computed in float32 whatever the maps' type.
         """
+        weights = THREE_LEVELS if len(maps) == 3 else MORE_LEVELS[: len(maps)]
         levels = [
-            self._level(level.float(), boxes_xyxy / stride, labels, anchors / stride, balance)
-            for level, stride, anchors, balance in zip(maps, self.strides, self.anchors, self.balance, strict=True)
+            self._level(level.float(), boxes_xyxy / stride, labels, anchors / stride, weight)
+            for level, stride, anchors, weight in zip(maps, self.strides, self.anchors, weights, strict=True)
         ]
         return {
             name: (torch.stack([level[name][0] for level in levels]), torch.stack([level[name][1] for level in levels]))
@@ -75,9 +67,9 @@ class AnchorBasedLoss:
         }
 
     def _level(
-        self, level: Tensor, boxes: Tensor, labels: Tensor, anchors: Tensor, balance: float
+        self, level: Tensor, boxes: Tensor, labels: Tensor, anchors: Tensor, weight: float
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Sum () and norm () of each part; boxes and anchors in cells of this level."""
+        """Sum () and norm () of each part; boxes and anchors in cells of this level, whose objectness has `weight`."""
         height, width = level.shape[2:]
         outputs = level.unflatten(1, (len(anchors), 5 + self.num_classes)).flatten(3)  # (B, A, 5 + C, h * w)
         box_logits, objectness, class_logits = outputs.split((4, 1, self.num_classes), dim=2)
@@ -93,7 +85,7 @@ class AnchorBasedLoss:
         box = torch.where(matches.applies, 1 - ciou, 0).sum()
 
         target = _last_row_wins(ciou.detach().clamp(min=0), matches, height * width)
-        obj = _cross_entropy(objectness, target, self.obj_pw).sum() * balance
+        obj = _cross_entropy(objectness, target, self.obj_pw).sum() * weight
         cells = torch.full_like(obj, objectness.numel(), requires_grad=False)
         cls = self._class_loss(class_logits, matches) if self.num_classes > 1 else torch.zeros_like(obj)
         return {"box": (box, rows.float()), "obj": (obj, cells), "cls": (cls, rows.float() * self.num_classes)}
@@ -112,6 +104,22 @@ class AnchorBasedLoss:
             none_true = none_true * self.class_weights.unsqueeze(1)
             extra = extra * self.class_weights[matches.labels]
         return torch.where(matches.applies, none_true.sum(dim=2).gather(2, matches.cells) + extra, 0).sum()
+
+
+def build(
+    head: Any, config: TrainConfig, class_weights: Tensor | None, free_bytes: int | None
+) -> tuple[AnchorBasedLoss, dict[str, float]]:
+    """The loss of a head with `anchors`, see `losses.Builder`; its gains are published for 80 classes, 640 pixels and
+    three levels, and follow the run's own numbers.
+    """
+    loss, levels = config.loss, 3 / len(head.strides)
+    options = (loss.anchor_t, loss.label_smoothing, loss.cls_pw, loss.obj_pw)
+    criterion = AnchorBasedLoss(head.anchors, head.strides, head.num_classes, *options, class_weights)
+    return criterion, {
+        "box": loss.box * levels,
+        "cls": loss.cls * levels * head.num_classes / 80,
+        "obj": loss.obj * levels * (config.imgsz / 640) ** 2,
+    }
 
 
 def match(boxes_cxcywh: Tensor, labels: Tensor, anchors: Tensor, size: tuple[int, int], anchor_t: float) -> Matches:

@@ -85,7 +85,7 @@ def assign(
     shapes = Shapes.of(torch.cat((boxes_xyxy.movedim(-1, 0), predicted_xyxy.movedim(-1, 0)), dim=2))
     predicted = shapes.part(slice(num_boxes, None), -2)
     own = shapes.part(slice(num_boxes), -1)
-    low, high = _widened(own.low, own.high, own.size)
+    low, high = widened(own.low, own.high, own.size)
     low.masked_fill_((labels < 0).unsqueeze(-1), math.inf)  # nothing is inside
     planes_of_points = points.movedim(-1, 0)[:, None, None]  # (2, 1, 1, P)
 
@@ -135,26 +135,10 @@ def assign(
     )
 
 
-def widened(boxes_xyxy: Tensor) -> tuple[Tensor, Tensor]:
-    """The two corners (..., 2) of boxes (..., 4) pixels, small boxes widened about their centre."""
-    low, high = boxes_xyxy.split(2, dim=-1)
-    return _widened(low, high, high - low)
-
-
-def _widened(low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+def widened(low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+    """Two corners of boxes, pixels; sides of `size` below MINIMUM_SIDE are widened about their centre."""
     more = size.clamp(min=MINIMUM_SIDE).sub_(size)
     return torch.sub(low, more, alpha=0.5), torch.add(high, more, alpha=0.5)
-
-
-def is_inside(boxes_xyxy: Tensor, points: Tensor) -> Tensor:
-    """Is the point strictly inside the box, small boxes widened about their centre?
-
-    `boxes_xyxy` (..., 4) must broadcast against the P `points`: (..., 1, 4) or (..., P, 4) gives bool (..., P).
-    """
-    low, high = widened(boxes_xyxy)
-    x, y = points.unbind(-1)
-    inside = (x > low[..., 0]).logical_and_(x < high[..., 0])
-    return inside.logical_and_(y > low[..., 1]).logical_and_(y < high[..., 1])
 
 
 def _pairwise_overlap(boxes: Shapes, predicted: Shapes, eps: float = 1e-7) -> Tensor:

@@ -9,42 +9,37 @@ Sources: Feng et al., "TOOD" (ICCV 2021) for the assignment and the class loss w
 "Generalized Focal Loss" (NeurIPS 2020), section 3.2, for the distribution; Zheng et al. (AAAI 2020) for CIoU.
 """
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from yoloyard.common.boxes import anchor_points, complete_iou
-from yoloyard.losses.assign import PAIRS_AT_ONCE, Assignment, assign
-from yoloyard.losses.points_in_boxes import assign_inside, by_level, class_loss, distinct, look_up, pairs_inside, take
+from yoloyard.config.settings import TrainConfig
+from yoloyard.losses.assign import BYTES_OF_A_PAIR, PAIRS_AT_ONCE, Assignment, assign
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]  # box, cls, dfl and their norm, each ()
 
 BINS = 16  # of each side's distance, in grid units 0..15
-LARGEST_DISTANCE = BINS - 1 - 0.01
+MAX_DISTANCE = BINS - 1 - 0.01
+SHARE_OF_MEMORY = 1 / 8  # of what is free before the first step; the forward's maps want the rest
 
 
+@dataclass(eq=False)
 class TaskAlignedLoss:
     """`criterion(maps, boxes, labels)` for detectors whose maps are (B, 4 * 16 + C, h, w), box logits first.
 
-    `class_weights` (C,) multiply what each class's column adds to the class loss. With `reads` the points in boxes are
-    read from the device and the others passed over, which is quicker where reading costs nothing. Otherwise so many
-    pairs of a box and a point are looked at together as `pairs_at_once` says, see `assign`.
+    `class_weights` (C,) multiply what each class's column adds to the class loss. `pairs_at_once` pairs of a box and a
+    point are looked at together, see `assign`.
     """
 
-    def __init__(
-        self,
-        strides: tuple[int, ...],
-        num_classes: int,
-        class_weights: Tensor | None = None,
-        reads: bool = False,
-        pairs_at_once: int = PAIRS_AT_ONCE,
-    ) -> None:
-        self.strides = strides
-        self.num_classes = num_classes
-        self.class_weights = class_weights
-        self.reads = reads
-        self.pairs_at_once = pairs_at_once
-        self._grids: dict[tuple[tuple[int, int], ...], tuple[Tensor, ...]] = {}
+    strides: tuple[int, ...]
+    num_classes: int
+    class_weights: Tensor | None = None
+    pairs_at_once: int = PAIRS_AT_ONCE
+    _grids: dict[tuple[tuple[int, int], ...], tuple[Tensor, ...]] = field(default_factory=dict)
 
     def __call__(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums (1,) and norms (1,) of `box`, `cls` and `dfl` on this process.
@@ -52,17 +47,17 @@ class TaskAlignedLoss:
         `boxes_xyxy` (B, M, 4) pixels of the network's input, `labels` (B, M) with -1 in padded slots. The norm of all
         three is the sum of the target scores. Computed in float32 whatever the maps' type.
         """
-        sums = self._of_points_in_boxes(maps, boxes_xyxy, labels) if self.reads else None
-        box, cls, dfl, norm = sums or self._of_all_points(maps, boxes_xyxy, labels)
+        box, cls, dfl, norm = self.sums(maps, boxes_xyxy, labels)
         norm = norm.reshape(1)
         return {"box": (box.reshape(1), norm), "cls": (cls.reshape(1), norm), "dfl": (dfl.reshape(1), norm)}
 
-    def _of_all_points(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> Sums:
+    def sums(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> Sums:
+        """The sums over all points and their norm. No shape depends on the data, and nothing waits for the device."""
         points, strides, pixels, cells, bins = self._grid_of(maps)
         # (B, h * w, K) is how a channels_last map lies in memory, so nothing is transposed, back and forth
         levels = [level.permute(0, 2, 3, 1).flatten(1, 2).split((4 * BINS, self.num_classes), 2) for level in maps]
         box_logits, class_logits = (torch.cat(parts, dim=1).float() for parts in zip(*levels, strict=True))
-        log_distribution, predicted_grid = _boxes_of(box_logits, points, bins)
+        log_distribution, predicted_grid = boxes_of(box_logits, points, bins)
         assignment = assign(
             predicted_grid.detach() * strides,
             class_logits.detach().sigmoid(),
@@ -76,7 +71,7 @@ class TaskAlignedLoss:
         target_grid = torch.where(assignment.foreground.unsqueeze(-1), assignment.boxes_xyxy / strides, cells)
 
         box = _weighted_sum(1 - complete_iou(predicted_grid, target_grid), weights)
-        dfl = _weighted_sum(_distribution_loss(log_distribution, target_grid, points), weights)
+        dfl = _weighted_sum(distribution_loss(log_distribution, target_grid, points), weights)
         return box, _class_loss(class_logits, assignment, self.class_weights), dfl, weights.sum()
 
     def _grid_of(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
@@ -89,36 +84,17 @@ class TaskAlignedLoss:
             self._grids[sizes] = points, strides, points * strides, cells, bins
         return self._grids[sizes]
 
-    def _of_points_in_boxes(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> Sums | None:
-        """The same as `_of_all_points`, see `points_in_boxes`; None where that would take too much memory."""
-        images, slots = (labels >= 0).nonzero(as_tuple=True)
-        boxes, classes = boxes_xyxy[images, slots], labels[images, slots]
-        pairs = pairs_inside(boxes, images, maps, self.strides)
-        if pairs is None:
-            return None
-        levels = [level.permute(0, 2, 3, 1).flatten(0, 2).split((4 * BINS, self.num_classes), 1) for level in maps]
-        all_box_logits, all_class_logits = zip(*levels, strict=True)
-        numbers, row_of_pair = distinct(pairs.point, maps)
-        rows = by_level(numbers, maps)
-        points = look_up(rows, maps, self.strides)
-        bins = torch.arange(BINS, dtype=torch.float32, device=boxes.device)
-        with torch.no_grad():
-            _, predicted_grid = _boxes_of(take(all_box_logits, rows), points.centre, bins)
-            class_logits = take(all_class_logits, rows)
-            unsound = 0 * predicted_grid.sum()  # not a number where one of these is not: no point of it is learned
-        learned = assign_inside(pairs, row_of_pair, predicted_grid * points.stride, class_logits, boxes, classes)
 
-        rows = by_level(numbers[learned.row], maps)
-        centres, weights = points.centre[learned.row], learned.target_score
-        log_distribution, predicted_grid = _boxes_of(take(all_box_logits, rows), centres, bins)
-        target_grid = boxes[learned.box] / points.stride[learned.row]
-        box = ((1 - complete_iou(predicted_grid, target_grid)) * weights).sum() + unsound
-        dfl = (_distribution_loss(log_distribution, target_grid, centres) * weights).sum()
-        cls = class_loss(all_class_logits, rows, classes[learned.box], weights, self.class_weights)
-        return box, cls, dfl, weights.sum()
+def build(
+    head: Any, config: TrainConfig, class_weights: Tensor | None, free_bytes: int | None
+) -> tuple[TaskAlignedLoss, dict[str, float]]:
+    """The loss of an anchor-free head, see `losses.Builder`; a part of the `free_bytes` is for pairs at once."""
+    pairs = PAIRS_AT_ONCE if free_bytes is None else int(free_bytes * SHARE_OF_MEMORY) // BYTES_OF_A_PAIR
+    criterion = TaskAlignedLoss(head.strides, head.num_classes, class_weights, pairs)
+    return criterion, {"box": config.loss.box, "cls": config.loss.cls, "dfl": config.loss.dfl}
 
 
-def _boxes_of(box_logits: Tensor, points: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+def boxes_of(box_logits: Tensor, points: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithms of the distributions, (..., 4, 16), and boxes xyxy (..., 4) in cells; logits (..., 64).
 
     `bins` is 0 .. 15, float32 (16,).
@@ -147,11 +123,11 @@ def _weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
     return torch.dot(values.flatten(), weights.flatten())
 
 
-def _distribution_loss(log_distribution: Tensor, target_grid: Tensor, points: Tensor) -> Tensor:
+def distribution_loss(log_distribution: Tensor, target_grid: Tensor, points: Tensor) -> Tensor:
     """Cross-entropy with the two bins around each side's true distance, mean of the sides, (..., P)."""
     target_left_top, target_right_bottom = target_grid.split(2, dim=-1)
     distance = torch.cat((points - target_left_top, target_right_bottom - points), dim=-1)
-    distance = distance.clamp(0, LARGEST_DISTANCE)
+    distance = distance.clamp(0, MAX_DISTANCE)
     low = distance.long()
     weight_high = distance - low
     index = torch.stack((low, low + 1), dim=-1)

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, scaled_dot_product_attention
 
-from yoloyard.models.batch_norm_silu import batch_norm_silu, can_be_one
-
 Activation = Callable[[], nn.Module]
 
 
@@ -41,10 +39,7 @@ class Conv(nn.Module):
         self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        if can_be_one(self.bn, self.activation, x):
-            return batch_norm_silu(x, self.bn)
-        return self.activation(self.bn(x))
+        return self.activation(self.bn(self.conv(x)))
 
 
 class Bottleneck(nn.Module):
@@ -195,33 +190,34 @@ class SPPF(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions of the map, with a depthwise 3x3 convolution of the values as position code.
+    """Self-attention within `areas` horizontal bands of the map, with a depthwise convolution as position code.
 
-    Queries and keys have half the width of the values. The channels of `qkv` are head-major: the first head's query,
-    key and value, then the second's. Source: Vaswani et al., "Attention Is All You Need" (2017); YOLOv10
+    Queries and keys have `key_share` of the width of the values. The channels of `qkv` are head-major: the first head's
+    query, key and value, then the second's. The position code is made of the values of the whole map. The number of
+    positions must be a multiple of `areas`. Source: Vaswani et al., "Attention Is All You Need" (2017); YOLOv10
     (Wang et al., 2024), section 3.2 "partial self-attention".
     """
 
-    def __init__(self, channels: int, heads: int) -> None:
+    def __init__(
+        self, channels: int, heads: int, areas: int = 1, key_share: float = 0.5, position_kernel: int = 3
+    ) -> None:
         super().__init__()
-        self.heads = heads
-        self.value_width = channels // heads
-        self.key_width = self.value_width // 2
-        self.qkv = Conv(channels, channels + 2 * heads * self.key_width, activation=nn.Identity)
-        self.position = Conv(channels, channels, 3, groups=channels, activation=nn.Identity)
+        self.heads, self.areas = heads, areas
+        value_width = channels // heads
+        key_width = int(value_width * key_share)
+        self.widths = (key_width, key_width, value_width)
+        self.qkv = Conv(channels, heads * sum(self.widths), activation=nn.Identity)
+        self.position = Conv(channels, channels, position_kernel, groups=channels, activation=nn.Identity)
         self.project = Conv(channels, channels, activation=nn.Identity)
 
     def forward(self, x: Tensor) -> Tensor:
-        # (B, heads, N, 2 key_width + value_width): one row a position, as the attention function wants it
-        qkv = self.qkv(x).flatten(2).unflatten(1, (self.heads, -1)).transpose(2, 3)
-        query, key, value = qkv.split((self.key_width, self.key_width, self.value_width), dim=3)
-        attended = scaled_dot_product_attention(query, key, value)
-        return self.project(_as_map(attended, x) + self.position(_as_map(value, x)))
-
-
-def _as_map(positions: Tensor, like: Tensor) -> Tensor:
-    """(B, heads, N, d) to (B, heads * d, h, w) with the height and width of `like`."""
-    return positions.transpose(2, 3).flatten(1, 2).unflatten(2, like.shape[2:])
+        qkv = self.qkv(x).unflatten(1, (self.heads, -1))  # (B, heads, 2 key width + value width, h, w)
+        values = qkv[:, :, -self.widths[2] :].flatten(1, 2)  # (B, C, h, w)
+        # (B * areas, heads, N / areas, widths): a band is an image of its own, and a position a row
+        bands = qkv.flatten(3).unflatten(3, (self.areas, -1)).permute(0, 3, 1, 4, 2).flatten(0, 1)
+        attended = scaled_dot_product_attention(*bands.split(self.widths, dim=3))
+        whole = attended.unflatten(0, (-1, self.areas)).permute(0, 2, 4, 1, 3)  # (B, heads, d, areas, N / areas)
+        return self.project(whole.reshape_as(values) + self.position(values))
 
 
 class PSABlock(nn.Module):
@@ -258,30 +254,14 @@ class C2PSA(nn.Module):
         return self.conv_out(torch.cat((bypass, self.blocks(attended)), dim=1))
 
 
-class AreaAttention(nn.Module):
-    """Self-attention within `areas` horizontal bands of the map, each of equally many positions.
+class AreaAttention(Attention):
+    """Attention whose queries, keys and values are equally wide, with a 7x7 position code.
 
-    Queries, keys and values are equally wide. The channels of `qkv` are head-major, as in `Attention`; a depthwise 7x7
-    convolution of the values of the whole map is the position code. The number of positions must be a multiple of
-    `areas`. Source: Tian et al., "YOLOv12: Attention-Centric Real-Time Object Detectors" (2025), section 3.2.
+    Source: Tian et al., "YOLOv12: Attention-Centric Real-Time Object Detectors" (2025), section 3.2.
     """
 
     def __init__(self, channels: int, heads: int, areas: int) -> None:
-        super().__init__()
-        self.heads, self.areas = heads, areas
-        self.qkv = Conv(channels, 3 * channels, activation=nn.Identity)
-        self.position = Conv(channels, channels, 7, groups=channels, activation=nn.Identity)
-        self.project = Conv(channels, channels, activation=nn.Identity)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(x).unflatten(1, (self.heads, -1))  # (B, heads, 3 d, h, w)
-        values = qkv[:, :, -(channels // self.heads) :].flatten(1, 2)  # (B, C, h, w)
-        # (B * areas, heads, N / areas, 3 d): a band is an image of its own
-        bands = qkv.flatten(3).unflatten(3, (self.areas, -1)).permute(0, 3, 1, 4, 2).flatten(0, 1)
-        attended = scaled_dot_product_attention(*bands.chunk(3, dim=3))
-        whole = attended.unflatten(0, (batch, self.areas)).permute(0, 2, 4, 1, 3)  # (B, heads, d, areas, N / areas)
-        return self.project(whole.reshape(batch, channels, height, width) + self.position(values))
+        super().__init__(channels, heads, areas, key_share=1, position_kernel=7)
 
 
 class AreaBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""A network of the user's own: `my_model.py:build`, a file and the function in it that makes the detector.
+"""A custom model: `my_model.py:build`, a user file and the function in it that makes the detector.
 
 A run keeps a copy of the file, and its weight files the copy's digest.
 """
@@ -14,18 +14,18 @@ import torch
 from yoloyard.common.errors import UserError
 from yoloyard.common.user_file import UserFile, is_custom
 from yoloyard.models.detector import Detector
-from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
+from yoloyard.models.heads import Head
 
 __all__ = ["CustomModel", "beside", "is_custom", "read_kept", "read_custom"]
 
 
 class CustomModel(UserFile):
-    """A file of the user's and the name of a function in it, `build(num_classes) -> Detector`."""
+    """A user file and the name of a function in it, `build(num_classes) -> Detector`."""
 
     def build(self, num_classes: int) -> Detector:
-        """The user's detector, on the CPU; looked at once with an empty image, so that mistakes show at once.
+        """The user's detector, on the CPU, after one forward with an empty image, which shows mistakes early.
 
-        Raises UserError with the user's own line if the file, the function or the first forward fails, and UsageError
+        Raises UserError with the line of the user file if the file, the function or that forward fails, and UsageError
         if the function is not there.
         """
         function = self.load("model")
@@ -47,17 +47,14 @@ def read_custom(model: str) -> CustomModel:
 
 
 def beside(weights: Path, metadata: Mapping[str, Any]) -> CustomModel:
-    """The copy of the user's file that belongs to a weight file: beside it or, as a run keeps it, a folder above.
-
-    Raises UserError if there is none or if it has changed.
-    """
+    """The user file that belongs to a weight file, beside it or a folder above. Raises what `read_kept` raises."""
     return read_kept(metadata["model"], metadata.get("model_digest"), [weights.parent, weights.parent.parent])
 
 
 def read_kept(model: str, digest: str | None, folders: list[Path]) -> CustomModel:
-    """The file that `model` names, as a run has kept it, in the first of `folders` that has one.
+    """The user file that `model` names, in the first of `folders` that has one.
 
-    Raises UserError if there is none or if it is another than the weights were trained with.
+    Raises UserError if there is none or if its `digest` is not that of the file that the weights were trained with.
     """
     file, _, function = model.rpartition(":")
     name = Path(file).name
@@ -74,9 +71,11 @@ def read_kept(model: str, digest: str | None, folders: list[Path]) -> CustomMode
 
 def _check(detector: Detector, num_classes: int, name: str) -> None:
     """Compare the raw maps of one image with what the head's loss and `decode` expect. Raises UserError."""
-    head: Any = getattr(detector, "head", None)
-    if not isinstance(head, AnchorFreeHead | AnchorBasedHead):
-        raise UserError(f"{name}: the detector's `head` must be an AnchorFreeHead or an AnchorBasedHead")
+    head = getattr(detector, "head", None)
+    if not isinstance(head, Head):
+        raise UserError(f"{name}: the detector's `head` must be a Head of yoloyard.models.heads")
+    if not hasattr(head, "criterion"):
+        raise UserError(f"{name}: the head must have a `criterion`, a name in yoloyard.losses.LOSSES or a method")
     if head.num_classes != num_classes:
         raise UserError(f"{name}: the head has {head.num_classes} classes, the data {num_classes}")
     size = 4 * max(head.strides)
@@ -96,7 +95,7 @@ def _check(detector: Detector, num_classes: int, name: str) -> None:
     detector.train(training)
 
 
-def _check_levels(what: str, head: Any, maps: Any, channels: Sequence[int], size: int) -> None:
+def _check_levels(what: str, head: Head, maps: Any, channels: Sequence[int], size: int) -> None:
     """Is there a map (1, channels, h, w) for each stride, for an image of `size` pixels? Raises UserError."""
     if not isinstance(maps, list | tuple) or len(maps) != len(head.strides):
         came = f"{len(maps)} maps" if isinstance(maps, list | tuple) else f"{maps!r:.80}"

@@ -11,18 +11,18 @@ from typing import Self
 from torch import Tensor, nn
 
 from yoloyard.models.fused import fuse
-from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead, Found
+from yoloyard.models.heads import Found, Head
 
 
 class Detector(nn.Module):
     """A network with a head. It knows nothing of targets, losses or devices.
 
     forward: images, float 0 .. 1 (B, channels, H, W), H and W multiples of the largest stride, to the head's raw maps,
-    one (B, K, h, w) a stride, the same in training and evaluation; K is 64 + C or anchors * (5 + C), as the head says.
+    one (B, `head.outputs`, h, w) a stride, the same in training and evaluation.
     A subclass sets `self.head` and defines `forward`.
     """
 
-    head: AnchorFreeHead | AnchorBasedHead
+    head: Head
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -40,8 +40,8 @@ class Profile:
 def profile(detector: Detector, imgsz: int = 640, channels: int = 3, device: str = "meta") -> Profile:
     """Cost of `detector` for an image (1, channels, imgsz, imgsz), imgsz in pixels.
 
-    The detector itself is not touched and may lie on any device: a copy is traced on the meta device, where nothing is
-    computed, or on another `device` if its forward looks at numbers.
+    The detector stays as it is, on its device. A copy is traced on the meta device, where nothing is computed, or on
+    another `device` if its forward looks at numbers.
     """
     traced = copy.deepcopy(detector).to(device).eval()
     counter = FlopCounterMode(display=False)
@@ -50,15 +50,13 @@ def profile(detector: Detector, imgsz: int = 640, channels: int = 3, device: str
     counts = {path.partition(".")[2]: operators for path, operators in counter.get_flop_counts().items()}
 
     names = {id(module): name for name, module in traced.named_modules()}
-    layers = []
-    for index, block in enumerate(traced.blocks):
-        if block is None:
-            continue
-        name = names[id(block)]
-        flops, attention_flops = _split(counts.get(name, {}))
-        layers.append(LayerProfile(index, name, type(block).__name__, _parameters(block), flops, attention_flops))
-    flops, attention_flops = _split(counter.get_flop_counts()["Global"])
-    return Profile(tuple(layers), _parameters(traced), flops, attention_flops, detector.strides, imgsz)
+    blocks = [(index, names[id(block)], block) for index, block in enumerate(traced.blocks) if block is not None]
+    layers = tuple(
+        LayerProfile(index, name, type(block).__name__, _parameters(block), *_split(counts.get(name, {})))
+        for index, name, block in blocks
+    )
+    total = _split(counter.get_flop_counts()["Global"])
+    return Profile(layers, _parameters(traced), *total, detector.strides, imgsz)
 
 
 def _parameters(module: torch.nn.Module) -> int:

@@ -38,7 +38,7 @@ def plain_name(model: str) -> str:
 def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> Detector:
     """The detector `name` with fresh weights, in training mode, on the default device.
 
-    `name` is one of `names()` or a file of the user's, `my_model.py:build`. `arguments` are the family's own (see
+    `name` is one of `names()` or a custom model, `my_model.py:build`. `arguments` are the family's own (see
     `build` in its file): what `model_arguments` of a weight file holds beyond the class count and the channels.
     Raises UsageError for a name that isn't there.
     """

@@ -20,7 +20,6 @@ from yoloyard.common.errors import UsageError, UserError
 from yoloyard.models import custom_model as custom_model
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
-from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.importing import importers
 from yoloyard.models.importing.torch_files import is_torch_file
 
@@ -139,8 +138,8 @@ def transfer(
     fresh = tuple(name for name in own if name not in taken)
     source_rows = {_plain(name): row for row, name in enumerate(source_names)}
     pairs = [(row, source_rows[_plain(name)]) for row, name in enumerate(names) if _plain(name) in source_rows]
-    if isinstance(detector.head, AnchorBasedHead) and 1 in (len(names), len(source_names)):
-        pairs = []  # the class output of a single class is never trained
+    if not detector.head.learns_single_class and 1 in (len(names), len(source_names)):
+        pairs = []
     (shared, rows), (source_shared, source) = map(detector.head.class_rows, (len(names), len(source_names)))
     counts = (len(shared) + sum(map(len, rows)), len(source_shared) + sum(map(len, source)))
     classes: tuple[str, ...] = ()

@@ -5,22 +5,22 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from yoloyard import cpu
 from yoloyard.common.cores import Threads
-from yoloyard.common.device import free_bytes, has_cpu_paths, images_at_once, precision_text, reuse_memory
+from yoloyard.common.device import free_bytes, images_at_once, precision_text
+from yoloyard.cpu.memory import reuse_memory
 from yoloyard.data.loading.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
+from yoloyard.losses import build_criterion
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.distributed.ddp import parallelize
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
-from yoloyard.training.engine.criterion import choose_criterion
-from yoloyard.training.engine.engine import Engine, early_gradients
+from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.listeners.events import Listeners
 from yoloyard.training.listeners.results import validation_batch
@@ -116,23 +116,24 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
             pin_memory=pin_memory,
             at_once=at_once,
         )
+    criterion, gains = build_criterion(model.head, config, free_bytes(device))
+    around_step = cpu.prepare_training(model, criterion, setup.precision, team.size)
     network = parallelize(model, device, team, may_leave_out=setup.spec.model_digest is not None)
     if config.compile:
         set_training_mode(model)
         with team.long_work():
             shape = shape_to_try(config, team.size, stride)
             network = compile_network(network, model, shape, setup.precision, shapes_vary(config))
-    on_cpu = has_cpu_paths(device)
     engine = Engine(
         model,
-        *choose_criterion(model, config, on_cpu, free_bytes(device)),
+        criterion,
+        gains,
         setup.precision,
         config,
         len(train_loader),
         team,
         network,
-        # several processes have their gradients in the memory that they exchange
-        partial(early_gradients, model) if on_cpu and team.size == 1 else nullcontext,
+        around_step,
         interrupt.is_asked,
     )
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from yoloyard.common.device import give_memory_back
+from yoloyard.cpu.memory import give_memory_back
 from yoloyard.models.weights import load_model
 from yoloyard.training.begin import Run
 from yoloyard.training.listeners.events import Result

@@ -51,7 +51,7 @@ def train(
     team = join_team(device, asked.hang_timeout)
     lines = nullcontext() if team.is_rank_0 else shown_lines(lambda line: None)
     with lines, team.watched(), RunLock() as lock:
-        precision = agreed_precision(choose_precision(device, asked.amp), team).name
+        precision = agreed_precision(choose_precision(device, asked.amp, asked.device_path), team).name
         handed_in = None if transform is None else Transform(transform)
         setup: Setup | None = None
         with team.on_rank_0() as is_rank_0:

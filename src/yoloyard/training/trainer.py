@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 
-from yoloyard.common.device import give_memory_back, repeated_shapes
+from yoloyard.common.device import repeated_shapes
 from yoloyard.common.errors import UserError
+from yoloyard.cpu.memory import give_memory_back
 from yoloyard.training.begin import Run, begin, go_on
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.compilation import shapes_vary

@@ -4,7 +4,7 @@ Only here are other projects' layer numbers and parameter names known: `model.<n
 block's place in the published table (`Detector.blocks`) and `PUBLISHED_NAMES` says how the inner names differ.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from yoloyard.models.blocks import (
     C3,
     SPPF,
     A2C2f,
-    AreaAttention,
     AreaBlock,
     Attention,
     Bottleneck,
@@ -27,11 +26,11 @@ from yoloyard.models.blocks import (
     SplitStack,
 )
 from yoloyard.models.detector import Detector
-from yoloyard.models.heads import AnchorBasedHead, AnchorFreeHead
+from yoloyard.models.heads import Head
 from yoloyard.models.importing.inert_pickle import Inert, TensorView, as_mapping, as_tensor
 from yoloyard.models.importing.torch_files import Checkpoint
 
-# our name of a block's part: the published one, where they differ
+# Own name of a block's part: the published one, where they differ. Heads bring theirs.
 PUBLISHED_NAMES: dict[type[nn.Module], dict[str, str]] = {
     Conv: {"activation": "act"},
     Bottleneck: {"conv1": "cv1", "conv2": "cv2"},
@@ -43,16 +42,13 @@ PUBLISHED_NAMES: dict[type[nn.Module], dict[str, str]] = {
     Attention: {"position": "pe", "project": "proj"},
     A2C2f: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
     AreaBlock: {"attention": "attn", "feed_forward": "mlp"},
-    AreaAttention: {"position": "pe", "project": "proj"},
-    AnchorBasedHead: {"predictions": "m"},
-    AnchorFreeHead: {"box_branches": "cv2", "class_branches": "cv3", "projection": "dfl.conv.weight"},
 }
-NORMALISATION_EPS = 1e-3  # of every family
-LARGEST_IMAGE = 8192  # pixels
+BN_EPS = 1e-3  # of every family
+MAX_IMAGE_PIXELS = 8192  # of a side
 LICENCE = "AGPL-3.0"  # of yolov5 and ultralytics and the weights that they publish
 YOLOV5_IOU = 0.6  # its published suppression for validation
-DEEPEST_MODULE = 30
-MOST_MODULES = 5_000  # of a network; a damaged file may hold itself
+MAX_MODULE_DEPTH = 30
+MAX_MODULES = 5_000  # of a network; a damaged file may hold itself
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -74,9 +70,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     fused = "model.0.conv.bias" in tensors
     name, arguments, detector = _recognise(tensors, modules, fused, path)
     state = _read_state(checkpoint, tensors, detector, fused)
-    anchor_based = isinstance(detector.head, AnchorBasedHead)
-    imgsz = as_mapping(content.get("opt" if anchor_based else "train_args")).get("imgsz")
-    known_size = type(imgsz) is int and 32 <= imgsz <= LARGEST_IMAGE
+    is_yolov5 = name.startswith("yolov5")
+    imgsz = as_mapping(content.get("opt" if is_yolov5 else "train_args")).get("imgsz")
+    known_size = type(imgsz) is int and 32 <= imgsz <= MAX_IMAGE_PIXELS
     licence = content.get("license")
     metadata = {
         "model": name,
@@ -85,9 +81,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "channels": arguments["channels"],
         "imgsz": imgsz if known_size else 20 * max(detector.strides),
         "licence": printable(licence) if licence and isinstance(licence, str) else LICENCE,
-        "versions": {"yolov5" if anchor_based else "ultralytics": printable(str(content.get("version", "unknown")))},
+        "versions": {"yolov5" if is_yolov5 else "ultralytics": printable(str(content.get("version", "unknown")))},
     }
-    if anchor_based:
+    if is_yolov5:
         metadata["evaluation"] = {"iou": YOLOV5_IOU}
     if fused:
         metadata["fused"] = True
@@ -101,12 +97,11 @@ def _read_state(
     state = {}
     for own_name, published_name in published_names(detector).items():
         norm, _, part = published_name.rpartition(".bn.")
-        if fused and norm:
-            state[own_name] = _unit_normalisation(checkpoint.read(tensors[f"{norm}.conv.bias"]).float(), part)
-        else:
-            numbers = checkpoint.read(tensors[published_name])
-            state[own_name] = numbers.float() if numbers.is_floating_point() else numbers
-    if isinstance(detector.head, AnchorBasedHead):  # files count anchors in cells
+        absorbed = fused and norm
+        numbers = checkpoint.read(tensors[f"{norm}.conv.bias" if absorbed else published_name])
+        numbers = numbers.float() if numbers.is_floating_point() else numbers
+        state[own_name] = _unit_normalisation(numbers, part) if absorbed else numbers
+    if "head.anchors" in state:  # files count them in cells
         state["head.anchors"] *= torch.tensor(detector.strides).view(-1, 1, 1)
     return state
 
@@ -114,7 +109,7 @@ def _read_state(
 def _unit_normalisation(bias: Tensor, part: str) -> Tensor:
     """A part of a batch normalisation that adds `bias` (channels,) and changes nothing else."""
     values = {
-        "weight": torch.full_like(bias, (1 + NORMALISATION_EPS) ** 0.5),
+        "weight": torch.full_like(bias, (1 + BN_EPS) ** 0.5),
         "bias": bias,
         "running_mean": torch.zeros_like(bias),
         "running_var": torch.ones_like(bias),
@@ -125,33 +120,28 @@ def _unit_normalisation(bias: Tensor, part: str) -> Tensor:
 
 def published_names(detector: Detector) -> dict[str, str]:
     """For every entry of the detector's state its name in files of the project that published the family."""
-    pairs = {}
-    for own_module, published_module in _published_modules(detector).items():
-        module = detector.get_submodule(own_module)
-        renamed = _renamed(module)
-        for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            pairs[f"{own_module}.{name}"] = f"{published_module}.{renamed.get(name, name)}"
+    modules, pairs = _published_modules(detector), {}
+    for name in detector.state_dict():
+        module, _, part = name.rpartition(".")
+        pairs[name] = f"{modules[module]}.{_renamed(detector.get_submodule(module)).get(part, part)}"
     return pairs
 
 
 def _published_modules(detector: Detector) -> dict[str, str]:
     """For every module of the detector's blocks its published name."""
     own_names = {id(module): name for name, module in detector.named_modules()}
-    pairs: dict[str, str] = {}
-    for number, block in enumerate(detector.blocks):
-        if block is not None:
-            _add_modules(pairs, block, own_names[id(block)], f"model.{number}")
+    blocks = enumerate(detector.blocks)
+    pairs = {own_names[id(block)]: f"model.{number}" for number, block in blocks if block is not None}
+    for name in own_names.values():
+        parent, _, part = name.rpartition(".")
+        if name not in pairs and parent in pairs:
+            pairs[name] = f"{pairs[parent]}.{_renamed(detector.get_submodule(parent)).get(part, part)}"
     return pairs
 
 
-def _add_modules(pairs: dict[str, str], module: nn.Module, own_name: str, published_name: str) -> None:
-    pairs[own_name] = published_name
-    renamed = _renamed(module)
-    for name, child in module.named_children():
-        _add_modules(pairs, child, f"{own_name}.{name}", f"{published_name}.{renamed.get(name, name)}")
-
-
-def _renamed(module: nn.Module) -> dict[str, str]:
+def _renamed(module: nn.Module) -> Mapping[str, str]:
+    if isinstance(module, Head):
+        return module.published_names
     return next((names for kind, names in PUBLISHED_NAMES.items() if isinstance(module, kind)), {})
 
 
@@ -164,7 +154,7 @@ def _modules(network: Inert, path: Path) -> dict[str, Inert]:
             if isinstance(child, Inert) and isinstance(child_name, str):
                 waiting.append((f"{name}.{child_name}".lstrip("."), child))
                 modules.update(waiting[-1:])
-        if len(modules) > MOST_MODULES or name.count(".") > DEEPEST_MODULE:
+        if len(modules) > MAX_MODULES or name.count(".") > MAX_MODULE_DEPTH:
             raise UserError(f"{path} is no network that can be imported: its modules are nested without end.")
     return modules
 
@@ -216,10 +206,9 @@ def _published_shapes(detector: Detector, fused: bool) -> dict[str, tuple[int, .
     """Names and shapes of the tensors that a file of this detector holds; fused, with biases for normalisations."""
     state = detector.state_dict()
     shapes = {name: tuple(state[own].shape) for own, name in published_names(detector).items()}
-    if not fused:
-        return shapes
-    biases = {name.replace("bn.bias", "conv.bias"): shape for name, shape in shapes.items() if name.endswith("bn.bias")}
-    return {name: shape for name, shape in shapes.items() if ".bn." not in name} | biases
+    if fused:
+        shapes = {name.replace("bn.bias", "conv.bias"): shape for name, shape in shapes.items()}
+    return {name: shape for name, shape in shapes.items() if not (fused and ".bn." in name)}
 
 
 def _check_modules(detector: Detector, modules: dict[str, Inert], fused: bool, path: Path) -> dict[str, Any]:
@@ -239,8 +228,8 @@ def _check_modules(detector: Detector, modules: dict[str, Inert], fused: bool, p
             arguments["sppf_activation"] = False  # some releases build it so
         elif activation != type(module.activation).__name__:
             raise UserError(f"{path} can't be imported: {published_name} has the activation {activation!r}.")
-        eps = NORMALISATION_EPS if fused else as_mapping(modules[f"{published_name}.bn"].state).get("eps")
-        if eps != NORMALISATION_EPS:
+        eps = BN_EPS if fused else as_mapping(modules[f"{published_name}.bn"].state).get("eps")
+        if eps != BN_EPS:
             raise UserError(f"{path} can't be imported: the normalisation of {published_name} has eps {eps}.")
     return arguments
 

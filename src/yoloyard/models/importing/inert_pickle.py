@@ -77,7 +77,7 @@ PythonUnpickler: Any = pickle._Unpickler
 
 
 def _keys_checked(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
-    """A step of the pickle machine that fills a dict or a set; `keys` is where they lie on its stack."""
+    """A step of the pickle machine that fills a dict or a set; `keys` is their place on its stack."""
 
     def checked(machine: Any) -> None:
         for key in machine.stack[keys]:

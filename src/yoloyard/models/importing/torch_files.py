@@ -10,7 +10,7 @@ import re
 import zipfile
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,16 +20,6 @@ from yoloyard.models.importing.inert_pickle import InertUnpickler, Storage, Tens
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
-
-
-class Container(Protocol):
-    """What both formats offer."""
-
-    root: Any
-    names: tuple[str, ...]
-
-    def storage(self, storage: Storage) -> bytearray:
-        """The raw bytes of a storage; at least as many as it says, or UserError."""
 
 
 class Checkpoint:
@@ -45,7 +35,7 @@ class Checkpoint:
             content = path.read_bytes()
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
-        self._container: Container = (_Zip if content.startswith(ZIP_MAGIC) else _Legacy)(path, content)
+        self._container = (_Zip if content.startswith(ZIP_MAGIC) else _Legacy)(path, content)
         self.root, self.names = self._container.root, self._container.names
 
     def read(self, view: TensorView) -> Tensor:
@@ -99,6 +89,8 @@ def names_in(path: Path) -> tuple[str, ...]:
 
 
 class _Zip:
+    """`root`, `names`, and the raw bytes of each storage: at least as many as it says, or UserError."""
+
     def __init__(self, path: Path, content: bytes) -> None:
         self._path = path
         try:
@@ -130,6 +122,8 @@ class _Zip:
 
 
 class _Legacy:
+    """Offers what `_Zip` offers."""
+
     def __init__(self, path: Path, content: bytes) -> None:
         self._path, self._content = path, content
         stream = BytesIO(content)

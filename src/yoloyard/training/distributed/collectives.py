@@ -5,6 +5,7 @@ Rank 0 alone writes and talks to the user.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import os
 import signal
@@ -157,7 +158,7 @@ def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team
 
 def agreed_precision(precision: Precision, team: Team) -> Precision:
     """The simplest of all processes' precisions, which each of them can compute in."""
-    return Precision(precision.device_type, PRECISIONS[team.max(PRECISIONS.index(precision.dtype))])
+    return dataclasses.replace(precision, dtype=PRECISIONS[team.max(PRECISIONS.index(precision.dtype))])
 
 
 def _destroy_groups(in_order: bool) -> None:

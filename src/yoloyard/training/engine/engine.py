@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from yoloyard.common.device import Precision
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.config.settings import TrainConfig
+from yoloyard.losses import Criterion
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.distributed.ddp import exchanging
-from yoloyard.training.engine.criterion import Criterion
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.multi_scale import vary_size
 from yoloyard.training.engine.optimizers import build_optimizer
@@ -87,7 +87,7 @@ class Engine:
     """A detector and all that trains it.
 
     `network` is the model as the step calls it: compiled, or sharing its work with other processes. `criterion` and
-    `gains` are of the loss of its head. `around_backward()` is entered before a forward and left after the backward
+    `gains` are of the loss of its head. `around_step()` is entered before a forward and left after the backward
     pass. `is_asked_to_stop()` is asked once a step.
     """
 
@@ -101,7 +101,7 @@ class Engine:
         batches_per_epoch: int,
         team: Team | None = None,
         network: nn.Module | None = None,
-        around_backward: Callable[[], AbstractContextManager[object]] = nullcontext,
+        around_step: Callable[[], AbstractContextManager[object]] = nullcontext,
         is_asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model, self.network = model, network or model
@@ -113,7 +113,7 @@ class Engine:
         self.average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
         self.number = 0  # of the next batch
         self.last_update = -1  # the batch that ended it
-        self._around_backward, self._is_asked_to_stop = around_backward, is_asked_to_stop
+        self._around_step, self._is_asked_to_stop = around_step, is_asked_to_stop
         self._parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.device = self._parameters[0].device
         self._statistics = Statistics(model, self.average.model)
@@ -158,7 +158,7 @@ class Engine:
         no gradient, on every device and in every number of processes.
         """
         gains, images = self.gains, len(batch.images) * self.team.size
-        with self._around_backward():
+        with self._around_step():
             with self.precision.autocast():
                 maps = self.network(images_to_float(batch.images))
             parts = self.criterion(maps, batch.boxes, batch.labels)
@@ -307,19 +307,3 @@ class Engine:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad *= ratio
-
-
-@contextmanager
-def early_gradients(model: nn.Module) -> Iterator[None]:
-    """Give every parameter a gradient of zeros before the forward; those that the backward pass has not touched go.
-
-    On a CPU the backward pass would put the gradients where maps have just been freed, which leaves no room for a large
-    one.
-    """
-    without = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.grad is None]
-    for parameter in without:
-        parameter.grad = torch.zeros_like(parameter)
-    yield
-    for parameter in without:
-        if parameter.grad is not None and parameter.grad._version == 0:
-            parameter.grad = None

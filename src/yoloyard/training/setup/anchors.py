@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from yoloyard.data.index.index import Index
-from yoloyard.models.heads import AnchorBasedHead
+from yoloyard.models.heads import Head
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ RESTARTS, GENERATIONS = 30, 1000  # of k-means, and of the evolution
 SIZES_PIXELS = (("all", 0.0, np.inf), ("small", 0.0, 32.0), ("medium", 32.0, 96.0), ("large", 96.0, np.inf))  # COCO's
 
 
-def fit_anchors(head: AnchorBasedHead, index: Index, imgsz: int, anchor_t: float, seed: int) -> None:
+def fit_anchors(head: Head, index: Index, imgsz: int, anchor_t: float, seed: int) -> None:
     """Give the head new anchors where fewer than 98 % of the boxes fit the ones that it has, and log the shares.
 
     A box fits an anchor whose sides are less than `anchor_t` times longer or shorter.

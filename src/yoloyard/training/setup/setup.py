@@ -27,7 +27,6 @@ from yoloyard.data.pixels.transform import Transform, restore
 from yoloyard.models import registry
 from yoloyard.models.custom_model import CustomModel, is_custom, read_kept
 from yoloyard.models.detector import Detector
-from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.training.setup.anchors import fit_anchors
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
 from yoloyard.training.setup.settings import check_new, derive
@@ -89,9 +88,7 @@ def new_run(
     seed_all(config.seed)
     arguments = start.arguments(len(names))
     detector = build_detector(start.model, custom, arguments)
-    anchor_based = detector.head if isinstance(detector.head, AnchorBasedHead) else None
-
-    recipe = recipes.published(start.model, anchor_based is not None)
+    recipe = recipes.published(start.model, detector.head.criterion)
     chosen = {name: value for name, value in recipe.items() if name not in given}
     chosen |= {"model": start.model, "data": str(data.path)}
     if start.file is not None:
@@ -104,8 +101,8 @@ def new_run(
     splits = load_splits(data, config)
     config = derive(config, given, detector, splits[0], device, num_processes)
     licence = start.transfer(detector, names)
-    if anchor_based is not None and config.loss.autoanchor:
-        fit_anchors(anchor_based, splits[0], config.imgsz, config.loss.anchor_t, config.seed)
+    if "anchors" in detector.head.constants and config.loss.autoanchor:
+        fit_anchors(detector.head, splits[0], config.imgsz, config.loss.anchor_t, config.seed)
     freeze(detector, config.freeze)
 
     folder = new_run_folder(Path(config.project), _run_name(config), config.exist_ok)
@@ -162,7 +159,7 @@ def build(
         spec=spec,
         folder=folder,
         device=device,
-        precision=Precision(device.type, getattr(torch, spec.precision)),
+        precision=Precision(device.type, getattr(torch, spec.precision), spec.config.device_path),
         detector=detector,
         train_index=splits[0],
         val_index=splits[1],

@@ -47,7 +47,8 @@ class StartingPoint:
             return None
         state, metadata = self.state, self.metadata
         if self.custom is not None and metadata.get("model") != self.custom.word:
-            state = {name: value for name, value in state.items() if name != "head.anchors"}  # the user gives his own
+            chosen = [f"head.{name}" for name in detector.head.constants]  # by the user's file
+            state = {name: value for name, value in state.items() if name not in chosen}
         report = transfer(detector, state, names, metadata.get("names", ()))
         if not report.taken:
             raise UsageError(

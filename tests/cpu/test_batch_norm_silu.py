@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from memory import SavedBytes
+from yoloyard.cpu.batch_norm_silu import batch_norm_silu, can_be_one, join_batch_norm_and_silu
 from yoloyard.models import registry
-from yoloyard.models.batch_norm_silu import batch_norm_silu, can_be_one
 from yoloyard.models.blocks import Conv
 
 
@@ -42,6 +42,7 @@ def test_it_is_the_two_layers(dtype: torch.dtype, memory_format: torch.memory_fo
 def test_its_gradients_are_those_of_small_differences() -> None:
     conv = Conv(3, 3).double()
     conv.conv = nn.Identity()  # type: ignore[assignment]
+    join_batch_norm_and_silu(conv)
 
     def of(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.func.functional_call(conv, {"bn.weight": weight, "bn.bias": bias}, x)
@@ -58,7 +59,7 @@ def test_frozen_weights_leave_the_other_gradients_as_they_are() -> None:
     torch.testing.assert_close(frozen, torch.autograd.grad(nn.functional.silu(layer()(x)).sum(), x))
 
 
-def test_a_training_step_keeps_a_quarter_less(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_step_keeps_a_quarter_less() -> None:
     network = registry.build("yolo11n", num_classes=3).train()
 
     def kept() -> int:
@@ -67,9 +68,27 @@ def test_a_training_step_keeps_a_quarter_less(monkeypatch: pytest.MonkeyPatch) -
             network(torch.rand(2, 3, 64, 64))
         return saved.bytes
 
-    lean = kept()
-    monkeypatch.setattr("yoloyard.models.blocks.can_be_one", lambda *_: False)
-    assert lean < 0.75 * kept()
+    plain = kept()
+    join_batch_norm_and_silu(network)
+    assert kept() < 0.75 * plain
+
+
+class Odd(Conv):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 1
+
+
+def test_copies_and_blocks_of_other_classes_stay_what_they_are() -> None:
+    network, x = nn.Sequential(Conv(3, 5), Odd(5, 5)), torch.rand(2, 3, 4, 4)
+    expected = copy.deepcopy(network)(x)
+    join_batch_norm_and_silu(network)
+    average = copy.deepcopy(network)
+    assert torch.equal(network(x), expected)
+    assert torch.equal(average(x), expected)
+    average(x)
+    counts = [each.state_dict()["0.bn.num_batches_tracked"] for each in (network, average)]
+    assert counts == [1, 2]
+    assert network.state_dict().keys() == nn.Sequential(Conv(3, 5), Odd(5, 5)).state_dict().keys()
 
 
 def test_only_in_training_and_only_for_these_two_layers() -> None:
@@ -83,5 +102,6 @@ def test_only_in_training_and_only_for_these_two_layers() -> None:
     assert can_be_one(conv.train().bn, conv.activation, x)
     with torch.no_grad():
         assert not can_be_one(conv.bn, conv.activation, x)
+    join_batch_norm_and_silu(conv)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         conv(torch.zeros(1, 3, 1, 1))

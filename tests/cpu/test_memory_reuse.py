@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from yoloyard.common import device
-from yoloyard.common.device import give_memory_back, reuse_memory
+from yoloyard.cpu import memory
+from yoloyard.cpu.memory import give_memory_back, reuse_memory
 
 # glibc counts bytes itself: `arena` has come from the system by the heap, `mapped` in blocks of their own.
 SCRIPT = """
 import ctypes, json
 import torch
-from yoloyard.common.device import reuse_memory
+from yoloyard.cpu.memory import reuse_memory
 
 NAMES = ("arena", "ordblks", "smblks", "hblks", "mapped", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
@@ -75,8 +75,8 @@ def test_only_glibc_is_asked_and_only_for_a_cpu(
     place: str, library: str, expected: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Glibc, "calls", [], raising=False)
-    monkeypatch.setattr(device, "ctypes", SimpleNamespace(CDLL=Glibc))
-    monkeypatch.setattr(device.platform, "libc_ver", lambda: (library, "2.36"))
+    monkeypatch.setattr(memory, "ctypes", SimpleNamespace(CDLL=Glibc))
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: (library, "2.36"))
     reuse_memory(torch.device(place))
     give_memory_back(torch.device(place))
     assert Glibc.calls == expected

@@ -1,7 +1,9 @@
 """A CPU trains with the code that a GPU runs: what a run does there differs in rounding alone."""
 
 import json
+import pkgutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -33,6 +35,12 @@ def build(num_classes):
     return Small(num_classes)
 """
 
+OWN_PATHS = (  # of a CPU
+    "cpu.points_in_boxes.pairs_inside",
+    "cpu.batch_norm_silu.batch_norm_silu",
+    "cpu.convolution_silu.ConvolutionSiLU",
+    "cpu.early_gradients",
+)
 OWN = ["--imgsz", 64, "--batch", 4, "--no-amp", "--no-tensorboard", "--device", "cpu"]
 
 
@@ -44,16 +52,13 @@ def test_a_run_with_the_code_of_a_gpu_has_the_losses_of_a_cpu(
     words = ["train", "--model", "small.py:build", "--data", data, *OWN, "--nbs", 8, "--epochs", 2]
     found = {}
     for name in ("as_on_a_cpu", "as_on_a_gpu"):
-        if name == "as_on_a_gpu":
-            monkeypatch.setenv("YOLOYARD_AS_ON_A_GPU", "1")
-            for own_path in (
-                "losses.task_aligned.pairs_inside",
-                "models.blocks.batch_norm_silu",
-                "models.fused._ConvSwish",
-                "training.begin.early_gradients",
-            ):
-                monkeypatch.setattr(f"yoloyard.{own_path}", None)  # would fail
-        code, out, err = yoloyard(*words, "--name", name)
+        path = ["--device-path", "accelerator"] if name == "as_on_a_gpu" else []
+        paths = {name: Mock(wraps=pkgutil.resolve_name(f"yoloyard.{name}")) for name in OWN_PATHS}
+        with monkeypatch.context() as patched:
+            for own_path, noting in paths.items():
+                patched.setattr(f"yoloyard.{own_path}", noting)
+            code, out, err = yoloyard(*words, *path, "--name", name)
+        assert all(noting.called != bool(path) for noting in paths.values())
         assert (code, err) == (0, "")
         assert out.replace("\n", " ").count("no gradient reaches these parameters") == 1
         assert "spare.weight" in out
@@ -68,6 +73,13 @@ def test_a_run_with_the_code_of_a_gpu_has_the_losses_of_a_cpu(
             assert other[figure] == pytest.approx(one[figure], rel=1e-3), figure
     for weight, value in weights.items():
         torch.testing.assert_close(others[weight], value, rtol=1e-2, atol=1e-4)
+
+
+def test_the_flag_is_for_tests_and_says_what_there_is(data: Path, yoloyard: Command) -> None:
+    code, _, err = yoloyard("train", "--data", data, *OWN, "--device-path", "gpu")
+    assert (code, err) == (2, "yoloyard: --device-path gpu: there are auto and accelerator\n")
+    assert "--device " in yoloyard("train", "--help")[1]
+    assert "device-path" not in yoloyard("train", "--help")[1]
 
 
 @pytest.mark.parametrize("has_spare", [True, pytest.param(False, marks=pytest.mark.slow)])

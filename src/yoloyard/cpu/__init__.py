@@ -1,0 +1,43 @@
+"""What is for speed on a CPU alone. It is applied here, from outside; models, losses and the step know nothing of it.
+
+Whether it is wanted is said by `Precision.has_cpu_paths`. Figures stay the same up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+from torch import nn
+
+from yoloyard.common.device import Precision
+from yoloyard.cpu.batch_norm_silu import join_batch_norm_and_silu
+from yoloyard.cpu.convolution_silu import join_convolutions_and_silu
+from yoloyard.cpu.gradients import early_gradients
+from yoloyard.cpu.points_in_boxes import use_points_in_boxes
+from yoloyard.losses import Criterion
+from yoloyard.losses.task_aligned import TaskAlignedLoss
+
+
+def prepare_training(
+    model: nn.Module, criterion: Criterion, precision: Precision, num_processes: int
+) -> Callable[[], AbstractContextManager[None]]:
+    """Change `model` and `criterion` in place where the run has CPU paths.
+
+    Returns what makes the context around forward and backward of each batch.
+    """
+    if not precision.has_cpu_paths:
+        return nullcontext
+    join_batch_norm_and_silu(model)
+    if isinstance(criterion, TaskAlignedLoss):
+        use_points_in_boxes(criterion)
+    if num_processes > 1:  # they have gradients in the memory of what they exchange
+        return nullcontext
+    return partial(early_gradients, model)
+
+
+def prepare_evaluation(fused: nn.Module, precision: Precision) -> None:
+    """Change `fused`, the copy of a network for evaluation, in place where its run has CPU paths."""
+    if precision.has_cpu_paths:
+        join_convolutions_and_silu(fused)

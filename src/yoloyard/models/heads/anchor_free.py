@@ -1,0 +1,116 @@
+"""The head of YOLOv8, YOLO11 and YOLO12: a box for each cell.
+
+Shapes: B batch, C classes, h w cells of a level, P anchor points (cells of all levels).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from yoloyard.common.boxes import anchor_points
+from yoloyard.models.blocks import Activation, Conv
+from yoloyard.models.heads.head import Found, Head, above, centres, join
+
+LOGIT_MARGIN = 0.1
+BINS = 16  # the distance of a side is a distribution over 0 .. 15 cells
+
+
+class AnchorFreeHead(Head):
+    """One box and one class branch a level; each cell predicts one box by the distances to its four sides.
+
+    A raw map is (B, 64 + C, h, w): the box logits first, channel side * 16 + bin with the sides left, top, right,
+    bottom, then the class logits.
+
+    The class branch is made of plain 3x3 convolutions (YOLOv8) or of depthwise separable ones (YOLO11, YOLO12). Its
+    width depends on the number of classes; `class_width` overrides it for weights that come from a network with
+    another number. Sources: Tian et al., "FCOS" (2019); Li et al., "Generalized Focal Loss" (2020), section 3.2.
+    """
+
+    criterion = "task_aligned"
+    published_names: ClassVar = {"box_branches": "cv2", "class_branches": "cv3", "projection": "dfl.conv.weight"}
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        strides: Sequence[int],
+        depthwise: bool,
+        class_width: int | None = None,
+        activation: Activation = nn.SiLU,
+    ) -> None:
+        super().__init__(in_channels, num_classes, strides, 4 * BINS + num_classes)
+        box_width = max(16, in_channels[0] // 4, 4 * BINS)
+        class_width = class_width or max(in_channels[0], min(num_classes, 100))
+        # start as if an image of 640 x 640 held five objects for each level to find, spread evenly over the classes
+        class_biases = [math.log(5 / num_classes / (640 / stride) ** 2) for stride in self.strides]
+        self.box_branches = nn.ModuleList(
+            _branch(channels, box_width, 4 * BINS, 2.0, False, activation) for channels in in_channels
+        )
+        self.class_branches = nn.ModuleList(
+            _branch(channels, class_width, num_classes, bias, depthwise, activation)
+            for channels, bias in zip(in_channels, class_biases, strict=True)
+        )
+        # never trained, but a parameter and of this shape: so published parameter counts and files fit
+        bins = torch.arange(BINS, dtype=torch.float32).view(1, BINS, 1, 1)
+        self.projection = nn.Parameter(bins, requires_grad=False)
+
+    @property
+    def last_layers(self) -> list[str]:
+        """Names of the layers whose output channels belong to the classes."""
+        return [f"class_branches.{level}.2" for level in range(len(self.strides))]
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        branches = zip(features, self.box_branches, self.class_branches, strict=True)
+        return [torch.cat((boxes(x), classes(x)), dim=1) for x, boxes, classes in branches]
+
+    def decode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Raw maps to boxes (B, P, 4), xyxy in input pixels, not clipped, and scores (B, P, C) in 0 .. 1, float32.
+
+        The order of the points is that of `boxes.anchor_points`: level by level, row by row.
+        """
+        flat = torch.cat([level.flatten(2) for level in maps], dim=2).float()
+        box_logits, class_logits = flat.split((4 * BINS, self.num_classes), dim=1)
+        probabilities = box_logits.unflatten(1, (4, BINS)).softmax(dim=2)
+        distances = (probabilities * self.projection.float().view(BINS, 1)).sum(dim=2)  # (B, 4, P) in cells
+        left_top, right_bottom = distances.transpose(1, 2).split(2, dim=2)
+        points, strides = anchor_points([(m.shape[2], m.shape[3]) for m in maps], self.strides, flat.device)
+        boxes_xyxy = torch.cat((points - left_top, points + right_bottom), dim=2) * strides
+        return boxes_xyxy, class_logits.sigmoid().transpose(1, 2)
+
+    def decode_above(self, maps: Sequence[Tensor], conf: float, multi_label: bool) -> Found:
+        """What `decode` gives where a score is above `conf`, 0 .. 1; nothing else is computed.
+
+        With `multi_label` a point comes once for each such class, else only for its best one.
+        """
+        levels = []
+        # The sigmoid rises, so logits will do; in half precision the limit is rounded, hence the margin.
+        limit = math.log(conf / (1 - conf)) - LOGIT_MARGIN if 0 < conf < 1 else -math.inf
+        for level, stride in zip(maps, self.strides, strict=True):
+            rows = level.permute(0, 2, 3, 1).flatten(1, 2)  # (B, h * w, 64 + C), as it lies in memory in channels_last
+            images, cells, labels, logits = above(rows[..., 4 * BINS :], limit, multi_label)
+            probabilities = rows[images, cells, : 4 * BINS].float().view(-1, 4, BINS).softmax(dim=2)
+            left_top, right_bottom = (probabilities @ self.projection.float().flatten()).split(2, dim=1)
+            points = centres(cells, level.shape[3])
+            boxes_xyxy = torch.cat((points - left_top, points + right_bottom), dim=1) * stride
+            levels.append((images, boxes_xyxy, logits.float().sigmoid(), labels))
+        return join(levels, conf)
+
+
+def _branch(
+    in_channels: int, width: int, out_channels: int, bias: float, depthwise: bool, activation: Activation
+) -> nn.Sequential:
+    """Two 3x3 convolutions, plain or depthwise separable, and a 1x1 convolution whose biases begin with `bias`."""
+    layers: list[nn.Module] = []
+    for channels in (in_channels, width):
+        if depthwise:
+            spatial = Conv(channels, channels, 3, groups=channels, activation=activation)
+            layers.append(nn.Sequential(spatial, Conv(channels, width, activation=activation)))
+        else:
+            layers.append(Conv(channels, width, 3, activation=activation))
+    last = nn.Conv2d(width, out_channels, 1)
+    assert last.bias is not None
+    nn.init.constant_(last.bias, bias)
+    return nn.Sequential(*layers, last)
