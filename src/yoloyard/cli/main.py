@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter
@@ -259,7 +259,7 @@ def data_convert(
     data: Annotated[Path, Parameter(help="the data.yaml")],
     out: Annotated[Path, Parameter(help="a new or empty folder")],
     *,
-    to: Annotated[Literal["yolo", "coco", "voc"], Parameter(help="the format to write")],
+    to: Annotated[str, Parameter(help="the format to write: yolo, coco or voc")],
 ) -> None:
     """Write a data set in another format, images as hard links; what can't be used is left out and listed."""
     from yoloyard.data.formats.convert import convert
