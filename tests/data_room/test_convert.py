@@ -197,6 +197,16 @@ def test_the_command_lists_what_it_left_out(spec: DataSpec, tmp_path: Path, caps
     assert f"data: {tmp_path}/out/data.yaml" in out
 
 
+def test_an_unknown_format_is_refused_by_name(
+    spec: DataSpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["data", "convert", str(spec.path), str(tmp_path / "out"), "--to", "cocoa"])
+    assert end.value.code == 2
+    assert "--to cocoa: the formats are yolo, coco, voc" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("letter", ["n", "ü"])
 def test_long_names_that_are_the_same_are_cut_to_what_disks_can_hold(letter: str) -> None:
     stem = letter * (250 // len(letter.encode()))
