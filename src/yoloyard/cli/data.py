@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
@@ -64,7 +64,7 @@ def data_convert(
     data: Data,
     out: Annotated[Path, Parameter(help="a new or empty folder")],
     *,
-    to: Annotated[Literal["yolo", "coco", "voc"], Parameter(help="the format to write")],
+    to: Annotated[str, Parameter(help="the format to write: yolo, coco or voc")],
 ) -> None:
     """Write a data set in another format.
 
