@@ -98,8 +98,8 @@ class TrainingBatches(Dataset[Batch | UserError]):
         """An image with its long side imgsz and its boxes, without those to be ignored."""
         image = self.images[index]
         boxes, labels, ignore = self.index.annotations(index)
-        scale_xy = np.array(image.shape[1::-1]) / self.index.sizes[index][::-1]
-        boxes *= np.tile(scale_xy, 2).astype(np.float32)
+        height, width = self.index.sizes[index].tolist()
+        boxes *= np.array([image.shape[1] / width, image.shape[0] / height] * 2, np.float32)
         return Sample(image, boxes[~ignore], labels[~ignore], ignore[~ignore], index, source_ids=(index,))
 
     def _epoch_order(self, epoch: int) -> EpochOrder:

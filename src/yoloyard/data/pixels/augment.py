@@ -221,7 +221,8 @@ def _span(bounds: tuple[int, ...], corner: int, zoom: float, shift: float, lengt
 
 def _recognisable(boxes: np.ndarray, before: np.ndarray, zoom: float) -> np.ndarray:
     """Which boxes (n, 4) have enough left, as bool (n,). `before` (n, 4) are the boxes before a change by `zoom`."""
-    area_before = np.prod(before[:, 2:].astype(np.float64) - before[:, :2], axis=1) * zoom**2
+    old_width, old_height = (before[:, 2:].astype(np.float64) - before[:, :2]).T
+    area_before = old_width * old_height * zoom**2
     width, height = (boxes[:, 2:] - boxes[:, :2]).T
     kept = (width > MIN_BOX_SIDE_PIXELS) & (height > MIN_BOX_SIDE_PIXELS)
     kept &= width * height > MIN_VISIBLE_AREA * area_before
