@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dense_suppression import suppress
 from yoloyard.common.boxes import pairwise_iou
-from yoloyard.common.nms import suppress
 
 
 def greedy_loop(boxes: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, iou: float, most: int) -> list[int]:

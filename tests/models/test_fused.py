@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from yoloyard.common.nms import suppress, suppress_found
+from dense_suppression import suppress
+from yoloyard.common.nms import suppress_found
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 

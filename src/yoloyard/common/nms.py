@@ -21,32 +21,14 @@ IMAGES_AT_ONCE = 16  # on a CPU, whose caches are small; elsewhere all, which ta
 ROUNDS = 4  # between two questions whether the mask still changes, where each question waits for the device
 
 
-def suppress(
-    boxes_xyxy: Tensor, scores: Tensor, conf: float, iou: float, max_det: int, multi_label: bool
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Detections of each image, on the CPU: boxes (n, 4) xyxy, scores (n,) descending, labels (n,) int64.
-
-    `boxes_xyxy` (B, P, 4), `scores` (B, P, C) in 0..1. A score must be above `conf`; a box falls if its IoU with a
-    kept one of its class is above `iou`. With `multi_label` a point may give one detection for each class, else only
-    one for its best class.
-    """
-    if multi_label and scores.shape[2] > 1:
-        images, points, labels = (scores > conf).nonzero(as_tuple=True)
-        values = scores[images, points, labels]
-    else:
-        best_scores, best_labels = scores.max(dim=2)
-        images, points = (best_scores > conf).nonzero(as_tuple=True)
-        values, labels = best_scores[images, points], best_labels[images, points]
-    return suppress_found(len(scores), images, boxes_xyxy[images, points], values, labels, iou, max_det)
-
-
 def suppress_found(
     num_images: int, images: Tensor, boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, iou: float, max_det: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The same for n candidates of all images: which image (n,), boxes (n, 4), scores (n,), labels (n,).
+    """Detections of each image, on the CPU: boxes (n, 4) xyxy, scores (n,) descending, labels (n,) int64.
 
-    Of equal scores the first one counts more. From the device come the counts of candidates, answers of a few numbers
-    in between, and the detections of all images in one copy.
+    The K candidates come from all images: which image (K,), boxes (K, 4), scores (K,), labels (K,). A box falls if its
+    IoU with a kept one of its image and class is above `iou`. Of equal scores the first one counts more. The device
+    sends the counts of candidates, a few numbers in between, and the detections of all images in one copy.
     """
     order = scores.sort(descending=True, stable=True).indices
     order = order[images[order].sort(stable=True).indices]

@@ -28,12 +28,10 @@ def detect(
         maps = detector(images_to_float(images))
     where, boxes, scores, labels = detector.decode_above(maps, settings.conf, multi_label)  # type: ignore[operator]
     found = suppress_found(len(images), where, boxes, scores, labels, settings.iou, settings.max_det)
-    detections = []
-    for (image_boxes, image_scores, image_labels), transform in zip(found, transforms, strict=True):
-        if transform is not None:
-            image_boxes = transform.to_original(image_boxes)
-        detections.append(Detections(image_boxes, image_scores, image_labels))
-    return detections
+    return [
+        Detections(transform.to_original(each[0]) if transform else each[0], *each[1:])
+        for each, transform in zip(found, transforms, strict=True)
+    ]
 
 
 def predict_all(

@@ -1,8 +1,7 @@
-"""check.html: what is wrong with a data set, and what is in it, on one page that needs nothing but itself."""
+"""check.html: the problems and the content of a data set, on one page without other files."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from yoloyard.common.errors import UserError
 from yoloyard.data.audit.problems import KINDS, Problem
 from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.decode import decode_image
+from yoloyard.evaluation.metrics.average_precision import AREA_LIMITS
 from yoloyard.evaluation.report import plots
 from yoloyard.evaluation.report.drawing import shrunk
 from yoloyard.evaluation.report.page import Image, Row, counted, embedded, labelled, write_page
@@ -21,7 +21,6 @@ SHOWN_PAIRS = 8
 SHOWN_FILES = 8  # with the most problems
 SHOWN_REASONS = 4  # of such a file
 IMAGE_SIDE = 480  # pixels of the longer side, to keep the page at a few MB
-SIZE_LIMITS = (32**2, 96**2)  # COCO's: a box is small up to the first area, large above the second, in pixels
 
 
 def class_rows(index: Index) -> list[tuple[str, int, int, int, int, int]]:
@@ -31,7 +30,7 @@ def class_rows(index: Index) -> list[tuple[str, int, int, int, int, int]]:
     """
     image_of = np.repeat(np.arange(len(index)), np.diff(index.offsets))
     sides = index.boxes[:, 2:] - index.boxes[:, :2]
-    size_of = np.digitize(sides[:, 0] * sides[:, 1], SIZE_LIMITS, right=True)
+    size_of = np.digitize(sides[:, 0] * sides[:, 1], AREA_LIMITS[1:3], right=True)
     rows = []
     for label, name in enumerate(index.names):
         mine = (index.labels == label) & ~index.ignore
@@ -53,10 +52,11 @@ def write_check_page(
     `indexes` are the splits that could be read, `problems` those of every split, `pairs` the duplicates: an image, the
     one it repeats, and how. Raises UserError if the file can't be written; an image that can't be shown is named.
     """
-    of_kind = [
-        (split, kind, [problem for problem in each if problem.kind == kind])
-        for split, each in problems.items()
-        for kind in KINDS
+    found = {(split, kind): [p for p in each if p.kind == kind] for split, each in problems.items() for kind in KINDS}
+    kind_rows = [
+        [kind, "error" if is_error else "warning", *(f"{count:,}" if count else "-" for count in counts)]
+        for kind, is_error in KINDS.items()
+        if any(counts := [len(found[split, kind]) for split in problems])
     ]
     write_page(
         path,
@@ -65,8 +65,8 @@ def write_check_page(
         facts=facts,
         summary_tiles=_summary_tiles(indexes, [problem for each in problems.values() for problem in each]),
         kind_heads=("Problem", "", *problems),
-        kind_rows=_kind_rows(problems),
-        problems=[(split, kind, found) for split, kind, found in of_kind if found],
+        kind_rows=kind_rows,
+        problems=[(*where, lines) for where, lines in found.items() if lines],
         worst_files=_worst_files(indexes, problems),
         pairs=[
             Row(f"{how} as {original}", [_image(duplicate), _image(original)], str(duplicate))
@@ -99,15 +99,6 @@ def _summary_tiles(indexes: Mapping[str, Index], problems: Sequence[Problem]) ->
         note += f", {index.skipped:,} can't be used" if index.skipped else ""
         tiles.append((split, f"{len(index):,}", note))
     return tiles
-
-
-def _kind_rows(problems: Mapping[str, Sequence[Problem]]) -> list[list[str]]:
-    counts = [Counter(problem.kind for problem in each) for each in problems.values()]
-    return [
-        [kind, "error" if is_error else "warning", *(f"{each[kind]:,}" if each[kind] else "-" for each in counts)]
-        for kind, is_error in KINDS.items()
-        if any(each[kind] for each in counts)
-    ]
 
 
 def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[Problem]]) -> list[Row]:
