@@ -74,12 +74,7 @@ def write_check_page(
         ],
         more_pairs=max(0, len(pairs) - SHOWN_PAIRS),
         splits=[
-            {
-                "name": split,
-                "class_rows": class_rows(index),
-                "figures": plots.label_statistics(index),
-                "samples": _samples(index),
-            }
+            (split, class_rows(index), plots.label_statistics(index), _samples(index))
             for split, index in indexes.items()
             if len(index)
         ],
@@ -88,10 +83,7 @@ def write_check_page(
 
 def _summary_tiles(indexes: Mapping[str, Index], problems: Sequence[Problem]) -> list[tuple[str, str, str]]:
     errors = sum(problem.is_error for problem in problems)
-    tiles = [
-        ("Errors", f"{errors:,}", "to be fixed"),
-        ("Warnings", f"{len(problems) - errors:,}", "to be looked at"),
-    ]
+    tiles = [("Errors", f"{errors:,}", "to be fixed"), ("Warnings", f"{len(problems) - errors:,}", "to be looked at")]
     for split, index in indexes.items():
         ignored = int(index.ignore.sum())
         note = f"images, {counted(len(index.boxes) - ignored, 'box', 'boxes')}"
@@ -109,21 +101,16 @@ def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[P
             file, _, line = problem.where.rpartition(":")
             by_file.setdefault((split, file if line.isdigit() else problem.where), []).append(problem)
     worst = sorted((key for key in by_file if len(by_file[key]) > 1), key=lambda key: -len(by_file[key]))[:SHOWN_FILES]
-    wanted = {(split, Path(file).stem) for split, file in worst}
+    stems = [(split, Path(file).stem) for split, file in worst]
     images = {
-        (split, path.stem): _image(path, index, position)
+        (split, path.stem): [_image(path, index, position)]
         for split, index in indexes.items()
         for position, path in enumerate(index.paths)
-        if (split, path.stem) in wanted
+        if (split, path.stem) in stems
     }
     return [
-        Row(
-            f"{len(by_file[split, file]):,} problems",
-            [images[split, Path(file).stem]] if (split, Path(file).stem) in images else [],
-            file,
-            list(map(str, by_file[split, file][:SHOWN_REASONS])),
-        )
-        for split, file in worst
+        Row(f"{len(by_file[key]):,} problems", images.get(stem, []), key[1], [*map(str, by_file[key][:SHOWN_REASONS])])
+        for key, stem in zip(worst, stems, strict=True)
     ]
 
 
