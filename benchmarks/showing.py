@@ -49,7 +49,7 @@ def count(found: Found, truth: Truth, num_classes: int, conf: float) -> Counts:
     """F1, duplicates and found neighbours of the boxes with a score of `conf` or more."""
     seen = found.scores >= conf
     pairs = matching.overlapping_pairs(found, truth)
-    matched, ignored = matching.match_classes(found, truth, pairs.where(seen[pairs.found]))
+    matched, ignored = matching.match_boxes(found, truth, pairs.where(seen[pairs.found]))
     right, false = seen & (matched >= 0), seen & (matched < 0) & ~ignored
     boxes = matching.boxes_per_class(truth, num_classes)
     hits, wrong = (np.bincount(found.labels[rows], minlength=num_classes) for rows in (right, false))
@@ -87,7 +87,7 @@ def measure(data: Path, weights: Path) -> None:
         model = yoloyard.load(weights, conf=MIN_CONF, iou=iou)
         found = matching.gather_found({image: model(index.paths[image]) for image in range(len(index))}, len(index))
         pairs = matching.overlapping_pairs(found, truth)
-        matched, ignored = matching.match_classes(found, truth, pairs)
+        matched, ignored = matching.match_boxes(found, truth, pairs)
         curves[iou] = matching.mean_over_classes(matching.curves(found, truth, matched, ignored, num_classes).f1)
         peak = curves[iou][matching.CONFIDENCES >= MIN_CONF].max()
         best = max(best, (peak, iou, matching.CONFIDENCES[curves[iou] == peak][-1]))

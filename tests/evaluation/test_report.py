@@ -81,9 +81,8 @@ def test_what_users_named_is_text(tmp_path: Path, case: tuple[Index, dict[int, D
         tmp_path / "report.html",
         *case,
         title=NASTY,
-        facts={"Data": NASTY},
+        facts={"Data": NASTY, "Model": NASTY},
         commands={"Validate": f"yoloyard val --data {NASTY!r}"},
-        notes=[NASTY],
     )
     assert page.tags.count("script") == 1  # the page's own
     assert "b" in page.tags

@@ -182,20 +182,20 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
 
 PAGE_TEXT = """# Agreement with the reference packages
 
-Every model beside the package that it comes from, on a CPU:
+Each model is compared with the package that it comes from, on a CPU:
 {packages}.
-For each model the package builds its network, a formula fills it with weights, a `.pt` of the package's kind is saved,
-and yoloyard reads that file. Both networks then see the same images. `tests/parity/compare.py` writes this page.
+For each model the package builds its network, a formula fills it with weights, and the package saves a `.pt` file.
+yoloyard reads that file, and both networks get the same images. `tests/parity/compare.py` writes this page.
 
-- **Raw** outputs of the head, with the running statistics of normalisation (evaluation) and with those of the batch
-  (training).
-- **Decoded** predictions: boxes in pixels and scores. Where there is objectness, a score is its product with the class.
-- **Losses**: every component, of the reference network's training outputs, for five sets of boxes: a few, an image
-  without any, a batch without any, 150 in one image, and many in the same few cells.
+- **Raw**: the outputs of the head. In evaluation BatchNorm uses its running statistics, in training those of the batch.
+- **Decoded**: the predicted boxes in pixels, and their scores. A model with objectness multiplies it with the score of
+  the class.
+- **Losses**: each component of the loss, from the outputs of the reference network in training. There are five sets of
+  boxes: a few, an image without boxes, a batch without boxes, 150 boxes in one image, and many boxes in the same cells.
 
-Each figure is the largest difference divided by the largest value, for a loss by itself; the worst of 80 and of 3
-classes in float32 files, and for the smallest networks also 80 classes in a float16 file. 0 means equal to the last
-bit. The limits are 1e-4, for losses 1e-3; beyond them the script fails.
+Each figure is the largest difference divided by the largest value; for losses, each component is divided by itself.
+The table has the worst figure of 80 and of 3 classes in float32 files, and for the smallest networks also of 80 classes
+in a float16 file. 0 means equal to the last bit. The script fails above 1e-4, for losses above 1e-3.
 
 | model | input | raw, evaluation | raw, training | decoded | losses |
 | --- | --- | --- | --- | --- | --- |
@@ -203,7 +203,7 @@ bit. The limits are 1e-4, for losses 1e-3; beyond them the script fails.
 
 ## Repeat it
 
-Each package wants an environment of its own:
+Each package needs its own environment:
 
 ```
 python -m venv reference-env
@@ -215,14 +215,14 @@ PYTHONPATH=tests reference-env-yolov5/bin/python tests/parity/compare.py yolov5.
 PYTHONPATH=tests reference-env/bin/python tests/parity/compare.py --table ultralytics.json yolov5.json
 ```
 
-yolov5 asks for a build of OpenCV that wants a display's libraries; where they are missing, put
-`opencv-python-headless` in its place. The first two comparisons write all differences, the last command this page.
+yolov5 installs a build of OpenCV that needs the libraries of a display. Where they are missing, install
+`opencv-python-headless` instead. The first two comparisons write all differences, the last command writes this page.
 
-Trained networks: `best.pt` and `last.pt` of the reference packages, imported, have the same COCO mAP as in the original
-where one evaluator scores both; see [benchmarks](../benchmarks/README.md).
+Trained networks were compared too: the imported `best.pt` and `last.pt` of the reference packages have the same COCO
+mAP as the originals when one evaluator scores both. See [benchmarks](../benchmarks/README.md).
 
-A part of the reference packages' answers is [kept](../tests/data/README.md), so that the tests compare with them on
-every machine, without these packages.
+Some of the outputs of the reference packages are [kept](../tests/data/README.md). The tests compare with them on every
+computer, without these packages.
 """
 
 

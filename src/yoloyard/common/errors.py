@@ -1,13 +1,13 @@
-"""Errors that are meant for the person at the keyboard: one clear line, no traceback."""
+"""Errors for the user: one clear line, no traceback."""
 
 import linecache
 import traceback
 
-USER_MODULE = "custom_model_"  # how the names of modules begin that are files of the user's
+USER_MODULE = "custom_model_"  # module names of user files begin so
 
 
 class UserError(Exception):
-    """Something went wrong that the user can put right. The command line prints the message and exits with 1."""
+    """A failure that the user can fix. The command line prints the message and exits with 1."""
 
     exit_code = 1
 
@@ -23,7 +23,7 @@ class UsageError(UserError):
 
 
 class SilentError(UserError):
-    """This process ends because another one did, or all were asked to; that one says so."""
+    """This process ends because another one failed, or all were asked to end; that one shows the message."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -31,7 +31,7 @@ class SilentError(UserError):
 
 
 def user_line(error: BaseException, file: str | None = None) -> str:
-    """Where in a file of the user's, or in `file`, an error arose: "file, line 12 (`x = f(y)`)"; empty if in none."""
+    """Where in a user file, or in `file`, an error was raised: "file, line 12 (`x = f(y)`)"; empty if in neither."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno} (`{(error.text or '').strip()}`)"
     place = ""
@@ -44,10 +44,10 @@ def user_line(error: BaseException, file: str | None = None) -> str:
 
 
 def memory_line(error: BaseException) -> str:
-    """What to say of an error that comes from too little memory, of a device or of the host; empty for any other.
+    """The message for an error from too little memory, of a device or of the host; empty for any other error.
 
-    torch has a class for what its own allocators of accelerators raise. Of the libraries below it, of MPS and of the
-    CPU's allocator there is a RuntimeError whose text tells.
+    torch has a class for the errors of its allocators on accelerators. The libraries below it, MPS and the CPU's
+    allocator raise a RuntimeError, of which only the text says it.
     """
     text = " ".join(str(error).split())
     lower = text.lower()
@@ -63,7 +63,7 @@ def memory_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from a file of others, with all that could move a terminal's cursor or hide something escaped."""
+    """Foreign text with all characters escaped that could move a terminal's cursor or hide something."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import re
@@ -31,31 +32,26 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     # Containers that share a disk may have equal process numbers. A legal name may have no room for more letters.
     temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
+    with _writing(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         _sync(temporary)
         temporary.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # clearing away must not hide the reason
-            temporary.unlink()
 
 
 def write_whole_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, whole or not at all. What a file's name has of other encodings is escaped."""
+    """Write `text` as UTF-8, whole or not at all. Parts of file names that are not UTF-8 are escaped."""
     write_whole(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
 def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary folder beside `path`, then put it in the place of `path`.
+    """Let `write` fill a temporary folder beside `path`, then replace `path` with it.
 
-    Only between two renames is there no folder `path`; `restore_whole_folder` then finds the old one.
+    Between two renames there is no folder `path`; `restore_whole_folder` then finds the old one.
     """
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
-    try:
+    with _writing(path, temporary):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write(temporary)
@@ -67,36 +63,27 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
         temporary.rename(path)
         _sync_folder(path.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def fill_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary folder in the empty folder `path`, then move what it holds up, files last.
+    """Let `write` fill a temporary folder in the empty folder `path`, then move its content up, files last.
 
-    The folder stays the same one: it may be where a disk is mounted, or where a shell is.
+    The folder stays the same one: a disk may be mounted there, or a shell may be in it.
     """
     temporary = path / ".new.tmp"
-    try:
+    with _writing(path, temporary):
         temporary.mkdir()
         write(temporary)
         for part in sorted(temporary.iterdir(), key=lambda each: each.is_file()):
             _sync(part)
             part.rename(path / part.name)
         _sync_folder(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def restore_whole_folder(path: Path) -> None:
-    """Undo a `write_whole_folder` that was killed between its two renames. Only for who alone writes there."""
-    old = path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():
-        old.rename(path)
+    """Undo a `write_whole_folder` that was killed between its two renames. No one else may write there."""
+    if (found := whole_folder(path)) != path:
+        found.rename(path)
 
 
 def whole_folder(path: Path) -> Path:
@@ -105,21 +92,18 @@ def whole_folder(path: Path) -> Path:
     return old if old.exists() and not path.exists() else path
 
 
-class RunLock:
-    """Keeps other runs out of a run folder, from `take` until the context is left or the process ends, however it does.
+class RunLock(contextlib.ExitStack):
+    """Keeps other runs out of a run folder, from `take` until the context ends or the process, however it ends.
 
     Where the disk has no locks, a line says so.
     """
-
-    def __init__(self) -> None:
-        self._held = contextlib.ExitStack()
 
     def take(self, folder: Path) -> None:
         """Lock `folder`. Raises UserError if another run is at work there."""
         # flock itself: releases of filelock take a disk without locks for one that is locked.
         until = time.monotonic() + LOCK_SECONDS
         try:
-            file = self._held.enter_context((folder / ".lock").open("a"))
+            file = self.enter_context((folder / ".lock").open("a"))
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,38 +118,30 @@ class RunLock:
         except OSError as error:
             log.info(f"{folder}: no lock can be had there ({error}); take care that no other run writes to it")
 
-    def __enter__(self) -> "RunLock":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._held.close()
-
 
 def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
-    """Make the folder `project/name`, or `name-2`, `name-3` ... where there is one already (unless `exist_ok`).
+    """Make the folder `project/name`, or `name-2`, `name-3` ... where it exists already (unless `exist_ok`).
 
-    A hidden file `RUN_MARK` in it says that it holds results, so that no search for images takes these for input.
+    A hidden file `RUN_MARK` marks it as results, so that no search for images takes these for input.
     """
     if name in ("", ".", "..") or os.sep in name:
         raise UsageError(f"--name {name!r} must be a plain name; --project says in which folder")
-    folder, number = project / name, 1
-    try:
+    folder = project / name
+    with _writing(folder):
         project.mkdir(parents=True, exist_ok=True)
-        while True:
+        for number in itertools.count(2):
             try:
                 folder.mkdir(exist_ok=exist_ok)
-                if not (folder / RUN_MARK).exists():
-                    (folder / RUN_MARK).touch()
-                return folder
+                break
             except FileExistsError:
-                number += 1
                 folder = project / f"{name}-{number}"
-    except OSError as error:
-        raise cannot_write(folder, error) from error
+        if not (folder / RUN_MARK).exists():
+            (folder / RUN_MARK).touch()
+    return folder
 
 
 def name_that_fits(stem: str, ending: str, suffix: str) -> str:
-    """`stem` with `ending`, the stem cut where the name with `suffix` would be longer than a disk takes."""
+    """`stem` with `ending`; the stem is cut where the name with `suffix` would be too long for a disk."""
     room = NAME_BYTES - len(os.fsencode(ending + suffix))
     while len(os.fsencode(stem)) > room:
         stem = stem[:-1]
@@ -178,29 +154,43 @@ def cannot_write(path: Path, error: OSError) -> UserError:
 
 
 def raise_file_limit() -> None:
-    """Let this process open as many files as it may ask for: macOS allows 256 by default. For commands."""
+    """Let this process open as many files as the system permits: macOS allows 256 by default. For commands."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):  # then it stays as it is
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def is_full(error: BaseException) -> bool:
-    """Did a write fail because nothing can be written to that disk any more, whatever its name?"""
+    """Did a write fail because nothing can be written to that disk any more, under any name?"""
     reason = error.__cause__
     return isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextlib.contextmanager
 def plain_path(path: Path, has_suffix: bool = True) -> Iterator[str]:
-    """While it lasts, another path of `path`, existing or not: short, in plain letters, with the same suffix or none.
+    """Within the context, another path of `path`, existing or not: short, in plain letters, with its suffix or none.
 
-    For libraries that can't take every legal name: not in UTF-8, `10:20.mp4` (a protocol), `%d.mp4` (a pattern).
+    For libraries that don't accept every legal name: not in UTF-8, `10:20.mp4` (a protocol), `%d.mp4` (a pattern).
     """
     suffix = path.suffix if has_suffix and re.fullmatch(r"\.[a-zA-Z0-9]+", path.suffix) else ""
     with tempfile.TemporaryDirectory(prefix="yoloyard-") as folder:
         link = Path(folder, f"file{suffix}")
         link.symlink_to(path.absolute())
         yield str(link)
+
+
+@contextlib.contextmanager
+def _writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Say which write failed, and remove what is left of `temporary`, a file or a folder."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        if temporary is not None:  # what can't be removed must not hide the reason
+            shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -27,9 +27,9 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def shown_lines(show: Callable[[str], object] = print) -> Iterator[None]:
-    """While entered, hand each line that the package logs to `show`, and to nobody else; warnings with that word.
+    """Within the context, each line that the package logs goes to `show` alone, a warning with "warning: " before it.
 
-    Where one such context lies in another, the inner one shows the lines.
+    Where such contexts are nested, the inner one shows the lines.
     """
     logger = logging.getLogger("yoloyard")
     before = logger.handlers[:], logger.level, logger.propagate

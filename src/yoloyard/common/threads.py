@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 def map_in_threads(
     do: Callable[[Item], Result], items: Sequence[Item], threads: int | None, at_once: int = AT_ONCE
 ) -> list[Result]:
-    """What `do` makes of each item, in their order; each of the threads takes some hundred items at a time."""
+    """The results of `do` for all items, in their order; a thread takes `at_once` items at a time."""
     shares = [items[start : start + at_once] for start in range(0, len(items), at_once)]
     with ThreadPoolExecutor(threads) as pool:
         return [

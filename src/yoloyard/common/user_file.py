@@ -1,7 +1,7 @@
-"""A name in a user file, a Python file such as in `my_model.py:build`.
+"""A name in a user file: `my_model.py:build`.
 
-The file is run again each time, so an edit counts from the next start on. A run keeps a copy of the file and its
-digest, so that weights are used with the code that they were trained with.
+The file runs again each time, so that an edit has its effect at the next start. A run keeps a copy of the file and its
+digest, so that a trained network is used with the code of its training.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class UserFile:
 
     @classmethod
     def read(cls, word: str, kind: str, example: str) -> Self:
-        """The file and name that `word` says, of the flag `--kind`. Raises UsageError if there is no such file."""
+        """The file and name in `word`, the value of the flag `--kind`. Raises UsageError if there is no such file."""
         file, _, function = word.rpartition(":")
         if not function.isidentifier() or not file:
             raise UsageError(f"--{kind} {word}: say which function makes the {example}")
@@ -40,7 +40,7 @@ class UserFile:
 
     @property
     def word(self) -> str:
-        """How files of a run name it: without the folder."""
+        """Its name in the files of a run: without the folder."""
         return f"{self.path.name}:{self.function}"
 
     @property
@@ -49,9 +49,9 @@ class UserFile:
         return hashlib.sha256(self.source).hexdigest()
 
     def load(self, kind: str) -> Any:
-        """What the name stands for, a callable. Runs the file.
+        """Run the file; returns the callable of that name.
 
-        Raises UserError with the user's own line if the file fails, UsageError if the name isn't there.
+        Raises UserError with the user's line if the file fails, UsageError if the name isn't there.
         """
         try:
             found = getattr(self._module(), self.function, None)
@@ -62,12 +62,12 @@ class UserFile:
         return found
 
     def explained(self, error: BaseException) -> UserError:
-        """What went wrong in the file, with its line."""
+        """The error with its line in the file."""
         reason = " ".join(str(error).split())  # torch's are long; this is one line
         return UserError(f"{user_line(error) or self.path}: {type(error).__name__}: {reason}")
 
     def _module(self) -> types.ModuleType:
-        """The file, run as a module; nothing of an earlier run of it is used again."""
+        """The file, run as a module; nothing of an earlier run is used."""
         module = types.ModuleType(f"{USER_MODULE}{self.path.stem}")
         module.__file__ = file = str(self.path)
         sys.modules[module.__name__] = module  # dataclasses and pickle look their module up there
@@ -79,5 +79,5 @@ class UserFile:
 
 
 def is_custom(word: str) -> bool:
-    """Does this word name a Python file, and perhaps something in it?"""
+    """Is this the name of a Python file, perhaps with a name in it?"""
     return re.fullmatch(r".+\.py(:\w+)?", word) is not None

@@ -6,9 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from yoloyard.common.files import write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.data.index.index import Index
+from yoloyard.evaluation.metrics.matching import gather_found
 
 
 def save_json(path: Path, index: Index, predictions: Mapping[int, Detections]) -> None:
@@ -18,21 +21,18 @@ def save_json(path: Path, index: Index, predictions: Mapping[int, Detections]) -
     position in `index`, the class number and the path below the folder of the split's images. Rows of an image are in
     the order in which `evaluate` counts equal scores. Raises UserError if the file can't be written.
     """
-    rows = []
-    category_ids = index.category_ids.tolist()
-    for image_id in sorted(predictions):
-        found, file_name = predictions[image_id], index.file_names[image_id]
-        boxes_xywh = found.boxes.double().cpu().clone()
-        boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-        columns = (boxes_xywh.tolist(), found.scores.tolist(), found.labels.tolist())
-        for box, score, label in sorted(zip(*columns, strict=True), key=lambda row: (-row[1], row[2], row[0])):
-            rows.append(
-                {
-                    "image_id": int(index.source_ids[image_id]),
-                    "file_name": file_name,
-                    "category_id": category_ids[label],
-                    "bbox": [round(value, 5) for value in box],
-                    "score": round(score, 9),  # fewer digits would make equal ones, and so another order
-                }
-            )
+    found, file_names = gather_found(predictions, len(index)), list(index.file_names)
+    boxes_xywh = np.concatenate((found.boxes_xyxy[:, :2], found.boxes_xyxy[:, 2:] - found.boxes_xyxy[:, :2]), axis=1)
+    rows = [
+        {
+            "image_id": int(index.source_ids[image]),
+            "file_name": file_names[image],
+            "category_id": int(index.category_ids[label]),
+            "bbox": [round(value, 5) for value in box],
+            "score": round(score, 9),  # with fewer digits some would be equal, and so in another order
+        }
+        for image, label, box, score in zip(
+            found.images, found.labels, boxes_xywh.tolist(), found.scores.tolist(), strict=True
+        )
+    ]
     write_whole_text(path, json.dumps(rows, separators=(",", ":")))

@@ -38,12 +38,10 @@ def detect(
     found = suppress_found(
         len(images), where, boxes, scores, labels, settings.iou, settings.max_det, precision.has_cpu_paths
     )
-    detections = []
-    for (image_boxes, image_scores, image_labels), transform in zip(found, transforms, strict=True):
-        if transform is not None:
-            image_boxes = transform.to_original(image_boxes)
-        detections.append(Detections(image_boxes, image_scores, image_labels))
-    return detections
+    return [
+        Detections(transform.to_original(each[0]) if transform else each[0], *each[1:])
+        for each, transform in zip(found, transforms, strict=True)
+    ]
 
 
 def predict_all(

@@ -22,8 +22,8 @@ def precision_table(found: Found, truth: Truth, pairs: Pairs, num_classes: int, 
     """Interpolated precision, float64 (10 thresholds, 101 recall levels, C, 4 sizes); nan without boxes of a class.
 
     `pairs` are all that overlap by the lowest threshold. The best `max_det` boxes of a class in an image count.
-    A found box takes a true one that counts, if it can. What takes an ignored one instead (a crowd, or a box of
-    another size), or takes none and is of another size, counts for nothing.
+    A found box takes a true one that counts, if it can. A box that takes an ignored one instead (a crowd, or a box of
+    another size), or that takes none and is of another size, counts for nothing.
     """
     table = np.full((len(THRESHOLDS), len(RECALL_LEVELS), num_classes, len(SIZES)), np.nan)
     counted = _ranks(found, num_classes) < max_det
@@ -34,7 +34,7 @@ def precision_table(found: Found, truth: Truth, pairs: Pairs, num_classes: int, 
     pairs = pairs.where(counted[pairs.found] & (found.labels[pairs.found] == truth.labels[pairs.truth]))
     # Matching is about the boxes in pairs alone; `rows` are their numbers.
     rows, own = np.unique(pairs.found, return_inverse=True)
-    found_area, true_area = _areas(found.boxes_xyxy), _areas(truth.boxes_xyxy)
+    found_area, true_area = found.areas, truth.areas
     # A crowd may be taken any number of times: each pair gets a true box of its own.
     is_crowd = truth.ignore[pairs.truth]
     wanted = np.where(is_crowd, len(truth.labels) + np.arange(len(own)), pairs.truth)
@@ -51,11 +51,9 @@ def precision_table(found: Found, truth: Truth, pairs: Pairs, num_classes: int, 
             passed_over = match_greedily(Pairs(own, wanted, pairs.overlaps).where(rest), len(rows), num_wanted) >= 0
             right, wrong = np.zeros(len(found.scores), bool), ~outside
             right[rows] = matched
-            wrong[rows] &= ~passed_over
-            wrong &= ~right
-            right_of_order = right[order]
+            wrong[rows] &= ~passed_over & ~matched
             false_before = np.cumsum(wrong[order])
-            hits = np.flatnonzero(right_of_order)
+            hits = np.flatnonzero(right[order])
             ends = np.searchsorted(hits, starts)
             for label in np.flatnonzero(boxes):
                 mine = hits[ends[label] : ends[label + 1]]
@@ -81,8 +79,3 @@ def _ranks(found: Found, num_classes: int) -> np.ndarray:
     ranks = np.empty(len(order), np.int64)
     ranks[order] = np.arange(len(order)) - first
     return ranks
-
-
-def _areas(boxes_xyxy: np.ndarray) -> np.ndarray:
-    sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
-    return np.asarray(sides[:, 0] * sides[:, 1])

@@ -1,14 +1,12 @@
-"""The one evaluator: COCO's mean average precision, and what explains it.
+"""The one evaluator, of training and of `yoloyard val`: COCO's mean average precision, and the figures that explain it.
 
-Training's validation and `yoloyard val` call `evaluate` alike, so that the same weights get the same figures. The
-result does not depend on the order in which images or boxes arrive.
+The result does not depend on the order in which images or boxes arrive.
 
 Shapes: I images, C classes, K confidences, R = 101 recall levels.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,11 +15,12 @@ import numpy as np
 from yoloyard.common.structures import Detections
 from yoloyard.data.index.index import Index
 from yoloyard.evaluation.metrics import matching
-from yoloyard.evaluation.metrics.average_precision import AREA_LIMITS, precision_table
+from yoloyard.evaluation.metrics.average_precision import SIZES, precision_table
 from yoloyard.evaluation.metrics.matching import Curves, ImageCounts, Truth, gather_found
 from yoloyard.evaluation.metrics.showing import Showing, choose_showing, shown_rows
 
-SIZES = ("all", "small", "medium", "large")  # box area up to 32 * 32, up to 96 * 96, above; in original pixels
+# What the console, metrics.jsonl, results.csv and the trackers show of an evaluation.
+FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
 
 
 @dataclass(frozen=True)
@@ -58,23 +57,13 @@ class Metrics:
     precision_at_recall: np.ndarray  # float64 (C, R) at IoU 0.5, as COCO interpolates it; nan for a class without boxes
     confusion: np.ndarray  # int64 (C + 1, C + 1): true class (row) found as (column); last: background
     image_counts: ImageCounts
-    boxes_by_size: tuple[int, int, int]  # small, medium, large
+    boxes_by_size: tuple[int, ...]  # small, medium, large; a box on a limit is in both sizes, as in COCO
     background_images: int  # images without any box
     background_false_positives: int  # boxes shown in them
 
     def figures(self) -> dict[str, float]:
-        """The figures under the names that console, metrics.jsonl, CSV and trackers use."""
-        return {
-            "map50_95": self.map50_95,
-            "map50": self.map50,
-            "map75": self.map75,
-            "map_small": self.map_small,
-            "map_medium": self.map_medium,
-            "map_large": self.map_large,
-            "precision": self.precision,
-            "recall": self.recall,
-            "f1": self.f1,
-        }
+        """FIGURES by name."""
+        return {name: getattr(self, name) for name in FIGURES}
 
 
 def evaluate(
@@ -82,22 +71,21 @@ def evaluate(
 ) -> Metrics:
     """Compare `predictions` with the true boxes of `index`.
 
-    `predictions` maps image ids (positions in `index`) to boxes in pixels of the original image; an image that is
-    not there had no detections. `max_det` is COCO's maxDets (its own tools default to 100): the best so many of a
-    class in an image count. Ignored boxes are COCO's crowds. Box sizes are box areas, not mask areas. Confusions and
-    mistakes are those of what a user sees, by `showing` or, without it, by the pair that is best here.
+    `predictions` maps image ids (positions in `index`) to boxes in pixels of the original image; an image without an
+    entry had no detections. `max_det` is COCO's maxDets (its own tools default to 100), the number of boxes of a class
+    that count in an image. Ignored boxes are COCO's crowds. Box sizes are box areas, not mask areas. Confusions and
+    mistakes are those of the boxes that a user sees, by `showing` or, without it, by the best pair for these images.
     Raises ValueError for an image id that `index` doesn't have.
     """
-    strangers = [image_id for image_id in predictions if not 0 <= image_id < len(index)]
-    if strangers:
+    if strangers := [image_id for image_id in predictions if not 0 <= image_id < len(index)]:
         raise ValueError(f"predictions for images that are not in the index: {sorted(strangers)[:5]}")
     num_classes = len(index.names)
     truth, found = gather_truth(index), gather_found(predictions, len(index))
 
     pairs = matching.overlapping_pairs(found, truth)
-    matched, ignored = matching.match_classes(found, truth, pairs)
+    matched, ignored = matching.match_boxes(found, truth, pairs)
     curves = matching.curves(found, truth, matched, ignored, num_classes)
-    best = curves.best()
+    best = int(np.argmax(matching.mean_over_classes(curves.f1)))  # the lowest such confidence
     precision = np.where(np.isnan(curves.recall[:, best]), np.nan, np.nan_to_num(curves.precision[:, best]))
     at_best = np.stack((precision, curves.recall[:, best], curves.f1[:, best]), axis=1)  # (C, 3)
 
@@ -105,7 +93,8 @@ def evaluate(
     by_class = np.stack((precisions[0, :, :, 0].mean(axis=0), precisions[:, :, :, 0].mean(axis=(0, 1))), axis=1)
 
     boxes = matching.boxes_per_class(truth, num_classes)
-    images = _images_per_class(truth, num_classes)
+    real, areas = ~truth.ignore, truth.areas[~truth.ignore]
+    images = np.bincount(np.unique((truth.images[real], truth.labels[real]), axis=1)[1], minlength=num_classes)
     classes = tuple(
         ClassMetrics(name, int(images[label]), int(boxes[label]), *np.nan_to_num(at_best[label]).tolist(), *row)
         for label, (name, row) in enumerate(zip(index.names, np.nan_to_num(by_class).tolist(), strict=True))
@@ -132,7 +121,7 @@ def evaluate(
         precision_at_recall=precisions[0, :, :, 0].T,
         confusion=matching.confusion_matrix(found, truth, pairs, shown, num_classes),
         image_counts=counts,
-        boxes_by_size=_boxes_by_size(truth),
+        boxes_by_size=tuple(int(((areas >= low) & (areas <= high)).sum()) for low, high in SIZES[1:]),
         background_images=int(background.sum()),
         background_false_positives=int(counts.false[background].sum()),
     )
@@ -140,32 +129,8 @@ def evaluate(
 
 def gather_truth(index: Index) -> Truth:
     """The true boxes of all images."""
-    rows = [index.annotations(image_id) for image_id in range(len(index))]
-    return Truth(
-        boxes_xyxy=np.concatenate([np.zeros((0, 4)), *(boxes for boxes, _, _ in rows)]),
-        labels=np.concatenate([np.zeros(0, np.int64), *(labels for _, labels, _ in rows)]),
-        ignore=np.concatenate([np.zeros(0, bool), *(ignore for _, _, ignore in rows)]),
-        starts=np.cumsum([0, *(len(labels) for _, labels, _ in rows)]),
-    )
-
-
-def _by_size(truth: Truth) -> list[Truth]:
-    """The boxes of each of SIZES, to be counted. A box on a limit is in both sizes, as in COCO."""
-    area = np.prod(truth.boxes_xyxy[:, 2:] - truth.boxes_xyxy[:, :2], axis=1)
-    masks = [np.ones(len(area), bool)]
-    masks += [(area >= low) & (area <= high) for low, high in itertools.pairwise(AREA_LIMITS)]
-    return [Truth(truth.boxes_xyxy[mask], truth.labels[mask], truth.ignore[mask], truth.starts[:1]) for mask in masks]
-
-
-def _boxes_by_size(truth: Truth) -> tuple[int, int, int]:
-    small, medium, large = (int((~part.ignore).sum()) for part in _by_size(truth)[1:])
-    return small, medium, large
-
-
-def _images_per_class(truth: Truth, num_classes: int) -> np.ndarray:
-    real = ~truth.ignore
-    present = np.unique(np.stack((truth.images[real], truth.labels[real])), axis=1)
-    return np.bincount(present[1], minlength=num_classes)
+    boxes_xyxy = np.array(index.boxes, np.float64).reshape(-1, 4)
+    return Truth(boxes_xyxy, np.array(index.labels), np.array(index.offsets), np.array(index.ignore))
 
 
 def _mean(precisions: np.ndarray) -> float:

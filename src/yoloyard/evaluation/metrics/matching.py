@@ -18,38 +18,41 @@ CONFIDENCES = np.linspace(0, 1, 1001)
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The true boxes of all images, in the order of the images."""
+class Boxes:
+    """Boxes of all images, in the order of the images."""
 
-    boxes_xyxy: np.ndarray  # float64 (M, 4), pixels of the original image
-    labels: np.ndarray  # int64 (M,)
-    ignore: np.ndarray  # bool (M,), crowd and difficult: neither to be found nor a mistake to find
+    boxes_xyxy: np.ndarray  # float64 (n, 4), pixels of the original image
+    labels: np.ndarray  # int64 (n,)
     starts: np.ndarray  # int64 (I + 1,), image i has the rows starts[i] to starts[i + 1]
 
     @property
     def images(self) -> np.ndarray:
-        """The image of each box, int64 (M,)."""
+        """The image of each box, int64 (n,)."""
         return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+    @property
+    def areas(self) -> np.ndarray:
+        """The area of each box in square pixels, float64 (n,)."""
+        return np.asarray(np.prod(self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2], axis=1))
 
 
 @dataclass(frozen=True)
-class Found:
-    """The found boxes of all images, in the order of the images, in each by descending score."""
+class Truth(Boxes):
+    """The true boxes."""
 
-    boxes_xyxy: np.ndarray  # float64 (N, 4), pixels of the original image
+    ignore: np.ndarray  # bool (M,), crowd or difficult: not to be found, and no mistake to find
+
+
+@dataclass(frozen=True)
+class Found(Boxes):
+    """The found boxes, in each image by descending score."""
+
     scores: np.ndarray  # float64 (N,)
-    labels: np.ndarray  # int64 (N,)
-    starts: np.ndarray  # int64 (I + 1,), image i has the rows starts[i] to starts[i + 1]
-
-    @property
-    def images(self) -> np.ndarray:
-        """The image of each box, int64 (N,)."""
-        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Found and true boxes of one image that overlap by MATCH_IOU or more, whatever their classes."""
+    """Pairs of boxes of one image that overlap, whatever their classes."""
 
     found: np.ndarray  # int64 (R,), rows of Found
     truth: np.ndarray  # int64 (R,), rows of Truth
@@ -68,10 +71,6 @@ class Curves:
     precision: np.ndarray  # float64 (C, K), nan where nothing was found
     recall: np.ndarray  # float64 (C, K), nan for a class without true boxes
     f1: np.ndarray  # float64 (C, K), nan for a class without true boxes
-
-    def best(self) -> int:
-        """The position in `confidences` where the mean F1 is largest (the lowest such confidence)."""
-        return int(np.argmax(mean_over_classes(self.f1)))
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def gather_found(predictions: Mapping[int, Detections], num_images: int) -> Foun
         scores.append(image_scores[order])
         labels.append(image_labels[order])
         counts[image_id + 1] = len(order)
-    return Found(np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels), np.cumsum(counts))
+    return Found(np.concatenate(boxes), np.concatenate(labels), np.cumsum(counts), np.concatenate(scores))
 
 
 def overlapping_pairs(found: Found, truth: Truth) -> Pairs:
@@ -105,30 +104,22 @@ def overlapping_pairs(found: Found, truth: Truth) -> Pairs:
 
     The covered part is COCO's rule for crowds: many boxes may lie in one ignored region.
     """
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for first, last, first_true, last_true in zip(
-        found.starts[:-1], found.starts[1:], truth.starts[:-1], truth.starts[1:], strict=True
-    ):
-        if first == last or first_true == last_true:
-            continue
-        overlaps = pairwise_overlaps(
-            found.boxes_xyxy[first:last], truth.boxes_xyxy[first_true:last_true], truth.ignore[first_true:last_true]
-        )
-        rows, columns = np.nonzero(overlaps >= MATCH_IOU)
-        parts.append((rows + first, columns + first_true, overlaps[rows, columns]))
-    if not parts:
-        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
+    for image in np.flatnonzero(np.diff(found.starts) * np.diff(truth.starts)):
+        rows, columns = (slice(*boxes.starts[image : image + 2]) for boxes in (found, truth))
+        overlaps = pairwise_overlaps(found.boxes_xyxy[rows], truth.boxes_xyxy[columns], truth.ignore[columns])
+        near = np.nonzero(overlaps >= MATCH_IOU)
+        parts.append((near[0] + rows.start, near[1] + columns.start, overlaps[near]))
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def match_greedily(pairs: Pairs, num_found: int, num_truth: int, preferred: np.ndarray | None = None) -> np.ndarray:
     """The true box of each found box, int64 (N,), -1 for none.
 
-    By descending score, each takes the free true box that it overlaps most.
-    Equal overlaps: where `preferred`, bool (R,), is set, then the later true box, as COCO's evaluation does.
-    The rows of `pairs` stand for priority: in an image a lower row has the higher score. Instead of a loop over
-    boxes, each round settles every found box whose choice nobody of higher priority can still want; that is exactly
-    the greedy result, in as many rounds as the longest chain of neighbours.
+    By descending score, each takes the free true box that it overlaps most; of equal ones a pair that is `preferred`,
+    bool (R,), then the later true box, as COCO does. In an image a lower row of Found has the higher score. Each round
+    settles every found box whose choice no box of higher score can still take: exactly the greedy result, in as many
+    rounds as the longest chain of neighbours.
     """
     if preferred is None:
         preferred = np.zeros(len(pairs.found), bool)
@@ -149,18 +140,25 @@ def match_greedily(pairs: Pairs, num_found: int, num_truth: int, preferred: np.n
     return matched
 
 
-def match_classes(found: Found, truth: Truth, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Match boxes of equal class.
+def match_boxes(found: Found, truth: Truth, pairs: Pairs, any_class: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Match found boxes to true ones of their class, or of `any_class`, where equal overlaps prefer their class.
 
-    Returns the true box of each found box (-1: none), int64 (N,), and which found boxes lie in an ignored region of
-    their class and count for nothing, bool (N,).
+    Returns the true box of each found box, int64 (N,), -1 for none, and which found boxes lie in an ignored region and
+    count for nothing, bool (N,).
     """
-    pairs = pairs.where(found.labels[pairs.found] == truth.labels[pairs.truth])
-    return _match_with_ignore(found, truth, pairs, None)
+    same_class = found.labels[pairs.found] == truth.labels[pairs.truth]
+    if not any_class:
+        pairs, same_class = pairs.where(same_class), same_class[same_class]
+    in_ignored = truth.ignore[pairs.truth]
+    counted = pairs.where(~in_ignored)
+    matched = match_greedily(counted, len(found.scores), len(truth.labels), preferred=same_class[~in_ignored])
+    ignored = np.zeros(len(found.scores), bool)
+    ignored[pairs.found[in_ignored]] = True
+    return matched, ignored & (matched < 0)
 
 
 def curves(found: Found, truth: Truth, matched: np.ndarray, ignored: np.ndarray, num_classes: int) -> Curves:
-    """Precision, recall and F1 of each class at CONFIDENCES, from the result of `match_classes`."""
+    """Precision, recall and F1 of each class at CONFIDENCES, from the result of `match_boxes`."""
     correct = _counts_above(found, (matched >= 0) & ~ignored, num_classes)
     false = _counts_above(found, (matched < 0) & ~ignored, num_classes)
     boxes = boxes_per_class(truth, num_classes)[:, None]
@@ -174,14 +172,12 @@ def curves(found: Found, truth: Truth, matched: np.ndarray, ignored: np.ndarray,
 def confusion_matrix(found: Found, truth: Truth, pairs: Pairs, shown: np.ndarray, num_classes: int) -> np.ndarray:
     """How often a true class (row) was found as which class (column), int64 (C + 1, C + 1), where `shown`, bool (N,).
 
-    Matching is blind to classes (equal overlaps prefer the right class). The last row is background found as a class,
-    the last column a true box that was not found. What lies in an ignored region of any class counts for nothing.
+    Boxes match across classes. The last row is background that was found as a class, the last column a true box that
+    was not found. A box in an ignored region of any class counts for nothing.
     """
-    pairs = pairs.where(shown[pairs.found])
-    same_class = found.labels[pairs.found] == truth.labels[pairs.truth]
-    matched, ignored = _match_with_ignore(found, truth, pairs, same_class)
+    matched, ignored = match_boxes(found, truth, pairs.where(shown[pairs.found]), any_class=True)
     shown = shown & ~ignored
-    true_labels = np.where(matched >= 0, truth.labels[matched] if len(truth.labels) else -1, num_classes)[shown]
+    true_labels = np.append(truth.labels, num_classes)[matched[shown]]  # without a match, -1, the last one
     missed = ~truth.ignore
     missed[matched[matched >= 0]] = False
     rows = np.concatenate((true_labels, truth.labels[missed]))
@@ -193,7 +189,7 @@ def confusion_matrix(found: Found, truth: Truth, pairs: Pairs, shown: np.ndarray
 def image_counts(found: Found, truth: Truth, pairs: Pairs, shown: np.ndarray) -> ImageCounts:
     """Right and wrong boxes of each image where `shown`, bool (N,); `pairs` as of `overlapping_pairs`."""
     num_images = len(truth.starts) - 1
-    matched, ignored = match_classes(found, truth, pairs.where(shown[pairs.found]))
+    matched, ignored = match_boxes(found, truth, pairs.where(shown[pairs.found]))
     shown = shown & ~ignored
     correct = np.bincount(found.images[shown & (matched >= 0)], minlength=num_images)
     false = np.bincount(found.images[shown & (matched < 0)], minlength=num_images)
@@ -212,18 +208,6 @@ def mean_over_classes(values: np.ndarray) -> np.ndarray:
     return np.where(there, values, 0).sum(axis=0) / np.maximum(there.sum(axis=0), 1)
 
 
-def _match_with_ignore(
-    found: Found, truth: Truth, pairs: Pairs, preferred: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Match to the boxes that count; what is left and lies in an ignored region is marked."""
-    in_ignored = truth.ignore[pairs.truth]
-    real = None if preferred is None else preferred[~in_ignored]
-    matched = match_greedily(pairs.where(~in_ignored), len(found.scores), len(truth.labels), real)
-    ignored = np.zeros(len(found.scores), bool)
-    ignored[pairs.found[in_ignored]] = True
-    return matched, ignored & (matched < 0)
-
-
 def _counts_above(found: Found, chosen: np.ndarray, num_classes: int) -> np.ndarray:
     """Of the chosen found boxes, how many of each class have at least each of CONFIDENCES, int64 (C, K)."""
     steps = len(CONFIDENCES)
@@ -234,10 +218,11 @@ def _counts_above(found: Found, chosen: np.ndarray, num_classes: int) -> np.ndar
 
 def pairwise_overlaps(found_xyxy: np.ndarray, true_xyxy: np.ndarray, ignore: np.ndarray | bool = False) -> np.ndarray:
     """IoU of (n, 4) with (m, 4), as (n, m); for ignored ones the share of the found box that is covered."""
-    width = np.minimum(found_xyxy[:, None, 2], true_xyxy[:, 2]) - np.maximum(found_xyxy[:, None, 0], true_xyxy[:, 0])
-    height = np.minimum(found_xyxy[:, None, 3], true_xyxy[:, 3]) - np.maximum(found_xyxy[:, None, 1], true_xyxy[:, 1])
+    left, top, right, bottom = found_xyxy.T[:, :, None]
+    true_left, true_top, true_right, true_bottom = true_xyxy.T
+    width = np.minimum(right, true_right) - np.maximum(left, true_left)
+    height = np.minimum(bottom, true_bottom) - np.maximum(top, true_top)
     intersection = np.maximum(width, 0) * np.maximum(height, 0)
-    found_area = np.prod(found_xyxy[:, 2:] - found_xyxy[:, :2], axis=1)[:, None]
-    true_area = np.prod(true_xyxy[:, 2:] - true_xyxy[:, :2], axis=1)
+    found_area, true_area = (right - left) * (bottom - top), (true_right - true_left) * (true_bottom - true_top)
     union = np.where(ignore, found_area, found_area + true_area - intersection)
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)

@@ -1,15 +1,14 @@
 """Which detections a user is shown: above which confidence, and how much boxes of one class may overlap.
 
-Figures are made of many detections: COCO's precision asks for low scores and for overlaps up to 0.7. Shown like that,
-one object has several boxes. So each validation chooses the pair of confidence and overlap with the best F1, in which a
-duplicate is a false box and a neighbour that is dropped a missed one.
+Figures need many detections: low scores, overlaps up to 0.7. If all were shown, an object would have several boxes. So
+each validation chooses the pair of confidence and overlap with the best F1, in which a duplicate is a false box and a
+neighbour that is dropped a missed one.
 
 Shapes: N found boxes of all images, R pairs of found boxes, C classes, K confidences.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from yoloyard.evaluation.metrics.matching import (
     Truth,
     curves,
     gather_found,
-    match_classes,
+    match_boxes,
     mean_over_classes,
     pairwise_overlaps,
 )
@@ -37,9 +36,9 @@ TOLERANCE = 0.01  # of F1: less than a small validation set can tell, and about 
 
 @dataclass(frozen=True)
 class Showing:
-    """What is shown: scores above `conf`, and of boxes of one class that overlap by more than `iou` the best one.
+    """Boxes with a score above `conf` are shown; of those of one class that overlap by more than `iou`, the best one.
 
-    The defaults are for weights of which it is not known; benchmarks/showing.py measured them.
+    The defaults are for weights without a pair; benchmarks/showing.py measured them.
     """
 
     conf: float = 0.25
@@ -55,7 +54,7 @@ class Showing:
         return f"confidence above {self.conf:g}, suppression at IoU {self.iou:g}"
 
     def within(self, settings: EvaluationConfig) -> Showing:
-        """The pair for detections that were made with `settings`: what these dropped can't be shown."""
+        """The pair for detections that were made with `settings`: boxes that these dropped can't be shown."""
         return Showing(max(self.conf, settings.conf), min(self.iou, settings.iou))
 
 
@@ -70,7 +69,7 @@ def choose_showing(found: Found, truth: Truth, pairs: Pairs, num_classes: int) -
     peaks: list[tuple[float, Showing]] = []
     for iou in IOUS:
         kept = _kept(found, sure, neighbours, iou)
-        matched, ignored = match_classes(found, truth, pairs.where(kept[pairs.found]))
+        matched, ignored = match_boxes(found, truth, pairs.where(kept[pairs.found]))
         measured = curves(found, truth, matched, ignored | ~kept, num_classes)
         f1 = np.where(measured.confidences >= MIN_CONF, mean_over_classes(measured.f1), 0)
         first = int(f1.argmax())
@@ -88,7 +87,7 @@ def shown_rows(found: Found, showing: Showing) -> np.ndarray:
 
 
 def shown(found: Detections, showing: Showing) -> Detections:
-    """What is shown of the detections of one image, on the CPU."""
+    """The shown detections of one image, on the CPU."""
     flat = gather_found({0: found}, 1)
     rows = shown_rows(flat, showing)
     boxes, scores, labels = (torch.from_numpy(part[rows]) for part in (flat.boxes_xyxy, flat.scores, flat.labels))
@@ -98,16 +97,11 @@ def shown(found: Detections, showing: Showing) -> Detections:
 def _neighbours(found: Found, sure: np.ndarray, iou: float) -> Pairs:
     """Pairs of sure boxes of one image and class that overlap by more than `iou`, the better one first."""
     parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
-    rows = np.flatnonzero(sure)
-    starts = np.searchsorted(rows, found.starts)
-    for first, last in itertools.pairwise(starts):
-        mine = rows[first:last]
-        if len(mine) < 2:
-            continue
-        overlaps = pairwise_overlaps(found.boxes_xyxy[mine], found.boxes_xyxy[mine])
-        overlaps[found.labels[mine, None] != found.labels[mine]] = 0
-        better, worse = np.nonzero(np.triu(overlaps > iou, 1))
-        parts.append((mine[better], mine[worse], overlaps[better, worse]))
+    for rows in np.split(np.flatnonzero(sure), np.flatnonzero(np.diff(found.images[sure])) + 1):
+        overlaps = pairwise_overlaps(found.boxes_xyxy[rows], found.boxes_xyxy[rows])
+        same_class = found.labels[rows, None] == found.labels[rows]
+        near = np.nonzero(np.triu((overlaps > iou) & same_class, 1))
+        parts.append((rows[near[0]], rows[near[1]], overlaps[near]))
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -1,8 +1,7 @@
-"""check.html: what is wrong with a data set, and what is in it, on one page that needs nothing but itself."""
+"""check.html: the problems and the content of a data set, on one page without other files."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from yoloyard.common.errors import UserError
 from yoloyard.data.audit.problems import KINDS, Problem
 from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.decode import decode_image
+from yoloyard.evaluation.metrics.average_precision import AREA_LIMITS
 from yoloyard.evaluation.report import plots
 from yoloyard.evaluation.report.drawing import shrunk
 from yoloyard.evaluation.report.page import Image, Row, counted, embedded, labelled, write_page
@@ -21,7 +21,6 @@ SHOWN_PAIRS = 8
 SHOWN_FILES = 8  # with the most problems
 SHOWN_REASONS = 4  # of such a file
 IMAGE_SIDE = 480  # pixels of the longer side, to keep the page at a few MB
-SIZE_LIMITS = (32**2, 96**2)  # COCO's: a box is small up to the first area, large above the second, in pixels
 
 
 def class_rows(index: Index) -> list[tuple[str, int, int, int, int, int]]:
@@ -31,7 +30,7 @@ def class_rows(index: Index) -> list[tuple[str, int, int, int, int, int]]:
     """
     image_of = np.repeat(np.arange(len(index)), np.diff(index.offsets))
     sides = index.boxes[:, 2:] - index.boxes[:, :2]
-    size_of = np.digitize(sides[:, 0] * sides[:, 1], SIZE_LIMITS, right=True)
+    size_of = np.digitize(sides[:, 0] * sides[:, 1], AREA_LIMITS[1:3], right=True)
     rows = []
     for label, name in enumerate(index.names):
         mine = (index.labels == label) & ~index.ignore
@@ -53,10 +52,11 @@ def write_check_page(
     `indexes` are the splits that could be read, `problems` those of every split, `pairs` the duplicates: an image, the
     one it repeats, and how. Raises UserError if the file can't be written; an image that can't be shown is named.
     """
-    of_kind = [
-        (split, kind, [problem for problem in each if problem.kind == kind])
-        for split, each in problems.items()
-        for kind in KINDS
+    found = {(split, kind): [p for p in each if p.kind == kind] for split, each in problems.items() for kind in KINDS}
+    kind_rows = [
+        [kind, "error" if is_error else "warning", *(f"{count:,}" if count else "-" for count in counts)]
+        for kind, is_error in KINDS.items()
+        if any(counts := [len(found[split, kind]) for split in problems])
     ]
     write_page(
         path,
@@ -65,8 +65,8 @@ def write_check_page(
         facts=facts,
         summary_tiles=_summary_tiles(indexes, [problem for each in problems.values() for problem in each]),
         kind_heads=("Problem", "", *problems),
-        kind_rows=_kind_rows(problems),
-        problems=[(split, kind, found) for split, kind, found in of_kind if found],
+        kind_rows=kind_rows,
+        problems=[(*where, lines) for where, lines in found.items() if lines],
         worst_files=_worst_files(indexes, problems),
         pairs=[
             Row(f"{how} as {original}", [_image(duplicate), _image(original)], str(duplicate))
@@ -74,12 +74,7 @@ def write_check_page(
         ],
         more_pairs=max(0, len(pairs) - SHOWN_PAIRS),
         splits=[
-            {
-                "name": split,
-                "class_rows": class_rows(index),
-                "figures": plots.label_statistics(index),
-                "samples": _samples(index),
-            }
+            (split, class_rows(index), plots.label_statistics(index), _samples(index))
             for split, index in indexes.items()
             if len(index)
         ],
@@ -88,10 +83,7 @@ def write_check_page(
 
 def _summary_tiles(indexes: Mapping[str, Index], problems: Sequence[Problem]) -> list[tuple[str, str, str]]:
     errors = sum(problem.is_error for problem in problems)
-    tiles = [
-        ("Errors", f"{errors:,}", "to be fixed"),
-        ("Warnings", f"{len(problems) - errors:,}", "to be looked at"),
-    ]
+    tiles = [("Errors", f"{errors:,}", "to be fixed"), ("Warnings", f"{len(problems) - errors:,}", "to be looked at")]
     for split, index in indexes.items():
         ignored = int(index.ignore.sum())
         note = f"images, {counted(len(index.boxes) - ignored, 'box', 'boxes')}"
@@ -99,15 +91,6 @@ def _summary_tiles(indexes: Mapping[str, Index], problems: Sequence[Problem]) ->
         note += f", {index.skipped:,} can't be used" if index.skipped else ""
         tiles.append((split, f"{len(index):,}", note))
     return tiles
-
-
-def _kind_rows(problems: Mapping[str, Sequence[Problem]]) -> list[list[str]]:
-    counts = [Counter(problem.kind for problem in each) for each in problems.values()]
-    return [
-        [kind, "error" if is_error else "warning", *(f"{each[kind]:,}" if each[kind] else "-" for each in counts)]
-        for kind, is_error in KINDS.items()
-        if any(each[kind] for each in counts)
-    ]
 
 
 def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[Problem]]) -> list[Row]:
@@ -118,21 +101,16 @@ def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[P
             file, _, line = problem.where.rpartition(":")
             by_file.setdefault((split, file if line.isdigit() else problem.where), []).append(problem)
     worst = sorted((key for key in by_file if len(by_file[key]) > 1), key=lambda key: -len(by_file[key]))[:SHOWN_FILES]
-    wanted = {(split, Path(file).stem) for split, file in worst}
+    stems = [(split, Path(file).stem) for split, file in worst]
     images = {
-        (split, path.stem): _image(path, index, position)
+        (split, path.stem): [_image(path, index, position)]
         for split, index in indexes.items()
         for position, path in enumerate(index.paths)
-        if (split, path.stem) in wanted
+        if (split, path.stem) in stems
     }
     return [
-        Row(
-            f"{len(by_file[split, file]):,} problems",
-            [images[split, Path(file).stem]] if (split, Path(file).stem) in images else [],
-            file,
-            list(map(str, by_file[split, file][:SHOWN_REASONS])),
-        )
-        for split, file in worst
+        Row(f"{len(by_file[key]):,} problems", images.get(stem, []), key[1], [*map(str, by_file[key][:SHOWN_REASONS])])
+        for key, stem in zip(worst, stems, strict=True)
     ]
 
 

@@ -10,7 +10,7 @@ import importlib.util
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -21,14 +21,8 @@ if TYPE_CHECKING:
 MIN_LETTER_PIXELS = 6
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any kind of colour vision. RGB.
 PALETTE = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-)
+    (230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167),
+)  # fmt: skip
 # Files of fonts with Chinese, Japanese and Korean letters that systems come with.
 _WIDE_FONTS = (
     "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "SourceHanSansSC-Regular.otf", "wqy-microhei.ttc",
@@ -68,7 +62,7 @@ def draw_boxes(
     for row in order[::-1]:
         top_left, bottom_right = corners[row, :2].tolist(), corners[row, 2:].tolist()
         cv2.rectangle(drawn, top_left, bottom_right, (0, 0, 0), line + 2 * (line // 2))
-        cv2.rectangle(drawn, top_left, bottom_right, _colour(int(labels[row])), line)
+        cv2.rectangle(drawn, top_left, bottom_right, PALETTE[labels[row] % len(PALETTE)], line)
 
     letters = min(max(11, round((height + width) / 2 * 0.019)), height // 6)
     placed = np.zeros((0, 4), int)
@@ -87,10 +81,6 @@ def draw_boxes(
     return drawn
 
 
-def _colour(label: int) -> tuple[int, int, int]:
-    return PALETTE[label % len(PALETTE)]
-
-
 @lru_cache(maxsize=512)
 def _tag(name: str, label: int, score: str, letters: int) -> np.ndarray | None:
     """Name and score on the class's colour, uint8 RGB; None where letters of this size cannot be read.
@@ -106,7 +96,7 @@ def _tag(name: str, label: int, score: str, letters: int) -> np.ndarray | None:
     font, text = readable or fonts[0], (name if readable else f"class {label}") + score
     left, top, right, bottom = font.getbbox(text)
     margin = max(1, letters // 6)
-    background = _colour(label)
+    background = PALETTE[label % len(PALETTE)]
     foreground = (0, 0, 0) if np.dot(background, (0.299, 0.587, 0.114)) > 100 else (255, 255, 255)
     tag = Image.new("RGB", (int(right - left) + 2 * margin, int(bottom - top) + 2 * margin), background)
     ImageDraw.Draw(tag).text((margin - left, margin - top), text, foreground, font)
@@ -118,9 +108,7 @@ def _fonts(letters: int, wide: bool) -> list[FreeTypeFont]:
     """The font that comes with matplotlib, and for wide letters those of `_WIDE_FONTS` that the system has."""
     from PIL import ImageFont
 
-    package = importlib.util.find_spec("matplotlib")  # which takes half a second to import
-    assert package is not None
-    assert package.origin is not None
+    package: Any = importlib.util.find_spec("matplotlib")  # which takes half a second to import
     own = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
     fonts = [ImageFont.truetype(own, letters)]
     for name in _WIDE_FONTS if wide else ():

@@ -1,7 +1,7 @@
 """Pages of results from Jinja2 templates: readable in light and dark, on a phone, and on paper.
 
-A page needs nothing but itself: figures are inline SVG, images data URIs, style and script are in the page. Whatever a
-user named is escaped. Shapes: H W pixels, k boxes.
+A page needs no other file: figures are inline SVG, images data URIs, style and script are in the page. Names given by a
+user are escaped. Shapes: H W pixels.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from yoloyard.common.files import write_whole_text
 from yoloyard.data.index.index import Index
@@ -86,9 +85,9 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    templates.filters |= {"svg": _svg, "counted": counted}
+    templates.filters |= {
+        "svg": lambda figure: Markup(plots.figure_svg(figure)),  # matplotlib has escaped what users named
+        "counted": counted,
+        "figure": lambda value, boxes=1: f"{value:.3f}" if boxes else "-",
+    }
     return templates
-
-
-def _svg(figure: Figure) -> Markup:
-    return Markup(plots.figure_svg(figure))  # matplotlib has escaped what users named

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -26,7 +26,6 @@ from yoloyard.evaluation.metrics.matching import mean_over_classes
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any kind of colour vision.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-MOST_COLOURED_CLASSES = len(COLOURS)  # with more classes, single ones are drawn grey
 MOST_NUMBERED_CLASSES = 12  # a larger confusion matrix has colours only
 MOST_BARS = 40  # per image of label statistics
 _INK = "#010203"  # stands for the page's text colour
@@ -35,29 +34,21 @@ _DENSITY = LinearSegmentedColormap.from_list("density", ["#0072b200", "#0072b2ff
 
 def precision_recall(metrics: Metrics) -> Figure:
     """Precision against recall at IoU 0.5; the area under a line is that class's AP50."""
-    labels = [f"{_short(row.name)} {row.map50:.3f}" for row in metrics.classes]
-    figure = _class_lines(RECALL_LEVELS, metrics.precision_at_recall, labels, f"mean {metrics.map50:.3f}")
-    _unit_axes(figure.axes[0], "recall", "precision")
-    return figure
+    return _class_lines(metrics, "map50", RECALL_LEVELS, metrics.precision_at_recall, "recall", "precision")
 
 
 def f1_by_class(metrics: Metrics) -> Figure:
     """F1 of each class against confidence."""
-    labels = [f"{_short(row.name)} {row.f1:.3f}" for row in metrics.classes]
-    figure = _class_lines(metrics.curves.confidences, metrics.curves.f1, labels, f"mean {metrics.f1:.3f}")
-    _unit_axes(figure.axes[0], "confidence", "F1")
-    return figure
+    return _class_lines(metrics, "f1", metrics.curves.confidences, metrics.curves.f1, "confidence", "F1")
 
 
 def confidence_curves(metrics: Metrics) -> Figure:
     """Mean precision, recall and F1 against confidence; the best F1 is marked."""
     curves = metrics.curves
-    figure, axes = _figure(4.8, 3.4)
-    there = ~np.isnan(curves.recall[:, :1])
-    found = np.where(there & ~np.isnan(curves.precision), curves.precision, np.nan)
-    any_found = ~np.isnan(found).all(axis=0)
+    figure, axes = _figure()
+    precision = np.where(np.isnan(curves.recall[:, :1]), np.nan, curves.precision)
     lines = {
-        "precision": np.where(any_found, mean_over_classes(found), np.nan),
+        "precision": np.where(np.isnan(precision).all(axis=0), np.nan, mean_over_classes(precision)),
         "recall": mean_over_classes(curves.recall),
         "F1": mean_over_classes(curves.f1),
     }
@@ -66,7 +57,7 @@ def confidence_curves(metrics: Metrics) -> Figure:
     axes.axvline(metrics.confidence, color=_INK, linewidth=0.8, linestyle=":")
     axes.plot(metrics.confidence, metrics.f1, "o", color=COLOURS[2], markersize=4)
     _legend(figure, 3, f"best F1 {metrics.f1:.3f} at {metrics.confidence:.3f}")
-    _unit_axes(axes, "confidence", "mean over classes")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="mean over classes")
     return figure
 
 
@@ -78,12 +69,12 @@ def confusion_matrix(metrics: Metrics) -> Figure:
     occurs = metrics.confusion.sum(axis=0) + metrics.confusion.sum(axis=1) > 0
     occurs[-1] = True
     counts = metrics.confusion[occurs][:, occurs]
-    names = [_short(name) for name in (*(row.name for row in metrics.classes), "background")]
-    names = [name for name, shown in zip(names, occurs, strict=True) if shown]
+    all_names = (*(row.name for row in metrics.classes), "background")
+    names = [_short(name) for name, shown in zip(all_names, occurs, strict=True) if shown]
     side = len(names)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     size = min(max(3.4, 1.6 + (0.5 if side <= MOST_NUMBERED_CLASSES + 1 else 0.17) * side), 20)
-    figure, axes = _figure(size + 0.6, size)
+    figure, axes = _figure(size, width=size + 0.6)
     axes.imshow(shares, cmap=_DENSITY, vmin=0, vmax=1, interpolation="nearest")
     small = 9 if side <= 20 else 7
     axes.set_xticks(range(side), names, rotation=90 if side > 4 else 0, fontsize=small)
@@ -101,13 +92,11 @@ def confusion_matrix(metrics: Metrics) -> Figure:
 def class_bars(metrics: Metrics) -> Figure:
     """mAP50-95 (full) and mAP50 (pale) of each class with boxes, best first."""
     rows = sorted((row for row in metrics.classes if row.boxes), key=lambda row: row.map50_95)
-    figure, axes = _figure(4.8, 1.0 + 0.19 * max(len(rows), 4))
-    names = [_short(row.name) for row in rows]
+    figure, axes = _figure(1.0 + 0.19 * max(len(rows), 4))
     axes.barh(range(len(rows)), [row.map50 for row in rows], color=COLOURS[0], alpha=0.35, label="mAP50")
     axes.barh(range(len(rows)), [row.map50_95 for row in rows], color=COLOURS[0], height=0.5, label="mAP50-95")
-    axes.set_yticks(range(len(rows)), names, fontsize=8)
-    axes.set(xlim=(0, 1), ylim=(-0.6, max(len(rows), 1) - 0.4))
-    axes.grid(False, axis="y")
+    axes.set_xlim(0, 1)
+    _name_bars(axes, [row.name for row in rows])
     _legend(figure, 2)
     return figure
 
@@ -115,35 +104,37 @@ def class_bars(metrics: Metrics) -> Figure:
 def training_curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     """Losses, figures and learning rates by epoch from the lines of metrics.jsonl, by title; nothing for no records."""
     columns = sorted({key for record in records for key in record})
-    groups: dict[str, list[str]] = {
+    groups = {
         "Training losses": [name for name in columns if name.startswith("train/")],
-        "Validation figures": [
-            name for name in ("val/map50_95", "val/map50", "val/precision", "val/recall") if name in columns
-        ],
+        "Validation figures": ["val/map50_95", "val/map50", "val/precision", "val/recall"],
         "Learning rate": [name for name in columns if name.startswith("lr/")],
     }
-    figures: dict[str, Figure] = {}
+    figures = {}
     for title, names in groups.items():
-        lines = {name: line for name in names if len((line := _column(records, name))[0])}
+        lines: dict[bytes, list[str]] = {}  # equal ones are one line with all their names
+        for name in names:
+            points = [(record["epoch"], record[name]) for record in records if record.get(name) is not None]
+            if points:
+                lines.setdefault(np.array(points, float).tobytes(), []).append(name)
         if lines:
-            figures[title] = _epoch_lines(_joined(lines))
-    if "Validation figures" in figures:
-        figures["Validation figures"].axes[0].set_ylim(0, 1)
+            figures[title] = _epoch_lines(
+                {", ".join(same): np.frombuffer(points).reshape(-1, 2) for points, same in lines.items()},
+                top=1 if title == "Validation figures" else None,
+            )
     return figures
 
 
 def label_statistics(index: Index) -> dict[str, Figure]:
     """What the labels of a data set look like: how many of each class, how large, where, how many an image."""
-    annotations = (index.annotations(image_id) for image_id in range(len(index)))
-    rows = [(boxes[~ignore], labels[~ignore]) for boxes, labels, ignore in annotations]
-    boxes = np.concatenate([np.zeros((0, 4)), *(row[0] for row in rows)])
-    labels = np.concatenate([np.zeros(0, np.int64), *(row[1] for row in rows)])
-    per_image = np.array([len(row[1]) for row in rows], int)
-    height, width = np.repeat(np.asarray(index.sizes, float).reshape(-1, 2), per_image, axis=0).T
+    counted = ~np.asarray(index.ignore)
+    boxes, labels = np.asarray(index.boxes, float)[counted], np.asarray(index.labels)[counted]
+    image_of = np.repeat(np.arange(len(index)), np.diff(index.offsets))[counted]
+    per_image = np.bincount(image_of, minlength=len(index))
+    height, width = np.asarray(index.sizes, float).reshape(-1, 2)[image_of].T
     relative = boxes / np.maximum(np.stack((width, height, width, height), axis=1), 1)
     figures = {"Boxes per class": _class_counts(index.names, np.bincount(labels, minlength=len(index.names)))}
 
-    figure, axes = _figure(4.8, 3.4)
+    figure, axes = _figure()
     most = int(per_image.max(initial=0))
     images = np.bincount(np.minimum(per_image, MOST_BARS))
     axes.bar(range(len(images)), images, width=1.0, color=COLOURS[0])
@@ -162,43 +153,35 @@ def label_statistics(index: Index) -> dict[str, Figure]:
 
 def figure_svg(figure: Figure) -> str:
     """The figure as an `<svg>` element for a page; its ink is the page's text colour, its background the page's."""
-    buffer = io.StringIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    # Text stays text: it is selectable, and the browser has the glyphs that matplotlib's font lacks.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
+    text = _saved(figure, format="svg", transparent=True, metadata=nothing).decode()
     return text[text.index("<svg") :].replace(_INK, "currentColor")
 
 
-def figure_png(figure: Figure, dots_per_inch: int = 150) -> bytes:
+def figure_png(figure: Figure) -> bytes:
     """The figure as a PNG on white, for tools that show images."""
+    return _saved(figure, format="png", dpi=150, facecolor="white")
+
+
+def _saved(figure: Figure, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    # Text stays text: it is selectable, and the browser has the glyphs that matplotlib's font lacks.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
+        figure.savefig(buffer, **options)
     return buffer.getvalue()
 
 
 def _legend(figure: Figure, columns: int, title: str = "") -> None:
     """A legend below the axes."""
-    legend = figure.legend(
-        loc="outside lower center",
-        ncols=columns,
-        title=title or None,
-        frameon=False,
-        labelcolor=_INK,
-        fontsize=9,
-        title_fontsize=9,
-        handlelength=1.4,
-        columnspacing=1.4,
-    )
+    look = {"frameon": False, "labelcolor": _INK, "fontsize": 9, "title_fontsize": 9}
+    space = {"handlelength": 1.4, "columnspacing": 1.4}
+    legend = figure.legend(loc="outside lower center", ncols=columns, title=title or None, **look, **space)
     legend.get_title().set_color(_INK)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure of so many inches with the common look."""
+def _figure(height: float = 3.4, width: float = 4.8) -> tuple[Figure, Axes]:
+    """An empty figure with the common look; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -213,94 +196,75 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _unit_axes(axes: Axes, x_label: str, y_label: str) -> None:
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label)
-
-
-def _class_lines(x: np.ndarray, lines: np.ndarray, labels: Sequence[str], mean_label: str) -> Figure:
-    """A line (K,) of (C, K) for each class that has one, and their mean."""
-    figure, axes = _figure(4.8, 3.4)
-    there = [position for position in range(len(lines)) if not np.isnan(lines[position]).all()]
-    coloured = 1 < len(there) <= MOST_COLOURED_CLASSES
+def _class_lines(metrics: Metrics, figure_name: str, x: np.ndarray, lines: np.ndarray, *axis_labels: str) -> Figure:
+    """A line (K,) of (C, K) for each class that has one, and their mean, each with its figure of that name."""
+    figure, axes = _figure()
+    there = np.flatnonzero(~np.isnan(lines).all(axis=1))
+    coloured = 1 < len(there) <= len(COLOURS)  # more classes are drawn grey
     if coloured:
         for colour, position in zip(COLOURS, there, strict=False):
-            axes.plot(x, lines[position], color=colour, linewidth=1.2, label=labels[position])
+            row = metrics.classes[position]
+            label = f"{_short(row.name)} {getattr(row, figure_name):.3f}"
+            axes.plot(x, lines[position], color=colour, linewidth=1.2, label=label)
     elif len(there) > 1:
         for position in there:
             axes.plot(x, lines[position], color=_INK, alpha=0.18, linewidth=0.7)
         axes.plot([], [], color=_INK, alpha=0.3, linewidth=0.9, label=f"{len(there)} classes")
-    mean_colour = _INK if coloured else COLOURS[0]
-    axes.plot(x, mean_over_classes(lines), color=mean_colour, linewidth=2.2, label=mean_label)
+    label = f"mean {getattr(metrics, figure_name):.3f}"
+    axes.plot(x, mean_over_classes(lines), color=_INK if coloured else COLOURS[0], linewidth=2.2, label=label)
     _legend(figure, 2)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel=axis_labels[0], ylabel=axis_labels[1])
     return figure
 
 
-def _epoch_lines(lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
-    figure, axes = _figure(4.8, 3.4)
-    marker = "o" if max(len(epochs) for epochs, _ in lines.values()) < 15 else None
-    for position, (name, (epochs, values)) in enumerate(lines.items()):
+def _epoch_lines(lines: Mapping[str, np.ndarray], top: float | None) -> Figure:
+    """Lines of points (k, 2), epoch and value, up to `top` or the highest value."""
+    figure, axes = _figure()
+    marker = "o" if max(map(len, lines.values())) < 15 else None
+    for position, (name, points) in enumerate(lines.items()):
         colour = COLOURS[position % len(COLOURS)]
-        axes.plot(epochs, values, color=colour, linewidth=1.6, marker=marker, markersize=3, label=name)
-    last = max(epochs.max() for epochs, _ in lines.values())
+        axes.plot(*points.T, color=colour, linewidth=1.6, marker=marker, markersize=3, label=name)
+    last = max(points[:, 0].max() for points in lines.values())
     axes.set(xlabel="epoch", xlim=(0, last + max(0.5, 0.02 * last)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, top)
     _legend(figure, 2 if len(lines) == 4 else 3)
     return figure
 
 
-def _joined(lines: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Lines that lie on each other as one, under all their names."""
-    names: dict[bytes, list[str]] = {}
-    for name, (epochs, values) in lines.items():
-        names.setdefault(epochs.tobytes() + values.tobytes(), []).append(name)
-    return {", ".join(same): lines[same[0]] for same in names.values()}
-
-
-def _column(records: Iterable[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and values of the records that have a value of this name."""
-    pairs = [(record["epoch"], record[name]) for record in records if record.get(name) is not None]
-    epochs, values = zip(*pairs, strict=True) if pairs else ((), ())
-    return np.array(epochs, float), np.array(values, float)
-
-
 def _class_counts(names: Sequence[str], counts: np.ndarray) -> Figure:
-    """Bars of the classes with the most boxes; how many are left out is said."""
+    """Bars of the classes with the most boxes; the label says how many are left out."""
     shown = np.argsort(-counts, kind="stable")[:MOST_BARS][::-1]
-    figure, axes = _figure(4.8, max(3.4, 0.8 + 0.19 * len(shown)))
+    figure, axes = _figure(max(3.4, 0.8 + 0.19 * len(shown)))
     axes.barh(range(len(shown)), counts[shown], color=COLOURS[0], height=min(0.75, 0.1 + 0.15 * len(shown)))
-    axes.set_yticks(range(len(shown)), [_short(names[label]) for label in shown], fontsize=8)
     for row, label in enumerate(shown):
         axes.annotate(str(counts[label]), (counts[label], row), (3, 0), textcoords="offset points", va="center",
                       fontsize=7, color=_INK)  # fmt: skip
     left_out = len(counts) - len(shown)
-    axes.set(xlabel=f"boxes ({left_out} rarer classes not shown)" if left_out else "boxes")
-    axes.set_ylim(-0.6, len(shown) - 0.4)
+    axes.set_xlabel(f"boxes ({left_out} rarer classes not shown)" if left_out else "boxes")
     axes.margins(x=0.12)
-    axes.grid(False, axis="y")
+    _name_bars(axes, [names[label] for label in shown])
     return figure
+
+
+def _name_bars(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), map(_short, names), fontsize=8)
+    axes.set_ylim(-0.6, max(len(names), 1) - 0.4)
+    axes.grid(False, axis="y")
 
 
 def _density(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str) -> Figure:
     """How many points fall where in the unit square."""
-    figure, axes = _figure(4.8, 3.4)
+    figure, axes = _figure()
     counts, _, _ = np.histogram2d(np.clip(x, 0, 1), np.clip(y, 0, 1), bins=50, range=((0, 1), (0, 1)))
-    most = max(counts.max(), 2)
+    there, norm = np.where(counts > 0, counts, np.nan), LogNorm(1, max(counts.max(), 2))
     colours = LinearSegmentedColormap.from_list("density", ["#56b4e966", "#0072b2ff"])
-    axes.imshow(
-        np.where(counts > 0, counts, np.nan).T,
-        origin="lower",
-        extent=(0, 1, 0, 1),
-        aspect="auto",
-        cmap=colours,
-        norm=LogNorm(1, most),
-        interpolation="nearest",
-    )
+    look: dict[str, Any] = {"cmap": colours, "norm": norm, "interpolation": "nearest"}
+    axes.imshow(there.T, origin="lower", extent=(0, 1, 0, 1), aspect="auto", **look)
     axes.set(xlabel=x_label, ylabel=y_label)
     return figure
 
 
-def _short(name: str, most: int = 24) -> str:
+def _short(name: str) -> str:
     """A name that fits beside a plot; "$" would begin a formula."""
-    name = name if len(name) <= most else f"{name[: most - 1]}…"
-    return name.replace("$", r"\$")
+    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
