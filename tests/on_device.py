@@ -1,6 +1,6 @@
 """Training steps on any device, and what must be true of them; for tests, and for benchmarks/gpu.py.
 
-torch, NumPy and OpenCV are all that this needs.
+It needs no package of the command line or of the tests.
 """
 
 from __future__ import annotations
