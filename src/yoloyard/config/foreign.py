@@ -9,6 +9,7 @@ https://docs.ultralytics.com/yolov5/tutorials/hyperparameter_evolution/ for yolo
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -28,7 +29,7 @@ class Dialect:
     project: str
     passed_over: str  # other tasks and commands, where results are written, how a run is shown
     shared: str  # the same name and meaning as ours
-    converted: dict[str, Callable[[Any], dict[str, Any]]]  # to our settings
+    converted: dict[str, tuple[str, Callable[[Any], Any]]]  # our name, and our value; None: left out, as in `shared`
     neutral: dict[str, tuple[Any, ...]]  # what we don't have: the values that change nothing
 
 
@@ -65,10 +66,10 @@ def _translated(settings: Mapping[str, Any], dialect: Dialect, path: Path) -> di
             continue
         if complaint := _complaint(name, value):
             complaints.append(f"{name}: {_yaml(value)} ({complaint})")
-        elif name in dialect.converted:
-            ours |= dialect.converted[name](value)
-        elif name in shared:
-            ours |= {} if value is None else {name: value}
+        elif name in shared or name in dialect.converted:
+            our_name, convert = dialect.converted.get(name, (name, lambda value: value))
+            if (converted := convert(value)) not in (None, ""):
+                ours[our_name] = converted
         elif neutral is None:
             complaints.append(f"{name}: {_yaml(value)} (not known here)")
         elif value not in neutral:
@@ -102,7 +103,7 @@ def _complaint(name: str, value: Any) -> str | None:
         return "a size that is found automatically; say how many images"
     if name == "optimizer" and str(value).lower() not in OPTIMIZERS:
         return f"there are {', '.join(OPTIMIZERS.values())}"
-    if name == "device" and "-1" in _device(value).get("device", "").replace(" ", "").split(","):
+    if name == "device" and "-1" in re.findall(r"[^\s,'\"()\[\]]+", str(value)):
         return "an idle GPU that is found automatically; say which, such as 0"
     if name == "imgsz" and isinstance(value, list):
         return "one number only"
@@ -111,45 +112,14 @@ def _complaint(name: str, value: Any) -> str | None:
     return None
 
 
-def _model(value: Any) -> dict[str, Any]:
+def _model(value: Any) -> str:
     """`yolo11n.yaml` describes the network that has the name yolo11n here; a .pt file is a weights file."""
     path = PurePath(str(value or ""))
-    return {"model": path.stem if path.suffix in (".yaml", ".yml") else str(value)} if value else {}
+    return path.stem if path.suffix in (".yaml", ".yml") else str(value or "")
 
 
-def _joined(name: str) -> Callable[[Any], dict[str, Any]]:
-    """A list as its parts joined by commas; nothing for an empty text."""
-
-    def convert(value: Any) -> dict[str, Any]:
-        if value in (None, ""):
-            return {}
-        return {name: ",".join(map(str, value if isinstance(value, list | tuple) else [value]))}
-
-    return convert
-
-
-_device = _joined("device")
-
-
-def _cache(value: Any) -> dict[str, Any]:
-    return {"cache": "ram" if value is True else str(value).lower()} if value else {}
-
-
-def _save_period(value: Any) -> dict[str, Any]:
-    return {} if value is None else {"save_period": max(value, 0) if isinstance(value, int | float) else value}
-
-
-def _freeze(value: Any) -> dict[str, Any]:
-    layers = len(value) if isinstance(value, list) else value
-    return {"freeze": str(layers)} if layers else {}
-
-
-def _freeze_yolov5(value: Any) -> dict[str, Any]:
-    return _freeze(value[0] if isinstance(value, list) and len(value) == 1 else value)  # [10] are the first ten there
-
-
-def _multi_scale(value: Any) -> dict[str, Any]:
-    return {"multi_scale": bool(value)}  # newer releases give the share
+def _freeze(value: Any) -> int | str | None:
+    return (len(value) if isinstance(value, list) else value) or None
 
 
 def _yaml(value: Any) -> str:
@@ -167,20 +137,17 @@ ULTRALYTICS = Dialect(
     """,
     shared="""
         data epochs time patience batch imgsz workers optimizer seed cos_lr close_mosaic amp conf iou max_det
-        single_cls rect fraction
+        single_cls rect fraction device classes save_period
         lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr box cls dfl nbs
         hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
     """,
     converted={
-        "model": _model,
-        "pretrained": lambda value: {"weights": value} if isinstance(value, str) else {},
-        "device": _device,
-        "cache": _cache,
-        "save_period": _save_period,
-        "freeze": _freeze,
-        "multi_scale": _multi_scale,
-        "classes": _joined("classes"),
-        "compile": lambda value: {"compile": True} if value else {},  # or a mode, which we have one of
+        "model": ("model", _model),
+        "pretrained": ("weights", lambda value: value if isinstance(value, str) else None),
+        "cache": ("cache", lambda value: value or None),
+        "freeze": ("freeze", _freeze),
+        "multi_scale": ("multi_scale", bool),  # newer releases give the share
+        "compile": ("compile", lambda value: bool(value) or None),  # or a mode, which we have one of
     },
     neutral={
         "dropout": (0,),
@@ -203,21 +170,18 @@ YOLOV5 = Dialect(
         hf_private hf_dataset_id roboflow_token roboflow_upload iou_t ndjson_console ndjson_file
     """,
     shared="""
-        data epochs patience imgsz workers optimizer seed cos_lr single_cls rect sync_bn
+        data weights epochs batch_size patience imgsz workers optimizer device seed cos_lr single_cls rect sync_bn
+        save_period
         label_smoothing lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr
         box cls cls_pw obj obj_pw anchor_t
         hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
     """,
     converted={
-        "cfg": _model,
-        "weights": lambda value: {"weights": value} if value else {},
-        "batch_size": lambda value: {"batch": value},
-        "noautoanchor": lambda value: {"autoanchor": not value},
-        "device": _device,
-        "cache": _cache,
-        "save_period": _save_period,
-        "freeze": _freeze_yolov5,
-        "multi_scale": _multi_scale,
+        "cfg": ("model", _model),
+        "noautoanchor": ("autoanchor", lambda value: not value),
+        "cache": ("cache", lambda value: value or None),
+        "freeze": ("freeze", lambda value: _freeze(value[0] if isinstance(value, list) and len(value) == 1 else value)),
+        "multi_scale": ("multi_scale", bool),
     },
     neutral={
         "evolve": (None,),
