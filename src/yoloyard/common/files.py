@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import re
@@ -31,17 +32,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """
     # Containers that share a disk may have equal process numbers. A legal name may have no room for more letters.
     temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    try:
+    with _temporary(temporary, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         _sync(temporary)
         temporary.replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):  # clearing away must not hide the reason
-            temporary.unlink()
 
 
 def write_whole_text(path: Path, text: str) -> None:
@@ -55,7 +51,7 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
     Only between two renames is there no folder `path`; `restore_whole_folder` then finds the old one.
     """
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
-    try:
+    with _temporary(temporary, path):
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         write(temporary)
@@ -67,10 +63,6 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
         temporary.rename(path)
         _sync_folder(path.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def fill_folder(path: Path, write: Callable[[Path], object]) -> None:
@@ -79,23 +71,18 @@ def fill_folder(path: Path, write: Callable[[Path], object]) -> None:
     The folder stays the same one: it may be where a disk is mounted, or where a shell is.
     """
     temporary = path / ".new.tmp"
-    try:
+    with _temporary(temporary, path):
         temporary.mkdir()
         write(temporary)
         for part in sorted(temporary.iterdir(), key=lambda each: each.is_file()):
             _sync(part)
             part.rename(path / part.name)
         _sync_folder(path)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def restore_whole_folder(path: Path) -> None:
     """Undo a `write_whole_folder` that was killed between its two renames. Only for who alone writes there."""
-    old = path.with_name(f".{path.name}.old")
-    if old.exists() and not path.exists():
+    if (old := whole_folder(path)) != path:
         old.rename(path)
 
 
@@ -105,21 +92,18 @@ def whole_folder(path: Path) -> Path:
     return old if old.exists() and not path.exists() else path
 
 
-class RunLock:
+class RunLock(contextlib.ExitStack):
     """Keeps other runs out of a run folder, from `take` until the context is left or the process ends, however it does.
 
     Where the disk has no locks, a line says so.
     """
-
-    def __init__(self) -> None:
-        self._held = contextlib.ExitStack()
 
     def take(self, folder: Path) -> None:
         """Lock `folder`. Raises UserError if another run is at work there."""
         # flock itself: releases of filelock take a disk without locks for one that is locked.
         until = time.monotonic() + LOCK_SECONDS
         try:
-            file = self._held.enter_context((folder / ".lock").open("a"))
+            file = self.enter_context((folder / ".lock").open("a"))
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,12 +118,6 @@ class RunLock:
         except OSError as error:
             log.info(f"{folder}: no lock can be had there ({error}); take care that no other run writes to it")
 
-    def __enter__(self) -> "RunLock":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._held.close()
-
 
 def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
     """Make the folder `project/name`, or `name-2`, `name-3` ... where there is one already (unless `exist_ok`).
@@ -148,18 +126,17 @@ def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
     """
     if name in ("", ".", "..") or os.sep in name:
         raise UsageError(f"--name {name!r} must be a plain name; --project says in which folder")
-    folder, number = project / name, 1
+    folder = project / name
     try:
         project.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
+        for number in itertools.count(2):
+            with contextlib.suppress(FileExistsError):
                 folder.mkdir(exist_ok=exist_ok)
-                if not (folder / RUN_MARK).exists():
-                    (folder / RUN_MARK).touch()
-                return folder
-            except FileExistsError:
-                number += 1
-                folder = project / f"{name}-{number}"
+                break
+            folder = project / f"{name}-{number}"
+        if not (folder / RUN_MARK).exists():
+            (folder / RUN_MARK).touch()
+        return folder
     except OSError as error:
         raise cannot_write(folder, error) from error
 
@@ -201,6 +178,19 @@ def plain_path(path: Path, has_suffix: bool = True) -> Iterator[str]:
         link = Path(folder, f"file{suffix}")
         link.symlink_to(path.absolute())
         yield str(link)
+
+
+@contextlib.contextmanager
+def _temporary(temporary: Path, path: Path) -> Iterator[None]:
+    """While it lasts `path` is written by way of `temporary`, which is removed in the end. OSErrors name `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:  # clearing away must not hide the reason
+        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _sync(path: Path) -> None:
