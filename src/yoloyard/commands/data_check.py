@@ -17,8 +17,6 @@ from yoloyard.data.formats.labels import decoded
 from yoloyard.data.index.index import Index, image_facts_folder, read_split, require_boxes
 from yoloyard.evaluation.report.check_page import class_rows, write_check_page
 
-__all__ = ["MAX_PROBLEMS_SHOWN", "Check", "check_data", "class_rows"]
-
 MAX_PROBLEMS_SHOWN = 3  # of a kind on the console; the page has all
 CLASS_COLUMNS = ("name", "images", "boxes", "small", "medium", "large")
 
