@@ -141,12 +141,20 @@ def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
         raise cannot_write(folder, error) from error
 
 
-def name_that_fits(stem: str, ending: str, suffix: str) -> str:
-    """`stem` with `ending`, the stem cut where the name with `suffix` would be longer than a disk takes."""
-    room = NAME_BYTES - len(os.fsencode(ending + suffix))
-    while len(os.fsencode(stem)) > room:
-        stem = stem[:-1]
-    return stem + ending
+def free_name(path: str, suffix: str, taken: set[str]) -> str:
+    """`path`, or `path-2`, `path-3` ... where `taken` has it already; `taken` gets it.
+
+    Its last name is cut where it would be longer with `suffix` than a disk takes.
+    """
+    folder, name = os.path.split(path)
+    number, free = 1, ""
+    while not free or free in taken:
+        stem, ending = name, "" if number == 1 else f"-{number}"
+        while len(os.fsencode(stem + ending + suffix)) > NAME_BYTES:
+            stem = stem[:-1]
+        number, free = number + 1, os.path.join(folder, stem + ending)
+    taken.add(free)
+    return free
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:
