@@ -27,8 +27,8 @@ def normal_arguments(argv: Sequence[str]) -> list[str]:
     argv = _without_task(argv)
     settings = {**settings_of(TrainConfig), **settings_of(ValConfig), **settings_of(PredictConfig)}
     known = {*settings, *ALIASES, *OTHER_NAMES}
-    switches = [name for name, leaf in settings.items() if leaf.type in (bool, bool | None)]
-    switches = [f"--{name.replace('_', '-')}" for name in (*switches, "json")]
+    switches = ["json", *(name for name, leaf in settings.items() if leaf.type in (bool, bool | None))]
+    switches = [f"--{name.replace('_', '-')}" for name in switches]
     normal: list[str] = []
     for argument in argv:
         name, equals, _ = argument.partition("=")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 
 from yoloyard.commands.model import Model, settings_for
 from yoloyard.common.cores import Threads
-from yoloyard.common.device import choose_device, choose_precision, images_at_once, precision_named, precision_text
+from yoloyard.common.device import choose_device, choose_precision, images_at_once, precision_text
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
 from yoloyard.common.versions import versions
@@ -86,13 +86,12 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     kept: dict[str, Any] = metadata.get("evaluation", {})
     settings = settings_for(config, kept)
     spec = read_data_yaml(config.data)
-    index, order = _index_for(metadata, model.detector.num_classes, spec, config)
+    index, order = _index_for(model, spec, config)
     wanted = config.imgsz or metadata.get("imgsz", 640)
     if model.imgsz != wanted:
         log.info(f"imgsz {wanted} is not a multiple of the stride {model.stride}: {model.imgsz} is used")
     reuse_memory(device)
-    kind = kept.get("precision", "float32") if config.amp is None else "any" if config.amp else "float32"
-    precision = precision_named(device, kind)
+    precision = model.precision if config.amp is None else choose_precision(device, config.amp)
     if config.amp is None and (precision.name, choose_precision(device, amp=True).name) == ("float32", "bfloat16"):
         log.info(AMP_LINE)
     batch = config.batch or kept.get("batch", DEFAULT_BATCH)
@@ -133,25 +132,23 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     return done
 
 
-def _index_for(
-    metadata: Mapping[str, Any], num_classes: int, spec: DataSpec, config: ValConfig
-) -> tuple[Index, list[int]]:
+def _index_for(model: Model, spec: DataSpec, config: ValConfig) -> tuple[Index, list[int]]:
     """The split with the classes that the weights were trained on, and for each of their classes its number there."""
-    weights, trained = config.weights, metadata.get("config", {})
+    weights, trained = config.weights, model.metadata.get("config", {})
     classes, single_cls = trained.get("classes"), trained.get("single_cls", False)
     names = names_of(spec.names, single_cls)
-    if len(names) != num_classes:
+    if len(names) != model.detector.num_classes:
         raise UsageError(
-            f"{weights} knows {num_classes} classes ({', '.join(metadata['names'][:10])}), "
+            f"{weights} knows {model.detector.num_classes} classes ({', '.join(model.names[:10])}), "
             f"{spec.path} has {len(names)} ({', '.join(names[:10])})"
         )
-    order = class_order(metadata["names"], names, f"{weights} and {spec.path}")
+    order = class_order(model.names, names, f"{weights} and {spec.path}")
     if order != list(range(len(names))):
         log.info(f"the classes of {spec.path} are in another order than those of {weights}: they are matched by name")
         if classes is not None:
-            classes = ",".join(str(order[number]) for number in class_numbers(classes, metadata["names"]))
-    elif list(names) != list(metadata["names"]):
-        log.warning(f"the classes have other names in {weights}: {', '.join(metadata['names'])}")
+            classes = ",".join(str(order[number]) for number in class_numbers(classes, model.names))
+    elif names != model.names:
+        log.warning(f"the classes have other names in {weights}: {', '.join(model.names)}")
     index = select(load_index(spec, config.split), classes, single_cls)
     if classes is not None:
         chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))

@@ -30,7 +30,7 @@ class Dialect:
     passed_over: str  # other tasks and commands, where results are written, how a run is shown
     shared: str  # the same name and meaning as ours
     converted: dict[str, tuple[str, Callable[[Any], Any]]]  # our name, and our value; None: left out, as in `shared`
-    neutral: dict[str, tuple[Any, ...]]  # what we don't have: the values that change nothing
+    neutral: dict[str, tuple[Any, ...]]  # names that we don't have: the values that change nothing
 
 
 def translated_overrides(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -57,11 +57,11 @@ def translated_overrides(settings: Mapping[str, Any], path: Path) -> dict[str, A
 
 def _translated(settings: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[str, Any]:
     shared, passed_over = dialect.shared.split(), dialect.passed_over.split()
+    neutral = {name: values for names, values in dialect.neutral.items() for name in names.split()}
     plain = {name: value if name in TEXTS else _plain(value) for name, value in settings.items()}
     ours: dict[str, Any] = {}
     complaints = []
     for name, value in plain.items():
-        neutral = dialect.neutral.get(name)
         if name in passed_over:
             continue
         if complaint := _complaint(name, value):
@@ -70,10 +70,10 @@ def _translated(settings: Mapping[str, Any], dialect: Dialect, path: Path) -> di
             our_name, convert = dialect.converted.get(name, (name, lambda value: value))
             if (converted := convert(value)) not in (None, ""):
                 ours[our_name] = converted
-        elif neutral is None:
+        elif name not in neutral:
             complaints.append(f"{name}: {_yaml(value)} (not known here)")
-        elif value not in neutral:
-            complaints.append(f"{name}: {_yaml(value)} (without it: {_yaml(neutral[0])})")
+        elif value not in neutral[name]:
+            complaints.append(f"{name}: {_yaml(value)} (without it: {_yaml(neutral[name][0])})")
     if plain.get("pretrained") is False and "model" in ours:  # a weights file that only names its network
         ours["model"] = PurePath(ours["model"]).stem
     if plain.get("rect"):  # without these two, there as here, whatever the file states for them
@@ -150,15 +150,8 @@ ULTRALYTICS = Dialect(
         "compile": ("compile", lambda value: bool(value) or None),  # or a mode, which we have one of
     },
     neutral={
-        "dropout": (0,),
-        "bgr": (0,),
-        "cutmix": (0,),
-        "copy_paste": (0,),
-        "label_smoothing": (0,),
-        "cls_pw": (0,),  # another thing than ours
-        "augmentations": (None,),
-        "distill_model": (None,),
-        "cfg": (None,),
+        "dropout bgr cutmix copy_paste label_smoothing cls_pw": (0,),  # cls_pw is another thing than ours
+        "augmentations distill_model cfg": (None,),
     },
 )
 
@@ -183,12 +176,5 @@ YOLOV5 = Dialect(
         "freeze": ("freeze", lambda value: _freeze(value[0] if isinstance(value, list) and len(value) == 1 else value)),
         "multi_scale": ("multi_scale", bool),
     },
-    neutral={
-        "evolve": (None,),
-        "image_weights": (False,),
-        "quad": (False,),
-        "fl_gamma": (0,),
-        "copy_paste": (0,),
-        "anchors": (None, 0),
-    },
+    neutral={"evolve": (None,), "image_weights quad": (False,), "fl_gamma copy_paste": (0,), "anchors": (None, 0)},
 )

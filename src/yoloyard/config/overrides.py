@@ -83,8 +83,9 @@ def read_overrides(path: Path) -> dict[str, Any]:
     lines: dict[str, int] = {}
     for key in keys:
         line = key.start_mark.line + 1
-        if lines.setdefault(key.value, line) != line:
+        if key.value in lines:
             raise UsageError(f"{path}:{line}: '{key.value}' is said already in line {lines[key.value]}")
+        lines[key.value] = line
     return _as_written(tree, node)
 
 
