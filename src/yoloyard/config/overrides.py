@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import math
-import numbers
 import os
 import types
 import typing
@@ -154,8 +153,6 @@ def _converted(leaf: Setting, value: Any, allowed: tuple[Any, ...]) -> Any:
         value = str(value)
     if leaf.joined and isinstance(value, list | tuple):
         value = ",".join(map(str, value))
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
-        value = float(value)  # a fraction
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if type(value) in (int, float) and str in allowed:
