@@ -10,15 +10,11 @@ from cyclopts import Parameter
 
 from yoloyard.cli.flags import Json, print_json, stdout_for_json
 
+MODEL_HELP = "a name, a weights file or my_model.py:build; without one, all names are listed"
+
 
 def info(
-    model: Annotated[
-        str,
-        Parameter(
-            name=["--model", "--weights"],
-            help="a name, a weights file or my_model.py:build; without one, all names are listed",
-        ),
-    ] = "",
+    model: Annotated[str, Parameter(name=["--model", "--weights"], help=MODEL_HELP)] = "",
     *,
     json: Json = False,
 ) -> None:

@@ -28,9 +28,8 @@ from yoloyard.models.weights import load_image_model
 class Model:
     """A detector with the settings of its weights file: `model(image)` gives Detections.
 
-    `settings` are imgsz, conf, iou and max_det (see `ModelConfig`). `conf` and `iou` are by default the pair that the
-    training chose for showing (see `evaluation/metrics/showing.py`).
-    `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
+    `settings` are imgsz, conf, iou and max_det; `conf` and `iou` are by default the pair that the training chose for
+    showing. `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
     Raises UsageError for wrong settings, UserError for a file that can't be used.
     """
 

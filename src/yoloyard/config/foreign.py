@@ -2,8 +2,7 @@
 
 Settings that mean nothing for the training of a detector are passed over. Settings that yoloyard does not have are
 accepted at values that change nothing, and named in an error otherwise. Their names and defaults:
-https://docs.ultralytics.com/usage/cfg/, and
-https://docs.ultralytics.com/yolov5/tutorials/hyperparameter_evolution/ for yolov5.
+https://docs.ultralytics.com/usage/cfg/, https://docs.ultralytics.com/yolov5/tutorials/hyperparameter_evolution/
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The published training defaults of each family, and the choice that fits them to the run at hand.
 
-The published recipes assume hundreds of thousands of images. A nominal batch of 64 and long warm-ups leave a set of
-400 images with six updates an epoch; where a run has so few, the recipe for small sets takes over. A value that the
-user gave is never touched.
+The published recipes assume hundreds of thousands of images; where a run has few updates, the recipe for small sets
+takes over. A value that the user gave is never touched.
 """
 
 from __future__ import annotations
