@@ -67,7 +67,7 @@ def _translated(settings: Mapping[str, Any], dialect: Dialect, path: Path) -> di
             complaints.append(f"{name}: {_yaml(value)} ({complaint})")
         elif name in shared or name in dialect.converted:
             our_name, convert = dialect.converted.get(name, (name, lambda value: value))
-            if (converted := convert(value)) not in (None, ""):
+            if (converted := convert(value)) is not None:
                 ours[our_name] = converted
         elif name not in neutral:
             complaints.append(f"{name}: {_yaml(value)} (not known here)")
@@ -136,7 +136,7 @@ ULTRALYTICS = Dialect(
     """,
     shared="""
         data epochs time patience batch imgsz workers optimizer seed cos_lr close_mosaic amp conf iou max_det
-        single_cls rect fraction device classes save_period
+        single_cls rect fraction device save_period
         lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr box cls dfl nbs
         hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
     """,
@@ -144,6 +144,7 @@ ULTRALYTICS = Dialect(
         "model": ("model", _model),
         "pretrained": ("weights", lambda value: value if isinstance(value, str) else None),
         "cache": ("cache", lambda value: value or None),
+        "classes": ("classes", lambda value: None if value == "" else value),
         "freeze": ("freeze", _freeze),
         "multi_scale": ("multi_scale", bool),  # newer releases give the share
         "compile": ("compile", lambda value: bool(value) or None),  # or a mode, which we have one of
