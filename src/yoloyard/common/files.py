@@ -25,10 +25,9 @@ LOCK_SECONDS = 8.0  # workers of a killed run end, and its lock with them, withi
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it into place.
+    """Let `write` fill a temporary file beside `path`, then move it into place: readers see the old one or the new.
 
-    A reader sees the old file or the new one, never a part. Raises UserError if the disk is full or not writable;
-    the old file is then untouched.
+    Raises UserError if the disk is full or not writable; the old file is then untouched.
     """
     # Containers that share a disk may have equal process numbers. A legal name may have no room for more letters.
     temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

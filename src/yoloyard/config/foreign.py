@@ -40,10 +40,7 @@ def translated_overrides(settings: Mapping[str, Any], path: Path) -> dict[str, A
     if {"task", "mode"} <= settings.keys():
         if settings["task"] != "detect":
             raise UsageError(f"{path} is of the task '{settings['task']}', and yoloyard trains detectors only")
-        ours = _translated(settings, ULTRALYTICS, path)
-        if str(ours.get("optimizer", "auto")).lower() == "auto":
-            ours = {name: value for name, value in ours.items() if name not in RATES}
-        return ours
+        return _translated(settings, ULTRALYTICS, path)
     if "hyp" in settings or "iou_t" in settings:
         hyp = settings.get("hyp")
         if isinstance(hyp, str):
@@ -75,14 +72,16 @@ def _translated(settings: Mapping[str, Any], dialect: Dialect, path: Path) -> di
             complaints.append(f"{name}: {_yaml(value)} (without it: {_yaml(neutral[name][0])})")
     if plain.get("pretrained") is False and "model" in ours:  # a weights file that only names its network
         ours["model"] = PurePath(ours["model"]).stem
-    if plain.get("rect"):  # without these two, there as here, whatever the file states for them
-        ours = {name: value for name, value in ours.items() if name not in ("mosaic", "mixup")}
     if complaints:
         raise UsageError(
             f"{path} is from {dialect.project} and has what yoloyard has not: {'; '.join(complaints)}. "
             "Change or take out these lines to train without it"
         )
-    return ours
+    # What counts for nothing there either, whatever the file states.
+    unused: tuple[str, ...] = ("mosaic", "mixup") if plain.get("rect") else ()
+    if dialect is ULTRALYTICS and str(ours.get("optimizer", "auto")).lower() == "auto":
+        unused += RATES
+    return {name: value for name, value in ours.items() if name not in unused}
 
 
 def _plain(value: Any) -> Any:
