@@ -8,7 +8,7 @@ import yaml
 
 from yoloyard.common.errors import UsageError
 from yoloyard.config.foreign import translated_overrides
-from yoloyard.config.overrides import with_overrides
+from yoloyard.config.overrides import checked_overrides, with_overrides
 from yoloyard.config.settings import TrainConfig
 
 # The words that a run of ultralytics 8.4 writes, at their defaults but for the data.
@@ -256,7 +256,7 @@ def test_the_settings_of_an_ultralytics_run_are_ours() -> None:
     ],
 )
 def test_values_are_said_in_our_way(given: dict[str, Any], word: str, ours: Any) -> None:
-    assert read(ARGS, **given)[word] == ours
+    assert checked_overrides(TrainConfig, read(ARGS, **given))[word] == ours
 
 
 def test_everything_that_we_do_not_have_is_named_at_once() -> None:

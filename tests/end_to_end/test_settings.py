@@ -11,9 +11,8 @@ from commands import Command
 from yoloyard.cli.arguments import normal_arguments
 from yoloyard.common.errors import UsageError
 from yoloyard.config.foreign import translated_overrides
-from yoloyard.config.overrides import checked_overrides, whole_number, with_overrides
+from yoloyard.config.overrides import checked_overrides, read_overrides, whole_number, with_overrides
 from yoloyard.config.settings import TrainConfig
-from yoloyard.config.settings_file import read_overrides
 from yoloyard.models.registry import plain_name
 
 

@@ -117,7 +117,7 @@ def test_settings_file_and_python(data: Path) -> None:
     events: list[object] = []
     settings = Path("settings.yaml")
     settings.write_text(f"model: {TINY_NETWORK}\nepochs: 1\nimgsz: 64\nbatch: 4\namp: false\n")
-    from yoloyard.config.settings_file import read_overrides
+    from yoloyard.config.overrides import read_overrides
 
     result = package.train(data=str(data), on_event=events.append, tensorboard=False, **read_overrides(settings))
     names = [type(event).__name__ for event in events]

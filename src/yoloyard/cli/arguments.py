@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from yoloyard.common.errors import UsageError
@@ -26,8 +27,8 @@ def normal_arguments(argv: Sequence[str]) -> list[str]:
     argv = _without_task(argv)
     settings = {**settings_of(TrainConfig), **settings_of(ValConfig), **settings_of(PredictConfig)}
     known = {*settings, *ALIASES, *OTHER_NAMES}
-    switches = [name for name, leaf in settings.items() if leaf.type in (bool, bool | None)]
-    switches = [f"--{name.replace('_', '-')}" for name in (*switches, "json")]
+    switches = ["json", *(name for name, leaf in settings.items() if leaf.type in (bool, bool | None))]
+    switches = [f"--{name.replace('_', '-')}" for name in switches]
     normal: list[str] = []
     for argument in argv:
         name, equals, _ = argument.partition("=")
@@ -48,11 +49,9 @@ def normal_arguments(argv: Sequence[str]) -> list[str]:
         is_second = " ".join(normal[-2:]).rpartition("--imgsz")[2][1:].isdecimal()
         if is_second and argument.isdecimal() and int(argument) >= MIN_IMAGE_PIXELS:
             raise UsageError(f"--imgsz takes one number: leave out the second, {argument}")
-        if argument.startswith("-"):
-            _complete(normal)
         normal.append(argument)
-    _complete(normal)
-    return normal
+    pairs = itertools.pairwise([*normal, "-"])  # each with the one after it
+    return [f"{one}={BARE_FLAGS[one]}" if one in BARE_FLAGS and two[:1] == "-" else one for one, two in pairs]
 
 
 def _without_task(argv: Sequence[str]) -> list[str]:
@@ -65,9 +64,3 @@ def _without_task(argv: Sequence[str]) -> list[str]:
     if rest[:1] == ["detect"]:
         del rest[0]
     return rest if rest[:1] == modes else modes + rest
-
-
-def _complete(arguments: list[str]) -> None:
-    """Give a flag at the end of `arguments` the value that it has without one, if it needs none."""
-    if arguments and arguments[-1] in BARE_FLAGS:
-        arguments[-1] = f"{arguments[-1]}={BARE_FLAGS[arguments[-1]]}"

@@ -9,8 +9,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
-from yoloyard.cli.flags import Data, Json, Name, Project
-from yoloyard.cli.output import count_of, print_json, stdout_for_json
+from yoloyard.cli.flags import Data, Json, Name, Project, count_of, print_json, stdout_for_json
 
 data_app = cyclopts.App(name="data")
 

@@ -9,8 +9,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
-from yoloyard.cli.flags import Json
-from yoloyard.cli.output import count_of, print_json
+from yoloyard.cli.flags import Json, count_of, print_json
 
 doctor_app = cyclopts.App(name="doctor", help_epilogue="Exits with 1 if there is a problem.")
 

@@ -1,9 +1,11 @@
-"""Flags: made from settings, shared by commands, and exact in their values."""
+"""What commands share: flags, made from settings and exact in their values, and the document for programs."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,9 +38,8 @@ def takes_settings(tree: type, **spellings: str) -> Callable[[Callable[..., None
     flags = []
     for leaf in settings_of(tree).values():
         default = "" if leaf.default in (None, "") else f" (default: {leaf.default})"
-        parameter = Parameter(help=leaf.help + default, show_default=False, show=not leaf.hidden)
-        if leaf.name in spellings:
-            parameter = Parameter(name=[f"--{leaf.name}", f"--{spellings[leaf.name]}"], help=parameter.help)
+        names = [f"--{leaf.name}", f"--{spellings[leaf.name]}"] if leaf.name in spellings else None
+        parameter = Parameter(name=names, help=leaf.help + default, show_default=False, show=not leaf.hidden)
         kind: Any = Annotated[leaf.type | None, parameter]
         flags.append(inspect.Parameter(leaf.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 
@@ -54,3 +55,20 @@ def takes_settings(tree: type, **spellings: str) -> Callable[[Callable[..., None
 def given(overrides: dict[str, Any]) -> dict[str, Any]:
     """The flags that stand on the command line."""
     return {name: value for name, value in overrides.items() if value is not None}
+
+
+def stdout_for_json(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """While entered and if `as_json`, all lines go to stderr, so that stdout holds the JSON document alone."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print a JSON document; paths as texts."""
+    import json  # which --help needn't load
+
+    print(json.dumps(document, indent=1, default=os.fspath))
+
+
+def count_of(number: int, noun: str) -> str:
+    """`1 error`, `2 errors`, `1,000 errors`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

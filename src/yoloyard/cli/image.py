@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import Parameter
 
-from yoloyard.cli.flags import Json
-from yoloyard.cli.output import print_json
+from yoloyard.cli.flags import Json, print_json
 
 image_app = cyclopts.App(name="image")
 

@@ -26,7 +26,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "train": ("train:train", "Train a detector on your images and labels."),
         "val": ("val:val", "Measure a weights file on a data set and write a report."),
         "predict": ("predict:predict", "Find objects in images, videos and camera streams."),
-        "info": ("info:info", "Show the layers and the cost of a model or a weights file."),
+        "info": ("weights:info", "Show the layers and the cost of a model or a weights file."),
     },
     "Data": {
         "data": ("data:data_app", "Check a data set, or convert it to another format."),
@@ -46,13 +46,6 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
 }
 
-
-def _version() -> str:
-    from yoloyard.common.versions import versions
-
-    return versions()["yoloyard"]
-
-
 app = cyclopts.App(
     name="yoloyard",
     default_parameter=Parameter(converter=exact_value),
@@ -60,7 +53,6 @@ app = cyclopts.App(
     help_format="plaintext",  # others import a parser of Markdown
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
-    version=_version,
 )
 for position, (title, commands) in enumerate(GROUPS.items()):
     group = cyclopts.Group(title, sort_key=position)
@@ -108,7 +100,3 @@ def explained(error: BaseException) -> tuple[str, int]:
     if place := user_line(error):
         return f"{place}: {type(error).__name__}: {' '.join(str(error).split())}", 1
     return f"{type(error).__name__}: {error} (this is unexpected; --debug shows where)", 1
-
-
-if __name__ == "__main__":
-    main()

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from yoloyard.cli.flags import Json, given, takes_settings
-from yoloyard.cli.output import print_json, stdout_for_json
+from yoloyard.cli.flags import Json, given, print_json, stdout_for_json, takes_settings
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.settings import PredictConfig
 

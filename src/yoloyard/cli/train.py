@@ -27,8 +27,7 @@ def train(
     from yoloyard.commands.train import train as run
     from yoloyard.common.log import shown_lines
     from yoloyard.config.foreign import translated_overrides
-    from yoloyard.config.overrides import checked_overrides, normal_overrides
-    from yoloyard.config.settings_file import read_overrides
+    from yoloyard.config.overrides import checked_overrides, normal_overrides, read_overrides
     from yoloyard.training.distributed.collectives import is_launched
     from yoloyard.training.distributed.launch import command, launch
     from yoloyard.training.run import find_run, num_processes

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from yoloyard.cli.flags import Json, given, takes_settings
-from yoloyard.cli.output import print_json, stdout_for_json
+from yoloyard.cli.flags import Json, given, print_json, stdout_for_json, takes_settings
 from yoloyard.config.settings import ValConfig
 
 

@@ -1,11 +1,53 @@
-"""The commands for weights files: `import`."""
+"""The commands for weights files alone: `info` and `import`."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
+
+from yoloyard.cli.flags import Json, print_json, stdout_for_json
+
+MODEL_HELP = "a name, a weights file or my_model.py:build; without one, all names are listed"
+
+
+def info(
+    model: Annotated[str, Parameter(name=["--model", "--weights"], help=MODEL_HELP)] = "",
+    *,
+    json: Json = False,
+) -> None:
+    """Show the layers and the cost of a model or a weights file."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from yoloyard.commands.info import describe
+    from yoloyard.common.errors import printable
+    from yoloyard.models import registry
+
+    with stdout_for_json(json):
+        found: dict[str, Any] = describe(os.path.expanduser(model)) if model else {"models": registry.names()}
+    if json:
+        print_json(found)
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    if not model:
+        console.print("models: " + ", ".join(found["models"]))
+        return
+    for name, value in found["metadata"].items():
+        console.print(f"{name}: {printable(str(value))}", markup=False)
+    table = Table("block", "name", "kind", "parameters", "GFLOPs")
+    for block in found["blocks"]:
+        gigaflops = f"{block['flops'] / 1e9:.3f}"
+        table.add_row(str(block["index"]), block["name"], block["kind"], f"{block['parameters']:,}", gigaflops)
+    console.print(table)
+    attention = f" and {found['attention_flops'] / 1e9:.2f} G of attention" if found["attention_flops"] else ""
+    console.print(
+        f"{len(found['blocks'])} blocks, {found['parameters']:,} parameters, {found['flops'] / 1e9:.1f} GFLOPs of "
+        f"convolutions{attention} at {found['imgsz']} pixels, strides {', '.join(map(str, found['strides']))}, "
+        f"{found['num_classes']} classes"
+    )
 
 
 def import_weights(

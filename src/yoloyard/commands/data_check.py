@@ -12,12 +12,10 @@ from yoloyard.common.files import new_run_folder
 from yoloyard.common.versions import versions
 from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates, state_of
 from yoloyard.data.audit.problems import Problem
-from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
+from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.formats.labels import decoded
 from yoloyard.data.index.index import Index, image_facts_folder, read_split, require_boxes
 from yoloyard.evaluation.report.check_page import class_rows, write_check_page
-
-__all__ = ["MAX_PROBLEMS_SHOWN", "Check", "check_data", "class_rows"]
 
 MAX_PROBLEMS_SHOWN = 3  # of a kind on the console; the page has all
 CLASS_COLUMNS = ("name", "images", "boxes", "small", "medium", "large")
@@ -83,8 +81,10 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
             if split != "test" or len(indexes[split].boxes):  # often without labels, to be labelled by others
                 require_boxes(indexes[split], spec, split)
         except UserError as error:
+            lines = enumerate(decoded(spec.path.read_bytes()).splitlines(), 1)
+            line = next((f":{number}" for number, line in lines if line.startswith(f"{split}:")), "")
             what = str(error).removeprefix(f"{spec.path}: ")
-            problems[split].insert(0, Problem("split unusable", _line_of(spec, split), what))
+            problems[split].insert(0, Problem("split unusable", f"{spec.path}{line}", what))
     pairs = []
     for first, second in combinations(indexes, 2):
         one, other = indexes[first].paths, indexes[second].paths
@@ -101,10 +101,3 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
     page = folder / "check.html"
     write_check_page(page, f"Check of {spec.path.name}", indexes, problems, pairs, facts)
     return Check(spec.path, indexes, problems, page)
-
-
-def _line_of(spec: DataSpec, split: str) -> str:
-    """The data.yaml's path with the line that names the split."""
-    lines = decoded(spec.path.read_bytes()).splitlines()
-    number = next((number for number, line in enumerate(lines, 1) if line.startswith(f"{split}:")), None)
-    return f"{spec.path}:{number}" if number else str(spec.path)

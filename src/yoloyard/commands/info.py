@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,20 +26,17 @@ def describe(model: str) -> dict[str, Any]:
 
     `model` is a name, a weights file or my_model.py:build. Raises UserError or UsageError if it is none of these.
     """
-    device = "meta"
     metadata: dict[str, Any] = {}
     if Path(model).suffix.lower() in WEIGHT_FILES:
         if asked := names_in(Path(model)):
             names = ", ".join(ascii(name)[1:-1] for name in asked)
             log.info(f"the file names these functions and classes; none of them is run: {names}")
         detector, metadata = load_model(Path(model))
-        device = "cpu" if is_custom(metadata["model"]) else device
-    elif is_custom(model):
-        detector, device = registry.build(model, num_classes=80), "cpu"  # its forward may look at numbers
     else:
-        with torch.device("meta"):
+        with nullcontext() if is_custom(model) else torch.device("meta"):
             detector = registry.build(model, num_classes=80)
-    cost = asdict(profile(detector, device=device))
+    # the forward of a custom model may look at numbers
+    cost = asdict(profile(detector, device="cpu" if is_custom(metadata.get("model", model)) else "meta"))
     return {
         "model": model,
         "metadata": {name: metadata[name] for name in SHOWN_METADATA if metadata.get(name) not in (None, {})},

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,8 @@ from yoloyard.models.weights import load_image_model
 class Model:
     """A detector with the settings of its weights file: `model(image)` gives Detections.
 
-    `settings` are imgsz, conf, iou and max_det (see `ModelConfig`). `conf` and `iou` are by default the pair that the
-    training chose for showing (see `evaluation/metrics/showing.py`).
-    `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
+    `settings` are imgsz, conf, iou and max_det; `conf` and `iou` are by default the pair that the training chose for
+    showing. `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
     Raises UsageError for wrong settings, UserError for a file that can't be used.
     """
 
@@ -39,21 +41,17 @@ class Model:
         config = with_overrides(ModelConfig(), {"weights": weights, "device": device, **settings})
         self.detector, self.metadata = load_image_model(Path(config.weights))
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or map(str, range(self.detector.num_classes)))
-        kept, showing = self.metadata.get("evaluation", {}), Showing.of(self.metadata)
-        self.settings = with_overrides(
-            EvaluationConfig(),
-            {
-                "conf": showing.conf if config.conf is None else config.conf,
-                "iou": showing.iou if config.iou is None else config.iou,
-                "max_det": config.max_det or kept.get("max_det", EvaluationConfig.max_det),
-            },
-        )
+        kept = self.metadata.get("evaluation", {})
+        self.settings = settings_for(config, kept | asdict(Showing.of(self.metadata)))
         self.stride = max(self.detector.strides)
         self.imgsz = self.detector.input_size(config.imgsz or self.metadata.get("imgsz", 640))
         self.device = choose_device(config.device)
         self.precision = precision_named(self.device, kept.get("precision", "float32"))
         self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._fused = fused_for(self.detector, self.precision)
+
+    @cached_property
+    def _fused(self) -> torch.nn.Module:
+        return fused_for(self.detector, self.precision)
 
     def __call__(self, images: Any) -> Any:
         """Detections of an image, or a list of them for a list of images; boxes xyxy in pixels of each image.
@@ -70,6 +68,12 @@ class Model:
         images = torch.from_numpy(np.ascontiguousarray(boxed)).permute(2, 0, 1)[None].to(self.device)
         [found] = detect(self._fused, images, [transform], self.settings, self.precision, multi_label=False)
         return found
+
+
+def settings_for(config: ModelConfig, kept: Mapping[str, Any]) -> EvaluationConfig:
+    """How predictions are made: as `config` says, else as a weights file has `kept`, else by default."""
+    known = {**kept, **{name: value for name, value in vars(config).items() if value is not None}}
+    return with_overrides(EvaluationConfig(), {name: known[name] for name in vars(EvaluationConfig()) if name in known})
 
 
 def _pixels(image: Any) -> np.ndarray:

@@ -12,9 +12,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from yoloyard.commands.model import Model
 from yoloyard.commands.sources import Source, SourceImage, images_of
+from yoloyard.common.boxes import xyxy_to_cxcywh
 from yoloyard.common.cores import Threads
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import is_full, write_whole, write_whole_text
@@ -37,13 +39,7 @@ class Done:
     unwritten: int = 0
 
 
-def predict(
-    model: Model,
-    sources: Sequence[Source],
-    folder: Path,
-    save_txt: bool,
-    save_json: bool,
-) -> Done:
+def predict(model: Model, sources: Sequence[Source], folder: Path, save_txt: bool, save_json: bool) -> Done:
     """Look at all `sources` and write images with boxes, and on demand YOLO txt and JSON, into `folder`.
 
     A camera goes on until Ctrl-C. Results so far are written whatever ends the prediction. What can't be read, or not
@@ -79,9 +75,8 @@ def predict(
                     if save_txt:
                         path = folder / "labels" / Path(image.name).with_suffix(".txt")
                         attempt(partial(write_whole_text, path, _yolo_rows(image, found)))
-                    drawn = draw_boxes(
-                        image.image, found.boxes.numpy(), found.labels.numpy(), model.names, found.scores.numpy()
-                    )
+                    boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
+                    drawn = draw_boxes(image.image, boxes, labels, model.names, scores)
                     if not source.is_video:
                         attempt(partial(_write_image, folder / image.name, drawn))
                     else:
@@ -126,13 +121,9 @@ def _summary(found: Detections, names: Sequence[str]) -> str:
 def _yolo_rows(image: SourceImage, found: Detections) -> str:
     """Rows `class cx cy w h score`, normalised."""
     height, width = image.image.shape[:2]
-    rows = []
-    for (x1, y1, x2, y2), score, label in zip(
-        found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-    ):
-        numbers = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height, score)
-        rows.append(" ".join([str(label), *(f"{number:.6f}" for number in numbers)]))
-    return "".join(f"{row}\n" for row in rows)
+    boxes = xyxy_to_cxcywh(found.boxes.double()) / torch.tensor([width, height] * 2)
+    rows = zip(found.labels.tolist(), boxes.tolist(), found.scores.tolist(), strict=True)
+    return "".join(f"{label} {' '.join(f'{number:.6f}' for number in (*box, score))}\n" for label, box, score in rows)
 
 
 def _json_rows(found: Detections, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.common.files import name_that_fits, plain_path
+from yoloyard.common.files import free_name, plain_path
 from yoloyard.common.video import VIDEO_SUFFIXES, UnreadableError, is_video, read_frames
 from yoloyard.data.formats.layout import Search, is_marked, is_side_folder, search_folder
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES, decode_image
@@ -54,21 +54,17 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
     """
     if not arguments:
         raise UsageError("say where to look: yoloyard predict --weights FILE IMAGES")
-    found: list[tuple[str, Path, bool]] = []  # address, name, is optional
-    videos: set[str] = set()  # known by their content
+    found: list[tuple[str, Path, bool, bool]] = []  # address, name, is video, is optional
     for argument in map(os.path.expanduser, map(_without_scheme, arguments)):
+        path = Path(argument)
         if _is_stream(argument):
-            found.append((argument, Path(f"camera{argument}" if argument.isdigit() else "stream"), False))
+            found.append((argument, Path(f"camera{argument}" if argument.isdigit() else "stream"), True, False))
         elif os.path.exists(argument) and not os.path.isdir(argument):
             check_kind(argument)
-            if Path(argument).suffix.lower() not in VIDEO_SUFFIXES and is_video(Path(argument)):
-                videos.add(argument)
-            found.append((argument, Path(Path(argument).name), False))
+            found.append((argument, Path(path.name), path.suffix.lower() in VIDEO_SUFFIXES or is_video(path), False))
         else:
-            if is_folder := os.path.isdir(argument):
-                search = search_folder(Path(argument), IMAGE_SUFFIXES | VIDEO_SUFFIXES)
-            else:
-                search = _search_glob(argument)
+            is_folder = os.path.isdir(argument)
+            search = search_folder(path, IMAGE_SUFFIXES | VIDEO_SUFFIXES) if is_folder else _search_glob(argument)
             passed_over = search.passed_over()
             if not search.files:
                 what = "are no images or videos in the folder" if is_folder else "is no image, video or folder"
@@ -76,19 +72,16 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
                 raise UsageError(f"there {what} {argument or repr(argument)}{reason}")
             if passed_over:
                 log.info(f"{argument}: {passed_over}")
-            files = sorted(map(Path, search.files)) if is_folder else map(Path, search.files)
-            found += [(str(path), path.relative_to(argument) if is_folder else Path(path.name), True) for path in files]
+            for file in sorted(map(Path, search.files)):
+                name = file.relative_to(argument) if is_folder else Path(file.name)
+                found.append((str(file), name, file.suffix.lower() in VIDEO_SUFFIXES, True))
     taken: set[str] = set()
     sources = []
-    for address, name, is_optional in found:
-        has_frames = _is_stream(address) or address in videos or Path(address).suffix.lower() in VIDEO_SUFFIXES
+    for address, name, has_frames, is_optional in found:
         suffix = ".mp4" if has_frames else name.suffix if name.suffix.lower() in WRITTEN_SUFFIXES else ".jpg"
         # Labels have the name without its suffix, so that is what must not be taken twice.
-        number = 1
-        while (unique := _numbered(name.with_suffix(""), number, suffix)) in taken:
-            number += 1
-        taken.add(unique)
-        sources.append(Source(address, unique + suffix, has_frames, is_optional or len(found) > 1))
+        stem = free_name(str(name.with_suffix("")), suffix, taken)
+        sources.append(Source(address, stem + suffix, has_frames, is_optional or len(found) > 1))
     return sources
 
 
@@ -144,8 +137,3 @@ def _search_glob(pattern: str) -> Search:
         elif side is not None and side not in search.other_folders:
             search.other_folders.append(side)
     return search
-
-
-def _numbered(path: Path, number: int, suffix: str) -> str:
-    """The name of a result without its suffix, the second of equal ones `name-2`; cut where it would be too long."""
-    return str(path.with_name(name_that_fits(path.name, "" if number == 1 else f"-{number}", suffix)))

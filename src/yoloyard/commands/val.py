@@ -5,26 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from yoloyard.commands.model import Model, settings_for
 from yoloyard.common.cores import Threads
-from yoloyard.common.device import (
-    choose_device,
-    choose_precision,
-    images_at_once,
-    precision_named,
-    precision_text,
-)
+from yoloyard.common.device import choose_device, choose_precision, images_at_once, precision_text
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import with_overrides
-from yoloyard.config.settings import EvaluationConfig, ValConfig
+from yoloyard.config.settings import ValConfig
 from yoloyard.cpu.memory import reuse_memory
 from yoloyard.data.audit.problems import summary
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
@@ -37,7 +32,6 @@ from yoloyard.evaluation.metrics.coco import Metrics, evaluate
 from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.predictions import save_json
 from yoloyard.evaluation.validate import predict_all
-from yoloyard.models.weights import load_image_model
 
 log = logging.getLogger(__name__)
 
@@ -86,33 +80,27 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     config = with_overrides(ValConfig(), {"weights": weights, "data": data, **overrides})
     if not config.weights or not config.data:
         raise UsageError("say which weights file and which data.yaml to validate: --weights FILE --data FILE")
-    device = choose_device(config.device)
-    threads = Threads(device.type)
-    detector, metadata = load_image_model(Path(config.weights))
+    threads = Threads(choose_device(config.device).type)
+    model = Model(config.weights, config.device, imgsz=config.imgsz)
+    device, metadata = model.device, model.metadata
     kept: dict[str, Any] = metadata.get("evaluation", {})
-    asked = {name: getattr(config, name) for name in ("conf", "iou", "max_det")}
-    known = {name: kept.get(name) if value is None else value for name, value in asked.items()}
-    settings = with_overrides(EvaluationConfig(), {name: value for name, value in known.items() if value is not None})
+    settings = settings_for(config, kept)
     spec = read_data_yaml(config.data)
-    index, order = _index_for(metadata, detector.num_classes, spec, config)
-    stride = max(detector.strides)
+    index, order = _index_for(model, spec, config)
     wanted = config.imgsz or metadata.get("imgsz", 640)
-    size = detector.input_size(wanted)
-    if size != wanted:
-        log.info(f"imgsz {wanted} is not a multiple of the stride {stride}: {size} is used")
+    if model.imgsz != wanted:
+        log.info(f"imgsz {wanted} is not a multiple of the stride {model.stride}: {model.imgsz} is used")
     reuse_memory(device)
-    kind = kept.get("precision", "float32") if config.amp is None else "any" if config.amp else "float32"
-    precision = precision_named(device, kind)
+    precision = model.precision if config.amp is None else choose_precision(device, config.amp)
     if config.amp is None and (precision.name, choose_precision(device, amp=True).name) == ("float32", "bfloat16"):
         log.info(AMP_LINE)
     batch = config.batch or kept.get("batch", DEFAULT_BATCH)
-    at_once = images_at_once(device, size)
-    loader = make_val_loader(index, size, batch, stride, workers=config.workers, at_once=at_once)
+    at_once = images_at_once(device, model.imgsz)
+    loader = make_val_loader(index, model.imgsz, batch, model.stride, workers=config.workers, at_once=at_once)
     folder = new_run_folder(Path(config.project), config.name or "val")
-    detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     threads.choose(wait=True)
     try:
-        found_by_image = predict_all(detector, loader, settings, device, precision)
+        found_by_image = predict_all(model.detector, loader, settings, device, precision)
     finally:
         threads.restore()
     numbers = torch.tensor(order)
@@ -131,7 +119,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
             "Weights": config.weights,
             "Model": metadata["model"],
             "Data": f"{spec.path}, {config.split}, {len(index):,} images",
-            "Image size": f"{size} pixels",
+            "Image size": f"{model.imgsz} pixels",
             "NMS": f"score above {settings.conf}, IoU {settings.iou}, at most {settings.max_det} boxes",
             "Device": f"{device}, {precision_text(precision, device)}",
             "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
@@ -144,25 +132,23 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     return done
 
 
-def _index_for(
-    metadata: Mapping[str, Any], num_classes: int, spec: DataSpec, config: ValConfig
-) -> tuple[Index, list[int]]:
+def _index_for(model: Model, spec: DataSpec, config: ValConfig) -> tuple[Index, list[int]]:
     """The split with the classes that the weights were trained on, and for each of their classes its number there."""
-    weights, trained = config.weights, metadata.get("config", {})
+    weights, trained = config.weights, model.metadata.get("config", {})
     classes, single_cls = trained.get("classes"), trained.get("single_cls", False)
     names = names_of(spec.names, single_cls)
-    if len(names) != num_classes:
+    if len(names) != model.detector.num_classes:
         raise UsageError(
-            f"{weights} knows {num_classes} classes ({', '.join(metadata['names'][:10])}), "
+            f"{weights} knows {model.detector.num_classes} classes ({', '.join(model.names[:10])}), "
             f"{spec.path} has {len(names)} ({', '.join(names[:10])})"
         )
-    order = class_order(metadata["names"], names, f"{weights} and {spec.path}")
+    order = class_order(model.names, names, f"{weights} and {spec.path}")
     if order != list(range(len(names))):
         log.info(f"the classes of {spec.path} are in another order than those of {weights}: they are matched by name")
         if classes is not None:
-            classes = ",".join(str(order[number]) for number in class_numbers(classes, metadata["names"]))
-    elif list(names) != list(metadata["names"]):
-        log.warning(f"the classes have other names in {weights}: {', '.join(metadata['names'])}")
+            classes = ",".join(str(order[number]) for number in class_numbers(classes, model.names))
+    elif names != model.names:
+        log.warning(f"the classes have other names in {weights}: {', '.join(model.names)}")
     index = select(load_index(spec, config.split), classes, single_cls)
     if classes is not None:
         chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))

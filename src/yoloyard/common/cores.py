@@ -1,5 +1,8 @@
 """The cores that this process may use, those that are idle, and the number of threads that follows from them.
 
+What a process may use its affinity and control groups (cgroup v1 and v2) say. Each file of the system is read below
+`root`, so that a test can give its own.
+
 A step on a CPU is thousands of parallel regions, and at the end of each all threads wait for the slowest one. A thread
 that shares its core with another program makes the step ten times as long. One thread fewer costs its own share only.
 """
@@ -9,14 +12,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
-
-from yoloyard.common.cgroups import allowed_cores, cpus, quotas, read
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +27,9 @@ ROOT = Path("/")
 LOOK_SECONDS = 0.5  # the shortest measurement: /proc counts in hundredths, and a passing burst should not decide
 BUSY_CORES = 0.35  # other programs' use from which a thread is in their way; contended, they get half a core and more
 CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # environment variables by which a user decides
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,55 @@ class Use:
 def usable_cores(root: Path = ROOT) -> int:
     """How many whole cores this process may use, at least 1: by its affinity and the container's quota."""
     return max(1, int(cpus(root)["usable"]))
+
+
+def cpus(root: Path) -> dict[str, Any]:
+    """How many cores this process may run on, the container's quota of them, and the lesser of both."""
+    count = len(allowed_cores(root)) or os.cpu_count()
+    quota = min((cores for _, cores in quotas(root)), default=None)
+    return {"allowed": count, "quota": quota, "usable": min(count or 1, quota or float("inf"))}
+
+
+def allowed_cores(root: Path) -> list[int]:
+    """The numbers of the cores that this process may run on; none where the system has no /proc."""
+    status = read(root / "proc/self/status").splitlines()
+    spans = next((line.partition(":")[2] for line in status if line.startswith("Cpus_allowed_list:")), "")
+    online = set(_numbers(read(root / "sys/devices/system/cpu/online")))  # where cores can be plugged in, fewer
+    return [number for number in _numbers(spans.strip()) if number in online or not online]
+
+
+def quotas(root: Path) -> list[tuple[Path, float]]:
+    """The control groups that limit this process's use of the CPU, each with the cores that it grants."""
+    found = []
+    for group in control_groups(root, "cpu"):
+        quota, _, period = read(group / "cpu.max").partition(" ")  # v2
+        if not quota:
+            quota, period = read(group / "cpu.cfs_quota_us"), read(group / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit():  # else "max" or -1: unlimited
+            found.append((group, int(quota) / int(period)))
+    return found
+
+
+def control_groups(root: Path, controller: str) -> list[Path]:
+    """The folders of this process's control group and of those above it, whose limits hold too."""
+    mount = root / "sys/fs/cgroup"
+    folders = []
+    for line in read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        base = mount / (controllers if (mount / controllers).exists() else controller)  # v2 names no controllers
+        group = base / path.lstrip("/")
+        folders += [each for each in (group, *group.parents) if each == base or base in each.parents]
+    return folders
+
+
+def read(path: Path) -> str:
+    """A file's text without the space around; empty if it isn't there or may not be read."""
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def measure(root: Path, first: int) -> Use | None:
@@ -149,6 +204,24 @@ class Threads:
     def _set(self, torch_threads: int, cv2_threads: int) -> None:
         self._torch.set_num_threads(torch_threads)
         self._cv2.setNumThreads(cv2_threads)
+
+
+def map_in_threads(
+    do: Callable[[Item], Result], items: Sequence[Item], threads: int | None, at_once: int = 200
+) -> list[Result]:
+    """What `do` makes of each item, in their order; each of the threads takes `at_once` items at a time.
+
+    For many small files: a pool's own work for each task is more than that of a file.
+    """
+    shares = [items[start : start + at_once] for start in range(0, len(items), at_once)]
+    with ThreadPoolExecutor(threads) as pool:
+        return [each for results in pool.map(lambda share: [do(item) for item in share], shares) for each in results]
+
+
+def _numbers(spans: str) -> list[int]:
+    """`0-2,5` as [0, 1, 2, 5]."""
+    ends = [span.split("-") for span in spans.split(",") if span]
+    return [number for span in ends for number in range(int(span[0]), int(span[-1]) + 1)]
 
 
 def _is_default(number: int, root: Path) -> bool:

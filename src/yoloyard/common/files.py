@@ -25,10 +25,9 @@ LOCK_SECONDS = 8.0  # workers of a killed run end, and its lock with them, withi
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it into place.
+    """Let `write` fill a temporary file beside `path`, then move it into place: readers see the old one or the new.
 
-    A reader sees the old file or the new one, never a part. Raises UserError if the disk is full or not writable;
-    the old file is then untouched.
+    Raises UserError if the disk is full or not writable; the old file is then untouched.
     """
     # Containers that share a disk may have equal process numbers. A legal name may have no room for more letters.
     temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
@@ -130,22 +129,29 @@ def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
     with _writing(folder):
         project.mkdir(parents=True, exist_ok=True)
         for number in itertools.count(2):
-            try:
+            with contextlib.suppress(FileExistsError):
                 folder.mkdir(exist_ok=exist_ok)
                 break
-            except FileExistsError:
-                folder = project / f"{name}-{number}"
+            folder = project / f"{name}-{number}"
         if not (folder / RUN_MARK).exists():
             (folder / RUN_MARK).touch()
     return folder
 
 
-def name_that_fits(stem: str, ending: str, suffix: str) -> str:
-    """`stem` with `ending`; the stem is cut where the name with `suffix` would be too long for a disk."""
-    room = NAME_BYTES - len(os.fsencode(ending + suffix))
-    while len(os.fsencode(stem)) > room:
-        stem = stem[:-1]
-    return stem + ending
+def free_name(path: str, suffix: str, taken: set[str]) -> str:
+    """`path`, or `path-2`, `path-3` ... where `taken` has it already; `taken` gets it.
+
+    Its last name is cut where it would be longer with `suffix` than a disk takes.
+    """
+    folder, name = os.path.split(path)
+    number, free = 1, ""
+    while not free or free in taken:
+        stem, ending = name, "" if number == 1 else f"-{number}"
+        while len(os.fsencode(stem + ending + suffix)) > NAME_BYTES:
+            stem = stem[:-1]
+        number, free = number + 1, os.path.join(folder, stem + ending)
+    taken.add(free)
+    return free
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

@@ -53,8 +53,15 @@ class UserFile:
 
         Raises UserError with the user's line if the file fails, UsageError if the name isn't there.
         """
+        module = types.ModuleType(f"{USER_MODULE}{self.path.stem}")  # nothing of an earlier run is used again
+        module.__file__ = file = str(self.path)
+        sys.modules[module.__name__] = module  # dataclasses and pickle look their module up there
+        # errors show the lines that run, not those that the file has got since
+        lines = self.source.decode("utf-8", "replace").splitlines(keepends=True)
+        linecache.cache[file] = (len(self.source), None, lines, file)
         try:
-            found = getattr(self._module(), self.function, None)
+            exec(compile(self.source, file, "exec", dont_inherit=True), module.__dict__)
+            found = getattr(module, self.function, None)
         except (Exception, SystemExit) as error:
             raise self.explained(error) from error
         if not callable(found):
@@ -65,17 +72,6 @@ class UserFile:
         """The error with its line in the file."""
         reason = " ".join(str(error).split())  # torch's are long; this is one line
         return UserError(f"{user_line(error) or self.path}: {type(error).__name__}: {reason}")
-
-    def _module(self) -> types.ModuleType:
-        """The file, run as a module; nothing of an earlier run is used."""
-        module = types.ModuleType(f"{USER_MODULE}{self.path.stem}")
-        module.__file__ = file = str(self.path)
-        sys.modules[module.__name__] = module  # dataclasses and pickle look their module up there
-        # errors show the lines that run, not those that the file has got since
-        lines = self.source.decode("utf-8", "replace").splitlines(keepends=True)
-        linecache.cache[file] = (len(self.source), None, lines, file)
-        exec(compile(self.source, file, "exec", dont_inherit=True), module.__dict__)
-        return module
 
 
 def is_custom(word: str) -> bool:

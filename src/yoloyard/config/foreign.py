@@ -2,13 +2,13 @@
 
 Settings that mean nothing for the training of a detector are passed over. Settings that yoloyard does not have are
 accepted at values that change nothing, and named in an error otherwise. Their names and defaults:
-https://docs.ultralytics.com/usage/cfg/, and
-https://docs.ultralytics.com/yolov5/tutorials/hyperparameter_evolution/ for yolov5.
+https://docs.ultralytics.com/usage/cfg/, https://docs.ultralytics.com/yolov5/tutorials/hyperparameter_evolution/
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -28,8 +28,8 @@ class Dialect:
     project: str
     passed_over: str  # other tasks and commands, where results are written, how a run is shown
     shared: str  # the same name and meaning as ours
-    converted: dict[str, Callable[[Any], dict[str, Any]]]  # to our settings
-    neutral: dict[str, tuple[Any, ...]]  # what we don't have: the values that change nothing
+    converted: dict[str, tuple[str, Callable[[Any], Any]]]  # our name, and our value; None: left out, as in `shared`
+    neutral: dict[str, tuple[Any, ...]]  # names that we don't have: the values that change nothing
 
 
 def translated_overrides(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -40,10 +40,7 @@ def translated_overrides(settings: Mapping[str, Any], path: Path) -> dict[str, A
     if {"task", "mode"} <= settings.keys():
         if settings["task"] != "detect":
             raise UsageError(f"{path} is of the task '{settings['task']}', and yoloyard trains detectors only")
-        ours = _translated(settings, ULTRALYTICS, path)
-        if str(ours.get("optimizer", "auto")).lower() == "auto":
-            ours = {name: value for name, value in ours.items() if name not in RATES}
-        return ours
+        return _translated(settings, ULTRALYTICS, path)
     if "hyp" in settings or "iou_t" in settings:
         hyp = settings.get("hyp")
         if isinstance(hyp, str):
@@ -56,33 +53,35 @@ def translated_overrides(settings: Mapping[str, Any], path: Path) -> dict[str, A
 
 def _translated(settings: Mapping[str, Any], dialect: Dialect, path: Path) -> dict[str, Any]:
     shared, passed_over = dialect.shared.split(), dialect.passed_over.split()
+    neutral = {name: values for names, values in dialect.neutral.items() for name in names.split()}
     plain = {name: value if name in TEXTS else _plain(value) for name, value in settings.items()}
     ours: dict[str, Any] = {}
     complaints = []
     for name, value in plain.items():
-        neutral = dialect.neutral.get(name)
         if name in passed_over:
             continue
         if complaint := _complaint(name, value):
             complaints.append(f"{name}: {_yaml(value)} ({complaint})")
-        elif name in dialect.converted:
-            ours |= dialect.converted[name](value)
-        elif name in shared:
-            ours |= {} if value is None else {name: value}
-        elif neutral is None:
+        elif name in shared or name in dialect.converted:
+            our_name, convert = dialect.converted.get(name, (name, lambda value: value))
+            if (converted := convert(value)) is not None:
+                ours[our_name] = converted
+        elif name not in neutral:
             complaints.append(f"{name}: {_yaml(value)} (not known here)")
-        elif value not in neutral:
-            complaints.append(f"{name}: {_yaml(value)} (without it: {_yaml(neutral[0])})")
+        elif value not in neutral[name]:
+            complaints.append(f"{name}: {_yaml(value)} (without it: {_yaml(neutral[name][0])})")
     if plain.get("pretrained") is False and "model" in ours:  # a weights file that only names its network
         ours["model"] = PurePath(ours["model"]).stem
-    if plain.get("rect"):  # without these two, there as here, whatever the file states for them
-        ours = {name: value for name, value in ours.items() if name not in ("mosaic", "mixup")}
     if complaints:
         raise UsageError(
             f"{path} is from {dialect.project} and has what yoloyard has not: {'; '.join(complaints)}. "
             "Change or take out these lines to train without it"
         )
-    return ours
+    # What counts for nothing there either, whatever the file states.
+    unused: tuple[str, ...] = ("mosaic", "mixup") if plain.get("rect") else ()
+    if dialect is ULTRALYTICS and str(ours.get("optimizer", "auto")).lower() == "auto":
+        unused += RATES
+    return {name: value for name, value in ours.items() if name not in unused}
 
 
 def _plain(value: Any) -> Any:
@@ -102,7 +101,7 @@ def _complaint(name: str, value: Any) -> str | None:
         return "a size that is found automatically; say how many images"
     if name == "optimizer" and str(value).lower() not in OPTIMIZERS:
         return f"there are {', '.join(OPTIMIZERS.values())}"
-    if name == "device" and "-1" in _device(value).get("device", "").replace(" ", "").split(","):
+    if name == "device" and "-1" in re.findall(r"[^\s,'\"()\[\]]+", str(value)):
         return "an idle GPU that is found automatically; say which, such as 0"
     if name == "imgsz" and isinstance(value, list):
         return "one number only"
@@ -111,45 +110,14 @@ def _complaint(name: str, value: Any) -> str | None:
     return None
 
 
-def _model(value: Any) -> dict[str, Any]:
+def _model(value: Any) -> str:
     """`yolo11n.yaml` describes the network that has the name yolo11n here; a .pt file is a weights file."""
     path = PurePath(str(value or ""))
-    return {"model": path.stem if path.suffix in (".yaml", ".yml") else str(value)} if value else {}
+    return path.stem if path.suffix in (".yaml", ".yml") else str(value or "")
 
 
-def _joined(name: str) -> Callable[[Any], dict[str, Any]]:
-    """A list as its parts joined by commas; nothing for an empty text."""
-
-    def convert(value: Any) -> dict[str, Any]:
-        if value in (None, ""):
-            return {}
-        return {name: ",".join(map(str, value if isinstance(value, list | tuple) else [value]))}
-
-    return convert
-
-
-_device = _joined("device")
-
-
-def _cache(value: Any) -> dict[str, Any]:
-    return {"cache": "ram" if value is True else str(value).lower()} if value else {}
-
-
-def _save_period(value: Any) -> dict[str, Any]:
-    return {} if value is None else {"save_period": max(value, 0) if isinstance(value, int | float) else value}
-
-
-def _freeze(value: Any) -> dict[str, Any]:
-    layers = len(value) if isinstance(value, list) else value
-    return {"freeze": str(layers)} if layers else {}
-
-
-def _freeze_yolov5(value: Any) -> dict[str, Any]:
-    return _freeze(value[0] if isinstance(value, list) and len(value) == 1 else value)  # [10] are the first ten there
-
-
-def _multi_scale(value: Any) -> dict[str, Any]:
-    return {"multi_scale": bool(value)}  # newer releases give the share
+def _freeze(value: Any) -> int | str | None:
+    return (len(value) if isinstance(value, list) else value) or None
 
 
 def _yaml(value: Any) -> str:
@@ -167,31 +135,22 @@ ULTRALYTICS = Dialect(
     """,
     shared="""
         data epochs time patience batch imgsz workers optimizer seed cos_lr close_mosaic amp conf iou max_det
-        single_cls rect fraction
+        single_cls rect fraction device save_period
         lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr box cls dfl nbs
         hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
     """,
     converted={
-        "model": _model,
-        "pretrained": lambda value: {"weights": value} if isinstance(value, str) else {},
-        "device": _device,
-        "cache": _cache,
-        "save_period": _save_period,
-        "freeze": _freeze,
-        "multi_scale": _multi_scale,
-        "classes": _joined("classes"),
-        "compile": lambda value: {"compile": True} if value else {},  # or a mode, which we have one of
+        "model": ("model", _model),
+        "pretrained": ("weights", lambda value: value if isinstance(value, str) else None),
+        "cache": ("cache", lambda value: value or None),
+        "classes": ("classes", lambda value: None if value == "" else value),
+        "freeze": ("freeze", _freeze),
+        "multi_scale": ("multi_scale", bool),  # newer releases give the share
+        "compile": ("compile", lambda value: bool(value) or None),  # or a mode, which we have one of
     },
     neutral={
-        "dropout": (0,),
-        "bgr": (0,),
-        "cutmix": (0,),
-        "copy_paste": (0,),
-        "label_smoothing": (0,),
-        "cls_pw": (0,),  # another thing than ours
-        "augmentations": (None,),
-        "distill_model": (None,),
-        "cfg": (None,),
+        "dropout bgr cutmix copy_paste label_smoothing cls_pw": (0,),  # cls_pw is another thing than ours
+        "augmentations distill_model cfg": (None,),
     },
 )
 
@@ -203,28 +162,18 @@ YOLOV5 = Dialect(
         hf_private hf_dataset_id roboflow_token roboflow_upload iou_t ndjson_console ndjson_file
     """,
     shared="""
-        data epochs patience imgsz workers optimizer seed cos_lr single_cls rect sync_bn
+        data weights epochs batch_size patience imgsz workers optimizer device seed cos_lr single_cls rect sync_bn
+        save_period
         label_smoothing lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr
         box cls cls_pw obj obj_pw anchor_t
         hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
     """,
     converted={
-        "cfg": _model,
-        "weights": lambda value: {"weights": value} if value else {},
-        "batch_size": lambda value: {"batch": value},
-        "noautoanchor": lambda value: {"autoanchor": not value},
-        "device": _device,
-        "cache": _cache,
-        "save_period": _save_period,
-        "freeze": _freeze_yolov5,
-        "multi_scale": _multi_scale,
+        "cfg": ("model", _model),
+        "noautoanchor": ("autoanchor", lambda value: not value),
+        "cache": ("cache", lambda value: value or None),
+        "freeze": ("freeze", lambda value: _freeze(value[0] if isinstance(value, list) and len(value) == 1 else value)),
+        "multi_scale": ("multi_scale", bool),
     },
-    neutral={
-        "evolve": (None,),
-        "image_weights": (False,),
-        "quad": (False,),
-        "fl_gamma": (0,),
-        "copy_paste": (0,),
-        "anchors": (None, 0),
-    },
+    neutral={"evolve": (None,), "image_weights quad": (False,), "fl_gamma copy_paste": (0,), "anchors": (None, 0)},
 )

@@ -6,15 +6,15 @@ import contextlib
 import dataclasses
 import difflib
 import math
-import numbers
 import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.settings import Setting, settings_of
+from yoloyard.config.settings import Setting, TrainConfig, settings_of
 
 Config = TypeVar("Config")
 
@@ -44,11 +44,11 @@ def normal_overrides(tree: type, overrides: Mapping[str, Any]) -> dict[str, Any]
         if name not in known:
             raise UsageError(unknown_name(given, known))
         value = VALUES.get(name, {}).get(str(value).lower(), value)
-        is_empty = value is None or (isinstance(value, str) and not value.strip())
-        if not (name in UNSET_IF_EMPTY and is_empty):
-            if name in normal:
-                raise UsageError(f"'{name}' is said twice, as '{given_as[name]}' and as '{given}': leave one out")
-            normal[name], given_as[name] = value, given
+        if name in UNSET_IF_EMPTY and (value is None or (isinstance(value, str) and not value.strip())):
+            continue
+        if name in normal:
+            raise UsageError(f"'{name}' is said twice, as '{given_as[name]}' and as '{given}': leave one out")
+        normal[name], given_as[name] = value, given
     return normal
 
 
@@ -59,6 +59,33 @@ def checked_overrides(tree: type, overrides: Mapping[str, Any]) -> dict[str, Any
     """
     known = settings_of(tree)
     return {name: _checked(known[name], value) for name, value in normal_overrides(tree, overrides).items()}
+
+
+def read_overrides(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, texts and numbers as they are written.
+
+    Raises UsageError with the line if the file is broken or gives a setting twice.
+    """
+    import yaml
+
+    try:
+        loader = yaml.SafeLoader(path.read_bytes())  # of bytes yaml knows the byte order marks of UTF-8 and UTF-16
+        node = loader.get_single_node()
+        keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        tree = loader.construct_document(node) if node else None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: 2024-13-45
+        raise UsageError(f"{path} is not a YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict) or not all(isinstance(name, str) for name in tree):
+        raise UsageError(f"{path} must hold lines such as 'epochs: 100'")
+    lines: dict[str, int] = {}
+    for key in keys:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise UsageError(f"{path}:{line}: '{key.value}' is said already in line {lines[key.value]}")
+        lines[key.value] = line
+    return _as_written(tree, node)
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
@@ -92,13 +119,8 @@ def whole_number(text: str) -> int:
 
 
 def _replaced(config: Any, values: Mapping[str, Any]) -> Any:
-    changes = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        changes[item.name] = _replaced(value, values) if dataclasses.is_dataclass(value) else value
-        if item.name in values:
-            changes[item.name] = values[item.name]
-    return dataclasses.replace(config, **changes)
+    parts = {name: _replaced(part, values) for name, part in vars(config).items() if dataclasses.is_dataclass(part)}
+    return dataclasses.replace(config, **parts, **{name: values[name] for name in vars(config) if name in values})
 
 
 def _checked(leaf: Setting, value: Any) -> Any:
@@ -131,8 +153,6 @@ def _converted(leaf: Setting, value: Any, allowed: tuple[Any, ...]) -> Any:
         value = str(value)
     if leaf.joined and isinstance(value, list | tuple):
         value = ",".join(map(str, value))
-    if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):
-        value = float(value)  # a fraction
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if type(value) in (int, float) and str in allowed:
@@ -147,3 +167,27 @@ def _converted(leaf: Setting, value: Any, allowed: tuple[Any, ...]) -> Any:
     if isinstance(value, str) and leaf.is_path:
         value = os.path.expanduser(value)
     return value
+
+
+def _as_written(tree: Mapping[str, Any], node: Any) -> dict[str, Any]:
+    """The values without what YAML 1.1 makes of a text or number: of 0123 83, of 1:30 90, of no False, of 3.10 3.1."""
+    known, nodes = settings_of(TrainConfig), {key.value: item for key, item in node.value}
+    values = dict(tree)
+    for name, value in tree.items():
+        leaf = known.get(setting_name(name))
+        if isinstance(value, dict):  # yolov5's `hyp`
+            values[name] = _as_written(value, nodes[name])
+        elif leaf is not None and leaf.type in (str, str | None) and leaf.name != "cache" and value is not None:
+            values[name] = _text_as_written(value, nodes[name])
+        elif leaf is not None and type(value) in (int, float):
+            values[name] = text = nodes[name].value  # 0x10 and 1:30 are no numbers here
+            with contextlib.suppress(ValueError):
+                values[name] = value if float(text) == value else text
+    return values
+
+
+def _text_as_written(value: Any, node: Any) -> Any:
+    if isinstance(value, list):
+        return [_text_as_written(*pair) for pair in zip(value, node.value, strict=True)]
+    is_plain = not isinstance(node.value, str) or (type(value) is int and str(value) == node.value)
+    return value if is_plain else node.value

@@ -1,8 +1,7 @@
 """The published training defaults of each family, and the choice that fits them to the run at hand.
 
-The published recipes assume hundreds of thousands of images. A nominal batch of 64 and long warm-ups leave a set of
-400 images with six updates an epoch; where a run has so few, the recipe for small sets takes over. A value that the
-user gave is never touched.
+The published recipes assume hundreds of thousands of images; where a run has few updates, the recipe for small sets
+takes over. A value that the user gave is never touched.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from yoloyard.config.settings import TrainConfig
 FEW_UPDATES = 1000  # of the nominal batch; below, the recipe for small sets is taken
 MANY_UPDATES = 10_000  # above, `auto` means SGD, as published
 SGD_RATES: dict[str, Any] = {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.0}
+ADAMW_RATES: dict[str, Any] = {"optimizer": "AdamW", "lr0": 0.002, "momentum": 0.9, "warmup_bias_lr": 0.0}
 
 # Where a published recipe differs from the defaults of config/settings.py, by the beginning of a model's name.
 # YOLOv8, YOLO11 and YOLO12 were published with the values that are the defaults there (ultralytics 8.3.78, default
@@ -59,14 +59,25 @@ def fit_to_run(
         raise UsageError(f"unknown optimizer '{optimizer}': there are {', '.join(OPTIMIZERS.values())}")
     nominal = max(config.batch, config.optimization.nbs)
     updates = math.ceil(num_images / nominal) * config.epochs
+    schedule: dict[str, Any] = {}
     if updates < FEW_UPDATES and "nbs" not in given:
         name = f"for small sets, since {nominal} images an update would leave only {updates} updates"
-        schedule, rates = _for_small_sets(config, num_images)
+        updates = math.ceil(num_images / config.batch) * config.epochs
+        schedule = {
+            "nbs": config.batch,
+            "warmup_epochs": min(config.optimization.warmup_epochs, round(0.1 * config.epochs, 1)),
+            # The published ramp leaves a short run without any averaging; now the memory at the run's end is a
+            # twentieth of its updates.
+            "ema_ramp": round(min(updates / max(math.log(updates / 20), 1), config.optimization.ema_ramp), 1),
+            "close_mosaic": min(config.augment.close_mosaic, config.epochs // 5),
+        }
+        lr0 = 0.002
         if not {"optimizer", "lr0"} & set(given):
             optimizer = "auto"  # also where the published recipe names one
     else:
         name = f"as published, {updates} updates of {nominal} images"
-        schedule, rates = {}, _published_rates(updates, num_classes)
+        lr0 = round(0.002 * 5 / (4 + num_classes), 6)  # as when YOLOv8 and YOLO11 were published (ultralytics 8.3)
+    rates = SGD_RATES if updates > MANY_UPDATES else ADAMW_RATES | {"lr0": lr0}
     # The rates belong to the optimizer that they come with.
     chosen = schedule | (rates if optimizer == "auto" else {})
     chosen = {key: value for key, value in chosen.items() if key == "optimizer" or key not in given}
@@ -74,33 +85,3 @@ def fit_to_run(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items()
     )
     return with_overrides(config, chosen), f"recipe {name}: {said or 'all as you set it'}"
-
-
-def _for_small_sets(config: TrainConfig, num_images: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An update for every batch, a short warm-up, mosaic for most of the run, and averages that fit its length.
-
-    The published ramp of 2000 updates leaves a short run without any averaging; here the memory at the run's end is a
-    twentieth of its updates.
-    """
-    updates = math.ceil(num_images / config.batch) * config.epochs
-    schedule = {
-        "nbs": config.batch,
-        "warmup_epochs": min(config.optimization.warmup_epochs, round(0.1 * config.epochs, 1)),
-        "ema_ramp": round(min(updates / max(math.log(updates / 20), 1), config.optimization.ema_ramp), 1),
-        "close_mosaic": min(config.augment.close_mosaic, config.epochs // 5),
-    }
-    if updates > MANY_UPDATES:
-        return schedule, SGD_RATES
-    return schedule, {"optimizer": "AdamW", "lr0": 0.002, "momentum": 0.9, "warmup_bias_lr": 0.0}
-
-
-def _published_rates(updates: int, num_classes: int) -> dict[str, Any]:
-    """What `auto` meant when YOLOv8 and YOLO11 were published (ultralytics 8.3)."""
-    if updates > MANY_UPDATES:
-        return SGD_RATES
-    return {
-        "optimizer": "AdamW",
-        "lr0": round(0.002 * 5 / (4 + num_classes), 6),
-        "momentum": 0.9,
-        "warmup_bias_lr": 0.0,
-    }

@@ -23,24 +23,14 @@ class Setting:
     help: str
     at_least: float | None
     at_most: float | None
-    joined: bool  # a text of parts joined by commas, which may be a list in YAML and Python
-    is_path: bool  # `~` at its beginning is the home folder
-    hidden: bool  # in no help and no table
+    joined: bool = False  # a text of parts joined by commas, which may be a list in YAML and Python
+    is_path: bool = False  # `~` at its beginning is the home folder
+    hidden: bool = False  # in no help and no table
 
 
-def setting(
-    default: Any,
-    help: str,
-    at_least: float | None = None,
-    at_most: float | None = None,
-    joined: bool = False,
-    is_path: bool = False,
-    hidden: bool = False,
-) -> Any:
+def setting(default: Any, help: str, at_least: float | None = None, at_most: float | None = None, **kind: bool) -> Any:
     """A leaf of the tree, as a dataclass field; the arguments are those of `Setting`."""
-    limits = {"at_least": at_least, "at_most": at_most}
-    kind = {"joined": joined, "is_path": is_path, "hidden": hidden}
-    return field(default=default, metadata={"help": help, **limits, **kind})
+    return field(default=default, metadata={"help": help, "at_least": at_least, "at_most": at_most, **kind})
 
 
 @dataclass(frozen=True)
@@ -213,7 +203,6 @@ def settings_of(tree: type, part: str = "") -> dict[str, Setting]:
 def flat_settings(config: Any) -> dict[str, Any]:
     """The values of a configuration by their flat names, as they stand in a YAML file."""
     values: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        values |= flat_settings(value) if dataclasses.is_dataclass(value) else {item.name: value}
+    for name, value in vars(config).items():
+        values |= flat_settings(value) if dataclasses.is_dataclass(value) else {name: value}
     return values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 import yaml
 
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.common.files import fill_folder, name_that_fits, write_whole_folder
+from yoloyard.common.files import fill_folder, free_name, write_whole_folder
 from yoloyard.data.formats.data_yaml import DataSpec
 from yoloyard.data.formats.labels import LabelledImage
 from yoloyard.data.formats.layout import is_side_folder
@@ -76,17 +75,9 @@ def free_names(file_names: list[str]) -> list[str]:
         parts = [f"own_{part}" if is_side_folder(part) else part for part in parts if part]
         stem, suffix = os.path.splitext("/".join(parts))
         stem, suffix = ("".join(sign if sign.isprintable() else "_" for sign in text) for text in (stem, suffix))
-        endings = ("" if number == 1 else f"-{number}" for number in itertools.count(1))
-        free = next(each for ending in endings if (each := _cut(stem, ending, suffix)) not in taken)
-        taken.add(free)
+        free = free_name(stem, max(suffix, ".txt", key=lambda text: len(text.encode())), taken)  # .xml is as long
         result.append(free + suffix)
     return result
-
-
-def _cut(path: str, ending: str, suffix: str) -> str:
-    """The path with an ending, its last name cut where it would be too long with its suffix, or with .txt or .xml."""
-    folder, name = os.path.split(path)
-    return os.path.join(folder, name_that_fits(name, ending, max(suffix, ".txt", key=lambda text: len(text.encode()))))
 
 
 def _write_split(folder: Path, split: str, index: Index, form: ImageFormat | SplitFormat) -> str | dict[str, str]:

@@ -18,8 +18,8 @@ from typing import Self, TypeVar, overload
 
 import numpy as np
 
+from yoloyard.common.cores import map_in_threads
 from yoloyard.common.errors import UserError
-from yoloyard.common.threads import map_in_threads
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec
 from yoloyard.data.formats.labels import Labels

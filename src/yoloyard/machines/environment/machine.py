@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from yoloyard.common.cgroups import control_groups, cpus, read
+from yoloyard.common.cores import control_groups, cpus, read
 
 NVIDIA = "0x10de"  # the vendor's number on the PCI bus
 UNLIMITED = 2**60  # limits above are none: cgroup v1 writes a huge number
