@@ -10,7 +10,7 @@ import torch
 
 from commands import Command, start
 from yoloyard.models.weights import load_model
-from yoloyard.training import finish
+from yoloyard.training import trainer
 from yoloyard.training.state.checkpoint import read_header
 
 NETWORK = """\
@@ -48,7 +48,7 @@ def test_a_run_with_the_code_of_a_gpu_has_the_losses_of_a_cpu(
     data: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("small.py").write_text(NETWORK)
-    monkeypatch.setattr(finish, "write_run_report", lambda *_: None)  # it takes longer than the training
+    monkeypatch.setattr(trainer, "write_run_report", lambda *_: None)  # it takes longer than the training
     words = ["train", "--model", "small.py:build", "--data", data, *OWN, "--nbs", 8, "--epochs", 2]
     found = {}
     for name in ("as_on_a_cpu", "as_on_a_gpu"):

@@ -15,11 +15,11 @@ from yoloyard.common.errors import UsageError
 from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
 from yoloyard.common.log import shown_lines
 from yoloyard.config.overrides import checked_overrides, with_overrides
-from yoloyard.config.settings import NEWEST, TrainConfig, flat_settings
+from yoloyard.config.settings import NEWEST, TrainConfig
 from yoloyard.data.loading.descriptors import check_limit
 from yoloyard.data.pixels.transform import Transform
 from yoloyard.training.distributed.collectives import agreed_precision, is_launched, join_team, local_rank
-from yoloyard.training.distributed.launch import command, processes_wanted
+from yoloyard.training.distributed.launch import command
 from yoloyard.training.listeners.events import Listener, Listeners, Result
 from yoloyard.training.setup.settings import resumed
 from yoloyard.training.setup.setup import Setup, build, new_run
@@ -91,8 +91,21 @@ def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[P
 
 
 def num_processes(overrides: Mapping[str, Any], header: Header | None) -> int:
-    """How many processes the run wants, with checked `overrides`. Raises UsageError if they can't be."""
-    return processes_wanted(overrides, flat_settings(header.spec.config) if header else {})
+    """How many processes the run wants: new with checked `overrides`, or that of a checkpoint. `--device 0,1`: 2.
+
+    Raises UsageError if `device` and `processes` don't agree or a device is not there.
+    """
+    saved = header.spec.config if header else TrainConfig()
+    device = overrides.get("device", saved.device)
+    devices = len(device.split(","))
+    count: int = overrides.get("processes", devices if "device" in overrides else saved.processes)
+    if devices > 1 and count != devices:
+        raise UsageError(f"--device {device} names {devices} devices, but --processes says {count}; leave one out")
+    for number in range(count):
+        chosen = choose_device(device, number)
+        if count > devices and chosen.index is not None and device not in ("auto", chosen.type):
+            raise UsageError(f"--device {device} is one device; name one for each of the {count} processes")
+    return count
 
 
 def _newest_run(project: Path) -> Path:

@@ -12,6 +12,7 @@ from yoloyard.training.listeners.events import AlertRaised, CheckpointWritten, E
 from yoloyard.training.listeners.records import as_record
 from yoloyard.training.listeners.results import save_run_weights
 from yoloyard.training.state.checkpoint import copy_checkpoint, snapshot_of, write
+from yoloyard.training.state.randomness import random_state
 from yoloyard.training.stopwatch import memory_gigabytes
 
 
@@ -56,7 +57,7 @@ def save(run: Run) -> None:
     if run.engine.settle():
         run.listeners.tell(AlertRaised("accumulated gradients are not finite; they are dropped"))
     run.count_time()
-    random_states = run.team.gather(run.random_numbers.state_dict())
+    random_states = run.team.gather(random_state(run.setup.device))
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
             write(snapshot_of(run.setup.spec.to_json(), run.engine, run.progress, random_states), run.last_checkpoint)

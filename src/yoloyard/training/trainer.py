@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from yoloyard.common.device import repeated_shapes
 from yoloyard.common.errors import UserError
 from yoloyard.cpu.memory import give_memory_back
+from yoloyard.models.weights import load_model
 from yoloyard.training.begin import Run, begin, go_on
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.compilation import shapes_vary
 from yoloyard.training.engine.engine import StepReport, Verdict
-from yoloyard.training.finish import finish
 from yoloyard.training.interrupt import InterruptRequest
-from yoloyard.training.listeners.events import (
-    AlertRaised,
-    EpochStarted,
-    Listeners,
-    Result,
-    RunFinished,
-    RunStarted,
-    StepFinished,
-)
+from yoloyard.training.listeners import events
+from yoloyard.training.listeners.events import Listeners, Result
 from yoloyard.training.listeners.records import as_record
+from yoloyard.training.listeners.results import save_run_weights, write_run_report
 from yoloyard.training.saving import end_epoch, save, stop_if_asked
 from yoloyard.training.setup.setup import Setup
 from yoloyard.training.setup.starting_point import set_training_mode
@@ -54,7 +50,7 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
             if checkpoint is not None:
                 go_on(run, checkpoint)
             with team.on_rank_0():
-                listeners.tell(RunStarted(setup.folder, progress.epoch, setup))
+                listeners.tell(events.RunStarted(setup.folder, progress.epoch, setup))
             while progress.epoch < run.epochs and not is_exhausted(run):
                 run.threads.choose(team.min, wait=True)
                 speed = train_epoch(run)
@@ -66,7 +62,7 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
             result = finish(run)
             return result
         finally:
-            listeners.tell(RunFinished(result, progress.epoch, progress.seconds))
+            listeners.tell(events.RunFinished(result, progress.epoch, progress.seconds))
             run.threads.restore()
 
 
@@ -77,7 +73,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     stopwatch = Stopwatch(device)
     former: tuple[Verdict, StepReport] | None = None  # a step that the device may still be busy with
     batches = run.train_loader.epoch(progress.epoch, progress.position, run.epochs)
-    run.listeners.tell(EpochStarted(progress.epoch + 1, run.epochs, len(run.train_loader)))
+    run.listeners.tell(events.EpochStarted(progress.epoch + 1, run.epochs, len(run.train_loader)))
     run.team.reached(run.place)
 
     def figures() -> dict[str, float]:
@@ -96,7 +92,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             former = report.send(), report
             stopwatch.count(config.batch)
             done = progress.position // config.batch
-            run.listeners.tell(StepFinished(progress.epoch + 1, done, number, report.losses, batch, figures))
+            run.listeners.tell(events.StepFinished(progress.epoch + 1, done, number, report.losses, batch, figures))
     judge(run, former)
     stop_if_asked(run)
     return stopwatch.figures()
@@ -119,7 +115,7 @@ def judge(run: Run, step: tuple[Verdict, StepReport] | None) -> None:
     more = f" and {len(names) - MAX_IMAGES_NAMED} more" if len(names) > MAX_IMAGES_NAMED else ""
     shown = ", ".join(names[:MAX_IMAGES_NAMED]) + more
     message = f"epoch {progress.epoch + 1}: loss or gradient is not finite, the step is skipped; its images: {shown}"
-    run.listeners.tell(AlertRaised(message))
+    run.listeners.tell(events.AlertRaised(message))
     if progress.bad_steps >= MAX_BAD_STEPS:
         progress.bad_steps = 0
         save(run)
@@ -138,3 +134,25 @@ def is_exhausted(run: Run) -> bool:
     if exhausted:
         log.info(f"no better {config.best_by} for {patience} epochs (--patience): training ends here")
     return exhausted
+
+
+def finish(run: Run) -> Result:
+    """Evaluate the best weights once more, and write the report."""
+    setup, progress = run.setup, run.progress
+    best, report = setup.folder / "weights" / "best.safetensors", setup.folder / "report.html"
+    if progress.best is None:  # the run ended before its first validation
+        average = run.engine.average.model
+        found, _ = validate(run, average)
+        with run.team.on_rank_0() as is_rank_0:
+            if is_rank_0:
+                save_run_weights(best, setup, average, progress.epoch, found)
+    run.count_time()
+    detector, metadata = load_model(best)
+    detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    metrics, detections = validate(run, detector)
+    give_memory_back(setup.device)  # plots and the process's own end need 150 MB more, most of it code
+    with run.team.on_rank_0() as is_rank_0:
+        if is_rank_0:
+            report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
+            write_run_report(report, setup, metrics, detections, metadata["epoch"], progress.seconds)
+    return Result(setup.folder, best, report, metrics, metadata["epoch"])

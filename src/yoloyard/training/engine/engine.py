@@ -29,8 +29,7 @@ from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.distributed.ddp import exchanging
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.multi_scale import vary_size
-from yoloyard.training.engine.optimizers import build_optimizer
-from yoloyard.training.engine.optimizers.state import laid_out_as, load_optimizer_state, optimizer_state
+from yoloyard.training.engine.optimizers import build_optimizer, laid_out_as, load_optimizer_state, optimizer_state
 from yoloyard.training.engine.schedule import Schedule
 from yoloyard.training.engine.statistics import Statistics, even_out
 
@@ -242,7 +241,13 @@ class Engine:
 
         Says whether there were bad ones: not finite, or of batches whose loss was not. Waits for the device.
         """
-        self._even_out_gradients()
+        if self.team.size > 1:  # a parameter may have a gradient in one process alone
+            there = [parameter.grad is not None for parameter in self._parameters]
+            anywhere = self.team.all_reduce(torch.tensor(there, dtype=torch.int32, device=self.device)).tolist()
+            for parameter, count in zip(self._parameters, anywhere, strict=True):
+                if count and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            even_out([parameter.grad for parameter in self._parameters if parameter.grad is not None], self.team)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         is_bad = not (all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and bool(self._losses_finite))
         if is_bad:
@@ -251,17 +256,6 @@ class Engine:
             self._statistics.put_back(torch.ones((), device=self.device))
         self.even_out_statistics()
         return is_bad
-
-    def _even_out_gradients(self) -> None:
-        """Give all processes the mean of their gradients; a parameter may have a gradient in one process alone."""
-        if self.team.size == 1:
-            return
-        there = [parameter.grad is not None for parameter in self._parameters]
-        anywhere = self.team.all_reduce(torch.tensor(there, dtype=torch.int32, device=self.device)).tolist()
-        for parameter, count in zip(self._parameters, anywhere, strict=True):
-            if count and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        even_out([parameter.grad for parameter in self._parameters if parameter.grad is not None], self.team)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """All that a step depends on, in named parts; tensors are the live ones, all else is JSON. `settle` before."""
@@ -292,18 +286,14 @@ class Engine:
         for name, parameter in self.model.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else laid_out_as(parameter, gradient)
-        self._restore_scaler(own["scaler"])
+        saved = own["scaler"]
+        if saved and self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved)
+        if (ratio := self.scaler.get_scale() / saved.get("scale", 1.0)) != 1:  # gradients that wait for an update
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= ratio
         self._statistics.good = own["good_statistics"].to(self._statistics.good.device)
         self._losses_finite = own["losses_finite"].to(self.device)
         self._sums = own["sums"].to(self.device)
         self.number, self.last_update = own["number"], own["last_update"]
-
-    def _restore_scaler(self, saved: dict[str, Any]) -> None:
-        """The scaler's state. Gradients that wait for an update are brought to the scale of this device."""
-        if saved and self.scaler.is_enabled():
-            self.scaler.load_state_dict(saved)
-        ratio = self.scaler.get_scale() / saved.get("scale", 1.0)
-        if ratio != 1:
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad *= ratio

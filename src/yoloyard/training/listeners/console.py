@@ -21,8 +21,8 @@ SECONDS_BETWEEN_LOOKS = 0.5  # what a bar shows of a step must be fetched from t
 class Console:
     """A listener that shows a run. A bar is shown on a terminal, and in a notebook that has ipywidgets."""
 
-    def __init__(self, silent: bool = False) -> None:
-        self.console = RichConsole(stderr=False, highlight=False, soft_wrap=True, quiet=silent)
+    def __init__(self) -> None:
+        self.console = RichConsole(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._looked = 0.0
 

@@ -67,12 +67,9 @@ def load_splits_again(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index
 
 def _select(config: TrainConfig, train: Index, val: Index) -> tuple[Index, Index]:
     """The parts of both splits that the settings ask for; all problems stay with them."""
-    return (
-        dataclasses.replace(
-            select(train, config.classes, config.single_cls, config.fraction, config.seed), problems=train.problems
-        ),
-        dataclasses.replace(select(val, config.classes, config.single_cls), problems=val.problems),
-    )
+    part = select(train, config.classes, config.single_cls, config.fraction, config.seed)
+    of_val = select(val, config.classes, config.single_cls)
+    return dataclasses.replace(part, problems=train.problems), dataclasses.replace(of_val, problems=val.problems)
 
 
 def _with_duplicates(spec: DataSpec, config: TrainConfig, train: Index, val: Index) -> Index:

@@ -44,7 +44,6 @@ class Setup:
     spec: RunSpec
     folder: Path
     device: torch.device
-    precision: Precision
     detector: Detector  # on the CPU
     train_index: Index
     val_index: Index
@@ -54,6 +53,11 @@ class Setup:
     def config(self) -> TrainConfig:
         """The resolved configuration."""
         return self.spec.config
+
+    @property
+    def precision(self) -> Precision:
+        """The type of the arithmetic."""
+        return Precision(self.device.type, getattr(torch, self.spec.precision), self.config.device_path)
 
     def keep(self) -> None:
         """Write what decides the run into its folder: the resolved configuration and the user's transform."""
@@ -105,23 +109,16 @@ def new_run(
         fit_anchors(detector.head, splits[0], config.imgsz, config.loss.anchor_t, config.seed)
     freeze(detector, config.freeze)
 
-    folder = new_run_folder(Path(config.project), _run_name(config), config.exist_ok)
+    # Named after the data file, or after the file's folder where it is called data.yaml.
+    name = config.name or (data.path.parent.name if data.path.stem == "data" else "") or data.path.stem
+    folder = new_run_folder(Path(config.project), name, config.exist_ok)
     if lock is not None:
         lock.take(folder)
     if custom is not None:
         content = custom.source
         write_whole(folder / custom.path.name, lambda temporary: temporary.write_bytes(content))
-    spec = RunSpec(
-        config=config,
-        given=given,
-        names=names,
-        images=splits[0].names_digest(),
-        model_arguments=arguments,
-        model_digest=custom.digest if custom else None,
-        transform=None,  # `build` fills it in
-        licence=licence,
-        precision=precision,
-    )
+    images, digest = splits[0].names_digest(), custom.digest if custom else None
+    spec = RunSpec(config, given, names, images, arguments, digest, None, licence, precision)
     return build(spec, folder, device, transform, detector, splits)
 
 
@@ -155,22 +152,7 @@ def build(
         spec = dataclasses.replace(spec, transform=transform.facts)
     elif spec.transform is not None:
         transform = restore(folder, spec.transform)
-    return Setup(
-        spec=spec,
-        folder=folder,
-        device=device,
-        precision=Precision(device.type, getattr(torch, spec.precision), spec.config.device_path),
-        detector=detector,
-        train_index=splits[0],
-        val_index=splits[1],
-        transform=transform,
-    )
-
-
-def _run_name(config: TrainConfig) -> str:
-    """A run is named after its data file, or after the file's folder where it is called data.yaml."""
-    data = Path(config.data)
-    return config.name or (data.parent.name if data.stem == "data" and data.parent.name else data.stem)
+    return Setup(spec, folder, device, detector, *splits, transform)
 
 
 def _transform(config: TrainConfig, transform: Transform | None, custom: CustomModel | None) -> Transform | None:

@@ -1,4 +1,7 @@
-"""Checkpoints: snapshots on disk, as safetensors and JSON. A checkpoint is a folder that is replaced whole."""
+"""All that a run is at one moment: a snapshot in host memory, and a checkpoint on disk.
+
+A checkpoint is a folder of safetensors and JSON that is replaced whole.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,33 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import whole_folder, write_whole_folder
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.spec import RunSpec
-from yoloyard.training.state.progress import Progress
-from yoloyard.training.state.randomness import RandomNumbers
-from yoloyard.training.state.snapshot import Snapshot, snapshot
+from yoloyard.training.state.randomness import set_random_state
 
 FORMAT = 3
 READABLE_FORMATS = (2, 3)
 TENSOR_PARTS = ("model", "ema", "optimizer", "gradients")  # of the engine; files even where they are empty
+
+
+Snapshot = dict[str, dict[str, Any]]  # by part: tensors on the host, all else JSON; nothing in it changes any more
+
+
+@dataclass
+class Progress:
+    """How far a run has come. Epochs are counted from 0 here; what users see begins with 1."""
+
+    epoch: int = 0
+    position: int = 0  # samples of this epoch that all processes have consumed
+    bad_steps: int = 0  # in a row
+    best: float | None = None
+    best_epoch: int = -1
+    seconds: float = 0.0  # of training and validation up to now
+    planned_epochs: int = 0  # that fit into `--time`; 0: as configured
 
 
 @dataclass(frozen=True)
@@ -43,9 +61,10 @@ class Header:
 def snapshot_of(
     spec: Mapping[str, Any], engine: Engine, progress: Progress, random_states: Sequence[Mapping[str, Any]]
 ) -> Snapshot:
-    """All of a run at this moment; `random_states` are those of all processes by rank."""
-    random_parts = {f"random-{rank}": state for rank, state in enumerate(random_states)}
-    return snapshot({"spec": spec, "progress": progress.state_dict(), **engine.state_dict(), **random_parts})
+    """All of a run at this moment; `random_states` are those of all processes by rank. Waits for the device."""
+    parts = {"spec": spec, "progress": vars(progress), **engine.state_dict()}
+    parts |= {f"random-{rank}": state for rank, state in enumerate(random_states)}
+    return {name: {key: _on_host(value) for key, value in part.items()} for name, part in parts.items()}
 
 
 def write(content: Snapshot, folder: Path) -> None:
@@ -55,10 +74,13 @@ def write(content: Snapshot, folder: Path) -> None:
     """
 
     def write_parts(temporary: Path) -> None:
-        for name, tensors in content.tensors.items():
+        facts: dict[str, Any] = {"format": FORMAT}
+        for name, part in content.items():
+            tensors = {key: value for key, value in part.items() if isinstance(value, Tensor)}
             if tensors or name in TENSOR_PARTS:
                 (temporary / f"{name}.safetensors").write_bytes(safetensors.torch.save(tensors))
-        facts = {"format": FORMAT} | {name: part for name, part in content.facts.items() if part}
+            if rest := {key: value for key, value in part.items() if key not in tensors}:
+                facts[name] = rest
         (temporary / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     write_whole_folder(folder, write_parts)
@@ -68,8 +90,11 @@ def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
     """Keep `folder` under the name `copy`, epoch-N, and of those up to this number the last `keep`."""
 
     def link_all(temporary: Path) -> None:
-        for file in folder.iterdir():
-            _link(file, temporary / file.name)
+        for file in folder.iterdir():  # none is ever changed in place, so two checkpoints may share it
+            try:
+                os.link(file, temporary / file.name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(file, temporary / file.name)
 
     write_whole_folder(copy, link_all)
     numbers = {path: path.name.removeprefix("epoch-") for path in copy.parent.glob("epoch-*")}
@@ -95,7 +120,7 @@ def read_header(folder: Path) -> Header:
     return Header(folder, Progress(**progress), facts)
 
 
-def restore(header: Header, engine: Engine, progress: Progress, random_numbers: RandomNumbers, rank: int = 0) -> None:
+def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -> None:
     """Put everything of a checkpoint back, and the random numbers of process `rank`.
 
     These stay as they are where fewer processes have made the checkpoint. Raises UserError if a part is missing or
@@ -109,11 +134,15 @@ def restore(header: Header, engine: Engine, progress: Progress, random_numbers: 
             parts["engine"] = _read(header, "engine")
             numbers = _read(header, f"random-{rank}") if f"random-{rank}" in header.facts else {}
         engine.load_state_dict(parts)
-        progress.load_state_dict(header.progress.state_dict())
+        vars(progress).update(vars(header.progress))
         if numbers:
-            random_numbers.load_state_dict(numbers)
+            set_random_state(numbers, engine.device)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"the checkpoint {header.folder} can't be restored: {error}") from error
+
+
+def _on_host(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True).contiguous() if isinstance(value, Tensor) else value
 
 
 def _read(header: Header, name: str) -> dict[str, Any]:
@@ -132,11 +161,3 @@ def _read_format_2(header: Header, engine: Engine, rank: int) -> tuple[dict[str,
     names = [name for name in run if name.startswith(f"{prefix}random.")]
     numbers = {name.removeprefix(prefix): run[name] for name in names}
     return own, numbers | facts.get(f"{prefix}random", {})
-
-
-def _link(source: Path, target: Path) -> None:
-    """Files of a checkpoint are never changed in place, so two checkpoints may share them."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
