@@ -24,8 +24,7 @@ from yoloyard.training.listeners.results import validation_batch
 from yoloyard.training.saving import save
 from yoloyard.training.setup.setup import Setup, build, new_run
 from yoloyard.training.state.checkpoint import read_header, restore
-from yoloyard.training.trainer import train_epoch
-from yoloyard.training.validation import validate
+from yoloyard.training.trainer import train_epoch, validate
 
 EPOCHS = 6
 STEPS = 4 * EPOCHS

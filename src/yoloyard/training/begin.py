@@ -1,7 +1,5 @@
 """The parts of a run, put together, and where a run goes on."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time
@@ -100,7 +98,7 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     if at_once is not None:
         at_once = team.min(at_once)
     stride = max(model.strides)
-    with team.long_work():  # which `cache` makes a long one
+    with team.watch.long_work():  # which `cache` makes a long one
         share: dict[str, Any] = {"rank": team.rank, "world_size": team.size, "pin_memory": device.type == "cuda"}
         train_loader = make_train_loader(setup.train_index, config, stride=stride, transform=setup.transform, **share)
         sizes = config.imgsz, validation_batch(config), stride
@@ -110,7 +108,7 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     network = parallelize(model, device, team, may_leave_out=setup.spec.model_digest is not None)
     if config.compile:
         set_training_mode(model)
-        with team.long_work():
+        with team.watch.long_work():
             shape = shape_to_try(config, team.size, stride)
             network = compile_network(network, model, shape, setup.precision, shapes_vary(config))
     parts = model, criterion, gains, setup.precision, config

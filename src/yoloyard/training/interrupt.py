@@ -1,12 +1,10 @@
 """Ctrl-C, SIGTERM, a closed terminal: the first asks a run to finish its step and save, the second ends it at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from yoloyard.common.errors import UserError
 
@@ -27,7 +25,7 @@ class InterruptRequest:
         self._silent = silent
         self._former: dict[int, Any] = {}
 
-    def __enter__(self) -> InterruptRequest:
+    def __enter__(self) -> Self:
         # Python lets only the main thread handle signals; elsewhere whoever started the thread decides.
         if threading.current_thread() is threading.main_thread():
             numbers = [signal.SIGINT, signal.SIGTERM]

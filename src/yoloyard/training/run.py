@@ -1,7 +1,5 @@
 """The way into a training run, the same for a new one, one that goes on, and a process that joins one."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shlex
@@ -67,7 +65,7 @@ def train(
             if setup is not None:
                 setup.keep()
         spec, folder, header = team.broadcast((setup.spec, setup.folder, header) if setup else None)
-        with team.long_work():
+        with team.watch.long_work():
             setup = setup or build(spec, folder, device, handed_in)
         return fit(setup, Listeners(listeners if team.is_rank_0 else ()), team, header)
 

@@ -1,7 +1,5 @@
 """What a run saves: weights and figures at the end of an epoch, and a checkpoint whenever it may have to go on."""
 
-from __future__ import annotations
-
 import shlex
 
 from yoloyard.common.structures import Detections
@@ -9,8 +7,7 @@ from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.training.begin import Run
 from yoloyard.training.interrupt import Interrupted
 from yoloyard.training.listeners.events import AlertRaised, CheckpointWritten, EpochEnded, EpochMeasured
-from yoloyard.training.listeners.records import as_record
-from yoloyard.training.listeners.results import save_run_weights
+from yoloyard.training.listeners.results import as_record, save_run_weights
 from yoloyard.training.state.checkpoint import copy_checkpoint, snapshot_of, write
 from yoloyard.training.state.randomness import random_state
 from yoloyard.training.stopwatch import memory_gigabytes

@@ -1,7 +1,5 @@
 """What decides a run, as checkpoints keep it and as its processes hand it to each other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path

@@ -1,12 +1,11 @@
 """How fast an epoch goes, how long the device waits for data, and the most memory that was used."""
 
-from __future__ import annotations
-
 import resource
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Self
 
 import torch
 
@@ -69,7 +68,7 @@ class _Mark:
         """Has the device done all that comes before? The host does not wait for the answer."""
         return self._event is None or self._event.query()
 
-    def seconds_until(self, later: _Mark) -> float:
+    def seconds_until(self, later: Self) -> float:
         """Seconds of the device's time from here to `later`; both are reached."""
         if self._event is None or later._event is None:
             return later._time - self._time

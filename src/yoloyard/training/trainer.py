@@ -4,31 +4,32 @@ A batch is one step of the engine in all processes. All processes run this file 
 the listeners what happens. Epochs are counted from 0 here and from 1 in everything that the user sees.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import logging
 
 import torch
 
 from yoloyard.common.device import repeated_shapes
 from yoloyard.common.errors import UserError
+from yoloyard.common.structures import Detections
 from yoloyard.cpu.memory import give_memory_back
+from yoloyard.evaluation.metrics.coco import Metrics, evaluate
+from yoloyard.evaluation.validate import predict_all
+from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 from yoloyard.training.begin import Run, begin, go_on
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.compilation import shapes_vary
-from yoloyard.training.engine.engine import StepReport, Verdict
+from yoloyard.training.engine.engine import Verdict
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Listeners, Result
-from yoloyard.training.listeners.records import as_record
-from yoloyard.training.listeners.results import save_run_weights, write_run_report
+from yoloyard.training.listeners.results import as_record, save_run_weights, write_run_report
 from yoloyard.training.saving import end_epoch, save, stop_if_asked
 from yoloyard.training.setup.setup import Setup
 from yoloyard.training.setup.starting_point import set_training_mode
 from yoloyard.training.state.checkpoint import Header
 from yoloyard.training.stopwatch import Stopwatch, memory_gigabytes
-from yoloyard.training.validation import is_to_be_validated, validate
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,9 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
                 run.threads.choose(team.min, wait=True)
                 speed = train_epoch(run)
                 run.threads.begin_to_measure()
-                run.fit_epochs_to_time(progress.epoch + 1)
-                is_due = is_to_be_validated(run)
+                epoch = progress.epoch + 1
+                run.fit_epochs_to_time(epoch)
+                is_due = epoch % setup.config.val_period == 0 or epoch >= run.epochs
                 metrics, detections = validate(run, run.engine.average.model) if is_due else (None, {})
                 end_epoch(run, metrics, detections, speed)
             result = finish(run)
@@ -71,7 +73,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     engine, progress, config, device = run.engine, run.progress, run.setup.config, run.setup.device
     set_training_mode(engine.model)
     stopwatch = Stopwatch(device)
-    former: tuple[Verdict, StepReport] | None = None  # a step that the device may still be busy with
+    former: Verdict | None = None  # of a step that the device may still be busy with
     batches = run.train_loader.epoch(progress.epoch, progress.position, run.epochs)
     run.listeners.tell(events.EpochStarted(progress.epoch + 1, run.epochs, len(run.train_loader)))
     run.team.reached(run.place)
@@ -89,7 +91,7 @@ def train_epoch(run: Run) -> dict[str, float]:
             if number == SETTLED_BATCH:
                 give_memory_back(device)  # what the first batches left between their maps
             judge(run, former)  # the step before this one: the device has finished it
-            former = report.send(), report
+            former = report.send()
             stopwatch.count(config.batch)
             done = progress.position // config.batch
             run.listeners.tell(events.StepFinished(progress.epoch + 1, done, number, report.losses, batch, figures))
@@ -98,19 +100,18 @@ def train_epoch(run: Run) -> dict[str, float]:
     return stopwatch.figures()
 
 
-def judge(run: Run, step: tuple[Verdict, StepReport] | None) -> None:
+def judge(run: Run, verdict: Verdict | None) -> None:
     """Hear whether a step was good, and whether to stop. Three bad ones in a row end the run, with its state saved."""
-    if step is None:
+    if verdict is None:
         return
-    verdict, report = step
     flags, progress = verdict.read(), run.progress
     run.is_stopping |= flags.stop
     if not run.engine.is_bad(flags):
-        if report.images is not None:  # an update
+        if verdict.images is not None:  # an update
             progress.bad_steps = 0
         return
     progress.bad_steps += 1
-    images = [image for others in run.team.gather(report.images or ()) for image in others]
+    images = [image for others in run.team.gather(verdict.images or ()) for image in others]
     names = [str(run.setup.train_index.paths[image]) for image in dict.fromkeys(images)]
     more = f" and {len(names) - MAX_IMAGES_NAMED} more" if len(names) > MAX_IMAGES_NAMED else ""
     shown = ", ".join(names[:MAX_IMAGES_NAMED]) + more
@@ -136,6 +137,33 @@ def is_exhausted(run: Run) -> bool:
     return exhausted
 
 
+def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detections]]:
+    """The figures of `detector` on the validation set, and on rank 0 the detections of all its images."""
+    setup, config, team = run.setup, run.setup.config, run.team
+    team.reached(f"the validation of epoch {run.progress.epoch + 1}")
+    run.engine.even_out_statistics()
+    done = 0
+
+    def goes_on(images: int) -> bool:
+        nonlocal done
+        done += images * team.size
+        run.listeners.tell(events.ImagesValidated(done, len(setup.val_index), memory_gigabytes(setup.device)))
+        return not run.interrupt.is_asked()
+
+    run.listeners.tell(events.ImagesValidated(0, len(setup.val_index), 0.0))
+    with team.watch.long_work():
+        own = predict_all(detector, run.val_loader, config.evaluation, setup.device, setup.precision, goes_on)
+    stop_if_asked(run)
+    detections: dict[int, Detections] = {}
+    for part in team.gather(own):
+        detections |= part
+    with team.on_rank_0() as is_rank_0:
+        metrics = evaluate(setup.val_index, detections, config.evaluation.max_det) if is_rank_0 else None
+        if metrics:
+            metrics = dataclasses.replace(metrics, showing=metrics.showing.within(config.evaluation))
+    return team.broadcast(metrics), detections
+
+
 def finish(run: Run) -> Result:
     """Evaluate the best weights once more, and write the report."""
     setup, progress = run.setup, run.progress
@@ -151,8 +179,9 @@ def finish(run: Run) -> Result:
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     metrics, detections = validate(run, detector)
     give_memory_back(setup.device)  # plots and the process's own end need 150 MB more, most of it code
+    result = Result(setup.folder, best, report, metrics, metadata["epoch"])
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
             report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
-            write_run_report(report, setup, metrics, detections, metadata["epoch"], progress.seconds)
-    return Result(setup.folder, best, report, metrics, metadata["epoch"])
+            write_run_report(result, setup, detections, progress.seconds)
+    return result

@@ -3,15 +3,13 @@
 Rank 0 alone writes and talks to the user.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import datetime
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -49,11 +47,11 @@ class Team:
 
     def reached(self, place: str) -> None:
         """Show the others where this process is, in words for the user."""
-        self.watch.show(place=place, places=self.watch.shown.places + 1)
-        if self.size > 1 and self.watch.shown.places == FIRST_PLACES:
-            self.watch.limit = self.watch.hang_timeout
-            limit = datetime.timedelta(seconds=self.watch.limit)
-            dist.distributed_c10d._set_pg_timeout(limit, self._host_group)
+        watch = self.watch
+        watch.show(place=place, places=watch.shown.places + 1)
+        if self.size > 1 and watch.shown.places == FIRST_PLACES:
+            watch.limit = watch.hang_timeout
+            dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=watch.limit), self._host_group)
 
     def max(self, number: int) -> int:
         """The largest of all processes' numbers."""
@@ -82,14 +80,10 @@ class Team:
             dist.broadcast_object_list(values, src=0, group=self._host_group)
         return values[0]  # type: ignore[return-value]
 
-    def long_work(self) -> AbstractContextManager[None]:
-        """For work that may take long, and not equally long in all processes; see `Watch.long_work`."""
-        return self.watch.long_work()
-
     @contextmanager
     def on_rank_0(self) -> Iterator[bool]:
         """Long work of rank 0 alone: gives true there; at the end the other processes wait for it."""
-        with self.long_work():
+        with self.watch.long_work():
             yield self.is_rank_0
 
     @contextmanager

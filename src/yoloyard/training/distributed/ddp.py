@@ -1,7 +1,5 @@
 """A network whose gradients become their mean over several processes: torch's DistributedDataParallel (DDP)."""
 
-from __future__ import annotations
-
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """Starting a run in several processes: the same command, once for each process, by torch's own launcher (torchrun)."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys

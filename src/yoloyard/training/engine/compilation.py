@@ -3,8 +3,6 @@
 Only what the step calls is compiled. The model, its average, validation and all files stay as they are.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

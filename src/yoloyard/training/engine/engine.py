@@ -1,14 +1,10 @@
 """The training step: forward, loss, backward, clip, update, average. Nothing in it waits for the device.
 
-A bad step leaves no trace. Whether losses and gradients are finite is decided on the device. If they are not, the
-weights, their average and BatchNorm's statistics, which the forward has changed, stay as they were before. The host
-reads about it a step later, with the flag that asks to stop.
-
+Whether losses and gradients are finite is decided on the device. If they are not, weights, average and BatchNorm's
+statistics stay as they were. The host reads about it a step later, with the flag that asks to stop.
 All processes exchange twice in a step: the norms of the loss, which the backward pass needs, and a small tensor of
 losses and flags. The gradients are exchanged with the last batch of an update (see `ddp`).
 """
-
-from __future__ import annotations
 
 import dataclasses
 import logging
@@ -53,6 +49,7 @@ class Verdict:
 
     flags: Tensor
     arrival: torch.Event | None
+    images: tuple[int, ...] | None
 
     def read(self) -> Flags:
         """The flags; waits for the device until the step is done."""
@@ -79,15 +76,14 @@ class StepReport:
         if self.found_inf.device.type != "cpu":  # `flags` may hold anything until the copy is done
             arrival = torch.Event(self.found_inf.device.type)
             arrival.record()
-        return Verdict(flags, arrival)
+        return Verdict(flags, arrival, self.images)
 
 
 class Engine:
-    """A detector and all that trains it.
+    """A detector and all that trains it; `criterion` and `gains` are of the loss of its head.
 
-    `network` is the model as the step calls it: compiled, or sharing its work with other processes. `criterion` and
-    `gains` are of the loss of its head. `around_step()` is entered before a forward and left after the backward
-    pass. `is_asked_to_stop()` is asked once a step.
+    `network` is the model as the step calls it: compiled, or sharing its work with other processes. `around_step()` is
+    entered before a forward and left after the backward pass. `is_asked_to_stop()` is asked once a step.
     """
 
     def __init__(
@@ -134,27 +130,25 @@ class Engine:
         self._images += batch.source_ids
         finite = torch.isfinite(losses).all()
         losses_finite = self._losses_finite = self._losses_finite * finite
-        parts = len(losses)
-        self._sums[:parts] += torch.where(finite, losses, 0)
-        self._sums[parts] += finite
+        self._sums[:-3] += torch.where(finite, losses, 0)
+        self._sums[-3] += finite
         self.number += 1
         if not is_due:
             return StepReport(losses, torch.zeros_like(stop), torch.zeros_like(stop), losses_finite, stop)
         norm, found_inf = self.update()
         self.last_update = number
         good = found_inf == 0
-        self._sums[parts + 1] += torch.where(good, norm, 0)
-        self._sums[parts + 2] += good
+        self._sums[-2] += torch.where(good, norm, 0)
+        self._sums[-1] += good
         images, self._images = tuple(self._images), []
         return StepReport(losses, norm, found_inf, losses_finite, stop, images)
 
     def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add a batch's gradients to the parameters; returns the losses (parts,) and how many processes shall stop ().
 
-        The losses are those of all processes together, in the order of `gains`: gain * sum / norm with the norm of all
-        processes. What is backpropagated is their product with images and processes, so that the mean over processes
-        that follows is the gradient of one process with the whole batch. A parameter that the batch does not reach gets
-        no gradient, on every device and in every number of processes.
+        The losses are those of all processes, in the order of `gains`: gain * sum / norm, with the norm of all. Their
+        product with images and processes is backpropagated, so that the mean over processes that follows is the
+        gradient of one process with the whole batch. A parameter that the batch does not reach gets no gradient.
         """
         gains, images = self.gains, len(batch.images) * self.team.size
         with self._around_step():
@@ -174,8 +168,7 @@ class Engine:
         """One update with the gradients that were added up, unless a loss or a gradient is not finite.
 
         Returns the gradients' norm () before clipping, and found_inf (): 1 where nothing was changed. A parameter
-        without a gradient stays as it is: no decay, no momentum. Waits for the device only where the optimizer has no
-        fused form, so that the host must decide.
+        without a gradient stays as it is. Waits for the device only for an optimizer that has no fused form.
         """
         if names := self.without_gradient():
             shown = ", ".join(names[:MAX_UNREACHED_NAMES])
@@ -203,9 +196,7 @@ class Engine:
 
     def without_gradient(self) -> list[str]:
         """Names of the trainable parameters that have no gradient before the first update; later nothing."""
-        if self._has_updated:
-            return []
-        named = self.model.named_parameters()
+        named = () if self._has_updated else self.model.named_parameters()
         return [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
 
     def is_bad(self, flags: Flags) -> bool:
@@ -237,7 +228,7 @@ class Engine:
 
     @torch.no_grad()
     def settle(self) -> bool:
-        """Before `state_dict`: give all processes the same gradients and statistics, and forget gradients that are bad.
+        """Before `state_dict`: give all processes the same gradients and statistics, and drop gradients that are bad.
 
         Says whether there were bad ones: not finite, or of batches whose loss was not. Waits for the device.
         """

@@ -1,7 +1,5 @@
 """Batches of another size each (`--multi-scale`), resized on the device."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

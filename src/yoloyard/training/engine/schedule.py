@@ -3,8 +3,6 @@
 All are functions of the batch number since the start of the run, so a resumed run needs no state of them.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """BatchNorm's running statistics: as they were before a bad step, and equal in all processes."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

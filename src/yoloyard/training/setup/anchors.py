@@ -4,8 +4,6 @@ Shapes: n boxes, k anchors of all levels; all sizes are (width, height) in pixel
 Source: the automatic anchors of YOLOv5 7.0: k-means, then evolution.
 """
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Weights of the classes in the class loss (`--class-weights`): from the user's text to numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

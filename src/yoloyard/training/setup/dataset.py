@@ -1,7 +1,5 @@
 """The two splits of a run: loaded, looked over and cut to what the settings ask for."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import shlex

@@ -3,8 +3,6 @@
 `overrides` and `given` are a user's own settings, as `checked_overrides` returns them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math

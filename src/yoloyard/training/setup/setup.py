@@ -1,11 +1,8 @@
 """From a user's overrides to a run that is ready: overrides -> RunSpec -> Setup."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,18 +65,17 @@ class Setup:
 
 
 def new_run(
-    overrides: Mapping[str, Any],
+    given: dict[str, Any],
     device: torch.device,
     precision: str,
     num_processes: int,
     transform: Transform | None = None,
     lock: RunLock | None = None,
 ) -> Setup:
-    """A new run of `num_processes` from a user's checked `overrides`; makes its folder, which `lock` takes.
+    """A new run of `num_processes` from `given`, a user's checked overrides; makes its folder, which `lock` takes.
 
     Raises UsageError or UserError with what to do.
     """
-    given = dict(overrides)
     config = with_overrides(TrainConfig(), given)
     check_new(config, given, device, num_processes)
     start = starting_point(given)
@@ -92,8 +88,7 @@ def new_run(
     seed_all(config.seed)
     arguments = start.arguments(len(names))
     detector = build_detector(start.model, custom, arguments)
-    recipe = recipes.published(start.model, detector.head.criterion)
-    chosen = {name: value for name, value in recipe.items() if name not in given}
+    chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
     chosen |= {"model": start.model, "data": str(data.path)}
     if start.file is not None:
         chosen["weights"] = str(start.file.resolve())
@@ -132,9 +127,9 @@ def build(
 ) -> Setup:
     """The setup of the run in `folder` that `spec` describes, in every process of it.
 
-    What a new run has made is handed in: its `detector` with the weights to start from, and its `splits`. Without
-    them the detector gets random weights, and data and the user's files must be those that the run began with. A
-    `transform` that is handed in takes the place of the kept one.
+    A new run hands in its `detector` with the weights to start from, and its `splits`. Without them the detector gets
+    random weights, and data and the user's files must be those that the run began with. A `transform` that is handed in
+    takes the place of the kept one.
     Raises UserError if data or files have changed, UsageError if the transform must be handed in.
     """
     config = spec.config

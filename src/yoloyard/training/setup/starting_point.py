@@ -1,7 +1,5 @@
 """The network of a run and the weights that it starts with: random ones, or those of a file as far as they fit."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,9 +32,8 @@ class StartingPoint:
     def arguments(self, num_classes: int) -> dict[str, Any]:
         """What the network is built with: the class count, and the rest as the file says if it is of this model."""
         same = self.metadata.get("model_arguments", {}) if self.metadata.get("model") == self.model else {}
-        return {"num_classes": num_classes} | {
-            name: value for name, value in same.items() if name not in ("num_classes", "channels")
-        }
+        others = {name: value for name, value in same.items() if name not in ("num_classes", "channels")}
+        return {"num_classes": num_classes} | others
 
     def transfer(self, detector: Detector, names: tuple[str, ...]) -> str | None:
         """Put what fits of the file into `detector`; returns the licence that comes with it.
@@ -52,7 +49,7 @@ class StartingPoint:
         report = transfer(detector, state, names, metadata.get("names", ()))
         if not report.taken:
             raise UsageError(
-                f"nothing in {self.file} fits {self.model}: use --model to name the model that it was made for"
+                f"nothing in {self.file} fits {self.model}: name the model that it was made for by --model"
             )
         log.info(f"weights from {self.file}: {report}")
         if metadata.get("fused"):

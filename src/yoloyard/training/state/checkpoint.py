@@ -3,8 +3,6 @@
 A checkpoint is a folder of safetensors and JSON that is replaced whole.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Random numbers of a process outside the data: dropout, and whatever a custom model draws."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping
 from typing import Any

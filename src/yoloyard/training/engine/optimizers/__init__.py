@@ -1,7 +1,5 @@
 """Optimizers: a line in OPTIMIZERS and a file each. Names in their state are `NUMBER.NAME`, by parameter and value."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

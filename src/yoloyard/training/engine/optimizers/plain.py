@@ -3,8 +3,6 @@
 That import takes longer than all else before the first step, and about 100 MB. Only `--compile` needs it.
 """
 
-from __future__ import annotations
-
 import inspect
 from typing import TypeVar
 
