@@ -21,10 +21,9 @@ from yoloyard.training.distributed.collectives import join_team
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.listeners.events import Listeners
 from yoloyard.training.listeners.results import validation_batch
-from yoloyard.training.saving import save
 from yoloyard.training.setup.setup import Setup, build, new_run
 from yoloyard.training.state.checkpoint import read_header, restore
-from yoloyard.training.trainer import train_epoch, validate
+from yoloyard.training.trainer import save, train_epoch, validate
 
 EPOCHS = 6
 STEPS = 4 * EPOCHS

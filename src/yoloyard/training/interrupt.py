@@ -28,11 +28,9 @@ class InterruptRequest:
     def __enter__(self) -> Self:
         # Python lets only the main thread handle signals; elsewhere whoever started the thread decides.
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM]
-            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # the terminal is closed; nohup ignores it
-                numbers.append(signal.SIGHUP)
-            for number in numbers:
-                self._former[number] = signal.signal(number, self._ask)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+                    self._former[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *error: object) -> None:

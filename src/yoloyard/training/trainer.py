@@ -1,11 +1,12 @@
 """A training run from its first batch to its report, to be read from top to bottom.
 
-A batch is one step of the engine in all processes. All processes run this file alike; rank 0 alone writes, and tells
-the listeners what happens. Epochs are counted from 0 here and from 1 in everything that the user sees.
+All processes run this file alike; rank 0 alone writes, and tells the listeners what happens. Epochs are counted from 0
+here and from 1 in everything that the user sees.
 """
 
 import dataclasses
 import logging
+import shlex
 
 import torch
 
@@ -21,14 +22,14 @@ from yoloyard.training.begin import Run, begin, go_on
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.compilation import shapes_vary
 from yoloyard.training.engine.engine import Verdict
-from yoloyard.training.interrupt import InterruptRequest
+from yoloyard.training.interrupt import Interrupted, InterruptRequest
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Listeners, Result
 from yoloyard.training.listeners.results import as_record, save_run_weights, write_run_report
-from yoloyard.training.saving import end_epoch, save, stop_if_asked
 from yoloyard.training.setup.setup import Setup
 from yoloyard.training.setup.starting_point import set_training_mode
-from yoloyard.training.state.checkpoint import Header
+from yoloyard.training.state.checkpoint import Header, copy_checkpoint, snapshot_of, write
+from yoloyard.training.state.randomness import random_state
 from yoloyard.training.stopwatch import Stopwatch, memory_gigabytes
 
 log = logging.getLogger(__name__)
@@ -129,11 +130,11 @@ def judge(run: Run, verdict: Verdict | None) -> None:
 
 def is_exhausted(run: Run) -> bool:
     """Has there been no better figure for `patience` epochs?"""
-    progress, config, patience = run.progress, run.setup.config, run.setup.config.patience
+    progress, config = run.progress, run.setup.config
     is_validated = progress.epoch > 0 and progress.epoch % config.val_period == 0
-    exhausted = patience > 0 and is_validated and progress.epoch - 1 - progress.best_epoch >= patience
+    exhausted = is_validated and 0 < config.patience < progress.epoch - progress.best_epoch
     if exhausted:
-        log.info(f"no better {config.best_by} for {patience} epochs (--patience): training ends here")
+        log.info(f"no better {config.best_by} for {config.patience} epochs (--patience): training ends here")
     return exhausted
 
 
@@ -154,14 +155,62 @@ def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detection
     with team.watch.long_work():
         own = predict_all(detector, run.val_loader, config.evaluation, setup.device, setup.precision, goes_on)
     stop_if_asked(run)
-    detections: dict[int, Detections] = {}
-    for part in team.gather(own):
-        detections |= part
+    detections = {image: found for part in team.gather(own) for image, found in part.items()}
     with team.on_rank_0() as is_rank_0:
         metrics = evaluate(setup.val_index, detections, config.evaluation.max_det) if is_rank_0 else None
         if metrics:
             metrics = dataclasses.replace(metrics, showing=metrics.showing.within(config.evaluation))
     return team.broadcast(metrics), detections
+
+
+def end_epoch(run: Run, metrics: Metrics | None, detections: dict[int, Detections], speed: dict[str, float]) -> None:
+    """Write weights, records and checkpoints, and begin the next epoch."""
+    setup, engine, progress, config = run.setup, run.engine, run.progress, run.setup.config
+    epoch, figures = progress.epoch + 1, metrics.figures() if metrics else {}
+    losses, norm = engine.means()
+    groups = {"train": losses, "val": figures, "lr": engine.rates(), "gradient": {"norm": norm}, "speed": speed}
+    groups["memory"] = {"gigabytes": memory_gigabytes(setup.device)}
+    record = as_record(epoch, groups) | {"threads": run.threads.number}
+    value = figures.get(config.best_by)
+    is_best = value is not None and (progress.best is None or value > progress.best)
+    if is_best:
+        progress.best, progress.best_epoch = value, progress.epoch
+    if progress.best == 0:
+        progress.best_epoch = progress.epoch  # patience begins with the first thing found
+    engine.even_out_statistics()
+    with run.team.on_rank_0() as is_rank_0:
+        for name in ["last", *["best"] * is_best] if is_rank_0 else []:
+            path = setup.folder / "weights" / f"{name}.safetensors"
+            save_run_weights(path, setup, engine.average.model, epoch, metrics)
+        run.listeners.tell(events.EpochMeasured(run.epochs, record))
+    progress.epoch, progress.position = epoch, 0
+    engine.begin_epoch()
+    save(run)
+    with run.team.on_rank_0() as is_rank_0:
+        if is_rank_0 and config.save_period and epoch % config.save_period == 0:
+            copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
+        run.listeners.tell(events.EpochEnded(epoch, record, metrics, detections))
+
+
+def save(run: Run) -> None:
+    """Write the last checkpoint."""
+    if run.engine.settle():
+        run.listeners.tell(events.AlertRaised("accumulated gradients are not finite; they are dropped"))
+    run.count_time()
+    random_states = run.team.gather(random_state(run.setup.device))
+    with run.team.on_rank_0() as is_rank_0:
+        if is_rank_0:
+            write(snapshot_of(run.setup.spec.to_json(), run.engine, run.progress, random_states), run.last_checkpoint)
+            run.listeners.tell(events.CheckpointWritten(run.last_checkpoint))
+
+
+def stop_if_asked(run: Run) -> None:
+    """After Ctrl-C or SIGTERM, to whichever process: save everything and end, saying how to go on."""
+    if number := run.team.max(run.interrupt.signal or 0):
+        run.interrupt.signal = number
+        save(run)
+        folder = shlex.quote(str(run.setup.folder))
+        raise Interrupted(f"stopped; everything is saved. Go on with: yoloyard train --resume {folder}", number)
 
 
 def finish(run: Run) -> Result:

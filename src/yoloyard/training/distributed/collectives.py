@@ -1,7 +1,4 @@
-"""What the processes of a run exchange: sums on the device, numbers and objects through the host.
-
-Rank 0 alone writes and talks to the user.
-"""
+"""What the processes of a run exchange: sums on the device, numbers and objects through the host."""
 
 import dataclasses
 import datetime
@@ -55,10 +52,9 @@ class Team:
 
     def max(self, number: int) -> int:
         """The largest of all processes' numbers."""
-        if self.size == 1:
-            return number
         numbers = torch.tensor(number)
-        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._host_group)
+        if self.size > 1:
+            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._host_group)
         return int(numbers)
 
     def min(self, number: int) -> int:
@@ -111,9 +107,8 @@ class Team:
         if in_order:
             self.watch.show(left=True)
         if self.size > 1 and dist.is_initialized():
-            # In a thread, since it may wait for a process that has ended.
             thread = threading.Thread(target=_destroy_groups, args=(in_order,), daemon=True)
-            thread.start()
+            thread.start()  # it may wait for a process that has ended
             thread.join(LEAVE_SECONDS)
 
 
@@ -156,8 +151,7 @@ def agreed_precision(precision: Precision, team: Team) -> Precision:
 
 
 def _destroy_groups(in_order: bool) -> None:
-    """End the exchange of all groups. Where other processes may be missing, NCCL's is aborted first."""
-    # Where the others may have ended, the user is told the run's own error, not one of parting.
+    # Where other processes may be missing, NCCL's exchange is aborted first, and an error of parting is not told.
     with nullcontext() if in_order else suppress(RuntimeError):
         if not in_order and dist.get_backend() == "nccl":
             dist.group.WORLD.abort()  # type: ignore[union-attr]

@@ -1,7 +1,4 @@
-"""`--compile`: the network by torch.compile, tried before the first step, so that no run fails for it.
-
-Only what the step calls is compiled. The model, its average, validation and all files stay as they are.
-"""
+"""`--compile`: what the step calls, by torch.compile, tried before the first step, so that no run fails for it."""
 
 import logging
 import time
@@ -46,10 +43,10 @@ def compile_network(
 ) -> nn.Module:
     """`network` compiled for training batches of `shape` (B, 3, H, W), or itself, with a line that says why not.
 
-    `network` is `detector` in training mode, or what shares its work among processes. `dynamic`: H and W vary, so one
-    program must serve all sizes. Then H, W and B must differ in `shape`, since the compiler takes equal numbers for
-    numbers that are always equal. What can't be compiled in one piece, such as a custom model that prints, is compiled
-    in several. Raises torch.OutOfMemoryError where the batch does not fit.
+    `network` is `detector` in training mode, or what shares its work among processes. `dynamic`: one program serves all
+    H and W. Then H, W and B must differ in `shape`, since the compiler takes equal numbers for ones that are always
+    equal. What can't be compiled in one piece, such as a custom model that prints, is compiled in several.
+    Raises torch.OutOfMemoryError where the batch does not fit.
     """
     is_shared = isinstance(network, DistributedDataParallel)  # which exchanges gradients between the pieces
     for in_one_piece in [False] if is_shared else [True, False]:

@@ -28,7 +28,7 @@ class ExponentialMovingAverage:
         # a tensor that several modules share has several names in the state, but is averaged once
         once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         names = [name for name, value in state.items() if name in once and value.is_floating_point()]
-        # both are changed in place alone, so the lists, whose making takes longer than the arithmetic, are made once
+        # changed in place alone, so the lists, whose making takes longer than the arithmetic, are made once
         averages = self.model.state_dict()
         self._values, self._averages = [state[name] for name in names], [averages[name] for name in names]
 

@@ -43,7 +43,6 @@ def split_like(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
 
 
 def _statistics_of(model: nn.Module) -> list[Tensor]:
-    """BatchNorm's running means and variances, which are changed in place alone."""
     return [
         buffer
         for module in model.modules()
