@@ -54,12 +54,12 @@ def train(
         setup: Setup | None = None
         with team.on_rank_0() as is_rank_0:
             if is_rank_0 and header is not None:
+                last = folder / "checkpoints" / "last"
                 lock.take(folder)
-                restore_whole_folder(folder / "checkpoints" / "last")
-                header = read_header(folder / "checkpoints" / "last")  # since nobody else writes there
-                spec = dataclasses.replace(header.spec, precision=precision)
-                spec = resumed(spec, overrides, team.size, folder, header.progress.epoch)
-                setup = build(spec, folder, device, handed_in)
+                restore_whole_folder(last)
+                header = read_header(last)  # since nobody else writes there
+                spec = resumed(header.spec, overrides, team.size, folder, header.progress.epoch)
+                setup = build(dataclasses.replace(spec, precision=precision), folder, device, handed_in)
             elif is_rank_0:
                 setup = new_run(overrides, device, precision, team.size, handed_in, lock)
             if setup is not None:
@@ -71,10 +71,7 @@ def train(
 
 
 def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[Path, Header | None]:
-    """The folder of the run that goes on and the header of its last checkpoint; none for a new run.
-
-    `overrides` are checked ones. Raises UsageError or UserError if there is no such run.
-    """
+    """The folder of the run that goes on and its checkpoint's header. Raises UsageError or UserError without one."""
     if resume is None:
         return Path(), None
     if not isinstance(resume, str | os.PathLike):
@@ -89,10 +86,7 @@ def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[P
 
 
 def num_processes(overrides: Mapping[str, Any], header: Header | None) -> int:
-    """How many processes the run wants: new with checked `overrides`, or that of a checkpoint. `--device 0,1`: 2.
-
-    Raises UsageError if `device` and `processes` don't agree or a device is not there.
-    """
+    """How many processes the run wants. Raises UsageError if a device isn't there or `processes` disagrees."""
     saved = header.spec.config if header else TrainConfig()
     device = overrides.get("device", saved.device)
     devices = len(device.split(","))

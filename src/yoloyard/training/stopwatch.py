@@ -15,9 +15,8 @@ from yoloyard.common.structures import Batch
 class Stopwatch:
     """How fast an epoch goes, and for how much of the time the device waits for data.
 
-    While the host waits for a batch, a GPU still works. So an event is put into the device's queue before and after
-    each wait: the device waits between the first, when it has done all that it had, and the second, when the batch is
-    there as well.
+    A GPU still works while the host waits for a batch. So an event is put into its queue before and after each wait: it
+    waits between the first, when it has done all that it had, and the second, when the batch is there as well.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -40,10 +40,7 @@ SETTLED_BATCH = 1  # of the run, from 0: after it maps lie in memory where later
 
 
 def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | None = None) -> Result:
-    """Train as `setup` says, from the beginning or from the run's last checkpoint.
-
-    Raises Interrupted after Ctrl-C or SIGTERM, with everything saved, and UserError if the run can't go on.
-    """
+    """Train as `setup` says, from the beginning or a checkpoint. Raises Interrupted with all saved, or UserError."""
     result = None
     with InterruptRequest(silent=not team.is_rank_0) as interrupt:
         run = begin(setup, listeners, team, interrupt)

@@ -123,10 +123,7 @@ def local_rank() -> int:
 
 
 def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team:
-    """Meet the other processes of this run, which torchrun's environment variables name.
-
-    After the first steps a process may be late at an exchange by `hang_timeout` seconds.
-    """
+    """Meet the other processes of this run. After the first steps one may be late by `hang_timeout` seconds."""
     if not is_launched():
         return Team()
     limit = datetime.timedelta(seconds=START_SECONDS)

@@ -33,10 +33,7 @@ def parallelize(model: nn.Module, device: torch.device, team: Team, may_leave_ou
 
 
 def exchanging(network: nn.Module, is_due: bool, team: Team) -> AbstractContextManager[None]:
-    """Inside, a backward pass makes gradients their mean over all processes if `is_due`; else each adds up its own.
-
-    `network` comes from `parallelize`, compiled or not. The exchange is of the gradients of all batches of an update.
-    """
+    """Inside, a backward pass makes gradients their mean over all processes if `is_due`; else each adds up its own."""
     return nullcontext() if is_due or team.size == 1 else network.no_sync()  # type: ignore[operator]
 
 

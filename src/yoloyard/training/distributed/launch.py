@@ -28,10 +28,7 @@ def command(overrides: Mapping[str, Any], resume: str | None) -> list[str]:
 
 
 def launch(count: int, arguments: list[str]) -> int:
-    """Run `yoloyard` with `arguments` in `count` processes of this host; returns the exit code.
-
-    Each process reports its own errors; here, only those that were killed are reported.
-    """
+    """Run `yoloyard` with `arguments` in `count` processes here; returns the exit code, and logs who was killed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

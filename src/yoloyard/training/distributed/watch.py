@@ -1,9 +1,8 @@
 """Who waits for whom among the processes of a run, which one failed, and what is said about it.
 
-Each process shows the others, in a store outside of them, where it is and that it lives. A process that is late at an
-exchange by more than `hang_timeout` ends the run. Work that may take longer is done inside `Watch.long_work`.
-torch's own means are not enough. monitored_barrier has one fixed time limit, breaks the group, and names the missing
-process on rank 0 alone, or nowhere if that is rank 0. Error files know no process that hangs, nor any other host.
+Each process shows the others, in a store outside of them, where it is and that it lives. torch's own means are not
+enough: monitored_barrier has one fixed time limit, breaks the group, and names the missing process on rank 0 alone, or
+nowhere if that is rank 0. Error files know no process that hangs, nor any other host.
 """
 
 from __future__ import annotations
@@ -109,10 +108,7 @@ class Watch:
 
     @contextmanager
     def long_work(self) -> Iterator[None]:
-        """For work that may take long, and not equally long in all processes. At its end each waits for all others.
-
-        It waits as long as they show signs of life. Raises LostProcessError if one has failed or shows none.
-        """
+        """For work that may take long; then each waits for all. Raises LostProcessError if one fails or is silent."""
         if self._store is None:
             yield
             return
@@ -229,10 +225,7 @@ class Watch:
 
 
 def pid_namespace() -> str:
-    """Where a process number means one process: this start of the system and this namespace; empty if not known.
-
-    psutil knows neither of them, and containers may share host names and numbers.
-    """
+    """Where a process number means one process: this start of the system and this namespace; empty if not known."""
     try:
         if os.readlink("/proc/self") != str(os.getpid()):  # it shows another namespace
             return ""

@@ -1,7 +1,4 @@
-"""The exponential moving average of a model, which is what is evaluated and saved.
-
-Source: Polyak & Juditsky (1992); the ramp of the decay is that of the published YOLO recipes.
-"""
+"""The moving average of a model. Source: Polyak & Juditsky (1992); its ramp is that of the published YOLO recipes."""
 
 import copy
 from collections.abc import Mapping

@@ -266,10 +266,7 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Put back what `state_dict` gave, on whatever device.
-
-        Raises KeyError, ValueError or RuntimeError if a part is missing or does not fit.
-        """
+        """Put back what `state_dict` gave. Raises KeyError, ValueError or RuntimeError if a part doesn't fit."""
         own = state["engine"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["ema"])

@@ -42,10 +42,7 @@ def as_line(text: str, names: Sequence[str]) -> str:
 
 
 def balanced(boxes: np.ndarray) -> np.ndarray:
-    """Weights (C,) for classes with so many `boxes` (C,): their inverse root, with mean 1 over all boxes.
-
-    A class without boxes has the weight 1.
-    """
+    """Weights (C,) for classes with `boxes` (C,): the inverse root, mean 1 over all boxes; 1 for a class without."""
     weights = 1 / np.sqrt(np.maximum(boxes, 1))
     weights *= boxes.sum() / max((boxes * weights).sum(), 1e-12)
     return np.where(boxes > 0, weights, 1.0)

@@ -22,10 +22,7 @@ QUICK_PAIRS, QUICK_PIXELS = 10**8, 10**8
 
 
 def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
-    """What a new run trains on and what its validation counts; logs what is wrong with the data and what is left out.
-
-    Raises UserError where too much of a split can't be used, or, with `strict`, anything.
-    """
+    """The splits of a new run; logs what is wrong or left out. Raises UserError where it is too much."""
     splits = {"train": load_index(spec, "train"), "val": load_index(spec, "val")}
     splits["val"] = _with_duplicates(spec, config, **splits)
     for split, index in splits.items():

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,42 +55,34 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
 
 
 def derive(
-    config: TrainConfig,
-    given: Mapping[str, Any],
-    detector: Detector,
-    train_index: Index,
-    device: torch.device,
-    num_processes: int,
+    config: TrainConfig, given: Collection[str], detector: Detector, index: Index, device: torch.device, processes: int
 ) -> TrainConfig:
-    """The configuration with what follows from data, network and host; each choice is said in a line.
-
-    Raises UsageError where the data are too few, or for weights of classes that can't be.
-    """
+    """The configuration with what follows from data, network and host, each said in a line. Raises UsageError."""
     stride = max(detector.strides)
     imgsz = detector.input_size(config.imgsz)
     if imgsz != config.imgsz:
         log.info(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
-    batch = min(config.batch, len(train_index) // num_processes * num_processes)
+    batch = min(config.batch, len(index) // processes * processes)
     if not batch:
-        raise UsageError(f"{len(train_index)} training images are too few for {num_processes} processes")
+        raise UsageError(f"{len(index)} training images are too few for {processes} processes")
     if batch != config.batch:
-        log.info(f"batch {config.batch} is more than the {len(train_index)} training images: {batch} is used")
-    derived: dict[str, Any] = {"imgsz": imgsz, "batch": batch, "processes": num_processes}
+        log.info(f"batch {config.batch} is more than the {len(index)} training images: {batch} is used")
+    derived: dict[str, Any] = {"imgsz": imgsz, "batch": batch, "processes": processes}
     if "workers" not in given:
         # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
         # Powers of two keep each worker to the images that it has decoded itself.
-        affordable = max(1, min(config.workers, usable_cores() // num_processes))
+        affordable = max(1, min(config.workers, usable_cores() // processes))
         derived["workers"] = 0 if device.type == "cpu" else 2 ** int(math.log2(affordable))
     if config.rect:
         log.info("rect: batches of similar shapes, without mosaic and mixup")
         derived |= {"mosaic": 0, "mixup": 0}
     if config.class_weights is not None:
-        derived["class_weights"] = weights = class_weights.resolve(config.class_weights, train_index)
-        log.info(f"class weights: {class_weights.as_line(weights, train_index.names)}")
+        derived["class_weights"] = weights = class_weights.resolve(config.class_weights, index)
+        log.info(f"class weights: {class_weights.as_line(weights, index.names)}")
     config = with_overrides(config, derived)
-    places = len(plan_epochs(train_index, config, stride))
+    places = len(plan_epochs(index, config, stride))
     if config.repeat_factor:
-        log.info(f"repeat factor {config.repeat_factor:g}: an epoch has {places} images instead of {len(train_index)}")
+        log.info(f"repeat factor {config.repeat_factor:g}: an epoch has {places} images instead of {len(index)}")
     config, line = recipes.fit_to_run(config, given, places, detector.num_classes)
     log.info(line)
     return config

@@ -72,10 +72,7 @@ def new_run(
     transform: Transform | None = None,
     lock: RunLock | None = None,
 ) -> Setup:
-    """A new run of `num_processes` from `given`, a user's checked overrides; makes its folder, which `lock` takes.
-
-    Raises UsageError or UserError with what to do.
-    """
+    """A new run from a user's checked overrides; its folder is made and locked. Raises UsageError or UserError."""
     config = with_overrides(TrainConfig(), given)
     check_new(config, given, device, num_processes)
     start = starting_point(given)
@@ -97,11 +94,11 @@ def new_run(
     if config.classes is not None:
         chosen["classes"] = class_numbers(config.classes, data.names)
     config = with_overrides(config, chosen)
-    splits = load_splits(data, config)
-    config = derive(config, given, detector, splits[0], device, num_processes)
+    train, val = load_splits(data, config)
+    config = derive(config, given, detector, train, device, num_processes)
     licence = start.transfer(detector, names)
     if "anchors" in detector.head.constants and config.loss.autoanchor:
-        fit_anchors(detector.head, splits[0], config.imgsz, config.loss.anchor_t, config.seed)
+        fit_anchors(detector.head, train, config.imgsz, config.loss.anchor_t, config.seed)
     freeze(detector, config.freeze)
 
     # Named after the data file, or after the file's folder where it is called data.yaml.
@@ -112,46 +109,34 @@ def new_run(
     if custom is not None:
         content = custom.source
         write_whole(folder / custom.path.name, lambda temporary: temporary.write_bytes(content))
-    images, digest = splits[0].names_digest(), custom.digest if custom else None
-    spec = RunSpec(config, given, names, images, arguments, digest, None, licence, precision)
-    return build(spec, folder, device, transform, detector, splits)
+    digest, facts = custom.digest if custom else None, transform.facts if transform else None
+    spec = RunSpec(config, given, names, train.names_digest(), arguments, digest, facts, licence, precision)
+    return Setup(spec, folder, device, detector, train, val, transform)
 
 
-def build(
-    spec: RunSpec,
-    folder: Path,
-    device: torch.device,
-    transform: Transform | None = None,
-    detector: Detector | None = None,
-    splits: tuple[Index, Index] | None = None,
-) -> Setup:
-    """The setup of the run in `folder` that `spec` describes, in every process of it.
+def build(spec: RunSpec, folder: Path, device: torch.device, transform: Transform | None = None) -> Setup:
+    """The setup of the run in `folder` that has begun and that `spec` describes, in every process of it.
 
-    A new run hands in its `detector` with the weights to start from, and its `splits`. Without them the detector gets
-    random weights, and data and the user's files must be those that the run began with. A `transform` that is handed in
-    takes the place of the kept one.
-    Raises UserError if data or files have changed, UsageError if the transform must be handed in.
+    The detector has random weights. A `transform` that is handed in takes the place of the kept one.
+    Raises UserError if data or the user's files have changed, UsageError if the transform must be handed in.
     """
     config = spec.config
-    if splits is None:
-        splits = load_splits_again(read_data_yaml(Path(config.data)), config)
-        if (splits[0].names_digest(), splits[0].names) != (spec.images, spec.names):
-            raise UserError(
-                f"the training images or the classes of {config.data} have changed since the run began; start a new one"
-            )
-    if detector is None:
-        custom = read_kept(config.model, spec.model_digest, [folder]) if is_custom(config.model) else None
-        detector = build_detector(config.model, custom, spec.model_arguments)
-        freeze(detector, config.freeze)
+    train, val = load_splits_again(read_data_yaml(Path(config.data)), config)
+    if (train.names_digest(), train.names) != (spec.images, spec.names):
+        raise UserError(
+            f"the training images or the classes of {config.data} have changed since the run began; start a new one"
+        )
+    custom = read_kept(config.model, spec.model_digest, [folder]) if is_custom(config.model) else None
+    detector = build_detector(config.model, custom, spec.model_arguments)
+    freeze(detector, config.freeze)
     if transform is not None:
         spec = dataclasses.replace(spec, transform=transform.facts)
     elif spec.transform is not None:
         transform = restore(folder, spec.transform)
-    return Setup(spec, folder, device, detector, *splits, transform)
+    return Setup(spec, folder, device, detector, train, val, transform)
 
 
 def _transform(config: TrainConfig, transform: Transform | None, custom: CustomModel | None) -> Transform | None:
-    """The transform that was handed in, or that the setting `transform` names."""
     if config.transform is None:
         return transform
     if transform is not None:

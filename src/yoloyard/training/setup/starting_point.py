@@ -36,10 +36,7 @@ class StartingPoint:
         return {"num_classes": num_classes} | others
 
     def transfer(self, detector: Detector, names: tuple[str, ...]) -> str | None:
-        """Put what fits of the file into `detector`; returns the licence that comes with it.
-
-        Raises UsageError if nothing fits.
-        """
+        """Put what fits of the file into `detector`; returns its licence. Raises UsageError if nothing fits."""
         if self.file is None:
             return None
         state, metadata = self.state, self.metadata
@@ -90,10 +87,7 @@ def build_detector(model: str, custom: CustomModel | None, arguments: Mapping[st
 
 
 def freeze(detector: Detector, what: str | None) -> None:
-    """Stop the training of the first N published blocks, or of parameters by prefixes of their names.
-
-    Raises UsageError if there are no such blocks or parameters.
-    """
+    """Freeze the first N published blocks, or parameters by prefixes of their names. Raises UsageError if unknown."""
     if what is not None and what.isdigit():
         blocks = detector.blocks
         if int(what) > len(blocks):

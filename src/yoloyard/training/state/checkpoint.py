@@ -1,7 +1,4 @@
-"""All that a run is at one moment: a snapshot in host memory, and a checkpoint on disk.
-
-A checkpoint is a folder of safetensors and JSON that is replaced whole.
-"""
+"""A run at one moment: a snapshot in host memory, a checkpoint on disk, a folder that is replaced whole."""
 
 import json
 import os
@@ -66,10 +63,7 @@ def snapshot_of(
 
 
 def write(content: Snapshot, folder: Path) -> None:
-    """Write a snapshot into `folder`, whole or not at all; any thread may do so.
-
-    Raises UserError if the disk is full or not writable.
-    """
+    """Write a snapshot into `folder`, whole or not at all; any thread may do so. Raises UserError if it can't be."""
 
     def write_parts(temporary: Path) -> None:
         facts: dict[str, Any] = {"format": FORMAT}
@@ -104,10 +98,7 @@ def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
 
 
 def read_header(folder: Path) -> Header:
-    """The JSON part of a checkpoint, which may be about to be replaced. Changes nothing.
-
-    Raises UserError if there is none or if this version can't read its format.
-    """
+    """The JSON part of a checkpoint, which may be about to be replaced. Raises UserError if it can't be read."""
     try:
         facts: dict[str, Any] = json.loads((whole_folder(folder) / "state.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -119,11 +110,7 @@ def read_header(folder: Path) -> Header:
 
 
 def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -> None:
-    """Put everything of a checkpoint back, and the random numbers of process `rank`.
-
-    These stay as they are where fewer processes have made the checkpoint. Raises UserError if a part is missing or
-    does not fit.
-    """
+    """Put a checkpoint back, with the random numbers of process `rank`, if it had one. Raises UserError if it can't."""
     try:
         parts = {name: _read(header, name) for name in TENSOR_PARTS}
         if header.facts["format"] == 2:

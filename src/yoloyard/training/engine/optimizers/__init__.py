@@ -38,10 +38,7 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, decay: float) -> torch.optim.Optimizer:
-    """The optimizer that `config` names over the groups weight, norm and bias, in this order; `decay` is of weight.
-
-    Raises UsageError if no parameter is left to train.
-    """
+    """The optimizer of `config`; `decay` is of weights alone. Raises UsageError if no parameter is left to train."""
     groups = [
         {"params": parameters, "name": name, "weight_decay": decay if name == "weight" else 0.0}
         for name, parameters in parameter_groups(model).items()
