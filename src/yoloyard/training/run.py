@@ -33,9 +33,8 @@ def train(
 ) -> Result:
     """Train with a user's `overrides` of `TrainConfig`; `resume` names the run folder that goes on, or is NEWEST.
 
-    Rank 0 calls each of `listeners` with each event, and alone logs lines for the user. `transform(image, boxes,
-    labels)` or an Albumentations pipeline changes training images (see `data.pixels.transform`). In several processes
-    each of them calls this. Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
+    Each process of a run calls this; rank 0 alone calls the `listeners` and logs lines for the user. `transform` is one
+    of `data.pixels.transform`. Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
     """
     check_limit()
     overrides = checked_overrides(TrainConfig, overrides)
@@ -77,7 +76,12 @@ def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[P
     if not isinstance(resume, str | os.PathLike):
         raise UsageError(f"resume must name a run folder, not {resume!r:.80}")
     if resume == NEWEST:
-        folder = _newest_run(Path(overrides.get("project", TrainConfig().project)))
+        project = Path(overrides.get("project", TrainConfig().project))
+        folders = (whole_folder(path / "checkpoints" / "last") for path in project.glob("*"))
+        states = [state for each in folders if (state := each / "state.json").exists()]
+        if not states:
+            raise UsageError(f"there is no run to resume in {project}/; say --resume FOLDER")
+        folder = max(states, key=lambda path: path.stat().st_mtime).parents[2]
     else:  # the run folder, or a weights file or checkpoint in it
         named = Path(os.path.expanduser(resume))
         places = (named, *named.parents[:2])
@@ -98,12 +102,3 @@ def num_processes(overrides: Mapping[str, Any], header: Header | None) -> int:
         if count > devices and chosen.index is not None and device not in ("auto", chosen.type):
             raise UsageError(f"--device {device} is one device; name one for each of the {count} processes")
     return count
-
-
-def _newest_run(project: Path) -> Path:
-    """The run of `project` that was saved last."""
-    folders = (whole_folder(path / "checkpoints" / "last") for path in project.glob("*"))
-    states = [state for folder in folders if (state := folder / "state.json").exists()]
-    if not states:
-        raise UsageError(f"there is no run to resume in {project}/; say --resume FOLDER")
-    return max(states, key=lambda path: path.stat().st_mtime).parents[2]

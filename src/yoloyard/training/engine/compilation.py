@@ -16,7 +16,7 @@ from yoloyard.models.detector import Detector
 
 log = logging.getLogger(__name__)
 
-Network = Callable[[Tensor], list[Tensor]]
+Shape = tuple[int, int, int, int]
 
 
 def shapes_vary(config: TrainConfig) -> bool:
@@ -24,7 +24,7 @@ def shapes_vary(config: TrainConfig) -> bool:
     return config.multi_scale or config.rect
 
 
-def shape_to_try(config: TrainConfig, processes: int, stride: int) -> tuple[int, int, int, int]:
+def shape_to_try(config: TrainConfig, processes: int, stride: int) -> Shape:
     """The (B, 3, H, W) of one process's batches; where they vary, a rectangle, whose numbers are all different."""
     images = config.batch // processes
     if not shapes_vary(config):
@@ -36,7 +36,7 @@ def shape_to_try(config: TrainConfig, processes: int, stride: int) -> tuple[int,
 def compile_network(
     network: nn.Module,
     detector: Detector,
-    shape: tuple[int, int, int, int],
+    shape: Shape,
     precision: Precision,
     dynamic: bool = False,
     backend: str = "inductor",
@@ -54,6 +54,8 @@ def compile_network(
         began = time.perf_counter()
         try:
             _try_out(compiled, network, detector, shape, precision)
+            log.info(f"compile: the network was compiled in {time.perf_counter() - began:.0f} seconds")
+            return compiled  # type: ignore[return-value]
         except torch._dynamo.exc.Unsupported as error:
             log.info(f"compile: the network can't be compiled in one piece, so in several: {_first_line(error)}")
         except Exception as error:  # whatever else it is: the step works without
@@ -61,14 +63,11 @@ def compile_network(
                 raise torch.OutOfMemoryError(_first_line(error)) from error
             log.info(f"compile: this does not work here, training goes on without it: {_first_line(error)}")
             return network
-        else:
-            log.info(f"compile: the network was compiled in {time.perf_counter() - began:.0f} seconds")
-            return compiled  # type: ignore[return-value]
     return network
 
 
 def _try_out(
-    compiled: Network, network: nn.Module, detector: Detector, shape: tuple[int, int, int, int], precision: Precision
+    compiled: Callable[..., list[Tensor]], network: nn.Module, detector: Detector, shape: Shape, precision: Precision
 ) -> None:
     """Compile by a forward and a backward; leaves neither gradients nor statistics nor random numbers behind."""
     device = next(detector.parameters()).device
@@ -87,8 +86,7 @@ def _try_out(
         with torch.no_grad():
             for name, buffer in detector.named_buffers():
                 buffer.copy_(buffers[name])
-        for parameter in detector.parameters():
-            parameter.grad = None
+        detector.zero_grad()
 
 
 def _first_line(error: Exception) -> str:

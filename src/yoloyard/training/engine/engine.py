@@ -23,11 +23,10 @@ from yoloyard.losses import Criterion
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.distributed.ddp import exchanging
-from yoloyard.training.engine.ema import ExponentialMovingAverage
+from yoloyard.training.engine.ema import ExponentialMovingAverage, Statistics, even_out
 from yoloyard.training.engine.multi_scale import vary_size
 from yoloyard.training.engine.optimizers import build_optimizer, laid_out_as, load_optimizer_state, optimizer_state
 from yoloyard.training.engine.schedule import Schedule
-from yoloyard.training.engine.statistics import Statistics, even_out
 
 log = logging.getLogger(__name__)
 

@@ -45,9 +45,7 @@ class StartingPoint:
             state = {name: value for name, value in state.items() if name not in chosen}
         report = transfer(detector, state, names, metadata.get("names", ()))
         if not report.taken:
-            raise UsageError(
-                f"nothing in {self.file} fits {self.model}: name the model that it was made for by --model"
-            )
+            raise UsageError(f"nothing in {self.file} fits {self.model}: use --model to name the model of that file")
         log.info(f"weights from {self.file}: {report}")
         if metadata.get("fused"):
             log.info("that file was fused for inference: its normalisation begins again; the unfused file is better")
@@ -67,18 +65,17 @@ def starting_point(given: Mapping[str, Any]) -> StartingPoint:
     path = given.get("weights")
     if path is None and model is not None and Path(model).suffix.lower() in WEIGHT_FILES:
         path, model = model, None
-    state, metadata = ({}, {}) if path is None else read_weights(Path(path))
-    custom = None
-    if path is not None and model is None:
+    file = Path(path) if path else None
+    state, metadata = read_weights(file) if file else ({}, {})
+    custom = read_custom(model) if model is not None and is_custom(model) else None
+    if file is not None and model is None:
         if "model" not in metadata:
-            raise UserError(f"{path} does not say which model it holds; add --model NAME")
+            raise UserError(f"{file} does not say which model it holds; add --model NAME")
         model = metadata["model"]
-        custom = beside(Path(path), metadata) if is_custom(model) else None
-    elif model is not None and is_custom(model):
-        custom = read_custom(model)
+        custom = beside(file, metadata) if is_custom(model) else None
     if custom is not None:
         model = f"{custom.path}:{custom.function}"
-    return StartingPoint(model or TrainConfig().model, custom, Path(path) if path else None, state, metadata)
+    return StartingPoint(model or TrainConfig().model, custom, file, state, metadata)
 
 
 def build_detector(model: str, custom: CustomModel | None, arguments: Mapping[str, Any]) -> Detector:
@@ -109,7 +106,5 @@ def set_training_mode(detector: torch.nn.Module) -> None:
     """Training mode, but for normalisation layers whose parameters are frozen."""
     detector.train()
     for module in detector.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and not any(
-            parameter.requires_grad for parameter in module.parameters()
-        ):
-            module.eval()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.train(any(parameter.requires_grad for parameter in module.parameters()))

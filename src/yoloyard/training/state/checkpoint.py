@@ -19,7 +19,6 @@ from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.randomness import set_random_state
 
 FORMAT = 3
-READABLE_FORMATS = (2, 3)
 TENSOR_PARTS = ("model", "ema", "optimizer", "gradients")  # of the engine; files even where they are empty
 
 
@@ -89,8 +88,8 @@ def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
                 shutil.copyfile(file, temporary / file.name)
 
     write_whole_folder(copy, link_all)
-    numbers = {path: path.name.removeprefix("epoch-") for path in copy.parent.glob("epoch-*")}
-    epochs = {path: int(number) for path, number in numbers.items() if number.isdecimal()}
+    paths = copy.parent.glob("epoch-*")
+    epochs = {path: int(number) for path in paths if (number := path.name.removeprefix("epoch-")).isdecimal()}
     # A higher number is of an earlier run in this folder (--exist-ok).
     former = sorted((path for path in epochs if epochs[path] <= epochs[copy]), key=epochs.__getitem__)
     for old in former[:-keep]:
@@ -103,7 +102,7 @@ def read_header(folder: Path) -> Header:
         facts: dict[str, Any] = json.loads((whole_folder(folder) / "state.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"there is no whole checkpoint in {folder} ({error}); start the run again") from error
-    if facts.get("format") not in READABLE_FORMATS:
+    if facts.get("format") not in (2, FORMAT):
         raise UserError(f"{folder} has checkpoint format {facts.get('format')}, this version reads 2 and {FORMAT}")
     progress = {name: value for name, value in facts["progress"].items() if name != "last_update"}  # of format 2
     return Header(folder, Progress(**progress), facts)

@@ -25,15 +25,10 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or parameter in seen:
-                continue
-            seen.add(parameter)
-            if "bias" in f"{module_name}.{name}":
-                groups["bias"].append(parameter)
-            elif isinstance(module, NORMALISATIONS):
-                groups["norm"].append(parameter)
-            else:
-                groups["weight"].append(parameter)
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                kind = "norm" if isinstance(module, NORMALISATIONS) else "weight"
+                groups["bias" if "bias" in f"{module_name}.{name}" else kind].append(parameter)
     return groups
 
 
