@@ -12,8 +12,7 @@ from yoloyard.common.device import Precision
 from yoloyard.common.log import shown_lines
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
-from yoloyard.training.distributed.collectives import Team, join_team
-from yoloyard.training.distributed.ddp import exchanging, parallelize
+from yoloyard.training.distributed.collectives import Team, exchanging, join_team, parallelize
 from yoloyard.training.engine.compilation import compile_network
 
 FLOAT32 = Precision("cpu", torch.float32)

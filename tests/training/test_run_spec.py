@@ -8,8 +8,7 @@ import pytest
 
 from yoloyard.common.errors import UsageError
 from yoloyard.config.settings import TrainConfig, flat_settings
-from yoloyard.training.setup.settings import resumed
-from yoloyard.training.spec import RunSpec
+from yoloyard.training.setup.settings import RunSpec, resumed
 
 FORMAT_2 = Path(__file__).parents[1] / "data" / "state_format_2.json"
 

@@ -18,8 +18,7 @@ from yoloyard.losses import build_criterion
 from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
-from yoloyard.training.distributed.collectives import Team, join_team
-from yoloyard.training.distributed.ddp import parallelize
+from yoloyard.training.distributed.collectives import Team, join_team, parallelize
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
 from yoloyard.training.state.randomness import random_state

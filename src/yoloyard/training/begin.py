@@ -16,8 +16,7 @@ from yoloyard.common.device import free_bytes, images_at_once, precision_text
 from yoloyard.cpu.memory import reuse_memory
 from yoloyard.data.loading.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
 from yoloyard.losses import build_criterion
-from yoloyard.training.distributed.collectives import Team
-from yoloyard.training.distributed.ddp import parallelize
+from yoloyard.training.distributed.collectives import Team, parallelize
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import InterruptRequest

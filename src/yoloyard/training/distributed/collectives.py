@@ -1,17 +1,18 @@
-"""What the processes of a run exchange: sums on the device, numbers and objects through the host."""
+"""What the processes of a run exchange: sums and gradients on the device, numbers and objects through the host."""
 
 import dataclasses
 import datetime
+import inspect
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from yoloyard.common.device import PRECISIONS, Precision
 from yoloyard.common.errors import SilentError
@@ -147,9 +148,47 @@ def agreed_precision(precision: Precision, team: Team) -> Precision:
     return dataclasses.replace(precision, dtype=PRECISIONS[team.max(PRECISIONS.index(precision.dtype))])
 
 
+def parallelize(model: nn.Module, device: torch.device, team: Team, may_leave_out: bool = False) -> nn.Module:
+    """The network that the step calls: `model` itself, or in several processes one that exchanges gradients.
+
+    Parameters and buffers become those of rank 0; BatchNorm's statistics diverge until the engine makes them equal.
+    `may_leave_out`: a forward may leave out parameters, which torch then looks for at each exchange. Without it such a
+    network raises RuntimeError.
+    """
+    if team.size == 1:
+        return model
+    for tensor in model.state_dict().values():
+        dist.broadcast(tensor, src=0)
+    devices = None if device.type == "cpu" else [device]
+    wrapper = nn.parallel.DistributedDataParallel
+    # No exchange of BatchNorm's statistics at every step; torch 2.13 gave that option another name.
+    names = {"forward_sync_buffers", "broadcast_buffers"} & inspect.signature(wrapper).parameters.keys()
+    # Gradients live in the memory that is exchanged, which saves one copy of them.
+    options: dict[str, Any] = {max(names): False, "gradient_as_bucket_view": True}
+    shared = _WithSpare(model, device) if may_leave_out else model
+    return wrapper(shared, device_ids=devices, find_unused_parameters=may_leave_out, **options)
+
+
+def exchanging(network: nn.Module, is_due: bool, team: Team) -> AbstractContextManager[None]:
+    """Inside, a backward pass makes gradients their mean over all processes if `is_due`; else each adds up its own."""
+    return nullcontext() if is_due or team.size == 1 else network.no_sync()  # type: ignore[operator]
+
+
 def _destroy_groups(in_order: bool) -> None:
     # Where other processes may be missing, NCCL's exchange is aborted first, and an error of parting is not told.
     with nullcontext() if in_order else suppress(RuntimeError):
         if not in_order and dist.get_backend() == "nccl":
             dist.group.WORLD.abort()  # type: ignore[union-attr]
         dist.destroy_process_group()
+
+
+class _WithSpare(nn.Module):
+    """A network with a parameter that it never uses: where all are used, torch warns that the search is not needed."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.network, self.spare = network, nn.Parameter(torch.zeros(1, device=device))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps: list[Tensor] = self.network(images)
+        return maps

@@ -3,7 +3,7 @@
 Whether losses and gradients are finite is decided on the device. If they are not, weights, average and BatchNorm's
 statistics stay as they were. The host reads about it a step later, with the flag that asks to stop.
 All processes exchange twice in a step: the norms of the loss, which the backward pass needs, and a small tensor of
-losses and flags. The gradients are exchanged with the last batch of an update (see `ddp`).
+losses and flags. The gradients are exchanged with the last batch of an update (see `exchanging`).
 """
 
 import dataclasses
@@ -21,8 +21,7 @@ from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import Criterion
 from yoloyard.models.detector import Detector
-from yoloyard.training.distributed.collectives import Team
-from yoloyard.training.distributed.ddp import exchanging
+from yoloyard.training.distributed.collectives import Team, exchanging
 from yoloyard.training.engine.ema import ExponentialMovingAverage, Statistics, even_out
 from yoloyard.training.engine.multi_scale import vary_size
 from yoloyard.training.engine.optimizers import build_optimizer, laid_out_as, load_optimizer_state, optimizer_state

@@ -1,4 +1,4 @@
-"""The settings of a run: what is refused, what follows from data, network and host, what a resumed run may change.
+"""What decides a run: its specification; what is refused, derived from data, network and host, or changed by a resume.
 
 `overrides` and `given` are a user's own settings, as `checked_overrides` returns them.
 """
@@ -7,10 +7,12 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import numpy as np
 import torch
 
 from yoloyard.common.cores import usable_cores
@@ -22,16 +24,46 @@ from yoloyard.data.index.index import Index
 from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.models.detector import Detector
 from yoloyard.training.listeners.trackers import check_trackers
-from yoloyard.training.setup import class_weights
-from yoloyard.training.spec import RunSpec
 
 log = logging.getLogger(__name__)
 
+MAX_CLASSES_NAMED = 20  # in a line
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
 MAY_CHANGE_ON_RESUME = (
     "epochs", "time", "device", "processes", "workers", "patience", "save_period", "keep", "tensorboard",
     "wandb", "compile", "hang_timeout",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What decides a run. A new run, a resumed one and a process that joins build the same `Setup` from it."""
+
+    config: TrainConfig  # resolved, with all that was derived
+    given: dict[str, Any]  # the user's own overrides
+    names: tuple[str, ...]  # of the classes
+    images: str  # digest of the names of the training images in their order, which decides which one comes when
+    model_arguments: dict[str, Any]  # with the model's name they build the detector
+    model_digest: str | None  # SHA-256 of the user's file; None: the model is no custom one
+    transform: dict[str, Any] | None  # kind, name and digest of the user's transform
+    licence: str | None  # of the weights that training started from
+    precision: str = ""  # float32, bfloat16 or float16; empty: checkpoints of format 2 don't say
+
+    @property
+    def model_name(self) -> str:
+        """How weights files name the model: a custom one by its file and function, without the folder."""
+        return Path(self.config.model).name if self.model_digest else self.config.model
+
+    def to_json(self) -> dict[str, Any]:
+        """The specification in the types of JSON, for `from_json`."""
+        return vars(self) | {"config": flat_settings(self.config), "names": list(self.names)}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> Self:
+        """What `to_json` gave, or the state.json of format 2. Raises UsageError for a setting that is unknown here."""
+        values = {field.name: saved[field.name] for field in fields(cls) if field.name in saved}
+        config = with_overrides(TrainConfig(), saved["config"])
+        return cls(**values | {"config": config, "names": tuple(saved["names"])})
 
 
 def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.device, num_processes: int) -> None:
@@ -77,8 +109,8 @@ def derive(
         log.info("rect: batches of similar shapes, without mosaic and mixup")
         derived |= {"mosaic": 0, "mixup": 0}
     if config.class_weights is not None:
-        derived["class_weights"] = weights = class_weights.resolve(config.class_weights, index)
-        log.info(f"class weights: {class_weights.as_line(weights, index.names)}")
+        derived["class_weights"] = weights = resolve_class_weights(config.class_weights, index)
+        log.info(f"class weights: {class_weights_line(weights, index.names)}")
     config = with_overrides(config, derived)
     places = len(plan_epochs(index, config, stride))
     if config.repeat_factor:
@@ -118,3 +150,40 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
         )
     check_trackers(config)
     return dataclasses.replace(spec, config=config, given=spec.given | given)
+
+
+def resolve_class_weights(text: str, index: Index) -> str:
+    """The weights as numbers joined by commas; `balanced` ones follow from the training boxes. Raises UsageError."""
+    if text.strip() == "balanced":
+        labels = np.array(index.labels)[~np.array(index.ignore)]
+        weights = balanced_class_weights(np.bincount(labels, minlength=len(index.names)))
+        text = ",".join(f"{weight:.6g}" for weight in weights)
+    parse_class_weights(text, len(index.names))
+    return text
+
+
+def parse_class_weights(text: str, num_classes: int) -> tuple[float, ...]:
+    """The numbers of a list joined by commas. Raises UsageError if they are not one for each class, or all 0."""
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--class-weights {text}: say 'balanced' or numbers such as 1,2,0.5 ({error})") from error
+    if len(weights) != num_classes:
+        raise UsageError(f"--class-weights has {len(weights)} numbers, but there are {num_classes} classes")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+        raise UsageError(f"--class-weights {text}: no weight can be below 0 or infinite, and one must be above 0")
+    return weights
+
+
+def class_weights_line(text: str, names: Sequence[str]) -> str:
+    """The weights for a reader, the first ones of many."""
+    parts = [f"{name} {weight:.3g}" for name, weight in zip(names, parse_class_weights(text, len(names)), strict=True)]
+    more = len(parts) - MAX_CLASSES_NAMED
+    return ", ".join(parts[:MAX_CLASSES_NAMED]) + (f" and {more} more, see config.yaml" if more > 0 else "")
+
+
+def balanced_class_weights(boxes: np.ndarray) -> np.ndarray:
+    """Weights (C,) for classes with `boxes` (C,): the inverse root, mean 1 over all boxes; 1 for a class without."""
+    weights = 1 / np.sqrt(np.maximum(boxes, 1))
+    weights *= boxes.sum() / max((boxes * weights).sum(), 1e-12)
+    return np.where(boxes > 0, weights, 1.0)

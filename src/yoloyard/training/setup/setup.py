@@ -26,9 +26,8 @@ from yoloyard.models.custom_model import CustomModel, is_custom, read_kept
 from yoloyard.models.detector import Detector
 from yoloyard.training.setup.anchors import fit_anchors
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
-from yoloyard.training.setup.settings import check_new, derive
+from yoloyard.training.setup.settings import RunSpec, check_new, derive
 from yoloyard.training.setup.starting_point import build_detector, freeze, starting_point
-from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.randomness import seed_all
 
 log = logging.getLogger(__name__)

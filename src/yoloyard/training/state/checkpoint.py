@@ -15,7 +15,7 @@ from torch import Tensor
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import whole_folder, write_whole_folder
 from yoloyard.training.engine.engine import Engine
-from yoloyard.training.spec import RunSpec
+from yoloyard.training.setup.settings import RunSpec
 from yoloyard.training.state.randomness import set_random_state
 
 FORMAT = 3
