@@ -30,12 +30,8 @@ class Team:
     def __init__(self, watch: Watch | None = None, host_group: Any = None) -> None:
         self.watch = watch or Watch()
         self.rank, self.size = self.watch.rank, self.watch.size
+        self.is_rank_0 = self.rank == 0  # which writes and talks
         self._host_group = host_group
-
-    @property
-    def is_rank_0(self) -> bool:
-        """Is this the process that writes and talks?"""
-        return self.rank == 0
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """`tensor`, which becomes its sum over all processes, in place; the host does not wait for the device."""

@@ -5,8 +5,6 @@ enough: monitored_barrier has one fixed time limit, breaks the group, and names 
 nowhere if that is rank 0. Error files know no process that hangs, nor any other host.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -85,7 +83,7 @@ class Watch:
     """What a process shows the others and sees of them. Without a `store` it is alone, and nothing happens."""
 
     def __init__(
-        self, rank: int = 0, size: int = 1, store: dist.Store | None = None, hang_timeout: float = START_SECONDS
+        self, rank: int = 0, size: int = 1, store: "dist.Store | None" = None, hang_timeout: float = START_SECONDS
     ) -> None:
         self.rank, self.size, self.hang_timeout = rank, size, hang_timeout
         self.run_folder: Path | None = None  # for advice
