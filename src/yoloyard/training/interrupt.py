@@ -3,8 +3,9 @@
 import os
 import signal
 import threading
+from contextlib import ExitStack
 from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 from yoloyard.common.errors import UserError
 
@@ -23,18 +24,18 @@ class InterruptRequest:
     def __init__(self, silent: bool = False) -> None:
         self.signal: int | None = None
         self._silent = silent
-        self._former: dict[int, Any] = {}
+        self._handlers = ExitStack()  # brings the former ones back
 
     def __enter__(self) -> Self:
         # Python lets only the main thread handle signals; elsewhere whoever started the thread decides.
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-                    self._former[number] = signal.signal(number, self._ask)
+                    self._handlers.callback(signal.signal, number, signal.signal(number, self._ask))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._restore()
+        self._handlers.close()
 
     def is_asked(self) -> bool:
         """Has a signal come?"""
@@ -44,9 +45,4 @@ class InterruptRequest:
         self.signal = number
         if not self._silent:
             os.write(2, b"\nfinishing this step, then saving; again to stop at once\n")
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-        self._former = {}
+        self._handlers.close()
