@@ -147,9 +147,8 @@ def agreed_precision(precision: Precision, team: Team) -> Precision:
 def parallelize(model: nn.Module, device: torch.device, team: Team, may_leave_out: bool = False) -> nn.Module:
     """The network that the step calls: `model` itself, or in several processes one that exchanges gradients.
 
-    Parameters and buffers become those of rank 0; BatchNorm's statistics diverge until the engine makes them equal.
-    `may_leave_out`: a forward may leave out parameters, which torch then looks for at each exchange. Without it such a
-    network raises RuntimeError.
+    Parameters and buffers become those of rank 0. `may_leave_out`: a forward may leave out parameters, which torch then
+    looks for at each exchange; without it such a network raises RuntimeError.
     """
     if team.size == 1:
         return model

@@ -122,11 +122,9 @@ class Watch:
         self.show(in_long_work=False)
 
     def keep_watching(self) -> None:
-        """In a thread: show that this process lives, and have the last word where the main thread can't.
-
-        The main thread may be blocked for ever, behind a kernel of a GPU that waits for a process that has ended.
-        """
-        # Looks are counted, not seconds of a clock, which goes on while all processes are stopped.
+        """In a thread: show that this process lives, and have the last word where the main thread can't."""
+        # That may hang behind a kernel of a GPU that waits for a process that has ended. Looks are counted, not seconds of
+        # a clock, which goes on while all processes are stopped.
         silent, still, before = [0.0] * self.size, 0.0, [self.shown] * self.size
         while self._loss is None:
             if self.ending.wait(LOOK_SECONDS):

@@ -163,10 +163,10 @@ class Engine:
         return shared[:-1], shared[-1]
 
     def update(self) -> tuple[Tensor, Tensor]:
-        """One update with the gradients that were added up, unless a loss or a gradient is not finite.
+        """One update with the gradients that were added up; returns their norm () before clipping, and found_inf ().
 
-        Returns the gradients' norm () before clipping, and found_inf (): 1 where nothing was changed. A parameter
-        without a gradient stays as it is. Waits for the device only for an optimizer that has no fused form.
+        That is 1 where nothing was changed, since a loss or a gradient was not finite. A parameter without a gradient
+        stays as it is. Waits for the device only for an optimizer that has no fused form.
         """
         if names := self.without_gradient():
             shown = ", ".join(names[:MAX_UNREACHED_NAMES])
@@ -226,10 +226,7 @@ class Engine:
 
     @torch.no_grad()
     def settle(self) -> bool:
-        """Before `state_dict`: give all processes the same gradients and statistics, and drop gradients that are bad.
-
-        Says whether there were bad ones: not finite, or of batches whose loss was not. Waits for the device.
-        """
+        """Before `state_dict`: make gradients and statistics equal in all processes; drop bad gradients and say so."""
         if self.team.size > 1:  # a parameter may have a gradient in one process alone
             there = [parameter.grad is not None for parameter in self._parameters]
             anywhere = self.team.all_reduce(torch.tensor(there, dtype=torch.int32, device=self.device)).tolist()

@@ -62,11 +62,7 @@ def validation_batch(config: TrainConfig) -> int:
 
 
 def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, metrics: Metrics | None) -> None:
-    """Write a weight file with all that is needed to predict with it, evaluate it alike, or train on.
-
-    `epoch` counts from 1; without `metrics` it was not validated. Raises UserError if the file can't be written; an
-    older one is then untouched.
-    """
+    """Write a weight file for prediction, evaluation and further training; `epoch` is from 1. Raises UserError."""
     config, spec = setup.config, setup.spec
     used = {"batch": validation_batch(config), "precision": spec.precision}
     metadata: dict[str, Any] = {

@@ -1,7 +1,4 @@
-"""What decides a run: its specification; what is refused, derived from data, network and host, or changed by a resume.
-
-`overrides` and `given` are a user's own settings, as `checked_overrides` returns them.
-"""
+"""What decides a run: its specification; what is refused, derived from data and host, or changed by a resume."""
 
 import dataclasses
 import logging
@@ -121,11 +118,7 @@ def derive(
 
 
 def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, folder: Path, epochs_done: int) -> RunSpec:
-    """The specification of the run in `folder`, which has had `epochs_done`, with the few overrides that may change it.
-
-    What was derived when the run began stays. Raises UsageError for an override that would make it another run, and
-    if the run is finished.
-    """
+    """The specification of a run that goes on, with the few overrides that may change it. Raises UsageError."""
     saved = flat_settings(spec.config)
     given = {name: os.path.abspath(value) if name == "data" else value for name, value in overrides.items()}
     # What was said when the run began may be said again, and where its folder is.

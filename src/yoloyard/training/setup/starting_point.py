@@ -56,11 +56,7 @@ class StartingPoint:
 
 
 def starting_point(given: Mapping[str, Any]) -> StartingPoint:
-    """What the user's settings `model` and `weights` mean.
-
-    `model` is a name, FILE.py:FUNCTION, or a weights file; `weights` alone brings its model with it.
-    Raises UsageError or UserError where a file can't be read.
-    """
+    """What `model` (a name, FILE.py:FUNCTION, a weights file) and `weights` mean. Raises UsageError or UserError."""
     model = registry.plain_name(given["model"]) if given.get("model") else None
     path = given.get("weights")
     if path is None and model is not None and Path(model).suffix.lower() in WEIGHT_FILES:

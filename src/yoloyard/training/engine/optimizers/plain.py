@@ -1,7 +1,4 @@
-"""torch's optimizers without torch's compiler, which their methods import at their first call.
-
-That import takes longer than all else before the first step, and about 100 MB. Only `--compile` needs it.
-"""
+"""torch's optimizers without torch's compiler, whose import is the longest part of a start, and about 100 MB."""
 
 import inspect
 from typing import TypeVar
