@@ -123,8 +123,8 @@ class Watch:
 
     def keep_watching(self) -> None:
         """In a thread: show that this process lives, and have the last word where the main thread can't."""
-        # That may hang behind a kernel of a GPU that waits for a process that has ended. Looks are counted, not seconds of
-        # a clock, which goes on while all processes are stopped.
+        # That may hang behind a kernel of a GPU that waits for a process that has ended. Looks are counted, not the
+        # seconds of a clock, which goes on while all processes are stopped.
         silent, still, before = [0.0] * self.size, 0.0, [self.shown] * self.size
         while self._loss is None:
             if self.ending.wait(LOOK_SECONDS):
