@@ -12,12 +12,17 @@ from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
 from yoloyard.losses import build_criterion
 from yoloyard.models import registry
-from yoloyard.training.setup.class_weights import as_line, balanced, parse, resolve
+from yoloyard.training.setup.settings import (
+    balanced_class_weights,
+    class_weights_line,
+    parse_class_weights,
+    resolve_class_weights,
+)
 
 
 def test_balanced_weights_are_inverse_roots_with_mean_one_over_the_boxes() -> None:
     boxes = np.array([400, 100, 4, 0])
-    weights = balanced(boxes)
+    weights = balanced_class_weights(boxes)
     assert weights[:3] / weights[0] == pytest.approx([1, 2, 10])
     assert (weights * boxes).sum() / boxes.sum() == pytest.approx(1)
     assert weights[3] == 1
@@ -27,11 +32,11 @@ def test_words_become_numbers() -> None:
     labels = np.array([0] * 9 + [1] + [2])
     ignore = np.array([False] * 10 + [True])
     index = cast(Index, SimpleNamespace(labels=labels, ignore=ignore, names=("dent", "scratch", "stain")))
-    text = resolve("balanced", index)
-    assert parse(text, 3) == pytest.approx(balanced(np.array([9, 1, 0])), rel=1e-5)
-    assert resolve("1, 2,0.5", index) == "1, 2,0.5"
-    assert as_line("1,2,0.5", index.names) == "dent 1, scratch 2, stain 0.5"
-    assert as_line(",".join(["1"] * 30), ["c"] * 30).endswith("and 10 more, see config.yaml")
+    text = resolve_class_weights("balanced", index)
+    assert parse_class_weights(text, 3) == pytest.approx(balanced_class_weights(np.array([9, 1, 0])), rel=1e-5)
+    assert resolve_class_weights("1, 2,0.5", index) == "1, 2,0.5"
+    assert class_weights_line("1,2,0.5", index.names) == "dent 1, scratch 2, stain 0.5"
+    assert class_weights_line(",".join(["1"] * 30), ["c"] * 30).endswith("and 10 more, see config.yaml")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +51,7 @@ def test_words_become_numbers() -> None:
 )
 def test_wrong_weights_are_named(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        parse(text, 3)
+        parse_class_weights(text, 3)
 
 
 @pytest.mark.parametrize("model", ["yolo11n", "yolov5n"])

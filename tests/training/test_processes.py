@@ -94,7 +94,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
                 own_gradients = gradients_of(setup.detector)
                 save(run)
                 gradients = gradients_of(setup.detector)
-                restore(read_header(run.last_checkpoint), run.engine, run.progress, run.random_numbers)
+                restore(read_header(run.last_checkpoint), run.engine, run.progress)
             train_epoch(run)
             run.progress.epoch, run.progress.position = epoch + 1, 0
         metrics, predictions = validate(run, run.engine.average.model)

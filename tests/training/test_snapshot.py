@@ -6,23 +6,19 @@ from pathlib import Path
 import torch
 
 from on_device import Training, everything, some_batch
-from yoloyard.config.settings import TrainConfig
-from yoloyard.training.spec import RunSpec
-from yoloyard.training.state.checkpoint import read_header, restore, snapshot_of, write
-from yoloyard.training.state.progress import Progress
-from yoloyard.training.state.randomness import RandomNumbers
+from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
+from yoloyard.training.state.randomness import random_state
 
 CPU = torch.device("cpu")
 
 
 def test_a_snapshot_that_is_written_while_training_goes_on_brings_its_own_moment_back(tmp_path: Path) -> None:
-    engine, progress, numbers = Training(CPU, accumulate=2).engine, Progress(epoch=3, best=0.5), RandomNumbers(CPU)
+    engine, progress = Training(CPU, accumulate=2).engine, Progress(epoch=3, best=0.5)
     for seed in range(3):
         engine.step(some_batch(seed=seed))
     assert not engine.settle()
     expected, drawn = everything(engine), torch.get_rng_state()
-    spec = RunSpec(TrainConfig(epochs=7), {"epochs": 7}, ("a",), "0123", {}, None, None, None, "float32")
-    content = snapshot_of(spec.to_json(), engine, progress, [numbers.state_dict()])
+    content = snapshot_of({"names": ["a"]}, engine, progress, [random_state(CPU)])
     progress.epoch = 4
     torch.rand(1)
     writing = threading.Thread(target=write, args=(content, tmp_path / "last"))
@@ -31,9 +27,9 @@ def test_a_snapshot_that_is_written_while_training_goes_on_brings_its_own_moment
     writing.join()
 
     header = read_header(tmp_path / "last")
-    assert (header.spec, header.progress) == (spec, Progress(epoch=3, best=0.5))
+    assert (header.facts["spec"], header.progress) == ({"names": ["a"]}, Progress(epoch=3, best=0.5))
     other = Training(CPU, accumulate=2).engine
-    restore(header, other, progress, numbers)
+    restore(header, other, progress)
     assert progress.epoch == 3
     assert torch.equal(torch.get_rng_state(), drawn)
     for name, value in everything(other).items():

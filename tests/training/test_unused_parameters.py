@@ -21,9 +21,8 @@ from yoloyard.models.heads import AnchorFreeHead
 from yoloyard.training.distributed.collectives import Team, join_team
 from yoloyard.training.distributed.ddp import parallelize
 from yoloyard.training.engine.engine import Engine
-from yoloyard.training.state.checkpoint import read_header, restore, snapshot_of, write
-from yoloyard.training.state.progress import Progress
-from yoloyard.training.state.randomness import RandomNumbers
+from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
+from yoloyard.training.state.randomness import random_state
 
 CPU = torch.device("cpu")
 PLAIN = Precision("cpu", torch.float32)
@@ -117,13 +116,13 @@ def train(
     for number, by_rank in enumerate(uses):
         if saved and number == SAVED_BEFORE:
             engine.settle()
-            states = team.gather(RandomNumbers(CPU).state_dict())
+            states = team.gather(random_state(CPU))
             with team.on_rank_0() as is_rank_0:
                 if is_rank_0:
                     write(snapshot_of({}, engine, Progress(), states), Path(saved))
             if resumes:
                 detector, engine = make()
-                restore(read_header(Path(saved)), engine, Progress(), RandomNumbers(CPU))
+                restore(read_header(Path(saved)), engine, Progress())
         detector.uses_it = by_rank[team.rank]
         engine.step(rows_of(batch_of(number), team.rank, team.size))
     models = (detector, engine.average.model)

@@ -1,7 +1,5 @@
 """Training as a command: those who hear of a run are put together here."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +13,7 @@ from yoloyard.machines import environment
 from yoloyard.training import run
 from yoloyard.training.listeners.console import Console
 from yoloyard.training.listeners.events import Event, Listener, Result, RunStarted
-from yoloyard.training.listeners.records import Records
+from yoloyard.training.listeners.results import Records
 from yoloyard.training.listeners.trackers import Tracker, open_tensorboard, open_wandb
 
 

@@ -1,12 +1,11 @@
 """The parts of a run, put together, and where a run goes on."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,9 +25,8 @@ from yoloyard.training.listeners.events import Listeners
 from yoloyard.training.listeners.results import validation_batch
 from yoloyard.training.setup.setup import Setup
 from yoloyard.training.setup.starting_point import set_training_mode
-from yoloyard.training.state.checkpoint import Header, restore
-from yoloyard.training.state.progress import Progress
-from yoloyard.training.state.randomness import RandomNumbers, seed_all
+from yoloyard.training.state.checkpoint import Header, Progress, restore
+from yoloyard.training.state.randomness import seed_all
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +43,6 @@ class Run:
     engine: Engine
     train_loader: TrainLoader
     val_loader: ValLoader
-    random_numbers: RandomNumbers
     progress: Progress = field(default_factory=Progress)
     is_stopping: bool = False  # a process was asked to stop, as all processes have heard
     since: float = field(default_factory=time.perf_counter)  # up to which `Progress.seconds` counts
@@ -100,55 +97,34 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     at_once = images_at_once(device, config.imgsz)
     if at_once is not None:
         at_once = team.min(at_once)
-    stride, pin_memory = max(model.strides), device.type == "cuda"
-    with team.long_work():  # which `cache` makes a long one
-        train_loader = make_train_loader(
-            setup.train_index, config, team.rank, team.size, pin_memory, stride=stride, transform=setup.transform
-        )
-        val_loader = make_val_loader(
-            setup.val_index,
-            config.imgsz,
-            validation_batch(config),
-            stride=stride,
-            workers=config.workers,
-            rank=team.rank,
-            world_size=team.size,
-            pin_memory=pin_memory,
-            at_once=at_once,
-        )
+    stride = max(model.strides)
+    with team.watch.long_work():  # which `cache` makes a long one
+        share: dict[str, Any] = {"rank": team.rank, "world_size": team.size, "pin_memory": device.type == "cuda"}
+        train_loader = make_train_loader(setup.train_index, config, stride=stride, transform=setup.transform, **share)
+        sizes = config.imgsz, validation_batch(config), stride
+        val_loader = make_val_loader(setup.val_index, *sizes, workers=config.workers, at_once=at_once, **share)
     criterion, gains = build_criterion(model.head, config, free_bytes(device))
     around_step = cpu.prepare_training(model, criterion, setup.precision, team.size)
     network = parallelize(model, device, team, may_leave_out=setup.spec.model_digest is not None)
     if config.compile:
         set_training_mode(model)
-        with team.long_work():
+        with team.watch.long_work():
             shape = shape_to_try(config, team.size, stride)
             network = compile_network(network, model, shape, setup.precision, shapes_vary(config))
-    engine = Engine(
-        model,
-        criterion,
-        gains,
-        setup.precision,
-        config,
-        len(train_loader),
-        team,
-        network,
-        around_step,
-        interrupt.is_asked,
-    )
+    parts = model, criterion, gains, setup.precision, config
+    engine = Engine(*parts, len(train_loader), team, network, around_step, interrupt.is_asked)
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     log.info(
         f"training {setup.spec.model_name} on {where} in {precision_text(setup.precision, device)}: "
         f"{len(setup.train_index)} images, {len(setup.val_index)} for validation, "
         f"{len(train_loader)} batches of {config.batch} an epoch; results in {setup.folder}"
     )
-    random_numbers = RandomNumbers(device)
-    return Run(setup, team, listeners, interrupt, threads, engine, train_loader, val_loader, random_numbers)
+    return Run(setup, team, listeners, interrupt, threads, engine, train_loader, val_loader)
 
 
 def go_on(run: Run, checkpoint: Header) -> None:
     """Restore the last checkpoint; say where it goes on and, if the run was extended, with which learning rate."""
-    restore(checkpoint, run.engine, run.progress, run.random_numbers, run.team.rank)
+    restore(checkpoint, run.engine, run.progress, run.team.rank)
     progress, config, before = run.progress, run.setup.config, checkpoint.spec.config
     planned = before.epochs
     if planned != config.epochs or config.time != before.time:

@@ -1,7 +1,5 @@
 """The end of a run: the figures of its best weights, and its report."""
 
-from __future__ import annotations
-
 import torch
 
 from yoloyard.cpu.memory import give_memory_back
@@ -27,8 +25,9 @@ def finish(run: Run) -> Result:
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     metrics, detections = validate(run, detector)
     give_memory_back(setup.device)  # plots and the process's own end need 150 MB more, most of it code
+    result = Result(setup.folder, best, report, metrics, metadata["epoch"])
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
             report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
-            write_run_report(report, setup, metrics, detections, metadata["epoch"], progress.seconds)
-    return Result(setup.folder, best, report, metrics, metadata["epoch"])
+            write_run_report(result, setup, detections, progress.seconds)
+    return result

@@ -1,12 +1,11 @@
 """Ctrl-C, SIGTERM, a closed terminal: the first asks a run to finish its step and save, the second ends it at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
+from contextlib import ExitStack
 from types import FrameType
-from typing import Any
+from typing import Self
 
 from yoloyard.common.errors import UserError
 
@@ -25,20 +24,18 @@ class InterruptRequest:
     def __init__(self, silent: bool = False) -> None:
         self.signal: int | None = None
         self._silent = silent
-        self._former: dict[int, Any] = {}
+        self._handlers = ExitStack()  # brings the former ones back
 
-    def __enter__(self) -> InterruptRequest:
+    def __enter__(self) -> Self:
         # Python lets only the main thread handle signals; elsewhere whoever started the thread decides.
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM]
-            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # the terminal is closed; nohup ignores it
-                numbers.append(signal.SIGHUP)
-            for number in numbers:
-                self._former[number] = signal.signal(number, self._ask)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
+                    self._handlers.callback(signal.signal, number, signal.signal(number, self._ask))
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._restore()
+        self._handlers.close()
 
     def is_asked(self) -> bool:
         """Has a signal come?"""
@@ -48,9 +45,4 @@ class InterruptRequest:
         self.signal = number
         if not self._silent:
             os.write(2, b"\nfinishing this step, then saving; again to stop at once\n")
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-        self._former = {}
+        self._handlers.close()

@@ -1,7 +1,5 @@
 """The way into a training run, the same for a new one, one that goes on, and a process that joins one."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shlex
@@ -15,11 +13,11 @@ from yoloyard.common.errors import UsageError
 from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
 from yoloyard.common.log import shown_lines
 from yoloyard.config.overrides import checked_overrides, with_overrides
-from yoloyard.config.settings import NEWEST, TrainConfig, flat_settings
+from yoloyard.config.settings import NEWEST, TrainConfig
 from yoloyard.data.loading.descriptors import check_limit
 from yoloyard.data.pixels.transform import Transform
 from yoloyard.training.distributed.collectives import agreed_precision, is_launched, join_team, local_rank
-from yoloyard.training.distributed.launch import command, processes_wanted
+from yoloyard.training.distributed.launch import command
 from yoloyard.training.listeners.events import Listener, Listeners, Result
 from yoloyard.training.setup.settings import resumed
 from yoloyard.training.setup.setup import Setup, build, new_run
@@ -35,9 +33,8 @@ def train(
 ) -> Result:
     """Train with a user's `overrides` of `TrainConfig`; `resume` names the run folder that goes on, or is NEWEST.
 
-    Rank 0 calls each of `listeners` with each event, and alone logs lines for the user. `transform(image, boxes,
-    labels)` or an Albumentations pipeline changes training images (see `data.pixels.transform`). In several processes
-    each of them calls this. Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
+    Each process of a run calls this; rank 0 alone calls the `listeners` and logs lines for the user. `transform` is one
+    of `data.pixels.transform`. Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
     """
     check_limit()
     overrides = checked_overrides(TrainConfig, overrides)
@@ -56,33 +53,35 @@ def train(
         setup: Setup | None = None
         with team.on_rank_0() as is_rank_0:
             if is_rank_0 and header is not None:
+                last = folder / "checkpoints" / "last"
                 lock.take(folder)
-                restore_whole_folder(folder / "checkpoints" / "last")
-                header = read_header(folder / "checkpoints" / "last")  # since nobody else writes there
-                spec = dataclasses.replace(header.spec, precision=precision)
-                spec = resumed(spec, overrides, team.size, folder, header.progress.epoch)
-                setup = build(spec, folder, device, handed_in)
+                restore_whole_folder(last)
+                header = read_header(last)  # since nobody else writes there
+                spec = resumed(header.spec, overrides, team.size, folder, header.progress.epoch)
+                setup = build(dataclasses.replace(spec, precision=precision), folder, device, handed_in)
             elif is_rank_0:
                 setup = new_run(overrides, device, precision, team.size, handed_in, lock)
             if setup is not None:
                 setup.keep()
         spec, folder, header = team.broadcast((setup.spec, setup.folder, header) if setup else None)
-        with team.long_work():
+        with team.watch.long_work():
             setup = setup or build(spec, folder, device, handed_in)
         return fit(setup, Listeners(listeners if team.is_rank_0 else ()), team, header)
 
 
 def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[Path, Header | None]:
-    """The folder of the run that goes on and the header of its last checkpoint; none for a new run.
-
-    `overrides` are checked ones. Raises UsageError or UserError if there is no such run.
-    """
+    """The folder of the run that goes on and its checkpoint's header. Raises UsageError or UserError without one."""
     if resume is None:
         return Path(), None
     if not isinstance(resume, str | os.PathLike):
         raise UsageError(f"resume must name a run folder, not {resume!r:.80}")
     if resume == NEWEST:
-        folder = _newest_run(Path(overrides.get("project", TrainConfig().project)))
+        project = Path(overrides.get("project", TrainConfig().project))
+        folders = (whole_folder(path / "checkpoints" / "last") for path in project.glob("*"))
+        states = [state for each in folders if (state := each / "state.json").exists()]
+        if not states:
+            raise UsageError(f"there is no run to resume in {project}/; say --resume FOLDER")
+        folder = max(states, key=lambda path: path.stat().st_mtime).parents[2]
     else:  # the run folder, or a weights file or checkpoint in it
         named = Path(os.path.expanduser(resume))
         places = (named, *named.parents[:2])
@@ -91,14 +90,15 @@ def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[P
 
 
 def num_processes(overrides: Mapping[str, Any], header: Header | None) -> int:
-    """How many processes the run wants, with checked `overrides`. Raises UsageError if they can't be."""
-    return processes_wanted(overrides, flat_settings(header.spec.config) if header else {})
-
-
-def _newest_run(project: Path) -> Path:
-    """The run of `project` that was saved last."""
-    folders = (whole_folder(path / "checkpoints" / "last") for path in project.glob("*"))
-    states = [state for folder in folders if (state := folder / "state.json").exists()]
-    if not states:
-        raise UsageError(f"there is no run to resume in {project}/; say --resume FOLDER")
-    return max(states, key=lambda path: path.stat().st_mtime).parents[2]
+    """How many processes the run wants. Raises UsageError if a device isn't there or `processes` disagrees."""
+    saved = header.spec.config if header else TrainConfig()
+    device = overrides.get("device", saved.device)
+    devices = len(device.split(","))
+    count: int = overrides.get("processes", devices if "device" in overrides else saved.processes)
+    if devices > 1 and count != devices:
+        raise UsageError(f"--device {device} names {devices} devices, but --processes says {count}; leave one out")
+    for number in range(count):
+        chosen = choose_device(device, number)
+        if count > devices and chosen.index is not None and device not in ("auto", chosen.type):
+            raise UsageError(f"--device {device} is one device; name one for each of the {count} processes")
+    return count

@@ -1,6 +1,4 @@
-"""What a run saves: weights and figures at the end of an epoch, and a checkpoint whenever it may have to go on."""
-
-from __future__ import annotations
+"""What a run saves: weights and figures at the end of an epoch, checkpoints, and all that a stop must keep."""
 
 import shlex
 
@@ -8,10 +6,10 @@ from yoloyard.common.structures import Detections
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.training.begin import Run
 from yoloyard.training.interrupt import Interrupted
-from yoloyard.training.listeners.events import AlertRaised, CheckpointWritten, EpochEnded, EpochMeasured
-from yoloyard.training.listeners.records import as_record
-from yoloyard.training.listeners.results import save_run_weights
+from yoloyard.training.listeners import events
+from yoloyard.training.listeners.results import as_record, save_run_weights
 from yoloyard.training.state.checkpoint import copy_checkpoint, snapshot_of, write
+from yoloyard.training.state.randomness import random_state
 from yoloyard.training.stopwatch import memory_gigabytes
 
 
@@ -20,14 +18,8 @@ def end_epoch(run: Run, metrics: Metrics | None, detections: dict[int, Detection
     setup, engine, progress, config = run.setup, run.engine, run.progress, run.setup.config
     epoch, figures = progress.epoch + 1, metrics.figures() if metrics else {}
     losses, norm = engine.means()
-    groups = {
-        "train": losses,
-        "val": figures,
-        "lr": engine.rates(),
-        "gradient": {"norm": norm},
-        "speed": speed,
-        "memory": {"gigabytes": memory_gigabytes(setup.device)},
-    }
+    groups = {"train": losses, "val": figures, "lr": engine.rates(), "gradient": {"norm": norm}, "speed": speed}
+    groups["memory"] = {"gigabytes": memory_gigabytes(setup.device)}
     record = as_record(epoch, groups) | {"threads": run.threads.number}
     value = figures.get(config.best_by)
     is_best = value is not None and (progress.best is None or value > progress.best)
@@ -37,38 +29,35 @@ def end_epoch(run: Run, metrics: Metrics | None, detections: dict[int, Detection
         progress.best_epoch = progress.epoch  # patience begins with the first thing found
     engine.even_out_statistics()
     with run.team.on_rank_0() as is_rank_0:
-        for name in ("last", "best") if is_best else ("last",):
-            if is_rank_0:
-                path = setup.folder / "weights" / f"{name}.safetensors"
-                save_run_weights(path, setup, engine.average.model, epoch, metrics)
-        run.listeners.tell(EpochMeasured(run.epochs, record))
+        for name in ["last", *["best"] * is_best] if is_rank_0 else []:
+            path = setup.folder / "weights" / f"{name}.safetensors"
+            save_run_weights(path, setup, engine.average.model, epoch, metrics)
+        run.listeners.tell(events.EpochMeasured(run.epochs, record))
     progress.epoch, progress.position = epoch, 0
     engine.begin_epoch()
     save(run)
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0 and config.save_period and epoch % config.save_period == 0:
             copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
-        run.listeners.tell(EpochEnded(epoch, record, metrics, detections))
+        run.listeners.tell(events.EpochEnded(epoch, record, metrics, detections))
 
 
 def save(run: Run) -> None:
     """Write the last checkpoint."""
     if run.engine.settle():
-        run.listeners.tell(AlertRaised("accumulated gradients are not finite; they are dropped"))
+        run.listeners.tell(events.AlertRaised("accumulated gradients are not finite; they are dropped"))
     run.count_time()
-    random_states = run.team.gather(run.random_numbers.state_dict())
+    random_states = run.team.gather(random_state(run.setup.device))
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
             write(snapshot_of(run.setup.spec.to_json(), run.engine, run.progress, random_states), run.last_checkpoint)
-            run.listeners.tell(CheckpointWritten(run.last_checkpoint))
+            run.listeners.tell(events.CheckpointWritten(run.last_checkpoint))
 
 
 def stop_if_asked(run: Run) -> None:
     """After Ctrl-C or SIGTERM, to whichever process: save everything and end, saying how to go on."""
-    number = run.team.max(run.interrupt.signal or 0)
-    if not number:
-        return
-    run.interrupt.signal = number
-    save(run)
-    folder = shlex.quote(str(run.setup.folder))
-    raise Interrupted(f"stopped; everything is saved. Go on with: yoloyard train --resume {folder}", number)
+    if number := run.team.max(run.interrupt.signal or 0):
+        run.interrupt.signal = number
+        save(run)
+        folder = shlex.quote(str(run.setup.folder))
+        raise Interrupted(f"stopped; everything is saved. Go on with: yoloyard train --resume {folder}", number)

@@ -1,7 +1,5 @@
 """What decides a run, as checkpoints keep it and as its processes hand it to each other."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,10 +34,7 @@ class RunSpec:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Self:
-        """The specification that `to_json` gave, or that lies among other keys in a state.json of format 2.
-
-        A setting that is not in it has its default. Raises UsageError for a setting that is unknown here.
-        """
+        """What `to_json` gave, or the state.json of format 2. Raises UsageError for a setting that is unknown here."""
         values = {field.name: saved[field.name] for field in fields(cls) if field.name in saved}
         config = with_overrides(TrainConfig(), saved["config"])
         return cls(**values | {"config": config, "names": tuple(saved["names"])})

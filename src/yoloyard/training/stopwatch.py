@@ -1,12 +1,11 @@
 """How fast an epoch goes, how long the device waits for data, and the most memory that was used."""
 
-from __future__ import annotations
-
 import resource
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from typing import Self
 
 import torch
 
@@ -16,9 +15,8 @@ from yoloyard.common.structures import Batch
 class Stopwatch:
     """How fast an epoch goes, and for how much of the time the device waits for data.
 
-    While the host waits for a batch, a GPU still works. So an event is put into the device's queue before and after
-    each wait: the device waits between the first, when it has done all that it had, and the second, when the batch is
-    there as well.
+    A GPU still works while the host waits for a batch. So an event is put into its queue before and after each wait: it
+    waits between the first, when it has done all that it had, and the second, when the batch is there as well.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -69,7 +67,7 @@ class _Mark:
         """Has the device done all that comes before? The host does not wait for the answer."""
         return self._event is None or self._event.query()
 
-    def seconds_until(self, later: _Mark) -> float:
+    def seconds_until(self, later: Self) -> float:
         """Seconds of the device's time from here to `later`; both are reached."""
         if self._event is None or later._event is None:
             return later._time - self._time

@@ -1,10 +1,8 @@
 """A training run from its first batch to its report, to be read from top to bottom.
 
-A batch is one step of the engine in all processes. All processes run this file alike; rank 0 alone writes, and tells
-the listeners what happens. Epochs are counted from 0 here and from 1 in everything that the user sees.
+All processes run this file alike; rank 0 alone writes, and tells the listeners what happens. Epochs are counted from 0
+here and from 1 in everything that the user sees.
 """
-
-from __future__ import annotations
 
 import logging
 
@@ -14,25 +12,18 @@ from yoloyard.cpu.memory import give_memory_back
 from yoloyard.training.begin import Run, begin, go_on
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.compilation import shapes_vary
-from yoloyard.training.engine.engine import StepReport, Verdict
+from yoloyard.training.engine.engine import Verdict
 from yoloyard.training.finish import finish
 from yoloyard.training.interrupt import InterruptRequest
-from yoloyard.training.listeners.events import (
-    AlertRaised,
-    EpochStarted,
-    Listeners,
-    Result,
-    RunFinished,
-    RunStarted,
-    StepFinished,
-)
-from yoloyard.training.listeners.records import as_record
+from yoloyard.training.listeners import events
+from yoloyard.training.listeners.events import Listeners, Result
+from yoloyard.training.listeners.results import as_record
 from yoloyard.training.saving import end_epoch, save, stop_if_asked
 from yoloyard.training.setup.setup import Setup
 from yoloyard.training.setup.starting_point import set_training_mode
 from yoloyard.training.state.checkpoint import Header
 from yoloyard.training.stopwatch import Stopwatch, memory_gigabytes
-from yoloyard.training.validation import is_to_be_validated, validate
+from yoloyard.training.validation import validate
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +33,7 @@ SETTLED_BATCH = 1  # of the run, from 0: after it maps lie in memory where later
 
 
 def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | None = None) -> Result:
-    """Train as `setup` says, from the beginning or from the run's last checkpoint.
-
-    Raises Interrupted after Ctrl-C or SIGTERM, with everything saved, and UserError if the run can't go on.
-    """
+    """Train as `setup` says, from the beginning or a checkpoint. Raises Interrupted with all saved, or UserError."""
     result = None
     with InterruptRequest(silent=not team.is_rank_0) as interrupt:
         run = begin(setup, listeners, team, interrupt)
@@ -54,19 +42,20 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
             if checkpoint is not None:
                 go_on(run, checkpoint)
             with team.on_rank_0():
-                listeners.tell(RunStarted(setup.folder, progress.epoch, setup))
+                listeners.tell(events.RunStarted(setup.folder, progress.epoch, setup))
             while progress.epoch < run.epochs and not is_exhausted(run):
                 run.threads.choose(team.min, wait=True)
                 speed = train_epoch(run)
                 run.threads.begin_to_measure()
-                run.fit_epochs_to_time(progress.epoch + 1)
-                is_due = is_to_be_validated(run)
+                epoch = progress.epoch + 1
+                run.fit_epochs_to_time(epoch)
+                is_due = epoch % setup.config.val_period == 0 or epoch >= run.epochs
                 metrics, detections = validate(run, run.engine.average.model) if is_due else (None, {})
                 end_epoch(run, metrics, detections, speed)
             result = finish(run)
             return result
         finally:
-            listeners.tell(RunFinished(result, progress.epoch, progress.seconds))
+            listeners.tell(events.RunFinished(result, progress.epoch, progress.seconds))
             run.threads.restore()
 
 
@@ -75,9 +64,9 @@ def train_epoch(run: Run) -> dict[str, float]:
     engine, progress, config, device = run.engine, run.progress, run.setup.config, run.setup.device
     set_training_mode(engine.model)
     stopwatch = Stopwatch(device)
-    former: tuple[Verdict, StepReport] | None = None  # a step that the device may still be busy with
+    former: Verdict | None = None  # of a step that the device may still be busy with
     batches = run.train_loader.epoch(progress.epoch, progress.position, run.epochs)
-    run.listeners.tell(EpochStarted(progress.epoch + 1, run.epochs, len(run.train_loader)))
+    run.listeners.tell(events.EpochStarted(progress.epoch + 1, run.epochs, len(run.train_loader)))
     run.team.reached(run.place)
 
     def figures() -> dict[str, float]:
@@ -93,33 +82,32 @@ def train_epoch(run: Run) -> dict[str, float]:
             if number == SETTLED_BATCH:
                 give_memory_back(device)  # what the first batches left between their maps
             judge(run, former)  # the step before this one: the device has finished it
-            former = report.send(), report
+            former = report.send()
             stopwatch.count(config.batch)
             done = progress.position // config.batch
-            run.listeners.tell(StepFinished(progress.epoch + 1, done, number, report.losses, batch, figures))
+            run.listeners.tell(events.StepFinished(progress.epoch + 1, done, number, report.losses, batch, figures))
     judge(run, former)
     stop_if_asked(run)
     return stopwatch.figures()
 
 
-def judge(run: Run, step: tuple[Verdict, StepReport] | None) -> None:
+def judge(run: Run, verdict: Verdict | None) -> None:
     """Hear whether a step was good, and whether to stop. Three bad ones in a row end the run, with its state saved."""
-    if step is None:
+    if verdict is None:
         return
-    verdict, report = step
     flags, progress = verdict.read(), run.progress
     run.is_stopping |= flags.stop
     if not run.engine.is_bad(flags):
-        if report.images is not None:  # an update
+        if verdict.images is not None:  # an update
             progress.bad_steps = 0
         return
     progress.bad_steps += 1
-    images = [image for others in run.team.gather(report.images or ()) for image in others]
+    images = [image for others in run.team.gather(verdict.images or ()) for image in others]
     names = [str(run.setup.train_index.paths[image]) for image in dict.fromkeys(images)]
     more = f" and {len(names) - MAX_IMAGES_NAMED} more" if len(names) > MAX_IMAGES_NAMED else ""
     shown = ", ".join(names[:MAX_IMAGES_NAMED]) + more
     message = f"epoch {progress.epoch + 1}: loss or gradient is not finite, the step is skipped; its images: {shown}"
-    run.listeners.tell(AlertRaised(message))
+    run.listeners.tell(events.AlertRaised(message))
     if progress.bad_steps >= MAX_BAD_STEPS:
         progress.bad_steps = 0
         save(run)
@@ -132,9 +120,9 @@ def judge(run: Run, step: tuple[Verdict, StepReport] | None) -> None:
 
 def is_exhausted(run: Run) -> bool:
     """Has there been no better figure for `patience` epochs?"""
-    progress, config, patience = run.progress, run.setup.config, run.setup.config.patience
+    progress, config = run.progress, run.setup.config
     is_validated = progress.epoch > 0 and progress.epoch % config.val_period == 0
-    exhausted = patience > 0 and is_validated and progress.epoch - 1 - progress.best_epoch >= patience
+    exhausted = is_validated and 0 < config.patience < progress.epoch - progress.best_epoch
     if exhausted:
-        log.info(f"no better {config.best_by} for {patience} epochs (--patience): training ends here")
+        log.info(f"no better {config.best_by} for {config.patience} epochs (--patience): training ends here")
     return exhausted

@@ -1,7 +1,5 @@
 """The validation of a detector within a run."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from yoloyard.common.structures import Detections
@@ -9,15 +7,9 @@ from yoloyard.evaluation.metrics.coco import Metrics, evaluate
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models.detector import Detector
 from yoloyard.training.begin import Run
-from yoloyard.training.listeners.events import ImagesValidated
+from yoloyard.training.listeners import events
 from yoloyard.training.saving import stop_if_asked
 from yoloyard.training.stopwatch import memory_gigabytes
-
-
-def is_to_be_validated(run: Run) -> bool:
-    """Every `val_period` epochs, and after the last."""
-    epoch = run.progress.epoch + 1
-    return epoch % run.setup.config.val_period == 0 or epoch >= run.epochs
 
 
 def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detections]]:
@@ -30,16 +22,14 @@ def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detection
     def goes_on(images: int) -> bool:
         nonlocal done
         done += images * team.size
-        run.listeners.tell(ImagesValidated(done, len(setup.val_index), memory_gigabytes(setup.device)))
+        run.listeners.tell(events.ImagesValidated(done, len(setup.val_index), memory_gigabytes(setup.device)))
         return not run.interrupt.is_asked()
 
-    run.listeners.tell(ImagesValidated(0, len(setup.val_index), 0.0))
-    with team.long_work():
+    run.listeners.tell(events.ImagesValidated(0, len(setup.val_index), 0.0))
+    with team.watch.long_work():
         own = predict_all(detector, run.val_loader, config.evaluation, setup.device, setup.precision, goes_on)
     stop_if_asked(run)
-    detections: dict[int, Detections] = {}
-    for part in team.gather(own):
-        detections |= part
+    detections = {image: found for part in team.gather(own) for image, found in part.items()}
     with team.on_rank_0() as is_rank_0:
         metrics = evaluate(setup.val_index, detections, config.evaluation.max_det) if is_rank_0 else None
         if metrics:

@@ -1,9 +1,4 @@
-"""What the processes of a run exchange: sums on the device, numbers and objects through the host.
-
-Rank 0 alone writes and talks to the user.
-"""
-
-from __future__ import annotations
+"""What the processes of a run exchange: sums on the device, numbers and objects through the host."""
 
 import dataclasses
 import datetime
@@ -11,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -34,12 +29,8 @@ class Team:
     def __init__(self, watch: Watch | None = None, host_group: Any = None) -> None:
         self.watch = watch or Watch()
         self.rank, self.size = self.watch.rank, self.watch.size
+        self.is_rank_0 = self.rank == 0  # which writes and talks
         self._host_group = host_group
-
-    @property
-    def is_rank_0(self) -> bool:
-        """Is this the process that writes and talks?"""
-        return self.rank == 0
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """`tensor`, which becomes its sum over all processes, in place; the host does not wait for the device."""
@@ -49,18 +40,17 @@ class Team:
 
     def reached(self, place: str) -> None:
         """Show the others where this process is, in words for the user."""
-        self.watch.show(place=place, places=self.watch.shown.places + 1)
-        if self.size > 1 and self.watch.shown.places == FIRST_PLACES:
-            self.watch.limit = self.watch.hang_timeout
-            limit = datetime.timedelta(seconds=self.watch.limit)
-            dist.distributed_c10d._set_pg_timeout(limit, self._host_group)
+        watch = self.watch
+        watch.show(place=place, places=watch.shown.places + 1)
+        if self.size > 1 and watch.shown.places == FIRST_PLACES:
+            watch.limit = watch.hang_timeout
+            dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=watch.limit), self._host_group)
 
     def max(self, number: int) -> int:
         """The largest of all processes' numbers."""
-        if self.size == 1:
-            return number
         numbers = torch.tensor(number)
-        dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._host_group)
+        if self.size > 1:
+            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._host_group)
         return int(numbers)
 
     def min(self, number: int) -> int:
@@ -82,14 +72,10 @@ class Team:
             dist.broadcast_object_list(values, src=0, group=self._host_group)
         return values[0]  # type: ignore[return-value]
 
-    def long_work(self) -> AbstractContextManager[None]:
-        """For work that may take long, and not equally long in all processes; see `Watch.long_work`."""
-        return self.watch.long_work()
-
     @contextmanager
     def on_rank_0(self) -> Iterator[bool]:
         """Long work of rank 0 alone: gives true there; at the end the other processes wait for it."""
-        with self.long_work():
+        with self.watch.long_work():
             yield self.is_rank_0
 
     @contextmanager
@@ -117,9 +103,8 @@ class Team:
         if in_order:
             self.watch.show(left=True)
         if self.size > 1 and dist.is_initialized():
-            # In a thread, since it may wait for a process that has ended.
             thread = threading.Thread(target=_destroy_groups, args=(in_order,), daemon=True)
-            thread.start()
+            thread.start()  # it may wait for a process that has ended
             thread.join(LEAVE_SECONDS)
 
 
@@ -134,10 +119,7 @@ def local_rank() -> int:
 
 
 def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team:
-    """Meet the other processes of this run, which torchrun's environment variables name.
-
-    After the first steps a process may be late at an exchange by `hang_timeout` seconds.
-    """
+    """Meet the other processes of this run. After the first steps one may be late by `hang_timeout` seconds."""
     if not is_launched():
         return Team()
     limit = datetime.timedelta(seconds=START_SECONDS)
@@ -162,8 +144,7 @@ def agreed_precision(precision: Precision, team: Team) -> Precision:
 
 
 def _destroy_groups(in_order: bool) -> None:
-    """End the exchange of all groups. Where other processes may be missing, NCCL's is aborted first."""
-    # Where the others may have ended, the user is told the run's own error, not one of parting.
+    # Where other processes may be missing, NCCL's exchange is aborted first, and an error of parting is not told.
     with nullcontext() if in_order else suppress(RuntimeError):
         if not in_order and dist.get_backend() == "nccl":
             dist.group.WORLD.abort()  # type: ignore[union-attr]

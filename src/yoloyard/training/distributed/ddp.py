@@ -1,7 +1,5 @@
 """A network whose gradients become their mean over several processes: torch's DistributedDataParallel (DDP)."""
 
-from __future__ import annotations
-
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,9 +14,8 @@ from yoloyard.training.distributed.collectives import Team
 def parallelize(model: nn.Module, device: torch.device, team: Team, may_leave_out: bool = False) -> nn.Module:
     """The network that the step calls: `model` itself, or in several processes one that exchanges gradients.
 
-    Parameters and buffers become those of rank 0. BatchNorm's statistics stay each process's own until the engine
-    makes them equal. `may_leave_out`: a forward may leave out parameters, which torch finds by a walk through the graph
-    at each exchange. Without it such a network raises RuntimeError.
+    Parameters and buffers become those of rank 0. `may_leave_out`: a forward may leave out parameters, which torch then
+    looks for at each exchange; without it such a network raises RuntimeError.
     """
     if team.size == 1:
         return model
@@ -30,21 +27,13 @@ def parallelize(model: nn.Module, device: torch.device, team: Team, may_leave_ou
     names = {"forward_sync_buffers", "broadcast_buffers"} & inspect.signature(wrapper).parameters.keys()
     # Gradients live in the memory that is exchanged, which saves one copy of them.
     options: dict[str, Any] = {max(names): False, "gradient_as_bucket_view": True}
-    if may_leave_out:
-        options["find_unused_parameters"] = True
-        model = _WithSpare(model, device)
-    return wrapper(model, device_ids=devices, **options)
+    shared = _WithSpare(model, device) if may_leave_out else model
+    return wrapper(shared, device_ids=devices, find_unused_parameters=may_leave_out, **options)
 
 
 def exchanging(network: nn.Module, is_due: bool, team: Team) -> AbstractContextManager[None]:
-    """Inside, a backward pass makes gradients their mean over all processes if `is_due`; else each adds up its own.
-
-    `network` comes from `parallelize`, compiled or not. Only the last batch of an update needs the exchange, which then
-    is of the gradients of all its batches.
-    """
-    if is_due or team.size == 1:
-        return nullcontext()
-    return network.no_sync()  # type: ignore[operator]
+    """Inside, a backward pass makes gradients their mean over all processes if `is_due`; else each adds up its own."""
+    return nullcontext() if is_due or team.size == 1 else network.no_sync()  # type: ignore[operator]
 
 
 class _WithSpare(nn.Module):
@@ -55,6 +44,5 @@ class _WithSpare(nn.Module):
         self.network, self.spare = network, nn.Parameter(torch.zeros(1, device=device))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The maps of the network."""
         maps: list[Tensor] = self.network(images)
         return maps

@@ -1,7 +1,5 @@
 """Starting a run in several processes: the same command, once for each process, by torch's own launcher (torchrun)."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys
@@ -10,28 +8,9 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from yoloyard.common.device import choose_device
-from yoloyard.common.errors import UsageError
 from yoloyard.config.settings import NEWEST
 
 log = logging.getLogger(__name__)
-
-
-def processes_wanted(overrides: Mapping[str, Any], saved: Mapping[str, Any]) -> int:
-    """How many processes the user's checked `overrides` ask for; `saved` is the configuration of a run that goes on.
-
-    `--device 0,1` means a process each. Raises UsageError if the two flags don't agree or a device is not there.
-    """
-    device = overrides.get("device", saved.get("device", "auto"))
-    devices = len(device.split(","))
-    count = overrides.get("processes", devices if "device" in overrides else saved.get("processes", devices))
-    if devices > 1 and count != devices:
-        raise UsageError(f"--device {device} names {devices} devices, but --processes says {count}; leave one out")
-    for local_rank in range(count):
-        chosen = choose_device(device, local_rank)
-        if count > devices and chosen.index is not None and device not in ("auto", chosen.type):
-            raise UsageError(f"--device {device} is one device; name one for each of the {count} processes")
-    return count
 
 
 def command(overrides: Mapping[str, Any], resume: str | None) -> list[str]:
@@ -49,10 +28,7 @@ def command(overrides: Mapping[str, Any], resume: str | None) -> list[str]:
 
 
 def launch(count: int, arguments: list[str]) -> int:
-    """Run `yoloyard` with `arguments` in `count` processes of this host; returns the exit code.
-
-    Each process reports its own errors; here, only those that were killed are reported.
-    """
+    """Run `yoloyard` with `arguments` in `count` processes here; returns the exit code, and logs who was killed."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -64,17 +40,8 @@ def launch(count: int, arguments: list[str]) -> int:
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and "signals_to_handle" in LaunchConfig.__dataclass_fields__:
         options["signals_to_handle"] = "SIGTERM,SIGINT,SIGQUIT"  # started with nohup
     with tempfile.TemporaryDirectory() as folder:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=count,
-            run_id=str(uuid.uuid4()),
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            max_restarts=0,
-            logs_specs=DefaultLogsSpecs(log_dir=folder),
-            **options,
-        )
+        options |= {"run_id": str(uuid.uuid4()), "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
+        config = LaunchConfig(1, 1, count, max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=folder), **options)
         try:
             elastic_launch(config, sys.executable)("-m", "yoloyard", *arguments)
         except ChildFailedError as error:

@@ -1,13 +1,9 @@
 """Who waits for whom among the processes of a run, which one failed, and what is said about it.
 
-Each process shows the others, in a store outside of them, where it is and that it lives. A process that is late at an
-exchange by more than `hang_timeout` ends the run. Work that may take longer is done inside `Watch.long_work`.
+Each process shows the others, in a store outside of them, where it is and that it lives. torch's own means are not
+enough: monitored_barrier has one fixed time limit, breaks the group, and names the missing process on rank 0 alone, or
+nowhere if that is rank 0. Error files know no process that hangs, nor any other host.
 """
-
-# torch's own means are not enough. monitored_barrier has one fixed time limit, breaks the group, and names the missing
-# process on rank 0 alone, or nowhere if that is rank 0. Error files know no process that hangs, nor any other host.
-
-from __future__ import annotations
 
 import dataclasses
 import json
@@ -68,20 +64,18 @@ def find_loss(
     thread may notice the same and reports it better.
     """
     limit += REPORT_SECONDS
-    others = [other for other, each in enumerate(shown) if other != rank and not each.left]
+    others = {other: each for other, each in enumerate(shown) if other != rank and not each.left}
+    failed = [other for other, each in others.items() if each.failed]
     for other in others:
-        if not shown[other].failed and other in dead:
-            return LostProcessError(f"process {other} was killed")
-        if not shown[other].failed and silent[other] > limit:
-            return LostProcessError(f"process {other} shows no sign of life")
-    for other in others:
-        if shown[other].failed:
-            return LostProcessError(f"process {other} has failed", elsewhere=False)
-    if others and still > limit:
-        # A process that hangs has passed fewer places. If all are at the same place, nobody knows, and all report it.
-        is_ahead = shown[rank].places > min(shown[other].places for other in others)
-        if is_ahead or still > limit + 2 * REPORT_SECONDS:
-            return LostProcessError("no process gets any further")
+        if other not in failed and (other in dead or silent[other] > limit):
+            what = "was killed" if other in dead else "shows no sign of life"
+            return LostProcessError(f"process {other} {what}")
+    if failed:
+        return LostProcessError(f"process {failed[0]} has failed", elsewhere=False)
+    # A process that hangs has passed fewer places. If all are at the same place, nobody knows, and all report it.
+    is_ahead = any(shown[rank].places > each.places for each in others.values())
+    if others and still > limit + (0 if is_ahead else 2 * REPORT_SECONDS):
+        return LostProcessError("no process gets any further")
     return None
 
 
@@ -89,7 +83,7 @@ class Watch:
     """What a process shows the others and sees of them. Without a `store` it is alone, and nothing happens."""
 
     def __init__(
-        self, rank: int = 0, size: int = 1, store: dist.Store | None = None, hang_timeout: float = START_SECONDS
+        self, rank: int = 0, size: int = 1, store: "dist.Store | None" = None, hang_timeout: float = START_SECONDS
     ) -> None:
         self.rank, self.size, self.hang_timeout = rank, size, hang_timeout
         self.run_folder: Path | None = None  # for advice
@@ -112,10 +106,7 @@ class Watch:
 
     @contextmanager
     def long_work(self) -> Iterator[None]:
-        """For work that may take long, and not equally long in all processes. At its end each waits for all others.
-
-        It waits as long as they show signs of life. Raises LostProcessError if one has failed or shows none.
-        """
+        """For work that may take long; then each waits for all. Raises LostProcessError if one fails or is silent."""
         if self._store is None:
             yield
             return
@@ -131,11 +122,9 @@ class Watch:
         self.show(in_long_work=False)
 
     def keep_watching(self) -> None:
-        """In a thread: show that this process lives, and have the last word where the main thread can't.
-
-        The main thread may be blocked for ever, behind a kernel of a GPU that waits for a process that has ended.
-        """
-        # Looks are counted, not seconds of a clock, which goes on while all processes are stopped.
+        """In a thread: show that this process lives, and have the last word where the main thread can't."""
+        # That may hang behind a kernel of a GPU that waits for a process that has ended. Looks are counted, not the
+        # seconds of a clock, which goes on while all processes are stopped.
         silent, still, before = [0.0] * self.size, 0.0, [self.shown] * self.size
         while self._loss is None:
             if self.ending.wait(LOOK_SECONDS):
@@ -161,7 +150,6 @@ class Watch:
             explained = self.explained(self._loss) if self._loss.elsewhere else SilentError("another process says it")
             if not isinstance(explained, SilentError):
                 sys.stderr.write(f"yoloyard: {explained}\n")
-                sys.stderr.flush()
             # The main thread does not go on: what it would read from the device now must not reach a file.
             os._exit(explained.exit_code)
 
@@ -192,9 +180,8 @@ class Watch:
                 for number in (signal.SIGINT, signal.SIGTERM):  # by which the launcher ends all: there is a line to say
                     signal.signal(number, signal.SIG_IGN)
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            if line := user_line(error):
-                text = f"{line}: {text}"
-            text = memory_line(error) or text
+            line = user_line(error)
+            text = memory_line(error) or (f"{line}: {text}" if line else text)
             try:
                 return self._blame(error, text)
             except RuntimeError as lost:  # the store has ended, and so has the process that held it
@@ -234,10 +221,7 @@ class Watch:
 
 
 def pid_namespace() -> str:
-    """Where a process number means one process: this start of the system and this namespace; empty if not known.
-
-    psutil knows neither of them, and containers may share host names and numbers.
-    """
+    """Where a process number means one process: this start of the system and this namespace; empty if not known."""
     try:
         if os.readlink("/proc/self") != str(os.getpid()):  # it shows another namespace
             return ""

@@ -1,9 +1,4 @@
-"""`--compile`: the network by torch.compile, tried before the first step, so that no run fails for it.
-
-Only what the step calls is compiled. The model, its average, validation and all files stay as they are.
-"""
-
-from __future__ import annotations
+"""`--compile`: what the step calls, by torch.compile, tried before the first step, so that no run fails for it."""
 
 import logging
 import time
@@ -21,7 +16,7 @@ from yoloyard.models.detector import Detector
 
 log = logging.getLogger(__name__)
 
-Network = Callable[[Tensor], list[Tensor]]
+Shape = tuple[int, int, int, int]
 
 
 def shapes_vary(config: TrainConfig) -> bool:
@@ -29,7 +24,7 @@ def shapes_vary(config: TrainConfig) -> bool:
     return config.multi_scale or config.rect
 
 
-def shape_to_try(config: TrainConfig, processes: int, stride: int) -> tuple[int, int, int, int]:
+def shape_to_try(config: TrainConfig, processes: int, stride: int) -> Shape:
     """The (B, 3, H, W) of one process's batches; where they vary, a rectangle, whose numbers are all different."""
     images = config.batch // processes
     if not shapes_vary(config):
@@ -41,17 +36,17 @@ def shape_to_try(config: TrainConfig, processes: int, stride: int) -> tuple[int,
 def compile_network(
     network: nn.Module,
     detector: Detector,
-    shape: tuple[int, int, int, int],
+    shape: Shape,
     precision: Precision,
     dynamic: bool = False,
     backend: str = "inductor",
 ) -> nn.Module:
     """`network` compiled for training batches of `shape` (B, 3, H, W), or itself, with a line that says why not.
 
-    `network` is `detector` in training mode, or what shares its work among processes. `dynamic`: H and W vary, so one
-    program must serve all sizes. Then H, W and B must differ in `shape`, since the compiler takes equal numbers for
-    numbers that are always equal. What can't be compiled in one piece, such as a custom model that prints, is compiled
-    in several. Raises torch.OutOfMemoryError where the batch does not fit.
+    `network` is `detector` in training mode, or what shares its work among processes. `dynamic`: one program serves all
+    H and W. Then H, W and B must differ in `shape`, since the compiler takes equal numbers for ones that are always
+    equal. What can't be compiled in one piece, such as a custom model that prints, is compiled in several.
+    Raises torch.OutOfMemoryError where the batch does not fit.
     """
     is_shared = isinstance(network, DistributedDataParallel)  # which exchanges gradients between the pieces
     for in_one_piece in [False] if is_shared else [True, False]:
@@ -59,6 +54,8 @@ def compile_network(
         began = time.perf_counter()
         try:
             _try_out(compiled, network, detector, shape, precision)
+            log.info(f"compile: the network was compiled in {time.perf_counter() - began:.0f} seconds")
+            return compiled  # type: ignore[return-value]
         except torch._dynamo.exc.Unsupported as error:
             log.info(f"compile: the network can't be compiled in one piece, so in several: {_first_line(error)}")
         except Exception as error:  # whatever else it is: the step works without
@@ -66,14 +63,11 @@ def compile_network(
                 raise torch.OutOfMemoryError(_first_line(error)) from error
             log.info(f"compile: this does not work here, training goes on without it: {_first_line(error)}")
             return network
-        else:
-            log.info(f"compile: the network was compiled in {time.perf_counter() - began:.0f} seconds")
-            return compiled  # type: ignore[return-value]
     return network
 
 
 def _try_out(
-    compiled: Network, network: nn.Module, detector: Detector, shape: tuple[int, int, int, int], precision: Precision
+    compiled: Callable[..., list[Tensor]], network: nn.Module, detector: Detector, shape: Shape, precision: Precision
 ) -> None:
     """Compile by a forward and a backward; leaves neither gradients nor statistics nor random numbers behind."""
     device = next(detector.parameters()).device
@@ -92,8 +86,7 @@ def _try_out(
         with torch.no_grad():
             for name, buffer in detector.named_buffers():
                 buffer.copy_(buffers[name])
-        for parameter in detector.parameters():
-            parameter.grad = None
+        detector.zero_grad()
 
 
 def _first_line(error: Exception) -> str:

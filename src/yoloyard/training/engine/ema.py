@@ -1,15 +1,13 @@
-"""The exponential moving average of a model, which is what is evaluated and saved.
-
-Source: Polyak & Juditsky (1992); the ramp of the decay is that of the published YOLO recipes.
-"""
+"""What follows the weights of a model: their moving average, and the running statistics of BatchNorm."""
 
 import copy
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from yoloyard.models.detector import Detector
+from yoloyard.training.distributed.collectives import Team
 
 DECAY = 0.9999
 
@@ -18,6 +16,7 @@ class ExponentialMovingAverage:
     """A copy of the model that follows it slowly: ema = d * ema + (1 - d) * model, d = 0.9999 * (1 - exp(-u / ramp)).
 
     Every floating-point entry is averaged, BatchNorm's statistics too. All arithmetic stays on the device.
+    Source: Polyak & Juditsky (1992); the ramp is that of the published YOLO recipes.
     """
 
     def __init__(self, model: Detector, ramp: float) -> None:
@@ -28,7 +27,7 @@ class ExponentialMovingAverage:
         # a tensor that several modules share has several names in the state, but is averaged once
         once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         names = [name for name, value in state.items() if name in once and value.is_floating_point()]
-        # both are changed in place alone, so the lists, whose making takes longer than the arithmetic, are made once
+        # changed in place alone, so the lists, whose making takes longer than the arithmetic, are made once
         averages = self.model.state_dict()
         self._values, self._averages = [state[name] for name in names], [averages[name] for name in names]
 
@@ -49,3 +48,49 @@ class ExponentialMovingAverage:
         """Put back what `state_dict` gave. Raises KeyError or RuntimeError if it is of another model."""
         self.updates.copy_(state["ema.updates"])
         self.model.load_state_dict({name: value for name, value in state.items() if name != "ema.updates"})
+
+
+class Statistics:
+    """The running means and variances of a model, and `good`: those after the last good update, all in one tensor."""
+
+    def __init__(self, model: nn.Module, average: nn.Module) -> None:
+        self._own, self._averages = _statistics_of(model), _statistics_of(average)
+        self.good = self._flat()
+
+    @torch.no_grad()
+    def put_back(self, found_inf: Tensor) -> None:
+        """After an update: back to the good ones where `found_inf` () is 1, else the present ones become the good."""
+        if self._own:
+            self.good = torch.where(found_inf > 0, self.good, self._flat())
+            torch._foreach_copy_(self._own, split_like(self.good, self._own))
+
+    @torch.no_grad()
+    def even_out(self, team: Team) -> None:
+        """Give all processes the mean of their statistics, in the model and in its average."""
+        even_out([*self._own, *self._averages, self.good] if self._own else [], team)
+
+    def _flat(self) -> Tensor:
+        return torch.cat([statistic.detach().flatten() for statistic in self._own]) if self._own else torch.zeros(0)
+
+
+def even_out(tensors: list[Tensor], team: Team) -> None:
+    """Give `tensors` the mean that they have over all processes, in one exchange."""
+    if team.size > 1 and tensors:
+        means = team.all_reduce(torch.cat([tensor.flatten() for tensor in tensors])) / team.size
+        torch._foreach_copy_(tensors, split_like(means, tensors))
+
+
+def split_like(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:
+    """The parts of `flat` (n,) in the shapes of `tensors`, which have n numbers together."""
+    parts = flat.split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _statistics_of(model: nn.Module) -> list[Tensor]:
+    return [
+        buffer
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for buffer in (module.running_mean, module.running_var)
+        if buffer is not None
+    ]

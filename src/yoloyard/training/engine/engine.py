@@ -1,14 +1,10 @@
 """The training step: forward, loss, backward, clip, update, average. Nothing in it waits for the device.
 
-A bad step leaves no trace. Whether losses and gradients are finite is decided on the device. If they are not, the
-weights, their average and BatchNorm's statistics, which the forward has changed, stay as they were before. The host
-reads about it a step later, with the flag that asks to stop.
-
+Whether losses and gradients are finite is decided on the device. If they are not, weights, average and BatchNorm's
+statistics stay as they were. The host reads about it a step later, with the flag that asks to stop.
 All processes exchange twice in a step: the norms of the loss, which the backward pass needs, and a small tensor of
-losses and flags. The gradients are exchanged with the last batch of an update (see `ddp`).
+losses and flags. The gradients are exchanged with the last batch of an update (see `exchanging`).
 """
-
-from __future__ import annotations
 
 import dataclasses
 import logging
@@ -27,12 +23,10 @@ from yoloyard.losses import Criterion
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.distributed.ddp import exchanging
-from yoloyard.training.engine.ema import ExponentialMovingAverage
+from yoloyard.training.engine.ema import ExponentialMovingAverage, Statistics, even_out
 from yoloyard.training.engine.multi_scale import vary_size
-from yoloyard.training.engine.optimizers import build_optimizer
-from yoloyard.training.engine.optimizers.state import laid_out_as, load_optimizer_state, optimizer_state
+from yoloyard.training.engine.optimizers import build_optimizer, laid_out_as, load_optimizer_state, optimizer_state
 from yoloyard.training.engine.schedule import Schedule
-from yoloyard.training.engine.statistics import Statistics, even_out
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +48,7 @@ class Verdict:
 
     flags: Tensor
     arrival: torch.Event | None
+    images: tuple[int, ...] | None
 
     def read(self) -> Flags:
         """The flags; waits for the device until the step is done."""
@@ -80,15 +75,14 @@ class StepReport:
         if self.found_inf.device.type != "cpu":  # `flags` may hold anything until the copy is done
             arrival = torch.Event(self.found_inf.device.type)
             arrival.record()
-        return Verdict(flags, arrival)
+        return Verdict(flags, arrival, self.images)
 
 
 class Engine:
-    """A detector and all that trains it.
+    """A detector and all that trains it; `criterion` and `gains` are of the loss of its head.
 
-    `network` is the model as the step calls it: compiled, or sharing its work with other processes. `criterion` and
-    `gains` are of the loss of its head. `around_step()` is entered before a forward and left after the backward
-    pass. `is_asked_to_stop()` is asked once a step.
+    `network` is the model as the step calls it: compiled, or sharing its work with other processes. `around_step()` is
+    entered before a forward and left after the backward pass. `is_asked_to_stop()` is asked once a step.
     """
 
     def __init__(
@@ -135,27 +129,25 @@ class Engine:
         self._images += batch.source_ids
         finite = torch.isfinite(losses).all()
         losses_finite = self._losses_finite = self._losses_finite * finite
-        parts = len(losses)
-        self._sums[:parts] += torch.where(finite, losses, 0)
-        self._sums[parts] += finite
+        self._sums[:-3] += torch.where(finite, losses, 0)
+        self._sums[-3] += finite
         self.number += 1
         if not is_due:
             return StepReport(losses, torch.zeros_like(stop), torch.zeros_like(stop), losses_finite, stop)
         norm, found_inf = self.update()
         self.last_update = number
         good = found_inf == 0
-        self._sums[parts + 1] += torch.where(good, norm, 0)
-        self._sums[parts + 2] += good
+        self._sums[-2] += torch.where(good, norm, 0)
+        self._sums[-1] += good
         images, self._images = tuple(self._images), []
         return StepReport(losses, norm, found_inf, losses_finite, stop, images)
 
     def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add a batch's gradients to the parameters; returns the losses (parts,) and how many processes shall stop ().
 
-        The losses are those of all processes together, in the order of `gains`: gain * sum / norm with the norm of all
-        processes. What is backpropagated is their product with images and processes, so that the mean over processes
-        that follows is the gradient of one process with the whole batch. A parameter that the batch does not reach gets
-        no gradient, on every device and in every number of processes.
+        The losses are those of all processes, in the order of `gains`: gain * sum / norm, with the norm of all. Their
+        product with images and processes is backpropagated, so that the mean over processes that follows is the
+        gradient of one process with the whole batch. A parameter that the batch does not reach gets no gradient.
         """
         gains, images = self.gains, len(batch.images) * self.team.size
         with self._around_step():
@@ -172,11 +164,10 @@ class Engine:
         return shared[:-1], shared[-1]
 
     def update(self) -> tuple[Tensor, Tensor]:
-        """One update with the gradients that were added up, unless a loss or a gradient is not finite.
+        """One update with the gradients that were added up; returns their norm () before clipping, and found_inf ().
 
-        Returns the gradients' norm () before clipping, and found_inf (): 1 where nothing was changed. A parameter
-        without a gradient stays as it is: no decay, no momentum. Waits for the device only where the optimizer has no
-        fused form, so that the host must decide.
+        That is 1 where nothing was changed, since a loss or a gradient was not finite. A parameter without a gradient
+        stays as it is. Waits for the device only for an optimizer that has no fused form.
         """
         if names := self.without_gradient():
             shown = ", ".join(names[:MAX_UNREACHED_NAMES])
@@ -204,9 +195,7 @@ class Engine:
 
     def without_gradient(self) -> list[str]:
         """Names of the trainable parameters that have no gradient before the first update; later nothing."""
-        if self._has_updated:
-            return []
-        named = self.model.named_parameters()
+        named = () if self._has_updated else self.model.named_parameters()
         return [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
 
     def is_bad(self, flags: Flags) -> bool:
@@ -238,11 +227,14 @@ class Engine:
 
     @torch.no_grad()
     def settle(self) -> bool:
-        """Before `state_dict`: give all processes the same gradients and statistics, and forget gradients that are bad.
-
-        Says whether there were bad ones: not finite, or of batches whose loss was not. Waits for the device.
-        """
-        self._even_out_gradients()
+        """Before `state_dict`: make gradients and statistics equal in all processes; drop bad gradients and say so."""
+        if self.team.size > 1:  # a parameter may have a gradient in one process alone
+            there = [parameter.grad is not None for parameter in self._parameters]
+            anywhere = self.team.all_reduce(torch.tensor(there, dtype=torch.int32, device=self.device)).tolist()
+            for parameter, count in zip(self._parameters, anywhere, strict=True):
+                if count and parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            even_out([parameter.grad for parameter in self._parameters if parameter.grad is not None], self.team)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         is_bad = not (all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and bool(self._losses_finite))
         if is_bad:
@@ -251,17 +243,6 @@ class Engine:
             self._statistics.put_back(torch.ones((), device=self.device))
         self.even_out_statistics()
         return is_bad
-
-    def _even_out_gradients(self) -> None:
-        """Give all processes the mean of their gradients; a parameter may have a gradient in one process alone."""
-        if self.team.size == 1:
-            return
-        there = [parameter.grad is not None for parameter in self._parameters]
-        anywhere = self.team.all_reduce(torch.tensor(there, dtype=torch.int32, device=self.device)).tolist()
-        for parameter, count in zip(self._parameters, anywhere, strict=True):
-            if count and parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        even_out([parameter.grad for parameter in self._parameters if parameter.grad is not None], self.team)
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """All that a step depends on, in named parts; tensors are the live ones, all else is JSON. `settle` before."""
@@ -281,10 +262,7 @@ class Engine:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Put back what `state_dict` gave, on whatever device.
-
-        Raises KeyError, ValueError or RuntimeError if a part is missing or does not fit.
-        """
+        """Put back what `state_dict` gave. Raises KeyError, ValueError or RuntimeError if a part doesn't fit."""
         own = state["engine"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["ema"])
@@ -292,18 +270,14 @@ class Engine:
         for name, parameter in self.model.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else laid_out_as(parameter, gradient)
-        self._restore_scaler(own["scaler"])
+        saved = own["scaler"]
+        if saved and self.scaler.is_enabled():
+            self.scaler.load_state_dict(saved)
+        if (ratio := self.scaler.get_scale() / saved.get("scale", 1.0)) != 1:  # gradients that wait for an update
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= ratio
         self._statistics.good = own["good_statistics"].to(self._statistics.good.device)
         self._losses_finite = own["losses_finite"].to(self.device)
         self._sums = own["sums"].to(self.device)
         self.number, self.last_update = own["number"], own["last_update"]
-
-    def _restore_scaler(self, saved: dict[str, Any]) -> None:
-        """The scaler's state. Gradients that wait for an update are brought to the scale of this device."""
-        if saved and self.scaler.is_enabled():
-            self.scaler.load_state_dict(saved)
-        ratio = self.scaler.get_scale() / saved.get("scale", 1.0)
-        if ratio != 1:
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    parameter.grad *= ratio

@@ -1,7 +1,5 @@
 """Batches of another size each (`--multi-scale`), resized on the device."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -16,10 +14,7 @@ SMALLEST, LARGEST = 0.5, 1.5  # times imgsz
 
 
 def draw_side(imgsz: int, stride: int, seed: int, epoch: int, number: int) -> int:
-    """The side in pixels for batch `number`: a multiple of the stride from half of `imgsz` to one and a half.
-
-    The same on all ranks and after a resume. Source: the multi-scale training of YOLOv5 7.0.
-    """
+    """The side in pixels for batch `number`, the same on all ranks. Source: the multi-scale training of YOLOv5 7.0."""
     low, high = math.ceil(SMALLEST * imgsz / stride), math.floor(LARGEST * imgsz / stride)
     return stride * int(np.random.default_rng([seed, epoch, 2, number]).integers(low, high + 1))
 

@@ -1,9 +1,4 @@
-"""The schedules of learning rate, momentum and accumulation.
-
-All are functions of the batch number since the start of the run, so a resumed run needs no state of them.
-"""
-
-from __future__ import annotations
+"""Learning rate, momentum and accumulation as functions of the batch number, so that they have no state to save."""
 
 import math
 from dataclasses import dataclass

@@ -1,13 +1,11 @@
 """What a run shows on the terminal or in a notebook: lines, a progress bar, the table at its end."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import time
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from yoloyard.training.listeners import events
@@ -21,8 +19,8 @@ SECONDS_BETWEEN_LOOKS = 0.5  # what a bar shows of a step must be fetched from t
 class Console:
     """A listener that shows a run. A bar is shown on a terminal, and in a notebook that has ipywidgets."""
 
-    def __init__(self, silent: bool = False) -> None:
-        self.console = RichConsole(stderr=False, highlight=False, soft_wrap=True, quiet=silent)
+    def __init__(self) -> None:
+        self.console = RichConsole(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._looked = 0.0
 
@@ -58,11 +56,10 @@ class Console:
 
     def _begin(self, title: str, total: int) -> None:
         self._end()
-        texts = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
-        columns = texts[0], BarColumn(bar_width=20), MofNCompleteColumn(), texts[1], TimeRemainingColumn()
+        parts = "{task.description}", BarColumn(bar_width=20), MofNCompleteColumn(), "{task.fields[text]}"
         in_notebook = self.console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
         is_shown = self.console.is_terminal or in_notebook
-        self._bar = Progress(*columns, console=self.console, transient=True, disable=not is_shown)
+        self._bar = Progress(*parts, TimeRemainingColumn(), console=self.console, transient=True, disable=not is_shown)
         self._bar.start()
         self._bar.add_task(title, total=total, text="")
         self._looked = 0.0
@@ -73,27 +70,22 @@ class Console:
         self._bar.update(self._bar.task_ids[0], completed=done, text=f"{text}  {gigabytes:.1f} GB")
 
     def _end(self) -> None:
-        """Let the bar vanish."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def _show_result(self, result: Result, epochs: int, seconds: float) -> None:
         figures = result.metrics.figures()
-        rows = {
-            "mAP50-95": f"{figures['map50_95']:.4f}",
-            "mAP50": f"{figures['map50']:.4f}",
-            "precision, recall": f"{figures['precision']:.3f}, {figures['recall']:.3f}",
-            "time": f"{seconds / 60:.1f} minutes",
-            "weights": str(result.weights),
-            "report": str(result.report),
-        }
         title = f"{result.folder.name}: best epoch {result.best_epoch} of {epochs}"
         table = Table(title=title, show_header=False, title_justify="left")
         table.add_column()
         table.add_column(overflow="fold")  # a path must stay whole
-        for row in rows.items():
-            table.add_row(*row)
+        table.add_row("mAP50-95", f"{figures['map50_95']:.4f}")
+        table.add_row("mAP50", f"{figures['map50']:.4f}")
+        table.add_row("precision, recall", f"{figures['precision']:.3f}, {figures['recall']:.3f}")
+        table.add_row("time", f"{seconds / 60:.1f} minutes")
+        table.add_row("weights", str(result.weights))
+        table.add_row("report", str(result.report))
         self.console.print(table, soft_wrap=False)
 
 

@@ -1,7 +1,5 @@
 """What happens in a run, and who hears of it. All of it is told on rank 0 alone."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +30,7 @@ class RunStarted(Event):
 
     folder: Path
     epoch: int
-    setup: Setup = field(repr=False)
+    setup: "Setup" = field(repr=False)
 
 
 @dataclass(frozen=True)

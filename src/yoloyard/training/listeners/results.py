@@ -1,21 +1,59 @@
-"""What a run leaves behind for its user: weight files with their metadata, and the report."""
+"""What a run leaves for its user: records (an epoch a line), weight files with their metadata, and the report."""
 
-from __future__ import annotations
-
+import csv
 import dataclasses
+import io
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yoloyard.common.files import write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import save_weights
-from yoloyard.training.listeners.records import read_records
+from yoloyard.training.listeners.events import EpochMeasured, Event, Record, Result, RunStarted
 from yoloyard.training.setup.setup import Setup
+
+
+class Records:
+    """A listener that keeps the figures of each epoch in the run folder."""
+
+    def __init__(self) -> None:
+        self._folder, self._records = Path(), list[Record]()
+
+    def __call__(self, event: Event) -> None:
+        """Take up what an earlier part of the run left; write each epoch's figures."""
+        if isinstance(event, RunStarted):
+            self._folder = event.folder
+            self._records = [record for record in read_records(event.folder) if record["epoch"] <= event.epoch]
+        elif isinstance(event, EpochMeasured):
+            self._records.append(event.record)
+            text = "".join(json.dumps(record) + "\n" for record in self._records)
+            write_whole_text(self._folder / "metrics.jsonl", text)
+            table = io.StringIO()
+            writer = csv.DictWriter(table, list(dict.fromkeys(name for record in self._records for name in record)))
+            writer.writeheader()
+            writer.writerows(self._records)
+            write_whole_text(self._folder / "results.csv", table.getvalue())
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The lines of the run folder's metrics.jsonl; none if there is no such file."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def as_record(epoch: int, groups: Mapping[str, Mapping[str, float]]) -> Record:
+    """`{"train": {"box": 1.0}}` as `{"epoch": 1, "train/box": 1.0}`."""
+    return {"epoch": epoch} | {
+        f"{group}/{name}": float(value) for group, values in groups.items() for name, value in values.items()
+    }
 
 
 def validation_batch(config: TrainConfig) -> int:
@@ -24,54 +62,37 @@ def validation_batch(config: TrainConfig) -> int:
 
 
 def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, metrics: Metrics | None) -> None:
-    """Write a weight file with all that is needed to predict with it, evaluate it alike, or train on.
-
-    `epoch` counts from 1; without `metrics` it was not validated. Raises UserError if the file can't be written; an
-    older one is then untouched.
-    """
-    evaluation = setup.config.evaluation
+    """Write a weight file for prediction, evaluation and further training; `epoch` is from 1. Raises UserError."""
+    config, spec = setup.config, setup.spec
+    used = {"batch": validation_batch(config), "precision": spec.precision}
     metadata: dict[str, Any] = {
-        "model": setup.spec.model_name,
-        "model_arguments": setup.spec.model_arguments,
-        "names": list(setup.spec.names),
+        "model": spec.model_name,
+        "model_arguments": spec.model_arguments,
+        "names": list(spec.names),
         "channels": 3,
-        "imgsz": setup.config.imgsz,
-        "evaluation": {
-            "conf": evaluation.conf,
-            "iou": evaluation.iou,
-            "max_det": evaluation.max_det,
-            "batch": validation_batch(setup.config),
-            "precision": setup.precision.name,
-        },
+        "imgsz": config.imgsz,
+        "evaluation": dataclasses.asdict(config.evaluation) | used,
         "showing": dataclasses.asdict(metrics.showing) if metrics else {},
-        "config": flat_settings(setup.config),
-        "licence": setup.spec.licence,
+        "config": flat_settings(config),
+        "licence": spec.licence,
         "versions": versions(),
         "epoch": epoch,
         "metrics": metrics.figures() if metrics else {},
     }
-    if setup.spec.model_digest is not None:
-        metadata["model_digest"] = setup.spec.model_digest
+    if spec.model_digest is not None:
+        metadata["model_digest"] = spec.model_digest
     save_weights(path, detector.state_dict(), metadata)
 
 
-def write_run_report(
-    path: Path,
-    setup: Setup,
-    metrics: Metrics,
-    predictions: Mapping[int, Detections],
-    best_epoch: int,
-    seconds: float,
-) -> None:
-    """The report of a run: figures of its best weights. `best_epoch` counts from 1."""
+def write_run_report(result: Result, setup: Setup, predictions: Mapping[int, Detections], seconds: float) -> None:
+    """The report of a run: figures of its best weights."""
     config, records = setup.config, read_records(setup.folder)
-    best = shlex.quote(str(setup.folder / "weights" / "best.safetensors"))
-    data = shlex.quote(config.data)
+    best, data, folder = (shlex.quote(str(each)) for each in (result.weights, config.data, setup.folder))
     facts = {
         "Model": f"{setup.spec.model_name}, {sum(p.numel() for p in setup.detector.parameters()):,} parameters",
         "Data": config.data,
         "Images": f"{len(setup.train_index):,} for training, {len(setup.val_index):,} for validation",
-        "Epochs": f"{len(records)} of {config.epochs}, the best one {best_epoch}",
+        "Epochs": f"{len(records)} of {config.epochs}, the best one {result.best_epoch}",
         "Image size": f"{config.imgsz} pixels",
         "Batch": f"{config.batch} images",
         "Optimizer": f"{config.optimization.optimizer}, lr0 {config.optimization.lr0:g}",
@@ -85,15 +106,15 @@ def write_run_report(
     commands = {
         "Find objects in images": f"yoloyard predict --weights {best} IMAGES",
         "These figures again": f"yoloyard val --weights {best} --data {data}",
-        "Train further": f"yoloyard train --resume {shlex.quote(str(setup.folder))} --epochs {2 * config.epochs}",
+        "Train further": f"yoloyard train --resume {folder} --epochs {2 * config.epochs}",
         "Start another run from these weights": f"yoloyard train --weights {best} --data OTHER.yaml",
     }
     from yoloyard.evaluation.report.report import write_report  # matplotlib takes half a second to import
 
     write_report(
-        path,
+        result.report,
         title=setup.folder.name,
-        metrics=metrics,
+        metrics=result.metrics,
         index=setup.val_index,
         predictions=predictions,
         facts=facts,

@@ -1,29 +1,24 @@
 """Where else a run is shown: TensorBoard's files, where its package is installed, and Weights & Biases (`--wandb`)."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import plain_path, write_whole_text
-from yoloyard.common.structures import Batch, Detections
+from yoloyard.common.structures import Detections
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg
 from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.report.drawing import draw_boxes
 from yoloyard.training.listeners.events import EpochEnded, Event, RunFinished, RunStarted, StepFinished
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 WANDB_ID = "wandb-id.txt"  # in the run folder: under which name Weights & Biases knows the run
 JPEG_QUALITY = 90  # of TensorBoard's images
@@ -42,7 +37,7 @@ class TensorBoard:
         place = folder / "tensorboard"
         place.mkdir(exist_ok=True)
         self._names = contextlib.ExitStack()
-        self._writer: SummaryWriter = SummaryWriter(self._names.enter_context(_utf8_path(place)))
+        self._writer = SummaryWriter(self._names.enter_context(_utf8_path(place)))
         self._summary = Summary
 
     def scalars(self, record: dict[str, float]) -> None:
@@ -55,10 +50,8 @@ class TensorBoard:
     def image(self, name: str, image: np.ndarray, step: int) -> None:
         """An image, uint8 RGB (H, W, 3)."""
         # As a JPEG: the writer takes checksums byte by byte in Python, beside the training step, and PNGs are large.
-        height, width = image.shape[:2]
-        image = self._summary.Image(
-            height=height, width=width, colorspace=3, encoded_image_string=encode_jpeg(image, JPEG_QUALITY)
-        )
+        (height, width), jpeg = image.shape[:2], encode_jpeg(image, JPEG_QUALITY)
+        image = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=jpeg)
         events = self._writer.file_writer
         assert events is not None  # until it is closed
         events.add_summary(self._summary(value=[self._summary.Value(tag=name, image=image)]), step)
@@ -70,10 +63,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the same name in the project `yoloyard`, or in that of WANDB_PROJECT; its files are in the run folder.
+    """A sink: a run of the same name in the project `yoloyard`, or in that of WANDB_PROJECT, also where a run goes on.
 
-    A run that goes on is the same run there. Its own environment variables say where to (WANDB_MODE=offline: nowhere).
-    Raises UserError if it can't begin, for want of an account or a server.
+    WANDB_MODE=offline: in the run folder alone. Raises UserError if it can't begin, for want of an account or a server.
     """
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
@@ -92,10 +84,8 @@ class WeightsAndBiases:
                 resume="allow",
             )
         except wandb.errors.Error as error:
-            said = str(error).rstrip(".")
-            raise UserError(
-                f"Weights & Biases: {said}; say `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
-            ) from error
+            advice = "say `wandb login`, set WANDB_MODE=offline, or leave --wandb out"
+            raise UserError(f"Weights & Biases: {str(error).rstrip('.')}; {advice}") from error
         write_whole_text(kept, self._run.id)
         self._run.define_metric("*", step_metric="epoch")  # the axis of every curve
         self._wandb_image = wandb.Image
@@ -135,28 +125,25 @@ class Tracker:
             self._setup, self._sink = event.setup, self._open(event.folder, event.setup.config)
         if self._sink is None:
             return
+        names = self._setup.spec.names
         if isinstance(event, StepFinished) and event.number < BATCHES_SHOWN:
-            show_batch(self._sink, event.images, self._setup.spec.names, event.number)
+            batch = event.images
+            for row, real in enumerate(batch.labels[:IMAGES_SHOWN] >= 0):
+                pixels: Any = batch.images[row].permute(1, 2, 0).cpu().numpy()
+                boxes, labels = (values[row][real].cpu().numpy() for values in (batch.boxes, batch.labels))
+                image = draw_boxes(np.ascontiguousarray(pixels), boxes, labels, names)
+                self._sink.image(f"training batch/{row}", image, event.number)
         elif isinstance(event, EpochEnded):
             if event.epoch == 1:  # not before the first step, which needn't wait for it
                 show_labels(self._sink, self._setup.train_index)
             self._sink.scalars(event.record)
-            for image in range(min(PREDICTIONS_SHOWN, len(event.detections)) if event.metrics else 0):
+            for number in range(min(PREDICTIONS_SHOWN, len(event.detections)) if event.metrics else 0):
                 assert event.metrics is not None
-                found = shown(event.detections[image], event.metrics.showing)
-                pixels = decode_image(self._setup.val_index.paths[image])
-                show_prediction(self._sink, image, pixels, found, self._setup.spec.names, event.epoch)
+                found = shown(event.detections[number], event.metrics.showing)
+                pixels = decode_image(self._setup.val_index.paths[number])
+                show_prediction(self._sink, number, pixels, found, names, event.epoch)
         elif isinstance(event, RunFinished):
             self._sink.close()
-
-
-def show_batch(sink: Sink, batch: Batch, names: Sequence[str], number: int) -> None:
-    """Show images as the network sees them, with the boxes that it is trained on."""
-    for row in range(min(len(batch.image_ids), IMAGES_SHOWN)):
-        real = batch.labels[row] >= 0
-        pixels: Any = batch.images[row].permute(1, 2, 0).cpu().numpy()
-        boxes, labels = (values[row][real].cpu().numpy() for values in (batch.boxes, batch.labels))
-        sink.image(f"training batch/{row}", draw_boxes(np.ascontiguousarray(pixels), boxes, labels, names), number)
 
 
 def show_labels(sink: Sink, index: Index) -> None:
@@ -178,13 +165,13 @@ def show_prediction(
 
 def check_trackers(config: TrainConfig) -> None:
     """Raises UsageError if a tracker is asked for that isn't installed."""
-    if config.wandb and not _is_installed("wandb"):
+    if config.wandb and importlib.util.find_spec("wandb") is None:
         raise UsageError("--wandb needs Weights & Biases' package: pip install wandb")
 
 
 def open_tensorboard(folder: Path, config: TrainConfig) -> TensorBoard | None:
     """TensorBoard's files of the run in `folder`, if they are wanted and its package is installed."""
-    return TensorBoard(folder) if config.tensorboard and _is_installed("tensorboard") else None
+    return TensorBoard(folder) if config.tensorboard and importlib.util.find_spec("tensorboard") else None
 
 
 def open_wandb(folder: Path, config: TrainConfig) -> WeightsAndBiases | None:
@@ -200,7 +187,3 @@ def _utf8(value: Any) -> Any:
 def _utf8_path(folder: Path) -> contextlib.AbstractContextManager[str]:
     """While it lasts, a path of `folder` in UTF-8, which is all that these packages can take."""
     return contextlib.nullcontext(str(folder)) if _utf8(str(folder)) == str(folder) else plain_path(folder)
-
-
-def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None

@@ -4,8 +4,6 @@ Shapes: n boxes, k anchors of all levels; all sizes are (width, height) in pixel
 Source: the automatic anchors of YOLOv5 7.0: k-means, then evolution.
 """
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np
@@ -24,10 +22,7 @@ SIZES_PIXELS = (("all", 0.0, np.inf), ("small", 0.0, 32.0), ("medium", 32.0, 96.
 
 
 def fit_anchors(head: Head, index: Index, imgsz: int, anchor_t: float, seed: int) -> None:
-    """Give the head new anchors where fewer than 98 % of the boxes fit the ones that it has, and log the shares.
-
-    A box fits an anchor whose sides are less than `anchor_t` times longer or shorter.
-    """
+    """Give the head new anchors where fewer than 98 % of the boxes are within `anchor_t` times one; log the shares."""
     random = np.random.default_rng(seed)
     shapes = index.sizes[:, ::-1].astype(np.float64)
     per_image = imgsz / shapes.max(axis=1)

@@ -1,7 +1,5 @@
 """The two splits of a run: loaded, looked over and cut to what the settings ask for."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import shlex
@@ -24,10 +22,7 @@ QUICK_PAIRS, QUICK_PIXELS = 10**8, 10**8
 
 
 def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
-    """What a new run trains on and what its validation counts; logs what is wrong with the data and what is left out.
-
-    Raises UserError where too much of a split can't be used, or, with `strict`, anything.
-    """
+    """The splits of a new run; logs what is wrong or left out. Raises UserError where it is too much."""
     splits = {"train": load_index(spec, "train"), "val": load_index(spec, "val")}
     splits["val"] = _with_duplicates(spec, config, **splits)
     for split, index in splits.items():
@@ -67,12 +62,9 @@ def load_splits_again(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index
 
 def _select(config: TrainConfig, train: Index, val: Index) -> tuple[Index, Index]:
     """The parts of both splits that the settings ask for; all problems stay with them."""
-    return (
-        dataclasses.replace(
-            select(train, config.classes, config.single_cls, config.fraction, config.seed), problems=train.problems
-        ),
-        dataclasses.replace(select(val, config.classes, config.single_cls), problems=val.problems),
-    )
+    part = select(train, config.classes, config.single_cls, config.fraction, config.seed)
+    of_val = select(val, config.classes, config.single_cls)
+    return dataclasses.replace(part, problems=train.problems), dataclasses.replace(of_val, problems=val.problems)
 
 
 def _with_duplicates(spec: DataSpec, config: TrainConfig, train: Index, val: Index) -> Index:

@@ -1,18 +1,14 @@
-"""The settings of a run: what is refused, what follows from data, network and host, what a resumed run may change.
-
-`overrides` and `given` are a user's own settings, as `checked_overrides` returns them.
-"""
-
-from __future__ import annotations
+"""What decides a run: its specification; what is refused, derived from data and host, or changed by a resume."""
 
 import dataclasses
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from yoloyard.common.cores import usable_cores
@@ -24,11 +20,11 @@ from yoloyard.data.index.index import Index
 from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.models.detector import Detector
 from yoloyard.training.listeners.trackers import check_trackers
-from yoloyard.training.setup import class_weights
 from yoloyard.training.spec import RunSpec
 
 log = logging.getLogger(__name__)
 
+MAX_CLASSES_NAMED = 20  # in a line
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
 MAY_CHANGE_ON_RESUME = (
     "epochs", "time", "device", "processes", "workers", "patience", "save_period", "keep", "tensorboard",
@@ -57,53 +53,41 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
 
 
 def derive(
-    config: TrainConfig,
-    given: Mapping[str, Any],
-    detector: Detector,
-    train_index: Index,
-    device: torch.device,
-    num_processes: int,
+    config: TrainConfig, given: Collection[str], detector: Detector, index: Index, device: torch.device, processes: int
 ) -> TrainConfig:
-    """The configuration with what follows from data, network and host; each choice is said in a line.
-
-    Raises UsageError where the data are too few, or for weights of classes that can't be.
-    """
+    """The configuration with what follows from data, network and host, each said in a line. Raises UsageError."""
     stride = max(detector.strides)
     imgsz = detector.input_size(config.imgsz)
     if imgsz != config.imgsz:
         log.info(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
-    batch = min(config.batch, len(train_index) // num_processes * num_processes)
+    batch = min(config.batch, len(index) // processes * processes)
     if not batch:
-        raise UsageError(f"{len(train_index)} training images are too few for {num_processes} processes")
+        raise UsageError(f"{len(index)} training images are too few for {processes} processes")
     if batch != config.batch:
-        log.info(f"batch {config.batch} is more than the {len(train_index)} training images: {batch} is used")
-    derived: dict[str, Any] = {"imgsz": imgsz, "batch": batch, "processes": num_processes}
+        log.info(f"batch {config.batch} is more than the {len(index)} training images: {batch} is used")
+    derived: dict[str, Any] = {"imgsz": imgsz, "batch": batch, "processes": processes}
     if "workers" not in given:
         # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
         # Powers of two keep each worker to the images that it has decoded itself.
-        affordable = max(1, min(config.workers, usable_cores() // num_processes))
+        affordable = max(1, min(config.workers, usable_cores() // processes))
         derived["workers"] = 0 if device.type == "cpu" else 2 ** int(math.log2(affordable))
     if config.rect:
         log.info("rect: batches of similar shapes, without mosaic and mixup")
         derived |= {"mosaic": 0, "mixup": 0}
     if config.class_weights is not None:
-        derived["class_weights"] = weights = class_weights.resolve(config.class_weights, train_index)
-        log.info(f"class weights: {class_weights.as_line(weights, train_index.names)}")
+        derived["class_weights"] = weights = resolve_class_weights(config.class_weights, index)
+        log.info(f"class weights: {class_weights_line(weights, index.names)}")
     config = with_overrides(config, derived)
-    places = len(plan_epochs(train_index, config, stride))
+    places = len(plan_epochs(index, config, stride))
     if config.repeat_factor:
-        log.info(f"repeat factor {config.repeat_factor:g}: an epoch has {places} images instead of {len(train_index)}")
+        log.info(f"repeat factor {config.repeat_factor:g}: an epoch has {places} images instead of {len(index)}")
     config, line = recipes.fit_to_run(config, given, places, detector.num_classes)
     log.info(line)
     return config
 
 
 def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, folder: Path, epochs_done: int) -> RunSpec:
-    """The specification of the run in `folder`, which has had `epochs_done`, with the few overrides that may change it.
-
-    What was derived when the run began stays. Raises UsageError for an override that would make it another run, and
-    if the run is finished.
-    """
+    """The specification of a run that goes on, with the few overrides that may change it. Raises UsageError."""
     saved = flat_settings(spec.config)
     given = {name: os.path.abspath(value) if name == "data" else value for name, value in overrides.items()}
     # What was said when the run began may be said again, and where its folder is.
@@ -128,3 +112,40 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
         )
     check_trackers(config)
     return dataclasses.replace(spec, config=config, given=spec.given | given)
+
+
+def resolve_class_weights(text: str, index: Index) -> str:
+    """The weights as numbers joined by commas; `balanced` ones follow from the training boxes. Raises UsageError."""
+    if text.strip() == "balanced":
+        labels = np.array(index.labels)[~np.array(index.ignore)]
+        weights = balanced_class_weights(np.bincount(labels, minlength=len(index.names)))
+        text = ",".join(f"{weight:.6g}" for weight in weights)
+    parse_class_weights(text, len(index.names))
+    return text
+
+
+def parse_class_weights(text: str, num_classes: int) -> tuple[float, ...]:
+    """The numbers of a list joined by commas. Raises UsageError if they are not one for each class, or all 0."""
+    try:
+        weights = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--class-weights {text}: say 'balanced' or numbers such as 1,2,0.5 ({error})") from error
+    if len(weights) != num_classes:
+        raise UsageError(f"--class-weights has {len(weights)} numbers, but there are {num_classes} classes")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
+        raise UsageError(f"--class-weights {text}: no weight can be below 0 or infinite, and one must be above 0")
+    return weights
+
+
+def class_weights_line(text: str, names: Sequence[str]) -> str:
+    """The weights for a reader, the first ones of many."""
+    parts = [f"{name} {weight:.3g}" for name, weight in zip(names, parse_class_weights(text, len(names)), strict=True)]
+    more = len(parts) - MAX_CLASSES_NAMED
+    return ", ".join(parts[:MAX_CLASSES_NAMED]) + (f" and {more} more, see config.yaml" if more > 0 else "")
+
+
+def balanced_class_weights(boxes: np.ndarray) -> np.ndarray:
+    """Weights (C,) for classes with `boxes` (C,): the inverse root, mean 1 over all boxes; 1 for a class without."""
+    weights = 1 / np.sqrt(np.maximum(boxes, 1))
+    weights *= boxes.sum() / max((boxes * weights).sum(), 1e-12)
+    return np.where(boxes > 0, weights, 1.0)

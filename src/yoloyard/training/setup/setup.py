@@ -1,11 +1,8 @@
 """From a user's overrides to a run that is ready: overrides -> RunSpec -> Setup."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +41,6 @@ class Setup:
     spec: RunSpec
     folder: Path
     device: torch.device
-    precision: Precision
     detector: Detector  # on the CPU
     train_index: Index
     val_index: Index
@@ -55,6 +51,11 @@ class Setup:
         """The resolved configuration."""
         return self.spec.config
 
+    @property
+    def precision(self) -> Precision:
+        """The type of the arithmetic."""
+        return Precision(self.device.type, getattr(torch, self.spec.precision), self.config.device_path)
+
     def keep(self) -> None:
         """Write what decides the run into its folder: the resolved configuration and the user's transform."""
         text = yaml.safe_dump(flat_settings(self.config), sort_keys=False, allow_unicode=True)
@@ -64,18 +65,14 @@ class Setup:
 
 
 def new_run(
-    overrides: Mapping[str, Any],
+    given: dict[str, Any],
     device: torch.device,
     precision: str,
     num_processes: int,
     transform: Transform | None = None,
     lock: RunLock | None = None,
 ) -> Setup:
-    """A new run of `num_processes` from a user's checked `overrides`; makes its folder, which `lock` takes.
-
-    Raises UsageError or UserError with what to do.
-    """
-    given = dict(overrides)
+    """A new run from a user's checked overrides; its folder is made and locked. Raises UsageError or UserError."""
     config = with_overrides(TrainConfig(), given)
     check_new(config, given, device, num_processes)
     start = starting_point(given)
@@ -88,8 +85,7 @@ def new_run(
     seed_all(config.seed)
     arguments = start.arguments(len(names))
     detector = build_detector(start.model, custom, arguments)
-    recipe = recipes.published(start.model, detector.head.criterion)
-    chosen = {name: value for name, value in recipe.items() if name not in given}
+    chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
     chosen |= {"model": start.model, "data": str(data.path)}
     if start.file is not None:
         chosen["weights"] = str(start.file.resolve())
@@ -98,83 +94,49 @@ def new_run(
     if config.classes is not None:
         chosen["classes"] = class_numbers(config.classes, data.names)
     config = with_overrides(config, chosen)
-    splits = load_splits(data, config)
-    config = derive(config, given, detector, splits[0], device, num_processes)
+    train, val = load_splits(data, config)
+    config = derive(config, given, detector, train, device, num_processes)
     licence = start.transfer(detector, names)
     if "anchors" in detector.head.constants and config.loss.autoanchor:
-        fit_anchors(detector.head, splits[0], config.imgsz, config.loss.anchor_t, config.seed)
+        fit_anchors(detector.head, train, config.imgsz, config.loss.anchor_t, config.seed)
     freeze(detector, config.freeze)
 
-    folder = new_run_folder(Path(config.project), _run_name(config), config.exist_ok)
+    # Named after the data file, or after the file's folder where it is called data.yaml.
+    name = config.name or (data.path.parent.name if data.path.stem == "data" else "") or data.path.stem
+    folder = new_run_folder(Path(config.project), name, config.exist_ok)
     if lock is not None:
         lock.take(folder)
     if custom is not None:
         content = custom.source
         write_whole(folder / custom.path.name, lambda temporary: temporary.write_bytes(content))
-    spec = RunSpec(
-        config=config,
-        given=given,
-        names=names,
-        images=splits[0].names_digest(),
-        model_arguments=arguments,
-        model_digest=custom.digest if custom else None,
-        transform=None,  # `build` fills it in
-        licence=licence,
-        precision=precision,
-    )
-    return build(spec, folder, device, transform, detector, splits)
+    digest, facts = custom.digest if custom else None, transform.facts if transform else None
+    spec = RunSpec(config, given, names, train.names_digest(), arguments, digest, facts, licence, precision)
+    return Setup(spec, folder, device, detector, train, val, transform)
 
 
-def build(
-    spec: RunSpec,
-    folder: Path,
-    device: torch.device,
-    transform: Transform | None = None,
-    detector: Detector | None = None,
-    splits: tuple[Index, Index] | None = None,
-) -> Setup:
-    """The setup of the run in `folder` that `spec` describes, in every process of it.
+def build(spec: RunSpec, folder: Path, device: torch.device, transform: Transform | None = None) -> Setup:
+    """The setup of the run in `folder` that has begun and that `spec` describes, in every process of it.
 
-    What a new run has made is handed in: its `detector` with the weights to start from, and its `splits`. Without
-    them the detector gets random weights, and data and the user's files must be those that the run began with. A
-    `transform` that is handed in takes the place of the kept one.
-    Raises UserError if data or files have changed, UsageError if the transform must be handed in.
+    The detector has random weights. A `transform` that is handed in takes the place of the kept one.
+    Raises UserError if data or the user's files have changed, UsageError if the transform must be handed in.
     """
     config = spec.config
-    if splits is None:
-        splits = load_splits_again(read_data_yaml(Path(config.data)), config)
-        if (splits[0].names_digest(), splits[0].names) != (spec.images, spec.names):
-            raise UserError(
-                f"the training images or the classes of {config.data} have changed since the run began; start a new one"
-            )
-    if detector is None:
-        custom = read_kept(config.model, spec.model_digest, [folder]) if is_custom(config.model) else None
-        detector = build_detector(config.model, custom, spec.model_arguments)
-        freeze(detector, config.freeze)
+    train, val = load_splits_again(read_data_yaml(Path(config.data)), config)
+    if (train.names_digest(), train.names) != (spec.images, spec.names):
+        raise UserError(
+            f"the training images or the classes of {config.data} have changed since the run began; start a new one"
+        )
+    custom = read_kept(config.model, spec.model_digest, [folder]) if is_custom(config.model) else None
+    detector = build_detector(config.model, custom, spec.model_arguments)
+    freeze(detector, config.freeze)
     if transform is not None:
         spec = dataclasses.replace(spec, transform=transform.facts)
     elif spec.transform is not None:
         transform = restore(folder, spec.transform)
-    return Setup(
-        spec=spec,
-        folder=folder,
-        device=device,
-        precision=Precision(device.type, getattr(torch, spec.precision), spec.config.device_path),
-        detector=detector,
-        train_index=splits[0],
-        val_index=splits[1],
-        transform=transform,
-    )
-
-
-def _run_name(config: TrainConfig) -> str:
-    """A run is named after its data file, or after the file's folder where it is called data.yaml."""
-    data = Path(config.data)
-    return config.name or (data.parent.name if data.stem == "data" and data.parent.name else data.stem)
+    return Setup(spec, folder, device, detector, train, val, transform)
 
 
 def _transform(config: TrainConfig, transform: Transform | None, custom: CustomModel | None) -> Transform | None:
-    """The transform that was handed in, or that the setting `transform` names."""
     if config.transform is None:
         return transform
     if transform is not None:

@@ -1,7 +1,5 @@
 """The network of a run and the weights that it starts with: random ones, or those of a file as far as they fit."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,15 +32,11 @@ class StartingPoint:
     def arguments(self, num_classes: int) -> dict[str, Any]:
         """What the network is built with: the class count, and the rest as the file says if it is of this model."""
         same = self.metadata.get("model_arguments", {}) if self.metadata.get("model") == self.model else {}
-        return {"num_classes": num_classes} | {
-            name: value for name, value in same.items() if name not in ("num_classes", "channels")
-        }
+        others = {name: value for name, value in same.items() if name not in ("num_classes", "channels")}
+        return {"num_classes": num_classes} | others
 
     def transfer(self, detector: Detector, names: tuple[str, ...]) -> str | None:
-        """Put what fits of the file into `detector`; returns the licence that comes with it.
-
-        Raises UsageError if nothing fits.
-        """
+        """Put what fits of the file into `detector`; returns its licence. Raises UsageError if nothing fits."""
         if self.file is None:
             return None
         state, metadata = self.state, self.metadata
@@ -51,9 +45,7 @@ class StartingPoint:
             state = {name: value for name, value in state.items() if name not in chosen}
         report = transfer(detector, state, names, metadata.get("names", ()))
         if not report.taken:
-            raise UsageError(
-                f"nothing in {self.file} fits {self.model}: use --model to name the model that it was made for"
-            )
+            raise UsageError(f"nothing in {self.file} fits {self.model}: use --model to name the model of that file")
         log.info(f"weights from {self.file}: {report}")
         if metadata.get("fused"):
             log.info("that file was fused for inference: its normalisation begins again; the unfused file is better")
@@ -64,27 +56,22 @@ class StartingPoint:
 
 
 def starting_point(given: Mapping[str, Any]) -> StartingPoint:
-    """What the user's settings `model` and `weights` mean.
-
-    `model` is a name, FILE.py:FUNCTION, or a weights file; `weights` alone brings its model with it.
-    Raises UsageError or UserError where a file can't be read.
-    """
+    """What `model` (a name, FILE.py:FUNCTION, a weights file) and `weights` mean. Raises UsageError or UserError."""
     model = registry.plain_name(given["model"]) if given.get("model") else None
     path = given.get("weights")
     if path is None and model is not None and Path(model).suffix.lower() in WEIGHT_FILES:
         path, model = model, None
-    state, metadata = ({}, {}) if path is None else read_weights(Path(path))
-    custom = None
-    if path is not None and model is None:
+    file = Path(path) if path else None
+    state, metadata = read_weights(file) if file else ({}, {})
+    custom = read_custom(model) if model is not None and is_custom(model) else None
+    if file is not None and model is None:
         if "model" not in metadata:
-            raise UserError(f"{path} does not say which model it holds; add --model NAME")
+            raise UserError(f"{file} does not say which model it holds; add --model NAME")
         model = metadata["model"]
-        custom = beside(Path(path), metadata) if is_custom(model) else None
-    elif model is not None and is_custom(model):
-        custom = read_custom(model)
+        custom = beside(file, metadata) if is_custom(model) else None
     if custom is not None:
         model = f"{custom.path}:{custom.function}"
-    return StartingPoint(model or TrainConfig().model, custom, Path(path) if path else None, state, metadata)
+    return StartingPoint(model or TrainConfig().model, custom, file, state, metadata)
 
 
 def build_detector(model: str, custom: CustomModel | None, arguments: Mapping[str, Any]) -> Detector:
@@ -93,10 +80,7 @@ def build_detector(model: str, custom: CustomModel | None, arguments: Mapping[st
 
 
 def freeze(detector: Detector, what: str | None) -> None:
-    """Stop the training of the first N published blocks, or of parameters by prefixes of their names.
-
-    Raises UsageError if there are no such blocks or parameters.
-    """
+    """Freeze the first N published blocks, or parameters by prefixes of their names. Raises UsageError if unknown."""
     if what is not None and what.isdigit():
         blocks = detector.blocks
         if int(what) > len(blocks):
@@ -118,7 +102,5 @@ def set_training_mode(detector: torch.nn.Module) -> None:
     """Training mode, but for normalisation layers whose parameters are frozen."""
     detector.train()
     for module in detector.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and not any(
-            parameter.requires_grad for parameter in module.parameters()
-        ):
-            module.eval()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.train(any(parameter.requires_grad for parameter in module.parameters()))

@@ -1,6 +1,4 @@
-"""Checkpoints: snapshots on disk, as safetensors and JSON. A checkpoint is a folder that is replaced whole."""
-
-from __future__ import annotations
+"""A run at one moment: a snapshot in host memory, a checkpoint on disk, a folder that is replaced whole."""
 
 import json
 import os
@@ -12,18 +10,32 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+from torch import Tensor
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import whole_folder, write_whole_folder
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.spec import RunSpec
-from yoloyard.training.state.progress import Progress
-from yoloyard.training.state.randomness import RandomNumbers
-from yoloyard.training.state.snapshot import Snapshot, snapshot
+from yoloyard.training.state.randomness import set_random_state
 
 FORMAT = 3
-READABLE_FORMATS = (2, 3)
 TENSOR_PARTS = ("model", "ema", "optimizer", "gradients")  # of the engine; files even where they are empty
+
+
+Snapshot = dict[str, dict[str, Any]]  # by part: tensors on the host, all else JSON; nothing in it changes any more
+
+
+@dataclass
+class Progress:
+    """How far a run has come. Epochs are counted from 0 here; what users see begins with 1."""
+
+    epoch: int = 0
+    position: int = 0  # samples of this epoch that all processes have consumed
+    bad_steps: int = 0  # in a row
+    best: float | None = None
+    best_epoch: int = -1
+    seconds: float = 0.0  # of training and validation up to now
+    planned_epochs: int = 0  # that fit into `--time`; 0: as configured
 
 
 @dataclass(frozen=True)
@@ -43,22 +55,23 @@ class Header:
 def snapshot_of(
     spec: Mapping[str, Any], engine: Engine, progress: Progress, random_states: Sequence[Mapping[str, Any]]
 ) -> Snapshot:
-    """All of a run at this moment; `random_states` are those of all processes by rank."""
-    random_parts = {f"random-{rank}": state for rank, state in enumerate(random_states)}
-    return snapshot({"spec": spec, "progress": progress.state_dict(), **engine.state_dict(), **random_parts})
+    """All of a run at this moment; `random_states` are those of all processes by rank. Waits for the device."""
+    parts = {"spec": spec, "progress": vars(progress), **engine.state_dict()}
+    parts |= {f"random-{rank}": state for rank, state in enumerate(random_states)}
+    return {name: {key: _on_host(value) for key, value in part.items()} for name, part in parts.items()}
 
 
 def write(content: Snapshot, folder: Path) -> None:
-    """Write a snapshot into `folder`, whole or not at all; any thread may do so.
-
-    Raises UserError if the disk is full or not writable.
-    """
+    """Write a snapshot into `folder`, whole or not at all; any thread may do so. Raises UserError if it can't be."""
 
     def write_parts(temporary: Path) -> None:
-        for name, tensors in content.tensors.items():
+        facts: dict[str, Any] = {"format": FORMAT}
+        for name, part in content.items():
+            tensors = {key: value for key, value in part.items() if isinstance(value, Tensor)}
             if tensors or name in TENSOR_PARTS:
                 (temporary / f"{name}.safetensors").write_bytes(safetensors.torch.save(tensors))
-        facts = {"format": FORMAT} | {name: part for name, part in content.facts.items() if part}
+            if rest := {key: value for key, value in part.items() if key not in tensors}:
+                facts[name] = rest
         (temporary / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
     write_whole_folder(folder, write_parts)
@@ -68,12 +81,15 @@ def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
     """Keep `folder` under the name `copy`, epoch-N, and of those up to this number the last `keep`."""
 
     def link_all(temporary: Path) -> None:
-        for file in folder.iterdir():
-            _link(file, temporary / file.name)
+        for file in folder.iterdir():  # none is ever changed in place, so two checkpoints may share it
+            try:
+                os.link(file, temporary / file.name)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(file, temporary / file.name)
 
     write_whole_folder(copy, link_all)
-    numbers = {path: path.name.removeprefix("epoch-") for path in copy.parent.glob("epoch-*")}
-    epochs = {path: int(number) for path, number in numbers.items() if number.isdecimal()}
+    paths = copy.parent.glob("epoch-*")
+    epochs = {path: int(number) for path in paths if (number := path.name.removeprefix("epoch-")).isdecimal()}
     # A higher number is of an earlier run in this folder (--exist-ok).
     former = sorted((path for path in epochs if epochs[path] <= epochs[copy]), key=epochs.__getitem__)
     for old in former[:-keep]:
@@ -81,26 +97,19 @@ def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
 
 
 def read_header(folder: Path) -> Header:
-    """The JSON part of a checkpoint, which may be about to be replaced. Changes nothing.
-
-    Raises UserError if there is none or if this version can't read its format.
-    """
+    """The JSON part of a checkpoint, which may be about to be replaced. Raises UserError if it can't be read."""
     try:
         facts: dict[str, Any] = json.loads((whole_folder(folder) / "state.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"there is no whole checkpoint in {folder} ({error}); start the run again") from error
-    if facts.get("format") not in READABLE_FORMATS:
+    if facts.get("format") not in (2, FORMAT):
         raise UserError(f"{folder} has checkpoint format {facts.get('format')}, this version reads 2 and {FORMAT}")
     progress = {name: value for name, value in facts["progress"].items() if name != "last_update"}  # of format 2
     return Header(folder, Progress(**progress), facts)
 
 
-def restore(header: Header, engine: Engine, progress: Progress, random_numbers: RandomNumbers, rank: int = 0) -> None:
-    """Put everything of a checkpoint back, and the random numbers of process `rank`.
-
-    These stay as they are where fewer processes have made the checkpoint. Raises UserError if a part is missing or
-    does not fit.
-    """
+def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -> None:
+    """Put a checkpoint back, with the random numbers of process `rank`, if it had one. Raises UserError if it can't."""
     try:
         parts = {name: _read(header, name) for name in TENSOR_PARTS}
         if header.facts["format"] == 2:
@@ -109,11 +118,15 @@ def restore(header: Header, engine: Engine, progress: Progress, random_numbers: 
             parts["engine"] = _read(header, "engine")
             numbers = _read(header, f"random-{rank}") if f"random-{rank}" in header.facts else {}
         engine.load_state_dict(parts)
-        progress.load_state_dict(header.progress.state_dict())
+        vars(progress).update(vars(header.progress))
         if numbers:
-            random_numbers.load_state_dict(numbers)
+            set_random_state(numbers, engine.device)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"the checkpoint {header.folder} can't be restored: {error}") from error
+
+
+def _on_host(value: Any) -> Any:
+    return value.detach().to("cpu", copy=True).contiguous() if isinstance(value, Tensor) else value
 
 
 def _read(header: Header, name: str) -> dict[str, Any]:
@@ -132,11 +145,3 @@ def _read_format_2(header: Header, engine: Engine, rank: int) -> tuple[dict[str,
     names = [name for name in run if name.startswith(f"{prefix}random.")]
     numbers = {name.removeprefix(prefix): run[name] for name in names}
     return own, numbers | facts.get(f"{prefix}random", {})
-
-
-def _link(source: Path, target: Path) -> None:
-    """Files of a checkpoint are never changed in place, so two checkpoints may share them."""
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)

@@ -1,12 +1,10 @@
-"""Optimizers: a line in OPTIMIZERS and a file each."""
+"""Optimizers: a line in OPTIMIZERS and a file each. Names in their state are `NUMBER.NAME`, by parameter and value."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yoloyard.common.errors import UsageError
 from yoloyard.config.settings import OptimizerConfig
@@ -27,23 +25,15 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or parameter in seen:
-                continue
-            seen.add(parameter)
-            if "bias" in f"{module_name}.{name}":
-                groups["bias"].append(parameter)
-            elif isinstance(module, NORMALISATIONS):
-                groups["norm"].append(parameter)
-            else:
-                groups["weight"].append(parameter)
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                kind = "norm" if isinstance(module, NORMALISATIONS) else "weight"
+                groups["bias" if "bias" in f"{module_name}.{name}" else kind].append(parameter)
     return groups
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, decay: float) -> torch.optim.Optimizer:
-    """The optimizer that `config` names over the groups weight, norm and bias, in this order; `decay` is of weight.
-
-    Raises UsageError if no parameter is left to train.
-    """
+    """The optimizer of `config`; `decay` is of weights alone. Raises UsageError if no parameter is left to train."""
     groups = [
         {"params": parameters, "name": name, "weight_decay": decay if name == "weight" else 0.0}
         for name, parameters in parameter_groups(model).items()
@@ -52,3 +42,33 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, decay: float) -> 
     if not groups:
         raise UsageError("nothing is left to train: every parameter is frozen; lower --freeze")
     return OPTIMIZERS[config.optimizer](groups, config)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The tensors that `optimizer` keeps of its parameters; one that has never had a gradient may have none."""
+    state = optimizer.state_dict()["state"]
+    return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_state` gave. Raises ValueError if it is of more parameters."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    if state and max(state) >= len(parameters):
+        raise ValueError(f"it holds the optimizer state of {max(state) + 1} parameters, not of {len(parameters)}")
+    for position, entry in state.items():
+        parameter = parameters[position]
+        optimizer.state[parameter] = {
+            name: laid_out_as(parameter, value) if value.shape == parameter.shape else value.to(parameter.device)
+            for name, value in entry.items()
+        }
+
+
+def laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` in the memory layout of `parameter`, which fused optimizers want. Raises ValueError for another shape."""
+    if value.shape != parameter.shape:
+        raise ValueError(f"a tensor of shape {tuple(value.shape)} does not fit a parameter of {tuple(parameter.shape)}")
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)

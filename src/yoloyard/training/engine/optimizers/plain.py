@@ -1,9 +1,4 @@
-"""torch's optimizers without torch's compiler, which their methods import at their first call.
-
-That import takes longer than all else before the first step, and about 100 MB. Only `--compile` needs it.
-"""
-
-from __future__ import annotations
+"""torch's optimizers without torch's compiler, whose import is the longest part of a start, and about 100 MB."""
 
 import inspect
 from typing import TypeVar
@@ -15,10 +10,7 @@ METHODS = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
 def plain(optimizer: Class) -> Class:
-    """The class `optimizer` with its methods as they were before torch wrapped them for its compiler.
-
-    They compute the same; where torch doesn't wrap them, nothing is changed.
-    """
+    """The class `optimizer` with its methods as they were before torch wrapped them for its compiler."""
     methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in METHODS}
     step = torch.no_grad()(inspect.unwrap(optimizer.step))
     return type(optimizer.__name__, (optimizer,), {**methods, "step": step})  # type: ignore[return-value]
