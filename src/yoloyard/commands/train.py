@@ -14,7 +14,7 @@ from yoloyard.training import run
 from yoloyard.training.listeners.console import Console
 from yoloyard.training.listeners.events import Event, Listener, Result, RunStarted
 from yoloyard.training.listeners.results import Records
-from yoloyard.training.listeners.trackers import Tracker, open_tensorboard, open_wandb
+from yoloyard.training.listeners.trackers import TRACKERS, Tracker
 
 
 def train(
@@ -36,7 +36,7 @@ def train(
     if isinstance(resume, bool):
         resume = NEWEST if resume else None
     console = Console()
-    listeners = [Records(), console, write_environment, Tracker(open_tensorboard), Tracker(open_wandb), *own]
+    listeners = [Records(), console, write_environment, *map(Tracker, TRACKERS), *own]
     with shown_lines(console.say):
         return run.train(overrides, resume, listeners, transform)
 

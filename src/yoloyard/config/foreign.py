@@ -15,7 +15,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.overrides import OPTIMIZERS, whole_number
+from yoloyard.config.overrides import whole_number
+from yoloyard.config.settings import OPTIMIZERS
 
 TEXTS = ("data", "model", "cfg", "weights", "optimizer", "device", "classes")  # in which 0123 is no number
 RATES = ("lr0", "momentum", "warmup_bias_lr")  # that `optimizer: auto` chooses as well
@@ -99,8 +100,8 @@ def _complaint(name: str, value: Any) -> str | None:
     """What is wrong with the value of a setting that we do have, if anything."""
     if name in ("batch", "batch_size") and isinstance(value, int | float) and value < 1:
         return "a size that is found automatically; say how many images"
-    if name == "optimizer" and str(value).lower() not in OPTIMIZERS:
-        return f"there are {', '.join(OPTIMIZERS.values())}"
+    if name == "optimizer" and str(value).lower() not in map(str.lower, OPTIMIZERS):
+        return f"there are {', '.join(OPTIMIZERS)}"
     if name == "device" and "-1" in re.findall(r"[^\s,'\"()\[\]]+", str(value)):
         return "an idle GPU that is found automatically; say which, such as 0"
     if name == "imgsz" and isinstance(value, list):

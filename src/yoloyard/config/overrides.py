@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.settings import Setting, TrainConfig, settings_of
+from yoloyard.config.settings import OPTIMIZERS, Setting, TrainConfig, settings_of
 
 Config = TypeVar("Config")
 
@@ -22,10 +22,9 @@ KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "
 
 # Spellings of YOLOv5's command line: names, and values in small letters.
 ALIASES = {"img": "imgsz", "img_size": "imgsz", "batch_size": "batch", "cfg": "model"}
-OPTIMIZERS = {"auto": "auto", "sgd": "SGD", "adamw": "AdamW"}
 VALUES: dict[str, dict[str, Any]] = {
     "cache": {"true": "ram", "false": None, "ram": "ram", "disk": "disk"},
-    "optimizer": OPTIMIZERS,
+    "optimizer": {name.lower(): name for name in OPTIMIZERS},
     "save_period": {"-1": 0},
 }
 UNSET_IF_EMPTY = ("weights", "model", "device")

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.overrides import OPTIMIZERS, with_overrides
-from yoloyard.config.settings import TrainConfig
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import OPTIMIZERS, TrainConfig
 
 FEW_UPDATES = 1000  # of the nominal batch; below, the recipe for small sets is taken
 MANY_UPDATES = 10_000  # above, `auto` means SGD, as published
@@ -55,8 +55,8 @@ def fit_to_run(
     `given` are the names of the settings that the user gave. Raises UsageError for an unknown optimizer.
     """
     optimizer = config.optimization.optimizer
-    if optimizer not in OPTIMIZERS.values():
-        raise UsageError(f"unknown optimizer '{optimizer}': there are {', '.join(OPTIMIZERS.values())}")
+    if optimizer not in OPTIMIZERS:
+        raise UsageError(f"unknown optimizer '{optimizer}': there are {', '.join(OPTIMIZERS)}")
     nominal = max(config.batch, config.optimization.nbs)
     updates = math.ceil(num_images / nominal) * config.epochs
     schedule: dict[str, Any] = {}

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NEWEST = "newest"  # what `--resume` without a folder means
+OPTIMIZERS = ("SGD", "AdamW", "auto")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Setting:
     joined: bool = False  # a text of parts joined by commas, which may be a list in YAML and Python
     is_path: bool = False  # `~` at its beginning is the home folder
     hidden: bool = False  # in no help and no table
+    resumable: bool = False  # a resumed run may change it
 
 
 def setting(default: Any, help: str, at_least: float | None = None, at_most: float | None = None, **kind: bool) -> Any:
@@ -56,7 +58,7 @@ class AugmentConfig:
 class OptimizerConfig:
     """How the weights are moved."""
 
-    optimizer: str = setting("auto", "SGD, AdamW or auto (chosen by the number of updates)")
+    optimizer: str = setting("auto", f"{', '.join(OPTIMIZERS[:-1])} or auto (chosen by the number of updates)")
     lr0: float = setting(0.01, "initial learning rate", 0)
     lrf: float = setting(0.01, "final learning rate as a fraction of lr0", 0, 1)
     momentum: float = setting(0.937, "SGD momentum, or Adam's beta1", 0, 0.9999)
@@ -104,30 +106,37 @@ class TrainConfig:
     )
     model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
     weights: str | None = setting(None, "weight file to start from; what fits is taken", is_path=True)
-    epochs: int = setting(100, "epochs", 1)
+    epochs: int = setting(100, "epochs", 1, resumable=True)
     batch: int = setting(16, "images of one step", 1)
     imgsz: int = setting(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
-    device: str = setting("auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True)
+    device: str = setting("auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True, resumable=True)
     device_path: str = setting("auto", "for tests: with 'accelerator' a CPU runs the code that a GPU runs", hidden=True)
-    processes: int = setting(1, "processes that share a batch, on cpu or with a GPU each", 1)
+    processes: int = setting(1, "processes that share a batch, on cpu or with a GPU each", 1, resumable=True)
     hang_timeout: float = setting(
-        300.0, "seconds that a process may keep the others waiting, after the first steps, before the run ends", 1
+        300.0,
+        "seconds that a process may keep the others waiting, after the first steps, before the run ends",
+        1,
+        resumable=True,
     )
     sync_bn: bool = setting(False, "batch normalisation over all processes' images (GPUs only)")
-    workers: int = setting(8, "processes that load images (0: load in the training process)", 0)
+    workers: int = setting(8, "processes that load images (0: load in the training process)", 0, resumable=True)
     amp: bool = setting(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
     compile: bool = setting(
-        False, "compile the network by torch.compile: faster steps after minutes of compiling; wants a C++ compiler"
+        False,
+        "compile the network by torch.compile: faster steps after minutes of compiling; wants a C++ compiler",
+        resumable=True,
     )
     cache: str | None = setting(None, "ram or disk: keep all images decoded, in memory or in a file that is used again")
     transform: str | None = setting(None, "my_transform.py:NAME, a function or Albumentations pipeline", is_path=True)
     freeze: str | None = setting(None, "N: the first N blocks; or prefixes of parameter names, joined by commas")
-    time: float | None = setting(None, "hours that the run may take; without --epochs it takes them all", 0)
+    time: float | None = setting(
+        None, "hours that the run may take; without --epochs it takes them all", 0, resumable=True
+    )
     val_period: int = setting(1, "validate every so many epochs, and after the last", 1)
-    patience: int = setting(100, "stop after so many epochs without a better figure (0: never)", 0)
+    patience: int = setting(100, "stop after so many epochs without a better figure (0: never)", 0, resumable=True)
     best_by: str = setting("map50_95", "figure that decides which weights are best")
-    save_period: int = setting(10, "keep a checkpoint every so many epochs (0: only the last)", 0)
-    keep: int = setting(3, "how many of the periodic checkpoints are kept", 1)
+    save_period: int = setting(10, "keep a checkpoint every so many epochs (0: only the last)", 0, resumable=True)
+    keep: int = setting(3, "how many of the periodic checkpoints are kept", 1, resumable=True)
     seed: int = setting(0, "the same seed gives the same run", 0, 10**15)
     classes: str | None = setting(None, "train on these classes alone: numbers or names joined by commas", joined=True)
     single_cls: bool = setting(False, "take all classes as one, 'object'")
@@ -143,8 +152,10 @@ class TrainConfig:
     project: str = setting("runs", "folder of the run folders", is_path=True)
     name: str | None = setting(None, "name of the run (default: the data file's)")
     exist_ok: bool = setting(False, "write into an existing run folder")
-    tensorboard: bool = setting(True, "write TensorBoard files where the package is installed")
-    wandb: bool = setting(False, "show the run in Weights & Biases, under the account that its package knows")
+    tensorboard: bool = setting(True, "write TensorBoard files where the package is installed", resumable=True)
+    wandb: bool = setting(
+        False, "show the run in Weights & Biases, under the account that its package knows", resumable=True
+    )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)

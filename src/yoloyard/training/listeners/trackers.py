@@ -179,6 +179,9 @@ def open_wandb(folder: Path, config: TrainConfig) -> WeightsAndBiases | None:
     return WeightsAndBiases(folder, config) if config.wandb else None
 
 
+TRACKERS = (open_tensorboard, open_wandb)
+
+
 def _utf8(value: Any) -> Any:
     """A text without what only names of files can hold; anything else as it is."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

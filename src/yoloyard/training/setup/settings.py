@@ -15,9 +15,10 @@ from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UsageError
 from yoloyard.config import recipes
 from yoloyard.config.overrides import unknown_name, with_overrides
-from yoloyard.config.settings import TrainConfig, flat_settings
+from yoloyard.config.settings import TrainConfig, flat_settings, settings_of
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.epoch_plan import plan_epochs
+from yoloyard.evaluation.metrics.coco import FIGURES
 from yoloyard.models.detector import Detector
 from yoloyard.training.listeners.trackers import check_trackers
 from yoloyard.training.spec import RunSpec
@@ -25,11 +26,6 @@ from yoloyard.training.spec import RunSpec
 log = logging.getLogger(__name__)
 
 MAX_CLASSES_NAMED = 20  # in a line
-FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
-MAY_CHANGE_ON_RESUME = (
-    "epochs", "time", "device", "processes", "workers", "patience", "save_period", "keep", "tensorboard",
-    "wandb", "compile", "hang_timeout",
-)  # fmt: skip
 
 
 def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.device, num_processes: int) -> None:
@@ -92,13 +88,14 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
     given = {name: os.path.abspath(value) if name == "data" else value for name, value in overrides.items()}
     # What was said when the run began may be said again, and where its folder is.
     new = {name for name, value in given.items() if value not in (saved[name], spec.given.get(name))}
-    forbidden = sorted(new - {*MAY_CHANGE_ON_RESUME, "project", "name", "exist_ok"})
+    resumable = [name for name, leaf in settings_of(TrainConfig).items() if leaf.resumable]
+    forbidden = sorted(new - {*resumable, "project", "name", "exist_ok"})
     if forbidden:
         raise UsageError(
-            f"a resumed run can't change {', '.join(forbidden)} (it can change {', '.join(MAY_CHANGE_ON_RESUME)}); "
+            f"a resumed run can't change {', '.join(forbidden)} (it can change {', '.join(resumable)}); "
             "start a new run with --weights instead"
         )
-    changes = {name: given[name] for name in MAY_CHANGE_ON_RESUME if name in given}
+    changes = {name: given[name] for name in resumable if name in given}
     config = with_overrides(spec.config, changes | {"processes": num_processes})
     if config.batch % num_processes:
         raise UsageError(f"the batch of {config.batch} can't be shared evenly by {num_processes} processes")
