@@ -29,8 +29,7 @@ def image_build(
     ] = None,
 ) -> None:
     """Build an image from the clone that yoloyard is used from."""
-    from yoloyard.machines.image.build import build, build_command, clone_root, image_names
-    from yoloyard.machines.image.builder import find_builder
+    from yoloyard.machines.image.build import build, build_command, clone_root, find_builder, image_names
     from yoloyard.machines.image.versions import find_tag
 
     root, wanted = clone_root(), find_tag(tag)
@@ -49,8 +48,7 @@ def image_list(*, json: Json = False) -> None:
     from rich.table import Column, Table
 
     from yoloyard.common.errors import UserError
-    from yoloyard.machines.image.build import image_names
-    from yoloyard.machines.image.builder import find_builder, is_built
+    from yoloyard.machines.image.build import find_builder, image_names, is_built
     from yoloyard.machines.image.versions import tags
 
     try:

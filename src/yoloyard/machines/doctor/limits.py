@@ -8,8 +8,7 @@ from yoloyard.machines.doctor.finding import Finding
 
 WORKERS = 8  # of each GPU, as `train` has it unless told otherwise
 # Batches of 16 images of 640 pixels: each worker makes 2 ahead and the trainer holds 2, for training and validation.
-BATCH_BYTES = 16 * 3 * 640 * 640
-SHARED_BYTES = (2 * WORKERS + 2) * BATCH_BYTES * 2
+SHARED_BYTES = (2 * WORKERS + 2) * 2 * 16 * 3 * 640 * 640
 OPEN_FILES = 256 + 32 * WORKERS  # of a training process: pipes, and a handle for each tensor on its way
 THREADS = 16  # of each process
 LOCKED_BYTES = 64 * 2**20
@@ -37,11 +36,10 @@ def _shared_memory(machine: dict[str, Any], gpus: int, training: str) -> Finding
     evidence += f"{training} wants {needed / 2**20:.0f} MiB (batches of 16 images of 640 pixels)"
     if shared["free"] >= needed:
         return Finding(check, title, "ok", evidence)
-    gigabytes = -(-needed * 2 // 2**30)
-    remedy = f"sudo mount -o remount,size={gigabytes}g /dev/shm"
+    size = f"size={-(-needed * 2 // 2**30)}g"
+    remedy = f"sudo mount -o remount,{size} /dev/shm"
     if machine["container"]:
-        ways = f"--shm-size={gigabytes}g (docker, podman; shm_size in Compose)"
-        remedy = f"start the container with {ways}, or yoloyard up"
+        remedy = f"start the container with --shm-{size} (docker, podman; shm_size in Compose), or yoloyard up"
     if gpus > 1:
         return Finding(check, title, "problem", f"{evidence}; NCCL fails without room in it", remedy)
     return Finding(check, title, "warning", f"{evidence}; batches go through pipes instead, which is slower", remedy)
@@ -55,15 +53,16 @@ def _ulimits(machine: dict[str, Any], gpus: int) -> list[Finding]:
     found = []
     for name, flag, needed, what in needs:
         soft, hard = machine["limits"][name]
-        is_enough = soft is None or soft >= needed
         evidence = f"{'unlimited' if soft is None else soft}; training wants {needed}"
-        remedy = f"ulimit {flag} {needed // 1024 if name == 'memlock' else needed}"
-        if hard is not None and hard < needed:
-            remedy = f"raise the hard limit ({hard}) in /etc/security/limits.conf"
-            if machine["container"]:
-                remedy = f"start the container with --ulimit {name}={needed}:{needed}"
-        verdict, remedy = ("ok", "") if is_enough else ("problem", remedy)
-        found.append(Finding(f"ulimit-{name}", f"limit of {what}", verdict, evidence, remedy))  # type: ignore[arg-type]
+        finding = Finding(f"ulimit-{name}", f"limit of {what}", "ok", evidence)
+        if soft is not None and soft < needed:
+            remedy = f"ulimit {flag} {needed // 1024 if name == 'memlock' else needed}"
+            if hard is not None and hard < needed:
+                remedy = f"raise the hard limit ({hard}) in /etc/security/limits.conf"
+                if machine["container"]:
+                    remedy = f"start the container with --ulimit {name}={needed}:{needed}"
+            finding = Finding(finding.check, finding.title, "problem", evidence, remedy)
+        found.append(finding)
     return found
 
 
