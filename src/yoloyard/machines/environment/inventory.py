@@ -72,8 +72,7 @@ def _distributions(folder: str) -> list[dict[str, Any]]:
     rows = []
     for entry in _infos(folder):
         place = os.path.join(folder, entry)
-        distribution = metadata.PathDistribution(Path(place))
-        facts = distribution.metadata
+        facts = metadata.PathDistribution(Path(place)).metadata
         name = normal_name((facts["Name"] if facts else None) or entry.split("-")[0])
         rows.append(
             {
@@ -95,21 +94,18 @@ def _files(folder: str, place: str) -> dict[str, Any] | None:
     rows = list(csv.reader(_read(os.path.join(place, "RECORD")).splitlines()))
     if not rows:
         return None
-    listed, missing, changed = 0, [], []
-    for row in rows:
-        is_code = len(row) == 3 and re.search(r"\.(py|so)$|\.so\.", row[0])
-        if not is_code or row[0].startswith(("..", "/")):
-            continue
-        listed += 1
+    code = [row for row in rows if len(row) == 3 and re.match(r"(?!\.\.|/).*(\.(py|so)$|\.so\.)", row[0])]
+    missing, changed = [], []
+    for path, _, listed_size in code:
         try:
-            size = os.stat(os.path.join(folder, row[0])).st_size
+            size = os.stat(os.path.join(folder, path)).st_size
         except OSError:
-            missing.append(row[0])
+            missing.append(path)
             continue
-        if row[2] and size != int(row[2]):
-            changed.append(row[0])
+        if listed_size and size != int(listed_size):
+            changed.append(path)
     return {
-        "listed": listed,
+        "listed": len(code),
         "missing": len(missing),
         "changed": len(changed),
         "without_init": [name for name in missing if name.count("/") == 1 and name.endswith("/__init__.py")],
@@ -118,21 +114,17 @@ def _files(folder: str, place: str) -> dict[str, Any] | None:
 
 
 def _editable(place: str) -> bool:
-    text = _read(os.path.join(place, "direct_url.json"))
-    return bool(re.search(r'"editable"\s*:\s*true', text))
+    return bool(re.search(r'"editable"\s*:\s*true', _read(os.path.join(place, "direct_url.json"))))
 
 
 def _module(folder: str, name: str) -> list[dict[str, Any]]:
     """Whether the module is in this folder, with the constants of its version.py read as text."""
-    for place in (os.path.join(folder, name), os.path.join(folder, name + ".py")):
-        if os.path.isfile(os.path.join(place, "__init__.py")) or os.path.isfile(place):
-            return [{"folder": folder, "constants": _constants(os.path.join(place, "version.py"))}]
-    return []
-
-
-def _constants(path: str) -> dict[str, str]:
-    rows = re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]?([^'\"\n]*)", _read(path), re.MULTILINE)
-    return {name: value for name, value in rows if name in CONSTANTS}
+    place = os.path.join(folder, name)
+    if not os.path.isfile(os.path.join(place, "__init__.py")) and not os.path.isfile(place + ".py"):
+        return []
+    text = _read(os.path.join(place, "version.py"))
+    rows = re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]?([^'\"\n]*)", text, re.MULTILINE)
+    return [{"folder": folder, "constants": {name: value for name, value in rows if name in CONSTANTS}}]
 
 
 def _libraries(folder: str) -> list[str]:

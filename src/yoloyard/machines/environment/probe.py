@@ -24,13 +24,23 @@ def use(name: str, module: Any) -> dict[str, Any]:
         ok, encoded = module.imencode(".png", module.resize(numpy.zeros((4, 4, 3), numpy.uint8), (8, 8)))
         assert ok
         assert module.imdecode(encoded, 1).shape == (8, 8, 3)
-    if name == "torch":
-        return _torch(module)
     if name == "torchvision":
         import torch
 
         module.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([0.5]), 0.5)
-    return {}
+    if name != "torch":
+        return {}
+    import numpy
+
+    module.from_numpy(numpy.ones(3)) + 1
+    facts = {"cuda": module.version.cuda, "hip": module.version.hip, "cudnn": module.backends.cudnn.version()}
+    if module.version.cuda:
+        facts["nccl"] = list(module.cuda.nccl.version()) if module.distributed.is_nccl_available() else None
+        facts["devices"] = module.cuda.device_count() if module.cuda.is_available() else 0
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:  # the CUDA libraries in this process
+            paths = re.findall(r"(/\S*/lib(?:cudnn|cublas|nccl|cudart)\S*)$", file.read(), re.MULTILINE)
+        facts["loaded"] = sorted(set(paths))
+    return facts
 
 
 def built(torch: Any) -> dict[str, Any]:
@@ -38,25 +48,6 @@ def built(torch: Any) -> dict[str, Any]:
     flags = getattr(getattr(torch, "_C", None), "_cuda_getArchFlags", None)
     architectures = ((flags and flags()) or "").split()
     return {"version": torch.__version__, "cuda": torch.version.cuda, "architectures": architectures}
-
-
-def _torch(torch: Any) -> dict[str, Any]:
-    import numpy
-
-    torch.from_numpy(numpy.ones(3)) + 1
-    facts = {"cuda": torch.version.cuda, "hip": torch.version.hip, "cudnn": torch.backends.cudnn.version()}
-    if torch.version.cuda:
-        facts["nccl"] = list(torch.cuda.nccl.version()) if torch.distributed.is_nccl_available() else None
-        facts["devices"] = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        facts["loaded"] = _loaded()
-    return facts
-
-
-def _loaded() -> list[str]:
-    """The CUDA libraries in this process, by the kernel's word."""
-    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
-        paths = re.findall(r"(/\S*/lib(?:cudnn|cublas|nccl|cudart)\S*)$", file.read(), re.MULTILINE)
-    return sorted(set(paths))
 
 
 def attempt(name: str) -> dict[str, Any]:
