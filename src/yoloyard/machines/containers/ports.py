@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ PORTS = {"YOLOYARD_JUPYTER_PORT": 8888, "YOLOYARD_SSH_PORT": 2222, "YOLOYARD_TEN
 def choose_ports(host: Host, address: str, before: dict[str, str], asked: dict[str, str]) -> dict[str, str]:
     """A free port of `host` for each service: the one asked for, else the last one, else the next that is free.
 
-    Raises UserError if one that was asked for is taken, UsageError for what is no address or no port.
+    Raises UserError if one that was asked for is taken, UsageError for what is no address.
     """
     try:
         ipaddress.IPv4Address(address)
@@ -29,8 +30,6 @@ def choose_ports(host: Host, address: str, before: dict[str, str], asked: dict[s
         if name not in asked:
             while is_taken(port) or str(port) in {*chosen.values(), *asked.values()}:
                 port += 1
-        elif not 0 < port < 65536:
-            raise UsageError(f"{flag(name)} {port} is no port; they go from 1 to 65535")
         elif str(port) in chosen.values():
             raise UsageError(f"two flags name the port {port}")
         elif is_taken(port):
@@ -42,17 +41,6 @@ def choose_ports(host: Host, address: str, before: dict[str, str], asked: dict[s
 def flag(variable: str) -> str:
     """The flag of `up` for a variable of compose.yaml: "--ssh-port" for "YOLOYARD_SSH_PORT"."""
     return "--" + variable.removeprefix("YOLOYARD_").lower().replace("_", "-")
-
-
-def tunnel_ports(settings: dict[str, str]) -> dict[str, int]:
-    """A free port of this machine for each one on the host, the same number where that is free."""
-    is_taken, chosen = _taken_ports(Host(), "127.0.0.1"), dict[str, int]()
-    for name in PORTS:
-        port = int(settings[name])
-        while is_taken(port) or port in chosen.values():
-            port += 1
-        chosen[name] = port
-    return chosen
 
 
 def listens(port: int) -> bool:
@@ -70,14 +58,12 @@ def _taken_ports(host: Host, address: str) -> Callable[[int], bool]:
         return taken.__contains__
 
     def is_taken(port: int) -> bool:
-        with socket.socket(socket.AF_INET) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address, port))
-            except OSError as error:
-                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                    raise UserError(f"can't listen at {address}: {error.strerror}") from error
-                return True
+        try:
+            socket.create_server((address, port)).close()
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise UserError(f"can't listen at {address}: {os.strerror(error.errno or 0)}") from error
+            return True
         return False
 
     return is_taken
