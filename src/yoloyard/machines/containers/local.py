@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from yoloyard.common.errors import UsageError, UserError, last_line
-from yoloyard.machines.containers.container import USER, Engine, Project, Status, find_engine
+from yoloyard.machines.containers.container import COMPOSE, USER, Project, Status, find_engine
 from yoloyard.machines.containers.copying import copy_folder, send_image
 from yoloyard.machines.containers.gpus import find_graphics, gpu_service
 from yoloyard.machines.containers.host import Host, connect
@@ -29,7 +29,7 @@ AGAIN = "yoloyard down stops it, up starts again"
 _SOURCE = "YOLOYARD_SOURCE"  # the folder that was copied to a host, and the machine that it is on
 
 Settings = dict[str, str]  # the variables of compose.yaml
-Opened = tuple[Project, Engine, Settings, Status | None]
+Opened = tuple[Project, Settings, Status | None]
 
 
 def up(
@@ -42,10 +42,10 @@ def up(
     """
     started = time.monotonic()
     asked = {f"YOLOYARD_{name.upper()}": str(value) for name, value in wishes.items() if value is not None}
-    with _opened(folder, on, engine) as (project, runner, settings, status):
+    with _opened(folder, on, engine) as (project, settings, status):
         host, before = project.host, settings.get("YOLOYARD_ENGINE")
-        if before and runner.name != before and host.run([before, "version"]).returncode == 0:
-            other = project.status(find_engine(host, before))
+        if before and project.engine != before and host.run([before, "version"]).returncode == 0:
+            other = Project(host, project.folder, before).status()
             if other and other.running:
                 raise UserError(f"the container is running with {before}: {AGAIN}")
         if "YOLOYARD_TAG" in asked:
@@ -57,11 +57,11 @@ def up(
             if host.run(["test", "-d", asked["YOLOYARD_DATA"]]).returncode:
                 raise UserError(f"--data {asked['YOLOYARD_DATA']}: there is no such folder on {host}")
         if status and status.running:
-            _check_known(settings, runner, status)
+            _check_known(project, settings, status)
             if changed := [flag(name) for name, value in asked.items() if settings.get(name) != value]:
                 raise UserError(f"the container is running with another {', '.join(changed)}: {AGAIN}")
-            log.info(f"the container is running already ({runner.name}, image {_image(settings)})")
-            _wait(project, runner)
+            log.info(f"the container is running already ({project.engine}, image {_image(settings)})")
+            _wait(project)
         else:
             if host.is_remote:
                 source, now = settings.get(_SOURCE), _source(folder)
@@ -69,15 +69,15 @@ def up(
                     remedy = "rename this folder, or copy over it with --yes"
                     raise UserError(f"{host}:{project.folder} was copied from {source}, not from {now}: {remedy}")
                 copy_folder(folder, host, project.folder, large_is_fine)
-            settings, service = _choose(folder, project, runner, settings, asked)
-            _find_image(host, runner, settings)
+            settings, service = _choose(folder, project, settings, asked)
+            _find_image(project, settings)
             project.write(settings, service)
             try:
-                done = host.run(project.compose(runner, "up", "--detach"))
-                if done.returncode or project.status(runner) is None:
+                done = host.run(project.compose("up", "--detach"))
+                if done.returncode or project.status() is None:
                     said = (done.stderr or done.stdout).strip()
-                    raise UserError(f"{' '.join(runner.compose)} could not start the container:\n{said}")
-                _wait(project, runner)
+                    raise UserError(f"{' '.join(COMPOSE[project.engine])} could not start the container:\n{said}")
+                _wait(project)
             except KeyboardInterrupt:
                 log.info("the container may go on starting; yoloyard down stops it")
                 raise
@@ -87,19 +87,19 @@ def up(
 
 def down(folder: Path, on: str | None, engine: str | None, volumes: bool) -> None:
     """Stop the container of `folder`, and remove it; what trains has two minutes to save."""
-    with _opened(folder, on, engine) as (project, runner, settings, status):
+    with _opened(folder, on, engine) as (project, settings, status):
         host = project.host
         if status:
-            _check_known(settings, runner, status)
+            _check_known(project, settings, status)
         if not settings or (status is None and not volumes):
             log.info(f"no container of {project.folder} on {host}")
             return
         log.info(f"stopping; what trains has {SAVING_SECONDS} s to save")
         argv = ["down", "--timeout", str(SAVING_SECONDS), *(["--volumes"] if volumes else [])]
-        done = host.run(project.compose(runner, *argv))
-        if done.returncode or project.status(runner) is not None:
+        done = host.run(project.compose(*argv))
+        if done.returncode or project.status() is not None:
             said = last_line(done.stderr) or last_line(done.stdout)
-            raise UserError(f"{runner.compose[0]} could not stop it: {said}")
+            raise UserError(f"{COMPOSE[project.engine][0]} could not stop it: {said}")
         log.info(f"stopped; its volumes are {'deleted' if volumes else 'kept (--volumes deletes them)'}")
         if host.is_remote:
             port = f" -e 'ssh -p {host.port}'" if host.port else ""
@@ -109,10 +109,10 @@ def down(folder: Path, on: str | None, engine: str | None, volumes: bool) -> Non
 
 def shell(folder: Path, on: str | None, engine: str | None, command: Sequence[str]) -> int:
     """Run `command`, or a shell, in the container as the user there; its exit status."""
-    with _opened(folder, on, engine) as (project, runner, settings, status):
+    with _opened(folder, on, engine) as (project, settings, status):
         running = _check_running(project, settings, status)
         tty = os.isatty(0) and os.isatty(1)
-        argv = [runner.name, "exec", "--interactive", *(["--tty"] if tty else []), "--user", USER]
+        argv = [project.engine, "exec", "--interactive", *(["--tty"] if tty else []), "--user", USER]
         argv += ["--workdir", "/workspace", "--env", f"HOME=/home/{USER}", "--env", f"USER={USER}"]
         if tty:
             argv += ["--env", f"TERM={os.environ.get('TERM', 'xterm')}"]
@@ -121,7 +121,7 @@ def shell(folder: Path, on: str | None, engine: str | None, command: Sequence[st
 
 def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[str], object]) -> None:
     """Print JupyterLab's address and hand it to `show`; on a host, keep a tunnel open until Ctrl-C."""
-    with _opened(folder, on, engine) as (project, _, settings, status):
+    with _opened(folder, on, engine) as (project, settings, status):
         _check_running(project, settings, status)
         host = project.host
         if not host.is_remote:
@@ -152,7 +152,7 @@ def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[st
 
 @contextlib.contextmanager
 def _opened(folder: Path, on: str | None, engine: str | None) -> Iterator[Opened]:
-    """The project of `folder` on its host, its engine, what the last `up` chose, and its container if there is one.
+    """The project of `folder` on its host, what the last `up` chose, and its container if there is one.
 
     On another host the folder is ~/yoloyard/NAME.
     """
@@ -165,8 +165,8 @@ def _opened(folder: Path, on: str | None, engine: str | None) -> Iterator[Opened
             place = PurePosixPath(host.ask(["sh", "-c", "cd && pwd"]).strip()) / "yoloyard" / folder.name
         project = Project(host, place)
         settings = project.settings()
-        runner = find_engine(host, engine or settings.get("YOLOYARD_ENGINE"))
-        yield project, runner, settings, project.status(runner)
+        project.engine = find_engine(host, engine or settings.get("YOLOYARD_ENGINE"))
+        yield project, settings, project.status()
 
 
 def _check_running(project: Project, settings: Settings, status: Status | None) -> Status:
@@ -175,16 +175,14 @@ def _check_running(project: Project, settings: Settings, status: Status | None) 
     return status
 
 
-def _check_known(settings: Settings, runner: Engine, status: Status) -> None:
+def _check_known(project: Project, settings: Settings, status: Status) -> None:
     if not settings:
-        name, short = runner.name, status.id[:12]
+        name, short = project.engine, status.id[:12]
         remedy = f"{name} stop --time {SAVING_SECONDS} {short} && {name} rm {short}, then up"
         raise UserError(f"there is a container of this folder, but what `up` chose for it is gone: {remedy}")
 
 
-def _choose(
-    folder: Path, project: Project, runner: Engine, before: Settings, asked: Settings
-) -> tuple[Settings, dict[str, Any]]:
+def _choose(folder: Path, project: Project, before: Settings, asked: Settings) -> tuple[Settings, dict[str, Any]]:
     """The variables of compose.yaml, and what is added to its service: GPUs, and the user of a rootless podman."""
     host, gpus = project.host, asked.get("YOLOYARD_GPUS", "all")
     if not re.fullmatch(r"all|none|\d+(,\d+)*", gpus):
@@ -192,19 +190,19 @@ def _choose(
     if not re.fullmatch(r"(?i)\d+[kmg]?b?", asked.get("YOLOYARD_SHM_SIZE", "8gb")):
         raise UsageError(f"--shm-size {asked['YOLOYARD_SHM_SIZE']} is no size, such as 8gb or 512mb")
     found = find_graphics(host, gpus)
-    service = {} if found.driver is None else gpu_service(host, runner.name, found.numbers)
+    service = {} if found.driver is None else gpu_service(host, project.engine, found.numbers)
     tag = asked.get("YOLOYARD_TAG") or best_tag(found.driver, list(found.capabilities)).name
-    why = ", as asked for"
-    if "YOLOYARD_TAG" not in asked and gpus == "none":
-        why = ": no GPU, as asked for"
-    elif "YOLOYARD_TAG" not in asked and found.driver is None:
-        why = f": no NVIDIA GPU on {host}; training runs on the CPU, slowly"
-    elif "YOLOYARD_TAG" not in asked:
-        each = ", ".join(f"{name} ({value})" for name, value in zip(found.names, found.capabilities, strict=True))
-        why = f": the newest for driver {found.driver} and {each}"
-    log.info(f"tag {tag}{why}")
+    each = ", ".join(f"{name} ({value})" for name, value in zip(found.names, found.capabilities, strict=True))
+    why = f": the newest for driver {found.driver} and {each}"
+    if found.driver is None:
+        why = (
+            f": no NVIDIA GPU on {host}; training runs on the CPU, slowly"
+            if gpus == "all"
+            else ": no GPU, as asked for"
+        )
+    log.info(f"tag {tag}{', as asked for' if 'YOLOYARD_TAG' in asked else why}")
     rootless = ["podman", "info", "--format", "{{.Host.Security.Rootless}}"]
-    if runner.name == "podman" and host.run(rootless).stdout.strip() == "true":
+    if project.engine == "podman" and host.run(rootless).stdout.strip() == "true":
         # Else the folder's owner would be root inside, and files written by anybody else there belong to nobody here.
         service |= {"userns_mode": "keep-id", "user": "0:0"}
     keys = public_keys()
@@ -212,7 +210,7 @@ def _choose(
     log.info(f"SSH keys: {sources}" if keys else "no public SSH key here (ssh-keygen makes one): no SSH")
     address = asked.get("YOLOYARD_ADDRESS", "127.0.0.1")
     settings = {
-        "YOLOYARD_ENGINE": runner.name,
+        "YOLOYARD_ENGINE": project.engine,
         "YOLOYARD_IMAGE": repository(),
         "YOLOYARD_GPUS": gpus,
         "YOLOYARD_WORKSPACE": str(project.folder),
@@ -247,35 +245,35 @@ def public_keys() -> dict[str, str]:
     return dict(found.values())
 
 
-def _find_image(host: Host, runner: Engine, settings: Settings) -> None:
-    reference = _image(settings)
-    if host.run([runner.name, "image", "inspect", reference]).returncode == 0:
+def _find_image(project: Project, settings: Settings) -> None:
+    host, engine, reference = project.host, project.engine, _image(settings)
+    if host.run([engine, "image", "inspect", reference]).returncode == 0:
         return
     if os.environ.get("YOLOYARD_IMAGE"):
         log.info(f"pulling {reference}")
-        if host.call([runner.name, "pull", reference]):
+        if host.call([engine, "pull", reference]):
             raise UserError(f"{reference} can't be pulled on {host} ($YOLOYARD_IMAGE names the registry's path)")
-        return
-    if host.is_remote and send_image(reference, host, runner.name):
-        return
-    where = " here; up then sends it there" if host.is_remote else ""
-    remedy = f"yoloyard image build {settings['YOLOYARD_TAG']} makes it{where}"
-    team = "A team sets YOLOYARD_IMAGE to its registry's path, and it is pulled"
-    raise UserError(f"there is no image {reference} on {host}: {remedy}. {team}")
+    elif not host.is_remote or not send_image(reference, host, engine):
+        where = " here; up then sends it there" if host.is_remote else ""
+        remedy = f"yoloyard image build {settings['YOLOYARD_TAG']} makes it{where}"
+        team = "A team sets YOLOYARD_IMAGE to its registry's path, and it is pulled"
+        raise UserError(f"there is no image {reference} on {host}: {remedy}. {team}")
 
 
-def _wait(project: Project, runner: Engine) -> None:
+def _wait(project: Project) -> None:
     """Until the container is healthy. Raises UserError with its last lines if it stops or takes too long."""
     end = time.monotonic() + HEALTHY_SECONDS
-    while (status := project.status(runner)) and status.running and time.monotonic() < end:
+    while (status := project.status()) and status.running and time.monotonic() < end:
         if status.health in ("", "healthy"):
             return
         time.sleep(0.5)
-    state = f"is {status.health} after {HEALTHY_SECONDS:.0f} s" if status and status.running else "stopped"
-    if status and not status.running:
+    state, lines = "stopped", ""
+    if status:
+        said = project.host.run([project.engine, "logs", "--tail", "20", status.id])
+        lines = (said.stdout + said.stderr).strip()
         state += f" (exit status {status.exit_code})"
-    said = project.host.run([runner.name, "logs", "--tail", "20", status.id]) if status else None
-    lines = (said.stdout + said.stderr).strip() if said else ""
+        if status.running:
+            state = f"is {status.health} after {HEALTHY_SECONDS:.0f} s"
     raise UserError(f"the container {state}; its last lines:\n{lines}")
 
 
