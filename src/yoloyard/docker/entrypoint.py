@@ -242,8 +242,11 @@ def write_secret(path: Path, text: str, owner: Ids = None) -> None:
         os.chown(path, *owner)
 
 
-def prepare_services(settings: Settings, environment: Mapping[str, str], state: Path, ids: Ids) -> dict[str, list[str]]:
-    """Writes what the services read into `state` and prints how to reach them. Returns their commands by name."""
+def prepare_services(settings: Settings, environment: Mapping[str, str], state: Path, ids: Ids) -> Path:
+    """Writes what the services read into `state` and prints how to reach them.
+
+    Returns a folder with one for each service, as s6 wants it: `run` starts it, `finish` is called when it has ended.
+    """
     found = {name: shutil.which(PROGRAMS[name][0], path=environment.get("PATH")) for name in settings.on}
     for name, program in found.items():
         if not program:
@@ -271,21 +274,18 @@ def prepare_services(settings: Settings, environment: Mapping[str, str], state: 
         address = [f"--host={settings.bind}", f"--port={ports['TENSORBOARD']}"]
         commands["tensorboard"] = ["tensorboard", f"--logdir={WORKSPACE}/runs", *address]
         say(f"TensorBoard: http://127.0.0.1:{ports['TENSORBOARD']}/")
-    return commands
-
-
-def write_scripts(commands: dict[str, list[str]], folder: Path, ids: Ids) -> None:
-    """A folder for each service, as s6 wants it: `run` starts it, `finish` is called when it has ended."""
-    shutil.rmtree(folder, ignore_errors=True)  # of the last start of this container
+    shutil.rmtree(state / "services", ignore_errors=True)  # of the last start of this container
     for name, command in commands.items():
         if ids and name != "ssh":
             user = ["-u", str(ids[0]), "-g", str(ids[1]), "-G", ",".join(map(str, groups() or ids[1:]))]
             command = ["s6-applyuidgid", *user, *command]
-        (folder / name).mkdir(parents=True)
+        folder = state / "services" / name
+        folder.mkdir(parents=True)
         run = f"cd {WORKSPACE} 2> /dev/null\nexec {shlex.join(command)}"
         for script, text in (("run", run), ("finish", FINISH.format(name=name))):
-            (folder / name / script).write_text(f"#!/bin/sh\n{text}\n")
-            (folder / name / script).chmod(0o755)
+            (folder / script).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / script).chmod(0o755)
+    return state / "services"
 
 
 def groups() -> list[int]:
@@ -334,16 +334,6 @@ def processes() -> dict[int, Process]:
     return found
 
 
-def has_own_namespace() -> bool:
-    """Is PID 1 this one, or an init that started it? With --pid=host it is not, and others' processes are in sight."""
-    table, number = processes(), os.getpid()
-    while number > 1:
-        number = table[number].parent
-        if number not in table or table[number].name not in HOLDERS:
-            break
-    return number == 1
-
-
 def busy(table: dict[int, Process], top: list[int], signalled: set[int]) -> list[int]:
     """The topmost processes from `top` on that catch SIGTERM. What they started is their own business."""
     found = []
@@ -360,7 +350,13 @@ def busy(table: dict[int, Process], top: list[int], signalled: set[int]) -> list
 
 def let_save(settings: Settings) -> None:
     """SIGTERM, once, to each process that catches it, wherever it was started, and time until all have ended."""
-    sees_all = has_own_namespace()
+    # With --pid=host, PID 1 is neither this process nor an init that started it, and others' processes are in sight.
+    table, number = processes(), os.getpid()
+    while number > 1:
+        number = table[number].parent
+        if number not in table or table[number].name not in HOLDERS:
+            break
+    sees_all = number == 1
     request = f"GET /api/kernels HTTP/1.0\r\nHost: localhost\r\nAuthorization: token {settings.token}\r\n\r\n"
     signalled: set[int] = set()
     deadline = time.monotonic() + settings.stop_seconds
@@ -459,16 +455,15 @@ def main(argv: list[str]) -> int:
             make_user(settings.uid, settings.gid)
         state = Path("/run/yoloyard") if root else Path(tempfile.mkdtemp(prefix="yoloyard-"))
         state.mkdir(exist_ok=True, mode=0o755)
-        commands = prepare_services(settings, os.environ, state, ids)
+        folder = prepare_services(settings, os.environ, state, ids)
     except WrongError as error:
         say(str(error))
         return 2
     environment = user_environment(os.environ, root)
     services = command = None
-    if commands:
-        write_scripts(commands, state / "services", ids)
+    if settings.on:
         options = {"stdin": subprocess.DEVNULL, "stdout": sys.stderr, "start_new_session": True}
-        services = start(["s6-svscan", str(state / "services")], environment, None, **options)
+        services = start(["s6-svscan", str(folder)], environment, None, **options)
     if root and os.isatty(0):
         os.fchown(0, settings.uid, -1)
     if argv:

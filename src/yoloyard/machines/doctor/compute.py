@@ -69,33 +69,66 @@ def all_reduce(python: str, backend: str, size: int, **variables: str) -> dict[s
 
 def check(facts: dict[str, Any]) -> list[Finding]:
     """`facts["compute"]` as gathered; None where nothing was to be computed."""
-    compute = facts["compute"]
-    if compute is None:
+    if facts["compute"] is None:
         return []
-    findings = []
-    for device, probes in compute["devices"].items():
-        findings += [_result(device, probes), _precision(device, probes), _training(device, probes)]
-    return [*findings, *_peers(compute["peers"]), _together(compute)]
+    found = [finding for device, probes in facts["compute"]["devices"].items() for finding in _device(device, probes)]
+    if probes := facts["compute"]["peers"]:
+        title, evidence = "Memory from GPU to GPU", "each GPU reaches the memory of the others"
+        if apart := [row["probe"] for row in probes if not row.get("reaches")]:
+            evidence = f"copies arrive whole, but by way of the host between GPUs {', '.join(apart)} (no peer access)"
+        finding = Finding("peer-access", title, "ok", evidence)
+        if bad := [row for row in probes if row["error"] or row["wrong"]]:
+            evidence = f"GPU {bad[0]['probe']}: {bad[0]['error'] or 'a copy arrives with other values'}"
+            finding = Finding("peer-access", title, "problem", evidence, NO_PEERS)
+        found.append(finding)
+    return [*found, _together(facts["compute"])]
 
 
-def _result(device: str, probes: list[dict[str, Any]]) -> Finding:
-    title = f"Computing on {device}"
+def _device(device: str, probes: list[dict[str, Any]]) -> list[Finding]:
+    """Three findings: whether it computes correctly, whether it has bfloat16, whether a small training goes well."""
+    computing = "compute", f"Computing on {device}"
     failed = [row for row in probes if row["error"] and not row["probe"].startswith("training")]
-    if failed:
-        return Finding("compute", title, "problem", f"{failed[0]['probe']}: {failed[0]['error']}", _remedy(failed[0]))
     compared = [row for row in probes if "tolerance" in row]
     wrong = [
         f"{row['probe']} is off by {row['largest']:.1g} of the largest value, {row['tolerance']:.0e} is rounding"
         for row in compared
         if not row["largest"] <= row["tolerance"]  # NaN is wrong too
     ]
-    if wrong:
+    if failed:
+        evidence = f"{failed[0]['probe']}: {failed[0]['error']}"
+        found = [Finding(*computing, "problem", evidence, _remedy(failed[0]))]
+    elif wrong:
         remedy = "take the device out of use; a GPU: sudo nvidia-smi -q -d ECC, sudo dmesg | grep -i xid"
-        return Finding("compute", title, "problem", "; ".join(wrong), remedy)
-    free = next((row for row in probes if row["probe"] == "memory" and row.get("total")), None)
-    shown = f"; {free['free'] / 2**30:.1f} of {free['total'] / 2**30:.1f} GiB are free" if free else ""
-    kinds = ", ".join(dict.fromkeys(row["probe"].split()[1] for row in compared))
-    return Finding("compute", title, "ok", f"matrix product and convolution agree with the CPU in {kinds}{shown}")
+        found = [Finding(*computing, "problem", "; ".join(wrong), remedy)]
+    else:
+        kinds = ", ".join(dict.fromkeys(row["probe"].split()[1] for row in compared))
+        evidence = f"matrix product and convolution agree with the CPU in {kinds}"
+        if free := next((row for row in probes if row["probe"] == "memory" and row.get("total")), None):
+            evidence += f"; {free['free'] / 2**30:.1f} of {free['total'] / 2**30:.1f} GiB are free"
+        found = [Finding(*computing, "ok", evidence)]
+
+    precision = "mixed-precision", f"Mixed precision on {device}"
+    row = next((row for row in probes if row["probe"] == "bfloat16"), None)
+    if row is None or row["error"]:
+        found.append(Finding(*precision, "skipped", "the probes didn't come so far"))
+    else:
+        evidence = "bfloat16 by the hardware" if row["native"] else "no bfloat16 in hardware: --amp trains in float16"
+        if device == "cpu":
+            evidence = "bfloat16 is computed, slowly where the CPU has no code for it"
+        found.append(Finding(*precision, "ok", evidence))
+
+    training = "training-step", f"Training steps on {device}"
+    rows = [row for row in probes if row["probe"].startswith("training")]
+    if not rows:
+        return [*found, Finding(*training, "skipped", "the probes didn't come so far")]
+    for row in rows:
+        if row["error"]:
+            return [*found, Finding(*training, "problem", f"{row['probe']}: {row['error']}", _remedy(row))]
+        if not row["last"] < row["first"]:
+            evidence = f"{row['probe']}: the loss went from {row['first']:.4g} to {row['last']:.4g}"
+            return [*found, Finding(*training, "problem", evidence, "train with --no-amp; tell us of this GPU")]
+    shown = ", ".join(row["probe"].split()[1] for row in rows)
+    return [*found, Finding(*training, "ok", f"the loss falls in {shown}")]
 
 
 def _remedy(row: dict[str, Any]) -> str:
@@ -109,46 +142,6 @@ def _remedy(row: dict[str, Any]) -> str:
     if row["probe"] == "start":
         return "see the findings on torch and the driver"
     return "sudo dmesg | grep -i -e xid -e segfault names a fault of driver or hardware; else install torch again"
-
-
-def _precision(device: str, probes: list[dict[str, Any]]) -> Finding:
-    title = f"Mixed precision on {device}"
-    row = next((row for row in probes if row["probe"] == "bfloat16"), None)
-    if row is None or row["error"]:
-        return Finding("mixed-precision", title, "skipped", "the probes didn't come so far")
-    evidence = "bfloat16 by the hardware" if row["native"] else "no bfloat16 in hardware: --amp trains in float16"
-    if device == "cpu":
-        evidence = "bfloat16 is computed, slowly where the CPU has no code for it"
-    return Finding("mixed-precision", title, "ok", evidence)
-
-
-def _training(device: str, probes: list[dict[str, Any]]) -> Finding:
-    title = f"Training steps on {device}"
-    rows = [row for row in probes if row["probe"].startswith("training")]
-    if not rows:
-        return Finding("training-step", title, "skipped", "the probes didn't come so far")
-    for row in rows:
-        if row["error"]:
-            return Finding("training-step", title, "problem", f"{row['probe']}: {row['error']}", _remedy(row))
-        if not row["last"] < row["first"]:
-            evidence = f"{row['probe']}: the loss went from {row['first']:.4g} to {row['last']:.4g}"
-            return Finding("training-step", title, "problem", evidence, "train with --no-amp; tell us of this GPU")
-    shown = ", ".join(row["probe"].split()[1] for row in rows)
-    return Finding("training-step", title, "ok", f"the loss falls in {shown}")
-
-
-def _peers(probes: list[dict[str, Any]]) -> list[Finding]:
-    if not probes:
-        return []
-    title = "Memory from GPU to GPU"
-    bad = [row for row in probes if row["error"] or row["wrong"]]
-    if bad:
-        evidence = f"GPU {bad[0]['probe']}: {bad[0]['error'] or 'a copy arrives with other values'}"
-        return [Finding("peer-access", title, "problem", evidence, NO_PEERS)]
-    evidence = "each GPU reaches the memory of the others"
-    if apart := [row["probe"] for row in probes if not row["reaches"]]:
-        evidence = f"copies arrive whole, but by way of the host between GPUs {', '.join(apart)} (no peer access)"
-    return [Finding("peer-access", title, "ok", evidence)]
 
 
 def _together(compute: dict[str, Any]) -> Finding:
