@@ -69,10 +69,8 @@ def gpu_service(host: Host, engine: str, numbers: Sequence[int] | None) -> dict[
         has_cdi = host.run(["docker", "info", "--format", "{{len .CDISpecDirs}}"]).stdout.strip() not in ("", "0")
     if has_cdi:
         return {"devices": [f"nvidia.com/gpu={number}" for number in (["all"] if numbers is None else numbers)]}
-    configure = CONFIGURE[engine]
-    if listed.returncode not in (126, 127):
-        raise UserError(f"{host} has the NVIDIA Container Toolkit, but {engine} is not set up: {configure}; {_WITHOUT}")
-    raise UserError(
-        f"{host} has a GPU, but no NVIDIA Container Toolkit, so that containers don't see it. Install the package "
-        f"nvidia-container-toolkit (its install guide adds NVIDIA's repository), then: {configure}; {_WITHOUT}"
-    )
+    missing = f"the NVIDIA Container Toolkit, but {engine} is not set up"
+    if listed.returncode in (126, 127):
+        missing = "a GPU, but no NVIDIA Container Toolkit, so that containers don't see it. Install the package "
+        missing += "nvidia-container-toolkit (its install guide adds NVIDIA's repository), then"
+    raise UserError(f"{host} has {missing}: {CONFIGURE[engine]}; {_WITHOUT}")

@@ -194,12 +194,10 @@ def _choose(folder: Path, project: Project, before: Settings, asked: Settings) -
     tag = asked.get("YOLOYARD_TAG") or best_tag(found.driver, list(found.capabilities)).name
     each = ", ".join(f"{name} ({value})" for name, value in zip(found.names, found.capabilities, strict=True))
     why = f": the newest for driver {found.driver} and {each}"
-    if found.driver is None:
-        why = (
-            f": no NVIDIA GPU on {host}; training runs on the CPU, slowly"
-            if gpus == "all"
-            else ": no GPU, as asked for"
-        )
+    if gpus == "none":
+        why = ": no GPU, as asked for"
+    elif found.driver is None:
+        why = f": no NVIDIA GPU on {host}; training runs on the CPU, slowly"
     log.info(f"tag {tag}{', as asked for' if 'YOLOYARD_TAG' in asked else why}")
     rootless = ["podman", "info", "--format", "{{.Host.Security.Rootless}}"]
     if project.engine == "podman" and host.run(rootless).stdout.strip() == "true":

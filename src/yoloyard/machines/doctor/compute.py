@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.doctor import Finding
 from yoloyard.machines.environment.packages import run_probes
 
 DEVICE_SECONDS = 180  # for a device, its libraries loaded from a cold disk included

@@ -119,9 +119,8 @@ def _of_run(facts: dict[str, Any], folder: Path) -> Facts:
     if "packages" in facts:  # runs of older versions have none
         found["variables"] = facts["variables"]
         pairs = (line.partition("==") for line in facts["packages"])
-        found["other packages"] = {
-            name: version or "of unknown version" for name, _, version in pairs if name not in PACKAGES
-        }
+        others = {name: version or "of unknown version" for name, _, version in pairs}
+        found["other packages"] = {name: others[name] for name in others if name not in PACKAGES}
     return found
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from yoloyard.machines.doctor.finding import Finding, Verdict
+from yoloyard.machines.doctor import Finding, Verdict
 
 SAMPLE_BYTES = 128 * 2**20
 BLOCK_BYTES = 4 * 2**20

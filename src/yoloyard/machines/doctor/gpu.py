@@ -7,7 +7,7 @@ from typing import Any
 
 from yoloyard.common.errors import UserError
 from yoloyard.machines.containers.gpus import CONFIGURE
-from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.doctor import Finding
 from yoloyard.machines.environment.nvml import DRIVER_NOT_LOADED, LIBRARY_MISMATCH, LIBRARY_NOT_FOUND, UNKNOWN_ERROR
 from yoloyard.machines.image.versions import best_tag, code_for, number
 

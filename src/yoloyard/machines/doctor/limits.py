@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.doctor import Finding
 
 WORKERS = 8  # of each GPU, as `train` has it unless told otherwise
 # Batches of 16 images of 640 pixels: each worker makes 2 ahead and the trainer holds 2, for training and validation.

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from yoloyard.common.errors import UsageError
-from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.doctor import Finding
 
 TIMEOUT_SECONDS = 10.0
 SLOW_SECONDS = 1.0  # to connect
@@ -62,9 +62,8 @@ def measure(endpoint: str) -> dict[str, Any]:
     finally:
         if connection:
             connection.close()
-    return found | {
-        "seconds": {step: end - begin for step, (begin, end) in zip(steps, pairwise(moments), strict=False)}
-    }
+    spans = zip(steps, pairwise(moments), strict=False)
+    return found | {"seconds": {step: end - begin for step, (begin, end) in spans}}
 
 
 def check(facts: dict[str, Any]) -> list[Finding]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.common.errors import UserError
-from yoloyard.machines.doctor.finding import Finding, Verdict
+from yoloyard.machines.doctor import Finding, Verdict
 from yoloyard.machines.environment.inventory import normal_name
 from yoloyard.machines.image.versions import best_tag, number
 
@@ -21,10 +21,8 @@ COMPILED_FOR_1 = ("compiled using NumPy 1.x", "_ARRAY_API not found", "Numpy is 
                   "Expected 96 from C header, got 88")  # fmt: skip
 COMPILED_FOR_NEWER = ("module compiled against ABI version", "Expected 88 from C header, got 96", "numpy._core")
 ROOTS = ("yoloyard", "torch", "torchvision")  # what they need, directly or not, must have the versions that it asks for
-# The lines of `pip check`.
-UNMET = re.compile(
-    r"(\S+) \S+ (?:requires (\S+), which is not installed|has requirement (.+), but you have (\S+) (\S+))\."
-)
+# A line of `pip check`.
+UNMET = r"(\S+) \S+ (?:requires (\S+), which is not installed|has requirement (.+), but you have (\S+) (\S+))\."
 MAX_SHOWN = 4
 
 Facts = dict[str, Any]
@@ -120,12 +118,10 @@ def _torchvision(packages: Facts) -> list[Finding]:
     if fitting and not version.startswith(fitting + "."):
         apart += f"; torchvision {fitting} is made for it"
     evidence = f"torchvision {version} beside torch {torch}{apart}"
-    verdict: Verdict = "ok"
+    # Its operators for GPUs are those of its own build: a CPU build has none, another CUDA's may not load.
+    verdict: Verdict = "problem" if is_mixed else "warning" if apart else "ok"
     if attempt["error"] and not _abi(attempt) and not packages["imports"]["torch"]["error"]:
         evidence, verdict = f"{evidence}; it can't be used: {short(attempt)}", "problem"
-    elif apart:
-        # Its operators for GPUs are those of its own build: a CPU build has none, another CUDA's may not load.
-        verdict = "problem" if is_mixed else "warning"
     remedy = _reinstall(packages, f"torchvision{f'=={fitting}.*' if fitting else ''}{_index(torch)}")
     return [Finding("torchvision-build", "torchvision and torch", verdict, evidence, "" if verdict == "ok" else remedy)]
 
@@ -134,17 +130,16 @@ def _opencv(packages: Facts) -> list[Finding]:
     title, attempt = "OpenCV", packages["imports"]["cv2"]
     modules, kinds = packages["modules"]["cv2"], [row for row in packages["distributions"] if row["name"] in OPENCV]
     names = list(dict.fromkeys(row["name"] for row in kinds))
-    again = _reinstall(packages, "opencv-python-headless")
-    if names:
-        again = f"{_pip(packages)} uninstall -y {' '.join(names)} && {again}"
+    removal = f"{_pip(packages)} uninstall -y {' '.join(names)} && " if names else ""
+    again = removal + _reinstall(packages, "opencv-python-headless")
     if len(names) > 1:
         constants = modules[0]["constants"] if modules else {}
         there = constants.get("opencv_version", "a version unknown" if modules else "none at all")
         if "headless" in constants:
             there += " without windows (headless)" if constants["headless"] == "True" else " with windows"
-        named = [f"{row['name']} {row['version']}" for row in kinds]
+        named = {f"{row['name']} {row['version']}": row["files"] for row in kinds}
         evidence = f"{' and '.join(named)} share the folder cv2; there is {there}"
-        corrupt = [name for name, row in zip(named, kinds, strict=True) if _is_corrupt(row)]
+        corrupt = [name for name, files in named.items() if files and (files["missing"] or files["changed"])]
         evidence += f"; files of {' and '.join(corrupt)} are overwritten or missing" if corrupt else ""
         evidence += f"; it can't be used: {short(attempt)}" if attempt["error"] else ""
         return [Finding("opencv-several", title, "problem" if attempt["error"] else "warning", evidence, again)]
@@ -161,11 +156,6 @@ def _opencv(packages: Facts) -> list[Finding]:
         remedy = f"{again} (needs no windows), or sudo apt-get install {SYSTEM_LIBRARIES[library]}"
         return [Finding("opencv-libgl", title, "problem", evidence, remedy)]
     return [Finding("opencv-import", title, "problem", f"{version} can't be used: {short(attempt)}", again)]
-
-
-def _is_corrupt(distribution: Facts) -> bool:
-    files = distribution["files"]
-    return bool(files and (files["missing"] or files["changed"]))
 
 
 def _numpy(packages: Facts) -> list[Finding]:
@@ -198,12 +188,11 @@ def _abi(attempt: Facts) -> str:
 
 
 def _other_imports(packages: Facts) -> list[Finding]:
-    found = []
+    found, judged = [], {"numpy", "cv2", "torch", "torchvision"}
+    judged |= {"matplotlib"} if packages["imports"]["numpy"]["error"] else set()  # it says nothing new
     for name, attempt in packages["imports"].items():
-        if name in ("numpy", "cv2", "torch", "torchvision") or not attempt["error"] or _abi(attempt):
+        if name in judged or not attempt["error"] or _abi(attempt):
             continue
-        if name == "matplotlib" and packages["imports"]["numpy"]["error"]:
-            continue  # it says nothing new
         evidence = f"{_called(packages, name)} can't be used: {short(attempt)}"
         remedy = _reinstall(packages, _pinned(packages, name))
         found.append(Finding("package-import", name, "problem", evidence, remedy))
@@ -270,8 +259,8 @@ def _shadowed(packages: Facts) -> list[Finding]:
             how, remedy = "the user's own packages come first", "export PYTHONNOUSERSITE=1"
         evidence = f"{name} {versions[0]} of {winner} is used ({how}), not {versions[1]} of {other}"
         is_bad = len(set(versions)) > 1 and name in ("torch", "torchvision", "numpy")
-        verdict: Verdict = "problem" if is_bad else "warning"
-        found.append(Finding("package-shadowed", f"One {name} alone", verdict, evidence, remedy))
+        title = f"One {name} alone"
+        found.append(Finding("package-shadowed", title, "problem" if is_bad else "warning", evidence, remedy))
     return found
 
 
@@ -361,7 +350,7 @@ def _unmet(packages: Facts) -> list[Facts]:
             reached.add(name)
             todo += asked[name]
     rows = []
-    for match in filter(None, map(UNMET.fullmatch, packages["check"]["lines"])):
+    for match in filter(None, (re.fullmatch(UNMET, line) for line in packages["check"]["lines"])):
         who, name = normal_name(match[1]), normal_name(match[2] or match[4])
         wanted, has = asked.get(who, {}).get(name, name), "which is not installed"
         if match[3]:

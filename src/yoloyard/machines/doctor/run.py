@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from yoloyard.machines.doctor import compute, disk, gpu, limits, network, packages
-from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.doctor import Finding, compute, disk, gpu, limits, network, packages
 from yoloyard.machines.environment import machine, nvml
 from yoloyard.machines.environment import packages as packages_of
 
@@ -23,9 +22,8 @@ def examine(
 ) -> tuple[dict[str, Any], list[Finding]]:
     """Look at this machine: all facts, and the findings, the worst first. Opens a connection only to `endpoint`.
 
-    `folder`: that of data and runs. `quick`: measure no speed, compute nothing. `root`: where /proc, /sys, /dev
-    and the like are read. `python`: examine its packages, not those of this process. What can't be
-    read becomes a finding "skipped" of its subject; a mistake in a check is raised, never hidden.
+    `folder`: that of data and runs. `quick`: measure no speed, compute nothing. `root`: where /proc, /sys, /dev and the
+    like are read. `python`: examine its packages, not those of this process.
     """
     driver, installed = nvml.gather(), packages_of.gather(python)
     users = {process["pid"] for each in driver["gpus"] for process in each.get("processes", [])}

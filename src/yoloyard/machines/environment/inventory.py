@@ -13,6 +13,7 @@ import os
 import re
 import site
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,40 +54,36 @@ def inventory() -> dict[str, Any]:
         "base_prefix": sys.base_prefix,
         "path": folders,
         "user_site": site.getusersitepackages() if site.ENABLE_USER_SITE else None,
-        "python_path": [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry],
+        "python_path": _paths("PYTHONPATH"),
         "distributions": [row for folder in folders for row in _distributions(folder)],
-        "leftovers": [os.path.join(folder, name) for folder in folders for name in _names(folder) if name[:1] == "~"],
+        "leftovers": [os.path.join(folder, name) for folder in folders for name in names(folder) if name[:1] == "~"],
         "modules": {name: [row for folder in folders for row in _module(folder, name)] for name in MODULES},
         "libraries": {
             "wheels": [path for folder in folders for path in _libraries(os.path.join(folder, "nvidia", "*", "lib"))],
-            "path": [
-                {"folder": folder, "files": _libraries(glob.escape(folder))}
-                for folder in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-                if folder
-            ],
+            "path": [{"folder": each, "files": _libraries(glob.escape(each))} for each in _paths("LD_LIBRARY_PATH")],
         },
     }
 
 
-def _distributions(folder: str) -> list[dict[str, Any]]:
-    rows = []
+def _paths(variable: str) -> list[str]:
+    return [entry for entry in os.environ.get(variable, "").split(os.pathsep) if entry]
+
+
+def _distributions(folder: str) -> Iterator[dict[str, Any]]:
     for entry in _infos(folder):
         place = os.path.join(folder, entry)
         facts = metadata.PathDistribution(Path(place)).metadata
         name = normal_name((facts["Name"] if facts else None) or entry.split("-")[0])
-        rows.append(
-            {
-                "name": name,
-                "version": (facts["Version"] if facts else None) or "",
-                "folder": folder,
-                "info": entry,
-                "whole": os.path.isfile(os.path.join(place, "METADATA")) or entry.endswith(".egg-info"),
-                "editable": _editable(place),
-                "requires": (facts.get_all("Requires-Dist") or []) if facts else [],
-                "files": _files(folder, place) if name.startswith(LOOKED_OVER) else None,
-            }
-        )
-    return rows
+        yield {
+            "name": name,
+            "version": (facts["Version"] if facts else None) or "",
+            "folder": folder,
+            "info": entry,
+            "whole": os.path.isfile(os.path.join(place, "METADATA")) or entry.endswith(".egg-info"),
+            "editable": _editable(place),
+            "requires": (facts.get_all("Requires-Dist") or []) if facts else [],
+            "files": _files(folder, place) if name.startswith(LOOKED_OVER) else None,
+        }
 
 
 def _files(folder: str, place: str) -> dict[str, Any] | None:
@@ -133,7 +130,7 @@ def _libraries(folder: str) -> list[str]:
 
 def _infos(folder: str) -> list[str]:
     """The metadata folders of distributions; pip renames those that it removes to ~name."""
-    return [name for name in _names(folder) if name.endswith((".dist-info", ".egg-info")) and name[:1] != "~"]
+    return [name for name in names(folder) if name.endswith((".dist-info", ".egg-info")) and name[:1] != "~"]
 
 
 def _read(path: str) -> str:
@@ -145,7 +142,8 @@ def _read(path: str) -> str:
         return ""
 
 
-def _names(folder: str) -> list[str]:
+def names(folder: str | Path) -> list[str]:
+    """What is in a folder, sorted; nothing if it isn't there or may not be read."""
     try:
         return sorted(os.listdir(folder))
     except OSError:

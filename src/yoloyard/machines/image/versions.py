@@ -83,18 +83,16 @@ def best_tag(driver: str | None, capabilities: list[str], table: Path = TABLE) -
     if driver is None or not capabilities:
         return found[CPU]
     compiled = [tag for tag in found.values() if all(code_for(c, tag.architectures) == "binary" for c in capabilities)]
-    if not compiled:
-        shown = ", ".join(sorted(set(capabilities)))
-        raise UserError(
-            f"no tag has code for all GPUs of this machine (compute capability {shown}): "
-            "use some of them (--gpus 0), or `--gpus none` with the tag cpu"
-        )
     fitting = [tag for tag in compiled if number(driver) >= number(tag.driver)]
+    if not compiled:
+        reason = (
+            f"no tag has code for all GPUs of this machine (compute capability {', '.join(sorted(set(capabilities)))})"
+        )
+        raise UserError(f"{reason}: use some of them (--gpus 0), or `--gpus none` with the tag cpu")
     if not fitting:
         least = min((tag.driver for tag in compiled), key=number)
-        raise UserError(
-            f"the NVIDIA driver {driver} is too old for every tag: update it on the host to {least} or newer"
-        )
+        reason = f"the NVIDIA driver {driver} is too old for every tag"
+        raise UserError(f"{reason}: update it on the host to {least} or newer")
     return max(fitting, key=lambda tag: (number(tag.torch), number(tag.cuda)))
 
 
