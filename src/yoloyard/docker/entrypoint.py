@@ -8,6 +8,7 @@ docs/container.md names the environment variables. It needs Python's standard li
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -225,11 +226,7 @@ def jupyter_config(settings: Settings) -> str:
             "news_url": None,
         },
         "IdentityProvider": {"token": settings.token},
-        "PasswordIdentityProvider": {
-            "token": settings.token,
-            "hashed_password": settings.password_hash,
-            "allow_password_change": False,
-        },
+        "PasswordIdentityProvider": {"hashed_password": settings.password_hash, "allow_password_change": False},
     }
     return json.dumps(config)
 
@@ -375,10 +372,8 @@ def let_save(settings: Settings) -> None:
             return
         for number in found - signalled:
             say(f"stops {table[number].name} (process {number}) and waits for it")
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
                 os.kill(number, signal.SIGTERM)
-            except ProcessLookupError:
-                continue  # it ended just now
         signalled |= found
         time.sleep(0.2)
     say(f"{settings.stop_seconds:.0f} s are over (YOLOYARD_STOP_SECONDS): what still runs is ended")

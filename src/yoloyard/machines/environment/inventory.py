@@ -1,18 +1,21 @@
-"""The packages in the environment of a Python, read from their files: none of them is imported.
+"""The packages in the environment of a Python, read from their files; and what happens when they are imported.
 
-`freeze` serves this process. As a program, this file prints the inventory of the Python that runs it as JSON, so it
-imports only what the standard library of Python 3.8 has.
+`freeze` serves this process. As a program, this file prints the inventory of the Python that runs it as JSON, or
+imports the modules that it is given, one after the other, and prints a line of JSON before and after each. They may
+print, raise or crash. It imports only what the standard library of Python 3.8 has.
 """
 
 from __future__ import annotations
 
 import csv
 import glob
+import importlib
 import json
 import os
 import re
 import site
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -150,6 +153,65 @@ def names(folder: str | Path) -> list[str]:
         return []
 
 
+def use(name: str, module: Any) -> dict[str, Any]:
+    """Do with the module what training does first. Returns facts that it states about itself."""
+    if name == "numpy":
+        module.ones(3).sum()
+    if name == "cv2":
+        import numpy
+
+        ok, encoded = module.imencode(".png", module.resize(numpy.zeros((4, 4, 3), numpy.uint8), (8, 8)))
+        assert ok
+        assert module.imdecode(encoded, 1).shape == (8, 8, 3)
+    if name == "torchvision":
+        import torch
+
+        module.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([0.5]), 0.5)
+    if name != "torch":
+        return {}
+    import numpy
+
+    module.from_numpy(numpy.ones(3)) + 1
+    facts = {"cuda": module.version.cuda, "hip": module.version.hip, "cudnn": module.backends.cudnn.version()}
+    if module.version.cuda:
+        facts["nccl"] = list(module.cuda.nccl.version()) if module.distributed.is_nccl_available() else None
+        facts["devices"] = module.cuda.device_count() if module.cuda.is_available() else 0
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:  # the CUDA libraries in this process
+            paths = re.findall(rf"(/\S*/(?:{'|'.join(CUDA_LIBRARIES)})\S*)$", file.read(), re.MULTILINE)
+        facts["loaded"] = sorted(set(paths))
+    return facts
+
+
+def attempt(name: str) -> dict[str, Any]:
+    """The module's version and file, and the error; `said` is what it wrote to standard error, C code included."""
+    found: dict[str, Any] = {"error": None}
+    with tempfile.TemporaryFile() as said:
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            module = importlib.import_module(name)
+            found.update(version=getattr(module, "__version__", None), file=getattr(module, "__file__", None))
+            if name == "torch":  # torch.cuda.get_arch_list() is empty without a GPU
+                flags = getattr(getattr(module, "_C", None), "_cuda_getArchFlags", None)
+                found["built"] = {"version": module.__version__, "cuda": module.version.cuda}
+                found["built"]["architectures"] = ((flags and flags()) or "").split()
+            found.update(use(name, module))
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it is the answer
+            found["error"] = f"{type(error).__name__}: {error}"
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        said.seek(0)
+        found["said"] = said.read().decode(errors="replace")[-3000:]
+    return found
+
+
 if __name__ == "__main__":
     sys.path[:] = [entry for entry in sys.path if entry]  # not the folder that we happen to be in
-    print(json.dumps(inventory()))  # noqa: T201
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what modules print is no answer
+    if not sys.argv[1:]:
+        answers.write(json.dumps(inventory()))
+    for each in sys.argv[1:]:
+        print(json.dumps({"probe": each}), file=answers, flush=True)
+        print(json.dumps({"probe": each, **attempt(each)}), file=answers, flush=True)

@@ -16,8 +16,7 @@ from typing import Any
 
 from yoloyard.common.errors import last_line
 
-IMPORTED = ("numpy", "cv2", "torch", "torchvision", "safetensors", "matplotlib")
-OPTIONAL = ("torchvision",)  # tried only where it is installed
+IMPORTED = ("numpy", "cv2", "torch", "torchvision", "safetensors", "matplotlib")  # torchvision where it is installed
 IMPORT_SECONDS = 300  # for modules to be imported from a cold network disk
 
 
@@ -38,7 +37,7 @@ def gather(python: Path | None = None) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         return {"error": f"{command} does not answer as a Python does"}
-    modules = [name for name in IMPORTED if name not in OPTIONAL or found["modules"][name]]
+    modules = [name for name in IMPORTED if name != "torchvision" or found["modules"][name]]
     return found | {"error": None, "imports": import_all(command, modules), "check": _pip_check(command)}
 
 
@@ -59,10 +58,10 @@ def _pip_check(python: str) -> dict[str, Any]:
 
 
 def import_all(python: str, modules: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What `probe.py` found about each module. After a crash or a hang, a new process does the rest."""
+    """What `inventory.py` found about each module. After a crash or a hang, a new process does the rest."""
     found: dict[str, dict[str, Any]] = {}
     while left := [name for name in modules if name not in found]:
-        rows, _ = run_probes(python, "probe.py", *left, seconds=IMPORT_SECONDS)
+        rows, _ = run_probes(python, "inventory.py", *left, seconds=IMPORT_SECONDS)
         found |= {row["probe"]: row for row in rows if row["probe"] in left} or {left[0]: rows[-1]}
     return found
 
