@@ -34,10 +34,11 @@ def image_build(
 
     root, wanted = clone_root(), find_tag(tag)
     found = find_builder(engine)
+    mirrors = {"TORCH_INDEX": torch_index, "PIP_INDEX": pip_index, "APT_MIRROR": apt_mirror}
+    replaced = {"BASE_IMAGE": base_image or None, **mirrors}
     stages: list[Literal["runtime", "devel"]] = ["runtime", "devel"] if stage == "both" else [stage]
     for one in stages:
-        mirrors = (base_image, torch_index, pip_index, apt_mirror)
-        build(build_command(found, root, wanted, one, *mirrors, options=build_option or ()))
+        build(build_command(found, root, wanted, one, replaced, build_option or ()))
         print(f"image: {', '.join(image_names(wanted, one))}")
 
 

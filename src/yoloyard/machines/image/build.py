@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -68,32 +68,29 @@ def build_command(
     root: Path,
     tag: Tag,
     stage: Stage,
-    base_image: str | None = None,
-    torch_index: str | None = None,
-    pip_index: str = "",
-    apt_mirror: str = "",
+    replaced: Mapping[str, str | None] = {},
     options: Sequence[str] = (),
 ) -> list[str]:
     """The command that builds one stage of a tag.
 
-    `base_image` and `torch_index` replace those of the tag; `options` are given to the builder as they are.
+    `replaced`: build arguments in place of those of the tag, None to keep it. `options` go to the builder as they are.
     """
-    for given in (torch_index, pip_index, apt_mirror):
-        if given and re.search(r"://[^/]*@", given):
-            raise UsageError("a mirror's password would be kept in the image: name the mirror without a user")
+    if any(value and re.search(r"://[^/]*@", value) for value in replaced.values()):
+        raise UsageError("a mirror's password would be kept in the image: name the mirror without a user")
     seconds, commit = _git(root, "log", "-1", "--format=%ct") or "0", _git(root, "rev-parse", "HEAD")
     arguments = {
-        "BASE_IMAGE": base_image or f"ubuntu:{tag.ubuntu}",
+        "BASE_IMAGE": f"ubuntu:{tag.ubuntu}",
         "TORCH": tag.torch,
-        "TORCH_INDEX": tag.index if torch_index is None else torch_index,
+        "TORCH_INDEX": tag.index,
         "CUDA": tag.cuda,
-        "PIP_INDEX": pip_index,
-        "APT_MIRROR": apt_mirror,
+        "PIP_INDEX": "",
+        "APT_MIRROR": "",
         "SOURCE_DATE_EPOCH": seconds,
         "CREATED": datetime.fromtimestamp(int(seconds), UTC).isoformat(),
         "VERSION": versions()["yoloyard"],
         "REVISION": f"{commit}-dirty" if commit and _git(root, "status", "--porcelain") else commit,
         "TAG": tag.name,
+        **{name: value for name, value in replaced.items() if value is not None},
     }
     # The health check is not part of OCI's format, which podman and buildah take by default.
     argv = [builder, "build", *(["--format", "docker", "--layers"] if builder != "docker" else [])]
