@@ -17,8 +17,7 @@ from yoloyard.common.errors import UsageError, UserError, last_line
 from yoloyard.machines.containers.container import COMPOSE, USER, Project, Status, find_engine
 from yoloyard.machines.containers.copying import copy_folder, send_image
 from yoloyard.machines.containers.gpus import find_graphics, gpu_service
-from yoloyard.machines.containers.host import Host, connect
-from yoloyard.machines.containers.ports import choose_ports, flag, listens
+from yoloyard.machines.containers.host import Host, choose_ports, connect, flag, listens
 from yoloyard.machines.image.versions import best_tag, find_tag, repository
 
 log = logging.getLogger(__name__)
