@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from yoloyard.machines.doctor import container, gpu, limits
+from yoloyard.machines.doctor import gpu, limits
 from yoloyard.machines.environment import machine as machine_facts
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -108,7 +108,7 @@ class Machine:
             "processes": {pid: machine_facts.command_of(self.root, pid) for pid in users},
             "torch": self.wheel,
         }
-        found = [*gpu.check(facts), *container.check(facts), *limits.check(facts)]
+        found = [*gpu.check(facts), *limits.check(facts)]
         return {each.check: asdict(each) for each in found}
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from yoloyard.machines.doctor import Finding
 from yoloyard.machines.doctor import packages as judge
-from yoloyard.machines.doctor.finding import Finding
 from yoloyard.machines.environment import packages
 
 pytestmark = pytest.mark.slow

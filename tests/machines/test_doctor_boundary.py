@@ -19,9 +19,11 @@ print(json.dumps(answers))
 """
 EXAMINE = """
 import json, sys
+from dataclasses import asdict
 from pathlib import Path
 from yoloyard.machines.doctor.run import examine
-print(json.dumps(examine(Path("."), quick=True, root=Path(sys.argv[1])).as_dict()))
+facts, findings = examine(Path("."), quick=True, root=Path(sys.argv[1]))
+print(json.dumps({"facts": facts, "findings": [asdict(finding) for finding in findings]}))
 """
 HEALTHY = {
     "NVML_DRIVER": "570.86.15",

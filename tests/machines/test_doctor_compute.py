@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from yoloyard.machines.doctor import compute
-from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.doctor import Finding, compute
 from yoloyard.machines.environment import computing
 
 HEALTHY: list[dict[str, Any]] = [

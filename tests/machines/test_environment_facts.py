@@ -13,7 +13,7 @@ import torch
 
 from yoloyard.data.index.index import Index, Paths, Texts
 from yoloyard.machines import environment
-from yoloyard.machines.environment.code import git_state
+from yoloyard.machines.environment import git_state
 from yoloyard.machines.environment.inventory import freeze
 from yoloyard.machines.environment.secrets import command_without_secrets, variables, without_secrets
 

@@ -31,10 +31,10 @@ def up(
     yes: Annotated[bool, Parameter(help="with --on: copy the folder whatever its size", negative="")] = False,
 ) -> None:
     """Start the container of this folder, with Jupyter, TensorBoard and SSH."""
-    from yoloyard.machines.containers.local import Wishes
     from yoloyard.machines.containers.local import up as run
 
-    wishes = Wishes(tag, gpus, address, jupyter_port, ssh_port, tensorboard_port, shm_size, data)
+    ports = {"jupyter_port": jupyter_port, "ssh_port": ssh_port, "tensorboard_port": tensorboard_port}
+    wishes = {"tag": tag, "gpus": gpus, "address": address, **ports, "shm_size": shm_size, "data": data}
     run(Path.cwd(), on, engine, wishes, yes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -28,17 +29,30 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Check driver, GPU, container, limits, disk and packages of this host, and say what fixes a problem."""
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
     from yoloyard.common.errors import UsageError
     from yoloyard.machines.doctor.run import examine
 
     if not folder.is_dir():
         raise UsageError(f"--folder {folder} is no folder")
-    examination = examine(folder, network, quick, python=python)
+    facts, findings = examine(folder, network, quick, python=python)
+    styles = {"problem": "bold red", "warning": "yellow", "ok": "green", "skipped": "dim"}
+    problems, warnings, ok, skipped = (sum(each.verdict == verdict for each in findings) for verdict in styles)
     if json:
-        print_json(examination.as_dict())
+        print_json({"facts": facts, "findings": [asdict(finding) for finding in findings]})
     else:
-        _show(examination.findings)
-    if examination.problems:
+        console = Console()
+        for finding in findings:
+            console.print(Text.assemble((f"{finding.verdict:<9}", styles[finding.verdict]), (finding.title, "bold")))
+            console.print(Padding(Text(finding.evidence), (0, 0, 0, 9)))
+            if finding.remedy:
+                console.print(Padding(Text(f"-> {finding.remedy}", style="cyan"), (0, 0, 0, 9)))
+        counts = f"{count_of(problems, 'problem')}, {count_of(warnings, 'warning')}"
+        console.print(f"{counts}, {ok} in order, {skipped} not looked at")
+    if problems:
         sys.exit(1)
 
 
@@ -55,25 +69,6 @@ def doctor_diff(
     from yoloyard.machines.doctor.diff import compare, load
 
     comparison = compare(load(run_a), load(run_b))
-    for line in comparison.lines():
-        print(line)
+    print("\n".join(comparison.lines()))
     if comparison.decides:
         sys.exit(1)
-
-
-def _show(findings: list) -> None:
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console = Console()
-    styles = {"problem": "bold red", "warning": "yellow", "ok": "green", "skipped": "dim"}
-    for finding in findings:
-        console.print(Text.assemble((f"{finding.verdict:<9}", styles[finding.verdict]), (finding.title, "bold")))
-        console.print(Padding(Text(finding.evidence), (0, 0, 0, 9)))
-        if finding.remedy:
-            console.print(Padding(Text(f"-> {finding.remedy}", style="cyan"), (0, 0, 0, 9)))
-    problems, warnings, ok, skipped = (sum(each.verdict == verdict for each in findings) for verdict in styles)
-    console.print(
-        f"{count_of(problems, 'problem')}, {count_of(warnings, 'warning')}, {ok} in order, {skipped} not looked at"
-    )

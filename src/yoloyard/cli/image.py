@@ -28,16 +28,16 @@ def image_build(
     ] = None,
 ) -> None:
     """Build an image from the clone that yoloyard is used from."""
-    from yoloyard.machines.image.build import build, build_command, clone_root, image_names
-    from yoloyard.machines.image.builder import find_builder
+    from yoloyard.machines.image.build import build, build_command, clone_root, find_builder, image_names
     from yoloyard.machines.image.versions import find_tag
 
     root, wanted = clone_root(), find_tag(tag)
     found = find_builder(engine)
+    mirrors = {"TORCH_INDEX": torch_index, "PIP_INDEX": pip_index, "APT_MIRROR": apt_mirror}
+    replaced = {"BASE_IMAGE": base_image or None, **mirrors}
     stages: list[Literal["runtime", "devel"]] = ["runtime", "devel"] if stage == "both" else [stage]
     for one in stages:
-        mirrors = (base_image, torch_index, pip_index, apt_mirror)
-        build(build_command(found, root, wanted, one, *mirrors, options=build_option or ()))
+        build(build_command(found, root, wanted, one, replaced, build_option or ()))
         print(f"image: {', '.join(image_names(wanted, one))}")
 
 
@@ -48,8 +48,7 @@ def image_list(*, json: Json = False) -> None:
     from rich.table import Column, Table
 
     from yoloyard.common.errors import UserError
-    from yoloyard.machines.image.build import image_names
-    from yoloyard.machines.image.builder import find_builder, is_built
+    from yoloyard.machines.image.build import find_builder, image_names, is_built
     from yoloyard.machines.image.versions import tags
 
     try:

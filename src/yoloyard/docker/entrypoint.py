@@ -8,6 +8,7 @@ docs/container.md names the environment variables. It needs Python's standard li
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -77,16 +78,13 @@ def read_number(environment: Mapping[str, str], name: str, default: int, least: 
 
 def read_settings(environment: Mapping[str, str], root: bool, workspace: Path = WORKSPACE) -> Settings:
     """Raises WrongError for a value that cannot be used."""
-    on = []
-    for name in PROGRAMS:
+    on, ports = [], {}
+    for name, (_, default) in PROGRAMS.items():
+        ports[name] = read_number(environment, f"YOLOYARD_{name}_PORT", default, 1, 65535)
         word = environment.get(f"YOLOYARD_{name}", "0")
         if word not in ("0", "1"):
             raise WrongError(f"YOLOYARD_{name} is {word!r}: it must be 1 (on) or 0 (off)")
         on += [name] if word == "1" else []
-    ports = {
-        name: read_number(environment, f"YOLOYARD_{name}_PORT", default, 1, 65535)
-        for name, (_, default) in PROGRAMS.items()
-    }
     for name in on:
         if [ports[other] for other in on].count(ports[name]) > 1:
             raise WrongError(f"YOLOYARD_{name}_PORT is {ports[name]}, which another service has too")
@@ -151,21 +149,18 @@ def is_rootless() -> bool:
 
 def make_user(uid: int, gid: int) -> None:
     """Gives the user yard these ids, first in the file so that names are found for them, and its home."""
-    for file, name, line in (
-        ("/etc/passwd", "yard", f"yard:x:{uid}:{gid}::{HOME}:/bin/bash"),
-        ("/etc/group", "yard", f"yard:x:{gid}:"),
-    ):
-        path = Path(file)
+    users, group = f"yard:x:{uid}:{gid}::{HOME}:/bin/bash", f"yard:x:{gid}:"
+    for path, line in (Path("/etc/passwd"), users), (Path("/etc/group"), group):
         lines = path.read_text().splitlines()
         if line not in lines:
-            rest = [other for other in lines if not other.startswith(f"{name}:")]
+            rest = [other for other in lines if not other.startswith("yard:")]
             first = [rest.pop(0)] if uid == 0 or gid == 0 else []  # root stays root by name
             path.write_text("\n".join([*first, line, *rest]) + "\n")
     device = HOME.stat().st_dev
     for folder, folders, files in os.walk(HOME):
-        inside = [each for each in folders if (Path(folder) / each).lstat().st_dev == device]
-        folders[:] = inside  # what is mounted there is not the image's
-        for each in (Path(folder), *(Path(folder) / file for file in files)):
+        here = Path(folder)
+        folders[:] = [each for each in folders if (here / each).lstat().st_dev == device]  # not what is mounted there
+        for each in (here, *(here / file for file in files)):
             if each.lstat().st_dev == device and each.lstat().st_uid != uid:
                 os.lchown(each, uid, gid)
     for path in (HOME / ".cache", WORKSPACE, Path("/data")):
@@ -214,19 +209,6 @@ SetEnv {" ".join(variables)}
 """
 
 
-def prepare_ssh(settings: Settings, environment: Mapping[str, str], state: Path) -> None:
-    """Writes what sshd reads, and the host's key where the volume has none yet."""
-    (state / "authorized_keys").write_text(settings.ssh_keys.rstrip() + "\n")
-    check = subprocess.run(["ssh-keygen", "-l", "-f", state / "authorized_keys"], capture_output=True, check=False)
-    if check.returncode:
-        raise WrongError("YOLOYARD_SSH_KEYS has no public key: give lines as in ~/.ssh/id_ed25519.pub")
-    key = KEYS / "ssh_host_ed25519_key"
-    if not key.exists():
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "yoloyard", "-f", key], check=True)
-    Path("/run/sshd").mkdir(exist_ok=True, mode=0o755)
-    write_secret(state / "sshd_config", sshd_config(settings, environment, state))
-
-
 def jupyter_config(settings: Settings) -> str:
     config = {
         "ServerApp": {
@@ -244,11 +226,7 @@ def jupyter_config(settings: Settings) -> str:
             "news_url": None,
         },
         "IdentityProvider": {"token": settings.token},
-        "PasswordIdentityProvider": {
-            "token": settings.token,
-            "hashed_password": settings.password_hash,
-            "allow_password_change": False,
-        },
+        "PasswordIdentityProvider": {"hashed_password": settings.password_hash, "allow_password_change": False},
     }
     return json.dumps(config)
 
@@ -261,8 +239,11 @@ def write_secret(path: Path, text: str, owner: Ids = None) -> None:
         os.chown(path, *owner)
 
 
-def prepare_services(settings: Settings, environment: Mapping[str, str], state: Path, ids: Ids) -> dict[str, list[str]]:
-    """Writes what the services read into `state` and prints how to reach them. Returns their commands by name."""
+def prepare_services(settings: Settings, environment: Mapping[str, str], state: Path, ids: Ids) -> Path:
+    """Writes what the services read into `state` and prints how to reach them.
+
+    Returns a folder with one for each service, as s6 wants it: `run` starts it, `finish` is called when it has ended.
+    """
     found = {name: shutil.which(PROGRAMS[name][0], path=environment.get("PATH")) for name in settings.on}
     for name, program in found.items():
         if not program:
@@ -275,28 +256,33 @@ def prepare_services(settings: Settings, environment: Mapping[str, str], state: 
         shown = f"?token={settings.token}" if settings.token_made else ""
         say(f"JupyterLab: http://127.0.0.1:{ports['JUPYTER']}/lab{shown}")
     if "SSH" in settings.on:
-        prepare_ssh(settings, environment, state)
+        keys, host_key = state / "authorized_keys", KEYS / "ssh_host_ed25519_key"
+        keys.write_text(settings.ssh_keys.rstrip() + "\n")
+        if subprocess.run(["ssh-keygen", "-l", "-f", keys], capture_output=True, check=False).returncode:
+            raise WrongError("YOLOYARD_SSH_KEYS has no public key: give lines as in ~/.ssh/id_ed25519.pub")
+        if not host_key.exists():  # the volume has none yet
+            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "yoloyard", "-f", str(host_key)]
+            subprocess.run(command, check=True)
+        Path("/run/sshd").mkdir(exist_ok=True, mode=0o755)
+        write_secret(state / "sshd_config", sshd_config(settings, environment, state))
         commands["ssh"] = [str(found["SSH"]), "-D", "-e", "-f", f"{state}/sshd_config"]
         say(f"SSH: port {ports['SSH']}, user yard")
     if "TENSORBOARD" in settings.on:
         address = [f"--host={settings.bind}", f"--port={ports['TENSORBOARD']}"]
         commands["tensorboard"] = ["tensorboard", f"--logdir={WORKSPACE}/runs", *address]
         say(f"TensorBoard: http://127.0.0.1:{ports['TENSORBOARD']}/")
-    return commands
-
-
-def write_scripts(commands: dict[str, list[str]], folder: Path, ids: Ids) -> None:
-    """A folder for each service, as s6 wants it: `run` starts it, `finish` is called when it has ended."""
-    shutil.rmtree(folder, ignore_errors=True)  # of the last start of this container
+    shutil.rmtree(state / "services", ignore_errors=True)  # of the last start of this container
     for name, command in commands.items():
         if ids and name != "ssh":
             user = ["-u", str(ids[0]), "-g", str(ids[1]), "-G", ",".join(map(str, groups() or ids[1:]))]
             command = ["s6-applyuidgid", *user, *command]
-        (folder / name).mkdir(parents=True)
+        folder = state / "services" / name
+        folder.mkdir(parents=True)
         run = f"cd {WORKSPACE} 2> /dev/null\nexec {shlex.join(command)}"
         for script, text in (("run", run), ("finish", FINISH.format(name=name))):
-            (folder / name / script).write_text(f"#!/bin/sh\n{text}\n")
-            (folder / name / script).chmod(0o755)
+            (folder / script).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / script).chmod(0o755)
+    return state / "services"
 
 
 def groups() -> list[int]:
@@ -306,14 +292,10 @@ def groups() -> list[int]:
 
 def start(command: list[str], environment: dict[str, str], ids: Ids, **options: Any) -> subprocess.Popen[bytes]:
     """A child that no signal is blocked for, as the user `ids` (uid, gid) where given."""
-    as_user: dict[str, Any] = {"user": ids[0], "group": ids[1], "extra_groups": groups()} if ids else {}
-    return subprocess.Popen(
-        command,
-        env=environment,
-        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, []),  # noqa: PLW1509 (there are no threads)
-        **as_user,
-        **options,
-    )
+    if ids:
+        options |= {"user": ids[0], "group": ids[1], "extra_groups": groups()}
+    options["preexec_fn"] = lambda: signal.pthread_sigmask(signal.SIG_SETMASK, [])  # there are no threads
+    return subprocess.Popen(command, env=environment, **options)
 
 
 def ask(settings: Settings, name: str, request: str) -> bytes:
@@ -349,16 +331,6 @@ def processes() -> dict[int, Process]:
     return found
 
 
-def has_own_namespace() -> bool:
-    """Is PID 1 this one, or an init that started it? With --pid=host it is not, and others' processes are in sight."""
-    table, number = processes(), os.getpid()
-    while number > 1:
-        number = table[number].parent
-        if number not in table or table[number].name not in HOLDERS:
-            return number == 1
-    return number == 1
-
-
 def busy(table: dict[int, Process], top: list[int], signalled: set[int]) -> list[int]:
     """The topmost processes from `top` on that catch SIGTERM. What they started is their own business."""
     found = []
@@ -373,19 +345,16 @@ def busy(table: dict[int, Process], top: list[int], signalled: set[int]) -> list
     return found
 
 
-def are_kernels_idle(settings: Settings) -> bool:
-    """Has every cell ended? A kernel itself goes on after the training in it has saved."""
-    request = f"GET /api/kernels HTTP/1.0\r\nHost: localhost\r\nAuthorization: token {settings.token}\r\n\r\n"
-    try:
-        return b'"busy"' not in ask(settings, "JUPYTER", request)
-    except OSError as error:
-        say(f"JupyterLab does not say what its kernels do: {error}")
-        return True
-
-
 def let_save(settings: Settings) -> None:
     """SIGTERM, once, to each process that catches it, wherever it was started, and time until all have ended."""
-    sees_all = has_own_namespace()
+    # With --pid=host, PID 1 is neither this process nor an init that started it, and others' processes are in sight.
+    table, number = processes(), os.getpid()
+    while number > 1:
+        number = table[number].parent
+        if number not in table or table[number].name not in HOLDERS:
+            break
+    sees_all = number == 1
+    request = f"GET /api/kernels HTTP/1.0\r\nHost: localhost\r\nAuthorization: token {settings.token}\r\n\r\n"
     signalled: set[int] = set()
     deadline = time.monotonic() + settings.stop_seconds
     while time.monotonic() < deadline:
@@ -393,16 +362,18 @@ def let_save(settings: Settings) -> None:
         top = [n for n, each in table.items() if each.parent not in table] if sees_all else [os.getpid()]
         found = set(busy(table, top, signalled))
         kernels = {n for n in found & signalled if table.get(table[n].parent, table[n]).name == "jupyter-lab"}
-        if kernels and are_kernels_idle(settings):
-            found -= kernels
+        if kernels:  # a kernel itself goes on after the training in it has saved: all its cells have ended
+            try:
+                found -= set() if b'"busy"' in ask(settings, "JUPYTER", request) else kernels
+            except OSError as error:
+                say(f"JupyterLab does not say what its kernels do: {error}")
+                found -= kernels
         if not found:
             return
         for number in found - signalled:
             say(f"stops {table[number].name} (process {number}) and waits for it")
-            try:
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
                 os.kill(number, signal.SIGTERM)
-            except ProcessLookupError:
-                continue  # it ended just now
         signalled |= found
         time.sleep(0.2)
     say(f"{settings.stop_seconds:.0f} s are over (YOLOYARD_STOP_SECONDS): what still runs is ended")
@@ -442,15 +413,15 @@ def run(services: subprocess.Popen[bytes] | None, command: subprocess.Popen[byte
 def health(settings: Settings) -> int:
     """0 if each service that is on answers."""
     for name in settings.on:
-        path = "/api" if name == "JUPYTER" else "/"
+        program, path = PROGRAMS[name][0], "/api" if name == "JUPYTER" else "/"
         request = "" if name == "SSH" else f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n"
         try:
             answer = ask(settings, name, request)
         except OSError as error:
-            say(f"{PROGRAMS[name][0]} does not answer: {error}")
+            say(f"{program} does not answer: {error}")
             return 1
         if not re.match(rb"SSH-|HTTP/1\.\d 200", answer):
-            say(f"{PROGRAMS[name][0]} answers {answer[:40]!r}")
+            say(f"{program} answers {answer[:40]!r}")
             return 1
     return 0
 
@@ -479,16 +450,15 @@ def main(argv: list[str]) -> int:
             make_user(settings.uid, settings.gid)
         state = Path("/run/yoloyard") if root else Path(tempfile.mkdtemp(prefix="yoloyard-"))
         state.mkdir(exist_ok=True, mode=0o755)
-        commands = prepare_services(settings, os.environ, state, ids)
+        folder = prepare_services(settings, os.environ, state, ids)
     except WrongError as error:
         say(str(error))
         return 2
     environment = user_environment(os.environ, root)
     services = command = None
-    if commands:
-        write_scripts(commands, state / "services", ids)
+    if settings.on:
         options = {"stdin": subprocess.DEVNULL, "stdout": sys.stderr, "start_new_session": True}
-        services = start(["s6-svscan", str(state / "services")], environment, None, **options)
+        services = start(["s6-svscan", str(folder)], environment, None, **options)
     if root and os.isatty(0):
         os.fchown(0, settings.uid, -1)
     if argv:

@@ -13,7 +13,7 @@ import shlex
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from yoloyard.common.errors import UserError, last_line
 from yoloyard.machines.containers.host import Host
@@ -21,42 +21,28 @@ from yoloyard.machines.containers.host import Host
 SERVICE = "yard"  # of compose.yaml
 USER = "yard"  # who works inside
 _STATE = '"${XDG_STATE_HOME:-$HOME/.local/state}/yoloyard/"'
+COMPOSE = {"docker": ["docker", "compose"], "podman": ["podman-compose"]}  # how a Compose command of an engine begins
+_PACKAGES = {"docker": "docker-compose-plugin", "podman": "podman-compose (or pip install podman-compose)"}  # with it
 _INSTALL = "Docker: https://docs.docker.com/engine/install; podman: packages podman and podman-compose"
 
 
-@dataclass(frozen=True)
-class Engine:
-    """What runs containers on a host, and how a Compose command begins."""
-
-    name: Literal["docker", "podman"]
-    compose: tuple[str, ...]
-
-
-def find_engine(host: Host, wanted: str | None = None) -> Engine:
+def find_engine(host: Host, wanted: str | None = None) -> str:
     """Docker or podman on `host`, with Compose, whichever answers. Raises UserError that says what is missing."""
     said = []
-    for name in (wanted,) if wanted else ("docker", "podman"):
+    for name in (wanted,) if wanted else COMPOSE:
         done = host.run([name, "version"])
+        reason = last_line(done.stderr) or last_line(done.stdout)
         if done.returncode in (126, 127):
             said.append(f"{name} is not installed")
-            continue
-        if done.returncode:
-            said.append(_silent(name, last_line(done.stderr) or last_line(done.stdout)))
-            continue
-        docker: tuple[tuple[str, ...], ...] = (("docker", "compose"), ("docker-compose",))
-        ways = docker if name == "docker" else (("podman-compose",), ("podman", "compose"))
-        for compose in ways:
-            if host.run([*compose, "version"]).returncode == 0:
-                return Engine("docker" if name == "docker" else "podman", compose)
-        package = "docker-compose-plugin" if name == "docker" else "podman-compose (or pip install podman-compose)"
-        said.append(f"{name} is there, but Compose is not: install the package {package}")
+        elif done.returncode and "permission denied" in reason.lower():
+            said.append(f"{name} doesn't let you in ({reason}): sudo usermod -aG docker $USER, then log in again")
+        elif done.returncode:
+            said.append(f"{name} doesn't answer ({reason}): sudo systemctl start {name}")
+        elif host.run([*COMPOSE[name], "version"]).returncode:
+            said.append(f"{name} is there, but Compose is not: install the package {_PACKAGES[name]}")
+        else:
+            return name
     raise UserError(f"no container engine can be used on {host}: {'; '.join(said)}. {_INSTALL}")
-
-
-def _silent(name: str, said: str) -> str:
-    if "permission denied" in said.lower():
-        return f"{name} doesn't let you in ({said}): sudo usermod -aG docker $USER, then log in again"
-    return f"{name} doesn't answer ({said}): sudo systemctl start {name}"
 
 
 @dataclass(frozen=True)
@@ -70,10 +56,13 @@ class Status:
 
 
 class Project:
-    """A project folder on `host`: `folder` is absolute there. Two folders of one name are two projects."""
+    """A project folder on `host`: `folder` is absolute there. Two folders of one name are two projects.
 
-    def __init__(self, host: Host, folder: PurePosixPath) -> None:
-        self.host, self.folder = host, folder
+    `engine` ("docker" or "podman") runs its container.
+    """
+
+    def __init__(self, host: Host, folder: PurePosixPath, engine: str = "") -> None:
+        self.host, self.folder, self.engine = host, folder, engine
         plain = re.sub(r"[^a-z0-9]+", "-", folder.name.lower()).strip("-") or "project"
         self.name = f"yoloyard-{plain[:40]}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
 
@@ -86,43 +75,36 @@ class Project:
         """Keep `settings` as the variables of compose.yaml, and `service` as what is added to its service."""
         for name in ("YOLOYARD_WORKSPACE", "YOLOYARD_DATA"):
             if sign := re.search(r"[':\n]", settings.get(name, "")):
-                reason = f"for the {sign[0]!r} in its path: rename the folder"
-                raise UserError(f"{settings[name]} can't be mounted, {reason}")
-        lines = [f"{name}='{value.replace(chr(39), '')}'\n" for name, value in settings.items()]
-        self._write(".env", "".join(lines))
-        self._write("compose.yaml", (resources.files("yoloyard.docker") / "compose.yaml").read_text(encoding="utf-8"))
-        self._write("service.yaml", json.dumps({"services": {SERVICE: service}}, indent=2) + "\n")  # JSON is YAML
-
-    def _write(self, name: str, text: str) -> None:
+                raise UserError(f"{settings[name]} can't be mounted: rename the folder, its path has a {sign[0]!r}")
+        files = {
+            ".env": "".join(f"{name}='{value.replace(chr(39), '')}'\n" for name, value in settings.items()),
+            "compose.yaml": (resources.files("yoloyard.docker") / "compose.yaml").read_text(encoding="utf-8"),
+            "service.yaml": json.dumps({"services": {SERVICE: service}}, indent=2) + "\n",  # JSON is YAML
+        }
         place = f"{_STATE}{self.name}"
-        script = f"umask 077; mkdir -p {place} && cd {place} && cat > {name}.tmp && mv {name}.tmp {name}"
-        self.host.ask(["sh", "-c", script], text)
+        for name, text in files.items():
+            script = f"umask 077; mkdir -p {place} && cd {place} && cat > {name}.tmp && mv {name}.tmp {name}"
+            self.host.ask(["sh", "-c", script], text)
 
-    def compose(self, engine: Engine, *argv: str) -> list[str]:
+    def compose(self, *argv: str) -> list[str]:
         """The argv of a Compose command for this project."""
-        start = f"cd {_STATE}{self.name} && exec "
         files = ["-p", self.name, "--env-file", ".env", "-f", "compose.yaml", "-f", "service.yaml"]
-        return ["sh", "-c", start + shlex.join([*engine.compose, *files, *argv])]
+        return ["sh", "-c", f"cd {_STATE}{self.name} && exec {shlex.join([*COMPOSE[self.engine], *files, *argv])}"]
 
-    def status(self, engine: Engine) -> Status | None:
+    def status(self) -> Status | None:
         """The container, if there is one."""
         labels = [f"com.docker.compose.project={self.name}", f"com.docker.compose.service={SERVICE}"]
         filters = [word for label in labels for word in ("--filter", f"label={label}")]
-        found = self.host.ask([engine.name, "ps", "--all", "--quiet", "--no-trunc", *filters]).split()
+        found = self.host.ask([self.engine, "ps", "--all", "--quiet", "--no-trunc", *filters]).split()
         if not found:
             return None
-        described = json.loads(self.host.ask([engine.name, "container", "inspect", found[0]]))[0]
+        described = json.loads(self.host.ask([self.engine, "container", "inspect", found[0]]))[0]
         state = described["State"]
         health = ((state.get("Health") or state.get("Healthcheck") or {}).get("Status") or "").lower()
         if not (described.get("Config") or {}).get("Healthcheck"):
             health = ""
-        elif engine.name == "podman" and state.get("Running") and health != "healthy":
+        elif self.engine == "podman" and state.get("Running") and health != "healthy":
             # podman looks by itself only where systemd has timers for it
             looked = self.host.run(["podman", "healthcheck", "run", found[0]])
             health = "healthy" if looked.returncode == 0 else "starting"
         return Status(found[0], bool(state.get("Running")), health, int(state.get("ExitCode") or 0))
-
-    def log_end(self, engine: Engine, container: str, lines: int = 20) -> str:
-        """The last lines that the container printed."""
-        done = self.host.run([engine.name, "logs", "--tail", str(lines), container])
-        return (done.stdout + done.stderr).strip()

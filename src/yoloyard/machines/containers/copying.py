@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
@@ -26,17 +27,15 @@ def files_of(folder: Path) -> list[Path]:
     Files that hold passwords by custom (`.env`, `.netrc`) are clutter, too.
     """
     asked = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    try:
+    with contextlib.suppress(FileNotFoundError):  # without Git
         listed = subprocess.run(asked, capture_output=True, check=False)
-    except FileNotFoundError:
-        listed = None
-    if listed is not None and listed.returncode == 0:
-        names = {os.fsdecode(name) for name in listed.stdout.split(b"\0") if name}
-        return sorted(Path(name) for name in names if os.path.lexists(folder / name))
+        if listed.returncode == 0:
+            names = {os.fsdecode(name) for name in listed.stdout.split(b"\0") if name}
+            return sorted(Path(name) for name in names if os.path.lexists(folder / name))
     found = []
-    for place, folders, names_here in os.walk(folder):
+    for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name not in _LEFT_OUT and not name.startswith(".")]
-        wanted = [name for name in names_here if not name.startswith((".env", ".netrc"))]
+        wanted = [name for name in files if not name.startswith((".env", ".netrc"))]
         found += [Path(place, name).relative_to(folder) for name in wanted]
     return sorted(found)
 
@@ -57,8 +56,9 @@ def copy_folder(folder: Path, host: Host, to: PurePosixPath, large_is_fine: bool
         remedy = f"--yes copies it all; a data set is better {better}"
         raise UserError(f"{folder} holds {total / 1e9:.2f} GB; most of it is {most}. {remedy}")
     log.info(f"copying {len(files):,} files, {total / 1e6:.1f} MB, to {host}:{to}")
-    place = shlex.quote(str(to))
-    with host.pipe(["sh", "-c", f"mkdir -p {place} && tar -xf - --no-same-owner -C {place}"]) as receiver:
+    place, pipe = shlex.quote(str(to)), subprocess.PIPE
+    receive = host.command(["sh", "-c", f"mkdir -p {place} && tar -xf - --no-same-owner -C {place}"])
+    with subprocess.Popen(receive, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT) as receiver:
         try:
             with tarfile.open(fileobj=cast(IO[bytes], receiver.stdin), mode="w|") as archive:
                 for file in files:
@@ -73,8 +73,7 @@ def copy_folder(folder: Path, host: Host, to: PurePosixPath, large_is_fine: bool
 def send_image(reference: str, host: Host, engine: str) -> bool:
     """Bring an image that an engine here has to `engine` on `host`; False if none has it."""
     for local in ("docker", "podman"):
-        here = Host()
-        asked = here.run([local, "image", "inspect", "--format", "{{.Size}}", reference])
+        asked = Host().run([local, "image", "inspect", "--format", "{{.Size}}", reference])
         if asked.returncode == 0:
             break
     else:

@@ -9,18 +9,15 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from yoloyard.common.errors import UsageError, UserError, last_line
-from yoloyard.machines.containers import gpus as graphics
-from yoloyard.machines.containers.container import USER, Engine, Project, Status, find_engine
+from yoloyard.machines.containers.container import COMPOSE, USER, Project, Status, find_engine
 from yoloyard.machines.containers.copying import copy_folder, send_image
-from yoloyard.machines.containers.host import Host, connect
-from yoloyard.machines.containers.ports import PORTS, choose_ports, flag, listens, tunnel_ports
-from yoloyard.machines.containers.ssh_keys import public_keys
+from yoloyard.machines.containers.gpus import find_graphics, gpu_service
+from yoloyard.machines.containers.host import Host, choose_ports, connect, flag, listens
 from yoloyard.machines.image.versions import best_tag, find_tag, repository
 
 log = logging.getLogger(__name__)
@@ -31,58 +28,55 @@ AGAIN = "yoloyard down stops it, up starts again"
 _SOURCE = "YOLOYARD_SOURCE"  # the folder that was copied to a host, and the machine that it is on
 
 Settings = dict[str, str]  # the variables of compose.yaml
-Opened = tuple[Project, Engine, Settings, Status | None]
+Opened = tuple[Project, Settings, Status | None]
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What the user asked `up` for; None leaves the choice to it."""
-
-    tag: str | None = None
-    gpus: str | None = None
-    address: str | None = None
-    jupyter_port: int | None = None
-    ssh_port: int | None = None
-    tensorboard_port: int | None = None
-    shm_size: str | None = None
-    data: str | None = None
-
-    def variables(self) -> dict[str, str]:
-        """Those that were asked for, by their names in compose.yaml."""
-        return {f"YOLOYARD_{name.upper()}": str(value) for name, value in asdict(self).items() if value is not None}
-
-
-def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_is_fine: bool) -> None:
+def up(
+    folder: Path, on: str | None, engine: str | None, wishes: Mapping[str, str | int | None], large_is_fine: bool
+) -> None:
     """Start the container of `folder`, or find it running, and say how to get in.
 
-    Raises UserError for whatever is missing: an engine, a driver, the toolkit, an image, a free port.
+    `wishes`: values for the variables of compose.yaml, by their names in small letters without YOLOYARD_; None leaves
+    the choice to us. Raises UserError for whatever is missing: an engine, a driver, the toolkit, an image, a free port.
     """
     started = time.monotonic()
-    with _opened(folder, on, engine) as (project, runner, settings, status):
-        host, asked, before = project.host, wishes.variables(), settings.get("YOLOYARD_ENGINE")
-        if before and runner.name != before and host.run([before, "version"]).returncode == 0:
-            other = project.status(find_engine(host, before))
+    asked = {f"YOLOYARD_{name.upper()}": str(value) for name, value in wishes.items() if value is not None}
+    with _opened(folder, on, engine) as (project, settings, status):
+        host, before = project.host, settings.get("YOLOYARD_ENGINE")
+        if before and project.engine != before and host.run([before, "version"]).returncode == 0:
+            other = Project(host, project.folder, before).status()
             if other and other.running:
                 raise UserError(f"the container is running with {before}: {AGAIN}")
         if "YOLOYARD_TAG" in asked:
             asked["YOLOYARD_TAG"] = find_tag(asked["YOLOYARD_TAG"]).name  # it may be an alias
-        if "YOLOYARD_DATA" in asked:
-            asked["YOLOYARD_DATA"] = _data_folder(host, asked["YOLOYARD_DATA"])
+        if data := asked.get("YOLOYARD_DATA"):
+            if host.is_remote and not data.startswith("/"):
+                raise UsageError(f"--data {data} must be a whole path on the host, like /mnt/data")
+            asked["YOLOYARD_DATA"] = data if host.is_remote else str(Path(data).resolve())
+            if host.run(["test", "-d", asked["YOLOYARD_DATA"]]).returncode:
+                raise UserError(f"--data {asked['YOLOYARD_DATA']}: there is no such folder on {host}")
         if status and status.running:
-            _check_known(settings, runner, status)
+            _check_known(project, settings, status)
             if changed := [flag(name) for name, value in asked.items() if settings.get(name) != value]:
                 raise UserError(f"the container is running with another {', '.join(changed)}: {AGAIN}")
-            log.info(f"the container is running already ({runner.name}, image {_image(settings)})")
-            _wait(project, runner)
+            log.info(f"the container is running already ({project.engine}, image {_image(settings)})")
+            _wait(project)
         else:
-            _check_source(folder, project, settings, large_is_fine)
             if host.is_remote:
+                source, now = settings.get(_SOURCE), _source(folder)
+                if source and source != now and not large_is_fine:
+                    remedy = "rename this folder, or copy over it with --yes"
+                    raise UserError(f"{host}:{project.folder} was copied from {source}, not from {now}: {remedy}")
                 copy_folder(folder, host, project.folder, large_is_fine)
-            settings, service = _choose(folder, project, runner, settings, asked)
-            _find_image(host, runner, settings)
+            settings, service = _choose(folder, project, settings, asked)
+            _find_image(project, settings)
             project.write(settings, service)
             try:
-                _start(project, runner)
+                done = host.run(project.compose("up", "--detach"))
+                if done.returncode or project.status() is None:
+                    said = (done.stderr or done.stdout).strip()
+                    raise UserError(f"{' '.join(COMPOSE[project.engine])} could not start the container:\n{said}")
+                _wait(project)
             except KeyboardInterrupt:
                 log.info("the container may go on starting; yoloyard down stops it")
                 raise
@@ -92,19 +86,19 @@ def up(folder: Path, on: str | None, engine: str | None, wishes: Wishes, large_i
 
 def down(folder: Path, on: str | None, engine: str | None, volumes: bool) -> None:
     """Stop the container of `folder`, and remove it; what trains has two minutes to save."""
-    with _opened(folder, on, engine) as (project, runner, settings, status):
+    with _opened(folder, on, engine) as (project, settings, status):
         host = project.host
         if status:
-            _check_known(settings, runner, status)
+            _check_known(project, settings, status)
         if not settings or (status is None and not volumes):
             log.info(f"no container of {project.folder} on {host}")
             return
         log.info(f"stopping; what trains has {SAVING_SECONDS} s to save")
         argv = ["down", "--timeout", str(SAVING_SECONDS), *(["--volumes"] if volumes else [])]
-        done = host.run(project.compose(runner, *argv))
-        if done.returncode or project.status(runner) is not None:
+        done = host.run(project.compose(*argv))
+        if done.returncode or project.status() is not None:
             said = last_line(done.stderr) or last_line(done.stdout)
-            raise UserError(f"{runner.compose[0]} could not stop it: {said}")
+            raise UserError(f"{COMPOSE[project.engine][0]} could not stop it: {said}")
         log.info(f"stopped; its volumes are {'deleted' if volumes else 'kept (--volumes deletes them)'}")
         if host.is_remote:
             port = f" -e 'ssh -p {host.port}'" if host.port else ""
@@ -114,37 +108,38 @@ def down(folder: Path, on: str | None, engine: str | None, volumes: bool) -> Non
 
 def shell(folder: Path, on: str | None, engine: str | None, command: Sequence[str]) -> int:
     """Run `command`, or a shell, in the container as the user there; its exit status."""
-    with _opened(folder, on, engine) as (project, runner, settings, status):
-        status = _check_running(project, settings, status)
+    with _opened(folder, on, engine) as (project, settings, status):
+        running = _check_running(project, settings, status)
         tty = os.isatty(0) and os.isatty(1)
-        argv = [runner.name, "exec", "--interactive", *(["--tty"] if tty else []), "--user", USER]
+        argv = [project.engine, "exec", "--interactive", *(["--tty"] if tty else []), "--user", USER]
         argv += ["--workdir", "/workspace", "--env", f"HOME=/home/{USER}", "--env", f"USER={USER}"]
         if tty:
             argv += ["--env", f"TERM={os.environ.get('TERM', 'xterm')}"]
-        return project.host.call([*argv, status.id, *(command or ["bash"])], tty)
+        return project.host.call([*argv, running.id, *(command or ["bash"])], tty)
 
 
 def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[str], object]) -> None:
     """Print JupyterLab's address and hand it to `show`; on a host, keep a tunnel open until Ctrl-C."""
-    with _opened(folder, on, engine) as (project, _, settings, status):
+    with _opened(folder, on, engine) as (project, settings, status):
         _check_running(project, settings, status)
-        host, token = project.host, settings["YOLOYARD_JUPYTER_TOKEN"]
+        host = project.host
         if not host.is_remote:
-            address = jupyter_url(_reachable(settings), settings["YOLOYARD_JUPYTER_PORT"], token)
+            address = _jupyter_url(_reachable(settings), settings)
             log.info(address)
             show(address)
             return
-        ports = tunnel_ports(settings)
+        ports = choose_ports(Host(), "127.0.0.1", settings, {})  # the same numbers here where they are free
+        board = ports["YOLOYARD_TENSORBOARD_PORT"]
         tunnel = host.tunnel(_forwards(settings, ports))
         try:
             # ssh opens them in the order of its flags, and ends if one can't be
-            while tunnel.poll() is None and not listens(ports["YOLOYARD_TENSORBOARD_PORT"]):
+            while tunnel.poll() is None and not listens(int(board)):
                 time.sleep(0.05)
             if tunnel.poll() is not None:
                 raise UserError(f"the tunnel to {host} can't be opened (ssh's exit status {tunnel.returncode})")
-            address = jupyter_url("127.0.0.1", ports["YOLOYARD_JUPYTER_PORT"], token)
+            address = _jupyter_url("127.0.0.1", settings | ports)
             log.info(f"Jupyter:     {address}")
-            log.info(f"TensorBoard: http://127.0.0.1:{ports['YOLOYARD_TENSORBOARD_PORT']}/")
+            log.info(f"TensorBoard: http://127.0.0.1:{board}/")
             log.info("the tunnel is open until Ctrl-C")
             show(address)
             tunnel.wait()
@@ -154,30 +149,23 @@ def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[st
         raise UserError(f"the tunnel to {host} closed (ssh's exit status {tunnel.returncode})")
 
 
-def project_of(folder: Path, host: Host) -> Project:
-    """The project of `folder`; on another host it is ~/yoloyard/NAME."""
-    folder = folder.resolve()
-    if folder == Path(folder.anchor) or folder == Path.home().resolve():
-        raise UsageError(f"{folder} is no project folder; go into one, or make one")
-    if not host.is_remote:
-        return Project(host, PurePosixPath(folder))
-    home = host.ask(["sh", "-c", "cd && pwd"]).strip()
-    return Project(host, PurePosixPath(home) / "yoloyard" / folder.name)
-
-
-def jupyter_url(address: str, port: int | str, token: str) -> str:
-    """JupyterLab's address with its token."""
-    return f"http://{address}:{port}/lab?token={token}"
-
-
 @contextlib.contextmanager
 def _opened(folder: Path, on: str | None, engine: str | None) -> Iterator[Opened]:
-    """The project of `folder` on its host, its engine, what the last `up` chose, and its container if there is one."""
+    """The project of `folder` on its host, what the last `up` chose, and its container if there is one.
+
+    On another host the folder is ~/yoloyard/NAME.
+    """
     with connect(on) as host:
-        project = project_of(folder, host)
+        folder = folder.resolve()
+        if folder in (Path(folder.anchor), Path.home().resolve()):
+            raise UsageError(f"{folder} is no project folder; go into one, or make one")
+        place = PurePosixPath(folder)
+        if host.is_remote:
+            place = PurePosixPath(host.ask(["sh", "-c", "cd && pwd"]).strip()) / "yoloyard" / folder.name
+        project = Project(host, place)
         settings = project.settings()
-        runner = find_engine(host, engine or settings.get("YOLOYARD_ENGINE"))
-        yield project, runner, settings, project.status(runner)
+        project.engine = find_engine(host, engine or settings.get("YOLOYARD_ENGINE"))
+        yield project, settings, project.status()
 
 
 def _check_running(project: Project, settings: Settings, status: Status | None) -> Status:
@@ -186,41 +174,40 @@ def _check_running(project: Project, settings: Settings, status: Status | None) 
     return status
 
 
-def _check_known(settings: Settings, runner: Engine, status: Status) -> None:
+def _check_known(project: Project, settings: Settings, status: Status) -> None:
     if not settings:
-        name, short = runner.name, status.id[:12]
+        name, short = project.engine, status.id[:12]
         remedy = f"{name} stop --time {SAVING_SECONDS} {short} && {name} rm {short}, then up"
         raise UserError(f"there is a container of this folder, but what `up` chose for it is gone: {remedy}")
 
 
-def _choose(
-    folder: Path, project: Project, runner: Engine, before: Settings, asked: Settings
-) -> tuple[Settings, dict[str, Any]]:
+def _choose(folder: Path, project: Project, before: Settings, asked: Settings) -> tuple[Settings, dict[str, Any]]:
     """The variables of compose.yaml, and what is added to its service: GPUs, and the user of a rootless podman."""
-    host = project.host
-    gpus = asked.get("YOLOYARD_GPUS", "all")
+    host, gpus = project.host, asked.get("YOLOYARD_GPUS", "all")
     if not re.fullmatch(r"all|none|\d+(,\d+)*", gpus):
         raise UsageError(f"--gpus {gpus} is neither all, none nor numbers like 0,1")
     if not re.fullmatch(r"(?i)\d+[kmg]?b?", asked.get("YOLOYARD_SHM_SIZE", "8gb")):
         raise UsageError(f"--shm-size {asked['YOLOYARD_SHM_SIZE']} is no size, such as 8gb or 512mb")
-    found = graphics.Graphics() if gpus == "none" else graphics.find_graphics(host)
-    if found.driver is None and gpus not in ("all", "none"):
-        raise UserError(f"--gpus {gpus}: {host} has no NVIDIA GPU, or no driver for it (nvidia-smi is not there)")
-    used, numbers = graphics.choose(found, gpus)
-    service: dict[str, Any] = {}
-    if used.driver is not None:
-        service |= graphics.override(graphics.gpu_access(host, runner.name), numbers)
-    tag = asked.get("YOLOYARD_TAG") or best_tag(used.driver, list(used.capabilities)).name
-    log.info(f"tag {tag}" + (", as asked for" if "YOLOYARD_TAG" in asked else f": {_why(host, used, gpus)}"))
+    found = find_graphics(host, gpus)
+    service = {} if found.driver is None else gpu_service(host, project.engine, found.numbers)
+    tag = asked.get("YOLOYARD_TAG") or best_tag(found.driver, list(found.capabilities)).name
+    each = ", ".join(f"{name} ({value})" for name, value in zip(found.names, found.capabilities, strict=True))
+    why = f": the newest for driver {found.driver} and {each}"
+    if gpus == "none":
+        why = ": no GPU, as asked for"
+    elif found.driver is None:
+        why = f": no NVIDIA GPU on {host}; training runs on the CPU, slowly"
+    log.info(f"tag {tag}{', as asked for' if 'YOLOYARD_TAG' in asked else why}")
     rootless = ["podman", "info", "--format", "{{.Host.Security.Rootless}}"]
-    if runner.name == "podman" and host.run(rootless).stdout.strip() == "true":
+    if project.engine == "podman" and host.run(rootless).stdout.strip() == "true":
         # Else the folder's owner would be root inside, and files written by anybody else there belong to nobody here.
         service |= {"userns_mode": "keep-id", "user": "0:0"}
-    keys, sources = public_keys()
-    log.info(f"SSH keys: {', '.join(sources)}" if keys else "no public SSH key here (ssh-keygen makes one): no SSH")
+    keys = public_keys()
+    sources = ", ".join(dict.fromkeys(keys.values()))
+    log.info(f"SSH keys: {sources}" if keys else "no public SSH key here (ssh-keygen makes one): no SSH")
     address = asked.get("YOLOYARD_ADDRESS", "127.0.0.1")
     settings = {
-        "YOLOYARD_ENGINE": runner.name,
+        "YOLOYARD_ENGINE": project.engine,
         "YOLOYARD_IMAGE": repository(),
         "YOLOYARD_GPUS": gpus,
         "YOLOYARD_WORKSPACE": str(project.folder),
@@ -238,81 +225,74 @@ def _choose(
     return settings, service
 
 
-def _data_folder(host: Host, given: str) -> str:
-    """The whole path of `--data`. Raises UsageError or UserError if it is none of `host`'s folders."""
-    if host.is_remote and not given.startswith("/"):
-        raise UsageError(f"--data {given} must be a whole path on the host, like /mnt/data")
-    folder = given if host.is_remote else str(Path(given).resolve())
-    if host.run(["test", "-d", folder]).returncode:
-        raise UserError(f"--data {folder}: there is no such folder on {host}")
-    return folder
+def public_keys() -> dict[str, str]:
+    """The user's public SSH keys, of files and agent: lines for authorized_keys, each key once, and where it was found.
+
+    None is made here, and no private key is read.
+    """
+    files = [file for file in sorted((Path.home() / ".ssh").glob("*.pub")) if file.is_file()]
+    texts = [(f"~/.ssh/{file.name}", file.read_text(encoding="utf-8", errors="replace")) for file in files]
+    found: dict[str, tuple[str, str]] = {}
+    for source, text in [*texts, ("ssh-agent", Host().run(["ssh-add", "-L"]).stdout)]:
+        for line in map(str.strip, text.splitlines()):
+            kind, _, rest = line.partition(" ")
+            # authorized_keys takes certificates only from an authority.
+            if kind.startswith(("ssh-", "ecdsa-", "sk-")) and rest and "-cert-v01@" not in kind:
+                found.setdefault(rest.split()[0], (line, source))
+    return dict(found.values())
 
 
-def _why(host: Host, used: graphics.Graphics, gpus: str) -> str:
-    if gpus == "none":
-        return "no GPU, as asked for"
-    if used.driver is None:
-        return f"no NVIDIA GPU on {host}; training runs on the CPU, slowly"
-    each = ", ".join(f"{name} ({value})" for name, value in zip(used.names, used.capabilities, strict=True))
-    return f"the newest for driver {used.driver} and {each}"
-
-
-def _find_image(host: Host, runner: Engine, settings: Settings) -> None:
-    reference = _image(settings)
-    if host.run([runner.name, "image", "inspect", reference]).returncode == 0:
+def _find_image(project: Project, settings: Settings) -> None:
+    host, engine, reference = project.host, project.engine, _image(settings)
+    if host.run([engine, "image", "inspect", reference]).returncode == 0:
         return
     if os.environ.get("YOLOYARD_IMAGE"):
         log.info(f"pulling {reference}")
-        if host.call([runner.name, "pull", reference]):
+        if host.call([engine, "pull", reference]):
             raise UserError(f"{reference} can't be pulled on {host} ($YOLOYARD_IMAGE names the registry's path)")
-        return
-    if host.is_remote and send_image(reference, host, runner.name):
-        return
-    where = " here; up then sends it there" if host.is_remote else ""
-    remedy = f"yoloyard image build {settings['YOLOYARD_TAG']} makes it{where}"
-    team = "A team sets YOLOYARD_IMAGE to its registry's path, and it is pulled"
-    raise UserError(f"there is no image {reference} on {host}: {remedy}. {team}")
+    elif not host.is_remote or not send_image(reference, host, engine):
+        where = " here; up then sends it there" if host.is_remote else ""
+        remedy = f"yoloyard image build {settings['YOLOYARD_TAG']} makes it{where}"
+        team = "A team sets YOLOYARD_IMAGE to its registry's path, and it is pulled"
+        raise UserError(f"there is no image {reference} on {host}: {remedy}. {team}")
 
 
-def _start(project: Project, runner: Engine) -> None:
-    done = project.host.run(project.compose(runner, "up", "--detach"))
-    if done.returncode or project.status(runner) is None:
-        said = (done.stderr or done.stdout).strip()
-        raise UserError(f"{' '.join(runner.compose)} could not start the container:\n{said}")
-    _wait(project, runner)
-
-
-def _wait(project: Project, runner: Engine) -> None:
+def _wait(project: Project) -> None:
     """Until the container is healthy. Raises UserError with its last lines if it stops or takes too long."""
     end = time.monotonic() + HEALTHY_SECONDS
-    while (status := project.status(runner)) and status.running and time.monotonic() < end:
+    while (status := project.status()) and status.running and time.monotonic() < end:
         if status.health in ("", "healthy"):
             return
         time.sleep(0.5)
-    state = f"is {status.health} after {HEALTHY_SECONDS:.0f} s" if status and status.running else "stopped"
-    if status and not status.running:
+    state, lines = "stopped", ""
+    if status:
+        said = project.host.run([project.engine, "logs", "--tail", "20", status.id])
+        lines = (said.stdout + said.stderr).strip()
         state += f" (exit status {status.exit_code})"
-    lines = project.log_end(runner, status.id) if status else ""
+        if status.running:
+            state = f"is {status.health} after {HEALTHY_SECONDS:.0f} s"
     raise UserError(f"the container {state}; its last lines:\n{lines}")
 
 
 def _print_ways_in(host: Host, on: str | None, settings: Settings) -> None:
-    jupyter_port, ssh_port, board_port = (int(settings[name]) for name in PORTS)
     where, address = f" --on {on}" if on else "", "127.0.0.1" if host.is_remote else _reachable(settings)
     if host.is_remote:
-        forwards = _forwards(settings, {name: int(settings[name]) for name in PORTS})
-        tunnel = shlex.join(["ssh", *host.port_option(), "-N", *forwards, host.login])
+        tunnel = shlex.join(["ssh", *host.port_option(), "-N", *_forwards(settings, settings), host.login])
         log.info(f"Tunnel:      {tunnel}   (or: yoloyard jupyter{where})")
-    log.info(f"Jupyter:     {jupyter_url(address, jupyter_port, settings['YOLOYARD_JUPYTER_TOKEN'])}")
-    log.info(f"TensorBoard: http://{address}:{board_port}/")
+    log.info(f"Jupyter:     {_jupyter_url(address, settings)}")
+    log.info(f"TensorBoard: http://{address}:{settings['YOLOYARD_TENSORBOARD_PORT']}/")
     if settings.get("YOLOYARD_SSH") == "1":
         jump = f" -J {host.login}{f':{host.port}' if host.port else ''}" if host.is_remote else ""
-        log.info(f"SSH:         ssh{jump} -p {ssh_port} {USER}@{address}")
+        log.info(f"SSH:         ssh{jump} -p {settings['YOLOYARD_SSH_PORT']} {USER}@{address}")
     log.info(f"Shell:       yoloyard shell{where}")
     log.info(f"Stop:        yoloyard down{where}")
 
 
-def _forwards(settings: Settings, local: dict[str, int]) -> list[str]:
+def _jupyter_url(address: str, settings: Settings) -> str:
+    return f"http://{address}:{settings['YOLOYARD_JUPYTER_PORT']}/lab?token={settings['YOLOYARD_JUPYTER_TOKEN']}"
+
+
+def _forwards(settings: Settings, local: Settings) -> list[str]:
     there, names = _reachable(settings), ("YOLOYARD_JUPYTER_PORT", "YOLOYARD_TENSORBOARD_PORT")
     return [word for name in names for word in ("-L", f"{local[name]}:{there}:{settings[name]}")]
 
@@ -320,13 +300,6 @@ def _forwards(settings: Settings, local: dict[str, int]) -> list[str]:
 def _reachable(settings: Settings) -> str:
     address = settings.get("YOLOYARD_ADDRESS", "127.0.0.1")
     return "127.0.0.1" if address == "0.0.0.0" else address  # every address of the host: this one is among them
-
-
-def _check_source(folder: Path, project: Project, settings: Settings, anyway: bool) -> None:
-    before, now = settings.get(_SOURCE), _source(folder)
-    if project.host.is_remote and before and before != now and not anyway:
-        remedy = "rename this folder, or copy over it with --yes"
-        raise UserError(f"{project.host}:{project.folder} was copied from {before}, not from {now}: {remedy}")
 
 
 def _source(folder: Path) -> str:

@@ -15,25 +15,12 @@ from yoloyard.common.versions import PACKAGES
 
 ABSENT = "-"
 NAMED = 20  # differences of a group that does not decide results
-# In the order in which they explain other results; True where a difference decides results.
-GROUPS = {
-    "data set": True,
-    "settings": True,
-    "code": True,
-    "arithmetic": True,
-    "packages that decide results": True,
-    "GPU": True,
-    "variables": True,
-    "driver": False,
-    "other packages": False,
-    "machine": False,
-    "command": False,
-}
+DECISIVE = ("data set", "settings", "code", "arithmetic", "packages that decide results", "GPU", "variables")
+GROUPS = (*DECISIVE, "driver", "other packages", "machine", "command")  # in the order in which they explain results
 PARTLY = {"arithmetic", "GPU", "machine"}  # of which a run says more than the doctor: what both say is compared
 WHERE = {"project", "name", "exist_ok", "resume", "workers", "device", "wandb", "tensorboard", "data"}  # no results
 # NCCL of other versions does not understand one another: processes on two nodes hang or fail.
 TOGETHER = {"torch": ("torch", "packages that decide results"), "nccl": ("NCCL", "arithmetic")}
-NODES_FAIL = "as two nodes of one run they hang or fail"
 
 Facts = dict[str, dict[str, Any]]  # group, name, value
 
@@ -49,15 +36,17 @@ class Comparison:
     @property
     def decides(self) -> bool:
         """Whether something differs that decides results, or that keeps two nodes from training together."""
-        return bool(self.problems) or any(GROUPS[group] for group in self.differences)
+        return bool(self.problems) or any(group in DECISIVE for group in self.differences)
 
     def lines(self) -> list[str]:
         """The comparison for people."""
         lines = [f"problem: {problem}" for problem in self.problems]
         for group, rows in self.differences.items():
-            lines.append(f"{group}{'' if GROUPS[group] else ' (does not decide results)'}:")
-            named = rows if GROUPS[group] else rows[:NAMED]
-            lines += [f"  {name}: {_shown(a)} | {_shown(b)}" for name, a, b in named]
+            lines.append(f"{group}{'' if group in DECISIVE else ' (does not decide results)'}:")
+            named = rows if group in DECISIVE else rows[:NAMED]
+            for name, *values in named:
+                one, other = ("none" if value is None else printable(str(value)) for value in values)
+                lines.append(f"  {name}: {one} | {other}")
             lines += [f"  and {len(rows) - NAMED} more"] if len(named) < len(rows) else []
         if self.missing:
             lines.append(f"not compared, as one of the two says nothing of it: {', '.join(self.missing)}")
@@ -94,11 +83,8 @@ def load(path: Path) -> Facts:
 
 def compare(first: Facts, second: Facts) -> Comparison:
     """Group by group, in the order of `GROUPS`; a group that one side lacks is named and not compared."""
-    differences, missing = {}, []
-    for group in GROUPS:
-        if group not in first or group not in second:
-            missing += [group] if group in first or group in second else []
-            continue
+    differences = {}
+    for group in [group for group in GROUPS if group in first and group in second]:
         a, b = first[group], second[group]
         names = [name for name in dict.fromkeys([*a, *b]) if group not in PARTLY or (name in a and name in b)]
         rows = [(name, a.get(name, ABSENT), b.get(name, ABSENT)) for name in names]
@@ -108,8 +94,8 @@ def compare(first: Facts, second: Facts) -> Comparison:
     for name, (title, group) in TOGETHER.items():
         one, other = (facts.get(group, {}).get(name) for facts in (first, second))
         if one and other and one != other:
-            problems.append(f"{title} {one} and {other}: {NODES_FAIL}")
-    return Comparison(differences, missing, problems)
+            problems.append(f"{title} {one} and {other}: as two nodes of one run they hang or fail")
+    return Comparison(differences, [group for group in GROUPS if (group in first) != (group in second)], problems)
 
 
 def _of_run(facts: dict[str, Any], folder: Path) -> Facts:
@@ -120,7 +106,7 @@ def _of_run(facts: dict[str, Any], folder: Path) -> Facts:
         "arithmetic": {"device": facts["device"].split(":")[0], **arithmetic},
         "packages that decide results": facts["versions"],
         "command": {"command": " ".join(facts["command"])},
-        **_of_machine(facts.get("machine"), facts.get("nvml"), facts.get("accelerator")),
+        **_of_machine(facts, facts.get("accelerator")),
     }
     found.setdefault("machine", {})["threads"] = facts["threads"]
     if facts.get("data"):
@@ -133,14 +119,13 @@ def _of_run(facts: dict[str, Any], folder: Path) -> Facts:
     if "packages" in facts:  # runs of older versions have none
         found["variables"] = facts["variables"]
         pairs = (line.partition("==") for line in facts["packages"])
-        versions = {name: version or "of unknown version" for name, _, version in pairs}
-        found["other packages"] = {name: versions[name] for name in versions if name not in PACKAGES}
+        others = {name: version or "of unknown version" for name, _, version in pairs}
+        found["other packages"] = {name: others[name] for name in others if name not in PACKAGES}
     return found
 
 
 def _of_doctor(facts: dict[str, Any]) -> Facts:
-    packages = facts.get("packages") or {"error": "none"}
-    found = _of_machine(facts.get("machine"), facts.get("nvml"), None)
+    packages, found = facts.get("packages") or {"error": "none"}, _of_machine(facts)
     if packages["error"]:
         return found
     rows = {row["name"]: row["version"] for row in reversed(packages["distributions"])}
@@ -155,19 +140,17 @@ def _of_doctor(facts: dict[str, Any]) -> Facts:
     return found
 
 
-def _of_machine(machine: dict[str, Any] | None, nvml: dict[str, Any] | None, used: str | None) -> Facts:
+def _of_machine(facts: dict[str, Any], used: str | None = None) -> Facts:
     found: Facts = {}
-    if nvml:
-        gpus = nvml["gpus"]
+    if nvml := facts.get("nvml"):
+        names = dict.fromkeys(str(gpu.get("name")) for gpu in nvml["gpus"])
         found["GPU"] = {"used": used} if used else {}
-        found["GPU"] |= {"count": len(gpus), "names": ", ".join(dict.fromkeys(str(gpu.get("name")) for gpu in gpus))}
+        found["GPU"] |= {"count": len(nvml["gpus"]), "names": ", ".join(names)}
         found["driver"] = {"driver": nvml["driver"], "serves CUDA": nvml["cuda"]}
-    if machine:
+    if machine := facts.get("machine"):
         memory, shared = machine["memory"], machine["shared_memory"] or {}
         found["machine"] = {
-            "system": machine["system"],
-            "kernel": machine["kernel"],
-            "container": machine["container"],
+            **{name: machine[name] for name in ("system", "kernel", "container")},
             "CPUs": machine["cpus"]["usable"],
             "memory (GiB)": round((memory["limit"] or memory["total"] or 0) / 2**30),
             "shared memory (MiB)": round(shared.get("size", 0) / 2**20),
@@ -178,12 +161,5 @@ def _of_machine(machine: dict[str, Any] | None, nvml: dict[str, Any] | None, use
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
-
-
-def _shown(value: Any) -> str:
-    return "none" if value is None else printable(str(value))

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from yoloyard.machines.doctor.finding import Finding, Verdict
+from yoloyard.machines.doctor import Finding, Verdict
 
 SAMPLE_BYTES = 128 * 2**20
 BLOCK_BYTES = 4 * 2**20
@@ -42,17 +42,14 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 def check(facts: dict[str, Any]) -> list[Finding]:
-    return [_space(facts["machine"]["disk"]), _speed(facts["disk"])]
-
-
-def _space(disk: dict[str, Any]) -> Finding:
+    disk = facts["machine"]["disk"]
     evidence = f"{disk['free'] / 1e9:.1f} of {disk['total'] / 1e9:.1f} GB are free in {disk['folder']}"
     verdict: Verdict = "ok" if disk["free"] >= LOW_BYTES else "warning" if disk["free"] >= FULL_BYTES else "problem"
     if disk["files_free"] is not None and disk["files_free"] < MIN_NEW_FILES:
         evidence, verdict = f"{evidence}; {disk['files_free']} more files fit", "problem"
     largest = f"du -xh {shlex.quote(disk['folder'])} | sort -h | tail"
-    remedy = f"find what is large with `{largest}`, or name another disk with --folder"
-    return Finding("disk-space", "disk space", verdict, evidence, "" if verdict == "ok" else remedy)
+    remedy = "" if verdict == "ok" else f"find what is large with `{largest}`, or name another disk with --folder"
+    return [Finding("disk-space", "disk space", verdict, evidence, remedy), _speed(facts["disk"])]
 
 
 def _speed(measured: dict[str, Any] | None) -> Finding:

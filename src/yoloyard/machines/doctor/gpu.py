@@ -1,4 +1,4 @@
-"""GPUs: are they there and free, does the driver serve torch's CUDA runtime, has the wheel code for them."""
+"""GPUs: are they there and free, do driver and wheel serve them, can containers have them."""
 
 from __future__ import annotations
 
@@ -6,41 +6,47 @@ import re
 from typing import Any
 
 from yoloyard.common.errors import UserError
-from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.containers.gpus import CONFIGURE
+from yoloyard.machines.doctor import Finding
 from yoloyard.machines.environment.nvml import DRIVER_NOT_LOADED, LIBRARY_MISMATCH, LIBRARY_NOT_FOUND, UNKNOWN_ERROR
-from yoloyard.machines.image.versions import best_tag, number
+from yoloyard.machines.image.versions import best_tag, code_for, number
 
 # The first driver with which every runtime of a CUDA major version works ("CUDA minor version compatibility",
 # table 1 of NVIDIA's "CUDA Compatibility"). What must be compiled for the GPU at run time (PTX) is left out of that.
 FIRST_DRIVER = {11: "450.80.02", 12: "525.60.13", 13: "580.65.06"}
 TAKEN_SHARE, FULL_SHARE = 0.1, 0.8  # of a GPU's memory in use by others
 DRIVER_BYTES = 1.5e9  # that NVML may count as used on an idle GPU
+INSTALL = (
+    "install the package nvidia-container-toolkit on the host (after adding NVIDIA's package source: "
+    "docs.nvidia.com/datacenter/cloud-native/container-toolkit), then: "
+)
 
 
 def check(facts: dict[str, Any]) -> list[Finding]:
     nvml, torch = facts["nvml"], facts["torch"]
     findings = [_visible(facts)]
     gpus = [gpu for gpu in nvml["gpus"] if not gpu["error"]]
-    if not gpus:
-        return findings
-    findings.append(_driver(nvml, torch, gpus))
+    if gpus:
+        findings.append(_driver(nvml, torch, gpus))
     if torch["architectures"]:
         findings += [_architecture(gpu, torch, nvml) for gpu in gpus]
     for gpu in gpus:
         findings += [_free(gpu, facts["processes"], facts["machine"]["container"]), _health(gpu)]
-    return findings
+    return findings + _containers(facts["machine"])
 
 
 def _visible(facts: dict[str, Any]) -> Finding:
     """Can every GPU of the machine be used? If not: the one reason, found from the outside in."""
-    title, error = "GPUs in sight", facts["nvml"]["error"]
-    machine, gpus = facts["machine"], facts["nvml"]["gpus"]
+    title, machine, gpus = "GPUs in sight", facts["machine"], facts["nvml"]["gpus"]
     cards, nodes, module = (machine["nvidia"][name] for name in ("cards", "nodes", "module"))
-    errors = [gpu["error"] for gpu in gpus if gpu["error"]]
-    answer = error or (errors[0] if errors else None)
+    broken = [gpu for gpu in gpus if gpu["error"]]
+    answer = facts["nvml"]["error"] or (broken[0]["error"] if broken else None)
     code, said = (answer["code"], f'NVML says "{answer["text"]}"') if answer else (0, "")
+    seen = f"kernel module {module}" if module else "NVIDIA device node"
+    if cards:
+        seen = f"NVIDIA card on the PCI bus at {', '.join(card['address'] for card in cards)}"
 
-    def problem(check: str, evidence: str, remedy: str) -> Finding:
+    def problem(evidence: str, remedy: str, check: str = "gpu-visible") -> Finding:
         return Finding(check, title, "problem", evidence, remedy)
 
     if code == UNKNOWN_ERROR and machine["container"] and nodes:
@@ -48,14 +54,13 @@ def _visible(facts: dict[str, Any]) -> Finding:
         evidence += "devices was taken away, as a reload of systemd or of the cgroups does"
         remedy = "restart the container (yoloyard down, yoloyard up); for good: start it by CDI "
         remedy += '(--device nvidia.com/gpu=all), or set "exec-opts": ["native.cgroupdriver=cgroupfs"] in '
-        return problem("container-lost-gpu", evidence, f"{remedy}/etc/docker/daemon.json")
+        return problem(evidence, f"{remedy}/etc/docker/daemon.json", "container-lost-gpu")
     if code == LIBRARY_MISMATCH:
         evidence = f"{said}: the driver's files were updated, the kernel still runs {module or 'the old one'}"
-        return problem("driver-mismatch", evidence, "sudo reboot")
-    if errors:
-        broken = ", ".join(str(gpu["index"]) for gpu in gpus if gpu["error"])
+        return problem(evidence, "sudo reboot", "driver-mismatch")
+    if broken:
         remedy = "look for Xid with `sudo dmesg | grep -i xid`; reboot; if it comes back, the GPU or its slot is faulty"
-        return problem("gpu-visible", f"GPU {broken} does not answer; {said}", remedy)
+        return problem(f"GPU {', '.join(str(gpu['index']) for gpu in broken)} does not answer; {said}", remedy)
     if gpus:
         sizes = [f" ({gpu['memory_total'] / 2**30:.0f} GiB)" if gpu["memory_total"] else "" for gpu in gpus]
         named = ", ".join(f"{gpu['name']}{size}" for gpu, size in zip(gpus, sizes, strict=True))
@@ -65,48 +70,42 @@ def _visible(facts: dict[str, Any]) -> Finding:
         return Finding("gpu-visible", title, "ok", named)
     if machine["nvidia"]["nouveau"]:
         remedy = "install NVIDIA's driver (Ubuntu: sudo ubuntu-drivers install), which turns nouveau off, and reboot"
-        return problem("nouveau", "the kernel drives the NVIDIA card with nouveau, which knows no CUDA", remedy)
+        return problem("the kernel drives the NVIDIA card with nouveau, which knows no CUDA", remedy, "nouveau")
     if not cards and not nodes and not module:
         evidence = "no NVIDIA GPU on the PCI bus, no driver: training runs on the CPU"
         return Finding("gpu-visible", title, "skipped", evidence)
     if machine["container"] and not any(re.fullmatch(r"nvidia\d+|dxg", node) for node in nodes):
-        evidence = f"the machine has an NVIDIA GPU ({_seen(cards, module)}), but this container was started without it"
         remedy = "start it with GPUs: yoloyard up, docker run --gpus all, or podman run --device nvidia.com/gpu=all"
-        return problem("gpu-visible", evidence, remedy)
+        return problem(f"the machine has an NVIDIA GPU ({seen}), but this container was started without it", remedy)
     if answer and code is None:
         return Finding("gpu-visible", title, "skipped", answer["text"], "pip install nvidia-ml-py")
     if machine["container"] and code == LIBRARY_NOT_FOUND:
         evidence = f"{', '.join(nodes)} is in this container, but not the driver's libraries; {said}"
         start = "start it by the NVIDIA Container Toolkit (--gpus all)"
-        return problem("gpu-visible", evidence, f"set NVIDIA_DRIVER_CAPABILITIES=compute,utility and {start}")
-    loaded = "" if module else "; its kernel module is not loaded"
+        return problem(evidence, f"set NVIDIA_DRIVER_CAPABILITIES=compute,utility and {start}")
     remedy = "install NVIDIA's driver on the host (Ubuntu: sudo ubuntu-drivers install) and reboot"
     if code == DRIVER_NOT_LOADED:
         remedy = "sudo modprobe nvidia (`sudo dmesg | grep -i nvrm` says why it fails: Secure Boot, a new kernel)"
-    return problem("gpu-visible", f"{_seen(cards, module)}{loaded}; {said or 'no GPU answers'}", remedy)
-
-
-def _seen(cards: list[dict[str, Any]], module: str | None) -> str:
-    if cards:
-        return f"NVIDIA card on the PCI bus at {', '.join(card['address'] for card in cards)}"
-    return f"kernel module {module}" if module else "NVIDIA device node"
+    loaded = "" if module else "; its kernel module is not loaded"
+    return problem(f"{seen}{loaded}; {said or 'no GPU answers'}", remedy)
 
 
 def _driver(nvml: dict[str, Any], torch: dict[str, Any], gpus: list[dict[str, Any]]) -> Finding:
     check, title = "driver-too-old", "NVIDIA driver and CUDA runtime"
     driver, served, built = nvml["driver"], nvml["cuda"], torch["cuda"]
-    has = f"driver {driver} serves CUDA {served or '(unknown)'}"
+    evidence = f"driver {driver} serves CUDA {served or '(unknown)'}; "
     if torch["error"]:
-        return Finding(check, title, "skipped", f"{has}; torch can't be imported: {torch['error']}")
+        return Finding(check, title, "skipped", f"{evidence}torch can't be imported: {torch['error']}")
+    evidence += f"torch {torch['version']} was built "
     if built is None:
-        return Finding(check, title, "skipped", f"{has}; torch {torch['version']} was built without CUDA")
-    evidence = f"{has}; torch {torch['version']} was built for CUDA {built}"
+        return Finding(check, title, "skipped", f"{evidence}without CUDA")
+    evidence += f"for CUDA {built}"
     if served and number(served) >= number(built):
         return Finding(check, title, "ok", evidence)
     major = number(built)[0]
     first = FIRST_DRIVER.get(major)
     if first and number(driver) >= number(first):
-        compiled = [gpu["name"] for gpu in gpus if _code(gpu["capability"], torch["architectures"]) == "ptx"]
+        compiled = [gpu["name"] for gpu in gpus if code_for(gpu["capability"], torch["architectures"]) == "ptx"]
         if not compiled:
             return Finding(check, title, "ok", f"{evidence}, and any CUDA {major} works from driver {first} on")
         evidence += f", and the wheel has only PTX for {compiled[0]}, which a driver of the same CUDA must compile"
@@ -123,45 +122,19 @@ def _tag(driver: str, gpus: list[dict[str, Any]]) -> str:
     return f"the image {tag.name} (yoloyard up --tag {tag.name}; torch {tag.torch}, CUDA {tag.cuda or 'none'})"
 
 
-def _code(capability: str | None, architectures: list[str]) -> str | None:
-    """How a wheel runs on a GPU of this compute capability: "binary", "ptx" (compiled at run time) or None.
-
-    Binary code for X.Y runs on X.Z with Z >= Y, of sm_XYa on X.Y alone, of sm_XYf on its family X.Z; PTX runs on all
-    that is newer (CUDA C++ Programming Guide, "Binary Compatibility" and "PTX Compatibility").
-    """
-    if capability is None:
-        return None
-    major, minor = number(capability)[:2]
-    how = None
-    for name in architectures:
-        if not (match := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)):
-            continue
-        kind, own_major, own_minor, special = match[1], int(match[2]), int(match[3]), match[4]
-        if special == "a":
-            fits = (own_major, own_minor) == (major, minor)
-        elif kind == "sm" or special == "f":
-            fits = own_major == major and own_minor <= minor
-        else:
-            fits = (own_major, own_minor) <= (major, minor)
-        if fits and kind == "sm":
-            return "binary"
-        how = "ptx" if fits else how
-    return how
-
-
 def _architecture(gpu: dict[str, Any], torch: dict[str, Any], nvml: dict[str, Any]) -> Finding:
     title, capability = f"GPU {gpu['index']} and the wheel of torch", gpu["capability"]
     if capability is None:
         return Finding("gpu-architecture", title, "skipped", f"{gpu['name']} doesn't say its compute capability")
-    how, built = _code(capability, torch["architectures"]), " ".join(torch["architectures"])
+    how, built = code_for(capability, torch["architectures"]), " ".join(torch["architectures"])
     evidence = f"{gpu['name']} has compute capability {capability}; torch {torch['version']} holds {built}"
-    remedy = f"use {_tag(nvml['driver'], [gpu])}" if how != "binary" else ""
     if how == "binary":
         return Finding("gpu-architecture", title, "ok", evidence)
+    remedy = f"use {_tag(nvml['driver'], [gpu])}"
     if how == "ptx":
         evidence += "; its PTX is compiled at the first start, which takes minutes"
         return Finding("gpu-architecture", title, "warning", evidence, remedy)
-    numbers = [int(digits) for name in torch["architectures"] for digits in re.findall(r"^sm_(\d+)", name)]
+    numbers = [int(digits) for digits in re.findall(r"\bsm_(\d+)", built)]
     age = "old" if numbers and number(capability)[0] * 10 + number(capability)[1] < min(numbers) else "new"
     return Finding(f"gpu-too-{age}", title, "problem", f"{evidence}: the GPU is too {age} for this wheel", remedy)
 
@@ -201,3 +174,30 @@ def _health(gpu: dict[str, Any]) -> Finding:
         remedy = "check its cooling and power supply; nvidia-smi -q -d PERFORMANCE,TEMPERATURE,POWER"
         return Finding(check, title, "warning", f"slowed by {', '.join(gpu['throttled_by'])}", remedy)
     return Finding(check, title, "ok", "no memory errors, full clocks")
+
+
+def _containers(machine: dict[str, Any]) -> list[Finding]:
+    """Whether each engine can give GPUs to containers; inside a container the toolkit is the host's."""
+    check, title = "container-toolkit", "GPUs for containers"
+    engines = machine["engines"]
+    names, toolkit, runtimes, cdi = (engines[key] for key in ("engines", "toolkit", "docker_runtimes", "cdi"))
+    reason = f"this is a container itself ({machine['container']})" if machine["container"] else ""
+    if not reason and not machine["nvidia"]["cards"] and not machine["nvidia"]["nodes"]:
+        reason = "there is no NVIDIA GPU"
+    if reason or not names:
+        return [Finding(check, title, "skipped", reason or "there is no docker and no podman")]
+    evidence = f"toolkit: {', '.join(toolkit) or 'none'}; CDI: {', '.join(cdi) or 'none'}; "
+    evidence += f"runtimes in /etc/docker/daemon.json: {', '.join(runtimes) or 'none'}"
+    findings = []
+    for name in names:
+        of_engine, command = f"{title} of {name}", CONFIGURE[name]
+        if not toolkit:
+            findings.append(Finding(check, of_engine, "problem", evidence, INSTALL + command))
+        elif cdi or (name == "docker" and "nvidia" in runtimes):
+            findings.append(Finding(check, of_engine, "ok", evidence))
+        elif name == "docker" and "nvidia-container-runtime-hook" in toolkit:  # Docker finds it by its name
+            by_hook = f"{evidence}: docker run --gpus works, --runtime=nvidia does not"
+            findings.append(Finding(check, of_engine, "warning", by_hook, command))
+        else:
+            findings.append(Finding(check, of_engine, "problem", evidence, command))
+    return findings

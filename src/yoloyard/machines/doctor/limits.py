@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.doctor import Finding
 
 WORKERS = 8  # of each GPU, as `train` has it unless told otherwise
 # Batches of 16 images of 640 pixels: each worker makes 2 ahead and the trainer holds 2, for training and validation.
-BATCH_BYTES = 16 * 3 * 640 * 640
-SHARED_BYTES = (2 * WORKERS + 2) * BATCH_BYTES * 2
+SHARED_BYTES = (2 * WORKERS + 2) * 2 * 16 * 3 * 640 * 640
 OPEN_FILES = 256 + 32 * WORKERS  # of a training process: pipes, and a handle for each tensor on its way
 THREADS = 16  # of each process
 LOCKED_BYTES = 64 * 2**20
@@ -19,13 +18,29 @@ MEMORY_BYTES = 8 * 2**30  # of each GPU: a training process and its workers
 def check(facts: dict[str, Any]) -> list[Finding]:
     machine, gpus = facts["machine"], len(facts["nvml"]["gpus"])
     training = f"training on {gpus} GPU(s) with {WORKERS} workers each" if gpus else "training on the CPU"
-    return [
-        _shared_memory(machine, gpus, training),
-        *_ulimits(machine, gpus),
-        _cpus(machine["cpus"], gpus, training),
-        _memory(machine["memory"], gpus, training),
-        _clock(machine),
-    ]
+    memory, cpus, clock = machine["memory"], machine["cpus"], machine["clock"]
+    found = [_shared_memory(machine, gpus, training), *_ulimits(machine, gpus)]
+
+    quota = "" if cpus["quota"] is None else f" (a cgroup allows {cpus['quota']:g} of {cpus['allowed']})"
+    evidence, remedy = f"{cpus['usable']:g} CPUs{quota}; {training} wants {gpus * WORKERS or 1}", ""
+    if cpus["usable"] < gpus * WORKERS:
+        fewer = max(1, int(cpus["usable"]) // gpus)
+        remedy = f"--workers {fewer} and --cache ram, or a machine (a container: --cpus) with more CPUs"
+    found.append(Finding("cpus", "CPUs for loading images", "warning" if remedy else "ok", evidence, remedy))
+
+    usable, needed = min(memory["total"], memory["limit"] or memory["total"]), max(1, gpus) * MEMORY_BYTES
+    limit = "" if usable == memory["total"] else f" (a cgroup's limit; the machine has {memory['total'] / 2**30:.1f})"
+    evidence = f"{usable / 2**30:.1f} GiB{limit}; {training} wants {needed / 2**30:.0f} GiB"
+    remedy = "" if usable >= needed else "fewer --workers, or more memory (a container: --memory)"
+    found.append(Finding("memory", "memory", "warning" if remedy else "ok", evidence, remedy))
+
+    if clock["synchronised"] is None:
+        return [*found, Finding("clock", "clock", "skipped", f"the kernel doesn't tell: {clock['error']}")]
+    if clock["synchronised"]:
+        return [*found, Finding("clock", "clock", "ok", "a time server keeps it")]
+    remedy = f"sudo timedatectl set-ntp true{' on the host' if machine['container'] else ''}"
+    evidence = "no time server keeps it; a wrong clock makes certificates and signed requests to object stores fail"
+    return [*found, Finding("clock", "clock", "warning", evidence, remedy)]
 
 
 def _shared_memory(machine: dict[str, Any], gpus: int, training: str) -> Finding:
@@ -37,11 +52,10 @@ def _shared_memory(machine: dict[str, Any], gpus: int, training: str) -> Finding
     evidence += f"{training} wants {needed / 2**20:.0f} MiB (batches of 16 images of 640 pixels)"
     if shared["free"] >= needed:
         return Finding(check, title, "ok", evidence)
-    gigabytes = -(-needed * 2 // 2**30)
-    remedy = f"sudo mount -o remount,size={gigabytes}g /dev/shm"
+    size = f"size={-(-needed * 2 // 2**30)}g"
+    remedy = f"sudo mount -o remount,{size} /dev/shm"
     if machine["container"]:
-        ways = f"--shm-size={gigabytes}g (docker, podman; shm_size in Compose)"
-        remedy = f"start the container with {ways}, or yoloyard up"
+        remedy = f"start the container with --shm-{size} (docker, podman; shm_size in Compose), or yoloyard up"
     if gpus > 1:
         return Finding(check, title, "problem", f"{evidence}; NCCL fails without room in it", remedy)
     return Finding(check, title, "warning", f"{evidence}; batches go through pipes instead, which is slower", remedy)
@@ -55,44 +69,12 @@ def _ulimits(machine: dict[str, Any], gpus: int) -> list[Finding]:
     found = []
     for name, flag, needed, what in needs:
         soft, hard = machine["limits"][name]
-        is_enough = soft is None or soft >= needed
-        evidence = f"{'unlimited' if soft is None else soft}; training wants {needed}"
-        remedy = f"ulimit {flag} {needed // 1024 if name == 'memlock' else needed}"
-        if hard is not None and hard < needed:
-            remedy = f"raise the hard limit ({hard}) in /etc/security/limits.conf"
-            if machine["container"]:
-                remedy = f"start the container with --ulimit {name}={needed}:{needed}"
-        verdict, remedy = ("ok", "") if is_enough else ("problem", remedy)
-        found.append(Finding(f"ulimit-{name}", f"limit of {what}", verdict, evidence, remedy))  # type: ignore[arg-type]
+        evidence, remedy = f"{'unlimited' if soft is None else soft}; training wants {needed}", ""
+        if soft is not None and soft < needed:
+            remedy = f"ulimit {flag} {needed // 1024 if name == 'memlock' else needed}"
+            if hard is not None and hard < needed:
+                remedy = f"raise the hard limit ({hard}) in /etc/security/limits.conf"
+                if machine["container"]:
+                    remedy = f"start the container with --ulimit {name}={needed}:{needed}"
+        found.append(Finding(f"ulimit-{name}", f"limit of {what}", "problem" if remedy else "ok", evidence, remedy))
     return found
-
-
-def _cpus(cpus: dict[str, Any], gpus: int, training: str) -> Finding:
-    check, title = "cpus", "CPUs for loading images"
-    quota = "" if cpus["quota"] is None else f" (a cgroup allows {cpus['quota']:g} of {cpus['allowed']})"
-    evidence = f"{cpus['usable']:g} CPUs{quota}; {training} wants {gpus * WORKERS or 1}"
-    if cpus["usable"] >= gpus * WORKERS:
-        return Finding(check, title, "ok", evidence)
-    fewer = max(1, int(cpus["usable"]) // gpus)
-    remedy = f"--workers {fewer} and --cache ram, or a machine (a container: --cpus) with more CPUs"
-    return Finding(check, title, "warning", evidence, remedy)
-
-
-def _memory(memory: dict[str, Any], gpus: int, training: str) -> Finding:
-    usable, needed = min(memory["total"], memory["limit"] or memory["total"]), max(1, gpus) * MEMORY_BYTES
-    limit = "" if usable == memory["total"] else f" (a cgroup's limit; the machine has {memory['total'] / 2**30:.1f})"
-    evidence = f"{usable / 2**30:.1f} GiB{limit}; {training} wants {needed / 2**30:.0f} GiB"
-    if usable >= needed:
-        return Finding("memory", "memory", "ok", evidence)
-    return Finding("memory", "memory", "warning", evidence, "fewer --workers, or more memory (a container: --memory)")
-
-
-def _clock(machine: dict[str, Any]) -> Finding:
-    clock = machine["clock"]
-    if clock["synchronised"] is None:
-        return Finding("clock", "clock", "skipped", f"the kernel doesn't tell: {clock['error']}")
-    if clock["synchronised"]:
-        return Finding("clock", "clock", "ok", "a time server keeps it")
-    where = " on the host" if machine["container"] else ""
-    evidence = "no time server keeps it; a wrong clock makes certificates and signed requests to object stores fail"
-    return Finding("clock", "clock", "warning", evidence, f"sudo timedatectl set-ntp true{where}")

@@ -7,11 +7,12 @@ import socket
 import ssl
 import time
 from email.utils import parsedate_to_datetime
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
 from yoloyard.common.errors import UsageError
-from yoloyard.machines.doctor.finding import Finding
+from yoloyard.machines.doctor import Finding
 
 TIMEOUT_SECONDS = 10.0
 SLOW_SECONDS = 1.0  # to connect
@@ -37,40 +38,32 @@ def measure(endpoint: str) -> dict[str, Any]:
         host, port = None, 0
     if parts.scheme not in ("http", "https") or not host:
         raise UsageError(f"--network {endpoint!r} is no https://HOST, http://HOST:PORT or HOST:PORT")
-    found: dict[str, Any] = {"endpoint": f"{parts.scheme}://{host}:{port}", "error": None, "step": None, "seconds": {}}
-    step, begin = "name", time.perf_counter()
-
-    def done() -> None:
-        nonlocal begin
-        found["seconds"][step] = time.perf_counter() - begin
-        begin = time.perf_counter()
-
-    connection = None
+    found: dict[str, Any] = {"endpoint": f"{parts.scheme}://{host}:{port}", "error": None, "step": None}
+    steps = [step for step in FAILURES if step != "tls" or parts.scheme == "https"]
+    moments, connection = [time.perf_counter()], None
     try:
         address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        done()
-        step = "connect"
+        moments.append(time.perf_counter())
         connection = socket.create_connection((str(address[4][0]), port), TIMEOUT_SECONDS)
-        done()
+        moments.append(time.perf_counter())
         if parts.scheme == "https":
-            step = "tls"
             connection = ssl.create_default_context().wrap_socket(connection, server_hostname=host)
-            done()
-        step = "answer"
+            moments.append(time.perf_counter())
         request = f"HEAD {parts.path or '/'} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n"
         connection.sendall(request.encode())
         answer = http.client.HTTPResponse(connection, method="HEAD")
         answer.begin()
-        done()
+        moments.append(time.perf_counter())
         found["status"] = answer.status
         if date := answer.getheader("Date"):
             found["skew"] = time.time() - parsedate_to_datetime(date).timestamp()
     except (OSError, http.client.HTTPException, ValueError) as error:
-        found |= {"error": str(error) or type(error).__name__, "step": step}
+        found |= {"error": str(error) or type(error).__name__, "step": [*steps, "answer"][len(moments) - 1]}
     finally:
         if connection:
             connection.close()
-    return found
+    spans = zip(steps, pairwise(moments), strict=False)
+    return found | {"seconds": {step: end - begin for step, (begin, end) in spans}}
 
 
 def check(facts: dict[str, Any]) -> list[Finding]:
@@ -91,7 +84,4 @@ def check(facts: dict[str, Any]) -> list[Finding]:
     if abs(skew := network.get("skew", 0)) <= MAX_SKEW_SECONDS:
         return [finding]
     late = f"this machine's clock differs by {skew:+.0f} s from the server's; signed requests are refused"
-    return [
-        finding,
-        Finding("clock-skew", "clock and the server's", "problem", late, "sudo timedatectl set-ntp true"),
-    ]
+    return [finding, Finding("clock-skew", "clock and the server's", "problem", late, "sudo timedatectl set-ntp true")]

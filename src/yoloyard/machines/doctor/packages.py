@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.common.errors import UserError
-from yoloyard.machines.doctor import libraries, requirements
-from yoloyard.machines.doctor.finding import Finding, Verdict
+from yoloyard.machines.doctor import Finding, Verdict
 from yoloyard.machines.environment.inventory import normal_name
 from yoloyard.machines.image.versions import best_tag, number
 
@@ -21,6 +20,10 @@ SYSTEM_LIBRARIES = {"libGL.so": "libgl1", "libgthread": "libglib2.0-0", "libglib
 COMPILED_FOR_1 = ("compiled using NumPy 1.x", "_ARRAY_API not found", "Numpy is not available",
                   "Expected 96 from C header, got 88")  # fmt: skip
 COMPILED_FOR_NEWER = ("module compiled against ABI version", "Expected 88 from C header, got 96", "numpy._core")
+ROOTS = ("yoloyard", "torch", "torchvision")  # what they need, directly or not, must have the versions that it asks for
+# A line of `pip check`.
+UNMET = r"(\S+) \S+ (?:requires (\S+), which is not installed|has requirement (.+), but you have (\S+) (\S+))\."
+MAX_SHOWN = 4
 
 Facts = dict[str, Any]
 
@@ -30,18 +33,11 @@ def check(facts: Facts) -> list[Finding]:
     packages = facts["packages"]
     if packages["error"]:
         return [Finding("packages", "Packages", "problem", packages["error"], "name another Python: --python PATH")]
-    return [
-        _torch(packages, facts["nvml"]),
-        *_torchvision(packages),
-        *_opencv(packages),
-        *_numpy(packages),
-        *_other_imports(packages),
-        *libraries.check(packages),
-        *_twice(packages),
-        *_half_removed(packages),
-        *_shadowed(packages),
-        *requirements.check(packages, _pip(packages)),
-    ]
+    findings = [_torch(packages, facts["nvml"])]
+    for judge in (_torchvision, _opencv, _numpy, _other_imports, _libraries, _twice, _half_removed, _shadowed,
+                  _requirements):  # fmt: skip
+        findings += judge(packages)
+    return findings
 
 
 def _pip(packages: Facts) -> str:
@@ -52,9 +48,15 @@ def _reinstall(packages: Facts, wanted: str) -> str:
     return f"{_pip(packages)} install --force-reinstall --no-deps {wanted}"
 
 
-def _installed(packages: Facts, *names: str) -> Facts | None:
-    """The distribution of one of these names that counts: the first on sys.path."""
-    return next((row for row in packages["distributions"] if row["name"] in names), None)
+def _installed(packages: Facts, *names: str, folder: str = "") -> Facts | None:
+    """The distribution of one of these names that counts: the first on sys.path, or that in `folder`."""
+    rows = (row for row in packages["distributions"] if not folder or row["folder"] == folder)
+    return next((row for row in rows if row["name"] in names), None)
+
+
+def _names(module: str) -> tuple[str, ...]:
+    """The distributions that a module can be of."""
+    return OPENCV if module == "cv2" else (normal_name(module),)
 
 
 def _pinned(packages: Facts, name: str) -> str:
@@ -116,12 +118,10 @@ def _torchvision(packages: Facts) -> list[Finding]:
     if fitting and not version.startswith(fitting + "."):
         apart += f"; torchvision {fitting} is made for it"
     evidence = f"torchvision {version} beside torch {torch}{apart}"
-    verdict: Verdict = "ok"
+    # Its operators for GPUs are those of its own build: a CPU build has none, another CUDA's may not load.
+    verdict: Verdict = "problem" if is_mixed else "warning" if apart else "ok"
     if attempt["error"] and not _abi(attempt) and not packages["imports"]["torch"]["error"]:
         evidence, verdict = f"{evidence}; it can't be used: {short(attempt)}", "problem"
-    elif apart:
-        # Its operators for GPUs are those of its own build: a CPU build has none, another CUDA's may not load.
-        verdict = "problem" if is_mixed else "warning"
     remedy = _reinstall(packages, f"torchvision{f'=={fitting}.*' if fitting else ''}{_index(torch)}")
     return [Finding("torchvision-build", "torchvision and torch", verdict, evidence, "" if verdict == "ok" else remedy)]
 
@@ -130,17 +130,16 @@ def _opencv(packages: Facts) -> list[Finding]:
     title, attempt = "OpenCV", packages["imports"]["cv2"]
     modules, kinds = packages["modules"]["cv2"], [row for row in packages["distributions"] if row["name"] in OPENCV]
     names = list(dict.fromkeys(row["name"] for row in kinds))
-    again = _reinstall(packages, "opencv-python-headless")
-    if names:
-        again = f"{_pip(packages)} uninstall -y {' '.join(names)} && {again}"
+    removal = f"{_pip(packages)} uninstall -y {' '.join(names)} && " if names else ""
+    again = removal + _reinstall(packages, "opencv-python-headless")
     if len(names) > 1:
         constants = modules[0]["constants"] if modules else {}
         there = constants.get("opencv_version", "a version unknown" if modules else "none at all")
         if "headless" in constants:
             there += " without windows (headless)" if constants["headless"] == "True" else " with windows"
-        named = [f"{row['name']} {row['version']}" for row in kinds]
+        named = {f"{row['name']} {row['version']}": row["files"] for row in kinds}
         evidence = f"{' and '.join(named)} share the folder cv2; there is {there}"
-        corrupt = [name for name, row in zip(named, kinds, strict=True) if _is_corrupt(row)]
+        corrupt = [name for name, files in named.items() if files and (files["missing"] or files["changed"])]
         evidence += f"; files of {' and '.join(corrupt)} are overwritten or missing" if corrupt else ""
         evidence += f"; it can't be used: {short(attempt)}" if attempt["error"] else ""
         return [Finding("opencv-several", title, "problem" if attempt["error"] else "warning", evidence, again)]
@@ -157,11 +156,6 @@ def _opencv(packages: Facts) -> list[Finding]:
         remedy = f"{again} (needs no windows), or sudo apt-get install {SYSTEM_LIBRARIES[library]}"
         return [Finding("opencv-libgl", title, "problem", evidence, remedy)]
     return [Finding("opencv-import", title, "problem", f"{version} can't be used: {short(attempt)}", again)]
-
-
-def _is_corrupt(distribution: Facts) -> bool:
-    files = distribution["files"]
-    return bool(files and (files["missing"] or files["changed"]))
 
 
 def _numpy(packages: Facts) -> list[Finding]:
@@ -182,7 +176,7 @@ def _numpy(packages: Facts) -> list[Finding]:
 
 
 def _called(packages: Facts, module: str) -> str:
-    row = _installed(packages, *(OPENCV if module == "cv2" else (normal_name(module),)))
+    row = _installed(packages, *_names(module))
     return f"{row['name']} {row['version']}" if row else module
 
 
@@ -194,16 +188,14 @@ def _abi(attempt: Facts) -> str:
 
 
 def _other_imports(packages: Facts) -> list[Finding]:
-    found = []
+    found, judged = [], {"numpy", "cv2", "torch", "torchvision"}
+    judged |= {"matplotlib"} if packages["imports"]["numpy"]["error"] else set()  # it says nothing new
     for name, attempt in packages["imports"].items():
-        if name in ("numpy", "cv2", "torch", "torchvision") or not attempt["error"] or _abi(attempt):
+        if name in judged or not attempt["error"] or _abi(attempt):
             continue
-        if name == "matplotlib" and packages["imports"]["numpy"]["error"]:
-            continue  # it says nothing new
         evidence = f"{_called(packages, name)} can't be used: {short(attempt)}"
-        found.append(
-            Finding("package-import", name, "problem", evidence, _reinstall(packages, _pinned(packages, name)))
-        )
+        remedy = _reinstall(packages, _pinned(packages, name))
+        found.append(Finding("package-import", name, "problem", evidence, remedy))
     return found
 
 
@@ -254,8 +246,12 @@ def _shadowed(packages: Facts) -> list[Finding]:
     for name, places in packages["modules"].items():
         if len(places) < 2:
             continue
+        versions = []
+        for place in places:
+            stated = place["constants"].get("opencv_version") or place["constants"].get("__version__", "")
+            row = _installed(packages, *_names(name), folder=place["folder"]) or {"version": "of unknown version"}
+            versions.append(stated if stated[:1].isdigit() else row["version"])
         winner, other = places[0]["folder"], places[1]["folder"]
-        versions = [_version_in(packages, name, place) for place in places]
         how, remedy = "it comes first on sys.path", f"remove {winner} from sys.path, or {name} from it"
         if any(Path(entry).resolve() == Path(winner) for entry in packages["python_path"]):
             how, remedy = "PYTHONPATH puts it first", "unset PYTHONPATH"
@@ -263,14 +259,104 @@ def _shadowed(packages: Facts) -> list[Finding]:
             how, remedy = "the user's own packages come first", "export PYTHONNOUSERSITE=1"
         evidence = f"{name} {versions[0]} of {winner} is used ({how}), not {versions[1]} of {other}"
         is_bad = len(set(versions)) > 1 and name in ("torch", "torchvision", "numpy")
-        verdict: Verdict = "problem" if is_bad else "warning"
-        found.append(Finding("package-shadowed", f"One {name} alone", verdict, evidence, remedy))
+        title = f"One {name} alone"
+        found.append(Finding("package-shadowed", title, "problem" if is_bad else "warning", evidence, remedy))
     return found
 
 
-def _version_in(packages: Facts, module: str, place: Facts) -> str:
-    constants = place["constants"]
-    stated = constants.get("opencv_version") or constants.get("__version__", "")
-    names = OPENCV if module == "cv2" else (normal_name(module),)
-    rows = (row for row in packages["distributions"] if row["folder"] == place["folder"] and row["name"] in names)
-    return stated if stated[:1].isdigit() else next((row["version"] for row in rows), "of unknown version")
+def _libraries(packages: Facts) -> list[Finding]:
+    """CUDA libraries in LD_LIBRARY_PATH that the loader may take in place of those of torch's wheels, or mix in."""
+    check, title = "library-path", "LD_LIBRARY_PATH and the libraries of torch"
+    folders, torch = packages["libraries"]["path"], packages["imports"]["torch"]
+    own = {_soname(path): path for path in packages["libraries"]["wheels"]}
+    if not folders or not own:
+        return []
+    rivals = {path: own[_soname(path)] for row in folders for path in row["files"] if _soname(path) in own}
+    rivals = {path: wheel for path, wheel in rivals.items() if os.path.realpath(path) != os.path.realpath(wheel)}
+    if not rivals:
+        evidence = f"nothing in {':'.join(row['folder'] for row in folders)} stands in the way of torch's own libraries"
+        return [Finding(check, title, "ok", evidence)]
+    loaded = {os.path.realpath(path) for path in torch.get("loaded", [])}
+    taken = [path for path in rivals if os.path.realpath(path) in loaded]
+    bad = {str(Path(path).parent) for path in rivals}
+    left = [row["folder"] for row in folders if str(Path(row["folder"])) not in bad]
+    remedy = f"export LD_LIBRARY_PATH={shlex.quote(':'.join(left))}" if left else "unset LD_LIBRARY_PATH"
+    shown = (taken or list(rivals))[0]
+    evidence = f"torch loads {shown}" if taken else f"both {shown} and {rivals[shown]} are there"
+    evidence += f" and {len(rivals) - 1} more" if len(rivals) > 1 else ""
+    word = re.sub(r"^lib|_.*$|Lt$", "", Path(rivals[shown]).name.split(".")[0]).replace("cudart", "cuda-runtime")
+    names = (row for row in packages["distributions"] if row["name"].startswith(f"nvidia-{word}"))
+    wheel = next((row["version"] for row in names), "unknown")
+    evidence += f" ({_library_version(shown) or 'version unknown'}; the wheel's is {wheel})"
+    if torch["error"]:
+        evidence += f"; torch can't be used: {' '.join(torch['error'].split())[:300]}"
+    # cuDNN loads its parts by name only when the first convolution runs: one that isn't loaded yet may be loaded then.
+    is_bad = taken or torch["error"] or any("libcudnn" in path for path in rivals)
+    return [Finding(check, title, "problem" if is_bad else "warning", evidence, remedy)]
+
+
+def _soname(path: str) -> str:
+    """ "libcudnn_ops.so.9" of ".../libcudnn_ops.so.9.1.0": name and major version, by which loaders look."""
+    return re.sub(r"(\.so(\.\d+)?).*", r"\1", Path(path).name)
+
+
+def _library_version(path: str) -> str | None:
+    """The version in the name of the file that links lead to, or in cuDNN's header beside it."""
+    if match := re.search(r"\.so\.(\d+\.\d[\d.]*)$", os.path.realpath(path)):
+        return match[1]
+    for folder in (Path(path).parent, Path(path).parent.parent / "include"):
+        header = folder / "cudnn_version.h"
+        if "cudnn" in path and header.is_file():
+            text = header.read_text(errors="replace")
+            return ".".join(re.findall(r"#define CUDNN_(?:MAJOR|MINOR|PATCHLEVEL)\s+(\d+)", text))
+    return None
+
+
+def _requirements(packages: Facts) -> list[Finding]:
+    """Do packages have the versions that others ask for? `pip check` says so; this picks what matters for training."""
+    title = "Versions that packages ask for"
+    if error := packages["check"]["error"]:
+        evidence = f"pip check can't be run: {error}"
+        return [Finding("requirements", title, "skipped", evidence, f"{packages['executable']} -m ensurepip")]
+    found, rows = [], _unmet(packages)
+    for name, heading, of_cuda in (("cuda-wheels", "CUDA libraries of torch", True), ("requirements", title, False)):
+        mine = [row for row in rows if bool(re.match(r"nvidia-|cuda-|triton$", row["name"])) == of_cuda]
+        if not mine:
+            continue
+        shown = [f"{row['who']} asks for {row['wanted']}, {row['has']}" for row in mine]
+        more = [f"and {len(shown) - MAX_SHOWN} more"] if len(shown) > MAX_SHOWN else []
+        wanted = " ".join(dict.fromkeys(f"'{row['wanted']}'" for row in mine))
+        is_bad = of_cuda or any(row["missing"] or row["who"].startswith("yoloyard ") for row in mine)
+        remedy = f"{_pip(packages)} install {'--no-deps ' if of_cuda else ''}{wanted}"
+        evidence = "; ".join(shown[:MAX_SHOWN] + more)
+        found.append(Finding(name, heading, "problem" if is_bad else "warning", evidence, remedy))
+    count = len({row["name"] for row in packages["distributions"]})
+    evidence = f"what yoloyard and torch ask for is there ({count} packages are installed)"
+    return found or [Finding("requirements", title, "ok", evidence)]
+
+
+def _unmet(packages: Facts) -> list[Facts]:
+    """Requirements that nothing and, after these, that another version fulfils, of `ROOTS` and what they stand on."""
+    asked: dict[str, dict[str, str]] = {}  # by package, then by the name of what it asks for
+    versions: dict[str, str] = {}
+    for row in reversed(packages["distributions"]):  # the first on sys.path counts
+        texts = [text.split(";")[0] for text in row["requires"] if not re.search(r"\bextra\s*==", text)]
+        pairs = ((re.split(r"[^\w.-]", text)[0], re.sub(r"[ ()]", "", text)) for text in texts)
+        asked[row["name"]] = {normal_name(name): text for name, text in pairs}
+        versions[row["name"]] = row["version"]
+    reached, todo = set(), list(ROOTS)
+    while todo:
+        if (name := todo.pop()) in asked and name not in reached:
+            reached.add(name)
+            todo += asked[name]
+    rows = []
+    for match in filter(None, (re.fullmatch(UNMET, line) for line in packages["check"]["lines"])):
+        who, name = normal_name(match[1]), normal_name(match[2] or match[4])
+        wanted, has = asked.get(who, {}).get(name, name), "which is not installed"
+        if match[3]:
+            wanted, has = match[3].split(";")[0].strip(), f"{match[5]} is installed"
+        # torchvision has to fit torch, not the other way round: see `_torchvision`.
+        if who in reached and (who, name) != ("torchvision", "torch"):
+            asking = f"{who} {versions[who]}"
+            rows.append({"who": asking, "name": name, "wanted": wanted, "has": has, "missing": not match[3]})
+    return sorted(rows, key=lambda row: not row["missing"])

@@ -13,7 +13,9 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -25,18 +27,14 @@ TOLERANCES = {"float32": 1e-5, "tf32": 5e-3, "float16": 5e-3, "bfloat16": 2e-2}
 MATRIX_SIZE = 512
 
 
-def answer(**facts: Any) -> None:
-    print(json.dumps(facts), flush=True)  # noqa: T201
-
-
 def attempt(probe: str, compute: Callable[[], dict[str, Any]]) -> None:
     """Print a line before the probe, and one with its result."""
-    answer(probe=probe)
+    print(json.dumps({"probe": probe}), flush=True)  # noqa: T201
     try:
         facts = compute()
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
         facts = {"error": f"{type(error).__name__}: {error}"[:1500]}
-    answer(probe=probe, **{"error": None, **facts})
+    print(json.dumps({"probe": probe, "error": None, **facts}), flush=True)  # noqa: T201
 
 
 def compare(device: torch.device, precision: str, compute: Callable[..., torch.Tensor], *shapes: Any) -> dict[str, Any]:
@@ -81,33 +79,27 @@ def train(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     return {"first": losses[0], "last": losses[-1]}
 
 
-def memory(device: torch.device) -> dict[str, Any]:
-    free, total = torch.cuda.mem_get_info(device) if device.type == "cuda" else (None, None)
-    return {"free": free, "total": total}
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware has it; GPUs without it only emulate, slowly."""
-    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
 def on_device(name: str) -> None:
     device = torch.device(name)
-    attempt("memory", lambda: memory(device))
     is_gpu = device.type == "cuda"
+
+    def memory() -> dict[str, Any]:
+        free, total = torch.cuda.mem_get_info(device) if is_gpu else (None, None)
+        return {"free": free, "total": total}
+
+    attempt("memory", memory)
     for precision in TOLERANCES if is_gpu else ("float32", "bfloat16"):
         attempt(f"matmul {precision}", partial(compare, device, precision, torch.matmul, *[(MATRIX_SIZE,) * 2] * 2))
         shapes = (4, 16, 64, 64), (32, 16, 3, 3)
         attempt(f"convolution {precision}", partial(compare, device, precision, convolve, *shapes))
-    attempt("bfloat16", lambda: {"native": has_bfloat16(device)})
+    # GPUs that don't have it in hardware only emulate it, slowly.
+    attempt("bfloat16", lambda: {"native": not is_gpu or torch.cuda.is_bf16_supported(including_emulation=False)})
     for precision in ("float32", "float16", "bfloat16") if is_gpu else ("float32", "bfloat16"):
         attempt(f"training {precision}", partial(train, device, getattr(torch, precision)))
 
 
 def together(backend: str, rank: int, size: int) -> None:
     """Sum a vector over all processes; each counts one more than its rank."""
-    from datetime import timedelta
-
     device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -116,8 +108,7 @@ def together(backend: str, rank: int, size: int) -> None:
         torch.distributed.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=60))
         values = torch.full((1 << 20,), float(rank + 1), device=device)
         torch.distributed.all_reduce(values)
-        wanted = size * (size + 1) / 2
-        wrong = int((values != wanted).sum())
+        wrong = int((values != size * (size + 1) / 2).sum())
         torch.distributed.destroy_process_group()
         return {"wrong": wrong, "nccl": list(torch.cuda.nccl.version()) if backend == "nccl" else None}
 
@@ -131,10 +122,8 @@ def peers(count: int) -> None:
         wrong = int((values.to(f"cuda:{target}").cpu() != values.cpu()).sum())
         return {"reaches": reaches, "wrong": wrong}
 
-    for source in range(count):
-        for target in range(count):
-            if source != target:
-                attempt(f"{source} to {target}", partial(copy, source, target))
+    for source, target in permutations(range(count), 2):
+        attempt(f"{source} to {target}", partial(copy, source, target))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
-"""The packages in the environment of a Python, read from their files: none of them is imported.
+"""The packages in the environment of a Python, read from their files; and what happens when they are imported.
 
-`freeze` serves this process. As a program, this file prints the inventory of the Python that runs it as JSON, so it
-imports only what the standard library of Python 3.8 has.
+`freeze` serves this process. As a program, this file prints the inventory of the Python that runs it as JSON, or
+imports the modules that it is given, one after the other, and prints a line of JSON before and after each. They may
+print, raise or crash. It imports only what the standard library of Python 3.8 has.
 """
 
 from __future__ import annotations
 
 import csv
 import glob
+import importlib
 import json
 import os
 import re
 import site
 import sys
+import tempfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -53,41 +57,36 @@ def inventory() -> dict[str, Any]:
         "base_prefix": sys.base_prefix,
         "path": folders,
         "user_site": site.getusersitepackages() if site.ENABLE_USER_SITE else None,
-        "python_path": [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry],
+        "python_path": _paths("PYTHONPATH"),
         "distributions": [row for folder in folders for row in _distributions(folder)],
-        "leftovers": [os.path.join(folder, name) for folder in folders for name in _names(folder) if name[:1] == "~"],
+        "leftovers": [os.path.join(folder, name) for folder in folders for name in names(folder) if name[:1] == "~"],
         "modules": {name: [row for folder in folders for row in _module(folder, name)] for name in MODULES},
         "libraries": {
             "wheels": [path for folder in folders for path in _libraries(os.path.join(folder, "nvidia", "*", "lib"))],
-            "path": [
-                {"folder": folder, "files": _libraries(glob.escape(folder))}
-                for folder in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-                if folder
-            ],
+            "path": [{"folder": each, "files": _libraries(glob.escape(each))} for each in _paths("LD_LIBRARY_PATH")],
         },
     }
 
 
-def _distributions(folder: str) -> list[dict[str, Any]]:
-    rows = []
+def _paths(variable: str) -> list[str]:
+    return [entry for entry in os.environ.get(variable, "").split(os.pathsep) if entry]
+
+
+def _distributions(folder: str) -> Iterator[dict[str, Any]]:
     for entry in _infos(folder):
         place = os.path.join(folder, entry)
-        distribution = metadata.PathDistribution(Path(place))
-        facts = distribution.metadata
+        facts = metadata.PathDistribution(Path(place)).metadata
         name = normal_name((facts["Name"] if facts else None) or entry.split("-")[0])
-        rows.append(
-            {
-                "name": name,
-                "version": (facts["Version"] if facts else None) or "",
-                "folder": folder,
-                "info": entry,
-                "whole": os.path.isfile(os.path.join(place, "METADATA")) or entry.endswith(".egg-info"),
-                "editable": _editable(place),
-                "requires": (facts.get_all("Requires-Dist") or []) if facts else [],
-                "files": _files(folder, place) if name.startswith(LOOKED_OVER) else None,
-            }
-        )
-    return rows
+        yield {
+            "name": name,
+            "version": (facts["Version"] if facts else None) or "",
+            "folder": folder,
+            "info": entry,
+            "whole": os.path.isfile(os.path.join(place, "METADATA")) or entry.endswith(".egg-info"),
+            "editable": _editable(place),
+            "requires": (facts.get_all("Requires-Dist") or []) if facts else [],
+            "files": _files(folder, place) if name.startswith(LOOKED_OVER) else None,
+        }
 
 
 def _files(folder: str, place: str) -> dict[str, Any] | None:
@@ -95,21 +94,18 @@ def _files(folder: str, place: str) -> dict[str, Any] | None:
     rows = list(csv.reader(_read(os.path.join(place, "RECORD")).splitlines()))
     if not rows:
         return None
-    listed, missing, changed = 0, [], []
-    for row in rows:
-        is_code = len(row) == 3 and re.search(r"\.(py|so)$|\.so\.", row[0])
-        if not is_code or row[0].startswith(("..", "/")):
-            continue
-        listed += 1
+    code = [row for row in rows if len(row) == 3 and re.match(r"(?!\.\.|/).*(\.(py|so)$|\.so\.)", row[0])]
+    missing, changed = [], []
+    for path, _, listed_size in code:
         try:
-            size = os.stat(os.path.join(folder, row[0])).st_size
+            size = os.stat(os.path.join(folder, path)).st_size
         except OSError:
-            missing.append(row[0])
+            missing.append(path)
             continue
-        if row[2] and size != int(row[2]):
-            changed.append(row[0])
+        if listed_size and size != int(listed_size):
+            changed.append(path)
     return {
-        "listed": listed,
+        "listed": len(code),
         "missing": len(missing),
         "changed": len(changed),
         "without_init": [name for name in missing if name.count("/") == 1 and name.endswith("/__init__.py")],
@@ -118,21 +114,17 @@ def _files(folder: str, place: str) -> dict[str, Any] | None:
 
 
 def _editable(place: str) -> bool:
-    text = _read(os.path.join(place, "direct_url.json"))
-    return bool(re.search(r'"editable"\s*:\s*true', text))
+    return bool(re.search(r'"editable"\s*:\s*true', _read(os.path.join(place, "direct_url.json"))))
 
 
 def _module(folder: str, name: str) -> list[dict[str, Any]]:
     """Whether the module is in this folder, with the constants of its version.py read as text."""
-    for place in (os.path.join(folder, name), os.path.join(folder, name + ".py")):
-        if os.path.isfile(os.path.join(place, "__init__.py")) or os.path.isfile(place):
-            return [{"folder": folder, "constants": _constants(os.path.join(place, "version.py"))}]
-    return []
-
-
-def _constants(path: str) -> dict[str, str]:
-    rows = re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]?([^'\"\n]*)", _read(path), re.MULTILINE)
-    return {name: value for name, value in rows if name in CONSTANTS}
+    place = os.path.join(folder, name)
+    if not os.path.isfile(os.path.join(place, "__init__.py")) and not os.path.isfile(place + ".py"):
+        return []
+    text = _read(os.path.join(place, "version.py"))
+    rows = re.findall(r"^(\w+)(?:\s*:[^=\n]+)?\s*=\s*['\"]?([^'\"\n]*)", text, re.MULTILINE)
+    return [{"folder": folder, "constants": {name: value for name, value in rows if name in CONSTANTS}}]
 
 
 def _libraries(folder: str) -> list[str]:
@@ -141,7 +133,7 @@ def _libraries(folder: str) -> list[str]:
 
 def _infos(folder: str) -> list[str]:
     """The metadata folders of distributions; pip renames those that it removes to ~name."""
-    return [name for name in _names(folder) if name.endswith((".dist-info", ".egg-info")) and name[:1] != "~"]
+    return [name for name in names(folder) if name.endswith((".dist-info", ".egg-info")) and name[:1] != "~"]
 
 
 def _read(path: str) -> str:
@@ -153,13 +145,73 @@ def _read(path: str) -> str:
         return ""
 
 
-def _names(folder: str) -> list[str]:
+def names(folder: str | Path) -> list[str]:
+    """What is in a folder, sorted; nothing if it isn't there or may not be read."""
     try:
         return sorted(os.listdir(folder))
     except OSError:
         return []
 
 
+def use(name: str, module: Any) -> dict[str, Any]:
+    """Do with the module what training does first. Returns facts that it states about itself."""
+    if name == "numpy":
+        module.ones(3).sum()
+    if name == "cv2":
+        import numpy
+
+        ok, encoded = module.imencode(".png", module.resize(numpy.zeros((4, 4, 3), numpy.uint8), (8, 8)))
+        assert ok
+        assert module.imdecode(encoded, 1).shape == (8, 8, 3)
+    if name == "torchvision":
+        import torch
+
+        module.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([0.5]), 0.5)
+    if name != "torch":
+        return {}
+    import numpy
+
+    module.from_numpy(numpy.ones(3)) + 1
+    facts = {"cuda": module.version.cuda, "hip": module.version.hip, "cudnn": module.backends.cudnn.version()}
+    if module.version.cuda:
+        facts["nccl"] = list(module.cuda.nccl.version()) if module.distributed.is_nccl_available() else None
+        facts["devices"] = module.cuda.device_count() if module.cuda.is_available() else 0
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:  # the CUDA libraries in this process
+            paths = re.findall(rf"(/\S*/(?:{'|'.join(CUDA_LIBRARIES)})\S*)$", file.read(), re.MULTILINE)
+        facts["loaded"] = sorted(set(paths))
+    return facts
+
+
+def attempt(name: str) -> dict[str, Any]:
+    """The module's version and file, and the error; `said` is what it wrote to standard error, C code included."""
+    found: dict[str, Any] = {"error": None}
+    with tempfile.TemporaryFile() as said:
+        kept = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            module = importlib.import_module(name)
+            found.update(version=getattr(module, "__version__", None), file=getattr(module, "__file__", None))
+            if name == "torch":  # torch.cuda.get_arch_list() is empty without a GPU
+                flags = getattr(getattr(module, "_C", None), "_cuda_getArchFlags", None)
+                found["built"] = {"version": module.__version__, "cuda": module.version.cuda}
+                found["built"]["architectures"] = ((flags and flags()) or "").split()
+            found.update(use(name, module))
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it is the answer
+            found["error"] = f"{type(error).__name__}: {error}"
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+        said.seek(0)
+        found["said"] = said.read().decode(errors="replace")[-3000:]
+    return found
+
+
 if __name__ == "__main__":
     sys.path[:] = [entry for entry in sys.path if entry]  # not the folder that we happen to be in
-    print(json.dumps(inventory()))  # noqa: T201
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what modules print is no answer
+    if not sys.argv[1:]:
+        answers.write(json.dumps(inventory()))
+    for each in sys.argv[1:]:
+        print(json.dumps({"probe": each}), file=answers, flush=True)
+        print(json.dumps({"probe": each, **attempt(each)}), file=answers, flush=True)

@@ -13,8 +13,10 @@ from typing import Any
 import psutil
 
 from yoloyard.common.cores import control_groups, cpus, read
+from yoloyard.machines.environment.inventory import names
 
 NVIDIA = "0x10de"  # the vendor's number on the PCI bus
+LIMITS = ("nofile", "memlock", "nproc")
 UNLIMITED = 2**60  # limits above are none: cgroup v1 writes a huge number
 TOOLKIT = ("nvidia-ctk", "nvidia-container-runtime", "nvidia-container-runtime-hook", "nvidia-container-cli")
 TIME_ERROR, STA_UNSYNC = 5, 0x40  # of <sys/timex.h>
@@ -24,18 +26,32 @@ def gather(root: Path, folder: Path) -> dict[str, Any]:
     """System, CPUs, memory, limits, devices, container engines, clock. Sizes are bytes; None: unknown or unlimited."""
     kernel = read(root / "proc/sys/kernel/osrelease")
     release = re.search(r'^PRETTY_NAME="?([^"\n]*)', read(root / "etc/os-release"), re.MULTILINE)
+    memory, files = psutil.virtual_memory(), ("memory.max", "memory.limit_in_bytes")  # of cgroup v2 and v1
+    texts = [read(group / file) for group in control_groups(root, "memory") for file in files]
+    granted = min((int(text) for text in texts if text.isdigit() and int(text) < UNLIMITED), default=None)
+    shared = psutil.disk_usage(str(root / "dev/shm")) if (root / "dev/shm").is_dir() else None
+    limits = {}  # soft and hard
+    for name in LIMITS:
+        pair = resource.getrlimit(getattr(resource, f"RLIMIT_{name.upper()}"))
+        limits[name] = [None if limit == resource.RLIM_INFINITY else limit for limit in pair]
+    disk = os.statvfs(folder)
     return {
         "system": release[1] if release else "",
         "kernel": kernel,
         "wsl": "microsoft" in kernel.lower(),
         "container": _container(root),
         "cpus": cpus(root),
-        "memory": _memory(root),
-        "shared_memory": _shared_memory(root),
-        "limits": _limits(),
-        "disk": _disk(folder),
+        "memory": {"total": memory.total, "available": memory.available, "limit": granted},
+        "shared_memory": shared and {"size": shared.total, "free": shared.free},
+        "limits": limits,
+        "disk": {
+            "folder": str(folder.resolve()),
+            "total": disk.f_blocks * disk.f_frsize,
+            "free": disk.f_bavail * disk.f_frsize,
+            "files_free": disk.f_favail if disk.f_files else None,  # some file systems count none
+        },
         "nvidia": _nvidia(root),
-        "infiniband": bool(_names(root / "sys/class/infiniband")),
+        "infiniband": bool(names(root / "sys/class/infiniband")),
         "engines": _engines(root),
         "clock": clock(),
     }
@@ -70,53 +86,20 @@ def _container(root: Path) -> str | None:
     return next((name for name in ("kubepods", "docker", "libpod", "containerd", "lxc") if name in groups), None)
 
 
-def _memory(root: Path) -> dict[str, Any]:
-    names = ("memory.max", "memory.limit_in_bytes")  # of version 2 and 1
-    texts = [read(group / name) for group in control_groups(root, "memory") for name in names]
-    limits = [int(text) for text in texts if text.isdigit() and int(text) < UNLIMITED]
-    memory = psutil.virtual_memory()
-    return {"total": memory.total, "available": memory.available, "limit": min(limits, default=None)}
-
-
-def _shared_memory(root: Path) -> dict[str, Any] | None:
-    place = root / "dev/shm"
-    if not place.is_dir():
-        return None
-    disk = psutil.disk_usage(str(place))
-    return {"size": disk.total, "free": disk.free}
-
-
-def _limits() -> dict[str, list[int | None]]:
-    """Soft and hard limits of this process, as [soft, hard]."""
-    kinds = {"nofile": resource.RLIMIT_NOFILE, "memlock": resource.RLIMIT_MEMLOCK, "nproc": resource.RLIMIT_NPROC}
-    pairs = {name: resource.getrlimit(kind) for name, kind in kinds.items()}
-    return {name: [None if each == resource.RLIM_INFINITY else each for each in pair] for name, pair in pairs.items()}
-
-
-def _disk(folder: Path) -> dict[str, Any]:
-    status = os.statvfs(folder)
-    return {
-        "folder": str(folder.resolve()),
-        "total": status.f_blocks * status.f_frsize,
-        "free": status.f_bavail * status.f_frsize,
-        "files_free": status.f_favail if status.f_files else None,  # some file systems count none
-    }
-
-
 def _nvidia(root: Path) -> dict[str, Any]:
     """NVIDIA's display devices on the PCI bus with their drivers, device nodes, the version of the kernel module."""
     bus = root / "sys/bus/pci/devices"
     cards = []
-    for name in _names(bus):
+    for name in names(bus):
         if read(bus / name / "vendor") == NVIDIA and read(bus / name / "class").startswith("0x03"):
             driver = bus / name / "driver"
-            cards.append({"address": name, "driver": os.path.basename(driver.resolve()) if driver.exists() else None})
+            cards.append({"address": name, "driver": driver.resolve().name if driver.exists() else None})
     # "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86.15  ..."
     version = re.match(r".*?\s(\d+\.\S+)", read(root / "proc/driver/nvidia/version"))
     modules = {line.split(" ")[0] for line in read(root / "proc/modules").splitlines()}
     return {
         "cards": cards,
-        "nodes": [name for name in _names(root / "dev") if name.startswith("nvidia") or name == "dxg"],
+        "nodes": [name for name in names(root / "dev") if name.startswith("nvidia") or name == "dxg"],
         "module": version and version[1],
         "nouveau": "nouveau" in modules or any(card["driver"] == "nouveau" for card in cards),
     }
@@ -124,22 +107,15 @@ def _nvidia(root: Path) -> dict[str, Any]:
 
 def _engines(root: Path) -> dict[str, Any]:
     """Container engines, and what lets their containers see GPUs."""
-    found = {*_names(root / "usr/bin"), *_names(root / "usr/local/bin")}
+    found = {*names(root / "usr/bin"), *names(root / "usr/local/bin")}
     try:
         runtimes = sorted(json.loads(read(root / "etc/docker/daemon.json") or "{}").get("runtimes", {}))
     except (ValueError, AttributeError):
         runtimes = []
-    cdi = [f"/{place}/{name}" for place in ("etc/cdi", "var/run/cdi", "run/cdi") for name in _names(root / place)]
+    cdi = [f"/{place}/{name}" for place in ("etc/cdi", "var/run/cdi", "run/cdi") for name in names(root / place)]
     return {
         "engines": [name for name in ("docker", "podman") if name in found],
         "toolkit": [name for name in TOOLKIT if name in found],
         "docker_runtimes": runtimes,
         "cdi": [path for path in cdi if "nvidia" in path.rpartition("/")[2]],
     }
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []

@@ -26,15 +26,12 @@ def gather() -> dict[str, Any]:
         return found | {"error": {"code": None, "text": f"the package nvidia-ml-py can't be imported: {error}"}}
     try:
         nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return found | {"error": _error(error)}
-    try:
         found["driver"] = nvml.nvmlSystemGetDriverVersion()
         served = _ask(nvml, "nvmlSystemGetCudaDriverVersion_v2")
         found["cuda"] = served and f"{served // 1000}.{served % 1000 // 10}"
         found["gpus"] = [_gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
     except nvml.NVMLError as error:
-        found["error"] = _error(error)
+        found["error"] = {"code": error.value, "text": str(error)}
     finally:
         _ask(nvml, "nvmlShutdown")
     return found
@@ -47,7 +44,7 @@ def _gpu(nvml: Any, index: int) -> dict[str, Any]:
     except nvml.NVMLError_NotSupported:
         memory = None  # a GPU that shares the memory of the machine
     except nvml.NVMLError as error:
-        return {"index": index, "error": _error(error)}
+        return {"index": index, "error": {"code": error.value, "text": str(error)}}
 
     def ask(name: str, *arguments: Any) -> Any:
         return _ask(nvml, f"nvmlDeviceGet{name}", handle, *arguments)
@@ -79,7 +76,3 @@ def _ask(nvml: Any, name: str, *arguments: Any) -> Any:
         return getattr(nvml, name)(*arguments)
     except nvml.NVMLError:
         return None
-
-
-def _error(error: Any) -> dict[str, Any]:
-    return {"code": error.value, "text": str(error)}

@@ -6,17 +6,17 @@ Each question is asked in a process of that Python, since an import may fail or 
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from yoloyard.common.errors import last_line
 
-IMPORTED = ("numpy", "cv2", "torch", "torchvision", "safetensors", "matplotlib")
-OPTIONAL = ("torchvision",)  # tried only where it is installed
+IMPORTED = ("numpy", "cv2", "torch", "torchvision", "safetensors", "matplotlib")  # torchvision where it is installed
 IMPORT_SECONDS = 300  # for modules to be imported from a cold network disk
 
 
@@ -26,8 +26,8 @@ def gather(python: Path | None = None) -> dict[str, Any]:
     `error` says why nothing could be learned, else it is None.
     """
     command = str(python or sys.executable)
-    asked = program(command, "inventory.py")
     try:
+        asked = _program(command, "inventory.py")
         done = subprocess.run(asked, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": f"{command} can't be run: {error}"}
@@ -37,8 +37,8 @@ def gather(python: Path | None = None) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
         return {"error": f"{command} does not answer as a Python does"}
-    modules = [name for name in IMPORTED if name not in OPTIONAL or found["modules"][name]]
-    return found | {"error": None, "imports": import_all(command, modules), "check": pip_check(command)}
+    modules = [name for name in IMPORTED if name != "torchvision" or found["modules"][name]]
+    return found | {"error": None, "imports": import_all(command, modules), "check": _pip_check(command)}
 
 
 def torch_facts(packages: dict[str, Any]) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def torch_facts(packages: dict[str, Any]) -> dict[str, Any]:
     return {"error": None if built["version"] else attempt["error"], **built}
 
 
-def pip_check(python: str) -> dict[str, Any]:
+def _pip_check(python: str) -> dict[str, Any]:
     """The lines of `pip check` about the environment of `python`; `error` where there is no pip that can tell."""
     for pip in ([python, "-m", "pip"], [sys.executable, "-m", "pip", "--python", python]):
         done = subprocess.run([*pip, "check"], capture_output=True, text=True, check=False)
@@ -58,48 +58,47 @@ def pip_check(python: str) -> dict[str, Any]:
 
 
 def import_all(python: str, modules: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What `probe.py` found about each module. After a crash or a hang, a new process does the rest."""
+    """What `inventory.py` found about each module. After a crash or a hang, a new process does the rest."""
     found: dict[str, dict[str, Any]] = {}
     while left := [name for name in modules if name not in found]:
-        rows = run_probes(python, "probe.py", *left, seconds=IMPORT_SECONDS)
-        finished = {row["probe"]: row for row in rows if row["probe"] in left}
-        found |= finished or {left[0]: rows[-1]}
+        rows, _ = run_probes(python, "inventory.py", *left, seconds=IMPORT_SECONDS)
+        found |= {row["probe"]: row for row in rows if row["probe"] in left} or {left[0]: rows[-1]}
     return found
 
 
-def run_probes(python: str, name: str, *arguments: str, seconds: float) -> list[dict[str, Any]]:
+def run_probes(
+    python: str, name: str, *arguments: str, seconds: float, variables: Mapping[str, str] | None = None
+) -> tuple[list[dict[str, Any]], str]:
     """Let `python` run a program beside this file that prints a line of JSON before and after each probe.
 
-    Returns the lines after the probes. A probe during which the process ended has that as its error; `said` is what
-    the process wrote to standard error. Where it ended before the first one, the probe is called "start".
+    Returns the lines after the probes, and what the process wrote to standard error. A probe during which the process
+    ended has that as its error, and `said`; where it ended before the first one, the probe is called "start".
     """
+    output = said = end = ""
     try:
-        command = program(python, name, *arguments)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
-        output, said, end = done.stdout, done.stderr, ending(done.returncode)
-        has_failed = done.returncode != 0
+        command, environment = _program(python, name, *arguments), {**os.environ, **(variables or {})}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, env=environment)
+        output, said = done.stdout, done.stderr
+        if done.returncode < 0:
+            end = f"the process was killed by {signal.Signals(-done.returncode).name} (a crash)"
+        elif done.returncode:
+            end = f"the process ended with status {done.returncode}"
     except OSError as error:
-        output, said, end, has_failed = "", "", str(error), True
+        end = str(error)
     except subprocess.TimeoutExpired as error:
-        output = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else error.stdout or ""
-        said, end, has_failed = "", f"no answer after {seconds} s", True
+        streams = (error.stdout, error.stderr)
+        output, said = (text.decode(errors="replace") if isinstance(text, bytes) else text or "" for text in streams)
+        end = f"no answer after {seconds} s"
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-    is_inside = bool(rows) and "error" not in rows[-1]
     finished = [row for row in rows if "error" in row]
-    if has_failed or is_inside:
-        error_line = f"{end}: {last_line(said)}" if last_line(said) else end
+    is_inside = bool(rows) and "error" not in rows[-1]
+    if end or is_inside:
+        error_line = ": ".join(filter(None, (end or "the process ended with status 0", last_line(said))))
         probe = rows[-1]["probe"] if is_inside else "start"
         finished.append({"probe": probe, "error": error_line, "said": said[-3000:]})
-    return finished
+    return finished, said
 
 
-def program(python: str, name: str, *arguments: str) -> list[str]:
+def _program(python: str, name: str, *arguments: str) -> list[str]:
     """The command by which `python` runs a program beside this file, without this folder on its sys.path."""
     return [python, "-c", Path(__file__).with_name(name).read_text(encoding="utf-8"), *arguments]
-
-
-def ending(status: int) -> str:
-    """How a process ended, by its exit status."""
-    if status < 0:
-        return f"the process was killed by {signal.Signals(-status).name} (a crash)"
-    return f"the process ended with status {status}"

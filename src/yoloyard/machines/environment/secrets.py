@@ -8,18 +8,9 @@ from collections.abc import Mapping, Sequence
 
 HIDDEN = "***"
 # Variables that can change results or how a run goes; nothing else of the environment is written.
-VARIABLES = (
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_DEVICE_ORDER",
-    "CUDA_LAUNCH_BLOCKING",
-    "CUBLAS_WORKSPACE_CONFIG",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "LD_LIBRARY_PATH",
-    "PYTHONHASHSEED",
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-)
+VARIABLES = {"CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG",
+             "OMP_NUM_THREADS", "MKL_NUM_THREADS", "LD_LIBRARY_PATH", "PYTHONHASHSEED", "WORLD_SIZE",
+             "LOCAL_WORLD_SIZE"}  # fmt: skip
 PREFIXES = ("NCCL_", "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "GLOO_", "NVIDIA_TF32_")
 
 _SECRET_NAME = re.compile(r"token|key|secret|passw|passphrase|\bpass\b|pwd|credential|auth|hash", re.IGNORECASE)
@@ -36,9 +27,7 @@ _KEYS = re.compile(
 
 def without_secrets(text: str) -> str:
     """`text` with the users and passwords of addresses, and what looks like a key, replaced by `***`."""
-    text = _USER_IN_ADDRESS.sub(f"{HIDDEN}@", text)
-    text = _IN_QUERY.sub(rf"\1{HIDDEN}", text)
-    return _KEYS.sub(HIDDEN, text)
+    return _KEYS.sub(HIDDEN, _IN_QUERY.sub(rf"\1{HIDDEN}", _USER_IN_ADDRESS.sub(f"{HIDDEN}@", text)))
 
 
 def command_without_secrets(argv: Sequence[str]) -> list[str]:
@@ -59,6 +48,5 @@ def command_without_secrets(argv: Sequence[str]) -> list[str]:
 
 def variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The listed variables that are set, without those named like secrets."""
-    named = (name for name in environment if name.startswith(PREFIXES) and not _SECRET_NAME.search(name))
-    names = sorted({*named, *(name for name in VARIABLES if name in environment)})
-    return {name: without_secrets(environment[name]) for name in names}
+    named = {name for name in environment if name.startswith(PREFIXES) and not _SECRET_NAME.search(name)}
+    return {name: without_secrets(environment[name]) for name in sorted(named | (VARIABLES & environment.keys()))}

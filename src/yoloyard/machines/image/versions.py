@@ -6,8 +6,10 @@ import difflib
 import os
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 import yoloyard.docker
 from yoloyard.common.errors import UsageError, UserError
@@ -33,12 +35,21 @@ class Tag:
     aliases: tuple[str, ...]
     sources: dict[str, str]
 
-    def runs_on(self, capability: str) -> bool:
-        """Whether the wheel has code for a GPU: binary code runs on the same major and the same or a higher minor
-        capability (CUDA C++ Programming Guide, binary compatibility). `capability` is like "8.6"."""
-        major, minor = map(int, capability.split("."))
-        compiled = [divmod(int(architecture.removeprefix("sm_")), 10) for architecture in self.architectures]
-        return any(major == of_major and minor >= of_minor for of_major, of_minor in compiled)
+
+def code_for(capability: str | None, architectures: Sequence[str]) -> Literal["binary", "ptx"] | None:
+    """How a wheel with code for `architectures` runs on a GPU of this compute capability ("8.6"); None: it doesn't.
+
+    Binary code for X.Y runs on X.Z with Z >= Y, of sm_XYa on X.Y alone, of sm_XYf on its family X.Z; PTX is
+    compiled at run time on all that is newer (CUDA C++ Programming Guide, "Binary Compatibility", "PTX Compatibility").
+    """
+    own = number(capability or "")[:2]
+    kinds = set()
+    for kind, major, minor, special in re.findall(r"\b(sm|compute)_(\d+)(\d)([af]?)\b", " ".join(architectures)):
+        built = int(major), int(minor)
+        is_any_major = kind == "compute" and not special
+        if own and (built == own or (special != "a" and built <= own and (is_any_major or built[0] == own[0]))):
+            kinds.add(kind)
+    return "binary" if "sm" in kinds else "ptx" if kinds else None
 
 
 def tags(table: Path = TABLE) -> dict[str, Tag]:
@@ -64,32 +75,24 @@ def find_tag(name: str, table: Path = TABLE) -> Tag:
 
 
 def best_tag(driver: str | None, capabilities: list[str], table: Path = TABLE) -> Tag:
-    """The newest tag that a machine can use.
+    """The newest tag for a machine with this NVIDIA driver ("570.26"; None: without) and GPUs of these capabilities.
 
-    Args:
-        driver: version of the NVIDIA driver, such as "570.26"; None without one
-        capabilities: compute capabilities of all its GPUs, such as ["8.6", "9.0"]
-
-    Raises:
-        UserError: none fits, with the reason and what to do
+    Raises UserError that says why none fits and what to do.
     """
     found = tags(table)
     if driver is None or not capabilities:
         return found[CPU]
-    with_cuda = [tag for tag in found.values() if tag.cuda]
-    for_gpus = [tag for tag in with_cuda if all(map(tag.runs_on, capabilities))]
-    if not for_gpus:
-        shown = ", ".join(sorted(set(capabilities)))
-        raise UserError(
-            f"no tag has code for all GPUs of this machine (compute capability {shown}): "
-            "use some of them (--gpus 0), or `--gpus none` with the tag cpu"
+    compiled = [tag for tag in found.values() if all(code_for(c, tag.architectures) == "binary" for c in capabilities)]
+    fitting = [tag for tag in compiled if number(driver) >= number(tag.driver)]
+    if not compiled:
+        reason = (
+            f"no tag has code for all GPUs of this machine (compute capability {', '.join(sorted(set(capabilities)))})"
         )
-    fitting = [tag for tag in for_gpus if number(driver) >= number(tag.driver)]
+        raise UserError(f"{reason}: use some of them (--gpus 0), or `--gpus none` with the tag cpu")
     if not fitting:
-        least = min((tag.driver for tag in for_gpus), key=number)
-        raise UserError(
-            f"the NVIDIA driver {driver} is too old for every tag: update it on the host to {least} or newer"
-        )
+        least = min((tag.driver for tag in compiled), key=number)
+        reason = f"the NVIDIA driver {driver} is too old for every tag"
+        raise UserError(f"{reason}: update it on the host to {least} or newer")
     return max(fitting, key=lambda tag: (number(tag.torch), number(tag.cuda)))
 
 
