@@ -13,10 +13,8 @@ from pathlib import Path
 from xml.parsers import expat
 from xml.sax.saxutils import escape
 
-import numpy as np
-
 from yoloyard.common.errors import UserError
-from yoloyard.data.formats.labels import LabelError, LabelledImage, Labels, clip, composed, decoded, is_set, outside
+from yoloyard.data.formats.labels import LabelError, LabelledImage, Labels, clip, composed, decoded, is_set
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # What programs call GB2312 mostly has characters of its extension; so with the others (WHATWG's Encoding Standard).
@@ -40,7 +38,10 @@ def parse_voc(path: Path, content: bytes, names: Sequence[str], size: tuple[int,
     result = Labels()
     try:
         fields, objects = read_objects(content)
-        _check_size(fields, size)
+        said = [_number(fields, tag) if fields.get(tag) else 0 for tag in ("size/height", "size/width")]
+        if all(said) and said != list(size):
+            what = f"it says {said[1]:g}x{said[0]:g} pixels, the image has {size[1]}x{size[0]}"
+            raise LabelError("image size differs", what)
     except expat.ExpatError as error:
         result.refuse("label malformed", f"{path}:{error.lineno}", f"not valid XML ({expat.ErrorString(error.code)})")
         return result
@@ -147,13 +148,6 @@ def format_voc(image: LabelledImage, names: Sequence[str]) -> str:
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def _check_size(fields: Fields, size: tuple[int, int]) -> None:
-    said = [_number(fields, tag) if fields.get(tag) else 0 for tag in ("size/height", "size/width")]
-    if all(said) and said != list(size):
-        what = f"it says {said[1]:g}x{said[0]:g} pixels, the image has {size[1]}x{size[0]}"
-        raise LabelError("image size differs", what)
-
-
 def _parse_object(own: Fields, classes: dict[str, int], size: tuple[int, int]) -> tuple[float, ...]:
     """Class, ignore and clipped xyxy of an object; raises LabelError with the reason if it is wrong."""
     name = own.get("name", "")
@@ -171,12 +165,8 @@ def _parse_object(own: Fields, classes: dict[str, int], size: tuple[int, int]) -
         raise LabelError("label malformed", "the object has neither bndbox nor polygon")
     if box[2] < box[0] or box[3] < box[1]:
         raise LabelError("box without area", f"the size {box[2] - box[0]:g} {box[3] - box[1]:g} is negative")
-    corners = np.array(box)
-    if outside(corners, np.array(size)):
-        said = " ".join(f"{value:g}" for value in box)
-        raise LabelError("label outside the image", f"the box {said} is outside the image of {size[1]}x{size[0]}")
-    difficult = is_set(own.get("difficult", ""))
-    return float(classes[composed(name)]), float(difficult), *clip(corners, np.array(size)).tolist()
+    corners = clip(box, size, lambda: f"the box {' '.join(f'{value:g}' for value in box)}")
+    return classes[composed(name)], is_set(own.get("difficult")), *corners
 
 
 def _number(fields: Fields, tag: str) -> float:
