@@ -48,12 +48,12 @@ class Store:
         root = os.environ.get("YOLOYARD_CACHE") or os.path.join(shared, "yoloyard")
         return Path(os.path.abspath(root), self.name)
 
-    def path(self, parts: Iterable[object], folder: Path | None = None) -> Path:
-        """The file for what follows from `parts`, of which JSON can be made; in another `folder` if there is one."""
+    def path(self, parts: Iterable[object]) -> Path:
+        """The file for what follows from `parts`, of which JSON can be made."""
         digest = hashlib.sha256(str(self.version).encode())
         for part in parts:
             digest.update(b"\n" + json.dumps(part).encode())
-        return (folder or self.folder) / f"{digest.hexdigest()[:32]}{self.suffix}"
+        return self.folder / f"{digest.hexdigest()[:32]}{self.suffix}"
 
     def find(self, path: Path, read: Callable[[Path], Value]) -> Value | None:
         """What `read` makes of a file; None if there is none or it is damaged. Its time of use is noted."""

@@ -69,38 +69,26 @@ class Duplicate:
     how: str  # "the same bytes", or "the same image (mirrored, resized)"
 
 
-def find_duplicates(
-    first: Sequence[Path],
-    second: Sequence[Path],
-    folder: Path | None,
-    state: str | None = None,
-) -> list[Duplicate]:
+def find_duplicates(first: Sequence[Path], second: Sequence[Path], state: str | None = None) -> list[Duplicate]:
     """The images of `second` that are duplicates of one of `first`, each once, in the order of `second`.
 
-    `folder` is where facts of images and the result are kept, None: nowhere. Crops are not found. Two shots of a scene
-    in which nothing has changed, saved in different qualities or sizes, can't be told from a duplicate. A `state` that
-    changes with every path, length and time of the images spares looking at them if the result is kept under it.
+    Facts of images and the result are kept in the cache. Crops are not found. Two shots of a scene in which nothing has
+    changed, saved in different qualities or sizes, can't be told from a duplicate. A `state` that changes with every
+    path, length and time of the images spares looking at them if the result is kept under it.
     """
-    if (known := known_duplicates(folder, state)) is not None:
+    if (known := known_duplicates(state)) is not None:
         return known
-    file, of_state = None, None if folder is None or state is None else RESULTS.path([state], folder)
-    here, there = examine(first, folder), examine(second, folder)
-    if folder is not None:
-        images = (
-            (str(path), facts.digest.hex()) for path, facts in zip([*first, *second], [*here, *there], strict=True)
-        )
-        file = RESULTS.path((len(first), *images), folder)
-        if (kept := RESULTS.find(file, _read)) is not None:
-            return _keep(kept, of_state)
-    return _keep(_compare(first, here, second, there), of_state, file)
-
-
-def _keep(duplicates: list[Duplicate], *files: Path | None) -> list[Duplicate]:
-    """Write `duplicates` to these files, and hand them back."""
-    text = json.dumps([astuple(each) for each in duplicates])
-    for file in filter(None, files):
-        RESULTS.write(file, lambda temporary: temporary.write_text(text))
-    return duplicates
+    here, there = examine(first), examine(second)
+    images = ((str(path), facts.digest.hex()) for path, facts in zip([*first, *second], [*here, *there], strict=True))
+    file, files = RESULTS.path((len(first), *images)), [] if state is None else [RESULTS.path([state])]
+    found = RESULTS.find(file, _read)
+    if found is None:
+        found = _compare(first, here, second, there)
+        files.append(file)
+    text = json.dumps([astuple(each) for each in found])
+    for each in files:
+        RESULTS.write(each, lambda temporary: temporary.write_text(text))
+    return found
 
 
 def _compare(
@@ -138,9 +126,9 @@ def _compare(
     return sorted(duplicates, key=lambda each: each.second)
 
 
-def known_duplicates(folder: Path | None, state: str | None) -> list[Duplicate] | None:
-    """What `find_duplicates` has kept in `folder` under this `state`; None if it would have to search."""
-    return None if folder is None or state is None else RESULTS.find(RESULTS.path([state], folder), _read)
+def known_duplicates(state: str | None) -> list[Duplicate] | None:
+    """What `find_duplicates` has kept under this `state`; None if it would have to search."""
+    return None if state is None else RESULTS.find(RESULTS.path([state]), _read)
 
 
 def state_of(first: Index, second: Index) -> str | None:

@@ -1,7 +1,6 @@
 """What each image file of a data set is: its size, or why it can't be used, and what duplicates of it are found by.
 
 Every file is read and decoded as a whole once, so that damage is found before training; the facts are kept in a cache.
-N images.
 """
 
 from __future__ import annotations
@@ -43,19 +42,16 @@ class ImageFacts:
     problem: Problem | None = None  # why it can't be used
 
 
-def examine(paths: Sequence[Path], folder: Path | None = None, name: str = "") -> list[ImageFacts]:
+def examine(paths: Sequence[Path], name: str = "") -> list[ImageFacts]:
     """The facts of N image files, in their order; decoded are only those that have changed since they were kept.
 
-    `folder` is where the facts are kept, None: nowhere. A line comes before many images are read for the first time;
-    `name` is what it calls them.
+    A line comes before many images are read for the first time; `name` is what it calls them.
     """
     keys = [os.fsencode(path) for path in paths]
     stamps = map_in_threads(stamp, paths, usable_cores())
-    kept: dict[bytes, Entry] = {}
-    if folder is not None:
-        # Other lists name images of the same folders, as train.txt and val.txt do.
-        file = IMAGE_FACTS.path(sorted({os.path.dirname(os.fsdecode(key)) for key in keys}), folder)
-        kept = IMAGE_FACTS.find(file, _read) or {}
+    # Other lists name images of the same folders, as train.txt and val.txt do.
+    file = IMAGE_FACTS.path(sorted({os.path.dirname(os.fsdecode(key)) for key in keys}))
+    kept = IMAGE_FACTS.find(file, _read) or {}
     fresh = [
         position
         for position, (key, own) in enumerate(zip(keys, stamps, strict=True))
@@ -67,7 +63,7 @@ def examine(paths: Sequence[Path], folder: Path | None = None, name: str = "") -
     examined = map_in_threads(_examine_file, [paths[position] for position in fresh], usable_cores(), at_once=4)
     new = dict(zip(fresh, examined, strict=True))
     facts = [new[position] if position in new else kept[key][1] for position, key in enumerate(keys)]
-    if folder is not None and fresh:
+    if fresh:
         own_entries = {
             key: (own, each)
             for key, own, each in zip(keys, stamps, facts, strict=True)

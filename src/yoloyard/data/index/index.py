@@ -25,7 +25,6 @@ from yoloyard.data.formats.data_yaml import DataSpec
 from yoloyard.data.formats.labels import Labels
 from yoloyard.data.formats.sources import SourceImage, Sources, find_sources
 from yoloyard.data.formats.table import label_suffixes
-from yoloyard.data.index.image_facts import IMAGE_FACTS
 from yoloyard.data.index.read import ReadSplit, read_sources
 from yoloyard.data.index.unchanged import NOTES, look, noted, write_note
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
@@ -211,11 +210,6 @@ def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
             f"{spec.path}: all {len(index.boxes)} boxes of {split!r} are to be ignored (iscrowd of COCO, difficult of "
             "Pascal VOC), so there is nothing to train on or to count; correct the labels"
         )
-
-
-def image_facts_folder() -> Path:
-    """Where the facts of images are kept."""
-    return IMAGE_FACTS.folder
 
 
 def _read_labels(image: SourceImage) -> bytes | Problem | None:

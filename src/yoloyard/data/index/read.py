@@ -15,7 +15,7 @@ from yoloyard.data.formats.labels import Labels, SplitLabels
 from yoloyard.data.formats.sources import SourceImage, Sources
 from yoloyard.data.formats.table import parse_label_files
 from yoloyard.data.formats.yolo_txt import pose_problem
-from yoloyard.data.index.image_facts import IMAGE_FACTS, ImageFacts, examine
+from yoloyard.data.index.image_facts import ImageFacts, examine
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
     own = [(source, file) for source, file in zip(sources.images, files, strict=True) if source.path not in names]
     names |= {source.path: os.path.relpath(source.path, sources.folder) for source, _ in own}
 
-    facts = examine(list(names), IMAGE_FACTS.folder, split)
+    facts = examine(list(names), split)
     remaining = iter(facts)
     labels: list[Labels] = []
     for said, rows in zip(sets, rows_of, strict=True):

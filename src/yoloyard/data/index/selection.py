@@ -37,7 +37,7 @@ def select(
     file = None
     if index.file is not None:
         chosen = [index.file.name, numbers, single_cls, fraction, seed if fraction < 1 else None]
-        file = INDEXES.path([SELECTION_VERSION, *chosen], index.file.parent)
+        file = INDEXES.path([SELECTION_VERSION, *chosen])
     kept = None if file is None else find_index(file)
     if kept is not None:
         return kept
