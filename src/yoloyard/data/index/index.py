@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Self, TypeVar, overload
 
@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 
 
 class Stored(Sequence[Item]):
-    """Texts, or what `make` makes of them, in one array of bytes, so that a hundred thousand are shared, not copied."""
+    """Texts, or what `make` makes of them, in one array of bytes, which processes share."""
 
     make: Callable[[str], Item]
 
@@ -68,20 +68,16 @@ class Stored(Sequence[Item]):
 
 
 class Texts(Stored[str]):
-    """Texts in one array of bytes."""
-
     make = str
 
 
 class Paths(Stored[Path]):
-    """Paths in one array of bytes."""
-
     make = Path
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Images and boxes of a split. The position of an image in it is its image id within the program."""
+    """Images and boxes of a split. The position of an image is its image id within the program."""
 
     names: tuple[str, ...]
     paths: Paths
@@ -151,14 +147,11 @@ class Index:
         # A worker that is spawned maps the same files instead of receiving the arrays.
         if self.file is not None:
             return open_index, (self.file,)
-        return Index, tuple(getattr(self, field.name) for field in fields(self))
+        return Index, tuple(vars(self).values())
 
 
 def load_index(spec: DataSpec, split: str) -> Index:
-    """The index of a split that something can be learned from; see `read_split`.
-
-    Raises UsageError or UserError if there are no images, no usable ones, or not a single box that counts.
-    """
+    """`read_split`, which also raises UserError if no image can be used or not a single box counts."""
     index = read_split(spec, split)
     require_boxes(index, spec, split)
     return index
@@ -173,19 +166,16 @@ def read_split(spec: DataSpec, split: str) -> Index:
     """
     note, began = _note(spec, split), time.time()
     known = noted(note)
-    index = None if known is None else find_index(INDEXES.folder / known)
-    if index is not None:
+    if known is not None and (index := find_index(INDEXES.folder / known)) is not None:
         return index
     sources = find_sources(spec, split)
     before = look(sources.watched, sources.lists, IMAGE_SUFFIXES | label_suffixes())
     files = map_in_threads(_read_labels, sources.images, READING_THREADS)
     file = INDEXES.path(_key(spec, sources, files))
-    index = find_index(file)
-    if index is None:
-        with alone(file) as is_alone:
-            index = find_index(file)  # another process may have made it meanwhile
-            if index is None:
-                index = save_index(Index.of(read_sources(spec, split, sources, files), spec.names), file, is_alone)
+    with alone(file) as is_alone:
+        index = find_index(file)
+        if index is None:
+            index = save_index(Index.of(read_sources(spec, split, sources, files), spec.names), file, is_alone)
     if index.file is not None:
         write_note(note, file.name, before, began)
     return index
@@ -202,7 +192,9 @@ def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
     """Raise UserError if there is nothing in `split` that can be learned from."""
     require_images(index, spec, split)
     if not len(index.boxes):
-        where = f"the labels of {index.paths[0]} were looked for in {find_sources(spec, split).label_place()}"
+        sources = find_sources(spec, split)
+        place = sources.split_files[0].path if sources.split_files else sources.images[0].labels
+        where = f"the labels of {index.paths[0]} were looked for in {place}"
         first = next((f"; first error: {problem}" for problem in index.problems if problem.is_error), "")
         raise UserError(f"{spec.path}: the {len(index)} images of {split!r} have not a single label; {where}{first}")
     if index.ignore.all():
@@ -227,7 +219,6 @@ def _read_labels(image: SourceImage) -> bytes | Problem | None:
 
 
 def _note(spec: DataSpec, split: str) -> Path:
-    """Where it is noted which index belongs to a split, as long as no file changes."""
     entries = [[str(entry.path), str(entry.labels)] for entry in spec.splits.get(split, ())]
     parts = [spec.names, spec.keypoint_values, str(spec.path), str(spec.root), split, entries]
     return NOTES.path([INDEXES.version, *parts])
@@ -247,14 +238,17 @@ def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) 
 def open_index(file: Path) -> Index:
     """Map an index that was saved. Raises OSError, ValueError, LookupError or TypeError if the file is damaged."""
     arrays, facts = map_arrays(file)
+    paths = Paths(arrays.pop("paths.text"), arrays.pop("paths.offsets"))
+    file_names = Texts(arrays.pop("file_names.text"), arrays.pop("file_names.offsets"))
+    problems = tuple(Problem(*parts) for parts in facts["problems"])
     return Index(
-        names=tuple(facts["names"]),
-        paths=Paths(arrays.pop("paths.text"), arrays.pop("paths.offsets")),
-        file_names=Texts(arrays.pop("file_names.text"), arrays.pop("file_names.offsets")),
-        problems=tuple(Problem(*parts) for parts in facts["problems"]),
-        skipped=facts["skipped"],
+        tuple(facts["names"]),
+        paths,
+        problems=problems,
+        file_names=file_names,
         file=file,
         **arrays,
+        skipped=facts["skipped"],
     )
 
 
@@ -266,13 +260,12 @@ def find_index(file: Path) -> Index | None:
 def save_index(index: Index, file: Path, is_alone: bool = False) -> Index:
     """Save the index and map it, or, with a line, hand it back as it is where that can't be done."""
     arrays: dict[str, np.ndarray] = {}
-    for name, value in ((each.name, getattr(index, each.name)) for each in fields(index)):
+    for name, value in vars(index).items():
         if isinstance(value, Stored):
             arrays |= {f"{name}.text": value.text, f"{name}.offsets": value.offsets}
         elif isinstance(value, np.ndarray):
             arrays[name] = value
-    problems = [astuple(problem) for problem in index.problems]
-    facts = {"names": index.names, "problems": problems, "skipped": index.skipped}
+    facts = {"names": index.names, "problems": list(map(astuple, index.problems)), "skipped": index.skipped}
     INDEXES.write(file, lambda temporary: write_arrays(temporary, arrays, facts), is_alone)
     saved = find_index(file)
     return index if saved is None else saved

@@ -52,14 +52,12 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
     for file, said in zip(sources.split_files, sets, strict=True):
         rows_of.append([])
         for row, name in enumerate(said.file_names):
-            path = file.image(name)
+            path, place = file.image(name), said.places[row]
             if path in names:
                 what = f"another file has labels for {path} too; the labels of an image must be in one"
-                problems.append(Problem("label malformed", said.places[row], what, "these left out"))
+                problems.append(Problem("label malformed", place, what, "these left out"))
             elif not os.path.isfile(path):
-                problems.append(
-                    Problem("image missing", said.places[row], f"there is no image {path}", "image skipped")
-                )
+                problems.append(Problem("image missing", place, f"there is no image {path}", "image skipped"))
             else:
                 names[path] = name
                 ids.append(said.image_ids[row])
@@ -79,8 +77,7 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
         labels += [all_labels[row] for row in rows]
     labels += _labels_of_files(own, remaining, spec)
     if not spec.keypoint_values:
-        texts = ((each.labels, file) for each, file in own if isinstance(file, bytes))
-        problems += pose_problem(texts)
+        problems += pose_problem((each.labels, file) for each, file in own if isinstance(file, bytes))
 
     image_ids, category_ids = _source_ids(ids, len(own), sets, len(spec.names))
     images: list[ReadImage] = []
@@ -98,17 +95,16 @@ def _labels_of_files(
     images: list[tuple[SourceImage, bytes | Problem | None]], facts: Iterator[ImageFacts], spec: DataSpec
 ) -> list[Labels]:
     """The labels of images that have a file of their own, given with its content, the reason why not, or None."""
-    labels: list[Labels] = []
+    labels = [Labels() for _ in images]
     positions, files, sizes = [], [], []
     for position, ((image, file), own) in enumerate(zip(images, facts, strict=True)):
-        labels.append(Labels())
         if own.problem:
-            pass  # it says enough
-        elif file is None:
+            continue  # it says enough
+        if file is None:
             what = f"it has no label file, such as {image.labels}; it counts as an image without objects"
-            labels[-1].problems.append(Problem("image without label", str(image.path), what))
+            labels[position].problems.append(Problem("image without label", str(image.path), what))
         elif isinstance(file, Problem):
-            labels[-1] = Labels(problems=[file], usable=False)
+            labels[position] = Labels(problems=[file], usable=False)
         else:
             positions.append(position)
             files.append((image.labels, file))
@@ -124,8 +120,7 @@ def _source_ids(
 ) -> tuple[list[int] | None, list[int]]:
     """The ids of the images (None: their positions) and of the classes, for other tools.
 
-    They are COCO's if the whole split has them, as numbers, and they are clear: two files may use the same for other
-    things.
+    They are COCO's if the whole split has them, as numbers, and no two files use one for two things.
     """
     categories = sets[0].category_ids if sets else []
     if others or not sets or any(said.category_ids != categories for said in sets):
