@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -36,7 +37,7 @@ def convert(spec: DataSpec, out: Path, to: str) -> Path:
     if form is None:
         raise UsageError(f"--to {to}: the formats are {', '.join(FORMATS)}")
     out = Path(os.path.realpath(out))  # a link to an empty folder stays one
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} holds something already: name an empty or a new folder")
     searched = [entry for entries in spec.splits.values() for entry in entries if entry.format is None]
     for folder in {path for entry in searched for path in (entry.path, entry.place)}:
@@ -55,10 +56,9 @@ def convert(spec: DataSpec, out: Path, to: str) -> Path:
     for split, index in indexes.items():
         for problem in index.problems:
             log.info(f"{split}: {problem}")
-        left_out = 0 if form.keeps_ignore else int(index.ignore.sum())
-        if left_out:
-            what = f"{left_out} boxes are to be ignored (crowd, difficult)"
-            log.info(f"{split}: {what}; {to.upper()} can't say that: left out")
+        if left_out := 0 if form.keeps_ignore else int(index.ignore.sum()):
+            what = f"{left_out} boxes are to be ignored (crowd, difficult); {to.upper()} can't say that: left out"
+            log.info(f"{split}: {what}")
         log.info(f"{split}: {len(index)} images, {len(index.boxes) - left_out} boxes")
     return out / "data.yaml"
 
@@ -77,16 +77,14 @@ def free_names(file_names: list[str]) -> list[str]:
         stem, suffix = os.path.splitext("/".join(parts))
         stem, suffix = ("".join(sign if sign.isprintable() else "_" for sign in text) for text in (stem, suffix))
         endings = ("" if number == 1 else f"-{number}" for number in itertools.count(1))
-        free = next(each for ending in endings if (each := _cut(stem, ending, suffix)) not in taken)
+        # Names are cut where they would be too long with their suffix, or with .txt or .xml.
+        parent, name = os.path.split(stem)
+        longest = max(suffix, ".txt", key=lambda text: len(text.encode()))
+        cut = (os.path.join(parent, name_that_fits(name, ending, longest)) for ending in endings)
+        free = next(each for each in cut if each not in taken)
         taken.add(free)
         result.append(free + suffix)
     return result
-
-
-def _cut(path: str, ending: str, suffix: str) -> str:
-    """The path with an ending, its last name cut where it would be too long with its suffix, or with .txt or .xml."""
-    folder, name = os.path.split(path)
-    return os.path.join(folder, name_that_fits(name, ending, max(suffix, ".txt", key=lambda text: len(text.encode()))))
 
 
 def _write_split(folder: Path, split: str, index: Index, form: ImageFormat | SplitFormat) -> str | dict[str, str]:
@@ -96,7 +94,10 @@ def _write_split(folder: Path, split: str, index: Index, form: ImageFormat | Spl
     entry = f"{image_folder}/{split}"
     for path, name in zip(index.paths, names, strict=True):
         _link(path, folder / entry / name)
-    images = (_labelled(index, position, name) for position, name in enumerate(names))
+    images = (
+        LabelledImage(name, (height, width), *index.annotations(position), int(index.source_ids[position]))
+        for position, (name, (height, width)) in enumerate(zip(names, index.sizes.tolist(), strict=True))
+    )
     if isinstance(form, SplitFormat):
         labels = f"{label_folder}/instances_{split}{form.suffix}"
         classes = list(zip(index.category_ids.tolist(), index.names, strict=True))
@@ -109,11 +110,6 @@ def _write_split(folder: Path, split: str, index: Index, form: ImageFormat | Spl
         lines = "".join(f"{split}/{os.path.splitext(name)[0]}\n" for name in names)
         _write(folder / form.list_folder / f"{split}.txt", lines)
     return entry
-
-
-def _labelled(index: Index, position: int, name: str) -> LabelledImage:
-    height, width = index.sizes[position].tolist()
-    return LabelledImage(name, (height, width), *index.annotations(position), int(index.source_ids[position]))
 
 
 def _with_suffix(name: str, path: Path) -> str:
@@ -132,10 +128,10 @@ def _write(path: Path, text: str) -> None:
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     source = source.resolve()  # a relative link would mean another file elsewhere
-    try:
+    with contextlib.suppress(OSError):  # another disk, or a file that others own
         os.link(source, target)
-    except OSError:  # another disk, or a file that others own
-        try:
-            shutil.copyfile(source, target)
-        except OSError as error:
-            raise UserError(f"cannot copy {source} to {target}: {error.strerror or error}") from error
+        return
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise UserError(f"cannot copy {source} to {target}: {error.strerror or error}") from error

@@ -29,7 +29,7 @@ SIDE_FOLDERS = frozenset((
 _SIDE_FOLDER = re.compile(r"found\.\d{3}|@gmt-[\d.-]+|lost\+found.+")  # of which there are many
 SIDE_MARKS = frozenset((RUN_MARK, "pyvenv.cfg"))  # a folder with such a file: results of a run, a Python environment
 
-# So are results of ultralytics and YOLOv5: one of each.
+# Results of ultralytics and YOLOv5 have one of each.
 _FOREIGN_RUN = (frozenset(("args.yaml", "opt.yaml", "hyp.yaml")), frozenset(("results.csv", "results.txt")))
 
 # What else holds images. It is counted, so that nobody misses them without a word.
@@ -170,11 +170,17 @@ def label_places(folder: Path, images: Path | None = None, labels: Path | None =
     The last folder `images` (or another name of the format) in the path is replaced by `labels` (or another), or the
     file is beside the image. With `labels`, which has the same folders as `images`, it is below that alone.
     """
-    formats = image_formats()
     if images is not None and labels is not None:
         mirrored = [labels / form for form in in_forms(str(folder.relative_to(images)))]
-        return [(each.suffix, mirrored) for each in formats]
-    return [(each.suffix, [*_mirrored(folder, each.image_folders, each.label_folders), folder]) for each in formats]
+        return [(each.suffix, mirrored) for each in image_formats()]
+    places: Places = []
+    for each in image_formats():
+        own: list[Path] = []
+        if above := next((above for above in (folder, *folder.parents) if above.name in each.image_folders), None):
+            forms = in_forms(str(folder.relative_to(above)))
+            own = [above.parent / name / form for name in each.label_folders for form in forms]
+        places.append((each.suffix, [*own, folder]))
+    return places
 
 
 def find_label(stem: str, places: Places, known: dict[Path, dict[str, str]]) -> Path:
@@ -213,15 +219,6 @@ def _label_files(folder: Path) -> dict[str, str]:
             stem, suffix = os.path.splitext(name)
             found.setdefault(composed(stem) + suffix.lower(), name)
     return found
-
-
-def _mirrored(folder: Path, image_folders: tuple[str, ...], label_folders: tuple[str, ...]) -> list[Path]:
-    parts = folder.parts
-    last = max((position for position, part in enumerate(parts) if part in image_folders), default=None)
-    if last is None:
-        return []
-    forms = in_forms("/".join(parts[last + 1 :]))
-    return [Path(*parts[:last], name, form) for name in label_folders for form in forms]
 
 
 def _unreadable_folder(error: OSError) -> NoReturn:
