@@ -27,8 +27,7 @@ from yoloyard.data.store import Store
 
 log = logging.getLogger(__name__)
 
-# Its version also stands for what counts as a duplicate.
-RESULTS = Store("images", ".json", version=2, kept=100)
+RESULTS = Store("images", ".json", version=2, kept=100)  # the version also stands for what counts as a duplicate
 TOLD_FROM_PAIRS = 10_000_000  # so many pairs take long enough for a line
 
 THUMBNAIL_COMPONENTS = 64  # in which nearest ones are looked for
@@ -45,16 +44,9 @@ COMPARED_SIDE_PIXELS = 1024  # larger images are compared at this size
 BLOCK_PIXELS = 16
 
 # Eight orientations of a square: mirrored first (or not), then quarter turns.
-ORIENTATIONS = {
-    (False, 0): "",
-    (True, 0): "mirrored",
-    (False, 2): "turned by 180 degrees",
-    (True, 2): "upside down",
-    (False, 1): "turned by 90 degrees",
-    (False, 3): "turned by 90 degrees",
-    (True, 1): "mirrored and turned by 90 degrees",
-    (True, 3): "mirrored and turned by 90 degrees",
-}
+ORIENTATIONS = {(False, 0): "", (True, 0): "mirrored", (False, 2): "turned by 180 degrees", (True, 2): "upside down"}
+ORIENTATIONS |= {(False, quarters): "turned by 90 degrees" for quarters in (1, 3)}
+ORIENTATIONS |= {(True, quarters): "mirrored and turned by 90 degrees" for quarters in (1, 3)}
 
 # The luminance table of ITU-T T.81, annex K.1, sums up to this; encoders scale it by their quality.
 _STANDARD_TABLE = 3688
@@ -62,7 +54,7 @@ _STANDARD_TABLE = 3688
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Image `second` of the second split is the same image as `first` of the first; positions in their lists."""
+    """Image `second` of the second split is `first` of the first; positions in their lists."""
 
     first: int
     second: int
@@ -81,7 +73,7 @@ def find_duplicates(first: Sequence[Path], second: Sequence[Path], state: str | 
     here, there = examine(first), examine(second)
     images = ((str(path), facts.digest.hex()) for path, facts in zip([*first, *second], [*here, *there], strict=True))
     file, files = RESULTS.path((len(first), *images)), [] if state is None else [RESULTS.path([state])]
-    found = RESULTS.find(file, _read)
+    found = _kept(file)
     if found is None:
         found = _compare(first, here, second, there)
         files.append(file)
@@ -95,16 +87,14 @@ def _compare(
     first: Sequence[Path], here: Sequence[ImageFacts], second: Sequence[Path], there: Sequence[ImageFacts]
 ) -> list[Duplicate]:
     """`find_duplicates` of images whose facts are known."""
-    by_digest = {facts.digest: position for position, facts in reversed(list(enumerate(here))) if not facts.problem}
+    usable = [position for position, facts in enumerate(here) if not facts.problem]
+    by_digest = {here[position].digest: position for position in reversed(usable)}
     duplicates, others = [], []
     for position, facts in enumerate(there):
-        if facts.problem:
-            continue
-        if facts.digest in by_digest:
+        if not facts.problem and facts.digest in by_digest:
             duplicates.append(Duplicate(by_digest[facts.digest], position, "the same bytes"))
-        else:
+        elif not facts.problem:
             others.append(position)
-    usable = [position for position, facts in enumerate(here) if not facts.problem]
     if usable and others:
         if len(usable) * len(others) >= TOLD_FROM_PAIRS:
             log.info(f"comparing {len(others):,} images with {len(usable):,} others, to find duplicates")
@@ -116,8 +106,7 @@ def _compare(
         def decide(row: int) -> Duplicate | None:
             position = others[row]
             for candidate, orientation in proposed[row]:
-                how = _same_image(first[usable[candidate]], second[position], orientation)
-                if how:
+                if how := _same_image(first[usable[candidate]], second[position], orientation):
                     return Duplicate(usable[candidate], position, how)
             return None
 
@@ -128,7 +117,11 @@ def _compare(
 
 def known_duplicates(state: str | None) -> list[Duplicate] | None:
     """What `find_duplicates` has kept under this `state`; None if it would have to search."""
-    return None if state is None else RESULTS.find(RESULTS.path([state]), _read)
+    return None if state is None else _kept(RESULTS.path([state]))
+
+
+def _kept(file: Path) -> list[Duplicate] | None:
+    return RESULTS.find(file, lambda path: [Duplicate(*row) for row in json.loads(path.read_text(encoding="utf-8"))])
 
 
 def state_of(first: Index, second: Index) -> str | None:
@@ -139,7 +132,7 @@ def state_of(first: Index, second: Index) -> str | None:
 
 
 def duplicate_problem(duplicate: Duplicate, first: Sequence[Path], second: Sequence[Path], first_name: str) -> Problem:
-    """What is said of a duplicate; `first` are the images of the split `first_name`."""
+    """What is said of a duplicate; `first` are the images of the split `first_name`, `second` those of the other."""
     one, other = first[duplicate.first], second[duplicate.second]
     what = f"the same file is in {first_name}" if one == other else f"{duplicate.how} as {one} of {first_name}"
     return Problem("duplicate across splits", str(other), what)
@@ -162,7 +155,7 @@ def _nearest(first: np.ndarray, second: np.ndarray) -> list[list[tuple[int, tupl
     sample = coarse[:: max(1, len(coarse) // 5000)] - mean
     axes = np.linalg.eigh(sample.T @ sample)[1][:, -THUMBNAIL_COMPONENTS:].astype(np.float32)
     points = (coarse - mean) @ axes
-    # |v - p|^2 but for |v|^2, as one product; a piece of it at a time, which stays in the processor's cache.
+    # |v - p|^2 without |v|^2, as one product; a piece of it at a time, which stays in the processor's cache.
     matrix = np.concatenate((-2 * points, (points**2).sum(axis=1, keepdims=True)), axis=1)
     groups = np.array_split(np.arange(len(points)), min(SEARCH_GROUPS, len(points)))
 
@@ -201,20 +194,16 @@ def _same_image(first: Path, second: Path, orientation: tuple[bool, int]) -> str
         qualities = _quality(first), _quality(second)
     except (UserError, OSError):
         return ""  # changed or removed since it was examined: nothing can be said
-    resized = one.shape != other.shape
-    if resized or ORIENTATIONS[orientation]:
-        same = _like(_grey(one), _grey(other))
-    else:
-        same = _is_encoding(one, qualities[0], other, qualities[1])
-    words = [word for word in (ORIENTATIONS[orientation], "resized" if resized else "") if word]
-    return f"the same image ({', '.join(words or ['encoded again'])})" if same else ""
+    changes = list(filter(None, (ORIENTATIONS[orientation], "resized" if one.shape != other.shape else "")))
+    same = _like(_grey(one), _grey(other)) if changes else _is_encoding(one, qualities[0], other, qualities[1])
+    return f"the same image ({', '.join(changes or ['encoded again'])})" if same else ""
 
 
 def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality: int) -> bool:
     """Whether one of two RGB images of the same size comes from encoding the other.
 
-    The better one is encoded as the worse one was. What is left between these two is small against the loss of the
-    encoding itself if it is a duplicate. Between two shots it is their noise, which the encoding rounds to other steps.
+    The better one is encoded as the worse one was. What then differs is small against the loss of the encoding itself
+    if it is a duplicate. Between two shots it is their noise, which the encoding rounds to other steps.
     """
     better, worse = (one, other) if quality >= other_quality else (other, one)
     again, lowest = _grey(better), min(quality, other_quality)
@@ -232,13 +221,13 @@ def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality
 def _like(one: np.ndarray, other: np.ndarray) -> bool:
     """Whether two grey images, float32, have the same fine structure where they have most of it.
 
-    The covariance of details is compared with the lesser of the two variances: a duplicate may have lost details, and
-    what it still has are those of the other.
+    The covariance of details is compared with the lesser of the two variances, since a duplicate may have lost details.
     """
     height, width = (min(sides) for sides in zip(one.shape, other.shape, strict=True))
     scale = min(1.0, COMPARED_SIDE_PIXELS / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    a, b = (_details(cv2.resize(image, size, interpolation=cv2.INTER_AREA)) for image in (one, other))
+    a, b = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (one, other))
+    a, b = (cv2.GaussianBlur(image, (0, 0), 1.0) - cv2.GaussianBlur(image, (0, 0), 3.0) for image in (a, b))
     covariance = _block_means(a * b)
     variances = _block_means(a * a), _block_means(b * b)
     less, more = np.minimum(*variances), np.maximum(*variances)
@@ -248,10 +237,6 @@ def _like(one: np.ndarray, other: np.ndarray) -> bool:
     likeness = covariance.sum() / max(less.sum(), 1e-6)
     in_blocks = covariance[strong] / np.maximum(less[strong], 0.1)
     return bool(likeness >= MIN_LIKENESS and np.quantile(in_blocks, 0.1) >= MIN_BLOCK_LIKENESS)
-
-
-def _details(image: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(image, (0, 0), 1.0) - cv2.GaussianBlur(image, (0, 0), 3.0)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -281,7 +266,3 @@ def _quality(path: Path) -> int:
             return min(max(round((200 - share) / 2 if share <= 100 else 5000 / share), 1), 99)
         position += 2 + length
     return 100
-
-
-def _read(file: Path) -> list[Duplicate]:
-    return [Duplicate(*row) for row in json.loads(file.read_text(encoding="utf-8"))]

@@ -23,8 +23,7 @@ from yoloyard.data.store import Store, map_arrays, stamp, write_arrays
 
 log = logging.getLogger(__name__)
 
-# Its version also stands for what counts as damage.
-IMAGE_FACTS = Store("images", ".safetensors", version=2, kept=50)
+IMAGE_FACTS = Store("images", ".safetensors", version=2, kept=50)  # the version also stands for what counts as damage
 MIN_SIDE_PIXELS = 10  # below it nothing can be seen
 THUMBNAIL_SIDE_PIXELS = 32
 UNREAD = bytes(16)  # the digest of a file that can't be read
@@ -52,11 +51,8 @@ def examine(paths: Sequence[Path], name: str = "") -> list[ImageFacts]:
     # Other lists name images of the same folders, as train.txt and val.txt do.
     file = IMAGE_FACTS.path(sorted({os.path.dirname(os.fsdecode(key)) for key in keys}))
     kept = IMAGE_FACTS.find(file, _read) or {}
-    fresh = [
-        position
-        for position, (key, own) in enumerate(zip(keys, stamps, strict=True))
-        if not own or key not in kept or kept[key][0] != own
-    ]
+    pairs = enumerate(zip(keys, stamps, strict=True))
+    fresh = [position for position, (key, own) in pairs if not own or key not in kept or kept[key][0] != own]
     if len(fresh) >= TOLD_FROM_IMAGES:
         log.info(f"examining {len(fresh):,} images{f' of {name}' if name else ''} for the first time")
     # Images may be large and few, so that all threads should have some.
@@ -64,11 +60,9 @@ def examine(paths: Sequence[Path], name: str = "") -> list[ImageFacts]:
     new = dict(zip(fresh, examined, strict=True))
     facts = [new[position] if position in new else kept[key][1] for position, key in enumerate(keys)]
     if fresh:
-        own_entries = {
-            key: (own, each)
-            for key, own, each in zip(keys, stamps, facts, strict=True)
-            if own and each.digest != UNREAD  # whether a file may be read changes without a trace in it
-        }
+        entries = zip(keys, stamps, facts, strict=True)
+        # Whether a file may be read changes without a trace in it.
+        own_entries = {key: (own, each) for key, own, each in entries if own and each.digest != UNREAD}
         others = {key: entry for key, entry in kept.items() if key not in own_entries and os.path.exists(key)}
         IMAGE_FACTS.write(file, lambda temporary: _write(temporary, others | own_entries))
     return facts
