@@ -1,7 +1,4 @@
-"""What the labels of one image say, whatever format they are written in.
-
-Shapes: k boxes of an image.
-"""
+"""What the labels of an image, k boxes, say, whatever format they are written in."""
 
 from __future__ import annotations
 
@@ -22,10 +19,7 @@ Row = TypeVar("Row")
 
 
 def decoded(content: bytes) -> str:
-    """The text of a file: UTF-8, or UTF-16 where it begins with its mark, as PowerShell writes it.
-
-    Raises UnicodeDecodeError if it is in another encoding.
-    """
+    """A file's text: UTF-8, or UTF-16 where it begins with its mark, as of PowerShell. Raises UnicodeDecodeError."""
     return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
 
 
@@ -60,8 +54,8 @@ class Labels:
         """Fill in the boxes of a file's rows, each given with its line, or with what it is called there.
 
         `parse` gives label, whether to ignore it, xyxy, and more where rows of one box may differ; or it raises
-        LabelError, which makes the image unusable. Rows that say the same are kept once, those whose box has no area
-        are left out; `unit` is what a row is called.
+        LabelError, which makes the image unusable. Rows that say the same count once, those without area not at all;
+        `unit` is what a row is called.
         """
         places: dict[tuple[float, ...], int | str] = {}
         for place, content in rows:

@@ -31,9 +31,8 @@ Fields = dict[str, str]  # texts by the names of the elements that lead to them,
 def parse_voc(path: Path, content: bytes, names: Sequence[str], size: tuple[int, int]) -> Labels:
     """Boxes of an XML file, clipped to the image of `size` (height, width); difficult objects are to be ignored.
 
-    An object without <bndbox> but with <polygon> (x1, y1, x2, y2 ...) becomes its bounds. Objects that say the same
-    are kept once, those whose box has no area are left out. An object that is wrong makes the image unusable, and so
-    does a <size> that isn't the image's.
+    An object without <bndbox> but with <polygon> (x1, y1, x2, y2 ...) becomes its bounds. An object that is wrong makes
+    the image unusable, and so does a <size> that isn't the image's.
     """
     result = Labels()
     try:
@@ -56,10 +55,9 @@ def parse_voc(path: Path, content: bytes, names: Sequence[str], size: tuple[int,
 
 
 def read_objects(content: bytes) -> tuple[Fields, list[tuple[int, Fields]]]:
-    """The texts outside of objects, and each object with the line of its <object>.
+    """The texts outside of objects, and each object with its line. Raises ExpatError if it isn't XML, or LabelError.
 
-    Raises ExpatError if it isn't XML, LabelError if its root is not <annotation> or if it has a document type
-    definition: its entities could make gigabytes of a few bytes, or read other files.
+    A document type definition is refused: its entities could make gigabytes of a few bytes, or read other files.
     """
     parser = expat.ParserCreate()
     fields: Fields = {}
@@ -99,7 +97,6 @@ def _readable(content: bytes) -> bytes | str:
     """The content, decoded where expat doesn't know the encoding or where the declaration is wrong or not at the start.
 
     A byte order mark counts for more than what the file says, and where that can be read as ASCII it isn't UTF-16.
-    Raises LookupError if Python doesn't know the encoding, UnicodeDecodeError if the content is in another one.
     """
     said = _ENCODING.match(content)
     label = re.sub("^(x-)+", "", said[1].decode().lower()) if said else "utf-8"
@@ -149,7 +146,6 @@ def format_voc(image: LabelledImage, names: Sequence[str]) -> str:
 
 
 def _parse_object(own: Fields, classes: dict[str, int], size: tuple[int, int]) -> tuple[float, ...]:
-    """Class, ignore and clipped xyxy of an object; raises LabelError with the reason if it is wrong."""
     name = own.get("name", "")
     if composed(name) not in classes:
         raise LabelError("class unknown", f"class {name!r} is not one of {', '.join(classes)}" if name else "no name")

@@ -68,10 +68,9 @@ def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, in
     """Boxes of a text file: rows `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...` (a polygon), as fractions.
 
     Both kinds may be mixed; a polygon becomes its bounds. With `keypoint_values` there are no polygons: a box is
-    followed by so many numbers, which are left out. A sixth number, the score that programs write of what they
-    predicted, and a seventh, the number of a track, are left out too, and said. Boxes are clipped to the image of
-    `size` (height, width); rows that say the same are kept once, rows whose box has no area are left out. A row that is
-    wrong makes the image unusable.
+    followed by so many numbers, which are left out. So are, with a warning, a sixth number, the score of a prediction,
+    and a seventh, the number of a track. Boxes are clipped to the image of `size` (height, width). A row that is wrong
+    makes the image unusable.
     """
     result = Labels()
     try:
@@ -107,8 +106,8 @@ def parse_yolo_files(
 def pose_problem(files: Iterable[tuple[Path, bytes]]) -> list[Problem]:
     """A warning where the rows of label files, each given with its content, seem to be boxes with keypoints.
 
-    All rows with more than a box and a score have the same length, and nearly all have their points in the box that
-    the first four numbers are, which is in the image.
+    All rows with more than a box and a score have the same length, and nearly all have their points in the first four
+    numbers' box, which is in the image.
     """
     texts = [(path, content) for path, content in files if path.suffix.lower() == ".txt"]
     # Files of boxes alone are told without a look at each row.
@@ -156,7 +155,7 @@ def format_yolo(image: LabelledImage, names: Sequence[str]) -> str:
 
 
 def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tuple[float, ...]:
-    """Class, 0 (not to be ignored) and clipped xyxy of a row; raises LabelError with the reason if the row is wrong."""
+    """Class, 0 (not to be ignored) and clipped xyxy of a row."""
     numbers: list[float] = []
     for word in words:
         try:
