@@ -86,7 +86,13 @@ def read_data_yaml(path: Path | str) -> DataSpec:
         log.info(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
     if tree.get("channels", 3) not in (3, "3"):
         raise UsageError(f"{path}: channels is {tree['channels']!r}, only images of 3 channels can be trained on")
-    root = _root(path, tree.get("path") and texts["path"])
+    root, entry = path.parent, tree.get("path") and texts["path"]
+    if entry not in (None, ""):
+        if not isinstance(entry, str):
+            raise UsageError(f"{path}: path must be a folder, not {entry!r}")
+        named = find_path(os.path.expanduser(entry), (path.parent,))
+        # A data.yaml is often inside the folder that it names; then its own folder is meant.
+        root = named if os.path.isdir(named) or os.path.isabs(entry) else path.parent
     folders = (root, path.parent)
     splits = {split: _entries(path, split, texts[split], folders) for split in SPLITS if tree.get(split)}
     if not splits:
@@ -182,16 +188,6 @@ def _keypoint_values(path: Path, tree: dict[Any, Any]) -> int:
     if not isinstance(shape, list) or list(map(type, shape)) != [int, int] or shape[0] < 0 or shape[1] not in (2, 3):
         raise UsageError(f"{path}: kpt_shape must be [keypoints, 2 or 3], not {shape!r}")
     return int(shape[0] * shape[1])
-
-
-def _root(path: Path, entry: Any) -> Path:
-    if entry in (None, ""):
-        return path.parent
-    if not isinstance(entry, str):
-        raise UsageError(f"{path}: path must be a folder, not {entry!r}")
-    root = find_path(os.path.expanduser(entry), (path.parent,))
-    # A data.yaml is often inside the folder that it names; then its own folder is meant.
-    return root if os.path.isdir(root) or os.path.isabs(entry) else path.parent
 
 
 def _names_of_labels(path: Path, entries: tuple[Entry, ...], root: Path) -> list[str]:

@@ -6,6 +6,7 @@ Pixels are taken as they stand, as edges: xmin 0 is the left edge of the image, 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -166,13 +167,9 @@ def _parse_object(own: Fields, classes: dict[str, int], size: tuple[int, int]) -
 
 
 def _number(fields: Fields, tag: str) -> float:
-    text = fields.get(tag)
-    if text is None:
+    if tag not in fields:
         raise LabelError("label malformed", f"there is no {tag}")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise LabelError("label malformed", f"{tag} is {text!r}, not a number")
-    return value
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(fields[tag])):
+            return value
+    raise LabelError("label malformed", f"{tag} is {fields[tag]!r}, not a number")

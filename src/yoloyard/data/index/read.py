@@ -11,7 +11,7 @@ import numpy as np
 
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec
-from yoloyard.data.formats.labels import Labels, SplitLabels
+from yoloyard.data.formats.labels import Labels
 from yoloyard.data.formats.sources import SourceImage, Sources
 from yoloyard.data.formats.table import parse_label_files
 from yoloyard.data.formats.yolo_txt import pose_problem
@@ -79,12 +79,16 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
     if not spec.keypoint_values:
         problems += pose_problem((each.labels, file) for each, file in own if isinstance(file, bytes))
 
-    image_ids, category_ids = _source_ids(ids, len(own), sets, len(spec.names))
+    # For other tools, ids are COCO's if the whole split has them, as numbers, and no two files use one for two things.
+    category_ids, numbers = list(range(len(spec.names))), []
+    if sets and not own and all(said.category_ids == sets[0].category_ids for said in sets):
+        category_ids, numbers = sets[0].category_ids, [number for number in ids if isinstance(number, int)]
+    is_coco = bool(numbers) and len(set(numbers)) == len(ids)
     images: list[ReadImage] = []
     for position, ((path, name), image, found) in enumerate(zip(names.items(), facts, labels, strict=True)):
         problems += [image.problem] if image.problem else found.problems
         if not image.problem and found.usable:
-            source_id = len(images) if image_ids is None else image_ids[position]
+            source_id = numbers[position] if is_coco else len(images)
             images.append(ReadImage(path, name, (image.height, image.width), found, source_id))
     missing = sum(problem.kind == "image missing" for problem in problems)
     skipped = len(names) - len(images) + missing + sum(said.images_left_out for said in sets)
@@ -113,17 +117,3 @@ def _labels_of_files(
     for position, found in zip(positions, parsed, strict=True):
         labels[position] = found
     return labels
-
-
-def _source_ids(
-    ids: list[int | str], others: int, sets: list[SplitLabels], num_classes: int
-) -> tuple[list[int] | None, list[int]]:
-    """The ids of the images (None: their positions) and of the classes, for other tools.
-
-    They are COCO's if the whole split has them, as numbers, and no two files use one for two things.
-    """
-    categories = sets[0].category_ids if sets else []
-    if others or not sets or any(said.category_ids != categories for said in sets):
-        return None, list(range(num_classes))
-    numbers = [number for number in ids if isinstance(number, int)]
-    return numbers if len(set(numbers)) == len(ids) else None, categories
