@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,15 @@ def parse_coco(path: Path, content: bytes, names: Sequence[str]) -> SplitLabels:
     images = _images(path, tree["images"], problems)
     number = {composed(name): label for label, name in reversed(list(enumerate(names)))}
     label_of = {category: number.get(composed(name), _UNKNOWN_CLASS) for category, name in categories.items()}
-    annotations = _annotations(path, tree, images, categories, label_of, problems)
+    same = _by_meaning(categories)
+    annotations: dict[int | str, list[tuple[str, _Annotation]]] = {image_id: [] for image_id in images}
+    for image_id, place, own in _annotations(path, tree, images, problems):
+        category = _id(own.get("category_id"))
+        category = same.get(_plain(category), category) if category not in categories else category
+        none = _UNKNOWN_CLASS if isinstance(category, int) else _NO_CLASS
+        label = none if category is None else label_of.get(category, none)
+        called = categories[category] if category in categories else own.get("category_id")
+        annotations[image_id].append((place, (label, is_set(own.get("iscrowd")), *_box(own), called)))
 
     def labels(sizes: np.ndarray) -> list[Labels]:
         found = [Labels() for _ in images]
@@ -105,13 +113,12 @@ def parse_coco(path: Path, content: bytes, names: Sequence[str]) -> SplitLabels:
 
 def format_coco(images: Iterable[LabelledImage], classes: Sequence[tuple[int, str]]) -> str:
     """The COCO JSON of a split; `classes` are the ids and names of its categories, by labels."""
-    rows: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
+    rows, annotations = [], list[dict[str, Any]]()
     for image in images:
         height, width = image.size
         rows.append({"id": image.image_id, "file_name": image.name, "width": width, "height": height})
-        for box, label, ignored in zip(image.boxes.astype(float).tolist(), image.labels, image.ignore, strict=True):
-            x1, y1, x2, y2 = box
+        boxes = zip(image.boxes.astype(float).tolist(), image.labels, image.ignore, strict=True)
+        for (x1, y1, x2, y2), label, ignored in boxes:
             own = {"id": len(annotations) + 1, "image_id": image.image_id, "category_id": classes[label][0]}
             own |= {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": int(ignored)}
             annotations.append(own)
@@ -120,31 +127,21 @@ def format_coco(images: Iterable[LabelledImage], classes: Sequence[tuple[int, st
 
 
 def _annotations(
-    path: Path,
-    tree: dict[str, Any],
-    images: dict[int | str, Any],
-    categories: dict[int | str, str],
-    label_of: dict[int | str, int],
-    problems: list[Problem],
-) -> dict[int | str, list[tuple[str, _Annotation]]]:
-    """The annotations of each image, with how messages name them; those of no image go to the `problems`."""
-    same_image, same_category = _by_meaning(images), _by_meaning(categories)
+    path: Path, tree: dict[str, Any], images: dict[int | str, Any], problems: list[Problem]
+) -> Iterator[tuple[int | str, str, dict[str, Any]]]:
+    """Image, name for messages and content of the annotations; those of no image go to the `problems`."""
+    same = _by_meaning(images)
     left_out = {_id(image.get("id")) for image in tree["images"] if isinstance(image, dict)} - images.keys()
     annotations = tree.get("annotations", [])
     if not isinstance(annotations, list):
         raise UserError(f"{path}: annotations is not a list")
-    found: dict[int | str, list[tuple[str, _Annotation]]] = {image_id: [] for image_id in images}
     for position, annotation in enumerate(annotations):
         own = annotation if isinstance(annotation, dict) else {}
         place = f"annotation id {own['id']}" if "id" in own else f"annotations[{position}]"
-        image_id, category = _id(own.get("image_id")), _id(own.get("category_id"))
-        image_id = same_image.get(_plain(image_id), image_id) if image_id not in images else image_id
-        category = same_category.get(_plain(category), category) if category not in categories else category
-        if image_id in found:
-            none = _UNKNOWN_CLASS if isinstance(category, int) else _NO_CLASS
-            label = none if category is None else label_of.get(category, none)
-            called = categories[category] if category in categories else own.get("category_id")
-            found[image_id].append((place, (label, is_set(own.get("iscrowd")), *_box(own), called)))
+        image_id = _id(own.get("image_id"))
+        image_id = same.get(_plain(image_id), image_id) if image_id not in images else image_id
+        if image_id is not None and image_id in images:
+            yield image_id, place, own
         elif image_id is None or image_id not in left_out:  # images that are left out are named already
             if image_id is not None:
                 what = f"image id {image_id} is not among its images"
@@ -153,7 +150,6 @@ def _annotations(
             else:
                 what = "it names no image_id"
             problems.append(Problem("label malformed", f"{path} {place}", what, "annotation left out"))
-    return found
 
 
 def _clipped(annotation: _Annotation, size: tuple[int, int]) -> tuple[float, ...]:
@@ -240,7 +236,7 @@ def _plain(value: int | str | None) -> int | str | None:
 
 
 def _id(value: Any) -> int | str | None:
-    """An id, a whole number of at most 64 bits where it can be read as one, else a text; None for anything else."""
+    """An id: a whole number of at most 64 bits where it can be read as one, else a text, or None."""
     if isinstance(value, float):  # as tables are exported
         value = int(value) if value.is_integer() and abs(value) < 2**63 else None
     elif isinstance(value, str) and re.fullmatch(r"0|-?[1-9][0-9]{0,18}", value):  # 007 is a text of its own

@@ -66,8 +66,8 @@ def convert(spec: DataSpec, out: Path, to: str) -> Path:
 def free_names(file_names: list[str]) -> list[str]:
     """Relative names that differ even without their suffix, since labels have another one.
 
-    Folders stay, but none leads out of the data set or is called as those that labels are found by or that searches
-    pass over, and signs that not every text file can hold become `_`.
+    Folders stay, but for those that lead out of the data set, that labels are found by or that searches pass over;
+    signs that not every text file can hold become `_`.
     """
     taken: set[str] = set()
     result = []

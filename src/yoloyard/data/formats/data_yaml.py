@@ -63,12 +63,11 @@ class DataSpec:
 
 
 def read_data_yaml(path: Path | str) -> DataSpec:
-    """Read a data.yaml; relative paths start from the file's own folder, wherever the program was started.
+    """Read a data.yaml; relative paths start from the file's own folder. Whether images are there is not looked at.
 
-    Whether the images are there is not looked at before `load_index` needs them. Without `names`, the classes are
-    the categories of the first split's COCO JSON; without `val`, `validation` or `valid` is it. Keys that are
-    unknown and not like a missing one of ours are passed over with a line, and so are keypoints.
-    Raises UsageError naming the file, and the line or key that is wrong.
+    Without `names`, the classes are the categories of the first split's COCO JSON; without `val`, `validation` or
+    `valid` is it. Keys that are unknown and not like a missing one of ours are passed over with a line, and so are
+    keypoints. Raises UsageError naming the file, and the line or key that is wrong.
     """
     path = Path(os.path.abspath(path))
     tree, texts = _parse(path)

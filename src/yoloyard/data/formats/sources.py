@@ -168,8 +168,8 @@ def _find_split_file(entry: Entry, form: SplitFormat, spec: DataSpec, split: str
 def _images_listed(list_file: Path, roots: tuple[Path, ...], sources: Sources) -> list[str]:
     """The images named by a text file, one a line, below one of `roots` or beside the file.
 
-    Lines whose file does not exist go to the problems of `sources`. Below a folder ImageSets, lines are first looked
-    for in the folder JPEGImages or images beside it, with or without a suffix, as Pascal VOC has them.
+    Below a folder ImageSets, lines are first looked for in the folder JPEGImages or images beside it, with or without a
+    suffix, as Pascal VOC has them.
     """
     try:
         lines = decoded(list_file.read_bytes()).splitlines()

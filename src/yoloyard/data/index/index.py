@@ -30,8 +30,7 @@ from yoloyard.data.index.unchanged import NOTES, look, noted, write_note
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 from yoloyard.data.store import Store, alone, map_arrays, stamp, write_arrays
 
-# Its version also stands for how labels are understood.
-INDEXES = Store("index", ".safetensors", version=6, kept=50)
+INDEXES = Store("index", ".safetensors", version=6, kept=50)  # the version also stands for how labels are understood
 READING_THREADS = 4  # files on network disks come one round trip each
 
 Item = TypeVar("Item")
@@ -62,7 +61,7 @@ class Stored(Sequence[Item]):
 
     def __getitem__(self, position: int | slice) -> Item | Sequence[Item]:
         if isinstance(position, slice):
-            return [self[each] for each in range(*position.indices(len(self)))]
+            return [self[each] for each in range(len(self))[position]]
         position = range(len(self))[position]
         return type(self).make(os.fsdecode(self.text[self.offsets[position] : self.offsets[position + 1]].tobytes()))
 
@@ -135,12 +134,11 @@ class Index:
     def names_digest(self) -> str:
         """SHA-256 of the names of the image files, without their folders, in their order."""
         text, ends = self.paths.text.tobytes(), self.paths.offsets.tolist()
-        separator = os.fsencode(os.sep)
-        names = [text[start:end].rpartition(separator)[2] for start, end in itertools.pairwise(ends)]
+        names = (os.path.basename(text[start:end]) for start, end in itertools.pairwise(ends))
         return hashlib.sha256(b"\n".join(names)).hexdigest()
 
     def facts(self) -> dict[str, str | int]:
-        """How much there is, and the fingerprint: by which two runs tell whether they had the same data."""
+        """How much there is, and the fingerprint, by which two runs tell whether they had the same data."""
         return {"images": len(self), "boxes": len(self.labels), "skipped": self.skipped, "sha256": self.fingerprint()}
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -164,7 +162,9 @@ def read_split(spec: DataSpec, split: str) -> Index:
     written, the index is made again each time, with a line. Of several processes that need it at once, one makes it and
     the others wait. Raises UsageError or UserError if there are no images.
     """
-    note, began = _note(spec, split), time.time()
+    entries = [[str(entry.path), str(entry.labels)] for entry in spec.splits.get(split, ())]
+    parts = (spec.names, spec.keypoint_values, str(spec.path), str(spec.root), split, entries)
+    note, began = NOTES.path([INDEXES.version, *parts]), time.time()
     known = noted(note)
     if known is not None and (index := find_index(INDEXES.folder / known)) is not None:
         return index
@@ -216,12 +216,6 @@ def _read_labels(image: SourceImage) -> bytes | Problem | None:
     except OSError as error:
         what = f"cannot read the labels ({error.strerror or error})"
     return Problem("label unreadable", str(image.labels), what, "image skipped")
-
-
-def _note(spec: DataSpec, split: str) -> Path:
-    entries = [[str(entry.path), str(entry.labels)] for entry in spec.splits.get(split, ())]
-    parts = [spec.names, spec.keypoint_values, str(spec.path), str(spec.root), split, entries]
-    return NOTES.path([INDEXES.version, *parts])
 
 
 def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) -> Iterator[object]:
