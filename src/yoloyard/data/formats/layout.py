@@ -32,7 +32,7 @@ SIDE_MARKS = frozenset((RUN_MARK, "pyvenv.cfg"))  # a folder with such a file: r
 # Results of ultralytics and YOLOv5 have one of each.
 _FOREIGN_RUN = (frozenset(("args.yaml", "opt.yaml", "hyp.yaml")), frozenset(("results.csv", "results.txt")))
 
-# What else holds images. It is counted, so that nobody misses them without a word.
+# What else holds images, and is counted.
 OTHER_SUFFIXES = frozenset((
     ".3gp", ".arw", ".asf", ".avi", ".avif", ".avifs", ".btf", ".cr2", ".cr3", ".dcm", ".dicom", ".dng", ".exif",
     ".exr", ".fits", ".flv", ".geotiff", ".gif", ".gtiff", ".h264", ".hdp", ".hdr", ".heic", ".heics", ".heif", ".hif",
@@ -47,7 +47,6 @@ _NO_IMAGES = (".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".npy", ".npz", 
 _CHANGED_NAME = re.compile(r"(?i:\.(jpe?g|png|bmp|tiff?|webp))|^(?!Makefile$|Dockerfile$)(?=.*[^A-Z])[^.]+$")
 
 SHOWN_FOLDERS = 5
-
 Places = list[tuple[str, list[Path]]]  # suffixes of label files, each with folders; best first
 
 
@@ -112,11 +111,6 @@ def search_folder(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Se
         for name in files:
             search.take(os.path.join(parent, name), suffixes, name not in special)
     return search
-
-
-def is_image(name: str) -> bool:
-    """Whether a file of this name counts as an image."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 def is_side_folder(name: str) -> bool:
@@ -211,7 +205,6 @@ def _label_files(folder: Path) -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        error.filename = str(folder)
         return _unreadable_folder(error)
     found = dict(zip(names, names, strict=True))
     for name in names:

@@ -15,7 +15,7 @@ from yoloyard.common.errors import UsageError, UserError
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec, Entry
 from yoloyard.data.formats.labels import decoded
-from yoloyard.data.formats.layout import Places, find_label, find_path, is_image, label_places, search_folder, spellings
+from yoloyard.data.formats.layout import Places, find_label, find_path, label_places, search_folder, spellings
 from yoloyard.data.formats.table import IMAGE_FOLDERS, SplitFormat, image_formats, label_suffixes
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 
@@ -91,8 +91,14 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
         where = ", ".join(str(entry.path) for entry in entries)
         reason = f"; first problem: {sources.problems[0]}" if sources.problems else ""
         raise UserError(f"no images for {split!r} in {where} ({', '.join(sorted(IMAGE_SUFFIXES))} count){reason}")
-    sources.images = [SourceImage(Path(image), labels_of[image]) for image in sorted(labels_of)]
-    sources.problems += _shared_labels(sources.images)
+    images_of: dict[Path, list[str]] = defaultdict(list)
+    for image, labels in sorted(labels_of.items()):
+        sources.images.append(SourceImage(Path(image), labels))
+        images_of[labels].append(os.path.basename(image))
+    for labels, own in images_of.items():
+        if len(own) > 1 and os.path.exists(labels):
+            what = f"it is the label file of {' and '.join(own)}; each gets its boxes"
+            sources.problems.append(Problem("label of two images", str(labels), what))
     if folders:
         sources.folder = Path(os.path.commonpath(folders))
     # Labels that a list file doesn't mention are no mistake, and a folder that is named may serve several splits.
@@ -114,20 +120,6 @@ def _images_of(entry: Entry, spec: DataSpec, sources: Sources) -> list[str]:
         images = _images_listed(entry.path, (spec.root, spec.path.parent), sources)
     sources.watched.update(os.path.dirname(image) for image in images)
     return images
-
-
-def _shared_labels(images: list[SourceImage]) -> list[Problem]:
-    """Label files that belong to several images by their name."""
-    if len({image.labels for image in images}) == len(images):
-        return []
-    images_of: dict[Path, list[str]] = defaultdict(list)
-    for image in images:
-        images_of[image.labels].append(image.path.name)
-    return [
-        Problem("label of two images", str(labels), f"it is the label file of {' and '.join(own)}; each gets its boxes")
-        for labels, own in images_of.items()
-        if len(own) > 1 and os.path.exists(labels)
-    ]
 
 
 def _labels_without_image(images: list[SourceImage]) -> list[Problem]:
@@ -198,8 +190,7 @@ def _images_listed(list_file: Path, roots: tuple[Path, ...], sources: Sources) -
         is_beside = readings[-1].startswith("./")
         folders = (list_file.parent, *roots) if is_beside else (*roots, list_file.parent)
         found_paths = [str(find_path(each, folders)) for each in readings]
-        image = next(filter(os.path.isfile, found_paths), None)
-        if image is not None:
+        if image := next(filter(os.path.isfile, found_paths), None):
             images.append(image)
         else:
             looked = found_paths[-1] if voc_folder is None else voc_folder / f"{readings[-1]}.jpg"
@@ -237,7 +228,9 @@ def _voc_images(readings: list[str], voc_folder: Path, by_stem: Callable[[str], 
 def _images_by_stem(folder: str) -> dict[str, list[str]]:
     """The images in `folder` by their names with and without suffix."""
     found: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(filter(is_image, os.listdir(folder))) if os.path.isdir(folder) else []:
-        found[os.path.splitext(name)[0]].append(name)
-        found[name].append(name)
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            found[stem].append(name)
+            found[name].append(name)
     return found
