@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -24,43 +25,32 @@ def parse_plain_yolo(files: Sequence[bytes], num_classes: int, sizes: np.ndarray
 
     These are the files that have anything but rows `class cx cy w h` without a mistake. `sizes` (N, 2) height, width.
     """
-    result: list[Labels | None] = [None] * len(files)
-    plain = [number for number, content in enumerate(files) if not content.translate(None, PLAIN_BYTES)]
-    text = b"".join(files[number] + b"\n" for number in plain)
-    try:
-        values = np.fromiter(map(float, text.split()), np.float64)
-    except ValueError:  # such as 1-2 in one of them
-        if len(files) == 1:
-            return result
-        half = len(files) // 2
-        parts = (files[:half], sizes[:half]), (files[half:], sizes[half:])
-        return [own for some, some_sizes in parts for own in parse_plain_yolo(some, num_classes, some_sizes)]
-    characters = np.frombuffer(text, np.uint8)
-    is_space = characters <= ord(" ")
-    words = np.flatnonzero(~is_space & np.concatenate(([True], is_space[:-1])))  # where each begins
-    lines = np.cumsum((characters == ord("\n")) | (characters == ord("\r")))[words]
-    firsts = np.flatnonzero(np.diff(lines, prepend=-1))  # the first word of each row
-    ends = np.cumsum([len(files[number]) + 1 for number in plain])
-    file_of = np.searchsorted(ends, words[firsts], side="right")
-    lengths = np.diff(firsts, append=len(words))
-    is_box = lengths == 5
-    rows, file_of_box = values[np.repeat(is_box, lengths)].reshape(-1, 5), file_of[is_box]
+    values: dict[int, list[float]] = {}  # of the files that have rows of five numbers alone
+    for number, content in enumerate(files):
+        if content.translate(None, PLAIN_BYTES):
+            continue
+        words = list(map(bytes.split, content.splitlines()))
+        if {0, 5}.issuperset(map(len, words)):
+            with contextlib.suppress(ValueError):  # such as 1-2
+                values[number] = list(map(float, itertools.chain.from_iterable(words)))
+    rows = np.fromiter(itertools.chain.from_iterable(values.values()), np.float64).reshape(-1, 5)
+    counts = [len(each) // 5 for each in values.values()]
+    file_of = np.repeat(list(values), counts)
     labels, centres, sides = rows[:, 0], rows[:, 1:3], rows[:, 3:]
     corners = np.clip(np.concatenate((centres - sides / 2, centres + sides / 2), axis=1), 0, 1)
     is_sound = (labels == np.floor(labels)) & (labels >= 0) & (labels < num_classes) & (sides >= 0).all(axis=1)
     is_sound &= ((rows[:, 1:] >= -TOLERANCE) & (rows[:, 1:] <= 1 + TOLERANCE)).all(axis=1)
     is_sound &= (corners[:, :2] < corners[:, 2:]).all(axis=1)
-    boxes_of_files = np.column_stack((file_of_box, labels, corners))
-    _, same, counts = np.unique(boxes_of_files, axis=0, return_inverse=True, return_counts=True)
-    is_sound &= counts[same.reshape(-1)] == 1
-    doubtful = {*file_of[~is_box].tolist(), *file_of_box[~is_sound].tolist()}
-    starts = np.searchsorted(file_of_box, np.arange(len(plain) + 1))
-    scale = np.tile(sizes[plain][:, ::-1], 2)
-    for position, number in enumerate(plain):
-        if position not in doubtful:
-            here = slice(starts[position], starts[position + 1])
-            boxes = corners[here] * scale[position]
-            result[number] = Labels(boxes, labels[here].astype(np.int64), np.zeros(len(boxes), bool))
+    boxes_of_files = np.column_stack((file_of, labels, corners))
+    _, same, times = np.unique(boxes_of_files, axis=0, return_inverse=True, return_counts=True)
+    is_sound &= times[same.reshape(-1)] == 1
+    doubtful = set(file_of[~is_sound].tolist())
+    result: list[Labels | None] = [None] * len(files)
+    ends, scale = np.cumsum(counts, dtype=int).tolist(), np.tile(sizes[:, ::-1], 2)
+    for number, count, end in zip(values, counts, ends, strict=True):
+        if number not in doubtful:
+            here = slice(end - count, end)
+            result[number] = Labels(corners[here] * scale[number], labels[here].astype(np.int64), np.zeros(count, bool))
     return result
 
 
