@@ -46,30 +46,27 @@ def examine(paths: Sequence[Path], name: str = "") -> list[ImageFacts]:
 
     A line comes before many images are read for the first time; `name` is what it calls them.
     """
-    keys = [os.fsencode(path) for path in paths]
-    stamps = map_in_threads(stamp, paths, usable_cores())
+    keys, stamps = list(map(os.fsencode, paths)), map_in_threads(stamp, paths, usable_cores())
     # Other lists name images of the same folders, as train.txt and val.txt do.
     file = IMAGE_FACTS.path(sorted({os.path.dirname(os.fsdecode(key)) for key in keys}))
-    kept = IMAGE_FACTS.find(file, _read) or {}
-    pairs = enumerate(zip(keys, stamps, strict=True))
-    fresh = [position for position, (key, own) in pairs if not own or key not in kept or kept[key][0] != own]
+    entries = IMAGE_FACTS.find(file, _read) or {}
+    pairs = dict(zip(keys, stamps, strict=True))
+    fresh = {key: own for key, own in pairs.items() if not own or key not in entries or entries[key][0] != own}
     if len(fresh) >= TOLD_FROM_IMAGES:
         log.info(f"examining {len(fresh):,} images{f' of {name}' if name else ''} for the first time")
-    # Images may be large and few, so that all threads should have some.
-    examined = map_in_threads(_examine_file, [paths[position] for position in fresh], usable_cores(), at_once=4)
-    new = dict(zip(fresh, examined, strict=True))
-    facts = [new[position] if position in new else kept[key][1] for position, key in enumerate(keys)]
     if fresh:
-        entries = zip(keys, stamps, facts, strict=True)
+        # Images may be large and few, so that all threads should have some.
+        facts = map_in_threads(_examine_file, list(fresh), usable_cores(), at_once=4)
+        entries |= {key: (own, each) for (key, own), each in zip(fresh.items(), facts, strict=True)}
+        there = ((key, each) for key, each in entries.items() if key in pairs or os.path.exists(key))
         # Whether a file may be read changes without a trace in it.
-        own_entries = {key: (own, each) for key, own, each in entries if own and each.digest != UNREAD}
-        others = {key: entry for key, entry in kept.items() if key not in own_entries and os.path.exists(key)}
-        IMAGE_FACTS.write(file, lambda temporary: _write(temporary, others | own_entries))
-    return facts
+        kept = {key: (own, each) for key, (own, each) in there if own and each.digest != UNREAD}
+        IMAGE_FACTS.write(file, lambda temporary: _write(temporary, kept))
+    return [entries[key][1] for key in keys]
 
 
-def _examine_file(path: Path) -> ImageFacts:
-    digest = UNREAD
+def _examine_file(key: bytes) -> ImageFacts:
+    path, digest = Path(os.fsdecode(key)), UNREAD
     try:
         data = path.read_bytes()
         digest = hashlib.blake2b(data, digest_size=16).digest()
