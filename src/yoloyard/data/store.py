@@ -130,11 +130,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], facts: object) ->
 
 
 def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], Any]:
-    """The arrays of a file, mapped so that processes share them (safetensors' own reader copies), and its facts.
-
-    Raises ValueError if the file is cut.
-    """
-    content = np.memmap(path, np.uint8, "r")
+    """The arrays of a file, mapped so that all processes share them, and its facts. Raises ValueError if it is cut."""
+    content = np.memmap(path, np.uint8, "r")  # safetensors' own reader copies
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     header = json.loads(content[8:start].tobytes())
     facts = json.loads(header.pop("__metadata__")["facts"])

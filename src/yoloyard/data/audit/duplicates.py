@@ -1,7 +1,6 @@
 """Images of one split that are duplicates of images of another: encoded again, resized, mirrored, or the same bytes.
 
-Thumbnails propose pairs, the two files decide: inspection lines take thousands of images that look alike, and another
-shot of the same scene is not a duplicate. Shapes: N images of the first split, n of the second, H W pixels.
+Thumbnails propose pairs, the two files decide: another shot of the same scene is not a duplicate.
 """
 
 from __future__ import annotations
@@ -64,9 +63,8 @@ class Duplicate:
 def find_duplicates(first: Sequence[Path], second: Sequence[Path], state: str | None = None) -> list[Duplicate]:
     """The images of `second` that are duplicates of one of `first`, each once, in the order of `second`.
 
-    Facts of images and the result are kept in the cache. Crops are not found. Two shots of a scene in which nothing has
-    changed, saved in different qualities or sizes, can't be told from a duplicate. A `state` that changes with every
-    path, length and time of the images spares looking at them if the result is kept under it.
+    Crops are not found. Two shots of a scene in which nothing has changed, saved in different qualities or sizes, can't
+    be told from a duplicate. If the result is kept under `state` (see `state_of`), no image is looked at.
     """
     if (known := known_duplicates(state)) is not None:
         return known
@@ -86,7 +84,6 @@ def find_duplicates(first: Sequence[Path], second: Sequence[Path], state: str | 
 def _compare(
     first: Sequence[Path], here: Sequence[ImageFacts], second: Sequence[Path], there: Sequence[ImageFacts]
 ) -> list[Duplicate]:
-    """`find_duplicates` of images whose facts are known."""
     usable = [position for position, facts in enumerate(here) if not facts.problem]
     by_digest = {here[position].digest: position for position in reversed(usable)}
     duplicates, others = [], []
@@ -145,11 +142,8 @@ def turned(image: np.ndarray, orientation: tuple[bool, int]) -> np.ndarray:
 
 
 def _nearest(first: np.ndarray, second: np.ndarray) -> list[list[tuple[int, tuple[bool, int]]]]:
-    """For each thumbnail of `second` (n, 32, 32) the rows of `first` (N, 32, 32) that may be the same, nearest first.
-
-    Distances are those in the principal components of the first ones, so that what a fixed camera shows in all images
-    counts for nothing and the search is a product of matrices.
-    """
+    """For each thumbnail of `second` (n, 32, 32) the rows of `first` (N, 32, 32) that may be the same, best first."""
+    # Principal components of the first ones: what a fixed camera shows in all images counts for nothing.
     coarse = _coarse(first)
     mean = coarse.mean(axis=0)
     sample = coarse[:: max(1, len(coarse) // 5000)] - mean
@@ -200,11 +194,9 @@ def _same_image(first: Path, second: Path, orientation: tuple[bool, int]) -> str
 
 
 def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality: int) -> bool:
-    """Whether one of two RGB images of the same size comes from encoding the other.
-
-    The better one is encoded as the worse one was. What then differs is small against the loss of the encoding itself
-    if it is a duplicate. Between two shots it is their noise, which the encoding rounds to other steps.
-    """
+    """Whether one of two RGB images of the same size comes from encoding the other."""
+    # The better one is encoded as the worse one was. What then differs is small against the loss of the encoding itself
+    # if it is a duplicate. Between two shots it is their noise, which the encoding rounds to other steps.
     better, worse = (one, other) if quality >= other_quality else (other, one)
     again, lowest = _grey(better), min(quality, other_quality)
     if lowest < 100:
@@ -219,10 +211,7 @@ def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality
 
 
 def _like(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two grey images, float32, have the same fine structure where they have most of it.
-
-    The covariance of details is compared with the lesser of the two variances, since a duplicate may have lost details.
-    """
+    """Whether two grey images, float32, have the same fine structure where they have most of it."""
     height, width = (min(sides) for sides in zip(one.shape, other.shape, strict=True))
     scale = min(1.0, COMPARED_SIDE_PIXELS / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -230,7 +219,7 @@ def _like(one: np.ndarray, other: np.ndarray) -> bool:
     a, b = (cv2.GaussianBlur(image, (0, 0), 1.0) - cv2.GaussianBlur(image, (0, 0), 3.0) for image in (a, b))
     covariance = _block_means(a * b)
     variances = _block_means(a * a), _block_means(b * b)
-    less, more = np.minimum(*variances), np.maximum(*variances)
+    less, more = np.minimum(*variances), np.maximum(*variances)  # a duplicate may have lost details
     strong = np.argsort(-more)[: max(4, len(more) // 4)]
     if more[strong].min() < 0.25:  # half a grey level: nothing to be seen in it
         return False

@@ -1,7 +1,4 @@
-"""COCO JSON: one file a split, images and annotations with ids, boxes [x, y, width, height] in pixels.
-
-Coordinates are kept in float64 and go through no fractions.
-"""
+"""COCO JSON: one file a split, images and annotations with ids, boxes [x, y, width, height] in pixels."""
 
 from __future__ import annotations
 
@@ -68,9 +65,8 @@ def category_names(path: Path, content: bytes) -> list[str]:
 def parse_coco(path: Path, content: bytes, names: Sequence[str]) -> SplitLabels:
     """The images and annotations of a COCO JSON, categories mapped onto class `names` by their names.
 
-    Images are ordered by their ids, numbers first. Annotations of an image that say the same are kept once, those whose
-    box has no area are left out. One that is wrong makes the image unusable, and so does a size that isn't what the
-    file says. Raises UserError if it isn't a COCO JSON.
+    Images are ordered by their ids, numbers first. An annotation that is wrong makes the image unusable, and so does a
+    size that isn't what the file says. Raises UserError if it isn't a COCO JSON.
     """
     tree, problems = _parse(path, content), list[Problem]()
     categories = _categories(path, tree.get("categories"))
@@ -153,7 +149,7 @@ def _annotations(
 
 
 def _clipped(annotation: _Annotation, size: tuple[int, int]) -> tuple[float, ...]:
-    """Class, ignore, clipped xyxy and the box as it is written; raises LabelError with the reason if it is wrong."""
+    """Class, ignore, clipped xyxy and the box as it is written, which tells rows apart."""
     label, ignore, x, y, width, height, called = annotation
     if label == _NO_CLASS:
         what = f"its category_id {called!r} is not a whole number or an id of its categories"

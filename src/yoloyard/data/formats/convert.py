@@ -28,10 +28,9 @@ log = logging.getLogger(__name__)
 def convert(spec: DataSpec, out: Path, to: str) -> Path:
     """Write all splits of `spec` to the folder `out` in the format `to` (of `FORMATS`); gives the new data.yaml.
 
-    Images are hard links, or copies where links can't be made. What the index leaves out is left out, and said. The
-    folder is written whole or not at all; an empty one that is there already is filled, the data.yaml last.
-    Raises UsageError if `to` is unknown, or if `out` holds something or is in a folder of the data set, UserError if
-    the data can't be read or written.
+    Images are hard links, or copies where links can't be made. The folder is written whole or not at all; an empty one
+    that is there already is filled, the data.yaml last. Raises UsageError if `to` is unknown, or if `out` holds
+    something or is in a folder of the data set, UserError if the data can't be read or written.
     """
     form = FORMATS.get(to)
     if form is None:
@@ -66,8 +65,7 @@ def convert(spec: DataSpec, out: Path, to: str) -> Path:
 def free_names(file_names: list[str]) -> list[str]:
     """Relative names that differ even without their suffix, since labels have another one.
 
-    Folders stay, but for those that lead out of the data set, that labels are found by or that searches pass over;
-    signs that not every text file can hold become `_`.
+    Folders that labels are found by go, those that searches pass over get another name; odd signs become `_`.
     """
     taken: set[str] = set()
     result = []

@@ -103,17 +103,14 @@ def read_data_yaml(path: Path | str) -> DataSpec:
 
 
 def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """What the file says by the rules of YAML, and with all scalars as texts: the names 0123 and no, not 83 and false.
-
-    YAML's rules for dates and for `=` are left out: some names that look like these would be errors.
-    """
+    """What the file says by the rules of YAML, and with all scalars as texts: the names 0123 and no, not 83, false."""
     import yaml
 
     def resolvers(keep: Callable[[str], bool]) -> dict[str, list[Any]]:
         rules = yaml.SafeLoader.yaml_implicit_resolvers.items()
         return {first: [rule for rule in own if keep(rule[0].rpartition(":")[2])] for first, own in rules}
 
-    class Loader(yaml.SafeLoader):
+    class Loader(yaml.SafeLoader):  # without rules for dates and for `=`: some names would be errors
         yaml_implicit_resolvers = resolvers(lambda tag: tag not in ("timestamp", "value"))
 
         def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:

@@ -129,8 +129,7 @@ def spellings(entry: str) -> list[str]:
     """What the file may be called that a list, a JSON or a data.yaml calls `entry`; best first.
 
     Windows has backslashes, and drives, after which the longest end of the path that is there counts. Exports of
-    Roboflow and CVAT have a `../` or `data/` too much. macOS writes a letter with its accent as two characters
-    (NFD), others as one (NFC).
+    Roboflow and CVAT have a `../` or `data/` too much. macOS writes accents as letters of their own (NFD).
     """
     forms = [entry]
     if "\\" in entry:
@@ -180,8 +179,7 @@ def label_places(folder: Path, images: Path | None = None, labels: Path | None =
 def find_label(stem: str, places: Places, known: dict[Path, dict[str, str]]) -> Path:
     """The label file of the image called `stem`; its first place if there is none.
 
-    `known` holds what is in each folder, and is filled: thousands of images share a folder, which is listed once.
-    Raises UserError if a folder can't be read.
+    `known` keeps what is in each folder, so that it is listed once. Raises UserError if a folder can't be read.
     """
     for suffix, folders in places:
         name = stem + suffix

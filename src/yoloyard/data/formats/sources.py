@@ -158,16 +158,13 @@ def _find_split_file(entry: Entry, form: SplitFormat, spec: DataSpec, split: str
 
 
 def _images_listed(list_file: Path, roots: tuple[Path, ...], sources: Sources) -> list[str]:
-    """The images named by a text file, one a line, below one of `roots` or beside the file.
-
-    Below a folder ImageSets, lines are first looked for in the folder JPEGImages or images beside it, with or without a
-    suffix, as Pascal VOC has them.
-    """
+    """The images named by a text file, one a line, below one of `roots` or beside the file."""
     try:
         lines = decoded(list_file.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{list_file} is neither a folder nor a text file that lists images ({error})") from error
     voc_folder, by_stem = None, functools.cache(_images_by_stem)
+    # Below a folder ImageSets, lines are first looked for beside it, with or without a suffix, as Pascal VOC has them.
     if above := next((folder.parent for folder in list_file.parents[:2] if folder.name == "ImageSets"), None):
         places = [above / name for name in reversed(IMAGE_FOLDERS)]
         voc_folder = next(filter(os.path.isdir, places), places[0])
@@ -203,15 +200,11 @@ def _images_listed(list_file: Path, roots: tuple[Path, ...], sources: Sources) -
 
 
 def _folders_named(entries: Iterable[str]) -> set[str]:
-    """The folders that these files may be in, as their names say."""
     return {os.path.dirname(each) for entry in entries for each in spellings(entry)}
 
 
 def _voc_images(readings: list[str], voc_folder: Path, by_stem: Callable[[str], dict[str, list[str]]]) -> list[str]:
-    """The image below `voc_folder` that a line of a list means; several that differ in their suffix; none.
-
-    Mostly it has no suffix, sometimes its own or the label's, and a folder.
-    """
+    """The image below `voc_folder` that a line means, mostly without a suffix; several that differ in it; none."""
     own_folders = "|".join((*IMAGE_FOLDERS, *(name for form in image_formats() for name in form.label_folders)))
     for text in readings:
         for each in spellings(text):

@@ -95,17 +95,15 @@ def read_objects(content: bytes) -> tuple[Fields, list[tuple[int, Fields]]]:
 
 
 def _readable(content: bytes) -> bytes | str:
-    """The content, decoded where expat doesn't know the encoding or where the declaration is wrong or not at the start.
-
-    A byte order mark counts for more than what the file says, and where that can be read as ASCII it isn't UTF-16.
-    """
+    """The content, decoded where expat doesn't know the encoding or the declaration is wrong or not at the start."""
     said = _ENCODING.match(content)
     label = re.sub("^(x-)+", "", said[1].decode().lower()) if said else "utf-8"
-    if content.startswith(_MARKS):
+    if content.startswith(_MARKS):  # they count for more than what the file says
         text = decoded(content)
     elif label in _BY_EXPAT and content[:1] in b"<\0":
         return content
     else:
+        # What could be read as ASCII isn't UTF-16.
         label = "utf-8" if re.search(r"utf.?(16|32)|ucs|unicode", label) else label
         text = content.decode(_EXTENSIONS.get(codecs.lookup(label).name, label))
     return _DECLARATION.sub(lambda found: "\n" * found[0].count("\n"), text)

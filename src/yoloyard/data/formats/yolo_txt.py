@@ -12,8 +12,7 @@ import numpy as np
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.labels import TOLERANCE, LabelError, LabelledImage, Labels, decoded
 
-WITH_SCORE = 6  # words of a row of predictions: class cx cy w h score
-WITH_TRACK = 7  # the same and the number of a track
+WITH_SCORE, WITH_TRACK = 6, 7  # words of a row of predictions: class cx cy w h score, and the number of a track
 POSE_ROWS = 3  # so many rows must have their points in a box, and this share of all, to be taken for keypoints
 POSE_SHARE = 0.9
 PARSED_AT_ONCE_BYTES = 2**20  # their words take about twenty times as much meanwhile
@@ -96,8 +95,7 @@ def parse_yolo_files(
 def pose_problem(files: Iterable[tuple[Path, bytes]]) -> list[Problem]:
     """A warning where the rows of label files, each given with its content, seem to be boxes with keypoints.
 
-    All rows with more than a box and a score have the same length, and nearly all have their points in the first four
-    numbers' box, which is in the image.
+    All rows longer than a box and a score have one length, and nearly all their points in the box of four numbers.
     """
     texts = [(path, content) for path, content in files if path.suffix.lower() == ".txt"]
     # Files of boxes alone are told without a look at each row.
@@ -180,12 +178,10 @@ def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tupl
 
 
 def _is_tracked(words: list[str]) -> bool:
-    """Whether a row is `class cx cy w h score track`: its last word is a whole number, or 1 after a box in the image.
-
-    With a point at the lower edge, a triangle may end in 1 too; its first two points are hardly such a box.
-    """
+    """Whether a row is `class cx cy w h score track`: its last is a whole number, or 1 after a box in the image."""
     if len(words) != WITH_TRACK or not words[-1].isdecimal() or words[-1].strip("0") == "":
         return False
+    # A triangle may end in 1, too; its first two points are hardly such a box.
     return words[-1] != "1" or _is_in_image(np.array(words[1:5], np.float64))
 
 

@@ -82,11 +82,10 @@ def _examine_file(key: bytes) -> ImageFacts:
     return ImageFacts(0, 0, digest, thumbnail, Problem(kind, str(path), what, "image skipped"))
 
 
-Entry = tuple[list[int], ImageFacts]
+Entry = tuple[list[int], ImageFacts]  # of an image: its stamp, its facts
 
 
 def _read(file: Path) -> dict[bytes, Entry]:
-    """Stamp and facts of each image by its path."""
     arrays, problems = map_arrays(file)
     found: dict[bytes, Entry] = {}
     keys, stamps, sizes = arrays["paths"].tobytes().split(b"\0"), arrays["stamps"].tolist(), arrays["sizes"].tolist()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +47,9 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
     problems = [*sources.problems, *(problem for said in sets for problem in said.problems)]
     names: dict[Path, str] = {}
     ids: list[int | str] = []
-    rows_of: list[list[int]] = []  # the images of each of `sets` that are there
+    rows_of: list[dict[int, Path]] = []  # the images of each of `sets` that are there
     for file, said in zip(sources.split_files, sets, strict=True):
-        rows_of.append([])
+        rows_of.append({})
         for row, name in enumerate(said.file_names):
             path, place = file.image(name), said.places[row]
             if path in names:
@@ -61,21 +60,19 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
             else:
                 names[path] = name
                 ids.append(said.image_ids[row])
-                rows_of[-1].append(row)
+                rows_of[-1][row] = path
     own = [(source, file) for source, file in zip(sources.images, files, strict=True) if source.path not in names]
     names |= {source.path: os.path.relpath(source.path, sources.folder) for source, _ in own}
 
-    facts = examine(list(names), split)
-    remaining = iter(facts)
+    facts = dict(zip(names, examine(list(names), split), strict=True))
     labels: list[Labels] = []
     for said, rows in zip(sets, rows_of, strict=True):
         sizes = np.zeros((len(said.image_ids), 2), np.int64)
-        for row in rows:
-            image = next(remaining)
-            sizes[row] = image.height, image.width
+        for row, path in rows.items():
+            sizes[row] = facts[path].height, facts[path].width
         all_labels = said.labels(sizes)
         labels += [all_labels[row] for row in rows]
-    labels += _labels_of_files(own, remaining, spec)
+    labels += _labels_of_files(own, facts, spec)
     if not spec.keypoint_values:
         problems += pose_problem((each.labels, file) for each, file in own if isinstance(file, bytes))
 
@@ -85,23 +82,24 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
         category_ids, numbers = sets[0].category_ids, [number for number in ids if isinstance(number, int)]
     is_coco = bool(numbers) and len(set(numbers)) == len(ids)
     images: list[ReadImage] = []
-    for position, ((path, name), image, found) in enumerate(zip(names.items(), facts, labels, strict=True)):
+    for position, ((path, image), found) in enumerate(zip(facts.items(), labels, strict=True)):
         problems += [image.problem] if image.problem else found.problems
         if not image.problem and found.usable:
             source_id = numbers[position] if is_coco else len(images)
-            images.append(ReadImage(path, name, (image.height, image.width), found, source_id))
+            images.append(ReadImage(path, names[path], (image.height, image.width), found, source_id))
     missing = sum(problem.kind == "image missing" for problem in problems)
     skipped = len(names) - len(images) + missing + sum(said.images_left_out for said in sets)
     return ReadSplit(images, category_ids, problems, skipped)
 
 
 def _labels_of_files(
-    images: list[tuple[SourceImage, bytes | Problem | None]], facts: Iterator[ImageFacts], spec: DataSpec
+    images: list[tuple[SourceImage, bytes | Problem | None]], facts: dict[Path, ImageFacts], spec: DataSpec
 ) -> list[Labels]:
     """The labels of images that have a file of their own, given with its content, the reason why not, or None."""
     labels = [Labels() for _ in images]
     positions, files, sizes = [], [], []
-    for position, ((image, file), own) in enumerate(zip(images, facts, strict=True)):
+    for position, (image, file) in enumerate(images):
+        own = facts[image.path]
         if own.problem:
             continue  # it says enough
         if file is None:

@@ -1,6 +1,6 @@
 """Whether the files that something was made of are still the same, told by a look at their folders alone.
 
-A file counts as the same where length, time of modification and time of status change are, which no program can set.
+Length and times of modification and of status change must be; no program can set the last one.
 """
 
 from __future__ import annotations
@@ -47,8 +47,7 @@ def noted(note: Path) -> str | None:
 def look(folders: Iterable[str], files: Iterable[str], suffixes: Iterable[str]) -> Sight:
     """Look at files before they are read.
 
-    A folder, which need not exist, counts also with the names of its folders, not with what is in these, and with the
-    number of its other files.
+    A folder, which need not exist, counts with its files, the names of its folders and the number of its other files.
     """
     sight = Sight(sorted(folders), sorted(files), sorted(suffixes), None)
     try:
@@ -87,11 +86,8 @@ def _state(sight: Sight) -> tuple[str, int]:
 
 
 def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
-    """A text for each file and folder in `folder`, in the file system's order, and the newest status change in ns.
-
-    There may be a hundred thousand of them, and this is the whole cost of a start, so they are looked at once and kept
-    as texts, which the garbage collector needn't go through.
-    """
+    """A text for each file and folder in `folder`, in the file system's order, and the newest status change in ns."""
+    # There may be a hundred thousand, and this is the whole cost of a start: the garbage collector passes over texts.
     rows: list[str] = []
     others = 0
     with contextlib.ExitStack() as stack:
