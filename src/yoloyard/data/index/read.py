@@ -65,14 +65,14 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
     names |= {source.path: os.path.relpath(source.path, sources.folder) for source, _ in own}
 
     facts = dict(zip(names, examine(list(names), split), strict=True))
-    labels: list[Labels] = []
+    labels: dict[Path, Labels] = {}
     for said, rows in zip(sets, rows_of, strict=True):
         sizes = np.zeros((len(said.image_ids), 2), np.int64)
         for row, path in rows.items():
             sizes[row] = facts[path].height, facts[path].width
         all_labels = said.labels(sizes)
-        labels += [all_labels[row] for row in rows]
-    labels += _labels_of_files(own, facts, spec)
+        labels |= {path: all_labels[row] for row, path in rows.items()}
+    labels |= _labels_of_files(own, facts, spec)
     if not spec.keypoint_values:
         problems += pose_problem((each.labels, file) for each, file in own if isinstance(file, bytes))
 
@@ -82,11 +82,11 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
         category_ids, numbers = sets[0].category_ids, [number for number in ids if isinstance(number, int)]
     is_coco = bool(numbers) and len(set(numbers)) == len(ids)
     images: list[ReadImage] = []
-    for position, ((path, image), found) in enumerate(zip(facts.items(), labels, strict=True)):
-        problems += [image.problem] if image.problem else found.problems
-        if not image.problem and found.usable:
+    for position, (path, image) in enumerate(facts.items()):
+        problems += [image.problem] if image.problem else labels[path].problems
+        if not image.problem and labels[path].usable:
             source_id = numbers[position] if is_coco else len(images)
-            images.append(ReadImage(path, names[path], (image.height, image.width), found, source_id))
+            images.append(ReadImage(path, names[path], (image.height, image.width), labels[path], source_id))
     missing = sum(problem.kind == "image missing" for problem in problems)
     skipped = len(names) - len(images) + missing + sum(said.images_left_out for said in sets)
     return ReadSplit(images, category_ids, problems, skipped)
@@ -94,24 +94,20 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
 
 def _labels_of_files(
     images: list[tuple[SourceImage, bytes | Problem | None]], facts: dict[Path, ImageFacts], spec: DataSpec
-) -> list[Labels]:
+) -> dict[Path, Labels]:
     """The labels of images that have a file of their own, given with its content, the reason why not, or None."""
-    labels = [Labels() for _ in images]
-    positions, files, sizes = [], [], []
-    for position, (image, file) in enumerate(images):
-        own = facts[image.path]
-        if own.problem:
+    labels = {image.path: Labels() for image, _ in images}
+    files: dict[Path, tuple[Path, bytes]] = {}
+    for image, file in images:
+        if facts[image.path].problem:
             continue  # it says enough
         if file is None:
             what = f"it has no label file, such as {image.labels}; it counts as an image without objects"
-            labels[position].problems.append(Problem("image without label", str(image.path), what))
+            labels[image.path].problems.append(Problem("image without label", str(image.path), what))
         elif isinstance(file, Problem):
-            labels[position] = Labels(problems=[file], usable=False)
+            labels[image.path] = Labels(problems=[file], usable=False)
         else:
-            positions.append(position)
-            files.append((image.labels, file))
-            sizes.append((own.height, own.width))
-    parsed = parse_label_files(files, spec.names, sizes, spec.keypoint_values)
-    for position, found in zip(positions, parsed, strict=True):
-        labels[position] = found
-    return labels
+            files[image.path] = image.labels, file
+    sizes = [(facts[path].height, facts[path].width) for path in files]
+    parsed = parse_label_files(list(files.values()), spec.names, sizes, spec.keypoint_values)
+    return labels | dict(zip(files, parsed, strict=True))
