@@ -9,7 +9,6 @@ import json
 import logging
 import struct
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UserError
+from yoloyard.common.threads import map_in_threads
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.index.image_facts import ImageFacts, examine
 from yoloyard.data.index.index import Index
@@ -107,8 +107,7 @@ def _compare(
                     return Duplicate(usable[candidate], position, how)
             return None
 
-        with ThreadPoolExecutor(usable_cores()) as threads:
-            duplicates += filter(None, threads.map(decide, range(len(others))))
+        duplicates += filter(None, map_in_threads(decide, range(len(others)), usable_cores(), at_once=1))
     return sorted(duplicates, key=lambda each: each.second)
 
 

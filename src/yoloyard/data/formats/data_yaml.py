@@ -14,7 +14,7 @@ from typing import Any
 from yoloyard.common.errors import UsageError
 from yoloyard.data.formats.labels import decoded
 from yoloyard.data.formats.layout import find_path, search_folder
-from yoloyard.data.formats.table import SplitFormat, image_formats, split_format
+from yoloyard.data.formats.table import FORMATS, SplitFormat, image_formats
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class Entry:
     @property
     def format(self) -> SplitFormat | None:
         """That of `place`, if it is one file with the labels of all images, such as a COCO JSON."""
-        return split_format(self.place)
+        forms = (form for form in FORMATS.values() if isinstance(form, SplitFormat))
+        return next((form for form in forms if form.suffix == self.place.suffix.lower()), None)
 
 
 @dataclass(frozen=True)

@@ -77,12 +77,6 @@ def label_suffixes() -> frozenset[str]:
     return frozenset(each.suffix for each in image_formats())
 
 
-def split_format(path: Path) -> SplitFormat | None:
-    """The format of a file for all images of a split; None if `path` is something else."""
-    formats = (each for each in FORMATS.values() if isinstance(each, SplitFormat))
-    return next((each for each in formats if each.suffix == path.suffix.lower()), None)
-
-
 def parse_label_files(
     files: Sequence[tuple[Path, bytes]], names: Sequence[str], sizes: Sequence[tuple[int, int]], keypoint_values: int
 ) -> list[Labels]:
