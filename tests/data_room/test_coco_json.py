@@ -204,7 +204,7 @@ def test_what_is_left_out_alone_is_named(tmp_path: Path) -> None:
         "annotation id 8: its image_id [1] is neither a whole number nor a text; annotation left out",
         "annotation id 9: its image_id True is neither a whole number nor a text; annotation left out",
         "annotations[10]: it names no image_id; annotation left out",
-        "annotation id 2: the image has an annotation that says the same; annotation left out",
+        "annotation id 2: it says the same as annotation id 1; annotation left out",
         "annotation id 4: the box has no area; annotation left out",
         "image id 2: it says 30x40 pixels, turned.png has 40x30; image skipped",
     ]

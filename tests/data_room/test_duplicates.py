@@ -61,7 +61,7 @@ def train(parts: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> 
 def test_duplicates_are_found(train: list[Path], tmp_path: Path, change: Change, how: str, quality: int) -> None:
     val = write(tmp_path / "val", [change(decode_image(path)) for path in train], quality)
     expected = [Duplicate(number, number, f"the same image ({how})") for number in range(len(train))]
-    assert find_duplicates(train, val, None) == expected
+    assert find_duplicates(train, val) == expected
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -69,7 +69,7 @@ def test_each_orientation_is_told(train: list[Path], tmp_path: Path, orientation
     image = decode_image(train[5])[:200]
     (one,) = write(tmp_path / "one", [image], None)
     (other,) = write(tmp_path / "other", [turned(image, orientation)], 90)
-    (duplicate,) = find_duplicates([*train, one], [other], None)
+    (duplicate,) = find_duplicates([*train, one], [other])
     assert duplicate.first == len(train)
     words = ORIENTATIONS[orientation]
     assert duplicate.how.startswith(f"the same image ({words or 'encoded again'}")
@@ -78,12 +78,12 @@ def test_each_orientation_is_told(train: list[Path], tmp_path: Path, orientation
 def test_the_same_bytes_are_told_apart_from_the_same_image(train: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "renamed.jpg"
     other.write_bytes(train[3].read_bytes())
-    assert find_duplicates(train, [other], None) == [Duplicate(3, 0, "the same bytes")]
+    assert find_duplicates(train, [other]) == [Duplicate(3, 0, "the same bytes")]
 
 
 def test_other_parts_of_the_line_are_no_duplicates(train: list[Path], tmp_path: Path) -> None:
     others = [noisy(demo_image(0, "val", number, SIZE).pixels, number) for number in range(30)]
-    assert find_duplicates(train, write(tmp_path / "val", others, 92), None) == []
+    assert find_duplicates(train, write(tmp_path / "val", others, 92)) == []
 
 
 @pytest.mark.parametrize("quality", [None, 95, 75, 50])
@@ -98,28 +98,28 @@ def test_other_shots_of_the_same_scene_are_no_duplicates(tmp_path: Path, what: s
     exposure = 1.02 if what == "exposure" else 1.0
     train = write(tmp_path / "train", [noisy(scene, seed, 2) for seed in range(4)], quality)
     val = write(tmp_path / "val", [noisy(second, seed, 2, exposure) for seed in range(10, 14)], quality)
-    assert find_duplicates(train, val, None) == []
+    assert find_duplicates(train, val) == []
 
 
 def test_empty_images_prove_nothing(tmp_path: Path) -> None:
     train = write(tmp_path / "train", [np.full((200, 200, 3), 90, np.uint8)], 90)
     val = write(tmp_path / "val", [np.full((100, 100, 3), 90, np.uint8)], 90)
-    assert find_duplicates(train, val, None) == []
+    assert find_duplicates(train, val) == []
 
 
 def test_unusable_images_and_empty_lists_are_passed_over(train: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"nothing")
-    assert find_duplicates([broken, *train], [broken], None) == []
-    assert find_duplicates([], train, None) == []
-    assert find_duplicates(train, [], None) == []
+    assert find_duplicates([broken, *train], [broken]) == []
+    assert find_duplicates([], train) == []
+    assert find_duplicates(train, []) == []
 
 
 def test_a_file_that_is_removed_meanwhile_is_no_duplicate(
     parts: list[np.ndarray], train: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (val,) = write(tmp_path / "val", parts[:1], 75)
-    assert len(find_duplicates(train, [val], None)) == 1
+    assert len(find_duplicates(train, [val])) == 1
 
     def decode_and_lose(path: Path) -> np.ndarray:
         image = decode_image(path)
@@ -128,7 +128,8 @@ def test_a_file_that_is_removed_meanwhile_is_no_duplicate(
         return image
 
     monkeypatch.setattr(duplicates_module, "decode_image", decode_and_lose)
-    assert find_duplicates(train, [val], None) == []
+    monkeypatch.setenv("YOLOYARD_CACHE", str(tmp_path / "empty"))  # so that they are compared again
+    assert find_duplicates(train, [val]) == []
 
 
 def test_what_has_not_changed_is_not_compared_again(
@@ -136,6 +137,6 @@ def test_what_has_not_changed_is_not_compared_again(
 ) -> None:
     val = tmp_path / "val.jpg"
     val.write_bytes(train[2].read_bytes())
-    first = find_duplicates(train, [val], tmp_path / "cache")
+    first = find_duplicates(train, [val])
     monkeypatch.setattr(duplicates_module, "_nearest", lambda *_: pytest.fail("compared"))
-    assert find_duplicates(train, [val], tmp_path / "cache") == first == [Duplicate(2, 0, "the same bytes")]
+    assert find_duplicates(train, [val]) == first == [Duplicate(2, 0, "the same bytes")]

@@ -66,20 +66,20 @@ def test_damage_that_only_decoding_shows_is_found(tmp_path: Path) -> None:
 
 
 def test_a_second_look_decodes_only_what_has_changed(files: list[Path], tmp_path: Path, decoded: list[Path]) -> None:
-    first = examine(files, tmp_path / "cache")
-    again = examine(files, tmp_path / "cache")
+    first = examine(files)
+    again = examine(files)
     assert sorted(decoded) == files
     assert [(facts.height, facts.digest) for facts in again] == [(facts.height, facts.digest) for facts in first]
     assert all((one.thumbnail == other.thumbnail).all() for one, other in zip(first, again, strict=True))
     cv2.imwrite(str(files[2]), NOISE[50:])
-    assert examine(files, tmp_path / "cache")[2].height == 150
+    assert examine(files)[2].height == 150
     assert sorted(decoded) == sorted([*files, files[2]])
 
 
 def test_lists_that_share_a_folder_share_what_is_known(files: list[Path], tmp_path: Path, decoded: list[Path]) -> None:
     for _ in range(2):
-        examine(files[:2], tmp_path / "cache")
-        examine(files[2:3], tmp_path / "cache")
+        examine(files[:2])
+        examine(files[2:3])
     assert sorted(decoded) == files[:3]
 
 
@@ -95,33 +95,33 @@ def test_problems_are_kept_but_not_those_of_permissions(
         return read(path)
 
     monkeypatch.setattr(Path, "read_bytes", refusing)
-    problems = [facts.problem for facts in examine(files, tmp_path / "cache")]
+    problems = [facts.problem for facts in examine(files)]
     assert "Permission denied" in str(problems[1])
     monkeypatch.setattr(Path, "read_bytes", read)
-    again = [facts.problem for facts in examine(files, tmp_path / "cache")]
+    again = [facts.problem for facts in examine(files)]
     assert again == [problems[0], None, None, None, None]
     assert str(again[0]) == f"{files[0]}: cannot read the image: not an image that can be decoded; image skipped"
 
 
 @pytest.mark.parametrize("spoil", ["cut", "nonsense", "not a folder"])
 def test_a_cache_that_cannot_be_used_is_done_without(files: list[Path], tmp_path: Path, spoil: str) -> None:
-    folder = tmp_path / "cache"
+    folder = tmp_path / "cache/images"
     if spoil == "not a folder":
-        folder.touch()
+        folder.parent.touch()
     else:
-        examine(files, folder)
+        examine(files)
         (file,) = folder.iterdir()
         file.write_bytes(file.read_bytes()[:-200] if spoil == "cut" else b"nonsense")
-    assert [facts.height for facts in examine(files, folder)] == [200, 199, 198, 197, 196]
+    assert [facts.height for facts in examine(files)] == [200, 199, 198, 197, 196]
 
 
 def test_old_caches_are_forgotten(files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "IMAGE_FACTS", dataclasses.replace(images.IMAGE_FACTS, kept=1))
-    examine(files[:1], tmp_path / "cache")
-    (old,) = (tmp_path / "cache").iterdir()
+    examine(files[:1])
+    (old,) = (tmp_path / "cache/images").iterdir()
     os.utime(old, (0, 0))
-    examine(files[4:], tmp_path / "cache")
-    (new,) = (tmp_path / "cache").iterdir()
+    examine(files[4:])
+    (new,) = (tmp_path / "cache/images").iterdir()
     assert new != old
 
 
@@ -130,5 +130,5 @@ def test_a_long_look_is_announced(
 ) -> None:
     monkeypatch.setattr(images, "TOLD_FROM_IMAGES", 5)
     for _ in range(2):
-        examine(files, tmp_path / "cache", "train")
+        examine(files, "train")
     assert said == ["examining 5 images of train for the first time"]

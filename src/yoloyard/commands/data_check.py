@@ -14,7 +14,7 @@ from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates, s
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.formats.labels import decoded
-from yoloyard.data.index.index import Index, image_facts_folder, read_split, require_boxes
+from yoloyard.data.index.index import Index, read_split, require_boxes
 from yoloyard.evaluation.report.check_page import class_rows, write_check_page
 
 MAX_PROBLEMS_SHOWN = 3  # of a kind on the console; the page has all
@@ -88,7 +88,7 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
     pairs = []
     for first, second in combinations(indexes, 2):
         one, other = indexes[first].paths, indexes[second].paths
-        for duplicate in find_duplicates(one, other, image_facts_folder(), state_of(indexes[first], indexes[second])):
+        for duplicate in find_duplicates(one, other, state_of(indexes[first], indexes[second])):
             problems[second].append(duplicate_problem(duplicate, one, other, first))
             if one[duplicate.first] != other[duplicate.second]:
                 pairs.append((other[duplicate.second], one[duplicate.first], duplicate.how))

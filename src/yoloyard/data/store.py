@@ -1,7 +1,6 @@
 """Files in the user's cache folder: what can be made again, each under a digest of all that it follows from.
 
-A file is there whole or not at all, and one that is mapped never changes: other content has another name. Nothing is
-written beside the user's own files.
+A file is there whole or not at all, and one that is mapped never changes: other content has another name.
 """
 
 from __future__ import annotations
@@ -48,12 +47,12 @@ class Store:
         root = os.environ.get("YOLOYARD_CACHE") or os.path.join(shared, "yoloyard")
         return Path(os.path.abspath(root), self.name)
 
-    def path(self, parts: Iterable[object], folder: Path | None = None) -> Path:
-        """The file for what follows from `parts`, of which JSON can be made; in another `folder` if there is one."""
+    def path(self, parts: Iterable[object]) -> Path:
+        """The file for what follows from `parts`, of which JSON can be made."""
         digest = hashlib.sha256(str(self.version).encode())
         for part in parts:
             digest.update(b"\n" + json.dumps(part).encode())
-        return (folder or self.folder) / f"{digest.hexdigest()[:32]}{self.suffix}"
+        return self.folder / f"{digest.hexdigest()[:32]}{self.suffix}"
 
     def find(self, path: Path, read: Callable[[Path], Value]) -> Value | None:
         """What `read` makes of a file; None if there is none or it is damaged. Its time of use is noted."""
@@ -65,15 +64,13 @@ class Store:
             os.utime(path)
         return value
 
-    def write(self, path: Path, write: Callable[[Path], object], is_alone: bool = False) -> bool:
-        """Let `write` fill a temporary file that then becomes `path`; False, with a line, where that can't be done."""
+    def write(self, path: Path, write: Callable[[Path], object], is_alone: bool = False) -> None:
+        """Let `write` fill a temporary file that then becomes `path`; a line says where that can't be done."""
         self.make_room(path, is_alone)
         try:
             write_whole(path, write)
         except UserError as error:
             warn_not_kept(path, error)
-            return False
-        return True
 
     def make_room(self, path: Path, is_alone: bool) -> None:
         """Remove what interrupted processes have left, and all files but those used last; `path` is counted in.
@@ -107,29 +104,22 @@ def alone(path: Path) -> Iterator[bool]:
     """Keep other processes from making `path` too. False where that can't be: nowhere to write, or no locks there."""
     from filelock import FileLock
 
-    lock = FileLock(path.with_name(f"{path.name}.lock"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except (OSError, NotImplementedError):  # not writable, or a file system without locks
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
+    with contextlib.ExitStack() as held:
+        is_alone = False
+        with contextlib.suppress(OSError, NotImplementedError):  # not writable, or a file system without locks
+            path.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(path.with_name(f"{path.name}.lock")))
+            is_alone = True
+        yield is_alone
 
 
 def stamp(path: Path | str) -> list[int]:
-    """Length in bytes and time of change in ns of a file, by which a changed one is told; empty if it isn't there.
-
-    The time is cut to 63 bits: some file systems have years that need more, or that are before 1970.
-    """
+    """Length in bytes and time of change in ns of a file, by which a changed one is told; empty if it isn't there."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
         return []
-    return [status.st_size, status.st_mtime_ns % 2**63]
+    return [status.st_size, status.st_mtime_ns % 2**63]  # some file systems have years that need more bits, or a sign
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], facts: object) -> None:
@@ -140,11 +130,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray], facts: object) ->
 
 
 def map_arrays(path: Path) -> tuple[dict[str, np.ndarray], Any]:
-    """The arrays of a file, mapped so that all processes share them, and its facts. Raises ValueError if it is cut.
-
-    safetensors' own reader copies each array into every process.
-    """
-    content = np.memmap(path, np.uint8, "r")
+    """The arrays of a file, mapped so that all processes share them, and its facts. Raises ValueError if it is cut."""
+    content = np.memmap(path, np.uint8, "r")  # safetensors' own reader copies
     start = 8 + int.from_bytes(content[:8].tobytes(), "little")
     header = json.loads(content[8:start].tobytes())
     facts = json.loads(header.pop("__metadata__")["facts"])

@@ -1,7 +1,6 @@
 """Images of one split that are duplicates of images of another: encoded again, resized, mirrored, or the same bytes.
 
-Thumbnails propose pairs, the two files decide: inspection lines take thousands of images that look alike, and another
-shot of the same scene is not a duplicate. Shapes: N images of the first split, n of the second, H W pixels.
+Thumbnails propose pairs, the two files decide: another shot of the same scene is not a duplicate.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import json
 import logging
 import struct
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import numpy as np
 
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UserError
+from yoloyard.common.threads import map_in_threads
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.index.image_facts import ImageFacts, examine
 from yoloyard.data.index.index import Index
@@ -27,8 +26,7 @@ from yoloyard.data.store import Store
 
 log = logging.getLogger(__name__)
 
-# Its version also stands for what counts as a duplicate.
-RESULTS = Store("images", ".json", version=2, kept=100)
+RESULTS = Store("images", ".json", version=2, kept=100)  # the version also stands for what counts as a duplicate
 TOLD_FROM_PAIRS = 10_000_000  # so many pairs take long enough for a line
 
 THUMBNAIL_COMPONENTS = 64  # in which nearest ones are looked for
@@ -45,16 +43,9 @@ COMPARED_SIDE_PIXELS = 1024  # larger images are compared at this size
 BLOCK_PIXELS = 16
 
 # Eight orientations of a square: mirrored first (or not), then quarter turns.
-ORIENTATIONS = {
-    (False, 0): "",
-    (True, 0): "mirrored",
-    (False, 2): "turned by 180 degrees",
-    (True, 2): "upside down",
-    (False, 1): "turned by 90 degrees",
-    (False, 3): "turned by 90 degrees",
-    (True, 1): "mirrored and turned by 90 degrees",
-    (True, 3): "mirrored and turned by 90 degrees",
-}
+ORIENTATIONS = {(False, 0): "", (True, 0): "mirrored", (False, 2): "turned by 180 degrees", (True, 2): "upside down"}
+ORIENTATIONS |= {(False, quarters): "turned by 90 degrees" for quarters in (1, 3)}
+ORIENTATIONS |= {(True, quarters): "mirrored and turned by 90 degrees" for quarters in (1, 3)}
 
 # The luminance table of ITU-T T.81, annex K.1, sums up to this; encoders scale it by their quality.
 _STANDARD_TABLE = 3688
@@ -62,61 +53,45 @@ _STANDARD_TABLE = 3688
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Image `second` of the second split is the same image as `first` of the first; positions in their lists."""
+    """Image `second` of the second split is `first` of the first; positions in their lists."""
 
     first: int
     second: int
     how: str  # "the same bytes", or "the same image (mirrored, resized)"
 
 
-def find_duplicates(
-    first: Sequence[Path],
-    second: Sequence[Path],
-    folder: Path | None,
-    state: str | None = None,
-) -> list[Duplicate]:
+def find_duplicates(first: Sequence[Path], second: Sequence[Path], state: str | None = None) -> list[Duplicate]:
     """The images of `second` that are duplicates of one of `first`, each once, in the order of `second`.
 
-    `folder` is where facts of images and the result are kept, None: nowhere. Crops are not found. Two shots of a scene
-    in which nothing has changed, saved in different qualities or sizes, can't be told from a duplicate. A `state` that
-    changes with every path, length and time of the images spares looking at them if the result is kept under it.
+    Crops are not found. Two shots of a scene in which nothing has changed, saved in different qualities or sizes, can't
+    be told from a duplicate. If the result is kept under `state` (see `state_of`), no image is looked at.
     """
-    if (known := known_duplicates(folder, state)) is not None:
+    if (known := known_duplicates(state)) is not None:
         return known
-    file, of_state = None, None if folder is None or state is None else RESULTS.path([state], folder)
-    here, there = examine(first, folder), examine(second, folder)
-    if folder is not None:
-        images = (
-            (str(path), facts.digest.hex()) for path, facts in zip([*first, *second], [*here, *there], strict=True)
-        )
-        file = RESULTS.path((len(first), *images), folder)
-        if (kept := RESULTS.find(file, _read)) is not None:
-            return _keep(kept, of_state)
-    return _keep(_compare(first, here, second, there), of_state, file)
-
-
-def _keep(duplicates: list[Duplicate], *files: Path | None) -> list[Duplicate]:
-    """Write `duplicates` to these files, and hand them back."""
-    text = json.dumps([astuple(each) for each in duplicates])
-    for file in filter(None, files):
-        RESULTS.write(file, lambda temporary: temporary.write_text(text))
-    return duplicates
+    here, there = examine(first), examine(second)
+    images = ((str(path), facts.digest.hex()) for path, facts in zip([*first, *second], [*here, *there], strict=True))
+    file, files = RESULTS.path((len(first), *images)), [] if state is None else [RESULTS.path([state])]
+    found = _kept(file)
+    if found is None:
+        found = _compare(first, here, second, there)
+        files.append(file)
+    text = json.dumps([astuple(each) for each in found])
+    for each in files:
+        RESULTS.write(each, lambda temporary: temporary.write_text(text))
+    return found
 
 
 def _compare(
     first: Sequence[Path], here: Sequence[ImageFacts], second: Sequence[Path], there: Sequence[ImageFacts]
 ) -> list[Duplicate]:
-    """`find_duplicates` of images whose facts are known."""
-    by_digest = {facts.digest: position for position, facts in reversed(list(enumerate(here))) if not facts.problem}
+    usable = [position for position, facts in enumerate(here) if not facts.problem]
+    by_digest = {here[position].digest: position for position in reversed(usable)}
     duplicates, others = [], []
     for position, facts in enumerate(there):
-        if facts.problem:
-            continue
-        if facts.digest in by_digest:
+        if not facts.problem and facts.digest in by_digest:
             duplicates.append(Duplicate(by_digest[facts.digest], position, "the same bytes"))
-        else:
+        elif not facts.problem:
             others.append(position)
-    usable = [position for position, facts in enumerate(here) if not facts.problem]
     if usable and others:
         if len(usable) * len(others) >= TOLD_FROM_PAIRS:
             log.info(f"comparing {len(others):,} images with {len(usable):,} others, to find duplicates")
@@ -128,19 +103,21 @@ def _compare(
         def decide(row: int) -> Duplicate | None:
             position = others[row]
             for candidate, orientation in proposed[row]:
-                how = _same_image(first[usable[candidate]], second[position], orientation)
-                if how:
+                if how := _same_image(first[usable[candidate]], second[position], orientation):
                     return Duplicate(usable[candidate], position, how)
             return None
 
-        with ThreadPoolExecutor(usable_cores()) as threads:
-            duplicates += filter(None, threads.map(decide, range(len(others))))
+        duplicates += filter(None, map_in_threads(decide, range(len(others)), usable_cores(), at_once=1))
     return sorted(duplicates, key=lambda each: each.second)
 
 
-def known_duplicates(folder: Path | None, state: str | None) -> list[Duplicate] | None:
-    """What `find_duplicates` has kept in `folder` under this `state`; None if it would have to search."""
-    return None if folder is None or state is None else RESULTS.find(RESULTS.path([state], folder), _read)
+def known_duplicates(state: str | None) -> list[Duplicate] | None:
+    """What `find_duplicates` has kept under this `state`; None if it would have to search."""
+    return None if state is None else _kept(RESULTS.path([state]))
+
+
+def _kept(file: Path) -> list[Duplicate] | None:
+    return RESULTS.find(file, lambda path: [Duplicate(*row) for row in json.loads(path.read_text(encoding="utf-8"))])
 
 
 def state_of(first: Index, second: Index) -> str | None:
@@ -151,7 +128,7 @@ def state_of(first: Index, second: Index) -> str | None:
 
 
 def duplicate_problem(duplicate: Duplicate, first: Sequence[Path], second: Sequence[Path], first_name: str) -> Problem:
-    """What is said of a duplicate; `first` are the images of the split `first_name`."""
+    """What is said of a duplicate; `first` are the images of the split `first_name`, `second` those of the other."""
     one, other = first[duplicate.first], second[duplicate.second]
     what = f"the same file is in {first_name}" if one == other else f"{duplicate.how} as {one} of {first_name}"
     return Problem("duplicate across splits", str(other), what)
@@ -164,17 +141,14 @@ def turned(image: np.ndarray, orientation: tuple[bool, int]) -> np.ndarray:
 
 
 def _nearest(first: np.ndarray, second: np.ndarray) -> list[list[tuple[int, tuple[bool, int]]]]:
-    """For each thumbnail of `second` (n, 32, 32) the rows of `first` (N, 32, 32) that may be the same, nearest first.
-
-    Distances are those in the principal components of the first ones, so that what a fixed camera shows in all images
-    counts for nothing and the search is a product of matrices.
-    """
+    """For each thumbnail of `second` (n, 32, 32) the rows of `first` (N, 32, 32) that may be the same, best first."""
+    # Principal components of the first ones: what a fixed camera shows in all images counts for nothing.
     coarse = _coarse(first)
     mean = coarse.mean(axis=0)
     sample = coarse[:: max(1, len(coarse) // 5000)] - mean
     axes = np.linalg.eigh(sample.T @ sample)[1][:, -THUMBNAIL_COMPONENTS:].astype(np.float32)
     points = (coarse - mean) @ axes
-    # |v - p|^2 but for |v|^2, as one product; a piece of it at a time, which stays in the processor's cache.
+    # |v - p|^2 without |v|^2, as one product; a piece of it at a time, which stays in the processor's cache.
     matrix = np.concatenate((-2 * points, (points**2).sum(axis=1, keepdims=True)), axis=1)
     groups = np.array_split(np.arange(len(points)), min(SEARCH_GROUPS, len(points)))
 
@@ -213,21 +187,15 @@ def _same_image(first: Path, second: Path, orientation: tuple[bool, int]) -> str
         qualities = _quality(first), _quality(second)
     except (UserError, OSError):
         return ""  # changed or removed since it was examined: nothing can be said
-    resized = one.shape != other.shape
-    if resized or ORIENTATIONS[orientation]:
-        same = _like(_grey(one), _grey(other))
-    else:
-        same = _is_encoding(one, qualities[0], other, qualities[1])
-    words = [word for word in (ORIENTATIONS[orientation], "resized" if resized else "") if word]
-    return f"the same image ({', '.join(words or ['encoded again'])})" if same else ""
+    changes = list(filter(None, (ORIENTATIONS[orientation], "resized" if one.shape != other.shape else "")))
+    same = _like(_grey(one), _grey(other)) if changes else _is_encoding(one, qualities[0], other, qualities[1])
+    return f"the same image ({', '.join(changes or ['encoded again'])})" if same else ""
 
 
 def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality: int) -> bool:
-    """Whether one of two RGB images of the same size comes from encoding the other.
-
-    The better one is encoded as the worse one was. What is left between these two is small against the loss of the
-    encoding itself if it is a duplicate. Between two shots it is their noise, which the encoding rounds to other steps.
-    """
+    """Whether one of two RGB images of the same size comes from encoding the other."""
+    # The better one is encoded as the worse one was. What then differs is small against the loss of the encoding itself
+    # if it is a duplicate. Between two shots it is their noise, which the encoding rounds to other steps.
     better, worse = (one, other) if quality >= other_quality else (other, one)
     again, lowest = _grey(better), min(quality, other_quality)
     if lowest < 100:
@@ -242,28 +210,21 @@ def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality
 
 
 def _like(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two grey images, float32, have the same fine structure where they have most of it.
-
-    The covariance of details is compared with the lesser of the two variances: a duplicate may have lost details, and
-    what it still has are those of the other.
-    """
+    """Whether two grey images, float32, have the same fine structure where they have most of it."""
     height, width = (min(sides) for sides in zip(one.shape, other.shape, strict=True))
     scale = min(1.0, COMPARED_SIDE_PIXELS / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    a, b = (_details(cv2.resize(image, size, interpolation=cv2.INTER_AREA)) for image in (one, other))
+    a, b = (cv2.resize(image, size, interpolation=cv2.INTER_AREA) for image in (one, other))
+    a, b = (cv2.GaussianBlur(image, (0, 0), 1.0) - cv2.GaussianBlur(image, (0, 0), 3.0) for image in (a, b))
     covariance = _block_means(a * b)
     variances = _block_means(a * a), _block_means(b * b)
-    less, more = np.minimum(*variances), np.maximum(*variances)
+    less, more = np.minimum(*variances), np.maximum(*variances)  # a duplicate may have lost details
     strong = np.argsort(-more)[: max(4, len(more) // 4)]
     if more[strong].min() < 0.25:  # half a grey level: nothing to be seen in it
         return False
     likeness = covariance.sum() / max(less.sum(), 1e-6)
     in_blocks = covariance[strong] / np.maximum(less[strong], 0.1)
     return bool(likeness >= MIN_LIKENESS and np.quantile(in_blocks, 0.1) >= MIN_BLOCK_LIKENESS)
-
-
-def _details(image: np.ndarray) -> np.ndarray:
-    return cv2.GaussianBlur(image, (0, 0), 1.0) - cv2.GaussianBlur(image, (0, 0), 3.0)
 
 
 def _grey(image: np.ndarray) -> np.ndarray:
@@ -293,7 +254,3 @@ def _quality(path: Path) -> int:
             return min(max(round((200 - share) / 2 if share <= 100 else 5000 / share), 1), 99)
         position += 2 + length
     return 100
-
-
-def _read(file: Path) -> list[Duplicate]:
-    return [Duplicate(*row) for row in json.loads(file.read_text(encoding="utf-8"))]

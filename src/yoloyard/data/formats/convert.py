@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -26,16 +27,15 @@ log = logging.getLogger(__name__)
 def convert(spec: DataSpec, out: Path, to: str) -> Path:
     """Write all splits of `spec` to the folder `out` in the format `to` (of `FORMATS`); gives the new data.yaml.
 
-    Images are hard links, or copies where links can't be made. What the index leaves out is left out, and said. The
-    folder is written whole or not at all; an empty one that is there already is filled, the data.yaml last.
-    Raises UsageError if `to` is unknown, or if `out` holds something or is in a folder of the data set, UserError if
-    the data can't be read or written.
+    Images are hard links, or copies where links can't be made. The folder is written whole or not at all; an empty one
+    that is there already is filled, the data.yaml last. Raises UsageError if `to` is unknown, or if `out` holds
+    something or is in a folder of the data set, UserError if the data can't be read or written.
     """
     form = FORMATS.get(to)
     if form is None:
         raise UsageError(f"--to {to}: the formats are {', '.join(FORMATS)}")
     out = Path(os.path.realpath(out))  # a link to an empty folder stays one
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} holds something already: name an empty or a new folder")
     searched = [entry for entries in spec.splits.values() for entry in entries if entry.format is None]
     for folder in {path for entry in searched for path in (entry.path, entry.place)}:
@@ -54,10 +54,9 @@ def convert(spec: DataSpec, out: Path, to: str) -> Path:
     for split, index in indexes.items():
         for problem in index.problems:
             log.info(f"{split}: {problem}")
-        left_out = 0 if form.keeps_ignore else int(index.ignore.sum())
-        if left_out:
-            what = f"{left_out} boxes are to be ignored (crowd, difficult)"
-            log.info(f"{split}: {what}; {to.upper()} can't say that: left out")
+        if left_out := 0 if form.keeps_ignore else int(index.ignore.sum()):
+            what = f"{left_out} boxes are to be ignored (crowd, difficult); {to.upper()} can't say that: left out"
+            log.info(f"{split}: {what}")
         log.info(f"{split}: {len(index)} images, {len(index.boxes) - left_out} boxes")
     return out / "data.yaml"
 
@@ -65,8 +64,7 @@ def convert(spec: DataSpec, out: Path, to: str) -> Path:
 def free_names(file_names: list[str]) -> list[str]:
     """Relative names that differ even without their suffix, since labels have another one.
 
-    Folders stay, but none leads out of the data set or is called as those that labels are found by or that searches
-    pass over, and signs that not every text file can hold become `_`.
+    Folders that labels are found by go, those that searches pass over get another name; odd signs become `_`.
     """
     taken: set[str] = set()
     result = []
@@ -87,7 +85,10 @@ def _write_split(folder: Path, split: str, index: Index, form: ImageFormat | Spl
     entry = f"{image_folder}/{split}"
     for path, name in zip(index.paths, names, strict=True):
         _link(path, folder / entry / name)
-    images = (_labelled(index, position, name) for position, name in enumerate(names))
+    images = (
+        LabelledImage(name, (height, width), *index.annotations(position), int(index.source_ids[position]))
+        for position, (name, (height, width)) in enumerate(zip(names, index.sizes.tolist(), strict=True))
+    )
     if isinstance(form, SplitFormat):
         labels = f"{label_folder}/instances_{split}{form.suffix}"
         classes = list(zip(index.category_ids.tolist(), index.names, strict=True))
@@ -100,11 +101,6 @@ def _write_split(folder: Path, split: str, index: Index, form: ImageFormat | Spl
         lines = "".join(f"{split}/{os.path.splitext(name)[0]}\n" for name in names)
         _write(folder / form.list_folder / f"{split}.txt", lines)
     return entry
-
-
-def _labelled(index: Index, position: int, name: str) -> LabelledImage:
-    height, width = index.sizes[position].tolist()
-    return LabelledImage(name, (height, width), *index.annotations(position), int(index.source_ids[position]))
 
 
 def _with_suffix(name: str, path: Path) -> str:
@@ -123,10 +119,10 @@ def _write(path: Path, text: str) -> None:
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     source = source.resolve()  # a relative link would mean another file elsewhere
-    try:
+    with contextlib.suppress(OSError):  # another disk, or a file that others own
         os.link(source, target)
-    except OSError:  # another disk, or a file that others own
-        try:
-            shutil.copyfile(source, target)
-        except OSError as error:
-            raise UserError(f"cannot copy {source} to {target}: {error.strerror or error}") from error
+        return
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        raise UserError(f"cannot copy {source} to {target}: {error.strerror or error}") from error

@@ -6,6 +6,7 @@ import difflib
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from yoloyard.common.errors import UsageError
 from yoloyard.data.formats.labels import decoded
 from yoloyard.data.formats.layout import find_path, search_folder
-from yoloyard.data.formats.table import SplitFormat, image_formats, split_format
+from yoloyard.data.formats.table import FORMATS, SplitFormat, image_formats
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,7 @@ HARMLESS_KEYS = (
     "tags", "task", "url", "version", "yaml_file",
 )  # fmt: skip
 LIKE_OURS = 0.75  # similarity from which an unknown key is taken for a misspelt one
-
 _KEYPOINTS = re.compile(r"kpt|key_?-?point|skeleton|flip_?ind|flip_?idx", re.IGNORECASE)  # what keys speak of
-
 HINT_FILES = 5  # label files, for the classes that they mention
 
 
@@ -49,7 +48,8 @@ class Entry:
     @property
     def format(self) -> SplitFormat | None:
         """That of `place`, if it is one file with the labels of all images, such as a COCO JSON."""
-        return split_format(self.place)
+        forms = (form for form in FORMATS.values() if isinstance(form, SplitFormat))
+        return next((form for form in forms if form.suffix == self.place.suffix.lower()), None)
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,11 @@ class DataSpec:
 
 
 def read_data_yaml(path: Path | str) -> DataSpec:
-    """Read a data.yaml; relative paths start from the file's own folder, wherever the program was started.
+    """Read a data.yaml; relative paths start from the file's own folder. Whether images are there is not looked at.
 
-    Whether the images are there is not looked at before `load_index` needs them. Without `names`, the classes are
-    the categories of the first split's COCO JSON; without `val`, `validation` or `valid` is it. Keys that are
-    unknown and not like a missing one of ours are passed over with a line, and so are keypoints.
-    Raises UsageError naming the file, and the line or key that is wrong.
+    Without `names`, the classes are the categories of the first split's COCO JSON; without `val`, `validation` or
+    `valid` is it. Keys that are unknown and not like a missing one of ours are passed over with a line, and so are
+    keypoints. Raises UsageError naming the file, and the line or key that is wrong.
     """
     path = Path(os.path.abspath(path))
     tree, texts = _parse(path)
@@ -77,7 +76,8 @@ def read_data_yaml(path: Path | str) -> DataSpec:
         tree["val"], texts["val"] = tree.pop(own), texts[own]
     unknown = [str(key) for key in tree if key not in KEYS and key not in HARMLESS_KEYS]
     for key in unknown:
-        nearest = _own_key(key)
+        turned = [own for own in KEYS if sorted(own) == sorted(key.lower())]  # such as vla
+        nearest = next(iter(turned or difflib.get_close_matches(key.lower(), KEYS, n=1, cutoff=LIKE_OURS)), None)
         if nearest and nearest not in tree and (nearest == "nc" or not isinstance(tree.get(key), int | float)):
             valid = f"the nearest valid one is {nearest!r} (valid are {', '.join(KEYS)})"
             raise UsageError(f"{path}: unknown key {key!r}; {valid}")
@@ -86,7 +86,13 @@ def read_data_yaml(path: Path | str) -> DataSpec:
         log.info(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
     if tree.get("channels", 3) not in (3, "3"):
         raise UsageError(f"{path}: channels is {tree['channels']!r}, only images of 3 channels can be trained on")
-    root = _root(path, tree.get("path") and texts["path"])
+    root, entry = path.parent, tree.get("path") and texts["path"]
+    if entry not in (None, ""):
+        if not isinstance(entry, str):
+            raise UsageError(f"{path}: path must be a folder, not {entry!r}")
+        named = find_path(os.path.expanduser(entry), (path.parent,))
+        # A data.yaml is often inside the folder that it names; then its own folder is meant.
+        root = named if os.path.isdir(named) or os.path.isabs(entry) else path.parent
     folders = (root, path.parent)
     splits = {split: _entries(path, split, texts[split], folders) for split in SPLITS if tree.get(split)}
     if not splits:
@@ -97,25 +103,16 @@ def read_data_yaml(path: Path | str) -> DataSpec:
     return DataSpec(path, names, splits, root, keypoint_values)
 
 
-def _own_key(key: str) -> str | None:
-    """The key of ours that an unknown one is a likely misspelling of."""
-    turned = [own for own in KEYS if sorted(own) == sorted(key.lower())]  # such as vla
-    return next(iter(turned or difflib.get_close_matches(key.lower(), KEYS, n=1, cutoff=LIKE_OURS)), None)
-
-
 def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    """What the file says by the rules of YAML, and the same with all scalars as texts, as they are written.
-
-    By YAML's rules the names 0123, 1:30 and no are 83, 90 and false. Its rules for dates and for `=` are left out: some
-    names that look like these would be errors.
-    """
+    """What the file says by the rules of YAML, and with all scalars as texts: the names 0123 and no, not 83, false."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {  # noqa: RUF012  # declared so by yaml
-            first: [(tag, pattern) for tag, pattern in rules if not tag.endswith((":timestamp", ":value"))]
-            for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
+    def resolvers(keep: Callable[[str], bool]) -> dict[str, list[Any]]:
+        rules = yaml.SafeLoader.yaml_implicit_resolvers.items()
+        return {first: [rule for rule in own if keep(rule[0].rpartition(":")[2])] for first, own in rules}
+
+    class Loader(yaml.SafeLoader):  # without rules for dates and for `=`: some names would be errors
+        yaml_implicit_resolvers = resolvers(lambda tag: tag not in ("timestamp", "value"))
 
         def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
             node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -128,10 +125,7 @@ def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
             return node
 
     class TextLoader(Loader):  # all scalars are texts, but for the key `<<`
-        yaml_implicit_resolvers = {  # noqa: RUF012
-            first: [(tag, pattern) for tag, pattern in rules if tag.endswith(":merge")]
-            for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-        }
+        yaml_implicit_resolvers = resolvers(lambda tag: tag == "merge")
 
     if os.path.isdir(path):
         raise UsageError(f"{path} is a folder; --data wants the data.yaml that describes the data set")
@@ -193,23 +187,15 @@ def _keypoint_values(path: Path, tree: dict[Any, Any]) -> int:
     return int(shape[0] * shape[1])
 
 
-def _root(path: Path, entry: Any) -> Path:
-    if entry is None or entry == "":
-        return path.parent
-    if not isinstance(entry, str):
-        raise UsageError(f"{path}: path must be a folder, not {entry!r}")
-    root = find_path(os.path.expanduser(entry), (path.parent,))
-    # A data.yaml is often inside the folder that it names; then its own folder is meant.
-    return root if os.path.isdir(root) or os.path.isabs(entry) else path.parent
-
-
 def _names_of_labels(path: Path, entries: tuple[Entry, ...], root: Path) -> list[str]:
     """The classes that the files of all entries list, such as the categories of COCO JSONs."""
     names: dict[str, None] = {}
     for entry in entries:
         if entry.format is None:
-            mentioned = ", ".join(_mentioned(root))
-            hint = f"; the first XML files mention {mentioned}" if mentioned else ""
+            forms = {form.suffix: form.mentioned_classes for form in image_formats() if form.mentioned_classes}
+            files = sorted(map(Path, search_folder(root, frozenset(forms)).files))[:HINT_FILES]
+            mentioned = dict.fromkeys(name for file in files for name in forms[file.suffix.lower()](file.read_bytes()))
+            hint = f"; the first XML files mention {', '.join(mentioned)}" if mentioned else ""
             what = "no names; list the classes in the order of their numbers, names: [dent, scratch]"
             raise UsageError(f"{path}: {what}{hint}")
         if not entry.place.exists():
@@ -218,18 +204,12 @@ def _names_of_labels(path: Path, entries: tuple[Entry, ...], root: Path) -> list
     return list(names)
 
 
-def _mentioned(root: Path) -> list[str]:
-    """The classes that the first few label files below `root` mention, for a message."""
-    forms = {form.suffix: form.mentioned_classes for form in image_formats() if form.mentioned_classes is not None}
-    files = sorted(map(Path, search_folder(root, frozenset(forms)).files))[:HINT_FILES]
-    return list(dict.fromkeys(name for file in files for name in forms[file.suffix.lower()](file.read_bytes())))
-
-
 def _entries(path: Path, split: str, value: Any, folders: tuple[Path, ...]) -> tuple[Entry, ...]:
     entries = []
     for entry in value if isinstance(value, list) else [value]:
         own = entry if isinstance(entry, dict) else {"images": entry}
-        if "images" not in own or not own.keys() <= {"images", "labels"} or not all(map(_is_text, own.values())):
+        is_text = all(isinstance(text, str) and text for text in own.values())
+        if "images" not in own or not own.keys() <= {"images", "labels"} or not is_text:
             raise UsageError(
                 f"{path}: {split} must be a folder, a list file, a COCO .json, images: FOLDER with labels: FOLDER or "
                 f"JSON, or a list of these, not {entry!r}"
@@ -237,7 +217,3 @@ def _entries(path: Path, split: str, value: Any, folders: tuple[Path, ...]) -> t
         paths = {key: find_path(os.path.expanduser(text), folders) for key, text in own.items()}
         entries.append(Entry(paths["images"], paths.get("labels")))
     return tuple(entries)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""

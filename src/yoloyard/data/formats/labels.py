@@ -1,13 +1,10 @@
-"""What the labels of one image say, whatever format they are written in.
-
-Shapes: k boxes of an image.
-"""
+"""What the labels of an image, k boxes, say, whatever format they are written in."""
 
 from __future__ import annotations
 
 import codecs
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -22,10 +19,7 @@ Row = TypeVar("Row")
 
 
 def decoded(content: bytes) -> str:
-    """The text of a file: UTF-8, or UTF-16 where it begins with its mark, as PowerShell writes it.
-
-    Raises UnicodeDecodeError if it is in another encoding.
-    """
+    """A file's text: UTF-8, or UTF-16 where it begins with its mark, as of PowerShell. Raises UnicodeDecodeError."""
     return content.decode("utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
 
 
@@ -55,16 +49,17 @@ class Labels:
         self.usable = False
 
     def take_rows(
-        self, path: Path, rows: Iterable[tuple[int, Row]], parse: Callable[[Row], tuple[float, ...]], unit: str
+        self, path: Path, rows: Iterable[tuple[int | str, Row]], parse: Callable[[Row], tuple[float, ...]], unit: str
     ) -> None:
-        """Fill in the boxes of a file's rows, each given with its line.
+        """Fill in the boxes of a file's rows, each given with its line, or with what it is called there.
 
-        `parse` gives label, whether to ignore it, and xyxy, or raises LabelError, which makes the image unusable.
-        Rows that say the same are kept once, those whose box has no area are left out; `unit` is what a row is called.
+        `parse` gives label, whether to ignore it, xyxy, and more where rows of one box may differ; or it raises
+        LabelError, which makes the image unusable. Rows that say the same count once, those without area not at all;
+        `unit` is what a row is called.
         """
-        lines: dict[tuple[float, ...], int] = {}
-        for line, content in rows:
-            where = f"{path}:{line}"
+        places: dict[tuple[float, ...], int | str] = {}
+        for place, content in rows:
+            where = f"{path}:{place}" if isinstance(place, int) else f"{path} {place}"
             try:
                 row = parse(content)
             except LabelError as error:
@@ -72,14 +67,14 @@ class Labels:
                 continue
             if row[4] <= row[2] or row[5] <= row[3]:
                 self.problems.append(Problem("box without area", where, "the box has no area", f"{unit} left out"))
-            elif row in lines:
-                same = f"it says the same as line {lines[row]}"
-                self.problems.append(Problem("label twice", where, same, f"{unit} left out"))
+            elif row in places:
+                same = f"line {places[row]}" if isinstance(place, int) else places[row]
+                self.problems.append(Problem("label twice", where, f"it says the same as {same}", f"{unit} left out"))
             else:
-                lines[row] = line
-        if lines:
-            table = np.array(list(lines), dtype=np.float64)
-            self.labels, self.ignore, self.boxes = table[:, 0].astype(np.int64), table[:, 1] > 0, table[:, 2:]
+                places[row] = place
+        if places:
+            table = np.array(list(places), dtype=np.float64)
+            self.labels, self.ignore, self.boxes = table[:, 0].astype(np.int64), table[:, 1] > 0, table[:, 2:6]
 
 
 @dataclass
@@ -115,13 +110,14 @@ class LabelError(Exception):
         self.kind = kind
 
 
-def outside(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Which boxes (k, 4) xyxy leave images of `sizes` (k, 2) or (2,), height and width, beyond the tolerance."""
-    sides = np.tile(sizes[..., ::-1], 2)
-    inside = (boxes >= -TOLERANCE * sides) & (boxes <= (1 + TOLERANCE) * sides)  # false for nan
-    return np.logical_not(inside.all(-1))
+def clip(box: Sequence[float], size: tuple[int, int], said: Callable[[], str]) -> list[float]:
+    """A box xyxy cut at the edges of an image of `size` (height, width).
 
-
-def clip(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Boxes (k, 4) xyxy cut at the edges of images of `sizes` (k, 2) or (2,), height and width."""
-    return np.clip(boxes, 0, np.tile(sizes[..., ::-1], 2))
+    Raises LabelError if it leaves the image beyond the tolerance; `said` is how the file writes it.
+    """
+    height, width = size
+    sides = (width, height, width, height)
+    for value, side in zip(box, sides, strict=True):
+        if not -TOLERANCE * side <= value <= (1 + TOLERANCE) * side:
+            raise LabelError("label outside the image", f"{said()} is outside the image of {width}x{height}")
+    return [min(max(0.0, value), float(side)) for value, side in zip(box, sides, strict=True)]

@@ -29,10 +29,10 @@ SIDE_FOLDERS = frozenset((
 _SIDE_FOLDER = re.compile(r"found\.\d{3}|@gmt-[\d.-]+|lost\+found.+")  # of which there are many
 SIDE_MARKS = frozenset((RUN_MARK, "pyvenv.cfg"))  # a folder with such a file: results of a run, a Python environment
 
-# So are results of ultralytics and YOLOv5: one of each.
+# Results of ultralytics and YOLOv5 have one of each.
 _FOREIGN_RUN = (frozenset(("args.yaml", "opt.yaml", "hyp.yaml")), frozenset(("results.csv", "results.txt")))
 
-# What else holds images. It is counted, so that nobody misses them without a word.
+# What else holds images, and is counted.
 OTHER_SUFFIXES = frozenset((
     ".3gp", ".arw", ".asf", ".avi", ".avif", ".avifs", ".btf", ".cr2", ".cr3", ".dcm", ".dicom", ".dng", ".exif",
     ".exr", ".fits", ".flv", ".geotiff", ".gif", ".gtiff", ".h264", ".hdp", ".hdr", ".heic", ".heics", ".heif", ".hif",
@@ -47,7 +47,6 @@ _NO_IMAGES = (".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".npy", ".npz", 
 _CHANGED_NAME = re.compile(r"(?i:\.(jpe?g|png|bmp|tiff?|webp))|^(?!Makefile$|Dockerfile$)(?=.*[^A-Z])[^.]+$")
 
 SHOWN_FOLDERS = 5
-
 Places = list[tuple[str, list[Path]]]  # suffixes of label files, each with folders; best first
 
 
@@ -114,11 +113,6 @@ def search_folder(folder: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> Se
     return search
 
 
-def is_image(name: str) -> bool:
-    """Whether a file of this name counts as an image."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
-
-
 def is_side_folder(name: str) -> bool:
     """Whether a folder of this name is hidden, or of a program that keeps images of its own in it."""
     lower = name.lower()
@@ -135,8 +129,7 @@ def spellings(entry: str) -> list[str]:
     """What the file may be called that a list, a JSON or a data.yaml calls `entry`; best first.
 
     Windows has backslashes, and drives, after which the longest end of the path that is there counts. Exports of
-    Roboflow and CVAT have a `../` or `data/` too much. macOS writes a letter with its accent as two characters
-    (NFD), others as one (NFC).
+    Roboflow and CVAT have a `../` or `data/` too much. macOS writes accents as letters of their own (NFD).
     """
     forms = [entry]
     if "\\" in entry:
@@ -170,18 +163,23 @@ def label_places(folder: Path, images: Path | None = None, labels: Path | None =
     The last folder `images` (or another name of the format) in the path is replaced by `labels` (or another), or the
     file is beside the image. With `labels`, which has the same folders as `images`, it is below that alone.
     """
-    formats = image_formats()
     if images is not None and labels is not None:
         mirrored = [labels / form for form in in_forms(str(folder.relative_to(images)))]
-        return [(each.suffix, mirrored) for each in formats]
-    return [(each.suffix, [*_mirrored(folder, each.image_folders, each.label_folders), folder]) for each in formats]
+        return [(each.suffix, mirrored) for each in image_formats()]
+    places: Places = []
+    for each in image_formats():
+        own: list[Path] = []
+        if above := next((above for above in (folder, *folder.parents) if above.name in each.image_folders), None):
+            forms = in_forms(str(folder.relative_to(above)))
+            own = [above.parent / name / form for name in each.label_folders for form in forms]
+        places.append((each.suffix, [*own, folder]))
+    return places
 
 
 def find_label(stem: str, places: Places, known: dict[Path, dict[str, str]]) -> Path:
     """The label file of the image called `stem`; its first place if there is none.
 
-    `known` holds what is in each folder, and is filled: thousands of images share a folder, which is listed once.
-    Raises UserError if a folder can't be read.
+    `known` keeps what is in each folder, so that it is listed once. Raises UserError if a folder can't be read.
     """
     for suffix, folders in places:
         name = stem + suffix
@@ -205,7 +203,6 @@ def _label_files(folder: Path) -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        error.filename = str(folder)
         return _unreadable_folder(error)
     found = dict(zip(names, names, strict=True))
     for name in names:
@@ -213,15 +210,6 @@ def _label_files(folder: Path) -> dict[str, str]:
             stem, suffix = os.path.splitext(name)
             found.setdefault(composed(stem) + suffix.lower(), name)
     return found
-
-
-def _mirrored(folder: Path, image_folders: tuple[str, ...], label_folders: tuple[str, ...]) -> list[Path]:
-    parts = folder.parts
-    last = max((position for position, part in enumerate(parts) if part in image_folders), default=None)
-    if last is None:
-        return []
-    forms = in_forms("/".join(parts[last + 1 :]))
-    return [Path(*parts[:last], name, form) for name in label_folders for form in forms]
 
 
 def _unreadable_folder(error: OSError) -> NoReturn:

@@ -15,7 +15,7 @@ from yoloyard.common.errors import UsageError, UserError
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec, Entry
 from yoloyard.data.formats.labels import decoded
-from yoloyard.data.formats.layout import Places, find_label, find_path, is_image, label_places, search_folder, spellings
+from yoloyard.data.formats.layout import Places, find_label, find_path, label_places, search_folder, spellings
 from yoloyard.data.formats.table import IMAGE_FOLDERS, SplitFormat, image_formats, label_suffixes
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 
@@ -32,10 +32,7 @@ class SourceImage:
 
 @dataclass(frozen=True)
 class SplitFile:
-    """A file with the labels of many images, as bytes.
-
-    Parsing a large one takes seconds; whether an index of it is kept is known without.
-    """
+    """A file with the labels of many images, as bytes: parsing them is often spared, since an index is kept."""
 
     path: Path
     format: SplitFormat
@@ -60,10 +57,6 @@ class Sources:
     watched: set[str] = field(default_factory=set)  # all folders whose content decides what else is in here
     lists: set[str] = field(default_factory=set)  # so do these files
 
-    def label_place(self) -> Path:
-        """Where the labels of the first image are looked for."""
-        return self.split_files[0].path if self.split_files else self.images[0].labels
-
 
 def find_sources(spec: DataSpec, split: str) -> Sources:
     """The files of a split. Folders are searched as `search_folder` does; images are told by their suffix.
@@ -87,13 +80,25 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
             raise UserError(f"{spec.path}: {split} has images: {entry.path}, which is not a folder")
         images = _images_of(entry, spec, sources)
         folders += [str(entry.path)] if os.path.isdir(entry.path) else {os.path.dirname(image) for image in images}
-        labels_of |= _label_paths([image for image in images if image not in labels_of], entry, sources.watched)
+        places: dict[str, Places] = {}  # for each folder of images
+        listed: dict[Path, dict[str, str]] = {}
+        for folder, name in (os.path.split(image) for image in images if image not in labels_of):
+            if folder not in places:
+                places[folder] = label_places(Path(folder), entry.path, entry.labels)
+                sources.watched.update(str(place) for _, own in places[folder] for place in own)
+            labels_of[os.path.join(folder, name)] = find_label(os.path.splitext(name)[0], places[folder], listed)
     if not labels_of and not sources.split_files:
         where = ", ".join(str(entry.path) for entry in entries)
         reason = f"; first problem: {sources.problems[0]}" if sources.problems else ""
         raise UserError(f"no images for {split!r} in {where} ({', '.join(sorted(IMAGE_SUFFIXES))} count){reason}")
-    sources.images = [SourceImage(Path(image), labels_of[image]) for image in sorted(labels_of)]
-    sources.problems += _shared_labels(sources.images)
+    images_of: dict[Path, list[str]] = defaultdict(list)
+    for image, labels in sorted(labels_of.items()):
+        sources.images.append(SourceImage(Path(image), labels))
+        images_of[labels].append(os.path.basename(image))
+    for labels, own in images_of.items():
+        if len(own) > 1 and os.path.exists(labels):
+            what = f"it is the label file of {' and '.join(own)}; each gets its boxes"
+            sources.problems.append(Problem("label of two images", str(labels), what))
     if folders:
         sources.folder = Path(os.path.commonpath(folders))
     # Labels that a list file doesn't mention are no mistake, and a folder that is named may serve several splits.
@@ -103,7 +108,7 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
 
 
 def _images_of(entry: Entry, spec: DataSpec, sources: Sources) -> list[str]:
-    """The images of a folder, of a list file, or a single one; what else is to be known of them goes to `sources`."""
+    """The images of a folder, of a list file, or a single one; what was passed over or watched goes to `sources`."""
     if os.path.isdir(entry.path):
         search = search_folder(entry.path)
         sources.watched.update(search.folders)
@@ -115,34 +120,6 @@ def _images_of(entry: Entry, spec: DataSpec, sources: Sources) -> list[str]:
         images = _images_listed(entry.path, (spec.root, spec.path.parent), sources)
     sources.watched.update(os.path.dirname(image) for image in images)
     return images
-
-
-def _label_paths(images: list[str], entry: Entry, watched: set[str]) -> dict[str, Path]:
-    """The label file of each image; `watched` is joined by the folders that they may be in."""
-    found: dict[str, Path] = {}
-    places: dict[str, Places] = {}  # for each folder of images
-    listed: dict[Path, dict[str, str]] = {}
-    for image in images:
-        folder, name = os.path.split(image)
-        if folder not in places:
-            places[folder] = label_places(Path(folder), entry.path, entry.labels)
-            watched.update(str(place) for _, own in places[folder] for place in own)
-        found[image] = find_label(os.path.splitext(name)[0], places[folder], listed)
-    return found
-
-
-def _shared_labels(images: list[SourceImage]) -> list[Problem]:
-    """Label files that belong to several images by their name."""
-    if len({image.labels for image in images}) == len(images):
-        return []
-    images_of: dict[Path, list[str]] = defaultdict(list)
-    for image in images:
-        images_of[image.labels].append(image.path.name)
-    return [
-        Problem("label of two images", str(labels), f"it is the label file of {' and '.join(own)}; each gets its boxes")
-        for labels, own in images_of.items()
-        if len(own) > 1 and os.path.exists(labels)
-    ]
 
 
 def _labels_without_image(images: list[SourceImage]) -> list[Problem]:
@@ -162,8 +139,13 @@ def _find_split_file(entry: Entry, form: SplitFormat, spec: DataSpec, split: str
     names = form.file_names(path, content)
     if not names:
         raise UserError(f"{path}: no images for {split!r}; COCO JSON lists images, each with a file_name")
-    folders = [entry.path, entry.path.parent] if entry.labels is not None else _image_folders(path, spec.root, split)
-    folders = list(dict.fromkeys(folders))
+    if entry.labels is not None:
+        folders = [entry.path, entry.path.parent]
+    else:  # beside the file, a folder higher, at the data.yaml's root
+        own = path.stem.removeprefix("instances_")
+        below = ("", "images", f"images/{split}", f"images/{own}", own, split)
+        above = (path.parent, path.parent.parent, spec.root)
+        folders = list(dict.fromkeys(folder / name for folder in above for name in below))
     watched |= {os.path.join(*pair) for pair in itertools.product(folders, _folders_named(names))}
     there = [folder for folder in folders if os.path.isdir(folder)]
     for name, folder in itertools.product(names, there):
@@ -175,30 +157,26 @@ def _find_split_file(entry: Entry, form: SplitFormat, spec: DataSpec, split: str
     )
 
 
-def _image_folders(path: Path, root: Path, split: str) -> list[Path]:
-    """Where the images of a split's file may be: beside it, a folder higher, at the data.yaml's root."""
-    own = path.stem.removeprefix("instances_")
-    below = ("", "images", f"images/{split}", f"images/{own}", own, split)
-    return [folder / name for folder in (path.parent, path.parent.parent, root) for name in below]
-
-
 def _images_listed(list_file: Path, roots: tuple[Path, ...], sources: Sources) -> list[str]:
-    """The images named by a text file, one a line, below one of `roots` or beside the file.
-
-    Lines whose file does not exist go to the problems of `sources`. Below a folder ImageSets, lines are first looked
-    for in the folder JPEGImages or images beside it, with or without a suffix, as Pascal VOC has them.
-    """
+    """The images named by a text file, one a line, below one of `roots` or beside the file."""
     try:
         lines = decoded(list_file.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{list_file} is neither a folder nor a text file that lists images ({error})") from error
-    voc_folder, by_stem = _voc_folder_of(list_file), functools.cache(_images_by_stem)
+    voc_folder, by_stem = None, functools.cache(_images_by_stem)
+    # Below a folder ImageSets, lines are first looked for beside it, with or without a suffix, as Pascal VOC has them.
+    if above := next((folder.parent for folder in list_file.parents[:2] if folder.name == "ImageSets"), None):
+        places = [above / name for name in reversed(IMAGE_FOLDERS)]
+        voc_folder = next(filter(os.path.isdir, places), places[0])
     images: list[str] = []
     mentioned: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        where, readings = f"{list_file}:{number}", _readings(line.strip())
+        # It may be quoted, and have a second column: a label file, or whether it has a class of Pascal VOC: 1, 0, -1.
+        line, where = line.strip(), f"{list_file}:{number}"
+        first = re.sub(r"""\s+(-?1|0|\S+\.(?i:xml|txt)["']?)$""", "", line)
+        readings = list(dict.fromkeys(filter(None, (line, line.strip("\"'"), first.strip("\"'")))))
         if voc_folder is not None and (found := _voc_images(readings, voc_folder, by_stem)):
             images.append(found[0])
             if len(found) > 1:
@@ -209,48 +187,24 @@ def _images_listed(list_file: Path, roots: tuple[Path, ...], sources: Sources) -
         is_beside = readings[-1].startswith("./")
         folders = (list_file.parent, *roots) if is_beside else (*roots, list_file.parent)
         found_paths = [str(find_path(each, folders)) for each in readings]
-        image = next(filter(os.path.isfile, found_paths), None)
-        if image is not None:
+        if image := next(filter(os.path.isfile, found_paths), None):
             images.append(image)
         else:
             looked = found_paths[-1] if voc_folder is None else voc_folder / f"{readings[-1]}.jpg"
             sources.problems.append(Problem("image missing", where, f"there is no image {looked}"))
     sources.lists.add(str(list_file))
     voc_folders = [] if voc_folder is None else [voc_folder]
-    places = itertools.product((list_file.parent, *roots, *voc_folders), _folders_named(mentioned))
-    sources.watched.update(map(str, voc_folders), (os.path.normpath(folder / each) for folder, each in places))
+    looked_in = itertools.product((list_file.parent, *roots, *voc_folders), _folders_named(mentioned))
+    sources.watched.update(map(str, voc_folders), (os.path.normpath(folder / each) for folder, each in looked_in))
     return images
 
 
 def _folders_named(entries: Iterable[str]) -> set[str]:
-    """The folders that these files may be in, as their names say."""
     return {os.path.dirname(each) for entry in entries for each in spellings(entry)}
 
 
-def _voc_folder_of(list_file: Path) -> Path | None:
-    """The folder of images that a list below a folder ImageSets speaks of."""
-    above = next((folder.parent for folder in list_file.parents[:2] if folder.name == "ImageSets"), None)
-    if above is None:
-        return None
-    places = [above / name for name in reversed(IMAGE_FOLDERS)]
-    return next((place for place in places if os.path.isdir(place)), places[0])
-
-
-def _readings(line: str) -> list[str]:
-    """What a line of a list may name: all of it, without quotes, without a second column.
-
-    That is a label file, or a class's 1, 0 or -1 of Pascal VOC: whether the image has it.
-    """
-    first = re.sub(r"""\s+(-?1|0|\S+\.(?i:xml|txt)["']?)$""", "", line)
-    return list(dict.fromkeys(filter(None, (line, line.strip("\"'"), first.strip("\"'")))))
-
-
 def _voc_images(readings: list[str], voc_folder: Path, by_stem: Callable[[str], dict[str, list[str]]]) -> list[str]:
-    """The image that a line of a list of Pascal VOC means; several that differ in their suffix; none.
-
-    It names a file below `voc_folder`, mostly without a suffix, sometimes with its own or the label's, and with a
-    folder.
-    """
+    """The image below `voc_folder` that a line means, mostly without a suffix; several that differ in it; none."""
     own_folders = "|".join((*IMAGE_FOLDERS, *(name for form in image_formats() for name in form.label_folders)))
     for text in readings:
         for each in spellings(text):
@@ -267,7 +221,9 @@ def _voc_images(readings: list[str], voc_folder: Path, by_stem: Callable[[str], 
 def _images_by_stem(folder: str) -> dict[str, list[str]]:
     """The images in `folder` by their names with and without suffix."""
     found: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(filter(is_image, os.listdir(folder))) if os.path.isdir(folder) else []:
-        found[os.path.splitext(name)[0]].append(name)
-        found[name].append(name)
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
+            found[stem].append(name)
+            found[name].append(name)
     return found

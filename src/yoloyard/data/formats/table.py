@@ -48,16 +48,16 @@ FORMATS: dict[str, ImageFormat | SplitFormat] = {
     "yolo": ImageFormat(".txt", yolo_txt.parse_yolo_files, yolo_txt.format_yolo, keeps_ignore=False),
     "coco": SplitFormat(
         ".json",
-        coco_json.read_coco_file,
-        coco_json.file_names_in,
-        coco_json.category_names,
-        coco_json.parse_coco,
-        coco_json.format_coco,
+        read=coco_json.read_coco_file,
+        file_names=coco_json.file_names_in,
+        class_names=coco_json.category_names,
+        parse=coco_json.parse_coco,
+        format=coco_json.format_coco,
     ),
     "voc": ImageFormat(
         ".xml",
-        voc_xml.parse_voc_files,
-        voc_xml.format_voc,
+        parse=voc_xml.parse_voc_files,
+        format=voc_xml.format_voc,
         image_folders=IMAGE_FOLDERS,
         label_folders=("labels", "Annotations", "annotations"),
         written_to=("JPEGImages", "Annotations"),
@@ -77,22 +77,10 @@ def label_suffixes() -> frozenset[str]:
     return frozenset(each.suffix for each in image_formats())
 
 
-def split_format(path: Path) -> SplitFormat | None:
-    """The format of a file for all images of a split; None if `path` is something else."""
-    formats = (each for each in FORMATS.values() if isinstance(each, SplitFormat))
-    return next((each for each in formats if each.suffix == path.suffix.lower()), None)
-
-
 def parse_label_files(
-    files: Sequence[tuple[Path, bytes]],
-    names: Sequence[str],
-    sizes: Sequence[tuple[int, int]],
-    keypoint_values: int = 0,
+    files: Sequence[tuple[Path, bytes]], names: Sequence[str], sizes: Sequence[tuple[int, int]], keypoint_values: int
 ) -> list[Labels]:
-    """The labels of N files, each given with its content, for images of `sizes` (height, width).
-
-    `keypoint_values`: how many numbers of keypoints follow the box in a row of text.
-    """
+    """The labels of N files, each given with its content; see `ImageFormat.parse`."""
     labels: dict[int, Labels] = {}
     for form in image_formats():
         own = [number for number, (path, _) in enumerate(files) if path.suffix.lower() == form.suffix]

@@ -6,6 +6,7 @@ Pixels are taken as they stand, as edges: xmin 0 is the left edge of the image, 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -13,10 +14,8 @@ from pathlib import Path
 from xml.parsers import expat
 from xml.sax.saxutils import escape
 
-import numpy as np
-
 from yoloyard.common.errors import UserError
-from yoloyard.data.formats.labels import LabelError, LabelledImage, Labels, clip, composed, decoded, is_set, outside
+from yoloyard.data.formats.labels import LabelError, LabelledImage, Labels, clip, composed, decoded, is_set
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 # What programs call GB2312 mostly has characters of its extension; so with the others (WHATWG's Encoding Standard).
@@ -33,14 +32,16 @@ Fields = dict[str, str]  # texts by the names of the elements that lead to them,
 def parse_voc(path: Path, content: bytes, names: Sequence[str], size: tuple[int, int]) -> Labels:
     """Boxes of an XML file, clipped to the image of `size` (height, width); difficult objects are to be ignored.
 
-    An object without <bndbox> but with <polygon> (x1, y1, x2, y2 ...) becomes its bounds. Objects that say the same
-    are kept once, those whose box has no area are left out. An object that is wrong makes the image unusable, and so
-    does a <size> that isn't the image's.
+    An object without <bndbox> but with <polygon> (x1, y1, x2, y2 ...) becomes its bounds. An object that is wrong makes
+    the image unusable, and so does a <size> that isn't the image's.
     """
     result = Labels()
     try:
         fields, objects = read_objects(content)
-        _check_size(fields, size)
+        said = [_number(fields, tag) if fields.get(tag) else 0 for tag in ("size/height", "size/width")]
+        if all(said) and said != list(size):
+            what = f"it says {said[1]:g}x{said[0]:g} pixels, the image has {size[1]}x{size[0]}"
+            raise LabelError("image size differs", what)
     except expat.ExpatError as error:
         result.refuse("label malformed", f"{path}:{error.lineno}", f"not valid XML ({expat.ErrorString(error.code)})")
         return result
@@ -55,10 +56,9 @@ def parse_voc(path: Path, content: bytes, names: Sequence[str], size: tuple[int,
 
 
 def read_objects(content: bytes) -> tuple[Fields, list[tuple[int, Fields]]]:
-    """The texts outside of objects, and each object with the line of its <object>.
+    """The texts outside of objects, and each object with its line. Raises ExpatError if it isn't XML, or LabelError.
 
-    Raises ExpatError if it isn't XML, LabelError if its root is not <annotation> or if it has a document type
-    definition: its entities could make gigabytes of a few bytes, or read other files.
+    A document type definition is refused: its entities could make gigabytes of a few bytes, or read other files.
     """
     parser = expat.ParserCreate()
     fields: Fields = {}
@@ -95,18 +95,15 @@ def read_objects(content: bytes) -> tuple[Fields, list[tuple[int, Fields]]]:
 
 
 def _readable(content: bytes) -> bytes | str:
-    """The content, decoded where expat doesn't know the encoding or where the declaration is wrong or not at the start.
-
-    A byte order mark counts for more than what the file says, and where that can be read as ASCII it isn't UTF-16.
-    Raises LookupError if Python doesn't know the encoding, UnicodeDecodeError if the content is in another one.
-    """
+    """The content, decoded where expat doesn't know the encoding or the declaration is wrong or not at the start."""
     said = _ENCODING.match(content)
     label = re.sub("^(x-)+", "", said[1].decode().lower()) if said else "utf-8"
-    if content.startswith(_MARKS):
+    if content.startswith(_MARKS):  # they count for more than what the file says
         text = decoded(content)
     elif label in _BY_EXPAT and content[:1] in b"<\0":
         return content
     else:
+        # What could be read as ASCII isn't UTF-16.
         label = "utf-8" if re.search(r"utf.?(16|32)|ucs|unicode", label) else label
         text = content.decode(_EXTENSIONS.get(codecs.lookup(label).name, label))
     return _DECLARATION.sub(lambda found: "\n" * found[0].count("\n"), text)
@@ -147,15 +144,7 @@ def format_voc(image: LabelledImage, names: Sequence[str]) -> str:
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def _check_size(fields: Fields, size: tuple[int, int]) -> None:
-    said = [_number(fields, tag) if fields.get(tag) else 0 for tag in ("size/height", "size/width")]
-    if all(said) and said != list(size):
-        what = f"it says {said[1]:g}x{said[0]:g} pixels, the image has {size[1]}x{size[0]}"
-        raise LabelError("image size differs", what)
-
-
 def _parse_object(own: Fields, classes: dict[str, int], size: tuple[int, int]) -> tuple[float, ...]:
-    """Class, ignore and clipped xyxy of an object; raises LabelError with the reason if it is wrong."""
     name = own.get("name", "")
     if composed(name) not in classes:
         raise LabelError("class unknown", f"class {name!r} is not one of {', '.join(classes)}" if name else "no name")
@@ -171,22 +160,14 @@ def _parse_object(own: Fields, classes: dict[str, int], size: tuple[int, int]) -
         raise LabelError("label malformed", "the object has neither bndbox nor polygon")
     if box[2] < box[0] or box[3] < box[1]:
         raise LabelError("box without area", f"the size {box[2] - box[0]:g} {box[3] - box[1]:g} is negative")
-    corners = np.array(box)
-    if outside(corners, np.array(size)):
-        said = " ".join(f"{value:g}" for value in box)
-        raise LabelError("label outside the image", f"the box {said} is outside the image of {size[1]}x{size[0]}")
-    difficult = is_set(own.get("difficult", ""))
-    return float(classes[composed(name)]), float(difficult), *clip(corners, np.array(size)).tolist()
+    corners = clip(box, size, lambda: f"the box {' '.join(f'{value:g}' for value in box)}")
+    return classes[composed(name)], is_set(own.get("difficult")), *corners
 
 
 def _number(fields: Fields, tag: str) -> float:
-    text = fields.get(tag)
-    if text is None:
+    if tag not in fields:
         raise LabelError("label malformed", f"there is no {tag}")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise LabelError("label malformed", f"{tag} is {text!r}, not a number")
-    return value
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(fields[tag])):
+            return value
+    raise LabelError("label malformed", f"{tag} is {fields[tag]!r}, not a number")

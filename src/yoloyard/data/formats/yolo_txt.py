@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,8 +12,7 @@ import numpy as np
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.labels import TOLERANCE, LabelError, LabelledImage, Labels, decoded
 
-WITH_SCORE = 6  # words of a row of predictions: class cx cy w h score
-WITH_TRACK = 7  # the same and the number of a track
+WITH_SCORE, WITH_TRACK = 6, 7  # words of a row of predictions: class cx cy w h score, and the number of a track
 POSE_ROWS = 3  # so many rows must have their points in a box, and this share of all, to be taken for keypoints
 POSE_SHARE = 0.9
 PARSED_AT_ONCE_BYTES = 2**20  # their words take about twenty times as much meanwhile
@@ -24,43 +24,32 @@ def parse_plain_yolo(files: Sequence[bytes], num_classes: int, sizes: np.ndarray
 
     These are the files that have anything but rows `class cx cy w h` without a mistake. `sizes` (N, 2) height, width.
     """
-    result: list[Labels | None] = [None] * len(files)
-    plain = [number for number, content in enumerate(files) if not content.translate(None, PLAIN_BYTES)]
-    text = b"".join(files[number] + b"\n" for number in plain)
-    try:
-        values = np.fromiter(map(float, text.split()), np.float64)
-    except ValueError:  # such as 1-2 in one of them
-        if len(files) == 1:
-            return result
-        half = len(files) // 2
-        parts = (files[:half], sizes[:half]), (files[half:], sizes[half:])
-        return [own for some, some_sizes in parts for own in parse_plain_yolo(some, num_classes, some_sizes)]
-    characters = np.frombuffer(text, np.uint8)
-    is_space = characters <= ord(" ")
-    words = np.flatnonzero(~is_space & np.concatenate(([True], is_space[:-1])))  # where each begins
-    lines = np.cumsum((characters == ord("\n")) | (characters == ord("\r")))[words]
-    firsts = np.flatnonzero(np.diff(lines, prepend=-1))  # the first word of each row
-    ends = np.cumsum([len(files[number]) + 1 for number in plain])
-    file_of = np.searchsorted(ends, words[firsts], side="right")
-    lengths = np.diff(firsts, append=len(words))
-    is_box = lengths == 5
-    rows, file_of_box = values[np.repeat(is_box, lengths)].reshape(-1, 5), file_of[is_box]
+    values: dict[int, list[float]] = {}  # of the files that have rows of five numbers alone
+    for number, content in enumerate(files):
+        if content.translate(None, PLAIN_BYTES):
+            continue
+        words = list(map(bytes.split, content.splitlines()))
+        if {0, 5}.issuperset(map(len, words)):
+            with contextlib.suppress(ValueError):  # such as 1-2
+                values[number] = list(map(float, itertools.chain.from_iterable(words)))
+    rows = np.fromiter(itertools.chain.from_iterable(values.values()), np.float64).reshape(-1, 5)
+    counts = [len(each) // 5 for each in values.values()]
+    file_of = np.repeat(list(values), counts)
     labels, centres, sides = rows[:, 0], rows[:, 1:3], rows[:, 3:]
     corners = np.clip(np.concatenate((centres - sides / 2, centres + sides / 2), axis=1), 0, 1)
     is_sound = (labels == np.floor(labels)) & (labels >= 0) & (labels < num_classes) & (sides >= 0).all(axis=1)
     is_sound &= ((rows[:, 1:] >= -TOLERANCE) & (rows[:, 1:] <= 1 + TOLERANCE)).all(axis=1)
     is_sound &= (corners[:, :2] < corners[:, 2:]).all(axis=1)
-    boxes_of_files = np.column_stack((file_of_box, labels, corners))
-    _, same, counts = np.unique(boxes_of_files, axis=0, return_inverse=True, return_counts=True)
-    is_sound &= counts[same.reshape(-1)] == 1
-    doubtful = {*file_of[~is_box].tolist(), *file_of_box[~is_sound].tolist()}
-    starts = np.searchsorted(file_of_box, np.arange(len(plain) + 1))
-    scale = np.tile(sizes[plain][:, ::-1], 2)
-    for position, number in enumerate(plain):
-        if position not in doubtful:
-            here = slice(starts[position], starts[position + 1])
-            boxes = corners[here] * scale[position]
-            result[number] = Labels(boxes, labels[here].astype(np.int64), np.zeros(len(boxes), bool))
+    boxes_of_files = np.column_stack((file_of, labels, corners))
+    _, same, times = np.unique(boxes_of_files, axis=0, return_inverse=True, return_counts=True)
+    is_sound &= times[same.reshape(-1)] == 1
+    doubtful = set(file_of[~is_sound].tolist())
+    result: list[Labels | None] = [None] * len(files)
+    ends, scale = np.cumsum(counts, dtype=int).tolist(), np.tile(sizes[:, ::-1], 2)
+    for number, count, end in zip(values, counts, ends, strict=True):
+        if number not in doubtful:
+            here = slice(end - count, end)
+            result[number] = Labels(corners[here] * scale[number], labels[here].astype(np.int64), np.zeros(count, bool))
     return result
 
 
@@ -68,10 +57,9 @@ def parse_yolo(path: Path, content: bytes, num_classes: int, size: tuple[int, in
     """Boxes of a text file: rows `class cx cy w h` or `class x1 y1 x2 y2 x3 y3 ...` (a polygon), as fractions.
 
     Both kinds may be mixed; a polygon becomes its bounds. With `keypoint_values` there are no polygons: a box is
-    followed by so many numbers, which are left out. A sixth number, the score that programs write of what they
-    predicted, and a seventh, the number of a track, are left out too, and said. Boxes are clipped to the image of
-    `size` (height, width); rows that say the same are kept once, rows whose box has no area are left out. A row that is
-    wrong makes the image unusable.
+    followed by so many numbers, which are left out. So are, with a warning, a sixth number, the score of a prediction,
+    and a seventh, the number of a track. Boxes are clipped to the image of `size` (height, width). A row that is wrong
+    makes the image unusable.
     """
     result = Labels()
     try:
@@ -107,8 +95,7 @@ def parse_yolo_files(
 def pose_problem(files: Iterable[tuple[Path, bytes]]) -> list[Problem]:
     """A warning where the rows of label files, each given with its content, seem to be boxes with keypoints.
 
-    All rows with more than a box and a score have the same length, and nearly all have their points in the box that
-    the first four numbers are, which is in the image.
+    All rows longer than a box and a score have one length, and nearly all their points in the box of four numbers.
     """
     texts = [(path, content) for path, content in files if path.suffix.lower() == ".txt"]
     # Files of boxes alone are told without a look at each row.
@@ -156,7 +143,7 @@ def format_yolo(image: LabelledImage, names: Sequence[str]) -> str:
 
 
 def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tuple[float, ...]:
-    """Class, 0 (not to be ignored) and clipped xyxy of a row; raises LabelError with the reason if the row is wrong."""
+    """Class, 0 (not to be ignored) and clipped xyxy of a row."""
     numbers: list[float] = []
     for word in words:
         try:
@@ -191,12 +178,10 @@ def _parse_row(words: list[str], num_classes: int, keypoint_values: int) -> tupl
 
 
 def _is_tracked(words: list[str]) -> bool:
-    """Whether a row is `class cx cy w h score track`: its last word is a whole number, or 1 after a box in the image.
-
-    With a point at the lower edge, a triangle may end in 1 too; its first two points are hardly such a box.
-    """
+    """Whether a row is `class cx cy w h score track`: its last is a whole number, or 1 after a box in the image."""
     if len(words) != WITH_TRACK or not words[-1].isdecimal() or words[-1].strip("0") == "":
         return False
+    # A triangle may end in 1, too; its first two points are hardly such a box.
     return words[-1] != "1" or _is_in_image(np.array(words[1:5], np.float64))
 
 

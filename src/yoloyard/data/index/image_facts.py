@@ -1,7 +1,6 @@
 """What each image file of a data set is: its size, or why it can't be used, and what duplicates of it are found by.
 
 Every file is read and decoded as a whole once, so that damage is found before training; the facts are kept in a cache.
-N images.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from yoloyard.data.store import Store, map_arrays, stamp, write_arrays
 
 log = logging.getLogger(__name__)
 
-# Its version also stands for what counts as damage.
-IMAGE_FACTS = Store("images", ".safetensors", version=2, kept=50)
+IMAGE_FACTS = Store("images", ".safetensors", version=2, kept=50)  # the version also stands for what counts as damage
 MIN_SIDE_PIXELS = 10  # below it nothing can be seen
 THUMBNAIL_SIDE_PIXELS = 32
 UNREAD = bytes(16)  # the digest of a file that can't be read
@@ -42,43 +40,32 @@ class ImageFacts:
     problem: Problem | None = None  # why it can't be used
 
 
-def examine(paths: Sequence[Path], folder: Path | None = None, name: str = "") -> list[ImageFacts]:
+def examine(paths: Sequence[Path], name: str = "") -> list[ImageFacts]:
     """The facts of N image files, in their order; decoded are only those that have changed since they were kept.
 
-    `folder` is where the facts are kept, None: nowhere. A line comes before many images are read for the first time;
-    `name` is what it calls them.
+    A line comes before many images are read for the first time; `name` is what it calls them.
     """
-    keys = [os.fsencode(path) for path in paths]
-    stamps = map_in_threads(stamp, paths, usable_cores())
-    kept: dict[bytes, Entry] = {}
-    if folder is not None:
-        # Other lists name images of the same folders, as train.txt and val.txt do.
-        file = IMAGE_FACTS.path(sorted({os.path.dirname(os.fsdecode(key)) for key in keys}), folder)
-        kept = IMAGE_FACTS.find(file, _read) or {}
-    fresh = [
-        position
-        for position, (key, own) in enumerate(zip(keys, stamps, strict=True))
-        if not own or key not in kept or kept[key][0] != own
-    ]
+    keys, stamps = list(map(os.fsencode, paths)), map_in_threads(stamp, paths, usable_cores())
+    # Other lists name images of the same folders, as train.txt and val.txt do.
+    file = IMAGE_FACTS.path(sorted({os.path.dirname(os.fsdecode(key)) for key in keys}))
+    entries = IMAGE_FACTS.find(file, _read) or {}
+    pairs = dict(zip(keys, stamps, strict=True))
+    fresh = {key: own for key, own in pairs.items() if not own or key not in entries or entries[key][0] != own}
     if len(fresh) >= TOLD_FROM_IMAGES:
         log.info(f"examining {len(fresh):,} images{f' of {name}' if name else ''} for the first time")
-    # Images may be large and few, so that all threads should have some.
-    examined = map_in_threads(_examine_file, [paths[position] for position in fresh], usable_cores(), at_once=4)
-    new = dict(zip(fresh, examined, strict=True))
-    facts = [new[position] if position in new else kept[key][1] for position, key in enumerate(keys)]
-    if folder is not None and fresh:
-        own_entries = {
-            key: (own, each)
-            for key, own, each in zip(keys, stamps, facts, strict=True)
-            if own and each.digest != UNREAD  # whether a file may be read changes without a trace in it
-        }
-        others = {key: entry for key, entry in kept.items() if key not in own_entries and os.path.exists(key)}
-        IMAGE_FACTS.write(file, lambda temporary: _write(temporary, others | own_entries))
-    return facts
+    if fresh:
+        # Images may be large and few, so that all threads should have some.
+        facts = map_in_threads(_examine_file, list(fresh), usable_cores(), at_once=4)
+        entries |= {key: (own, each) for (key, own), each in zip(fresh.items(), facts, strict=True)}
+        there = ((key, each) for key, each in entries.items() if key in pairs or os.path.exists(key))
+        # Whether a file may be read changes without a trace in it.
+        kept = {key: (own, each) for key, (own, each) in there if own and each.digest != UNREAD}
+        IMAGE_FACTS.write(file, lambda temporary: _write(temporary, kept))
+    return [entries[key][1] for key in keys]
 
 
-def _examine_file(path: Path) -> ImageFacts:
-    digest = UNREAD
+def _examine_file(key: bytes) -> ImageFacts:
+    path, digest = Path(os.fsdecode(key)), UNREAD
     try:
         data = path.read_bytes()
         digest = hashlib.blake2b(data, digest_size=16).digest()
@@ -94,11 +81,10 @@ def _examine_file(path: Path) -> ImageFacts:
     return ImageFacts(0, 0, digest, thumbnail, Problem(kind, str(path), what, "image skipped"))
 
 
-Entry = tuple[list[int], ImageFacts]
+Entry = tuple[list[int], ImageFacts]  # of an image: its stamp, its facts
 
 
 def _read(file: Path) -> dict[bytes, Entry]:
-    """Stamp and facts of each image by its path."""
     arrays, problems = map_arrays(file)
     found: dict[bytes, Entry] = {}
     keys, stamps, sizes = arrays["paths"].tobytes().split(b"\0"), arrays["stamps"].tolist(), arrays["sizes"].tolist()

@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Self, TypeVar, overload
 
@@ -25,21 +25,19 @@ from yoloyard.data.formats.data_yaml import DataSpec
 from yoloyard.data.formats.labels import Labels
 from yoloyard.data.formats.sources import SourceImage, Sources, find_sources
 from yoloyard.data.formats.table import label_suffixes
-from yoloyard.data.index.image_facts import IMAGE_FACTS
 from yoloyard.data.index.read import ReadSplit, read_sources
 from yoloyard.data.index.unchanged import NOTES, look, noted, write_note
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 from yoloyard.data.store import Store, alone, map_arrays, stamp, write_arrays
 
-# Its version also stands for how labels are understood.
-INDEXES = Store("index", ".safetensors", version=6, kept=50)
+INDEXES = Store("index", ".safetensors", version=6, kept=50)  # the version also stands for how labels are understood
 READING_THREADS = 4  # files on network disks come one round trip each
 
 Item = TypeVar("Item")
 
 
 class Stored(Sequence[Item]):
-    """Texts, or what `make` makes of them, in one array of bytes, so that a hundred thousand are shared, not copied."""
+    """Texts, or what `make` makes of them, in one array of bytes, which processes share."""
 
     make: Callable[[str], Item]
 
@@ -63,26 +61,22 @@ class Stored(Sequence[Item]):
 
     def __getitem__(self, position: int | slice) -> Item | Sequence[Item]:
         if isinstance(position, slice):
-            return [self[each] for each in range(*position.indices(len(self)))]
+            return [self[each] for each in range(len(self))[position]]
         position = range(len(self))[position]
         return type(self).make(os.fsdecode(self.text[self.offsets[position] : self.offsets[position + 1]].tobytes()))
 
 
 class Texts(Stored[str]):
-    """Texts in one array of bytes."""
-
     make = str
 
 
 class Paths(Stored[Path]):
-    """Paths in one array of bytes."""
-
     make = Path
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Images and boxes of a split. The position of an image in it is its image id within the program."""
+    """Images and boxes of a split. The position of an image is its image id within the program."""
 
     names: tuple[str, ...]
     paths: Paths
@@ -140,26 +134,22 @@ class Index:
     def names_digest(self) -> str:
         """SHA-256 of the names of the image files, without their folders, in their order."""
         text, ends = self.paths.text.tobytes(), self.paths.offsets.tolist()
-        separator = os.fsencode(os.sep)
-        names = [text[start:end].rpartition(separator)[2] for start, end in itertools.pairwise(ends)]
+        names = (os.path.basename(text[start:end]) for start, end in itertools.pairwise(ends))
         return hashlib.sha256(b"\n".join(names)).hexdigest()
 
     def facts(self) -> dict[str, str | int]:
-        """How much there is, and the fingerprint: by which two runs tell whether they had the same data."""
+        """How much there is, and the fingerprint, by which two runs tell whether they had the same data."""
         return {"images": len(self), "boxes": len(self.labels), "skipped": self.skipped, "sha256": self.fingerprint()}
 
     def __reduce__(self) -> tuple[object, ...]:
         # A worker that is spawned maps the same files instead of receiving the arrays.
         if self.file is not None:
             return open_index, (self.file,)
-        return Index, tuple(getattr(self, field.name) for field in fields(self))
+        return Index, tuple(vars(self).values())
 
 
 def load_index(spec: DataSpec, split: str) -> Index:
-    """The index of a split that something can be learned from; see `read_split`.
-
-    Raises UsageError or UserError if there are no images, no usable ones, or not a single box that counts.
-    """
+    """`read_split`, which also raises UserError if no image can be used or not a single box counts."""
     index = read_split(spec, split)
     require_boxes(index, spec, split)
     return index
@@ -172,21 +162,20 @@ def read_split(spec: DataSpec, split: str) -> Index:
     written, the index is made again each time, with a line. Of several processes that need it at once, one makes it and
     the others wait. Raises UsageError or UserError if there are no images.
     """
-    note, began = _note(spec, split), time.time()
+    entries = [[str(entry.path), str(entry.labels)] for entry in spec.splits.get(split, ())]
+    parts = (spec.names, spec.keypoint_values, str(spec.path), str(spec.root), split, entries)
+    note, began = NOTES.path([INDEXES.version, *parts]), time.time()
     known = noted(note)
-    index = None if known is None else find_index(INDEXES.folder / known)
-    if index is not None:
+    if known is not None and (index := find_index(INDEXES.folder / known)) is not None:
         return index
     sources = find_sources(spec, split)
     before = look(sources.watched, sources.lists, IMAGE_SUFFIXES | label_suffixes())
     files = map_in_threads(_read_labels, sources.images, READING_THREADS)
     file = INDEXES.path(_key(spec, sources, files))
-    index = find_index(file)
-    if index is None:
-        with alone(file) as is_alone:
-            index = find_index(file)  # another process may have made it meanwhile
-            if index is None:
-                index = save_index(Index.of(read_sources(spec, split, sources, files), spec.names), file, is_alone)
+    with alone(file) as is_alone:
+        index = find_index(file)
+        if index is None:
+            index = save_index(Index.of(read_sources(spec, split, sources, files), spec.names), file, is_alone)
     if index.file is not None:
         write_note(note, file.name, before, began)
     return index
@@ -203,7 +192,9 @@ def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
     """Raise UserError if there is nothing in `split` that can be learned from."""
     require_images(index, spec, split)
     if not len(index.boxes):
-        where = f"the labels of {index.paths[0]} were looked for in {find_sources(spec, split).label_place()}"
+        sources = find_sources(spec, split)
+        place = sources.split_files[0].path if sources.split_files else sources.images[0].labels
+        where = f"the labels of {index.paths[0]} were looked for in {place}"
         first = next((f"; first error: {problem}" for problem in index.problems if problem.is_error), "")
         raise UserError(f"{spec.path}: the {len(index)} images of {split!r} have not a single label; {where}{first}")
     if index.ignore.all():
@@ -211,11 +202,6 @@ def require_boxes(index: Index, spec: DataSpec, split: str) -> None:
             f"{spec.path}: all {len(index.boxes)} boxes of {split!r} are to be ignored (iscrowd of COCO, difficult of "
             "Pascal VOC), so there is nothing to train on or to count; correct the labels"
         )
-
-
-def image_facts_folder() -> Path:
-    """Where the facts of images are kept."""
-    return IMAGE_FACTS.folder
 
 
 def _read_labels(image: SourceImage) -> bytes | Problem | None:
@@ -232,13 +218,6 @@ def _read_labels(image: SourceImage) -> bytes | Problem | None:
     return Problem("label unreadable", str(image.labels), what, "image skipped")
 
 
-def _note(spec: DataSpec, split: str) -> Path:
-    """Where it is noted which index belongs to a split, as long as no file changes."""
-    entries = [[str(entry.path), str(entry.labels)] for entry in spec.splits.get(split, ())]
-    parts = [spec.names, spec.keypoint_values, str(spec.path), str(spec.root), split, entries]
-    return NOTES.path([INDEXES.version, *parts])
-
-
 def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) -> Iterator[object]:
     yield spec.names, spec.keypoint_values, str(sources.folder), [str(problem) for problem in sources.problems]
     for file in sources.split_files:
@@ -253,14 +232,17 @@ def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) 
 def open_index(file: Path) -> Index:
     """Map an index that was saved. Raises OSError, ValueError, LookupError or TypeError if the file is damaged."""
     arrays, facts = map_arrays(file)
+    paths = Paths(arrays.pop("paths.text"), arrays.pop("paths.offsets"))
+    file_names = Texts(arrays.pop("file_names.text"), arrays.pop("file_names.offsets"))
+    problems = tuple(Problem(*parts) for parts in facts["problems"])
     return Index(
-        names=tuple(facts["names"]),
-        paths=Paths(arrays.pop("paths.text"), arrays.pop("paths.offsets")),
-        file_names=Texts(arrays.pop("file_names.text"), arrays.pop("file_names.offsets")),
-        problems=tuple(Problem(*parts) for parts in facts["problems"]),
-        skipped=facts["skipped"],
+        tuple(facts["names"]),
+        paths,
+        problems=problems,
+        file_names=file_names,
         file=file,
         **arrays,
+        skipped=facts["skipped"],
     )
 
 
@@ -272,13 +254,12 @@ def find_index(file: Path) -> Index | None:
 def save_index(index: Index, file: Path, is_alone: bool = False) -> Index:
     """Save the index and map it, or, with a line, hand it back as it is where that can't be done."""
     arrays: dict[str, np.ndarray] = {}
-    for name, value in ((each.name, getattr(index, each.name)) for each in fields(index)):
+    for name, value in vars(index).items():
         if isinstance(value, Stored):
             arrays |= {f"{name}.text": value.text, f"{name}.offsets": value.offsets}
         elif isinstance(value, np.ndarray):
             arrays[name] = value
-    problems = [astuple(problem) for problem in index.problems]
-    facts = {"names": index.names, "problems": problems, "skipped": index.skipped}
+    facts = {"names": index.names, "problems": list(map(astuple, index.problems)), "skipped": index.skipped}
     INDEXES.write(file, lambda temporary: write_arrays(temporary, arrays, facts), is_alone)
     saved = find_index(file)
     return index if saved is None else saved

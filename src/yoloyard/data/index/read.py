@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import numpy as np
 
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec
-from yoloyard.data.formats.labels import Labels, SplitLabels
+from yoloyard.data.formats.labels import Labels
 from yoloyard.data.formats.sources import SourceImage, Sources
 from yoloyard.data.formats.table import parse_label_files
 from yoloyard.data.formats.yolo_txt import pose_problem
-from yoloyard.data.index.image_facts import IMAGE_FACTS, ImageFacts, examine
+from yoloyard.data.index.image_facts import ImageFacts, examine
 
 
 @dataclass(frozen=True)
@@ -48,87 +47,67 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
     problems = [*sources.problems, *(problem for said in sets for problem in said.problems)]
     names: dict[Path, str] = {}
     ids: list[int | str] = []
-    rows_of: list[list[int]] = []  # the images of each of `sets` that are there
+    rows_of: list[dict[int, Path]] = []  # the images of each of `sets` that are there
     for file, said in zip(sources.split_files, sets, strict=True):
-        rows_of.append([])
+        rows_of.append({})
         for row, name in enumerate(said.file_names):
-            path = file.image(name)
+            path, place = file.image(name), said.places[row]
             if path in names:
                 what = f"another file has labels for {path} too; the labels of an image must be in one"
-                problems.append(Problem("label malformed", said.places[row], what, "these left out"))
+                problems.append(Problem("label malformed", place, what, "these left out"))
             elif not os.path.isfile(path):
-                problems.append(
-                    Problem("image missing", said.places[row], f"there is no image {path}", "image skipped")
-                )
+                problems.append(Problem("image missing", place, f"there is no image {path}", "image skipped"))
             else:
                 names[path] = name
                 ids.append(said.image_ids[row])
-                rows_of[-1].append(row)
+                rows_of[-1][row] = path
     own = [(source, file) for source, file in zip(sources.images, files, strict=True) if source.path not in names]
     names |= {source.path: os.path.relpath(source.path, sources.folder) for source, _ in own}
 
-    facts = examine(list(names), IMAGE_FACTS.folder, split)
-    remaining = iter(facts)
-    labels: list[Labels] = []
+    facts = dict(zip(names, examine(list(names), split), strict=True))
+    labels: dict[Path, Labels] = {}
     for said, rows in zip(sets, rows_of, strict=True):
         sizes = np.zeros((len(said.image_ids), 2), np.int64)
-        for row in rows:
-            image = next(remaining)
-            sizes[row] = image.height, image.width
+        for row, path in rows.items():
+            sizes[row] = facts[path].height, facts[path].width
         all_labels = said.labels(sizes)
-        labels += [all_labels[row] for row in rows]
-    labels += _labels_of_files(own, remaining, spec)
+        labels |= {path: all_labels[row] for row, path in rows.items()}
+    labels |= _labels_of_files(own, facts, spec)
     if not spec.keypoint_values:
-        texts = ((each.labels, file) for each, file in own if isinstance(file, bytes))
-        problems += pose_problem(texts)
+        problems += pose_problem((each.labels, file) for each, file in own if isinstance(file, bytes))
 
-    image_ids, category_ids = _source_ids(ids, len(own), sets, len(spec.names))
+    # For other tools, ids are COCO's if the whole split has them, as numbers, and no two files use one for two things.
+    category_ids, numbers = list(range(len(spec.names))), []
+    if sets and not own and all(said.category_ids == sets[0].category_ids for said in sets):
+        category_ids, numbers = sets[0].category_ids, [number for number in ids if isinstance(number, int)]
+    is_coco = bool(numbers) and len(set(numbers)) == len(ids)
     images: list[ReadImage] = []
-    for position, ((path, name), image, found) in enumerate(zip(names.items(), facts, labels, strict=True)):
-        problems += [image.problem] if image.problem else found.problems
-        if not image.problem and found.usable:
-            source_id = len(images) if image_ids is None else image_ids[position]
-            images.append(ReadImage(path, name, (image.height, image.width), found, source_id))
+    for position, (path, image) in enumerate(facts.items()):
+        problems += [image.problem] if image.problem else labels[path].problems
+        if not image.problem and labels[path].usable:
+            source_id = numbers[position] if is_coco else len(images)
+            images.append(ReadImage(path, names[path], (image.height, image.width), labels[path], source_id))
     missing = sum(problem.kind == "image missing" for problem in problems)
     skipped = len(names) - len(images) + missing + sum(said.images_left_out for said in sets)
     return ReadSplit(images, category_ids, problems, skipped)
 
 
 def _labels_of_files(
-    images: list[tuple[SourceImage, bytes | Problem | None]], facts: Iterator[ImageFacts], spec: DataSpec
-) -> list[Labels]:
+    images: list[tuple[SourceImage, bytes | Problem | None]], facts: dict[Path, ImageFacts], spec: DataSpec
+) -> dict[Path, Labels]:
     """The labels of images that have a file of their own, given with its content, the reason why not, or None."""
-    labels: list[Labels] = []
-    positions, files, sizes = [], [], []
-    for position, ((image, file), own) in enumerate(zip(images, facts, strict=True)):
-        labels.append(Labels())
-        if own.problem:
-            pass  # it says enough
-        elif file is None:
+    labels = {image.path: Labels() for image, _ in images}
+    files: dict[Path, tuple[Path, bytes]] = {}
+    for image, file in images:
+        if facts[image.path].problem:
+            continue  # it says enough
+        if file is None:
             what = f"it has no label file, such as {image.labels}; it counts as an image without objects"
-            labels[-1].problems.append(Problem("image without label", str(image.path), what))
+            labels[image.path].problems.append(Problem("image without label", str(image.path), what))
         elif isinstance(file, Problem):
-            labels[-1] = Labels(problems=[file], usable=False)
+            labels[image.path] = Labels(problems=[file], usable=False)
         else:
-            positions.append(position)
-            files.append((image.labels, file))
-            sizes.append((own.height, own.width))
-    parsed = parse_label_files(files, spec.names, sizes, spec.keypoint_values)
-    for position, found in zip(positions, parsed, strict=True):
-        labels[position] = found
-    return labels
-
-
-def _source_ids(
-    ids: list[int | str], others: int, sets: list[SplitLabels], num_classes: int
-) -> tuple[list[int] | None, list[int]]:
-    """The ids of the images (None: their positions) and of the classes, for other tools.
-
-    They are COCO's if the whole split has them, as numbers, and they are clear: two files may use the same for other
-    things.
-    """
-    categories = sets[0].category_ids if sets else []
-    if others or not sets or any(said.category_ids != categories for said in sets):
-        return None, list(range(num_classes))
-    numbers = [number for number in ids if isinstance(number, int)]
-    return numbers if len(set(numbers)) == len(ids) else None, categories
+            files[image.path] = image.labels, file
+    sizes = [(facts[path].height, facts[path].width) for path in files]
+    parsed = parse_label_files(list(files.values()), spec.names, sizes, spec.keypoint_values)
+    return labels | dict(zip(files, parsed, strict=True))

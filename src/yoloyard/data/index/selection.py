@@ -1,7 +1,4 @@
-"""The part of a split that is trained on or counted: some classes, all classes as one, a share of the images.
-
-Shapes: N images, n boxes of all images.
-"""
+"""The part of a split that is trained on or counted: some classes, all classes as one, a share of the images."""
 
 from __future__ import annotations
 
@@ -37,11 +34,24 @@ def select(
     file = None
     if index.file is not None:
         chosen = [index.file.name, numbers, single_cls, fraction, seed if fraction < 1 else None]
-        file = INDEXES.path([SELECTION_VERSION, *chosen], index.file.parent)
-    kept = None if file is None else find_index(file)
-    if kept is not None:
-        return kept
-    selected = _cut(index, numbers, fraction, seed)
+        file = INDEXES.path([SELECTION_VERSION, *chosen])
+        if (kept := find_index(file)) is not None:
+            return kept
+    images = np.sort(np.random.default_rng(seed).permutation(len(index))[: max(1, round(fraction * len(index)))])
+    image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    boxes = np.isin(image_of_box, images)
+    if numbers is not None:
+        boxes &= np.isin(index.labels, numbers)
+    counts = np.bincount(image_of_box[boxes], minlength=len(index))[images]
+    selected = replace(
+        index,
+        paths=Paths.of(index.paths[each] for each in images),
+        file_names=Texts.of(index.file_names[each] for each in images),
+        offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+        **{name: getattr(index, name)[images] for name in ("sizes", "source_ids")},
+        **{name: getattr(index, name)[boxes] for name in ("boxes", "labels", "ignore")},
+        file=None,
+    )
     if single_cls:
         none = np.zeros_like(selected.labels)
         selected = replace(selected, names=ONE_CLASS, labels=none, category_ids=np.zeros(1, np.int64))
@@ -51,32 +61,6 @@ def select(
             + (f"choose other --classes than {classes}" if numbers is not None else "raise --fraction")
         )
     return selected if file is None else save_index(selected, file)
-
-
-def _cut(index: Index, classes: tuple[int, ...] | None, fraction: float, seed: int) -> Index:
-    """The index of a share of the images, with the boxes of some classes (None: all)."""
-    image_of_box = np.repeat(np.arange(len(index)), np.diff(index.offsets))
-    boxes = np.ones(len(index.labels), bool) if classes is None else np.isin(index.labels, classes)
-    if fraction < 1:
-        count = max(1, round(fraction * len(index)))
-        images = np.sort(np.random.default_rng(seed).permutation(len(index))[:count])
-        boxes &= np.isin(image_of_box, images)
-        index = replace(
-            index,
-            paths=Paths.of(index.paths[each] for each in images),
-            file_names=Texts.of(index.file_names[each] for each in images),
-            sizes=index.sizes[images],
-            source_ids=index.source_ids[images],
-        )
-    else:
-        images = np.arange(len(index))
-    counts = np.bincount(image_of_box[boxes], minlength=images[-1] + 1)[images]
-    return replace(
-        index,
-        offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        **{name: getattr(index, name)[boxes] for name in ("boxes", "labels", "ignore")},
-        file=None,
-    )
 
 
 def names_of(names: tuple[str, ...], single_cls: bool) -> tuple[str, ...]:
@@ -90,22 +74,17 @@ def class_numbers(classes: str, names: Sequence[str]) -> tuple[int, ...]:
     The numbers, joined by commas, give the same classes again. Raises UsageError, also where a number is the name of
     another class.
     """
-    names, classes = list(map(composed, names)), composed(classes)
-    words = (
-        [classes.strip()] if classes.strip() in names else [word.strip() for word in classes.split(",") if word.strip()]
-    )
+    names, classes = list(map(composed, names)), composed(classes).strip()
+    words = [classes] if classes in names else list(filter(None, map(str.strip, classes.split(","))))
     if not words:
         raise UsageError("--classes names no class: say numbers or names joined by commas, such as --classes 0,2")
     found = set()
     for word in words:
-        if word in names:
-            number = names.index(word)
-        elif not word.isdecimal():
+        if word not in names and not word.isdecimal():
             raise UsageError(unknown_name(word, names, "class"))
-        elif int(word) >= len(names):
+        number = names.index(word) if word in names else int(word)
+        if number >= len(names):
             raise UsageError(f"--classes {word}: the classes are 0 to {len(names) - 1} ({', '.join(names[:10])})")
-        else:
-            number = int(word)
         for text in (word, str(number)):  # both, for a run goes on with the numbers
             if text in names and text.isdecimal() and int(text) < len(names) and names.index(text) != int(text):
                 raise UsageError(

@@ -1,7 +1,6 @@
 """Whether the files that something was made of are still the same, told by a look at their folders alone.
 
-A file counts as the same where length, time of modification and time of status change are. The last one can't be set by
-programs, so a file that was rewritten in place with its old times is noticed, too.
+Length and times of modification and of status change must be; no program can set the last one.
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from yoloyard.data.store import Store
 
 NOTES = Store("unchanged", ".json", version=2, kept=100)
-# A file that is changed twice within one tick of a file system's clock has the same times after both. So nothing is
-# noted as long as a file is so young; the next look at the same files will do it.
+# A file that is changed twice within one tick of a file system's clock has the same times after both, so nothing is
+# noted as long as a file is so young.
 SETTLED_SECONDS = 2.5  # FAT counts in twos
 
 
@@ -34,14 +33,21 @@ class Sight:
 
 def noted(note: Path) -> str | None:
     """What was noted in the file `note`, None if there is no such file or something has changed since."""
-    return NOTES.find(note, _read)
+
+    def read(path: Path) -> str:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        value = str(facts.pop("value"))
+        if _state(Sight(**facts))[0] != facts["state"]:
+            raise ValueError(f"{path}: something has changed")
+        return value
+
+    return NOTES.find(note, read)
 
 
 def look(folders: Iterable[str], files: Iterable[str], suffixes: Iterable[str]) -> Sight:
     """Look at files before they are read.
 
-    A folder, which need not exist, counts also with the names of its folders, not with what is in these, and with the
-    number of its other files.
+    A folder, which need not exist, counts with its files, the names of its folders and the number of its other files.
     """
     sight = Sight(sorted(folders), sorted(files), sorted(suffixes), None)
     try:
@@ -53,8 +59,7 @@ def look(folders: Iterable[str], files: Iterable[str], suffixes: Iterable[str]) 
 def write_note(note: Path, value: str, before: Sight, since: float) -> None:
     """Note `value`, which follows from the content of the files that were looked at `before` they were read.
 
-    `since` is the time, in seconds since 1970, before they were listed. Nothing is noted where a file may have changed
-    after that.
+    Nothing is noted where a file may have changed after `since`, seconds since 1970 before they were listed.
     """
     try:
         state, newest = _state(before)
@@ -63,14 +68,6 @@ def write_note(note: Path, value: str, before: Sight, since: float) -> None:
     # The times are those of the disk's own clock, which may be behind; so the files must look the same, too.
     if newest < (since - SETTLED_SECONDS) * 1e9 and state == before.state:
         NOTES.write(note, lambda temporary: temporary.write_text(json.dumps({"value": value, **asdict(before)})))
-
-
-def _read(note: Path) -> str:
-    facts = json.loads(note.read_text(encoding="utf-8"))
-    value = str(facts.pop("value"))
-    if _state(Sight(**facts))[0] != facts["state"]:
-        raise ValueError(f"{note}: something has changed")
-    return value
 
 
 def _state(sight: Sight) -> tuple[str, int]:
@@ -88,45 +85,33 @@ def _state(sight: Sight) -> tuple[str, int]:
     return digest.hexdigest(), newest
 
 
-@contextlib.contextmanager
-def _opened(folder: str) -> Iterator[int]:
-    """A descriptor of a folder: from it, the files in the folder are found without the way to it, which is quicker."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def _folder_rows(folder: str, suffixes: frozenset[str]) -> tuple[list[str], int]:
-    """A text for each file and folder in `folder`, and the newest time of status change among them, in ns.
-
-    The order is the file system's, which stays while nothing changes; where it doesn't, all is read again.
-    There may be a hundred thousand of them, and this is the whole cost of a start, so they are looked at once and kept
-    as texts, which the garbage collector needn't go through.
-    """
+    """A text for each file and folder in `folder`, in the file system's order, and the newest status change in ns."""
+    # There may be a hundred thousand, and this is the whole cost of a start: the garbage collector passes over texts.
     rows: list[str] = []
     others = 0
-    try:
-        newest = os.stat(folder).st_ctime_ns
-        with _opened(folder) as descriptor, os.scandir(descriptor) as entries:
-            for entry in entries:
-                name = entry.name
-                if name[name.rfind(".") :].lower() in suffixes:
-                    try:
-                        status = entry.stat()
-                    except FileNotFoundError:
-                        rows.append(f"{name}\0leads nowhere")
-                        continue
-                    changed = status.st_ctime_ns
-                    rows.append(f"{name}\0{status.st_size} {status.st_mtime_ns} {changed}")
-                    if changed > newest:
-                        newest = changed
-                elif entry.is_dir():
-                    rows.append(f"{name}\0folder")
-                else:
-                    others += 1
-    except (FileNotFoundError, NotADirectoryError):
-        return ["no such folder"], 0
-    rows.append(f"{others} others")
-    return rows, newest
+    with contextlib.ExitStack() as stack:
+        try:
+            newest = os.stat(folder).st_ctime_ns
+            # From a descriptor, the files in the folder are found without the way to it, which is quicker.
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
+            entries = stack.enter_context(os.scandir(descriptor))
+        except (FileNotFoundError, NotADirectoryError):
+            return ["no such folder"], 0
+        for entry in entries:
+            name = entry.name
+            if name[name.rfind(".") :].lower() in suffixes:
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    rows.append(f"{name}\0leads nowhere")
+                    continue
+                changed = status.st_ctime_ns
+                rows.append(f"{name}\0{status.st_size} {status.st_mtime_ns} {changed}")
+                newest = changed if changed > newest else newest
+            elif entry.is_dir():
+                rows.append(f"{name}\0folder")
+            else:
+                others += 1
+    return [*rows, f"{others} others"], newest

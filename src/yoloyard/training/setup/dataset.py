@@ -9,7 +9,7 @@ from yoloyard.config.settings import TrainConfig
 from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates, known_duplicates, state_of
 from yoloyard.data.audit.problems import KINDS
 from yoloyard.data.formats.data_yaml import DataSpec
-from yoloyard.data.index.index import Index, image_facts_folder, load_index
+from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.index.selection import class_numbers, select
 
 log = logging.getLogger(__name__)
@@ -69,11 +69,11 @@ def _select(config: TrainConfig, train: Index, val: Index) -> tuple[Index, Index
 
 def _with_duplicates(spec: DataSpec, config: TrainConfig, train: Index, val: Index) -> Index:
     """`val`, its problems joined by the images that are in `train` too, if that is quick, known or asked for."""
-    folder, state = image_facts_folder(), state_of(train, val)
+    state = state_of(train, val)
     pixels = int(val.sizes.prod(axis=1, dtype=int).sum())
     if config.check_duplicates or config.strict or (len(train) * len(val) <= QUICK_PAIRS and pixels <= QUICK_PIXELS):
-        duplicates = find_duplicates(train.paths, val.paths, folder, state)
-    elif (known := known_duplicates(folder, state)) is not None:
+        duplicates = find_duplicates(train.paths, val.paths, state)
+    elif (known := known_duplicates(state)) is not None:
         duplicates = known
     else:
         log.info(
