@@ -81,7 +81,7 @@ def from_threads(index: Index, workers: int) -> Iterator[Batch]:
     loaders = [make_train_loader(index, TrainConfig(batch=BATCH, workers=0)) for _ in range(workers)]
     datasets: queue.SimpleQueue = queue.SimpleQueue()
     for loader in loaders:
-        datasets.put(loader._batches.dataset)
+        datasets.put(loader.dataset)
     own = threading.local()
 
     def make(request: object) -> Batch:

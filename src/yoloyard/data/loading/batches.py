@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,14 +17,14 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.structures import Batch, Sample
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
-from yoloyard.data.loading.disk_cache import DiskImages
 from yoloyard.data.loading.epoch_plan import EpochOrder, EpochPlan
-from yoloyard.data.loading.image_cache import AllImages, RecentImages
+from yoloyard.data.loading.image_cache import AllImages, RecentImages, load_resized
 from yoloyard.data.loading.sampling import BatchRequest, part_of, sample_random, window
 from yoloyard.data.pixels import augment
 from yoloyard.data.pixels.transform import Transform
 
-Images = RecentImages | AllImages | DiskImages
+Images = RecentImages | AllImages
+ValRequest = tuple[list[int], tuple[int, int]]  # positions in the index, and the (H, W) that they are fitted into
 
 
 class TrainingBatches(Dataset[Batch | UserError]):
@@ -108,32 +107,26 @@ class TrainingBatches(Dataset[Batch | UserError]):
         return self._order[1]
 
 
-@dataclass(frozen=True)
-class ValRequest:
-    """A validation batch: which images, and the (H, W) that they are fitted into."""
-
-    image_ids: tuple[int, ...]
-    shape: tuple[int, int]
-
-
 class ValidationBatches(Dataset[Batch | UserError]):
     """Makes the validation batches that it is asked for."""
 
-    def __init__(self, index: Index, images: Images) -> None:
-        self.index, self.images = index, images
+    def __init__(self, index: Index, imgsz: int) -> None:
+        self.index, self.imgsz = index, imgsz
         counts = np.diff(index.offsets)
         self.buckets = padding_buckets(float(counts.mean()), int(counts.max()))
 
     def __getitem__(self, request: ValRequest) -> Batch | UserError:
         """The batch, or the error as a value."""
+        image_ids, shape = request
         try:
-            return collate([self._sample(image_id, request.shape) for image_id in request.image_ids], self.buckets)
+            return collate([self._sample(image_id, shape) for image_id in image_ids], self.buckets)
         except UserError as error:
             return error
 
     def _sample(self, image_id: int, shape: tuple[int, int]) -> Sample:
         height, width = self.index.sizes[image_id].tolist()
-        image, transform = augment.letterbox(self.images[image_id], shape, False, (height, width))
+        image = load_resized(self.index, image_id, self.imgsz)
+        image, transform = augment.letterbox(image, shape, False, (height, width))
         boxes, labels, ignore = self.index.annotations(image_id)
         boxes *= np.array([transform.scale_x, transform.scale_y] * 2, np.float32)
         boxes += np.array([transform.pad_left, transform.pad_top] * 2, np.float32)

@@ -28,17 +28,16 @@ class EpochOrder:
 class EpochPlan:
     """What decides the order of each epoch."""
 
-    count: int  # N
+    factors: np.ndarray  # float64 (N,), at least 1: how often each image comes on average
     batch: int  # images of all ranks
     imgsz: int
     seed: int
-    factors: np.ndarray | None = None  # float64 (N,), at least 1: how often each image comes on average
     sizes: np.ndarray | None = None  # int (N, 2) height, width; given where batches are rectangular
     stride: int = 32
 
     def __len__(self) -> int:
         """Positions of an epoch; the last batch is filled from its start."""
-        return self.count if self.factors is None else round(float(self.factors.sum()))
+        return round(float(self.factors.sum()))
 
     @property
     def num_batches(self) -> int:
@@ -47,12 +46,9 @@ class EpochPlan:
 
     def order(self, epoch: int) -> EpochOrder:
         """What comes in `epoch`, drawn from the seed and the epoch alone."""
-        if self.factors is None:
-            images, repeats = np.arange(self.count), np.zeros(self.count, np.int64)
-        else:
-            counts = _draw_counts(self.factors, len(self), np.random.default_rng([self.seed, epoch, 3]))
-            images = np.repeat(np.arange(self.count), counts)
-            repeats = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
+        counts = _draw_counts(self.factors, len(self), np.random.default_rng([self.seed, epoch, 3]))
+        images = np.repeat(np.arange(len(counts)), counts)
+        repeats = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
         if self.sizes is None:
             order = epoch_order(self.seed, epoch, len(self))
             shapes = np.full((self.num_batches, 2), self.imgsz)
@@ -78,9 +74,9 @@ class EpochPlan:
 
 def plan_epochs(index: Index, config: TrainConfig, stride: int = 32) -> EpochPlan:
     """The plan that the settings `repeat_factor` and `rect` ask for; with neither, every image comes once."""
-    factors = repeat_factors(index, config.repeat_factor) if config.repeat_factor else None
+    factors = repeat_factors(index, config.repeat_factor) if config.repeat_factor else np.ones(len(index))
     sizes = np.array(index.sizes) if config.rect else None
-    return EpochPlan(len(index), config.batch, config.imgsz, config.seed, factors, sizes, stride)
+    return EpochPlan(factors, config.batch, config.imgsz, config.seed, sizes, stride)
 
 
 def repeat_factors(index: Index, threshold: float) -> np.ndarray:
