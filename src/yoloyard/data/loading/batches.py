@@ -81,7 +81,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
             tiles = augment.mosaic_tiles([sample, *map(self._load, partners)], imgsz, random)
         else:
             canvas = sample.image.shape[:2]
-            tiles = [augment.Tile(sample, 0, 0, (0, 0, canvas[1], canvas[0]))]
+            tiles = [augment.Tile(sample, 0, 0)]
         matrix, zoom = augment.draw_affine(*canvas, shape, config, random)
         return augment.place(tiles, canvas, matrix, zoom, shape)
 

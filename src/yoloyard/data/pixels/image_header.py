@@ -28,16 +28,9 @@ if TYPE_CHECKING:
 JPEG, PNG, BMP, TIFF, WEBP = rb"\xff\xd8", rb"\x89PNG\r\n", rb"BM", rb"II[*+]\0|MM\0[*+]", rb"RIFF....WEBP"
 SIGNATURE_BYTES = 16  # enough to tell the format
 _SUFFIXES = {
-    JPEG: ".jpg",
-    PNG: ".png",
-    BMP: ".bmp",
-    WEBP: ".webp",
-    TIFF: ".tif",
-    rb"GIF8": ".gif",
-    rb"....ftypavi[fs]": ".avif",
-    rb"\0\0\0\x0cjP  ": ".jp2",
-    rb"P[1-6]\s": ".pnm",
-}
+    JPEG: ".jpg", PNG: ".png", BMP: ".bmp", WEBP: ".webp", TIFF: ".tif",
+    rb"GIF8": ".gif", rb"....ftypavi[fs]": ".avif", rb"\0\0\0\x0cjP  ": ".jp2", rb"P[1-6]\s": ".pnm",
+}  # fmt: skip
 
 CUT_OFF = "the file is cut off"
 _ORIENTATION_TAG = 274
@@ -159,11 +152,6 @@ def _tiff_refusal(page: TiffPage) -> str | None:
     return None
 
 
-def tiff_is_inverted(page: TiffPage) -> bool:
-    """Does 0 mean white?"""
-    return page.tags.valueof("PhotometricInterpretation") == 0
-
-
 def tiff_alpha(page: TiffPage) -> str:
     """What a fourth channel is: `straight` alpha, `premultiplied` (as OpenCV gives it) or `none`.
 
@@ -198,11 +186,9 @@ def _size(image: ImageFile | None) -> tuple[int, int] | None:
 
 def _orientation(block: bytes | None) -> int:
     """The orientation in an EXIF block; 1 if there is none or nonsense."""
-    if not block:
-        return 1
     exif = Image.Exif()
     try:
-        exif.load(block)
+        exif.load(block or b"")
         return _valid(exif.get(_ORIENTATION_TAG))
     except (OSError, SyntaxError, ValueError, TypeError, struct.error):
         return 1

@@ -258,10 +258,5 @@ def _fitted(sample: Sample, image: np.ndarray, boxes: np.ndarray, labels: np.nda
     height, width = image.shape[:2]
     boxes = boxes.clip(0, [width, height] * 2).astype(np.float32)
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return replace(
-        sample,
-        image=np.ascontiguousarray(image),
-        boxes_xyxy=boxes[kept],
-        labels=labels[kept],
-        ignore=np.zeros(int(kept.sum()), bool),
-    )
+    image, ignore = np.ascontiguousarray(image), np.zeros(int(kept.sum()), bool)
+    return replace(sample, image=image, boxes_xyxy=boxes[kept], labels=labels[kept], ignore=ignore)
