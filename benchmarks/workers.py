@@ -89,7 +89,7 @@ def from_threads(index: Index, workers: int) -> Iterator[Batch]:
             own.dataset = datasets.get()
         return own.dataset[request]
 
-    sampler = loaders[0]._sampler
+    sampler = loaders[0].sampler
     waiting: deque[Future[Batch]] = deque()
     pool = ThreadPoolExecutor(workers)
     for epoch in itertools.count():

@@ -165,7 +165,7 @@ def test_one_process_decodes_each_image_about_once(make_set: MakeSet, decoded: c
     index = load_index(read_data_yaml(make_set(1100, longest=24)), "train")
     augmented = dataclasses.replace(AUGMENT, mosaic=1.0)
     loader = make_train_loader(index, config(batch=16, imgsz=32, augment=augmented))
-    images = loader.dataset.images  # type: ignore[attr-defined]
+    images = loader.dataset.images
     for _ in loader.epoch(0):
         pass
     assert len(decoded) == 1100

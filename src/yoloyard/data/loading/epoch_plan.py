@@ -1,6 +1,6 @@
 """Which images an epoch holds, how often, in which order, and in which shape each batch comes.
 
-Shapes: N images of the data set, L positions of an epoch, C classes. L is the same in every epoch.
+Shapes: N images of the data set, L positions of an epoch (the same in every epoch), C classes.
 """
 
 from __future__ import annotations
@@ -105,10 +105,9 @@ def _draw_counts(factors: np.ndarray, total: int, random: np.random.Generator) -
     """
     counts = np.floor(factors).astype(np.int64)
     shuffled = random.permutation(np.flatnonzero(factors > counts))
-    start = random.random()
-    extra = total - int(counts.sum())
     if not len(shuffled):
         return counts
+    start, extra = random.random(), total - int(counts.sum())
     fractions = (factors - counts)[shuffled]
     # No fraction may exceed 1: to make them larger, their distances from 1 are made smaller.
     if extra <= fractions.sum():
@@ -117,6 +116,5 @@ def _draw_counts(factors: np.ndarray, total: int, random: np.random.Generator) -
         fractions = 1 - (1 - fractions) * (len(fractions) - extra) / (1 - fractions).sum()
     ends = np.minimum(np.cumsum(fractions), extra)
     ends[-1] = extra
-    hits = np.floor(start + ends).astype(np.int64)
-    counts[shuffled] += np.diff(hits, prepend=0)
+    counts[shuffled] += np.diff(np.floor(start + ends).astype(np.int64), prepend=0)
     return counts

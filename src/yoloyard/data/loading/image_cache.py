@@ -40,32 +40,22 @@ DECODED = Store("decoded", ".pixels", version=2, kept=4)
 
 
 class RecentImages:
-    """Decodes images and keeps the `capacity` most recently used."""
+    """Decodes images and keeps the `capacity` most recently used, at least IMAGES_OF_A_SAMPLE."""
 
     def __init__(self, index: Index, imgsz: int, capacity: int) -> None:
-        self.index, self.imgsz, self.capacity = index, imgsz, capacity
+        self.index, self.imgsz, self.capacity = index, imgsz, max(capacity, IMAGES_OF_A_SAMPLE)
         self._images: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __getitem__(self, position: int) -> np.ndarray:
         """The image; its pixels are overwritten once `capacity` others have been asked for after it."""
         image = self._images.pop(position, None)
         if image is None:
-            image = load_resized(self.index, position, self.imgsz, True, self._memory())
+            # Memory that is new to a process costs as much time as the resize that fills it.
+            is_full = len(self._images) == self.capacity
+            memory = self._images.popitem(last=False)[1].base if is_full else np.empty(3 * self.imgsz**2, np.uint8)
+            image = load_resized(self.index, position, self.imgsz, True, memory)
         self._images[position] = image
-        if len(self._images) > self.capacity:
-            self._images.popitem(last=False)
         return image
-
-    def _memory(self) -> np.ndarray | None:
-        """Bytes (3 * imgsz * imgsz,) for one more image: new ones, or those of an image that is dropped for it.
-
-        Memory that is new to a process costs as much time as the resize that fills it.
-        """
-        if self.capacity < IMAGES_OF_A_SAMPLE:
-            return None
-        if len(self._images) < self.capacity:
-            return np.empty(3 * self.imgsz**2, np.uint8)
-        return self._images.popitem(last=False)[1].base
 
 
 class AllImages:
@@ -148,28 +138,27 @@ def cached_on_disk(index: Index, imgsz: int) -> DiskImages:
                 f"{free / 2**30:.1f} GiB are free in {path.parent}; make room, or name another folder by YOLOYARD_CACHE"
             )
         log.info(f"decoding {len(index)} images into {path} ({needed / 2**30:.1f} GiB), once for all runs")
-
-        def write(temporary: Path) -> None:
-            # Written, not mapped: on a full disk a write is refused, while a mapped page ends the process.
-            with temporary.open("wb") as file:
-                file.truncate(needed)
-
-                def fill(position: int) -> None:
-                    pixels, done = load_resized(index, position, imgsz, True).data.cast("B"), 0
-                    while done < len(pixels):
-                        done += os.pwrite(file.fileno(), pixels[done:], int(images.offsets[position]) + done)
-
-                _in_threads(fill, len(index))
-
-        write_whole(path, write)
+        write_whole(path, lambda temporary: _write(temporary, index, imgsz, images))
     return images.map(path)
 
 
+def _write(path: Path, index: Index, imgsz: int, images: AllImages) -> None:
+    # Written, not mapped: on a full disk a write is refused, while a mapped page ends the process.
+    with path.open("wb") as file:
+        file.truncate(images.bytes)
+
+        def fill(position: int) -> None:
+            pixels, done = load_resized(index, position, imgsz, True).data.cast("B"), 0
+            while done < len(pixels):
+                done += os.pwrite(file.fileno(), pixels[done:], int(images.offsets[position]) + done)
+
+        _in_threads(fill, len(index))
+
+
 def _in_threads(work: Callable[[int], object], count: int) -> None:
-    """`work` of each number below `count`. Raises what a thread raises; the others' work is then dropped."""
     with ThreadPoolExecutor(usable_cores()) as threads:
         for _ in threads.map(work, range(count)):
-            pass
+            pass  # waits, and raises what a thread raised; the others' work is then dropped
 
 
 def load_resized(

@@ -1,8 +1,4 @@
-"""Loaders of training and validation batches, which come from worker processes or are made in this one.
-
-A training sample depends on (seed, epoch, image, repeat) and the settings alone, never on the number of workers or
-ranks.
-"""
+"""Loaders of training and validation batches, which come from worker processes or are made in this one."""
 
 from __future__ import annotations
 
@@ -39,8 +35,9 @@ KEPT_BYTES = 2 * 2**30  # of decoded images, over all workers of a process that 
 
 
 class Loader(DataLoader):
-    """Batches, of at most `largest` bytes. The workers live as long as the loader.
+    """Batches of at most `largest` bytes. The workers live as long as the loader.
 
+    A line says so if /dev/shm is too small for the batches, which then come through pipes.
     An iteration raises UserError naming the file if an image can't be read.
     """
 
@@ -91,23 +88,21 @@ class Loader(DataLoader):
 class TrainLoader(Loader):
     """Training batches; `epoch` gives those of one epoch."""
 
-    def __init__(
-        self, dataset: TrainingBatches, sampler: TrainSampler, pin_memory: bool, start_method: str | None, largest: int
-    ) -> None:
-        super().__init__(dataset, sampler, dataset.config.workers, pin_memory, start_method, largest)
-        self._sampler, self._config = sampler, dataset.config
+    dataset: TrainingBatches
+    sampler: TrainSampler
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        return math.ceil(self._sampler.count / self._sampler.batch)
+        return math.ceil(self.sampler.count / self.sampler.batch)
 
     def epoch(self, epoch: int, position: int = 0, epochs: int | None = None) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), beginning after `position` images of it (all ranks together).
 
         The last `close_mosaic` of all `epochs` (by default those of the config) have neither mosaic nor mixup.
         """
-        mosaic = epoch < (epochs or self._config.epochs) - self._config.augment.close_mosaic
-        self._sampler.begin(epoch, position, mosaic)
+        config = self.dataset.config
+        mosaic = epoch < (epochs or config.epochs) - config.augment.close_mosaic
+        self.sampler.begin(epoch, position, mosaic)
         yield from self
 
 
@@ -123,11 +118,9 @@ def make_train_loader(
 ) -> TrainLoader:
     """Loader of a rank's share of each training batch: uint8 (batch / ranks, 3, imgsz, imgsz), no ignored boxes.
 
-    With `--rect` height and width are multiples of `stride` instead.
-    `start_method`: fork, spawn or forkserver for the workers; None is the system's usual one. `transform`: the user's.
-    A line says so if /dev/shm is too small for the batches, which then come through pipes.
-    Raises UsageError if the batch is larger than the data set or can't be shared evenly, UserError if
-    the cache doesn't fit or can't be written.
+    With `--rect` height and width are multiples of `stride` instead. `start_method` of the workers: fork, spawn or
+    forkserver; None is the system's usual one. Raises UsageError if the batch is larger than the data set or can't be
+    shared evenly, UserError if the cache doesn't fit or can't be written.
     """
     if config.batch > len(index):
         raise UsageError(f"--batch {config.batch} is more than the {len(index)} images; use --batch {len(index)}")
@@ -153,7 +146,7 @@ def make_train_loader(
     dataset = TrainingBatches(index, images, config, plan, transform)
     side = config.imgsz + (stride if config.rect else 0)
     largest = batch_bytes(sampler.share, side, side, dataset.buckets[-1])
-    return TrainLoader(dataset, sampler, pin_memory, start_method, largest)
+    return TrainLoader(dataset, sampler, config.workers, pin_memory, start_method, largest)
 
 
 def make_val_loader(
