@@ -41,11 +41,10 @@ class TrainingBatches(Dataset[Batch | UserError]):
 
     def __getitem__(self, request: BatchRequest) -> Batch | UserError:
         """The batch. An error is returned as a value: torch's loader would wrap one that is raised in a traceback."""
+        height, width = self._epoch_order(request.epoch).shapes[request.positions[0] // self.config.batch].tolist()
+        images = np.empty((len(request.positions), height, width, 3), np.uint8)
         try:
-            height, width = self._epoch_order(request.epoch).shapes[request.positions[0] // self.config.batch].tolist()
-            images = np.empty((len(request.positions), height, width, 3), np.uint8)
-            pairs = zip(request.positions, images, strict=True)
-            samples = [self._sample(request, position, image) for position, image in pairs]
+            samples = [self._sample(request, *each) for each in zip(request.positions, images, strict=True)]
         except UserError as error:
             return error
         return collate(samples, self.buckets, images)
@@ -55,8 +54,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
         order, config = self._epoch_order(request.epoch), self.config.augment
         position %= len(order.images)
         index, repeat = int(order.images[position]), int(order.repeats[position])
-        random = sample_random(self.config.seed, request.epoch, index, repeat)
-        shape = image.shape[0], image.shape[1]
+        random, shape = sample_random(self.config.seed, request.epoch, index, repeat), image.shape[:2]
         sample = self._placed(index, position, shape, request, random)
         if request.mosaic and random.random() < config.mixup:
             (partner,) = self._partners(1, position, request, random)
@@ -144,9 +142,8 @@ def collate(samples: Sequence[Sample], buckets: Sequence[int], images: np.ndarra
     slots = next(size for size in itertools.chain(buckets, larger) if size >= most)
     if images is None:
         images = np.stack([sample.image for sample in samples])
-    boxes = np.zeros((len(samples), slots, 4), np.float32)
-    labels = np.full((len(samples), slots), -1, np.int64)
-    ignore = np.zeros((len(samples), slots), bool)
+    shape = len(samples), slots
+    boxes, labels, ignore = np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.int64), np.zeros(shape, bool)
     for row, sample in enumerate(samples):
         count = len(sample.labels)
         boxes[row, :count], labels[row, :count], ignore[row, :count] = sample.boxes_xyxy, sample.labels, sample.ignore

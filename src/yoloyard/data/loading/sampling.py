@@ -46,22 +46,16 @@ def window(number: int, num_batches: int, batch: int) -> range:
 
     The epoch is cut into equal stretches; a window is every eighth batch (fewer in a short epoch) of a stretch.
     """
-    depth = _window_depth(batch)
-    stretches = _num_stretches(num_batches, batch)
+    depth, stretches, stride = _window_depth(batch), _num_stretches(num_batches, batch), WINDOW_STRIDE
     stretch = number * stretches // num_batches
-    first = -(-stretch * num_batches // stretches)
-    end = -(-(stretch + 1) * num_batches // stretches)
-    stride = WINDOW_STRIDE
+    first, end = (-(-each * num_batches // stretches) for each in (stretch, stretch + 1))
     while stride > 1 and (end - first) // stride < max(2, (depth + 1) // 2):
         stride //= 2
     return range(first + (number - first) % stride, end, stride)
 
 
 def part_of(position: int, batch: int) -> range:
-    """The positions in a batch whose images may be mosaic partners of the one at `position` of the epoch.
-
-    An eighth, a quarter, a half or all of it.
-    """
+    """The part of a batch (an eighth to all) whose images may be mosaic partners of the one at `position`."""
     size = batch // _num_parts(batch)
     first = position % batch // size * size
     return range(first, first + size)
@@ -81,9 +75,7 @@ class TrainSampler(Sampler[BatchRequest]):
     """
 
     def __init__(self, count: int, batch: int, rank: int, world_size: int) -> None:
-        self.count, self.batch = count, batch
-        self.share = batch // world_size
-        self.offset = rank * self.share
+        self.count, self.batch, self.rank, self.share = count, batch, rank, batch // world_size
         self.begin(0, 0, True)
 
     def begin(self, epoch: int, position: int, mosaic: bool) -> None:
@@ -95,7 +87,7 @@ class TrainSampler(Sampler[BatchRequest]):
 
     def __iter__(self) -> Iterator[BatchRequest]:
         for start in range(self.position, self.count, self.batch):
-            first = start + self.offset
+            first = start + self.rank * self.share
             yield BatchRequest(self.epoch, range(first, first + self.share), self.mosaic)
 
 
@@ -109,12 +101,10 @@ def rectangular_batches(
     """
     ratios = sizes[:, 0] / sizes[:, 1]
     order = np.argsort(ratios, kind="stable")
-    batches = []
-    for start in range(0, len(order), batch):
-        members = order[start : start + batch]
-        shape = rectangular_shape(ratios[members[0]], ratios[members[-1]], imgsz, stride)
-        batches.append((members.tolist(), shape))
-    return batches
+    return [
+        (members.tolist(), rectangular_shape(ratios[members[0]], ratios[members[-1]], imgsz, stride))
+        for members in np.split(order, range(batch, len(order), batch))
+    ]
 
 
 def rectangular_shape(lowest: float, highest: float, imgsz: int, stride: int) -> tuple[int, int]:

@@ -1,7 +1,4 @@
-"""Images from a program: paths, arrays and Pillow's images become the pixels that a file would give.
-
-H and W are pixels.
-"""
+"""Images from a program: paths, arrays and Pillow's images become the pixels that a file would give."""
 
 from __future__ import annotations
 

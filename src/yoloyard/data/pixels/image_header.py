@@ -76,7 +76,7 @@ def _jpeg(data: bytes) -> Header:
     if image is None:
         return Header(problem=f"{CUT_OFF}, or its header is damaged")
     position = file.tell()  # Pillow stops where the compressed pixels begin
-    return Header(_size(image), _orientation(image.info.get("exif")), _jpeg_problem(data, position))
+    return Header(image.size[::-1], _orientation(image.info.get("exif")), _jpeg_problem(data, position))
 
 
 def _jpeg_problem(data: bytes, position: int) -> str | None:
@@ -100,7 +100,7 @@ def _png(data: bytes) -> Header:
     if mark and data[25] == 0:  # grey; releases of Pillow differ in this value
         depth, transparent = data[24], int.from_bytes(value[:2], "big")
         transparent = transparent * 255 // (2**depth - 1) if depth < 8 else transparent
-    return Header(_size(image), _orientation(exif), problem, transparent)
+    return Header(image.size[::-1] if image else None, _orientation(exif), problem, transparent)
 
 
 def _bmp(data: bytes) -> Header:
@@ -110,14 +110,14 @@ def _bmp(data: bytes) -> Header:
     codec, _, offset, arguments = image.tile[0]
     # Bytes of a row, and how many of them; other rows are packed.
     needed = offset + arguments[1] * image.height if codec == "raw" and isinstance(arguments, tuple) else 0
-    return Header(_size(image), problem=_shortage(data, needed))
+    return Header(image.size[::-1], problem=_shortage(data, needed))
 
 
 def _webp(data: bytes) -> Header:
     needed = int.from_bytes(data[4:8], "little") + 7  # a last byte of padding is left out by some writers
     image = _opened(WebPImageFile, io.BytesIO(data))
-    exif = image.info.get("exif") if image is not None else None
-    return Header(_size(image), _orientation(exif), _shortage(data, needed))
+    size, exif = (image.size[::-1], image.info.get("exif")) if image else (None, None)
+    return Header(size, _orientation(exif), _shortage(data, needed))
 
 
 def _tiff(data: bytes) -> Header:
@@ -178,10 +178,6 @@ def _opened(kind: type[ImageFile], file: io.BytesIO) -> ImageFile | None:
         return kind(file)
     except (OSError, SyntaxError, ValueError):
         return None
-
-
-def _size(image: ImageFile | None) -> tuple[int, int] | None:
-    return None if image is None else (image.height, image.width)
 
 
 def _orientation(block: bytes | None) -> int:
