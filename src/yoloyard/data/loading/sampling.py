@@ -46,10 +46,10 @@ def window(number: int, num_batches: int, batch: int) -> range:
 
     The epoch is cut into equal stretches; a window is every eighth batch (fewer in a short epoch) of a stretch.
     """
-    depth, stretches, stride = _window_depth(batch), _num_stretches(num_batches, batch), WINDOW_STRIDE
+    stretches, stride = _num_stretches(num_batches, batch), WINDOW_STRIDE
     stretch = number * stretches // num_batches
     first, end = (-(-each * num_batches // stretches) for each in (stretch, stretch + 1))
-    while stride > 1 and (end - first) // stride < max(2, (depth + 1) // 2):
+    while stride > 1 and (end - first) // stride < max(2, (_window_depth(batch) + 1) // 2):
         stride //= 2
     return range(first + (number - first) % stride, end, stride)
 

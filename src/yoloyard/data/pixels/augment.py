@@ -79,8 +79,7 @@ def mosaic_tiles(samples: Sequence[Sample], imgsz: int, random: np.random.Genera
     Order: top left, top right, bottom left, bottom right; the first gives the image id.
     Source: Bochkovskiy et al., "YOLOv4" (arXiv 2004.10934), section 3.3.
     """
-    centre_y = int(random.uniform(imgsz / 2, 3 * imgsz / 2))
-    centre_x = int(random.uniform(imgsz / 2, 3 * imgsz / 2))
+    centre_y, centre_x = (int(random.uniform(imgsz / 2, 3 * imgsz / 2)) for _ in range(2))
     tiles = []
     for position, sample in enumerate(samples):
         height, width = sample.image.shape[:2]
@@ -250,12 +249,11 @@ def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
     # In strips, whose intermediate results stay in the processor's cache. One table a plane is quicker than OpenCV's
     # table of three channels.
     height, width = image.shape[:2]
-    hsv = np.empty((min(STRIP_ROWS, height), width, 3), np.uint8)
+    hsv = np.empty((STRIP_ROWS, width, 3), np.uint8)
     planes = [np.empty(hsv.shape[:2], np.uint8) for _ in range(3)]
     for top in range(0, height, STRIP_ROWS):
         strip = image[top : top + STRIP_ROWS]
-        if len(strip) < len(hsv):  # the last one
-            hsv, planes = hsv[: len(strip)], [plane[: len(strip)] for plane in planes]
+        hsv, planes = hsv[: len(strip)], [plane[: len(strip)] for plane in planes]  # the last strip is lower
         cv2.cvtColor(strip, cv2.COLOR_RGB2HSV, dst=hsv)
         cv2.split(hsv, planes)
         for plane, table in zip(planes, tables, strict=True):

@@ -13,6 +13,7 @@ import pickle
 import random as python_random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class Transform:
 
     def __init__(self, function: Callable[..., Any] | UserFile) -> None:
         self.file = function if isinstance(function, UserFile) else None
-        self._function: Any = _loaded(self.file) if self.file else function
+        with _without_network():
+            self._function: Any = self.file.load("transform") if self.file else function
         if not callable(self._function):
             raise UsageError(f"transform={self._function!r:.80} is neither a function nor FILE.py:NAME")
         self.name = self.file.word if self.file else getattr(function, "__name__", type(function).__name__)
@@ -56,8 +58,7 @@ class Transform:
     def keep(self, folder: Path) -> None:
         """Write into a run's folder what `restore` needs there."""
         if self.file is not None:
-            content = self.file.source
-            write_whole(folder / self.file.path.name, lambda temporary: temporary.write_bytes(content))
+            write_whole(folder / self.file.path.name, partial(Path.write_bytes, data=self.file.source))
         elif self.saved is not None:
             write_whole_text(folder / KEPT_PIPELINE, self.saved)
 
@@ -71,9 +72,9 @@ class Transform:
                 "the top level of a module, or use --workers 0"
             ) from error
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Pickle can't find by name what a user file defines; the other process runs the file again.
-        return self.__dict__ | ({"_function": None} if self.file else {})
+        return Transform, (self.file or self._function,)
 
     def __call__(self, sample: Sample, random: np.random.Generator, num_classes: int, path: Path) -> Sample:
         """The sample after the transform, as large as before. Boxes are clipped; those without area are left out.
@@ -81,8 +82,6 @@ class Transform:
         `random` decides all randomness of the transform. Raises UserError that names the transform and `path`.
         """
         seed = int(random.integers(2**32))
-        if self._function is None and self.file is not None:
-            self._function = _loaded(self.file)
         with _seeded(seed):
             try:
                 result = self._call(sample, seed)
@@ -188,11 +187,6 @@ def _from_json(text: str) -> Any:
     with _without_network():
         import albumentations
     return albumentations.from_dict(json.loads(text))
-
-
-def _loaded(file: UserFile) -> Any:
-    with _without_network():
-        return file.load("transform")
 
 
 @contextlib.contextmanager
