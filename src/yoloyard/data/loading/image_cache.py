@@ -22,7 +22,7 @@ import torch
 
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UserError
-from yoloyard.common.files import cannot_write, write_whole
+from yoloyard.common.files import write_whole
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.limits import free_memory
 from yoloyard.data.pixels.augment import resized_shape
@@ -66,12 +66,20 @@ class AllImages:
     def __init__(self, index: Index, imgsz: int) -> None:
         self.shapes = np.array([resized_shape(height, width, imgsz) for height, width in index.sizes.tolist()])
         self.offsets = np.cumsum([0, *(3 * self.shapes.prod(axis=1))], dtype=np.int64)
-        self.bytes = int(self.offsets[-1])
+        self.bytes, self.imgsz = int(self.offsets[-1]), imgsz
 
     def __getitem__(self, position: int) -> np.ndarray:
         height, width = self.shapes[position]
         start, end = self.offsets[position], self.offsets[position + 1]
         return np.asarray(self.pixels)[start:end].reshape(height, width, 3)
+
+    def require(self, cache: str, free: int, share: float, rest: str) -> None:
+        """Raises UserError if they need more than this share of the bytes that are free."""
+        if self.bytes > share * free:
+            raise UserError(
+                f"--cache {cache} needs {self.bytes / 2**30:.1f} GiB for {len(self.shapes)} images at {self.imgsz} px, "
+                f"but only {free / 2**30:.1f} GiB {rest}"
+            )
 
 
 class DiskImages(AllImages):
@@ -98,13 +106,9 @@ def cached_in_memory(index: Index, imgsz: int, shared: bool) -> AllImages:
     `shared`: the workers are not forked, so the block must lie in shared memory to reach them.
     """
     images = AllImages(index, imgsz)
-    needed, free = images.bytes, free_memory(shared)
-    if needed > USABLE_MEMORY_SHARE * free:
-        raise UserError(
-            f"--cache ram needs {needed / 2**30:.1f} GiB for {len(index)} images at {imgsz} px, but only "
-            f"{free / 2**30:.1f} GiB of {'shared ' if shared else ''}memory are free; use --cache disk"
-        )
-    images.pixels = torch.empty(needed, dtype=torch.uint8)
+    rest = f"of {'shared ' if shared else ''}memory are free; use --cache disk"
+    images.require("ram", free_memory(shared), USABLE_MEMORY_SHARE, rest)
+    images.pixels = torch.empty(images.bytes, dtype=torch.uint8)
     if shared:
         images.pixels.share_memory_()
     _in_threads(lambda position: load_resized(index, position, imgsz, True, images[position].reshape(-1)), len(index))
@@ -121,38 +125,27 @@ def cached_on_disk(index: Index, imgsz: int) -> DiskImages:
     images = DiskImages(index, imgsz)
     files = zip(map(str, index.paths), map(stamp, index.paths), index.sizes.tolist(), strict=True)
     path = DECODED.path((imgsz, True, *files))
-    if DECODED.find(path, images.map):
-        return images
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+
+    def write(temporary: Path) -> None:
+        rest = f"are free in {path.parent}; make room, or name another folder by YOLOYARD_CACHE"
+        images.require("disk", shutil.disk_usage(path.parent).free, USABLE_DISK_SHARE, rest)
+        log.info(f"decoding {len(index)} images into {path} ({images.bytes / 2**30:.1f} GiB), once for all runs")
+        # Written, not mapped: on a full disk a write is refused, while a mapped page ends the process.
+        with temporary.open("wb") as file:
+            file.truncate(images.bytes)
+            _in_threads(lambda position: fill(file.fileno(), position), len(index))
+
+    def fill(file: int, position: int) -> None:
+        pixels, done = load_resized(index, position, imgsz, True).data.cast("B"), 0
+        while done < len(pixels):
+            done += os.pwrite(file, pixels[done:], int(images.offsets[position]) + done)
+
     with alone(path) as is_alone:
-        if DECODED.find(path, images.map):  # another process has made it meanwhile
-            return images
-        DECODED.make_room(path, is_alone)
-        needed, free = images.bytes, shutil.disk_usage(path.parent).free
-        if needed > USABLE_DISK_SHARE * free:
-            raise UserError(
-                f"--cache disk needs {needed / 2**30:.1f} GiB for {len(index)} images at {imgsz} px, but only "
-                f"{free / 2**30:.1f} GiB are free in {path.parent}; make room, or name another folder by YOLOYARD_CACHE"
-            )
-        log.info(f"decoding {len(index)} images into {path} ({needed / 2**30:.1f} GiB), once for all runs")
-        write_whole(path, lambda temporary: _write(temporary, index, imgsz, images))
-    return images.map(path)
-
-
-def _write(path: Path, index: Index, imgsz: int, images: AllImages) -> None:
-    # Written, not mapped: on a full disk a write is refused, while a mapped page ends the process.
-    with path.open("wb") as file:
-        file.truncate(images.bytes)
-
-        def fill(position: int) -> None:
-            pixels, done = load_resized(index, position, imgsz, True).data.cast("B"), 0
-            while done < len(pixels):
-                done += os.pwrite(file.fileno(), pixels[done:], int(images.offsets[position]) + done)
-
-        _in_threads(fill, len(index))
+        if not DECODED.find(path, images.map):
+            DECODED.make_room(path, is_alone)
+            write_whole(path, write)
+            images.map(path)
+    return images
 
 
 def _in_threads(work: Callable[[int], object], count: int) -> None:
