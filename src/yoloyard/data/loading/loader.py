@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import multiprocessing
 import multiprocessing.util
 import os
@@ -26,7 +25,7 @@ from yoloyard.data.loading.batches import Images, TrainingBatches, ValidationBat
 from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.data.loading.image_cache import RecentImages, cached_in_memory, cached_on_disk
 from yoloyard.data.loading.limits import batch_bytes, possible_workers, shortage
-from yoloyard.data.loading.sampling import TrainSampler, images_in_use, rectangular_batches
+from yoloyard.data.loading.sampling import BatchRequest, batch_requests, images_in_use, rectangular_batches
 from yoloyard.data.pixels.transform import Transform
 
 log = logging.getLogger(__name__)
@@ -44,7 +43,7 @@ class Loader(DataLoader):
     def __init__(
         self,
         dataset: TrainingBatches | ValidationBatches,
-        sampler: TrainSampler | list[ValRequest],
+        sampler: list[BatchRequest] | list[ValRequest],
         workers: int,
         pin_memory: bool,
         start_method: str | None,
@@ -89,20 +88,22 @@ class TrainLoader(Loader):
     """Training batches; `epoch` gives those of one epoch."""
 
     dataset: TrainingBatches
-    sampler: TrainSampler
+    sampler: list[BatchRequest]
+    rank = 0
+    world_size = 1
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        return math.ceil(self.sampler.count / self.sampler.batch)
+        return self.dataset.plan.num_batches
 
     def epoch(self, epoch: int, position: int = 0, epochs: int | None = None) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), beginning after `position` images of it (all ranks together).
 
         The last `close_mosaic` of all `epochs` (by default those of the config) have neither mosaic nor mixup.
         """
-        config = self.dataset.config
+        plan, config = self.dataset.plan, self.dataset.config
         mosaic = epoch < (epochs or config.epochs) - config.augment.close_mosaic
-        self.sampler.begin(epoch, position, mosaic)
+        self.sampler[:] = batch_requests(len(plan), plan.batch, self.rank, self.world_size, epoch, position, mosaic)
         yield from self
 
 
@@ -127,13 +128,12 @@ def make_train_loader(
     if config.batch % world_size:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {world_size} processes")
     plan = plan_epochs(index, config, stride)
-    sampler = TrainSampler(len(plan), config.batch, rank, world_size)
     are_forked = multiprocessing.get_context(start_method).get_start_method() == "fork"
     images: Images
     if config.cache is None:
         # Beyond this some images are decoded again; the samples stay the same.
         affordable = KEPT_BYTES // (max(1, config.workers) * 3 * config.imgsz**2)
-        kept = min(images_in_use(len(sampler), config.batch, config.workers, world_size), affordable)
+        kept = min(images_in_use(plan.num_batches, config.batch, config.workers, world_size), affordable)
         images = RecentImages(index, config.imgsz, kept)
     elif config.cache == "ram":
         images = cached_in_memory(index, config.imgsz, shared=not are_forked)
@@ -145,8 +145,10 @@ def make_train_loader(
         transform.check_spawn()
     dataset = TrainingBatches(index, images, config, plan, transform)
     side = config.imgsz + (stride if config.rect else 0)
-    largest = batch_bytes(sampler.share, side, side, dataset.buckets[-1])
-    return TrainLoader(dataset, sampler, config.workers, pin_memory, start_method, largest)
+    largest = batch_bytes(config.batch // world_size, side, side, dataset.buckets[-1])
+    loader = TrainLoader(dataset, [], config.workers, pin_memory, start_method, largest)
+    loader.rank, loader.world_size = rank, world_size
+    return loader
 
 
 def make_val_loader(

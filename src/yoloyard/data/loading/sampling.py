@@ -7,11 +7,9 @@ same image for any number of workers or ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import Sampler
 
 # Workers take batches in turn. Partners come from batches that are a multiple of this apart, so that each of 1, 2, 4 or
 # 8 workers uses only images that it has decoded itself.
@@ -68,27 +66,16 @@ def images_in_use(num_batches: int, batch: int, workers: int, world_size: int = 
     return math.ceil(stretch / math.gcd(max(1, workers), WINDOW_STRIDE)) * part
 
 
-class TrainSampler(Sampler[BatchRequest]):
-    """Yields a rank's batches of one epoch; each rank takes its contiguous share of every batch.
+def batch_requests(
+    count: int, batch: int, rank: int, world_size: int, epoch: int, position: int, mosaic: bool
+) -> list[BatchRequest]:
+    """A rank's batches of an epoch of `count` positions, from `position` on; it takes a contiguous share of each batch.
 
-    `begin` says which epoch, and at which position in it. The last batch is filled from the permutation's start.
+    The last batch is filled from the permutation's start.
     """
-
-    def __init__(self, count: int, batch: int, rank: int, world_size: int) -> None:
-        self.count, self.batch, self.rank, self.share = count, batch, rank, batch // world_size
-        self.begin(0, 0, True)
-
-    def begin(self, epoch: int, position: int, mosaic: bool) -> None:
-        """Make the next iteration start at `position` (images of all ranks) of `epoch`."""
-        self.epoch, self.position, self.mosaic = epoch, position, mosaic
-
-    def __len__(self) -> int:
-        return math.ceil((self.count - self.position) / self.batch)
-
-    def __iter__(self) -> Iterator[BatchRequest]:
-        for start in range(self.position, self.count, self.batch):
-            first = start + self.rank * self.share
-            yield BatchRequest(self.epoch, range(first, first + self.share), self.mosaic)
+    share = batch // world_size
+    firsts = (start + rank * share for start in range(position, count, batch))
+    return [BatchRequest(epoch, range(first, first + share), mosaic) for first in firsts]
 
 
 def rectangular_batches(
