@@ -102,10 +102,7 @@ def is_video(path: Path) -> bool:
         if cv2.haveImageReader(opened):
             return False
         capture = cv2.VideoCapture(opened, cv2.CAP_FFMPEG)
-        try:
-            return bool(capture.read()[0] and capture.read()[0])
-        finally:
-            capture.release()
+        return bool(capture.read()[0] and capture.read()[0])
 
 
 def _doubt(path: Path, is_counted: bool) -> str:
@@ -151,9 +148,7 @@ class VideoFile:
         """Raises UserError if not all frames are in the closed file: the writer itself doesn't say so."""
         if self._writer is not None:
             with plain_path(self._path) as opened:
-                capture = cv2.VideoCapture(opened)
-                written = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-                capture.release()
+                written = int(cv2.VideoCapture(opened).get(cv2.CAP_PROP_FRAME_COUNT))
             if written != self._count:
                 raise UserError(f"cannot write all of the video {self._path}: is the disk full?")
 

@@ -34,7 +34,7 @@ class DrawnImage:
     pixels: np.ndarray  # uint8 RGB (S, S, 3)
     boxes_xyxy: np.ndarray  # int64 (n, 4), first pixel to one past the last
     labels: np.ndarray  # int64 (n,), positions in NAMES
-    masks: list[np.ndarray]  # bool (S, S) each: the pixels of each defect
+    masks: np.ndarray  # bool (n, S, S): the pixels of each defect
     surface: str
 
 
@@ -50,26 +50,26 @@ def draw_image(rng: np.random.Generator, surface_name: str, defective: bool, siz
     taken = [(x - 14 * zoom, y - 14 * zoom, x + 14 * zoom, y + 14 * zoom) for x, y in sockets]  # xyxy areas in use
     draw_surface = {"metal": _brushed_metal, "board": _circuit_board, "fabric": _fabric}[kind]
     pixels = draw_surface(rng, surface_name, size, zoom, taken)  # float32 (S, S, 3)
-    labels, masks = [], []
+    defects = []  # names, patches of the image, and how far each pixel of them is covered, 0..1
     for position, socket in enumerate(sockets):
-        mask = _draw_socket(rng, pixels, zoom, socket, has_screw=position >= holes)
+        patch, cover = _draw_socket(rng, pixels, zoom, socket, has_screw=position >= holes)
         if position < holes:
-            labels.append(NAMES.index("missing_screw"))
-            masks.append(mask)
+            defects.append(("missing_screw", patch, cover))
     for name in wanted:
         if name == "missing_screw":
             continue
         draw, smallest, largest = _DEFECTS[name]
         side = round(float(np.exp(rng.uniform(np.log(smallest), np.log(largest)))) * size / 320)
         if corner := _free_place(rng, taken, size, side, side):
-            x, y = corner
-            patch, mask = np.s_[y : y + side, x : x + side], np.zeros((size, size), bool)
-            mask[patch] = draw(rng, pixels[patch], kind) >= VISIBLE
-            labels.append(NAMES.index(name))
-            masks.append(mask)
+            patch = np.s_[corner[1] : corner[1] + side, corner[0] : corner[0] + side]
+            defects.append((name, patch, draw(rng, pixels[patch], kind)))
+    masks = np.zeros((len(defects), size, size), bool)
+    for mask, (_, patch, cover) in zip(masks, defects, strict=True):
+        mask[patch] = cover >= VISIBLE
     bounds = [cv2.boundingRect(mask.astype(np.uint8)) for mask in masks]  # x, y, width, height
     boxes = np.array([(x, y, x + wide, y + high) for x, y, wide, high in bounds], np.int64).reshape(-1, 4)
-    return DrawnImage(_photograph(rng, pixels), boxes, np.array(labels, np.int64), masks, surface_name)
+    labels = np.array([NAMES.index(name) for name, _, _ in defects], np.int64)
+    return DrawnImage(_photograph(rng, pixels), boxes, labels, masks, surface_name)
 
 
 def _free_place(rng: np.random.Generator, taken: list[Area], size: int, wide: int, high: int) -> tuple[int, int] | None:
@@ -181,8 +181,8 @@ def _socket_positions(rng: np.random.Generator, size: int, zoom: float, holes: i
 
 def _draw_socket(
     rng: np.random.Generator, pixels: np.ndarray, zoom: float, centre: tuple[float, float], has_screw: bool
-) -> np.ndarray:
-    """Draw a screw, or the bare countersunk hole where one is missing. Returns the mask, bool (S, S)."""
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Draw a screw, or the bare countersunk hole where one is missing. Returns its patch and how far it covers that."""
     radius = float(rng.uniform(9.5, 11.5)) * zoom
     left, top = (int(value - radius) - 1 for value in centre)
     patch = np.s_[top : int(centre[1] + radius) + 2, left : int(centre[0] + radius) + 2]
@@ -201,9 +201,7 @@ def _draw_socket(
         thread = 0.05 * (np.sin(distance * 6.0 / zoom) > 0)
         face = (0.62 + 0.22 * slope) * (1 - hole) + (0.05 + thread) * hole
     _blend(pixels[patch], cover, face[..., None] * np.array([0.98, 1.0, 1.0], np.float32))
-    mask = np.zeros(pixels.shape[:2], bool)
-    mask[patch] = cover >= VISIBLE
-    return mask
+    return patch, cover
 
 
 # Each defect draws into a square patch (s, s, 3) of the image and returns how far it covers each pixel, (s, s) 0..1.

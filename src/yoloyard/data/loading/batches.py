@@ -1,7 +1,4 @@
-"""Training and validation batches, made one at a time; this runs in the workers.
-
-Shapes: B images of a batch, M boxes an image (padded), H W pixels.
-"""
+"""Training and validation batches, made one at a time; this runs in the workers."""
 
 from __future__ import annotations
 
@@ -132,10 +129,10 @@ class ValidationBatches(Dataset[Batch | UserError]):
 
 
 def collate(samples: Sequence[Sample], buckets: Sequence[int], images: np.ndarray | None = None) -> Batch:
-    """Samples of one size as a Batch. Boxes are padded to M slots, the smallest bucket that they fit into.
+    """Samples of one size as a Batch; boxes are padded to the smallest of the ascending `buckets` that is enough.
 
-    `buckets` ascend. If a transform has added so many boxes that the largest is too small, it is doubled.
-    `images` (B, H, W, 3) holds the samples' images if they are in one array already.
+    If a transform has added so many boxes that the largest is too small, it is doubled. `images` (B, H, W, 3) holds the
+    samples' images if they are in one array already.
     """
     most = max(len(sample.labels) for sample in samples)
     larger = (buckets[-1] * 2**doubled for doubled in itertools.count(1))

@@ -50,8 +50,7 @@ class EpochPlan:
         images = np.repeat(np.arange(len(counts)), counts)
         repeats = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
         if self.sizes is None:
-            order = epoch_order(self.seed, epoch, len(self))
-            shapes = np.full((self.num_batches, 2), self.imgsz)
+            order, shapes = epoch_order(self.seed, epoch, len(self)), np.full((self.num_batches, 2), self.imgsz)
         else:
             order, shapes = self._rectangular(self.sizes[images], epoch)
         return EpochOrder(images[order], repeats[order], shapes)
@@ -100,8 +99,7 @@ def _draw_counts(factors: np.ndarray, total: int, random: np.random.Generator) -
     """How often each image comes, int64 (N,), `total` together: the factor rounded down or up, on average the factor.
 
     Systematic sampling: the fractions, in shuffled order, are intervals one after the other on a line; after a random
-    start every whole number selects the interval that it is in. `total` is the sum of the factors, rounded, so the
-    fractions are stretched a little.
+    start every whole number selects the interval that it is in. They are stretched a little, since `total` is rounded.
     """
     counts = np.floor(factors).astype(np.int64)
     shuffled = random.permutation(np.flatnonzero(factors > counts))

@@ -232,10 +232,7 @@ def warp_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def draw_colours(config: AugmentConfig, random: np.random.Generator) -> np.ndarray | None:
-    """Random tables uint8 (3, 256) that turn hue (0..179, as OpenCV has it) and scale saturation and value.
-
-    None where the settings allow no change.
-    """
+    """Random tables uint8 (3, 256) that turn the hue (0..179) and scale saturation and value; None for no change."""
     gains = random.uniform(-1, 1, 3) * (config.hsv_h, config.hsv_s, config.hsv_v)
     if not (config.hsv_h or config.hsv_s or config.hsv_v):
         return None
@@ -246,8 +243,7 @@ def draw_colours(config: AugmentConfig, random: np.random.Generator) -> np.ndarr
 
 def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
     """Change hue, saturation and value of an image, in place, by the tables (3, 256) of `draw_colours`."""
-    # In strips, whose intermediate results stay in the processor's cache. One table a plane is quicker than OpenCV's
-    # table of three channels.
+    # Strips stay in the processor's cache. A table for each plane is quicker than OpenCV's table of three channels.
     height, width = image.shape[:2]
     hsv = np.empty((STRIP_ROWS, width, 3), np.uint8)
     planes = [np.empty(hsv.shape[:2], np.uint8) for _ in range(3)]

@@ -1,7 +1,4 @@
-"""The only place that turns bytes into pixels, so that training, validation and prediction agree.
-
-H and W are pixels of the image as it is meant to be seen: the EXIF orientation is applied.
-"""
+"""The only place that turns bytes into pixels, so that training, validation and prediction agree."""
 
 from pathlib import Path
 
@@ -52,8 +49,7 @@ def largest_reduction(length: int, least: int) -> int:
 def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
     """Height and width of the image, orientation applied. `data` is the content of the file if it has been read.
 
-    JPEG, PNG, BMP, WebP and TIFF are not decoded.
-    Raises UserError naming the file if it is missing, unreadable or cut off.
+    Only rare formats are decoded. Raises UserError naming the file if it is missing, unreadable or cut off.
     """
     data, header = _opened(path, data)
     if header.size_hw is None:

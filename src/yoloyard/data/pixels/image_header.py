@@ -1,8 +1,8 @@
 """What the file of an image says before it is decoded: its size, how it must be turned, whether it is whole.
 
 Pillow reads JPEG, PNG, BMP and WebP, and tifffile reads TIFF; of any other format only a decoder knows something.
-Neither package tells without decoding all pixels that a file is cut off, so those lines are ours. Pillow's classes are
-called directly: `Image.open` refuses large images. `data` is a whole file.
+Without decoding neither tells that a file is cut off, so those lines are ours. Pillow's classes are called directly:
+`Image.open` refuses large images. `data` is a whole file.
 """
 
 from __future__ import annotations
@@ -160,10 +160,8 @@ def tiff_alpha(page: TiffPage) -> str:
     """
     if not page.extrasamples or page.photometric == 5:
         return "straight"
-    kind = page.extrasamples[0]
-    if kind == 0:
-        return "none"
-    return "premultiplied" if kind == 1 or page.bitspersample == 8 else "straight"
+    others = "premultiplied" if page.bitspersample == 8 else "straight"
+    return {0: "none", 1: "premultiplied"}.get(page.extrasamples[0], others)
 
 
 def stored_upright(data: bytes, page: TiffPage) -> bytes:

@@ -147,14 +147,13 @@ def _label_field(pipeline: Any, name: str) -> str | None:
     """The keyword that a pipeline takes labels by, None if it is not given boxes. Raises UsageError."""
     if not hasattr(pipeline, "set_random_seed"):
         raise UsageError(f"the transform {name} needs albumentations 2.0 or later")
-    processors = getattr(pipeline, "processors", {})
-    if "bboxes" not in processors:
+    boxes = getattr(pipeline, "processors", {}).get("bboxes")
+    if boxes is None:
         moving = sorted({type(step).__name__ for step in _steps(pipeline) if _is_a(step, "DualTransform")})
         if moving:
             raise UsageError(f"the transform {name} must be given the boxes ({', '.join(moving)}): {BOX_PARAMS}")
         return None
-    params = processors["bboxes"].params
-    fields = list(params.label_fields or ())
+    params, fields = boxes.params, list(boxes.params.label_fields or ())
     if params.format != "pascal_voc" or len(fields) != 1:
         raise UsageError(
             f"the transform {name} has BboxParams of format {params.format!r} with label_fields {fields}; write "
