@@ -216,6 +216,8 @@ def warp_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     corners = np.ones((len(boxes_xyxy), 4, 3))
     corners[..., :2] = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
     corners = corners @ matrix.T
+    if not matrix[2, :2].any():
+        return np.concatenate((corners[..., :2].min(axis=1), corners[..., :2].max(axis=1)), axis=1)
     # Where edges reach the horizon, (n, 4, 3) homogeneous; points nearer to it are far outside every output.
     following = np.roll(corners, -1, axis=1)
     depth, next_depth = corners[..., 2], following[..., 2]
