@@ -29,6 +29,7 @@ from yoloyard.config.settings import TrainConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.loading.loader import make_train_loader
+from yoloyard.data.loading.sampling import batch_requests
 from yoloyard.demo.write import write_demo
 
 BATCH = 16
@@ -81,7 +82,7 @@ def from_threads(index: Index, workers: int) -> Iterator[Batch]:
     loaders = [make_train_loader(index, TrainConfig(batch=BATCH, workers=0)) for _ in range(workers)]
     datasets: queue.SimpleQueue = queue.SimpleQueue()
     for loader in loaders:
-        datasets.put(loader._batches.dataset)
+        datasets.put(loader.dataset)
     own = threading.local()
 
     def make(request: object) -> Batch:
@@ -89,12 +90,11 @@ def from_threads(index: Index, workers: int) -> Iterator[Batch]:
             own.dataset = datasets.get()
         return own.dataset[request]
 
-    sampler = loaders[0]._sampler
+    plan = loaders[0].dataset.plan
     waiting: deque[Future[Batch]] = deque()
     pool = ThreadPoolExecutor(workers)
     for epoch in itertools.count():
-        sampler.begin(epoch, 0, True)
-        for request in sampler:
+        for request in batch_requests(len(plan), BATCH, 0, 1, epoch, 0, True):
             waiting.append(pool.submit(make, request))
             if len(waiting) > workers * AHEAD:
                 yield waiting.popleft().result()

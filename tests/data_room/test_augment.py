@@ -34,8 +34,7 @@ def image(height: int, width: int, boxes: list[list[int]], colours: np.ndarray) 
 
 def alone(sample: Sample) -> augment.Tile:
     """The image on a canvas of its own size."""
-    height, width = sample.image.shape[:2]
-    return augment.Tile(sample, 0, 0, (0, 0, width, height))
+    return augment.Tile(sample, 0, 0)
 
 
 def coloured(image: np.ndarray, config: AugmentConfig, random: np.random.Generator) -> np.ndarray:

@@ -12,8 +12,7 @@ import pytest
 from commands import TINY, start
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import raise_file_limit
-from yoloyard.data.loading.descriptors import check_limit, free_descriptors, possible_workers, wanted_descriptors
-from yoloyard.data.loading.shared_memory import shortage
+from yoloyard.data.loading.limits import check_limit, free_descriptors, possible_workers, shortage, wanted_descriptors
 
 
 @pytest.fixture

@@ -18,9 +18,8 @@ import torch
 from yoloyard.common.errors import UserError
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
-from yoloyard.data.loading import disk_cache
-from yoloyard.data.loading.disk_cache import DECODED, cached_on_disk
-from yoloyard.data.loading.image_cache import load_resized
+from yoloyard.data.loading import image_cache
+from yoloyard.data.loading.image_cache import DECODED, cached_on_disk, load_resized
 from yoloyard.data.loading.loader import make_train_loader
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -37,7 +36,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[int]:
         counter[position] += 1
         return load_resized(index, position, imgsz, reduced)
 
-    monkeypatch.setattr(disk_cache, "load_resized", counting)
+    monkeypatch.setattr(image_cache, "load_resized", counting)
     return counter
 
 
@@ -95,7 +94,7 @@ def test_an_interrupted_cache_is_made_again(
         return load_resized(index, position, imgsz, reduced)
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk_cache, "load_resized", interrupted)
+        patch.setattr(image_cache, "load_resized", interrupted)
         with pytest.raises(blow if isinstance(blow, type) else type(blow)):
             cached_on_disk(index, 64)
     assert left_behind() == []

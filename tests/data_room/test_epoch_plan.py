@@ -33,7 +33,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 def test_without_repeats_an_epoch_is_the_plain_permutation() -> None:
-    order = EpochPlan(20, 8, 64, seed=5).order(3)
+    order = EpochPlan(np.ones(20), 8, 64, seed=5).order(3)
     assert order.images.tolist() == epoch_order(5, 3, 20).tolist()
     assert not order.repeats.any()
     assert order.shapes.tolist() == [[64, 64]] * 3
@@ -42,7 +42,7 @@ def test_without_repeats_an_epoch_is_the_plain_permutation() -> None:
 @settings(max_examples=200)
 @given(st.lists(st.floats(1, 6), min_size=1, max_size=40), st.integers(0, 2**32), st.integers(0, 500))
 def test_an_image_comes_its_factor_rounded_down_or_up(factors: list[float], seed: int, epoch: int) -> None:
-    plan = EpochPlan(len(factors), 1, 64, seed, factors=np.array(factors))
+    plan = EpochPlan(np.array(factors), 1, 64, seed)
     order = plan.order(epoch)
     assert len(plan) == len(order.images) == round(sum(factors))
     counts = np.bincount(order.images, minlength=len(factors))
@@ -58,7 +58,7 @@ def test_an_image_comes_its_factor_rounded_down_or_up(factors: list[float], seed
 
 def test_over_many_epochs_an_image_comes_as_often_as_its_factor_says() -> None:
     factors = np.array([1, 1, 1.1, 1.3, 1.6, 2, 2.25, 2.75, 4.5, 1.5])
-    plan = EpochPlan(10, 4, 64, seed=1, factors=factors)
+    plan = EpochPlan(factors, 4, 64, seed=1)
     counts = np.array([np.bincount(plan.order(epoch).images, minlength=10) for epoch in range(2000)])
     assert (counts.sum(axis=1) == 19).all()
     # Five standard deviations of a draw with the probability 1/2.
@@ -95,7 +95,7 @@ def test_repeats_in_an_epoch_are_other_samples_and_first_ones_the_same_as_ever(i
         for row, image in enumerate(batch.image_ids):
             if not any(torch.equal(batch.images[row], other) for other in seen.get(image, [])):
                 seen.setdefault(image, []).append(batch.images[row])
-    order = EpochPlan(24, 4, 64, 9, repeat_factors(index, 1.0)).order(29)
+    order = EpochPlan(repeat_factors(index, 1.0), 4, 64, 9).order(29)
     assert {image: len(samples) for image, samples in seen.items()} == {
         int(image): int((order.images == image).sum()) for image in order.images
     }

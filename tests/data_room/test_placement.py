@@ -44,7 +44,7 @@ def test_a_sample_is_that_of_the_plain_way_to_less_than_a_pixel(seed: int, with_
         canvas, tiles = (2 * IMGSZ, 2 * IMGSZ), augment.mosaic_tiles(samples, IMGSZ, random)
     else:
         height, width = samples[0].image.shape[:2]
-        canvas, tiles = (height, width), [augment.Tile(samples[0], 0, 0, (0, 0, width, height))]
+        canvas, tiles = (height, width), [augment.Tile(samples[0], 0, 0)]
     matrix, zoom = augment.draw_affine(*canvas, (IMGSZ, IMGSZ), AugmentConfig(translate=0.2), random)
     expected = plain(tiles, canvas, matrix, zoom, (IMGSZ, IMGSZ))
     found = augment.place(tiles, canvas, matrix, zoom, (IMGSZ, IMGSZ))

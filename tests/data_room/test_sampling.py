@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yoloyard.data.loading.sampling import (
-    TrainSampler,
+    BatchRequest,
+    batch_requests,
     epoch_order,
     images_in_use,
     part_of,
@@ -68,27 +69,24 @@ def test_epochs_and_samples_have_randomness_of_their_own() -> None:
     assert tuple(epoch_order(0, 0, 20)) in orders
 
 
+def requests(
+    rank: int = 0, ranks: int = 1, epoch: int = 0, position: int = 0, mosaic: bool = True
+) -> list[BatchRequest]:
+    return batch_requests(10, 4, rank, ranks, epoch, position, mosaic)
+
+
 def test_the_last_batch_runs_on_into_the_beginning() -> None:
-    sampler = TrainSampler(count=10, batch=4, rank=0, world_size=1)
-    assert [list(request.positions) for request in sampler] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert len(sampler) == 3
+    assert [list(request.positions) for request in requests()] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
 def test_resuming_is_skipping_ahead() -> None:
-    sampler = TrainSampler(count=10, batch=4, rank=0, world_size=1)
-    sampler.begin(3, 0, True)
-    whole = list(sampler)
-    sampler.begin(3, 8, True)
-    assert list(sampler) == whole[2:]
-    assert len(sampler) == 1
-    sampler.begin(4, 0, False)
-    assert {(request.epoch, request.mosaic) for request in sampler} == {(4, False)}
+    assert requests(epoch=3, position=8) == requests(epoch=3)[2:]
+    assert len(requests(epoch=3, position=8)) == 1
+    assert {(request.epoch, request.mosaic) for request in requests(epoch=4, mosaic=False)} == {(4, False)}
 
 
 def test_ranks_share_each_batch() -> None:
-    whole = list(TrainSampler(count=10, batch=4, rank=0, world_size=1))
-    ranks = [list(TrainSampler(count=10, batch=4, rank=rank, world_size=2)) for rank in (0, 1)]
-    for request, *shares in zip(whole, *ranks, strict=True):
+    for request, *shares in zip(requests(), requests(0, 2), requests(1, 2), strict=True):
         assert list(request.positions) == [position for share in shares for position in share.positions]
 
 

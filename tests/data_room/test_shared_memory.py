@@ -12,9 +12,9 @@ import torch
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
-from yoloyard.data.loading import shared_memory
+from yoloyard.data.loading import limits
+from yoloyard.data.loading.limits import batch_bytes, shortage
 from yoloyard.data.loading.loader import make_train_loader, make_val_loader
-from yoloyard.data.loading.shared_memory import batch_bytes, shortage
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -38,7 +38,7 @@ def test_batches_through_pipes_are_those_through_shared_memory(
 
     shared = batches()
     assert said == []
-    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 1000)
+    monkeypatch.setattr(limits, "free_shared_memory", lambda: 1000)
     piped = batches()
     assert "go through pipes instead, which is slower. Give the container more (docker run --shm-size=8g)" in said[0]
     assert [facts(batch) for batch in piped] == [facts(batch) for batch in shared]
@@ -52,14 +52,14 @@ def test_shared_memory_is_enough_for_the_batches_of_both_loaders_and_all_process
 ) -> None:
     batch = batch_bytes(16, 640, 640, 0)
     assert batch == 16 * 3 * 640 * 640
-    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: 2 * (2 * 8 + 2) * batch)
+    monkeypatch.setattr(limits, "free_shared_memory", lambda: 2 * (2 * 8 + 2) * batch)
     assert shortage(batch, workers=8) is None
     assert shortage(batch + 1, workers=8) is not None
     assert shortage(10 * batch, workers=0) is None  # made in the trainer's own process
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert shortage(batch // 2, workers=8) is None
     assert "708 MB free and 1416 MB are needed for batches of 8 workers" in str(shortage(batch, workers=8))
-    monkeypatch.setattr(shared_memory, "free_shared_memory", lambda: None)  # a system without /dev/shm
+    monkeypatch.setattr(limits, "free_shared_memory", lambda: None)  # a system without /dev/shm
     assert shortage(batch, workers=8) is None
 
 
@@ -67,11 +67,11 @@ PROGRAM = """
 import pathlib, sys
 from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import TrainConfig
-from yoloyard.data.loading import shared_memory
+from yoloyard.data.loading import limits
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import load_index
 from yoloyard.data.loading.loader import make_train_loader, make_val_loader
-assert shared_memory.free_shared_memory() == 64 * 2**20
+assert limits.free_shared_memory() == 64 * 2**20
 index = load_index(read_data_yaml(pathlib.Path(sys.argv[1])), "train")
 config = TrainConfig(batch=16, workers=8, imgsz=640)
 with shown_lines():

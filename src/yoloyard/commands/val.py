@@ -26,7 +26,7 @@ from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.formats.labels import composed
 from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.index.selection import class_numbers, names_of, select
-from yoloyard.data.loading.descriptors import check_limit
+from yoloyard.data.loading.limits import check_limit
 from yoloyard.data.loading.loader import make_val_loader
 from yoloyard.evaluation.metrics.coco import Metrics, evaluate
 from yoloyard.evaluation.metrics.showing import Showing

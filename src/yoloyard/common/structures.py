@@ -5,7 +5,8 @@ Shapes: B batch, M boxes per image (padded), n boxes of one image, H W pixels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -61,27 +62,16 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """This batch with its tensors on `device`; `send` says when the host waits for that."""
-        return Batch(
-            images=send(self.images, device, torch.channels_last),
-            boxes=send(self.boxes, device),
-            labels=send(self.labels, device),
-            ignore=send(self.ignore, device),
-            image_ids=self.image_ids,
-            transforms=self.transforms,
-            source_ids=self.source_ids,
-        )
+        preserve, last = torch.preserve_format, torch.channels_last
+        return self._with(lambda tensor: send(tensor, device, last if tensor.ndim == 4 else preserve))
 
     def pin_memory(self) -> Batch:
         """This batch in pinned memory, from which a GPU copies faster; torch's loader calls it."""
-        return Batch(
-            self.images.pin_memory(),
-            self.boxes.pin_memory(),
-            self.labels.pin_memory(),
-            self.ignore.pin_memory(),
-            self.image_ids,
-            self.transforms,
-            self.source_ids,
-        )
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        images, boxes, labels, ignore = map(change, (self.images, self.boxes, self.labels, self.ignore))
+        return replace(self, images=images, boxes=boxes, labels=labels, ignore=ignore)
 
 
 @dataclass

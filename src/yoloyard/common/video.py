@@ -102,10 +102,7 @@ def is_video(path: Path) -> bool:
         if cv2.haveImageReader(opened):
             return False
         capture = cv2.VideoCapture(opened, cv2.CAP_FFMPEG)
-        try:
-            return bool(capture.read()[0] and capture.read()[0])
-        finally:
-            capture.release()
+        return bool(capture.read()[0] and capture.read()[0])
 
 
 def _doubt(path: Path, is_counted: bool) -> str:
@@ -137,13 +134,10 @@ class VideoFile:
         self._count += 1
         if self._count == 1:
             self._size_wh = image.shape[1::-1]
-            self._writer = self._begin()
-        if self._writer is None:
-            return  # the first frame has raised the error
-        pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-        if pixels.shape[1::-1] != self._size_wh:
-            pixels = cv2.resize(pixels, self._size_wh)
-        self._writer.write(pixels)
+            self._begin()
+        if self._writer is not None:
+            pixels = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+            self._writer.write(pixels if pixels.shape[1::-1] == self._size_wh else cv2.resize(pixels, self._size_wh))
 
     def close(self) -> None:
         """Write what is left."""
@@ -152,16 +146,13 @@ class VideoFile:
 
     def check(self) -> None:
         """Raises UserError if not all frames are in the closed file: the writer itself doesn't say so."""
-        if self._writer is None:
-            return
-        with plain_path(self._path) as opened:
-            capture = cv2.VideoCapture(opened)
-            written = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-            capture.release()
-        if written != self._count:
-            raise UserError(f"cannot write all of the video {self._path}: is the disk full?")
+        if self._writer is not None:
+            with plain_path(self._path) as opened:
+                written = int(cv2.VideoCapture(opened).get(cv2.CAP_PROP_FRAME_COUNT))
+            if written != self._count:
+                raise UserError(f"cannot write all of the video {self._path}: is the disk full?")
 
-    def _begin(self) -> cv2.VideoWriter:
+    def _begin(self) -> None:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -174,4 +165,4 @@ class VideoFile:
                 f"cannot write the video {self._path} of {width}x{height} pixels: MPEG-4 has 2 to 8,191 a side; "
                 "otherwise look whether its folder can be written to"
             )
-        return writer
+        self._writer = writer

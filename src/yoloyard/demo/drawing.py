@@ -6,7 +6,7 @@ Colours are RGB, 0..1. Shapes: S side of an image, s side of a square patch, n d
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ NAMES = ("scratch", "dent", "stain", "missing_screw", "crack")
 TRAINING_SURFACES = ("steel", "aluminium", "green board", "blue board", "plain weave", "twill")
 VALIDATION_ONLY_SURFACES = ("brass", "red board", "herringbone")
 
+Area = tuple[float, float, float, float]  # xyxy
 VISIBLE = 0.25  # a pixel belongs to a defect if the drawn shape covers this part of it
 _FINE = 4  # lines are drawn this many times larger and averaged down, so that thin ones are smooth
 _METALS = {"steel": (0.50, 0.53, 0.57), "aluminium": (0.66, 0.67, 0.67), "brass": (0.66, 0.55, 0.30)}
@@ -26,16 +27,6 @@ _FABRICS = {
 }
 
 
-@dataclass
-class Surface:
-    """An image under construction: the object without defects, and where something may still be put."""
-
-    pixels: np.ndarray  # float32 (S, S, 3)
-    zoom: float  # how near the camera is; details scale with it
-    sockets: list[tuple[float, float]] = field(default_factory=list)  # centres of the screw holes, x and y
-    taken: list[tuple[float, float, float, float]] = field(default_factory=list)  # xyxy areas in use
-
-
 @dataclass(frozen=True)
 class DrawnImage:
     """A finished image."""
@@ -43,7 +34,7 @@ class DrawnImage:
     pixels: np.ndarray  # uint8 RGB (S, S, 3)
     boxes_xyxy: np.ndarray  # int64 (n, 4), first pixel to one past the last
     labels: np.ndarray  # int64 (n,), positions in NAMES
-    masks: list[np.ndarray]  # bool (S, S) each: the pixels of each defect
+    masks: np.ndarray  # bool (n, S, S): the pixels of each defect
     surface: str
 
 
@@ -54,41 +45,34 @@ def draw_image(rng: np.random.Generator, surface_name: str, defective: bool, siz
     num_defects = int(rng.integers(1, 6)) if defective else 0
     wanted = [str(name) for name in rng.choice(list(_SHARES[kind]), num_defects, p=shares / shares.sum())]
     holes = wanted.count("missing_screw")
-    surface = _draw_surface(rng, surface_name, kind, size, holes)
-    labels, masks = [], []
-    for position, socket in enumerate(surface.sockets):
-        mask = _draw_socket(rng, surface, socket, has_screw=position >= holes)
+    zoom = float(rng.uniform(0.75, 1.35)) * size / 320  # how near the camera is; details scale with it
+    sockets = _socket_positions(rng, size, zoom, holes) if kind != "fabric" else []
+    taken = [(x - 14 * zoom, y - 14 * zoom, x + 14 * zoom, y + 14 * zoom) for x, y in sockets]  # xyxy areas in use
+    draw_surface = {"metal": _brushed_metal, "board": _circuit_board, "fabric": _fabric}[kind]
+    pixels = draw_surface(rng, surface_name, size, zoom, taken)  # float32 (S, S, 3)
+    defects = []  # names, patches of the image, and how far each pixel of them is covered, 0..1
+    for position, socket in enumerate(sockets):
+        patch, cover = _draw_socket(rng, pixels, zoom, socket, has_screw=position >= holes)
         if position < holes:
-            labels.append(NAMES.index("missing_screw"))
-            masks.append(mask)
+            defects.append(("missing_screw", patch, cover))
     for name in wanted:
         if name == "missing_screw":
             continue
         draw, smallest, largest = _DEFECTS[name]
         side = round(float(np.exp(rng.uniform(np.log(smallest), np.log(largest)))) * size / 320)
-        if corner := _free_place(rng, surface.taken, size, side, side):
-            x, y = corner
-            mask = np.zeros((size, size), bool)
-            mask[y : y + side, x : x + side] = draw(rng, surface.pixels[y : y + side, x : x + side], kind) >= VISIBLE
-            labels.append(NAMES.index(name))
-            masks.append(mask)
-    return DrawnImage(
-        pixels=_photograph(rng, surface.pixels),
-        boxes_xyxy=np.array([_bounds(mask) for mask in masks], np.int64).reshape(-1, 4),
-        labels=np.array(labels, np.int64),
-        masks=masks,
-        surface=surface_name,
-    )
+        if corner := _free_place(rng, taken, size, side, side):
+            patch = np.s_[corner[1] : corner[1] + side, corner[0] : corner[0] + side]
+            defects.append((name, patch, draw(rng, pixels[patch], kind)))
+    masks = np.zeros((len(defects), size, size), bool)
+    for mask, (_, patch, cover) in zip(masks, defects, strict=True):
+        mask[patch] = cover >= VISIBLE
+    bounds = [cv2.boundingRect(mask.astype(np.uint8)) for mask in masks]  # x, y, width, height
+    boxes = np.array([(x, y, x + wide, y + high) for x, y, wide, high in bounds], np.int64).reshape(-1, 4)
+    labels = np.array([NAMES.index(name) for name, _, _ in defects], np.int64)
+    return DrawnImage(_photograph(rng, pixels), boxes, labels, masks, surface_name)
 
 
-def _bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def _free_place(
-    rng: np.random.Generator, taken: list[tuple[float, float, float, float]], size: int, wide: int, high: int
-) -> tuple[int, int] | None:
+def _free_place(rng: np.random.Generator, taken: list[Area], size: int, wide: int, high: int) -> tuple[int, int] | None:
     """A random corner (x, y) of a rectangle that touches nothing `taken`, and is added to it; None if there is none."""
     gap = 3
     for _ in range(40):
@@ -100,19 +84,6 @@ def _free_place(
             taken.append((x, y, x + wide, y + high))
             return x, y
     return None
-
-
-def _draw_surface(rng: np.random.Generator, name: str, kind: str, size: int, holes: int) -> Surface:
-    zoom = float(rng.uniform(0.75, 1.35)) * size / 320
-    if kind == "fabric":
-        colours = _FABRICS[name]
-        colour = np.array(colours[int(rng.integers(len(colours)))])
-        return Surface(_fabric(rng, name, colour, size, zoom), zoom)
-    sockets, half = _socket_positions(rng, size, zoom, holes), 14 * zoom
-    taken = [(x - half, y - half, x + half, y + half) for x, y in sockets]
-    if kind == "metal":
-        return Surface(_brushed_metal(rng, np.array(_METALS[name]), size, zoom), zoom, sockets, taken)
-    return Surface(_circuit_board(rng, np.array(_BOARDS[name]), size, zoom, taken), zoom, sockets, taken)
 
 
 def _noise(rng: np.random.Generator, size: int, grain: float) -> np.ndarray:
@@ -128,7 +99,7 @@ def _tint(rng: np.random.Generator, colour: np.ndarray, amount: float) -> np.nda
     return (colour * rng.uniform(1 - amount, 1 + amount) * rng.uniform(0.96, 1.04, 3)).astype(np.float32)
 
 
-def _brushed_metal(rng: np.random.Generator, colour: np.ndarray, size: int, zoom: float) -> np.ndarray:
+def _brushed_metal(rng: np.random.Generator, name: str, size: int, zoom: float, taken: list[Area]) -> np.ndarray:
     """Fine lines along the brush's direction over broad, soft reflections."""
     padded = size * 3 // 2
     grain = rng.standard_normal((padded, padded), np.float32)
@@ -139,14 +110,12 @@ def _brushed_metal(rng: np.random.Generator, colour: np.ndarray, size: int, zoom
     offset = (padded - size) // 2
     lines = cv2.warpAffine(lines, turn, (padded, padded))[offset : offset + size, offset : offset + size]
     shade = 1 + 0.035 * lines + 0.03 * _noise(rng, size, 90)
-    return shade[..., None] * _tint(rng, colour, 0.15)
+    return shade[..., None] * _tint(rng, np.array(_METALS[name]), 0.15)
 
 
-def _circuit_board(
-    rng: np.random.Generator, colour: np.ndarray, size: int, zoom: float, taken: list[tuple[float, float, float, float]]
-) -> np.ndarray:
+def _circuit_board(rng: np.random.Generator, name: str, size: int, zoom: float, taken: list[Area]) -> np.ndarray:
     """Solder mask with traces that bend, vias, chips with legs and white print. Adds the chips' areas to `taken`."""
-    base = _tint(rng, colour, 0.2)
+    base = _tint(rng, np.array(_BOARDS[name]), 0.2)
     pixels = np.tile(base, (size, size, 1))
     trace, metal = np.minimum(base * 1.45 + 0.02, 1), np.array([0.72, 0.66, 0.48], np.float32)
     width = max(round(2.2 * zoom), 1)
@@ -176,11 +145,11 @@ def _circuit_board(
     return pixels * (1 + 0.03 * _noise(rng, size, 60) + 0.02 * _noise(rng, size, 3))[..., None]
 
 
-def _fabric(rng: np.random.Generator, name: str, colour: np.ndarray, size: int, zoom: float) -> np.ndarray:
+def _fabric(rng: np.random.Generator, name: str, size: int, zoom: float, taken: list[Area]) -> np.ndarray:
     """Threads over and under each other: plain weave, diagonal twill, or twill that changes direction in stripes."""
-    pitch = 5.0 * zoom
+    colour = np.array(_FABRICS[name][int(rng.integers(len(_FABRICS[name])))])
+    pitch, bend = 5.0 * zoom, 2.0 * zoom
     y, x = np.mgrid[:size, :size].astype(np.float32)
-    bend = 2.0 * zoom
     x, y = x + bend * _noise(rng, size, 110), y + bend * _noise(rng, size, 110)
     warp, weft = np.sin(2 * np.pi * x / pitch), np.sin(2 * np.pi * y / pitch)
     if name == "plain weave":
@@ -211,12 +180,12 @@ def _socket_positions(rng: np.random.Generator, size: int, zoom: float, holes: i
 
 
 def _draw_socket(
-    rng: np.random.Generator, surface: Surface, centre: tuple[float, float], has_screw: bool
-) -> np.ndarray:
-    """Draw a screw, or the bare countersunk hole where one is missing. Returns the mask, bool (S, S)."""
-    radius = float(rng.uniform(9.5, 11.5)) * surface.zoom
+    rng: np.random.Generator, pixels: np.ndarray, zoom: float, centre: tuple[float, float], has_screw: bool
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Draw a screw, or the bare countersunk hole where one is missing. Returns its patch and how far it covers that."""
+    radius = float(rng.uniform(9.5, 11.5)) * zoom
     left, top = (int(value - radius) - 1 for value in centre)
-    patch = (slice(top, int(centre[1] + radius) + 2), slice(left, int(centre[0] + radius) + 2))
+    patch = np.s_[top : int(centre[1] + radius) + 2, left : int(centre[0] + radius) + 2]
     y, x = np.mgrid[patch].astype(np.float32)
     x, y = x + 0.5 - centre[0], y + 0.5 - centre[1]
     distance, slope = np.hypot(x, y), (x + y) / (1.4 * radius)
@@ -229,13 +198,10 @@ def _draw_socket(
         face = 0.78 - 0.14 * slope - 0.45 * cross - 0.3 * (distance > 0.88 * radius)
     else:
         hole = np.clip(0.66 * radius - distance + 0.5, 0, 1)
-        thread = 0.05 * (np.sin(distance * 6.0 / surface.zoom) > 0)
+        thread = 0.05 * (np.sin(distance * 6.0 / zoom) > 0)
         face = (0.62 + 0.22 * slope) * (1 - hole) + (0.05 + thread) * hole
-    colour = np.array([0.98, 1.0, 1.0], np.float32)
-    _blend(surface.pixels[patch], cover, face[..., None] * colour)
-    mask = np.zeros(surface.pixels.shape[:2], bool)
-    mask[patch] = cover >= VISIBLE
-    return mask
+    _blend(pixels[patch], cover, face[..., None] * np.array([0.98, 1.0, 1.0], np.float32))
+    return patch, cover
 
 
 # Each defect draws into a square patch (s, s, 3) of the image and returns how far it covers each pixel, (s, s) 0..1.
@@ -254,25 +220,27 @@ def _blend(patch: np.ndarray, cover: np.ndarray, colour: np.ndarray) -> None:
     patch += (cover[..., None] * (colour - patch)).astype(np.float32)
 
 
-def _across(rng: np.random.Generator, side: int, margin: float) -> tuple[np.ndarray, np.ndarray]:
+def _across(rng: np.random.Generator, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Two ends (x, y) on opposite sides of a patch."""
-    reach = side / 2 - margin
     angle = rng.uniform(0, 2 * np.pi)
-    way = np.array([np.cos(angle), np.sin(angle)]) * reach
+    way = np.array([np.cos(angle), np.sin(angle)]) * (side / 2 - 3)
     return side / 2 - way, side / 2 + way
+
+
+def _grid(side: int) -> np.ndarray:
+    """y and x of the pixels of a patch, float32 (2, s, s), -1..1."""
+    return (np.mgrid[:side, :side].astype(np.float32) + 0.5) / side * 2 - 1
 
 
 def _scratch(rng: np.random.Generator, patch: np.ndarray, kind: str) -> np.ndarray:
     """A smooth bright groove that thins out, with a dark edge; on fabric a pulled thread."""
     side = patch.shape[0]
-    start, end = _across(rng, side, 3)
+    start, end = _across(rng, side)
     middle = (start + end) / 2 + rng.uniform(-0.12, 0.12, 2) * side
     t = np.linspace(0, 1, 17)[:, None]
     points = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
-    width = float(rng.uniform(1.8, 3.0))
-    widths = width * (0.55 + 0.45 * np.sin(np.pi * t[:, 0]))
-    cover = _stroke(points, widths, side)
-    edge = _stroke(points + 0.9, widths, side)
+    widths = float(rng.uniform(1.8, 3.0)) * (0.55 + 0.45 * np.sin(np.pi * t[:, 0]))
+    cover, edge = _stroke(points, widths, side), _stroke(points + 0.9, widths, side)
     patch *= 1 - 0.45 * edge[..., None]
     bare = {"metal": [0.97, 0.98, 1.0], "board": [0.93, 0.80, 0.62], "fabric": [0.93, 0.92, 0.88]}[kind]
     _blend(patch, 0.95 * cover, np.array(bare))
@@ -282,15 +250,13 @@ def _scratch(rng: np.random.Generator, patch: np.ndarray, kind: str) -> np.ndarr
 def _crack(rng: np.random.Generator, patch: np.ndarray, kind: str) -> np.ndarray:
     """A dark jagged line with branches."""
     side = patch.shape[0]
-    start, end = _across(rng, side, 3)
+    start, end = _across(rng, side)
     num_points = max(side // 7, 5)
     t = np.linspace(0, 1, num_points)[:, None]
     normal = np.array([start[1] - end[1], end[0] - start[0]]) / side
-    zigzag = (
-        rng.uniform(0.06, 0.13, num_points) * rng.choice([-1.0, 1.0], num_points) * (np.sin(np.pi * t[:, 0]) > 0.05)
-    )
-    points = (1 - t) * start + t * end + zigzag[:, None] * side * normal
-    points = points.clip(2, side - 2)
+    zigzag = rng.uniform(0.06, 0.13, num_points) * rng.choice([-1.0, 1.0], num_points)
+    zigzag *= np.sin(np.pi * t[:, 0]) > 0.05
+    points = ((1 - t) * start + t * end + zigzag[:, None] * side * normal).clip(2, side - 2)
     width = float(rng.uniform(1.7, 2.6))
     cover = _stroke(points, np.full(num_points, width), side)
     for root in rng.integers(1, num_points - 1, 2 + side // 40):
@@ -304,7 +270,7 @@ def _crack(rng: np.random.Generator, patch: np.ndarray, kind: str) -> np.ndarray
 def _stain(rng: np.random.Generator, patch: np.ndarray, kind: str) -> np.ndarray:
     """A drop that dried: an uneven brown or oily blotch, darker at its edge."""
     side = patch.shape[0]
-    y, x = (np.mgrid[:side, :side].astype(np.float32) + 0.5) / side * 2 - 1
+    y, x = _grid(side)
     angle = np.arctan2(y, x)
     outline = np.full_like(x, 0.8)
     for wave in (2, 3, 5):
@@ -323,7 +289,7 @@ def _stain(rng: np.random.Generator, patch: np.ndarray, kind: str) -> np.ndarray
 def _dent(rng: np.random.Generator, patch: np.ndarray, kind: str) -> np.ndarray:
     """A hollow: dark on the side towards the light, bright on the far side, no colour of its own."""
     side = patch.shape[0]
-    y, x = (np.mgrid[:side, :side].astype(np.float32) + 0.5) / side * 2 - 1
+    y, x = _grid(side)
     turn, stretch = rng.uniform(0, np.pi), rng.uniform(0.68, 0.95)
     along, across = x * np.cos(turn) + y * np.sin(turn), (y * np.cos(turn) - x * np.sin(turn)) / stretch
     radius = np.hypot(along, across) / 0.95

@@ -14,7 +14,7 @@ from yoloyard import cpu
 from yoloyard.common.cores import Threads
 from yoloyard.common.device import free_bytes, images_at_once, precision_text
 from yoloyard.cpu.memory import reuse_memory
-from yoloyard.data.loading.loader import TrainLoader, ValLoader, make_train_loader, make_val_loader
+from yoloyard.data.loading.loader import Loader, TrainLoader, make_train_loader, make_val_loader
 from yoloyard.losses import build_criterion
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.distributed.ddp import parallelize
@@ -42,7 +42,7 @@ class Run:
     threads: Threads
     engine: Engine
     train_loader: TrainLoader
-    val_loader: ValLoader
+    val_loader: Loader
     progress: Progress = field(default_factory=Progress)
     is_stopping: bool = False  # a process was asked to stop, as all processes have heard
     since: float = field(default_factory=time.perf_counter)  # up to which `Progress.seconds` counts

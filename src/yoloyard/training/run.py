@@ -14,7 +14,7 @@ from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
 from yoloyard.common.log import shown_lines
 from yoloyard.config.overrides import checked_overrides, with_overrides
 from yoloyard.config.settings import NEWEST, TrainConfig
-from yoloyard.data.loading.descriptors import check_limit
+from yoloyard.data.loading.limits import check_limit
 from yoloyard.data.pixels.transform import Transform
 from yoloyard.training.distributed.collectives import agreed_precision, is_launched, join_team, local_rank
 from yoloyard.training.distributed.launch import command

@@ -1,14 +1,10 @@
-"""Training and validation batches, made one at a time; this runs in the workers.
-
-Shapes: B images of a batch, M boxes an image (padded), H W pixels.
-"""
+"""Training and validation batches, made one at a time; this runs in the workers."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,14 +14,14 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.structures import Batch, Sample
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
-from yoloyard.data.loading.disk_cache import DiskImages
 from yoloyard.data.loading.epoch_plan import EpochOrder, EpochPlan
-from yoloyard.data.loading.image_cache import AllImages, RecentImages
+from yoloyard.data.loading.image_cache import AllImages, RecentImages, load_resized
 from yoloyard.data.loading.sampling import BatchRequest, part_of, sample_random, window
 from yoloyard.data.pixels import augment
 from yoloyard.data.pixels.transform import Transform
 
-Images = RecentImages | AllImages | DiskImages
+Images = RecentImages | AllImages
+ValRequest = tuple[list[int], tuple[int, int]]  # positions in the index, and the (H, W) that they are fitted into
 
 
 class TrainingBatches(Dataset[Batch | UserError]):
@@ -42,11 +38,10 @@ class TrainingBatches(Dataset[Batch | UserError]):
 
     def __getitem__(self, request: BatchRequest) -> Batch | UserError:
         """The batch. An error is returned as a value: torch's loader would wrap one that is raised in a traceback."""
+        height, width = self._epoch_order(request.epoch).shapes[request.positions[0] // self.config.batch].tolist()
+        images = np.empty((len(request.positions), height, width, 3), np.uint8)
         try:
-            height, width = self._epoch_order(request.epoch).shapes[request.positions[0] // self.config.batch].tolist()
-            images = np.empty((len(request.positions), height, width, 3), np.uint8)
-            pairs = zip(request.positions, images, strict=True)
-            samples = [self._sample(request, position, image) for position, image in pairs]
+            samples = [self._sample(request, *each) for each in zip(request.positions, images, strict=True)]
         except UserError as error:
             return error
         return collate(samples, self.buckets, images)
@@ -56,8 +51,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
         order, config = self._epoch_order(request.epoch), self.config.augment
         position %= len(order.images)
         index, repeat = int(order.images[position]), int(order.repeats[position])
-        random = sample_random(self.config.seed, request.epoch, index, repeat)
-        shape = image.shape[0], image.shape[1]
+        random, shape = sample_random(self.config.seed, request.epoch, index, repeat), image.shape[:2]
         sample = self._placed(index, position, shape, request, random)
         if request.mosaic and random.random() < config.mixup:
             (partner,) = self._partners(1, position, request, random)
@@ -82,7 +76,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
             tiles = augment.mosaic_tiles([sample, *map(self._load, partners)], imgsz, random)
         else:
             canvas = sample.image.shape[:2]
-            tiles = [augment.Tile(sample, 0, 0, (0, 0, canvas[1], canvas[0]))]
+            tiles = [augment.Tile(sample, 0, 0)]
         matrix, zoom = augment.draw_affine(*canvas, shape, config, random)
         return augment.place(tiles, canvas, matrix, zoom, shape)
 
@@ -108,32 +102,26 @@ class TrainingBatches(Dataset[Batch | UserError]):
         return self._order[1]
 
 
-@dataclass(frozen=True)
-class ValRequest:
-    """A validation batch: which images, and the (H, W) that they are fitted into."""
-
-    image_ids: tuple[int, ...]
-    shape: tuple[int, int]
-
-
 class ValidationBatches(Dataset[Batch | UserError]):
     """Makes the validation batches that it is asked for."""
 
-    def __init__(self, index: Index, images: Images) -> None:
-        self.index, self.images = index, images
+    def __init__(self, index: Index, imgsz: int) -> None:
+        self.index, self.imgsz = index, imgsz
         counts = np.diff(index.offsets)
         self.buckets = padding_buckets(float(counts.mean()), int(counts.max()))
 
     def __getitem__(self, request: ValRequest) -> Batch | UserError:
         """The batch, or the error as a value."""
+        image_ids, shape = request
         try:
-            return collate([self._sample(image_id, request.shape) for image_id in request.image_ids], self.buckets)
+            return collate([self._sample(image_id, shape) for image_id in image_ids], self.buckets)
         except UserError as error:
             return error
 
     def _sample(self, image_id: int, shape: tuple[int, int]) -> Sample:
         height, width = self.index.sizes[image_id].tolist()
-        image, transform = augment.letterbox(self.images[image_id], shape, False, (height, width))
+        image = load_resized(self.index, image_id, self.imgsz)
+        image, transform = augment.letterbox(image, shape, False, (height, width))
         boxes, labels, ignore = self.index.annotations(image_id)
         boxes *= np.array([transform.scale_x, transform.scale_y] * 2, np.float32)
         boxes += np.array([transform.pad_left, transform.pad_top] * 2, np.float32)
@@ -141,19 +129,18 @@ class ValidationBatches(Dataset[Batch | UserError]):
 
 
 def collate(samples: Sequence[Sample], buckets: Sequence[int], images: np.ndarray | None = None) -> Batch:
-    """Samples of one size as a Batch. Boxes are padded to M slots, the smallest bucket that they fit into.
+    """Samples of one size as a Batch; boxes are padded to the smallest of the ascending `buckets` that is enough.
 
-    `buckets` ascend. If a transform has added so many boxes that the largest is too small, it is doubled.
-    `images` (B, H, W, 3) holds the samples' images if they are in one array already.
+    If a transform has added so many boxes that the largest is too small, it is doubled. `images` (B, H, W, 3) holds the
+    samples' images if they are in one array already.
     """
     most = max(len(sample.labels) for sample in samples)
     larger = (buckets[-1] * 2**doubled for doubled in itertools.count(1))
     slots = next(size for size in itertools.chain(buckets, larger) if size >= most)
     if images is None:
         images = np.stack([sample.image for sample in samples])
-    boxes = np.zeros((len(samples), slots, 4), np.float32)
-    labels = np.full((len(samples), slots), -1, np.int64)
-    ignore = np.zeros((len(samples), slots), bool)
+    shape = len(samples), slots
+    boxes, labels, ignore = np.zeros((*shape, 4), np.float32), np.full(shape, -1, np.int64), np.zeros(shape, bool)
     for row, sample in enumerate(samples):
         count = len(sample.labels)
         boxes[row, :count], labels[row, :count], ignore[row, :count] = sample.boxes_xyxy, sample.labels, sample.ignore

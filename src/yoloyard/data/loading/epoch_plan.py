@@ -1,6 +1,6 @@
 """Which images an epoch holds, how often, in which order, and in which shape each batch comes.
 
-Shapes: N images of the data set, L positions of an epoch, C classes. L is the same in every epoch.
+Shapes: N images of the data set, L positions of an epoch (the same in every epoch), C classes.
 """
 
 from __future__ import annotations
@@ -28,17 +28,16 @@ class EpochOrder:
 class EpochPlan:
     """What decides the order of each epoch."""
 
-    count: int  # N
+    factors: np.ndarray  # float64 (N,), at least 1: how often each image comes on average
     batch: int  # images of all ranks
     imgsz: int
     seed: int
-    factors: np.ndarray | None = None  # float64 (N,), at least 1: how often each image comes on average
     sizes: np.ndarray | None = None  # int (N, 2) height, width; given where batches are rectangular
     stride: int = 32
 
     def __len__(self) -> int:
         """Positions of an epoch; the last batch is filled from its start."""
-        return self.count if self.factors is None else round(float(self.factors.sum()))
+        return round(float(self.factors.sum()))
 
     @property
     def num_batches(self) -> int:
@@ -47,15 +46,11 @@ class EpochPlan:
 
     def order(self, epoch: int) -> EpochOrder:
         """What comes in `epoch`, drawn from the seed and the epoch alone."""
-        if self.factors is None:
-            images, repeats = np.arange(self.count), np.zeros(self.count, np.int64)
-        else:
-            counts = _draw_counts(self.factors, len(self), np.random.default_rng([self.seed, epoch, 3]))
-            images = np.repeat(np.arange(self.count), counts)
-            repeats = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
+        counts = _draw_counts(self.factors, len(self), np.random.default_rng([self.seed, epoch, 3]))
+        images = np.repeat(np.arange(len(counts)), counts)
+        repeats = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
         if self.sizes is None:
-            order = epoch_order(self.seed, epoch, len(self))
-            shapes = np.full((self.num_batches, 2), self.imgsz)
+            order, shapes = epoch_order(self.seed, epoch, len(self)), np.full((self.num_batches, 2), self.imgsz)
         else:
             order, shapes = self._rectangular(self.sizes[images], epoch)
         return EpochOrder(images[order], repeats[order], shapes)
@@ -78,9 +73,9 @@ class EpochPlan:
 
 def plan_epochs(index: Index, config: TrainConfig, stride: int = 32) -> EpochPlan:
     """The plan that the settings `repeat_factor` and `rect` ask for; with neither, every image comes once."""
-    factors = repeat_factors(index, config.repeat_factor) if config.repeat_factor else None
+    factors = repeat_factors(index, config.repeat_factor) if config.repeat_factor else np.ones(len(index))
     sizes = np.array(index.sizes) if config.rect else None
-    return EpochPlan(len(index), config.batch, config.imgsz, config.seed, factors, sizes, stride)
+    return EpochPlan(factors, config.batch, config.imgsz, config.seed, sizes, stride)
 
 
 def repeat_factors(index: Index, threshold: float) -> np.ndarray:
@@ -104,15 +99,13 @@ def _draw_counts(factors: np.ndarray, total: int, random: np.random.Generator) -
     """How often each image comes, int64 (N,), `total` together: the factor rounded down or up, on average the factor.
 
     Systematic sampling: the fractions, in shuffled order, are intervals one after the other on a line; after a random
-    start every whole number selects the interval that it is in. `total` is the sum of the factors, rounded, so the
-    fractions are stretched a little.
+    start every whole number selects the interval that it is in. They are stretched a little, since `total` is rounded.
     """
     counts = np.floor(factors).astype(np.int64)
     shuffled = random.permutation(np.flatnonzero(factors > counts))
-    start = random.random()
-    extra = total - int(counts.sum())
     if not len(shuffled):
         return counts
+    start, extra = random.random(), total - int(counts.sum())
     fractions = (factors - counts)[shuffled]
     # No fraction may exceed 1: to make them larger, their distances from 1 are made smaller.
     if extra <= fractions.sum():
@@ -121,6 +114,5 @@ def _draw_counts(factors: np.ndarray, total: int, random: np.random.Generator) -
         fractions = 1 - (1 - fractions) * (len(fractions) - extra) / (1 - fractions).sum()
     ends = np.minimum(np.cumsum(fractions), extra)
     ends[-1] = extra
-    hits = np.floor(start + ends).astype(np.int64)
-    counts[shuffled] += np.diff(hits, prepend=0)
+    counts[shuffled] += np.diff(np.floor(start + ends).astype(np.int64), prepend=0)
     return counts

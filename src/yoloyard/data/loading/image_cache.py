@@ -1,107 +1,157 @@
-"""Decoded images that are kept: the few that a worker needs again soon, or all of them (`--cache ram`, `disk`).
+"""Decoded training images that are kept: the few that a worker needs again soon, or all of them (`--cache`).
 
-All are uint8 RGB (H, W, 3) with their long side `imgsz`. `reduced` is for training: JPEGs are decoded at a half or less
-if that still has `imgsz` pixels, which is quicker and looks the same. Validation decodes them in full.
+All are uint8 RGB (H, W, 3) with their long side `imgsz`. JPEGs are decoded at a half or less if that still has `imgsz`
+pixels, which is quicker and looks the same. Validation keeps none and decodes them in full.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import shutil
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
-import psutil
 import torch
 
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UserError
+from yoloyard.common.files import write_whole
 from yoloyard.data.index.index import Index
-from yoloyard.data.loading.shared_memory import free_shared_memory
+from yoloyard.data.loading.limits import free_memory
 from yoloyard.data.pixels.augment import resized_shape
 from yoloyard.data.pixels.decode import decode_image, image_size, largest_reduction
+from yoloyard.data.store import Store, alone, stamp
+
+log = logging.getLogger(__name__)
 
 IMAGES_OF_A_SAMPLE = 8  # two mosaics, blended; all of them must stay as they are meanwhile
-SPARE_MEMORY = 0.9  # of what is free; the rest is for the training itself
+USABLE_MEMORY_SHARE = 0.9  # of what is free; the rest is for the training itself
+USABLE_DISK_SHARE = 0.95
+# A file's name is a digest of what decides its content, so one that is mapped never changes. Few are kept, for they are
+# large; on a local disk, one in use stays readable even when it is removed.
+DECODED = Store("decoded", ".pixels", version=2, kept=4)
 
 
 class RecentImages:
-    """Decodes images and keeps the `capacity` most recently used."""
+    """Decodes images and keeps the `capacity` most recently used, at least IMAGES_OF_A_SAMPLE."""
 
-    def __init__(self, index: Index, imgsz: int, capacity: int, reduced: bool = False) -> None:
-        self.index, self.imgsz, self.capacity, self.reduced = index, imgsz, capacity, reduced
+    def __init__(self, index: Index, imgsz: int, capacity: int) -> None:
+        self.index, self.imgsz, self.capacity = index, imgsz, max(capacity, IMAGES_OF_A_SAMPLE)
         self._images: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __getitem__(self, position: int) -> np.ndarray:
         """The image; its pixels are overwritten once `capacity` others have been asked for after it."""
         image = self._images.pop(position, None)
         if image is None:
-            image = load_resized(self.index, position, self.imgsz, self.reduced, self._memory())
+            # Memory that is new to a process costs as much time as the resize that fills it.
+            is_full = len(self._images) == self.capacity
+            memory = self._images.popitem(last=False)[1].base if is_full else np.empty(3 * self.imgsz**2, np.uint8)
+            image = load_resized(self.index, position, self.imgsz, True, memory)
         self._images[position] = image
-        if len(self._images) > self.capacity:
-            self._images.popitem(last=False)
         return image
 
-    def _memory(self) -> np.ndarray | None:
-        """Bytes (3 * imgsz * imgsz,) for one more image: new ones, or those of an image that is dropped for it.
 
-        Memory that is new to a process costs as much time as the resize that fills it.
-        """
-        if self.capacity < IMAGES_OF_A_SAMPLE:
-            return None
-        if len(self._images) < self.capacity:
-            return np.empty(3 * self.imgsz**2, np.uint8)
-        return self._images.popitem(last=False)[1].base
+class AllImages:
+    """All images of an index end to end in `pixels` (bytes,), which every worker reads; not to be written to."""
 
-
-class Block:
-    """Where each image of an index lies in one block of bytes."""
+    pixels: torch.Tensor | np.ndarray
 
     def __init__(self, index: Index, imgsz: int) -> None:
         self.shapes = np.array([resized_shape(height, width, imgsz) for height, width in index.sizes.tolist()])
         self.offsets = np.cumsum([0, *(3 * self.shapes.prod(axis=1))], dtype=np.int64)
-
-    def __len__(self) -> int:
-        """Bytes of all images together."""
-        return int(self.offsets[-1])
-
-    def image(self, pixels: np.ndarray, position: int) -> np.ndarray:
-        """The image (H, W, 3) at `position`, a view of `pixels` (bytes,)."""
-        height, width = self.shapes[position]
-        return pixels[self.offsets[position] : self.offsets[position + 1]].reshape(height, width, 3)
-
-
-class AllImages:
-    """All images of an index in one block of memory that every worker reads.
-
-    Raises UserError if they don't fit into the memory that is free. `shared`: the workers are not forked, so the
-    block must lie in shared memory to reach them.
-    """
-
-    def __init__(self, index: Index, imgsz: int, shared: bool, reduced: bool = False) -> None:
-        self.block = Block(index, imgsz)
-        needed, free = len(self.block), free_memory(shared)
-        if needed > SPARE_MEMORY * free:
-            raise UserError(
-                f"--cache ram needs {needed / 2**30:.1f} GiB for {len(index)} images at {imgsz} px, but only "
-                f"{free / 2**30:.1f} GiB of {'shared ' if shared else ''}memory are free; use --cache disk"
-            )
-        self.pixels = torch.empty(needed, dtype=torch.uint8)
-        if shared:
-            self.pixels.share_memory_()
-
-        def fill(position: int) -> None:
-            load_resized(index, position, imgsz, reduced, self[position].reshape(-1))
-
-        with ThreadPoolExecutor(usable_cores()) as threads:
-            for _ in threads.map(fill, range(len(index))):
-                pass  # waits, and raises what a thread raised
+        self.bytes, self.imgsz = int(self.offsets[-1]), imgsz
 
     def __getitem__(self, position: int) -> np.ndarray:
-        return self.block.image(self.pixels.numpy(), position)
+        height, width = self.shapes[position]
+        start, end = self.offsets[position], self.offsets[position + 1]
+        return np.asarray(self.pixels)[start:end].reshape(height, width, 3)
+
+    def require(self, cache: str, free: int, share: float, rest: str) -> None:
+        """Raises UserError if they need more than this share of the bytes that are free."""
+        if self.bytes > share * free:
+            raise UserError(
+                f"--cache {cache} needs {self.bytes / 2**30:.1f} GiB for {len(self.shapes)} images at {self.imgsz} px, "
+                f"but only {free / 2**30:.1f} GiB {rest}"
+            )
+
+
+class DiskImages(AllImages):
+    """All images of an index in a file that each process maps for itself."""
+
+    def map(self, path: Path) -> DiskImages:
+        """These images from a file. Raises OSError or ValueError if there is none or it is damaged."""
+        self.path, self.pixels = path, np.memmap(path, np.uint8, "r")
+        if len(self.pixels) != self.bytes:
+            raise ValueError(f"{path} has another length than it was saved with")
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"pixels": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self.map(self.path)
+
+
+def cached_in_memory(index: Index, imgsz: int, shared: bool) -> AllImages:
+    """All images in one block of memory. Raises UserError if they don't fit, or an image can't be read.
+
+    `shared`: the workers are not forked, so the block must lie in shared memory to reach them.
+    """
+    images = AllImages(index, imgsz)
+    rest = f"of {'shared ' if shared else ''}memory are free; use --cache disk"
+    images.require("ram", free_memory(shared), USABLE_MEMORY_SHARE, rest)
+    images.pixels = torch.empty(images.bytes, dtype=torch.uint8)
+    if shared:
+        images.pixels.share_memory_()
+    _in_threads(lambda position: load_resized(index, position, imgsz, True, images[position].reshape(-1)), len(index))
+    return images
+
+
+def cached_on_disk(index: Index, imgsz: int) -> DiskImages:
+    """All images in a file of the user's cache folder, into which they are decoded first if they aren't there yet.
+
+    Of several processes that need the same ones, one decodes and the others wait. A file is put in place when it is
+    whole; what an interrupted process has left is removed. A line says where many images are decoded.
+    Raises UserError if there is not enough space, the folder can't be written, or an image can't be read.
+    """
+    images = DiskImages(index, imgsz)
+    files = zip(map(str, index.paths), map(stamp, index.paths), index.sizes.tolist(), strict=True)
+    path = DECODED.path((imgsz, True, *files))
+
+    def write(temporary: Path) -> None:
+        rest = f"are free in {path.parent}; make room, or name another folder by YOLOYARD_CACHE"
+        images.require("disk", shutil.disk_usage(path.parent).free, USABLE_DISK_SHARE, rest)
+        log.info(f"decoding {len(index)} images into {path} ({images.bytes / 2**30:.1f} GiB), once for all runs")
+        # Written, not mapped: on a full disk a write is refused, while a mapped page ends the process.
+        with temporary.open("wb") as file:
+            file.truncate(images.bytes)
+            _in_threads(lambda position: fill(file.fileno(), position), len(index))
+
+    def fill(file: int, position: int) -> None:
+        pixels, done = load_resized(index, position, imgsz, True).data.cast("B"), 0
+        while done < len(pixels):
+            done += os.pwrite(file, pixels[done:], int(images.offsets[position]) + done)
+
+    with alone(path) as is_alone:
+        if not DECODED.find(path, images.map):
+            DECODED.make_room(path, is_alone)
+            write_whole(path, write)
+            images.map(path)
+    return images
+
+
+def _in_threads(work: Callable[[int], object], count: int) -> None:
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        for _ in threads.map(work, range(count)):
+            pass  # waits, and raises what a thread raised; the others' work is then dropped
 
 
 def load_resized(
@@ -120,25 +170,5 @@ def load_resized(
         now_height, now_width = image_size(path)
         raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {now_width}x{now_height}")
     shape = resized_shape(height, width, imgsz)
-    memory = np.empty(3 * shape[0] * shape[1], np.uint8) if memory is None else memory
-    out = memory[: 3 * shape[0] * shape[1]].reshape(*shape, 3)
-    cv2.resize(image, shape[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
-    return out
-
-
-def free_memory(shared: bool = False) -> int:
-    """Bytes that this process can still take, a container's limit included; of shared memory if `shared`."""
-    limits = [psutil.virtual_memory().available]
-    try:
-        group = Path("/sys/fs/cgroup")
-        most = (group / "memory.max").read_text().strip()
-        if most != "max":
-            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / "memory.current").read_text()) - int(statistics["inactive_file"])
-            limits.append(int(most) - used)
-    except OSError:
-        pass  # no control groups here: no limit
-    if shared and (free := free_shared_memory()) is not None:
-        limits.append(free)
-    # Processes that train together on this machine each keep their own.
-    return min(limits) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    out = None if memory is None else memory[: 3 * shape[0] * shape[1]].reshape(*shape, 3)
+    return cv2.resize(image, shape[::-1], dst=out, interpolation=cv2.INTER_LINEAR)

@@ -1,22 +1,19 @@
-"""Loaders of training and validation batches, which come from worker processes or are made in this one.
-
-A training sample depends on (seed, epoch, image, repeat) and the settings alone, never on the number of workers or
-ranks.
-"""
+"""Loaders of training and validation batches, which come from worker processes or are made in this one."""
 
 from __future__ import annotations
 
 import functools
 import logging
-import math
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
 from collections.abc import Iterator
 from multiprocessing.synchronize import Event
+from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -25,12 +22,10 @@ from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.batches import Images, TrainingBatches, ValidationBatches, ValRequest
-from yoloyard.data.loading.descriptors import possible_workers
-from yoloyard.data.loading.disk_cache import cached_on_disk
 from yoloyard.data.loading.epoch_plan import plan_epochs
-from yoloyard.data.loading.image_cache import AllImages, RecentImages
-from yoloyard.data.loading.sampling import TrainSampler, images_in_use, rectangular_batches
-from yoloyard.data.loading.shared_memory import batch_bytes, by_value, shortage
+from yoloyard.data.loading.image_cache import RecentImages, cached_in_memory, cached_on_disk
+from yoloyard.data.loading.limits import batch_bytes, possible_workers, shortage
+from yoloyard.data.loading.sampling import BatchRequest, batch_requests, images_in_use, rectangular_batches
 from yoloyard.data.pixels.transform import Transform
 
 log = logging.getLogger(__name__)
@@ -38,39 +33,78 @@ log = logging.getLogger(__name__)
 KEPT_BYTES = 2 * 2**30  # of decoded images, over all workers of a process that trains
 
 
-class TrainLoader:
-    """Training batches; `epoch` gives those of one epoch. The workers live as long as the loader."""
+class Loader(DataLoader):
+    """Batches of at most `largest` bytes. The workers live as long as the loader.
 
-    def __init__(self, batches: DataLoader, sampler: TrainSampler, config: TrainConfig) -> None:
-        self._batches, self._sampler, self._config = batches, sampler, config
+    A line says so if /dev/shm is too small for the batches, which then come through pipes.
+    An iteration raises UserError naming the file if an image can't be read.
+    """
+
+    def __init__(
+        self,
+        dataset: TrainingBatches | ValidationBatches,
+        sampler: list[BatchRequest] | list[ValRequest],
+        workers: int,
+        pin_memory: bool,
+        start_method: str | None,
+        largest: int,
+    ) -> None:
+        workers, fewer = possible_workers(workers)
+        too_little = shortage(largest, workers)
+        for line in filter(None, (fewer, too_little)):
+            log.info(line)
+        ending = multiprocessing.get_context(start_method).Event()
+        super().__init__(
+            dataset,
+            sampler=sampler,
+            batch_size=None,  # a request is a whole batch
+            collate_fn=_by_value if too_little else None,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+            worker_init_fn=functools.partial(_start_worker, ending),
+            generator=torch.Generator(),  # torch's loader draws a seed that we don't use; not from the trainer's
+            multiprocessing_context=start_method if workers else None,
+        )
+        # Run before multiprocessing sends SIGTERM to what is left at the end of the program.
+        multiprocessing.util.Finalize(self, ending.set, exitpriority=0)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, UserError):
+                    # A new one: an exception that is a variable of this frame would keep it, and the workers, alive.
+                    raise UserError(str(batch))
+                yield batch
+        except RuntimeError as error:
+            if not any(words in str(error) for words in ("exited unexpectedly", "is killed by signal")):
+                raise
+            raise UserError(
+                f"a process that loads images has died, perhaps of too little memory; try fewer --workers ({error})"
+            ) from error
+
+
+class TrainLoader(Loader):
+    """Training batches; `epoch` gives those of one epoch."""
+
+    dataset: TrainingBatches
+    sampler: list[BatchRequest]
+    rank = 0
+    world_size = 1
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        return math.ceil(self._sampler.count / self._sampler.batch)
+        return self.dataset.plan.num_batches
 
     def epoch(self, epoch: int, position: int = 0, epochs: int | None = None) -> Iterator[Batch]:
         """The batches of `epoch` (from 0), beginning after `position` images of it (all ranks together).
 
         The last `close_mosaic` of all `epochs` (by default those of the config) have neither mosaic nor mixup.
-        Raises UserError naming the file if an image can't be read.
         """
-        config = self._config
+        plan, config = self.dataset.plan, self.dataset.config
         mosaic = epoch < (epochs or config.epochs) - config.augment.close_mosaic
-        self._sampler.begin(epoch, position, mosaic)
-        yield from _receive(self._batches)
-
-
-class ValLoader:
-    """Validation batches, the same at each iteration; over all ranks every image comes exactly once."""
-
-    def __init__(self, batches: DataLoader) -> None:
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return _receive(self._batches)
+        self.sampler[:] = batch_requests(len(plan), plan.batch, self.rank, self.world_size, epoch, position, mosaic)
+        yield from self
 
 
 def make_train_loader(
@@ -85,29 +119,36 @@ def make_train_loader(
 ) -> TrainLoader:
     """Loader of a rank's share of each training batch: uint8 (batch / ranks, 3, imgsz, imgsz), no ignored boxes.
 
-    With `--rect` height and width are multiples of `stride` instead.
-    `start_method`: fork, spawn or forkserver for the workers; None is the system's usual one. `transform`: the user's.
-    A line says so if /dev/shm is too small for the batches, which then come through pipes.
-    Raises UsageError if the batch is larger than the data set or can't be shared evenly, UserError if
-    the cache doesn't fit or can't be written.
+    With `--rect` height and width are multiples of `stride` instead. `start_method` of the workers: fork, spawn or
+    forkserver; None is the system's usual one. Raises UsageError if the batch is larger than the data set or can't be
+    shared evenly, UserError if the cache doesn't fit or can't be written.
     """
     if config.batch > len(index):
         raise UsageError(f"--batch {config.batch} is more than the {len(index)} images; use --batch {len(index)}")
     if config.batch % world_size:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {world_size} processes")
     plan = plan_epochs(index, config, stride)
-    sampler = TrainSampler(len(plan), config.batch, rank, world_size)
-    # Beyond this some images are decoded again; the samples stay the same.
-    affordable = KEPT_BYTES // (max(1, config.workers) * 3 * config.imgsz**2)
-    kept = min(images_in_use(len(sampler), config.batch, config.workers, world_size), affordable)
-    images = _images(index, config.imgsz, config.cache, kept, start_method, reduced=True)
-    if transform is not None and config.workers and not _are_forked(start_method):
+    are_forked = multiprocessing.get_context(start_method).get_start_method() == "fork"
+    images: Images
+    if config.cache is None:
+        # Beyond this some images are decoded again; the samples stay the same.
+        affordable = KEPT_BYTES // (max(1, config.workers) * 3 * config.imgsz**2)
+        kept = min(images_in_use(plan.num_batches, config.batch, config.workers, world_size), affordable)
+        images = RecentImages(index, config.imgsz, kept)
+    elif config.cache == "ram":
+        images = cached_in_memory(index, config.imgsz, shared=not are_forked)
+    elif config.cache == "disk":
+        images = cached_on_disk(index, config.imgsz)
+    else:
+        raise UsageError(f"--cache {config.cache}: there are ram and disk")
+    if transform is not None and config.workers and not are_forked:
         transform.check_spawn()
     dataset = TrainingBatches(index, images, config, plan, transform)
     side = config.imgsz + (stride if config.rect else 0)
-    largest = batch_bytes(sampler.share, side, side, dataset.buckets[-1])
-    batches = _data_loader(dataset, sampler, config.workers, pin_memory, start_method, largest)
-    return TrainLoader(batches, sampler, config)
+    largest = batch_bytes(config.batch // world_size, side, side, dataset.buckets[-1])
+    loader = TrainLoader(dataset, [], config.workers, pin_memory, start_method, largest)
+    loader.rank, loader.world_size = rank, world_size
+    return loader
 
 
 def make_val_loader(
@@ -115,82 +156,47 @@ def make_val_loader(
     imgsz: int,
     batch: int,
     stride: int = 32,
-    rect: bool = True,
     workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    cache: str | None = None,
     pin_memory: bool = False,
     start_method: str | None = None,
     at_once: int | None = None,
-) -> ValLoader:
-    """Loader of a rank's validation batches; `rect`: of similar shapes together, each as small as it can be.
+) -> Loader:
+    """Loader of a rank's validation batches, the same at each iteration; over all ranks every image comes once.
 
-    `batch` decides the shapes. A batch of more than `at_once` images (equal in all ranks) comes in parts of that size,
-    which keep its shape, so that neither parts nor ranks change the figures. `image_ids` are positions in the index;
-    `transforms` lead from the batch's pixels to those of the original image.
+    Images of similar shapes come together, in batches that are as small as they can be; `batch` decides the shapes. A
+    batch of more than `at_once` images (equal in all ranks) comes in parts of that size, which keep its shape, so that
+    neither parts nor ranks change the figures. `image_ids` are positions in the index; `transforms` lead from the
+    batch's pixels to those of the original image.
     """
-    if rect:
-        shaped = rectangular_batches(index.sizes, imgsz, batch, stride)
-    else:
-        ids = range(len(index))
-        shaped = [(list(ids[start : start + batch]), (imgsz, imgsz)) for start in range(0, len(ids), batch)]
     part = min(batch, at_once or batch)
     requests = [
-        ValRequest(tuple(members[start : start + part]), shape)
-        for members, shape in shaped
+        (members[start : start + part], shape)
+        for members, shape in rectangular_batches(index.sizes, imgsz, batch, stride)
         for start in range(0, len(members), part)
     ]
-    dataset = ValidationBatches(index, _images(index, imgsz, cache, kept=0, start_method=start_method))
-    largest = max(batch_bytes(len(each.image_ids), *each.shape, dataset.buckets[-1]) for each in requests)
-    return ValLoader(_data_loader(dataset, requests[rank::world_size], workers, pin_memory, start_method, largest))
+    dataset = ValidationBatches(index, imgsz)
+    largest = max(batch_bytes(len(members), *shape, dataset.buckets[-1]) for members, shape in requests)
+    return Loader(dataset, requests[rank::world_size], workers, pin_memory, start_method, largest)
 
 
-def _images(
-    index: Index, imgsz: int, cache: str | None, kept: int, start_method: str | None, reduced: bool = False
-) -> Images:
-    if cache is None:
-        return RecentImages(index, imgsz, kept, reduced)
-    if cache == "ram":
-        return AllImages(index, imgsz, not _are_forked(start_method), reduced)
-    if cache == "disk":
-        return cached_on_disk(index, imgsz, reduced)
-    raise UsageError(f"--cache {cache}: there are ram and disk")
+class _BatchByValue(Batch):
+    """A batch that is pickled with its numbers; torch would move its tensors to shared memory and pickle handles."""
+
+    def __reduce__(self) -> Any:
+        tensors = (self.images.permute(0, 2, 3, 1), self.boxes, self.labels, self.ignore)
+        arrays = [tensor.numpy() for tensor in tensors]
+        return _from_arrays, (arrays, self.image_ids, self.transforms, self.source_ids)
 
 
-def _are_forked(start_method: str | None) -> bool:
-    return multiprocessing.get_context(start_method).get_start_method() == "fork"
+def _by_value(item: Any) -> Any:
+    return _BatchByValue(**vars(item)) if isinstance(item, Batch) else item
 
 
-def _data_loader(
-    dataset: TrainingBatches | ValidationBatches,
-    sampler: TrainSampler | list[ValRequest],
-    workers: int,
-    pin_memory: bool,
-    start_method: str | None,
-    largest: int,
-) -> DataLoader:
-    """torch's loader, whose batches have at most `largest` bytes."""
-    workers, fewer = possible_workers(workers)
-    too_little = shortage(largest, workers)
-    for line in filter(None, (fewer, too_little)):
-        log.info(line)
-    ending = multiprocessing.get_context(start_method).Event()
-    loader = DataLoader(
-        dataset,
-        sampler=sampler,
-        batch_size=None,  # a request is a whole batch
-        collate_fn=by_value if too_little else None,
-        num_workers=workers,
-        pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        worker_init_fn=functools.partial(_start_worker, ending),
-        generator=torch.Generator(),  # the loader of torch draws a seed that we don't use; not from the trainer's
-        multiprocessing_context=start_method if workers else None,
-    )
-    # Run before multiprocessing sends SIGTERM to what is left at the end of the program.
-    multiprocessing.util.Finalize(loader, ending.set, exitpriority=0)
-    return loader
+def _from_arrays(arrays: list[np.ndarray], *rest: Any) -> Batch:
+    images, boxes, labels, ignore = map(torch.from_numpy, arrays)
+    return Batch(images.permute(0, 3, 1, 2), boxes, labels, ignore, *rest)
 
 
 def _start_worker(ending: Event, worker: int) -> None:
@@ -202,17 +208,3 @@ def _start_worker(ending: Event, worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else None)
     # The workers share the cores among them, and OpenCV's threads do not survive a fork.
     cv2.setNumThreads(0)
-
-
-def _receive(loader: DataLoader) -> Iterator[Batch]:
-    try:
-        for batch in loader:
-            if isinstance(batch, UserError):
-                # A new exception: one that is a variable of this frame would keep the frame, and so the workers, alive.
-                raise UserError(str(batch))
-            yield batch
-    except RuntimeError as error:
-        if not any(words in str(error) for words in ("exited unexpectedly", "is killed by signal")):
-            raise
-        message = f"a process that loads images has died, perhaps of too little memory; try fewer --workers ({error})"
-        raise UserError(message) from error

@@ -7,11 +7,9 @@ same image for any number of workers or ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from torch.utils.data import Sampler
 
 # Workers take batches in turn. Partners come from batches that are a multiple of this apart, so that each of 1, 2, 4 or
 # 8 workers uses only images that it has decoded itself.
@@ -46,22 +44,16 @@ def window(number: int, num_batches: int, batch: int) -> range:
 
     The epoch is cut into equal stretches; a window is every eighth batch (fewer in a short epoch) of a stretch.
     """
-    depth = _window_depth(batch)
-    stretches = _num_stretches(num_batches, batch)
+    stretches, stride = _num_stretches(num_batches, batch), WINDOW_STRIDE
     stretch = number * stretches // num_batches
-    first = -(-stretch * num_batches // stretches)
-    end = -(-(stretch + 1) * num_batches // stretches)
-    stride = WINDOW_STRIDE
-    while stride > 1 and (end - first) // stride < max(2, (depth + 1) // 2):
+    first, end = (-(-each * num_batches // stretches) for each in (stretch, stretch + 1))
+    while stride > 1 and (end - first) // stride < max(2, (_window_depth(batch) + 1) // 2):
         stride //= 2
     return range(first + (number - first) % stride, end, stride)
 
 
 def part_of(position: int, batch: int) -> range:
-    """The positions in a batch whose images may be mosaic partners of the one at `position` of the epoch.
-
-    An eighth, a quarter, a half or all of it.
-    """
+    """The part of a batch (an eighth to all) whose images may be mosaic partners of the one at `position`."""
     size = batch // _num_parts(batch)
     first = position % batch // size * size
     return range(first, first + size)
@@ -74,29 +66,16 @@ def images_in_use(num_batches: int, batch: int, workers: int, world_size: int = 
     return math.ceil(stretch / math.gcd(max(1, workers), WINDOW_STRIDE)) * part
 
 
-class TrainSampler(Sampler[BatchRequest]):
-    """Yields a rank's batches of one epoch; each rank takes its contiguous share of every batch.
+def batch_requests(
+    count: int, batch: int, rank: int, world_size: int, epoch: int, position: int, mosaic: bool
+) -> list[BatchRequest]:
+    """A rank's batches of an epoch of `count` positions, from `position` on; it takes a contiguous share of each batch.
 
-    `begin` says which epoch, and at which position in it. The last batch is filled from the permutation's start.
+    The last batch is filled from the permutation's start.
     """
-
-    def __init__(self, count: int, batch: int, rank: int, world_size: int) -> None:
-        self.count, self.batch = count, batch
-        self.share = batch // world_size
-        self.offset = rank * self.share
-        self.begin(0, 0, True)
-
-    def begin(self, epoch: int, position: int, mosaic: bool) -> None:
-        """Make the next iteration start at `position` (images of all ranks) of `epoch`."""
-        self.epoch, self.position, self.mosaic = epoch, position, mosaic
-
-    def __len__(self) -> int:
-        return math.ceil((self.count - self.position) / self.batch)
-
-    def __iter__(self) -> Iterator[BatchRequest]:
-        for start in range(self.position, self.count, self.batch):
-            first = start + self.offset
-            yield BatchRequest(self.epoch, range(first, first + self.share), self.mosaic)
+    share = batch // world_size
+    firsts = (start + rank * share for start in range(position, count, batch))
+    return [BatchRequest(epoch, range(first, first + share), mosaic) for first in firsts]
 
 
 def rectangular_batches(
@@ -109,12 +88,10 @@ def rectangular_batches(
     """
     ratios = sizes[:, 0] / sizes[:, 1]
     order = np.argsort(ratios, kind="stable")
-    batches = []
-    for start in range(0, len(order), batch):
-        members = order[start : start + batch]
-        shape = rectangular_shape(ratios[members[0]], ratios[members[-1]], imgsz, stride)
-        batches.append((members.tolist(), shape))
-    return batches
+    return [
+        (members.tolist(), rectangular_shape(ratios[members[0]], ratios[members[-1]], imgsz, stride))
+        for members in np.split(order, range(batch, len(order), batch))
+    ]
 
 
 def rectangular_shape(lowest: float, highest: float, imgsz: int, stride: int) -> tuple[int, int]:

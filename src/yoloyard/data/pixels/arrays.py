@@ -1,7 +1,4 @@
-"""Images from a program: paths, arrays and Pillow's images become the pixels that a file would give.
-
-H and W are pixels.
-"""
+"""Images from a program: paths, arrays and Pillow's images become the pixels that a file would give."""
 
 from __future__ import annotations
 
@@ -14,8 +11,6 @@ import torch
 
 from yoloyard.common.errors import UserError
 from yoloyard.data.pixels.decode import compose, decode_image, to_8_bits
-
-WANTED = "give a path, a uint8 RGB array (height, width, 3), a PIL image, or a list of these"
 
 
 def is_one_image(given: Any) -> bool:
@@ -36,7 +31,8 @@ def pixels_of(given: Any) -> np.ndarray:
     if isinstance(given, torch.Tensor) and given.dtype == torch.uint8:
         given = given.detach().cpu().numpy()
     if not isinstance(given, np.ndarray | torch.Tensor):
-        raise UserError(f"an image can't be {type(given).__name__} {given!r:.40}: {WANTED}")
+        wanted = "give a path, a uint8 RGB array (height, width, 3), a PIL image, or a list of these"
+        raise UserError(f"an image can't be {type(given).__name__} {given!r:.40}: {wanted}")
     if given.dtype not in (np.uint8, np.uint16):
         hint = "a tensor of 0..1: (image * 255).byte(); an array of 0..1: (image * 255).astype('uint8')"
         raise UserError(f"an image must be of uint8 or uint16, not {given.dtype} {tuple(given.shape)} ({hint})")

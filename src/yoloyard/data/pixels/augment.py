@@ -21,6 +21,7 @@ from yoloyard.data.pixels.decode import BACKGROUND
 MIN_BOX_SIDE_PIXELS = 2.0
 MIN_VISIBLE_AREA = 0.10  # of its area before
 MAX_ASPECT_RATIO = 100.0
+MIN_DEPTH = 1e-3  # of a point with perspective; keeps the divisor away from 0
 
 GREY = (BACKGROUND,) * 3
 STRIP_ROWS = 64
@@ -33,10 +34,7 @@ def resized_shape(height: int, width: int, imgsz: int) -> tuple[int, int]:
 
 
 def letterbox(
-    image: np.ndarray,
-    shape: tuple[int, int],
-    enlarge: bool = True,
-    original_shape: tuple[int, int] | None = None,
+    image: np.ndarray, shape: tuple[int, int], enlarge: bool = True, original_shape: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, ImageTransform]:
     """The image scaled to fit into `shape` (H, W) and centred on grey, and the transform back to the original.
 
@@ -50,18 +48,10 @@ def letterbox(
     pad_y, pad_x = shape[0] - new_height, shape[1] - new_width
     top, left = pad_y // 2, pad_x // 2
     if pad_y or pad_x:
-        bottom, right = pad_y - top, pad_x - left
-        image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=GREY)
-    original_height, original_width = original_shape or (height, width)
-    transform = ImageTransform(
-        original_height=original_height,
-        original_width=original_width,
-        scale_x=new_width / original_width,
-        scale_y=new_height / original_height,
-        pad_left=left,
-        pad_top=top,
-    )
-    return image, transform
+        border = top, pad_y - top, left, pad_x - left
+        image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=GREY)
+    height, width = original_shape or (height, width)
+    return image, ImageTransform(height, width, new_width / width, new_height / height, left, top)
 
 
 def minimal_shape(height: int, width: int, imgsz: int, stride: int = 32) -> tuple[int, int]:
@@ -81,34 +71,31 @@ class Tile:
     sample: Sample
     left: int  # x of its top left corner, which may be outside the canvas
     top: int
-    bounds: tuple[int, int, int, int]  # xyxy, the part of the canvas that it covers
 
 
 def mosaic_tiles(samples: Sequence[Sample], imgsz: int, random: np.random.Generator) -> list[Tile]:
-    """Four images whose corners meet near the middle of a canvas of twice `imgsz`; they are cut at its edges.
+    """Four images whose corners meet near the middle of a canvas of twice `imgsz`.
 
     Order: top left, top right, bottom left, bottom right; the first gives the image id.
     Source: Bochkovskiy et al., "YOLOv4" (arXiv 2004.10934), section 3.3.
     """
-    side = 2 * imgsz
-    centre_y = int(random.uniform(imgsz / 2, 3 * imgsz / 2))
-    centre_x = int(random.uniform(imgsz / 2, 3 * imgsz / 2))
+    centre_y, centre_x = (int(random.uniform(imgsz / 2, 3 * imgsz / 2)) for _ in range(2))
     tiles = []
     for position, sample in enumerate(samples):
         height, width = sample.image.shape[:2]
         left = centre_x if position % 2 else centre_x - width
         top = centre_y if position // 2 else centre_y - height
-        bounds = max(left, 0), max(top, 0), min(left + width, side), min(top + height, side)
-        tiles.append(Tile(sample, left, top, bounds))
+        tiles.append(Tile(sample, left, top))
     return tiles
 
 
 def joined(tiles: Sequence[Tile], shape: tuple[int, int]) -> Sample:
-    """All tiles as one image of `shape` (H, W); boxes are cut at its edges."""
+    """All tiles as one image of `shape` (H, W); they and their boxes are cut at its edges."""
     canvas = np.full((*shape, 3), BACKGROUND, np.uint8)
     for tile in tiles:
-        (x1, y1, x2, y2), left, top = tile.bounds, tile.left, tile.top
-        canvas[y1:y2, x1:x2] = tile.sample.image[y1 - top : y2 - top, x1 - left : x2 - left]
+        x, y = max(tile.left, 0), max(tile.top, 0)
+        part = tile.sample.image[y - tile.top : shape[0] - tile.top, x - tile.left : shape[1] - tile.left]
+        canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
     boxes = _on_canvas(tiles, shape)
     seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     return _united([tile.sample for tile in tiles], canvas, boxes, seen)
@@ -181,42 +168,33 @@ def place(
     image = np.full((*shape, 3), BACKGROUND, np.uint8)
     moved = []
     for tile in tiles:
-        x = _span(tile.bounds[0::2], tile.left, matrix[0, 0], matrix[0, 2], shape[1])
-        y = _span(tile.bounds[1::2], tile.top, matrix[1, 1], matrix[1, 2], shape[0])
-        if x.stop > x.start and y.stop > y.start:
-            part = image[y.start : y.stop, x.start : x.stop]
-            crop = tile.sample.image[y.first : y.last, x.first : x.last]
-            cv2.resize(crop, part.shape[1::-1], dst=part, interpolation=cv2.INTER_LINEAR)
-        scale = np.array([x.scale, y.scale] * 2)
-        shift = np.array([x.start - x.first * x.scale, y.start - y.first * y.scale] * 2)
-        boxes = tile.sample.boxes_xyxy * scale + shift
-        moved.append(boxes.clip([x.start, y.start] * 2, [x.stop, y.stop] * 2))
+        height, width = tile.sample.image.shape[:2]
+        in_x, out_x, scale_x = _spans(tile.left, width, canvas[1], matrix[0, 0], matrix[0, 2], shape[1])
+        in_y, out_y, scale_y = _spans(tile.top, height, canvas[0], matrix[1, 1], matrix[1, 2], shape[0])
+        part = image[out_y, out_x]
+        if part.size:
+            cv2.resize(tile.sample.image[in_y, in_x], part.shape[1::-1], dst=part, interpolation=cv2.INTER_LINEAR)
+        shift = np.array([out_x.start - in_x.start * scale_x, out_y.start - in_y.start * scale_y] * 2)
+        boxes = tile.sample.boxes_xyxy * np.array([scale_x, scale_y] * 2) + shift
+        moved.append(boxes.clip([out_x.start, out_y.start] * 2, [out_x.stop, out_y.stop] * 2))
     boxes = np.concatenate(moved)
     kept = _recognisable(boxes, _on_canvas(tiles, canvas), zoom)
     return _united([tile.sample for tile in tiles], image, boxes, kept)
 
 
-@dataclass(frozen=True)
-class _Span:
-    """Along one axis: pixels `first` to `last` of an image become pixels `start` to `stop` of the output."""
+def _spans(corner: int, size: int, canvas: int, zoom: float, shift: float, length: int) -> tuple[slice, slice, float]:
+    """Along one axis: which pixels of an image become which pixels of the output, and by what scale.
 
-    first: int
-    last: int
-    start: int
-    stop: int
-    scale: float
-
-
-def _span(bounds: tuple[int, ...], corner: int, zoom: float, shift: float, length: int) -> _Span:
-    """Where an image with its corner at `corner` comes to, of which the part in `bounds` of the canvas is seen."""
+    The image has `size` pixels from `corner` of a `canvas` on, and what is seen of it is moved onto `length` pixels.
+    """
     # A pixel of the output belongs to the tile that has its centre, so that tiles neither overlap nor leave gaps.
-    low, high = bounds
+    low, high = max(corner, 0), min(corner + size, canvas)
     start = min(max(math.ceil(low * zoom + shift - 0.5), 0), length)
     stop = min(max(math.ceil(high * zoom + shift - 0.5), start), length)
     first = min(max(round((start - shift) / zoom), low), high - 1)
     last = min(max(round((stop - shift) / zoom), first + 1), high)
     scale = (stop - start) / (last - first) if stop > start else zoom
-    return _Span(first - corner, last - corner, start, stop, scale)
+    return slice(first - corner, last - corner), slice(start, stop), scale
 
 
 def _recognisable(boxes: np.ndarray, before: np.ndarray, zoom: float) -> np.ndarray:
@@ -237,47 +215,43 @@ def warp_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """
     corners = np.ones((len(boxes_xyxy), 4, 3))
     corners[..., :2] = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    moved = corners @ matrix.T
-    if matrix[2, 0] or matrix[2, 1]:
-        moved, in_front = _cut_at_horizon(moved)
-        points = moved[..., :2] / moved[..., 2:]
-        low = np.where(in_front[..., None], points, np.inf).min(axis=1)
-        high = np.where(in_front[..., None], points, -np.inf).max(axis=1)
-        empty = ~in_front.any(axis=1)
-        low[empty], high[empty] = 0.0, 0.0
-    else:
-        low, high = moved[..., :2].min(axis=1), moved[..., :2].max(axis=1)
-    return np.concatenate((low, high), axis=1)
+    corners = corners @ matrix.T
+    if not matrix[2, :2].any():
+        return np.concatenate((corners[..., :2].min(axis=1), corners[..., :2].max(axis=1)), axis=1)
+    # Where edges reach the horizon, (n, 4, 3) homogeneous; points nearer to it are far outside every output.
+    following = np.roll(corners, -1, axis=1)
+    depth, next_depth = corners[..., 2], following[..., 2]
+    crossing = (depth > MIN_DEPTH) != (next_depth > MIN_DEPTH)
+    share = (MIN_DEPTH - depth) / np.where(crossing, next_depth - depth, 1.0)
+    on_horizon = corners + share[..., None] * (following - corners)
+    on_horizon[..., 2] = MIN_DEPTH
+    points = np.concatenate((corners, on_horizon), axis=1)
+    in_front = np.concatenate((depth > MIN_DEPTH, crossing), axis=1)[..., None]
+    points = points[..., :2] / np.where(in_front, points[..., 2:], 1.0)
+    low = np.where(in_front, points, np.inf).min(axis=1)
+    high = np.where(in_front, points, -np.inf).max(axis=1)
+    return np.where(in_front.any(axis=1), np.concatenate((low, high), axis=1), 0.0)
 
 
 def draw_colours(config: AugmentConfig, random: np.random.Generator) -> np.ndarray | None:
-    """Random tables uint8 (3, 256) that turn hue (0..179, as OpenCV has it) and scale saturation and value.
-
-    None where the settings allow no change.
-    """
-    hue_gain, saturation_gain, value_gain = random.uniform(-1, 1, 3) * (config.hsv_h, config.hsv_s, config.hsv_v)
+    """Random tables uint8 (3, 256) that turn the hue (0..179) and scale saturation and value; None for no change."""
+    gains = random.uniform(-1, 1, 3) * (config.hsv_h, config.hsv_s, config.hsv_v)
     if not (config.hsv_h or config.hsv_s or config.hsv_v):
         return None
-    levels = np.arange(256, dtype=np.float64)
-    tables = (
-        (levels + 180 * hue_gain) % 180,
-        (levels * (1 + saturation_gain)).clip(0, 255),
-        (levels * (1 + value_gain)).clip(0, 255),
-    )
-    return np.stack(tables).astype(np.uint8)
+    levels = np.arange(256.0)
+    hue, others = (levels + 180 * gains[0]) % 180, (levels * (1 + gains[1:, None])).clip(0, 255)
+    return np.stack((hue, *others)).astype(np.uint8)
 
 
 def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
     """Change hue, saturation and value of an image, in place, by the tables (3, 256) of `draw_colours`."""
-    # In strips, whose intermediate results stay in the processor's cache. One table a plane is quicker than OpenCV's
-    # table of three channels.
+    # Strips stay in the processor's cache. A table for each plane is quicker than OpenCV's table of three channels.
     height, width = image.shape[:2]
-    hsv = np.empty((min(STRIP_ROWS, height), width, 3), np.uint8)
+    hsv = np.empty((STRIP_ROWS, width, 3), np.uint8)
     planes = [np.empty(hsv.shape[:2], np.uint8) for _ in range(3)]
     for top in range(0, height, STRIP_ROWS):
         strip = image[top : top + STRIP_ROWS]
-        if len(strip) < len(hsv):  # the last one
-            hsv, planes = hsv[: len(strip)], [plane[: len(strip)] for plane in planes]
+        hsv, planes = hsv[: len(strip)], [plane[: len(strip)] for plane in planes]  # the last strip is lower
         cv2.cvtColor(strip, cv2.COLOR_RGB2HSV, dst=hsv)
         cv2.split(hsv, planes)
         for plane, table in zip(planes, tables, strict=True):
@@ -311,21 +285,3 @@ def mixup(sample: Sample, partner: Sample, random: np.random.Generator) -> Sampl
     image = (sample.image * np.float32(share) + partner.image * np.float32(1 - share)).astype(np.uint8)
     boxes = np.concatenate((sample.boxes_xyxy, partner.boxes_xyxy))
     return _united([sample, partner], image, boxes, slice(None))
-
-
-def _cut_at_horizon(corners: np.ndarray, nearest: float = 1e-3) -> tuple[np.ndarray, np.ndarray]:
-    """Corners (n, 4, 3) and the points where edges reach the horizon, (n, 8, 3) homogeneous; which are in front (n, 8).
-
-    `nearest` keeps the divisor away from 0; points nearer to the horizon are far outside every output.
-    """
-    following = np.roll(corners, -1, axis=1)
-    depth, next_depth = corners[..., 2], following[..., 2]
-    crossing = (depth > nearest) != (next_depth > nearest)
-    step = np.where(crossing, next_depth - depth, 1.0)
-    share = ((nearest - depth) / step)[..., None]
-    on_horizon = corners + share * (following - corners)
-    on_horizon[..., 2] = nearest
-    points = np.concatenate((corners, on_horizon), axis=1)
-    in_front = np.concatenate((depth > nearest, crossing), axis=1)
-    points[..., 2] = np.where(in_front, points[..., 2], 1.0)
-    return points, in_front

@@ -1,7 +1,4 @@
-"""The only place that turns bytes into pixels, so that training, validation and prediction agree.
-
-H and W are pixels of the image as it is meant to be seen: the EXIF orientation is applied.
-"""
+"""The only place that turns bytes into pixels, so that training, validation and prediction agree."""
 
 from pathlib import Path
 
@@ -9,8 +6,7 @@ import cv2
 import numpy as np
 
 from yoloyard.common.errors import UserError
-from yoloyard.data.pixels import image_header
-from yoloyard.data.pixels.image_header import BMP, JPEG, Header, has_format, read_header
+from yoloyard.data.pixels.image_header import BMP, JPEG, Header, has_format, read_header, stored_upright, tiff_alpha
 
 # Names of the files that are looked for: formats that each OpenCV reads, and those that not every build of it has.
 IMAGE_SUFFIXES = frozenset((
@@ -28,12 +24,7 @@ DEPTHS = (8, 10, 12, 14, 16)  # bits of cameras; the brightest value of a 16-bit
 # JPEGs are asked for as three channels, not turned; newer releases of OpenCV give them in our order at once.
 _GIVES_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")
 _COLOURS = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_COLOR_RGB if _GIVES_RGB else cv2.IMREAD_COLOR)
-_REDUCED = {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,  # with the flag above: of colours
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
+_REDUCED = {1: 0} | {by: getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{by}") for by in (2, 4, 8)}  # also of colours
 
 
 def decode_image(path: Path, reduction: int = 1) -> np.ndarray:
@@ -47,8 +38,7 @@ def decode_image(path: Path, reduction: int = 1) -> np.ndarray:
     and values are shifted from that depth down to 8 bits, the colours together, alpha apart from them.
     Raises UserError naming the file if it is missing, unreadable, cut off, or has other pixels than 8 or 16 bit.
     """
-    data, header = _opened(path)
-    return _decode(path, data, header, reduction)
+    return _decode(path, *_opened(path), reduction)
 
 
 def largest_reduction(length: int, least: int) -> int:
@@ -59,8 +49,7 @@ def largest_reduction(length: int, least: int) -> int:
 def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
     """Height and width of the image, orientation applied. `data` is the content of the file if it has been read.
 
-    JPEG, PNG, BMP, WebP and TIFF are not decoded.
-    Raises UserError naming the file if it is missing, unreadable or cut off.
+    Only rare formats are decoded. Raises UserError naming the file if it is missing, unreadable or cut off.
     """
     data, header = _opened(path, data)
     if header.size_hw is None:
@@ -103,19 +92,21 @@ def _decode(path: Path, data: bytes, header: Header, reduction: int = 1) -> np.n
         return _turn(image if _GIVES_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), header.orientation)
     page = header.tiff
     if page and header.orientation > 1:
-        data = image_header.stored_upright(data, page)
+        data = stored_upright(data, page)
     # This flag gives the pixels as stored. All else is done here, so that releases of OpenCV agree.
     image = _stored(path, data, cv2.IMREAD_UNCHANGED)
     if image.dtype not in (np.uint8, np.uint16):
         raise _unreadable(path, f"its pixels are {image.dtype}; save it as 8 or 16 bit")
-    if image.dtype == np.uint16 and page and image_header.tiff_is_inverted(page):
-        image = 65535 - image  # OpenCV does this for 8 bit only
+    if image.dtype == np.uint16 and page and page.tags.valueof("PhotometricInterpretation") == 0:
+        image = 65535 - image  # 0 means white; OpenCV does this for 8 bit only
     if image.ndim == 3 and image.shape[2] == 4:
-        alpha = image_header.tiff_alpha(page) if page else "straight"
+        alpha = tiff_alpha(page) if page else "straight"
         if alpha == "none" or (has_format(data, BMP) and not image[..., 3].any()):
             image = image[..., :3]  # a fourth byte that nobody filled
         elif alpha == "premultiplied":
-            image = _compose_premultiplied(to_8_bits(image))
+            image = to_8_bits(image)
+            behind = (BACKGROUND * (255 - image[..., 3:].astype(np.uint16)) + 127) // 255
+            image = np.minimum(image[..., :3] + behind, 255).astype(np.uint8)
         else:
             image = compose(to_8_bits(image[..., :3]), to_8_bits(image[..., 3]))
     elif image.ndim == 2 and header.transparent_grey is not None:  # which OpenCV leaves out, other than for colours
@@ -149,12 +140,6 @@ def compose(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Colours (H, W, 3) seen through alpha (H, W) over the background."""
     share = alpha[..., None].astype(np.uint16)
     return ((colours * share + BACKGROUND * (255 - share) + 127) // 255).astype(np.uint8)
-
-
-def _compose_premultiplied(image: np.ndarray) -> np.ndarray:
-    """Pixels (H, W, 4), whose colours have been multiplied with alpha already, over the background."""
-    behind = (BACKGROUND * (255 - image[..., 3:].astype(np.uint16)) + 127) // 255
-    return np.minimum(image[..., :3] + behind, 255).astype(np.uint8)
 
 
 def encode_jpeg(image: np.ndarray, quality: int) -> bytes:

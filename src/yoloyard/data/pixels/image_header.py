@@ -1,8 +1,8 @@
 """What the file of an image says before it is decoded: its size, how it must be turned, whether it is whole.
 
 Pillow reads JPEG, PNG, BMP and WebP, and tifffile reads TIFF; of any other format only a decoder knows something.
-Neither package tells without decoding all pixels that a file is cut off, so those lines are ours. Pillow's classes are
-called directly: `Image.open` refuses large images. `data` is a whole file.
+Without decoding neither tells that a file is cut off, so those lines are ours. Pillow's classes are called directly:
+`Image.open` refuses large images. `data` is a whole file.
 """
 
 from __future__ import annotations
@@ -28,16 +28,9 @@ if TYPE_CHECKING:
 JPEG, PNG, BMP, TIFF, WEBP = rb"\xff\xd8", rb"\x89PNG\r\n", rb"BM", rb"II[*+]\0|MM\0[*+]", rb"RIFF....WEBP"
 SIGNATURE_BYTES = 16  # enough to tell the format
 _SUFFIXES = {
-    JPEG: ".jpg",
-    PNG: ".png",
-    BMP: ".bmp",
-    WEBP: ".webp",
-    TIFF: ".tif",
-    rb"GIF8": ".gif",
-    rb"....ftypavi[fs]": ".avif",
-    rb"\0\0\0\x0cjP  ": ".jp2",
-    rb"P[1-6]\s": ".pnm",
-}
+    JPEG: ".jpg", PNG: ".png", BMP: ".bmp", WEBP: ".webp", TIFF: ".tif",
+    rb"GIF8": ".gif", rb"....ftypavi[fs]": ".avif", rb"\0\0\0\x0cjP  ": ".jp2", rb"P[1-6]\s": ".pnm",
+}  # fmt: skip
 
 CUT_OFF = "the file is cut off"
 _ORIENTATION_TAG = 274
@@ -83,7 +76,7 @@ def _jpeg(data: bytes) -> Header:
     if image is None:
         return Header(problem=f"{CUT_OFF}, or its header is damaged")
     position = file.tell()  # Pillow stops where the compressed pixels begin
-    return Header(_size(image), _orientation(image.info.get("exif")), _jpeg_problem(data, position))
+    return Header(image.size[::-1], _orientation(image.info.get("exif")), _jpeg_problem(data, position))
 
 
 def _jpeg_problem(data: bytes, position: int) -> str | None:
@@ -107,7 +100,7 @@ def _png(data: bytes) -> Header:
     if mark and data[25] == 0:  # grey; releases of Pillow differ in this value
         depth, transparent = data[24], int.from_bytes(value[:2], "big")
         transparent = transparent * 255 // (2**depth - 1) if depth < 8 else transparent
-    return Header(_size(image), _orientation(exif), problem, transparent)
+    return Header(image.size[::-1] if image else None, _orientation(exif), problem, transparent)
 
 
 def _bmp(data: bytes) -> Header:
@@ -117,14 +110,14 @@ def _bmp(data: bytes) -> Header:
     codec, _, offset, arguments = image.tile[0]
     # Bytes of a row, and how many of them; other rows are packed.
     needed = offset + arguments[1] * image.height if codec == "raw" and isinstance(arguments, tuple) else 0
-    return Header(_size(image), problem=_shortage(data, needed))
+    return Header(image.size[::-1], problem=_shortage(data, needed))
 
 
 def _webp(data: bytes) -> Header:
     needed = int.from_bytes(data[4:8], "little") + 7  # a last byte of padding is left out by some writers
     image = _opened(WebPImageFile, io.BytesIO(data))
-    exif = image.info.get("exif") if image is not None else None
-    return Header(_size(image), _orientation(exif), _shortage(data, needed))
+    size, exif = (image.size[::-1], image.info.get("exif")) if image else (None, None)
+    return Header(size, _orientation(exif), _shortage(data, needed))
 
 
 def _tiff(data: bytes) -> Header:
@@ -159,11 +152,6 @@ def _tiff_refusal(page: TiffPage) -> str | None:
     return None
 
 
-def tiff_is_inverted(page: TiffPage) -> bool:
-    """Does 0 mean white?"""
-    return page.tags.valueof("PhotometricInterpretation") == 0
-
-
 def tiff_alpha(page: TiffPage) -> str:
     """What a fourth channel is: `straight` alpha, `premultiplied` (as OpenCV gives it) or `none`.
 
@@ -172,10 +160,8 @@ def tiff_alpha(page: TiffPage) -> str:
     """
     if not page.extrasamples or page.photometric == 5:
         return "straight"
-    kind = page.extrasamples[0]
-    if kind == 0:
-        return "none"
-    return "premultiplied" if kind == 1 or page.bitspersample == 8 else "straight"
+    others = "premultiplied" if page.bitspersample == 8 else "straight"
+    return {0: "none", 1: "premultiplied"}.get(page.extrasamples[0], others)
 
 
 def stored_upright(data: bytes, page: TiffPage) -> bytes:
@@ -192,17 +178,11 @@ def _opened(kind: type[ImageFile], file: io.BytesIO) -> ImageFile | None:
         return None
 
 
-def _size(image: ImageFile | None) -> tuple[int, int] | None:
-    return None if image is None else (image.height, image.width)
-
-
 def _orientation(block: bytes | None) -> int:
     """The orientation in an EXIF block; 1 if there is none or nonsense."""
-    if not block:
-        return 1
     exif = Image.Exif()
     try:
-        exif.load(block)
+        exif.load(block or b"")
         return _valid(exif.get(_ORIENTATION_TAG))
     except (OSError, SyntaxError, ValueError, TypeError, struct.error):
         return 1

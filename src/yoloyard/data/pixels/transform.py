@@ -13,6 +13,7 @@ import pickle
 import random as python_random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class Transform:
 
     def __init__(self, function: Callable[..., Any] | UserFile) -> None:
         self.file = function if isinstance(function, UserFile) else None
-        self._function: Any = _loaded(self.file) if self.file else function
+        with _without_network():
+            self._function: Any = self.file.load("transform") if self.file else function
         if not callable(self._function):
             raise UsageError(f"transform={self._function!r:.80} is neither a function nor FILE.py:NAME")
         self.name = self.file.word if self.file else getattr(function, "__name__", type(function).__name__)
@@ -56,8 +58,7 @@ class Transform:
     def keep(self, folder: Path) -> None:
         """Write into a run's folder what `restore` needs there."""
         if self.file is not None:
-            content = self.file.source
-            write_whole(folder / self.file.path.name, lambda temporary: temporary.write_bytes(content))
+            write_whole(folder / self.file.path.name, partial(Path.write_bytes, data=self.file.source))
         elif self.saved is not None:
             write_whole_text(folder / KEPT_PIPELINE, self.saved)
 
@@ -71,9 +72,9 @@ class Transform:
                 "the top level of a module, or use --workers 0"
             ) from error
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> tuple[Any, ...]:
         # Pickle can't find by name what a user file defines; the other process runs the file again.
-        return self.__dict__ | ({"_function": None} if self.file else {})
+        return Transform, (self.file or self._function,)
 
     def __call__(self, sample: Sample, random: np.random.Generator, num_classes: int, path: Path) -> Sample:
         """The sample after the transform, as large as before. Boxes are clipped; those without area are left out.
@@ -81,8 +82,6 @@ class Transform:
         `random` decides all randomness of the transform. Raises UserError that names the transform and `path`.
         """
         seed = int(random.integers(2**32))
-        if self._function is None and self.file is not None:
-            self._function = _loaded(self.file)
         with _seeded(seed):
             try:
                 result = self._call(sample, seed)
@@ -148,14 +147,13 @@ def _label_field(pipeline: Any, name: str) -> str | None:
     """The keyword that a pipeline takes labels by, None if it is not given boxes. Raises UsageError."""
     if not hasattr(pipeline, "set_random_seed"):
         raise UsageError(f"the transform {name} needs albumentations 2.0 or later")
-    processors = getattr(pipeline, "processors", {})
-    if "bboxes" not in processors:
+    boxes = getattr(pipeline, "processors", {}).get("bboxes")
+    if boxes is None:
         moving = sorted({type(step).__name__ for step in _steps(pipeline) if _is_a(step, "DualTransform")})
         if moving:
             raise UsageError(f"the transform {name} must be given the boxes ({', '.join(moving)}): {BOX_PARAMS}")
         return None
-    params = processors["bboxes"].params
-    fields = list(params.label_fields or ())
+    params, fields = boxes.params, list(boxes.params.label_fields or ())
     if params.format != "pascal_voc" or len(fields) != 1:
         raise UsageError(
             f"the transform {name} has BboxParams of format {params.format!r} with label_fields {fields}; write "
@@ -188,11 +186,6 @@ def _from_json(text: str) -> Any:
     with _without_network():
         import albumentations
     return albumentations.from_dict(json.loads(text))
-
-
-def _loaded(file: UserFile) -> Any:
-    with _without_network():
-        return file.load("transform")
 
 
 @contextlib.contextmanager
@@ -258,10 +251,5 @@ def _fitted(sample: Sample, image: np.ndarray, boxes: np.ndarray, labels: np.nda
     height, width = image.shape[:2]
     boxes = boxes.clip(0, [width, height] * 2).astype(np.float32)
     kept = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return replace(
-        sample,
-        image=np.ascontiguousarray(image),
-        boxes_xyxy=boxes[kept],
-        labels=labels[kept],
-        ignore=np.zeros(int(kept.sum()), bool),
-    )
+    image, ignore = np.ascontiguousarray(image), np.zeros(int(kept.sum()), bool)
+    return replace(sample, image=image, boxes_xyxy=boxes[kept], labels=labels[kept], ignore=ignore)
