@@ -13,35 +13,21 @@ from torch import Tensor, nn
 
 from yoloyard.common.errors import UserError, printable
 from yoloyard.models import registry
-from yoloyard.models.blocks import (
-    C2PSA,
-    C3,
-    SPPF,
-    A2C2f,
-    AreaBlock,
-    Attention,
-    Bottleneck,
-    Conv,
-    PSABlock,
-    SplitStack,
-)
+from yoloyard.models.blocks import C2PSA, C3, SPPF, A2C2f, AreaBlock, Attention, Bottleneck, Conv, PSABlock, SplitStack
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import Head
 from yoloyard.models.importing.inert_pickle import Inert, TensorView, as_mapping, as_tensor
 from yoloyard.models.importing.torch_files import Checkpoint
 
 # Own name of a block's part: the published one, where they differ. Heads bring theirs.
-PUBLISHED_NAMES: dict[type[nn.Module], dict[str, str]] = {
-    Conv: {"activation": "act"},
-    Bottleneck: {"conv1": "cv1", "conv2": "cv2"},
-    SplitStack: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
-    C3: {"conv_in": "cv1", "conv_skip": "cv2", "blocks": "m", "conv_out": "cv3"},
-    SPPF: {"conv_in": "cv1", "conv_out": "cv2"},
-    C2PSA: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
-    PSABlock: {"attention": "attn", "feed_forward": "ffn"},
-    Attention: {"position": "pe", "project": "proj"},
-    A2C2f: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
-    AreaBlock: {"attention": "attn", "feed_forward": "mlp"},
+PUBLISHED_NAMES: dict[tuple[type[nn.Module], ...], dict[str, str]] = {
+    (Conv,): {"activation": "act"},
+    (Bottleneck,): {"conv1": "cv1", "conv2": "cv2"},
+    (SplitStack, SPPF, C2PSA, A2C2f): {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
+    (C3,): {"conv_in": "cv1", "conv_skip": "cv2", "blocks": "m", "conv_out": "cv3"},
+    (AreaBlock,): {"attention": "attn", "feed_forward": "mlp"},
+    (PSABlock,): {"attention": "attn", "feed_forward": "ffn"},
+    (Attention,): {"position": "pe", "project": "proj"},
 }
 BN_EPS = 1e-3  # of every family
 MAX_IMAGE_PIXELS = 8192  # of a side
@@ -142,7 +128,7 @@ def _published_modules(detector: Detector) -> dict[str, str]:
 def _renamed(module: nn.Module) -> Mapping[str, str]:
     if isinstance(module, Head):
         return module.published_names
-    return next((names for kind, names in PUBLISHED_NAMES.items() if isinstance(module, kind)), {})
+    return next((names for kinds, names in PUBLISHED_NAMES.items() if isinstance(module, kinds)), {})
 
 
 def _modules(network: Inert, path: Path) -> dict[str, Inert]:
