@@ -21,7 +21,7 @@ from yoloyard.models import custom_model as custom_model
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.importing import importers
-from yoloyard.models.importing.torch_files import is_torch_file
+from yoloyard.models.importing.torch_files import is_torch_file, read_bytes
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")  # suffixes that are read
 
@@ -44,10 +44,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if is_torch_file(path):
         return importers.read_checkpoint(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the weights {path}: {error.strerror or error}.") from error
+    content = read_bytes(path)
     try:
         state = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:

@@ -4,7 +4,7 @@ Only here are other projects' layer numbers and parameter names known: `model.<n
 block's place in the published table (`Detector.blocks`) and `PUBLISHED_NAMES` says how the inner names differ.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(network, Inert):
         raise UserError(f"{path} is no checkpoint of a detector: it holds no network under 'model' or 'ema'.")
     modules = _modules(network, path)
-    tensors = dict(_tensors(modules))
+    tensors = {
+        f"{name}.{part}": tensor
+        for name, module in modules.items()
+        for kind in ("_parameters", "_buffers")
+        for part, node in as_mapping(as_mapping(module.state).get(kind)).items()
+        if part != "anchor_grid" and (tensor := as_tensor(node))  # older files keep their anchors twice
+    }
     fused = "model.0.conv.bias" in tensors
     name, arguments, detector = _recognise(tensors, modules, fused, path)
     state = _read_state(checkpoint, tensors, detector, fused)
@@ -94,35 +100,28 @@ def _read_state(
 
 def _unit_normalisation(bias: Tensor, part: str) -> Tensor:
     """A part of a batch normalisation that adds `bias` (channels,) and changes nothing else."""
-    values = {
-        "weight": torch.full_like(bias, (1 + BN_EPS) ** 0.5),
-        "bias": bias,
-        "running_mean": torch.zeros_like(bias),
-        "running_var": torch.ones_like(bias),
-        "num_batches_tracked": torch.zeros((), dtype=torch.int64),
-    }
-    return values[part]
+    values = {"weight": (1 + BN_EPS) ** 0.5, "running_mean": 0.0, "running_var": 1.0}
+    if part == "num_batches_tracked":
+        return torch.zeros((), dtype=torch.int64)
+    return bias if part == "bias" else torch.full_like(bias, values[part])
 
 
 def published_names(detector: Detector) -> dict[str, str]:
     """For every entry of the detector's state its name in files of the project that published the family."""
-    modules, pairs = _published_modules(detector), {}
-    for name in detector.state_dict():
-        module, _, part = name.rpartition(".")
-        pairs[name] = f"{modules[module]}.{_renamed(detector.get_submodule(module)).get(part, part)}"
-    return pairs
+    names = _all_published_names(detector)
+    return {name: names[name] for name in detector.state_dict()}
 
 
-def _published_modules(detector: Detector) -> dict[str, str]:
-    """For every module of the detector's blocks its published name."""
+def _all_published_names(detector: Detector) -> dict[str, str]:
+    """For every module of the detector's blocks and every entry of their state its published name."""
     own_names = {id(module): name for name, module in detector.named_modules()}
     blocks = enumerate(detector.blocks)
-    pairs = {own_names[id(block)]: f"model.{number}" for number, block in blocks if block is not None}
-    for name in own_names.values():
+    names = {own_names[id(block)]: f"model.{number}" for number, block in blocks if block is not None}
+    for name in (*own_names.values(), *detector.state_dict()):
         parent, _, part = name.rpartition(".")
-        if name not in pairs and parent in pairs:
-            pairs[name] = f"{pairs[parent]}.{_renamed(detector.get_submodule(parent)).get(part, part)}"
-    return pairs
+        if name not in names and parent in names:
+            names[name] = f"{names[parent]}.{_renamed(detector.get_submodule(parent)).get(part, part)}"
+    return names
 
 
 def _renamed(module: nn.Module) -> Mapping[str, str]:
@@ -143,16 +142,6 @@ def _modules(network: Inert, path: Path) -> dict[str, Inert]:
         if len(modules) > MAX_MODULES or name.count(".") > MAX_MODULE_DEPTH:
             raise UserError(f"{path} is no network that can be imported: its modules are nested without end.")
     return modules
-
-
-def _tensors(modules: dict[str, Inert]) -> Iterator[tuple[str, TensorView]]:
-    """(name, tensor) of the parameters and buffers of pickled modules."""
-    for module_name, module in modules.items():
-        for part in ("_parameters", "_buffers"):
-            for name, node in as_mapping(as_mapping(module.state).get(part)).items():
-                tensor = as_tensor(node)
-                if tensor is not None and name != "anchor_grid":  # older files keep their anchors twice
-                    yield f"{module_name}.{name}", tensor
 
 
 def _recognise(
@@ -191,9 +180,10 @@ def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 def _published_shapes(detector: Detector, fused: bool) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a file of this detector holds; fused, with biases for normalisations."""
     state = detector.state_dict()
-    shapes = {name: tuple(state[own].shape) for own, name in published_names(detector).items()}
-    if fused:
-        shapes = {name.replace("bn.bias", "conv.bias"): shape for name, shape in shapes.items()}
+    shapes = {
+        name.replace("bn.bias", "conv.bias") if fused else name: tuple(state[own].shape)
+        for own, name in published_names(detector).items()
+    }
     return {name: shape for name, shape in shapes.items() if not (fused and ".bn." in name)}
 
 
@@ -203,20 +193,17 @@ def _check_modules(detector: Detector, modules: dict[str, Inert], fused: bool, p
     Raises UserError where the file's network computes something else with the same tensors.
     """
     arguments: dict[str, Any] = {}
-    published = _published_modules(detector)
-    first_of_sppf = [f"{published[name]}.cv1" for name, module in detector.named_modules() if isinstance(module, SPPF)]
-    for own_name, published_name in published.items():
-        module = detector.get_submodule(own_name)
-        if not isinstance(module, Conv):
-            continue
-        activation = modules.get(f"{published_name}.act", Inert()).path.rpartition(".")[2]
-        if published_name in first_of_sppf and activation == "Identity":
+    published = _all_published_names(detector)
+    convolutions = [(name, module) for name, module in detector.named_modules() if isinstance(module, Conv)]
+    for name, module in convolutions:
+        activation = modules.get(f"{published[name]}.act", Inert()).path.rpartition(".")[2]
+        if name == "backbone.pool.conv_in" and activation == "Identity":
             arguments["sppf_activation"] = False  # some releases build it so
         elif activation != type(module.activation).__name__:
-            raise UserError(f"{path} can't be imported: {published_name} has the activation {activation!r}.")
-        eps = BN_EPS if fused else as_mapping(modules[f"{published_name}.bn"].state).get("eps")
+            raise UserError(f"{path} can't be imported: {published[name]} has the activation {activation!r}.")
+        eps = BN_EPS if fused else as_mapping(modules[f"{published[name]}.bn"].state).get("eps")
         if eps != BN_EPS:
-            raise UserError(f"{path} can't be imported: the normalisation of {published_name} has eps {eps}.")
+            raise UserError(f"{path} can't be imported: the normalisation of {published[name]} has eps {eps}.")
     return arguments
 
 
