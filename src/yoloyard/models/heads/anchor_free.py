@@ -58,7 +58,6 @@ class AnchorFreeHead(Head):
 
     @property
     def last_layers(self) -> list[str]:
-        """Names of the layers whose output channels belong to the classes."""
         return [f"class_branches.{level}.2" for level in range(len(self.strides))]
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -66,10 +65,7 @@ class AnchorFreeHead(Head):
         return [torch.cat((boxes(x), classes(x)), dim=1) for x, boxes, classes in branches]
 
     def decode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Raw maps to boxes (B, P, 4), xyxy in input pixels, not clipped, and scores (B, P, C) in 0 .. 1, float32.
-
-        The order of the points is that of `boxes.anchor_points`: level by level, row by row.
-        """
+        """As `Head.decode` says, in the order of `boxes.anchor_points`: level by level, row by row."""
         flat = torch.cat([level.flatten(2) for level in maps], dim=2).float()
         box_logits, class_logits = flat.split((4 * BINS, self.num_classes), dim=1)
         probabilities = box_logits.unflatten(1, (4, BINS)).softmax(dim=2)
@@ -80,10 +76,7 @@ class AnchorFreeHead(Head):
         return boxes_xyxy, class_logits.sigmoid().transpose(1, 2)
 
     def decode_above(self, maps: Sequence[Tensor], conf: float, multi_label: bool) -> Found:
-        """What `decode` gives where a score is above `conf`, 0 .. 1; nothing else is computed.
-
-        With `multi_label` a point comes once for each such class, else only for its best one.
-        """
+        """As `Head.decode_above` says; nothing else is computed."""
         levels = []
         # The sigmoid rises, so logits will do; in half precision the limit is rounded, hence the margin.
         limit = math.log(conf / (1 - conf)) - LOGIT_MARGIN if 0 < conf < 1 else -math.inf
