@@ -105,14 +105,10 @@ class TransferReport:
 
     def __str__(self) -> str:
         line = f"took {len(self.taken)} of {len(self.taken) + len(self.fresh)} tensors"
-        if self.fresh:
-            line += f"; new: {_summary(self.fresh)}"
         without_place = [name for name in self.unused if name not in self.fresh]
-        if without_place:
-            line += f"; not used: {_summary(without_place)}"
-        if self.classes:
-            line += f"; class rows taken by name: {', '.join(self.classes)}"
-        return line
+        line += f"; new: {_summary(self.fresh)}" if self.fresh else ""
+        line += f"; not used: {_summary(without_place)}" if without_place else ""
+        return line + (f"; class rows taken by name: {', '.join(self.classes)}" if self.classes else "")
 
 
 def transfer(
@@ -138,7 +134,7 @@ def transfer(
     if not detector.head.learns_single_class and 1 in (len(names), len(source_names)):
         pairs = []
     (shared, rows), (source_shared, source) = map(detector.head.class_rows, (len(names), len(source_names)))
-    counts = (len(shared) + sum(map(len, rows)), len(source_shared) + sum(map(len, source)))
+    counts = (len(sum(rows, shared)), len(sum(source, source_shared)))
     classes: tuple[str, ...] = ()
     for name in last:
         fits = name in fresh and name in state and own[name].shape[1:] == state[name].shape[1:]

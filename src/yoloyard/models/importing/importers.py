@@ -4,7 +4,6 @@ Only here are other projects' layer numbers and parameter names known: `model.<n
 block's place in the published table (`Detector.blocks`) and `PUBLISHED_NAMES` says how the inner names differ.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from yoloyard.common.errors import UserError, printable
 from yoloyard.models import registry
 from yoloyard.models.blocks import C2PSA, C3, SPPF, A2C2f, AreaBlock, Attention, Bottleneck, Conv, PSABlock, SplitStack
 from yoloyard.models.detector import Detector
-from yoloyard.models.heads import Head
 from yoloyard.models.importing.inert_pickle import Inert, TensorView, as_mapping, as_tensor
 from yoloyard.models.importing.torch_files import Checkpoint
 
@@ -120,14 +118,11 @@ def _all_published_names(detector: Detector) -> dict[str, str]:
     for name in (*own_names.values(), *detector.state_dict()):
         parent, _, part = name.rpartition(".")
         if name not in names and parent in names:
-            names[name] = f"{names[parent]}.{_renamed(detector.get_submodule(parent)).get(part, part)}"
+            module = detector.get_submodule(parent)
+            renamed = [parts for kinds, parts in PUBLISHED_NAMES.items() if isinstance(module, kinds)]
+            renamed.append(getattr(module, "published_names", {}))  # of a head
+            names[name] = f"{names[parent]}.{renamed[0].get(part, part)}"
     return names
-
-
-def _renamed(module: nn.Module) -> Mapping[str, str]:
-    if isinstance(module, Head):
-        return module.published_names
-    return next((names for kinds, names in PUBLISHED_NAMES.items() if isinstance(module, kinds)), {})
 
 
 def _modules(network: Inert, path: Path) -> dict[str, Inert]:
