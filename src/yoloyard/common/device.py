@@ -55,8 +55,8 @@ class Precision:
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device that a user means by auto, cpu, cuda, mps, 0, 1 ... Raises UsageError if it is not there.
 
-    All but the CPU have an index, 0 if none is named. `local_rank`: of several processes on this machine, which is
-    asking; each gets a GPU of its own, in the order of a list such as "0,1".
+    All but the CPU have an index. `local_rank`: which process of this machine is asking; each gets a GPU of its own, in
+    the order of a list such as "0,1".
     """
     name = name.strip(" []()").lower()  # a list as Python and YAML write it
     names = name.split(",")
@@ -91,10 +91,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def choose_precision(device: torch.device, amp: bool, device_path: str = "auto") -> Precision:
-    """bfloat16 where the hardware has it, float16 on older GPUs, float32 elsewhere and where `amp` is off.
-
-    Raises UsageError for a `device_path` that isn't there, see `Precision`.
-    """
+    """bfloat16 where the hardware has it, float16 on older GPUs, float32 elsewhere and where `amp` is off."""
     if device_path not in DEVICE_PATHS:
         raise UsageError(f"--device-path {device_path}: there are {' and '.join(DEVICE_PATHS)}")
     dtype = torch.float32

@@ -60,24 +60,16 @@ def batch_norm_silu(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
     """
     assert bn.num_batches_tracked is not None
     bn.num_batches_tracked.add_(1)
-    return _BatchNormSiLU.apply(x, bn.weight, bn.bias, bn.running_mean, bn.running_var, bn.momentum, bn.eps)
+    return _BatchNormSiLU.apply(x, bn.weight, bn.bias, bn)
 
 
 class _BatchNormSiLU(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
-        y, mean, scale = torch.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, bn: Any) -> Tensor:
+        running = (bn.running_mean, bn.running_var)
+        y, mean, scale = torch.native_batch_norm(x, weight, bias, *running, True, bn.momentum, bn.eps)
         ctx.save_for_backward(x, weight, bias, mean, scale)  # scale: 1 / sqrt(variance + eps)
-        ctx.eps = eps
+        ctx.eps = bn.eps
         return silu(y, inplace=True)
 
     @staticmethod
@@ -89,7 +81,7 @@ class _BatchNormSiLU(torch.autograd.Function):
         gradients = torch.ops.aten.native_batch_norm_backward(
             y, x, weight, None, None, mean, scale, True, ctx.eps, list(ctx.needs_input_grad[:3])
         )
-        return *gradients, None, None, None, None
+        return *gradients, None
 
 
 def join_convolutions_and_silu(fused: nn.Module) -> None:

@@ -9,7 +9,7 @@ share one normaliser. Source: YOLOv5 7.0 (2022); Zheng et al. (AAAI 2020) for CI
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ THREE_LEVELS = (4.0, 1.0, 0.4)  # weights of the levels' objectness
 MORE_LEVELS = (4.0, 1.0, 0.25, 0.06, 0.02)
 
 
-@dataclass
-class Matches:
+class Matches(NamedTuple):
     """What each anchor of a level learns: rows (B, A, R), the step slowest, then the box."""
 
     applies: Tensor  # bool (B, A, R)
@@ -109,9 +108,7 @@ class AnchorBasedLoss:
 def build(
     head: Any, config: TrainConfig, class_weights: Tensor | None, free_bytes: int | None
 ) -> tuple[AnchorBasedLoss, dict[str, float]]:
-    """The loss of a head with `anchors`, see `losses.Builder`; its gains are published for 80 classes, 640 pixels and
-    three levels, and follow the run's own numbers.
-    """
+    """As `losses.Builder` says; the gains are published for 80 classes, 640 pixels, 3 levels and follow the run's."""
     loss, levels = config.loss, 3 / len(head.strides)
     options = (loss.anchor_t, loss.label_smoothing, loss.cls_pw, loss.obj_pw)
     criterion = AnchorBasedLoss(head.anchors, head.strides, head.num_classes, *options, class_weights)

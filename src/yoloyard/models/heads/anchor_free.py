@@ -41,7 +41,7 @@ class AnchorFreeHead(Head):
         class_width: int | None = None,
     ) -> None:
         super().__init__(in_channels, num_classes, strides, 4 * BINS + num_classes)
-        box_width = max(16, in_channels[0] // 4, 4 * BINS)
+        box_width = max(in_channels[0] // 4, 4 * BINS)
         class_width = class_width or max(in_channels[0], min(num_classes, 100))
         # start as if an image of 640 x 640 held five objects for each level to find, spread evenly over the classes
         class_biases = [math.log(5 / num_classes / (640 / stride) ** 2) for stride in self.strides]
@@ -93,14 +93,13 @@ class AnchorFreeHead(Head):
 
 def _branch(in_channels: int, width: int, out_channels: int, bias: float, depthwise: bool) -> nn.Sequential:
     """Two 3x3 convolutions, plain or depthwise separable, and a 1x1 convolution whose biases begin with `bias`."""
-    layers: list[nn.Module] = []
-    for channels in (in_channels, width):
-        if depthwise:
-            spatial = Conv(channels, channels, 3, groups=channels)
-            layers.append(nn.Sequential(spatial, Conv(channels, width)))
-        else:
-            layers.append(Conv(channels, width, 3))
+    spatial = [
+        nn.Sequential(Conv(channels, channels, 3, groups=channels), Conv(channels, width))
+        if depthwise
+        else Conv(channels, width, 3)
+        for channels in (in_channels, width)
+    ]
     last = nn.Conv2d(width, out_channels, 1)
     assert last.bias is not None
     nn.init.constant_(last.bias, bias)
-    return nn.Sequential(*layers, last)
+    return nn.Sequential(*spatial, last)

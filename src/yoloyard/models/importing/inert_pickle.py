@@ -21,17 +21,15 @@ PARAMETER_BUILDERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_
 class Inert:
     """Stands for an object of whatever class, or the result of whatever function, a pickle names; does nothing."""
 
-    __slots__ = ("arguments", "elements", "entries", "state")
+    __slots__ = ("arguments", "entries", "state")
     path = ""  # module and name, as the file has it
     arguments: tuple[Any, ...]
     state: Any
     entries: dict[Any, Any]
-    elements: list[Any]
 
     def __new__(cls, *arguments: Any, **_keywords: Any) -> "Inert":
         placeholder = super().__new__(cls)
-        placeholder.arguments, placeholder.state = arguments, None
-        placeholder.entries, placeholder.elements = {}, []
+        placeholder.arguments, placeholder.state, placeholder.entries = arguments, None, {}
         return placeholder
 
     # what the pickle machine calls on an object while it fills it
@@ -43,7 +41,7 @@ class Inert:
         self.entries[key] = value
 
     def append(self, element: Any) -> None:
-        self.elements.append(element)
+        pass
 
 
 class Storage(NamedTuple):  # a tuple, since a pickle may write attributes of what it has made
