@@ -121,7 +121,8 @@ def transfer(
     layers before them have the same width.
     """
     own = detector.state_dict()
-    renamed = bool(names and source_names) and list(map(_plain, names)) != list(map(_plain, source_names))
+    plain, source_plain = ([name.strip().lower() for name in each] for each in (names, source_names))
+    renamed = bool(names and source_names) and plain != source_plain
     last = [f"head.{layer}.{part}" for layer in detector.head.last_layers for part in ("weight", "bias")]
     # Rows of other classes, or in another order, are no use by their position.
     skipped = last if renamed else ()
@@ -129,8 +130,8 @@ def transfer(
     for name in taken:
         own[name].copy_(state[name])
     fresh = tuple(name for name in own if name not in taken)
-    source_rows = {_plain(name): row for row, name in enumerate(source_names)}
-    pairs = [(row, source_rows[_plain(name)]) for row, name in enumerate(names) if _plain(name) in source_rows]
+    source_rows = {name: row for row, name in enumerate(source_plain)}
+    pairs = [(row, source_rows[name]) for row, name in enumerate(plain) if name in source_rows]
     if not detector.head.learns_single_class and 1 in (len(names), len(source_names)):
         pairs = []
     (shared, rows), (source_shared, source) = map(detector.head.class_rows, (len(names), len(source_names)))
@@ -142,12 +143,8 @@ def transfer(
             for ours, theirs in [(shared, source_shared), *((rows[a], source[b]) for a, b in pairs)]:
                 own[name][ours] = state[name][theirs].to(own[name])
             classes = tuple(names[row] for row, _ in pairs)
-    unused = tuple(name for name in state if name not in taken)
-    return TransferReport(tuple(name for name in own if name in taken), fresh, unused, classes)
-
-
-def _plain(name: str) -> str:
-    return name.strip().lower()
+    kept = tuple(name for name in own if name in taken)
+    return TransferReport(kept, fresh, tuple(name for name in state if name not in taken), classes)
 
 
 def _summary(names: Sequence[str]) -> str:
