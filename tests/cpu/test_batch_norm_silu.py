@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from memory import SavedBytes
-from yoloyard.cpu.batch_norm_silu import batch_norm_silu, can_be_one, join_batch_norm_and_silu
+from yoloyard.cpu.silu import batch_norm_silu, can_be_one, join_batch_norm_and_silu
 from yoloyard.models import registry
 from yoloyard.models.blocks import Conv
 

@@ -36,9 +36,9 @@ def build(num_classes):
 """
 
 OWN_PATHS = (  # of a CPU
-    "cpu.points_in_boxes.pairs_inside",
-    "cpu.batch_norm_silu.batch_norm_silu",
-    "cpu.convolution_silu.ConvolutionSiLU",
+    "cpu.points_in_boxes.points_inside",
+    "cpu.silu.batch_norm_silu",
+    "cpu.silu.ConvolutionSiLU",
     "cpu.early_gradients",
 )
 OWN = ["--imgsz", 64, "--batch", 4, "--no-amp", "--no-tensorboard", "--device", "cpu"]

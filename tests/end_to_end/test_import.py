@@ -98,4 +98,4 @@ def test_a_file_that_is_no_checkpoint_is_told(
     assert err == "yoloyard: photo.pt is no file of torch.save.\n"
     code, _, err = yoloyard("import", "missing.pt")
     assert code == 1
-    assert "cannot read missing.pt: No such file or directory." in err
+    assert "cannot read the weights missing.pt: No such file or directory." in err

@@ -21,7 +21,8 @@ from yoloyard.common.structures import Batch, ImageTransform, images_to_float
 from yoloyard.config.settings import EvaluationConfig, OptimizerConfig, TrainConfig
 from yoloyard.evaluation.validate import detect
 from yoloyard.losses import build_criterion
-from yoloyard.models import fused, registry
+from yoloyard.models import detector as detector_module
+from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.training.engine import ema
 from yoloyard.training.engine.engine import Engine
@@ -154,7 +155,7 @@ def test_validation_stays_on_the_device_until_its_detections_are_copied(
     model: str, multi_label: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Suppression must know how many candidates there are, so reads are allowed here: a few a batch."""
-    monkeypatch.setattr(fused, "copy", SimpleNamespace(deepcopy=lambda module: module))
+    monkeypatch.setattr(detector_module, "copy", SimpleNamespace(deepcopy=lambda module: module))
     detector = on_cuda(model).eval().requires_grad_(False).fused()
     batch = some_batch(images=2, size=128).to(CUDA)
     with torch.no_grad():

@@ -71,10 +71,8 @@ def anchor_points(
     Row-major within a level, levels in the order of `strides`.
     """
     points, point_strides = [], []
-    for (height, width), stride in zip(map_sizes, strides, strict=True):
-        y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
-        x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
-        grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-        points.append(torch.stack((grid_x, grid_y), dim=-1).view(-1, 2))
-        point_strides.append(torch.full((height * width, 1), float(stride), device=device))
+    for size, stride in zip(map_sizes, strides, strict=True):
+        y, x = (torch.arange(side, device=device, dtype=torch.float32) + 0.5 for side in size)
+        points.append(torch.cartesian_prod(y, x).flip(1))
+        point_strides.append(torch.full((len(y) * len(x), 1), float(stride), device=device))
     return torch.cat(points), torch.cat(point_strides)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -56,8 +55,8 @@ class Precision:
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """The device that a user means by auto, cpu, cuda, mps, 0, 1 ... Raises UsageError if it is not there.
 
-    All but the CPU have an index, 0 if none is named. `local_rank`: of several processes on this machine, which is
-    asking; each gets a GPU of its own, in the order of a list such as "0,1".
+    All but the CPU have an index. `local_rank`: which process of this machine is asking; each gets a GPU of its own, in
+    the order of a list such as "0,1".
     """
     name = name.strip(" []()").lower()  # a list as Python and YAML write it
     names = name.split(",")
@@ -92,47 +91,33 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
 
 
 def choose_precision(device: torch.device, amp: bool, device_path: str = "auto") -> Precision:
-    """bfloat16 where the hardware has it, float16 on older GPUs, float32 elsewhere and where `amp` is off.
-
-    Raises UsageError for a `device_path` that isn't there, see `Precision`.
-    """
+    """bfloat16 where the hardware has it, float16 on older GPUs, float32 elsewhere and where `amp` is off."""
     if device_path not in DEVICE_PATHS:
         raise UsageError(f"--device-path {device_path}: there are {' and '.join(DEVICE_PATHS)}")
-    if not amp:
-        dtype = torch.float32
-    elif device.type == "cuda":
+    dtype = torch.float32
+    if amp and device.type == "cuda":
         # Of this device, where torch's own question is of the current one. All that ROCm supports have it.
         native = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
         dtype = torch.bfloat16 if native else torch.float16
-    elif device.type == "cpu" and cpu_has_bfloat16():
+    elif amp and device.type == "cpu" and cpu_has_bfloat16():
         dtype = torch.bfloat16
-    else:
-        dtype = torch.float32
     return Precision(device.type, dtype, device_path)
 
 
 def precision_named(device: torch.device, name: str) -> Precision:
     """The precision that a weight file was evaluated in; float32 where this device can't do it at speed."""
-    if name == "float32":
-        return Precision(device.type, torch.float32)
-    return choose_precision(device, amp=True)
+    return choose_precision(device, amp=name != "float32")
 
 
 def precision_text(precision: Precision, device: torch.device) -> str:
     """The precision as a user is told it: from Ampere on torch's default for float32 convolutions is TF32."""
     has_tf32 = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 8
-    if precision.dtype == torch.float32 and has_tf32 and _convolutions_use_tf32():
-        return f"{precision.name} (convolutions in TF32)"
+    # cuDNN has a switch of its own; torch 2.9 and later refuse to mix its two ways to ask
+    if precision.dtype == torch.float32 and has_tf32 and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0":
+        convolutions = getattr(torch.backends.cudnn, "conv", None)
+        rounds = torch.backends.cudnn.allow_tf32 if convolutions is None else convolutions.fp32_precision == "tf32"
+        return f"{precision.name} (convolutions in TF32)" if rounds else precision.name
     return precision.name
-
-
-def _convolutions_use_tf32() -> bool:
-    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0":  # cuDNN's own switch
-        return False
-    convolutions = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 and later, which refuse to mix both ways
-    if convolutions is not None:
-        return bool(convolutions.fp32_precision == "tf32")
-    return bool(torch.backends.cudnn.allow_tf32)
 
 
 @contextmanager
@@ -152,10 +137,8 @@ def repeated_shapes(repeat: bool = True) -> Iterator[None]:
 def cpu_has_bfloat16() -> bool:
     """Does this processor multiply bfloat16 natively? Known on Linux; elsewhere the answer is no."""
     cpuinfo = Path("/proc/cpuinfo")
-    if platform.system() != "Linux" or not cpuinfo.exists():
-        return False
-    words = set(cpuinfo.read_text().split())
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    words = cpuinfo.read_text().split() if cpuinfo.exists() else ()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -51,8 +51,7 @@ def suppress_found(
     for start in range(0, num_images, at_once):
         some = counts_list[start : start + at_once]
         most = min(max(some), CANDIDATES)
-        first = sum(counts_list[:start])
-        mine = slice(first, first + sum(some))
+        mine = slice(first := sum(counts_list[:start]), first + sum(some))
         # Cells of a table with a row an image; what is beyond the most candidates goes to a last column, cut off.
         table = rows.new_full((len(some), most + 1, 6), -1.0)
         table[images[mine] - start, positions[mine].clamp(max=most)] = rows[mine]
@@ -66,25 +65,13 @@ def suppress_found(
     ]
 
 
-def keep_mask(boxes_xyxy: Tensor, candidates: Tensor, labels: Tensor, iou: float, rounds: int = 1) -> Tensor:
-    """Which candidates greedy suppression keeps, as bool (..., k).
-
-    `boxes_xyxy` (..., k, 4) sorted by descending score, `candidates` bool (..., k), `labels` (..., k): only boxes of
-    one class suppress each other. After so many `rounds` the device is asked whether the mask still changes.
-    """
-    overlaps = torch.triu(_overlaps(boxes_xyxy, labels, boxes_xyxy, labels, iou), diagonal=1)
-    keep = before = candidates
-    while True:
-        for _ in range(rounds):
-            before, keep = keep, candidates & ~(overlaps & keep.unsqueeze(-1)).any(dim=-2)
-        if torch.equal(before, keep):
-            return keep
-
-
 def _suppress_sorted(
     table: Tensor, totals: list[int], iou: float, max_det: int, rounds: int
 ) -> tuple[Tensor, list[int]]:
-    """What is kept of rows (B, K, 6) sorted by score, of which `totals` are there: (B, D + 1, 6), and the counts."""
+    """What is kept of rows (B, K, 6) sorted by score, of which `totals` are there: (B, D + 1, 6), and the counts.
+
+    After so many `rounds` the device is asked whether the mask of a block still changes.
+    """
     num_images, num_candidates, _ = table.shape
     # One slot more than can be kept: what comes too late is written there and cut off at the end.
     kept_rows = table.new_full((num_images, max_det + 1, 6), -1.0)
@@ -92,10 +79,12 @@ def _suppress_sorted(
     counts = [0] * num_images
     for start in range(0, num_candidates, BLOCK):
         rows = table[:, start : start + BLOCK]
-        boxes, labels = rows[..., :4], rows[..., 5]
-        earlier = kept_rows[:, : max(counts)]
-        beaten = _overlaps(earlier[..., :4], earlier[..., 5], boxes, labels, iou).any(dim=1)
-        keep = keep_mask(boxes, (labels >= 0) & ~beaten, labels, iou, rounds)
+        candidates = (rows[..., 5] >= 0) & ~_overlaps(kept_rows[:, : max(counts)], rows, iou).any(dim=1)
+        overlaps = torch.triu(_overlaps(rows, rows, iou), diagonal=1)
+        keep, before = candidates, None
+        while before is None or not torch.equal(before, keep):
+            for _ in range(rounds):
+                before, keep = keep, candidates & ~(overlaps & keep.unsqueeze(-1)).any(dim=-2)
         slots = (kept + keep.cumsum(dim=1) - 1).clamp(max=max_det)
         slots = torch.where(keep, slots, max_det)
         kept_rows.scatter_(1, slots.unsqueeze(-1).expand(-1, -1, 6), rows)
@@ -106,6 +95,7 @@ def _suppress_sorted(
     return kept_rows, counts
 
 
-def _overlaps(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, iou: float) -> Tensor:
-    same_class = labels.unsqueeze(-1) == other_labels.unsqueeze(-2)
-    return same_class & (pairwise_iou(boxes, others) > iou)
+def _overlaps(rows: Tensor, others: Tensor, iou: float) -> Tensor:
+    """Which boxes of the same class overlap by more than `iou`, (B, n, m)."""
+    same_class = rows[..., 5].unsqueeze(-1) == others[..., 5].unsqueeze(-2)
+    return same_class & (pairwise_iou(rows[..., :4], others[..., :4]) > iou)

@@ -5,17 +5,16 @@ Whether it is wanted is said by `Precision.has_cpu_paths`. Figures stay the same
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
+import torch
 from torch import nn
 
 from yoloyard.common.device import Precision
-from yoloyard.cpu.batch_norm_silu import join_batch_norm_and_silu
-from yoloyard.cpu.convolution_silu import join_convolutions_and_silu
-from yoloyard.cpu.gradients import early_gradients
 from yoloyard.cpu.points_in_boxes import use_points_in_boxes
+from yoloyard.cpu.silu import join_batch_norm_and_silu, join_convolutions_and_silu
 from yoloyard.losses import Criterion
 from yoloyard.losses.task_aligned import TaskAlignedLoss
 
@@ -41,3 +40,19 @@ def prepare_evaluation(fused: nn.Module, precision: Precision) -> None:
     """Change `fused`, the copy of a network for evaluation, in place where its run has CPU paths."""
     if precision.has_cpu_paths:
         join_convolutions_and_silu(fused)
+
+
+@contextmanager
+def early_gradients(network: nn.Module) -> Iterator[None]:
+    """Around forward and backward: give each parameter without a gradient one of zeros, before maps fill the memory.
+
+    Otherwise the backward pass puts the gradients on a CPU where maps have just been freed, which leaves no room for a
+    large one. A parameter that the backward pass did not reach has no gradient afterwards, as everywhere.
+    """
+    without = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.grad is None]
+    for parameter in without:
+        parameter.grad = torch.zeros_like(parameter)
+    yield
+    for parameter in without:
+        if parameter.grad is not None and parameter.grad._version == 0:  # the backward pass has added nothing
+            parameter.grad = None

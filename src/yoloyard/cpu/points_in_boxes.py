@@ -4,8 +4,7 @@ Which points these are is read from the device, so shapes depend on the data. On
 the host would wait.
 
 Shapes: B batch, M boxes per image, C classes, L levels, h w cells of a level, R real boxes of all images, n pairs of a
-box and a point in it, U points that lie in a box, F points that learn a box. A point's number counts the rows of all
-levels' maps (B * h * w, K), one level after the other.
+box and a point in it, U points that lie in a box, level by level, F of them that learn a box.
 """
 
 from __future__ import annotations
@@ -24,19 +23,14 @@ from yoloyard.losses.task_aligned import BINS, Sums, TaskAlignedLoss, boxes_of, 
 MAX_PAIRS = 2**22  # 32 MB for each number of a pair
 
 
-class Pairs(NamedTuple):
-    """Boxes and the points in them."""
+class Inside(NamedTuple):
+    """The pairs of a box and a point in it, and the points."""
 
     box: Tensor  # int64 (n,) row of the real boxes
-    point: Tensor  # int64 (n,) number of the point
-
-
-class Targets(NamedTuple):
-    """Which of the points learn something, and what."""
-
-    row: Tensor  # int64 (F,) row of the points that were looked at
-    box: Tensor  # int64 (F,) row of the real boxes
-    score: Tensor  # float32 (F,) that the point's class should reach
+    point: Tensor  # int64 (n,) which of the U points
+    rows: list[Tensor]  # int64, of each level: the points as rows of its map (B * h * w, K), ascending
+    centres: Tensor  # (U, 2) x and y in cells
+    strides: Tensor  # (U, 1) pixels
 
 
 def use_points_in_boxes(criterion: TaskAlignedLoss) -> TaskAlignedLoss:
@@ -49,34 +43,34 @@ def sums_of_points_in_boxes(criterion: TaskAlignedLoss, maps: list[Tensor], boxe
     """What `criterion.sums` gives, up to rounding. All points are taken where pairs would need too much memory."""
     images, slots = (labels >= 0).nonzero(as_tuple=True)
     boxes, classes = boxes_xyxy[images, slots], labels[images, slots]
-    pairs = pairs_inside(boxes, images, maps, criterion.strides)
-    if pairs is None:
+    inside = points_inside(boxes, images, maps, criterion.strides)
+    if inside is None:
         return TaskAlignedLoss.sums(criterion, maps, boxes_xyxy, labels)
     sizes = (4 * BINS, criterion.num_classes)
     levels = [level.permute(0, 2, 3, 1).flatten(0, 2).split(sizes, 1) for level in maps]
     all_box_logits, all_class_logits = zip(*levels, strict=True)
-    numbers, row_of_pair = distinct(pairs.point, maps)
-    rows = by_level(numbers, maps)
-    centres, strides = places(rows, maps, criterion.strides)
     bins = torch.arange(BINS, dtype=torch.float32, device=boxes.device)
     with torch.no_grad():
-        _, predicted_grid = boxes_of(take(all_box_logits, rows), centres, bins)
-        class_logits = take(all_class_logits, rows)
+        _, predicted_grid = boxes_of(_take(all_box_logits, inside.rows), inside.centres, bins)
+        class_logits = _take(all_class_logits, inside.rows)
         unsound = 0 * predicted_grid.sum()  # not a number where one of these is not: no point of it is learned
-    targets = assign_inside(pairs, row_of_pair, predicted_grid * strides, class_logits, boxes, classes)
+    point, box, weights = assign_inside(inside, predicted_grid * inside.strides, class_logits, boxes, classes)
 
-    rows = by_level(numbers[targets.row], maps)
-    centres, weights = centres[targets.row], targets.score
-    log_distribution, predicted_grid = boxes_of(take(all_box_logits, rows), centres, bins)
-    target_grid = boxes[targets.box] / strides[targets.row]
-    box = ((1 - complete_iou(predicted_grid, target_grid)) * weights).sum() + unsound
+    learns = torch.zeros(len(inside.centres), dtype=torch.bool, device=boxes.device).index_fill(0, point, True)
+    rows = [part[kept] for part, kept in zip(inside.rows, learns.split(list(map(len, inside.rows))), strict=True)]
+    centres = inside.centres[point]
+    log_distribution, predicted_grid = boxes_of(_take(all_box_logits, rows), centres, bins)
+    target_grid = boxes[box] / inside.strides[point]
+    box_sum = ((1 - complete_iou(predicted_grid, target_grid)) * weights).sum() + unsound
     dfl = (distribution_loss(log_distribution, target_grid, centres) * weights).sum()
-    cls = class_loss(all_class_logits, rows, classes[targets.box], weights, criterion.class_weights)
-    return box, cls, dfl, weights.sum()
+    counts = list(map(len, rows))
+    parts = zip(all_class_logits, rows, classes[box].split(counts), weights.split(counts), strict=True)
+    cls = torch.stack([_ClassLoss.apply(*part, criterion.class_weights) for part in parts]).sum()
+    return box_sum, cls, dfl, weights.sum()
 
 
-def pairs_inside(boxes_xyxy: Tensor, images: Tensor, maps: Sequence[Tensor], strides: Sequence[int]) -> Pairs | None:
-    """All pairs of a box, (R, 4) pixels, of the image (R,) and a point strictly in it, small boxes widened.
+def points_inside(boxes_xyxy: Tensor, images: Tensor, maps: Sequence[Tensor], strides: Sequence[int]) -> Inside | None:
+    """The points strictly in a box, (R, 4) pixels, of the image (R,), small boxes widened.
 
     None if there are more than MAX_PAIRS, which would take more memory than all points do chunk by chunk.
     """
@@ -91,112 +85,74 @@ def pairs_inside(boxes_xyxy: Tensor, images: Tensor, maps: Sequence[Tensor], str
         ranges.append((first, (last - first).clamp(min=0)))
     if sum(int(extent.prod(dim=1).sum()) for _, extent in ranges) > MAX_PAIRS:
         return None
-    parts, first_number = [], 0
+    parts, rows, num_points = [], [], 0
     for level, stride, (first, extent) in zip(maps, strides, ranges, strict=True):
         batch, _, height, width = level.shape
         count = extent.prod(dim=1)
         box = torch.repeat_interleave(count)
         place = torch.arange(len(box), device=box.device) - (count.cumsum(0) - count)[box]
         columns = extent[:, 0][box]
-        column, row = first[:, 0][box] + place % columns, first[:, 1][box] + place // columns
-        centres = torch.stack((column, row), dim=1) * stride + stride / 2
+        cell = first[box] + torch.stack((place % columns, place // columns), dim=1)  # column and row
+        centres = cell * stride + stride / 2
         kept = ((centres > low[box]) & (centres < high[box])).all(dim=1).nonzero().flatten()
-        number = first_number + (images[box] * height + row) * width + column
-        parts.append((box[kept], number[kept]))
-        first_number += batch * height * width
-    return Pairs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        box = box[kept]
+        row_of_pair = (images[box] * height + cell[kept, 1]) * width + cell[kept, 0]
+        in_box = torch.zeros(batch * height * width, dtype=torch.int64, device=box.device).index_fill(0, row_of_pair, 1)
+        row = in_box.nonzero().flatten()
+        centres = torch.stack((row % width, row // width % height), dim=1) + 0.5
+        parts.append(
+            (box, (in_box.cumsum(0) - 1)[row_of_pair] + num_points, centres, torch.full_like(centres[:, :1], stride))
+        )
+        rows.append(row)
+        num_points += len(row)
+    boxes, points, all_centres, all_strides = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Inside(boxes, points, rows, all_centres, all_strides)
 
 
-def distinct(numbers: Tensor, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The points (U,) that are among `numbers` (n,), ascending, and which of them each of these is, (n,)."""
-    place = torch.zeros(sum(_points_of(maps)), dtype=torch.int64, device=numbers.device).index_fill(0, numbers, 1)
-    return place.nonzero().flatten(), (place.cumsum(0) - 1)[numbers]
-
-
-def by_level(numbers: Tensor, maps: Sequence[Tensor]) -> list[Tensor]:
-    """Ascending numbers of points (U,) as rows of each level's (B * h * w, K)."""
-    ends = torch.tensor(_points_of(maps), device=numbers.device).cumsum(0)
-    counts = torch.searchsorted(numbers, ends).diff(prepend=ends.new_zeros(1)).tolist()
-    starts = [0, *ends[:-1].tolist()]
-    return [part - start for part, start in zip(numbers.split(counts), starts, strict=True)]
-
-
-def _points_of(maps: Sequence[Tensor]) -> list[int]:
-    return [level.shape[0] * level.shape[2] * level.shape[3] for level in maps]
-
-
-def places(rows: Sequence[Tensor], maps: Sequence[Tensor], strides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Centres (U, 2), x and y in cells, and strides (U, 1) in pixels, of the points with these `rows` of each level."""
-    centres, point_strides = [], []
-    for part, level, stride in zip(rows, maps, strides, strict=True):
-        height, width = level.shape[2:]
-        cell = part % (height * width)
-        centres.append(torch.stack((cell % width, cell // width), dim=1) + 0.5)
-        point_strides.append(torch.full((len(part), 1), float(stride), device=part.device))
-    return torch.cat(centres), torch.cat(point_strides)
-
-
-def take(levels: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+def _take(levels: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
     """These `rows` of the levels' (B * h * w, K), as float32 (U, K)."""
     return torch.cat([level.index_select(0, part) for level, part in zip(levels, rows, strict=True)]).float()
 
 
 @torch.no_grad()
 def assign_inside(
-    pairs: Pairs, row_of_pair: Tensor, predicted_xyxy: Tensor, class_logits: Tensor, boxes_xyxy: Tensor, labels: Tensor
-) -> Targets:
+    inside: Inside, predicted_xyxy: Tensor, class_logits: Tensor, boxes_xyxy: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """What `assign` gives, for the points in boxes; a point whose target is zero may be left out.
 
-    `row_of_pair` (n,) is the pair's row of `predicted_xyxy` (U, 4) pixels and `class_logits` (U, C); `boxes_xyxy`
-    (R, 4) pixels, `labels` (R,).
+    Of `predicted_xyxy` (U, 4) pixels, `class_logits` (U, C), `boxes_xyxy` (R, 4) pixels and `labels` (R,): which of the
+    points learn something (F,), ascending, which boxes (F,) and the scores that their classes should reach (F,).
     """
     num_points, num_boxes = len(predicted_xyxy), len(boxes_xyxy)
-    overlap, alignment = _measure(pairs.box, row_of_pair, predicted_xyxy, class_logits, boxes_xyxy, labels)
-    selected = _best_of_each_box(alignment, pairs.box, num_boxes)
 
-    rows, selectors = row_of_pair[selected], pairs.box[selected]
-    selections = torch.bincount(rows, minlength=num_points)
-    box_of_point = torch.zeros(num_points, dtype=torch.int64, device=rows.device).index_put((rows,), selectors)
+    def measure(box: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+        overlap = complete_iou(boxes_xyxy[box], predicted_xyxy[point]).clamp(min=0)
+        return overlap, alignment_of(class_logits[point, labels[box]].sigmoid().sqrt(), overlap)
+
+    overlap, alignment = measure(inside.box, inside.point)
+    # The pairs of the TOP_K best alignments above zero of each box.
+    order = alignment.argsort(descending=True, stable=True)[: int((alignment > 0).sum())]
+    order = order[inside.box[order].argsort(stable=True)]
+    counts = torch.bincount(inside.box[order], minlength=num_boxes)
+    rank = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[inside.box[order]]
+    selected = order[rank < TOP_K]
+
+    points, selectors = inside.point[selected], inside.box[selected]
+    selections = torch.bincount(points, minlength=num_points)
+    box_of_point = torch.zeros(num_points, dtype=torch.int64, device=points.device).index_put((points,), selectors)
     # A point that several boxes select learns the one that it overlaps most, whether that one selected it or not.
-    best = overlap.new_zeros(num_points).scatter_reduce(0, row_of_pair, overlap, "amax")
-    is_best = (overlap == best[row_of_pair]) & (selections[row_of_pair] > 1)
+    best = overlap.new_zeros(num_points).scatter_reduce(0, inside.point, overlap, "amax")
+    is_best = (overlap == best[inside.point]) & (selections[inside.point] > 1)
     first_best = torch.full_like(box_of_point, num_boxes)
-    first_best = first_best.scatter_reduce(0, row_of_pair[is_best], pairs.box[is_best], "amin")
-    row = selections.nonzero().flatten()
-    box = torch.where(selections > 1, first_best, box_of_point)[row]
+    first_best = first_best.scatter_reduce(0, inside.point[is_best], inside.box[is_best], "amin")
+    point = selections.nonzero().flatten()
+    box = torch.where(selections > 1, first_best, box_of_point)[point]
 
-    overlap, alignment = _measure(box, row, predicted_xyxy, class_logits, boxes_xyxy, labels)
+    overlap, alignment = measure(box, point)
     none = overlap.new_zeros(num_boxes)
     top_alignment = none.scatter_reduce(0, box, alignment, "amax")[box]
     top_overlap = none.scatter_reduce(0, box, overlap, "amax")[box]
-    return Targets(row, box, alignment * top_overlap / (top_alignment + EPS))
-
-
-def _measure(
-    box: Tensor, row: Tensor, predicted_xyxy: Tensor, class_logits: Tensor, boxes_xyxy: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Overlap (n,) and alignment (n,) of boxes and points in these rows, (n,) each."""
-    overlap = complete_iou(boxes_xyxy[box], predicted_xyxy[row]).clamp(min=0)
-    return overlap, alignment_of(class_logits[row, labels[box]].sigmoid().sqrt(), overlap)
-
-
-def _best_of_each_box(alignment: Tensor, box: Tensor, num_boxes: int) -> Tensor:
-    """The pairs (k,) of the TOP_K best alignments above zero of each box."""
-    order = alignment.argsort(descending=True, stable=True)
-    order = order[: int((alignment > 0).sum())]
-    order = order[box[order].argsort(stable=True)]
-    counts = torch.bincount(box[order], minlength=num_boxes)
-    rank = torch.arange(len(order), device=box.device) - (counts.cumsum(0) - counts)[box[order]]
-    return order[rank < TOP_K]
-
-
-def class_loss(
-    levels: Sequence[Tensor], rows: Sequence[Tensor], labels: Tensor, targets: Tensor, weights: Tensor | None
-) -> Tensor:
-    """Binary cross-entropy of all logits, levels of (B * h * w, C), summed; see `_ClassLoss` for the rest."""
-    counts = [len(part) for part in rows]
-    parts = zip(levels, rows, labels.split(counts), targets.split(counts), strict=True)
-    return torch.stack([_ClassLoss.apply(*part, weights) for part in parts]).sum()
+    return point, box, alignment * top_overlap / (top_alignment + EPS)
 
 
 class _ClassLoss(torch.autograd.Function):

@@ -9,7 +9,7 @@ share one normaliser. Source: YOLOv5 7.0 (2022); Zheng et al. (AAAI 2020) for CI
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,7 @@ THREE_LEVELS = (4.0, 1.0, 0.4)  # weights of the levels' objectness
 MORE_LEVELS = (4.0, 1.0, 0.25, 0.06, 0.02)
 
 
-@dataclass
-class Matches:
+class Matches(NamedTuple):
     """What each anchor of a level learns: rows (B, A, R), the step slowest, then the box."""
 
     applies: Tensor  # bool (B, A, R)
@@ -61,15 +60,16 @@ class AnchorBasedLoss:
             self._level(level.float(), boxes_xyxy / stride, labels, anchors / stride, weight)
             for level, stride, anchors, weight in zip(maps, self.strides, self.anchors, weights, strict=True)
         ]
-        return {
-            name: (torch.stack([level[name][0] for level in levels]), torch.stack([level[name][1] for level in levels]))
-            for name in ("box", "obj", "cls")
-        }
+        box, obj, cls, rows, cells = (torch.stack(column) for column in zip(*levels, strict=True))
+        return {"box": (box, rows), "obj": (obj, cells), "cls": (cls, rows * self.num_classes)}
 
     def _level(
         self, level: Tensor, boxes: Tensor, labels: Tensor, anchors: Tensor, weight: float
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Sum () and norm () of each part; boxes and anchors in cells of this level, whose objectness has `weight`."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The sums of box, obj and cls, and the numbers of rows and cells, each ().
+
+        Boxes and anchors are in cells of this level, whose objectness has `weight`.
+        """
         height, width = level.shape[2:]
         outputs = level.unflatten(1, (len(anchors), 5 + self.num_classes)).flatten(3)  # (B, A, 5 + C, h * w)
         box_logits, objectness, class_logits = outputs.split((4, 1, self.num_classes), dim=2)
@@ -81,14 +81,13 @@ class AnchorBasedLoss:
         sizes = (2 * own_logits[..., 2:]).square() * anchors.unsqueeze(1)
         predicted_xyxy = cxcywh_to_xyxy(torch.cat((centres, sizes), dim=3))
         ciou = complete_iou(predicted_xyxy, cxcywh_to_xyxy(matches.boxes_cxcywh))  # (B, A, R)
-        rows = matches.applies.sum()
         box = torch.where(matches.applies, 1 - ciou, 0).sum()
 
         target = _last_row_wins(ciou.detach().clamp(min=0), matches, height * width)
         obj = _cross_entropy(objectness, target, self.obj_pw).sum() * weight
         cells = torch.full_like(obj, objectness.numel(), requires_grad=False)
         cls = self._class_loss(class_logits, matches) if self.num_classes > 1 else torch.zeros_like(obj)
-        return {"box": (box, rows.float()), "obj": (obj, cells), "cls": (cls, rows.float() * self.num_classes)}
+        return box, obj, cls, matches.applies.sum().float(), cells
 
     def _class_loss(self, class_logits: Tensor, matches: Matches) -> Tensor:
         """Cross-entropy of all classes, summed over the rows.
@@ -109,9 +108,7 @@ class AnchorBasedLoss:
 def build(
     head: Any, config: TrainConfig, class_weights: Tensor | None, free_bytes: int | None
 ) -> tuple[AnchorBasedLoss, dict[str, float]]:
-    """The loss of a head with `anchors`, see `losses.Builder`; its gains are published for 80 classes, 640 pixels and
-    three levels, and follow the run's own numbers.
-    """
+    """As `losses.Builder` says; the gains are published for 80 classes, 640 pixels, 3 levels and follow the run's."""
     loss, levels = config.loss, 3 / len(head.strides)
     options = (loss.anchor_t, loss.label_smoothing, loss.cls_pw, loss.obj_pw)
     criterion = AnchorBasedLoss(head.anchors, head.strides, head.num_classes, *options, class_weights)
@@ -133,10 +130,9 @@ def match(boxes_cxcywh: Tensor, labels: Tensor, anchors: Tensor, size: tuple[int
     fits &= labels[:, None] >= 0
 
     x, y = boxes_cxcywh[..., 0], boxes_cxcywh[..., 1]
-    # its own cell, then left, up, right, down: (B, 5, M)
-    in_reach = torch.stack(
-        (labels >= 0, _in_near_half(x), _in_near_half(y), _in_near_half(width - x), _in_near_half(height - y)), dim=1
-    )
+    # (B, 5, M): its own cell, then left, up, right, down, where the centre is near that side and there is a neighbour
+    from_edges = torch.stack((x, y, width - x, height - y), dim=1)
+    in_reach = torch.cat((labels.unsqueeze(1) >= 0, (from_edges % 1 < 0.5) & (from_edges > 1)), dim=1)
     columns = torch.stack((x, x - 0.5, x, x + 0.5, x), dim=1).long().clamp(0, width - 1)
     rows = torch.stack((y, y, y - 0.5, y, y + 0.5), dim=1).long().clamp(0, height - 1)
     centres = torch.stack((x.unsqueeze(1) - columns, y.unsqueeze(1) - rows), dim=3)
@@ -150,14 +146,6 @@ def match(boxes_cxcywh: Tensor, labels: Tensor, anchors: Tensor, size: tuple[int
         torch.where(applies.unsqueeze(3), targets.flatten(1, 2).unsqueeze(1), 1.0),
         labels.clamp(min=0).repeat(1, 5).unsqueeze(1).expand_as(applies),
     )
-
-
-def _in_near_half(distance: Tensor) -> Tensor:
-    """Is a centre, `distance` cells from the edge of the map, in the half of its cell towards that edge?
-
-    Not in the cell at the edge, which has no neighbour there.
-    """
-    return (distance % 1 < 0.5) & (distance > 1)
 
 
 def _last_row_wins(values: Tensor, matches: Matches, num_cells: int) -> Tensor:

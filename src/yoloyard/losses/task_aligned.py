@@ -47,9 +47,8 @@ class TaskAlignedLoss:
         `boxes_xyxy` (B, M, 4) pixels of the network's input, `labels` (B, M) with -1 in padded slots. The norm of all
         three is the sum of the target scores. Computed in float32 whatever the maps' type.
         """
-        box, cls, dfl, norm = self.sums(maps, boxes_xyxy, labels)
-        norm = norm.reshape(1)
-        return {"box": (box.reshape(1), norm), "cls": (cls.reshape(1), norm), "dfl": (dfl.reshape(1), norm)}
+        box, cls, dfl, norm = (value.reshape(1) for value in self.sums(maps, boxes_xyxy, labels))
+        return {"box": (box, norm), "cls": (cls, norm), "dfl": (dfl, norm)}
 
     def sums(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> Sums:
         """The sums over all points and their norm. No shape depends on the data, and nothing waits for the device."""
@@ -58,14 +57,8 @@ class TaskAlignedLoss:
         levels = [level.permute(0, 2, 3, 1).flatten(1, 2).split((4 * BINS, self.num_classes), 2) for level in maps]
         box_logits, class_logits = (torch.cat(parts, dim=1).float() for parts in zip(*levels, strict=True))
         log_distribution, predicted_grid = boxes_of(box_logits, points, bins)
-        assignment = assign(
-            predicted_grid.detach() * strides,
-            class_logits.detach().sigmoid(),
-            pixels,
-            boxes_xyxy,
-            labels,
-            self.pairs_at_once,
-        )
+        predicted, scores = predicted_grid.detach() * strides, class_logits.detach().sigmoid()
+        assignment = assign(predicted, scores, pixels, boxes_xyxy, labels, self.pairs_at_once)
         weights = assignment.target_scores
         # A background point has its own cell as its target, which keeps every term finite.
         target_grid = torch.where(assignment.foreground.unsqueeze(-1), assignment.boxes_xyxy / strides, cells)
@@ -110,13 +103,11 @@ def _class_loss(class_logits: Tensor, assignment: Assignment, class_weights: Ten
     Each point has at most one target above zero, and bce(x, y) = softplus(x) - x * y: no dense targets are needed.
     """
     own_logit = class_logits.gather(2, assignment.labels.unsqueeze(-1)).squeeze(-1)
-    none_true = functional.softplus(class_logits)
+    none_true, scores = functional.softplus(class_logits), assignment.target_scores
     if class_weights is None:
-        return none_true.sum() - _weighted_sum(own_logit, assignment.target_scores)
-    own_weights = class_weights[assignment.labels]
-    return (none_true.sum(dim=(0, 1)) @ class_weights) - _weighted_sum(
-        own_logit, assignment.target_scores * own_weights
-    )
+        return none_true.sum() - _weighted_sum(own_logit, scores)
+    scores = scores * class_weights[assignment.labels]
+    return none_true.sum(dim=(0, 1)) @ class_weights - _weighted_sum(own_logit, scores)
 
 
 def _weighted_sum(values: Tensor, weights: Tensor) -> Tensor:

@@ -71,8 +71,7 @@ def read_kept(model: str, digest: str | None, folders: list[Path]) -> CustomMode
 
 def _check(detector: Detector, num_classes: int, name: str) -> None:
     """Compare the raw maps of one image with what the head's loss and `decode` expect. Raises UserError."""
-    head = getattr(detector, "head", None)
-    if not isinstance(head, Head):
+    if not isinstance(head := getattr(detector, "head", None), Head):
         raise UserError(f"{name}: the detector's `head` must be a Head of yoloyard.models.heads")
     if not hasattr(head, "criterion"):
         raise UserError(f"{name}: the head must have a `criterion`, a name in yoloyard.losses.LOSSES or a method")
@@ -97,13 +96,12 @@ def _check(detector: Detector, num_classes: int, name: str) -> None:
 
 def _check_levels(what: str, head: Head, maps: Any, channels: Sequence[int], size: int) -> None:
     """Is there a map (1, channels, h, w) for each stride, for an image of `size` pixels? Raises UserError."""
-    if not isinstance(maps, list | tuple) or len(maps) != len(head.strides):
-        came = f"{len(maps)} maps" if isinstance(maps, list | tuple) else f"{maps!r:.80}"
-        raise UserError(f"{what} {len(head.strides)} maps, one a stride, came {came}")
+    number = len(maps) if isinstance(maps, list | tuple) else None
+    if number != len(head.strides):
+        instead = f"{maps!r:.80}" if number is None else f"{number} maps"
+        raise UserError(f"{what} {len(head.strides)} maps, one a stride, came {instead}")
     for level, (stride, width, found) in enumerate(zip(head.strides, channels, maps, strict=True)):
-        expected = (1, width, size // stride, size // stride)
-        if tuple(found.shape) != expected:
-            raise UserError(
-                f"{what} {expected} at level {level} with stride {stride} for an image of {size} x {size} pixels, "
-                f"came {tuple(found.shape)}"
-            )
+        expected, came = (1, width, size // stride, size // stride), tuple(found.shape)
+        if came != expected:
+            place = f"at level {level} with stride {stride} for an image of {size} x {size} pixels"
+            raise UserError(f"{what} {expected} {place}, came {came}")

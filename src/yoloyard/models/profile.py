@@ -52,18 +52,13 @@ def profile(detector: Detector, imgsz: int = 640, channels: int = 3, device: str
     names = {id(module): name for name, module in traced.named_modules()}
     blocks = [(index, names[id(block)], block) for index, block in enumerate(traced.blocks) if block is not None]
     layers = tuple(
-        LayerProfile(index, name, type(block).__name__, _parameters(block), *_split(counts.get(name, {})))
+        LayerProfile(index, name, type(block).__name__, *_cost(block, counts.get(name, {})))
         for index, name, block in blocks
     )
-    total = _split(counter.get_flop_counts()["Global"])
-    return Profile(layers, _parameters(traced), *total, detector.strides, imgsz)
+    return Profile(layers, *_cost(traced, counter.get_flop_counts()["Global"]), detector.strides, imgsz)
 
 
-def _parameters(module: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _split(operators: dict[object, int]) -> tuple[int, int]:
-    """Operations of convolutions, and those of all other products."""
+def _cost(module: torch.nn.Module, operators: dict[object, int]) -> tuple[int, int, int]:
+    """Parameters, operations of convolutions, and those of all other products."""
     convolution = operators.get(torch.ops.aten.convolution, 0)
-    return convolution, sum(operators.values()) - convolution
+    return sum(map(torch.numel, module.parameters())), convolution, sum(operators.values()) - convolution

@@ -4,26 +4,63 @@ Shapes: B batch, H W pixels of the input. p3, p4, p5 are feature maps with 8, 16
 block's name is the level that it makes.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from yoloyard.models.detector import Detector
-from yoloyard.models.heads import Head
+from yoloyard.models.blocks import Conv
+from yoloyard.models.detector import Detector, Scale
+from yoloyard.models.heads import AnchorFreeHead
+
+LEVEL_WIDTHS = (256, 512, 1024)  # before scaling
+Stage = Callable[[int, int], nn.Module]  # makes a block for so many input and output channels
+
+
+class PyramidBackbone(nn.Module):
+    """Images (B, channels, H, W) to p3, p4, p5: five strided convolutions, a stage behind each of the last four.
+
+    `stage_widths` are the output channels of the stages 2 to 5 before scaling.
+    """
+
+    def __init__(
+        self, scale: Scale, channels: int, stage_widths: tuple[int, int, int, int], stages: Sequence[Stage]
+    ) -> None:
+        super().__init__()
+        c1, c2, c3, c4, c5 = (scale.channels(c) for c in (64, 128, *LEVEL_WIDTHS))
+        s2, s3, s4, s5 = (scale.channels(c) for c in stage_widths)
+        self.downsample1 = Conv(channels, c1, 3, stride=2)
+        self.downsample2 = Conv(c1, c2, 3, stride=2)
+        self.stage2 = stages[0](c2, s2)
+        self.downsample3 = Conv(s2, c3, 3, stride=2)
+        self.stage3 = stages[1](c3, s3)
+        self.downsample4 = Conv(s3, c4, 3, stride=2)
+        self.stage4 = stages[2](c4, s4)
+        self.downsample5 = Conv(s4, c5, 3, stride=2)
+        self.stage5 = stages[3](c5, s5)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        p3 = self.stage3(self.downsample3(self.stage2(self.downsample2(self.downsample1(images)))))
+        p4 = self.stage4(self.downsample4(p3))
+        return p3, p4, self.stage5(self.downsample5(p4))
 
 
 class PathAggregation(nn.Module):
-    """p3, p4, p5 to three maps of the same sizes that have seen each other: once down the pyramid, once up again.
+    """p3 of `p3_width` channels, p4, p5 to three maps that have seen each other: once down the pyramid, once up again.
 
-    A family's neck makes the six blocks. Source: Liu et al., "PANet" (2018).
+    All blocks are made by `stage` but that of the coarsest map. Source: Liu et al., "PANet" (2018).
     """
 
-    top_down4: nn.Module
-    top_down3: nn.Module
-    downsample4: nn.Module
-    bottom_up4: nn.Module
-    downsample5: nn.Module
-    bottom_up5: nn.Module
+    def __init__(self, scale: Scale, p3_width: int, stage: Stage, coarsest_stage: Stage) -> None:
+        super().__init__()
+        c3, c4, c5 = (scale.channels(c) for c in LEVEL_WIDTHS)
+        self.top_down4 = stage(c5 + c4, c4)
+        self.top_down3 = stage(c4 + p3_width, c3)
+        self.downsample4 = Conv(c3, c3, 3, stride=2)
+        self.bottom_up4 = stage(c3 + c4, c4)
+        self.downsample5 = Conv(c4, c4, 3, stride=2)
+        self.bottom_up5 = coarsest_stage(c4 + c5, c5)
 
     def forward(self, p3: Tensor, p4: Tensor, p5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         down4 = self.top_down4(torch.cat((interpolate(p5, scale_factor=2.0), p4), dim=1))
@@ -34,14 +71,25 @@ class PathAggregation(nn.Module):
 
 
 class PyramidDetector(Detector):
-    """Images (B, channels, H, W), float 0 .. 1, to the three raw maps of `head` (B, K, H / stride, W / stride).
+    """Images (B, channels, H, W), float 0 .. 1, to three raw maps (B, 64 + C, H / stride, W / stride).
 
-    `backbone` gives p3, p4, p5; its children are in the order of the published layer table.
+    The children of `backbone` are in the order of the published layer table. `depthwise` and `class_width` are those
+    of `AnchorFreeHead`.
     """
 
-    def __init__(self, backbone: nn.Module, neck: PathAggregation, head: Head) -> None:
+    def __init__(
+        self,
+        scale: Scale,
+        backbone: PyramidBackbone,
+        neck: PathAggregation,
+        num_classes: int,
+        depthwise: bool,
+        class_width: int | None,
+    ) -> None:
         super().__init__()
-        self.backbone, self.neck, self.head = backbone, neck, head
+        self.backbone, self.neck = backbone, neck
+        widths = [scale.channels(c) for c in LEVEL_WIDTHS]
+        self.head = AnchorFreeHead(widths, num_classes, (8, 16, 32), depthwise, class_width)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.head(self.neck(*self.backbone(images)))

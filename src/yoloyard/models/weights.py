@@ -21,7 +21,7 @@ from yoloyard.models import custom_model as custom_model
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.importing import importers
-from yoloyard.models.importing.torch_files import is_torch_file
+from yoloyard.models.importing.torch_files import is_torch_file, read_bytes
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")  # suffixes that are read
 
@@ -44,10 +44,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     if is_torch_file(path):
         return importers.read_checkpoint(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the weights {path}: {error.strerror or error}.") from error
+    content = read_bytes(path)
     try:
         state = safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
@@ -108,14 +105,10 @@ class TransferReport:
 
     def __str__(self) -> str:
         line = f"took {len(self.taken)} of {len(self.taken) + len(self.fresh)} tensors"
-        if self.fresh:
-            line += f"; new: {_summary(self.fresh)}"
         without_place = [name for name in self.unused if name not in self.fresh]
-        if without_place:
-            line += f"; not used: {_summary(without_place)}"
-        if self.classes:
-            line += f"; class rows taken by name: {', '.join(self.classes)}"
-        return line
+        line += f"; new: {_summary(self.fresh)}" if self.fresh else ""
+        line += f"; not used: {_summary(without_place)}" if without_place else ""
+        return line + (f"; class rows taken by name: {', '.join(self.classes)}" if self.classes else "")
 
 
 def transfer(
@@ -128,7 +121,8 @@ def transfer(
     layers before them have the same width.
     """
     own = detector.state_dict()
-    renamed = bool(names and source_names) and list(map(_plain, names)) != list(map(_plain, source_names))
+    plain, source_plain = ([name.strip().lower() for name in each] for each in (names, source_names))
+    renamed = bool(names and source_names) and plain != source_plain
     last = [f"head.{layer}.{part}" for layer in detector.head.last_layers for part in ("weight", "bias")]
     # Rows of other classes, or in another order, are no use by their position.
     skipped = last if renamed else ()
@@ -136,12 +130,12 @@ def transfer(
     for name in taken:
         own[name].copy_(state[name])
     fresh = tuple(name for name in own if name not in taken)
-    source_rows = {_plain(name): row for row, name in enumerate(source_names)}
-    pairs = [(row, source_rows[_plain(name)]) for row, name in enumerate(names) if _plain(name) in source_rows]
+    source_rows = {name: row for row, name in enumerate(source_plain)}
+    pairs = [(row, source_rows[name]) for row, name in enumerate(plain) if name in source_rows]
     if not detector.head.learns_single_class and 1 in (len(names), len(source_names)):
         pairs = []
     (shared, rows), (source_shared, source) = map(detector.head.class_rows, (len(names), len(source_names)))
-    counts = (len(shared) + sum(map(len, rows)), len(source_shared) + sum(map(len, source)))
+    counts = (len(sum(rows, shared)), len(sum(source, source_shared)))
     classes: tuple[str, ...] = ()
     for name in last:
         fits = name in fresh and name in state and own[name].shape[1:] == state[name].shape[1:]
@@ -149,12 +143,8 @@ def transfer(
             for ours, theirs in [(shared, source_shared), *((rows[a], source[b]) for a, b in pairs)]:
                 own[name][ours] = state[name][theirs].to(own[name])
             classes = tuple(names[row] for row, _ in pairs)
-    unused = tuple(name for name in state if name not in taken)
-    return TransferReport(tuple(name for name in own if name in taken), fresh, unused, classes)
-
-
-def _plain(name: str) -> str:
-    return name.strip().lower()
+    kept = tuple(name for name in own if name in taken)
+    return TransferReport(kept, fresh, tuple(name for name in state if name not in taken), classes)
 
 
 def _summary(names: Sequence[str]) -> str:

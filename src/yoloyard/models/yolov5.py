@@ -52,7 +52,7 @@ class Backbone(nn.Module):
             Conv(inner, outer, 3, stride=2) for inner, outer in zip([stem, *widths], widths, strict=False)
         )
         self.stages = nn.ModuleList(C3(c, c, n, shortcut=True) for c, n in zip(widths, repeats, strict=False))
-        self.pool = SPPF(widths[-1], widths[-1], activate_in=sppf_activation)
+        self.pool = SPPF(widths[-1], sppf_activation)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = [self.stem(images)]
@@ -93,21 +93,13 @@ class Neck(nn.Module):
 class YOLOv5(Detector):
     """Images (B, channels, H, W), float 0 .. 1, to L raw maps (B, 3 * (5 + C), H / stride, W / stride)."""
 
-    def __init__(
-        self,
-        scale: Scale,
-        level_widths: Sequence[int],
-        anchors: Sequence[Sequence[tuple[int, int]]],
-        num_classes: int,
-        channels: int,
-        sppf_activation: bool,
-    ) -> None:
+    def __init__(self, scale: Scale, p6: bool, num_classes: int, channels: int, sppf_activation: bool) -> None:
         super().__init__()
+        level_widths, anchors = (P6_WIDTHS, P6_ANCHORS) if p6 else (P5_WIDTHS, P5_ANCHORS)
         self.backbone = Backbone(scale, level_widths, channels, sppf_activation)
         self.neck = Neck(scale, level_widths)
         widths = [scale.channels(c) for c in level_widths]
-        strides = [8 * 2**level for level in range(len(widths))]
-        self.head = AnchorBasedHead(widths, num_classes, strides, anchors)
+        self.head = AnchorBasedHead(widths, num_classes, (8, 16, 32, 64)[: len(widths)], anchors)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.head(self.neck(self.backbone(images)))
@@ -129,6 +121,4 @@ class YOLOv5(Detector):
 
 def build(scale: str, num_classes: int, channels: int = 3, sppf_activation: bool = True) -> YOLOv5:
     """A YOLOv5 of the size n, s, m, l, x or, with a fourth level, n6 ... x6, with fresh weights."""
-    p6 = scale.endswith("6")
-    widths, anchors = (P6_WIDTHS, P6_ANCHORS) if p6 else (P5_WIDTHS, P5_ANCHORS)
-    return YOLOv5(SCALES[scale.removesuffix("6")], widths, anchors, num_classes, channels, sppf_activation)
+    return YOLOv5(SCALES[scale.removesuffix("6")], scale.endswith("6"), num_classes, channels, sppf_activation)

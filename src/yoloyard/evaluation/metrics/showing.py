@@ -106,7 +106,7 @@ def _neighbours(found: Found, sure: np.ndarray, iou: float) -> Pairs:
 
 
 def _kept(found: Found, sure: np.ndarray, neighbours: Pairs, iou: float) -> np.ndarray:
-    """Which sure boxes greedy suppression keeps, bool (N,): the fixpoint of `nms.keep_mask` over all images at once."""
+    """Which sure boxes greedy suppression keeps, bool (N,): the fixpoint of `nms` over all images at once."""
     near = neighbours.where(neighbours.overlaps > iou)
     kept = sure
     while True:

@@ -55,11 +55,9 @@ class AnchorBasedHead(Head):
 
     @property
     def last_layers(self) -> list[str]:
-        """Names of the layers whose output channels belong to the classes."""
         return [f"predictions.{level}" for level in range(len(self.strides))]
 
     def class_rows(self, num_classes: int) -> tuple[list[int], list[list[int]]]:
-        """Output channels of a last layer for `num_classes`: those that belong to no class, and those of each class."""
         anchors, outputs = self.anchors.shape[1], 5 + num_classes
         shared = [anchor * outputs + row for anchor in range(anchors) for row in range(5)]
         return shared, [[anchor * outputs + row for anchor in range(anchors)] for row in range(5, outputs)]
@@ -68,10 +66,7 @@ class AnchorBasedHead(Head):
         return [layer(x) for x, layer in zip(features, self.predictions, strict=True)]
 
     def decode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Raw maps to boxes (B, P, 4), xyxy in input pixels, not clipped, and scores (B, P, C) in 0 .. 1, float32.
-
-        The score of a class is objectness times its probability. The order is level, anchor, row, column.
-        """
+        """As `Head.decode` says; a score is objectness times probability, the order level, anchor, row, column."""
         boxes, scores = [], []
         for level, stride, anchors in zip(maps, self.strides, self.anchors, strict=True):
             outputs = level.float().unflatten(1, (len(anchors), -1)).flatten(3).transpose(2, 3).sigmoid()
@@ -81,10 +76,7 @@ class AnchorBasedHead(Head):
         return torch.cat(boxes, dim=1), torch.cat(scores, dim=1)
 
     def decode_above(self, maps: Sequence[Tensor], conf: float, multi_label: bool) -> Found:
-        """What `decode` gives where a score is above `conf`, 0 .. 1; nothing else is computed.
-
-        With `multi_label` a point comes once for each such class, else only for its best one.
-        """
+        """As `Head.decode_above` says; nothing else is computed."""
         levels = []
         for level, stride, anchors in zip(maps, self.strides, self.anchors, strict=True):
             count, cells = len(anchors), level.shape[2] * level.shape[3]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from yoloyard.common.boxes import anchor_points
-from yoloyard.models.blocks import Activation, Conv
+from yoloyard.models.blocks import Conv
 from yoloyard.models.heads.head import Found, Head, above, centres, join
 
 LOGIT_MARGIN = 0.1
@@ -39,18 +39,17 @@ class AnchorFreeHead(Head):
         strides: Sequence[int],
         depthwise: bool,
         class_width: int | None = None,
-        activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__(in_channels, num_classes, strides, 4 * BINS + num_classes)
-        box_width = max(16, in_channels[0] // 4, 4 * BINS)
+        box_width = max(in_channels[0] // 4, 4 * BINS)
         class_width = class_width or max(in_channels[0], min(num_classes, 100))
         # start as if an image of 640 x 640 held five objects for each level to find, spread evenly over the classes
         class_biases = [math.log(5 / num_classes / (640 / stride) ** 2) for stride in self.strides]
         self.box_branches = nn.ModuleList(
-            _branch(channels, box_width, 4 * BINS, 2.0, False, activation) for channels in in_channels
+            _branch(channels, box_width, 4 * BINS, 2.0, False) for channels in in_channels
         )
         self.class_branches = nn.ModuleList(
-            _branch(channels, class_width, num_classes, bias, depthwise, activation)
+            _branch(channels, class_width, num_classes, bias, depthwise)
             for channels, bias in zip(in_channels, class_biases, strict=True)
         )
         # never trained, but a parameter and of this shape: so published parameter counts and files fit
@@ -59,7 +58,6 @@ class AnchorFreeHead(Head):
 
     @property
     def last_layers(self) -> list[str]:
-        """Names of the layers whose output channels belong to the classes."""
         return [f"class_branches.{level}.2" for level in range(len(self.strides))]
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -67,10 +65,7 @@ class AnchorFreeHead(Head):
         return [torch.cat((boxes(x), classes(x)), dim=1) for x, boxes, classes in branches]
 
     def decode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Raw maps to boxes (B, P, 4), xyxy in input pixels, not clipped, and scores (B, P, C) in 0 .. 1, float32.
-
-        The order of the points is that of `boxes.anchor_points`: level by level, row by row.
-        """
+        """As `Head.decode` says, in the order of `boxes.anchor_points`: level by level, row by row."""
         flat = torch.cat([level.flatten(2) for level in maps], dim=2).float()
         box_logits, class_logits = flat.split((4 * BINS, self.num_classes), dim=1)
         probabilities = box_logits.unflatten(1, (4, BINS)).softmax(dim=2)
@@ -81,10 +76,7 @@ class AnchorFreeHead(Head):
         return boxes_xyxy, class_logits.sigmoid().transpose(1, 2)
 
     def decode_above(self, maps: Sequence[Tensor], conf: float, multi_label: bool) -> Found:
-        """What `decode` gives where a score is above `conf`, 0 .. 1; nothing else is computed.
-
-        With `multi_label` a point comes once for each such class, else only for its best one.
-        """
+        """As `Head.decode_above` says; nothing else is computed."""
         levels = []
         # The sigmoid rises, so logits will do; in half precision the limit is rounded, hence the margin.
         limit = math.log(conf / (1 - conf)) - LOGIT_MARGIN if 0 < conf < 1 else -math.inf
@@ -99,18 +91,15 @@ class AnchorFreeHead(Head):
         return join(levels, conf)
 
 
-def _branch(
-    in_channels: int, width: int, out_channels: int, bias: float, depthwise: bool, activation: Activation
-) -> nn.Sequential:
+def _branch(in_channels: int, width: int, out_channels: int, bias: float, depthwise: bool) -> nn.Sequential:
     """Two 3x3 convolutions, plain or depthwise separable, and a 1x1 convolution whose biases begin with `bias`."""
-    layers: list[nn.Module] = []
-    for channels in (in_channels, width):
-        if depthwise:
-            spatial = Conv(channels, channels, 3, groups=channels, activation=activation)
-            layers.append(nn.Sequential(spatial, Conv(channels, width, activation=activation)))
-        else:
-            layers.append(Conv(channels, width, 3, activation=activation))
+    spatial = [
+        nn.Sequential(Conv(channels, channels, 3, groups=channels), Conv(channels, width))
+        if depthwise
+        else Conv(channels, width, 3)
+        for channels in (in_channels, width)
+    ]
     last = nn.Conv2d(width, out_channels, 1)
     assert last.bias is not None
     nn.init.constant_(last.bias, bias)
-    return nn.Sequential(*layers, last)
+    return nn.Sequential(*spatial, last)

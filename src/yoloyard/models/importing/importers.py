@@ -4,7 +4,6 @@ Only here are other projects' layer numbers and parameter names known: `model.<n
 block's place in the published table (`Detector.blocks`) and `PUBLISHED_NAMES` says how the inner names differ.
 """
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +12,20 @@ from torch import Tensor, nn
 
 from yoloyard.common.errors import UserError, printable
 from yoloyard.models import registry
-from yoloyard.models.blocks import (
-    C2PSA,
-    C3,
-    SPPF,
-    A2C2f,
-    AreaBlock,
-    Attention,
-    Bottleneck,
-    Conv,
-    PSABlock,
-    SplitStack,
-)
+from yoloyard.models.blocks import C2PSA, C3, SPPF, A2C2f, AreaBlock, Attention, Bottleneck, Conv, PSABlock, SplitStack
 from yoloyard.models.detector import Detector
-from yoloyard.models.heads import Head
 from yoloyard.models.importing.inert_pickle import Inert, TensorView, as_mapping, as_tensor
 from yoloyard.models.importing.torch_files import Checkpoint
 
 # Own name of a block's part: the published one, where they differ. Heads bring theirs.
-PUBLISHED_NAMES: dict[type[nn.Module], dict[str, str]] = {
-    Conv: {"activation": "act"},
-    Bottleneck: {"conv1": "cv1", "conv2": "cv2"},
-    SplitStack: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
-    C3: {"conv_in": "cv1", "conv_skip": "cv2", "blocks": "m", "conv_out": "cv3"},
-    SPPF: {"conv_in": "cv1", "conv_out": "cv2"},
-    C2PSA: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
-    PSABlock: {"attention": "attn", "feed_forward": "ffn"},
-    Attention: {"position": "pe", "project": "proj"},
-    A2C2f: {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
-    AreaBlock: {"attention": "attn", "feed_forward": "mlp"},
+PUBLISHED_NAMES: dict[tuple[type[nn.Module], ...], dict[str, str]] = {
+    (Conv,): {"activation": "act"},
+    (Bottleneck,): {"conv1": "cv1", "conv2": "cv2"},
+    (SplitStack, SPPF, C2PSA, A2C2f): {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
+    (C3,): {"conv_in": "cv1", "conv_skip": "cv2", "blocks": "m", "conv_out": "cv3"},
+    (AreaBlock,): {"attention": "attn", "feed_forward": "mlp"},
+    (PSABlock,): {"attention": "attn", "feed_forward": "ffn"},
+    (Attention,): {"position": "pe", "project": "proj"},
 }
 BN_EPS = 1e-3  # of every family
 MAX_IMAGE_PIXELS = 8192  # of a side
@@ -66,7 +50,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(network, Inert):
         raise UserError(f"{path} is no checkpoint of a detector: it holds no network under 'model' or 'ema'.")
     modules = _modules(network, path)
-    tensors = dict(_tensors(modules))
+    tensors = {
+        f"{name}.{part}": tensor
+        for name, module in modules.items()
+        for kind in ("_parameters", "_buffers")
+        for part, node in as_mapping(as_mapping(module.state).get(kind)).items()
+        if part != "anchor_grid" and (tensor := as_tensor(node))  # older files keep their anchors twice
+    }
     fused = "model.0.conv.bias" in tensors
     name, arguments, detector = _recognise(tensors, modules, fused, path)
     state = _read_state(checkpoint, tensors, detector, fused)
@@ -108,41 +98,31 @@ def _read_state(
 
 def _unit_normalisation(bias: Tensor, part: str) -> Tensor:
     """A part of a batch normalisation that adds `bias` (channels,) and changes nothing else."""
-    values = {
-        "weight": torch.full_like(bias, (1 + BN_EPS) ** 0.5),
-        "bias": bias,
-        "running_mean": torch.zeros_like(bias),
-        "running_var": torch.ones_like(bias),
-        "num_batches_tracked": torch.zeros((), dtype=torch.int64),
-    }
-    return values[part]
+    values = {"weight": (1 + BN_EPS) ** 0.5, "running_mean": 0.0, "running_var": 1.0}
+    if part == "num_batches_tracked":
+        return torch.zeros((), dtype=torch.int64)
+    return bias if part == "bias" else torch.full_like(bias, values[part])
 
 
 def published_names(detector: Detector) -> dict[str, str]:
     """For every entry of the detector's state its name in files of the project that published the family."""
-    modules, pairs = _published_modules(detector), {}
-    for name in detector.state_dict():
-        module, _, part = name.rpartition(".")
-        pairs[name] = f"{modules[module]}.{_renamed(detector.get_submodule(module)).get(part, part)}"
-    return pairs
+    names = _all_published_names(detector)
+    return {name: names[name] for name in detector.state_dict()}
 
 
-def _published_modules(detector: Detector) -> dict[str, str]:
-    """For every module of the detector's blocks its published name."""
+def _all_published_names(detector: Detector) -> dict[str, str]:
+    """For every module of the detector's blocks and every entry of their state its published name."""
     own_names = {id(module): name for name, module in detector.named_modules()}
     blocks = enumerate(detector.blocks)
-    pairs = {own_names[id(block)]: f"model.{number}" for number, block in blocks if block is not None}
-    for name in own_names.values():
+    names = {own_names[id(block)]: f"model.{number}" for number, block in blocks if block is not None}
+    for name in (*own_names.values(), *detector.state_dict()):
         parent, _, part = name.rpartition(".")
-        if name not in pairs and parent in pairs:
-            pairs[name] = f"{pairs[parent]}.{_renamed(detector.get_submodule(parent)).get(part, part)}"
-    return pairs
-
-
-def _renamed(module: nn.Module) -> Mapping[str, str]:
-    if isinstance(module, Head):
-        return module.published_names
-    return next((names for kind, names in PUBLISHED_NAMES.items() if isinstance(module, kind)), {})
+        if name not in names and parent in names:
+            module = detector.get_submodule(parent)
+            renamed = [parts for kinds, parts in PUBLISHED_NAMES.items() if isinstance(module, kinds)]
+            renamed.append(getattr(module, "published_names", {}))  # of a head
+            names[name] = f"{names[parent]}.{renamed[0].get(part, part)}"
+    return names
 
 
 def _modules(network: Inert, path: Path) -> dict[str, Inert]:
@@ -157,16 +137,6 @@ def _modules(network: Inert, path: Path) -> dict[str, Inert]:
         if len(modules) > MAX_MODULES or name.count(".") > MAX_MODULE_DEPTH:
             raise UserError(f"{path} is no network that can be imported: its modules are nested without end.")
     return modules
-
-
-def _tensors(modules: dict[str, Inert]) -> Iterator[tuple[str, TensorView]]:
-    """(name, tensor) of the parameters and buffers of pickled modules."""
-    for module_name, module in modules.items():
-        for part in ("_parameters", "_buffers"):
-            for name, node in as_mapping(as_mapping(module.state).get(part)).items():
-                tensor = as_tensor(node)
-                if tensor is not None and name != "anchor_grid":  # older files keep their anchors twice
-                    yield f"{module_name}.{name}", tensor
 
 
 def _recognise(
@@ -205,9 +175,10 @@ def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 def _published_shapes(detector: Detector, fused: bool) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a file of this detector holds; fused, with biases for normalisations."""
     state = detector.state_dict()
-    shapes = {name: tuple(state[own].shape) for own, name in published_names(detector).items()}
-    if fused:
-        shapes = {name.replace("bn.bias", "conv.bias"): shape for name, shape in shapes.items()}
+    shapes = {
+        name.replace("bn.bias", "conv.bias") if fused else name: tuple(state[own].shape)
+        for own, name in published_names(detector).items()
+    }
     return {name: shape for name, shape in shapes.items() if not (fused and ".bn." in name)}
 
 
@@ -217,20 +188,17 @@ def _check_modules(detector: Detector, modules: dict[str, Inert], fused: bool, p
     Raises UserError where the file's network computes something else with the same tensors.
     """
     arguments: dict[str, Any] = {}
-    published = _published_modules(detector)
-    first_of_sppf = [f"{published[name]}.cv1" for name, module in detector.named_modules() if isinstance(module, SPPF)]
-    for own_name, published_name in published.items():
-        module = detector.get_submodule(own_name)
-        if not isinstance(module, Conv):
-            continue
-        activation = modules.get(f"{published_name}.act", Inert()).path.rpartition(".")[2]
-        if published_name in first_of_sppf and activation == "Identity":
+    published = _all_published_names(detector)
+    convolutions = [(name, module) for name, module in detector.named_modules() if isinstance(module, Conv)]
+    for name, module in convolutions:
+        activation = modules.get(f"{published[name]}.act", Inert()).path.rpartition(".")[2]
+        if name == "backbone.pool.conv_in" and activation == "Identity":
             arguments["sppf_activation"] = False  # some releases build it so
         elif activation != type(module.activation).__name__:
-            raise UserError(f"{path} can't be imported: {published_name} has the activation {activation!r}.")
-        eps = BN_EPS if fused else as_mapping(modules[f"{published_name}.bn"].state).get("eps")
+            raise UserError(f"{path} can't be imported: {published[name]} has the activation {activation!r}.")
+        eps = BN_EPS if fused else as_mapping(modules[f"{published[name]}.bn"].state).get("eps")
         if eps != BN_EPS:
-            raise UserError(f"{path} can't be imported: the normalisation of {published_name} has eps {eps}.")
+            raise UserError(f"{path} can't be imported: the normalisation of {published[name]} has eps {eps}.")
     return arguments
 
 

@@ -12,35 +12,24 @@ from typing import IO, Any, ClassVar, NamedTuple
 
 import torch
 
-STORAGE_TYPES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
+FLOATS = {"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16}
+INTEGERS = {"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8}
+STORAGE_TYPES = {f"torch.{kind}Storage": dtype for kind, dtype in (FLOATS | INTEGERS | {"Bool": torch.bool}).items()}
 PARAMETER_BUILDERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 
 
 class Inert:
     """Stands for an object of whatever class, or the result of whatever function, a pickle names; does nothing."""
 
-    __slots__ = ("arguments", "elements", "entries", "state")
+    __slots__ = ("arguments", "entries", "state")
     path = ""  # module and name, as the file has it
     arguments: tuple[Any, ...]
     state: Any
     entries: dict[Any, Any]
-    elements: list[Any]
 
     def __new__(cls, *arguments: Any, **_keywords: Any) -> "Inert":
         placeholder = super().__new__(cls)
-        placeholder.arguments, placeholder.state = arguments, None
-        placeholder.entries, placeholder.elements = {}, []
+        placeholder.arguments, placeholder.state, placeholder.entries = arguments, None, {}
         return placeholder
 
     # what the pickle machine calls on an object while it fills it
@@ -52,7 +41,7 @@ class Inert:
         self.entries[key] = value
 
     def append(self, element: Any) -> None:
-        self.elements.append(element)
+        pass
 
 
 class Storage(NamedTuple):  # a tuple, since a pickle may write attributes of what it has made
