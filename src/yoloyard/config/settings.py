@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NEWEST = "newest"  # what `--resume` without a folder means
-OPTIMIZERS = ("SGD", "AdamW", "auto")
+OPTIMIZERS = ("auto", "SGD", "AdamW")
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class AugmentConfig:
 class OptimizerConfig:
     """How the weights are moved."""
 
-    optimizer: str = setting("auto", f"{', '.join(OPTIMIZERS[:-1])} or auto (chosen by the number of updates)")
+    optimizer: str = setting("auto", f"{', '.join(OPTIMIZERS[1:])} or auto (chosen by the number of updates)")
     lr0: float = setting(0.01, "initial learning rate", 0)
     lrf: float = setting(0.01, "final learning rate as a fraction of lr0", 0, 1)
     momentum: float = setting(0.937, "SGD momentum, or Adam's beta1", 0, 0.9999)

@@ -15,9 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from yoloyard.common.cores import usable_cores
+from yoloyard.common.cores import map_in_threads, usable_cores
 from yoloyard.common.errors import UserError
-from yoloyard.common.threads import map_in_threads
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.index.image_facts import ImageFacts, examine
 from yoloyard.data.index.index import Index
