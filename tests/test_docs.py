@@ -75,6 +75,14 @@ def test_links_of_the_pages_lead_to_a_file_and_a_heading(page: Path) -> None:
             assert anchor in anchors, f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize("page", ["design.md", "choices.md", "new-family.md"])
+def test_files_that_the_pages_name_exist(page: str) -> None:
+    files = [path.as_posix() for part in ("src", "tests", "benchmarks") for path in (ROOT / part).rglob("*")]
+    for name in re.findall(r"`([\w/.]+\.(?:py|j2|toml))`", (ROOT / "docs" / page).read_text(encoding="utf-8")):
+        if not re.search("NEW|COMMAND|export|my_|test_", name):
+            assert any(file.endswith(f"/{name}") for file in files), name
+
+
 def test_every_page_is_in_the_navigation_of_the_site_once() -> None:
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = re.findall(r": (\S+\.md)$", text[text.index("\nnav:") :], re.MULTILINE)
