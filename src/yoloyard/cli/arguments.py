@@ -1,7 +1,5 @@
 """The habits of YOLO users: other ways to write the arguments of a command, turned into ours."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The commands `up`, `down`, `shell` and `jupyter`: parse, call, print."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """The commands for data sets: `data check`, `data convert` and `demo`."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """The commands `doctor` and `doctor diff`."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What commands share: flags, made from settings and exact in their values, and the document for programs."""
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import os

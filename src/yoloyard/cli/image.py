@@ -1,7 +1,5 @@
 """The commands `image build`, `image list` and `image show`."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """The command line: the commands in their groups, and what an error prints. torch is imported inside the commands."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import gc

@@ -1,7 +1,5 @@
 """The command `val`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from yoloyard.cli.flags import Json, given, print_json, stdout_for_json, takes_settings

@@ -1,7 +1,5 @@
 """The commands for weights files alone: `info` and `import`."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Annotated, Any

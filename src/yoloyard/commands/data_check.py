@@ -1,7 +1,5 @@
 """Everything that is wrong with a data set: a list of problems, statistics and a page."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What `yoloyard info` says of a model or a weights file."""
 
-from __future__ import annotations
-
 import logging
 from contextlib import nullcontext
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """A weights file as a function of images: what `yoloyard.load` returns and `yoloyard predict` uses."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Predictions for images, videos and cameras: images with boxes, labels and JSON in a run folder."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Where images to predict come from: files, folders, globs, videos, camera numbers and stream addresses."""
 
-from __future__ import annotations
-
 import functools
 import glob
 import logging

@@ -1,7 +1,5 @@
 """The figures of a weights file on a data set, as training makes them."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shlex

@@ -7,8 +7,6 @@ A step on a CPU is thousands of parallel regions, and at the end of each all thr
 that shares its core with another program makes the step ten times as long. One thread fewer costs its own share only.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

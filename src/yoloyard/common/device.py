@@ -1,7 +1,5 @@
 """Where the work is done and in which precision: decided once, from the configuration and what the hardware has."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from collections.abc import Iterator

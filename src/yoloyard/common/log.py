@@ -3,8 +3,6 @@
 Python's own logging carries them, so a program that uses this package as a library decides where they go.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

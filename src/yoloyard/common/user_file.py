@@ -4,8 +4,6 @@ The file runs again each time, so that an edit has its effect at the next start.
 digest, so that a trained network is used with the code of its training.
 """
 
-from __future__ import annotations
-
 import hashlib
 import linecache
 import re

@@ -1,7 +1,5 @@
 """Versions of what decides results."""
 
-from __future__ import annotations
-
 import platform
 from importlib import metadata
 

@@ -1,7 +1,5 @@
 """Videos and cameras: their frames one by one, and the videos that are written."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ accepted at values that change nothing, and named in an error otherwise. Their n
 https://docs.ultralytics.com/usage/cfg/, https://docs.ultralytics.com/yolov5/tutorials/hyperparameter_evolution/
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Callable, Mapping

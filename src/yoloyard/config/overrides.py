@@ -1,7 +1,5 @@
 """What users write, as settings: names and values are checked, and the spellings of other projects understood."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

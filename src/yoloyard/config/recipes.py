@@ -4,8 +4,6 @@ The published recipes assume hundreds of thousands of images; where a run has fe
 takes over. A value that the user gave is never touched.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 Whether it is wanted is said by `Precision.has_cpu_paths`. Figures stay the same up to rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial

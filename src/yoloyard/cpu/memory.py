@@ -1,7 +1,5 @@
 """What glibc does with the memory that a CPU's tensors give back."""
 
-from __future__ import annotations
-
 import ctypes
 import platform
 

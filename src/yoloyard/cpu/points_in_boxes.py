@@ -7,8 +7,6 @@ Shapes: B batch, M boxes per image, C classes, L levels, h w cells of a level, R
 box and a point in it, U points that lie in a box, level by level, F of them that learn a box.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple

@@ -6,8 +6,6 @@ fewer bytes between forward and backward in float32. On a GPU a small network wa
 than the two layers are. A convolution with SiLU is an operation of oneDNN, which spares a walk through memory.
 """
 
-from __future__ import annotations
-
 from types import MethodType
 from typing import Any
 

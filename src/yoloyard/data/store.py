@@ -3,8 +3,6 @@
 A file is there whole or not at all, and one that is mapped never changes: other content has another name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Predictions as COCO results JSON, which other evaluation tools read."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

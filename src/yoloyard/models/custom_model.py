@@ -3,8 +3,6 @@
 A run keeps a copy of the file, and its weight files the copy's digest.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

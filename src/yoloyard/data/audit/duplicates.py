@@ -3,8 +3,6 @@
 Thumbnails propose pairs, the two files decide: another shot of the same scene is not a duplicate.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import struct

@@ -1,7 +1,5 @@
 """What can be wrong with a data set: one line for a person, with the file and, where there is one, the line."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """COCO JSON: one file a split, images and annotations with ids, boxes [x, y, width, height] in pixels."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

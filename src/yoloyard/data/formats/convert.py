@@ -1,7 +1,5 @@
 """A data set in another format: images linked, labels of all splits written, a data.yaml beside them."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

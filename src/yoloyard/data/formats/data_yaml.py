@@ -1,7 +1,5 @@
 """The data.yaml of a data set: where its images are and what its classes are called."""
 
-from __future__ import annotations
-
 import difflib
 import logging
 import os

@@ -1,7 +1,5 @@
 """What the labels of an image, k boxes, say, whatever format they are written in."""
 
-from __future__ import annotations
-
 import codecs
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence

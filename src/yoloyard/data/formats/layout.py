@@ -1,7 +1,5 @@
 """Which files below a folder are images, where their labels are, and which spellings of a path mean the same file."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

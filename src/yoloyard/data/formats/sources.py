@@ -1,7 +1,5 @@
 """From a data.yaml's entries to files: which images there are and where their labels are."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os

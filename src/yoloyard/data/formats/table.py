@@ -1,7 +1,5 @@
 """The formats of labels that are read, and that `data convert --to` writes: each has a file here, and a line below."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

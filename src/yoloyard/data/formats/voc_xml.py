@@ -3,8 +3,6 @@
 Pixels are taken as they stand, as edges: xmin 0 is the left edge of the image, xmax = width the right one.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import math

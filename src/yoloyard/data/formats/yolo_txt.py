@@ -1,7 +1,5 @@
 """YOLO text files: one an image, a row an object, in fractions of the image's width and height."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterable, Sequence

@@ -3,8 +3,6 @@
 Every file is read and decoded as a whole once, so that damage is found before training; the facts are kept in a cache.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """The images of a split and their labels, read from its files, with all that is wrong with them."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

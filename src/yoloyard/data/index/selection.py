@@ -1,7 +1,5 @@
 """The part of a split that is trained on or counted: some classes, all classes as one, a share of the images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -3,8 +3,6 @@
 Length and times of modification and of status change must be; no program can set the last one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

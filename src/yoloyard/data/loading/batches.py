@@ -1,7 +1,5 @@
 """Training and validation batches, made one at a time; this runs in the workers."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

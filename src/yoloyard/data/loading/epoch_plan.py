@@ -3,8 +3,6 @@
 Shapes: N images of the data set, L positions of an epoch (the same in every epoch), C classes.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

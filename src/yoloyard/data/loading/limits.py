@@ -4,8 +4,6 @@ A container's /dev/shm often holds 64 MB. A worker that writes beyond its end di
 in newer releases of torch. Batches go through the workers' pipes instead where it is too small.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import resource

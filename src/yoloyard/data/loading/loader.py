@@ -1,7 +1,5 @@
 """Loaders of training and validation batches, which come from worker processes or are made in this one."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import multiprocessing

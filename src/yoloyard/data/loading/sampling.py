@@ -4,8 +4,6 @@ An epoch is a permutation of the images, repeats included (see `epoch_plan.py`).
 same image for any number of workers or ranks.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

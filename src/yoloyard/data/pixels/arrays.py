@@ -1,7 +1,5 @@
 """Images from a program: paths, arrays and Pillow's images become the pixels that a file would give."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

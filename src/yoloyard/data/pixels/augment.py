@@ -4,8 +4,6 @@ Shapes: H W pixels, n boxes. Boxes are xyxy in continuous pixels: pixel i covers
 the argument `random`. The published augmentation of YOLOv8 and later: mosaic, affine, HSV, flips.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@
 (n,). It comes after mosaic, affine and mixup, before colour jitter and flips.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

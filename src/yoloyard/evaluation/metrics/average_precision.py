@@ -4,8 +4,6 @@ Shapes: N found boxes of all images, M true boxes, R pairs that overlap, C class
 pycocotools; tests compare. Source: Lin et al., "Microsoft COCO" (2014), and the evaluation's public description.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

@@ -5,8 +5,6 @@ The result does not depend on the order in which images or boxes arrive.
 Shapes: I images, C classes, K confidences, R = 101 recall levels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """check.html: the problems and the content of a data set, on one page without other files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A page needs no other file: figures are inline SVG, images data URIs, style and 
 user are escaped. Shapes: H W pixels.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@
 Shapes: C classes, K confidences, R recall levels.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """report.html: the results of a run or a validation, on one page without other files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

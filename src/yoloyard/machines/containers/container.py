@@ -4,8 +4,6 @@ What `up` chose is kept on that host in ~/.local/state/yoloyard/PROJECT/ (or und
 owner alone, since the Jupyter token is in it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

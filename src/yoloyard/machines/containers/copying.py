@@ -1,7 +1,5 @@
 """Copies of a project folder, or of an image, to another host over ssh."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

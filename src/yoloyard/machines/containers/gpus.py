@@ -1,7 +1,5 @@
 """The NVIDIA GPUs of a host, and how a container engine there gives them to a container."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

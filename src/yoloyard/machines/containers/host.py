@@ -1,7 +1,5 @@
 """A host to run commands on, and its free ports: this machine, or another one over the system's own ssh client."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import ipaddress

@@ -1,7 +1,5 @@
 """`yoloyard up`, `down`, `shell`, `jupyter`: the container of a project folder, here or on a host over ssh."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Is this machine fit to train? Facts come from `machines.environment`. Each file here judges one subject."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -3,8 +3,6 @@
 Each device is probed in a process of its own with a time limit, since a driver can crash or hang.
 """
 
-from __future__ import annotations
-
 import re
 import socket
 import sys

@@ -1,7 +1,5 @@
 """In what two runs or machines differ, the likeliest causes of other results first."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

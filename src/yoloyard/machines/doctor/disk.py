@@ -1,7 +1,5 @@
 """The disk of the data and the runs: how fast it writes and reads, and how much is free."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import tempfile

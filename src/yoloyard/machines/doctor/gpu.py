@@ -1,7 +1,5 @@
 """GPUs: are they there and free, do driver and wheel serve them, can containers have them."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

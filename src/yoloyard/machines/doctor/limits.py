@@ -1,7 +1,5 @@
 """What the system allows: shared memory, open files, locked memory, processes, CPUs, memory; and its clock."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from yoloyard.machines.doctor import Finding

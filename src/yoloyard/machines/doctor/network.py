@@ -1,7 +1,5 @@
 """The way to the object store: name, connection, TLS, answer, and whether its clock agrees with ours."""
 
-from __future__ import annotations
-
 import http.client
 import socket
 import ssl

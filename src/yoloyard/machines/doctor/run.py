@@ -1,7 +1,5 @@
 """The doctor: gathers the facts and lets each subject judge them. It changes nothing and installs nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Facts about the machine, the packages and the code of a run, written beside its results. No secrets among them."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

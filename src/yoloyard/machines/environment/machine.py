@@ -1,7 +1,5 @@
 """What the operating system says of this machine. Files are read below `root`, so that a test can give its own."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

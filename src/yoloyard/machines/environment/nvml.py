@@ -1,7 +1,5 @@
 """What the NVIDIA driver says of itself and its GPUs, through NVML. A machine without NVML is a fact, not an error."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

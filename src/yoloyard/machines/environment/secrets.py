@@ -1,7 +1,5 @@
 """What may be written beside a run: no passwords, keys or tokens of command lines, addresses and variables."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping, Sequence

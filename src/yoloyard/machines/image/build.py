@@ -1,7 +1,5 @@
 """Build an image from a clone of yoloyard, with docker, podman or buildah."""
 
-from __future__ import annotations
-
 import logging
 import re
 import shlex

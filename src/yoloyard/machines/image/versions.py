@@ -1,7 +1,5 @@
 """The matrix of images: which tag has which PyTorch and CUDA, and which fits a machine."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re
