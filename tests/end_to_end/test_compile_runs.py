@@ -45,4 +45,4 @@ def test_without_a_compiler_training_goes_on_and_says_so(
     assert "compiler" in line
     # what was compiled or not leaves no trace: the run goes on without the word
     assert yoloyard("train", "--resume", "runs/line", "--epochs", 2, "--no-compile")[0] == 0
-    assert json.loads(Path("runs/line/checkpoints/last/state.json").read_text())["config"]["compile"] is False
+    assert json.loads(Path("runs/line/checkpoints/last/state.json").read_text())["spec"]["config"]["compile"] is False

@@ -7,14 +7,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from on_device import some_batch
 from processes import gradients_of, run_together
 from yoloyard.common.device import Precision
 from yoloyard.common.log import shown_lines
+from yoloyard.config.settings import OptimizerConfig, TrainConfig
+from yoloyard.losses import build_criterion
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
 from yoloyard.training.distributed.collectives import Team, join_team
 from yoloyard.training.distributed.ddp import exchanging, parallelize
 from yoloyard.training.engine.compilation import compile_network
+from yoloyard.training.engine.engine import Engine
 
 FLOAT32 = Precision("cpu", torch.float32)
 SHAPE = (2, 3, 64, 64)
@@ -73,6 +77,20 @@ def test_the_compiled_network_computes_the_same_and_trying_it_leaves_no_trace() 
     images = torch.rand(SHAPE)
     for found, expected in zip(network(images), detector(images), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_the_engine_trains_a_compiled_network_like_the_plain_one() -> None:
+    losses = []
+    for is_compiled in (False, True):
+        torch.manual_seed(0)
+        detector = Small().train()
+        config = TrainConfig(batch=2, imgsz=64, optimization=OptimizerConfig(optimizer="SGD", nbs=2))
+        criterion, gains = build_criterion(detector.head, config)
+        network = compiled(detector, []) if is_compiled else None
+        engine = Engine(detector, criterion, gains, FLOAT32, config, 10, network=network)
+        losses.append([engine.step(some_batch(seed=seed)).losses for seed in range(3)])
+    for plain, other in zip(*losses, strict=True):
+        torch.testing.assert_close(plain, other)
 
 
 def test_a_network_that_looks_at_numbers_is_compiled_in_several_pieces() -> None:

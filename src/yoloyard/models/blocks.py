@@ -2,7 +2,8 @@
 
 Shapes: B batch, h w cells of a feature map, N = h * w positions, n repeats, d channels of one attention head.
 
-Every block maps (B, in_channels, h, w) to (B, out_channels, h, w); only a strided `Conv` makes the map smaller.
+Every block maps (B, in_channels, h, w) to (B, out_channels, h, w); only a strided `Conv` makes the map smaller. The
+activation is a constructor argument of each block, a function that makes a module: `activation=nn.Hardswish`.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, scaled_dot_product_attention
 
+Activation = Callable[[], nn.Module]
+
 
 class Conv(nn.Module):
     """Convolution without bias, batch normalisation, activation: (B, in, h, w) to (B, out, h / stride, w / stride).
 
     Padding is kernel // 2 unless given, so that stride 1 keeps the size. `groups=in_channels` makes it depthwise.
-    `activation` makes a module, such as `nn.Hardswish`.
     Source: Ioffe and Szegedy, "Batch Normalization" (2015); eps and momentum are the families' published values.
     """
 
@@ -28,7 +30,7 @@ class Conv(nn.Module):
         stride: int = 1,
         groups: int = 1,
         padding: int | None = None,
-        activation: Callable[[], nn.Module] = nn.SiLU,
+        activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__()
         padding = kernel // 2 if padding is None else padding
@@ -43,15 +45,23 @@ class Conv(nn.Module):
 class Bottleneck(nn.Module):
     """Two convolutions through `hidden` channels, the second one 3x3, the first one 3x3 or `first_kernel` wide.
 
-    The input is added where `shortcut` is on. Source: He et al., "Deep Residual Learning" (2015), with two convolutions
-    as in Darknet-53 (YOLOv3, 2018).
+    The input is added where `shortcut` is on and the widths agree. Source: He et al., "Deep Residual Learning" (2015),
+    with two convolutions as in Darknet-53 (YOLOv3, 2018).
     """
 
-    def __init__(self, channels: int, hidden: int, shortcut: bool = True, first_kernel: int = 3) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden: int,
+        shortcut: bool = True,
+        first_kernel: int = 3,
+        activation: Activation = nn.SiLU,
+    ) -> None:
         super().__init__()
-        self.conv1 = Conv(channels, hidden, first_kernel)
-        self.conv2 = Conv(hidden, channels, 3)
-        self.add = shortcut
+        self.conv1 = Conv(in_channels, hidden, first_kernel, activation=activation)
+        self.conv2 = Conv(hidden, out_channels, 3, activation=activation)
+        self.add = shortcut and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(self.conv1(x))
@@ -66,11 +76,13 @@ class SplitStack(nn.Module):
     convolution.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, hidden: int, blocks: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, hidden: int, blocks: Sequence[nn.Module], activation: Activation
+    ) -> None:
         super().__init__()
-        self.conv_in = Conv(in_channels, 2 * hidden)
+        self.conv_in = Conv(in_channels, 2 * hidden, activation=activation)
         self.blocks = nn.ModuleList(blocks)
-        self.conv_out = Conv((2 + len(blocks)) * hidden, out_channels)
+        self.conv_out = Conv((2 + len(blocks)) * hidden, out_channels, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.conv_in(x).chunk(2, dim=1)
@@ -87,10 +99,12 @@ class C2f(SplitStack):
     Source: YOLOv8 (2023); the idea is that of CSPNet (Wang et al., 2019) and ELAN (Wang et al., 2022).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, repeats: int, shortcut: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, repeats: int, shortcut: bool, activation: Activation = nn.SiLU
+    ) -> None:
         hidden = out_channels // 2
-        blocks = [Bottleneck(hidden, hidden, shortcut) for _ in range(repeats)]
-        super().__init__(in_channels, out_channels, hidden, blocks)
+        blocks = [Bottleneck(hidden, hidden, hidden, shortcut, activation=activation) for _ in range(repeats)]
+        super().__init__(in_channels, out_channels, hidden, blocks, activation)
 
 
 class C3(nn.Module):
@@ -101,24 +115,32 @@ class C3(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, repeats: int, shortcut: bool, first_kernel: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        repeats: int,
+        shortcut: bool,
+        first_kernel: int = 1,
+        activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__()
         hidden = out_channels // 2
-        self.conv_in = Conv(in_channels, hidden)
-        self.conv_skip = Conv(in_channels, hidden)
-        self.blocks = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, first_kernel) for _ in range(repeats)))
-        self.conv_out = Conv(2 * hidden, out_channels)
+        self.conv_in = Conv(in_channels, hidden, activation=activation)
+        self.conv_skip = Conv(in_channels, hidden, activation=activation)
+        self.blocks = nn.Sequential(
+            *(Bottleneck(hidden, hidden, hidden, shortcut, first_kernel, activation) for _ in range(repeats))
+        )
+        self.conv_out = Conv(2 * hidden, out_channels, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv_out(torch.cat((self.blocks(self.conv_in(x)), self.conv_skip(x)), dim=1))
 
 
 class C3k(C3):
-    """A `C3` of two bottlenecks with 3x3 convolutions, of equal width in and out. Source: YOLO11 (2024)."""
+    """A `C3` of two bottlenecks with 3x3 convolutions. Source: YOLO11 (2024)."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 2, shortcut=True, first_kernel=3)
+    def __init__(self, in_channels: int, out_channels: int, activation: Activation = nn.SiLU) -> None:
+        super().__init__(in_channels, out_channels, 2, shortcut=True, first_kernel=3, activation=activation)
 
 
 class C3k2(SplitStack):
@@ -127,10 +149,22 @@ class C3k2(SplitStack):
     `expansion` is the width of the stack as a fraction of `out_channels`. Source: YOLO11 (2024).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, repeats: int, c3k: bool, expansion: float = 0.5) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        repeats: int,
+        c3k: bool,
+        expansion: float = 0.5,
+        activation: Activation = nn.SiLU,
+    ) -> None:
         hidden = int(out_channels * expansion)
-        blocks = [C3k(hidden) if c3k else Bottleneck(hidden, hidden // 2) for _ in range(repeats)]
-        super().__init__(in_channels, out_channels, hidden, blocks)
+        blocks: list[nn.Module]
+        if c3k:
+            blocks = [C3k(hidden, hidden, activation) for _ in range(repeats)]
+        else:
+            blocks = [Bottleneck(hidden, hidden, hidden // 2, activation=activation) for _ in range(repeats)]
+        super().__init__(in_channels, out_channels, hidden, blocks, activation)
 
 
 class SPPF(nn.Module):
@@ -140,10 +174,13 @@ class SPPF(nn.Module):
     Source: He et al., "Spatial Pyramid Pooling" (2014); the chained form is YOLOv5's (2021).
     """
 
-    def __init__(self, channels: int, activate_in: bool) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, activate_in: bool = True, activation: Activation = nn.SiLU
+    ) -> None:
         super().__init__()
-        self.conv_in = Conv(channels, channels // 2, activation=nn.SiLU if activate_in else nn.Identity)
-        self.conv_out = Conv(4 * (channels // 2), channels)
+        hidden = in_channels // 2
+        self.conv_in = Conv(in_channels, hidden, activation=activation if activate_in else nn.Identity)
+        self.conv_out = Conv(4 * hidden, out_channels, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         results = [self.conv_in(x)]
@@ -184,16 +221,14 @@ class Attention(nn.Module):
 
 
 class PSABlock(nn.Module):
-    """Attention, then two 1x1 convolutions through `expansion` times the width, each added to its input.
+    """Attention, then two 1x1 convolutions through twice the width, each added to its input. Source: YOLOv10 (2024)."""
 
-    Source: YOLOv10 (2024).
-    """
-
-    def __init__(self, channels: int, attention: Attention, expansion: float) -> None:
+    def __init__(self, channels: int, heads: int, activation: Activation = nn.SiLU) -> None:
         super().__init__()
-        hidden = int(channels * expansion)
-        self.attention = attention
-        self.feed_forward = nn.Sequential(Conv(channels, hidden), Conv(hidden, channels, activation=nn.Identity))
+        self.attention = Attention(channels, heads)
+        self.feed_forward = nn.Sequential(
+            Conv(channels, 2 * channels, activation=activation), Conv(2 * channels, channels, activation=nn.Identity)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(x)
@@ -206,53 +241,82 @@ class C2PSA(nn.Module):
     The attention heads are 64 channels wide.
     """
 
-    def __init__(self, channels: int, repeats: int) -> None:
+    def __init__(self, channels: int, repeats: int, activation: Activation = nn.SiLU) -> None:
         super().__init__()
         hidden = channels // 2
-        self.conv_in = Conv(channels, 2 * hidden)
-        self.blocks = nn.Sequential(
-            *(PSABlock(hidden, Attention(hidden, max(hidden // 64, 1)), expansion=2) for _ in range(repeats))
-        )
-        self.conv_out = Conv(2 * hidden, channels)
+        heads = max(hidden // 64, 1)
+        self.conv_in = Conv(channels, 2 * hidden, activation=activation)
+        self.blocks = nn.Sequential(*(PSABlock(hidden, heads, activation) for _ in range(repeats)))
+        self.conv_out = Conv(2 * hidden, channels, activation=activation)
 
     def forward(self, x: Tensor) -> Tensor:
         bypass, attended = self.conv_in(x).chunk(2, dim=1)
         return self.conv_out(torch.cat((bypass, self.blocks(attended)), dim=1))
 
 
-class AreaBlock(PSABlock):
-    """Attention within areas: heads of 32 channels, equally wide queries, keys and values, a 7x7 position code.
+class AreaAttention(Attention):
+    """Attention whose queries, keys and values are equally wide, with a 7x7 position code.
 
-    Its convolutions begin with small normal weights. Source: Tian et al., "YOLOv12: Attention-Centric Real-Time Object
-    Detectors" (2025), section 3.2.
+    Source: Tian et al., "YOLOv12: Attention-Centric Real-Time Object Detectors" (2025), section 3.2.
     """
 
-    def __init__(self, channels: int, areas: int, expansion: float) -> None:
-        attention = Attention(channels, channels // 32, areas, key_share=1, position_kernel=7)
-        super().__init__(channels, attention, expansion)
+    def __init__(self, channels: int, heads: int, areas: int) -> None:
+        super().__init__(channels, heads, areas, key_share=1, position_kernel=7)
+
+
+class AreaBlock(nn.Module):
+    """Area attention, then two 1x1 convolutions through `expansion` times the width, each added to its input.
+
+    Its convolutions begin with small normal weights. Source: YOLOv12 (2025).
+    """
+
+    def __init__(
+        self, channels: int, heads: int, areas: int, expansion: float, activation: Activation = nn.SiLU
+    ) -> None:
+        super().__init__()
+        hidden = int(channels * expansion)
+        self.attention = AreaAttention(channels, heads, areas)
+        self.feed_forward = nn.Sequential(
+            Conv(channels, hidden, activation=activation), Conv(hidden, channels, activation=nn.Identity)
+        )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return x + self.feed_forward(x)
 
 
 class A2C2f(nn.Module):
     """A chain of n stages whose every result is kept and joined by a 1x1 convolution: "R-ELAN". Source: YOLOv12 (2025).
 
-    With `areas` each stage is two `AreaBlock`, without it is a `C3k`. With `residual` the result is scaled channel by
-    channel, at first by 0.01, and added to the input, and the `AreaBlock`s expand less.
+    With `areas` each stage is two `AreaBlock` with heads of 32 channels, without it is a `C3k`. With `residual` the
+    result is scaled channel by channel, at first by 0.01, and added to the input.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, repeats: int, areas: int | None = None, residual: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        repeats: int,
+        areas: int | None = None,
+        residual: bool = False,
+        expansion: float = 2.0,
+        activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__()
-        hidden, expansion = out_channels // 2, 1.2 if residual else 2.0
-        self.conv_in = Conv(in_channels, hidden)
-        self.blocks = nn.ModuleList(
-            C3k(hidden) if areas is None else nn.Sequential(*(AreaBlock(hidden, areas, expansion) for _ in range(2)))
-            for _ in range(repeats)
-        )
-        self.conv_out = Conv((1 + repeats) * hidden, out_channels)
+        hidden = out_channels // 2
+        self.conv_in = Conv(in_channels, hidden, activation=activation)
+        stages: list[nn.Module] = []
+        for _ in range(repeats):
+            if areas is None:
+                stages.append(C3k(hidden, hidden, activation))
+            else:
+                pair = (AreaBlock(hidden, hidden // 32, areas, expansion, activation) for _ in range(2))
+                stages.append(nn.Sequential(*pair))
+        self.blocks = nn.ModuleList(stages)
+        self.conv_out = Conv((1 + repeats) * hidden, out_channels, activation=activation)
         self.gamma = nn.Parameter(torch.full((out_channels,), 0.01)) if residual else None
 
     def forward(self, x: Tensor) -> Tensor:

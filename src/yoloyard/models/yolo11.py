@@ -30,7 +30,7 @@ class Backbone(PyramidBackbone):
         shallow = partial(C3k2, repeats=repeats, c3k=all_c3k, expansion=0.25)
         deep = partial(C3k2, repeats=repeats, c3k=True)
         super().__init__(scale, channels, STAGE_WIDTHS, (shallow, shallow, deep, deep))
-        self.pool = SPPF(width, sppf_activation)
+        self.pool = SPPF(width, width, sppf_activation)
         self.attention = C2PSA(width, repeats)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

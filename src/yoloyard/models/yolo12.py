@@ -20,7 +20,7 @@ class Backbone(PyramidBackbone):
 
     def __init__(self, scale: Scale, all_c3k: bool, residual: bool, channels: int) -> None:
         shallow = partial(C3k2, repeats=scale.repeats(2), c3k=all_c3k, expansion=0.25)
-        deep = partial(A2C2f, repeats=scale.repeats(4), residual=residual)
+        deep = partial(A2C2f, repeats=scale.repeats(4), residual=residual, expansion=1.2 if residual else 2.0)
         stages = (shallow, shallow, partial(deep, areas=4), partial(deep, areas=1))
         super().__init__(scale, channels, yolo11.STAGE_WIDTHS, stages)
 

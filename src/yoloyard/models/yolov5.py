@@ -52,7 +52,7 @@ class Backbone(nn.Module):
             Conv(inner, outer, 3, stride=2) for inner, outer in zip([stem, *widths], widths, strict=False)
         )
         self.stages = nn.ModuleList(C3(c, c, n, shortcut=True) for c, n in zip(widths, repeats, strict=False))
-        self.pool = SPPF(widths[-1], sppf_activation)
+        self.pool = SPPF(widths[-1], widths[-1], sppf_activation)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = [self.stem(images)]

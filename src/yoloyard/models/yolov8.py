@@ -27,7 +27,7 @@ class Backbone(PyramidBackbone):
         shallow = partial(C2f, repeats=scale.repeats(3), shortcut=True)
         deep = partial(C2f, repeats=scale.repeats(6), shortcut=True)
         super().__init__(scale, channels, (128, 256, 512, 1024), (shallow, deep, deep, shallow))
-        self.pool = SPPF(scale.channels(1024), sppf_activation)
+        self.pool = SPPF(scale.channels(1024), scale.channels(1024), sppf_activation)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p3, p4, p5 = super().forward(images)

@@ -48,6 +48,11 @@ class Run:
     since: float = field(default_factory=time.perf_counter)  # up to which `Progress.seconds` counts
 
     @property
+    def stops(self) -> bool:
+        """Is training to stop before the next batch? Several processes must have heard it, so that all stop alike."""
+        return self.is_stopping or (self.team.size == 1 and self.interrupt.is_asked())
+
+    @property
     def epochs(self) -> int:
         """How many epochs the run will have, as far as is known."""
         return self.progress.planned_epochs or self.setup.config.epochs

@@ -74,7 +74,7 @@ def train_epoch(run: Run) -> dict[str, float]:
         return as_record(progress.epoch + 1, groups | {"memory": {"gigabytes": memory_gigabytes(device)}})
 
     with repeated_shapes(not shapes_vary(config)):
-        while not run.is_stopping and (batch := stopwatch.wait_for(batches)) is not None:
+        while not run.stops and (batch := stopwatch.wait_for(batches)) is not None:
             number = engine.number
             report = engine.step(batch)
             progress.position += config.batch

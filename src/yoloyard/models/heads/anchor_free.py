@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from yoloyard.common.boxes import anchor_points
-from yoloyard.models.blocks import Conv
+from yoloyard.models.blocks import Activation, Conv
 from yoloyard.models.heads.head import Found, Head, above, centres, join
 
 LOGIT_MARGIN = 0.1
@@ -39,6 +39,7 @@ class AnchorFreeHead(Head):
         strides: Sequence[int],
         depthwise: bool,
         class_width: int | None = None,
+        activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__(in_channels, num_classes, strides, 4 * BINS + num_classes)
         box_width = max(in_channels[0] // 4, 4 * BINS)
@@ -46,10 +47,10 @@ class AnchorFreeHead(Head):
         # start as if an image of 640 x 640 held five objects for each level to find, spread evenly over the classes
         class_biases = [math.log(5 / num_classes / (640 / stride) ** 2) for stride in self.strides]
         self.box_branches = nn.ModuleList(
-            _branch(channels, box_width, 4 * BINS, 2.0, False) for channels in in_channels
+            _branch(channels, box_width, 4 * BINS, 2.0, False, activation) for channels in in_channels
         )
         self.class_branches = nn.ModuleList(
-            _branch(channels, class_width, num_classes, bias, depthwise)
+            _branch(channels, class_width, num_classes, bias, depthwise, activation)
             for channels, bias in zip(in_channels, class_biases, strict=True)
         )
         # never trained, but a parameter and of this shape: so published parameter counts and files fit
@@ -91,12 +92,17 @@ class AnchorFreeHead(Head):
         return join(levels, conf)
 
 
-def _branch(in_channels: int, width: int, out_channels: int, bias: float, depthwise: bool) -> nn.Sequential:
+def _branch(
+    in_channels: int, width: int, out_channels: int, bias: float, depthwise: bool, activation: Activation
+) -> nn.Sequential:
     """Two 3x3 convolutions, plain or depthwise separable, and a 1x1 convolution whose biases begin with `bias`."""
     spatial = [
-        nn.Sequential(Conv(channels, channels, 3, groups=channels), Conv(channels, width))
+        nn.Sequential(
+            Conv(channels, channels, 3, groups=channels, activation=activation),
+            Conv(channels, width, activation=activation),
+        )
         if depthwise
-        else Conv(channels, width, 3)
+        else Conv(channels, width, 3, activation=activation)
         for channels in (in_channels, width)
     ]
     last = nn.Conv2d(width, out_channels, 1)

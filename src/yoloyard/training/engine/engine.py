@@ -98,7 +98,7 @@ class Engine:
         around_step: Callable[[], AbstractContextManager[object]] = nullcontext,
         is_asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.model, self.network = model, network or model
+        self.model, self.network = model, model if network is None else network
         self.criterion, self.gains = criterion, dict(gains)
         self.precision, self.scaler, self.config = precision, precision.scaler(), config
         self.team = team or Team()
@@ -277,7 +277,7 @@ class Engine:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad *= ratio
-        self._statistics.good = own["good_statistics"].to(self._statistics.good.device)
-        self._losses_finite = own["losses_finite"].to(self.device)
-        self._sums = own["sums"].to(self.device)
+        self._statistics.good = own["good_statistics"].to(self._statistics.good.device, copy=True)
+        self._losses_finite = own["losses_finite"].to(self.device, copy=True)
+        self._sums = own["sums"].to(self.device, copy=True)
         self.number, self.last_update = own["number"], own["last_update"]

@@ -4,11 +4,13 @@ import csv
 import dataclasses
 import io
 import json
+import logging
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.common.versions import versions
@@ -18,6 +20,8 @@ from yoloyard.models.detector import Detector
 from yoloyard.models.weights import save_weights
 from yoloyard.training.listeners.events import EpochMeasured, Event, Record, Result, RunStarted
 from yoloyard.training.setup.setup import Setup
+
+log = logging.getLogger(__name__)
 
 
 class Records:
@@ -33,20 +37,29 @@ class Records:
             self._records = [record for record in read_records(event.folder) if record["epoch"] <= event.epoch]
         elif isinstance(event, EpochMeasured):
             self._records.append(event.record)
-            text = "".join(json.dumps(record) + "\n" for record in self._records)
-            write_whole_text(self._folder / "metrics.jsonl", text)
-            table = io.StringIO()
-            writer = csv.DictWriter(table, list(dict.fromkeys(name for record in self._records for name in record)))
-            writer.writeheader()
-            writer.writerows(self._records)
-            write_whole_text(self._folder / "results.csv", table.getvalue())
+            try:
+                self._write()
+            except UserError as error:  # all of them are written again after the next epoch
+                log.warning(f"the figures of this epoch are not in the run folder yet: {error}")
+
+    def _write(self) -> None:
+        text = "".join(json.dumps(record) + "\n" for record in self._records)
+        write_whole_text(self._folder / "metrics.jsonl", text)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(dict.fromkeys(name for record in self._records for name in record)))
+        writer.writeheader()
+        writer.writerows(self._records)
+        write_whole_text(self._folder / "results.csv", table.getvalue())
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The lines of the run folder's metrics.jsonl; none if there is no such file."""
+    """The lines of the run folder's metrics.jsonl; none if there is no such file. Raises UserError if it is damaged."""
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.strip()]
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); repair or remove it, then resume") from error
 
 
 def as_record(epoch: int, groups: Mapping[str, Mapping[str, float]]) -> Record:

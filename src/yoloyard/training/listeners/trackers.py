@@ -117,7 +117,7 @@ class Tracker:
     @property
     def __name__(self) -> str:
         """How a failure is named."""
-        return type(self._sink).__name__
+        return type(self._sink).__name__ if self._sink else self._open.__name__
 
     def __call__(self, event: Event) -> None:
         """Show the first batches, the labels, and of each epoch its figures and what was found in some images."""

@@ -104,8 +104,11 @@ def read_header(folder: Path) -> Header:
         raise UserError(f"there is no whole checkpoint in {folder} ({error}); start the run again") from error
     if facts.get("format") not in (2, FORMAT):
         raise UserError(f"{folder} has checkpoint format {facts.get('format')}, this version reads 2 and {FORMAT}")
-    progress = {name: value for name, value in facts["progress"].items() if name != "last_update"}  # of format 2
-    return Header(folder, Progress(**progress), facts)
+    try:
+        progress = {name: value for name, value in facts["progress"].items() if name != "last_update"}  # of format 2
+        return Header(folder, Progress(**progress), facts)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"the checkpoint {folder} can't be read: {error!r}") from error
 
 
 def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -> None:

@@ -62,7 +62,9 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str,
     for position, entry in state.items():
         parameter = parameters[position]
         optimizer.state[parameter] = {
-            name: laid_out_as(parameter, value) if value.shape == parameter.shape else value.to(parameter.device)
+            name: laid_out_as(parameter, value)
+            if value.shape == parameter.shape
+            else value.to(parameter.device, copy=True)
             for name, value in entry.items()
         }
 
