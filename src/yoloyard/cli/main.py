@@ -6,6 +6,7 @@ import gc
 import io
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 
 import cyclopts
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Python looks for garbage once more when it ends, which takes a second with all of torch; it need not.
     atexit.register(gc.freeze)
     raise_file_limit()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # it prints what is odd in a file; we say what matters
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be in any encoding
     try:

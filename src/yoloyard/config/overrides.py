@@ -39,7 +39,7 @@ def normal_overrides(tree: type, overrides: Mapping[str, Any]) -> dict[str, Any]
     for given, value in overrides.items():
         name = setting_name(given)
         if name not in known:
-            raise UsageError(unknown_name(given, known))
+            raise UsageError(unknown_name(given, [each for each, leaf in known.items() if not leaf.hidden]))
         value = VALUES.get(name, {}).get(str(value).lower(), value)
         if name in UNSET_IF_EMPTY and (value is None or (isinstance(value, str) and not value.strip())):
             continue

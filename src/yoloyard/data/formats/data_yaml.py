@@ -1,5 +1,6 @@
 """The data.yaml of a data set: where its images are and what its classes are called."""
 
+import contextlib
 import difflib
 import logging
 import os
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yoloyard.common.errors import UsageError
+from yoloyard.common.errors import UsageError, UserError
 from yoloyard.data.formats.labels import decoded
 from yoloyard.data.formats.layout import find_path, search_folder
 from yoloyard.data.formats.table import FORMATS, SplitFormat, image_formats
@@ -191,7 +192,9 @@ def _names_of_labels(path: Path, entries: tuple[Entry, ...], root: Path) -> list
     for entry in entries:
         if entry.format is None:
             forms = {form.suffix: form.mentioned_classes for form in image_formats() if form.mentioned_classes}
-            files = sorted(map(Path, search_folder(root, frozenset(forms)).files))[:HINT_FILES]
+            files: list[Path] = []
+            with contextlib.suppress(UserError):  # of a folder that can't be read; this is a hint only
+                files = sorted(map(Path, search_folder(entry.place.parent, frozenset(forms)).files))[:HINT_FILES]
             mentioned = dict.fromkeys(name for file in files for name in forms[file.suffix.lower()](file.read_bytes()))
             hint = f"; the first XML files mention {', '.join(mentioned)}" if mentioned else ""
             what = "no names; list the classes in the order of their numbers, names: [dent, scratch]"

@@ -10,12 +10,10 @@ from __future__ import annotations
 import io
 import logging
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -93,12 +91,18 @@ def _jpeg_problem(data: bytes, position: int) -> str | None:
 
 def _png(data: bytes) -> Header:
     image = _opened(PngImageFile, io.BytesIO(data))
-    _, _, exif = data.partition(b"eXIf")  # it may follow the pixels, where Pillow stops
-    problem = None if b"IEND" in data else f"{CUT_OFF} (no end marker)"
+    chunks: dict[bytes, bytes] = {}  # the first of each name; an eXIf may follow the pixels, where Pillow stops
+    position = 8
+    while len(name := data[position + 4 : position + 8]) == 4:
+        length = int.from_bytes(data[position : position + 4], "big")
+        if name in (b"eXIf", b"tRNS", b"IEND"):
+            chunks.setdefault(name, data[position + 8 : position + 8 + length])
+        position += 12 + length
+    exif = chunks.get(b"eXIf")
+    problem = None if b"IEND" in chunks else f"{CUT_OFF} (no end marker)"
     transparent = None
-    _, mark, value = data[: data.find(b"IDAT")].partition(b"tRNS")
-    if mark and data[25] == 0:  # grey; releases of Pillow differ in this value
-        depth, transparent = data[24], int.from_bytes(value[:2], "big")
+    if b"tRNS" in chunks and data[25] == 0:  # grey; releases of Pillow differ in this value
+        depth, transparent = data[24], int.from_bytes(chunks[b"tRNS"][:2], "big")
         transparent = transparent * 255 // (2**depth - 1) if depth < 8 else transparent
     return Header(image.size[::-1] if image else None, _orientation(exif), problem, transparent)
 
@@ -127,8 +131,17 @@ def _tiff(data: bytes) -> Header:
     try:
         with TiffFile(io.BytesIO(data)) as file:
             page = file.pages.first
+        numbers: tuple[object, ...] = (
+            page.imagelength,
+            page.imagewidth,
+            page.bitspersample,
+            page.samplesperpixel,
+            page.sampleformat,
+        )
     except Exception:  # noqa: BLE001  # tifffile raises whatever the bytes lead to
-        page = None
+        page, numbers = None, ()
+    if not all(isinstance(number, int) for number in numbers):
+        return Header(problem="it is damaged: its directory has several numbers where one belongs")
     if page is None or not page.tags:
         return Header(problem=f"{CUT_OFF} (its directory lies beyond the end)")
     needed = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
@@ -180,12 +193,14 @@ def _opened(kind: type[ImageFile], file: io.BytesIO) -> ImageFile | None:
 
 def _orientation(block: bytes | None) -> int:
     """The orientation in an EXIF block; 1 if there is none or nonsense."""
-    exif = Image.Exif()
-    try:
-        exif.load(block or b"")
-        return _valid(exif.get(_ORIENTATION_TAG))
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
-        return 1
+    block = (block or b"").removeprefix(b"Exif\0\0")
+    order: Literal["little", "big"] = "little" if block[:2] == b"II" else "big"  # TIFF 6.0, section 2
+    start = int.from_bytes(block[4:8], order) + 2
+    for entry in range(start, start + 12 * int.from_bytes(block[start - 2 : start], order), 12):
+        tag, kind = (int.from_bytes(block[at : at + 2], order) for at in (entry, entry + 2))
+        if tag == _ORIENTATION_TAG and kind in _INTEGER_BYTES:
+            return _valid(int.from_bytes(block[entry + 8 : entry + 8 + _INTEGER_BYTES[kind]], order))
+    return 1
 
 
 def _valid(orientation: object) -> int:
@@ -196,4 +211,5 @@ def _shortage(data: bytes, needed: int) -> str | None:
     return f"{CUT_OFF} ({len(data)} bytes of {needed})" if len(data) < needed else None
 
 
+_INTEGER_BYTES = {1: 1, 3: 2, 4: 4}  # of the types BYTE, SHORT and LONG
 _READERS: dict[bytes, Callable[[bytes], Header]] = {JPEG: _jpeg, PNG: _png, BMP: _bmp, WEBP: _webp, TIFF: _tiff}

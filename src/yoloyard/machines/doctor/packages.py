@@ -137,9 +137,10 @@ def _opencv(packages: Facts) -> list[Finding]:
         there = constants.get("opencv_version", "a version unknown" if modules else "none at all")
         if "headless" in constants:
             there += " without windows (headless)" if constants["headless"] == "True" else " with windows"
-        named = {f"{row['name']} {row['version']}": row["files"] for row in kinds}
+        named = dict.fromkeys(f"{row['name']} {row['version']}" for row in kinds)
         evidence = f"{' and '.join(named)} share the folder cv2; there is {there}"
-        corrupt = [name for name, files in named.items() if files and (files["missing"] or files["changed"])]
+        damaged = [row for row in kinds if row["files"] and (row["files"]["missing"] or row["files"]["changed"])]
+        corrupt = dict.fromkeys(f"{row['name']} {row['version']}" for row in damaged)
         evidence += f"; files of {' and '.join(corrupt)} are overwritten or missing" if corrupt else ""
         evidence += f"; it can't be used: {short(attempt)}" if attempt["error"] else ""
         return [Finding("opencv-several", title, "problem" if attempt["error"] else "warning", evidence, again)]
