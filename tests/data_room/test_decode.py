@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -410,3 +411,29 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for read in (decode_image, image_size):
         with pytest.raises(UserError, match=r"gone\.png: No such file"):
             read(tmp_path / "gone.png")
+
+
+def test_a_text_in_a_png_is_no_chunk_of_that_name(tmp_path: Path) -> None:
+    content = cv2.imencode(".png", np.full((40, 60), 7, np.uint8))[1].tobytes()
+    text = b"Comment\0see tRNS\0\7 and eXIfMM\0*\0\0\0\10\0\1\1\22\0\3\0\0\0\1\0\6\0\0"
+    chunk = len(text).to_bytes(4, "big") + b"tEXt" + text + zlib.crc32(b"tEXt" + text).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])
+    assert decode_image(tmp_path / "a.png").shape == (40, 60, 3)
+    assert (decode_image(tmp_path / "a.png") == 7).all()
+
+
+def test_a_tiff_with_a_damaged_count_is_read_or_named(tmp_path: Path) -> None:
+    content = cv2.imencode(".tif", np.zeros((40, 60), np.uint8))[1].tobytes()
+    start = int.from_bytes(content[4:8], "little")
+    refused = set()
+    for entry in range(start + 2, start + 2 + 12 * content[start], 12):
+        for count in (0, 2, 3, 200):
+            damaged = bytearray(content)
+            damaged[entry + 4] = count
+            (tmp_path / "a.tif").write_bytes(damaged)
+            try:
+                assert image_size(tmp_path / "a.tif", bytes(damaged)) == (40, 60)
+            except UserError as error:
+                assert str(error).startswith(f"cannot read the image {tmp_path / 'a.tif'}: ")
+                refused.add(int.from_bytes(content[entry : entry + 2], "little"))
+    assert {256, 257} <= refused  # width and height
