@@ -1,11 +1,16 @@
 """A snapshot is of one moment, whatever training does while another thread writes it."""
 
+import errno
 import threading
 from pathlib import Path
 
+import pytest
+import safetensors
+import safetensors.torch
 import torch
 
 from on_device import Training, everything, some_batch
+from yoloyard.common.errors import UserError
 from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
 from yoloyard.training.state.randomness import random_state
 
@@ -37,3 +42,19 @@ def test_a_snapshot_that_is_written_while_training_goes_on_brings_its_own_moment
     for seed, report in zip(range(3, 6), reports, strict=True):  # an update whose first batch came before
         assert torch.equal(other.step(some_batch(seed=seed)).losses, report.losses)
     assert all(torch.equal(value, everything(engine)[name]) for name, value in everything(other).items())
+
+
+def test_a_full_disk_is_said_and_the_former_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Training(CPU).engine
+    content = snapshot_of({}, engine, Progress(epoch=1), [random_state(CPU)])
+    write(content, tmp_path / "last")
+
+    def full(tensors: object, path: Path) -> None:
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(UserError, match=r"cannot write .*last: No space left on device") as raised:
+        write(content, tmp_path / "last")
+    assert isinstance(raised.value.__cause__, OSError)
+    assert raised.value.__cause__.errno == errno.ENOSPC
+    assert read_header(tmp_path / "last").progress.epoch == 1

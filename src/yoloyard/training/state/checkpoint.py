@@ -1,7 +1,11 @@
 """A run at one moment: a snapshot in host memory, a checkpoint on disk, a folder that is replaced whole."""
 
+import copy
+import errno
 import json
+import mmap
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +14,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from yoloyard.common.errors import UserError
@@ -69,7 +74,7 @@ def write(content: Snapshot, folder: Path) -> None:
         for name, part in content.items():
             tensors = {key: value for key, value in part.items() if isinstance(value, Tensor)}
             if tensors or name in TENSOR_PARTS:
-                (temporary / f"{name}.safetensors").write_bytes(safetensors.torch.save(tensors))
+                _save_tensors(tensors, temporary / f"{name}.safetensors")
             if rest := {key: value for key, value in part.items() if key not in tensors}:
                 facts[name] = rest
         (temporary / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -129,7 +134,24 @@ def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -
 
 
 def _on_host(value: Any) -> Any:
-    return value.detach().to("cpu", copy=True).contiguous() if isinstance(value, Tensor) else value
+    """A copy that nothing else shares. Tensors lie apart from the heap, in which they would leave holes."""
+    if not isinstance(value, Tensor):
+        return copy.deepcopy(value)
+    if not value.numel():
+        return torch.empty(value.shape, dtype=value.dtype)
+    memory = mmap.mmap(-1, value.numel() * value.element_size())
+    flat = torch.frombuffer(memory, dtype=value.dtype, count=value.numel())
+    return flat.view(value.shape).copy_(value.detach())
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file. Raises OSError, which safetensors has as a text only."""
+    try:
+        safetensors.torch.save_file(tensors, path)
+    except safetensors.SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code) if number else str(error), str(path)) from error
 
 
 def _read(header: Header, name: str) -> dict[str, Any]:
