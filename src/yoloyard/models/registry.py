@@ -7,8 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.models import custom_model as custom_model
-from yoloyard.models import yolo11, yolo12, yolov5, yolov8
+from yoloyard.models import custom_model, yolo11, yolo12, yolov5, yolov8
 from yoloyard.models.detector import Detector
 
 # A family's `build` and its sizes; a model's name is the family's and the size's.

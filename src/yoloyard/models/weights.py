@@ -17,8 +17,7 @@ from torch import Tensor
 
 from yoloyard.common import files
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.models import custom_model as custom_model
-from yoloyard.models import registry
+from yoloyard.models import custom_model, registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.importing import importers
 from yoloyard.models.importing.torch_files import is_torch_file, read_bytes

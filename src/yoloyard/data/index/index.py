@@ -164,12 +164,13 @@ def read_split(spec: DataSpec, split: str) -> Index:
     """
     entries = [[str(entry.path), str(entry.labels)] for entry in spec.splits.get(split, ())]
     parts = (spec.names, spec.keypoint_values, str(spec.path), str(spec.root), split, entries)
-    note, began = NOTES.path([INDEXES.version, *parts]), time.time()
+    suffixes = label_suffixes()  # of the formats that are known
+    note, began = NOTES.path([INDEXES.version, sorted(suffixes), *parts]), time.time()
     known = noted(note)
     if known is not None and (index := find_index(INDEXES.folder / known)) is not None:
         return index
     sources = find_sources(spec, split)
-    before = look(sources.watched, sources.lists, IMAGE_SUFFIXES | label_suffixes())
+    before = look(sources.watched, sources.lists, IMAGE_SUFFIXES | suffixes)
     files = map_in_threads(_read_labels, sources.images, READING_THREADS)
     file = INDEXES.path(_key(spec, sources, files))
     with alone(file) as is_alone:

@@ -62,8 +62,8 @@ def usual_suffix(data: bytes) -> str:
 def read_header(data: bytes) -> Header:
     """What the file `data` says of itself.
 
-    `problem` names a file that is cut off, which OpenCV returns half grey without a word, and a TIFF that OpenCV would
-    read wrongly. A damage that leaves all markers of a JPEG as they were is not seen.
+    `problem` names a file that is cut off, which OpenCV returns half grey without an error, and a TIFF that OpenCV
+    would read wrongly. A damage that leaves all markers of a JPEG as they were is not seen.
     """
     return next((read(data) for start, read in _READERS.items() if has_format(data, start)), Header())
 

@@ -65,7 +65,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A sink: a run of the same name in the project `yoloyard`, or in that of WANDB_PROJECT, also where a run goes on.
 
-    WANDB_MODE=offline: in the run folder alone. Raises UserError if it can't begin, for want of an account or a server.
+    WANDB_MODE=offline: in the run folder alone. Raises UserError if it can't begin, without an account or a server.
     """
 
     def __init__(self, folder: Path, config: TrainConfig) -> None:
