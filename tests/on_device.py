@@ -74,7 +74,7 @@ def everything(engine: Engine) -> dict[str, Tensor]:
     """All that a step may change, as copies."""
     parts = {name: part for name, part in engine.state_dict().items() if name in ("model", "ema", "optimizer")}
     state = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    return {name: value.clone() for name, value in state.items() if "num_batches_tracked" not in name}
+    return {name: torch.as_tensor(value).clone() for name, value in state.items() if "num_batches_tracked" not in name}
 
 
 def some_batch(images: int = 2, size: int = 64, boxes: int = 4, seed: int = 0, pinned: bool = False) -> Batch:

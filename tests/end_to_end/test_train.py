@@ -11,7 +11,7 @@ import yaml
 import yoloyard as package
 from commands import TINY, TINY_NETWORK, Command
 from yoloyard.models.weights import load_model, read_weights
-from yoloyard.training.listeners.events import StepFinished
+from yoloyard.training.listeners.events import EpochEnded, StepFinished
 
 
 def image(path: Path) -> np.ndarray:
@@ -115,18 +115,35 @@ def test_amp_cached_images_adam_and_words_without_dashes(data: Path, yoloyard: C
 
 def test_settings_file_and_python(data: Path) -> None:
     events: list[object] = []
+    images: list[int] = []
+
+    def look(event: object) -> None:
+        if isinstance(event, StepFinished):
+            batch = event.images()
+            images.append(len(batch.images) if batch else 0)
+        elif isinstance(event, EpochEnded):
+            validation = event.validation()
+            images.append(len(validation.detections) if validation else 0)
+
     settings = Path("settings.yaml")
     settings.write_text(f"model: {TINY_NETWORK}\nepochs: 1\nimgsz: 64\nbatch: 4\namp: false\n")
     from yoloyard.config.overrides import read_overrides
 
-    result = package.train(data=str(data), on_event=events.append, tensorboard=False, **read_overrides(settings))
+    result = package.train(
+        data=str(data), on_event=[events.append, look], tensorboard=False, **read_overrides(settings)
+    )
     names = [type(event).__name__ for event in events]
     assert [name for name in names if name in ("CheckpointWritten", "EpochEnded")] == [
         "CheckpointWritten",
         "EpochEnded",
     ]
     assert (names[0], names[-1]) == ("RunStarted", "RunFinished")
-    assert [event.batch for event in events if isinstance(event, StepFinished)] == [1, 2, 3, 4]
+    steps = [event for event in events if isinstance(event, StepFinished)]
+    assert [event.batch for event in steps] == [1, 2, 3, 4]
+    assert images == [4, 4, 4, 4, 6]
+    ended = [event for event in events if isinstance(event, EpochEnded)]
+    # Who keeps all events keeps no batch and no detections.
+    assert [event.images() for event in steps] + [event.validation() for event in ended] == [None] * 5
     assert result.weights.exists()
     assert result.metrics.figures()["map50_95"] >= 0
 

@@ -13,7 +13,7 @@ from yoloyard.common.device import Precision
 from yoloyard.training.distributed import collectives
 from yoloyard.training.distributed.collectives import Team, agreed_precision, join_team
 from yoloyard.training.distributed.watch import Watch
-from yoloyard.training.state.randomness import random_state, seed_all
+from yoloyard.training.state.randomness import RandomNumbers, seed_all
 
 
 def test_a_gpu_is_handed_to_nccl_with_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def in_a_team() -> dict[str, Any]:
     """What one of several processes draws and agrees on; it goes in good order."""
     team = join_team(torch.device("cpu"))
     seed_all(5 + team.rank)
-    states = team.gather(random_state(torch.device("cpu")))
+    states = team.gather(RandomNumbers(torch.device("cpu")).state_dict())
     able = [torch.bfloat16, torch.float32][team.rank]
     agreed = agreed_precision(Precision("cpu", able), team).name
     draws = torch.rand(3).tolist()

@@ -1,6 +1,7 @@
 """Several processes train as one does: the same samples, weights and figures."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-def as_arrays(predictions: dict[int, Detections]) -> dict[int, np.ndarray]:
+def as_arrays(predictions: Mapping[int, Detections]) -> dict[int, np.ndarray]:
     """Boxes, scores and labels of each image side by side."""
     return {
         image: np.column_stack((found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()))
@@ -97,7 +98,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
                 restore(read_header(run.last_checkpoint), run.engine, run.progress)
             train_epoch(run)
             run.progress.epoch, run.progress.position = epoch + 1, 0
-        metrics, predictions = validate(run, run.engine.average.model)
+        validation = validate(run, run.engine.average.model)
         whole = make_val_loader(setup.val_index, 64, validation_batch(setup.config))
         predictions_of_one = predict_all(run.engine.average.model, whole, setup.config.evaluation, CPU, setup.precision)
     team.leave()
@@ -108,9 +109,9 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
         "gradients": gradients,
         "weights before": before,
         "weights": {name: value.numpy() for name, value in setup.detector.state_dict().items()},
-        "predictions": as_arrays(predictions),
+        "predictions": as_arrays(validation.detections),
         "predictions of one": as_arrays(predictions_of_one),
-        "figures": metrics.figures(),
+        "figures": validation.metrics.figures(),
         "config": flat_settings(setup.config),
     }
 

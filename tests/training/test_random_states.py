@@ -8,7 +8,7 @@ import torch
 
 from on_device import Training
 from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
-from yoloyard.training.state.randomness import random_state, seed_all
+from yoloyard.training.state.randomness import RandomNumbers, seed_all
 
 
 def test_a_checkpoint_gives_each_process_its_random_numbers_back(tmp_path: Path) -> None:
@@ -17,7 +17,7 @@ def test_a_checkpoint_gives_each_process_its_random_numbers_back(tmp_path: Path)
     states, drawn = [], []
     for rank in range(2):
         seed_all(rank)
-        states.append(random_state(device))
+        states.append(RandomNumbers(device).state_dict())
         drawn.append([torch.rand(1).item(), random.random(), np.random.random()])
     assert drawn[0] != drawn[1]
     write(snapshot_of({}, engine, Progress(), states), tmp_path / "last")

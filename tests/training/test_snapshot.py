@@ -12,7 +12,7 @@ import torch
 from on_device import Training, everything, some_batch
 from yoloyard.common.errors import UserError
 from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
-from yoloyard.training.state.randomness import random_state
+from yoloyard.training.state.randomness import RandomNumbers
 
 CPU = torch.device("cpu")
 
@@ -23,7 +23,7 @@ def test_a_snapshot_that_is_written_while_training_goes_on_brings_its_own_moment
         engine.step(some_batch(seed=seed))
     assert not engine.settle()
     expected, drawn = everything(engine), torch.get_rng_state()
-    content = snapshot_of({"names": ["a"]}, engine, progress, [random_state(CPU)])
+    content = snapshot_of({"names": ["a"]}, engine, progress, [RandomNumbers(CPU).state_dict()])
     progress.epoch = 4
     torch.rand(1)
     writing = threading.Thread(target=write, args=(content, tmp_path / "last"))
@@ -46,7 +46,7 @@ def test_a_snapshot_that_is_written_while_training_goes_on_brings_its_own_moment
 
 def test_a_full_disk_is_said_and_the_former_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Training(CPU).engine
-    content = snapshot_of({}, engine, Progress(epoch=1), [random_state(CPU)])
+    content = snapshot_of({}, engine, Progress(epoch=1), [RandomNumbers(CPU).state_dict()])
     write(content, tmp_path / "last")
 
     def full(tensors: object, path: Path) -> None:

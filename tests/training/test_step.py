@@ -4,6 +4,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,6 +26,7 @@ from yoloyard.training.engine import ema, optimizers
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.optimizers import build_optimizer
+from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
 
 FLOAT32 = Precision("cpu", torch.float32)
 NANO = ("yolo11n", "yolo12n", "yolov5n", "yolov5n6")
@@ -323,9 +325,11 @@ class Momentum(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    kept = self.state[parameter].setdefault("kept", torch.zeros_like(parameter))
+                    state = self.state[parameter]
+                    state["count"] = state.get("count", 0) + 1
+                    kept = state.setdefault("kept", torch.zeros_like(parameter))
                     kept.mul_(0.9).add_(parameter.grad)
-                    parameter.sub_(kept, alpha=group["lr"])
+                    parameter.sub_(kept, alpha=group["lr"] / state["count"])
 
 
 @pytest.mark.parametrize("good_steps_before", [0, 2])
@@ -338,6 +342,19 @@ def test_a_bad_step_leaves_no_trace_in_an_optimizer_without_a_fused_form(
     before = everything(stage.engine)
     stage.step(some_batch())
     assert any(not torch.equal(everything(stage.engine)[name], value) for name, value in before.items())
+
+
+def test_an_optimizer_may_keep_plain_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "Momentum", lambda groups, config: Momentum(groups, config.lr0))
+    stage, other = Stage("Momentum"), Stage("Momentum")
+    for seed in range(3):
+        stage.step(some_batch(seed=seed))
+    write(snapshot_of({}, stage.engine, Progress(), []), tmp_path / "last")
+    restore(read_header(tmp_path / "last"), other.engine, Progress())
+    for each in (stage, other):
+        each.step(some_batch(seed=3))
+    after = everything(other.engine)
+    assert all(torch.equal(after[name], value) for name, value in everything(stage.engine).items())
 
 
 def test_a_process_that_is_asked_to_stop_is_heard_in_the_report_of_the_same_step() -> None:

@@ -19,7 +19,7 @@ from yoloyard.common.structures import Detections
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.evaluation.report.drawing import draw_boxes
-from yoloyard.training.listeners.events import AlertRaised, EpochEnded, Listeners, RunFinished, RunStarted
+from yoloyard.training.listeners.events import AlertRaised, EpochEnded, Listeners, RunFinished, RunStarted, Validation
 from yoloyard.training.listeners.trackers import (
     TensorBoard,
     Tracker,
@@ -181,7 +181,7 @@ def test_without_a_tracker_nothing_is_drawn(tmp_path: Path) -> None:
     listeners = Listeners([Tracker(open_tensorboard), Tracker(open_wandb)])
     listeners.tell(started(tmp_path, TrainConfig(tensorboard=False)))
     metrics: Any = object()  # a drawing would fail
-    listeners.tell(EpochEnded(1, RECORD, metrics, {0: FOUND}))
+    listeners.tell(EpochEnded(1, RECORD, lambda: Validation(metrics, {0: FOUND})))
     listeners.tell(RunFinished(None, 1, 1.0))
     assert not list(tmp_path.iterdir())
 

@@ -22,7 +22,7 @@ from yoloyard.training.distributed.collectives import Team, join_team
 from yoloyard.training.distributed.ddp import parallelize
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
-from yoloyard.training.state.randomness import random_state
+from yoloyard.training.state.randomness import RandomNumbers
 
 CPU = torch.device("cpu")
 PLAIN = Precision("cpu", torch.float32)
@@ -116,7 +116,7 @@ def train(
     for number, by_rank in enumerate(uses):
         if saved and number == SAVED_BEFORE:
             engine.settle()
-            states = team.gather(random_state(CPU))
+            states = team.gather(RandomNumbers(CPU).state_dict())
             with team.on_rank_0() as is_rank_0:
                 if is_rank_0:
                     write(snapshot_of({}, engine, Progress(), states), Path(saved))

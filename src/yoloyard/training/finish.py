@@ -16,18 +16,18 @@ def finish(run: Run) -> Result:
     best, report = setup.folder / "weights" / "best.safetensors", setup.folder / "report.html"
     if progress.best is None:  # the run ended before its first validation
         average = run.engine.average.model
-        found, _ = validate(run, average)
+        metrics = validate(run, average).metrics
         with run.team.on_rank_0() as is_rank_0:
             if is_rank_0:
-                save_run_weights(best, setup, average, progress.epoch, found)
+                save_run_weights(best, setup, average, progress.epoch, metrics)
     run.count_time()
     detector, metadata = load_model(best)
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    metrics, detections = validate(run, detector)
+    found = validate(run, detector)
     give_memory_back(setup.device)  # plots and the process's own end need 150 MB more, most of it code
-    result = Result(setup.folder, best, report, metrics, metadata["epoch"])
+    result = Result(setup.folder, best, report, found.metrics, metadata["epoch"])
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
             report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
-            write_run_report(result, setup, detections, progress.seconds)
+            write_run_report(result, setup, found.detections, progress.seconds)
     return result

@@ -1,22 +1,23 @@
 """What a run saves: weights and figures at the end of an epoch, checkpoints, and all that a stop must keep."""
 
 import shlex
+import weakref
 
-from yoloyard.common.structures import Detections
-from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.training.begin import Run
 from yoloyard.training.interrupt import Interrupted
 from yoloyard.training.listeners import events
+from yoloyard.training.listeners.events import Validation
 from yoloyard.training.listeners.results import as_record, save_run_weights
 from yoloyard.training.state.checkpoint import copy_checkpoint, snapshot_of, write
-from yoloyard.training.state.randomness import random_state
+from yoloyard.training.state.randomness import RandomNumbers
 from yoloyard.training.stopwatch import memory_gigabytes
 
 
-def end_epoch(run: Run, metrics: Metrics | None, detections: dict[int, Detections], speed: dict[str, float]) -> None:
+def end_epoch(run: Run, validation: Validation | None, speed: dict[str, float]) -> None:
     """Write weights, records and checkpoints, and begin the next epoch."""
     setup, engine, progress, config = run.setup, run.engine, run.progress, run.setup.config
-    epoch, figures = progress.epoch + 1, metrics.figures() if metrics else {}
+    epoch, metrics = progress.epoch + 1, validation.metrics if validation else None
+    figures = metrics.figures() if metrics else {}
     losses, norm = engine.means()
     groups = {"train": losses, "val": figures, "lr": engine.rates(), "gradient": {"norm": norm}, "speed": speed}
     groups["memory"] = {"gigabytes": memory_gigabytes(setup.device)}
@@ -39,7 +40,8 @@ def end_epoch(run: Run, metrics: Metrics | None, detections: dict[int, Detection
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0 and config.save_period and epoch % config.save_period == 0:
             copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
-        run.listeners.tell(events.EpochEnded(epoch, record, metrics, detections))
+        found = weakref.ref(validation) if validation else lambda: None
+        run.listeners.tell(events.EpochEnded(epoch, record, found))
 
 
 def save(run: Run) -> None:
@@ -47,7 +49,7 @@ def save(run: Run) -> None:
     if run.engine.settle():
         run.listeners.tell(events.AlertRaised("accumulated gradients are not finite; they are dropped"))
     run.count_time()
-    random_states = run.team.gather(random_state(run.setup.device))
+    random_states = run.team.gather(RandomNumbers(run.setup.device).state_dict())
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
             write(snapshot_of(run.setup.spec.to_json(), run.engine, run.progress, random_states), run.last_checkpoint)

@@ -5,6 +5,7 @@ here and from 1 in everything that the user sees.
 """
 
 import logging
+import weakref
 
 from yoloyard.common.device import repeated_shapes
 from yoloyard.common.errors import UserError
@@ -50,8 +51,7 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
                 epoch = progress.epoch + 1
                 run.fit_epochs_to_time(epoch)
                 is_due = epoch % setup.config.val_period == 0 or epoch >= run.epochs
-                metrics, detections = validate(run, run.engine.average.model) if is_due else (None, {})
-                end_epoch(run, metrics, detections, speed)
+                end_epoch(run, validate(run, run.engine.average.model) if is_due else None, speed)
             result = finish(run)
             return result
         finally:
@@ -85,7 +85,8 @@ def train_epoch(run: Run) -> dict[str, float]:
             former = report.send()
             stopwatch.count(config.batch)
             done = progress.position // config.batch
-            run.listeners.tell(events.StepFinished(progress.epoch + 1, done, number, report.losses, batch, figures))
+            images = weakref.ref(batch)
+            run.listeners.tell(events.StepFinished(progress.epoch + 1, done, number, report.losses, images, figures))
     judge(run, former)
     stop_if_asked(run)
     return stopwatch.figures()

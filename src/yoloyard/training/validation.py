@@ -2,17 +2,16 @@
 
 import dataclasses
 
-from yoloyard.common.structures import Detections
-from yoloyard.evaluation.metrics.coco import Metrics, evaluate
+from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models.detector import Detector
 from yoloyard.training.begin import Run
 from yoloyard.training.listeners import events
+from yoloyard.training.listeners.events import Validation
 from yoloyard.training.saving import stop_if_asked
-from yoloyard.training.stopwatch import memory_gigabytes
 
 
-def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detections]]:
+def validate(run: Run, detector: Detector) -> Validation:
     """The figures of `detector` on the validation set, and on rank 0 the detections of all its images."""
     setup, config, team = run.setup, run.setup.config, run.team
     team.reached(f"the validation of epoch {run.progress.epoch + 1}")
@@ -22,10 +21,10 @@ def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detection
     def goes_on(images: int) -> bool:
         nonlocal done
         done += images * team.size
-        run.listeners.tell(events.ImagesValidated(done, len(setup.val_index), memory_gigabytes(setup.device)))
+        run.listeners.tell(events.ImagesValidated(done, len(setup.val_index)))
         return not run.interrupt.is_asked()
 
-    run.listeners.tell(events.ImagesValidated(0, len(setup.val_index), 0.0))
+    run.listeners.tell(events.ImagesValidated(0, len(setup.val_index)))
     with team.watch.long_work():
         own = predict_all(detector, run.val_loader, config.evaluation, setup.device, setup.precision, goes_on)
     stop_if_asked(run)
@@ -34,4 +33,4 @@ def validate(run: Run, detector: Detector) -> tuple[Metrics, dict[int, Detection
         metrics = evaluate(setup.val_index, detections, config.evaluation.max_det) if is_rank_0 else None
         if metrics:
             metrics = dataclasses.replace(metrics, showing=metrics.showing.within(config.evaluation))
-    return team.broadcast(metrics), detections
+    return Validation(team.broadcast(metrics), detections)

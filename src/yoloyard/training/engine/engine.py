@@ -239,6 +239,7 @@ class Engine:
         is_bad = not (all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and bool(self._losses_finite))
         if is_bad:
             self.optimizer.zero_grad(set_to_none=True)
+            self._images = []
             self._losses_finite = torch.ones_like(self._losses_finite)
             self._statistics.put_back(torch.ones((), device=self.device))
         self.even_out_statistics()

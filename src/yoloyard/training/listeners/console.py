@@ -10,6 +10,7 @@ from rich.table import Table
 
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Event, Record, Result
+from yoloyard.training.stopwatch import memory_gigabytes
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +32,17 @@ class Console:
     def __call__(self, event: Event) -> None:
         """Show what has happened."""
         match event:
+            case events.RunStarted():
+                self._device = event.setup.device
             case events.EpochStarted():
                 self._begin(f"epoch {event.epoch}/{event.epochs}", event.batches)
             case events.StepFinished() if self.is_due():
                 record = event.figures()
-                self._show(event.batch, f"{_losses_of(record)}  {_speed_of(record)}", record["memory/gigabytes"])
+                self._show(event.batch, f"{_losses_of(record)}  {_speed_of(record)}")
             case events.ImagesValidated(images=0):
                 self._begin("validation", event.of)
             case events.ImagesValidated() if self.is_due():
-                self._show(event.images, "", event.gigabytes)
+                self._show(event.images, "")
             case events.EpochMeasured():
                 self._end()
                 log.info(epoch_line(event.record, event.epochs))
@@ -64,10 +67,10 @@ class Console:
         self._bar.add_task(title, total=total, text="")
         self._looked = 0.0
 
-    def _show(self, done: int, text: str, gigabytes: float) -> None:
+    def _show(self, done: int, text: str) -> None:
         assert self._bar is not None
         self._looked = time.perf_counter()
-        self._bar.update(self._bar.task_ids[0], completed=done, text=f"{text}  {gigabytes:.1f} GB")
+        self._bar.update(self._bar.task_ids[0], completed=done, text=f"{text}  {memory_gigabytes(self._device):.1f} GB")
 
     def _end(self) -> None:
         if self._bar is not None:

@@ -20,8 +20,16 @@ log = logging.getLogger(__name__)
 Record = dict[str, float]  # figures by names such as `train/box`; a line of metrics.jsonl is one
 
 
+@dataclass(frozen=True)
+class Validation:
+    """What a validation found."""
+
+    metrics: Metrics
+    detections: Mapping[int, Detections] = field(repr=False)  # by image; on rank 0 alone
+
+
 class Event:
-    """Something that has happened in a run."""
+    """Something that has happened in a run. What is large in it can be asked for only until all have been told."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class StepFinished(Event):
     batch: int  # of the epoch, from 1
     number: int  # of the batch in the run, from 0
     losses: Tensor  # (parts,) on the device
-    images: Batch = field(repr=False)  # as loaded
+    images: Callable[[], Batch | None] = field(repr=False)  # as loaded; None once all listeners have been told
     figures: Callable[[], Record] = field(repr=False)  # of the epoch up to now; a call waits for the device
 
 
@@ -60,7 +68,6 @@ class ImagesValidated(Event):
 
     images: int
     of: int
-    gigabytes: float  # of memory, at most, up to now
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,7 @@ class EpochEnded(Event):
 
     epoch: int
     record: Record
-    metrics: Metrics | None = field(default=None, repr=False)  # where it was validated, with the detections by image
-    detections: Mapping[int, Detections] = field(default_factory=dict, repr=False)
+    validation: Callable[[], Validation | None] = field(default=lambda: None, repr=False)  # None where there was none
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,8 @@ class Tracker:
             return
         names = self._setup.spec.names
         if isinstance(event, StepFinished) and event.number < BATCHES_SHOWN:
-            batch = event.images
+            batch = event.images()
+            assert batch is not None  # as long as this call lasts
             for row, real in enumerate(batch.labels[:IMAGES_SHOWN] >= 0):
                 pixels: Any = batch.images[row].permute(1, 2, 0).cpu().numpy()
                 boxes, labels = (values[row][real].cpu().numpy() for values in (batch.boxes, batch.labels))
@@ -137,11 +138,11 @@ class Tracker:
             if event.epoch == 1:  # not before the first step, which needn't wait for it
                 show_labels(self._sink, self._setup.train_index)
             self._sink.scalars(event.record)
-            for number in range(min(PREDICTIONS_SHOWN, len(event.detections)) if event.metrics else 0):
-                assert event.metrics is not None
-                found = shown(event.detections[number], event.metrics.showing)
-                pixels = decode_image(self._setup.val_index.paths[number])
-                show_prediction(self._sink, number, pixels, found, names, event.epoch)
+            if validation := event.validation():
+                for number in range(min(PREDICTIONS_SHOWN, len(validation.detections))):
+                    found = shown(validation.detections[number], validation.metrics.showing)
+                    pixels = decode_image(self._setup.val_index.paths[number])
+                    show_prediction(self._sink, number, pixels, found, names, event.epoch)
         elif isinstance(event, RunFinished):
             self._sink.close()
 

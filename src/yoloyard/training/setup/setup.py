@@ -109,31 +109,57 @@ def new_run(
     if custom is not None:
         content = custom.source
         write_whole(folder / custom.path.name, lambda temporary: temporary.write_bytes(content))
-    digest, facts = custom.digest if custom else None, transform.facts if transform else None
-    spec = RunSpec(config, given, names, train.names_digest(), arguments, digest, facts, licence, precision)
-    return Setup(spec, folder, device, detector, train, val, transform)
+    spec = RunSpec(
+        config=config,
+        given=given,
+        names=names,
+        images=train.names_digest(),
+        model_arguments=arguments,
+        model_digest=custom.digest if custom else None,
+        transform=None,
+        licence=licence,
+        precision=precision,
+    )
+    return build(spec, folder, device, transform, detector, (train, val))
 
 
-def build(spec: RunSpec, folder: Path, device: torch.device, transform: Transform | None = None) -> Setup:
-    """The setup of the run in `folder` that has begun and that `spec` describes, in every process of it.
+def build(
+    spec: RunSpec,
+    folder: Path,
+    device: torch.device,
+    transform: Transform | None = None,
+    detector: Detector | None = None,
+    splits: tuple[Index, Index] | None = None,
+) -> Setup:
+    """The setup of the run in `folder` that `spec` describes, in every process of it.
 
-    The detector has random weights. A `transform` that is handed in takes the place of the kept one.
+    A new run has its `detector` and `splits` already. Without them the run has begun: its splits are loaded again, and
+    the detector has random weights. A `transform` that is handed in takes the place of the kept one.
     Raises UserError if data or the user's files have changed, UsageError if the transform must be handed in.
     """
     config = spec.config
-    train, val = load_splits_again(read_data_yaml(Path(config.data)), config)
+    train, val = splits or load_splits_again(read_data_yaml(Path(config.data)), config)
     if (train.names_digest(), train.names) != (spec.images, spec.names):
         raise UserError(
             f"the training images or the classes of {config.data} have changed since the run began; start a new one"
         )
-    custom = read_kept(config.model, spec.model_digest, [folder]) if is_custom(config.model) else None
-    detector = build_detector(config.model, custom, spec.model_arguments)
-    freeze(detector, config.freeze)
+    if detector is None:
+        custom = read_kept(config.model, spec.model_digest, [folder]) if is_custom(config.model) else None
+        detector = build_detector(config.model, custom, spec.model_arguments)
+        freeze(detector, config.freeze)
     if transform is not None:
         spec = dataclasses.replace(spec, transform=transform.facts)
     elif spec.transform is not None:
         transform = restore(folder, spec.transform)
-    return Setup(spec, folder, device, detector, train, val, transform)
+    return Setup(
+        spec=spec,
+        folder=folder,
+        device=device,
+        detector=detector,
+        train_index=train,
+        val_index=val,
+        transform=transform,
+    )
 
 
 def _transform(config: TrainConfig, transform: Transform | None, custom: CustomModel | None) -> Transform | None:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.files import whole_folder, write_whole_folder
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.spec import RunSpec
-from yoloyard.training.state.randomness import set_random_state
+from yoloyard.training.state.randomness import RandomNumbers
 
 FORMAT = 3
 TENSOR_PARTS = ("model", "ema", "optimizer", "gradients")  # of the engine; files even where they are empty
@@ -42,6 +42,14 @@ class Progress:
     seconds: float = 0.0  # of training and validation up to now
     planned_epochs: int = 0  # that fit into `--time`; 0: as configured
 
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, by name."""
+        return asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave. Raises TypeError for a name that is unknown."""
+        vars(self).update(vars(Progress(**state)))
+
 
 @dataclass(frozen=True)
 class Header:
@@ -61,7 +69,7 @@ def snapshot_of(
     spec: Mapping[str, Any], engine: Engine, progress: Progress, random_states: Sequence[Mapping[str, Any]]
 ) -> Snapshot:
     """All of a run at this moment; `random_states` are those of all processes by rank. Waits for the device."""
-    parts = {"spec": spec, "progress": vars(progress), **engine.state_dict()}
+    parts = {"spec": spec, "progress": progress.state_dict(), **engine.state_dict()}
     parts |= {f"random-{rank}": state for rank, state in enumerate(random_states)}
     return {name: {key: _on_host(value) for key, value in part.items()} for name, part in parts.items()}
 
@@ -126,9 +134,9 @@ def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -
             parts["engine"] = _read(header, "engine")
             numbers = _read(header, f"random-{rank}") if f"random-{rank}" in header.facts else {}
         engine.load_state_dict(parts)
-        vars(progress).update(vars(header.progress))
+        progress.load_state_dict(header.progress.state_dict())
         if numbers:
-            set_random_state(numbers, engine.device)
+            RandomNumbers(engine.device).load_state_dict(numbers)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"the checkpoint {header.folder} can't be restored: {error}") from error
 

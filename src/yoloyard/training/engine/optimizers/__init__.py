@@ -44,29 +44,28 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, decay: float) -> 
     return OPTIMIZERS[config.optimizer](groups, config)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The tensors that `optimizer` keeps of its parameters; one that has never had a gradient may have none."""
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What `optimizer` keeps of its parameters: tensors, or plain values that JSON knows. There may be none yet."""
     state = optimizer.state_dict()["state"]
     return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Put back what `optimizer_state` gave. Raises ValueError if it is of more parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in saved.items():
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
     if state and max(state) >= len(parameters):
         raise ValueError(f"it holds the optimizer state of {max(state) + 1} parameters, not of {len(parameters)}")
     for position, entry in state.items():
         parameter = parameters[position]
-        optimizer.state[parameter] = {
-            name: laid_out_as(parameter, value)
-            if value.shape == parameter.shape
-            else value.to(parameter.device, copy=True)
-            for name, value in entry.items()
-        }
+        for name, value in entry.items():
+            if isinstance(value, Tensor):
+                is_alike = value.shape == parameter.shape
+                value = laid_out_as(parameter, value) if is_alike else value.to(parameter.device, copy=True)
+            optimizer.state[parameter][name] = value
 
 
 def laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
