@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 
@@ -233,18 +233,11 @@ def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) 
 def open_index(file: Path) -> Index:
     """Map an index that was saved. Raises OSError, ValueError, LookupError or TypeError if the file is damaged."""
     arrays, facts = map_arrays(file)
-    paths = Paths(arrays.pop("paths.text"), arrays.pop("paths.offsets"))
-    file_names = Texts(arrays.pop("file_names.text"), arrays.pop("file_names.offsets"))
-    problems = tuple(Problem(*parts) for parts in facts["problems"])
-    return Index(
-        tuple(facts["names"]),
-        paths,
-        problems=problems,
-        file_names=file_names,
-        file=file,
-        **arrays,
-        skipped=facts["skipped"],
-    )
+    parts: dict[str, Any] = {**arrays, **facts, "names": tuple(facts["names"])}
+    parts["problems"] = tuple(Problem(*each) for each in facts["problems"])
+    for name, kind in (("paths", Paths), ("file_names", Texts)):
+        parts[name] = kind(parts.pop(f"{name}.text"), parts.pop(f"{name}.offsets"))
+    return Index(file=file, **parts)
 
 
 def find_index(file: Path) -> Index | None:
