@@ -90,11 +90,11 @@ class SplitLabels:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image of a data set that is written in another format."""
+    """An image that can be used, read from a data set or to be written in another format."""
 
-    name: str  # relative, with its suffix
+    name: str  # relative, with its suffix; as the file of the split says, else from the folder of the split's images
     size: tuple[int, int]  # height, width
-    boxes: np.ndarray  # float32 (k, 4) xyxy pixels
+    boxes: np.ndarray  # float (k, 4) xyxy pixels
     labels: np.ndarray  # int64 (k,)
     ignore: np.ndarray  # bool (k,)
     image_id: int

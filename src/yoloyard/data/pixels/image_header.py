@@ -32,7 +32,7 @@ _SUFFIXES = {
 }  # fmt: skip
 
 CUT_OFF = "the file is cut off"
-_ORIENTATION_TAG = 274
+_ORIENTATION_TAG, _ORIENTATIONS = 274, range(1, 9)
 _COMMON_COMPRESSIONS = (1, 5, 8, 32773, 32946)  # of TIFFs: none, LZW, deflate, PackBits, deflate
 _NO_LINES = logging.NullHandler()  # tifffile tells of each odd tag; what matters is said here
 # Any marker; 0xFF 0x00 and restarts belong to compressed pixels, and 0xFF may be repeated.
@@ -148,8 +148,9 @@ def _tiff(data: bytes) -> Header:
     if page is None or not page.tags:
         return Header(problem=f"{CUT_OFF} (its directory lies beyond the end)")
     needed = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
+    orientation = page.tags.valueof(_ORIENTATION_TAG)
     problem = _tiff_refusal(page) or _shortage(data, needed)
-    return Header(_valid(page.tags.valueof(_ORIENTATION_TAG)), problem, tiff=page)
+    return Header(orientation if orientation in _ORIENTATIONS else 1, problem, tiff=page)
 
 
 def _tiff_refusal(page: TiffPage) -> str | None:
@@ -200,12 +201,9 @@ def _orientation(block: bytes | None) -> int:
     for entry in range(start, start + 12 * int.from_bytes(block[start - 2 : start], order), 12):
         tag, kind = (int.from_bytes(block[at : at + 2], order) for at in (entry, entry + 2))
         if tag == _ORIENTATION_TAG and kind in _INTEGER_BYTES:
-            return _valid(int.from_bytes(block[entry + 8 : entry + 8 + _INTEGER_BYTES[kind]], order))
+            value = int.from_bytes(block[entry + 8 : entry + 8 + _INTEGER_BYTES[kind]], order)
+            return value if value in _ORIENTATIONS else 1
     return 1
-
-
-def _valid(orientation: object) -> int:
-    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _shortage(data: bytes, needed: int) -> str | None:
