@@ -111,8 +111,11 @@ class LabelError(Exception):
 def clip(box: Sequence[float], size: tuple[int, int], said: Callable[[], str]) -> list[float]:
     """A box xyxy cut at the edges of an image of `size` (height, width).
 
-    Raises LabelError if it leaves the image beyond the tolerance; `said` is how the file writes it.
+    Raises LabelError if a side is negative, or if it leaves the image beyond the tolerance; `said` is how the file
+    writes it.
     """
+    if box[2] < box[0] or box[3] < box[1]:
+        raise LabelError("box without area", f"the size {box[2] - box[0]:g} {box[3] - box[1]:g} is negative")
     height, width = size
     sides = (width, height, width, height)
     for value, side in zip(box, sides, strict=True):
