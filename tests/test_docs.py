@@ -10,6 +10,8 @@ import torch
 from yoloyard.cli.arguments import normal_arguments
 from yoloyard.cli.main import app
 from yoloyard.config.settings import TrainConfig, settings_of
+from yoloyard.data.audit.problems import KINDS
+from yoloyard.data.formats.yolo_txt import parse_yolo
 from yoloyard.models import registry
 from yoloyard.models.weights import transfer
 
@@ -27,6 +29,20 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == module.table()
+
+
+def test_the_table_of_problems_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "data-check.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([a-z, ]+) \| (error|warning) \|", page, re.MULTILINE)
+    listed = {kind: verdict == "error" for kinds, verdict in rows for kind in kinds.split(", ")}
+    assert listed == KINDS
+
+
+def test_the_effect_of_the_example_in_json_is_that_of_the_code() -> None:
+    page = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    kind, what, effect = re.findall(r'"(?:kind|what|effect)": "(.*)"', page[page.index('"is_error"') :])[:3]
+    labels = parse_yolo(Path("0004.txt"), b"9 0.5 0.5 0.1 0.1", num_classes=5, size=(480, 640))
+    assert [(each.kind, each.what, each.effect) for each in labels.problems] == [(kind, what, effect)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

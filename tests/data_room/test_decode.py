@@ -366,6 +366,17 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_its_image(tmp_path: Path) -> N
                 read(file)
 
 
+def test_fill_bytes_and_thumbnails_before_the_pixels_are_passed_over(tmp_path: Path) -> None:
+    image = encode(STORED[6], "JPEG", exif=exif(6), quality=95)
+    thumbnail = encode(NOISE[:8, :8], "JPEG", exif=exif(3))
+    block = b"\xff\xed" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
+    file = tmp_path / "image.jpg"
+    file.write_bytes(image[:2] + block + b"\xff\xff\xff" + image[2:])
+    assert decode_image(file).shape == SEEN.shape
+    assert (decode_image(file)[4, 4] // 100 == (2, 0, 0)).all()  # the corner that is red
+    assert image_size(file) == (24, 40)
+
+
 def test_foreign_bytes_among_a_jpegs_pixels_are_found(tmp_path: Path) -> None:
     """OpenCV only prints a warning. Zeros, or bits that happen to be no marker, are not found."""
     whole, file = encode(NOISE, "JPEG", restart_marker_blocks=4), tmp_path / "image.jpg"

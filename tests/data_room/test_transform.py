@@ -24,7 +24,7 @@ from yoloyard.data.pixels.transform import Transform, restore
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
-PICTURE = Path("images/0007.jpg")
+IMAGE = Path("images/0007.jpg")
 BOXES = A.BboxParams(format="pascal_voc", label_fields=["kinds"])
 CONFIG = TrainConfig(batch=4, imgsz=64, workers=0, epochs=3, seed=9, augment=AugmentConfig(mixup=0.3, mosaic=0.5))
 Result = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -43,7 +43,7 @@ def sample(boxes: list[list[float]] | None = None) -> Sample:
 
 
 def apply(function: Any, given: Sample | None = None, seed: int = 0) -> Sample:
-    return Transform(function)(given or sample(), np.random.default_rng(seed), 2, PICTURE)
+    return Transform(function)(given or sample(), np.random.default_rng(seed), 2, IMAGE)
 
 
 def extent(image: np.ndarray) -> list[int]:
@@ -120,7 +120,7 @@ def test_boxes_are_clipped_and_those_without_area_go() -> None:
     ],
 )
 def test_what_is_wrong_names_transform_and_image(change: Callable[..., Any], message: str) -> None:
-    with pytest.raises(UserError, match=rf"the transform <lambda> fails on {PICTURE}: .*{message}") as caught:
+    with pytest.raises(UserError, match=rf"the transform <lambda> fails on {IMAGE}: .*{message}") as caught:
         apply(change)
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="neither a function"):
@@ -279,7 +279,7 @@ def test_a_pipeline_is_kept_and_restored(tmp_path: Path) -> None:
     again = restore(tmp_path, transform.facts)
     assert again.facts == transform.facts == {"kind": "pipeline", "name": "Compose", "digest": None}
     for seed in range(5):
-        first, second = (one(sample(), np.random.default_rng(seed), 2, PICTURE) for one in (transform, again))
+        first, second = (one(sample(), np.random.default_rng(seed), 2, IMAGE) for one in (transform, again))
         assert (first.image == second.image).all()
         assert (first.boxes_xyxy == second.boxes_xyxy).all()
     (tmp_path / "transform.json").write_text("{}")

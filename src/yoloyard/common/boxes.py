@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+IOU_EPS = 1e-7
+
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
     """Corners (..., 4) to centre and size (..., 4), same unit."""
@@ -34,32 +36,32 @@ def pairwise_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
     return torch.where(union > 0, intersection / union, 0)
 
 
-def complete_iou(predicted_xyxy: Tensor, target_xyxy: Tensor, eps: float = 1e-7) -> Tensor:
+def complete_iou(predicted_xyxy: Tensor, target_xyxy: Tensor) -> Tensor:
     """CIoU of boxes that broadcast against each other, (..., 4) to (...), in -1.5 .. 1.
 
-    The trade-off weight alpha is a constant for the gradient. Heights and the union carry `eps`, widths don't, as in
+    The trade-off weight alpha is a constant for the gradient. Heights and the union carry IOU_EPS, widths don't, as in
     the published recipe. Source: Zheng et al., "Distance-IoU Loss" (AAAI 2020), section "CIoU loss".
     """
     # planes (2, 4, ...): the two boxes, then left, top, right, bottom
     planes = torch.stack([box.movedim(-1, 0) for box in torch.broadcast_tensors(predicted_xyxy, target_xyxy)])
     low, high = planes[:, :2], planes[:, 2:]
     size, double_centre = high - low, high + low
-    width, height = size[:, 0], size[:, 1] + eps
+    width, height = size[:, 0], size[:, 1] + IOU_EPS
 
     signed_overlap = high[0].minimum(high[1]) - low[0].maximum(low[1])
     overlap_width, overlap_height = signed_overlap.clamp(min=0)
     intersection = overlap_width * overlap_height
     area, other_area = width * height
-    iou = intersection / (area + other_area - intersection + eps)
+    iou = intersection / (area + other_area - intersection + IOU_EPS)
 
     enclosing = size[0] + size[1] - signed_overlap
-    enclosing_diagonal = enclosing.square().sum(dim=0) + eps
+    enclosing_diagonal = enclosing.square().sum(dim=0) + IOU_EPS
     four_distance = (double_centre[0] - double_centre[1]).square().sum(dim=0)  # four times the square of the centres'
 
     angle, other_angle = torch.atan(width / height)
     aspect = 4 / math.pi**2 * (angle - other_angle).square()
     with torch.no_grad():
-        alpha = aspect / (1 + eps - iou + aspect)
+        alpha = aspect / (1 + IOU_EPS - iou + aspect)
     return iou - torch.add(aspect * alpha, four_distance / enclosing_diagonal, alpha=0.25)
 
 

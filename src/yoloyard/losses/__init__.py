@@ -11,7 +11,8 @@ from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import anchor_based, task_aligned
 
 # (maps, boxes_xyxy (B, M, 4) in pixels of the input, labels (B, M), -1 in padded slots) to a sum and a norm, tensors of
-# equal length, for each part of the loss by its name
+# equal length, for each part of the loss by its name; the caller divides, so that processes can share one normaliser.
+# What is not learned from (background, padding) weighs zero in a sum: shapes stay fixed.
 Criterion = Callable[[list[Tensor], Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
 # (head, config, class_weights (C,) or None, free_bytes of the device or None) to the criterion and the parts' gains
 Builder = Callable[[Any, TrainConfig, Tensor | None, int | None], tuple[Criterion, dict[str, float]]]

@@ -3,8 +3,7 @@
 Shapes: B batch, M boxes per image, A anchors a cell, C classes, L levels, h w cells of a level, R = 5 * M rows of one
 anchor: each box may be learned in five cells, its own and those to the left, above, to the right and below.
 
-Rows that don't apply weigh zero: shapes stay fixed. The caller divides by the norms, so that several processes can
-share one normaliser. Source: YOLOv5 7.0 (2022); Zheng et al. (AAAI 2020) for CIoU.
+Source: YOLOv5 7.0 (2022); Zheng et al. (AAAI 2020) for CIoU.
 """
 
 from collections.abc import Sequence

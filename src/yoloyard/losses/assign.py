@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yoloyard.common.boxes import IOU_EPS
+
 TOP_K = 10
 MINIMUM_SIDE = 16.0  # pixels; the second stride
 EPS = 1e-9
@@ -46,11 +48,11 @@ class Shapes(NamedTuple):
     angle: Tensor  # of the diagonal, as a share of a right angle
 
     @classmethod
-    def of(cls, planes: Tensor, eps: float = 1e-7) -> "Shapes":
-        """`planes` (4, ..., n): left, top, right, bottom. Heights carry `eps` as in `boxes.complete_iou`."""
+    def of(cls, planes: Tensor) -> "Shapes":
+        """`planes` (4, ..., n): left, top, right, bottom. Heights carry IOU_EPS as in `boxes.complete_iou`."""
         low, high = planes.split(2)
         size = high - low
-        width, height = size[0], size[1] + eps
+        width, height = size[0], size[1] + IOU_EPS
         return cls(low, high, size, low + high, width * height, torch.atan(width / height).mul_(2 / math.pi))
 
     def part(self, part: slice, dim: int) -> "Shapes":
@@ -141,7 +143,7 @@ def widened(low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sub(low, more, alpha=0.5), torch.add(high, more, alpha=0.5)
 
 
-def _pairwise_overlap(boxes: Shapes, predicted: Shapes, eps: float = 1e-7) -> Tensor:
+def _pairwise_overlap(boxes: Shapes, predicted: Shapes) -> Tensor:
     """`boxes.complete_iou` of (B, m, 1) with (B, 1, P), clipped at 0, as (B, m, P).
 
     The most expensive step of the loss. Results are written in place, and an enclosing side is the sum of both sides
@@ -150,13 +152,13 @@ def _pairwise_overlap(boxes: Shapes, predicted: Shapes, eps: float = 1e-7) -> Te
     distance = torch.sub(boxes.double_centre, predicted.double_centre).square_().sum(dim=0)  # four times the square
     overlap = torch.minimum(boxes.high, predicted.high).sub_(torch.maximum(boxes.low, predicted.low))  # (2, B, m, P)
     enclosing = torch.add(boxes.size, predicted.size).sub_(overlap).square_()
-    distance.div_(enclosing[0].add_(enclosing[1]).add_(eps))
+    distance.div_(enclosing[0].add_(enclosing[1]).add_(IOU_EPS))
     del enclosing
     overlap = overlap.clamp_(min=0)
     intersection = overlap[0].mul_(overlap[1])
-    iou = intersection.div_(torch.add(boxes.area + eps, predicted.area).sub_(intersection))
+    iou = intersection.div_(torch.add(boxes.area + IOU_EPS, predicted.area).sub_(intersection))
     aspect = torch.sub(boxes.angle, predicted.angle).square_()
-    certainty = torch.sub(aspect, iou).add_(1 + eps)
+    certainty = torch.sub(aspect, iou).add_(1 + IOU_EPS)
     return iou.sub_(distance, alpha=0.25).sub_(aspect.square_().div_(certainty)).clamp_(min=0)
 
 

@@ -2,9 +2,6 @@
 
 Shapes: B batch, M boxes per image, P anchor points over all levels, C classes.
 
-Each part is a sum over all points of all images, background points weighing zero: shapes stay fixed. The caller
-divides by the norm, so that several processes can share one normaliser.
-
 Sources: Feng et al., "TOOD" (ICCV 2021) for the assignment and the class loss with target scores; Li et al.,
 "Generalized Focal Loss" (NeurIPS 2020), section 3.2, for the distribution; Zheng et al. (AAAI 2020) for CIoU.
 """

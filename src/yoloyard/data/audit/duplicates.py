@@ -5,13 +5,13 @@ Thumbnails propose pairs, the two files decide: another shot of the same scene i
 
 import json
 import logging
-import struct
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL.JpegImagePlugin import JpegImageFile
 
 from yoloyard.common.cores import map_in_threads, usable_cores
 from yoloyard.common.errors import UserError
@@ -239,15 +239,9 @@ def _block_means(values: np.ndarray) -> np.ndarray:
 
 def _quality(path: Path) -> int:
     """The quality 1..100 that a JPEG was saved with, by its first table of quantization; 100 for other files."""
-    with path.open("rb") as file:
-        data = file.read(1 << 18)
-    position = 2
-    while data.startswith(b"\xff\xd8") and position + 5 <= len(data) and data[position] == 0xFF:
-        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker == 0xDB:
-            wide = data[position + 4] >> 4
-            table = data[position + 5 : position + 5 + 64 * (1 + wide)]
-            share = sum(struct.unpack(">64H" if wide else ">64B", table)) * 100 / _STANDARD_TABLE
-            return min(max(round((200 - share) / 2 if share <= 100 else 5000 / share), 1), 99)
-        position += 2 + length
-    return 100
+    try:
+        with JpegImageFile(path) as image:
+            share = sum(next(iter(image.quantization.values()))) * 100 / _STANDARD_TABLE
+    except (SyntaxError, StopIteration):  # another format, or no table
+        return 100
+    return min(max(round((200 - share) / 2 if share <= 100 else 5000 / share), 1), 99)

@@ -27,6 +27,9 @@ KINDS = {
 }
 
 
+SHOWN_ERRORS = 5
+
+
 @dataclass(frozen=True)
 class Problem:
     """Something wrong in a data set."""
@@ -45,14 +48,13 @@ class Problem:
         return f"{self.where}: {self.what}" + (f"; {self.effect}" if self.effect else "")
 
 
-def summary(problems: Sequence[Problem], shown: int = 5) -> list[str]:
+def summary(problems: Sequence[Problem]) -> list[str]:
     """Lines for the console: the first errors, how many more there are, and one line for each kind of warning."""
     errors = [problem for problem in problems if problem.is_error]
-    lines = [str(problem) for problem in errors[:shown]]
-    if len(errors) > shown:
-        lines.append(f"... and {len(errors) - shown} more; the report lists them")
+    lines = [str(problem) for problem in errors[:SHOWN_ERRORS]]
+    if len(errors) > SHOWN_ERRORS:
+        lines.append(f"... and {len(errors) - SHOWN_ERRORS} more; the report lists them")
     warnings = [problem for problem in problems if not problem.is_error]
-    for kind, count in Counter(problem.kind for problem in warnings).items():
-        first = next(problem for problem in warnings if problem.kind == kind)
-        lines.append(f"{kind}: {count}; the first: {first}")
-    return lines
+    first = {problem.kind: problem for problem in reversed(warnings)}
+    counts = Counter(problem.kind for problem in warnings)
+    return lines + [f"{kind}: {count}; the first: {first[kind]}" for kind, count in counts.items()]

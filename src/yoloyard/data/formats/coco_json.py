@@ -156,8 +156,6 @@ def _clipped(annotation: _Annotation, size: tuple[int, int]) -> tuple[float, ...
         raise LabelError("class unknown", f"category {called!r} is not one of the classes")
     if not all(map(math.isfinite, (x, y, width, height))):
         raise LabelError("label malformed", "it has neither a bbox of 4 numbers nor a polygon")
-    if width < 0 or height < 0:
-        raise LabelError("box without area", f"the size {width:g} {height:g} is negative")
     corners = clip((x, y, x + width, y + height), size, lambda: f"the bbox {x:g} {y:g} {width:g} {height:g}")
     return label, ignore, *corners, x, y, width, height
 

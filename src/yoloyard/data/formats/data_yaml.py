@@ -98,7 +98,7 @@ def read_data_yaml(path: Path | str) -> DataSpec:
         raise UsageError(f"{path}: none of {', '.join(SPLITS)} says where images are")
     if keypoint_values:
         log.info(f"{path}: kpt_shape says that rows have keypoints: they are left out, the boxes are used")
-    names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())), root)
+    names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())))
     return DataSpec(path, names, splits, root, keypoint_values)
 
 
@@ -147,9 +147,9 @@ def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
     return tree, texts
 
 
-def _names(path: Path, names: Any, count: Any, entries: tuple[Entry, ...], root: Path) -> tuple[str, ...]:
+def _names(path: Path, names: Any, count: Any, entries: tuple[Entry, ...]) -> tuple[str, ...]:
     if not names:
-        names = _names_of_labels(path, entries, root)
+        names = _names_of_labels(path, entries)
     if isinstance(names, dict):
         if not all(str(key).isdecimal() for key in names):
             raise UsageError(f"{path}: the keys of names must be the class numbers 0, 1, 2 ...")
@@ -186,7 +186,7 @@ def _keypoint_values(path: Path, tree: dict[Any, Any]) -> int:
     return int(shape[0] * shape[1])
 
 
-def _names_of_labels(path: Path, entries: tuple[Entry, ...], root: Path) -> list[str]:
+def _names_of_labels(path: Path, entries: tuple[Entry, ...]) -> list[str]:
     """The classes that the files of all entries list, such as the categories of COCO JSONs."""
     names: dict[str, None] = {}
     for entry in entries:

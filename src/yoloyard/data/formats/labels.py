@@ -90,11 +90,11 @@ class SplitLabels:
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """An image of a data set that is written in another format."""
+    """An image that can be used, read from a data set or to be written in another format."""
 
-    name: str  # relative, with its suffix
+    name: str  # relative, with its suffix; as the file of the split says, else from the folder of the split's images
     size: tuple[int, int]  # height, width
-    boxes: np.ndarray  # float32 (k, 4) xyxy pixels
+    boxes: np.ndarray  # float (k, 4) xyxy pixels
     labels: np.ndarray  # int64 (k,)
     ignore: np.ndarray  # bool (k,)
     image_id: int
@@ -111,8 +111,11 @@ class LabelError(Exception):
 def clip(box: Sequence[float], size: tuple[int, int], said: Callable[[], str]) -> list[float]:
     """A box xyxy cut at the edges of an image of `size` (height, width).
 
-    Raises LabelError if it leaves the image beyond the tolerance; `said` is how the file writes it.
+    Raises LabelError if a side is negative, or if it leaves the image beyond the tolerance; `said` is how the file
+    writes it.
     """
+    if box[2] < box[0] or box[3] < box[1]:
+        raise LabelError("box without area", f"the size {box[2] - box[0]:g} {box[3] - box[1]:g} is negative")
     height, width = size
     sides = (width, height, width, height)
     for value, side in zip(box, sides, strict=True):

@@ -184,10 +184,7 @@ def find_label(stem: str, places: Places, known: dict[Path, dict[str, str]]) -> 
         for folder in folders:
             if folder not in known:
                 known[folder] = _label_files(folder)
-            found = known[folder].get(name)
-            if found is None and not name.isascii():
-                found = known[folder].get(composed(name))
-            if found is not None:
+            if found := known[folder].get(name) or known[folder].get(composed(name)):
                 return Path(folder, found)
     suffix, folders = places[0]
     return Path(folders[0], stem + suffix)

@@ -42,14 +42,13 @@ def parse_voc(path: Path, content: bytes, names: Sequence[str], size: tuple[int,
             raise LabelError("image size differs", what)
     except expat.ExpatError as error:
         result.refuse("label malformed", f"{path}:{error.lineno}", f"not valid XML ({expat.ErrorString(error.code)})")
-        return result
     except LabelError as error:
         result.refuse(error.kind, str(path), str(error))
-        return result
-    classes: dict[str, int] = {}
-    for label, name in enumerate(names):
-        classes.setdefault(composed(name.strip()), label)
-    result.take_rows(path, objects, lambda own: _parse_object(own, classes, size), "object")
+    else:
+        classes: dict[str, int] = {}
+        for label, name in enumerate(names):
+            classes.setdefault(composed(name.strip()), label)
+        result.take_rows(path, objects, lambda own: _parse_object(own, classes, size), "object")
     return result
 
 
@@ -156,8 +155,6 @@ def _parse_object(own: Fields, classes: dict[str, int], size: tuple[int, int]) -
         box = [min(x), min(y), max(x), max(y)]
     else:
         raise LabelError("label malformed", "the object has neither bndbox nor polygon")
-    if box[2] < box[0] or box[3] < box[1]:
-        raise LabelError("box without area", f"the size {box[2] - box[0]:g} {box[3] - box[1]:g} is negative")
     corners = clip(box, size, lambda: f"the box {' '.join(f'{value:g}' for value in box)}")
     return classes[composed(name)], is_set(own.get("difficult")), *corners
 

@@ -84,14 +84,14 @@ Entry = tuple[list[int], ImageFacts]  # of an image: its stamp, its facts
 
 def _read(file: Path) -> dict[bytes, Entry]:
     arrays, problems = map_arrays(file)
-    found: dict[bytes, Entry] = {}
     keys, stamps, sizes = arrays["paths"].tobytes().split(b"\0"), arrays["stamps"].tolist(), arrays["sizes"].tolist()
     digests, thumbnails = np.asarray(arrays["digests"]), np.asarray(arrays["thumbnails"])
     rows = zip(keys, stamps, sizes, digests, thumbnails, strict=True)
-    for position, (key, own, (height, width), digest, thumbnail) in enumerate(rows):
-        problem = problems.get(str(position))
-        found[key] = own, ImageFacts(height, width, digest.tobytes(), thumbnail, problem and Problem(*problem))
-    return found
+    found = {position: Problem(*problem) for position, problem in problems.items()}
+    return {
+        key: (own, ImageFacts(height, width, digest.tobytes(), thumbnail, found.get(str(position))))
+        for position, (key, own, (height, width), digest, thumbnail) in enumerate(rows)
+    }
 
 
 def _write(file: Path, entries: dict[bytes, Entry]) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from yoloyard.common.cores import map_in_threads
 from yoloyard.common.errors import UserError
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec
-from yoloyard.data.formats.labels import Labels
+from yoloyard.data.formats.labels import LabelledImage, Labels
 from yoloyard.data.formats.sources import SourceImage, Sources, find_sources
 from yoloyard.data.formats.table import label_suffixes
 from yoloyard.data.index.read import ReadSplit, read_sources
@@ -95,19 +95,20 @@ class Index:
     @classmethod
     def of(cls, split: ReadSplit, names: tuple[str, ...]) -> Index:
         """The index of what was read: the images that can be used, with all that is wrong."""
-        labels, none = [image.labels for image in split.images], Labels()
+        images = split.images.values()
+        boxes: list[LabelledImage | Labels] = [Labels(), *images]  # the first without a box: there may be no image
         return cls(
             names=names,
-            paths=Paths.of(image.path for image in split.images),
-            sizes=np.array([image.size for image in split.images], np.int32).reshape(-1, 2),
-            offsets=np.cumsum([0, *(len(each.labels) for each in labels)], dtype=np.int64),
-            boxes=np.concatenate([each.boxes for each in (none, *labels)]).astype(np.float32),
-            labels=np.concatenate([each.labels for each in (none, *labels)]),
-            ignore=np.concatenate([each.ignore for each in (none, *labels)]),
+            paths=Paths.of(split.images),
+            sizes=np.array([image.size for image in images], np.int32).reshape(-1, 2),
+            offsets=np.cumsum([0, *(len(each.labels) for each in images)], dtype=np.int64),
+            boxes=np.concatenate([each.boxes for each in boxes]).astype(np.float32),
+            labels=np.concatenate([each.labels for each in boxes]),
+            ignore=np.concatenate([each.ignore for each in boxes]),
             problems=tuple(split.problems),
-            source_ids=np.array([image.source_id for image in split.images], np.int64),
+            source_ids=np.array([image.image_id for image in images], np.int64),
             category_ids=np.array(split.category_ids, np.int64),
-            file_names=Texts.of(image.name for image in split.images),
+            file_names=Texts.of(image.name for image in images),
             skipped=split.skipped,
         )
 
@@ -233,18 +234,11 @@ def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) 
 def open_index(file: Path) -> Index:
     """Map an index that was saved. Raises OSError, ValueError, LookupError or TypeError if the file is damaged."""
     arrays, facts = map_arrays(file)
-    paths = Paths(arrays.pop("paths.text"), arrays.pop("paths.offsets"))
-    file_names = Texts(arrays.pop("file_names.text"), arrays.pop("file_names.offsets"))
-    problems = tuple(Problem(*parts) for parts in facts["problems"])
-    return Index(
-        tuple(facts["names"]),
-        paths,
-        problems=problems,
-        file_names=file_names,
-        file=file,
-        **arrays,
-        skipped=facts["skipped"],
-    )
+    parts: dict[str, Any] = {**arrays, **facts, "names": tuple(facts["names"])}
+    parts["problems"] = tuple(Problem(*each) for each in facts["problems"])
+    for name, kind in (("paths", Paths), ("file_names", Texts)):
+        parts[name] = kind(parts.pop(f"{name}.text"), parts.pop(f"{name}.offsets"))
+    return Index(file=file, **parts)
 
 
 def find_index(file: Path) -> Index | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec
-from yoloyard.data.formats.labels import Labels
+from yoloyard.data.formats.labels import LabelledImage, Labels
 from yoloyard.data.formats.sources import SourceImage, Sources
 from yoloyard.data.formats.table import parse_label_files
 from yoloyard.data.formats.yolo_txt import pose_problem
@@ -16,21 +16,10 @@ from yoloyard.data.index.image_facts import ImageFacts, examine
 
 
 @dataclass(frozen=True)
-class ReadImage:
-    """An image that can be used."""
-
-    path: Path
-    name: str  # as the file of the split says, else its path from the folder of the split's images
-    size: tuple[int, int]  # height, width
-    labels: Labels
-    source_id: int
-
-
-@dataclass(frozen=True)
 class ReadSplit:
     """What the files of a split say."""
 
-    images: list[ReadImage]
+    images: dict[Path, LabelledImage]  # those that can be used; `image_id` is the source's
     category_ids: list[int]  # of the classes
     problems: list[Problem]
     skipped: int  # images that the split names and that can't be used
@@ -79,12 +68,12 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
     if sets and not own and all(said.category_ids == sets[0].category_ids for said in sets):
         category_ids, numbers = sets[0].category_ids, [number for number in ids if isinstance(number, int)]
     is_coco = bool(numbers) and len(set(numbers)) == len(ids)
-    images: list[ReadImage] = []
+    images: dict[Path, LabelledImage] = {}
     for position, (path, image) in enumerate(facts.items()):
         problems += [image.problem] if image.problem else labels[path].problems
-        if not image.problem and labels[path].usable:
-            source_id = numbers[position] if is_coco else len(images)
-            images.append(ReadImage(path, names[path], (image.height, image.width), labels[path], source_id))
+        if not image.problem and (mine := labels[path]).usable:
+            source_id, size = numbers[position] if is_coco else len(images), (image.height, image.width)
+            images[path] = LabelledImage(names[path], size, mine.boxes, mine.labels, mine.ignore, source_id)
     missing = sum(problem.kind == "image missing" for problem in problems)
     skipped = len(names) - len(images) + missing + sum(said.images_left_out for said in sets)
     return ReadSplit(images, category_ids, problems, skipped)

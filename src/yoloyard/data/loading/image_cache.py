@@ -11,8 +11,7 @@ import math
 import os
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from yoloyard.common.cores import usable_cores
+from yoloyard.common.cores import map_in_threads, usable_cores
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole
 from yoloyard.data.index.index import Index
@@ -111,7 +110,11 @@ def cached_in_memory(index: Index, imgsz: int, shared: bool) -> AllImages:
     images.pixels = torch.empty(images.bytes, dtype=torch.uint8)
     if shared:
         images.pixels.share_memory_()
-    _in_threads(lambda position: load_resized(index, position, imgsz, True, images[position].reshape(-1)), len(index))
+
+    def fill(position: int) -> None:
+        load_resized(index, position, imgsz, True, images[position].reshape(-1))
+
+    map_in_threads(fill, range(len(index)), usable_cores(), at_once=1)
     return images
 
 
@@ -133,7 +136,7 @@ def cached_on_disk(index: Index, imgsz: int) -> DiskImages:
         # Written, not mapped: on a full disk a write is refused, while a mapped page ends the process.
         with temporary.open("wb") as file:
             file.truncate(images.bytes)
-            _in_threads(lambda position: fill(file.fileno(), position), len(index))
+            map_in_threads(partial(fill, file.fileno()), range(len(index)), usable_cores(), at_once=1)
 
     def fill(file: int, position: int) -> None:
         pixels, done = load_resized(index, position, imgsz, True).data.cast("B"), 0
@@ -146,12 +149,6 @@ def cached_on_disk(index: Index, imgsz: int) -> DiskImages:
             write_whole(path, write)
             images.map(path)
     return images
-
-
-def _in_threads(work: Callable[[int], object], count: int) -> None:
-    with ThreadPoolExecutor(usable_cores()) as threads:
-        for _ in threads.map(work, range(count)):
-            pass  # waits, and raises what a thread raised; the others' work is then dropped
 
 
 def load_resized(

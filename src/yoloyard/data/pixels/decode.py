@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 
 from yoloyard.common.errors import UserError
-from yoloyard.data.pixels.image_header import BMP, JPEG, Header, has_format, read_header, stored_upright, tiff_alpha
+from yoloyard.data.pixels import image_header
+from yoloyard.data.pixels.image_header import JPEG, Header, has_format
 
 # Names of the files that are looked for: formats that each OpenCV reads, and those that not every build of it has.
 IMAGE_SUFFIXES = frozenset((
@@ -52,10 +53,11 @@ def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
     Only rare formats are decoded. Raises UserError naming the file if it is missing, unreadable or cut off.
     """
     data, header = _opened(path, data)
-    if header.size_hw is None:
+    size = image_header.stored_size(data, header)
+    if size is None:
         height, width = _decode(path, data, header).shape[:2]
         return height, width
-    height, width = header.size_hw
+    height, width = size
     if height < 1 or width < 1:
         raise _unreadable(path, f"its header says {width}x{height} pixels")
     return (width, height) if header.orientation > 4 else (height, width)
@@ -70,7 +72,7 @@ def decode_thumbnail(path: Path, data: bytes, size: tuple[int, int], side: int) 
     if has_format(data, JPEG):
         grey = _stored(path, data, cv2.IMREAD_GRAYSCALE | _REDUCED[largest_reduction(min(size), side)])
     else:
-        grey = cv2.cvtColor(_decode(path, data, read_header(data)), cv2.COLOR_RGB2GRAY)
+        grey = cv2.cvtColor(_decode(path, data, image_header.read_header(data)), cv2.COLOR_RGB2GRAY)
     return cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
 
 
@@ -80,7 +82,7 @@ def _opened(path: Path, data: bytes | None = None) -> tuple[bytes, Header]:
         data = path.read_bytes() if data is None else data
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
-    header = read_header(data)
+    header = image_header.read_header(data)
     if header.problem:
         raise _unreadable(path, header.problem)
     return data, header
@@ -92,7 +94,7 @@ def _decode(path: Path, data: bytes, header: Header, reduction: int = 1) -> np.n
         return _turn(image if _GIVES_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB), header.orientation)
     page = header.tiff
     if page and header.orientation > 1:
-        data = stored_upright(data, page)
+        data = image_header.stored_upright(data, page)
     # This flag gives the pixels as stored. All else is done here, so that releases of OpenCV agree.
     image = _stored(path, data, cv2.IMREAD_UNCHANGED)
     if image.dtype not in (np.uint8, np.uint16):
@@ -100,8 +102,8 @@ def _decode(path: Path, data: bytes, header: Header, reduction: int = 1) -> np.n
     if image.dtype == np.uint16 and page and page.tags.valueof("PhotometricInterpretation") == 0:
         image = 65535 - image  # 0 means white; OpenCV does this for 8 bit only
     if image.ndim == 3 and image.shape[2] == 4:
-        alpha = tiff_alpha(page) if page else "straight"
-        if alpha == "none" or (has_format(data, BMP) and not image[..., 3].any()):
+        alpha = image_header.tiff_alpha(page) if page else "straight"
+        if alpha == "none" or (has_format(data, image_header.BMP) and not image[..., 3].any()):
             image = image[..., :3]  # a fourth byte that nobody filled
         elif alpha == "premultiplied":
             image = to_8_bits(image)

@@ -1,8 +1,9 @@
 """What the file of an image says before it is decoded: its size, how it must be turned, whether it is whole.
 
 Pillow reads JPEG, PNG, BMP and WebP, and tifffile reads TIFF; of any other format only a decoder knows something.
-Without decoding neither tells that a file is cut off, so those lines are ours. Pillow's classes are called directly:
-`Image.open` refuses large images. `data` is a whole file.
+Without decoding neither tells that a file is cut off, so those lines are ours, and so is the way to the orientation of
+JPEG and PNG: each image that is decoded takes it. Pillow's classes are called directly: `Image.open` refuses large
+images. `data` is a whole file.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ _SUFFIXES = {
 }  # fmt: skip
 
 CUT_OFF = "the file is cut off"
-_ORIENTATION_TAG = 274
+_ORIENTATION_TAG, _ORIENTATIONS = 274, range(1, 9)
 _COMMON_COMPRESSIONS = (1, 5, 8, 32773, 32946)  # of TIFFs: none, LZW, deflate, PackBits, deflate
 _NO_LINES = logging.NullHandler()  # tifffile tells of each odd tag; what matters is said here
-# Any marker after compressed pixels; 0xFF 0x00 and restarts belong to the pixels, and 0xFF may be repeated.
+# Any marker; 0xFF 0x00 and restarts belong to compressed pixels, and 0xFF may be repeated.
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 
 
@@ -42,7 +43,6 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 class Header:
     """What is known of an image without decoding it."""
 
-    size_hw: tuple[int, int] | None = None  # pixels as stored, not yet turned; None: only a decoder knows it
     orientation: int = 1  # 1 to 8, EXIF 2.32, tag 0x0112
     problem: str | None = None  # what is wrong with the file
     transparent_grey: int | None = None  # of a grey PNG: the decoded value that is wholly transparent
@@ -68,60 +68,63 @@ def read_header(data: bytes) -> Header:
     return next((read(data) for start, read in _READERS.items() if has_format(data, start)), Header())
 
 
+def stored_size(data: bytes, header: Header) -> tuple[int, int] | None:
+    """Height and width of the pixels as they are stored, not yet turned; None: only a decoder knows it."""
+    if page := header.tiff:
+        # Of other compressions a decoder must say whether it knows them.
+        return (page.imagelength, page.imagewidth) if page.compression in _COMMON_COMPRESSIONS else None
+    image = _opened(data)
+    return (image.height, image.width) if image else None
+
+
 def _jpeg(data: bytes) -> Header:
-    file = io.BytesIO(data)
-    image = _opened(JpegImageFile, file)
-    if image is None:
-        return Header(problem=f"{CUT_OFF}, or its header is damaged")
-    position = file.tell()  # Pillow stops where the compressed pixels begin
-    return Header(image.size[::-1], _orientation(image.info.get("exif")), _jpeg_problem(data, position))
-
-
-def _jpeg_problem(data: bytes, position: int) -> str | None:
-    """Follow the compressed pixels from marker to marker up to the end marker (ITU-T T.81, annex B)."""
+    """Go from marker to marker, among the compressed pixels too, up to the end marker (ITU-T T.81, annex B)."""
+    position, exif, is_header = 2, b"", True
     while found := _JPEG_MARKER.search(data, position):
-        marker = data[found.start() + 1]
+        marker, position = data[found.start() + 1], found.end()
+        if is_header and (marker < 0xC0 or marker == 0xD9):
+            break
         if marker == 0xD9:
-            return None
-        if not 0xC4 <= marker <= 0xFE:
-            return f"it is damaged: no JPEG has a marker {marker:02x} among its pixels"
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return f"{CUT_OFF} (no end marker)"
+            return Header(_orientation(exif))
+        if not is_header and marker < 0xC4:
+            return Header(problem=f"it is damaged: no JPEG has a marker {marker:02x} among its pixels")
+        length = int.from_bytes(data[position : position + 2], "big")
+        if is_header and marker == 0xE1 and data.startswith(b"Exif\0\0", position + 2):
+            exif += data[position + 8 : position + length]
+        is_header &= marker != 0xDA  # start of scan
+        position += length
+    return Header(problem=f"{CUT_OFF}, or its header is damaged" if is_header else f"{CUT_OFF} (no end marker)")
 
 
 def _png(data: bytes) -> Header:
-    image = _opened(PngImageFile, io.BytesIO(data))
-    chunks: dict[bytes, bytes] = {}  # the first of each name; an eXIf may follow the pixels, where Pillow stops
+    chunks: dict[bytes, bytes] = {}  # the first of each name; an eXIf may follow the pixels
     position = 8
     while len(name := data[position + 4 : position + 8]) == 4:
         length = int.from_bytes(data[position : position + 4], "big")
         if name in (b"eXIf", b"tRNS", b"IEND"):
             chunks.setdefault(name, data[position + 8 : position + 8 + length])
         position += 12 + length
-    exif = chunks.get(b"eXIf")
     problem = None if b"IEND" in chunks else f"{CUT_OFF} (no end marker)"
     transparent = None
     if b"tRNS" in chunks and data[25] == 0:  # grey; releases of Pillow differ in this value
         depth, transparent = data[24], int.from_bytes(chunks[b"tRNS"][:2], "big")
         transparent = transparent * 255 // (2**depth - 1) if depth < 8 else transparent
-    return Header(image.size[::-1] if image else None, _orientation(exif), problem, transparent)
+    return Header(_orientation(chunks.get(b"eXIf")), problem, transparent)
 
 
 def _bmp(data: bytes) -> Header:
-    image = _opened(BmpImageFile, io.BytesIO(data))
-    if image is None:
-        return Header()
-    codec, _, offset, arguments = image.tile[0]
-    # Bytes of a row, and how many of them; other rows are packed.
-    needed = offset + arguments[1] * image.height if codec == "raw" and isinstance(arguments, tuple) else 0
-    return Header(image.size[::-1], problem=_shortage(data, needed))
+    image, needed = _opened(data), 0
+    if image is not None:
+        codec, _, offset, arguments = image.tile[0]
+        if codec == "raw" and isinstance(arguments, tuple):  # other rows are packed
+            needed = offset + arguments[1] * image.height
+    return Header(problem=_shortage(data, needed))
 
 
 def _webp(data: bytes) -> Header:
     needed = int.from_bytes(data[4:8], "little") + 7  # a last byte of padding is left out by some writers
-    image = _opened(WebPImageFile, io.BytesIO(data))
-    size, exif = (image.size[::-1], image.info.get("exif")) if image else (None, None)
-    return Header(size, _orientation(exif), _shortage(data, needed))
+    image = _opened(data)
+    return Header(_orientation(image.info.get("exif") if image else None), _shortage(data, needed))
 
 
 def _tiff(data: bytes) -> Header:
@@ -145,10 +148,9 @@ def _tiff(data: bytes) -> Header:
     if page is None or not page.tags:
         return Header(problem=f"{CUT_OFF} (its directory lies beyond the end)")
     needed = max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=False)), default=0)
-    # Of other compressions a decoder must say whether it knows them.
-    size = (page.imagelength, page.imagewidth) if page.compression in _COMMON_COMPRESSIONS else None
+    orientation = page.tags.valueof(_ORIENTATION_TAG)
     problem = _tiff_refusal(page) or _shortage(data, needed)
-    return Header(size, _valid(page.tags.valueof(_ORIENTATION_TAG)), problem, tiff=page)
+    return Header(orientation if orientation in _ORIENTATIONS else 1, problem, tiff=page)
 
 
 def _tiff_refusal(page: TiffPage) -> str | None:
@@ -184,9 +186,9 @@ def stored_upright(data: bytes, page: TiffPage) -> bytes:
     return data[: tag.valueoffset] + one + data[tag.valueoffset + len(one) :]
 
 
-def _opened(kind: type[ImageFile], file: io.BytesIO) -> ImageFile | None:
+def _opened(data: bytes) -> ImageFile | None:
     try:
-        return kind(file)
+        return next((kind(io.BytesIO(data)) for start, kind in _KINDS.items() if has_format(data, start)), None)
     except (OSError, SyntaxError, ValueError):
         return None
 
@@ -199,12 +201,9 @@ def _orientation(block: bytes | None) -> int:
     for entry in range(start, start + 12 * int.from_bytes(block[start - 2 : start], order), 12):
         tag, kind = (int.from_bytes(block[at : at + 2], order) for at in (entry, entry + 2))
         if tag == _ORIENTATION_TAG and kind in _INTEGER_BYTES:
-            return _valid(int.from_bytes(block[entry + 8 : entry + 8 + _INTEGER_BYTES[kind]], order))
+            value = int.from_bytes(block[entry + 8 : entry + 8 + _INTEGER_BYTES[kind]], order)
+            return value if value in _ORIENTATIONS else 1
     return 1
-
-
-def _valid(orientation: object) -> int:
-    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def _shortage(data: bytes, needed: int) -> str | None:
@@ -212,4 +211,5 @@ def _shortage(data: bytes, needed: int) -> str | None:
 
 
 _INTEGER_BYTES = {1: 1, 3: 2, 4: 4}  # of the types BYTE, SHORT and LONG
+_KINDS: dict[bytes, type[ImageFile]] = {JPEG: JpegImageFile, PNG: PngImageFile, BMP: BmpImageFile, WEBP: WebPImageFile}
 _READERS: dict[bytes, Callable[[bytes], Header]] = {JPEG: _jpeg, PNG: _png, BMP: _bmp, WEBP: _webp, TIFF: _tiff}

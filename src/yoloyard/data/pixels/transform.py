@@ -84,7 +84,8 @@ class Transform:
             try:
                 result = self._call(sample, seed)
             except (Exception, SystemExit) as error:
-                place = user_line(error, None if self.is_pipeline else _source_file(self._function))
+                code = getattr(self._function, "__code__", getattr(type(self._function).__call__, "__code__", None))
+                place = user_line(error, None if self.is_pipeline or code is None else code.co_filename)
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 raise self._wrong(path, f"{place}: {reason}" if place else reason) from error
         try:
@@ -128,12 +129,6 @@ def restore(folder: Path, facts: Mapping[str, Any]) -> Transform:
         except Exception as error:  # whatever the package thinks of it
             raise UsageError(f"{path} gives no pipeline ({error}); {again}") from error
     raise UsageError(f"this run was trained with a transform that is not kept in its folder; {again}")
-
-
-def _source_file(function: Any) -> str | None:
-    """The file with the code of a function or of an object's `__call__`."""
-    code = getattr(function, "__code__", None) or getattr(type(function).__call__, "__code__", None)
-    return code.co_filename if code else None
 
 
 def _is_a(thing: Any, name: str) -> bool:

@@ -72,8 +72,7 @@ def _ranks(found: Found, num_classes: int) -> np.ndarray:
     """How many boxes of its image and class stand before each found box, int64 (N,)."""
     group = found.images * num_classes + found.labels
     order = np.argsort(group, kind="stable")
-    is_rank_0 = np.append(True, np.diff(group[order]) != 0)[: len(order)]
-    first = np.maximum.accumulate(np.where(is_rank_0, np.arange(len(order)), 0))
+    counts = np.unique(group, return_counts=True)[1]
     ranks = np.empty(len(order), np.int64)
-    ranks[order] = np.arange(len(order)) - first
+    ranks[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     return ranks

@@ -68,7 +68,7 @@ def choose_showing(found: Found, truth: Truth, pairs: Pairs, num_classes: int) -
     neighbours = _neighbours(found, sure, min(IOUS))
     peaks: list[tuple[float, Showing]] = []
     for iou in IOUS:
-        kept = _kept(found, sure, neighbours, iou)
+        kept = _kept(sure, neighbours, iou)
         matched, ignored = match_boxes(found, truth, pairs.where(kept[pairs.found]))
         measured = curves(found, truth, matched, ignored | ~kept, num_classes)
         f1 = np.where(measured.confidences >= MIN_CONF, mean_over_classes(measured.f1), 0)
@@ -83,7 +83,7 @@ def choose_showing(found: Found, truth: Truth, pairs: Pairs, num_classes: int) -
 def shown_rows(found: Found, showing: Showing) -> np.ndarray:
     """Which found boxes are shown, bool (N,)."""
     sure = found.scores > showing.conf
-    return _kept(found, sure, _neighbours(found, sure, showing.iou), showing.iou)
+    return _kept(sure, _neighbours(found, sure, showing.iou), showing.iou)
 
 
 def shown(found: Detections, showing: Showing) -> Detections:
@@ -105,7 +105,7 @@ def _neighbours(found: Found, sure: np.ndarray, iou: float) -> Pairs:
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _kept(found: Found, sure: np.ndarray, neighbours: Pairs, iou: float) -> np.ndarray:
+def _kept(sure: np.ndarray, neighbours: Pairs, iou: float) -> np.ndarray:
     """Which sure boxes greedy suppression keeps, bool (N,): the fixpoint of `nms` over all images at once."""
     near = neighbours.where(neighbours.overlaps > iou)
     kept = sure

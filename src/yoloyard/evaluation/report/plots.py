@@ -257,8 +257,7 @@ def _density(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str) -> Figure
     counts, _, _ = np.histogram2d(np.clip(x, 0, 1), np.clip(y, 0, 1), bins=50, range=((0, 1), (0, 1)))
     there, norm = np.where(counts > 0, counts, np.nan), LogNorm(1, max(counts.max(), 2))
     colours = LinearSegmentedColormap.from_list("density", ["#56b4e966", "#0072b2ff"])
-    look: dict[str, Any] = {"cmap": colours, "norm": norm, "interpolation": "nearest"}
-    axes.imshow(there.T, origin="lower", extent=(0, 1, 0, 1), aspect="auto", **look)
+    axes.imshow(there.T, colours, norm, aspect="auto", interpolation="nearest", origin="lower", extent=(0, 1, 0, 1))
     axes.set(xlabel=x_label, ylabel=y_label)
     return figure
 
