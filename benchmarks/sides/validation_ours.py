@@ -38,11 +38,11 @@ def main() -> None:
     save_weights(imported, *read_checkpoint(arguments.weights))
     detector, _ = load_model(imported)
     device = torch.device("cpu")
-    reuse_memory(device)  # as `yoloyard val` does
     if arguments.precision == "default":
         precision = choose_precision(device, amp=True)
     else:
         precision = precision_named(device, arguments.precision)
+    reuse_memory(precision)  # as `yoloyard val` does
     settings = with_overrides(EvaluationConfig(), {"conf": 0.001, "iou": 0.7, "max_det": 300})
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     while turns.wait():
