@@ -13,6 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, scaled_dot_product_attention
 
 Activation = Callable[[], nn.Module]
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")  # of torch's modules
+
+
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Does `module` compute just what its class, one of `kinds`, says? Not with hooks or weights made by a function."""
+    return type(module) in kinds and not any(getattr(module, hooks) for hooks in HOOKS)
 
 
 class Conv(nn.Module):
