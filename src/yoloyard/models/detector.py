@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class Detector(nn.Module):
     """
 
     head: Head
+    project: ClassVar[str]  # that published the family, as its weight files name the project
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -77,6 +77,8 @@ class PyramidDetector(Detector):
     of `AnchorFreeHead`.
     """
 
+    project = "ultralytics"
+
     def __init__(
         self,
         scale: Scale,

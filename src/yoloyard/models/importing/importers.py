@@ -4,6 +4,7 @@ Only here are other projects' layer numbers and parameter names known: `model.<n
 block's place in the published table (`Detector.blocks`) and `PUBLISHED_NAMES` says how the inner names differ.
 """
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from yoloyard.common.errors import UserError, printable
+from yoloyard.config import recipes
 from yoloyard.models import registry
 from yoloyard.models.blocks import C2PSA, C3, SPPF, A2C2f, AreaBlock, Attention, Bottleneck, Conv, PSABlock, SplitStack
 from yoloyard.models.detector import Detector
@@ -30,7 +32,6 @@ PUBLISHED_NAMES: dict[tuple[type[nn.Module], ...], dict[str, str]] = {
 BN_EPS = 1e-3  # of every family
 MAX_IMAGE_PIXELS = 8192  # of a side
 LICENCE = "AGPL-3.0"  # of yolov5 and ultralytics and the weights that they publish
-YOLOV5_IOU = 0.6  # its published suppression for validation
 MAX_MODULE_DEPTH = 30
 MAX_MODULES = 5_000  # of a network; a damaged file may hold itself
 
@@ -60,8 +61,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     fused = "model.0.conv.bias" in tensors
     name, arguments, detector = _recognise(tensors, modules, fused, path)
     state = _read_state(checkpoint, tensors, detector, fused)
-    is_yolov5 = name.startswith("yolov5")
-    imgsz = as_mapping(content.get("opt" if is_yolov5 else "train_args")).get("imgsz")
+    imgsz = as_mapping(content.get("train_args", content.get("opt"))).get("imgsz")  # as newer and older projects say
     known_size = type(imgsz) is int and 32 <= imgsz <= MAX_IMAGE_PIXELS
     licence = content.get("license")
     metadata = {
@@ -71,10 +71,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "channels": arguments["channels"],
         "imgsz": imgsz if known_size else 20 * max(detector.strides),
         "licence": printable(licence) if licence and isinstance(licence, str) else LICENCE,
-        "versions": {"yolov5" if is_yolov5 else "ultralytics": printable(str(content.get("version", "unknown")))},
+        "versions": {detector.project: printable(str(content.get("version", "unknown")))},
     }
-    if is_yolov5:
-        metadata["evaluation"] = {"iou": YOLOV5_IOU}
+    if iou := recipes.published(name, detector.head.criterion).get("iou"):
+        metadata["evaluation"] = {"iou": iou}
     if fused:
         metadata["fused"] = True
     return state, metadata
@@ -145,11 +145,11 @@ def _recognise(
     """The model whose names and shapes are exactly the file's, its arguments, and it itself on the meta device."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     arguments = _arguments(shapes)
-    for name in registry.names() if arguments else ():
-        if name.startswith("yolov5") == ("class_width" in arguments):
+    for name, build in registry.BUILDERS.items() if arguments else ():
+        if not arguments.keys() <= signature(build).parameters.keys():
             continue
         with torch.device("meta"):
-            detector = registry.build(name, **arguments)
+            detector = build(**arguments)
         if _published_shapes(detector, fused) == shapes:
             return name, arguments | _check_modules(detector, modules, fused, path), detector
     raise UserError(
