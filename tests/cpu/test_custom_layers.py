@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from yoloyard import cpu
+from yoloyard.common.device import Precision
 from yoloyard.cpu.silu import ConvolutionSiLU, join_batch_norm_and_silu, join_convolutions_and_silu
 from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Detector
@@ -172,3 +174,17 @@ def test_a_fused_and_joined_copy_computes_the_same(case: tuple[Small, bool]) -> 
     assert isinstance(fused.second.conv, ConvolutionSiLU) == is_joined
     with torch.inference_mode():
         torch.testing.assert_close(fused(x), plain.eval()(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_joined_copy_computes_in_the_precision_of_its_run() -> None:
+    torch.manual_seed(0)
+    plain, x = Small().eval(), torch.randn(2, 4, 9, 9)
+    fused = plain.fused()
+    cpu.prepare_evaluation(fused, Precision("cpu", torch.bfloat16))
+    assert isinstance(fused.second.conv, ConvolutionSiLU)
+    with torch.inference_mode():
+        expected = plain(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = fused(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.03, atol=0.03)

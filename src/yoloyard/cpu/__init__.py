@@ -49,7 +49,7 @@ def prepare_training(
 def prepare_evaluation(fused: nn.Module, precision: Precision) -> None:
     """Change `fused`, the copy of a network for evaluation, in place where its run has CPU paths."""
     if precision.has_cpu_paths:
-        join_convolutions_and_silu(fused)
+        join_convolutions_and_silu(fused, precision.dtype)
 
 
 @contextmanager

@@ -80,31 +80,27 @@ class _BatchNormSiLU(torch.autograd.Function):
         return *gradients, None
 
 
-def join_convolutions_and_silu(fused: nn.Module) -> None:
-    """Join both in the `Conv` blocks of `fused` whose normalisation is folded; `fused` is not trained.
+def join_convolutions_and_silu(fused: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Join both, to compute in `dtype`, in the `Conv` blocks of `fused` whose normalisation is folded.
 
-    oneDNN pads with zeros alone, by a number of cells.
+    `fused` is not trained any more. oneDNN pads with zeros alone, by a number of cells.
     """
     for block in fused.modules() if HAS_SWISH else ():
         if type(block) is Conv and is_plain(block.bn, nn.Identity) and is_plain(block.activation, nn.SiLU):
             conv = block.conv
             if is_plain(conv, nn.Conv2d) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
-                block.conv, block.activation = ConvolutionSiLU(conv), nn.Identity()  # type: ignore[assignment]
+                block.conv, block.activation = ConvolutionSiLU(conv.to(dtype)), nn.Identity()  # type: ignore[assignment]
 
 
 class ConvolutionSiLU(nn.Module):
-    """A convolution with its SiLU, in the precision of autocast or of the input."""
+    """A convolution with its SiLU, in the precision of its weight."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
-        self._of: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}  # weight and bias
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if dtype not in self._of:
-            bias = None if self.conv.bias is None else self.conv.bias.to(dtype)
-            self._of[dtype] = self.conv.weight.to(dtype), bias
-        where = (self.conv.padding, self.conv.stride, self.conv.dilation, self.conv.groups)
+        conv = self.conv
+        where = (conv.padding, conv.stride, conv.dilation, conv.groups)
         swish = torch.ops.mkldnn._convolution_pointwise
-        return swish(x.to(dtype), *self._of[dtype], *where, "swish", [], "")
+        return swish(x.to(conv.weight.dtype), conv.weight, conv.bias, *where, "swish", [], "")

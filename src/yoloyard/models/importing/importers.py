@@ -90,18 +90,13 @@ def _read_state(
         absorbed = fused and norm
         numbers = checkpoint.read(tensors[f"{norm}.conv.bias" if absorbed else published_name])
         numbers = numbers.float() if numbers.is_floating_point() else numbers
-        state[own_name] = _unit_normalisation(numbers, part) if absorbed else numbers
+        if absorbed:  # a normalisation that adds this bias and changes nothing else
+            unit = nn.BatchNorm2d(len(numbers)).state_dict()
+            numbers = (unit | {"bias": numbers, "weight": torch.full_like(numbers, (1 + BN_EPS) ** 0.5)})[part]
+        state[own_name] = numbers
     if "head.anchors" in state:  # files count them in cells
         state["head.anchors"] *= torch.tensor(detector.strides).view(-1, 1, 1)
     return state
-
-
-def _unit_normalisation(bias: Tensor, part: str) -> Tensor:
-    """A part of a batch normalisation that adds `bias` (channels,) and changes nothing else."""
-    values = {"weight": (1 + BN_EPS) ** 0.5, "running_mean": 0.0, "running_var": 1.0}
-    if part == "num_batches_tracked":
-        return torch.zeros((), dtype=torch.int64)
-    return bias if part == "bias" else torch.full_like(bias, values[part])
 
 
 def published_names(detector: Detector) -> dict[str, str]:
@@ -154,7 +149,7 @@ def _recognise(
             return name, arguments | _check_modules(detector, modules, fused, path), detector
     raise UserError(
         f"{path} holds a network that can't be imported: the names and shapes of its {len(tensors)} tensors are those "
-        f"of none of {', '.join(registry.names())}."
+        f"of none of {', '.join(registry.BUILDERS)}."
     )
 
 
