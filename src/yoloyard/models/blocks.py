@@ -227,13 +227,24 @@ class Attention(nn.Module):
 
 
 class PSABlock(nn.Module):
-    """Attention, then two 1x1 convolutions through twice the width, each added to its input. Source: YOLOv10 (2024)."""
+    """`attention`, then two 1x1 convolutions through `expansion` times the width, each added to its input.
 
-    def __init__(self, channels: int, heads: int, activation: Activation = nn.SiLU) -> None:
+    Without `attention` it is one over the whole map with so many `heads`. Source: YOLOv10 (2024).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        activation: Activation = nn.SiLU,
+        expansion: float = 2.0,
+        attention: Attention | None = None,
+    ) -> None:
         super().__init__()
-        self.attention = Attention(channels, heads)
+        hidden = int(channels * expansion)
+        self.attention = Attention(channels, heads) if attention is None else attention
         self.feed_forward = nn.Sequential(
-            Conv(channels, 2 * channels, activation=activation), Conv(2 * channels, channels, activation=nn.Identity)
+            Conv(channels, hidden, activation=activation), Conv(hidden, channels, activation=nn.Identity)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -270,28 +281,16 @@ class AreaAttention(Attention):
         super().__init__(channels, heads, areas, key_share=1, position_kernel=7)
 
 
-class AreaBlock(nn.Module):
-    """Area attention, then two 1x1 convolutions through `expansion` times the width, each added to its input.
-
-    Its convolutions begin with small normal weights. Source: YOLOv12 (2025).
-    """
+class AreaBlock(PSABlock):
+    """A `PSABlock` with area attention, whose convolutions begin with small normal weights. Source: YOLOv12 (2025)."""
 
     def __init__(
         self, channels: int, heads: int, areas: int, expansion: float, activation: Activation = nn.SiLU
     ) -> None:
-        super().__init__()
-        hidden = int(channels * expansion)
-        self.attention = AreaAttention(channels, heads, areas)
-        self.feed_forward = nn.Sequential(
-            Conv(channels, hidden, activation=activation), Conv(hidden, channels, activation=nn.Identity)
-        )
+        super().__init__(channels, heads, activation, expansion, AreaAttention(channels, heads, areas))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(x)
-        return x + self.feed_forward(x)
 
 
 class A2C2f(nn.Module):

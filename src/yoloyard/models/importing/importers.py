@@ -84,9 +84,9 @@ def _read_state(
     checkpoint: Checkpoint, tensors: dict[str, TensorView], detector: Detector, fused: bool
 ) -> dict[str, Tensor]:
     """The tensors of the file as the detector's own state, in float32."""
-    state = {}
-    for own_name, published_name in published_names(detector).items():
-        norm, _, part = published_name.rpartition(".bn.")
+    state, names = {}, published_names(detector)
+    for own_name in detector.state_dict():
+        norm, _, part = (published_name := names[own_name]).rpartition(".bn.")
         absorbed = fused and norm
         numbers = checkpoint.read(tensors[f"{norm}.conv.bias" if absorbed else published_name])
         numbers = numbers.float() if numbers.is_floating_point() else numbers
@@ -100,13 +100,7 @@ def _read_state(
 
 
 def published_names(detector: Detector) -> dict[str, str]:
-    """For every entry of the detector's state its name in files of the project that published the family."""
-    names = _all_published_names(detector)
-    return {name: names[name] for name in detector.state_dict()}
-
-
-def _all_published_names(detector: Detector) -> dict[str, str]:
-    """For every module of the detector's blocks and every entry of their state its published name."""
+    """For all modules of the detector's blocks, and all of its state, the names in files of the family's project."""
     own_names = {id(module): name for name, module in detector.named_modules()}
     blocks = enumerate(detector.blocks)
     names = {own_names[id(block)]: f"model.{number}" for number, block in blocks if block is not None}
@@ -169,10 +163,10 @@ def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 def _published_shapes(detector: Detector, fused: bool) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a file of this detector holds; fused, with biases for normalisations."""
-    state = detector.state_dict()
+    names = published_names(detector)
     shapes = {
-        name.replace("bn.bias", "conv.bias") if fused else name: tuple(state[own].shape)
-        for own, name in published_names(detector).items()
+        names[own].replace("bn.bias", "conv.bias") if fused else names[own]: tuple(tensor.shape)
+        for own, tensor in detector.state_dict().items()
     }
     return {name: shape for name, shape in shapes.items() if not (fused and ".bn." in name)}
 
@@ -183,7 +177,7 @@ def _check_modules(detector: Detector, modules: dict[str, Inert], fused: bool, p
     Raises UserError where the file's network computes something else with the same tensors.
     """
     arguments: dict[str, Any] = {}
-    published = _all_published_names(detector)
+    published = published_names(detector)
     convolutions = [(name, module) for name, module in detector.named_modules() if isinstance(module, Conv)]
     for name, module in convolutions:
         activation = modules.get(f"{published[name]}.act", Inert()).path.rpartition(".")[2]
