@@ -7,6 +7,7 @@ activation is a constructor argument of each block, a function that makes a modu
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -165,11 +166,8 @@ class C3k2(SplitStack):
         activation: Activation = nn.SiLU,
     ) -> None:
         hidden = int(out_channels * expansion)
-        blocks: list[nn.Module]
-        if c3k:
-            blocks = [C3k(hidden, hidden, activation) for _ in range(repeats)]
-        else:
-            blocks = [Bottleneck(hidden, hidden, hidden // 2, activation=activation) for _ in range(repeats)]
+        make = partial(C3k, hidden, hidden) if c3k else partial(Bottleneck, hidden, hidden, hidden // 2)
+        blocks = [make(activation=activation) for _ in range(repeats)]
         super().__init__(in_channels, out_channels, hidden, blocks, activation)
 
 
@@ -313,14 +311,13 @@ class A2C2f(nn.Module):
         super().__init__()
         hidden = out_channels // 2
         self.conv_in = Conv(in_channels, hidden, activation=activation)
-        stages: list[nn.Module] = []
-        for _ in range(repeats):
+
+        def stage() -> nn.Module:
             if areas is None:
-                stages.append(C3k(hidden, hidden, activation))
-            else:
-                pair = (AreaBlock(hidden, hidden // 32, areas, expansion, activation) for _ in range(2))
-                stages.append(nn.Sequential(*pair))
-        self.blocks = nn.ModuleList(stages)
+                return C3k(hidden, hidden, activation)
+            return nn.Sequential(*(AreaBlock(hidden, hidden // 32, areas, expansion, activation) for _ in range(2)))
+
+        self.blocks = nn.ModuleList(stage() for _ in range(repeats))
         self.conv_out = Conv((1 + repeats) * hidden, out_channels, activation=activation)
         self.gamma = nn.Parameter(torch.full((out_channels,), 0.01)) if residual else None
 
