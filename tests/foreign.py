@@ -14,15 +14,14 @@ Options = type("Options", (), {"__module__": PACKAGE})
 
 def published_network(detector: Detector, sppf_activation: bool = True) -> nn.Module:
     """The detector as the other project would have built it: its tensors in modules nested by their published names."""
-    network = Part()
-    for own, published in published_names(detector).items():
-        *path, name = published.split(".")
+    network, names = Part(), published_names(detector)
+    for own, tensor in detector.state_dict().items():
+        *path, name = names[own].split(".")
         module: nn.Module = network
         for step in path:
             if step not in module._modules:
                 module.add_module(step, Part())
             module = module.get_submodule(step)
-        tensor = detector.state_dict()[own]
         if name == "anchors":  # such files count them in cells
             tensor = tensor / torch.tensor(detector.strides).view(-1, 1, 1)
         if name.startswith(("running", "num", "anchors")):
@@ -30,7 +29,7 @@ def published_network(detector: Detector, sppf_activation: bool = True) -> nn.Mo
         else:
             module.register_parameter(name, nn.Parameter(tensor))
     own_modules = dict(detector.named_modules())
-    for own, published in published_names(detector).items():
+    for own, published in names.items():
         if published.endswith("bn.weight"):
             conv = own_modules[own.removesuffix(".bn.weight")]
             place = network.get_submodule(published.removesuffix(".bn.weight"))

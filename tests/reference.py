@@ -95,7 +95,7 @@ def formula_state_dict(detector: Detector) -> dict[str, Tensor]:
     """The formula's weights under the names of our `detector`, for `load_state_dict`."""
     names = published_names(detector)
     weights = formula_weights({names[own]: tensor.shape for own, tensor in detector.state_dict().items()})
-    state = {own: torch.from_numpy(weights[published]) for own, published in names.items()}
+    state = {own: torch.from_numpy(weights[names[own]]) for own in detector.state_dict()}
     return {own: torch.from_numpy(anchor_pixels(len(t))) if own.endswith("anchors") else t for own, t in state.items()}
 
 

@@ -19,7 +19,6 @@ from yoloyard import cpu
 from yoloyard.common.device import Precision
 from yoloyard.common.structures import images_to_float
 from yoloyard.config.settings import TrainConfig
-from yoloyard.cpu.memory import reuse_memory
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import load_index
 from yoloyard.data.loading.loader import make_train_loader
@@ -54,8 +53,6 @@ def make_steps(data: Path, precision: Precision, bare: bool, imgsz: int = 640) -
     index = load_index(read_data_yaml(data), "train")
     loader = make_train_loader(index, config)
     batches = chain.from_iterable(loader.epoch(epoch) for epoch in range(100))
-    device = torch.device("cpu")
-    reuse_memory(device)
     detector = registry.build("yolo11n", num_classes=80).train()
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion, gains = build_criterion(detector.head, config)

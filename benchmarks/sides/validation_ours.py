@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from turns import Turns
 
-from yoloyard.common.device import choose_precision, images_at_once, precision_named
+from yoloyard.common.device import choose_precision, images_at_once
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import EvaluationConfig
 from yoloyard.cpu.memory import reuse_memory
@@ -38,11 +38,8 @@ def main() -> None:
     save_weights(imported, *read_checkpoint(arguments.weights))
     detector, _ = load_model(imported)
     device = torch.device("cpu")
-    reuse_memory(device)  # as `yoloyard val` does
-    if arguments.precision == "default":
-        precision = choose_precision(device, amp=True)
-    else:
-        precision = precision_named(device, arguments.precision)
+    precision = choose_precision(device, amp=arguments.precision != "float32")
+    reuse_memory(precision)  # as `yoloyard val` does
     settings = with_overrides(EvaluationConfig(), {"conf": 0.001, "iou": 0.7, "max_det": 300})
     detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     while turns.wait():

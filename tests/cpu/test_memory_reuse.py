@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from yoloyard import cpu
+from yoloyard.common.device import Precision
 from yoloyard.cpu import memory
 from yoloyard.cpu.memory import give_memory_back, reuse_memory
 
@@ -16,6 +18,7 @@ from yoloyard.cpu.memory import give_memory_back, reuse_memory
 SCRIPT = """
 import ctypes, json
 import torch
+from yoloyard.common.device import Precision
 from yoloyard.cpu.memory import reuse_memory
 
 NAMES = ("arena", "ordblks", "smblks", "hblks", "mapped", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
@@ -25,7 +28,7 @@ class Counts(ctypes.Structure):
 
 glibc = ctypes.CDLL(None)
 glibc.mallinfo2.restype = Counts
-reuse_memory(torch.device("cpu"))
+reuse_memory(Precision("cpu", torch.float32))
 counts = [glibc.mallinfo2()]
 tensors = [torch.empty(10 * 2**20) for _ in range(5)]  # 40 MB each
 counts.append(glibc.mallinfo2())
@@ -62,21 +65,49 @@ class Glibc:
         self.calls.append(("malloc_trim", *arguments))
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """What has been asked of the C library, which here is a glibc."""
+    monkeypatch.setattr(Glibc, "calls", [], raising=False)
+    monkeypatch.setattr(memory, "ctypes", SimpleNamespace(CDLL=Glibc))
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    return Glibc.calls
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_training_gives_memory_back_after_its_second_batch_alone(
+    num_processes: int, asked: list[tuple[object, ...]]
+) -> None:
+    precision = Precision("cpu", torch.float32)
+    around_step = cpu.prepare_training(torch.nn.Linear(2, 2), lambda *_: {}, precision, num_processes)
+    given_back = []
+    for _ in range(4):
+        with around_step():
+            pass
+        given_back.append(asked.count(("malloc_trim", 0)))
+    assert given_back == [0, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
-    ("place", "library", "expected"),
+    ("place", "path", "library", "expected"),
     [
-        ("cpu", "glibc", [("mallopt", -1, -1), ("mallopt", -4, 0), ("malloc_trim", 0)]),
-        ("cpu", "musl", []),
-        ("cuda", "glibc", []),
-        ("meta", "glibc", []),
+        ("cpu", "auto", "glibc", [("mallopt", -1, -1), ("mallopt", -4, 0), ("malloc_trim", 0)]),
+        ("cpu", "auto", "musl", []),
+        ("cpu", "accelerator", "glibc", []),
+        ("cuda", "auto", "glibc", []),
+        ("meta", "auto", "glibc", []),
     ],
 )
 def test_only_glibc_is_asked_and_only_for_a_cpu(
-    place: str, library: str, expected: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+    place: str,
+    path: str,
+    library: str,
+    expected: list[tuple[object, ...]],
+    asked: list[tuple[object, ...]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Glibc, "calls", [], raising=False)
-    monkeypatch.setattr(memory, "ctypes", SimpleNamespace(CDLL=Glibc))
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: (library, "2.36"))
-    reuse_memory(torch.device(place))
-    give_memory_back(torch.device(place))
-    assert Glibc.calls == expected
+    precision = Precision(place, torch.float32, path)
+    reuse_memory(precision)
+    give_memory_back(precision)
+    assert asked == expected

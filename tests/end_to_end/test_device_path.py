@@ -40,6 +40,7 @@ OWN_PATHS = (  # of a CPU
     "cpu.silu.batch_norm_silu",
     "cpu.silu.ConvolutionSiLU",
     "cpu.early_gradients",
+    "cpu.memory.glibc",
 )
 OWN = ["--imgsz", 64, "--batch", 4, "--no-amp", "--no-tensorboard", "--device", "cpu"]
 

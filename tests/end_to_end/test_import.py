@@ -51,6 +51,14 @@ def test_an_imported_file_is_as_good_as_the_original(checkpoint: Path, data: Pat
     assert yoloyard("predict", "--weights", checkpoint, data.parent / "images" / "val")[0] == 0
 
 
+@pytest.mark.usefixtures("foreign_classes")
+def test_info_shows_a_file_whose_images_have_one_channel(yoloyard: Command, tmp_path: Path) -> None:
+    torch.save({"model": published_network(registry.build("yolov8n", num_classes=2, channels=1))}, tmp_path / "one.pt")
+    code, out, err = yoloyard("info", tmp_path / "one.pt")
+    assert (code, err) == (0, "")
+    assert "model: yolov8n" in out
+
+
 def test_info_shows_what_a_file_asks_for(checkpoint: Path, yoloyard: Command) -> None:
     code, out, _ = yoloyard("info", checkpoint)
     assert code == 0

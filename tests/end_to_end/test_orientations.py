@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from yoloyard.commands.model import Model
-from yoloyard.common.device import precision_named
+from yoloyard.common.device import choose_precision
 from yoloyard.common.structures import images_to_float
 from yoloyard.config.settings import AugmentConfig, EvaluationConfig, TrainConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
@@ -71,7 +71,7 @@ def test_training_validation_and_predict_see_the_eight_orientations_as_one(eight
     for _ in range(20):  # until its normalisation lets differences through, up to the boxes
         detector(images_to_float(batch.images))
     detector.eval()
-    precision = precision_named(torch.device("cpu"), "float32")
+    precision = choose_precision(torch.device("cpu"), amp=False)
     settings = EvaluationConfig(conf=0.0, max_det=20)
     for members in (8, 1):
         loader = make_val_loader(index, 96, members)

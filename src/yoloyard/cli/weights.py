@@ -25,7 +25,7 @@ def info(
     from yoloyard.models import registry
 
     with stdout_for_json(json):
-        found: dict[str, Any] = describe(os.path.expanduser(model)) if model else {"models": registry.names()}
+        found: dict[str, Any] = describe(os.path.expanduser(model)) if model else {"models": list(registry.BUILDERS)}
     if json:
         print_json(found)
         return

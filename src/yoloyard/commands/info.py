@@ -34,7 +34,8 @@ def describe(model: str) -> dict[str, Any]:
         with nullcontext() if is_custom(model) else torch.device("meta"):
             detector = registry.build(model, num_classes=80)
     # the forward of a custom model may look at numbers
-    cost = asdict(profile(detector, device="cpu" if is_custom(metadata.get("model", model)) else "meta"))
+    device = "cpu" if is_custom(metadata.get("model", model)) else "meta"
+    cost = asdict(profile(detector, channels=metadata.get("channels", 3), device=device))
     return {
         "model": model,
         "metadata": {name: metadata[name] for name in SHOWN_METADATA if metadata.get(name) not in (None, {})},

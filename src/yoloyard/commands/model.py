@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from yoloyard.commands.sources import check_kind
-from yoloyard.common.device import choose_device, precision_named
+from yoloyard.common.device import choose_device, choose_precision
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.structures import Detections
 from yoloyard.config.overrides import with_overrides
@@ -20,7 +20,7 @@ from yoloyard.data.pixels.arrays import is_one_image, pixels_of
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
 from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.validate import detect, fused_for
-from yoloyard.models.weights import load_image_model
+from yoloyard.models.weights import load_model
 
 
 class Model:
@@ -37,14 +37,16 @@ class Model:
         if not isinstance(weights, str | os.PathLike) or not str(weights).strip():
             raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
         config = with_overrides(ModelConfig(), {"weights": weights, "device": device, **settings})
-        self.detector, self.metadata = load_image_model(Path(config.weights))
+        self.detector, self.metadata = load_model(Path(config.weights))
+        if (channels := self.metadata.get("channels", 3)) != 3:
+            raise UserError(f"{config.weights} wants images of {channels} channels; only those of 3 can be used")
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or map(str, range(self.detector.num_classes)))
         kept = self.metadata.get("evaluation", {})
         self.settings = settings_for(config, kept | asdict(Showing.of(self.metadata)))
         self.stride = max(self.detector.strides)
         self.imgsz = self.detector.input_size(config.imgsz or self.metadata.get("imgsz", 640))
         self.device = choose_device(config.device)
-        self.precision = precision_named(self.device, kept.get("precision", "float32"))
+        self.precision = choose_precision(self.device, amp=kept.get("precision", "float32") != "float32")
         self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @cached_property

@@ -88,8 +88,8 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     wanted = config.imgsz or metadata.get("imgsz", 640)
     if model.imgsz != wanted:
         log.info(f"imgsz {wanted} is not a multiple of the stride {model.stride}: {model.imgsz} is used")
-    reuse_memory(device)
     precision = model.precision if config.amp is None else choose_precision(device, config.amp)
+    reuse_memory(precision)
     if config.amp is None and (precision.name, choose_precision(device, amp=True).name) == ("float32", "bfloat16"):
         log.info(AMP_LINE)
     batch = config.batch or kept.get("batch", DEFAULT_BATCH)

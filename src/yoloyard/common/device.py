@@ -102,11 +102,6 @@ def choose_precision(device: torch.device, amp: bool, device_path: str = "auto")
     return Precision(device.type, dtype, device_path)
 
 
-def precision_named(device: torch.device, name: str) -> Precision:
-    """The precision that a weight file was evaluated in; float32 where this device can't do it at speed."""
-    return choose_precision(device, amp=name != "float32")
-
-
 def precision_text(precision: Precision, device: torch.device) -> str:
     """The precision as a user is told it: from Ampere on torch's default for float32 convolutions is TF32."""
     has_tf32 = device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 8

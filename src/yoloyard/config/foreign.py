@@ -19,6 +19,13 @@ from yoloyard.config.settings import OPTIMIZERS
 TEXTS = ("data", "model", "cfg", "weights", "optimizer", "device", "classes")  # in which 0123 is no number
 RATES = ("lr0", "momentum", "warmup_bias_lr")  # that `optimizer: auto` chooses as well
 
+# The same name and meaning in both projects and here.
+SHARED = """
+    data epochs patience imgsz workers optimizer device seed cos_lr single_cls rect save_period
+    lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr box cls
+    hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
+"""
+
 
 @dataclass(frozen=True)
 class Dialect:
@@ -132,12 +139,7 @@ ULTRALYTICS = Dialect(
         vid_stride stream_buffer visualize augment agnostic_nms embed show save_frames save_txt save_conf save_crop
         show_labels show_conf show_boxes line_width format keras optimize dynamic simplify opset nms end2end
     """,
-    shared="""
-        data epochs time patience batch imgsz workers optimizer seed cos_lr close_mosaic amp conf iou max_det
-        single_cls rect fraction device save_period
-        lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr box cls dfl nbs
-        hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
-    """,
+    shared=f"{SHARED} time batch close_mosaic amp conf iou max_det fraction dfl nbs",
     converted={
         "model": ("model", _model),
         "pretrained": ("weights", lambda value: value if isinstance(value, str) else None),
@@ -160,13 +162,7 @@ YOLOV5 = Dialect(
         artifact_alias upload_dataset s3_upload_dir neptune_token neptune_project neptune_resume_id hf_model_id hf_token
         hf_private hf_dataset_id roboflow_token roboflow_upload iou_t ndjson_console ndjson_file
     """,
-    shared="""
-        data weights epochs batch_size patience imgsz workers optimizer device seed cos_lr single_cls rect sync_bn
-        save_period
-        label_smoothing lr0 lrf momentum weight_decay warmup_epochs warmup_momentum warmup_bias_lr
-        box cls cls_pw obj obj_pw anchor_t
-        hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup
-    """,
+    shared=f"{SHARED} weights batch_size sync_bn label_smoothing cls_pw obj obj_pw anchor_t",
     converted={
         "cfg": ("model", _model),
         "noautoanchor": ("autoanchor", lambda value: not value),

@@ -17,18 +17,16 @@ MANY_UPDATES = 10_000  # above, `auto` means SGD, as published
 SGD_RATES: dict[str, Any] = {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.0}
 ADAMW_RATES: dict[str, Any] = {"optimizer": "AdamW", "lr0": 0.002, "momentum": 0.9, "warmup_bias_lr": 0.0}
 
-# Where a published recipe differs from the defaults of config/settings.py, by the beginning of a model's name.
-# YOLOv8, YOLO11 and YOLO12 were published with the values that are the defaults there (ultralytics 8.3.78, default
-# settings for detection). YOLOv5 7.0: its "scratch" recipes, low for n and s, high for the larger ones; what high has
-# of copy-paste needs polygons and is left out.
+# Where a published recipe differs from the defaults of config/settings.py, by how a name begins: the first
+# that fits counts. YOLOv8, YOLO11 and YOLO12 were published with the values that are the defaults there (ultralytics
+# 8.3.78, default settings for detection). YOLOv5 7.0: its "scratch" recipes, low for n and s, high for the larger ones;
+# what high has of copy-paste needs polygons and is left out.
 YOLOV5_LOW: dict[str, Any] = {"optimizer": "SGD", "box": 0.05, "cls": 0.5, "obj": 1.0, "close_mosaic": 0, "iou": 0.6}
 YOLOV5_HIGH: dict[str, Any] = YOLOV5_LOW | {"cls": 0.3, "obj": 0.7, "lrf": 0.1, "scale": 0.9, "mixup": 0.1}
 RECIPES: dict[str, dict[str, Any]] = {
     "yolov5n": YOLOV5_LOW,
     "yolov5s": YOLOV5_LOW,
-    "yolov5m": YOLOV5_HIGH,
-    "yolov5l": YOLOV5_HIGH,
-    "yolov5x": YOLOV5_HIGH,
+    "yolov5": YOLOV5_HIGH,
     "yolov8": {},
     "yolo11": {},
     "yolo12": {},

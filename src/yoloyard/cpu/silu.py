@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import silu
 
-from yoloyard.models.blocks import Conv
+from yoloyard.models.blocks import Conv, is_plain
 
 HAS_SWISH = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
@@ -40,22 +40,20 @@ def can_be_one(bn: nn.Module, activation: nn.Module, x: Tensor) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
-        and type(bn) is nn.BatchNorm2d
+        and is_plain(bn, nn.BatchNorm2d)
         and bn.training
         and bn.momentum is not None
-        and bn.running_mean is not None
-        and type(activation) is nn.SiLU
+        and bool(bn.track_running_stats)
+        and is_plain(activation, nn.SiLU)
         and x.device.type == "cpu"
-        and x.numel() > x.shape[1]  # else there is no variance, which BatchNorm itself explains
+        and x.ndim == 4
+        and x.numel() > x.shape[1]  # else there is no variance; BatchNorm itself explains both
         and torch.is_grad_enabled()
     )
 
 
 def batch_norm_silu(x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
-    """`silu(bn(x))` of x (B, channels, h, w) with the batch's own statistics; updates the running ones of `bn`.
-
-    Hooks on the two layers are not called.
-    """
+    """`silu(bn(x))` of x (B, channels, h, w) with the batch's own statistics; updates the running ones of `bn`."""
     assert bn.num_batches_tracked is not None
     bn.num_batches_tracked.add_(1)
     return _BatchNormSiLU.apply(x, bn.weight, bn.bias, bn)
@@ -82,27 +80,27 @@ class _BatchNormSiLU(torch.autograd.Function):
         return *gradients, None
 
 
-def join_convolutions_and_silu(fused: nn.Module) -> None:
-    """Join both in the `Conv` blocks of `fused`, a network without normalisations in them that is not trained."""
+def join_convolutions_and_silu(fused: nn.Module, dtype: torch.dtype = torch.float32) -> None:
+    """Join both, to compute in `dtype`, in the `Conv` blocks of `fused` whose normalisation is folded.
+
+    `fused` is not trained any more. oneDNN pads with zeros alone, by a number of cells.
+    """
     for block in fused.modules() if HAS_SWISH else ():
-        is_folded = type(block) is Conv and isinstance(block.bn, nn.Identity)
-        if is_folded and type(block.conv) is nn.Conv2d and type(block.activation) is nn.SiLU:
-            block.conv, block.activation = ConvolutionSiLU(block.conv), nn.Identity()
+        if type(block) is Conv and is_plain(block.bn, nn.Identity) and is_plain(block.activation, nn.SiLU):
+            conv = block.conv
+            if is_plain(conv, nn.Conv2d) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+                block.conv, block.activation = ConvolutionSiLU(conv.to(dtype)), nn.Identity()  # type: ignore[assignment]
 
 
 class ConvolutionSiLU(nn.Module):
-    """A convolution with its SiLU, in the precision of autocast or of the input."""
+    """A convolution with its SiLU, in the precision of its weight."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
-        self._of: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}  # weight and bias
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-        if dtype not in self._of:
-            bias = None if self.conv.bias is None else self.conv.bias.to(dtype)
-            self._of[dtype] = self.conv.weight.to(dtype), bias
-        where = (self.conv.padding, self.conv.stride, self.conv.dilation, self.conv.groups)
+        conv = self.conv
+        where = (conv.padding, conv.stride, conv.dilation, conv.groups)
         swish = torch.ops.mkldnn._convolution_pointwise
-        return swish(x.to(dtype), *self._of[dtype], *where, "swish", [], "")
+        return swish(x.to(conv.weight.dtype), conv.weight, conv.bias, *where, "swish", [], "")

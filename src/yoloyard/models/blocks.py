@@ -7,12 +7,19 @@ activation is a constructor argument of each block, a function that makes a modu
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, scaled_dot_product_attention
 
 Activation = Callable[[], nn.Module]
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")  # of torch's modules
+
+
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Does `module` compute just what its class, one of `kinds`, says? Not with hooks or weights made by a function."""
+    return type(module) in kinds and not any(getattr(module, hooks) for hooks in HOOKS)
 
 
 class Conv(nn.Module):
@@ -159,11 +166,8 @@ class C3k2(SplitStack):
         activation: Activation = nn.SiLU,
     ) -> None:
         hidden = int(out_channels * expansion)
-        blocks: list[nn.Module]
-        if c3k:
-            blocks = [C3k(hidden, hidden, activation) for _ in range(repeats)]
-        else:
-            blocks = [Bottleneck(hidden, hidden, hidden // 2, activation=activation) for _ in range(repeats)]
+        make = partial(C3k, hidden, hidden) if c3k else partial(Bottleneck, hidden, hidden, hidden // 2)
+        blocks = [make(activation=activation) for _ in range(repeats)]
         super().__init__(in_channels, out_channels, hidden, blocks, activation)
 
 
@@ -221,13 +225,24 @@ class Attention(nn.Module):
 
 
 class PSABlock(nn.Module):
-    """Attention, then two 1x1 convolutions through twice the width, each added to its input. Source: YOLOv10 (2024)."""
+    """`attention`, then two 1x1 convolutions through `expansion` times the width, each added to its input.
 
-    def __init__(self, channels: int, heads: int, activation: Activation = nn.SiLU) -> None:
+    Without `attention` it is one over the whole map with so many `heads`. Source: YOLOv10 (2024).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        activation: Activation = nn.SiLU,
+        expansion: float = 2.0,
+        attention: Attention | None = None,
+    ) -> None:
         super().__init__()
-        self.attention = Attention(channels, heads)
+        hidden = int(channels * expansion)
+        self.attention = Attention(channels, heads) if attention is None else attention
         self.feed_forward = nn.Sequential(
-            Conv(channels, 2 * channels, activation=activation), Conv(2 * channels, channels, activation=nn.Identity)
+            Conv(channels, hidden, activation=activation), Conv(hidden, channels, activation=nn.Identity)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -264,28 +279,16 @@ class AreaAttention(Attention):
         super().__init__(channels, heads, areas, key_share=1, position_kernel=7)
 
 
-class AreaBlock(nn.Module):
-    """Area attention, then two 1x1 convolutions through `expansion` times the width, each added to its input.
-
-    Its convolutions begin with small normal weights. Source: YOLOv12 (2025).
-    """
+class AreaBlock(PSABlock):
+    """A `PSABlock` with area attention, whose convolutions begin with small normal weights. Source: YOLOv12 (2025)."""
 
     def __init__(
         self, channels: int, heads: int, areas: int, expansion: float, activation: Activation = nn.SiLU
     ) -> None:
-        super().__init__()
-        hidden = int(channels * expansion)
-        self.attention = AreaAttention(channels, heads, areas)
-        self.feed_forward = nn.Sequential(
-            Conv(channels, hidden, activation=activation), Conv(hidden, channels, activation=nn.Identity)
-        )
+        super().__init__(channels, heads, activation, expansion, AreaAttention(channels, heads, areas))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(x)
-        return x + self.feed_forward(x)
 
 
 class A2C2f(nn.Module):
@@ -308,14 +311,13 @@ class A2C2f(nn.Module):
         super().__init__()
         hidden = out_channels // 2
         self.conv_in = Conv(in_channels, hidden, activation=activation)
-        stages: list[nn.Module] = []
-        for _ in range(repeats):
+
+        def stage() -> nn.Module:
             if areas is None:
-                stages.append(C3k(hidden, hidden, activation))
-            else:
-                pair = (AreaBlock(hidden, hidden // 32, areas, expansion, activation) for _ in range(2))
-                stages.append(nn.Sequential(*pair))
-        self.blocks = nn.ModuleList(stages)
+                return C3k(hidden, hidden, activation)
+            return nn.Sequential(*(AreaBlock(hidden, hidden // 32, areas, expansion, activation) for _ in range(2)))
+
+        self.blocks = nn.ModuleList(stage() for _ in range(repeats))
         self.conv_out = Conv((1 + repeats) * hidden, out_channels, activation=activation)
         self.gamma = nn.Parameter(torch.full((out_channels,), 0.01)) if residual else None
 

@@ -7,15 +7,15 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from yoloyard.models.blocks import Conv
+from yoloyard.models.blocks import Conv, is_plain
 from yoloyard.models.heads import Found, Head
 
-BatchNorm = nn.BatchNorm2d | nn.SyncBatchNorm
+NORMALISATIONS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class Detector(nn.Module):
@@ -27,6 +27,7 @@ class Detector(nn.Module):
     """
 
     head: Head
+    project: ClassVar[str]  # that published the family, as its weight files name the project
 
     @property
     def strides(self) -> tuple[int, ...]:
@@ -60,17 +61,19 @@ class Detector(nn.Module):
         """A copy in evaluation mode whose `Conv` blocks have no BatchNorm; the same up to rounding.
 
         In evaluation a normalisation is a factor and an offset for each channel, which a convolution can do itself. The
-        statistics are those of now, so a network that is trained further must be fused again. Blocks of other classes,
-        as a custom model may have, stay as they are.
+        statistics are those of now, so a network that is trained further must be fused again. Other classes, as a
+        custom model may have, stay as they are, and so do layers with hooks or without weights or statistics.
         """
         fused = copy.deepcopy(self).eval().requires_grad_(False)
         for block in fused.modules():
-            if type(block) is Conv and isinstance(block.bn, BatchNorm) and isinstance(block.conv, nn.Conv2d):
+            if type(block) is not Conv or not (is_plain(block.conv, nn.Conv2d) and is_plain(block.bn, *NORMALISATIONS)):
+                continue
+            if block.bn.affine and block.bn.running_mean is not None:
                 block.conv, block.bn = _folded(block.conv, block.bn), nn.Identity()  # type: ignore[assignment]
         return fused
 
 
-def _folded(conv: nn.Conv2d, bn: BatchNorm) -> nn.Conv2d:
+def _folded(conv: nn.Conv2d, bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2d:
     assert isinstance(bn.running_mean, Tensor)
     assert isinstance(bn.running_var, Tensor)
     factor = bn.weight * torch.rsqrt(bn.running_var + bn.eps)  # (channels,)

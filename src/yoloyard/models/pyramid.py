@@ -21,11 +21,17 @@ Stage = Callable[[int, int], nn.Module]  # makes a block for so many input and o
 class PyramidBackbone(nn.Module):
     """Images (B, channels, H, W) to p3, p4, p5: five strided convolutions, a stage behind each of the last four.
 
-    `stage_widths` are the output channels of the stages 2 to 5 before scaling.
+    `stage_widths` are the output channels of the stages 2 to 5 before scaling. `last` are the blocks behind them by
+    their names, each made for p5's channels.
     """
 
     def __init__(
-        self, scale: Scale, channels: int, stage_widths: tuple[int, int, int, int], stages: Sequence[Stage]
+        self,
+        scale: Scale,
+        channels: int,
+        stage_widths: tuple[int, int, int, int],
+        stages: Sequence[Stage],
+        **last: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
         c1, c2, c3, c4, c5 = (scale.channels(c) for c in (64, 128, *LEVEL_WIDTHS))
@@ -39,11 +45,17 @@ class PyramidBackbone(nn.Module):
         self.stage4 = stages[2](c4, s4)
         self.downsample5 = Conv(s4, c5, 3, stride=2)
         self.stage5 = stages[3](c5, s5)
+        self.last = tuple(last)
+        for name, make in last.items():
+            self.add_module(name, make(s5))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p3 = self.stage3(self.downsample3(self.stage2(self.downsample2(self.downsample1(images)))))
         p4 = self.stage4(self.downsample4(p3))
-        return p3, p4, self.stage5(self.downsample5(p4))
+        p5 = self.stage5(self.downsample5(p4))
+        for name in self.last:
+            p5 = self.get_submodule(name)(p5)
+        return p3, p4, p5
 
 
 class PathAggregation(nn.Module):
@@ -76,6 +88,8 @@ class PyramidDetector(Detector):
     The children of `backbone` are in the order of the published layer table. `depthwise` and `class_width` are those
     of `AnchorFreeHead`.
     """
+
+    project = "ultralytics"
 
     def __init__(
         self,

@@ -10,21 +10,16 @@ from yoloyard.common.errors import UsageError
 from yoloyard.models import custom_model, yolo11, yolo12, yolov5, yolov8
 from yoloyard.models.detector import Detector
 
-# A family's `build` and its sizes; a model's name is the family's and the size's.
+# A family's `build` and its sizes
 FAMILIES: dict[str, tuple[Callable[..., Detector], str]] = {
     "yolov5": (yolov5.build, "n s m l x n6 s6 m6 l6 x6"),
     "yolov8": (yolov8.build, "n s m l x"),
     "yolo11": (yolo11.build, "n s m l x"),
     "yolo12": (yolo12.build, "n s m l x"),
 }
-BUILDERS = {
+BUILDERS = {  # by a model's name
     f"{family}{size}": partial(builder, size) for family, (builder, sizes) in FAMILIES.items() for size in sizes.split()
 }
-
-
-def names() -> tuple[str, ...]:
-    """The names that `build` takes."""
-    return tuple(BUILDERS)
 
 
 def plain_name(model: str) -> str:
@@ -37,7 +32,7 @@ def plain_name(model: str) -> str:
 def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> Detector:
     """The detector `name` with fresh weights, in training mode, on the default device.
 
-    `name` is one of `names()` or a custom model, `my_model.py:build`. `arguments` are the family's own (see
+    `name` is one of `BUILDERS` or a custom model, `my_model.py:build`. `arguments` are the family's own (see
     `build` in its file): what `model_arguments` of a weight file holds beyond the class count and the channels.
     Raises UsageError for a name that isn't there.
     """

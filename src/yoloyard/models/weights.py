@@ -85,14 +85,6 @@ def load_model(path: Path) -> tuple[Detector, dict[str, Any]]:
     return detector.eval(), metadata
 
 
-def load_image_model(path: Path) -> tuple[Detector, dict[str, Any]]:
-    """`load_model` for those who have images of 3 channels to show. Raises UserError for other networks."""
-    detector, metadata = load_model(path)
-    if metadata.get("channels", 3) != 3:
-        raise UserError(f"{path} wants images of {metadata['channels']} channels; only those of 3 can be used")
-    return detector, metadata
-
-
 @dataclass(frozen=True)
 class TransferReport:
     """Which of a detector's tensors came from other weights. `str()` makes the one line to print."""

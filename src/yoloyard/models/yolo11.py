@@ -5,8 +5,6 @@ Names and shapes are those of `pyramid`. Source: the YOLO11 release (2024) and i
 
 from functools import partial
 
-from torch import Tensor
-
 from yoloyard.models.blocks import C2PSA, SPPF, C3k2
 from yoloyard.models.detector import Scale
 from yoloyard.models.pyramid import PathAggregation, PyramidBackbone, PyramidDetector
@@ -22,22 +20,6 @@ STAGE_WIDTHS = (256, 512, 512, 1024)  # of the backbone, before scaling
 ALL_C3K = "mlx"  # sizes whose every stage is made of C3k; n and s have them at the deepest stages only
 
 
-class Backbone(PyramidBackbone):
-    """The backbone, of C3k2 stages, SPPF and attention."""
-
-    def __init__(self, scale: Scale, all_c3k: bool, channels: int, sppf_activation: bool) -> None:
-        width, repeats = scale.channels(1024), scale.repeats(2)
-        shallow = partial(C3k2, repeats=repeats, c3k=all_c3k, expansion=0.25)
-        deep = partial(C3k2, repeats=repeats, c3k=True)
-        super().__init__(scale, channels, STAGE_WIDTHS, (shallow, shallow, deep, deep))
-        self.pool = SPPF(width, width, sppf_activation)
-        self.attention = C2PSA(width, repeats)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p3, p4, p5 = super().forward(images)
-        return p3, p4, self.attention(self.pool(p5))
-
-
 class Neck(PathAggregation):
     """The neck, of C3k2 stages."""
 
@@ -51,5 +33,14 @@ def build(
 ) -> PyramidDetector:
     """A YOLO11 of the size n, s, m, l or x with fresh weights; the last two arguments fit it to imported files."""
     size, all_c3k = SCALES[scale], scale in ALL_C3K
-    backbone, neck = Backbone(size, all_c3k, channels, sppf_activation), Neck(size, all_c3k)
-    return PyramidDetector(size, backbone, neck, num_classes, depthwise=True, class_width=class_width)
+    stage = partial(C3k2, repeats=size.repeats(2))
+    shallow, deep = partial(stage, c3k=all_c3k, expansion=0.25), partial(stage, c3k=True)
+    backbone = PyramidBackbone(
+        size,
+        channels,
+        STAGE_WIDTHS,
+        (shallow, shallow, deep, deep),
+        pool=lambda width: SPPF(width, width, sppf_activation),
+        attention=partial(C2PSA, repeats=size.repeats(2)),
+    )
+    return PyramidDetector(size, backbone, Neck(size, all_c3k), num_classes, depthwise=True, class_width=class_width)

@@ -15,16 +15,6 @@ SCALES = yolo11.SCALES
 RESIDUAL = "lx"  # sizes whose attention stages are scaled and added to their input, with narrower feed-forwards
 
 
-class Backbone(PyramidBackbone):
-    """The backbone, of two C3k2 stages and two with area attention."""
-
-    def __init__(self, scale: Scale, all_c3k: bool, residual: bool, channels: int) -> None:
-        shallow = partial(C3k2, repeats=scale.repeats(2), c3k=all_c3k, expansion=0.25)
-        deep = partial(A2C2f, repeats=scale.repeats(4), residual=residual, expansion=1.2 if residual else 2.0)
-        stages = (shallow, shallow, partial(deep, areas=4), partial(deep, areas=1))
-        super().__init__(scale, channels, yolo11.STAGE_WIDTHS, stages)
-
-
 class Neck(PathAggregation):
     """The neck, of A2C2f stages without attention and a C3k2 stage."""
 
@@ -36,6 +26,9 @@ class Neck(PathAggregation):
 
 def build(scale: str, num_classes: int, channels: int = 3, class_width: int | None = None) -> PyramidDetector:
     """A YOLO12 of the size n, s, m, l or x with fresh weights; `class_width` fits it to imported files."""
-    size = SCALES[scale]
-    backbone = Backbone(size, scale in yolo11.ALL_C3K, scale in RESIDUAL, channels)
+    size, residual = SCALES[scale], scale in RESIDUAL
+    shallow = partial(C3k2, repeats=size.repeats(2), c3k=scale in yolo11.ALL_C3K, expansion=0.25)
+    deep = partial(A2C2f, repeats=size.repeats(4), residual=residual, expansion=1.2 if residual else 2.0)
+    stages = (shallow, shallow, partial(deep, areas=4), partial(deep, areas=1))
+    backbone = PyramidBackbone(size, channels, yolo11.STAGE_WIDTHS, stages)
     return PyramidDetector(size, backbone, Neck(size), num_classes, depthwise=True, class_width=class_width)

@@ -93,6 +93,8 @@ class Neck(nn.Module):
 class YOLOv5(Detector):
     """Images (B, channels, H, W), float 0 .. 1, to L raw maps (B, 3 * (5 + C), H / stride, W / stride)."""
 
+    project = "yolov5"
+
     def __init__(self, scale: Scale, p6: bool, num_classes: int, channels: int, sppf_activation: bool) -> None:
         super().__init__()
         level_widths, anchors = (P6_WIDTHS, P6_ANCHORS) if p6 else (P5_WIDTHS, P5_ANCHORS)

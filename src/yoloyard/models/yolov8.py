@@ -5,8 +5,6 @@ Names and shapes are those of `pyramid`. Source: the YOLOv8 release (2023) and i
 
 from functools import partial
 
-from torch import Tensor
-
 from yoloyard.models.blocks import SPPF, C2f
 from yoloyard.models.detector import Scale
 from yoloyard.models.pyramid import PathAggregation, PyramidBackbone, PyramidDetector
@@ -18,20 +16,7 @@ SCALES = {
     "l": Scale(depth=1.00, width=1.00, max_channels=512),
     "x": Scale(depth=1.00, width=1.25, max_channels=512),
 }
-
-
-class Backbone(PyramidBackbone):
-    """The backbone, of C2f stages and SPPF."""
-
-    def __init__(self, scale: Scale, channels: int, sppf_activation: bool) -> None:
-        shallow = partial(C2f, repeats=scale.repeats(3), shortcut=True)
-        deep = partial(C2f, repeats=scale.repeats(6), shortcut=True)
-        super().__init__(scale, channels, (128, 256, 512, 1024), (shallow, deep, deep, shallow))
-        self.pool = SPPF(scale.channels(1024), scale.channels(1024), sppf_activation)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p3, p4, p5 = super().forward(images)
-        return p3, p4, self.pool(p5)
+STAGE_WIDTHS = (128, 256, 512, 1024)  # of the backbone, before scaling
 
 
 class Neck(PathAggregation):
@@ -47,5 +32,10 @@ def build(
 ) -> PyramidDetector:
     """A YOLOv8 of the size n, s, m, l or x with fresh weights; the last two arguments fit it to imported files."""
     size = SCALES[scale]
-    backbone = Backbone(size, channels, sppf_activation)
+    shallow = partial(C2f, repeats=size.repeats(3), shortcut=True)
+    deep = partial(C2f, repeats=size.repeats(6), shortcut=True)
+    stages = (shallow, deep, deep, shallow)
+    backbone = PyramidBackbone(
+        size, channels, STAGE_WIDTHS, stages, pool=lambda width: SPPF(width, width, sppf_activation)
+    )
     return PyramidDetector(size, backbone, Neck(size), num_classes, depthwise=False, class_width=class_width)

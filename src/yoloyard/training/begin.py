@@ -13,7 +13,6 @@ from torch import nn
 from yoloyard import cpu
 from yoloyard.common.cores import Threads
 from yoloyard.common.device import free_bytes, images_at_once, precision_text
-from yoloyard.cpu.memory import reuse_memory
 from yoloyard.data.loading.loader import Loader, TrainLoader, make_train_loader, make_val_loader
 from yoloyard.losses import build_criterion
 from yoloyard.training.distributed.collectives import Team
@@ -95,7 +94,6 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     threads = Threads(device.type)
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
-    reuse_memory(device)
     model = setup.detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.sync_bn and team.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -24,7 +24,7 @@ def finish(run: Run) -> Result:
     detector, metadata = load_model(best)
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = validate(run, detector)
-    give_memory_back(setup.device)  # plots and the process's own end need 150 MB more, most of it code
+    give_memory_back(setup.precision)  # plots and the process's own end need 150 MB more, most of it code
     result = Result(setup.folder, best, report, found.metrics, metadata["epoch"])
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:

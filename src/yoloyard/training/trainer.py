@@ -9,7 +9,6 @@ import weakref
 
 from yoloyard.common.device import repeated_shapes
 from yoloyard.common.errors import UserError
-from yoloyard.cpu.memory import give_memory_back
 from yoloyard.training.begin import Run, begin, go_on
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.compilation import shapes_vary
@@ -30,7 +29,6 @@ log = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 3  # so many in a row end the run
 MAX_IMAGES_NAMED = 20  # of a bad step
-SETTLED_BATCH = 1  # of the run, from 0: after it maps lie in memory where later steps put them, too
 
 
 def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | None = None) -> Result:
@@ -79,8 +77,6 @@ def train_epoch(run: Run) -> dict[str, float]:
             report = engine.step(batch)
             progress.position += config.batch
             run.team.reached(run.place)
-            if number == SETTLED_BATCH:
-                give_memory_back(device)  # what the first batches left between their maps
             judge(run, former)  # the step before this one: the device has finished it
             former = report.send()
             stopwatch.count(config.batch)

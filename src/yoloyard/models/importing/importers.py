@@ -4,6 +4,7 @@ Only here are other projects' layer numbers and parameter names known: `model.<n
 block's place in the published table (`Detector.blocks`) and `PUBLISHED_NAMES` says how the inner names differ.
 """
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from yoloyard.common.errors import UserError, printable
+from yoloyard.config import recipes
 from yoloyard.models import registry
 from yoloyard.models.blocks import C2PSA, C3, SPPF, A2C2f, AreaBlock, Attention, Bottleneck, Conv, PSABlock, SplitStack
 from yoloyard.models.detector import Detector
@@ -30,7 +32,6 @@ PUBLISHED_NAMES: dict[tuple[type[nn.Module], ...], dict[str, str]] = {
 BN_EPS = 1e-3  # of every family
 MAX_IMAGE_PIXELS = 8192  # of a side
 LICENCE = "AGPL-3.0"  # of yolov5 and ultralytics and the weights that they publish
-YOLOV5_IOU = 0.6  # its published suppression for validation
 MAX_MODULE_DEPTH = 30
 MAX_MODULES = 5_000  # of a network; a damaged file may hold itself
 
@@ -60,8 +61,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     fused = "model.0.conv.bias" in tensors
     name, arguments, detector = _recognise(tensors, modules, fused, path)
     state = _read_state(checkpoint, tensors, detector, fused)
-    is_yolov5 = name.startswith("yolov5")
-    imgsz = as_mapping(content.get("opt" if is_yolov5 else "train_args")).get("imgsz")
+    imgsz = as_mapping(content.get("train_args", content.get("opt"))).get("imgsz")  # as newer and older projects say
     known_size = type(imgsz) is int and 32 <= imgsz <= MAX_IMAGE_PIXELS
     licence = content.get("license")
     metadata = {
@@ -71,10 +71,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "channels": arguments["channels"],
         "imgsz": imgsz if known_size else 20 * max(detector.strides),
         "licence": printable(licence) if licence and isinstance(licence, str) else LICENCE,
-        "versions": {"yolov5" if is_yolov5 else "ultralytics": printable(str(content.get("version", "unknown")))},
+        "versions": {detector.project: printable(str(content.get("version", "unknown")))},
     }
-    if is_yolov5:
-        metadata["evaluation"] = {"iou": YOLOV5_IOU}
+    if iou := recipes.published(name, detector.head.criterion).get("iou"):
+        metadata["evaluation"] = {"iou": iou}
     if fused:
         metadata["fused"] = True
     return state, metadata
@@ -84,34 +84,23 @@ def _read_state(
     checkpoint: Checkpoint, tensors: dict[str, TensorView], detector: Detector, fused: bool
 ) -> dict[str, Tensor]:
     """The tensors of the file as the detector's own state, in float32."""
-    state = {}
-    for own_name, published_name in published_names(detector).items():
-        norm, _, part = published_name.rpartition(".bn.")
+    state, names = {}, published_names(detector)
+    for own_name in detector.state_dict():
+        norm, _, part = (published_name := names[own_name]).rpartition(".bn.")
         absorbed = fused and norm
         numbers = checkpoint.read(tensors[f"{norm}.conv.bias" if absorbed else published_name])
         numbers = numbers.float() if numbers.is_floating_point() else numbers
-        state[own_name] = _unit_normalisation(numbers, part) if absorbed else numbers
+        if absorbed:  # a normalisation that adds this bias and changes nothing else
+            unit = nn.BatchNorm2d(len(numbers)).state_dict()
+            numbers = (unit | {"bias": numbers, "weight": torch.full_like(numbers, (1 + BN_EPS) ** 0.5)})[part]
+        state[own_name] = numbers
     if "head.anchors" in state:  # files count them in cells
         state["head.anchors"] *= torch.tensor(detector.strides).view(-1, 1, 1)
     return state
 
 
-def _unit_normalisation(bias: Tensor, part: str) -> Tensor:
-    """A part of a batch normalisation that adds `bias` (channels,) and changes nothing else."""
-    values = {"weight": (1 + BN_EPS) ** 0.5, "running_mean": 0.0, "running_var": 1.0}
-    if part == "num_batches_tracked":
-        return torch.zeros((), dtype=torch.int64)
-    return bias if part == "bias" else torch.full_like(bias, values[part])
-
-
 def published_names(detector: Detector) -> dict[str, str]:
-    """For every entry of the detector's state its name in files of the project that published the family."""
-    names = _all_published_names(detector)
-    return {name: names[name] for name in detector.state_dict()}
-
-
-def _all_published_names(detector: Detector) -> dict[str, str]:
-    """For every module of the detector's blocks and every entry of their state its published name."""
+    """For all modules of the detector's blocks, and all of its state, the names in files of the family's project."""
     own_names = {id(module): name for name, module in detector.named_modules()}
     blocks = enumerate(detector.blocks)
     names = {own_names[id(block)]: f"model.{number}" for number, block in blocks if block is not None}
@@ -145,16 +134,16 @@ def _recognise(
     """The model whose names and shapes are exactly the file's, its arguments, and it itself on the meta device."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     arguments = _arguments(shapes)
-    for name in registry.names() if arguments else ():
-        if name.startswith("yolov5") == ("class_width" in arguments):
+    for name, build in registry.BUILDERS.items() if arguments else ():
+        if not arguments.keys() <= signature(build).parameters.keys():
             continue
         with torch.device("meta"):
-            detector = registry.build(name, **arguments)
+            detector = build(**arguments)
         if _published_shapes(detector, fused) == shapes:
             return name, arguments | _check_modules(detector, modules, fused, path), detector
     raise UserError(
         f"{path} holds a network that can't be imported: the names and shapes of its {len(tensors)} tensors are those "
-        f"of none of {', '.join(registry.names())}."
+        f"of none of {', '.join(registry.BUILDERS)}."
     )
 
 
@@ -174,10 +163,10 @@ def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 def _published_shapes(detector: Detector, fused: bool) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a file of this detector holds; fused, with biases for normalisations."""
-    state = detector.state_dict()
+    names = published_names(detector)
     shapes = {
-        name.replace("bn.bias", "conv.bias") if fused else name: tuple(state[own].shape)
-        for own, name in published_names(detector).items()
+        names[own].replace("bn.bias", "conv.bias") if fused else names[own]: tuple(tensor.shape)
+        for own, tensor in detector.state_dict().items()
     }
     return {name: shape for name, shape in shapes.items() if not (fused and ".bn." in name)}
 
@@ -188,7 +177,7 @@ def _check_modules(detector: Detector, modules: dict[str, Inert], fused: bool, p
     Raises UserError where the file's network computes something else with the same tensors.
     """
     arguments: dict[str, Any] = {}
-    published = _all_published_names(detector)
+    published = published_names(detector)
     convolutions = [(name, module) for name, module in detector.named_modules() if isinstance(module, Conv)]
     for name, module in convolutions:
         activation = modules.get(f"{published[name]}.act", Inert()).path.rpartition(".")[2]
