@@ -59,6 +59,8 @@ def doctor_diff(
     run_a: Annotated[Path, Parameter(help="a run's folder, its environment.json, or what doctor --json printed")],
     run_b: Annotated[Path, Parameter(help="another one")],
     /,
+    *,
+    json: Json = False,
 ) -> None:
     """Compare two runs or hosts, the likeliest causes of other results first.
 
@@ -67,6 +69,9 @@ def doctor_diff(
     from yoloyard.machines.doctor.diff import compare, load
 
     comparison = compare(load(run_a), load(run_b))
-    print("\n".join(comparison.lines()))
+    if json:
+        print_json(comparison.as_dict())
+    else:
+        print("\n".join(comparison.lines()))
     if comparison.decides:
         sys.exit(1)
