@@ -27,14 +27,14 @@ Function = TypeVar("Function", bound="Callable[..., Any]")
 
 
 def _checked(function: Function) -> Function:
-    """The function, which raises UsageError where arguments are missing, too many or given twice."""
+    """Let the function raise UsageError where arguments are missing, too many or given twice."""
 
     @functools.wraps(function)
     def call(*args: Any, **named: Any) -> Any:
         try:
             inspect.signature(function).bind(*args, **named)
         except TypeError as error:
-            raise UsageError(f"yoloyard.{function.__name__}: {error}; see help(yoloyard.{function.__name__})") from None
+            raise UsageError(f"yoloyard.{function.__name__}: {error}") from None
         return function(*args, **named)
 
     return call  # type: ignore[return-value]

@@ -46,16 +46,18 @@ def image_list(*, json: Json = False) -> None:
     from rich.table import Column, Table
 
     from yoloyard.common.errors import UserError
-    from yoloyard.machines.image.build import find_builder, image_names, is_built
+    from yoloyard.machines.containers.host import Host
+    from yoloyard.machines.image.build import find_builder, image_names
     from yoloyard.machines.image.versions import tags
 
     try:
         engine = find_builder()
     except UserError:
         engine = None  # the table is of use without one as well
-    rows = []
+    rows, look = [], [engine or "", "inspect", "--type", "image"]
     for tag in tags().values():
-        built = [stage for stage in ("devel", "runtime") if engine and is_built(engine, image_names(tag, stage)[0])]
+        images = {stage: image_names(tag, stage)[0] for stage in ("devel", "runtime")}
+        built = [stage for stage, name in images.items() if engine and Host().run([*look, name]).returncode == 0]
         rows.append((tag, built))
     if json:
         print_json({"engine": engine, "tags": [asdict(tag) | {"built": built} for tag, built in rows]})
