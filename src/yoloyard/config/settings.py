@@ -11,6 +11,7 @@ from typing import Any
 
 NEWEST = "newest"  # what `--resume` without a folder means
 OPTIMIZERS = ("auto", "SGD", "AdamW")
+FREE = {"resumable": True, "decides": False}  # marks of settings that may be others at any time
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,7 @@ class TrainConfig:
         resumable=True,
     )
     sync_bn: bool = setting(False, "batch normalisation over all processes' images (GPUs only)")
-    workers: int = setting(
-        8, "processes that load images (0: load in the training process)", 0, resumable=True, decides=False
-    )
+    workers: int = setting(8, "processes that load images (0: load in the training process)", 0, **FREE)
     amp: bool = setting(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
     compile: bool = setting(
         False,
@@ -157,15 +156,8 @@ class TrainConfig:
     project: str = setting("runs", "folder of the run folders", is_path=True, decides=False)
     name: str | None = setting(None, "name of the run (default: the data file's)", decides=False)
     exist_ok: bool = setting(False, "write into an existing run folder", decides=False)
-    tensorboard: bool = setting(
-        True, "write TensorBoard files where the package is installed", resumable=True, decides=False
-    )
-    wandb: bool = setting(
-        False,
-        "show the run in Weights & Biases, under the account that its package knows",
-        resumable=True,
-        decides=False,
-    )
+    tensorboard: bool = setting(True, "write TensorBoard files where the package is installed", **FREE)
+    wandb: bool = setting(False, "show the run in Weights & Biases, under the account that its package knows", **FREE)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)

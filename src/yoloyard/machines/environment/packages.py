@@ -27,7 +27,7 @@ def gather(python: Path | None = None) -> dict[str, Any]:
     """
     command = str(python or sys.executable)
     rows, _ = run_probes(command, "inventory.py", seconds=IMPORT_SECONDS)
-    found = rows[0] if rows else {"error": "it does not answer as a Python does"}
+    found: dict[str, Any] = rows[0] if rows else {"error": "it does not answer as a Python does"}
     if found["error"]:
         return {"error": f"{command} can't be used: {found['error']}"}
     modules = [name for name in IMPORTED if name != "torchvision" or found["modules"][name]]
