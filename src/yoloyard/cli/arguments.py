@@ -30,16 +30,13 @@ def normal_arguments(argv: Sequence[str], app: cyclopts.App) -> list[str]:
     known = {*settings_of(TrainConfig), *ALIASES, "hyp", *own}
     # Where there are flags alone, a mistyped one is an error; elsewhere it may be a file's name.
     has_only_flags = all(each.kind is each.KEYWORD_ONLY for each in own.values()) and bool(own)
-    switches = [f"--{name.replace('_', '-')}" for name, each in own.items() if _is_switch(each.annotation)]
+    kinds = {name: getattr(each.annotation, "__origin__", None) for name, each in own.items()}
+    switches = [f"--{name.replace('_', '-')}" for name, kind in kinds.items() if kind in (bool, bool | None)]
     normal: list[str] = []
     for argument in argv:
         name, equals, _ = argument.partition("=")
         if equals and not argument.startswith("-") and (name.replace("-", "_") in known or has_only_flags):
             argument = f"--{argument}"
-        if argument.lower() == "--resume=false":
-            continue
-        if argument.lower() == "--resume=true":
-            argument = "--resume"
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             name = "config" if name == "hyp" else setting_name(name)
@@ -53,10 +50,6 @@ def normal_arguments(argv: Sequence[str], app: cyclopts.App) -> list[str]:
         normal.append(argument)
     pairs = itertools.pairwise([*normal, "-"])  # each with the one after it
     return [f"{one}={BARE_FLAGS[one]}" if one in BARE_FLAGS and two[:1] == "-" else one for one, two in pairs]
-
-
-def _is_switch(annotation: object) -> bool:
-    return getattr(annotation, "__origin__", annotation) in (bool, bool | None)
 
 
 def _without_task(argv: Sequence[str]) -> list[str]:

@@ -71,11 +71,7 @@ def image_list(*, json: Json = False) -> None:
 
 
 @image_app.command(name="show")
-def image_show(
-    tag: Annotated[str, Parameter(help="a tag or an alias")],
-    *,
-    json: Json = False,
-) -> None:
+def image_show(tag: Annotated[str, Parameter(help="a tag or an alias")], *, json: Json = False) -> None:
     """Print all facts about a tag, and their sources."""
     from yoloyard.machines.image.build import image_names
     from yoloyard.machines.image.versions import find_tag

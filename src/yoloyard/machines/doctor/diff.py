@@ -119,10 +119,8 @@ def _of_run(facts: dict[str, Any], folder: Path) -> Facts:
         found["data set"] = _flat(facts["data"])
     if (file := folder / "config.yaml").is_file():
         settings = _flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-        leaves = settings_of(TrainConfig)
-        found["settings"] = {
-            name: value for name, value in settings.items() if name not in leaves or leaves[name].decides
-        }
+        undecided = [name for name, leaf in settings_of(TrainConfig).items() if not leaf.decides]
+        found["settings"] = {name: value for name, value in settings.items() if name not in undecided}
     if git := facts.get("git"):
         found["code"] = {name: git.get(name) for name in ("commit", "diff_sha256")}
     if "packages" in facts:  # runs of older versions have none

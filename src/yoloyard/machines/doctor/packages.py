@@ -34,11 +34,8 @@ def check(facts: Facts) -> list[Finding]:
     packages = facts["packages"]
     if packages["error"]:
         return [Finding("packages", "Packages", "problem", packages["error"], "name another Python: --python PATH")]
-    findings = [_torch(packages, facts["nvml"])]
-    for judge in (_torchvision, _opencv, _numpy, _other_imports, _libraries, _twice, _half_removed, _shadowed,
-                  _requirements):  # fmt: skip
-        findings += judge(packages)
-    return findings
+    rest = (_torchvision, _opencv, _numpy, _other_imports, _libraries, _twice, _half_removed, _shadowed, _requirements)
+    return [_torch(packages, facts["nvml"]), *(finding for judge in rest for finding in judge(packages))]
 
 
 def _pip(packages: Facts) -> str:

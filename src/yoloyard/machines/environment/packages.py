@@ -60,7 +60,7 @@ def import_all(python: str, modules: Sequence[str]) -> dict[str, dict[str, Any]]
 
 
 def run_probes(
-    python: str, name: str, *arguments: str, seconds: float, variables: Mapping[str, str] | None = None
+    python: str, name: str, *arguments: str, seconds: float, variables: Mapping[str, str] = {}
 ) -> tuple[list[dict[str, Any]], str]:
     """Let `python` run a program beside this file that prints a line of JSON before and after each probe.
 
@@ -71,8 +71,8 @@ def run_probes(
     try:
         # As a text, so that this folder is not on its sys.path.
         command = [python, "-c", Path(__file__).with_name(name).read_text(encoding="utf-8"), *arguments]
-        environment = {**os.environ, **(variables or {})}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, env=environment)
+        variables = {**os.environ, **variables}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, env=variables)
         output, said = done.stdout, done.stderr
         if done.returncode < 0:
             end = f"the process was killed by {signal.Signals(-done.returncode).name} (a crash)"
