@@ -18,11 +18,11 @@ def image_build(
     stage: Annotated[Literal["devel", "runtime", "both"], Parameter(help="devel also has Jupyter and SSH")] = "devel",
     engine: Annotated[str | None, Parameter(help="docker, podman or buildah; default: the first that answers")] = None,
     base_image: Annotated[str | None, Parameter(help="in place of ubuntu:24.04, for example with its digest")] = None,
-    pip_index: Annotated[str, Parameter(help="a mirror of PyPI")] = "",
-    apt_mirror: Annotated[str, Parameter(help="a mirror of Ubuntu's packages, as in http://mirrors.example.cn")] = "",
+    pip_index: Annotated[str | None, Parameter(help="a mirror of PyPI")] = None,
+    apt_mirror: Annotated[str | None, Parameter(help="a mirror of Ubuntu, as in http://mirrors.example.cn")] = None,
     torch_index: Annotated[str | None, Parameter(help="a mirror of the tag's index of torch; '' for none")] = None,
     build_option: Annotated[
-        list[str] | None, Parameter(help="a word for the engine, as in --build-option=--network=host; repeatable")
+        list[str] | None, Parameter(help="a word for the engine (--build-option=--pull); repeatable", negative="")
     ] = None,
 ) -> None:
     """Build an image from the clone that yoloyard is used from."""

@@ -43,8 +43,7 @@ class Comparison:
             for group, rows in self.differences.items()
             for name, one, other in rows
         ]
-        named = {"decides": self.decides, "problems": self.problems, "missing": self.missing}
-        return named | {"differences": differences}
+        return {"decides": self.decides, "problems": self.problems, "missing": self.missing, "differences": differences}
 
     def lines(self) -> list[str]:
         """The comparison for people."""
