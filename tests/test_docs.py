@@ -54,7 +54,7 @@ def test_every_command_of_the_pages_is_understood(page: Path) -> None:
     assert len(lines) > 6 or page.parent != ROOT or page.name not in READMES
     for line in lines:
         argv = [word.strip("\"'") for word in re.split(" && | > ", line)[0].split() if word not in ("...", "--debug")]
-        app.parse_args(normal_arguments(argv), exit_on_error=False, print_error=False)
+        app.parse_args(normal_arguments(argv, app), exit_on_error=False, print_error=False)
 
 
 def test_both_readmes_have_the_same_parts_and_commands() -> None:

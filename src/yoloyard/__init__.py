@@ -6,7 +6,11 @@ the commands of the same names. torch is imported when one of them is first used
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from yoloyard.common.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,7 +23,24 @@ if TYPE_CHECKING:
 
 __all__ = ["load", "train"]
 
+Function = TypeVar("Function", bound="Callable[..., Any]")
 
+
+def _checked(function: Function) -> Function:
+    """Let the function raise UsageError where arguments are missing, too many or given twice."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **named: Any) -> Any:
+        try:
+            inspect.signature(function).bind(*args, **named)
+        except TypeError as error:
+            raise UsageError(f"yoloyard.{function.__name__}: {error}") from None
+        return function(*args, **named)
+
+    return call  # type: ignore[return-value]
+
+
+@_checked
 def train(
     resume: str | Path | bool | None = None,
     on_event: Listener | Sequence[Listener] | None = None,
@@ -40,6 +61,7 @@ def train(
     return run(overrides, resume, on_event, transform)
 
 
+@_checked
 def load(weights: str | Path, device: str | int | torch.device | None = "auto", **settings: float | None) -> Model:
     """The model of a weights file: `model(image)` gives Detections for a path, a uint8 RGB array (height, width, 3),
     a PIL image, or a list of these.

@@ -12,6 +12,7 @@ from commands import Command
 from yoloyard.cli.arguments import normal_arguments
 from yoloyard.cli.main import GROUPS, app
 from yoloyard.common.errors import UsageError
+from yoloyard.data.formats.table import FORMATS
 
 PAGE = Path(__file__).parents[2] / "docs" / "json.md"
 EXAMPLES = {
@@ -72,10 +73,12 @@ def test_the_page_describes_each_command_that_takes_json() -> None:
     takes_json = {words for words, command in all_commands().items() if "--json" in flags_of(command)}
     described = {" ".join(word for word in command.split() if word.islower()) for command in EXAMPLES}
     assert takes_json == described
-    assert len(described) == 7
+    assert len(described) == 9
 
 
-@pytest.mark.parametrize("command", ["val", "predict", "info MODEL", "info", "data check"])
+@pytest.mark.parametrize(
+    "command", ["val", "predict", "info MODEL", "info", "data check", "data convert", "doctor diff"]
+)
 def test_json_has_the_form_of_its_page(command: str, run_folder: Path, data: Path, yoloyard: Command) -> None:
     best = run_folder / "weights" / "best.safetensors"
     (data.parent / "labels/train/0004.txt").write_text("9 0.5 0.5 0.1 0.1\n")
@@ -85,9 +88,15 @@ def test_json_has_the_form_of_its_page(command: str, run_folder: Path, data: Pat
         "info MODEL": ["info", best, "--json"],
         "info": ["info", "--json"],
         "data check": ["data", "check", data, "--json"],
+        "data convert": ["data", "convert", data, "out=converted", "to=voc", "json=true"],
+        "doctor diff": ["doctor", "diff", run_folder, "other", "--json"],
     }
+    if command == "doctor diff":
+        facts = json.loads((run_folder / "environment.json").read_text()) | {"precision": "float8", "accelerator": None}
+        Path("other").mkdir()
+        Path("other/environment.json").write_text(json.dumps(facts))
     code, out, err = yoloyard(*arguments[command])
-    assert code == (command == "data check"), err  # it has an error
+    assert code == (command in ("data check", "doctor diff")), err  # it has an error; they differ
     document = json.loads(out)
     check_form(document, EXAMPLES[command])
     if command == "val":
@@ -98,6 +107,31 @@ def test_json_has_the_form_of_its_page(command: str, run_folder: Path, data: Pat
     if command == "data check":
         assert (document["errors"], len(document["problems"])) == (1, 1)
         assert document["problems"][0]["where"].endswith("labels/train/0004.txt:1")
+    if command == "data convert":
+        assert [row["split"] for row in document["splits"]] == ["train", "val"]
+        for row in document["splits"]:
+            assert f"{row['split']}: {row['images']} images, {row['boxes']} boxes" in err
+            written = len(list(Path("converted/Annotations", row["split"]).iterdir()))
+            skipped = row["split"] == "train"  # the image whose label is wrong
+            assert (row["images"], row["skipped"], row["boxes_left_out"]) == (written, skipped, 0)
+    if command == "doctor diff":
+        assert document["decides"]
+        assert {
+            "group": "arithmetic",
+            "decides": True,
+            "name": "precision",
+            "first": "float32",
+            "second": "float8",
+        } in (document["differences"])
+
+
+def test_the_example_of_info_is_what_the_command_says(yoloyard: Command) -> None:
+    document, example = json.loads(yoloyard("info", "yolo11n", "--json")[1]), EXAMPLES["info MODEL"]
+    assert {**document, "blocks": document["blocks"][:1]} == example
+
+
+def test_the_help_of_convert_names_the_formats(yoloyard: Command) -> None:
+    assert all(name in yoloyard("data", "convert", "--help")[1].split("format to write")[1] for name in FORMATS)
 
 
 @pytest.mark.parametrize("command", ["doctor", "image list", "image show TAG"])
@@ -121,17 +155,36 @@ def test_json_about_the_host_has_the_form_of_its_page(command: str, yoloyard: Co
         ("mode=export", "export"),
         ("shell yolo task=segment mode=train", "shell yolo task=segment mode=train"),
         ("val --json true", "val --json=true"),
+        ("data convert x.yaml out=new to=voc", "data convert x.yaml --out=new --to=voc"),
+        ("doctor quick=true folder=x", "doctor --quick=true --folder=x"),
+        ("demo folder=x", "demo --folder=x"),
+        ("image show tag=cpu", "image show --tag=cpu"),
+        ("up on=ssh://me@host ssh_port=2223", "up --on=ssh://me@host --ssh-port=2223"),
+        ("up portt=3", "up --portt=3"),
+        ("data check year=2024/data.yaml", "data check year=2024/data.yaml"),
+        ("predict year=2024/x.jpg classes=0", "predict year=2024/x.jpg --classes=0"),
     ],
 )
 def test_a_leading_task_is_passed_over(argv: str, normal: str) -> None:
-    assert normal_arguments(argv.split()) == normal.split()
+    assert normal_arguments(argv.split(), app) == normal.split()
+
+
+@pytest.mark.parametrize(
+    "argv", ["train data demo/data.yaml", "train epochs", "val best.pt", "info a b", "mode=val train", "doctor foo"]
+)
+def test_words_that_nothing_takes_are_refused_with_how_a_setting_is_written(argv: str, yoloyard: Command) -> None:
+    code, _, err = yoloyard(*argv.split())
+    assert (code, err.count("\n")) == (2, 1)
+    command = argv.removeprefix("mode=").split()[0]
+    assert re.match(r"yoloyard: not understood: .+; a setting is written --name value or name=value", err)
+    assert f"(yoloyard {command} --help lists" in err
 
 
 @pytest.mark.parametrize("task", ["segment", "classify", "pose", "obb"])
 @pytest.mark.parametrize("argv", ["{} train data=x.yaml", "task={} mode=train", "train task={}"])
 def test_other_tasks_are_refused(task: str, argv: str) -> None:
     with pytest.raises(UsageError, match=f"no task '{task}': it trains detectors only"):
-        normal_arguments(argv.format(task).split())
+        normal_arguments(argv.format(task).split(), app)
 
 
 @pytest.mark.parametrize("command", [["val", "--data", "x.yaml"], ["predict", "x.jpg"], ["info"]])

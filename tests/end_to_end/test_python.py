@@ -146,6 +146,24 @@ def test_resume_from_python_may_mean_the_newest_run(tmp_path: Path, monkeypatch:
         yoloyard.train(resume=False)
 
 
+@pytest.mark.parametrize(
+    ("function", "args", "named", "message"),
+    [
+        ("load", ["a.safetensors"], {"weights": "b.safetensors"}, "load: multiple values for argument 'weights'"),
+        ("load", ["a.safetensors", "cpu", 64], {}, "load: too many positional arguments"),
+        ("load", [], {}, "load: missing a required argument: 'weights'"),
+        ("load", ["a.safetensors"], {"image_size": 64}, "unknown setting 'image_size'"),
+        ("train", ["runs/line"], {"resume": True}, "train: multiple values for argument 'resume'"),
+        ("train", [], {"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'"),
+    ],
+)
+def test_arguments_that_a_function_does_not_take_are_named(
+    function: str, args: list[Any], named: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        getattr(yoloyard, function)(*args, **named)
+
+
 def test_validate_takes_what_load_takes(weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yoloyard.evaluation.report.report.write_report", lambda *_, **__: None)
     monkeypatch.setenv("HOME", str(weights.parent))

@@ -9,6 +9,7 @@ import pytest
 
 from commands import Command
 from yoloyard.cli.arguments import normal_arguments
+from yoloyard.cli.main import app
 from yoloyard.common.errors import UsageError
 from yoloyard.config.foreign import translated_overrides
 from yoloyard.config.overrides import checked_overrides, read_overrides, whole_number, with_overrides
@@ -206,7 +207,7 @@ def test_a_setting_that_is_said_twice_is_named(tmp_path: Path, yoloyard: Command
     ],
 )
 def test_a_switch_may_have_a_value(words: list[str], normal: list[str]) -> None:
-    assert normal_arguments(words) == normal
+    assert normal_arguments(words, app) == normal
 
 
 @pytest.mark.parametrize("words", [["--img", "64", "64"], ["--imgsz=640", "480"], ["--img-size", "64", "96"]])

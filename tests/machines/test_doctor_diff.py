@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from yoloyard.common.errors import UserError
+from yoloyard.config.settings import TrainConfig, settings_of
 from yoloyard.machines import environment
 from yoloyard.machines.doctor.diff import Comparison, compare, load
 from yoloyard.machines.environment import packages
@@ -85,6 +86,14 @@ def test_settings_and_the_order_of_causes(tmp_path: Path, facts: dict[str, Any])
     comparison = compared(tmp_path, facts, other, "lr0: 0.02\n")
     assert list(comparison.differences) == ["data set", "settings", "arithmetic", "command"]
     assert "  lr0: 0.01 | 0.02" in comparison.lines()
+
+
+@pytest.mark.parametrize("name", sorted(settings_of(TrainConfig)))
+def test_settings_that_decide_no_results(name: str, tmp_path: Path, facts: dict[str, Any]) -> None:
+    run(tmp_path / "a", facts, f"{name}: 1\n")
+    comparison = compare(load(tmp_path / "a"), load(run(tmp_path / "b", facts, f"{name}: 2\n")))
+    undecided = {"data", "device", "exist_ok", "name", "project", "tensorboard", "wandb", "workers"}
+    assert comparison.decides == (name not in undecided)
 
 
 def test_nodes_with_another_nccl(tmp_path: Path, facts: dict[str, Any]) -> None:

@@ -1,21 +1,23 @@
 """The habits of YOLO users: other ways to write the arguments of a command, turned into ours."""
 
+import inspect
 import itertools
 from collections.abc import Sequence
 
+import cyclopts
+
 from yoloyard.common.errors import UsageError
 from yoloyard.config.overrides import ALIASES, setting_name
-from yoloyard.config.settings import NEWEST, PredictConfig, TrainConfig, ValConfig, settings_of
+from yoloyard.config.settings import NEWEST, TrainConfig, settings_of
 
 OTHER_TASKS = ("segment", "classify", "pose", "obb")
-OTHER_NAMES = ("hyp", "config", "resume", "source", "json")  # that `key=value` may set, beside settings
 SWITCH_VALUES = ("true", "false", "yes", "no")
 MIN_IMAGE_PIXELS = 32  # a smaller number after `--imgsz 64` is that of a camera
 BARE_FLAGS = {"--resume": NEWEST, "--cache": "ram"}  # that need no value, and what they mean then
 
 
-def normal_arguments(argv: Sequence[str]) -> list[str]:
-    """The arguments as the commands declare them.
+def normal_arguments(argv: Sequence[str], app: cyclopts.App) -> list[str]:
+    """The arguments as the commands of `app` declare them.
 
     Understands a task and `mode=train` before the command, `key=value`, `_` for `-`, YOLOv5's names, `BARE_FLAGS`, and
     a value after a switch. Raises UsageError for another task than detection and for a second image size.
@@ -23,20 +25,18 @@ def normal_arguments(argv: Sequence[str]) -> list[str]:
     if argv[:1] == ["shell"]:
         return list(argv)  # the arguments of another program
     argv = _without_task(argv)
-    settings = {**settings_of(TrainConfig), **settings_of(ValConfig), **settings_of(PredictConfig)}
-    known = {*settings, *ALIASES, *OTHER_NAMES}
-    switches = ["json", *(name for name, leaf in settings.items() if leaf.type in (bool, bool | None))]
-    switches = [f"--{name.replace('_', '-')}" for name in switches]
+    command = app.parse_commands(argv)[1][-1].default_command
+    own = inspect.signature(command).parameters if command else {}
+    known = {*settings_of(TrainConfig), *ALIASES, "hyp", *own}
+    # Where there are flags alone, a mistyped one is an error; elsewhere it may be a file's name.
+    has_only_flags = all(each.kind is each.KEYWORD_ONLY for each in own.values()) and bool(own)
+    kinds = {name: getattr(each.annotation, "__origin__", None) for name, each in own.items()}
+    switches = [f"--{name.replace('_', '-')}" for name, kind in kinds.items() if kind in (bool, bool | None)]
     normal: list[str] = []
     for argument in argv:
         name, equals, _ = argument.partition("=")
-        # `train` takes nothing but settings, so a mistyped one is an error there; elsewhere it may be a file's name.
-        if equals and not argument.startswith("-") and (name.replace("-", "_") in known or argv[0] == "train"):
+        if equals and not argument.startswith("-") and (name.replace("-", "_") in known or has_only_flags):
             argument = f"--{argument}"
-        if argument.lower() == "--resume=false":
-            continue
-        if argument.lower() == "--resume=true":
-            argument = "--resume"
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             name = "config" if name == "hyp" else setting_name(name)

@@ -7,14 +7,16 @@ from typing import Annotated, Literal
 import cyclopts
 from cyclopts import Parameter
 
-_On = Annotated[str | None, Parameter(help="another host: ssh://user@host or ssh://user@host:port")]
-_Engine = Annotated[Literal["docker", "podman"] | None, Parameter(help="default: the one that is there")]
+from yoloyard.cli.flags import SWITCH
+
+_On = Annotated[str | None, Parameter(help="another host, as ssh://user@host or ssh://user@host:port")]
+_Engine = Annotated[Literal["docker", "podman"] | None, Parameter(help="engine; default: the one that is there")]
 _Port = cyclopts.validators.Number(gte=1, lte=65535)
 
 
 def up(
     *,
-    tag: Annotated[str | None, Parameter(help="of the image; default: the newest that fits driver and GPU")] = None,
+    tag: Annotated[str | None, Parameter(help="the image; default: the newest that fits driver and GPU")] = None,
     gpus: Annotated[str | None, Parameter(help="all, none, or numbers like 0,1; default: all there are")] = None,
     on: _On = None,
     engine: _Engine = None,
@@ -26,7 +28,7 @@ def up(
     tensorboard_port: Annotated[int | None, Parameter(help="default: 6006 or the next free", validator=_Port)] = None,
     shm_size: Annotated[str | None, Parameter(help="limit of shared memory; default: 8gb")] = None,
     data: Annotated[str | None, Parameter(help="folder to mount as /data; default: a volume")] = None,
-    yes: Annotated[bool, Parameter(help="with --on: copy the folder whatever its size", negative="")] = False,
+    yes: Annotated[bool, SWITCH, Parameter(help="with --on: copy the folder whatever its size")] = False,
 ) -> None:
     """Start the container of this folder, with Jupyter, TensorBoard and SSH."""
     from yoloyard.machines.containers.local import up as run
@@ -40,7 +42,7 @@ def down(
     *,
     on: _On = None,
     engine: _Engine = None,
-    volumes: Annotated[bool, Parameter(help="delete its volumes too: data, caches, host keys", negative="")] = False,
+    volumes: Annotated[bool, SWITCH, Parameter(help="delete its volumes too: data, caches, host keys")] = False,
 ) -> None:
     """Stop the container of this folder; trainings have two minutes to save."""
     from yoloyard.machines.containers.local import down as run
@@ -63,10 +65,7 @@ def jupyter(
     *,
     on: _On = None,
     engine: _Engine = None,
-    open_browser: Annotated[
-        bool,
-        Parameter(name="--open", help="open the browser; with --on, a tunnel stays open until Ctrl-C", negative=""),
-    ] = False,
+    open_browser: Annotated[bool, SWITCH, Parameter(name="--open", help="open the browser, too")] = False,
 ) -> None:
     """Print the address of JupyterLab; with --on, keep a tunnel to it open until Ctrl-C."""
     import webbrowser  # which --help needn't load

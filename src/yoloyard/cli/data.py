@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import cyclopts
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from yoloyard.cli.flags import Data, Json, Name, Project, count_of, print_json, stdout_for_json
 
@@ -61,7 +61,8 @@ def data_convert(
     data: Data,
     out: Annotated[Path, Parameter(help="a new or empty folder")],
     *,
-    to: Annotated[str, Parameter(help="the format to write: yolo, coco or voc")],
+    to: Annotated[str, Parameter(help="the format to write: yolo, coco or voc")],  # the table of them imports NumPy
+    json: Json = False,
 ) -> None:
     """Write a data set in another format.
 
@@ -69,14 +70,28 @@ def data_convert(
     """
     from yoloyard.data.formats.convert import convert
     from yoloyard.data.formats.data_yaml import read_data_yaml
+    from yoloyard.data.formats.table import FORMATS
+    from yoloyard.data.index.index import read_split
 
-    print(f"data: {convert(read_data_yaml(data), out, to)}")
+    spec = read_data_yaml(data)
+    with stdout_for_json(json):
+        made = convert(spec, out, to)
+    if not json:
+        print(f"data: {made}")
+        return
+    splits = []
+    for split in spec.splits:
+        index = read_split(spec, split)  # from the cache
+        left_out = 0 if FORMATS[to].keeps_ignore else int(index.ignore.sum())
+        boxes = {"boxes": len(index.boxes) - left_out, "boxes_left_out": left_out}
+        splits.append({"split": split, "images": len(index), "skipped": index.skipped, **boxes})
+    print_json({"data": made, "format": to, "splits": splits})
 
 
 def demo(
     folder: Annotated[Path, Parameter(help="where to write it")] = Path("demo"),
     *,
-    seed: Annotated[int, Parameter(help="another seed gives other images")] = 0,
+    seed: Annotated[int, Parameter(help="another seed gives other images", validator=validators.Number(gte=0))] = 0,
 ) -> None:
     """Write the demo data set: images of parts, with exact boxes."""
     from yoloyard.demo.write import write_demo

@@ -8,7 +8,7 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter
 
-from yoloyard.cli.flags import Json, count_of, print_json
+from yoloyard.cli.flags import SWITCH, Json, count_of, print_json
 
 doctor_app = cyclopts.App(name="doctor", help_epilogue="Exits with 1 if there is a problem.")
 
@@ -23,7 +23,7 @@ def doctor(
     python: Annotated[
         Path | None, Parameter(help="check the packages of this Python, not of the one that runs yoloyard")
     ] = None,
-    quick: Annotated[bool, Parameter(help="measure no speed and compute nothing", negative="")] = False,
+    quick: Annotated[bool, SWITCH, Parameter(help="measure no speed and compute nothing")] = False,
     json: Json = False,
 ) -> None:
     """Check driver, GPU, container, limits, disk and packages of this host, and say what fixes a problem."""
@@ -54,11 +54,13 @@ def doctor(
         sys.exit(1)
 
 
-@doctor_app.command(name="diff")
+@doctor_app.command(name="diff", help_epilogue="")
 def doctor_diff(
     run_a: Annotated[Path, Parameter(help="a run's folder, its environment.json, or what doctor --json printed")],
     run_b: Annotated[Path, Parameter(help="another one")],
     /,
+    *,
+    json: Json = False,
 ) -> None:
     """Compare two runs or hosts, the likeliest causes of other results first.
 
@@ -67,6 +69,9 @@ def doctor_diff(
     from yoloyard.machines.doctor.diff import compare, load
 
     comparison = compare(load(run_a), load(run_b))
-    print("\n".join(comparison.lines()))
+    if json:
+        print_json(comparison.as_dict())
+    else:
+        print("\n".join(comparison.lines()))
     if comparison.decides:
         sys.exit(1)

@@ -14,9 +14,8 @@ from cyclopts import Parameter
 from yoloyard.config.overrides import whole_number
 from yoloyard.config.settings import settings_of
 
-Json = Annotated[
-    bool, Parameter(name="--json", help="print one JSON document (docs/json.md)", negative="", show_default=False)
-]
+SWITCH = Parameter(negative="", show_default=False)  # of flags that are off, and have no value
+Json = Annotated[bool, SWITCH, Parameter(name="--json", help="print one JSON document (docs/json.md)")]
 Data = Annotated[Path, Parameter(help="the data.yaml of your images and labels")]
 Project = Annotated[Path, Parameter(help="folder of the run folders")]
 Name = Annotated[str, Parameter(help="name of the run folder")]

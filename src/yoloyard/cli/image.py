@@ -18,11 +18,11 @@ def image_build(
     stage: Annotated[Literal["devel", "runtime", "both"], Parameter(help="devel also has Jupyter and SSH")] = "devel",
     engine: Annotated[str | None, Parameter(help="docker, podman or buildah; default: the first that answers")] = None,
     base_image: Annotated[str | None, Parameter(help="in place of ubuntu:24.04, for example with its digest")] = None,
-    pip_index: Annotated[str, Parameter(help="a mirror of PyPI")] = "",
-    apt_mirror: Annotated[str, Parameter(help="a mirror of Ubuntu's packages, as in http://mirrors.example.cn")] = "",
+    pip_index: Annotated[str | None, Parameter(help="a mirror of PyPI")] = None,
+    apt_mirror: Annotated[str | None, Parameter(help="a mirror of Ubuntu, as in http://mirrors.example.cn")] = None,
     torch_index: Annotated[str | None, Parameter(help="a mirror of the tag's index of torch; '' for none")] = None,
     build_option: Annotated[
-        list[str] | None, Parameter(help="a word for the engine, as in --build-option=--network=host; repeatable")
+        list[str] | None, Parameter(help="a word for the engine (--build-option=--pull); repeatable", negative="")
     ] = None,
 ) -> None:
     """Build an image from the clone that yoloyard is used from."""
@@ -46,16 +46,18 @@ def image_list(*, json: Json = False) -> None:
     from rich.table import Column, Table
 
     from yoloyard.common.errors import UserError
-    from yoloyard.machines.image.build import find_builder, image_names, is_built
+    from yoloyard.machines.containers.host import Host
+    from yoloyard.machines.image.build import find_builder, image_names
     from yoloyard.machines.image.versions import tags
 
     try:
         engine = find_builder()
     except UserError:
         engine = None  # the table is of use without one as well
-    rows = []
+    rows, look = [], [engine or "", "inspect", "--type", "image"]
     for tag in tags().values():
-        built = [stage for stage in ("devel", "runtime") if engine and is_built(engine, image_names(tag, stage)[0])]
+        images = {stage: image_names(tag, stage)[0] for stage in ("devel", "runtime")}
+        built = [stage for stage, name in images.items() if engine and Host().run([*look, name]).returncode == 0]
         rows.append((tag, built))
     if json:
         print_json({"engine": engine, "tags": [asdict(tag) | {"built": built} for tag, built in rows]})
@@ -69,11 +71,7 @@ def image_list(*, json: Json = False) -> None:
 
 
 @image_app.command(name="show")
-def image_show(
-    tag: Annotated[str, Parameter(help="a tag or an alias")],
-    *,
-    json: Json = False,
-) -> None:
+def image_show(tag: Annotated[str, Parameter(help="a tag or an alias")], *, json: Json = False) -> None:
     """Print all facts about a tag, and their sources."""
     from yoloyard.machines.image.build import image_names
     from yoloyard.machines.image.versions import find_tag

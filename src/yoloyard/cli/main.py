@@ -4,6 +4,7 @@ import atexit
 import functools
 import gc
 import io
+import shlex
 import sys
 import traceback
 import warnings
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be in any encoding
     try:
-        tokens = normal_arguments([argument for argument in argv if argument != "--debug"])
+        tokens = normal_arguments([argument for argument in argv if argument != "--debug"], app)
         with shown_lines(functools.partial(print, flush=True)):
             app(tokens, exit_on_error=False, print_error=False)
     except BrokenPipeError:
@@ -88,7 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def explained(error: BaseException) -> tuple[str, int]:
     """The line that the user reads of an error, empty if another process prints it, and the exit code."""
     if isinstance(error, cyclopts.CycloptsError):
-        return f"{error} (yoloyard --help lists what there is)", 2
+        line, help_of = str(error), " ".join(["yoloyard", *(error.command_chain or ()), "--help"])
+        if isinstance(error, cyclopts.UnusedCliTokensError):
+            words = shlex.join(error.unused_tokens or ())
+            line = f"not understood: {words}; a setting is written --name value or name=value"
+        return f"{line} ({help_of} lists what there is)", 2
     if isinstance(error, UserError):
         return "" if isinstance(error, SilentError) else str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from yoloyard.cli.flags import given, takes_settings
-from yoloyard.config.settings import TrainConfig
+from yoloyard.config.settings import NEWEST, TrainConfig
 
 
 @takes_settings(TrainConfig)
@@ -30,6 +30,7 @@ def train(
     from yoloyard.training.distributed.launch import command, launch
     from yoloyard.training.run import find_run, num_processes
 
+    resume = {"true": NEWEST, "false": None}.get(str(resume).lower(), resume)
     in_file = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
     overrides = in_file | given(flags)
     if not is_launched():

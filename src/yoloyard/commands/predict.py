@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -110,10 +111,8 @@ def _write_image(path: Path, drawn: np.ndarray) -> None:
 
 
 def _summary(found: Detections, names: Sequence[str]) -> str:
-    if not len(found):
-        return "nothing found"
-    labels, counts = found.labels.unique(return_counts=True)
-    return ", ".join(f"{count} {names[label]}" for label, count in zip(labels.tolist(), counts.tolist(), strict=True))
+    counts = sorted(Counter(found.labels.tolist()).items())
+    return ", ".join(f"{count} {names[label]}" for label, count in counts) or "nothing found"
 
 
 def _yolo_rows(image: SourceImage, found: Detections) -> str:

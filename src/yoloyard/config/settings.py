@@ -11,6 +11,7 @@ from typing import Any
 
 NEWEST = "newest"  # what `--resume` without a folder means
 OPTIMIZERS = ("auto", "SGD", "AdamW")
+FREE = {"resumable": True, "decides": False}  # marks of settings that may be others at any time
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Setting:
     is_path: bool = False  # `~` at its beginning is the home folder
     hidden: bool = False  # in no help and no table
     resumable: bool = False  # a resumed run may change it
+    decides: bool = True  # the results; else two runs that differ in it are alike
 
 
 def setting(default: Any, help: str, at_least: float | None = None, at_most: float | None = None, **kind: bool) -> Any:
@@ -99,7 +101,7 @@ class EvaluationConfig:
 class TrainConfig:
     """Everything that decides a training run."""
 
-    data: str = setting("", "the data.yaml of your images and labels", is_path=True)
+    data: str = setting("", "the data.yaml of your images and labels", is_path=True, decides=False)  # its content does
     strict: bool = setting(False, "stop if anything is wrong with the data, instead of leaving out what can't be used")
     check_duplicates: bool = setting(
         False, "look for images of val that are in train too, also where that takes more than a few seconds"
@@ -109,7 +111,9 @@ class TrainConfig:
     epochs: int = setting(100, "epochs", 1, resumable=True)
     batch: int = setting(16, "images of one step", 1)
     imgsz: int = setting(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
-    device: str = setting("auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True, resumable=True)
+    device: str = setting(
+        "auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True, resumable=True, decides=False
+    )
     device_path: str = setting("auto", "for tests: with 'accelerator' a CPU runs the code that a GPU runs", hidden=True)
     processes: int = setting(1, "processes that share a batch, on cpu or with a GPU each", 1, resumable=True)
     hang_timeout: float = setting(
@@ -119,7 +123,7 @@ class TrainConfig:
         resumable=True,
     )
     sync_bn: bool = setting(False, "batch normalisation over all processes' images (GPUs only)")
-    workers: int = setting(8, "processes that load images (0: load in the training process)", 0, resumable=True)
+    workers: int = setting(8, "processes that load images (0: load in the training process)", 0, **FREE)
     amp: bool = setting(True, "mixed precision: bfloat16 where the hardware has it, else float16 with loss scaling")
     compile: bool = setting(
         False,
@@ -149,13 +153,11 @@ class TrainConfig:
     repeat_factor: float = setting(
         0.0, "images with a class that is in a smaller share of the images than this come more often (0: off)", 0, 1
     )
-    project: str = setting("runs", "folder of the run folders", is_path=True)
-    name: str | None = setting(None, "name of the run (default: the data file's)")
-    exist_ok: bool = setting(False, "write into an existing run folder")
-    tensorboard: bool = setting(True, "write TensorBoard files where the package is installed", resumable=True)
-    wandb: bool = setting(
-        False, "show the run in Weights & Biases, under the account that its package knows", resumable=True
-    )
+    project: str = setting("runs", "folder of the run folders", is_path=True, decides=False)
+    name: str | None = setting(None, "name of the run (default: the data file's)", decides=False)
+    exist_ok: bool = setting(False, "write into an existing run folder", decides=False)
+    tensorboard: bool = setting(True, "write TensorBoard files where the package is installed", **FREE)
+    wandb: bool = setting(False, "show the run in Weights & Biases, under the account that its package knows", **FREE)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)

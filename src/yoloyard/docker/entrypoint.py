@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent  # with sshd_config and jupyter_config.json
 HOME = Path("/home/yard")
 WORKSPACE = Path("/workspace")
 KEYS = Path("/etc/yoloyard/keys")
@@ -180,7 +181,7 @@ def user_environment(environment: Mapping[str, str], root: bool) -> dict[str, st
 
 
 def sshd_config(settings: Settings, environment: Mapping[str, str], state: Path) -> str:
-    """Only keys open it, and only for the user yard. A session has the container's environment."""
+    """The file sshd_config, and what differs from start to start. A session has the container's environment."""
     escaped = {name: value.replace("\\", "\\\\").replace('"', '\\"') for name, value in sorted(environment.items())}
     variables = [
         f'"{name}={value}"'
@@ -191,43 +192,18 @@ def sshd_config(settings: Settings, environment: Mapping[str, str], state: Path)
     return f"""ListenAddress {address}:{settings.ports["SSH"]}
 HostKey {KEYS}/ssh_host_ed25519_key
 AuthorizedKeysFile {state}/authorized_keys
-AllowUsers yard
-AuthenticationMethods publickey
-PubkeyAuthentication yes
-PasswordAuthentication no
-KbdInteractiveAuthentication no
-PermitEmptyPasswords no
 PermitRootLogin {"prohibit-password" if settings.uid == 0 else "no"}
-UsePAM no
-X11Forwarding no
-PermitUserEnvironment no
-PrintMotd no
-PidFile none
-ClientAliveInterval 30
-Subsystem sftp internal-sftp
 SetEnv {" ".join(variables)}
-"""
+{HERE.joinpath("sshd_config").read_text()}"""
 
 
 def jupyter_config(settings: Settings) -> str:
-    config = {
-        "ServerApp": {
-            "ip": settings.bind,
-            "port": settings.ports["JUPYTER"],
-            "port_retries": 0,
-            "open_browser": False,
-            "root_dir": str(WORKSPACE if WORKSPACE.is_dir() else HOME),
-            "allow_root": settings.uid == 0,
-            "terminado_settings": {"shell_command": ["/bin/bash", "-l"]},
-        },
-        "LabApp": {  # nothing asks the network for news, updates or extensions
-            "extension_manager": "readonly",
-            "check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
-            "news_url": None,
-        },
-        "IdentityProvider": {"token": settings.token},
-        "PasswordIdentityProvider": {"hashed_password": settings.password_hash, "allow_password_change": False},
-    }
+    config = json.loads(HERE.joinpath("jupyter_config.json").read_text())
+    root = str(WORKSPACE if WORKSPACE.is_dir() else HOME)
+    config["ServerApp"] |= {"ip": settings.bind, "port": settings.ports["JUPYTER"], "root_dir": root}
+    config["ServerApp"]["allow_root"] = settings.uid == 0
+    config["IdentityProvider"] = {"token": settings.token}
+    config["PasswordIdentityProvider"]["hashed_password"] = settings.password_hash
     return json.dumps(config)
 
 

@@ -26,7 +26,6 @@ AGAIN = "yoloyard down stops it, up starts again"
 _SOURCE = "YOLOYARD_SOURCE"  # the folder that was copied to a host, and the machine that it is on
 
 Settings = dict[str, str]  # the variables of compose.yaml
-Opened = tuple[Project, Settings, Status | None]
 
 
 def up(
@@ -148,7 +147,7 @@ def jupyter(folder: Path, on: str | None, engine: str | None, show: Callable[[st
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, on: str | None, engine: str | None) -> Iterator[Opened]:
+def _opened(folder: Path, on: str | None, engine: str | None) -> Iterator[tuple[Project, Settings, Status | None]]:
     """The project of `folder` on its host, what the last `up` chose, and its container if there is one.
 
     On another host the folder is ~/yoloyard/NAME.

@@ -10,13 +10,13 @@ import yaml
 
 from yoloyard.common.errors import UserError, printable
 from yoloyard.common.versions import PACKAGES
+from yoloyard.config.settings import TrainConfig, settings_of
 
 ABSENT = "-"
 NAMED = 20  # differences of a group that does not decide results
 DECISIVE = ("data set", "settings", "code", "arithmetic", "packages that decide results", "GPU", "variables")
 GROUPS = (*DECISIVE, "driver", "other packages", "machine", "command")  # in the order in which they explain results
 PARTLY = {"arithmetic", "GPU", "machine"}  # of which a run says more than the doctor: what both say is compared
-WHERE = {"project", "name", "exist_ok", "resume", "workers", "device", "wandb", "tensorboard", "data"}  # no results
 # NCCL of other versions does not understand one another: processes on two nodes hang or fail.
 TOGETHER = {"torch": ("torch", "packages that decide results"), "nccl": ("NCCL", "arithmetic")}
 
@@ -36,15 +36,22 @@ class Comparison:
         """Whether something differs that decides results, or that keeps two nodes from training together."""
         return bool(self.problems) or any(group in DECISIVE for group in self.differences)
 
+    def as_dict(self) -> dict[str, Any]:
+        """The document of `yoloyard doctor diff --json` (docs/json.md): values as texts, None where there is none."""
+        differences = [
+            {"group": group, "decides": group in DECISIVE, "name": name, "first": _text(one), "second": _text(other)}
+            for group, rows in self.differences.items()
+            for name, one, other in rows
+        ]
+        return {"decides": self.decides, "problems": self.problems, "missing": self.missing, "differences": differences}
+
     def lines(self) -> list[str]:
         """The comparison for people."""
         lines = [f"problem: {problem}" for problem in self.problems]
         for group, rows in self.differences.items():
             lines.append(f"{group}{'' if group in DECISIVE else ' (does not decide results)'}:")
             named = rows if group in DECISIVE else rows[:NAMED]
-            for name, *values in named:
-                one, other = ("none" if value is None else printable(str(value)) for value in values)
-                lines.append(f"  {name}: {one} | {other}")
+            lines += [f"  {name}: {_text(one, 'none')} | {_text(other, 'none')}" for name, one, other in named]
             lines += [f"  and {len(rows) - NAMED} more"] if len(named) < len(rows) else []
         if self.missing:
             lines.append(f"not compared, as one of the two says nothing of it: {', '.join(self.missing)}")
@@ -111,7 +118,8 @@ def _of_run(facts: dict[str, Any], folder: Path) -> Facts:
         found["data set"] = _flat(facts["data"])
     if (file := folder / "config.yaml").is_file():
         settings = _flat(yaml.safe_load(file.read_text(encoding="utf-8")) or {})
-        found["settings"] = {name: value for name, value in settings.items() if name not in WHERE}
+        undecided = [name for name, leaf in settings_of(TrainConfig).items() if not leaf.decides]
+        found["settings"] = {name: value for name, value in settings.items() if name not in undecided}
     if git := facts.get("git"):
         found["code"] = {name: git.get(name) for name in ("commit", "diff_sha256")}
     if "packages" in facts:  # runs of older versions have none
@@ -154,6 +162,10 @@ def _of_machine(facts: dict[str, Any], used: str | None = None) -> Facts:
             "shared memory (MiB)": round(shared.get("size", 0) / 2**20),
         }
     return found
+
+
+def _text(value: Any, none: str | None = None) -> str | None:
+    return none if value is None else printable(str(value))
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

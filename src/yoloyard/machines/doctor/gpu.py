@@ -1,6 +1,7 @@
 """GPUs: are they there and free, do driver and wheel serve them, can containers have them."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from yoloyard.common.errors import UserError
@@ -30,7 +31,7 @@ def check(facts: dict[str, Any]) -> list[Finding]:
         findings += [_architecture(gpu, torch, nvml) for gpu in gpus]
     for gpu in gpus:
         findings += [_free(gpu, facts["processes"], facts["machine"]["container"]), _health(gpu)]
-    return findings + _containers(facts["machine"])
+    return [*findings, *_containers(facts["machine"])]
 
 
 def _visible(facts: dict[str, Any]) -> Finding:
@@ -174,7 +175,7 @@ def _health(gpu: dict[str, Any]) -> Finding:
     return Finding(check, title, "ok", "no memory errors, full clocks")
 
 
-def _containers(machine: dict[str, Any]) -> list[Finding]:
+def _containers(machine: dict[str, Any]) -> Iterator[Finding]:
     """Whether each engine can give GPUs to containers; inside a container the toolkit is the host's."""
     check, title = "container-toolkit", "GPUs for containers"
     engines = machine["engines"]
@@ -183,19 +184,18 @@ def _containers(machine: dict[str, Any]) -> list[Finding]:
     if not reason and not machine["nvidia"]["cards"] and not machine["nvidia"]["nodes"]:
         reason = "there is no NVIDIA GPU"
     if reason or not names:
-        return [Finding(check, title, "skipped", reason or "there is no docker and no podman")]
+        yield Finding(check, title, "skipped", reason or "there is no docker and no podman")
+        return
     evidence = f"toolkit: {', '.join(toolkit) or 'none'}; CDI: {', '.join(cdi) or 'none'}; "
     evidence += f"runtimes in /etc/docker/daemon.json: {', '.join(runtimes) or 'none'}"
-    findings = []
     for name in names:
         of_engine, command = f"{title} of {name}", CONFIGURE[name]
         if not toolkit:
-            findings.append(Finding(check, of_engine, "problem", evidence, INSTALL + command))
+            yield Finding(check, of_engine, "problem", evidence, INSTALL + command)
         elif cdi or (name == "docker" and "nvidia" in runtimes):
-            findings.append(Finding(check, of_engine, "ok", evidence))
+            yield Finding(check, of_engine, "ok", evidence)
         elif name == "docker" and "nvidia-container-runtime-hook" in toolkit:  # Docker finds it by its name
             by_hook = f"{evidence}: docker run --gpus works, --runtime=nvidia does not"
-            findings.append(Finding(check, of_engine, "warning", by_hook, command))
+            yield Finding(check, of_engine, "warning", by_hook, command)
         else:
-            findings.append(Finding(check, of_engine, "problem", evidence, command))
-    return findings
+            yield Finding(check, of_engine, "problem", evidence, command)

@@ -1,5 +1,6 @@
 """What the system allows: shared memory, open files, locked memory, processes, CPUs, memory; and its clock."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from yoloyard.machines.doctor import Finding
@@ -59,12 +60,11 @@ def _shared_memory(machine: dict[str, Any], gpus: int, training: str) -> Finding
     return Finding(check, title, "warning", f"{evidence}; batches go through pipes instead, which is slower", remedy)
 
 
-def _ulimits(machine: dict[str, Any], gpus: int) -> list[Finding]:
+def _ulimits(machine: dict[str, Any], gpus: int) -> Iterator[Finding]:
     processes = max(1, gpus) * (WORKERS + 1) * THREADS
     needs = [("nofile", "-n", OPEN_FILES, "open files"), ("nproc", "-u", processes, "processes and threads")]
     if machine["infiniband"]:
         needs.append(("memlock", "-l", LOCKED_BYTES, "locked memory in bytes, for InfiniBand"))
-    found = []
     for name, flag, needed, what in needs:
         soft, hard = machine["limits"][name]
         evidence, remedy = f"{'unlimited' if soft is None else soft}; training wants {needed}", ""
@@ -74,5 +74,4 @@ def _ulimits(machine: dict[str, Any], gpus: int) -> list[Finding]:
                 remedy = f"raise the hard limit ({hard}) in /etc/security/limits.conf"
                 if machine["container"]:
                     remedy = f"start the container with --ulimit {name}={needed}:{needed}"
-        found.append(Finding(f"ulimit-{name}", f"limit of {what}", "problem" if remedy else "ok", evidence, remedy))
-    return found
+        yield Finding(f"ulimit-{name}", f"limit of {what}", "problem" if remedy else "ok", evidence, remedy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,8 @@ def check(facts: Facts) -> list[Finding]:
     packages = facts["packages"]
     if packages["error"]:
         return [Finding("packages", "Packages", "problem", packages["error"], "name another Python: --python PATH")]
-    findings = [_torch(packages, facts["nvml"])]
-    for judge in (_torchvision, _opencv, _numpy, _other_imports, _libraries, _twice, _half_removed, _shadowed,
-                  _requirements):  # fmt: skip
-        findings += judge(packages)
-    return findings
+    rest = (_torchvision, _opencv, _numpy, _other_imports, _libraries, _twice, _half_removed, _shadowed, _requirements)
+    return [_torch(packages, facts["nvml"]), *(finding for judge in rest for finding in judge(packages))]
 
 
 def _pip(packages: Facts) -> str:
@@ -188,16 +186,15 @@ def _abi(attempt: Facts) -> str:
     return next((line.strip() for line in lines if any(sign in line for sign in signs)), "")
 
 
-def _other_imports(packages: Facts) -> list[Finding]:
-    found, judged = [], {"numpy", "cv2", "torch", "torchvision"}
+def _other_imports(packages: Facts) -> Iterator[Finding]:
+    judged = {"numpy", "cv2", "torch", "torchvision"}
     judged |= {"matplotlib"} if packages["imports"]["numpy"]["error"] else set()  # it says nothing new
     for name, attempt in packages["imports"].items():
         if name in judged or not attempt["error"] or _abi(attempt):
             continue
         evidence = f"{_called(packages, name)} can't be used: {short(attempt)}"
         remedy = _reinstall(packages, _pinned(packages, name))
-        found.append(Finding("package-import", name, "problem", evidence, remedy))
-    return found
+        yield Finding("package-import", name, "problem", evidence, remedy)
 
 
 def short(attempt: Facts) -> str:
@@ -206,9 +203,8 @@ def short(attempt: Facts) -> str:
     return text if len(text) < 300 else text[:140] + " ... " + text[-150:]
 
 
-def _twice(packages: Facts) -> list[Finding]:
+def _twice(packages: Facts) -> Iterator[Finding]:
     """Two metadata folders of one distribution in one place: an installation was interrupted."""
-    found = []
     groups: dict[tuple[str, str], list[Facts]] = {}
     for row in packages["distributions"]:
         groups.setdefault((row["name"], row["folder"]), []).append(row)
@@ -220,16 +216,14 @@ def _twice(packages: Facts) -> list[Finding]:
         stale = " ".join(f"'{os.path.join(folder, row['info'])}'" for row in rows if row is not newest)
         evidence = f"{name} is there as {' and '.join(row['version'] for row in rows)} in {folder}"
         remedy = f"rm -r {stale} && " + _reinstall(packages, f"{name}=={newest['version']}")
-        found.append(Finding("package-twice", f"{name} is there once", "problem", evidence, remedy))
-    return found
+        yield Finding("package-twice", f"{name} is there once", "problem", evidence, remedy)
 
 
-def _half_removed(packages: Facts) -> list[Finding]:
-    found = []
+def _half_removed(packages: Facts) -> Iterator[Finding]:
     if packages["leftovers"]:
         places = " ".join(f"'{path}'" for path in packages["leftovers"])
         evidence = f"pip was stopped while it removed or updated something: {', '.join(packages['leftovers'])}"
-        found.append(Finding("package-leftovers", "Leftovers of packages", "warning", evidence, f"rm -r {places}"))
+        yield Finding("package-leftovers", "Leftovers of packages", "warning", evidence, f"rm -r {places}")
     for row in packages["distributions"]:
         is_bare = row["files"] and row["files"]["without_init"]
         if row["name"] in OPENCV or (row["whole"] and not is_bare):
@@ -237,13 +231,11 @@ def _half_removed(packages: Facts) -> list[Finding]:
         missing = f"{row['files']['missing']} of {row['files']['listed']} files" if is_bare else "its METADATA"
         evidence = f"of {row['info']} in {row['folder']}, {missing} are missing"
         remedy = _reinstall(packages, f"{row['name']}=={row['version']}" if row["version"] else row["name"])
-        found.append(Finding("package-files", f"{row['name']} is whole", "problem", evidence, remedy))
-    return found
+        yield Finding("package-files", f"{row['name']} is whole", "problem", evidence, remedy)
 
 
-def _shadowed(packages: Facts) -> list[Finding]:
+def _shadowed(packages: Facts) -> Iterator[Finding]:
     """The same module in two places of sys.path: the first one is used, whatever pip says about the other."""
-    found = []
     for name, places in packages["modules"].items():
         if len(places) < 2:
             continue
@@ -261,8 +253,7 @@ def _shadowed(packages: Facts) -> list[Finding]:
         evidence = f"{name} {versions[0]} of {winner} is used ({how}), not {versions[1]} of {other}"
         is_bad = len(set(versions)) > 1 and name in ("torch", "torchvision", "numpy")
         title = f"One {name} alone"
-        found.append(Finding("package-shadowed", title, "problem" if is_bad else "warning", evidence, remedy))
-    return found
+        yield Finding("package-shadowed", title, "problem" if is_bad else "warning", evidence, remedy)
 
 
 def _libraries(packages: Facts) -> list[Finding]:

@@ -211,7 +211,7 @@ if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what modules print is no answer
     if not sys.argv[1:]:
-        answers.write(json.dumps(inventory()))
+        answers.write(json.dumps({"error": None, **inventory()}))
     for each in sys.argv[1:]:
         print(json.dumps({"probe": each}), file=answers, flush=True)
         print(json.dumps({"probe": each, **attempt(each)}), file=answers, flush=True)

@@ -26,19 +26,12 @@ def gather(python: Path | None = None) -> dict[str, Any]:
     `error` says why nothing could be learned, else it is None.
     """
     command = str(python or sys.executable)
-    try:
-        asked = _program(command, "inventory.py")
-        done = subprocess.run(asked, capture_output=True, text=True, timeout=IMPORT_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {"error": f"{command} can't be run: {error}"}
-    if done.returncode:
-        return {"error": f"{command}: {last_line(done.stderr) or 'it failed'}"}
-    try:
-        found: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
-        return {"error": f"{command} does not answer as a Python does"}
+    rows, _ = run_probes(command, "inventory.py", seconds=IMPORT_SECONDS)
+    found: dict[str, Any] = rows[0] if rows else {"error": "it does not answer as a Python does"}
+    if found["error"]:
+        return {"error": f"{command} can't be used: {found['error']}"}
     modules = [name for name in IMPORTED if name != "torchvision" or found["modules"][name]]
-    return found | {"error": None, "imports": import_all(command, modules), "check": _pip_check(command)}
+    return found | {"imports": import_all(command, modules), "check": _pip_check(command)}
 
 
 def torch_facts(packages: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +60,7 @@ def import_all(python: str, modules: Sequence[str]) -> dict[str, dict[str, Any]]
 
 
 def run_probes(
-    python: str, name: str, *arguments: str, seconds: float, variables: Mapping[str, str] | None = None
+    python: str, name: str, *arguments: str, seconds: float, variables: Mapping[str, str] = {}
 ) -> tuple[list[dict[str, Any]], str]:
     """Let `python` run a program beside this file that prints a line of JSON before and after each probe.
 
@@ -76,8 +69,10 @@ def run_probes(
     """
     output = said = end = ""
     try:
-        command, environment = _program(python, name, *arguments), {**os.environ, **(variables or {})}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, env=environment)
+        # As a text, so that this folder is not on its sys.path.
+        command = [python, "-c", Path(__file__).with_name(name).read_text(encoding="utf-8"), *arguments]
+        variables = {**os.environ, **variables}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False, env=variables)
         output, said = done.stdout, done.stderr
         if done.returncode < 0:
             end = f"the process was killed by {signal.Signals(-done.returncode).name} (a crash)"
@@ -97,8 +92,3 @@ def run_probes(
         probe = rows[-1]["probe"] if is_inside else "start"
         finished.append({"probe": probe, "error": error_line, "said": said[-3000:]})
     return finished, said
-
-
-def _program(python: str, name: str, *arguments: str) -> list[str]:
-    """The command by which `python` runs a program beside this file, without this folder on its sys.path."""
-    return [python, "-c", Path(__file__).with_name(name).read_text(encoding="utf-8"), *arguments]

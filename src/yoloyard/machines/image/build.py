@@ -3,7 +3,6 @@
 import logging
 import re
 import shlex
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from typing import Literal
 import yoloyard.docker
 from yoloyard.common.errors import UsageError, UserError, last_line
 from yoloyard.common.versions import versions
+from yoloyard.machines.containers.host import Host
 from yoloyard.machines.image.versions import Tag, repository
 
 log = logging.getLogger(__name__)
@@ -30,21 +30,16 @@ def find_builder(wanted: str | None = None) -> str:
         raise UsageError(f"{wanted} can't be used here: {', '.join(BUILDERS)} can")
     names = [wanted] if wanted else BUILDERS
     silent = []
-    for name in filter(shutil.which, names):
-        asked = subprocess.run([name, "info"], capture_output=True, text=True, check=False)
+    for name in names:
+        asked = Host().run([name, "info"])
         if asked.returncode == 0:
             return name
-        silent.append(f"{name} is installed but does not answer ({last_line(asked.stderr) or 'no reason given'})")
+        if asked.returncode != 127:
+            silent.append(f"{name} is installed but does not answer ({last_line(asked.stderr) or 'no reason given'})")
     if silent:
         hint = " (is its service running, and may you use it? `sudo systemctl start docker`, group docker)"
         raise UserError("; ".join(silent) + (hint if "docker is" in silent[0] else ""))
     raise UserError(f"no {' or '.join(names)} found: install Docker Engine or podman first")
-
-
-def is_built(builder: str, image: str) -> bool:
-    """Whether the image is in the local store of this builder."""
-    asked = [builder, "inspect", "--type", "image", image]
-    return subprocess.run(asked, capture_output=True, check=False).returncode == 0
 
 
 def image_names(tag: Tag, stage: Stage) -> list[str]:
@@ -75,7 +70,8 @@ def build_command(
     """
     if any(value and re.search(r"://[^/]*@", value) for value in replaced.values()):
         raise UsageError("a mirror's password would be kept in the image: name the mirror without a user")
-    seconds, commit = _git(root, "log", "-1", "--format=%ct") or "0", _git(root, "rev-parse", "HEAD")
+    git = ["git", "-C", str(root)]  # prints nothing without Git or a repository, as in an unpacked archive
+    seconds, commit = (Host().run([*git, "log", "-1", f"--format={each}"]).stdout.strip() for each in ("%ct", "%H"))
     arguments = {
         "BASE_IMAGE": f"ubuntu:{tag.ubuntu}",
         "TORCH": tag.torch,
@@ -83,10 +79,10 @@ def build_command(
         "CUDA": tag.cuda,
         "PIP_INDEX": "",
         "APT_MIRROR": "",
-        "SOURCE_DATE_EPOCH": seconds,
-        "CREATED": datetime.fromtimestamp(int(seconds), UTC).isoformat(),
+        "SOURCE_DATE_EPOCH": seconds or "0",
+        "CREATED": datetime.fromtimestamp(int(seconds or "0"), UTC).isoformat(),
         "VERSION": versions()["yoloyard"],
-        "REVISION": f"{commit}-dirty" if commit and _git(root, "status", "--porcelain") else commit,
+        "REVISION": f"{commit}-dirty" if commit and Host().run([*git, "status", "--porcelain"]).stdout else commit,
         "TAG": tag.name,
         **{name: value for name, value in replaced.items() if value is not None},
     }
@@ -110,12 +106,3 @@ def build(command: list[str]) -> None:
             raise
     if status:
         raise UserError(f"the build failed (status {status}); the reason stands above")
-
-
-def _git(root: Path, *argv: str) -> str:
-    """What Git says about the clone; empty without Git or where there is no repository, as in an unpacked archive."""
-    try:
-        done = subprocess.run(["git", "-C", root, *argv], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
