@@ -151,8 +151,8 @@ def _index_for(model: Model, spec: DataSpec, config: ValConfig) -> tuple[Index, 
     if classes is not None:
         chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))
         log.info(f"as in training, only boxes of these classes are counted: {chosen}")
-    for line in summary(index.problems):
-        log.info(f"{config.split}: {line}")
+    for line in summary(config.split, index.problems):
+        log.info(line)
     return index, order
 
 

@@ -1,6 +1,5 @@
 """What can be wrong with a data set: one line for a person, with the file and, where there is one, the line."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,8 +25,7 @@ KINDS = {
     "passed over": False,  # files and folders that a search for images leaves out
 }
 
-
-SHOWN_ERRORS = 5
+SHOWN_ERRORS = 5  # of a kind
 
 
 @dataclass(frozen=True)
@@ -48,13 +46,13 @@ class Problem:
         return f"{self.where}: {self.what}" + (f"; {self.effect}" if self.effect else "")
 
 
-def summary(problems: Sequence[Problem]) -> list[str]:
-    """Lines for the console: the first errors, how many more there are, and one line for each kind of warning."""
-    errors = [problem for problem in problems if problem.is_error]
-    lines = [str(problem) for problem in errors[:SHOWN_ERRORS]]
-    if len(errors) > SHOWN_ERRORS:
-        lines.append(f"... and {len(errors) - SHOWN_ERRORS} more; the report lists them")
-    warnings = [problem for problem in problems if not problem.is_error]
-    first = {problem.kind: problem for problem in reversed(warnings)}
-    counts = Counter(problem.kind for problem in warnings)
-    return lines + [f"{kind}: {count}; the first: {first[kind]}" for kind, count in counts.items()]
+def summary(split: str, problems: Sequence[Problem], shown: int = SHOWN_ERRORS) -> list[str]:
+    """Lines for the console: of each kind how many there are, and the first `shown` errors, or the first warning."""
+    lines = []
+    for kind, is_error in KINDS.items():
+        mine = [problem for problem in problems if problem.kind == kind]
+        most = shown if is_error else 1
+        lines += [f"{split}: {kind}, {len(mine)} {'time' if len(mine) == 1 else 'times'}:"] if mine else []
+        lines += [f"  {problem}" for problem in mine[:most]]
+        lines += [f"  ... and {len(mine) - most} more; the report lists them"] if len(mine) > most else []
+    return lines

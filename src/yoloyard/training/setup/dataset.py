@@ -7,14 +7,13 @@ import shlex
 from yoloyard.common.errors import UserError
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates, known_duplicates, state_of
-from yoloyard.data.audit.problems import KINDS
+from yoloyard.data.audit.problems import SHOWN_ERRORS, summary
 from yoloyard.data.formats.data_yaml import DataSpec
 from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.index.selection import class_numbers, select
 
 log = logging.getLogger(__name__)
 
-MAX_PROBLEMS_SHOWN = 5  # of a kind
 MAX_SHARE_UNUSABLE = 0.1  # of a split's images; where more can't be used, something is wrong with the set as a whole
 # Below both, a search for duplicates takes a few seconds on one core: 20 ns a pair, and 50 ns a pixel of val where all
 # its images look like those of train.
@@ -26,7 +25,12 @@ def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
     splits = {"train": load_index(spec, "train"), "val": load_index(spec, "val")}
     splits["val"] = _with_duplicates(spec, config, **splits)
     for split, index in splits.items():
-        _report_problems(index, split, len(index.problems) if config.strict else MAX_PROBLEMS_SHOWN)
+        if index.skipped:
+            log.info(f"{split}: {index.skipped} of {index.skipped + len(index)} images can't be used and are left out")
+        if index.ignore.any():
+            log.info(f"{split}: {index.ignore.sum()} of {len(index.ignore)} boxes are to be ignored (crowd, difficult)")
+        for line in summary(split, index.problems, len(index.problems) if config.strict else SHOWN_ERRORS):
+            log.info(line)
     errors = sum(problem.is_error for index in splits.values() for problem in index.problems)
     if config.strict and errors:
         raise UserError(
@@ -84,20 +88,3 @@ def _with_duplicates(spec: DataSpec, config: TrainConfig, train: Index, val: Ind
         return val
     problems = [duplicate_problem(each, train.paths, val.paths, "train") for each in duplicates]
     return dataclasses.replace(val, problems=(*val.problems, *problems))
-
-
-def _report_problems(index: Index, split: str, shown: int) -> None:
-    """Log how many images are left out, and of each kind of problem how many there are and the first ones."""
-    if index.skipped:
-        log.info(f"{split}: {index.skipped} of {index.skipped + len(index)} images can't be used and are left out")
-    if index.ignore.any():
-        log.info(f"{split}: {index.ignore.sum()} of {len(index.ignore)} boxes are to be ignored (crowd, difficult)")
-    for kind, is_error in KINDS.items():
-        problems = [problem for problem in index.problems if problem.kind == kind]
-        most = shown if is_error else 1
-        if problems:
-            log.info(f"{split}: {kind}, {len(problems)} {'time' if len(problems) == 1 else 'times'}:")
-        for problem in problems[:most]:
-            log.info(f"  {problem}")
-        if len(problems) > most:
-            log.info(f"  ... and {len(problems) - most} more; the report lists them")
