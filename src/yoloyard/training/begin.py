@@ -28,6 +28,7 @@ from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Listeners
 from yoloyard.training.listeners.results import validation_batch
 from yoloyard.training.setup.setup import Setup
+from yoloyard.training.setup.space import tell_space
 from yoloyard.training.setup.starting_point import set_training_mode
 from yoloyard.training.state.checkpoint import Header, Progress, restore
 from yoloyard.training.state.randomness import seed_all
@@ -105,6 +106,8 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
     reuse_memory(device)
+    if team.is_rank_0:
+        tell_space(setup)
     model = setup.detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.sync_bn and team.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
