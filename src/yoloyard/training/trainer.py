@@ -35,7 +35,7 @@ SETTLED_BATCH = 1  # of the run, from 0: after it maps lie in memory where later
 
 def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | None = None) -> Result:
     """Train as `setup` says, from the beginning or a checkpoint. Raises Interrupted with all saved, or UserError."""
-    result = None
+    result, failure = None, None
     with InterruptRequest(silent=not team.is_rank_0) as interrupt:
         run = begin(setup, listeners, team, interrupt)
         progress = run.progress
@@ -54,11 +54,13 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
                 end_epoch(run, validate(run, run.engine.average.model) if is_due else None, speed)
             result = finish(run)
             return result
-        except Exception:
-            run.writer.drain()  # what was handed over to be saved
+        except BaseException as error:
+            failure = error
+            if isinstance(error, Exception):  # a second Ctrl-C ends it at once
+                run.writer.drain()  # what was handed over to be saved
             raise
         finally:
-            listeners.tell(events.RunFinished(result, progress.epoch, progress.seconds))
+            listeners.tell(events.RunFinished(result, progress.epoch, progress.seconds, failure))
             run.threads.restore()
 
 
