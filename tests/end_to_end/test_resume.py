@@ -1,7 +1,10 @@
 """A run that was stopped goes on as if nothing had happened."""
 
+import errno
 import json
 import os
+import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +17,14 @@ from safetensors.torch import load_file
 from commands import TINY, TINY_NETWORK, Command, start
 from yoloyard.commands import train as run
 from yoloyard.common.errors import UserError
+from yoloyard.common.files import cannot_write
 from yoloyard.common.structures import Batch
 from yoloyard.models.weights import read_weights
+from yoloyard.training import saving
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import Interrupted
-from yoloyard.training.listeners.events import Result
+from yoloyard.training.listeners.events import CheckpointWritten, EpochEnded, Result
+from yoloyard.training.state.checkpoint import read_header
 
 WORDS = {
     "model": TINY_NETWORK, "imgsz": 96, "batch": 4, "nbs": 8, "amp": False, "tensorboard": False, "device": "cpu",
@@ -32,6 +38,11 @@ def train(data: Path, **words: Any) -> Result:
 
 def interrupt_at_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Ctrl-C comes while step `number` is computed."""
+    signal_at_step(monkeypatch, number, signal.SIGINT)
+
+
+def signal_at_step(monkeypatch: pytest.MonkeyPatch, number: int, what: signal.Signals) -> None:
+    """The signal `what` comes while step `number` is computed."""
     original: Callable[..., Any] = Engine.backward
     steps = 0
 
@@ -39,7 +50,7 @@ def interrupt_at_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
         nonlocal steps
         steps += 1
         if steps == number:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), what)
         return original(engine, batch)
 
     monkeypatch.setattr(Engine, "backward", backward)
@@ -78,6 +89,140 @@ def test_losses_and_weights_are_bit_equal_to_the_uninterrupted_run(
         one, _ = read_weights(whole / "weights" / f"{name}.safetensors")
         other, _ = read_weights(Path(f"runs/parts/weights/{name}.safetensors"))
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_saves_within_an_epoch_change_nothing(whole: Path, data: Path) -> None:
+    places: list[str] = []
+
+    def look(event: object) -> None:
+        if isinstance(event, CheckpointWritten):
+            places.append(read_header(event.folder).progress.place)
+
+    run.train({**WORDS, "data": str(data), "name": "often", "save_minutes": 1e-9}, on_event=look)
+    assert len(set(places)) > 4  # after nearly every step
+    assert losses_of(Path("runs/often")) == losses_of(whole)
+
+
+def test_sigusr1_saves_and_training_goes_on(whole: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[tuple[int, int]] = []
+
+    def look(event: object) -> None:
+        if isinstance(event, CheckpointWritten):
+            progress = read_header(event.folder).progress
+            saved.append((progress.epoch, progress.position))
+
+    signal_at_step(monkeypatch, 5, signal.SIGUSR1)
+    run.train({**WORDS, "data": str(data), "name": "signalled"}, on_event=look)
+    assert saved == [(1, 0), (1, 8), (2, 0), (3, 0), (4, 0)]  # it is heard a step later
+    assert losses_of(Path("runs/signalled")) == losses_of(whole)
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that was stopped in its last epoch, with a checkpoint of the end of the one before."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("YOLOYARD_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        interrupt_at_step(patch, 14)
+        with pytest.raises(Interrupted):
+            train(tiny_set, name="parts")
+    return folder / "runs" / "parts"
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def flip_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def of_another(file: Path) -> None:
+    shutil.copyfile(file.parents[1] / "previous" / file.name, file)
+
+
+@pytest.mark.parametrize(
+    ("do_damage", "name", "said"),
+    [
+        (cut, "model.safetensors", "model.safetensors has .* bytes instead of"),
+        (flip_a_byte, "ema.safetensors", "ema.safetensors has another content than was written"),
+        (empty, "optimizer.safetensors", "optimizer.safetensors has 0 bytes instead of"),
+        (Path.unlink, "random-0.safetensors", "random-0.safetensors is missing"),
+        (of_another, "manifest.json", "has another content than was written"),
+        (of_another, "engine.safetensors", "engine.safetensors has another content than was written"),
+        (Path.unlink, "manifest.json", "manifest.json can't be read"),
+        (cut, "manifest.json", "manifest.json can't be read"),
+        (cut, "state.json", "the checkpoint .*last can't be read"),
+        (Path.unlink, "state.json", "the checkpoint .*last can't be read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    whole: Path, stopped: Path, data: Path, capsys: pytest.CaptureFixture[str],
+    do_damage: Callable[[Path], object], name: str, said: str,
+) -> None:  # fmt: skip
+    shutil.copytree(stopped, "runs/parts")
+    do_damage(Path("runs/parts/checkpoints/last") / name)
+    run.train({}, resume="runs/parts")
+    out = capsys.readouterr().out
+    assert re.search(f"warning: .*{said}.*; going on from previous instead, of epoch 4, after 0 images of it", out)
+    assert losses_of(Path("runs/parts")) == losses_of(whole)
+    assert {path.name for path in Path("runs/parts/checkpoints").iterdir()} == {"last", "previous", "damaged"}
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_names_them(stopped: Path, data: Path) -> None:
+    shutil.copytree(stopped, "runs/parts")
+    for name in ("last", "previous"):
+        cut(Path(f"runs/parts/checkpoints/{name}/model.safetensors"))
+    with pytest.raises(UserError, match=r"no whole checkpoint in .*last is damaged.*previous is damaged"):
+        run.train({}, resume="runs/parts")
+
+
+def test_what_cannot_be_written_is_written_at_the_next_save(
+    whole: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = ["best.safetensors", "last"]  # of the first epoch; then the checkpoint of the next
+
+    def full_at(original: Callable[..., None], place: int) -> Callable[..., None]:
+        def work(*arguments: Any) -> None:
+            if failing and arguments[place].name == failing[0]:
+                failing.pop(0)
+                raise cannot_write(arguments[place], OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            original(*arguments)
+
+        return work
+
+    monkeypatch.setattr(saving, "save_run_weights", full_at(saving.save_run_weights, 0))
+    monkeypatch.setattr(saving, "write", full_at(saving.write, 1))
+    result = train(data, name="full")
+    out = capsys.readouterr().out
+    assert out.count("No space left on device") == 2
+    assert "Training goes on, and the next save tries it again; make room" in out
+    assert losses_of(Path("runs/full")) == losses_of(whole)
+    one, facts = read_weights(whole / "weights" / "best.safetensors")
+    other, others = read_weights(result.weights)
+    assert facts["epoch"] == others["epoch"]
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_run_folder_that_vanishes_ends_the_run_at_the_last_save(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def vanish(event: object) -> None:
+        if isinstance(event, EpochEnded) and event.epoch == 2:
+            Path("runs/gone").rename("runs/elsewhere")
+            Path("runs/gone").write_text("in its place")
+
+    with pytest.raises(UserError, match="cannot write runs/gone"):
+        run.train({**WORDS, "data": str(data), "name": "gone"}, on_event=vanish)
+    assert "Training goes on" in capsys.readouterr().out
+    assert read_header(Path("runs/elsewhere/checkpoints/last")).progress.epoch >= 1
 
 
 def test_a_finished_run_is_extended_and_says_what_the_learning_rate_does(data: Path, yoloyard: Command) -> None:

@@ -87,6 +87,19 @@ def test_from_python_the_command_to_use_is_named(data: Path) -> None:
 
 
 @pytest.mark.slow
+def test_sigusr1_to_the_launcher_saves_in_the_middle_of_an_epoch_and_training_goes_on(data: Path) -> None:
+    action = "os.kill(os.getppid(), 10)"
+    Path("my_model.py").write_text(FAILING.replace("ACTION", action).replace("OTHERWISE", "pass"))
+    tiny = [*TWO, "--model", "my_model.py:build"]
+    done = start("train", "--data", data, "--epochs", 2, "--name", "two", *tiny[2:])
+    _, err = done.communicate()
+    assert (done.returncode, err) == (0, "")
+    progress = [read_header(Path(f"runs/two/checkpoints/{name}")).progress for name in ("previous", "last")]
+    assert [each.epoch for each in progress] == [1, 2]
+    assert progress[0].position > 0
+
+
+@pytest.mark.slow
 def test_torchrun_starts_it_as_well(data: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "yoloyard"]
     words = ["train", "--data", data, "--epochs", 1, *TINY]

@@ -303,14 +303,14 @@ def test_a_scaler_that_finds_its_scale_is_no_bad_step() -> None:
     stage.engine.scaler._init_scale = 2.0**24
     before = everything(stage.engine)
     report = stage.step(some_batch())
-    assert report.send().read() == (True, True, False)
+    assert report.send().read() == (True, True, False, False)
     after = everything(stage.engine)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     for _ in range(40):
         report = stage.step(some_batch())
         if not report.found_inf:
             break
-    assert report.send().read() == (False, True, False)
+    assert report.send().read() == (False, True, False, False)
     assert stage.engine.scaler.get_scale() < 2.0**24
 
 
@@ -357,9 +357,9 @@ def test_an_optimizer_may_keep_plain_numbers(tmp_path: Path, monkeypatch: pytest
     assert all(torch.equal(after[name], value) for name, value in everything(stage.engine).items())
 
 
-def test_a_process_that_is_asked_to_stop_is_heard_in_the_report_of_the_same_step() -> None:
-    stage, asked = Stage(), False
-    stage.engine._is_asked_to_stop = lambda: asked
-    assert not stage.step(some_batch()).send().read().stop
-    asked = True
-    assert stage.step(some_batch()).send().read().stop
+@pytest.mark.parametrize("asked", [(False, False), (True, False), (False, True)])
+def test_what_a_process_is_asked_is_heard_in_the_report_of_the_same_step(asked: tuple[bool, bool]) -> None:
+    stage = Stage()
+    stage.engine._asked = lambda: asked
+    flags = stage.step(some_batch()).send().read()
+    assert (flags.stop, flags.save) == asked

@@ -44,10 +44,11 @@ def write_whole_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
-def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary folder beside `path`, then replace `path` with it.
+def write_whole_folder(path: Path, write: Callable[[Path], object], former: Path | None = None) -> None:
+    """Let `write` fill a temporary folder beside `path`, then replace `path` with it; the old one becomes `former`.
 
-    Between two renames there is no folder `path`; `restore_whole_folder` then finds the old one.
+    Without `former` the old one is removed. Between two renames there is no folder `path`; `restore_whole_folder` then
+    finds the old one.
     """
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     with _writing(path, temporary):
@@ -61,6 +62,9 @@ def write_whole_folder(path: Path, write: Callable[[Path], object]) -> None:
             path.rename(old)
         temporary.rename(path)
         _sync_folder(path.parent)
+        if former is not None and old.exists():
+            shutil.rmtree(former, ignore_errors=True)
+            old.rename(former)
         shutil.rmtree(old, ignore_errors=True)
 
 

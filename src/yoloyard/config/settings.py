@@ -139,6 +139,9 @@ class TrainConfig:
     val_period: int = setting(1, "validate every so many epochs, and after the last", 1)
     patience: int = setting(100, "stop after so many epochs without a better figure (0: never)", 0, resumable=True)
     best_by: str = setting("map50_95", "figure that decides which weights are best")
+    save_minutes: float = setting(
+        10.0, "save inside an epoch, too, so many minutes after the last time (0: never)", 0, resumable=True
+    )
     save_period: int = setting(10, "keep a checkpoint every so many epochs (0: only the last)", 0, resumable=True)
     keep: int = setting(3, "how many of the periodic checkpoints are kept", 1, resumable=True)
     seed: int = setting(0, "the same seed gives the same run", 0, 10**15)

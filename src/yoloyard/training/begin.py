@@ -3,29 +3,35 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from yoloyard import cpu
 from yoloyard.common.cores import Threads
 from yoloyard.common.device import free_bytes, images_at_once, precision_text
+from yoloyard.common.errors import UserError
 from yoloyard.data.loading.loader import Loader, TrainLoader, make_train_loader, make_val_loader
+from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.losses import build_criterion
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.distributed.ddp import parallelize
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import InterruptRequest
+from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Listeners
 from yoloyard.training.listeners.results import validation_batch
 from yoloyard.training.setup.setup import Setup
+from yoloyard.training.setup.space import tell_space
 from yoloyard.training.setup.starting_point import set_training_mode
 from yoloyard.training.state.checkpoint import Header, Progress, restore
 from yoloyard.training.state.randomness import seed_all
+from yoloyard.training.writer import Writer
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +46,14 @@ class Run:
     interrupt: InterruptRequest
     threads: Threads
     engine: Engine
+    writer: Writer
     train_loader: TrainLoader
     val_loader: Loader
+    # by path: averages, epoch and figures of weights files that the writer has not written yet; its own
+    unwritten: dict[Path, tuple[Mapping[str, Tensor], int, Metrics | None]] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     is_stopping: bool = False  # a process was asked to stop, as all processes have heard
+    is_saving: bool = False  # a process was asked to save, and all save before the next batch
     since: float = field(default_factory=time.perf_counter)  # up to which `Progress.seconds` counts
 
     @property
@@ -94,6 +104,8 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     threads = Threads(device.type)
     if device.index is not None:
         torch.accelerator.set_device_index(device.index)  # for what torch allocates unasked, such as pinned memory
+    if team.is_rank_0:
+        tell_space(setup)
     model = setup.detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if config.sync_bn and team.size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -115,14 +127,25 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
             shape = shape_to_try(config, team.size, stride)
             network = compile_network(network, model, shape, setup.precision, shapes_vary(config))
     parts = model, criterion, gains, setup.precision, config
-    engine = Engine(*parts, len(train_loader), team, network, around_step, interrupt.is_asked)
+    minutes = config.save_minutes if team.is_rank_0 else 0.0  # one clock decides for all
+    asked = lambda: (interrupt.is_asked(), interrupt.takes_save(minutes))  # noqa: E731
+    engine = Engine(*parts, len(train_loader), team, network, around_step, asked)
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     log.info(
         f"training {setup.spec.model_name} on {where} in {precision_text(setup.precision, device)}: "
         f"{len(setup.train_index)} images, {len(setup.val_index)} for validation, "
         f"{len(train_loader)} batches of {config.batch} an epoch; results in {setup.folder}"
     )
-    return Run(setup, team, listeners, interrupt, threads, engine, train_loader, val_loader)
+
+    def saved(error: UserError | None) -> None:
+        if error is None:
+            listeners.tell(events.CheckpointWritten(run.last_checkpoint))
+        else:
+            advice = "Training goes on, and the next save tries it again; make room, or make that folder writable"
+            listeners.tell(events.AlertRaised(f"{error} {advice}"))
+
+    run = Run(setup, team, listeners, interrupt, threads, engine, Writer(saved), train_loader, val_loader)
+    return run
 
 
 def go_on(run: Run, checkpoint: Header) -> None:

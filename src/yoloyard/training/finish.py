@@ -19,8 +19,10 @@ def finish(run: Run) -> Result:
         metrics = validate(run, average).metrics
         with run.team.on_rank_0() as is_rank_0:
             if is_rank_0:
-                save_run_weights(best, setup, average, progress.epoch, metrics)
+                save_run_weights(best, setup, average.state_dict(), progress.epoch, metrics)
     run.count_time()
+    with run.team.on_rank_0():
+        run.writer.finish()
     detector, metadata = load_model(best)
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = validate(run, detector)

@@ -1,8 +1,13 @@
-"""Ctrl-C, SIGTERM, a closed terminal: the first asks a run to finish its step and save, the second ends it at once."""
+"""What signals ask of a run.
+
+Ctrl-C, SIGTERM, a closed terminal: the first asks it to finish its step, save and end, the second ends it at once.
+SIGUSR1, which clusters send some time before they end a job, asks it to save and go on.
+"""
 
 import os
 import signal
 import threading
+import time
 from contextlib import ExitStack
 from types import FrameType
 from typing import Self
@@ -19,11 +24,12 @@ class Interrupted(UserError):  # noqa: N818  # it is no error
 
 
 class InterruptRequest:
-    """While entered, `signal` is the number of the signal that came, or None."""
+    """While entered, `signal` is the number of the signal that asks to end, or None."""
 
     def __init__(self, silent: bool = False) -> None:
         self.signal: int | None = None
-        self._silent = silent
+        self.saved_at = time.monotonic()
+        self._silent, self._wants_save = silent, False
         self._handlers = ExitStack()  # brings the former ones back
 
     def __enter__(self) -> Self:
@@ -32,6 +38,8 @@ class InterruptRequest:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
                     self._handlers.callback(signal.signal, number, signal.signal(number, self._ask))
+            # Not given back: the system's own answer would end a process that has nothing to save any more.
+            signal.signal(signal.SIGUSR1, self._ask_to_save)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -40,6 +48,17 @@ class InterruptRequest:
     def is_asked(self) -> bool:
         """Has a signal come?"""
         return self.signal is not None
+
+    def takes_save(self, minutes: float) -> bool:
+        """Is a save due, by a signal or since `minutes` (0: never) have passed? The next call asks for another one."""
+        now, wanted = time.monotonic(), self._wants_save
+        if 0 < 60 * minutes < now - self.saved_at:
+            self.saved_at, wanted = now, True
+        self._wants_save = False
+        return wanted
+
+    def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
+        self._wants_save = True
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

@@ -10,7 +10,7 @@ from typing import Any
 
 from yoloyard.common.device import choose_device, choose_precision
 from yoloyard.common.errors import UsageError
-from yoloyard.common.files import RunLock, restore_whole_folder, whole_folder
+from yoloyard.common.files import RunLock
 from yoloyard.common.log import shown_lines
 from yoloyard.config.overrides import checked_overrides, with_overrides
 from yoloyard.config.settings import NEWEST, TrainConfig
@@ -21,7 +21,7 @@ from yoloyard.training.distributed.launch import command
 from yoloyard.training.listeners.events import Listener, Listeners, Result
 from yoloyard.training.setup.settings import resumed
 from yoloyard.training.setup.setup import Setup, build, new_run
-from yoloyard.training.state.checkpoint import Header, read_header
+from yoloyard.training.state.checkpoint import Header, newest_header, newest_whole
 from yoloyard.training.trainer import fit
 
 
@@ -53,10 +53,8 @@ def train(
         setup: Setup | None = None
         with team.on_rank_0() as is_rank_0:
             if is_rank_0 and header is not None:
-                last = folder / "checkpoints" / "last"
                 lock.take(folder)
-                restore_whole_folder(last)
-                header = read_header(last)  # since nobody else writes there
+                header = newest_whole(folder)  # since nobody else writes there
                 spec = resumed(header.spec, overrides, team.size, folder, header.progress.epoch)
                 setup = build(dataclasses.replace(spec, precision=precision), folder, device, handed_in)
             elif is_rank_0:
@@ -77,16 +75,15 @@ def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[P
         raise UsageError(f"resume must name a run folder, not {resume!r:.80}")
     if resume == NEWEST:
         project = Path(overrides.get("project", TrainConfig().project))
-        folders = (whole_folder(path / "checkpoints" / "last") for path in project.glob("*"))
-        states = [state for each in folders if (state := each / "state.json").exists()]
+        states = list(project.glob("*/checkpoints/*/state.json"))
         if not states:
             raise UsageError(f"there is no run to resume in {project}/; say --resume FOLDER")
         folder = max(states, key=lambda path: path.stat().st_mtime).parents[2]
     else:  # the run folder, or a weights file or checkpoint in it
         named = Path(os.path.expanduser(resume))
         places = (named, *named.parents[:2])
-        folder = next((each for each in places if whole_folder(each / "checkpoints" / "last").exists()), named)
-    return folder, read_header(folder / "checkpoints" / "last")
+        folder = next((each for each in places if (each / "checkpoints").is_dir()), named)
+    return folder, newest_header(folder)
 
 
 def num_processes(overrides: Mapping[str, Any], header: Header | None) -> int:

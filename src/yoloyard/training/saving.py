@@ -1,8 +1,11 @@
 """What a run saves: weights and figures at the end of an epoch, checkpoints, and all that a stop must keep."""
 
 import shlex
+import time
 import weakref
+from collections.abc import Sequence
 
+from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.training.begin import Run
 from yoloyard.training.interrupt import Interrupted
 from yoloyard.training.listeners import events
@@ -28,38 +31,57 @@ def end_epoch(run: Run, validation: Validation | None, speed: dict[str, float]) 
         progress.best, progress.best_epoch = value, progress.epoch
     if progress.best == 0:
         progress.best_epoch = progress.epoch  # patience begins with the first thing found
-    engine.even_out_statistics()
-    with run.team.on_rank_0() as is_rank_0:
-        for name in ["last", *["best"] * is_best] if is_rank_0 else []:
-            path = setup.folder / "weights" / f"{name}.safetensors"
-            save_run_weights(path, setup, engine.average.model, epoch, metrics)
-        run.listeners.tell(events.EpochMeasured(run.epochs, record))
+    run.listeners.tell(events.EpochMeasured(run.epochs, record))
     progress.epoch, progress.position = epoch, 0
     engine.begin_epoch()
-    save(run)
-    with run.team.on_rank_0() as is_rank_0:
-        if is_rank_0 and config.save_period and epoch % config.save_period == 0:
-            copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(f"epoch-{epoch:04d}"), config.keep)
-        found = weakref.ref(validation) if validation else lambda: None
+
+    save(run, ["last", *["best"] * is_best], metrics, config.save_period and epoch % config.save_period == 0)
+    found = weakref.ref(validation) if validation else lambda: None
+    with run.team.on_rank_0():
         run.listeners.tell(events.EpochEnded(epoch, record, found))
 
 
-def save(run: Run) -> None:
-    """Write the last checkpoint."""
+def save(run: Run, weights: Sequence[str] = (), metrics: Metrics | None = None, keeps_copy: bool | int = False) -> None:
+    """Save the run of this moment as the last checkpoint. Waits only until it is copied to the host's memory.
+
+    `weights` names the weights files to write as well. What can't be written of them is tried again at the next save.
+    """
+    setup, epoch = run.setup, run.progress.epoch
     if run.engine.settle():
         run.listeners.tell(events.AlertRaised("accumulated gradients are not finite; they are dropped"))
     run.count_time()
-    random_states = run.team.gather(RandomNumbers(run.setup.device).state_dict())
-    with run.team.on_rank_0() as is_rank_0:
-        if is_rank_0:
-            write(snapshot_of(run.setup.spec.to_json(), run.engine, run.progress, random_states), run.last_checkpoint)
-            run.listeners.tell(events.CheckpointWritten(run.last_checkpoint))
+    run.is_saving, run.interrupt.saved_at = False, time.monotonic()
+    random_states = run.team.gather(RandomNumbers(setup.device).state_dict())
+    if not run.team.is_rank_0:
+        return
+    snapshot = snapshot_of(setup.spec.to_json(), run.engine, run.progress, random_states)
+
+    def work() -> None:
+        average = {name: value for name, value in snapshot["ema"].items() if name != "ema.updates"}
+        for name in weights:
+            run.unwritten[setup.folder / "weights" / f"{name}.safetensors"] = average, epoch, metrics
+        for path in list(run.unwritten):
+            save_run_weights(path, setup, *run.unwritten[path])
+            del run.unwritten[path]
+        write(snapshot, run.last_checkpoint)
+        if keeps_copy:
+            name = f"epoch-{epoch:04d}"
+            copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(name), setup.config.keep)
+
+    run.writer.put(work)
+
+
+def save_for_good(run: Run) -> None:
+    """Save the run of this moment and wait until it is on disk. Raises UserError if that is not possible."""
+    save(run)
+    with run.team.on_rank_0():
+        run.writer.finish()
 
 
 def stop_if_asked(run: Run) -> None:
     """After Ctrl-C or SIGTERM, to whichever process: save everything and end, saying how to go on."""
     if number := run.team.max(run.interrupt.signal or 0):
         run.interrupt.signal = number
-        save(run)
+        save_for_good(run)
         folder = shlex.quote(str(run.setup.folder))
         raise Interrupted(f"stopped; everything is saved. Go on with: yoloyard train --resume {folder}", number)

@@ -18,7 +18,7 @@ from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Listeners, Result
 from yoloyard.training.listeners.results import as_record
-from yoloyard.training.saving import end_epoch, save, stop_if_asked
+from yoloyard.training.saving import end_epoch, save, save_for_good, stop_if_asked
 from yoloyard.training.setup.setup import Setup
 from yoloyard.training.setup.starting_point import set_training_mode
 from yoloyard.training.state.checkpoint import Header
@@ -33,7 +33,7 @@ MAX_IMAGES_NAMED = 20  # of a bad step
 
 def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | None = None) -> Result:
     """Train as `setup` says, from the beginning or a checkpoint. Raises Interrupted with all saved, or UserError."""
-    result = None
+    result, failure = None, None
     with InterruptRequest(silent=not team.is_rank_0) as interrupt:
         run = begin(setup, listeners, team, interrupt)
         progress = run.progress
@@ -52,8 +52,13 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
                 end_epoch(run, validate(run, run.engine.average.model) if is_due else None, speed)
             result = finish(run)
             return result
+        except BaseException as error:
+            failure = error
+            if isinstance(error, Exception):  # a second Ctrl-C ends it at once
+                run.writer.drain()  # what was handed over to be saved
+            raise
         finally:
-            listeners.tell(events.RunFinished(result, progress.epoch, progress.seconds))
+            listeners.tell(events.RunFinished(result, progress.epoch, progress.seconds, failure))
             run.threads.restore()
 
 
@@ -79,6 +84,9 @@ def train_epoch(run: Run) -> dict[str, float]:
             run.team.reached(run.place)
             judge(run, former)  # the step before this one: the device has finished it
             former = report.send()
+            run.writer.look()
+            if run.is_saving:
+                save(run)
             stopwatch.count(config.batch)
             done = progress.position // config.batch
             images = weakref.ref(batch)
@@ -94,6 +102,7 @@ def judge(run: Run, verdict: Verdict | None) -> None:
         return
     flags, progress = verdict.read(), run.progress
     run.is_stopping |= flags.stop
+    run.is_saving |= flags.save
     if not run.engine.is_bad(flags):
         if verdict.images is not None:  # an update
             progress.bad_steps = 0
@@ -107,7 +116,7 @@ def judge(run: Run, verdict: Verdict | None) -> None:
     run.listeners.tell(events.AlertRaised(message))
     if progress.bad_steps >= MAX_BAD_STEPS:
         progress.bad_steps = 0
-        save(run)
+        save_for_good(run)
         raise UserError(
             f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite. The weights are as they were "
             f"before, and saved in {run.setup.folder}. Look at the images named above, then train again with a lower "

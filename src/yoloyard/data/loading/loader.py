@@ -200,6 +200,7 @@ def _from_arrays(arrays: list[np.ndarray], *rest: Any) -> Batch:
 def _start_worker(ending: Event, worker: int) -> None:
     # Ctrl-C reaches every process of the terminal; the trainer decides what it means and ends the workers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # so does this one, which asks the trainer to save
     # So does SIGTERM where a cluster stops a job: the trainer still needs its batch then, and torch's handler would
     # interrupt it while it saves if a worker ended. A worker ends with its loader or, since torch's workers look after
     # their parent, within seconds after a trainer that is killed.

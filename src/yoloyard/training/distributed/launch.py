@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from psutil import Process
+
 from yoloyard.config.settings import NEWEST
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ def launch(count: int, arguments: list[str]) -> int:
     options: dict[str, Any] = {}
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and "signals_to_handle" in LaunchConfig.__dataclass_fields__:
         options["signals_to_handle"] = "SIGTERM,SIGINT,SIGQUIT"  # started with nohup
+    signal.signal(signal.SIGUSR1, lambda *_: [child.send_signal(signal.SIGUSR1) for child in Process().children()])
     with tempfile.TemporaryDirectory() as folder:
         options |= {"run_id": str(uuid.uuid4()), "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
         config = LaunchConfig(1, 1, count, max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=folder), **options)

@@ -40,6 +40,7 @@ class Flags(NamedTuple):
     skipped: bool  # nothing was updated, since a loss or a gradient was not finite
     losses_finite: bool  # the losses of all batches of the update were finite
     stop: bool  # a process was asked to stop
+    save: bool  # a process was asked to save
 
 
 @dataclass
@@ -65,12 +66,12 @@ class StepReport:
     gradient_norm: Tensor  # () before clipping; 0 where no update was due
     found_inf: Tensor  # () 1 where an update was due and changed nothing
     losses_finite: Tensor  # () 1 where the losses were finite since the last update
-    stop: Tensor  # () how many processes were asked to stop
+    asked: Tensor  # (2,) how many processes were asked to stop, and to save
     images: tuple[int, ...] | None = None  # of this process since the last update (source ids), where one was due
 
     def send(self) -> Verdict:
         """Begin to copy the flags to the host. They are read a step later, so that the host does not wait."""
-        flags = torch.stack((self.found_inf, self.losses_finite, self.stop)).to("cpu", non_blocking=True)
+        flags = torch.cat((torch.stack((self.found_inf, self.losses_finite)), self.asked)).to("cpu", non_blocking=True)
         arrival = None
         if self.found_inf.device.type != "cpu":  # `flags` may hold anything until the copy is done
             arrival = torch.Event(self.found_inf.device.type)
@@ -82,7 +83,8 @@ class Engine:
     """A detector and all that trains it; `criterion` and `gains` are of the loss of its head.
 
     `network` is the model as the step calls it: compiled, or sharing its work with other processes. `around_step()` is
-    entered before a forward and left after the backward pass. `is_asked_to_stop()` is asked once a step.
+    entered before a forward and left after the backward pass. `asked()` is called once a step: shall the run stop, and
+    shall it save?
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Engine:
         team: Team | None = None,
         network: nn.Module | None = None,
         around_step: Callable[[], AbstractContextManager[object]] = nullcontext,
-        is_asked_to_stop: Callable[[], bool] = lambda: False,
+        asked: Callable[[], tuple[bool, bool]] = lambda: (False, False),
     ) -> None:
         self.model, self.network = model, model if network is None else network
         self.criterion, self.gains = criterion, dict(gains)
@@ -107,7 +109,7 @@ class Engine:
         self.average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
         self.number = 0  # of the next batch
         self.last_update = -1  # the batch that ended it
-        self._around_step, self._is_asked_to_stop = around_step, is_asked_to_stop
+        self._around_step, self._asked = around_step, asked
         self._parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.device = self._parameters[0].device
         self._statistics = Statistics(model, self.average.model)
@@ -125,7 +127,7 @@ class Engine:
         batch = vary_size(batch.to(self.device), self.config, stride, epoch, number)
         is_due = number - self.last_update >= self.schedule.accumulate_at(number)
         with exchanging(self.network, is_due, self.team):
-            losses, stop = self.backward(batch)
+            losses, asked = self.backward(batch)
         self._images += batch.source_ids
         finite = torch.isfinite(losses).all()
         losses_finite = self._losses_finite = self._losses_finite * finite
@@ -133,17 +135,18 @@ class Engine:
         self._sums[-3] += finite
         self.number += 1
         if not is_due:
-            return StepReport(losses, torch.zeros_like(stop), torch.zeros_like(stop), losses_finite, stop)
+            none = torch.zeros_like(losses_finite)
+            return StepReport(losses, none, none, losses_finite, asked)
         norm, found_inf = self.update()
         self.last_update = number
         good = found_inf == 0
         self._sums[-2] += torch.where(good, norm, 0)
         self._sums[-1] += good
         images, self._images = tuple(self._images), []
-        return StepReport(losses, norm, found_inf, losses_finite, stop, images)
+        return StepReport(losses, norm, found_inf, losses_finite, asked, images)
 
     def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Add a batch's gradients to the parameters; returns the losses (parts,) and how many processes shall stop ().
+        """Add a batch's gradients to the parameters; returns the losses (parts,) and what was `asked` (2,).
 
         The losses are those of all processes, in the order of `gains`: gain * sum / norm, with the norm of all. Their
         product with images and processes is backpropagated, so that the mean over processes that follows is the
@@ -159,9 +162,10 @@ class Engine:
             pairs = zip(gains.items(), norms.split(sizes), strict=True)
             losses = torch.stack([(gain * parts[name][0] / norm).sum() for (name, gain), norm in pairs])
             self.scaler.scale(losses.sum() * images * self.team.size).backward()
-        stop = torch.full_like(losses[:1], float(self._is_asked_to_stop()), requires_grad=False)
-        shared = self.team.all_reduce(torch.cat((losses.detach(), stop)))
-        return shared[:-1], shared[-1]
+        losses = losses.detach()
+        asked = [torch.full_like(losses[:1], float(each)) for each in self._asked()]
+        shared = self.team.all_reduce(torch.cat((losses, *asked)))
+        return shared[:-2], shared[-2:]
 
     def update(self) -> tuple[Tensor, Tensor]:
         """One update with the gradients that were added up; returns their norm () before clipping, and found_inf ().

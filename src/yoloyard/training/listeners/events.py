@@ -98,7 +98,16 @@ class EpochEnded(Event):
 class AlertRaised(Event):
     """Something that the user should know."""
 
-    message: str
+    message: str  # what is wrong
+    kind: str = ""  # a stable name of what is wrong, where it is one of a list
+    evidence: str = ""  # what shows it
+    remedy: str = ""  # what to do
+
+    @property
+    def line(self) -> str:
+        """All of it in a line."""
+        said = f"{self.message} ({self.evidence})" if self.evidence else self.message
+        return f"{said}; {self.remedy}" if self.remedy else said
 
 
 @dataclass(frozen=True)
@@ -119,6 +128,7 @@ class RunFinished(Event):
     result: Result | None
     epochs: int  # that it has had
     seconds: float  # of training and validation
+    error: BaseException | None = None  # that ended it, `Interrupted` where it was asked to stop
 
 
 Listener = Callable[[Event], object]
@@ -133,7 +143,7 @@ class Listeners:
     def tell(self, event: Event) -> None:
         """Pass an event on, in order. Raises UserError where a listener can't begin: then nothing is lost yet."""
         if isinstance(event, AlertRaised):
-            log.warning(event.message)
+            log.warning(event.line)
         for listener in tuple(self._listeners):
             if listener not in self._listeners:  # it has failed at the alert of another one's failure
                 continue

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.evaluation.metrics.coco import Metrics
-from yoloyard.models.detector import Detector
 from yoloyard.models.weights import save_weights
 from yoloyard.training.listeners.events import EpochMeasured, Event, Record, Result, RunStarted
 from yoloyard.training.setup.setup import Setup
@@ -74,7 +75,9 @@ def validation_batch(config: TrainConfig) -> int:
     return 2 * config.batch // config.processes
 
 
-def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, metrics: Metrics | None) -> None:
+def save_run_weights(
+    path: Path, setup: Setup, state: Mapping[str, Tensor], epoch: int, metrics: Metrics | None
+) -> None:
     """Write a weight file for prediction, evaluation and further training; `epoch` is from 1. Raises UserError."""
     config, spec = setup.config, setup.spec
     used = {"batch": validation_batch(config), "precision": spec.precision}
@@ -94,7 +97,7 @@ def save_run_weights(path: Path, setup: Setup, detector: Detector, epoch: int, m
     }
     if spec.model_digest is not None:
         metadata["model_digest"] = spec.model_digest
-    save_weights(path, detector.state_dict(), metadata)
+    save_weights(path, state, metadata)
 
 
 def write_run_report(result: Result, setup: Setup, predictions: Mapping[int, Detections], seconds: float) -> None:

@@ -3,6 +3,7 @@
 import copy
 import errno
 import json
+import logging
 import mmap
 import os
 import re
@@ -18,12 +19,15 @@ import torch
 from torch import Tensor
 
 from yoloyard.common.errors import UserError
-from yoloyard.common.files import whole_folder, write_whole_folder
+from yoloyard.common.files import restore_whole_folder, whole_folder, write_whole_folder
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.spec import RunSpec
+from yoloyard.training.state.manifest import damage, write_manifest
 from yoloyard.training.state.randomness import RandomNumbers
 
-FORMAT = 3
+log = logging.getLogger(__name__)
+
+FORMAT = 4  # 3 has no manifest; 2 has its parts under other names
 TENSOR_PARTS = ("model", "ema", "optimizer", "gradients")  # of the engine; files even where they are empty
 
 
@@ -41,6 +45,11 @@ class Progress:
     best_epoch: int = -1
     seconds: float = 0.0  # of training and validation up to now
     planned_epochs: int = 0  # that fit into `--time`; 0: as configured
+
+    @property
+    def place(self) -> str:
+        """How far it is, for messages."""
+        return f"epoch {self.epoch + 1}, after {self.position} images of it"
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, by name."""
@@ -75,7 +84,10 @@ def snapshot_of(
 
 
 def write(content: Snapshot, folder: Path) -> None:
-    """Write a snapshot into `folder`, whole or not at all; any thread may do so. Raises UserError if it can't be."""
+    """Write a snapshot into `folder`, whole or not at all; any thread may do so. The one there becomes `previous`.
+
+    Raises UserError if it can't be written; all that was there before then stays.
+    """
 
     def write_parts(temporary: Path) -> None:
         facts: dict[str, Any] = {"format": FORMAT}
@@ -86,8 +98,9 @@ def write(content: Snapshot, folder: Path) -> None:
             if rest := {key: value for key, value in part.items() if key not in tensors}:
                 facts[name] = rest
         (temporary / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        write_manifest(temporary)
 
-    write_whole_folder(folder, write_parts)
+    write_whole_folder(folder, write_parts, folder.with_name("previous"))
 
 
 def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
@@ -114,14 +127,59 @@ def read_header(folder: Path) -> Header:
     try:
         facts: dict[str, Any] = json.loads((whole_folder(folder) / "state.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"there is no whole checkpoint in {folder} ({error}); start the run again") from error
-    if facts.get("format") not in (2, FORMAT):
-        raise UserError(f"{folder} has checkpoint format {facts.get('format')}, this version reads 2 and {FORMAT}")
+        raise UserError(f"the checkpoint {folder} can't be read ({error})") from error
+    if facts.get("format") not in (2, 3, FORMAT):
+        raise UserError(f"{folder} has checkpoint format {facts.get('format')}, this version reads 2 to {FORMAT}")
     try:
         progress = {name: value for name, value in facts["progress"].items() if name != "last_update"}  # of format 2
         return Header(folder, Progress(**progress), facts)
     except (KeyError, TypeError) as error:
         raise UserError(f"the checkpoint {folder} can't be read: {error!r}") from error
+
+
+def newest_header(run: Path) -> Header:
+    """Of the newest checkpoint of a run whose JSON part can be read. Raises UserError if there is none."""
+    return _by_age(run / "checkpoints")[0]
+
+
+def newest_whole(run: Path) -> Header:
+    """The newest checkpoint of a run that is whole; logs which newer ones are damaged, and in what.
+
+    A damaged `last` gets the name `damaged`, so that the next save keeps a whole one as `previous`. No one else may
+    write there. Raises UserError if none is whole.
+    """
+    folder = run / "checkpoints"
+    restore_whole_folder(folder / "last")
+    wrong: list[str] = []
+    for header in _by_age(folder, wrong):
+        if problem := "" if header.facts["format"] < FORMAT else damage(header.folder):
+            wrong.append(f"{header.folder} is damaged: {problem}")
+            continue
+        for line in wrong:
+            log.warning(f"{line}; going on from {header.folder.name} instead, of {header.progress.place}")
+        if header.folder.name != "last" and (folder / "last").exists():
+            shutil.rmtree(folder / "damaged", ignore_errors=True)
+            (folder / "last").rename(folder / "damaged")
+        return header
+    raise _none_whole(folder, wrong)
+
+
+def _none_whole(folder: Path, problems: Sequence[str]) -> UserError:
+    return UserError(f"there is no whole checkpoint in {folder} ({'; '.join(problems)}); start the run again")
+
+
+def _by_age(folder: Path, wrong: list[str] | None = None) -> list[Header]:
+    """The checkpoints in `folder` whose JSON part can be read, newest first. Raises UserError if there is none."""
+    headers, problems = [], [] if wrong is None else wrong
+    names = ("last", ".last.old", "previous", *sorted(path.name for path in folder.glob("epoch-*")))
+    for place in (folder / name for name in names):
+        try:
+            headers += [read_header(place)] if place.exists() or place.name == "last" else []
+        except UserError as error:
+            problems.append(str(error))
+    if not headers:
+        raise _none_whole(folder, problems)
+    return sorted(headers, key=lambda each: (each.progress.epoch, each.progress.position), reverse=True)
 
 
 def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -> None:

@@ -1,0 +1,49 @@
+"""How much room on the disk a run will need."""
+
+import logging
+import shutil
+
+from yoloyard.data.loading.image_cache import AllImages
+from yoloyard.training.setup.setup import Setup
+
+log = logging.getLogger(__name__)
+
+MOMENTS = {"SGD": 1, "AdamW": 2}  # numbers that an optimizer keeps of each parameter; of one unknown here 2
+EPOCH_BYTES = 200_000  # TensorBoard's figures and images of an epoch
+REPORT_BYTES = 10_000_000
+
+
+def needed_bytes(setup: Setup) -> dict[str, int]:
+    """The bytes that a run needs at most in its folder, and for decoded images in the cache folder, by what for."""
+    config = setup.config
+    state = sum(value.numel() * value.element_size() for value in setup.detector.state_dict().values())
+    trained = sum(4 * value.numel() for value in setup.detector.parameters() if value.requires_grad)
+    moments = MOMENTS.get(config.optimization.optimizer, 2)
+    accumulates = config.optimization.nbs >= 1.5 * config.batch  # then gradients may wait for an update
+    checkpoint = 2 * state + (moments + accumulates) * trained
+    copies = min(config.keep, config.epochs // config.save_period) if config.save_period else 0
+    return {
+        "checkpoints": (3 + copies) * checkpoint,  # the last one, the one before, and one that is being written
+        "weights": 3 * state,  # the best, the last, and one that is being written
+        "TensorBoard": config.epochs * EPOCH_BYTES if config.tensorboard else 0,
+        "the report": REPORT_BYTES,
+        "decoded images": AllImages(setup.train_index, config.imgsz).bytes if config.cache == "disk" else 0,
+    }
+
+
+def tell_space(setup: Setup) -> None:
+    """Log what a run needs, and warn where less is free."""
+    needed = needed_bytes(setup)
+    in_folder, free = sum(needed.values()) - needed["decoded images"], shutil.disk_usage(setup.folder).free
+    parts = ", ".join(f"{name} {gigabytes(value)}" for name, value in needed.items() if value)
+    log.info(f"the run needs up to {gigabytes(sum(needed.values()))} of disk ({parts})")
+    if free < in_folder:
+        log.warning(
+            f"only {gigabytes(free)} are free in {setup.folder}: make room, or keep less "
+            "(--save-period 0, --keep 1, --no-tensorboard); a save that does not fit is left out, and training goes on"
+        )
+
+
+def gigabytes(size: int) -> str:
+    """A size for a reader."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
