@@ -18,6 +18,7 @@ from yoloyard.commands import predict as predict_module
 from yoloyard.commands.model import Model
 from yoloyard.commands.predict import predict
 from yoloyard.commands.sources import find_sources
+from yoloyard.common.device import Precision
 from yoloyard.common.errors import UserError
 from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Detections
@@ -30,6 +31,7 @@ class Finder(Model):
 
     def __init__(self) -> None:
         self.names, self.device = ("dent",), torch.device("cpu")
+        self.precision = Precision("cpu", torch.float32)
 
     def _detect(self, image: np.ndarray) -> Detections:
         return Detections(torch.tensor([[4.0, 4, 20, 20]]), torch.tensor([0.9]), torch.tensor([0]))

@@ -55,7 +55,7 @@ class Event:
 
 
 @pytest.mark.parametrize("kind", ACCELERATORS)
-@pytest.mark.parametrize("flags", [(0.0, 1.0, 0.0), (1.0, 1.0, 2.0), (1.0, 0.0, 1.0)])
+@pytest.mark.parametrize("flags", [(0.0, 1.0, 0.0, 0.0), (1.0, 1.0, 2.0, 0.0), (1.0, 0.0, 1.0, 1.0)])
 def test_a_step_is_judged_by_flags_that_have_arrived(
     kind: str, flags: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,19 +63,17 @@ def test_a_step_is_judged_by_flags_that_have_arrived(
     monkeypatch.setattr(Event, "kinds", [], raising=False)
     monkeypatch.setattr(Elsewhere, "pending", [], raising=False)
     monkeypatch.setattr(Elsewhere, "kind", kind)
-    on_device = [torch.tensor(flag).as_subclass(Elsewhere) for flag in flags]
-    found_inf, losses_finite, stop = on_device
-    verdict = StepReport(found_inf, found_inf, found_inf, losses_finite, stop).send()
+    found_inf, losses_finite, asked = (torch.tensor(each).as_subclass(Elsewhere) for each in (*flags[:2], flags[2:]))
+    verdict = StepReport(found_inf, found_inf, found_inf, losses_finite, asked).send()
     assert verdict.flags.isnan().all()  # the host goes on meanwhile
     assert verdict.read() == tuple(flag > 0 for flag in flags)
     assert Event.kinds == [kind]
 
 
-@pytest.mark.parametrize("flags", [(0.0, 1.0, 0.0), (1.0, 0.0, 2.0)])
+@pytest.mark.parametrize("flags", [(0.0, 1.0, 0.0, 1.0), (1.0, 0.0, 2.0, 0.0)])
 def test_on_a_cpu_there_is_nothing_to_wait_for(flags: tuple[float, ...]) -> None:
-    on_device = [torch.tensor(flag) for flag in flags]
-    found_inf, losses_finite, stop = on_device
-    verdict = StepReport(found_inf, found_inf, found_inf, losses_finite, stop).send()
+    found_inf, losses_finite, asked = (torch.tensor(each) for each in (*flags[:2], flags[2:]))
+    verdict = StepReport(found_inf, found_inf, found_inf, losses_finite, asked).send()
     assert verdict.arrival is None
     assert verdict.read() == tuple(flag > 0 for flag in flags)
 
