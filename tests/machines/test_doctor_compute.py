@@ -31,6 +31,13 @@ def changed(probe: str, **facts: Any) -> list[dict[str, Any]]:
     return [{**row, **facts} if row["probe"] == probe else row for row in HEALTHY]
 
 
+@pytest.fixture(autouse=True)
+def tf32_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the probe, else in a process of its own, sets for all of the process is put back."""
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(backend, "allow_tf32", backend.allow_tf32)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_cpu_agrees_with_itself(precision: str) -> None:
     cpu = torch.device("cpu")
