@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ def changed(probe: str, **facts: Any) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(autouse=True)
-def tf32_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def tf32_as_before() -> Iterator[None]:
     """What the probe, else in a process of its own, sets for all of the process is put back."""
-    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        monkeypatch.setattr(backend, "allow_tf32", backend.allow_tf32)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
