@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from yoloyard.models.weights import read_weights
 from yoloyard.training import saving
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import Interrupted
-from yoloyard.training.listeners.events import CheckpointWritten, EpochEnded, Result
+from yoloyard.training.listeners.events import CheckpointWritten, Result
 from yoloyard.training.state.checkpoint import read_header
 
 WORDS = {
@@ -144,6 +145,16 @@ def empty(file: Path) -> None:
     file.write_bytes(b"")
 
 
+def flip_a_high_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 128
+    file.write_bytes(content)
+
+
+def hold_nothing(file: Path) -> None:
+    file.write_text("[]")
+
+
 def of_another(file: Path) -> None:
     shutil.copyfile(file.parents[1] / "previous" / file.name, file)
 
@@ -161,6 +172,9 @@ def of_another(file: Path) -> None:
         (cut, "manifest.json", "manifest.json can't be read"),
         (cut, "state.json", "the checkpoint .*last can't be read"),
         (Path.unlink, "state.json", "the checkpoint .*last can't be read"),
+        (flip_a_byte, "state.json", "state.json has another content than was written"),
+        (flip_a_high_bit, "state.json", "the checkpoint .*last can't be read"),
+        (hold_nothing, "state.json", "the checkpoint .*last can't be read"),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
@@ -187,19 +201,18 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_names_them(stopp
 def test_what_cannot_be_written_is_written_at_the_next_save(
     whole: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failing = ["best.safetensors", "last"]  # of the first epoch; then the checkpoint of the next
+    def full_at(call: int, original: Callable[..., None]) -> Callable[..., None]:
+        calls = count(1)
 
-    def full_at(original: Callable[..., None], place: int) -> Callable[..., None]:
         def work(*arguments: Any) -> None:
-            if failing and arguments[place].name == failing[0]:
-                failing.pop(0)
-                raise cannot_write(arguments[place], OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+            if next(calls) == call:
+                raise cannot_write(Path("it"), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
             original(*arguments)
 
         return work
 
-    monkeypatch.setattr(saving, "save_run_weights", full_at(saving.save_run_weights, 0))
-    monkeypatch.setattr(saving, "write", full_at(saving.write, 1))
+    monkeypatch.setattr(saving, "save_run_weights", full_at(2, saving.save_run_weights))  # the best of the first epoch
+    monkeypatch.setattr(saving, "write", full_at(3, saving.write))  # the checkpoint of the third
     result = train(data, name="full")
     out = capsys.readouterr().out
     assert out.count("No space left on device") == 2
@@ -211,18 +224,66 @@ def test_what_cannot_be_written_is_written_at_the_next_save(
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_run_folder_that_vanishes_ends_the_run_at_the_last_save(
-    data: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("in_its_place", [True, False])
+def test_a_run_folder_that_vanishes_ends_the_run_at_its_last_save(
+    in_its_place: bool, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def vanish(event: object) -> None:
-        if isinstance(event, EpochEnded) and event.epoch == 2:
+        if isinstance(event, CheckpointWritten) and read_header(event.folder).progress.epoch == 2:
             Path("runs/gone").rename("runs/elsewhere")
-            Path("runs/gone").write_text("in its place")
+            if in_its_place:
+                Path("runs/gone").write_text("a file")
 
-    with pytest.raises(UserError, match="cannot write runs/gone"):
+    with pytest.raises(UserError, match=r"cannot write runs/gone.*: the run folder is gone"):
         run.train({**WORDS, "data": str(data), "name": "gone"}, on_event=vanish)
     assert "Training goes on" in capsys.readouterr().out
+    assert Path("runs/gone").is_file() == Path("runs/gone").exists() == in_its_place
     assert read_header(Path("runs/elsewhere/checkpoints/last")).progress.epoch >= 1
+
+
+def failing_always(*arguments: Any) -> None:
+    raise cannot_write(Path("it"), OSError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def test_weights_that_cannot_be_written_keep_no_checkpoint_from_disk(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(saving, "save_run_weights", failing_always)
+    with pytest.raises(UserError, match="cannot write it: Permission denied"):
+        train(data, name="weightless")
+    assert read_header(Path("runs/weightless/checkpoints/last")).progress.epoch == 4
+    assert capsys.readouterr().out.count("Training goes on") == 3  # not for the last save, which raises
+
+
+def test_a_periodic_copy_that_cannot_be_made_is_a_warning(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(saving, "copy_checkpoint", failing_always)
+    train(data, epochs=3, save_period=2, name="uncopied")
+    assert capsys.readouterr().out.count("cannot write it: Permission denied") == 1
+
+
+def test_a_new_run_in_an_old_folder_goes_on_from_its_own_checkpoints(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(data, name="again", save_period=1)
+    with monkeypatch.context() as patch:
+        interrupt_at_step(patch, 6)
+        with pytest.raises(Interrupted):
+            train(data, name="again", exist_ok=True, lr0=0.01)
+    run.train({}, resume="runs/again")
+    assert [record["epoch"] for record in losses_of(Path("runs/again"))] == [1, 2, 3, 4]
+    assert read_header(Path("runs/again/checkpoints/last")).spec.config.optimization.lr0 == 0.01
+    assert Path("runs/again/checkpoints-before/epoch-0004").is_dir()
+
+
+def test_a_checkpoint_of_a_newer_version_is_left_alone(stopped: Path, data: Path) -> None:
+    shutil.copytree(stopped, "runs/parts")
+    state = Path("runs/parts/checkpoints/last/state.json")
+    state.write_text(state.read_text().replace('"format": 4', '"format": 5'))
+    with pytest.raises(UserError, match="has checkpoint format 5, this version reads 2 to 4: use a newer one"):
+        run.train({}, resume="runs/parts")
+    assert state.exists()
 
 
 def test_a_finished_run_is_extended_and_says_what_the_learning_rate_does(data: Path, yoloyard: Command) -> None:

@@ -5,6 +5,7 @@ import functools
 import gc
 import io
 import shlex
+import signal
 import sys
 import traceback
 import warnings
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Python looks for garbage once more when it ends, which takes a second with all of torch; it need not.
     atexit.register(gc.freeze)
     raise_file_limit()
+    if "train" in argv:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it asks a run to save, which has nothing to save yet
     warnings.filterwarnings("ignore", module=r"PIL\.")  # it prints what is odd in a file; we say what matters
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be in any encoding

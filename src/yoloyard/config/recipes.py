@@ -39,8 +39,9 @@ def published(model: str, criterion: object) -> Mapping[str, Any]:
 
     A custom model gets the one that goes with the `criterion` of its head.
     """
-    custom = CUSTOM_RECIPES.get(criterion, {})
-    return next((settings for name, settings in RECIPES.items() if model.startswith(name)), custom)
+    if ":" in model:  # FILE.py:FUNCTION
+        return CUSTOM_RECIPES.get(criterion, {})
+    return next(settings for name, settings in RECIPES.items() if model.startswith(name))
 
 
 def fit_to_run(

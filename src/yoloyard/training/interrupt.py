@@ -38,8 +38,7 @@ class InterruptRequest:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
                     self._handlers.callback(signal.signal, number, signal.signal(number, self._ask))
-            # Not given back: the system's own answer would end a process that has nothing to save any more.
-            signal.signal(signal.SIGUSR1, self._ask_to_save)
+            self._handlers.callback(signal.signal, signal.SIGUSR1, signal.signal(signal.SIGUSR1, self._ask_to_save))
         return self
 
     def __exit__(self, *error: object) -> None:

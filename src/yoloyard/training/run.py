@@ -4,7 +4,7 @@ import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,15 +75,24 @@ def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[P
         raise UsageError(f"resume must name a run folder, not {resume!r:.80}")
     if resume == NEWEST:
         project = Path(overrides.get("project", TrainConfig().project))
-        states = list(project.glob("*/checkpoints/*/state.json"))
-        if not states:
+        ages = {folder: age for folder in project.glob("*") if (age := _last_saved(folder)) is not None}
+        if not ages:
             raise UsageError(f"there is no run to resume in {project}/; say --resume FOLDER")
-        folder = max(states, key=lambda path: path.stat().st_mtime).parents[2]
+        folder = max(ages, key=lambda path: ages[path])
     else:  # the run folder, or a weights file or checkpoint in it
         named = Path(os.path.expanduser(resume))
         places = (named, *named.parents[:2])
-        folder = next((each for each in places if (each / "checkpoints").is_dir()), named)
+        folder = next((each for each in places if _last_saved(each) is not None), named)
     return folder, newest_header(folder)
+
+
+def _last_saved(run: Path) -> float | None:
+    """When the newest checkpoint in a run folder was written; None without one."""
+    times = []
+    for folder in run.glob("checkpoints/*"):
+        with suppress(OSError):  # another run may replace it at this moment
+            times += [(folder / "state.json").stat().st_mtime] if folder.suffix != ".tmp" else []
+    return max(times, default=None)
 
 
 def num_processes(overrides: Mapping[str, Any], header: Header | None) -> int:

@@ -3,15 +3,19 @@
 import shlex
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
+from yoloyard.common.errors import UserError
+from yoloyard.common.files import cannot_write, require_run_folder
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.training.begin import Run
 from yoloyard.training.interrupt import Interrupted
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Validation
 from yoloyard.training.listeners.results import as_record, save_run_weights
-from yoloyard.training.state.checkpoint import copy_checkpoint, snapshot_of, write
+from yoloyard.training.state.checkpoint import Snapshot, copy_checkpoint, snapshot_of, write
 from yoloyard.training.state.randomness import RandomNumbers
 from yoloyard.training.stopwatch import memory_gigabytes
 
@@ -52,23 +56,41 @@ def save(run: Run, weights: Sequence[str] = (), metrics: Metrics | None = None, 
     run.count_time()
     run.is_saving, run.interrupt.saved_at = False, time.monotonic()
     random_states = run.team.gather(RandomNumbers(setup.device).state_dict())
-    if not run.team.is_rank_0:
-        return
-    snapshot = snapshot_of(setup.spec.to_json(), run.engine, run.progress, random_states)
+    with run.team.on_rank_0() as is_rank_0:
+        if is_rank_0:
+            snapshot = snapshot_of(setup.spec.to_json(), run.engine, run.progress, random_states)
+            due = {setup.folder / "weights" / f"{name}.safetensors": (epoch, metrics) for name in weights}
+            run.writer.put(partial(write_save, run, snapshot, due, epoch if keeps_copy else None))
 
-    def work() -> None:
-        average = {name: value for name, value in snapshot["ema"].items() if name != "ema.updates"}
-        for name in weights:
-            run.unwritten[setup.folder / "weights" / f"{name}.safetensors"] = average, epoch, metrics
+
+def write_save(
+    run: Run, snapshot: Snapshot, weights: Mapping[Path, tuple[int, Metrics | None]], copied_epoch: int | None
+) -> None:
+    """Write weights files and the checkpoint of the same moment; called by the writer's thread. Raises UserError.
+
+    Weights come first, so that no checkpoint claims best weights that are not on disk; if they can't be written, the
+    checkpoint is.
+    """
+    setup = run.setup
+    average = {name: value for name, value in snapshot["ema"].items() if name != "ema.updates"}
+    run.unwritten |= {path: (average, *facts) for path, facts in weights.items()}
+    failure = None
+    try:
+        require_run_folder(setup.folder)
         for path in list(run.unwritten):
-            save_run_weights(path, setup, *run.unwritten[path])
-            del run.unwritten[path]
+            try:
+                save_run_weights(path, setup, *run.unwritten[path])
+                del run.unwritten[path]
+            except UserError as error:
+                failure = error
         write(snapshot, run.last_checkpoint)
-        if keeps_copy:
-            name = f"epoch-{epoch:04d}"
-            copy_checkpoint(run.last_checkpoint, run.last_checkpoint.with_name(name), setup.config.keep)
-
-    run.writer.put(work)
+        if copied_epoch is not None:
+            copy = run.last_checkpoint.with_name(f"epoch-{copied_epoch:04d}")
+            copy_checkpoint(run.last_checkpoint, copy, setup.config.keep)
+    except OSError as error:
+        raise cannot_write(Path(error.filename or setup.folder), error) from error
+    if failure is not None:
+        raise failure
 
 
 def save_for_good(run: Run) -> None:

@@ -54,8 +54,10 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
             return result
         except BaseException as error:
             failure = error
-            if isinstance(error, Exception):  # a second Ctrl-C ends it at once
+            if isinstance(error, Exception):
                 run.writer.drain()  # what was handed over to be saved
+            else:  # a second Ctrl-C: only what is being written, as long as the run folder is locked
+                run.writer.stop()
             raise
         finally:
             listeners.tell(events.RunFinished(result, progress.epoch, progress.seconds, failure))

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from yoloyard.common.errors import UserError
-from yoloyard.common.files import write_whole_text
+from yoloyard.common.files import require_run_folder, write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import TrainConfig, flat_settings
@@ -39,6 +39,7 @@ class Records:
         elif isinstance(event, EpochMeasured):
             self._records.append(event.record)
             try:
+                require_run_folder(self._folder)
                 self._write()
             except UserError as error:  # all of them are written again after the next epoch
                 log.warning(f"the figures of this epoch are not in the run folder yet: {error}")

@@ -29,6 +29,7 @@ from yoloyard.training.setup.dataset import load_splits, load_splits_again
 from yoloyard.training.setup.settings import check_new, derive
 from yoloyard.training.setup.starting_point import build_detector, freeze, starting_point
 from yoloyard.training.spec import RunSpec
+from yoloyard.training.state.checkpoint import retire
 from yoloyard.training.state.randomness import seed_all
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ def new_run(
     folder = new_run_folder(Path(config.project), name, config.exist_ok)
     if lock is not None:
         lock.take(folder)
+    retire(folder)
     if custom is not None:
         content = custom.source
         write_whole(folder / custom.path.name, lambda temporary: temporary.write_bytes(content))

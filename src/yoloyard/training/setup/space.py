@@ -4,12 +4,14 @@ import logging
 import shutil
 
 from yoloyard.data.loading.image_cache import AllImages
+from yoloyard.training.listeners.trackers import PREDICTIONS_SHOWN
 from yoloyard.training.setup.setup import Setup
 
 log = logging.getLogger(__name__)
 
 MOMENTS = {"SGD": 1, "AdamW": 2}  # numbers that an optimizer keeps of each parameter; of one unknown here 2
-EPOCH_BYTES = 200_000  # TensorBoard's figures and images of an epoch
+EPOCH_BYTES = 20_000  # TensorBoard's figures of an epoch
+PIXEL_BYTES = 0.4  # of a JPEG
 REPORT_BYTES = 10_000_000
 
 
@@ -21,20 +23,23 @@ def needed_bytes(setup: Setup) -> dict[str, int]:
     moments = MOMENTS.get(config.optimization.optimizer, 2)
     accumulates = config.optimization.nbs >= 1.5 * config.batch  # then gradients may wait for an update
     checkpoint = 2 * state + (moments + accumulates) * trained
+    drawn = int(PIXEL_BYTES * setup.val_index.sizes[:PREDICTIONS_SHOWN].prod(axis=1, dtype=int).sum())
+    tensorboard = config.epochs * EPOCH_BYTES + config.epochs // config.val_period * drawn
     copies = min(config.keep, config.epochs // config.save_period) if config.save_period else 0
     return {
         "checkpoints": (3 + copies) * checkpoint,  # the last one, the one before, and one that is being written
         "weights": 3 * state,  # the best, the last, and one that is being written
-        "TensorBoard": config.epochs * EPOCH_BYTES if config.tensorboard else 0,
+        "TensorBoard": tensorboard if config.tensorboard else 0,
         "the report": REPORT_BYTES,
         "decoded images": AllImages(setup.train_index, config.imgsz).bytes if config.cache == "disk" else 0,
     }
 
 
 def tell_space(setup: Setup) -> None:
-    """Log what a run needs, and warn where less is free."""
+    """Log what a run needs, and warn where less is free. What it has written before is counted as free."""
     needed = needed_bytes(setup)
-    in_folder, free = sum(needed.values()) - needed["decoded images"], shutil.disk_usage(setup.folder).free
+    written = sum(path.stat().st_size for path in setup.folder.rglob("*") if path.is_file())
+    in_folder, free = sum(needed.values()) - needed["decoded images"], shutil.disk_usage(setup.folder).free + written
     parts = ", ".join(f"{name} {gigabytes(value)}" for name, value in needed.items() if value)
     log.info(f"the run needs up to {gigabytes(sum(needed.values()))} of disk ({parts})")
     if free < in_folder:

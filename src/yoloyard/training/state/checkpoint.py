@@ -8,7 +8,7 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,10 @@ log = logging.getLogger(__name__)
 
 FORMAT = 4  # 3 has no manifest; 2 has its parts under other names
 TENSOR_PARTS = ("model", "ema", "optimizer", "gradients")  # of the engine; files even where they are empty
+
+
+class DamagedError(UserError):
+    """A checkpoint is not as it was written."""
 
 
 Snapshot = dict[str, dict[str, Any]]  # by part: tensors on the host, all else JSON; nothing in it changes any more
@@ -116,30 +120,36 @@ def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
     write_whole_folder(copy, link_all)
     paths = copy.parent.glob("epoch-*")
     epochs = {path: int(number) for path in paths if (number := path.name.removeprefix("epoch-")).isdecimal()}
-    # A higher number is of an earlier run in this folder (--exist-ok).
+    # A higher number is of a future that the run has gone back from.
     former = sorted((path for path in epochs if epochs[path] <= epochs[copy]), key=epochs.__getitem__)
     for old in former[:-keep]:
         shutil.rmtree(old)
 
 
 def read_header(folder: Path) -> Header:
-    """The JSON part of a checkpoint, which may be about to be replaced. Raises UserError if it can't be read."""
+    """The JSON part of a checkpoint, which may be about to be replaced.
+
+    Raises DamagedError if it can't be read, UserError if another version of the format is needed.
+    """
+    place = whole_folder(folder)
     try:
-        facts: dict[str, Any] = json.loads((whole_folder(folder) / "state.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"the checkpoint {folder} can't be read ({error})") from error
-    if facts.get("format") not in (2, 3, FORMAT):
-        raise UserError(f"{folder} has checkpoint format {facts.get('format')}, this version reads 2 to {FORMAT}")
-    try:
+        facts: dict[str, Any] = json.loads((place / "state.json").read_bytes())
+        version = int(facts["format"])
+        if version > FORMAT:
+            raise UserError(
+                f"{folder} has checkpoint format {version}, this version reads 2 to {FORMAT}: use a newer one"
+            )
+        if version == FORMAT and (problem := damage(place, ["state.json"])):
+            raise DamagedError(f"{folder} is damaged: {problem}")
         progress = {name: value for name, value in facts["progress"].items() if name != "last_update"}  # of format 2
         return Header(folder, Progress(**progress), facts)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"the checkpoint {folder} can't be read: {error!r}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"the checkpoint {folder} can't be read ({error})") from error
 
 
 def newest_header(run: Path) -> Header:
     """Of the newest checkpoint of a run whose JSON part can be read. Raises UserError if there is none."""
-    return _by_age(run / "checkpoints")[0]
+    return _first(run / "checkpoints", lambda header: "")
 
 
 def newest_whole(run: Path) -> Header:
@@ -151,35 +161,42 @@ def newest_whole(run: Path) -> Header:
     folder = run / "checkpoints"
     restore_whole_folder(folder / "last")
     wrong: list[str] = []
-    for header in _by_age(folder, wrong):
-        if problem := "" if header.facts["format"] < FORMAT else damage(header.folder):
-            wrong.append(f"{header.folder} is damaged: {problem}")
+    header = _first(folder, lambda each: "" if each.facts["format"] < FORMAT else damage(each.folder), wrong)
+    for line in wrong:
+        log.warning(f"{line}; going on from {header.folder.name} instead, of {header.progress.place}")
+    if header.folder.name != "last" and (folder / "last").exists():
+        shutil.rmtree(folder / "damaged", ignore_errors=True)
+        (folder / "last").rename(folder / "damaged")
+    return header
+
+
+def retire(run: Path) -> None:
+    """Put the checkpoints of an earlier run in this folder aside, so that no run goes on from those of another."""
+    if (folder := run / "checkpoints").exists():
+        aside = run / "checkpoints-before"
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+
+
+def _first(folder: Path, problem_of: Callable[[Header], str], wrong: list[str] | None = None) -> Header:
+    """The first checkpoint in `folder` without a problem, by age; those before it go to `wrong`, with what they have.
+
+    Raises UserError if there is none.
+    """
+    problems = [] if wrong is None else wrong
+    copies = sorted((path.name for path in folder.glob("epoch-*")), reverse=True)
+    for place in (folder / name for name in ("last", ".last.old", "previous", *copies)):
+        if not place.exists():
             continue
-        for line in wrong:
-            log.warning(f"{line}; going on from {header.folder.name} instead, of {header.progress.place}")
-        if header.folder.name != "last" and (folder / "last").exists():
-            shutil.rmtree(folder / "damaged", ignore_errors=True)
-            (folder / "last").rename(folder / "damaged")
-        return header
-    raise _none_whole(folder, wrong)
-
-
-def _none_whole(folder: Path, problems: Sequence[str]) -> UserError:
-    return UserError(f"there is no whole checkpoint in {folder} ({'; '.join(problems)}); start the run again")
-
-
-def _by_age(folder: Path, wrong: list[str] | None = None) -> list[Header]:
-    """The checkpoints in `folder` whose JSON part can be read, newest first. Raises UserError if there is none."""
-    headers, problems = [], [] if wrong is None else wrong
-    names = ("last", ".last.old", "previous", *sorted(path.name for path in folder.glob("epoch-*")))
-    for place in (folder / name for name in names):
         try:
-            headers += [read_header(place)] if place.exists() or place.name == "last" else []
-        except UserError as error:
+            header = read_header(place)
+            if not (problem := problem_of(header)):
+                return header
+            problems.append(f"{place} is damaged: {problem}")
+        except DamagedError as error:
             problems.append(str(error))
-    if not headers:
-        raise _none_whole(folder, problems)
-    return sorted(headers, key=lambda each: (each.progress.epoch, each.progress.position), reverse=True)
+    reasons = f" ({'; '.join(problems)})" if problems else ""
+    raise UserError(f"there is no whole checkpoint in {folder}{reasons}; start the run again")
 
 
 def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 NAME = "manifest.json"
@@ -13,14 +14,16 @@ def write_manifest(folder: Path) -> None:
     (folder / NAME).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
 
 
-def damage(folder: Path) -> str:
-    """What is wrong with the files of a checkpoint by its manifest, in words; empty if it is whole."""
+def damage(folder: Path, names: Collection[str] | None = None) -> str:
+    """What is wrong with a checkpoint's files, or with those of these `names`, by its manifest; empty for nothing."""
     try:
         files: dict[str, dict[str, int | str]] = json.loads((folder / NAME).read_text(encoding="utf-8"))["files"]
         if "state.json" not in files:
             return f"{NAME} does not list all files"
         for name, expected in files.items():
             path = folder / name
+            if names is not None and name not in names:
+                continue
             if not path.is_file():
                 return f"{name} is missing"
             if (size := path.stat().st_size) != expected["size"]:
