@@ -38,15 +38,17 @@ def killed_run(kills: int, folder: Path, epochs: int, seed: int = 0) -> dict[str
     process = start(*arguments, "--name", "killed")
     while survived < kills:
         wait_for_training(process)
+        began = time.time()
         time.sleep(random_seconds.uniform(0, MOST_SECONDS))
         if process.poll() is not None:
             break  # it has reached its end
         process.send_signal(signal.SIGKILL)
         process.wait()
         survived += 1
-        in_save += (run / "checkpoints" / ".last.tmp").exists()
+        unfinished = run / "checkpoints" / ".last.tmp"
+        in_save += unfinished.exists() and unfinished.stat().st_mtime > began
         states = [path.stat().st_mtime for path in run.glob("checkpoints/*last*/state.json") if ".tmp" not in str(path)]
-        lost += [time.time() - max(states)] if states else []
+        lost.append(time.time() - max([began, *states]))
         process = start("--resume", run) if states else start(*arguments, "--name", "killed", "--exist-ok")
     for _ in process.stdout or ():
         pass

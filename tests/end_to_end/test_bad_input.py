@@ -75,7 +75,7 @@ def cut_weights(data: Path) -> list[object]:
         (lambda data: ["--best-by", "map_5"], 2, "map"),
         (lambda data: ["--freeze", "stme."], 2, "stem"),
         (lambda data: ["--project", data / "x"], 1, "cannot write"),
-        (lambda data: ["--resume", data.parent], 1, "no whole checkpoint"),
+        (lambda data: ["--resume", data.parent], 1, "no whole checkpoint in"),
         (lambda data: ["--cache", "tape"], 2, "there are ram and disk"),
         (lambda data: ["--config", data.with_name("no.yaml")], 2, "no.yaml"),
     ],

@@ -97,6 +97,7 @@ def test_every_model_has_its_published_recipe() -> None:
     # a network of the user's own gets the gains of its kind of head
     assert published("/home/me/my_model.py:build", "anchor_based") == low
     assert published("/home/me/my_model.py:build", "task_aligned") == {}
+    assert published("yolov5x_of_mine.py:build", "task_aligned") == {}  # what it is called means nothing
 
 
 def test_yolov5_trains_with_sgd_but_for_small_sets() -> None:
