@@ -82,6 +82,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     with team.on_rank_0() as is_rank_0:
         if is_rank_0:
             setup = new_run(words, CPU, "float32", team.size)
+            setup.keep()
     shared = team.broadcast((setup.spec, setup.folder) if setup else None)
     setup = setup or build(*shared, CPU)
     freeze_normalisation(setup.detector, setup.val_index)

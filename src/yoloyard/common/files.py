@@ -142,12 +142,6 @@ def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
     return folder
 
 
-def require_run_folder(folder: Path) -> None:
-    """Raises UserError if `new_run_folder` has not made `folder`, or it has been removed since."""
-    if not (folder / RUN_MARK).exists():
-        raise UserError(f"cannot write {folder}: the run folder is gone; bring it back, or mount its disk again.")
-
-
 def free_name(path: str, suffix: str, taken: set[str]) -> str:
     """`path`, or `path-2`, `path-3` ... where `taken` has it already; `taken` gets it.
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from yoloyard.common.errors import UserError
-from yoloyard.common.files import cannot_write, require_run_folder
+from yoloyard.common.files import cannot_write
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.training.begin import Run
 from yoloyard.training.interrupt import Interrupted
@@ -76,7 +76,7 @@ def write_save(
     run.unwritten |= {path: (average, *facts) for path, facts in weights.items()}
     failure = None
     try:
-        require_run_folder(setup.folder)
+        setup.require_folder()
         for path in list(run.unwritten):
             try:
                 save_run_weights(path, setup, *run.unwritten[path])

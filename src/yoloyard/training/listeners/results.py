@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from yoloyard.common.errors import UserError
-from yoloyard.common.files import require_run_folder, write_whole_text
+from yoloyard.common.files import write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import TrainConfig, flat_settings
@@ -29,29 +29,29 @@ class Records:
     """A listener that keeps the figures of each epoch in the run folder."""
 
     def __init__(self) -> None:
-        self._folder, self._records = Path(), list[Record]()
+        self._records = list[Record]()
 
     def __call__(self, event: Event) -> None:
         """Take up what an earlier part of the run left; write each epoch's figures."""
         if isinstance(event, RunStarted):
-            self._folder = event.folder
+            self._setup = event.setup
             self._records = [record for record in read_records(event.folder) if record["epoch"] <= event.epoch]
         elif isinstance(event, EpochMeasured):
             self._records.append(event.record)
             try:
-                require_run_folder(self._folder)
+                self._setup.require_folder()
                 self._write()
             except UserError as error:  # all of them are written again after the next epoch
                 log.warning(f"the figures of this epoch are not in the run folder yet: {error}")
 
     def _write(self) -> None:
         text = "".join(json.dumps(record) + "\n" for record in self._records)
-        write_whole_text(self._folder / "metrics.jsonl", text)
+        write_whole_text(self._setup.folder / "metrics.jsonl", text)
         table = io.StringIO()
         writer = csv.DictWriter(table, list(dict.fromkeys(name for record in self._records for name in record)))
         writer.writeheader()
         writer.writerows(self._records)
-        write_whole_text(self._folder / "results.csv", table.getvalue())
+        write_whole_text(self._setup.folder / "results.csv", table.getvalue())
 
 
 def read_records(folder: Path) -> list[Record]:

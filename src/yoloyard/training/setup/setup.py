@@ -64,6 +64,11 @@ class Setup:
         if self.transform is not None:
             self.transform.keep(self.folder)
 
+    def require_folder(self) -> None:
+        """Raises UserError if the run folder has gone since `keep`, so that no part of it is made in its place."""
+        if not (self.folder / "config.yaml").exists():
+            raise UserError(f"cannot write {self.folder}: the run folder is gone; bring it back, or mount its disk.")
+
 
 def new_run(
     given: dict[str, Any],
