@@ -21,6 +21,8 @@ from yoloyard.data.pixels.augment import letterbox, minimal_shape
 from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.validate import detect, fused_for
 from yoloyard.models.weights import load_image_model
+from yoloyard.storage.address import is_address
+from yoloyard.storage.fetch import local_weights
 
 
 class Model:
@@ -35,9 +37,10 @@ class Model:
         self, weights: str | Path, device: str | int | torch.device | None = "auto", **settings: float | None
     ) -> None:
         if not isinstance(weights, str | os.PathLike) or not str(weights).strip():
-            raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
+            raise UsageError(f"say which weights file to load: a path or address, not {weights!r:.80}")
         config = with_overrides(ModelConfig(), {"weights": weights, "device": device, **settings})
-        self.detector, self.metadata = load_image_model(Path(config.weights))
+        file = local_weights(config.weights) if is_address(config.weights) else Path(config.weights)
+        self.detector, self.metadata = load_image_model(file)
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or map(str, range(self.detector.num_classes)))
         kept = self.metadata.get("evaluation", {})
         self.settings = settings_for(config, kept | asdict(Showing.of(self.metadata)))

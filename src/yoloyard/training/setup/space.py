@@ -22,8 +22,9 @@ def needed_bytes(setup: Setup) -> dict[str, int]:
     accumulates = config.optimization.nbs >= 1.5 * config.batch  # then gradients may wait for an update
     checkpoint = 2 * state + (moments + accumulates) * trained
     copies = min(config.keep, config.epochs // config.save_period) if config.save_period else 0
+    waiting = 2 if config.backup else 0  # one that is being sent to the backup, and the next one
     return {
-        "checkpoints": (3 + copies) * checkpoint,  # the last one, the one before, and one that is being written
+        "checkpoints": (3 + copies + waiting) * checkpoint,  # the last, the one before, one that is being written
         "weights": 3 * state,  # the best, the last, and one that is being written
         "TensorBoard": config.epochs * EPOCH_BYTES if config.tensorboard else 0,
         "the report": REPORT_BYTES,
