@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from foreign import PACKAGE, Options, Part
+from object_store import CREDENTIALS, Proxy, s3_server
 from yoloyard.common.log import shown_lines
 
 # Runs that are compared need equal numbers of threads, however busy the host is. torch reads this when it is imported.
@@ -31,3 +32,15 @@ def said() -> Iterator[list[str]]:
     lines: list[str] = []
     with shown_lines(lines.append):
         yield lines
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """An S3 server with an empty bucket, a proxy before it, and credentials in the environment."""
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    with s3_server() as port:
+        proxy = Proxy(port)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
+        proxy.stop()

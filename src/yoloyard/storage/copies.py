@@ -68,7 +68,7 @@ class Copies:
         self.writer = secrets.token_hex(8)
         self.manifests: list[Manifest] = []  # by number
         self._parts: set[str] = set()  # that are there
-        self._can_remove = True
+        self._has_warned = False  # that old copies can't be removed
 
     def read(self) -> Facts | None:
         """What run.json says; None if there is none."""
@@ -186,21 +186,21 @@ class Copies:
 
     def _remove_old(self, keep: int) -> None:
         """Remove all but the newest manifests and the last `keep` that the run keeps, and what only those needed."""
-        older = self.manifests[:-NEWEST_KEPT]
         kept = [each for each in self.manifests if each.kept][-keep:]
-        gone = [each for each in older if each not in kept]
-        self.manifests = [each for each in self.manifests if each not in gone]
-        parts = self._parts - set[str]().union(*(each.parts for each in self.manifests))
-        for path in [*(f"checkpoints/{each.number:08d}.json" for each in gone), *sorted(parts)]:
-            try:
-                if self._can_remove:
-                    self._obs.delete(self.store, path)
-            except FileNotFoundError:
-                pass
-            except self._obs.exceptions.PermissionDeniedError as error:
-                self._can_remove = False
+        gone = [each for each in self.manifests[:-NEWEST_KEPT] if each not in kept]
+        left = [each for each in self.manifests if each not in gone]
+        parts = self._parts - set[str]().union(*(each.parts for each in left))
+        paths = [*(f"checkpoints/{each.number:08d}.json" for each in gone), *parts]
+        try:
+            if paths:
+                self._obs.delete(self.store, paths)
+            self.manifests, self._parts = left, self._parts - parts
+        except FileNotFoundError:  # somebody has removed some of them
+            self.manifests, self._parts = self.read_manifests(), set(self._list("parts"))
+        except self._obs.exceptions.BaseError as error:  # tried again with the next checkpoint
+            if not self._has_warned:
                 log.warning(f"old copies stay in {self.address}: {reason(error)}")
-        self._parts -= parts
+            self._has_warned = True
 
     def download(self, path: str, target: Path) -> str:
         """Write the object `path` into the file `target`; returns its SHA-256."""

@@ -1,0 +1,217 @@
+"""`--backup`: what a run copies to an object store, and a run that goes on from there."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from commands import TINY, TINY_NETWORK, Command
+from object_store import BUCKET, CREDENTIALS, Proxy, Request, no_fault
+from yoloyard.commands import train as run
+from yoloyard.common.errors import UserError
+from yoloyard.models.weights import read_weights
+from yoloyard.storage import address as address_module
+from yoloyard.storage.copies import Copies
+from yoloyard.training.interrupt import Interrupted
+from yoloyard.training.listeners import backup, events
+from yoloyard.training.listeners.events import Event
+
+ADDRESS = f"s3://{BUCKET}/line"
+WORDS = {
+    "model": TINY_NETWORK, "imgsz": 64, "batch": 4, "nbs": 8, "amp": False, "tensorboard": False, "device": "cpu",
+    "epochs": 3, "workers": 0, "lr0": 0.002, "optimizer": "AdamW", "save_period": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client itself tries twice, and the thread soon again."""
+    monkeypatch.setitem(address_module.RETRIES, "max_retries", 1)
+    monkeypatch.setattr(backup, "LONGEST_PAUSE", 0.2)
+
+
+def train(data: Path, on_event: Callable[[Event], object] | None = None, **words: Any) -> None:
+    run.train({**WORDS, "data": str(data), "name": "line", "backup": ADDRESS, **words}, on_event=on_event)
+
+
+def stop_after(epoch: int, number: int = signal.SIGTERM) -> Callable[[Event], None]:
+    """A signal when the second batch after this epoch has been trained on."""
+
+    def listener(event: Event) -> None:
+        if isinstance(event, events.StepFinished) and (event.epoch, event.batch) == (epoch + 1, 2):
+            os.kill(os.getpid(), number)
+
+    return listener
+
+
+def losses_of(folder: Path) -> list[dict[str, float]]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    chosen = ("epoch", "train", "val", "lr", "gradient")
+    return [{name: value for name, value in record.items() if name.split("/")[0] in chosen} for record in records]
+
+
+def copied() -> list[tuple[int, int]]:
+    return [(each.epoch, each.position) for each in Copies(ADDRESS).read_manifests()]
+
+
+def test_a_run_goes_on_on_a_bare_machine_with_the_same_losses(data: Path, proxy: Proxy, yoloyard: Command) -> None:
+    train(data, backup=None, name="whole")
+    with pytest.raises(Interrupted) as stopped:
+        train(data, stop_after(1))
+    assert stopped.value.exit_code == 143
+    assert copied()[-1] == (1, 12)  # the signal is heard a step later
+    shutil.rmtree("runs/line")
+    shutil.rmtree(os.environ["YOLOYARD_CACHE"])
+    data.parent.rename("moved")
+    code, out, err = yoloyard("train", "--resume", ADDRESS, "--data", "moved/data.yaml")
+    assert (code, err) == (0, "")
+    assert f"fetched 0.8 MB from {ADDRESS} into runs/line" in re.sub(r"\d+\.\d MB", "0.8 MB", out)
+    assert losses_of(Path("runs/line")) == losses_of(Path("runs/whole"))
+    for name in ("best", "last"):
+        one, other = (read_weights(Path(f"runs/{each}/weights/{name}.safetensors"))[0] for each in ("whole", "line"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert copied()[-1] == (3, 0)  # and its copies go on there
+
+
+def test_other_data_are_refused(data: Path, proxy: Proxy, yoloyard: Command) -> None:
+    with pytest.raises(Interrupted):
+        train(data, stop_after(1))
+    shutil.rmtree("runs")
+    label = next((data.parent / "labels/train").glob("*.txt"))
+    label.write_text(label.read_text() + "0 0.5 0.5 0.25 0.25\n")
+    code, _, err = yoloyard("train", "--resume", ADDRESS)
+    assert code == 1
+    assert "the train split" in err
+    assert "is not the one that the run began with" in err
+
+
+def test_training_does_not_wait_and_the_newest_checkpoint_comes_next(data: Path, proxy: Proxy) -> None:
+    goes_on, seen = threading.Event(), list[str]()
+    claims = 3  # requests by which the run begins
+
+    def hang(request: Request) -> None:
+        if proxy.requests > claims:
+            goes_on.wait()
+
+    def listener(event: Event) -> None:
+        if isinstance(event, events.RunFinished):
+            seen.append(json.loads(Path("runs/line/backup.json").read_text())["epoch"])
+            goes_on.set()
+
+    proxy.fault = hang
+    train(data, listener, epochs=4)
+    assert seen == [None]  # nothing had arrived, and all four epochs were trained
+    assert copied() in ([(1, 0), (4, 0)], [(4, 0)])
+    assert not Path("runs/line/.backup").exists()
+
+
+def test_a_server_that_is_down_for_a_while_costs_nothing(data: Path, proxy: Proxy, said: list[str]) -> None:
+    def listener(event: Event) -> None:
+        if isinstance(event, events.EpochEnded) and event.epoch == 1:
+            proxy.stop()
+        if isinstance(event, events.RunFinished):
+            proxy.start()
+
+    lines: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yoloyard.training.listeners.console.Console.say", lambda self, line: lines.append(line))
+        train(data, listener)
+    assert copied()[-1] == (3, 0)
+    text = "\n".join(lines)
+    assert text.count("training goes on, and it is tried again") == 1
+    assert f"copies arrive again in {ADDRESS}" in text
+    assert f"the last checkpoint, weights and records are in {ADDRESS}; go on from anywhere with" in text
+
+
+def test_a_copy_that_never_arrives_ends_the_finished_run_with_1(
+    data: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "STALLED_SECONDS", 0.5)
+
+    def listener(event: Event) -> None:
+        if isinstance(event, events.EpochMeasured) and event.record["epoch"] == 3:
+            proxy.fault = lambda request: (503, "SlowDown")
+
+    with pytest.raises(UserError, match="the last checkpoint did not arrive") as late:
+        train(data, listener)
+    assert late.value.exit_code == 1
+    assert "the store answers 503 Service Unavailable SlowDown" in str(late.value)
+    assert Path("runs/line/report.html").exists()
+    note = json.loads(Path("runs/line/backup.json").read_text())
+    assert note["address"] == ADDRESS
+    assert "503" in note["error"]
+    proxy.fault = no_fault
+    run.train({"epochs": 4}, resume="runs/line")
+    assert copied()[-1] == (4, 0)
+
+
+def test_grace_seconds_bound_the_wait_after_sigterm(
+    data: Path, proxy: Proxy, capfd: pytest.CaptureFixture[str]
+) -> None:
+    goes_on = threading.Event()
+    proxy.fault = lambda request: goes_on.wait() and None if proxy.requests > 3 else None
+    with pytest.raises(Interrupted) as stopped:
+        train(data, stop_after(1), grace_seconds=0.3)
+    goes_on.set()
+    assert stopped.value.exit_code == 143
+    assert "the last checkpoint did not arrive" in capfd.readouterr().out
+    assert Path("runs/line/checkpoints/last/manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "fault", "said"),
+    [
+        (
+            f"s3://{BUCKET}/line",
+            (403, "InvalidAccessKeyId"),
+            "the store refuses these credentials (InvalidAccessKeyId)",
+        ),
+        ("s3://nowhere/line", None, "there is no such bucket"),
+        ("file:///nowhere/at/all", None, "No such file or directory"),
+    ],
+)
+def test_what_is_wrong_with_an_address_is_said_before_the_first_epoch(
+    data: Path, proxy: Proxy, yoloyard: Command, address: str, fault: Any, said: str
+) -> None:
+    proxy.fault = lambda request: fault
+    code, out, err = yoloyard("train", "--data", data, "--epochs", 1, *TINY, "--backup", address)
+    assert code == 1
+    assert said in err
+    assert "epoch 1/" not in out
+    assert not Path("runs/line/checkpoints").exists()
+
+
+def test_a_second_run_may_not_write_there_and_no_credential_is_anywhere(
+    data: Path, proxy: Proxy, yoloyard: Command
+) -> None:
+    words = ("train", "--data", data, "--epochs", 2, *TINY, "--backup", ADDRESS)
+    code, out, err = yoloyard(*words)
+    assert (code, err) == (0, "")
+    assert re.search(r"^epoch 1/2 .* (backed up|backup \d+ s behind)$", out, re.MULTILINE)
+    code, other, err = yoloyard(*words)
+    assert code == 1
+    assert f"go on with that one: yoloyard train --resume {ADDRESS}" in err
+    copies = Copies(ADDRESS)
+    objects = {path: bytes(copies._obs.get(copies.store, path).bytes()) for path in copies._list(None)}
+    files = {str(path): path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
+    assert {"report.html", "config.yaml", "metrics.jsonl", "weights/best.safetensors"} <= objects.keys()
+    assert "runs/line/environment.json" in files
+    for secret in (CREDENTIALS["AWS_ACCESS_KEY_ID"], CREDENTIALS["AWS_SECRET_ACCESS_KEY"]):
+        assert secret not in out + other + err
+        assert not [name for name, content in (objects | files).items() if secret.encode() in content]
+
+
+def test_a_run_begins_with_weights_from_an_address(data: Path, proxy: Proxy, yoloyard: Command) -> None:
+    train(data, epochs=1)
+    code, out, err = yoloyard("train", "--data", data, "--epochs", 1, *TINY, "--weights", ADDRESS, "--name", "second")
+    assert (code, err) == (0, "")
+    assert re.search(r"weights from .*: took (\d+) of \1 tensors", out)
+    assert f"weights: {ADDRESS}" in Path("runs/second/config.yaml").read_text()
