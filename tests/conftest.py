@@ -4,12 +4,15 @@ import os
 import sys
 import types
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from foreign import PACKAGE, Options, Part
-from object_store import CREDENTIALS, Proxy, s3_server
 from yoloyard.common.log import shown_lines
+
+if TYPE_CHECKING:
+    from object_store import Proxy
 
 # Runs that are compared need equal numbers of threads, however busy the host is. torch reads this when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
@@ -35,8 +38,12 @@ def said() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """An S3 server with an empty bucket, a proxy before it, and credentials in the environment."""
+def proxy(monkeypatch: pytest.MonkeyPatch) -> "Iterator[Proxy]":
+    """An S3 server with an empty bucket, a proxy before it, credentials, and a client that itself tries only twice."""
+    from object_store import CREDENTIALS, Proxy, s3_server  # slow, and not in every environment of the tests
+    from yoloyard.storage import address
+
+    monkeypatch.setitem(address.RETRIES, "max_retries", 1)
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
     with s3_server() as port:

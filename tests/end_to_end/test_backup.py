@@ -1,5 +1,6 @@
 """`--backup`: what a run copies to an object store, and a run that goes on from there."""
 
+import itertools
 import json
 import os
 import re
@@ -13,12 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from commands import TINY, TINY_NETWORK, Command
+from commands import TINY, TINY_NETWORK, Command, start
 from object_store import BUCKET, CREDENTIALS, Proxy, Request, no_fault
 from yoloyard.commands import train as run
 from yoloyard.common.errors import UserError
 from yoloyard.models.weights import read_weights
-from yoloyard.storage import address as address_module
 from yoloyard.storage.copies import Copies
 from yoloyard.training.interrupt import Interrupted
 from yoloyard.training.listeners import backup, events
@@ -32,9 +32,8 @@ WORDS = {
 
 
 @pytest.fixture(autouse=True)
-def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client itself tries twice, and the thread soon again."""
-    monkeypatch.setitem(address_module.RETRIES, "max_retries", 1)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread tries soon again."""
     monkeypatch.setattr(backup, "LONGEST_PAUSE", 0.2)
 
 
@@ -67,7 +66,7 @@ def test_a_run_goes_on_on_a_bare_machine_with_the_same_losses(data: Path, proxy:
     with pytest.raises(Interrupted) as stopped:
         train(data, stop_after(1))
     assert stopped.value.exit_code == 143
-    assert copied()[-1] == (1, 12)  # the signal is heard a step later
+    assert copied()[-1] == (1, 8)
     shutil.rmtree("runs/line")
     shutil.rmtree(os.environ["YOLOYARD_CACHE"])
     data.parent.rename("moved")
@@ -156,7 +155,12 @@ def test_grace_seconds_bound_the_wait_after_sigterm(
     data: Path, proxy: Proxy, capfd: pytest.CaptureFixture[str]
 ) -> None:
     goes_on = threading.Event()
-    proxy.fault = lambda request: (goes_on.wait() and None) if "/parts/" in request.path else None
+
+    def hang(request: Request) -> None:
+        if "/parts/" in request.path:
+            goes_on.wait()
+
+    proxy.fault = hang
     with pytest.raises(Interrupted) as stopped:
         train(data, stop_after(1), grace_seconds=0.3)
     goes_on.set()
@@ -206,6 +210,45 @@ def test_a_second_run_may_not_write_there_and_no_credential_is_anywhere(
     for secret in (CREDENTIALS["AWS_ACCESS_KEY_ID"], CREDENTIALS["AWS_SECRET_ACCESS_KEY"]):
         assert secret not in out + other + err
         assert not [name for name, content in (objects | files).items() if secret.encode() in content]
+
+
+@pytest.mark.slow
+def test_a_server_that_is_down_for_a_minute_costs_nothing(data: Path, proxy: Proxy) -> None:
+    def listener(event: Event) -> None:
+        if isinstance(event, events.EpochEnded) and event.epoch == 1:
+            proxy.stop()
+            threading.Timer(60, proxy.start).start()
+
+    train(data, listener)
+    assert copied()[-1] == (3, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("request_number", [1, 4, 8, 12])
+def test_a_run_that_is_killed_during_an_upload_goes_on_elsewhere(data: Path, proxy: Proxy, request_number: int) -> None:
+    """Its copy is cut off at this request after the first whole one."""
+    train(data, backup=None, name="whole")
+    numbers, is_whole, reached = itertools.count(1), threading.Event(), threading.Event()
+
+    def fault(request: Request) -> str | None:
+        if is_whole.is_set() and next(numbers) >= request_number:
+            reached.set()
+            return "cut"
+        if request.method == "PUT" and request.path.endswith("/checkpoints/00000001.json"):
+            is_whole.set()
+        return None
+
+    proxy.fault = fault
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in WORDS.items() if name != "amp"]
+    process = start("train", "--data", data, "--no-amp", *flags, "--backup", ADDRESS)
+    assert reached.wait(120)
+    process.kill()
+    process.communicate()
+    proxy.fault = no_fault
+    assert copied()
+    shutil.rmtree("runs/line")
+    run.train({}, resume=ADDRESS)
+    assert losses_of(Path("runs/line")) == losses_of(Path("runs/whole"))
 
 
 def test_a_run_begins_with_weights_from_an_address(data: Path, proxy: Proxy, yoloyard: Command) -> None:

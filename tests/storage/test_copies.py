@@ -11,50 +11,17 @@ from typing import Any
 
 import obstore.exceptions
 import pytest
+from copying import S3, claimed, files_of, send
 
-from object_store import BUCKET, CREDENTIALS, Proxy, Request, no_fault
+from object_store import CREDENTIALS, Proxy, Request, no_fault
 from yoloyard.common.errors import UserError
-from yoloyard.storage import address as address_module
 from yoloyard.storage.address import reason
-from yoloyard.storage.copies import PART_BYTES, Copies, TakenOverError, facts_of
-
-S3 = f"s3://{BUCKET}/team/run"
-NO_COPY = (False, 3)
-
-
-@pytest.fixture(autouse=True)
-def few_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client itself tries twice, so that tests see what remains to be done."""
-    monkeypatch.setitem(address_module.RETRIES, "max_retries", 1)
+from yoloyard.storage.copies import PART_BYTES, Copies, TakenOverError
 
 
 @pytest.fixture(params=["s3", "file"])
 def address(request: pytest.FixtureRequest, proxy: Proxy, tmp_path: Path) -> str:
     return S3 if request.param == "s3" else f"file://{tmp_path}/copies"
-
-
-def files_of(folder: Path, **contents: bytes) -> dict[str, Any]:
-    """Write files into `folder`, by names with _ for / in the checkpoint; what `send` wants of them."""
-    facts = {}
-    for name, content in contents.items():
-        path = folder / ("weights/best.safetensors" if name == "best" else f"checkpoints/last/{name}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        facts[path.relative_to(folder).as_posix()] = facts_of(path)
-    return facts
-
-
-def claimed(address: str, run: str = "run-1") -> Copies:
-    copies = Copies(address, create=True)
-    copies.claim(run, "line")
-    return copies
-
-
-def send(copies: Copies, folder: Path, files: dict[str, Any], epoch: int = 1, keeps: tuple[bool, int] = NO_COPY) -> int:
-    """Send, and count the bytes of the files that went."""
-    sent: list[int] = []
-    copies.send(folder, files, (epoch, 0), keeps, sent.append)
-    return sum(sent)
 
 
 def until_sent(copies: Copies, folder: Path, files: dict[str, Any]) -> int:
@@ -89,13 +56,13 @@ def test_only_what_changed_is_sent_and_nothing_of_an_unchanged_checkpoint(proxy:
     before = proxy.sent_bytes
     send(copies, tmp_path, files_of(tmp_path, model=large, state=b"2"))
     assert 0 < proxy.sent_bytes - before < 2000  # state and manifest
-    before = proxy.sent_bytes, proxy.requests
+    counts = proxy.sent_bytes, proxy.requests
     send(copies, tmp_path, files_of(tmp_path, model=large, state=b"2"))
-    assert (proxy.sent_bytes, proxy.requests) == before
+    assert (proxy.sent_bytes, proxy.requests) == counts
     again = claimed(S3)  # another process, which finds what is there
-    before = proxy.sent_bytes, proxy.requests
+    counts = proxy.sent_bytes, proxy.requests
     send(again, tmp_path, files_of(tmp_path, model=large, state=b"2"))
-    assert (proxy.sent_bytes, proxy.requests) == before
+    assert (proxy.sent_bytes, proxy.requests) == counts
 
 
 @pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 2 * PART_BYTES])

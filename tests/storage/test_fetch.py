@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_copies import S3, claimed, few_retries, files_of, send  # noqa: F401
+from copying import S3, claimed, files_of, send
 
 from object_store import BUCKET, Proxy
 from yoloyard.common.errors import UserError

@@ -49,7 +49,7 @@ class Backup:
         self._changed = threading.Condition()  # of what follows
         self._next: Waiting | None = None
         self._sending: Waiting | None = None
-        self._is_ending = False
+        self._is_ending, self._is_over = False, False  # the run; the wait for the last copy
         self._moved = 0.0  # monotonic: when something arrived last
         self._error = ""  # of the last attempt
         self._arrived: dict[str, Any] = {}  # epoch, position and time of the newest copy
@@ -91,32 +91,29 @@ class Backup:
                     until = min(until, interrupt.asked_at + self._config.grace_seconds)
                 if time.monotonic() > min(until, self._moved + STALLED_SECONDS):
                     break
-            missing = self._is_behind()
-        there = f"epoch {self._arrived['epoch'] + 1}" if self._arrived else "none"
+            missing, self._is_over = self._is_behind(), True
+            self._changed.notify()
+        shutil.rmtree(self._folder / WAITING, ignore_errors=True)
         if not missing:
-            shutil.rmtree(self._folder / WAITING, ignore_errors=True)
             log.info(
                 f"the last checkpoint, weights and records are in {self._address}; go on from anywhere with: "
                 f"yoloyard train --resume {self._address}"
             )
             return
-        line = f"the last checkpoint did not arrive in {self._address}"
-        line += f" ({self._error})" if self._error else ""
-        line += f"; the newest there: {there}. All is in {self._folder}; resuming the run sends it"
-        if error is None and not interrupt.is_asked():
-            raise UserError(line)
-        log.warning(line)
+        why, there = f" ({self._error})" if self._error else "", self._arrived.get("epoch")
+        line = (
+            f"the last checkpoint did not arrive in {self._address}{why}; the newest there is "
+            f"{'none' if there is None else f'of {there} epochs'}. All is in {self._folder}; resuming the run sends it"
+        )
         if error is None:
-            raise Interrupted(
-                f"stopped before the copy was complete; the run itself is finished in {self._folder}",
-                interrupt.signal or 0,
-            )
+            raise Interrupted(line, interrupt.signal) if interrupt.signal else UserError(line)
+        log.warning(line)
 
     def _begin(self, setup: Setup) -> None:
         """Claim the address. Raises UserError or UsageError: the run has not begun yet."""
         import obstore.exceptions
 
-        self._folder, self._config = setup.folder, setup.config
+        self._folder, self._config = setup.folder.absolute(), setup.config
         self._address = str(setup.config.backup).rstrip("/")
         note = read_note(self._folder)
         self._run, self._fetched = note.get("run") or secrets.token_hex(8), note.get("fetched")
@@ -164,13 +161,15 @@ class Backup:
         return 0.0 if oldest is None else time.monotonic() - oldest.since
 
     def _work(self) -> None:
-        """Send what waits, one moment after the other, until the process ends."""
+        """Send what waits, one moment after the other, until `finish` waits no longer."""
         pause = 0.0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next is not None)
-                moment, self._next = self._next, None
-                self._sending = moment
+                self._changed.wait_for(lambda: self._next is not None or self._is_over)
+                if self._is_over:
+                    return
+                self._sending = moment = self._next
+                self._next = None
             assert moment is not None
             try:
                 self._send(moment.folder)
@@ -178,6 +177,8 @@ class Backup:
                 self._give_back(moment)
                 continue
             except Exception as error:  # noqa: BLE001  # training does not depend on it, and it is tried again
+                if self._is_over:
+                    return
                 pause = min(max(2.0, 2 * pause), LONGEST_PAUSE)
                 line = str(error) if isinstance(error, UserError) else reason(error)
                 if not self._error:
@@ -220,12 +221,13 @@ class Backup:
         place = progress["epoch"], progress["position"]
         is_kept = place[1] == 0 and (self._folder / "checkpoints" / f"epoch-{place[0]:04d}").exists()
         self._bytes = sum(facts["size"] for facts in files.values())
+        self._write_note()
 
         def arrived(size: int) -> None:
             with self._changed:
                 self._bytes -= size
                 self._moved = time.monotonic()
-                if self._is_ending and self._next is not None:
+                if self._is_over or (self._is_ending and self._next is not None):
                     raise SupersededError
 
         self._copies.send(folder, files, place, (is_kept, self._config.keep), arrived)
