@@ -213,6 +213,22 @@ def test_a_second_run_may_not_write_there_and_no_credential_is_anywhere(
 
 
 @pytest.mark.slow
+def test_a_run_of_two_processes_is_copied_and_goes_on_elsewhere(data: Path, tmp_path: Path) -> None:
+    address = f"file://{tmp_path}/copies"
+    words = ["train", "--data", data, *TINY, "--processes", 2, "--backup", address]
+    process = start(*words, "--epochs", 2)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    shutil.rmtree("runs")
+    process = start("train", "--resume", address, "--epochs", 3)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.count(f"from {address} into runs/line") == 1
+    assert [record["epoch"] for record in losses_of(Path("runs/line"))] == [1, 2, 3]
+    assert Copies(address).read_manifests()[-1].epoch == 3
+
+
+@pytest.mark.slow
 def test_a_server_that_is_down_for_a_minute_costs_nothing(data: Path, proxy: Proxy) -> None:
     def listener(event: Event) -> None:
         if isinstance(event, events.EpochEnded) and event.epoch == 1:

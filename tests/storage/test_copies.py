@@ -138,6 +138,19 @@ def test_a_server_that_is_down_and_comes_back(proxy: Proxy, tmp_path: Path) -> N
     assert len(Copies(S3).read_manifests()) == 1
 
 
+def test_what_an_ended_process_left_is_used_if_it_is_right_and_sent_again_if_not(proxy: Proxy, tmp_path: Path) -> None:
+    former = claimed(S3)
+    files = files_of(tmp_path, model=os.urandom(500_000), ema=os.urandom(600_000))
+    for name, content in (("model", (tmp_path / "checkpoints/last/model").read_bytes()), ("ema", bytes(600_000))):
+        former._obs.put(former.store, f"parts/{files[f'checkpoints/last/{name}']['sha256']}", content)
+    copies = claimed(S3)
+    before = proxy.sent_bytes
+    send(copies, tmp_path, files)
+    assert 600_000 < proxy.sent_bytes - before < 605_000
+    part = f"parts/{files['checkpoints/last/ema']['sha256']}"
+    assert copies.download(part, tmp_path / "got") == files["checkpoints/last/ema"]["sha256"]
+
+
 def test_a_bucket_that_is_missing_is_said(proxy: Proxy) -> None:
     with pytest.raises(Exception, match="NoSuchBucket") as missing:
         claimed("s3://nobody-has-it/run")

@@ -11,6 +11,7 @@ A checkpoint counts if its manifest is there, and a manifest is written when all
 import hashlib
 import json
 import logging
+import os
 import secrets
 import socket
 import time
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 PART_BYTES = 8 * 2**20  # of one request; larger files go in several
 REQUESTS = 4  # at a time
 CHECKPOINT = "checkpoints/last/"  # where the files of a checkpoint lie in a run folder
+MAX_NUMBERS = 100  # tried for a manifest
 NEWEST_KEPT = 2  # manifests, beside those of the checkpoints that the run keeps itself
 
 Facts = dict[str, Any]  # of a file: size, sha256
@@ -68,6 +70,7 @@ class Copies:
         self.writer = secrets.token_hex(8)
         self.manifests: list[Manifest] = []  # by number
         self._parts: set[str] = set()  # that are there
+        self._checked: set[str] = set()  # of these, those that were read back
         self._has_warned = False  # that old copies can't be removed
 
     def read(self) -> Facts | None:
@@ -111,6 +114,7 @@ class Copies:
         if facts is not None:  # the same run, going on here
             self._obs.put(self.store, "run.json", json.dumps(own).encode())
         self.manifests, self._parts = self.read_manifests(), set(self._list("parts"))
+        self._checked = set[str]().union(*(each.parts for each in self.manifests))
 
     def send(
         self,
@@ -135,29 +139,37 @@ class Copies:
         for name, facts in files.items():
             if not name.startswith(CHECKPOINT) and (newest is None or newest.files.get(name) != facts):
                 self._obs.copy(self.store, f"parts/{facts['sha256']}", name)
-        number = newest.number if newest else 0
+        first = newest.number + 1 if newest else 1
         content = {"epoch": place[0], "position": place[1], "kept": keeps[0], "writer": self.writer, "files": files}
-        while not self._create(f"checkpoints/{(number := number + 1):08d}.json", content):
-            continue
+        for number in range(first, first + MAX_NUMBERS):  # another process may have used some
+            if self._create(f"checkpoints/{number:08d}.json", content):
+                break
+        else:
+            raise UserError("manifests did not arrive as they were sent")
         self.manifests.append(Manifest(number=number, **content))  # type: ignore[arg-type]
         self._remove_old(keeps[1])
 
     def _send_part(self, path: Path, facts: Facts) -> None:
-        part, size = f"parts/{facts['sha256']}", facts["size"]
-        if part in self._parts:
-            if (there := self.head(part)) is not None and there["size"] == size:
+        part = f"parts/{facts['sha256']}"
+        if part in self._checked:
+            if (there := self.head(part)) is not None and there["size"] == facts["size"]:
                 return
-            self._parts.discard(part)
-        sha256, etag = digests(path)
-        if sha256 != facts["sha256"]:
-            raise UserError(f"{path.name} has changed on the disk since it was written; the next checkpoint is sent")
-        self._obs.put(self.store, part, path, chunk_size=PART_BYTES, max_concurrency=REQUESTS)
-        meta = self._obs.head(self.store, part)
+            self._parts -= {part}
+        etag = etag_of(path, facts)
+        if part not in self._parts or not self._holds(part, facts, etag):
+            self._obs.put(self.store, part, path, chunk_size=PART_BYTES, max_concurrency=REQUESTS)
+            self._parts.add(part)
+            if not self._holds(part, facts, etag):
+                raise UserError(f"{path.name} did not arrive as it was sent")
+        self._checked.add(part)
+
+    def _holds(self, part: str, facts: Facts, etag: str) -> bool:
+        """Does the object `part` have the content that it should have?"""
+        there = self.head(part)
+        if there is None or there["size"] != facts["size"]:
+            return False
         # An ETag that is the MD5 shows the content; stores with others, or that encrypt, give it back to be looked at.
-        if meta["size"] != size or ((meta["e_tag"] or "").strip('"') != etag and self._sha256_of(part) != sha256):
-            self._obs.delete(self.store, part)
-            raise UserError(f"{path.name} did not arrive as it was sent")
-        self._parts.add(part)
+        return (there["e_tag"] or "").strip('"') == etag or self.download(part, Path(os.devnull)) == facts["sha256"]
 
     def _check_writer(self) -> None:
         facts = self.read() or {}
@@ -194,7 +206,7 @@ class Copies:
         try:
             if paths:
                 self._obs.delete(self.store, paths)
-            self.manifests, self._parts = left, self._parts - parts
+            self.manifests, self._parts, self._checked = left, self._parts - parts, self._checked - parts
         except FileNotFoundError:  # somebody has removed some of them
             self.manifests, self._parts = self.read_manifests(), set(self._list("parts"))
         except self._obs.exceptions.BaseError as error:  # tried again with the next checkpoint
@@ -209,12 +221,6 @@ class Copies:
             for chunk in self._obs.get(self.store, path).stream(min_chunk_size=PART_BYTES):
                 digest.update(chunk)
                 file.write(chunk)
-        return digest.hexdigest()
-
-    def _sha256_of(self, path: str) -> str:
-        digest = hashlib.sha256()
-        for chunk in self._obs.get(self.store, path).stream(min_chunk_size=PART_BYTES):
-            digest.update(chunk)
         return digest.hexdigest()
 
     def head(self, path: str) -> Mapping[str, Any] | None:
@@ -234,17 +240,19 @@ def facts_of(path: Path) -> Facts:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def digests(path: Path) -> tuple[str, str]:
-    """SHA-256 of a file, and the ETag that S3 gives it if it is sent in parts of PART_BYTES (MD5 of MD5s)."""
+def etag_of(path: Path, facts: Facts) -> str:
+    """The ETag that S3 gives a file sent in parts of PART_BYTES (MD5 of MD5s). Raises UserError if the file changed."""
     sha256, parts = hashlib.sha256(), []
     with path.open("rb") as file:
         while chunk := file.read(PART_BYTES):
             sha256.update(chunk)
             parts.append(hashlib.md5(chunk, usedforsecurity=False).digest())
+    if sha256.hexdigest() != facts["sha256"]:
+        raise UserError(f"{path.name} has changed on the disk since it was written; the next checkpoint is sent")
     if len(parts) == 1:
-        return sha256.hexdigest(), parts[0].hex()
+        return parts[0].hex()
     whole = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
-    return sha256.hexdigest(), f"{whole}-{len(parts)}" if parts else whole
+    return f"{whole}-{len(parts)}" if parts else whole
 
 
 def utc_now() -> str:
