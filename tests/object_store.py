@@ -89,6 +89,7 @@ class Proxy:
         self.requests, self.failed = self.requests + 1, self.failed + (fault is not None)
         if fault == "cut":
             handler.rfile.read(length // 2)
+            self.sent_bytes += length // 2
             handler.close_connection = True
             handler.connection.close()
             return

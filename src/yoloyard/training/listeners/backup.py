@@ -100,10 +100,11 @@ class Backup:
                 f"yoloyard train --resume {self._address}"
             )
             return
-        why, there = f" ({self._error})" if self._error else "", self._arrived.get("epoch")
+        why = f" ({self._error})" if self._error else ""
+        former = f"that of {self._arrived['epoch']} epochs" if self._arrived else "none"
         line = (
-            f"the last checkpoint did not arrive in {self._address}{why}; the newest there is "
-            f"{'none' if there is None else f'of {there} epochs'}. All is in {self._folder}; resuming the run sends it"
+            f"the last checkpoint did not arrive in {self._address}{why}; of those before, {former} did. All is in "
+            f"{self._folder}, and is sent when the run goes on"
         )
         if error is None:
             raise Interrupted(line, interrupt.signal) if interrupt.signal else UserError(line)
