@@ -20,7 +20,7 @@ from typing import Any
 import obstore.exceptions
 from copying import S3, claimed, files_of, send
 
-from object_store import CREDENTIALS, Proxy, Request, no_fault, s3_server
+from object_store import CREDENTIALS, Proxy, Request, make_empty, no_fault, s3_server
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import link_or_copy
 from yoloyard.storage.fetch import fetch_run
@@ -70,6 +70,7 @@ def main() -> None:
     os.environ.update(CREDENTIALS)
     with tempfile.TemporaryDirectory() as place, s3_server() as port:
         os.environ["YOLOYARD_CACHE"] = f"{place}/cache"
+        make_empty(port)
         proxy = Proxy(port)
         os.environ["AWS_ENDPOINT_URL"] = proxy.url
         for number, (name, fault) in enumerate(FAULTS.items()):

@@ -37,17 +37,26 @@ def said() -> Iterator[list[str]]:
         yield lines
 
 
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """The port of an S3 server."""
+    from object_store import s3_server  # slow to import, and not in every environment of the tests
+
+    with s3_server() as port:
+        yield port
+
+
 @pytest.fixture
-def proxy(monkeypatch: pytest.MonkeyPatch) -> "Iterator[Proxy]":
+def proxy(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> "Iterator[Proxy]":
     """An S3 server with an empty bucket, a proxy before it, credentials, and a client that itself tries only twice."""
-    from object_store import CREDENTIALS, Proxy, s3_server  # slow, and not in every environment of the tests
+    from object_store import CREDENTIALS, Proxy, make_empty
     from yoloyard.storage import address
 
     monkeypatch.setitem(address.RETRIES, "max_retries", 1)
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    with s3_server() as port:
-        proxy = Proxy(port)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        yield proxy
-        proxy.stop()
+    make_empty(s3_port)
+    proxy = Proxy(s3_port)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    yield proxy
+    proxy.stop()

@@ -131,15 +131,19 @@ def reply(handler: Any, status: int, headers: dict[str, str], content: bytes) ->
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[int]:
-    """moto's server with an empty bucket; its port."""
+    """moto's server, which holds nothing until `make_empty`; its port."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
-    url = f"http://127.0.0.1:{port}"
-    urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST")).close()
-    urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT")).close()
     try:
         yield port
     finally:
         server.stop()
+
+
+def make_empty(port: int) -> None:
+    """Remove all that moto's server holds, and make an empty bucket."""
+    for method, path in (("POST", "moto-api/reset"), ("PUT", BUCKET)):
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", method=method)
+        urllib.request.urlopen(request).close()

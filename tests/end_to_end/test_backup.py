@@ -135,11 +135,11 @@ def test_a_copy_that_never_arrives_ends_the_finished_run_with_1(
     monkeypatch.setattr(backup, "STALLED_SECONDS", 0.5)
 
     def listener(event: Event) -> None:
-        if isinstance(event, events.EpochMeasured) and event.record["epoch"] == 3:
+        if isinstance(event, events.EpochMeasured):
             proxy.fault = lambda request: (503, "SlowDown")
 
     with pytest.raises(UserError, match="the last checkpoint did not arrive") as late:
-        train(data, listener)
+        train(data, listener, epochs=1)
     assert late.value.exit_code == 1
     assert "the store answers 503 Service Unavailable SlowDown" in str(late.value)
     assert Path("runs/line/report.html").exists()
@@ -147,8 +147,8 @@ def test_a_copy_that_never_arrives_ends_the_finished_run_with_1(
     assert note["address"] == ADDRESS
     assert "503" in note["error"]
     proxy.fault = no_fault
-    run.train({"epochs": 4}, resume="runs/line")
-    assert copied()[-1] == (4, 0)
+    run.train({"epochs": 2}, resume="runs/line")
+    assert copied()[-1] == (2, 0)
 
 
 def test_grace_seconds_bound_the_wait_after_sigterm(
@@ -195,10 +195,10 @@ def test_what_is_wrong_with_an_address_is_said_before_the_first_epoch(
 def test_a_second_run_may_not_write_there_and_no_credential_is_anywhere(
     data: Path, proxy: Proxy, yoloyard: Command
 ) -> None:
-    words = ("train", "--data", data, "--epochs", 2, *TINY, "--backup", ADDRESS)
+    words = ("train", "--data", data, "--epochs", 1, *TINY, "--backup", ADDRESS)
     code, out, err = yoloyard(*words)
     assert (code, err) == (0, "")
-    assert re.search(r"^epoch 1/2 .* (backed up|backup \d+ s behind)$", out, re.MULTILINE)
+    assert re.search(r"^epoch 1/1 .* (backed up|backup \d+ s behind)$", out, re.MULTILINE)
     code, other, err = yoloyard(*words)
     assert code == 1
     assert f"go on with that one: yoloyard train --resume {ADDRESS}" in err

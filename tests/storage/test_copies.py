@@ -102,7 +102,7 @@ def every_second(fault: Any, times: int) -> Callable[[Request], Any]:
 @pytest.mark.parametrize("fault", [(500, "InternalError"), (503, "SlowDown"), "cut", "lost", "flip", "slow"], ids=str)
 def test_every_second_request_goes_wrong_and_the_copy_is_whole(proxy: Proxy, tmp_path: Path, fault: Any) -> None:
     copies = claimed(S3)
-    contents = {"model": os.urandom(2 * PART_BYTES + 5), "ema": os.urandom(1000), "state": b"{}", "best": b"best"}
+    contents = {"model": os.urandom(PART_BYTES + 5), "ema": os.urandom(1000), "state": b"{}", "best": b"best"}
     files = files_of(tmp_path, **contents)
     proxy.fault = every_second(fault, times=5)
     until_sent(copies, tmp_path, files)

@@ -118,6 +118,15 @@ def test_a_download_that_is_cut_off_is_tried_again(
     assert (fetch_run(S3, None, tmp_path / "runs") / "checkpoints/last/model").read_bytes() == b"2"
 
 
+def test_a_server_that_goes_down_is_no_reason_to_take_an_older_checkpoint(
+    two: Copies, proxy: Proxy, tmp_path: Path
+) -> None:
+    proxy.fault = lambda request: (503, "SlowDown") if "/parts/" in request.path else None
+    with pytest.raises(UserError, match="the store answers 503"):
+        fetch_run(S3, None, tmp_path / "runs")
+    assert [path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")] == []
+
+
 @pytest.mark.parametrize("address", [f"{S3}/weights/best.safetensors", S3, f"{S3}/"])
 def test_weights_are_fetched_once_for_each_content(
     two: Copies, proxy: Proxy, tmp_path: Path, said: list[str], address: str

@@ -37,7 +37,7 @@ class Model:
         self, weights: str | Path, device: str | int | torch.device | None = "auto", **settings: float | None
     ) -> None:
         if not isinstance(weights, str | os.PathLike) or not str(weights).strip():
-            raise UsageError(f"say which weights file to load: a path or address, not {weights!r:.80}")
+            raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
         config = with_overrides(ModelConfig(), {"weights": weights, "device": device, **settings})
         file = local_weights(config.weights) if is_address(config.weights) else Path(config.weights)
         self.detector, self.metadata = load_image_model(file)

@@ -1,5 +1,6 @@
 """From an object store to this host: the run whose copies an address holds, or a weights file."""
 
+import itertools
 import json
 import logging
 import time
@@ -43,26 +44,27 @@ def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:
     if facts is None:
         raise UserError(f"{address} holds no copies of a run: there is no run.json; see whether the prefix is right")
     name = str(facts.get("name"))
-    if PurePosixPath(name).name != name or name == "..":
+    if PurePosixPath(name).name != name or name in ("", ".."):
         raise UserError(f"{address}/run.json is damaged: the run's name is {name!r}")
     manifests = _attempts(address, copies.read_manifests)[::-1]
     if not manifests:
         raise UserError(f"{address} holds no whole checkpoint: none had arrived when the run {name} ended")
     with alone(project / f".{name}"):
-        number = 1
-        while (folder := project / (f"{name}-{number}" if number > 1 else name)).exists():
+        for number in itertools.count(1):
+            folder = project / (f"{name}-{number}" if number > 1 else name)
+            if not folder.exists():
+                break
             note = read_note(folder)
             is_newest = manifests[0].writer == note.get("writer") or manifests[0].number == note.get("fetched")
             if note.get("run") == facts["run"] and is_newest:
                 log.info(f"{folder} is as new as {address}: going on from there")
                 return folder
-            number += 1
         for manifest in manifests:
             try:
                 write_whole_folder(folder, lambda temporary: _fill(temporary, copies, manifest))  # noqa: B023
             except UserError as error:
-                if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
-                    raise  # the disk is full
+                if error.__cause__ is not None and not isinstance(error.__cause__, FileNotFoundError):
+                    raise  # the disk is full, the server is down: the checkpoint is not to blame
                 log.warning(f"{address}: checkpoint {manifest.number} can't be used: {error}; trying the one before")
                 continue
             note = {"address": address, "run": facts["run"], "fetched": manifest.number}
