@@ -267,9 +267,10 @@ def test_a_run_that_is_killed_during_an_upload_goes_on_elsewhere(data: Path, pro
     assert losses_of(Path("runs/line")) == losses_of(Path("runs/whole"))
 
 
-def test_a_run_begins_with_weights_from_an_address(data: Path, proxy: Proxy, yoloyard: Command) -> None:
-    train(data, epochs=1)
-    code, out, err = yoloyard("train", "--data", data, "--epochs", 1, *TINY, "--weights", ADDRESS, "--name", "second")
+def test_a_run_begins_with_weights_from_an_address(data: Path, run_folder: Path, yoloyard: Command) -> None:
+    address = f"file://{run_folder.absolute()}"  # of a run: its best weights
+    words = ("train", "--data", data, "--epochs", 1, *TINY, "--weights", address, "--name", "second")
+    code, out, err = yoloyard(*words)
     assert (code, err) == (0, "")
     assert re.search(r"weights from .*: took (\d+) of \1 tensors", out)
-    assert f"weights: {ADDRESS}" in Path("runs/second/config.yaml").read_text()
+    assert f"weights: {address}" in Path("runs/second/config.yaml").read_text()
