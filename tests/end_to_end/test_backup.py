@@ -1,5 +1,6 @@
 """`--backup`: what a run copies to an object store, and a run that goes on from there."""
 
+import errno
 import itertools
 import json
 import os
@@ -149,6 +150,17 @@ def test_a_copy_that_never_arrives_ends_the_finished_run_with_1(
     proxy.fault = no_fault
     run.train({"epochs": 2}, resume="runs/line")
     assert copied()[-1] == (2, 0)
+
+
+def test_a_checkpoint_that_could_not_be_kept_for_sending_is_missed_at_the_end(
+    data: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(backup, "link_or_copy", full)
+    with pytest.raises(UserError, match=r"the last checkpoint did not arrive .*; of those before, none did"):
+        train(data, epochs=1)
 
 
 def test_grace_seconds_bound_the_wait_after_sigterm(

@@ -50,6 +50,7 @@ class Backup:
         self._next: Waiting | None = None
         self._sending: Waiting | None = None
         self._is_ending, self._is_over = False, False  # the run; the wait for the last copy
+        self._has_missed = False  # the last checkpoint, because the disk failed
         self._moved = 0.0  # monotonic: when something arrived last
         self._error = ""  # of the last attempt
         self._arrived: dict[str, Any] = {}  # epoch, position and time of the newest copy
@@ -91,9 +92,11 @@ class Backup:
                     until = min(until, interrupt.asked_at + self._config.grace_seconds)
                 if time.monotonic() > min(until, self._moved + STALLED_SECONDS):
                     break
-            missing, self._is_over = self._is_behind(), True
+            missing, self._is_over = self._is_behind() or self._has_missed, True
             self._changed.notify()
         shutil.rmtree(self._folder / WAITING, ignore_errors=True)
+        if not missing and not self._arrived:
+            return  # the run ended before its first checkpoint
         if not missing:
             log.info(
                 f"the last checkpoint, weights and records are in {self._address}; go on from anywhere with: "
@@ -145,7 +148,9 @@ class Backup:
         except OSError as error:
             shutil.rmtree(moment.folder, ignore_errors=True)
             log.warning(f"this checkpoint is not copied to {self._address}: {error}; the next one will be")
+            self._has_missed = True
             return
+        self._has_missed = False
         with self._changed:
             former, self._next = self._next, moment
             if former is not None:
