@@ -20,7 +20,8 @@ SKIPPED = 77  # exit status of a program that could not test; as in Automake
 NAMED_FILES = 5
 
 EVERYWHERE = ("pyproject.toml", "constraints.txt", "tests/conftest.py", "tests/foreign.py")
-ROOMS = "common", "config", "models", "losses", "cpu", "data", "demo", "evaluation", "training", "commands", "cli"
+ROOMS = ("common", "config", "models", "losses", "cpu", "data", "storage", "demo", "evaluation", "training", "commands",
+         "cli")  # fmt: skip
 TRAINER = tuple(f"src/yoloyard/{room}/**/*.py" for room in ROOMS)
 
 
@@ -66,7 +67,7 @@ GROUPS = {
          "tests/data/reference/*"),
     ),
     "runs": Group(
-        ("tests/end_to_end", "tests/endurance", "tests/training", "tests/data_room"),
+        ("tests/end_to_end", "tests/endurance", "tests/training", "tests/storage", "tests/data_room"),
         (*TRAINER, "tests/*.py", "examples/quickstart.ipynb", "Makefile"),
     ),
     "rehearsal": Group(

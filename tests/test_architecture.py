@@ -17,10 +17,11 @@ MAY_IMPORT = {
     "models": BOTTOM | {"models"},
     "losses": BOTTOM | {"losses"},
     "data": BOTTOM | {"data"},
+    "storage": BOTTOM | {"storage", "data"},
     "demo": BOTTOM | {"demo", "data"},
     "cpu": BOTTOM | {"cpu", "models", "losses"},
     "evaluation": BOTTOM | {"evaluation", "data", "cpu"},
-    "training": BOTTOM | {"training", "evaluation", "data", "cpu", "models", "losses"},
+    "training": BOTTOM | {"training", "storage", "evaluation", "data", "cpu", "models", "losses"},
     "machines": BOTTOM | {"machines", "docker"},  # what it wants of the trainer it starts as a command
     "docker": set(),  # data; its scripts run inside a container, before yoloyard
 }

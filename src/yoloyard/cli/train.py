@@ -17,7 +17,7 @@ def train(
         Path | None, Parameter(help="a YAML file of the settings below, or an args.yaml of ultralytics; flags win")
     ] = None,
     resume: Annotated[
-        str | None, Parameter(help="continue the run of this folder; without a folder, the newest run")
+        str | None, Parameter(help="continue the run of this folder or address; without one, the newest run")
     ] = None,
     **flags: Any,
 ) -> None:
@@ -28,13 +28,13 @@ def train(
     from yoloyard.config.overrides import checked_overrides, normal_overrides, read_overrides
     from yoloyard.training.distributed.collectives import is_launched
     from yoloyard.training.distributed.launch import command, launch
-    from yoloyard.training.run import find_run, num_processes
+    from yoloyard.training.run import find_run, num_processes, to_this_host
 
     resume = {"true": NEWEST, "false": None}.get(str(resume).lower(), resume)
     in_file = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
     overrides = in_file | given(flags)
     if not is_launched():
-        overrides = checked_overrides(TrainConfig, overrides)
+        overrides, resume = to_this_host(checked_overrides(TrainConfig, overrides), resume)
         _, header = find_run(overrides, resume)
         if (count := num_processes(overrides, header)) > 1:
             arguments = [*command(overrides, resume), *(["--debug"] if "--debug" in sys.argv else [])]

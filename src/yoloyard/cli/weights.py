@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from yoloyard.cli.flags import Json, print_json, stdout_for_json
 
-MODEL_HELP = "a name, a weights file or my_model.py:build; without one, all names are listed"
+MODEL_HELP = "a name, a weights file or its address, or my_model.py:build; without one, all names are listed"
 
 
 def info(

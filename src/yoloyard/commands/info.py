@@ -13,6 +13,8 @@ from yoloyard.models.custom_model import is_custom
 from yoloyard.models.importing.torch_files import names_in
 from yoloyard.models.profile import profile
 from yoloyard.models.weights import WEIGHT_FILES, load_model
+from yoloyard.storage.address import is_address
+from yoloyard.storage.fetch import local_weights
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +24,15 @@ SHOWN_METADATA = ("model", "names", "imgsz", "epoch", "metrics", "licence", "eva
 def describe(model: str) -> dict[str, Any]:
     """The document of `yoloyard info MODEL --json` (docs/json.md): blocks, cost, and the metadata of a weights file.
 
-    `model` is a name, a weights file or my_model.py:build. Raises UserError or UsageError if it is none of these.
+    `model` is a name, a weights file or its address, or my_model.py:build. Raises UserError or UsageError otherwise.
     """
     metadata: dict[str, Any] = {}
-    if Path(model).suffix.lower() in WEIGHT_FILES:
-        if asked := names_in(Path(model)):
+    file = local_weights(model) if is_address(model) else Path(model)
+    if file.suffix.lower() in WEIGHT_FILES:
+        if asked := names_in(file):
             names = ", ".join(ascii(name)[1:-1] for name in asked)
             log.info(f"the file names these functions and classes; none of them is run: {names}")
-        detector, metadata = load_model(Path(model))
+        detector, metadata = load_model(file)
     else:
         with nullcontext() if is_custom(model) else torch.device("meta"):
             detector = registry.build(model, num_classes=80)

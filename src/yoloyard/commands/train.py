@@ -11,6 +11,7 @@ from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import NEWEST
 from yoloyard.machines import environment
 from yoloyard.training import run
+from yoloyard.training.listeners.backup import Backup
 from yoloyard.training.listeners.console import Console
 from yoloyard.training.listeners.events import Event, Listener, Result, RunStarted
 from yoloyard.training.listeners.results import Records
@@ -35,10 +36,17 @@ def train(
             raise UsageError(f"on_event must be a function of an event, not {listener!r:.80}")
     if isinstance(resume, bool):
         resume = NEWEST if resume else None
-    console = Console()
-    listeners = [Records(), console, write_environment, *map(Tracker, TRACKERS), *own]
+    backup = Backup()
+    console = Console(backup.status)
+    listeners = [Records(), console, write_environment, *map(Tracker, TRACKERS), *own, backup]
     with shown_lines(console.say):
-        return run.train(overrides, resume, listeners, transform)
+        try:
+            result = run.train(overrides, resume, listeners, transform)
+        except Exception as error:
+            backup.finish(error)
+            raise
+        backup.finish()
+        return result
 
 
 def write_environment(event: Event) -> None:

@@ -142,6 +142,14 @@ def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:
     return folder
 
 
+def link_or_copy(file: Path, target: Path) -> None:
+    """Make `target` another name of `file`, which must never be changed in place; a copy where there are no links."""
+    try:
+        os.link(file, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(file, target)
+
+
 def free_name(path: str, suffix: str, taken: set[str]) -> str:
     """`path`, or `path-2`, `path-3` ... where `taken` has it already; `taken` gets it.
 

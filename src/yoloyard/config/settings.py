@@ -107,7 +107,7 @@ class TrainConfig:
         False, "look for images of val that are in train too, also where that takes more than a few seconds"
     )
     model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
-    weights: str | None = setting(None, "weight file to start from; what fits is taken", is_path=True)
+    weights: str | None = setting(None, "weight file or its address to start from; what fits is taken", is_path=True)
     epochs: int = setting(100, "epochs", 1, resumable=True)
     batch: int = setting(16, "images of one step", 1)
     imgsz: int = setting(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
@@ -144,6 +144,17 @@ class TrainConfig:
     )
     save_period: int = setting(10, "keep a checkpoint every so many epochs (0: only the last)", 0, resumable=True)
     keep: int = setting(3, "how many of the periodic checkpoints are kept", 1, resumable=True)
+    backup: str | None = setting(
+        None,
+        "copy checkpoints, weights and records to s3://bucket/prefix, gs://, az:// or file:///folder",
+        resumable=True,
+    )
+    backup_endpoint: str | None = setting(
+        None, "https:// address of an S3-compatible service (default: AWS_ENDPOINT_URL)", resumable=True
+    )
+    grace_seconds: float = setting(
+        25.0, "after SIGTERM or Ctrl-C the copy of the last checkpoint may take so long", 0, resumable=True
+    )
     seed: int = setting(0, "the same seed gives the same run", 0, 10**15)
     classes: str | None = setting(None, "train on these classes alone: numbers or names joined by commas", joined=True)
     single_cls: bool = setting(False, "take all classes as one, 'object'")
@@ -171,7 +182,7 @@ class TrainConfig:
 class ModelConfig:
     """How a weights file is used. None stands for the value in the file."""
 
-    weights: str = setting("", "a weights file; required", is_path=True)
+    weights: str = setting("", "a weights file or its address; required", is_path=True)
     imgsz: int | None = setting(None, "image size in pixels; default: as in the weights file", 32)
     conf: float | None = setting(None, "lowest score; default: as in the weights file", 0, 1)
     iou: float | None = setting(

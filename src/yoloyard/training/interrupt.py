@@ -18,9 +18,10 @@ from yoloyard.common.errors import UserError
 class Interrupted(UserError):  # noqa: N818  # it is no error
     """The run was asked to stop and has saved its state."""
 
-    def __init__(self, message: str, number: int) -> None:
+    def __init__(self, message: str, number: int, asked_at: float | None = None) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
+        self.asked_at = time.monotonic() if asked_at is None else asked_at
 
 
 class InterruptRequest:
@@ -28,6 +29,7 @@ class InterruptRequest:
 
     def __init__(self, silent: bool = False) -> None:
         self.signal: int | None = None
+        self.asked_at: float | None = None  # monotonic; None where the signal came to another process
         self.saved_at = time.monotonic()
         self._silent, self._wants_save = silent, False
         self._handlers = ExitStack()  # brings the former ones back
@@ -60,7 +62,7 @@ class InterruptRequest:
         self._wants_save = True
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        self.signal, self.asked_at = number, time.monotonic()
         if not self._silent:
             os.write(2, b"\nfinishing this step, then saving; again to stop at once\n")
         self._handlers.close()

@@ -1,21 +1,24 @@
 """The way into a training run, the same for a new one, one that goes on, and a process that joins one."""
 
 import dataclasses
+import json
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from yoloyard.common.device import choose_device, choose_precision
-from yoloyard.common.errors import UsageError
+from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import RunLock
 from yoloyard.common.log import shown_lines
 from yoloyard.config.overrides import checked_overrides, with_overrides
 from yoloyard.config.settings import NEWEST, TrainConfig
 from yoloyard.data.loading.limits import check_limit
 from yoloyard.data.pixels.transform import Transform
+from yoloyard.storage.address import is_address
+from yoloyard.storage.fetch import fetch_run, read_note
 from yoloyard.training.distributed.collectives import agreed_precision, is_launched, join_team, local_rank
 from yoloyard.training.distributed.launch import command
 from yoloyard.training.listeners.events import Listener, Listeners, Result
@@ -24,6 +27,8 @@ from yoloyard.training.setup.setup import Setup, build, new_run
 from yoloyard.training.state.checkpoint import Header, newest_header, newest_whole
 from yoloyard.training.trainer import fit
 
+Resume = TypeVar("Resume", bound=str | Path | None)  # what names the run that goes on
+
 
 def train(
     overrides: Mapping[str, Any],
@@ -31,13 +36,14 @@ def train(
     listeners: Sequence[Listener] = (),
     transform: Callable[..., Any] | None = None,
 ) -> Result:
-    """Train with a user's `overrides` of `TrainConfig`; `resume` names the run folder that goes on, or is NEWEST.
+    """Train with a user's `overrides` of `TrainConfig`; `resume` names the run folder that goes on, or the address of
+    its copies, or is NEWEST.
 
     Each process of a run calls this; rank 0 alone calls the `listeners` and logs lines for the user. `transform` is one
     of `data.pixels.transform`. Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
     """
     check_limit()
-    overrides = checked_overrides(TrainConfig, overrides)
+    overrides, resume = to_this_host(checked_overrides(TrainConfig, overrides), resume)
     folder, header = find_run(overrides, resume)
     count = num_processes(overrides, header)
     if count > 1 and not is_launched():
@@ -57,6 +63,7 @@ def train(
                 header = newest_whole(folder)  # since nobody else writes there
                 spec = resumed(header.spec, overrides, team.size, folder, header.progress.epoch)
                 setup = build(dataclasses.replace(spec, precision=precision), folder, device, handed_in)
+                check_same_data(setup, header.spec.config)
             elif is_rank_0:
                 setup = new_run(overrides, device, precision, team.size, handed_in, lock)
             if setup is not None:
@@ -93,6 +100,33 @@ def _last_saved(run: Path) -> float | None:
         with suppress(OSError):  # another run may replace it at this moment
             times += [(folder / "state.json").stat().st_mtime] if folder.suffix != ".tmp" else []
     return max(times, default=None)
+
+
+def to_this_host(overrides: Mapping[str, Any], resume: Resume) -> tuple[dict[str, Any], Resume | str]:
+    """Where `resume` is an address, fetch its run: the run folder, and overrides by which it is copied there again.
+
+    Raises UsageError or UserError.
+    """
+    if not isinstance(resume, str) or not is_address(resume):
+        return dict(overrides), resume
+    project = Path(overrides.get("project", TrainConfig().project))
+    folder = fetch_run(resume, overrides.get("backup_endpoint"), project)
+    return {"backup": resume, **overrides}, str(folder)
+
+
+def check_same_data(setup: Setup, before: TrainConfig) -> None:
+    """Raise UserError if a run came from another host, or names its data newly, and has not the same data here."""
+    kept = setup.folder / "environment.json"  # of the last time that the run started
+    came = read_note(setup.folder).get("fetched") is not None
+    if not kept.exists() or not (came or setup.config.data != before.data):
+        return
+    data = json.loads(kept.read_text(encoding="utf-8")).get("data") or {}
+    for split, index in (("train", setup.train_index), ("val", setup.val_index)):
+        if data.get(split, {}).get("sha256", index.fingerprint()) != index.fingerprint():
+            raise UserError(
+                f"the {split} split of {setup.config.data} is not the one that the run began with: other images, sizes "
+                "or labels; name the same data by --data, or start a new run with --weights"
+            )
 
 
 def num_processes(overrides: Mapping[str, Any], header: Header | None) -> int:

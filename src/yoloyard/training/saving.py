@@ -106,4 +106,5 @@ def stop_if_asked(run: Run) -> None:
         run.interrupt.signal = number
         save_for_good(run)
         folder = shlex.quote(str(run.setup.folder))
-        raise Interrupted(f"stopped; everything is saved. Go on with: yoloyard train --resume {folder}", number)
+        go_on = f"yoloyard train --resume {folder}"
+        raise Interrupted(f"stopped; everything is saved. Go on with: {go_on}", number, run.interrupt.asked_at)

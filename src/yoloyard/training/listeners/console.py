@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import time
+from collections.abc import Callable
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -20,7 +21,9 @@ SECONDS_BETWEEN_LOOKS = 0.5  # what a bar shows of a step must be fetched from t
 class Console:
     """A listener that shows a run. A bar is shown on a terminal, and in a notebook that has ipywidgets."""
 
-    def __init__(self) -> None:
+    def __init__(self, status: Callable[[], str] = str) -> None:
+        """`status` gives what else to show of the run's progress."""
+        self._status = status
         self.console = RichConsole(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._looked = 0.0
@@ -45,7 +48,7 @@ class Console:
                 self._show(event.images, "")
             case events.EpochMeasured():
                 self._end()
-                log.info(epoch_line(event.record, event.epochs))
+                log.info("  ".join(filter(None, (epoch_line(event.record, event.epochs), self._status()))))
             case events.CheckpointWritten() | events.RunFinished(result=None):
                 self._end()
             case events.RunFinished(result=Result() as result):
@@ -70,7 +73,8 @@ class Console:
     def _show(self, done: int, text: str) -> None:
         assert self._bar is not None
         self._looked = time.perf_counter()
-        self._bar.update(self._bar.task_ids[0], completed=done, text=f"{text}  {memory_gigabytes(self._device):.1f} GB")
+        text = f"{text}  {memory_gigabytes(self._device):.1f} GB  {self._status()}".rstrip()
+        self._bar.update(self._bar.task_ids[0], completed=done, text=text)
 
     def _end(self) -> None:
         if self._bar is not None:

@@ -20,6 +20,7 @@ from yoloyard.data.index.index import Index
 from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.evaluation.metrics.coco import FIGURES
 from yoloyard.models.detector import Detector
+from yoloyard.storage.address import check_address
 from yoloyard.training.listeners.trackers import check_trackers
 from yoloyard.training.spec import RunSpec
 
@@ -46,6 +47,8 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
     if config.single_cls and config.class_weights is not None:
         raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
     check_trackers(config)
+    if config.backup:
+        check_address(config.backup, config.backup_endpoint)
 
 
 def derive(
@@ -89,13 +92,13 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
     # What was said when the run began may be said again, and where its folder is.
     new = {name for name, value in given.items() if value not in (saved[name], spec.given.get(name))}
     resumable = [name for name, leaf in settings_of(TrainConfig).items() if leaf.resumable]
-    forbidden = sorted(new - {*resumable, "project", "name", "exist_ok"})
+    forbidden = sorted(new - {*resumable, "data", "project", "name", "exist_ok"})
     if forbidden:
         raise UsageError(
             f"a resumed run can't change {', '.join(forbidden)} (it can change {', '.join(resumable)}); "
             "start a new run with --weights instead"
         )
-    changes = {name: given[name] for name in resumable if name in given}
+    changes = {name: given[name] for name in (*resumable, "data") if name in given}
     config = with_overrides(spec.config, changes | {"processes": num_processes})
     if config.batch % num_processes:
         raise UsageError(f"the batch of {config.batch} can't be shared evenly by {num_processes} processes")
@@ -108,6 +111,8 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
             + ("--time HOURS" if config.time else "--epochs N")
         )
     check_trackers(config)
+    if config.backup:
+        check_address(config.backup, config.backup_endpoint)
     return dataclasses.replace(spec, config=config, given=spec.given | given)
 
 

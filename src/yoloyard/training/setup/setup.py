@@ -24,6 +24,7 @@ from yoloyard.data.pixels.transform import Transform, restore
 from yoloyard.models import registry
 from yoloyard.models.custom_model import CustomModel, is_custom, read_kept
 from yoloyard.models.detector import Detector
+from yoloyard.storage.address import is_address
 from yoloyard.training.setup.anchors import fit_anchors
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
 from yoloyard.training.setup.settings import check_new, derive
@@ -94,7 +95,8 @@ def new_run(
     chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
     chosen |= {"model": start.model, "data": str(data.path)}
     if start.file is not None:
-        chosen["weights"] = str(start.file.resolve())
+        named = given.get("weights", named)
+        chosen["weights"] = named if is_address(named) else str(start.file.resolve())
     if transform is not None and transform.file is not None:
         chosen["transform"] = f"{transform.file.path}:{transform.file.function}"
     if config.classes is not None:

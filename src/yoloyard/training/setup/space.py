@@ -26,8 +26,9 @@ def needed_bytes(setup: Setup) -> dict[str, int]:
     drawn = int(PIXEL_BYTES * setup.val_index.sizes[:PREDICTIONS_SHOWN].prod(axis=1, dtype=int).sum())
     tensorboard = config.epochs * EPOCH_BYTES + config.epochs // config.val_period * drawn
     copies = min(config.keep, config.epochs // config.save_period) if config.save_period else 0
+    waiting = 2 if config.backup else 0  # one that is being sent to the backup, and the next one
     return {
-        "checkpoints": (3 + copies) * checkpoint,  # the last one, the one before, and one that is being written
+        "checkpoints": (3 + copies + waiting) * checkpoint,  # the last, the one before, one that is being written
         "weights": 3 * state,  # the best, the last, and one that is being written
         "TensorBoard": tensorboard if config.tensorboard else 0,
         "the report": REPORT_BYTES,

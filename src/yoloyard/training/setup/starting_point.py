@@ -15,6 +15,8 @@ from yoloyard.models import registry
 from yoloyard.models.custom_model import CustomModel, beside, is_custom, read_custom
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
+from yoloyard.storage.address import is_address
+from yoloyard.storage.fetch import local_weights
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +61,9 @@ def starting_point(given: Mapping[str, Any]) -> StartingPoint:
     """What `model` (a name, FILE.py:FUNCTION, a weights file) and `weights` mean. Raises UsageError or UserError."""
     model = registry.plain_name(given["model"]) if given.get("model") else None
     path = given.get("weights")
-    if path is None and model is not None and Path(model).suffix.lower() in WEIGHT_FILES:
+    if path is None and model is not None and (is_address(model) or Path(model).suffix.lower() in WEIGHT_FILES):
         path, model = model, None
-    file = Path(path) if path else None
+    file = (local_weights(path) if is_address(path) else Path(path)) if path else None
     state, metadata = read_weights(file) if file else ({}, {})
     custom = read_custom(model) if model is not None and is_custom(model) else None
     if file is not None and model is None:

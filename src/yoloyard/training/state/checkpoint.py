@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from yoloyard.common.errors import UserError
-from yoloyard.common.files import restore_whole_folder, whole_folder, write_whole_folder
+from yoloyard.common.files import link_or_copy, restore_whole_folder, whole_folder, write_whole_folder
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.manifest import damage, write_manifest
@@ -111,11 +111,8 @@ def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
     """Keep `folder` under the name `copy`, epoch-N, and of those up to this number the last `keep`."""
 
     def link_all(temporary: Path) -> None:
-        for file in folder.iterdir():  # none is ever changed in place, so two checkpoints may share it
-            try:
-                os.link(file, temporary / file.name)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(file, temporary / file.name)
+        for file in folder.iterdir():
+            link_or_copy(file, temporary / file.name)
 
     write_whole_folder(copy, link_all)
     paths = copy.parent.glob("epoch-*")
