@@ -96,8 +96,8 @@ def flags(device: torch.device) -> None:
         for _ in range(20):
             matrix = (matrix @ matrix).clamp(0, 1)
         later = matrix.sum() * 0
-        verdict = StepReport(later, later, later + bad, later + finite, later).send()
-        assert verdict.read() == (bad > 0, finite > 0, False)
+        verdict = StepReport(later, later, later + bad, later + finite, later.expand(2)).send()
+        assert verdict.read() == (bad > 0, finite > 0, False, False)
 
 
 def batches(device: torch.device) -> None:
@@ -135,7 +135,7 @@ def unused_parameter(device: torch.device) -> None:
     criterion, gains = build_criterion(detector.head, config)
     engine = Engine(detector, criterion, gains, Precision(device.type, torch.float32), config, 10)
     for seed in range(3):
-        assert engine.step(some_batch(seed=seed)).send().read() == (False, True, False)
+        assert engine.step(some_batch(seed=seed)).send().read() == (False, True, False, False)
     assert torch.equal(detector.unused.cpu(), torch.ones(4))
 
 
