@@ -103,7 +103,7 @@ def test_scaled_float16_gradients_stay_finite() -> None:
             norm = 1000 * found["box"][1]
             return {name: (1000 * sums, norm) for name, (sums, _) in found.items()}
 
-        training.engine.criterion, training.engine.scaler._init_scale = many, 256.0
+        training.engine.criterion, training.engine.scaler._init_scale = many, 8192.0
     limit(block_of(parts, "forward"), 2 * STEM)
     batch = some_batch(8, boxes=32)
     whole.backward(batch)

@@ -12,6 +12,7 @@ from yoloyard.common.errors import UserError
 from yoloyard.cpu.memory import give_memory_back
 from yoloyard.training.begin import Run, begin, go_on
 from yoloyard.training.distributed.collectives import Team
+from yoloyard.training.engine.backward import TooLittleMemoryError
 from yoloyard.training.engine.compilation import shapes_vary
 from yoloyard.training.engine.engine import Verdict
 from yoloyard.training.finish import finish
@@ -56,6 +57,8 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
             return result
         except BaseException as error:
             failure = error
+            if isinstance(error, TooLittleMemoryError) and team.size == 1:  # else the others wait in their step
+                save_for_good(run)
             if isinstance(error, Exception):  # a second Ctrl-C ends it at once
                 run.writer.drain()  # what was handed over to be saved
             raise
