@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from exhausted import limit
 from on_device import Training, everything, some_batch
-from yoloyard.training.engine.backward import TooLittleMemoryError
+from yoloyard.common.errors import TooLittleMemoryError
 from yoloyard.training.state.checkpoint import Progress, snapshot_of
 
 CPU = torch.device("cpu")

@@ -126,6 +126,11 @@ class TrainConfig:
         "compile the network by torch.compile: faster steps after minutes of compiling; wants a C++ compiler",
         resumable=True,
     )
+    checkpoint_activations: bool = setting(
+        False,
+        "keep fewer maps for the backward pass and compute them again there: less memory, longer steps",
+        resumable=True,
+    )
     cache: str | None = setting(None, "ram or disk: keep all images decoded, in memory or in a file that is used again")
     transform: str | None = setting(None, "my_transform.py:NAME, a function or Albumentations pipeline", is_path=True)
     freeze: str | None = setting(None, "N: the first N blocks; or prefixes of parameter names, joined by commas")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yoloyard import cpu
 from yoloyard.common.device import Precision, release_memory
-from yoloyard.common.errors import memory_line
+from yoloyard.common.errors import TooLittleMemoryError, memory_line
 from yoloyard.common.nms import suppress_found
 from yoloyard.common.structures import Batch, Detections, ImageTransform, images_to_float, send
 from yoloyard.config.settings import EvaluationConfig
@@ -70,15 +70,24 @@ def predict_all(
             rows = slice(len(found), len(found) + at_once)
             count = len(batch.images[rows])
             try:
-                images = send(batch.images[rows], device, torch.channels_last)  # the true boxes stay where they are
-                found += detect(fused, images, batch.transforms[rows], settings, precision, multi_label=True)
+                # the true boxes stay where they are counted
+                found += detect(
+                    fused,
+                    send(batch.images[rows], device, torch.channels_last),
+                    batch.transforms[rows],
+                    settings,
+                    precision,
+                    multi_label=True,
+                )
                 continue
             except Exception as error:
-                if count == 1 or not memory_line(error):
+                if not memory_line(error):
                     raise
+                said = memory_line(error)
+            if count == 1:
+                raise TooLittleMemoryError(f"validation, one image at a time: {said}")
             at_once = (count + 1) // 2
             log.warning(f"out of memory in the validation: it goes on with {at_once} images at a time; figures stay")
-            images = None
             release_memory(device)
         predictions.update(zip(batch.image_ids, found, strict=True))
         if not goes_on(len(found)):

@@ -21,6 +21,7 @@ from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.losses import build_criterion
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.distributed.ddp import parallelize
+from yoloyard.training.engine.checkpointing import checkpoint_activations
 from yoloyard.training.engine.compilation import compile_what_fits
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import InterruptRequest
@@ -122,6 +123,8 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
         val_loader = make_val_loader(setup.val_index, *sizes, workers=config.workers, at_once=at_once, **share)
     criterion, gains = build_criterion(model.head, config, free_bytes(device))
     around_step = cpu.prepare_training(model, criterion, setup.precision, team.size)
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
     network = parallelize(model, device, team, may_leave_out=setup.spec.model_digest is not None)
     micro_batch = 0
     if config.compile:

@@ -50,8 +50,8 @@ def save(run: Run, weights: Sequence[str] = (), metrics: Metrics | None = None, 
     if images := run.engine.agree_on_micro_batch():
         run.listeners.tell(
             events.AlertRaised(
-                f"out of memory: from here on a step computes at most {images} images at a time in each process and adds "
-                "up their gradients; batch, learning rate and loss stay, BatchNorm sees fewer images at once",
+                f"out of memory: from here on a step computes at most {images} images at a time and adds up their "
+                "gradients; batch, learning rate and loss stay, and BatchNorm sees fewer images at once",
                 kind="out-of-memory",
                 evidence=f"{run.place}, {setup.config.batch // run.team.size} images at once were too many",
                 remedy="a lower --batch or --imgsz, or --checkpoint-activations, may be faster",

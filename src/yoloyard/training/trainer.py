@@ -8,11 +8,10 @@ import logging
 import weakref
 
 from yoloyard.common.device import repeated_shapes
-from yoloyard.common.errors import UserError
+from yoloyard.common.errors import TooLittleMemoryError, UserError
 from yoloyard.cpu.memory import give_memory_back
 from yoloyard.training.begin import Run, begin, go_on
 from yoloyard.training.distributed.collectives import Team
-from yoloyard.training.engine.backward import TooLittleMemoryError
 from yoloyard.training.engine.compilation import shapes_vary
 from yoloyard.training.engine.engine import Verdict
 from yoloyard.training.finish import finish

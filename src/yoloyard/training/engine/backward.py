@@ -16,20 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from yoloyard.common.device import release_memory
-from yoloyard.common.errors import UserError, memory_line
+from yoloyard.common.errors import TooLittleMemoryError, memory_line
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.training.distributed.ddp import add_gradients, exchanging
 from yoloyard.training.engine.multi_scale import vary_size
 
 if TYPE_CHECKING:
     from yoloyard.training.engine.engine import Engine
-
-
-class TooLittleMemoryError(UserError):
-    """The memory is too small even for a single image. The step has changed nothing.
-
-    If it has begun to add up gradients, those that waited for the update are dropped with its own.
-    """
 
 
 class BackwardPass:
@@ -42,7 +35,11 @@ class BackwardPass:
         self.left: list[nn.Parameter] = engine.parameters  # that have no gradient of this batch yet
 
     def run(self) -> Tensor:
-        """The losses (parts,): gain * sum of this process / norm of all. Raises TooLittleMemoryError."""
+        """The losses (parts,): gain * sum of this process / norm of all.
+
+        Raises TooLittleMemoryError where a single image is too much. The batch has changed nothing then, but where it
+        had begun to add up gradients: all that waited for an update are dropped.
+        """
         engine = self.engine
         while True:
             before = [(each.grad, 0 if each.grad is None else each.grad._version) for each in self.left]
