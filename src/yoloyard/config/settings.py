@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NEWEST = "newest"  # what `--resume` without a folder means
+AUTO = "auto"  # a number that is found when a run begins
 OPTIMIZERS = ("auto", "SGD", "AdamW")
 
 
@@ -28,6 +29,7 @@ class Setting:
     is_path: bool = False  # `~` at its beginning is the home folder
     hidden: bool = False  # in no help and no table
     resumable: bool = False  # a resumed run may change it
+    auto: bool = False  # may be AUTO among overrides; a configuration has the default until the number is found
 
 
 def setting(default: Any, help: str, at_least: float | None = None, at_most: float | None = None, **kind: bool) -> Any:
@@ -107,7 +109,7 @@ class TrainConfig:
     model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
     weights: str | None = setting(None, "weight file to start from; what fits is taken", is_path=True)
     epochs: int = setting(100, "epochs", 1, resumable=True)
-    batch: int = setting(16, "images of one step", 1)
+    batch: int = setting(16, "images of one step, or auto: as many as a GPU's memory holds, up to nbs", 1, auto=True)
     imgsz: int = setting(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
     device: str = setting("auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True, resumable=True)
     device_path: str = setting("auto", "for tests: with 'accelerator' a CPU runs the code that a GPU runs", hidden=True)
