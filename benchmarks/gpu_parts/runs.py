@@ -174,7 +174,7 @@ def with_memory(runs: Runs, size: int, **words: object) -> Started:
     """A run of large images that torch gives so many bytes of the device."""
     limit = f"import torch; torch.cuda.set_per_process_memory_fraction({size} / torch.cuda.mem_get_info()[1])"
     program = ("-c", f"{limit}; from yoloyard.cli.main import main; main()")
-    return runs.train(program, imgsz=1024, batch=16, **words)
+    return runs.train(program, None, imgsz=1024, batch=16, **words)
 
 
 def signals_and_locks(runs: Runs) -> None:

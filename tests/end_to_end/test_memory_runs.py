@@ -49,15 +49,15 @@ def test_a_run_goes_on_with_fewer_images_at_once_and_so_does_a_resumed_one(data:
     assert read_header(Path("runs/small/checkpoints/last")).facts["engine"]["micro_batch"] == 1
 
 
-def test_a_validation_goes_on_with_equal_figures(data: Path, yoloyard: Command) -> None:
+def test_validation_in_parts_and_maps_that_are_computed_again_change_no_figure(data: Path, yoloyard: Command) -> None:
     found = {}
-    for name, evaluation in (("whole", 100), ("parts", 2)):
+    for name, evaluation, words in (("whole", 100, ()), ("parts", 2, ()), ("again", 100, ["--checkpoint-activations"])):
         write_network(100, evaluation)
-        code, out, err = yoloyard("train", "--data", data, "--epochs", 1, "--name", name, *SMALL)
+        code, out, err = yoloyard("train", "--data", data, "--epochs", 1, "--name", name, *SMALL, *words)
         assert code == 0, err
         assert ("out of memory in the validation: it goes on with 2 images" in out + err) == (name == "parts")
         found[name] = figures(name)
-    assert found["parts"] == found["whole"]
+    assert found["parts"] == found["again"] == found["whole"]
 
 
 def test_one_image_that_is_too_much_ends_the_run_with_everything_saved(data: Path, yoloyard: Command) -> None:
@@ -83,21 +83,9 @@ def test_two_processes_with_too_little_memory_end_with_a_line(data: Path) -> Non
     assert err.count("even for one image at a time: lower --imgsz") == 1
 
 
-def test_maps_that_are_computed_again_change_no_figure(data: Path, yoloyard: Command) -> None:
-    found = []
-    for name, words in (("kept", ()), ("again", ("--checkpoint-activations",))):
-        code, _, err = yoloyard("train", "--data", data, "--epochs", 1, "--name", name, *TINY, *words)
-        assert code == 0, err
-        found.append(figures(name))
-    assert found[0] == found[1]
-
-
 def test_on_a_cpu_batch_auto_means_nothing_and_is_16(data: Path, yoloyard: Command) -> None:
     tiny = [word for word in TINY if word not in ("--batch", "4")]
     code, out, err = yoloyard("train", "--data", data, "--epochs", 1, "--batch", "auto", "--name", "auto", *tiny)
     assert code == 0, err
     assert "batch auto means nothing on a CPU: 16 is used" in out
     assert yaml.safe_load(Path("runs/auto/config.yaml").read_text())["batch"] == 14  # the set has no more images
-    Path("settings.yaml").write_text("batch: auto\n")
-    code, out, err = yoloyard("train", "--config", "settings.yaml", "--resume", "runs/auto", "--epochs", 2)
-    assert code == 0, err

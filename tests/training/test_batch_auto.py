@@ -86,7 +86,7 @@ def test_steps_are_measured_and_nothing_is_left_of_them(monkeypatch: pytest.Monk
     lines: list[str] = []
     before = {name: value.clone() for name, value in detector.state_dict().items()}
     numbers = torch.get_rng_state()
-    with Device(capacity=8_000_000) as device, shown_lines(lines.append):
+    with Device(capacity=5_000_000) as device, shown_lines(lines.append):
         monkeypatch.setattr(torch, "get_device_module", lambda _: device)
         monkeypatch.setattr(batch_size, "free_bytes", lambda _: device.capacity)
         batch = find_batch(SMALL, detector, CPU, FLOAT32, boxes=8, processes=2)

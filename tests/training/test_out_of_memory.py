@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from exhausted import limit
 from on_device import Training, everything, some_batch
+from tiny_network import Tiny
+from yoloyard.common.device import Precision
 from yoloyard.common.errors import TooLittleMemoryError
+from yoloyard.config.settings import OptimizerConfig, TrainConfig
+from yoloyard.losses import build_criterion
+from yoloyard.training.engine import compilation
+from yoloyard.training.engine.compilation import compile_network, compile_what_fits
+from yoloyard.training.engine.engine import Engine
 from yoloyard.training.state.checkpoint import Progress, snapshot_of
 
 CPU = torch.device("cpu")
@@ -60,8 +67,17 @@ def pixels_at(training: Training, block: nn.Module) -> int:
     return shapes[0][2] * shapes[0][3]
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize(("model", "images", "fits"), [("yolo11n", 4, 2), ("yolov5n", 5, 2), ("yolo11n", 3, 1)])
+@pytest.mark.parametrize(
+    ("where", "model", "images", "fits"),
+    [
+        ("forward", "yolo11n", 4, 2),
+        ("backward", "yolo11n", 3, 1),
+        ("forward", "yolov5n", 3, 2),
+        ("backward", "yolov5n", 5, 2),
+        pytest.param("forward", "yolo12n", 5, 1, marks=pytest.mark.slow),
+        pytest.param("backward", "yolov5n6", 4, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_parts_give_the_gradients_and_losses_of_the_whole_batch(where: str, model: str, images: int, fits: int) -> None:
     whole, parts = training_of(model), training_of(model)
     block = block_of(parts, where)
@@ -105,7 +121,7 @@ def test_scaled_float16_gradients_stay_finite() -> None:
 
         training.engine.criterion, training.engine.scaler._init_scale = many, 8192.0
     limit(block_of(parts, "forward"), 2 * STEM)
-    batch = some_batch(8, boxes=32)
+    batch = some_batch(4, boxes=16)
     whole.backward(batch)
     parts.backward(batch)
     pairs = [(gradient, gradients_of(whole)[name]) for name, gradient in gradients_of(parts).items()]
@@ -192,3 +208,36 @@ def test_a_save_is_asked_for_and_the_size_stands_in_the_checkpoint() -> None:
     del snapshot["engine"]["micro_batch"]  # as an older checkpoint
     other.engine.load_state_dict(snapshot)
     assert other.engine.micro_batch == 0
+
+
+def test_what_is_compiled_is_for_as_many_images_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def compile_up_to_two(network: nn.Module, detector: nn.Module, shape: tuple[int, ...], *_: object) -> nn.Module:
+        shapes.append(shape)
+        if shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return network
+
+    monkeypatch.setattr(compilation, "compile_network", compile_up_to_two)
+    config, detector, precision = TrainConfig(imgsz=64, batch=14), Tiny(3), Precision("cpu", torch.float32)
+    assert compile_what_fits(detector, detector, config, 2, precision) == (detector, 2)
+    assert shapes == [(7, 3, 64, 64), (4, 3, 64, 64), (2, 3, 64, 64)]
+    assert compile_what_fits(detector, detector, TrainConfig(imgsz=64, batch=4), 2, precision) == (detector, 0)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_in_parts_learns_what_the_plain_one_learns() -> None:
+    found = []
+    for is_compiled in (False, True):
+        torch.manual_seed(0)
+        detector = Tiny(3).train()
+        config = TrainConfig(batch=4, imgsz=64, optimization=OptimizerConfig(optimizer="SGD", nbs=4))
+        criterion, gains = build_criterion(detector.head, config)
+        precision = Precision("cpu", torch.float32)
+        network = compile_network(detector, detector, (4, 3, 64, 64), precision) if is_compiled else None
+        engine = Engine(detector, criterion, gains, precision, config, 10, network=network)
+        losses = [engine.step(some_batch(4, seed=0)).losses]
+        engine.micro_batch = 2
+        found.append(torch.stack([*losses, *(engine.step(some_batch(4, seed=seed)).losses for seed in (1, 2))]))
+    torch.testing.assert_close(*found)
