@@ -108,6 +108,22 @@ def test_a_loss_of_the_users_with_norms_that_follow_from_predictions() -> None:
     assert_same(gradients_of(parts), gradients_of(whole))
 
 
+def test_a_batch_of_many_boxes_is_made_in_parts_too() -> None:
+    whole, parts = training_of(), training_of()
+    criterion = parts.engine.criterion
+
+    def small(maps: list[Tensor], boxes: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        if labels.numel() > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return criterion(maps, boxes, labels)
+
+    parts.engine.criterion = small
+    batch = some_batch(4, boxes=32)
+    assert torch.allclose(parts.backward(batch), whole.backward(batch), rtol=1e-4)
+    assert_same(gradients_of(parts), gradients_of(whole))
+    assert parts.engine.micro_batch == 2
+
+
 def test_scaled_float16_gradients_stay_finite() -> None:
     """Plain sums would be as many times larger as there are targets, more than float16 holds."""
     whole, parts = training_of(dtype=torch.float16), training_of(dtype=torch.float16)
@@ -235,7 +251,9 @@ def test_a_compiled_network_in_parts_learns_what_the_plain_one_learns() -> None:
         config = TrainConfig(batch=4, imgsz=64, optimization=OptimizerConfig(optimizer="SGD", nbs=4))
         criterion, gains = build_criterion(detector.head, config)
         precision = Precision("cpu", torch.float32)
-        network = compile_network(detector, detector, (4, 3, 64, 64), precision) if is_compiled else None
+        network = (
+            compile_network(detector, detector, (4, 3, 64, 64), precision, backend="aot_eager") if is_compiled else None
+        )
         engine = Engine(detector, criterion, gains, precision, config, 10, network=network)
         losses = [engine.step(some_batch(4, seed=0)).losses]
         engine.micro_batch = 2

@@ -57,7 +57,8 @@ def add_gradients(
     roots, reached = [root for root, _ in pairs], [gradient for _, gradient in pairs]
     if is_due and team.size > 1:
         network.reducer.prepare_for_backward(roots)  # type: ignore[union-attr, operator]  # as a forward does
-    torch.autograd.backward(roots, reached)
+    if roots:
+        torch.autograd.backward(roots, reached)
 
 
 class _WithSpare(nn.Module):

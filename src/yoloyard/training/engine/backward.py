@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import DistError
 
 from yoloyard.common.device import release_memory
 from yoloyard.common.errors import TooLittleMemoryError, memory_line
@@ -48,7 +49,7 @@ class BackwardPass:
                     return self._in_parts()
                 return self._at_once()
             except Exception as error:
-                if not memory_line(error):
+                if isinstance(error, DistError) or not memory_line(error):  # an exchange that failed can't be repeated
                     raise
                 said = " ".join(str(error).split())[:300]
             # The error is gone here, and with it all that it held of the forward.
@@ -107,7 +108,7 @@ class BackwardPass:
             assert divisors is not None
             of_part = self._losses(sums, divisors)
             scaled = engine.scaler.scale(of_part.sum() * self.images * engine.team.size)
-            more = torch.autograd.grad(scaled, self.left, allow_unused=True)
+            more = torch.autograd.grad(scaled, self.left, allow_unused=True) if self.left else ()
             gradients = [b if a is None else a if b is None else a + b for a, b in zip(gradients, more, strict=True)]
             losses.append(of_part.detach())
             own.append(torch.cat(norms).detach())

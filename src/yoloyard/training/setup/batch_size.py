@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yoloyard.common.device import Precision, free_bytes, release_memory
+from yoloyard.common.device import Precision, free_bytes, release_memory, repeated_shapes
 from yoloyard.common.errors import TooLittleMemoryError
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import build_criterion
 from yoloyard.models.detector import Detector
 from yoloyard.training.engine.checkpointing import checkpoint_activations
+from yoloyard.training.engine.compilation import shapes_vary
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.multi_scale import LARGEST
 from yoloyard.training.setup.starting_point import freeze, set_training_mode
@@ -45,10 +46,11 @@ def find_batch(
     release_memory(device)
     total, free = memory.mem_get_info(device)[1], free_bytes(device) or 0
     limit = free - int(LEFT_FREE * total)
-    with torch.random.fork_rng([device], device_type=device.type):
+    with torch.random.fork_rng([device], device_type=device.type), repeated_shapes(not shapes_vary(config)):
         of_image = saved_bytes(config, detector, device, precision)
         measure = step_peaks(config, detector, device, precision, boxes, memory)
         images, peak, tried = largest_batch(limit, max(config.optimization.nbs // processes, 1), of_image, measure)
+    release_memory(device)
     log.info(
         f"batch auto: {images * processes} images, {images} on each device; of the steps that were tried "
         f"({', '.join(map(str, tried))} images) this one took {peak / 1e9:.1f} GB of {total / 1e9:.1f} GB"
