@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 class BackwardPass:
     """Adds the gradients of this process's share of a batch to the parameters, with as many images at once as fit."""
 
-    def __init__(self, engine: "Engine", batch: Batch, is_due: bool) -> None:
-        self.engine, self.batch, self.is_due = engine, batch, is_due
+    def __init__(self, engine: "Engine", batch: Batch) -> None:
+        self.engine, self.batch, self.is_due = engine, batch, engine.is_due
         self.images = len(batch.images) * engine.team.size
         self.norms: Tensor | None = None  # of all processes, once they have been exchanged
         self.left: list[nn.Parameter] = engine.parameters  # that have no gradient of this batch yet

@@ -125,8 +125,8 @@ class Engine:
         """Train on this process's share of the next batch of the run; an update is made every few batches."""
         number = self.number
         self.schedule.apply(self.optimizer, number)
-        is_due = number - self.last_update >= self.schedule.accumulate_at(number)
-        losses, asked = self.backward(batch, is_due)
+        is_due = self.is_due
+        losses, asked = self.backward(batch)
         self._images += batch.source_ids
         finite = torch.isfinite(losses).all()
         losses_finite = self._losses_finite = self._losses_finite * finite
@@ -144,15 +144,20 @@ class Engine:
         images, self._images = tuple(self._images), []
         return StepReport(losses, norm, found_inf, losses_finite, asked, images)
 
-    def backward(self, batch: Batch, is_due: bool = True) -> tuple[Tensor, Tensor]:
+    @property
+    def is_due(self) -> bool:
+        """Does the next batch end an update?"""
+        return self.number - self.last_update >= self.schedule.accumulate_at(self.number)
+
+    def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add a batch's gradients to the parameters; returns the losses (parts,) and what was `asked` (2,).
 
         The losses are those of all processes, in the order of `gains`: gain * sum / norm, with the norm of all. Their
-        product with images and processes is backpropagated, so that the mean over processes that follows, if an update
-        `is_due`, is the gradient of one process with the whole batch. A parameter that the batch does not reach gets no
+        product with images and processes is backpropagated, so that the mean over processes, which follows if an update
+        is due, is the gradient of one process with the whole batch. A parameter that the batch does not reach gets no
         gradient. Where memory is short it is done in parts, and a save is asked for. Raises TooLittleMemoryError.
         """
-        losses = BackwardPass(self, batch, is_due).run()
+        losses = BackwardPass(self, batch).run()
         stop, save = self._asked()
         asked = [torch.full_like(losses[:1], float(each)) for each in (stop, save or self.micro_batch != self._agreed)]
         shared = self.team.all_reduce(torch.cat((losses, *asked)))
