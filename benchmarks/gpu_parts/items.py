@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from device_traffic import maps_with_objects
 from gpu_parts.checks import Check
+from gpu_parts.memory import of_memory
 from torch import Tensor, nn
 
 from launches import Launches
@@ -263,4 +264,5 @@ def of_items(device: torch.device) -> dict[str, Check]:
         "rectangles are compiled once": partial(compiled_shapes, device),
         "cuDNN": partial(searched_algorithms, device),
         "a validation batch of 32": partial(validation_copies, device),
+        **of_memory(device),
     }

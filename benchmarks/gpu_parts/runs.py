@@ -19,7 +19,8 @@ from gpu_parts.common import ROOT
 from yoloyard.demo.write import write_demo
 
 LATE_SECONDS = 50  # that a rank's first step takes longer; once 40 ended a run
-MEMORY = 40 * 2**20  # bytes: too few for a batch
+MEMORY = 40 * 2**20  # bytes: too few for an image
+MEMORY_OF_PARTS = 300 * 2**20  # too few for a batch
 LIMIT = 90  # seconds of one run
 # The network does what the environment says, in its first forward or its third: SLEEP is late, DIE is killed.
 NETWORK = """\
@@ -156,12 +157,24 @@ def death(runs: Runs) -> str:
 
 
 def memory(runs: Runs, compiled: bool) -> str:
-    """8: too little memory is said to be that, with what to do; also while --compile is tried."""
-    limit = f"import torch; torch.cuda.set_per_process_memory_fraction({MEMORY} / torch.cuda.mem_get_info()[1])"
-    program = ("-c", f"{limit}; from yoloyard.cli.main import main; main()")
-    said = runs.train(program, imgsz=1024, batch=16, name="memory", compile=compiled).end(1, "lower --batch or --imgsz")
+    """8: too little memory even for an image is said to be that, with what to do; also while --compile is tried."""
+    run = with_memory(runs, MEMORY, name="memory", compile=compiled)
+    said = run.end(1, "too little memory", "--imgsz")
     assert "does not work here" not in said, said[-1500:]
     return said.splitlines()[-1][:300]
+
+
+def memory_of_parts(runs: Runs) -> str:
+    """A device without room for the batch: the run ends well, in smaller parts."""
+    said = with_memory(runs, MEMORY_OF_PARTS, name="parts", epochs=1).end(0, "report")
+    return next(line for line in said.splitlines() if "out of memory: from here on" in line)
+
+
+def with_memory(runs: Runs, size: int, **words: object) -> Started:
+    """A run of large images that torch gives so many bytes of the device."""
+    limit = f"import torch; torch.cuda.set_per_process_memory_fraction({size} / torch.cuda.mem_get_info()[1])"
+    program = ("-c", f"{limit}; from yoloyard.cli.main import main; main()")
+    return runs.train(program, None, imgsz=1024, batch=16, **words)
 
 
 def signals_and_locks(runs: Runs) -> None:
@@ -194,6 +207,7 @@ def of_runs(device: torch.device) -> dict[str, Check]:
     }
     if device.type == "cuda":
         checks["too little memory"] = partial(memory, runs, False)
+        checks["too little memory for a batch"] = partial(memory_of_parts, runs)
         checks["too little memory, --compile"] = partial(memory, runs, True)
     if runs.processes == 2:
         checks["one of two processes dies"] = partial(death, runs)

@@ -190,3 +190,16 @@ def test_model_and_loss_compile_into_one_graph(name: str) -> None:
     loss.backward()
     assert loss.item() == pytest.approx(step(images, boxes, labels).item(), rel=1e-4)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in detector.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_norms_follow_from_the_labels_alone(classes: int) -> None:
+    loss = AnchorBasedLoss(ANCHORS, STRIDES, classes)
+    boxes = torch.tensor([[[4.0, 6, 40, 50], [20, 10, 60, 30]], [[1, 1, 9, 12], [0, 0, 0, 0]]])
+    labels = torch.tensor([[0, classes - 1], [0, -1]])
+    expected = loss(some_maps(64, classes, images=2), boxes, labels)
+    found = loss.norms((64, 64), boxes, labels)
+    assert found.keys() == expected.keys()
+    for name, (_, norms) in expected.items():
+        assert torch.equal(found[name], norms), name
+    assert found["box"].sum() > 0

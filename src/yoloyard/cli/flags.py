@@ -12,7 +12,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from yoloyard.config.overrides import whole_number
-from yoloyard.config.settings import settings_of
+from yoloyard.config.settings import AUTO, settings_of
 
 SWITCH = Parameter(negative="", show_default=False)  # of flags that are off, and have no value
 Json = Annotated[bool, SWITCH, Parameter(name="--json", help="print one JSON document (docs/json.md)")]
@@ -23,8 +23,10 @@ Name = Annotated[str, Parameter(help="name of the run folder")]
 
 def exact_value(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
     """The value of a flag: a number is never rounded, and `~` is the home folder also in `--flag=~/x`."""
-    if kind is int:
+    if kind is int and tokens[0].value != AUTO:  # which the settings themselves allow or not
         return whole_number(tokens[0].value)
+    if kind is int:
+        return AUTO
     if kind is Path:
         return Path(os.path.expanduser(tokens[0].value))
     return cyclopts.convert(kind, tokens)

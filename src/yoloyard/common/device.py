@@ -1,5 +1,6 @@
 """Where the work is done and in which precision: decided once, from the configuration and what the hardware has."""
 
+import gc
 import os
 import warnings
 from collections.abc import Iterator
@@ -146,6 +147,14 @@ def free_bytes(device: torch.device) -> int | None:
     if device.type == "mps":
         return max(0, torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
     return None
+
+
+def release_memory(device: torch.device) -> None:
+    """Give free what nothing refers to any more, and what torch keeps of the device's memory though it is free."""
+    gc.collect()
+    empty_cache = getattr(torch.get_device_module(device), "empty_cache", None)
+    if empty_cache is not None:
+        empty_cache()
 
 
 def images_at_once(device: torch.device, imgsz: int) -> int | None:

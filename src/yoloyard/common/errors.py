@@ -22,6 +22,10 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class TooLittleMemoryError(UserError):
+    """The memory is too small even for a single image."""
+
+
 class SilentError(UserError):
     """This process ends because another one failed, or all were asked to end; that one shows the message."""
 

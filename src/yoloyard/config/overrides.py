@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.settings import OPTIMIZERS, Setting, TrainConfig, settings_of
+from yoloyard.config.settings import AUTO, OPTIMIZERS, Setting, TrainConfig, settings_of
 
 Config = TypeVar("Config")
 
@@ -87,7 +87,9 @@ def read_overrides(path: Path) -> dict[str, Any]:
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
     """A copy of the configuration with some settings changed. Raises UsageError as `checked_overrides` does."""
-    return _replaced(config, checked_overrides(type(config), overrides))
+    known, checked = settings_of(type(config)), checked_overrides(type(config), overrides)
+    values = {name: value for name, value in checked.items() if not (known[name].auto and value == AUTO)}
+    return _replaced(config, values)
 
 
 def setting_name(given: str) -> str:
@@ -123,12 +125,13 @@ def _replaced(config: Any, values: Mapping[str, Any]) -> Any:
 def _checked(leaf: Setting, value: Any) -> Any:
     """The value in a type of the leaf. Raises UsageError if it has none, or lies outside the leaf's range."""
     allowed = typing.get_args(leaf.type) if isinstance(leaf.type, types.UnionType) else (leaf.type,)
-    if value is None and type(None) in allowed:
-        return None
+    if (value is None and type(None) in allowed) or (leaf.auto and value == AUTO):
+        return value
     value = _converted(leaf, value, allowed)
     is_number = type(value) in (int, float)
     if type(value) not in allowed:
-        problem = f"be {' or '.join(KINDS[kind] for kind in allowed)}, not {value!r:.80}"
+        kinds = " or ".join([KINDS[kind] for kind in allowed] + [AUTO] * leaf.auto)
+        problem = f"be {kinds}, not {value!r:.80}"
     elif isinstance(value, str) and "\0" in value:
         problem = f"have no NUL byte: {value!r:.80}"
     elif is_number and not math.isfinite(value):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NEWEST = "newest"  # what `--resume` without a folder means
+AUTO = "auto"  # a number that is found when a run begins
 OPTIMIZERS = ("auto", "SGD", "AdamW")
 FREE = {"resumable": True, "decides": False}  # marks of settings that may be others at any time
 
@@ -30,6 +31,7 @@ class Setting:
     hidden: bool = False  # in no help and no table
     resumable: bool = False  # a resumed run may change it
     decides: bool = True  # the results; else two runs that differ in it are alike
+    auto: bool = False  # may be AUTO among overrides; a configuration has the default until the number is found
 
 
 def setting(default: Any, help: str, at_least: float | None = None, at_most: float | None = None, **kind: bool) -> Any:
@@ -109,7 +111,7 @@ class TrainConfig:
     model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
     weights: str | None = setting(None, "weight file or its address to start from; what fits is taken", is_path=True)
     epochs: int = setting(100, "epochs", 1, resumable=True)
-    batch: int = setting(16, "images of one step", 1)
+    batch: int = setting(16, "images of one step, or auto: as many as a GPU's memory holds, up to nbs", 1, auto=True)
     imgsz: int = setting(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
     device: str = setting(
         "auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True, resumable=True, decides=False
@@ -129,6 +131,11 @@ class TrainConfig:
         False,
         "compile the network by torch.compile: faster steps after minutes of compiling; wants a C++ compiler",
         resumable=True,
+    )
+    checkpoint_activations: bool = setting(
+        False,
+        "keep fewer maps for the backward pass and compute them again there: less memory, longer steps",
+        **FREE,
     )
     cache: str | None = setting(None, "ram or disk: keep all images decoded, in memory or in a file that is used again")
     transform: str | None = setting(None, "my_transform.py:NAME, a function or Albumentations pipeline", is_path=True)

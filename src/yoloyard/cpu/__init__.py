@@ -62,7 +62,9 @@ def early_gradients(network: nn.Module) -> Iterator[None]:
     without = [parameter for parameter in network.parameters() if parameter.requires_grad and parameter.grad is None]
     for parameter in without:
         parameter.grad = torch.zeros_like(parameter)
-    yield
-    for parameter in without:
-        if parameter.grad is not None and parameter.grad._version == 0:  # the backward pass has added nothing
-            parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter in without:
+            if parameter.grad is not None and parameter.grad._version == 0:  # the backward pass has added nothing
+                parameter.grad = None

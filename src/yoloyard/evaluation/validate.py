@@ -3,16 +3,21 @@
 The one way in which training, `val` and the benchmarks make the predictions that are scored.
 """
 
+import logging
+import sys
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from yoloyard import cpu
-from yoloyard.common.device import Precision
+from yoloyard.common.device import Precision, release_memory
+from yoloyard.common.errors import TooLittleMemoryError, memory_line
 from yoloyard.common.nms import suppress_found
 from yoloyard.common.structures import Batch, Detections, ImageTransform, images_to_float, send
 from yoloyard.config.settings import EvaluationConfig
+
+log = logging.getLogger(__name__)
 
 
 def fused_for(detector: torch.nn.Module, precision: Precision) -> torch.nn.Module:
@@ -58,9 +63,32 @@ def predict_all(
     """
     fused = fused_for(detector, precision)
     predictions: dict[int, Detections] = {}
+    at_once = sys.maxsize  # images; fewer where they exhaust the memory
     for batch in loader:
-        images = send(batch.images, device, torch.channels_last)  # the true boxes stay where they are counted
-        found = detect(fused, images, batch.transforms, settings, precision, multi_label=True)
+        found: list[Detections] = []
+        while len(found) < len(batch.images):
+            rows = slice(len(found), len(found) + at_once)
+            count = len(batch.images[rows])
+            try:
+                # the true boxes stay where they are counted
+                found += detect(
+                    fused,
+                    send(batch.images[rows], device, torch.channels_last),
+                    batch.transforms[rows],
+                    settings,
+                    precision,
+                    multi_label=True,
+                )
+                continue
+            except Exception as error:
+                if not memory_line(error):
+                    raise
+                said = memory_line(error)
+            if count == 1:
+                raise TooLittleMemoryError(f"validation, one image at a time: {said}")
+            at_once = (count + 1) // 2
+            log.warning(f"out of memory in the validation: it goes on with {at_once} images at a time; figures stay")
+            release_memory(device)
         predictions.update(zip(batch.image_ids, found, strict=True))
         if not goes_on(len(found)):
             break

@@ -62,6 +62,17 @@ class AnchorBasedLoss:
         box, obj, cls, rows, cells = (torch.stack(column) for column in zip(*levels, strict=True))
         return {"box": (box, rows), "obj": (obj, cells), "cls": (cls, rows * self.num_classes)}
 
+    def norms(self, size_hw: Sequence[int], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The norms of `__call__`, which follow from the labels of images of `size_hw` pixels; no map is needed."""
+        rows, cells = [], []
+        for stride, anchors in zip(self.strides, self.anchors, strict=True):
+            height, width = (side // stride for side in size_hw)
+            boxes = xyxy_to_cxcywh(boxes_xyxy / stride)
+            rows.append(match(boxes, labels, anchors / stride, (height, width), self.anchor_t).applies.sum().float())
+            cells.append(torch.full_like(rows[-1], labels.shape[0] * len(anchors) * height * width))
+        matched = torch.stack(rows)
+        return {"box": matched, "obj": torch.stack(cells), "cls": matched * self.num_classes}
+
     def _level(
         self, level: Tensor, boxes: Tensor, labels: Tensor, anchors: Tensor, weight: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -51,6 +51,16 @@ def save(run: Run, weights: Sequence[str] = (), metrics: Metrics | None = None, 
     `weights` names the weights files to write as well. What can't be written of them is tried again at the next save.
     """
     setup, epoch = run.setup, run.progress.epoch
+    if images := run.engine.agree_on_micro_batch():
+        run.listeners.tell(
+            events.AlertRaised(
+                f"out of memory: from here on a step computes at most {images} images at a time and adds up their "
+                "gradients; batch, learning rate and loss stay, and BatchNorm sees fewer images at once",
+                kind="out-of-memory",
+                evidence=f"{run.place}, {setup.config.batch // run.team.size} images at once were too many",
+                remedy="a lower --batch or --imgsz, or --checkpoint-activations, may be faster",
+            )
+        )
     if run.engine.settle():
         run.listeners.tell(events.AlertRaised("accumulated gradients are not finite; they are dropped"))
     run.count_time()

@@ -8,7 +8,7 @@ import logging
 import weakref
 
 from yoloyard.common.device import repeated_shapes
-from yoloyard.common.errors import UserError
+from yoloyard.common.errors import TooLittleMemoryError, UserError
 from yoloyard.training.begin import Run, begin, go_on
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.compilation import shapes_vary
@@ -54,6 +54,8 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
             return result
         except BaseException as error:
             failure = error
+            if isinstance(error, TooLittleMemoryError) and team.size == 1:  # else the others wait in their step
+                save_for_good(run)
             if isinstance(error, Exception):
                 run.writer.drain()  # what was handed over to be saved
             else:  # a second Ctrl-C: only what is being written, as long as the run folder is locked

@@ -29,9 +29,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
         self, index: Index, images: Images, config: TrainConfig, plan: EpochPlan, transform: Transform | None = None
     ) -> None:
         self.index, self.images, self.config, self.plan, self.transform = index, images, config, plan, transform
-        counts = np.diff(index.offsets)
-        most = (4 if config.augment.mosaic else 1) * (2 if config.augment.mixup else 1) * int(counts.max())
-        self.buckets = padding_buckets(4 * float(counts.mean()), most)
+        self.buckets = training_buckets(index, config)
         self._order: tuple[int, EpochOrder] | None = None
 
     def __getitem__(self, request: BatchRequest) -> Batch | UserError:
@@ -151,6 +149,13 @@ def collate(samples: Sequence[Sample], buckets: Sequence[int], images: np.ndarra
         transforms=[sample.transform for sample in samples],
         source_ids=tuple(dict.fromkeys(source for sample in samples for source in sample.source_ids)),
     )
+
+
+def training_buckets(index: Index, config: TrainConfig) -> tuple[int, ...]:
+    """Numbers of boxes that the images of a training batch are padded to, ascending."""
+    counts = np.diff(index.offsets)
+    most = (4 if config.augment.mosaic else 1) * (2 if config.augment.mixup else 1) * int(counts.max())
+    return padding_buckets(4 * float(counts.mean()), most)
 
 
 def padding_buckets(typical: float, largest: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """A network whose gradients become their mean over several processes: torch's DistributedDataParallel (DDP)."""
 
 import inspect
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -34,6 +35,30 @@ def parallelize(model: nn.Module, device: torch.device, team: Team, may_leave_ou
 def exchanging(network: nn.Module, is_due: bool, team: Team) -> AbstractContextManager[None]:
     """Inside, a backward pass makes gradients their mean over all processes if `is_due`; else each adds up its own."""
     return nullcontext() if is_due or team.size == 1 else network.no_sync()  # type: ignore[operator]
+
+
+def add_gradients(
+    network: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor | None],
+    is_due: bool,
+    team: Team,
+) -> None:
+    """Add `gradients` to those of the `parameters` as a backward pass does that computes them.
+
+    If `is_due`, the sums become their mean over all processes, among which others may make a backward pass itself. None
+    stands for a parameter that is not reached.
+    """
+    pairs = [
+        (each.view_as(each), gradient)
+        for each, gradient in zip(parameters, gradients, strict=True)
+        if gradient is not None
+    ]
+    roots, reached = [root for root, _ in pairs], [gradient for _, gradient in pairs]
+    if is_due and team.size > 1:
+        network.reducer.prepare_for_backward(roots)  # type: ignore[union-attr, operator]  # as a forward does
+    if roots:
+        torch.autograd.backward(roots, reached)
 
 
 class _WithSpare(nn.Module):

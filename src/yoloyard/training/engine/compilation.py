@@ -1,5 +1,6 @@
 """`--compile`: what the step calls, by torch.compile, tried before the first step, so that no run fails for it."""
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from yoloyard.common.device import Precision
+from yoloyard.common.device import Precision, release_memory
 from yoloyard.common.errors import memory_line
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
+from yoloyard.training.engine.backward import halved
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,27 @@ def shape_to_try(config: TrainConfig, processes: int, stride: int) -> Shape:
         return images, 3, config.imgsz, config.imgsz
     height, width, *_ = (side for side in range(config.imgsz, config.imgsz + 3 * stride, stride) if side != images)
     return images, 3, height, width
+
+
+def compile_what_fits(
+    network: nn.Module, detector: Detector, config: TrainConfig, processes: int, precision: Precision
+) -> tuple[nn.Module, int]:
+    """`network` compiled for the run's batches, and how many images of them fit; 0: all of a process.
+
+    Raises torch.OutOfMemoryError where not even one does. The arguments are those of `compile_network`.
+    """
+    whole = images = config.batch // processes
+    while True:
+        part = dataclasses.replace(config, batch=images * processes)
+        shape = shape_to_try(part, processes, max(detector.strides))
+        try:
+            compiled = compile_network(network, detector, shape, precision, shapes_vary(config))
+            return compiled, 0 if images == whole else images
+        except torch.OutOfMemoryError:
+            if images == 1:
+                raise
+        images = halved(images)
+        release_memory(next(detector.parameters()).device)
 
 
 def compile_network(

@@ -3,7 +3,8 @@
 Whether losses and gradients are finite is decided on the device. If they are not, weights, average and BatchNorm's
 statistics stay as they were. The host reads about it a step later, with the flag that asks to stop.
 All processes exchange twice in a step: the norms of the loss, which the backward pass needs, and a small tensor of
-losses and flags. The gradients are exchanged with the last batch of an update (see `exchanging`).
+losses and flags. The gradients are exchanged with the last batch of an update. `backward.py` goes from a batch to
+gradients, in parts where the device has too little memory.
 """
 
 import dataclasses
@@ -17,14 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from yoloyard.common.device import Precision
-from yoloyard.common.structures import Batch, images_to_float
+from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import Criterion
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
-from yoloyard.training.distributed.ddp import exchanging
+from yoloyard.training.engine.backward import BackwardPass
 from yoloyard.training.engine.ema import ExponentialMovingAverage, Statistics, even_out
-from yoloyard.training.engine.multi_scale import vary_size
 from yoloyard.training.engine.optimizers import build_optimizer, laid_out_as, load_optimizer_state, optimizer_state
 from yoloyard.training.engine.schedule import Schedule
 
@@ -109,9 +109,11 @@ class Engine:
         self.average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
         self.number = 0  # of the next batch
         self.last_update = -1  # the batch that ended it
-        self._around_step, self._asked = around_step, asked
-        self._parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.device = self._parameters[0].device
+        self.micro_batch = 0  # images that this process computes at once, lowered where memory is short; 0: all of them
+        self._agreed = 0  # the micro-batch that all processes know of
+        self.around_step, self._asked = around_step, asked
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.device = self.parameters[0].device
         self._statistics = Statistics(model, self.average.model)
         self._losses_finite = torch.ones((), device=self.device)  # of the batches since the last update
         # of the epoch: losses (parts,), finite batches, gradient norms, finite updates
@@ -123,11 +125,8 @@ class Engine:
         """Train on this process's share of the next batch of the run; an update is made every few batches."""
         number = self.number
         self.schedule.apply(self.optimizer, number)
-        epoch, stride = number // self.schedule.batches_per_epoch, max(self.model.strides)
-        batch = vary_size(batch.to(self.device), self.config, stride, epoch, number)
-        is_due = number - self.last_update >= self.schedule.accumulate_at(number)
-        with exchanging(self.network, is_due, self.team):
-            losses, asked = self.backward(batch)
+        is_due = self.is_due
+        losses, asked = self.backward(batch)
         self._images += batch.source_ids
         finite = torch.isfinite(losses).all()
         losses_finite = self._losses_finite = self._losses_finite * finite
@@ -145,25 +144,22 @@ class Engine:
         images, self._images = tuple(self._images), []
         return StepReport(losses, norm, found_inf, losses_finite, asked, images)
 
+    @property
+    def is_due(self) -> bool:
+        """Does the next batch end an update?"""
+        return self.number - self.last_update >= self.schedule.accumulate_at(self.number)
+
     def backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add a batch's gradients to the parameters; returns the losses (parts,) and what was `asked` (2,).
 
         The losses are those of all processes, in the order of `gains`: gain * sum / norm, with the norm of all. Their
-        product with images and processes is backpropagated, so that the mean over processes that follows is the
-        gradient of one process with the whole batch. A parameter that the batch does not reach gets no gradient.
+        product with images and processes is backpropagated, so that the mean over processes, which follows if an update
+        is due, is the gradient of one process with the whole batch. A parameter that the batch does not reach gets no
+        gradient. Where memory is short it is done in parts, and a save is asked for. Raises TooLittleMemoryError.
         """
-        gains, images = self.gains, len(batch.images) * self.team.size
-        with self._around_step():
-            with self.precision.autocast():
-                maps = self.network(images_to_float(batch.images))
-            parts = self.criterion(maps, batch.boxes, batch.labels)
-            norms = self.team.all_reduce(torch.cat([parts[name][1] for name in gains]).detach()).clamp(min=1)
-            sizes = [len(parts[name][0]) for name in gains]
-            pairs = zip(gains.items(), norms.split(sizes), strict=True)
-            losses = torch.stack([(gain * parts[name][0] / norm).sum() for (name, gain), norm in pairs])
-            self.scaler.scale(losses.sum() * images * self.team.size).backward()
-        losses = losses.detach()
-        asked = [torch.full_like(losses[:1], float(each)) for each in self._asked()]
+        losses = BackwardPass(self, batch).run()
+        stop, save = self._asked()
+        asked = [torch.full_like(losses[:1], float(each)) for each in (stop, save or self.micro_batch != self._agreed)]
         shared = self.team.all_reduce(torch.cat((losses, *asked)))
         return shared[:-2], shared[-2:]
 
@@ -180,7 +176,7 @@ class Engine:
         self._has_updated = True
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters, MAX_GRADIENT_NORM)
+        norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         # Gradients and losses are those of all processes, so all decide alike.
         found_inf = (~torch.isfinite(norm) | (self._losses_finite == 0)).float()
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # torch's mark of a fused one
@@ -225,6 +221,14 @@ class Engine:
         """Begin the means of another epoch."""
         self._sums.zero_()
 
+    def agree_on_micro_batch(self) -> int:
+        """All processes take the smallest micro-batch; returns it if it is smaller than at the last call, else 0."""
+        whole = self.config.batch + 1
+        smallest = self.team.min(self.micro_batch or whole)
+        self.micro_batch = 0 if smallest == whole else smallest
+        is_new, self._agreed = self.micro_batch != self._agreed, self.micro_batch
+        return self.micro_batch if is_new else 0
+
     def even_out_statistics(self) -> None:
         """Give all processes the mean of BatchNorm's statistics, before a validation or a checkpoint."""
         self._statistics.even_out(self.team)
@@ -233,13 +237,13 @@ class Engine:
     def settle(self) -> bool:
         """Before `state_dict`: make gradients and statistics equal in all processes; drop bad gradients and say so."""
         if self.team.size > 1:  # a parameter may have a gradient in one process alone
-            there = [parameter.grad is not None for parameter in self._parameters]
+            there = [parameter.grad is not None for parameter in self.parameters]
             anywhere = self.team.all_reduce(torch.tensor(there, dtype=torch.int32, device=self.device)).tolist()
-            for parameter, count in zip(self._parameters, anywhere, strict=True):
+            for parameter, count in zip(self.parameters, anywhere, strict=True):
                 if count and parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            even_out([parameter.grad for parameter in self._parameters if parameter.grad is not None], self.team)
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            even_out([parameter.grad for parameter in self.parameters if parameter.grad is not None], self.team)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         is_bad = not (all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and bool(self._losses_finite))
         if is_bad:
             self.optimizer.zero_grad(set_to_none=True)
@@ -262,6 +266,7 @@ class Engine:
                 "losses_finite": self._losses_finite,
                 "number": self.number,
                 "last_update": self.last_update,
+                "micro_batch": self.micro_batch,
                 "scaler": self.scaler.state_dict(),
             },
         }
@@ -286,3 +291,4 @@ class Engine:
         self._losses_finite = own["losses_finite"].to(self.device, copy=True)
         self._sums = own["sums"].to(self.device, copy=True)
         self.number, self.last_update = own["number"], own["last_update"]
+        self.micro_batch = self._agreed = own.get("micro_batch", 0)

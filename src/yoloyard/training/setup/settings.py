@@ -15,7 +15,7 @@ from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UsageError
 from yoloyard.config import recipes
 from yoloyard.config.overrides import unknown_name, with_overrides
-from yoloyard.config.settings import TrainConfig, flat_settings, settings_of
+from yoloyard.config.settings import AUTO, TrainConfig, flat_settings, settings_of
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.evaluation.metrics.coco import FIGURES
@@ -37,7 +37,7 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
         raise UsageError(unknown_name(config.best_by, FIGURES, "figure for --best-by"))
     if config.cache not in (None, "ram", "disk"):
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
-    if config.batch % num_processes:
+    if config.batch % num_processes and given.get("batch") != AUTO:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {num_processes} processes")
     if config.sync_bn and device.type == "cpu":
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")

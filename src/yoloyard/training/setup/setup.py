@@ -16,16 +16,18 @@ from yoloyard.common.files import RunLock, new_run_folder, write_whole, write_wh
 from yoloyard.common.user_file import UserFile
 from yoloyard.config import recipes
 from yoloyard.config.overrides import with_overrides
-from yoloyard.config.settings import TrainConfig, flat_settings
+from yoloyard.config.settings import AUTO, TrainConfig, flat_settings
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index
 from yoloyard.data.index.selection import class_numbers, names_of
+from yoloyard.data.loading.batches import training_buckets
 from yoloyard.data.pixels.transform import Transform, restore
 from yoloyard.models import registry
 from yoloyard.models.custom_model import CustomModel, is_custom, read_kept
 from yoloyard.models.detector import Detector
 from yoloyard.storage.address import is_address
 from yoloyard.training.setup.anchors import fit_anchors
+from yoloyard.training.setup.batch_size import find_batch
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
 from yoloyard.training.setup.settings import check_new, derive
 from yoloyard.training.setup.starting_point import build_detector, freeze, starting_point
@@ -103,6 +105,12 @@ def new_run(
         chosen["classes"] = class_numbers(config.classes, data.names)
     config = with_overrides(config, chosen)
     train, val = load_splits(data, config)
+    if given.get("batch") == AUTO:
+        arithmetic = Precision(device.type, getattr(torch, precision), config.device_path)
+        boxes = training_buckets(train, config)[-1]
+        config = with_overrides(
+            config, {"batch": find_batch(config, detector, device, arithmetic, boxes, num_processes)}
+        )
     config = derive(config, given, detector, train, device, num_processes)
     licence = start.transfer(detector, names)
     if "anchors" in detector.head.constants and config.loss.autoanchor:

@@ -1,0 +1,57 @@
+"""`--checkpoint-activations`: blocks whose maps are not kept for the backward pass, but computed again there.
+
+Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016).
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from yoloyard.models.detector import Detector
+
+BatchNorm = nn.modules.batchnorm._BatchNorm
+
+
+def checkpoint_activations(detector: Detector) -> None:
+    """Let each of the `blocks` of `detector` keep its input alone while it is trained.
+
+    Gradients and buffers stay the same to the last bit. A forward and a backward pass take a forward more.
+    """
+    for block in detector.blocks:
+        if block is not None:
+            block.forward_with_maps = block.forward  # type: ignore[assignment]
+            block.forward = MethodType(_forward, block)
+
+
+def _forward(block: Any, *inputs: Any) -> Any:
+    if not (block.training and torch.is_grad_enabled()):
+        return block.forward_with_maps(*inputs)
+    if torch.compiler.is_compiling():  # the compiler knows by itself what it may compute twice
+        return checkpoint(block.forward_with_maps, *inputs, use_reentrant=False)
+    contexts = partial(_contexts, block)
+    return checkpoint(block.forward_with_maps, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Those of the first forward and of the one that computes the maps again."""
+    return nullcontext(), _without_statistics(block)
+
+
+@contextmanager
+def _without_statistics(block: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm counts into copies of its statistics: in the true ones this batch is counted already."""
+    kept = [(module, dict(module._buffers)) for module in block.modules() if isinstance(module, BatchNorm)]
+    try:
+        for module, buffers in kept:
+            copies = {name: value if value is None else value.clone() for name, value in buffers.items()}
+            module._buffers.update(copies)
+        yield
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)

@@ -1,0 +1,91 @@
+"""Runs with too little memory, with a batch that is found, and with maps that are computed again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from commands import TINY, Command, start
+from yoloyard.training.state.checkpoint import read_header
+
+# The tiny network on a device that holds the maps of TRAINING images in training and of EVALUATION in validation.
+NETWORK = f"""
+import importlib.util, torch
+spec = importlib.util.spec_from_file_location("tiny", "{Path(__file__).parents[1] / "tiny_network.py"}")
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
+
+class Small(tiny.Tiny):
+    def forward(self, images):
+        if len(images) > (TRAINING if self.training else EVALUATION):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(images)
+"""
+WORDS = [word for word in TINY if not word.endswith(":Tiny")][1:]
+SMALL = ["--model", "my_model.py:Small", *WORDS]
+
+
+def write_network(training: int, evaluation: int = 100) -> None:
+    Path("my_model.py").write_text(NETWORK.replace("TRAINING", str(training)).replace("EVALUATION", str(evaluation)))
+
+
+def figures(run: str) -> dict[str, float]:
+    last = json.loads(Path("runs", run, "metrics.jsonl").read_text().splitlines()[-1])
+    return {name: value for name, value in last.items() if name.startswith(("train/", "val/"))}
+
+
+def test_a_run_goes_on_with_fewer_images_at_once_and_so_does_a_resumed_one(data: Path, yoloyard: Command) -> None:
+    write_network(training=1)
+    code, out, err = yoloyard("train", "--data", data, "--epochs", 1, "--name", "small", *SMALL)
+    assert code == 0, err
+    said = out + err
+    assert said.count("out of memory: from here on a step computes at most 1 images at a time") == 1
+    header = read_header(Path("runs/small/checkpoints/last"))
+    assert header.facts["engine"]["micro_batch"] == 1
+    code, out, err = yoloyard("train", "--resume", "runs/small", "--epochs", 2)
+    assert code == 0, err
+    assert "out of memory" not in out + err
+    assert read_header(Path("runs/small/checkpoints/last")).facts["engine"]["micro_batch"] == 1
+
+
+def test_validation_in_parts_and_maps_that_are_computed_again_change_no_figure(data: Path, yoloyard: Command) -> None:
+    found = {}
+    for name, evaluation, words in (("whole", 100, ()), ("parts", 2, ()), ("again", 100, ["--checkpoint-activations"])):
+        write_network(100, evaluation)
+        code, out, err = yoloyard("train", "--data", data, "--epochs", 1, "--name", name, *SMALL, *words)
+        assert code == 0, err
+        assert ("out of memory in the validation: it goes on with 2 images" in out + err) == (name == "parts")
+        found[name] = figures(name)
+    assert found["parts"] == found["again"] == found["whole"]
+
+
+def test_one_image_that_is_too_much_ends_the_run_with_everything_saved(data: Path, yoloyard: Command) -> None:
+    write_network(training=0)
+    code, _, err = yoloyard("train", "--data", data, "--epochs", 1, "--name", "none", *SMALL)
+    assert code == 1
+    assert "too little memory, even for one image at a time: lower --imgsz" in err
+    progress = read_header(Path("runs/none/checkpoints/last")).progress
+    assert (progress.epoch, progress.position) == (0, 0)
+
+
+@pytest.mark.slow
+def test_two_processes_with_too_little_memory_end_with_a_line(data: Path) -> None:
+    write_network(training=1)
+    run = start("train", "--data", data, "--epochs", 1, "--name", "two", *SMALL, "--processes", 2)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    assert (out + err).count("out of memory: from here on a step computes at most 1 images at a time") == 1
+    write_network(training=0)
+    run = start("train", "--data", data, "--epochs", 1, "--name", "none", *SMALL, "--processes", 2)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert err.count("even for one image at a time: lower --imgsz") == 1
+
+
+def test_on_a_cpu_batch_auto_means_nothing_and_is_16(data: Path, yoloyard: Command) -> None:
+    tiny = [word for word in TINY if word not in ("--batch", "4")]
+    code, out, err = yoloyard("train", "--data", data, "--epochs", 1, "--batch", "auto", "--name", "auto", *tiny)
+    assert code == 0, err
+    assert "batch auto means nothing on a CPU: 16 is used" in out
+    assert yaml.safe_load(Path("runs/auto/config.yaml").read_text())["batch"] == 14  # the set has no more images

@@ -1,0 +1,118 @@
+"""`--batch auto`: the largest batch that leaves a tenth of the memory; measured on a device that counts its tensors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from memory import LiveBytes
+from tiny_network import Tiny
+from yoloyard.common.device import Precision
+from yoloyard.common.errors import TooLittleMemoryError, UsageError
+from yoloyard.common.log import shown_lines
+from yoloyard.config.overrides import checked_overrides, with_overrides
+from yoloyard.config.settings import TrainConfig
+from yoloyard.training.setup import batch_size
+from yoloyard.training.setup.batch_size import find_batch, largest_batch, saved_bytes, step_peaks
+
+CPU, FLOAT32 = torch.device("cpu"), Precision("cpu", torch.float32)
+SMALL = with_overrides(TrainConfig(), {"imgsz": 64})
+
+
+def device_of(fixed: int, of_image: int, capacity: int) -> Callable[[int], int | None]:
+    def measure(images: int) -> int | None:
+        peak = fixed + of_image * images
+        return peak if peak <= capacity else None
+
+    return measure
+
+
+@pytest.mark.parametrize("nominal", [1, 2, 7, 64])
+@pytest.mark.parametrize("traced", [1, 50, 100, 10_000])  # bytes of an image, of which 100 would be right
+@pytest.mark.parametrize("limit", [210, 480, 1000, 10**6])
+def test_it_is_the_largest_batch_within_the_limit(nominal: int, traced: int, limit: int) -> None:
+    images, peak, tried = largest_batch(limit, nominal, traced, device_of(100, 100, capacity=limit * 10 // 9))
+    assert images == min((limit - 100) // 100, nominal)
+    assert peak == 100 + 100 * images <= limit
+    assert images in tried  # it was tried itself
+
+
+def test_a_device_whose_memory_grows_faster_than_thought_gets_a_batch_that_fits() -> None:
+    images, peak, _ = largest_batch(1000, 64, 10, lambda images: 100 + 10 * images + images**2)
+    assert peak <= 1000
+    assert 20 <= images <= 25
+
+
+def test_where_one_image_is_too_much_it_is_said_what_to_lower() -> None:
+    with pytest.raises(TooLittleMemoryError, match="lower --imgsz"):
+        largest_batch(1000, 64, 100, lambda images: None)
+
+
+class Device(LiveBytes):
+    """A device of so many bytes, which are counted; it is also what torch's module of its kind answers."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if sum(self._live.values()) > self.capacity:
+            raise torch.OutOfMemoryError("out of memory. Tried to allocate")
+        return out
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None:
+        self.peak = 0
+
+    def max_memory_reserved(self, device: torch.device) -> int:
+        return self.peak
+
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        return self.capacity, self.capacity
+
+    def empty_cache(self) -> None:
+        pass
+
+    def get_rng_state(self, device: torch.device) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
+        torch.set_rng_state(state)
+
+
+def test_steps_are_measured_and_nothing_is_left_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    detector = Tiny(3)
+    lines: list[str] = []
+    before = {name: value.clone() for name, value in detector.state_dict().items()}
+    numbers = torch.get_rng_state()
+    with Device(capacity=5_000_000) as device, shown_lines(lines.append):
+        monkeypatch.setattr(torch, "get_device_module", lambda _: device)
+        monkeypatch.setattr(batch_size, "free_bytes", lambda _: device.capacity)
+        batch = find_batch(SMALL, detector, CPU, FLOAT32, boxes=8, processes=2)
+        measure = step_peaks(SMALL, detector, CPU, FLOAT32, 8, device)
+        peak, more = measure(batch // 2), measure(batch // 2 + 1)
+    assert batch % 2 == 0
+    assert 2 < batch // 2 < 32
+    assert peak is not None
+    assert peak <= 0.9 * device.capacity
+    assert more is None or more > 0.88 * device.capacity
+    assert lines[-1].startswith(f"batch auto: {batch} images, {batch // 2} on each device; ")
+    assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), numbers)
+
+
+def test_checkpointed_maps_are_not_counted() -> None:
+    detector = Tiny(3)
+    plain = saved_bytes(SMALL, detector, CPU, FLOAT32)
+    fewer = saved_bytes(with_overrides(SMALL, {"checkpoint_activations": True}), detector, CPU, FLOAT32)
+    assert 0 < fewer < 0.6 * plain
+
+
+def test_auto_is_for_the_batch_alone() -> None:
+    assert checked_overrides(TrainConfig, {"batch": "auto"}) == {"batch": "auto"}
+    assert with_overrides(TrainConfig(), {"batch": "auto"}).batch == 16
+    with pytest.raises(UsageError, match="'batch' must be a whole number or auto, not 'many'"):
+        checked_overrides(TrainConfig, {"batch": "many"})
+    with pytest.raises(UsageError, match="'epochs' must be a whole number, not 'auto'"):
+        checked_overrides(TrainConfig, {"epochs": "auto"})
