@@ -13,7 +13,9 @@ from yoloyard.machines import environment
 from yoloyard.training import run
 from yoloyard.training.listeners.console import Console
 from yoloyard.training.listeners.events import Event, Listener, Result, RunStarted
+from yoloyard.training.listeners.last_validation import LastValidation
 from yoloyard.training.listeners.results import Records
+from yoloyard.training.listeners.status import Status
 from yoloyard.training.listeners.trackers import TRACKERS, Tracker
 
 
@@ -36,7 +38,7 @@ def train(
     if isinstance(resume, bool):
         resume = NEWEST if resume else None
     console = Console()
-    listeners = [Records(), console, write_environment, *map(Tracker, TRACKERS), *own]
+    listeners = [Records(), Status(), console, write_environment, LastValidation(), *map(Tracker, TRACKERS), *own]
     with shown_lines(console.say):
         return run.train(overrides, resume, listeners, transform)
 

@@ -100,12 +100,16 @@ def class_bars(metrics: Metrics) -> Figure:
 
 
 def training_curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    """Losses, figures and learning rates by epoch from the lines of metrics.jsonl, by title; nothing for no records."""
+    """Losses, figures, learning rates and the gradients' norm by epoch from the lines of metrics.jsonl, by title.
+
+    Nothing for no records.
+    """
     columns = sorted({key for record in records for key in record})
     groups = {
         "Training losses": [name for name in columns if name.startswith("train/")],
         "Validation figures": ["val/map50_95", "val/map50", "val/precision", "val/recall"],
         "Learning rate": [name for name in columns if name.startswith("lr/")],
+        "Gradient norm": ["gradient/norm"],
     }
     figures = {}
     for title, names in groups.items():
@@ -119,6 +123,25 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
                 {", ".join(same): np.frombuffer(points).reshape(-1, 2) for points, same in lines.items()},
                 top=1 if title == "Validation figures" else None,
             )
+    return figures
+
+
+def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Figure]:
+    """A figure for each of the columns that runs are judged by, by its name, with a line for each run that has it.
+
+    `runs` are the lines of metrics.jsonl by the name of the run.
+    """
+    columns = dict.fromkeys(key for records in runs.values() for record in records for key in record)
+    shown = [name for name in columns if name.startswith(("train/", "lr/")) or name == "gradient/norm"]
+    figures = {}
+    for name in ("val/map50_95", "val/map50", *shown):
+        lines = {}
+        for run, records in runs.items():
+            points = [(record["epoch"], record[name]) for record in records if record.get(name) is not None]
+            if points:
+                lines[_short(run)] = np.array(points, float)
+        if lines:
+            figures[name] = _epoch_lines(lines, top=1 if name.startswith("val/") else None)
     return figures
 
 
