@@ -29,9 +29,9 @@ def runs(*, project: Project = Path("runs"), json: Json = False) -> None:
     if json:
         print_json({"project": project, "runs": [run.as_dict() for run in found]})
         return
-    columns = ("state", "epoch", "best", "time", "size", "backup", "alerts")
+    all_columns = ("state", "epoch", "best", "time", "size", "backup", "alerts")
     rows = {run.name: run.texts() for run in found}
-    columns = tuple(column for column in columns if any(texts[column] for texts in rows.values()))
+    columns = [column for column in all_columns if any(texts[column] for texts in rows.values())]
     table = Table("run", *columns)
     for name, texts in rows.items():
         cells = (Text(texts[column], STYLES.get(texts[column], ""), overflow="fold") for column in columns)

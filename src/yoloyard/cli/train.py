@@ -32,6 +32,8 @@ def train(
 
     in_file = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
     overrides = in_file | given(flags)
+    if secret := overrides.get("notify"):  # environment.json and W&B keep the command line
+        sys.argv[:] = [argument.replace(secret, "***") for argument in sys.argv]
     if not is_launched():
         overrides = checked_overrides(TrainConfig, overrides)
         _, header = find_run(overrides, resume)

@@ -159,6 +159,12 @@ class TrainConfig:
     wandb: bool = setting(
         False, "show the run in Weights & Biases, under the account that its package knows", resumable=True
     )
+    notify: str | None = setting(
+        None,
+        "address that is told of alerts and of the end: a webhook of Slack, Feishu, DingTalk or WeCom, or a server "
+        "that takes JSON; it is kept in no file",
+        resumable=True,
+    )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
