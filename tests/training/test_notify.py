@@ -1,15 +1,14 @@
 """Messages of `--notify`: their forms, and servers that hang, refuse, or are not there."""
 
-import json
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from notified import SECRET, Server
 from yoloyard.common.errors import Diverged, UsageError, UserError
 from yoloyard.config.settings import TrainConfig
 from yoloyard.training.interrupt import Interrupted
@@ -17,41 +16,8 @@ from yoloyard.training.listeners import notify
 from yoloyard.training.listeners.events import AlertRaised, Result, RunFinished, RunStarted
 from yoloyard.training.listeners.notify import MESSAGES_WAITING, Notifier, payload, refusal
 
-SECRET = "T0/B0/s3cr3t"
 SETUP: Any = SimpleNamespace(config=TrainConfig())
 STARTED = RunStarted(Path("runs/factory"), 0, SETUP)
-
-
-class Server:
-    """A server on this host that keeps what it is sent; `answer(number)` gives the status of each answer."""
-
-    def __init__(self) -> None:
-        self.got: list[dict[str, Any]] = []
-        self.paths: list[str] = []
-        self.answer: Callable[[int], int] = lambda number: 200
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                outer.paths.append(self.path)
-                outer.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(outer.answer(len(outer.got)))
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    def end(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_port}/{SECRET}"
 
 
 @pytest.fixture
@@ -136,7 +102,14 @@ def test_a_message_is_tried_again(server: Server, said: list[str]) -> None:
     notifier = Notifier(server.address)
     notifier(STARTED)
     arrived = threading.Event()
-    server.answer = lambda number: 503 if number < 3 else (arrived.set() or 200)
+
+    def answer(number: int) -> int:
+        if number < 3:
+            return 503
+        arrived.set()
+        return 200
+
+    server.answer = answer
     notifier(AlertRaised("one"))
     assert arrived.wait(30)
     notifier(RunFinished(None, 1, 1.0))
@@ -167,7 +140,13 @@ def test_a_server_that_hangs_holds_up_nothing(server: Server, said: list[str], m
     """The server answers only when all calls have come back; a call that waited for it would never do so."""
     goes_on, asked = threading.Event(), threading.Event()
     monkeypatch.setattr(notify, "END_SECONDS", 0.01)
-    server.answer = lambda number: asked.set() or (200 if goes_on.wait(60) else 500)
+
+    def answer(number: int) -> int:
+        asked.set()
+        goes_on.wait(60)
+        return 200
+
+    server.answer = answer
     notifier = Notifier(server.address)
     notifier(STARTED)
     notifier(AlertRaised("first"))
