@@ -57,6 +57,9 @@ def test_a_run_goes_on_while_its_lock_is_held_and_was_killed_otherwise(run_folde
     assert listed(yoloyard)["line"]["state"] == "running"  # its lock may be invisible from here
     change_status(run_folder, updated="2020-01-01T00:00:00+00:00")
     assert listed(yoloyard)["line"]["state"] == "interrupted"
+    with RunLock() as lock:
+        lock.take(run_folder)
+        assert ", silent for " in listed(yoloyard)["line"]["reason"]
 
 
 def test_of_a_run_of_an_older_version_its_files_tell(run_folder: Path, yoloyard: Command) -> None:

@@ -38,7 +38,12 @@ def test_the_page_follows_the_run_folder_and_draws_curves_once_an_epoch(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[object] = []
-    monkeypatch.setattr(plots, "figure_svg", lambda figure: drawn.append(figure) or "<svg></svg>")
+
+    def figure_svg(figure: object) -> str:
+        drawn.append(figure)
+        return "<svg></svg>"
+
+    monkeypatch.setattr(plots, "figure_svg", figure_svg)
     status, metrics = run_folder / "status.json", run_folder / "metrics.jsonl"
     facts = json.loads(status.read_text()) | {"state": "running", "epochs": 4, "epoch": 3, "step": 1, "steps": 2}
     with serving(run_folder) as address, RunLock() as lock:

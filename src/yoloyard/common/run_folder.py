@@ -19,7 +19,7 @@ from yoloyard.common.files import is_locked
 STATUS = "status.json"
 STATUS_KEYS = {"state", "reason", "host", "pid", "started", "updated", "seconds", "epoch", "epochs", "step", "steps"}
 LAST_VALIDATION = "last_validation.json"
-SILENT_SECONDS = 120  # after which a run on another host, whose lock can't be seen here, counts as gone
+SILENT_SECONDS = 120  # that are worth a note; a run on another host, whose lock can't be seen, then counts as gone
 
 Record = Mapping[str, Any]
 
@@ -193,9 +193,9 @@ def _state_of(folder: Path, status: Record) -> tuple[str, str]:
     if state != "running":
         return ("running", "it goes on, and has not begun its first step") if locked else (state, status["reason"])
     where = f"process {status['pid']} on {host}"
-    if locked:
-        return "running", where
     silent = (datetime.now(UTC) - datetime.fromisoformat(status["updated"])).total_seconds()
+    if locked:
+        return "running", where + (f", silent for {_time_text(silent)}" if silent > SILENT_SECONDS else "")
     if locked is None or (host != platform.node() and silent < SILENT_SECONDS):
         return "running", f"{where} wrote {STATUS} {silent:.0f} s ago; its lock can't be seen from here"
     return "interrupted", f"its process is gone ({where}, last seen {status['updated']})"
