@@ -34,15 +34,19 @@ class RunFolder:
     records: Sequence[Record]  # the epochs of metrics.jsonl
     alerts: Sequence[Record]  # its other lines
     backup: Record  # of backup.json: address, epoch, behind_seconds, error ...
-    validation: Record  # of last_validation.json
     state: str  # running, finished, interrupted, failed or diverged
     reason: str  # what says so
-    problems: Sequence[str]
+    problems: list[str]
 
     @property
     def name(self) -> str:
         """The name of the run."""
         return self.folder.name
+
+    @cached_property
+    def validation(self) -> Record:
+        """What last_validation.json says."""
+        return _read_json(self.folder / LAST_VALIDATION, self.problems)
 
     @property
     def epochs(self) -> int:
@@ -132,19 +136,7 @@ def read_run(folder: Path) -> RunFolder:
     """What the files of `folder` say at this moment."""
     problems: list[str] = []
 
-    def read(name: str) -> dict[str, Any]:
-        try:
-            found = json.loads((folder / name).read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                return found
-            problems.append(f"{name} is no JSON object")
-        except FileNotFoundError:
-            pass  # not every run has it
-        except (OSError, ValueError) as error:
-            problems.append(f"{name} can't be read ({error})")
-        return {}
-
-    status = read(STATUS)
+    status = _read_json(folder / STATUS, problems)
     if status and not status.keys() >= STATUS_KEYS:
         problems.append(f"{STATUS} lacks {', '.join(sorted(STATUS_KEYS - status.keys()))}")
         status = {}
@@ -156,8 +148,7 @@ def read_run(folder: Path) -> RunFolder:
         status=status,
         records=records,
         alerts=alerts,
-        backup=read("backup.json"),
-        validation=read(LAST_VALIDATION),
+        backup=_read_json(folder / "backup.json", problems),
         state=state,
         reason=reason,
         problems=problems,
@@ -199,6 +190,20 @@ def _state_of(folder: Path, status: Record) -> tuple[str, str]:
     if locked is None or (host != platform.node() and silent < SILENT_SECONDS):
         return "running", f"{where} wrote {STATUS} {silent:.0f} s ago; its lock can't be seen from here"
     return "interrupted", f"its process is gone ({where}, last seen {status['updated']})"
+
+
+def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:  # not every run has it
+        return {}
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.name} can't be read ({error})")
+        return {}
+    if not isinstance(found, dict):
+        problems.append(f"{path.name} is no JSON object")
+        return {}
+    return found
 
 
 def _read_settings(folder: Path, problems: list[str]) -> dict[str, Any]:

@@ -36,6 +36,8 @@ class LastValidation:
         match event:
             case events.RunStarted():
                 self._setup = event.setup
+                if event.epoch == 0:  # of a former run in this folder (--exist-ok)
+                    (event.folder / LAST_VALIDATION).unlink(missing_ok=True)
             case events.EpochEnded():
                 if validation := event.validation():
                     if time.monotonic() - self._drawn > SECONDS_BETWEEN_IMAGES:
