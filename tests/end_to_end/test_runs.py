@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -70,6 +71,7 @@ def test_of_a_run_of_an_older_version_its_files_tell(run_folder: Path, yoloyard:
     assert run["seconds"] > 0
     (run_folder / "report.html").unlink()
     assert listed(yoloyard)["line"]["reason"] == "there is a checkpoint and no report"
+    assert "yoloyard train --resume runs/line" in yoloyard("runs", "show", "line")[1]
     with RunLock() as lock:
         lock.take(run_folder)
         assert listed(yoloyard)["line"]["state"] == "running"
@@ -143,6 +145,10 @@ def test_runs_are_compared_on_a_page(run_folder: Path, data: Path, yoloyard: Com
     code, out, _ = yoloyard("runs", "compare", "line", "<i>&")
     assert code == 0
     assert "lr0" in out
+    shutil.copytree(run_folder, "others/line")
+    code, out, _ = yoloyard("runs", "compare", "line", "others/line", "--name", "same")
+    assert code == 0
+    assert "mAP50 of others/line" in Path("runs/same/compare.html").read_text()
     code, _, err = yoloyard("runs", "compare", "line", "runs/line")
     assert code == 2
     assert err.startswith("yoloyard: name two different runs or more")

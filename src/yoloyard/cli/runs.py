@@ -23,6 +23,7 @@ def runs(*, project: Project = Path("runs"), json: Json = False) -> None:
     from rich.text import Text
 
     from yoloyard.commands.runs import list_runs
+    from yoloyard.common.errors import printable
 
     with stdout_for_json(json):
         found = list_runs(project)
@@ -32,14 +33,14 @@ def runs(*, project: Project = Path("runs"), json: Json = False) -> None:
     all_columns = ("state", "epoch", "best", "time", "size", "backup", "alerts")
     rows = {run.name: run.texts() for run in found}
     columns = [column for column in all_columns if any(texts[column] for texts in rows.values())]
-    table = Table("run", *columns)
+    table = Table("run", *("best (epoch)" if column == "best" else column for column in columns))
     for name, texts in rows.items():
         cells = (Text(texts[column], STYLES.get(texts[column], ""), overflow="fold") for column in columns)
         table.add_row(Text(name, overflow="fold"), *cells)
     Console().print(table if found else f"no run is in {project}/")
     for run in found:
         if run.state != "finished":
-            print(f"{run.name}: {run.state}: {run.reason}")
+            print(printable(f"{run.name}: {run.state}: {run.reason}"))
 
 
 @runs_app.command(name="show")
@@ -52,6 +53,7 @@ def runs_show(run: _Run, /, *, project: Project = Path("runs"), json: Json = Fal
     from rich.text import Text
 
     from yoloyard.commands.runs import details, find_run
+    from yoloyard.common.errors import printable
 
     with stdout_for_json(json):
         found = find_run(run, project)
@@ -59,13 +61,15 @@ def runs_show(run: _Run, /, *, project: Project = Path("runs"), json: Json = Fal
     if json:
         print_json(document)
         return
-    table = Table(title=found.name, show_header=False, title_justify="left")
-    rows = {"folder": str(found.folder)} | found.texts() | {"what says so": found.reason}
+    table = Table(title=Text(found.name), show_header=False, title_justify="left")
+    rows = {"folder": str(found.folder)} | found.texts() | {"what says so": printable(found.reason)}
+    if best := document["best"]:
+        rows["best"] = f"{best['figure']} {best['value']:.4f} in epoch {best['epoch']}"
     rows |= {"started": document["started"], "last written": document["updated"]}
     rows |= {name: str(document["settings"].get(name, "")) for name in ("model", "data", "batch", "imgsz")}
     rows |= {"weights": ", ".join(map(str, document["weights"])), "report": str(document["report"] or "")}
-    rows |= {"alerts": "\n".join(document["alerts"])}
-    if found.state in ("interrupted", "failed", "diverged"):
+    rows |= {"alerts": "\n".join(map(printable, document["alerts"]))}
+    if found.state not in ("running", "finished") and any(found.folder.glob("checkpoints/*/state.json")):
         rows["go on with"] = f"yoloyard train --resume {shlex.quote(str(found.folder))}"
     for name, value in rows.items():
         if value:
@@ -82,13 +86,14 @@ def runs_compare(*runs: _Run, project: Project = Path("runs"), name: Name = "com
     from rich.text import Text
 
     from yoloyard.commands.runs import compare
+    from yoloyard.common.run_folder import names_of
 
     with stdout_for_json(json):
         comparison = compare(runs, project, name)
     if json:
         print_json(comparison.as_dict())
         return
-    table = Table("", *(escape(run.name) for run in comparison.runs))
+    table = Table("", *map(escape, names_of(comparison.runs)))
     texts = [run.texts() for run in comparison.runs]
     for row in ("state", "epoch", "best", "time"):
         table.add_row(row, *(Text(each[row]) for each in texts))

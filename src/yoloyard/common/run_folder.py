@@ -161,6 +161,12 @@ def find_runs(project: Path) -> list[Path]:
     return [path.parent for path in sorted(configs, key=lambda path: path.stat().st_mtime)]
 
 
+def names_of(runs: Sequence[RunFolder]) -> list[str]:
+    """How to call these runs: by their names, by their folders where two have the same name."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
+
+
 def alert_line(alert: Record) -> str:
     """A line of metrics.jsonl that holds an alert, for a reader; `alert` is its kind, or holds all of it."""
     said = alert["alert"] if isinstance(alert["alert"], dict) else alert

@@ -5,7 +5,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from yoloyard.common.run_folder import RunFolder, alert_line
+from yoloyard.common.run_folder import RunFolder, alert_line, names_of
 from yoloyard.evaluation.report import plots
 from yoloyard.evaluation.report.page import Image, Row, render_page
 
@@ -18,7 +18,7 @@ def curves(runs: Sequence[RunFolder]) -> dict[str, Markup]:
     if len(runs) == 1:
         figures = plots.training_curves(runs[0].records)
     else:
-        figures = plots.compared_curves({run.name: run.records for run in runs})
+        figures = plots.compared_curves(dict(zip(names_of(runs), (run.records for run in runs), strict=True)))
     return {title: Markup(plots.figure_svg(figure)) for title, figure in figures.items()}
 
 
@@ -35,22 +35,25 @@ def runs_page(
     each run `map50_95` and `map50`. With `refresh_seconds` the page asks its server for a new one that often.
     """
     facts = {name: runs[0].settings[name] for name in FACTS if name in runs[0].settings} if len(runs) == 1 else {}
+    names = names_of(runs)
+    named = list(zip(names, runs, strict=True))
     return render_page(
         "runs.html.j2",
-        title=", ".join(run.name for run in runs),
-        runs=[(run, run.texts()) for run in runs],
+        title=", ".join(names),
+        names=names,
+        runs=[(name, run, run.texts()) for name, run in named],
         facts=facts,
-        alerts={run.name: [alert_line(each) for each in run.alerts[-ALERTS_SHOWN:]] for run in runs if run.alerts},
-        problems=[f"{run.name}: {problem}" for run in runs for problem in run.problems],
+        alerts={name: [alert_line(each) for each in run.alerts[-ALERTS_SHOWN:]] for name, run in named if run.alerts},
+        problems=[f"{name}: {problem}" for name, run in named for problem in run.problems],
         curves=figures,
         settings=settings,
         classes=classes,
-        predictions=[row for run in runs for row in _predictions(run)],
+        predictions=[row for name, run in named for row in _predictions(name, run)],
         refresh_seconds=refresh_seconds,
     )
 
 
-def _predictions(run: RunFolder) -> list[Row]:
+def _predictions(name: str, run: RunFolder) -> list[Row]:
     """The images of the run's last validation, two in a row."""
     found = run.validation
     images = [
@@ -58,4 +61,4 @@ def _predictions(run: RunFolder) -> list[Row]:
         for image in found.get("images", ())
     ]
     text = f"epoch {found.get('images_epoch')}"
-    return [Row(text, images[start : start + 2], run.name) for start in range(0, len(images), 2)]
+    return [Row(text, images[start : start + 2], name) for start in range(0, len(images), 2)]

@@ -56,7 +56,7 @@ def ending(event: events.RunFinished) -> tuple[str, str]:
     """The state that a run has ended in, and what says so."""
     match event.error:
         case None:
-            return "finished", f"its report is written, after {event.epochs} epochs"
+            return "finished", f"epoch {event.epochs} was the last, and the report is written"
         case Interrupted() as error:
             return "interrupted", f"{signal.Signals(error.exit_code - 128).name} came; everything is saved"
         case Diverged() as error:
