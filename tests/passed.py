@@ -70,6 +70,12 @@ GROUPS = {
         ("tests/end_to_end", "tests/endurance", "tests/training", "tests/storage", "tests/data_room"),
         (*TRAINER, "tests/*.py", "examples/quickstart.ipynb", "Makefile"),
     ),
+    "browser": Group(  # skipped where there is no Chromium
+        ("tests/browser",),
+        ("src/yoloyard/commands/*.py", "src/yoloyard/common/run_folder.py", "src/yoloyard/evaluation/report/**/*",
+         "src/yoloyard/training/listeners/status.py", "src/yoloyard/training/listeners/last_validation.py",
+         "tests/commands.py", "tests/tiny_network.py"),
+    ),
     "rehearsal": Group(
         ("tests/test_gpu_benchmark.py",),
         (*TRAINER, "benchmarks/gpu.py", "benchmarks/gpu_parts/*.py", "tests/*.py",

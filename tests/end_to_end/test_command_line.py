@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_the_page_describes_each_command_that_takes_json() -> None:
     takes_json = {words for words, command in all_commands().items() if "--json" in flags_of(command)}
     described = {" ".join(word for word in command.split() if word.islower()) for command in EXAMPLES}
     assert takes_json == described
-    assert len(described) == 9
+    assert len(described) == 12
 
 
 @pytest.mark.parametrize(
@@ -132,6 +133,21 @@ def test_the_example_of_info_is_what_the_command_says(yoloyard: Command) -> None
 
 def test_the_help_of_convert_names_the_formats(yoloyard: Command) -> None:
     assert all(name in yoloyard("data", "convert", "--help")[1].split("format to write")[1] for name in FORMATS)
+
+
+@pytest.mark.parametrize("command", ["runs", "runs show NAME", "runs compare NAME NAME"])
+def test_json_about_runs_has_the_form_of_its_page(command: str, run_folder: Path, yoloyard: Command) -> None:
+    shutil.copytree(run_folder, "runs/line-2")
+    metrics = run_folder / "metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"epoch": 1, "alert": "starved"}\n{}\n')
+    (run_folder / "backup.json").write_text(
+        '{"address": "file:///x", "epoch": 2, "behind_seconds": 1.5, "error": null}'
+    )
+    names = iter(("line", "line-2"))
+    words = [next(names) if word == "NAME" else word for word in command.split()]
+    code, out, err = yoloyard(*words, "--json")
+    assert (code, err) == (0, "warning: runs/line: metrics.jsonl:4 is no line of figures\n")
+    check_form(json.loads(out), EXAMPLES[command])
 
 
 @pytest.mark.parametrize("command", ["doctor", "image list", "image show TAG"])

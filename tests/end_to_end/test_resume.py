@@ -19,6 +19,7 @@ from commands import TINY, TINY_NETWORK, Command, start
 from yoloyard.commands import train as run
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import cannot_write
+from yoloyard.common.run_folder import read_run
 from yoloyard.common.structures import Batch
 from yoloyard.models.weights import read_weights
 from yoloyard.training import saving
@@ -328,6 +329,7 @@ def test_three_bad_steps_in_a_row_stop_the_run_and_name_the_images(
     with pytest.raises(UserError, match="3 steps in a row"):
         train(data, name="bad", nbs=4)
     assert "images/train/" in capsys.readouterr().out
+    assert read_run(Path("runs/bad")).state == "diverged"
     facts = json.loads(Path("runs/bad/checkpoints/last/state.json").read_text())
     assert (facts["progress"]["epoch"], facts["progress"]["position"]) == (0, 16)
     weights = load_file("runs/bad/checkpoints/last/model.safetensors")

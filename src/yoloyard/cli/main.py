@@ -27,6 +27,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "train": ("train:train", "Train a detector on your images and labels."),
         "val": ("val:val", "Measure a weights file on a data set and write a report."),
         "predict": ("predict:predict", "Find objects in images, videos and camera streams."),
+        "runs": ("runs:runs_app", "List the runs of a project, show one, or compare several."),
+        "watch": ("runs:watch", "Show runs that are still going on a page in the browser."),
         "info": ("weights:info", "Show the layers and the cost of a model or a weights file."),
     },
     "Data": {

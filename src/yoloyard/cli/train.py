@@ -33,6 +33,8 @@ def train(
     resume = {"true": NEWEST, "false": None}.get(str(resume).lower(), resume)
     in_file = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
     overrides = in_file | given(flags)
+    if secret := overrides.get("notify"):  # environment.json and W&B keep the command line
+        sys.argv[:] = [argument.replace(secret, "***") for argument in sys.argv]
     if not is_launched():
         overrides, resume = to_this_host(checked_overrides(TrainConfig, overrides), resume)
         _, header = find_run(overrides, resume)

@@ -1,6 +1,7 @@
 """Training as a command: those who hear of a run are put together here."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,20 @@ from typing import Any
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import write_whole_text
 from yoloyard.common.log import shown_lines
-from yoloyard.config.settings import NEWEST
+from yoloyard.config.overrides import checked_overrides
+from yoloyard.config.settings import NEWEST, TrainConfig
 from yoloyard.machines import environment
 from yoloyard.training import run
 from yoloyard.training.listeners.backup import Backup
 from yoloyard.training.listeners.console import Console
 from yoloyard.training.listeners.events import Event, Listener, Result, RunStarted
+from yoloyard.training.listeners.last_validation import LastValidation
+from yoloyard.training.listeners.notify import Notifier
 from yoloyard.training.listeners.results import Records
+from yoloyard.training.listeners.status import Status
 from yoloyard.training.listeners.trackers import TRACKERS, Tracker
+
+NOTIFY = "YOLOYARD_NOTIFY"  # the variable that stands for --notify; other users of the host can't see it
 
 
 def train(
@@ -36,9 +43,13 @@ def train(
             raise UsageError(f"on_event must be a function of an event, not {listener!r:.80}")
     if isinstance(resume, bool):
         resume = NEWEST if resume else None
+    overrides = checked_overrides(TrainConfig, overrides)
+    address = overrides.pop("notify", None) or os.environ.get(NOTIFY)  # may hold a secret: nobody else sees it
     backup = Backup()
     console = Console(backup.status)
-    listeners = [Records(), console, write_environment, *map(Tracker, TRACKERS), *own, backup]
+    listeners: list[Listener] = [Records(), Status(), console, write_environment, LastValidation()]
+    listeners += [*map(Tracker, TRACKERS), *own, backup]
+    listeners += [Notifier(address)] if address else []  # after those who may raise an alert at the end
     with shown_lines(console.say):
         try:
             result = run.train(overrides, resume, listeners, transform)

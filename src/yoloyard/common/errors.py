@@ -34,6 +34,10 @@ class SilentError(UserError):
         self.exit_code = exit_code
 
 
+class Diverged(UserError):  # noqa: N818  # as a run says it
+    """A training went wrong by itself: its loss or gradient is not finite, or grows without end. All is saved."""
+
+
 def user_line(error: BaseException, file: str | None = None) -> str:
     """Where in a user file, or in `file`, an error was raised: "file, line 12 (`x = f(y)`)"; empty if in neither."""
     if isinstance(error, SyntaxError) and error.filename:

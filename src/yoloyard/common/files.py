@@ -44,6 +44,21 @@ def write_whole_text(path: Path, text: str) -> None:
     write_whole(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
+def write_soon(path: Path, content: bytes) -> None:
+    """Write a small file that nothing depends on and that is soon written again: readers see the old one or the new.
+
+    Nobody waits for the disk. Where it can't be written, a line says so, once.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        log.warning(f"cannot write {path}: {error.strerror or error}; it is tried again", extra={"once": True})
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
 def write_whole_folder(path: Path, write: Callable[[Path], object], former: Path | None = None) -> None:
     """Let `write` fill a temporary folder beside `path`, then replace `path` with it; the old one becomes `former`.
 
@@ -120,6 +135,18 @@ class RunLock(contextlib.ExitStack):
                     time.sleep(0.1)
         except OSError as error:
             log.info(f"{folder}: no lock can be had there ({error}); take care that no other run writes to it")
+
+
+def is_locked(folder: Path) -> bool | None:
+    """Does a run write to `folder` at this moment? None where that can't be known: the disk has no locks."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError) as error:
+        return isinstance(error, BlockingIOError)
+    except OSError:
+        return None
+    return False
 
 
 def new_run_folder(project: Path, name: str, exist_ok: bool = False) -> Path:

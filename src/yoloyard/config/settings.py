@@ -179,6 +179,12 @@ class TrainConfig:
     exist_ok: bool = setting(False, "write into an existing run folder", decides=False)
     tensorboard: bool = setting(True, "write TensorBoard files where the package is installed", **FREE)
     wandb: bool = setting(False, "show the run in Weights & Biases, under the account that its package knows", **FREE)
+    notify: str | None = setting(
+        None,
+        "address that is told of alerts and of the end: a webhook of Slack, Feishu, DingTalk or WeCom, or a server "
+        "that takes JSON; it is kept in no file",
+        **FREE,
+    )
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optimization: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)

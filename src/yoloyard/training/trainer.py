@@ -8,7 +8,7 @@ import logging
 import weakref
 
 from yoloyard.common.device import repeated_shapes
-from yoloyard.common.errors import TooLittleMemoryError, UserError
+from yoloyard.common.errors import Diverged, TooLittleMemoryError
 from yoloyard.training.begin import Run, begin, go_on
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.compilation import shapes_vary
@@ -41,7 +41,7 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
             if checkpoint is not None:
                 go_on(run, checkpoint)
             with team.on_rank_0():
-                listeners.tell(events.RunStarted(setup.folder, progress.epoch, setup))
+                listeners.tell(events.RunStarted(setup.folder, progress.epoch, setup, progress.seconds))
             while progress.epoch < run.epochs and not is_exhausted(run):
                 run.threads.choose(team.min, wait=True)
                 speed = train_epoch(run)
@@ -121,7 +121,7 @@ def judge(run: Run, verdict: Verdict | None) -> None:
     if progress.bad_steps >= MAX_BAD_STEPS:
         progress.bad_steps = 0
         save_for_good(run)
-        raise UserError(
+        raise Diverged(
             f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite. The weights are as they were "
             f"before, and saved in {run.setup.folder}. Look at the images named above, then train again with a lower "
             "--lr0 or with --no-amp"

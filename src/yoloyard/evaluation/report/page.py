@@ -49,7 +49,12 @@ def write_page(path: Path, template: str, **values: object) -> None:
 
     Raises UserError if the file can't be written.
     """
-    write_whole_text(path, _templates().get_template(template).render(values))
+    write_whole_text(path, render_page(template, **values))
+
+
+def render_page(template: str, **values: object) -> str:
+    """The page of `templates/{template}` as HTML."""
+    return _templates().get_template(template).render(values)
 
 
 def embedded(pixels: np.ndarray, file_name: str, what: str) -> Image:

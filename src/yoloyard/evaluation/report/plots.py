@@ -100,12 +100,16 @@ def class_bars(metrics: Metrics) -> Figure:
 
 
 def training_curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    """Losses, figures and learning rates by epoch from the lines of metrics.jsonl, by title; nothing for no records."""
+    """Losses, figures, learning rates and the gradients' norm by epoch from the lines of metrics.jsonl, by title.
+
+    Nothing for no records.
+    """
     columns = sorted({key for record in records for key in record})
     groups = {
         "Training losses": [name for name in columns if name.startswith("train/")],
         "Validation figures": ["val/map50_95", "val/map50", "val/precision", "val/recall"],
         "Learning rate": [name for name in columns if name.startswith("lr/")],
+        "Gradient norm": ["gradient/norm"],
     }
     figures = {}
     for title, names in groups.items():
@@ -116,10 +120,34 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
                 lines.setdefault(np.array(points, float).tobytes(), []).append(name)
         if lines:
             figures[title] = _epoch_lines(
-                {", ".join(same): np.frombuffer(points).reshape(-1, 2) for points, same in lines.items()},
+                [(", ".join(same), np.frombuffer(points).reshape(-1, 2)) for points, same in lines.items()],
                 top=1 if title == "Validation figures" else None,
             )
     return figures
+
+
+def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Figure]:
+    """A figure for each of the columns that runs are judged by, with a line for each run that has it.
+
+    `runs` are the lines of metrics.jsonl by the name of the run. Columns of equal values are one figure with all names.
+    """
+    columns = dict.fromkeys(key for records in runs.values() for record in records for key in record)
+    shown = [name for name in columns if name.startswith(("train/", "lr/")) or name == "gradient/norm"]
+    titles: dict[tuple[Any, ...], list[str]] = {}  # of equal lines: for each run its label and its points
+    for name in ("val/map50_95", "val/map50", *shown):
+        lines = []
+        for run, records in runs.items():
+            points = tuple((record["epoch"], record[name]) for record in records if record.get(name) is not None)
+            label = _short(run if len(run) <= 24 else f"…{run[-23:]}")  # names of runs differ at their ends
+            lines += [(label, points)] if points else []
+        if lines:
+            titles.setdefault(tuple(lines), []).append(name)
+    return {
+        ", ".join(names): _epoch_lines(
+            [(run, np.array(points, float)) for run, points in lines], top=1 if names[0].startswith("val/") else None
+        )
+        for lines, names in titles.items()
+    }
 
 
 def label_statistics(index: Index) -> dict[str, Figure]:
@@ -215,14 +243,14 @@ def _class_lines(metrics: Metrics, figure_name: str, x: np.ndarray, lines: np.nd
     return figure
 
 
-def _epoch_lines(lines: Mapping[str, np.ndarray], top: float | None) -> Figure:
-    """Lines of points (k, 2), epoch and value, up to `top` or the highest value."""
+def _epoch_lines(lines: Sequence[tuple[str, np.ndarray]], top: float | None) -> Figure:
+    """Lines with their names: points (k, 2), epoch and value, up to `top` or the highest value."""
     figure, axes = _figure()
-    marker = "o" if max(map(len, lines.values())) < 15 else None
-    for position, (name, points) in enumerate(lines.items()):
+    marker = "o" if max(len(points) for _, points in lines) < 15 else None
+    for position, (name, points) in enumerate(lines):
         colour = COLOURS[position % len(COLOURS)]
         axes.plot(*points.T, color=colour, linewidth=1.6, marker=marker, markersize=3, label=name)
-    last = max(points[:, 0].max() for points in lines.values())
+    last = max(points[:, 0].max() for _, points in lines)
     axes.set(xlabel="epoch", xlim=(0, last + max(0.5, 0.02 * last)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_ylim(0, top)

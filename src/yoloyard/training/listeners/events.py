@@ -39,6 +39,7 @@ class RunStarted(Event):
     folder: Path
     epoch: int
     setup: "Setup" = field(repr=False)
+    seconds: float = 0.0  # of training and validation that it has had before
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,65 @@
+"""What the last validation found, as `last_validation.json` in the run folder, for `yoloyard watch` and `runs compare`.
+
+It has the figures of each class, and a few images with what was found in them.
+"""
+
+import base64
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+from yoloyard.common.files import write_soon
+from yoloyard.common.run_folder import LAST_VALIDATION
+from yoloyard.data.pixels.decode import decode_image, encode_jpeg
+from yoloyard.evaluation.metrics.coco import Metrics
+from yoloyard.evaluation.metrics.showing import shown
+from yoloyard.evaluation.report.drawing import draw_boxes, shrunk
+from yoloyard.training.listeners import events
+from yoloyard.training.listeners.events import Event, Validation
+
+SECONDS_BETWEEN_IMAGES = 20.0  # drawing them takes about as long as a training step
+IMAGES_SHOWN = 3  # the first ones of the validation set
+IMAGE_SIDE = 480  # pixels of the longer side
+JPEG_QUALITY = 82
+
+
+class LastValidation:
+    """A listener that keeps the file."""
+
+    def __init__(self) -> None:
+        self._images: dict[str, Any] = {"images_epoch": 0, "images": []}
+        self._drawn = -SECONDS_BETWEEN_IMAGES
+
+    def __call__(self, event: Event) -> None:
+        """Write what the validation of an epoch found, and at the end the figures of the best weights."""
+        match event:
+            case events.RunStarted():
+                self._setup = event.setup
+                if event.epoch == 0:  # of a former run in this folder (--exist-ok)
+                    (event.folder / LAST_VALIDATION).unlink(missing_ok=True)
+            case events.EpochEnded():
+                if validation := event.validation():
+                    if time.monotonic() - self._drawn > SECONDS_BETWEEN_IMAGES:
+                        self._drawn = time.monotonic()
+                        self._images = {"images_epoch": event.epoch, "images": self._draw(validation)}
+                    self._write(event.epoch, validation.metrics)
+            case events.RunFinished(result=events.Result() as result):
+                self._write(result.best_epoch, result.metrics)
+
+    def _write(self, epoch: int, metrics: Metrics) -> None:
+        facts = {"epoch": epoch, "classes": [asdict(row) for row in metrics.classes]} | self._images
+        write_soon(self._setup.folder / LAST_VALIDATION, json.dumps(facts).encode())
+
+    def _draw(self, validation: Validation) -> list[dict[str, Any]]:
+        """The first images with what was found in them: file, size in pixels, the JPEG in base64."""
+        images, paths = [], self._setup.val_index.paths
+        for number in range(min(IMAGES_SHOWN, len(paths))):
+            pixels, scale = shrunk(decode_image(paths[number]), IMAGE_SIDE)
+            found = shown(validation.detections[number], validation.metrics.showing)
+            boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
+            drawn = draw_boxes(pixels, boxes * scale, labels, self._setup.spec.names, scores)
+            jpeg = base64.b64encode(encode_jpeg(drawn, JPEG_QUALITY)).decode("ascii")
+            height, width = drawn.shape[:2]
+            images.append({"file": paths[number].name, "width": width, "height": height, "jpeg": jpeg})
+        return images
