@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_five_kills_change_no_figure() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "kills.py"), "--kills", "5", "--epochs", "15"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "kills.py"), "--kills", "5", "--epochs", "12"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 kills survived" in done.stdout

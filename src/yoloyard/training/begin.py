@@ -36,6 +36,8 @@ from yoloyard.training.writer import Writer
 
 log = logging.getLogger(__name__)
 
+LAST = Path("checkpoints", "last")  # in the run folder
+
 
 @dataclass
 class Run:
@@ -70,7 +72,7 @@ class Run:
     @property
     def last_checkpoint(self) -> Path:
         """The checkpoint that a resumed run begins with."""
-        return self.setup.folder / "checkpoints" / "last"
+        return self.setup.folder / LAST
 
     @property
     def place(self) -> str:
@@ -141,15 +143,16 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
         f"{len(train_loader)} batches of {config.batch} an epoch; results in {setup.folder}"
     )
 
-    def saved(error: UserError | None) -> None:
+    last_checkpoint = setup.folder / LAST
+
+    def saved(error: UserError | None) -> None:  # knows no `Run`, whose workers would then outlive the run
         if error is None:
-            listeners.tell(events.CheckpointWritten(run.last_checkpoint))
+            listeners.tell(events.CheckpointWritten(last_checkpoint))
         else:
             advice = "Training goes on, and the next save tries it again; make room, or make that folder writable"
             listeners.tell(events.AlertRaised(f"{error} {advice}"))
 
-    run = Run(setup, team, listeners, interrupt, threads, engine, Writer(saved), train_loader, val_loader)
-    return run
+    return Run(setup, team, listeners, interrupt, threads, engine, Writer(saved), train_loader, val_loader)
 
 
 def go_on(run: Run, checkpoint: Header) -> None:
