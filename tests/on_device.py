@@ -148,7 +148,7 @@ def check_that_a_bad_step_leaves_no_trace(
     spoiling = first.register_forward_hook(lambda module, inputs, output: output * float("inf"))
     report = training.step(some_batch(seed=2))
     spoiling.remove()
-    assert report.send().read() == (True, False, False)
+    assert report.send().read() == (True, False, False, False)
     after = everything(training.engine)
     for name, value in before.items():
         assert torch.equal(after[name], value), name

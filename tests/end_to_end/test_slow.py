@@ -11,6 +11,7 @@ import pytest
 from commands import TINY, Command, start
 from yoloyard.common.files import restore_whole_folder
 from yoloyard.models.weights import read_weights
+from yoloyard.training.listeners.results import read_records
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
@@ -27,7 +28,7 @@ def test_the_demo_learns_what_cannot_be_guessed(
     for command in commands:
         code, _, err = yoloyard(*command.split())
         assert (code, err) == (0, "")
-    records = [json.loads(line) for line in Path("runs/demo/metrics.jsonl").read_text().splitlines()]
+    records = read_records(Path("runs/demo"))
     assert records[0]["val/map50"] < 0.05
     _, metadata = read_weights(Path("runs/demo/weights/best.safetensors"))
     assert metadata["metrics"]["map50"] > 0.5
@@ -52,7 +53,7 @@ def test_a_run_killed_at_any_moment_goes_on(data: Path, yoloyard: Command) -> No
     trained = json.loads((checkpoints / "last" / "state.json").read_text())["progress"]["epoch"]
     code, _, err = yoloyard("train", "--resume", "runs/line", "--epochs", trained + 2)
     assert (code, err) == (0, "")
-    epochs = [json.loads(line)["epoch"] for line in Path("runs/line/metrics.jsonl").read_text().splitlines()]
+    epochs = [record["epoch"] for record in read_records(Path("runs/line"))]
     assert epochs == list(range(1, trained + 3))
     for name in ("best", "last"):
         read_weights(Path(f"runs/line/weights/{name}.safetensors"))

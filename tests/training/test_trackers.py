@@ -126,6 +126,9 @@ def test_a_tracker_that_fails_is_left_out_with_one_alert(tmp_path: Path, said: l
         def image(self, name: str, image: np.ndarray, step: int) -> None:
             seen.append(name)
 
+        def alert(self, alert: AlertRaised, epoch: int) -> None:
+            pass
+
         def close(self) -> None:
             seen.append("closed")
 

@@ -140,6 +140,12 @@ class TrainConfig:
     )
     save_period: int = setting(10, "keep a checkpoint every so many epochs (0: only the last)", 0, resumable=True)
     keep: int = setting(3, "how many of the periodic checkpoints are kept", 1, resumable=True)
+    on_divergence: str = setting(
+        "rollback",
+        "if the loss or gradients are no longer finite, or the loss rises and rises: warn; stop; or rollback, which "
+        "goes back to the last good checkpoint with half the learning rate, at most three times",
+        resumable=True,
+    )
     seed: int = setting(0, "the same seed gives the same run", 0, 10**15)
     classes: str | None = setting(None, "train on these classes alone: numbers or names joined by commas", joined=True)
     single_cls: bool = setting(False, "take all classes as one, 'object'")

@@ -32,6 +32,7 @@ def end_epoch(run: Run, validation: Validation | None, speed: dict[str, float]) 
     if progress.best == 0:
         progress.best_epoch = progress.epoch  # patience begins with the first thing found
     run.listeners.tell(events.EpochMeasured(run.epochs, record))
+    run.monitor.look_at_epoch(record, metrics, len(run.train_loader))
     progress.epoch, progress.position = epoch, 0
     engine.begin_epoch()
 
@@ -52,9 +53,11 @@ def save(run: Run, weights: Sequence[str] = (), metrics: Metrics | None = None, 
     run.count_time()
     run.is_saving, run.interrupt.saved_at = False, time.monotonic()
     random_states = run.team.gather(RandomNumbers(setup.device).state_dict())
+    run.start = None
     if not run.team.is_rank_0:
         return
-    snapshot = snapshot_of(setup.spec.to_json(), run.engine, run.progress, random_states)
+    monitor = run.monitor.state_dict()
+    snapshot = snapshot_of(setup.spec.to_json(), run.engine, run.progress, random_states, monitor)
 
     def work() -> None:
         average = {name: value for name, value in snapshot["ema"].items() if name != "ema.updates"}

@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class Progress:
     best_epoch: int = -1
     seconds: float = 0.0  # of training and validation up to now
     planned_epochs: int = 0  # that fit into `--time`; 0: as configured
+    rollbacks: int = 0  # after a divergence; each has halved the learning rate
+    left_out: list[int] = field(default_factory=list)  # positions in the index; other images take their places
 
     @property
     def place(self) -> str:
@@ -75,10 +78,14 @@ class Header:
 
 
 def snapshot_of(
-    spec: Mapping[str, Any], engine: Engine, progress: Progress, random_states: Sequence[Mapping[str, Any]]
+    spec: Mapping[str, Any],
+    engine: Engine,
+    progress: Progress,
+    random_states: Sequence[Mapping[str, Any]],
+    monitor: Mapping[str, Any] | None = None,
 ) -> Snapshot:
     """All of a run at this moment; `random_states` are those of all processes by rank. Waits for the device."""
-    parts = {"spec": spec, "progress": progress.state_dict(), **engine.state_dict()}
+    parts = {"spec": spec, "progress": progress.state_dict(), "monitor": monitor or {}, **engine.state_dict()}
     parts |= {f"random-{rank}": state for rank, state in enumerate(random_states)}
     return {name: {key: _on_host(value) for key, value in part.items()} for name, part in parts.items()}
 
@@ -164,12 +171,29 @@ def newest_whole(run: Path) -> Header:
     raise _none_whole(folder, wrong)
 
 
+def newest_before(run: Path, number: int, needed: bool) -> Header | None:
+    """The newest whole checkpoint of a run from before its batch `number`; if there is none, the oldest, if `needed`.
+
+    Raises UserError if one is needed and none is whole.
+    """
+    whole = [each for each in _by_age(run / "checkpoints", needed=needed) if not damage(each.folder)]
+    before = [each for each in whole if each.facts["engine"]["number"] <= number]
+    if before or not needed:
+        return before[0] if before else None
+    if not whole:
+        raise _none_whole(run / "checkpoints", [])
+    return whole[-1]
+
+
 def _none_whole(folder: Path, problems: Sequence[str]) -> UserError:
     return UserError(f"there is no whole checkpoint in {folder} ({'; '.join(problems)}); start the run again")
 
 
-def _by_age(folder: Path, wrong: list[str] | None = None) -> list[Header]:
-    """The checkpoints in `folder` whose JSON part can be read, newest first. Raises UserError if there is none."""
+def _by_age(folder: Path, wrong: list[str] | None = None, needed: bool = True) -> list[Header]:
+    """The checkpoints in `folder` whose JSON part can be read, newest first. Raises UserError if one is needed.
+
+    What comes after a rollback is newer than what was before, although it is of an earlier epoch.
+    """
     headers, problems = [], [] if wrong is None else wrong
     names = ("last", ".last.old", "previous", *sorted(path.name for path in folder.glob("epoch-*")))
     for place in (folder / name for name in names):
@@ -177,13 +201,23 @@ def _by_age(folder: Path, wrong: list[str] | None = None) -> list[Header]:
             headers += [read_header(place)] if place.exists() or place.name == "last" else []
         except UserError as error:
             problems.append(str(error))
-    if not headers:
+    if needed and not headers:
         raise _none_whole(folder, problems)
-    return sorted(headers, key=lambda each: (each.progress.epoch, each.progress.position), reverse=True)
+    order = attrgetter("progress.rollbacks", "progress.epoch", "progress.position")
+    return sorted(headers, key=order, reverse=True)
 
 
 def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -> None:
     """Put a checkpoint back, with the random numbers of process `rank`, if it had one. Raises UserError if it can't."""
+    content = read(header, engine, rank)
+    try:
+        put_back(content, engine, progress)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"the checkpoint {header.folder} can't be restored: {error}") from error
+
+
+def read(header: Header, engine: Engine, rank: int = 0) -> Snapshot:
+    """A checkpoint for `put_back`, in process `rank`. Raises UserError if it can't be read."""
     try:
         parts = {name: _read(header, name) for name in TENSOR_PARTS}
         if header.facts["format"] == 2:
@@ -191,12 +225,21 @@ def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -
         else:
             parts["engine"] = _read(header, "engine")
             numbers = _read(header, f"random-{rank}") if f"random-{rank}" in header.facts else {}
-        engine.load_state_dict(parts)
-        progress.load_state_dict(header.progress.state_dict())
-        if numbers:
-            RandomNumbers(engine.device).load_state_dict(numbers)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        own = {"progress": header.progress.state_dict(), "random-0": numbers}
+        return parts | own | {"monitor": header.facts.get("monitor", {})}
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"the checkpoint {header.folder} can't be restored: {error}") from error
+
+
+def put_back(content: Snapshot, engine: Engine, progress: Progress) -> None:
+    """Go on from `content`, whose `random-0` are this process's random numbers, and which stays as it is.
+
+    Raises KeyError, TypeError, ValueError or RuntimeError if it is of another run.
+    """
+    engine.load_state_dict(content)
+    progress.load_state_dict(content["progress"])
+    if content["random-0"]:
+        RandomNumbers(engine.device).load_state_dict(content["random-0"])
 
 
 def _on_host(value: Any) -> Any:
