@@ -11,27 +11,35 @@ class Growing(nn.Module):
 
     calls: Tensor
 
-    def __init__(self, calm: int) -> None:
+    def __init__(self, calm: int, doublings: int = 1) -> None:
         super().__init__()
-        self.calm = calm
+        self.calm, self.doublings = calm, doublings
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, maps: Tensor) -> Tensor:
         if self.training:
             self.calls += 1
-        return maps * 2 ** (self.calls - self.calm).clamp(min=0)
+        return maps * 2 ** (self.doublings * (self.calls - self.calm).clamp(min=0))
 
 
 class Exploding(Tiny):
-    """The tiny network with maps that grow after 60 steps."""
+    """The tiny network with maps that grow after 120 steps."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
-        self.block = Growing(60)
+        self.block = Growing(120)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         fine, *others = super().forward(images)
         return [self.block(fine), *others]
+
+
+class ExplodingSoon(Exploding):
+    """The same after 6 steps, and beyond all numbers in a few more."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.block = Growing(6, 60)
 
 
 class BlackImage(Tiny):

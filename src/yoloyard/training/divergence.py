@@ -61,9 +61,10 @@ def judge(run: Run, verdict: Verdict | None) -> None:
     images = [image for others in run.team.gather(verdict.images or ()) for image in others]
     message = f"epoch {progress.epoch + 1}: loss or gradient is not finite, the step is skipped"
     said = f"its images: {named(run, images)}"
-    log.info(f"{message}; {said}")
     remedy = "look at the images of such steps, and at blocks and transforms of your own"
-    monitor.look_at_bad_step(events.AlertRaised(message, "not-finite", said, remedy), len(run.train_loader))
+    alert = events.AlertRaised(message, "not-finite", said, remedy)
+    if not monitor.look_at_bad_step(alert, len(run.train_loader)):
+        log.info(f"{message}; {said}")
     if progress.bad_steps >= MAX_BAD_STEPS:
         progress.bad_steps = 0
         batches = MAX_BAD_STEPS * run.engine.schedule.accumulate_at(verdict.number)

@@ -5,12 +5,12 @@ from statistics import median
 
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.training.listeners.events import AlertRaised
-from yoloyard.training.monitor.history import History
+from yoloyard.training.monitor.history import History, lost_classes
 
 FIGURE = "val/map50_95"
 FLAT_EPOCHS = 3  # over which a rate that is too low shows
 FLAT_CHANGE = 0.05  # of the loss, below which it is flat
-SMALL_UPDATE = 1e-5  # of the weights' length, in one update at the full learning rate
+SMALL_UPDATE = 2e-5  # of the weights' length, in one update at the full learning rate
 RISING_EPOCHS = 3  # in which the loss rises after the warm-up
 RISING_RATIO = 1.2  # of the loss to that before these epochs
 PLATEAU_EPOCHS = 20  # without anything better
@@ -21,8 +21,7 @@ OVERFIT_LOSS = 0.97  # of the training loss to that of the best epoch
 MIN_FIGURE = 0.05  # below it a figure says nothing yet
 FAR_EPOCHS = 20  # after which validation must show something
 FAR_MAP50 = 0.05  # of validation, although the network has learned something
-NEVER_EPOCHS = 10  # after which each class should be found
-NEVER_BOXES = 5  # of the class in the validation set
+NEVER_EPOCHS = 8  # validated ones in a row in which a class is not found, and the others are
 NEVER_MAP50 = 0.5  # median of the other classes, which shows that the network works
 STARVED_SHARE = 0.5  # of an epoch's time
 STARVED_SECONDS = 3.0  # below it nobody minds
@@ -118,18 +117,15 @@ def far_below_training(seen: History, metrics: Metrics | None) -> AlertRaised | 
 
 def class_never_found(seen: History, metrics: Metrics | None) -> AlertRaised | None:
     """A class has boxes, and none of them was ever found, while others are found well."""
-    if metrics is None or len(seen.epochs) < NEVER_EPOCHS:
+    last = [epoch for epoch in seen.epochs if "found_map50" in epoch][-NEVER_EPOCHS:]
+    is_long = len(last) == NEVER_EPOCHS and all(each["lost"] and each["found_map50"] >= NEVER_MAP50 for each in last)
+    if metrics is None or not is_long:
         return None
-    rows = [row for row in metrics.classes if row.boxes]
-    lost = [row for row in rows if row.boxes >= NEVER_BOXES and row.map50 == 0]
-    others = [row.map50 for row in rows if row not in lost]
-    if not lost or not others or median(others) < NEVER_MAP50:
-        return None
-    names = ", ".join(f"{row.name} ({row.boxes} boxes)" for row in lost)
+    names = ", ".join(f"{row.name} ({row.boxes} boxes)" for row in lost_classes(metrics))
     return AlertRaised(
         f"never found: {names}",
         "class-never-found",
-        f"map50 0 after {len(seen.epochs)} epochs, median of the other classes {median(others):.2f}",
+        f"map50 0 in {NEVER_EPOCHS} epochs, median of the other classes {last[-1]['found_map50']:.2f}",
         "check the class numbers of train and val, and whether train has enough boxes of it; --repeat-factor shows "
         "rare classes more often",
     )

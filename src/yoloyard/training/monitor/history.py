@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
+from yoloyard.evaluation.metrics.coco import ClassMetrics, Metrics
 from yoloyard.training.engine.engine import Figures
 
 NORMS_KEPT = 100  # updates whose gradient norm is kept
@@ -18,8 +19,10 @@ MIN_NORMS = 30  # updates before a gradient norm can be called unusual
 MIN_SPREAD = 0.25  # of log norms: where they hardly vary, a small change is no sign
 SPIKE_Z = 10.0  # robust z-score of a log norm that is a spike
 RISING_RATIO = 1.3  # of the lowest median of the loss: above it the loss is on its way up
-LEARNED_LABEL_RATIO = 0.8  # of the loss to that with the labels of other images: below it something is learned
-LEARNED_KEPT = 5  # measurements that decide it
+NEVER_BOXES = 5  # of a class in the validation set, below which not finding it says little
+LEARNED_LABEL_RATIO = 0.85  # of the loss to that with the labels of other images: below it something is learned
+LEARNED_KEPT = 5  # measurements in a row that must be below
+SETTLED_STEPS = 300  # after which a spike of the norm counts also where nothing is learned
 MIN_RATE_SHARE = 0.1  # of the full learning rate, below which an update says little about that rate
 
 
@@ -39,12 +42,12 @@ class History:
     full_updates: list[float] = field(default_factory=list)  # the same, as they would be at the full learning rate
     label_ratios: list[float] = field(default_factory=list)  # the loss over that with the labels of other images
     scale: float = 1.0  # of the loss
-    epochs: list[dict[str, float]] = field(default_factory=list)  # EPOCH_FIGURES, and the sum of losses as `loss`
+    epochs: list[dict[str, float]] = field(default_factory=list)  # EPOCH_FIGURES, `loss`, `lost`, `found_map50`
 
     @property
     def label_ratio(self) -> float:
-        """The loss over the loss with the labels of other images, lately; 1 as long as it is not known."""
-        return median(self.label_ratios[-LEARNED_KEPT:]) if len(self.label_ratios) >= LEARNED_KEPT else 1.0
+        """The highest of the last measurements of the loss over that with the labels of other images; 1 if unknown."""
+        return max(self.label_ratios[-LEARNED_KEPT:]) if len(self.label_ratios) >= LEARNED_KEPT else 1.0
 
     @property
     def has_learned(self) -> bool:
@@ -64,10 +67,13 @@ class History:
         if math.isfinite(figures.label_ratio) and is_warmed_up:
             _append(self.label_ratios, figures.label_ratio, MEASURED_KEPT)
 
-    def add_epoch(self, record: Mapping[str, float]) -> None:
-        """Take up the record of an epoch."""
+    def add_epoch(self, record: Mapping[str, float], metrics: Metrics | None) -> None:
+        """Take up the record of an epoch, and how many classes its validation did not find."""
         loss = sum(value for name, value in record.items() if name.startswith("train/"))
         kept = {name: record[name] for name in EPOCH_FIGURES if name in record}
+        if metrics is not None:
+            lost, found = lost_classes(metrics), [row.map50 for row in metrics.classes if row.boxes and row.map50]
+            kept |= {"lost": len(lost), "found_map50": median(found) if found else 0.0}
         _append(self.epochs, kept | {"loss": loss}, EPOCHS_KEPT)
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,13 +97,19 @@ class History:
 
     def _add_norm(self, norm: float) -> None:
         self.norm_z = 0.0
-        if len(self.norms) >= MIN_NORMS:
+        is_settled = self.lowest_loss is not None or self.number >= SETTLED_STEPS
+        if len(self.norms) >= MIN_NORMS and is_settled:
             centre = median(self.norms)
             spread = 1.4826 * median(abs(each - centre) for each in self.norms)
             self.norm_z = (norm - centre) / max(spread, MIN_SPREAD)
         if self.norm_z > SPIKE_Z:
             _append(self.spikes, self.number, SPIKES_KEPT)
         _append(self.norms, norm, NORMS_KEPT)
+
+
+def lost_classes(metrics: Metrics) -> list[ClassMetrics]:
+    """The classes with boxes of which none was found."""
+    return [row for row in metrics.classes if row.boxes >= NEVER_BOXES and row.map50 == 0]
 
 
 def _append(values: list[Any], value: Any, kept: int) -> None:

@@ -43,13 +43,13 @@ class Monitor:
 
     def look_at_epoch(self, record: Record, metrics: Metrics | None, batches: int) -> None:
         """Look at an epoch of so many `batches`; `metrics` where it was validated."""
-        self.history.add_epoch(record)
+        self.history.add_epoch(record, metrics)
         self._raise((rule(self.history, metrics) for rule in EPOCH_RULES), CALM_EPOCHS * batches)
 
-    def look_at_bad_step(self, alert: AlertRaised, batches: int) -> None:
-        """Raise `alert` of a step that changed nothing, in epochs of so many `batches`."""
+    def look_at_bad_step(self, alert: AlertRaised, batches: int) -> bool:
+        """Raise `alert` of a step that changed nothing, in epochs of so many `batches`; was it told?"""
         self.history.number += 1
-        self._raise([alert], CALM_EPOCHS * batches)
+        return self._tell_once(alert, CALM_EPOCHS * batches)
 
     def state_dict(self) -> dict[str, Any]:
         """What it has seen and told, as JSON."""
@@ -67,8 +67,13 @@ class Monitor:
     def _raise(self, found: Iterable[AlertRaised | None], calm: float) -> list[AlertRaised]:
         alerts = [alert for alert in found if alert is not None]
         for alert in alerts:
-            before = self._last_found.get(alert.kind)
-            self._last_found[alert.kind] = max(self.history.number, before or 0)
-            if before is None or self.history.number - before > calm:
-                self._tell(alert)
+            self._tell_once(alert, calm)
         return alerts
+
+    def _tell_once(self, alert: AlertRaised, calm: float) -> bool:
+        before, now = self._last_found.get(alert.kind), self.history.number
+        self._last_found[alert.kind] = max(now, before or 0)
+        is_new = before is None or now - before > calm
+        if is_new:
+            self._tell(alert)
+        return is_new

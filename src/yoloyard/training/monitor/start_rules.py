@@ -7,7 +7,7 @@ import numpy as np
 from yoloyard.training.listeners.events import AlertRaised
 from yoloyard.training.setup.setup import Setup
 
-MIN_VAL_BOXES = 10
+MIN_VAL_BOXES = 8
 MIN_VAL_IMAGES = 4  # with boxes
 EMPTY_SHARE = 0.9  # of the training images, without a box
 TRAINABLE_SHARE = 1e-3  # of the parameters

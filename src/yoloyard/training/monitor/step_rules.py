@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from statistics import mean, median
+from statistics import median
 
 from yoloyard.training.listeners.events import AlertRaised
 from yoloyard.training.monitor.history import LOSSES_KEPT, MEASURED_KEPT, SPIKE_Z, History
@@ -12,9 +12,10 @@ DIVERGED_RATIO = 5.0  # of the median loss to the lowest one
 LOST_RATIO = 1.5  # the same, where what was learned is lost: the labels of other images give the same loss again
 LOST_LABEL_RATIO = 0.95
 MANY_UPDATES = 5  # measurements whose median counts
-LARGE_UPDATE = 2e-2  # of the weights' length, in one update; the smallest networks need half of it
+LARGE_UPDATE = 1.5e-2  # of the weights' length, in one update; the smallest networks need half of it
 COLLAPSED_SCALE = 8.0  # of the loss: it begins at 65536 and halves with each gradient that is not finite
-UNFIT_LABEL_RATIO = 0.98  # of the loss to that with the labels of other images
+UNFIT_LABEL_RATIO = 0.95  # of the loss to that with the labels of other images
+UNFIT_LAST = 10  # measurements whose median counts
 
 Rule = Callable[[History], AlertRaised | None]
 
@@ -36,7 +37,7 @@ def diverged(seen: History) -> AlertRaised | None:
     """The loss has risen to several times its lowest value, or what was learned is lost."""
     if seen.lowest_loss is None:
         return None
-    is_lost = median(seen.label_ratios[-3:]) > LOST_LABEL_RATIO
+    is_lost = min(seen.label_ratios[-3:]) > LOST_LABEL_RATIO
     if median(seen.losses) <= (LOST_RATIO if is_lost else DIVERGED_RATIO) * seen.lowest_loss:
         return None
     return AlertRaised(
@@ -86,14 +87,16 @@ def scaler_collapsing(seen: History) -> AlertRaised | None:
 
 
 def labels_that_do_not_fit(seen: History) -> AlertRaised | None:
-    """After the warm-up the labels of other images give the same loss."""
-    if len(seen.label_ratios) < MEASURED_KEPT or mean(seen.label_ratios) <= UNFIT_LABEL_RATIO:
+    """After the warm-up the labels of other images give the same loss, and nothing was learned before."""
+    last = seen.label_ratios[-UNFIT_LAST:]
+    if seen.lowest_loss is not None or len(seen.label_ratios) < MEASURED_KEPT or median(last) <= UNFIT_LABEL_RATIO:
         return None
     return AlertRaised(
         "the labels do not fit the images: the labels of other images give the same loss",
         "labels-do-not-fit",
-        f"loss over loss with shuffled labels {mean(seen.label_ratios):.3f}, it should fall well below 1",
-        "look at the first training batches in TensorBoard, and check how label files are matched with images",
+        f"loss over loss with shuffled labels {median(last):.3f}, it should fall well below 1",
+        "if no other alert explains it, look at the first training batches in TensorBoard, and check how label files "
+        "are matched with images",
     )
 
 
