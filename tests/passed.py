@@ -66,7 +66,7 @@ GROUPS = {
          "tests/data/reference/*"),
     ),
     "runs": Group(
-        ("tests/end_to_end", "tests/endurance", "tests/training", "tests/data_room"),
+        ("tests/end_to_end", "tests/endurance", "tests/training", "tests/data_room", "tests/zoo"),
         (*TRAINER, "tests/*.py", "examples/quickstart.ipynb", "Makefile"),
     ),
     "rehearsal": Group(

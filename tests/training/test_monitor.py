@@ -112,7 +112,7 @@ def test_figures_of_steps_have_limits(words: dict[str, float], kind: str) -> Non
         ("plateau", [{"loss": 3.0, "figure": 0.4}] * 30),
         ("overfitting", [{"loss": 3.0 - 0.1 * n, "figure": 0.5 if n == 4 else 0.3} for n in range(12)]),
         ("validation-far-below-training", [{"loss": 3.0 - 0.02 * n, "figure": 0.001} for n in range(22)]),
-        ("class-never-found", [{"loss": 3.0 - 0.02 * n, "figure": 0.3 + 0.01 * n, "b": 0.0} for n in range(12)]),
+        ("class-never-found", [{"loss": 3.0 - 0.02 * n, "figure": 0.3 + 0.01 * n, "b": 0.0} for n in range(14)]),
         (
             "starved",
             [{"loss": 3.0 - n, "figure": 0.3, "speed/waiting_fraction": 0.8, "speed/seconds": 60.0} for n in range(2)],
@@ -123,7 +123,7 @@ def test_figures_of_steps_have_limits(words: dict[str, float], kind: str) -> Non
 def test_figures_of_epochs_have_limits(kind: str, epochs: list[dict[str, float]]) -> None:
     run = Watched().steps(80, update=1e-6 if kind == "rate-too-low" else 1e-3)
     for epoch in epochs:
-        run.epoch(**epoch)  # type: ignore[arg-type]
+        run.epoch(**epoch)
     assert run.kinds == [kind]
 
 

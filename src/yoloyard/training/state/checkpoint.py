@@ -159,7 +159,7 @@ def newest_whole(run: Path) -> Header:
     restore_whole_folder(folder / "last")
     wrong: list[str] = []
     for header in _by_age(folder, wrong):
-        if problem := "" if header.facts["format"] < FORMAT else damage(header.folder):
+        if problem := _damage(header):
             wrong.append(f"{header.folder} is damaged: {problem}")
             continue
         for line in wrong:
@@ -176,13 +176,18 @@ def newest_before(run: Path, number: int, needed: bool) -> Header | None:
 
     Raises UserError if one is needed and none is whole.
     """
-    whole = [each for each in _by_age(run / "checkpoints", needed=needed) if not damage(each.folder)]
-    before = [each for each in whole if each.facts["engine"]["number"] <= number]
+    whole = [each for each in _by_age(run / "checkpoints", needed=needed) if not _damage(each)]
+    before = [each for each in whole if each.facts.get("engine", {}).get("number", 0) <= number]
     if before or not needed:
         return before[0] if before else None
     if not whole:
         raise _none_whole(run / "checkpoints", [])
     return whole[-1]
+
+
+def _damage(header: Header) -> str:
+    """What is wrong with a checkpoint; earlier formats have no manifest that could say it."""
+    return "" if header.facts["format"] < FORMAT else damage(header.folder)
 
 
 def _none_whole(folder: Path, problems: Sequence[str]) -> UserError:
