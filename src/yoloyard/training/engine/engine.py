@@ -187,7 +187,8 @@ class Engine:
             sizes = [len(parts[name][0]) for name in gains]
             pairs = zip(gains.items(), norms.split(sizes), strict=True)
             losses = torch.stack([(gain * parts[name][0] / norm).sum() for (name, gain), norm in pairs])
-            if self.number % measures.LABELS_PERIOD == 0 and images > self.team.size:
+            period = measures.LABELS_PERIOD * self.schedule.accumulate
+            if self.number % period == 0 and images > self.team.size:
                 ratio = measures.label_ratio(self.criterion, gains, maps, batch, parts)
                 self._label_ratio = self.team.all_reduce(ratio) / self.team.size
             self.scaler.scale(losses.sum() * images * self.team.size).backward()

@@ -12,7 +12,7 @@ from yoloyard.losses import Criterion
 from yoloyard.models.detector import Detector
 
 UPDATES_PERIOD = 10  # batches between two measurements of the updates
-LABELS_PERIOD = 10  # batches between two comparisons with the labels of other images
+LABELS_PERIOD = 10  # updates between two comparisons with the labels of other images
 MAX_WATCHED_NUMBERS = 2**18  # of a weight whose updates are measured; larger ones would cost memory
 
 
