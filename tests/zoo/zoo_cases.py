@@ -232,7 +232,7 @@ BROKEN = [
     Case("learning rate /1000", "rate-too-low", plain(), {"lr0": 1.5e-6, "warmup_bias_lr": 0.0}),
     Case("a label of 1e6 px", "labels/train/0000.txt", plain(change=huge_label), {"epochs": 2}),
     Case("NaN after a user's transform", "its image must be a uint8 array", plain(), {"epochs": 2}, to_nan),
-    Case("images that a user's block makes NaN", "rolled-back", plain(pixels=some_black),
+    Case("images that a user's block makes NaN", "not-finite", plain(pixels=some_black),
          {"model": f"{NETWORKS}:BlackImage", "epochs": 10}),
     Case("wrong class numbers", "class-never-found", plain(named=4, change=wrong_class, val=32), {"epochs": 45}),
     Case("shuffled labels", "labels-do-not-fit", plain(change=shuffled), {"epochs": 30}),

@@ -124,7 +124,7 @@ def roll_back(run: Run, trouble: Divergence) -> None:
     done = f"went back to {place}, with the learning rate halved to {rate:.2g}"
     without = f"these images are left out from here on: {named(run, offending)}" if offending else "no image stands out"
     message = f"{trouble}, in {before.place}; the run {done} (time {progress.rollbacks} of {MAX_ROLLBACKS})"
-    remedy = "look at the images" if offending else "if it happens again, train anew with a lower --lr0"
+    remedy = "look at the images" if offending else "if it happens again, train again with a lower --lr0"
     run.listeners.tell(events.AlertRaised(message, "rolled-back", without, remedy))
     save(run)
 
