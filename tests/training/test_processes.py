@@ -22,7 +22,7 @@ from yoloyard.training.distributed.collectives import join_team
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.listeners.events import Listeners
 from yoloyard.training.listeners.results import validation_batch
-from yoloyard.training.saving import save
+from yoloyard.training.saving import save_for_good
 from yoloyard.training.setup.setup import Setup, build, new_run
 from yoloyard.training.state.checkpoint import read_header, restore
 from yoloyard.training.trainer import train_epoch
@@ -93,7 +93,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
             samples += [batch.images.numpy() for batch in run.train_loader.epoch(epoch)]
             if epoch == EPOCHS - 1:
                 own_gradients = gradients_of(setup.detector)
-                save(run)
+                save_for_good(run)
                 gradients = gradients_of(setup.detector)
                 restore(read_header(run.last_checkpoint), run.engine, run.progress)
             train_epoch(run)
