@@ -7,7 +7,6 @@ whether the final figures are equal bit for bit.
 """
 
 import argparse
-import json
 import random
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.demo.write import write_demo
+from yoloyard.training.listeners.results import read_records
 
 NETWORK = Path(__file__).parents[1] / "tests" / "tiny_network.py"
 MOST_SECONDS = 2.0  # of training until the next kill
@@ -79,9 +79,8 @@ def wait_for_training(process: "subprocess.Popen[str]") -> None:
 
 def figures(run: Path) -> list[dict[str, float]]:
     """Losses and figures of each epoch, without what is of the clock."""
-    records = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     parts = ("epoch", "train", "val", "lr", "gradient")
-    return [{name: value for name, value in record.items() if name.split("/")[0] in parts} for record in records]
+    return [{name: each[name] for name in each if name.split("/")[0] in parts} for each in read_records(run)]
 
 
 if __name__ == "__main__":

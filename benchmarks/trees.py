@@ -30,6 +30,7 @@ from yoloyard.common.structures import Detections
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import load_index
 from yoloyard.evaluation.metrics.coco import evaluate
+from yoloyard.training.listeners.results import read_records
 
 HERE = Path(__file__).resolve().parent
 OURS = ("yoloyard", "yoloyard --no-amp")
@@ -154,7 +155,7 @@ def train_ours(arguments: argparse.Namespace, side: str, seed: int, folder: Path
         weights = run / "weights" / f"{kind}.safetensors"
         iou = REFERENCES[arguments.model].iou
         predict_ours(arguments.data, weights, iou, arguments.imgsz, folder / f"predictions-{kind}.json")
-    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    epochs = read_records(run)
     environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     return {
         "seconds": seconds,

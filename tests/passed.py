@@ -67,7 +67,7 @@ GROUPS = {
          "tests/data/reference/*"),
     ),
     "runs": Group(
-        ("tests/end_to_end", "tests/endurance", "tests/training", "tests/storage", "tests/data_room"),
+        ("tests/end_to_end", "tests/endurance", "tests/training", "tests/storage", "tests/data_room", "tests/zoo"),
         (*TRAINER, "tests/*.py", "examples/quickstart.ipynb", "Makefile"),
     ),
     "browser": Group(  # skipped where there is no Chromium

@@ -97,7 +97,8 @@ def flags(device: torch.device) -> None:
         for _ in range(20):
             matrix = (matrix @ matrix).clamp(0, 1)
         later = matrix.sum() * 0
-        verdict = StepReport(later, later, later + bad, later + finite, later.expand(2)).send()
+        three = later.expand(3)
+        verdict = StepReport(three, later, later + bad, later + finite, three[:2], three, number=0).send()
         assert verdict.read() == (bad > 0, finite > 0, False, False)
 
 

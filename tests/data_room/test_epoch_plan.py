@@ -56,6 +56,23 @@ def test_an_image_comes_its_factor_rounded_down_or_up(factors: list[float], seed
     assert (again.repeats == order.repeats).all()
 
 
+@settings(max_examples=100)
+@given(st.lists(st.floats(1, 3), min_size=2, max_size=30), st.integers(0, 2**32), st.integers(0, 500), st.data())
+def test_others_take_the_places_of_images_that_are_left_out(
+    factors: list[float], seed: int, epoch: int, data: st.DataObject
+) -> None:
+    plan = EpochPlan(np.array(factors), 1, 64, seed)
+    left_out = tuple(data.draw(st.sets(st.integers(0, len(factors) - 1), max_size=len(factors) - 1)))
+    whole, order = plan.order(epoch), plan.order(epoch, left_out)
+    kept = ~np.isin(whole.images, left_out)
+    assert (order.images[kept] == whole.images[kept]).all()
+    assert (order.repeats[kept] == whole.repeats[kept]).all()
+    assert not np.isin(order.images, left_out).any()
+    samples = list(zip(order.images.tolist(), order.repeats.tolist(), strict=True))
+    assert len(set(samples)) == len(samples)  # each is a sample of its own
+    assert (plan.order(epoch, left_out).images == order.images).all()
+
+
 def test_over_many_epochs_an_image_comes_as_often_as_its_factor_says() -> None:
     factors = np.array([1, 1, 1.1, 1.3, 1.6, 2, 2.25, 2.75, 4.5, 1.5])
     plan = EpochPlan(factors, 4, 64, seed=1)

@@ -12,6 +12,7 @@ from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.models import registry
 from yoloyard.models.heads import AnchorBasedHead
 from yoloyard.models.weights import load_model, read_weights, save_weights
+from yoloyard.training.listeners.results import read_records
 from yoloyard.training.setup.setup import new_run
 
 NETWORK = """\
@@ -113,7 +114,7 @@ def test_an_error_in_an_own_network_shows_its_line(data: Path, yoloyard: Command
 def test_the_families_train_and_their_last_figures_are_those_of_val(model: str, data: Path, yoloyard: Command) -> None:
     code, out, err = yoloyard("train", "--model", model, "--data", data, "--epochs", 1, *TINY[2:])
     assert (code, err) == (0, "")
-    records = [json.loads(line) for line in Path("runs/line/metrics.jsonl").read_text().splitlines()]
+    records = read_records(Path("runs/line"))
     parts = {"box", "obj", "cls"} if model == "yolov5n" else {"box", "cls", "dfl"}
     assert {name.removeprefix("train/") for name in records[0] if name.startswith("train/")} == parts
     assert ("anchors fit" in out) == (model == "yolov5n")

@@ -1,6 +1,5 @@
 """A CPU trains with the code that a GPU runs: what a run does there differs in rounding alone."""
 
-import json
 import pkgutil
 from pathlib import Path
 from unittest.mock import Mock
@@ -11,6 +10,7 @@ import torch
 from commands import Command, start
 from yoloyard.models.weights import load_model
 from yoloyard.training import finish
+from yoloyard.training.listeners.results import read_records
 from yoloyard.training.state.checkpoint import read_header
 
 NETWORK = """\
@@ -63,7 +63,7 @@ def test_a_run_with_the_code_of_a_gpu_has_the_losses_of_a_cpu(
         assert (code, err) == (0, "")
         assert out.replace("\n", " ").count("no gradient reaches these parameters") == 1
         assert "spare.weight" in out
-        records = [json.loads(line) for line in Path("runs", name, "metrics.jsonl").read_text().splitlines()]
+        records = read_records(Path("runs", name))
         scaler = read_header(Path("runs", name, "checkpoints", "last")).facts["engine"]["scaler"]
         found[name] = records, scaler, load_model(Path("runs", name, "weights", "last.safetensors"))[0].state_dict()
     (cpu, no_scaler, weights), (gpu, scaler, others) = found.values()

@@ -9,6 +9,7 @@ import torch
 
 from commands import start
 from yoloyard.models.weights import read_weights
+from yoloyard.training.listeners.results import read_records
 
 KEPT = Path(__file__).parents[1] / "data" / "checkpoint_format_2"  # tests/data/README.md says how it was made
 MADE_IN = "/tmp/before"
@@ -34,7 +35,7 @@ def test_training_from_a_checkpoint_of_format_2_goes_on(
     )
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance, msg=name)
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = read_records(folder)
     for record, line in zip(records, (KEPT / "went_on.jsonl").read_text().splitlines(), strict=True):
         same = {name: value for name, value in json.loads(line).items() if name.startswith(("train", "lr", "gradient"))}
         assert {name: record[name] for name in same} == pytest.approx(same, rel=tolerance, abs=tolerance)

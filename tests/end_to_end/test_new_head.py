@@ -13,6 +13,7 @@ from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import LOSSES, build_criterion
 from yoloyard.models import registry
 from yoloyard.models.weights import load_model, read_weights, transfer
+from yoloyard.training.listeners.results import read_records
 
 
 @pytest.fixture(params=["in the package", "as a custom model"])
@@ -30,7 +31,7 @@ def test_a_new_head_is_trained_kept_evaluated_and_used(model: str, data: Path, y
     words = ["--model", model, "--data", data, *TINY[2:], "--class-weights", "balanced"]
     code, out, err = yoloyard("train", *words, "--epochs", 6, "--optimizer", "AdamW", "--lr0", 0.03, "--mosaic", 0)
     assert (code, err) == (0, ""), out
-    records = [json.loads(line) for line in Path("runs/line/metrics.jsonl").read_text().splitlines()]
+    records = read_records(Path("runs/line"))
     assert {name for name in records[0] if name.startswith("train/")} == {"train/box", "train/cls"}
     assert records[-1]["train/box"] < records[0]["train/box"]
     assert records[-1]["train/cls"] < 0.5 * records[0]["train/cls"]

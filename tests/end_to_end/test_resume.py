@@ -26,6 +26,7 @@ from yoloyard.training import saving
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import Interrupted
 from yoloyard.training.listeners.events import CheckpointWritten, Result
+from yoloyard.training.listeners.results import read_records
 from yoloyard.training.state.checkpoint import read_header
 
 WORDS = {
@@ -59,7 +60,7 @@ def signal_at_step(monkeypatch: pytest.MonkeyPatch, number: int, what: signal.Si
 
 
 def losses_of(folder: Path) -> list[dict[str, float]]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = read_records(folder)
     return [
         {k: v for k, v in record.items() if k.split("/")[0] in ("epoch", "train", "val", "lr", "gradient")}
         for record in records
@@ -327,7 +328,7 @@ def test_three_bad_steps_in_a_row_stop_the_run_and_name_the_images(
 
     monkeypatch.setattr(Engine, "backward", backward)
     with pytest.raises(UserError, match="3 steps in a row"):
-        train(data, name="bad", nbs=4)
+        train(data, name="bad", nbs=4, on_divergence="stop")
     assert "images/train/" in capsys.readouterr().out
     assert read_run(Path("runs/bad")).state == "diverged"
     facts = json.loads(Path("runs/bad/checkpoints/last/state.json").read_text())

@@ -16,6 +16,7 @@ from yoloyard.common.structures import Batch
 from yoloyard.models.weights import read_weights
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import Interrupted
+from yoloyard.training.listeners.results import read_records
 
 WORDS: dict[str, Any] = {
     "model": TINY_NETWORK, "imgsz": 64, "batch": 4, "amp": False, "tensorboard": False, "device": "cpu", "epochs": 2,
@@ -28,7 +29,7 @@ EVERYTHING: dict[str, Any] = {
 
 
 def last_figures(folder: Path) -> dict[str, float]:
-    record = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    record = read_records(folder)[-1]
     return {name.split("/")[1]: value for name, value in record.items() if name.startswith("val/")}
 
 

@@ -1,6 +1,5 @@
 """One run in several processes, from the command line: it starts, resumes, stops, and says who failed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import yaml
 import yoloyard as package
 from commands import TINY, Command, not_ignored, start
 from yoloyard.common.errors import UsageError
+from yoloyard.training.listeners.results import read_records
 from yoloyard.training.state.checkpoint import read_header
 
 TWO = [*TINY, "--processes", "2", "--hang-timeout", "4"]
@@ -42,7 +42,7 @@ def build(num_classes):
 
 
 def records(run: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in Path("runs", run, "metrics.jsonl").read_text().splitlines()]
+    return read_records(Path("runs", run))
 
 
 def test_two_processes_train_resume_and_speak_once(data: Path) -> None:

@@ -1,6 +1,5 @@
 """What takes minutes: the demo as the README promises it, and runs that are killed at any moment."""
 
-import json
 import re
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import pytest
 
 from commands import Command
 from yoloyard.models.weights import read_weights
+from yoloyard.training.listeners.results import read_records
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
 
@@ -24,7 +24,7 @@ def test_the_demo_learns_what_cannot_be_guessed(
     for command in commands:
         code, _, err = yoloyard(*command.split())
         assert (code, err) == (0, "")
-    records = [json.loads(line) for line in Path("runs/demo/metrics.jsonl").read_text().splitlines()]
+    records = read_records(Path("runs/demo"))
     assert records[0]["val/map50"] < 0.05
     _, metadata = read_weights(Path("runs/demo/weights/best.safetensors"))
     assert metadata["metrics"]["map50"] > 0.5

@@ -12,6 +12,7 @@ import yoloyard as package
 from commands import TINY, TINY_NETWORK, Command
 from yoloyard.models.weights import load_model, read_weights
 from yoloyard.training.listeners.events import EpochEnded, StepFinished
+from yoloyard.training.listeners.results import read_records
 
 
 def image(path: Path) -> np.ndarray:
@@ -26,7 +27,7 @@ def test_a_run_leaves_everything_and_its_last_figures_are_those_of_val(
     said = (trained / "said").read_text()
     assert "recipe for small sets" in said
     assert "mAP50-95" in said
-    records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    records = read_records(run_folder)
     assert [record["epoch"] for record in records] == [1, 2]
     assert {"train/box", "train/cls", "train/dfl", "val/map50_95", "val/map_small", "lr/bias"} <= records[0].keys()
     assert all(record["threads"] == torch.get_num_threads() for record in records)

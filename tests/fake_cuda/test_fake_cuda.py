@@ -101,7 +101,7 @@ def test_an_update_and_its_flags_read_nothing(dtype: torch.dtype, monkeypatch: p
     criterion, gains = build_criterion(detector.head, config, free_bytes=FREE)
     engine = Engine(detector, criterion, gains, Precision("cuda", dtype), config, 10)
     assert engine.scaler.is_enabled() == (dtype == torch.float16)
-    losses, stop = torch.ones(3, device=CUDA), torch.zeros((), device=CUDA)
+    losses, stop = torch.ones(3, device=CUDA), torch.zeros(2, device=CUDA)
     monkeypatch.setattr(engine, "backward", lambda batch: (losses, stop))
     batch = some_batch()
     monkeypatch.setattr(engine.schedule.__class__, "accumulate_at", lambda schedule, number: 1)
@@ -113,7 +113,7 @@ def test_an_update_and_its_flags_read_nothing(dtype: torch.dtype, monkeypatch: p
             report = engine.step(batch)
             verdict = report.send()
         assert report.gradient_norm.device == report.found_inf.device == CUDA
-        assert verdict.flags.device.type == "cpu"
+        assert verdict.values.device.type == "cpu"
 
 
 class Answers(TorchDispatchMode):

@@ -54,6 +54,13 @@ class Event:
             copy()
 
 
+def report(flags: tuple[float, ...], place: Callable[[torch.Tensor], torch.Tensor]) -> StepReport:
+    """A report with these flags and the losses 2 and 3, its tensors where `place` puts them."""
+    found_inf, losses_finite = (place(torch.tensor(flag)) for flag in flags[:2])
+    asked, losses, measured = (place(torch.tensor(values)) for values in (flags[2:], (2.0, 3.0), (1.0, 0.1, 0.9)))
+    return StepReport(losses, found_inf, found_inf, losses_finite, asked, measured, number=7)
+
+
 @pytest.mark.parametrize("kind", ACCELERATORS)
 @pytest.mark.parametrize("flags", [(0.0, 1.0, 0.0, 0.0), (1.0, 1.0, 2.0, 0.0), (1.0, 0.0, 1.0, 1.0)])
 def test_a_step_is_judged_by_flags_that_have_arrived(
@@ -63,17 +70,16 @@ def test_a_step_is_judged_by_flags_that_have_arrived(
     monkeypatch.setattr(Event, "kinds", [], raising=False)
     monkeypatch.setattr(Elsewhere, "pending", [], raising=False)
     monkeypatch.setattr(Elsewhere, "kind", kind)
-    found_inf, losses_finite, asked = (torch.tensor(each).as_subclass(Elsewhere) for each in (*flags[:2], flags[2:]))
-    verdict = StepReport(found_inf, found_inf, found_inf, losses_finite, asked).send()
-    assert verdict.flags.isnan().all()  # the host goes on meanwhile
+    verdict = report(flags, lambda tensor: tensor.as_subclass(Elsewhere)).send()
+    assert verdict.values.isnan().all()  # the host goes on meanwhile
     assert verdict.read() == tuple(flag > 0 for flag in flags)
+    assert verdict.figures()[:2] == (7, (2.0, 3.0))
     assert Event.kinds == [kind]
 
 
-@pytest.mark.parametrize("flags", [(0.0, 1.0, 0.0, 1.0), (1.0, 0.0, 2.0, 0.0)])
+@pytest.mark.parametrize("flags", [(0.0, 1.0, 0.0, 2.0), (1.0, 0.0, 2.0, 0.0)])
 def test_on_a_cpu_there_is_nothing_to_wait_for(flags: tuple[float, ...]) -> None:
-    found_inf, losses_finite, asked = (torch.tensor(each) for each in (*flags[:2], flags[2:]))
-    verdict = StepReport(found_inf, found_inf, found_inf, losses_finite, asked).send()
+    verdict = report(flags, lambda tensor: tensor).send()
     assert verdict.arrival is None
     assert verdict.read() == tuple(flag > 0 for flag in flags)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from notified import SECRET, Server
-from yoloyard.common.errors import Diverged, UsageError, UserError
+from yoloyard.common.errors import DivergedError, UsageError, UserError
 from yoloyard.config.settings import TrainConfig
 from yoloyard.training.interrupt import Interrupted
 from yoloyard.training.listeners import notify
@@ -60,7 +60,7 @@ def test_a_server_of_the_users_own_gets_alerts_and_the_end_with_its_figures(serv
     [
         (Interrupted("stopped", 15), "interrupted"),
         (KeyboardInterrupt(), "interrupted"),
-        (Diverged("three bad steps"), "diverged"),
+        (DivergedError("three bad steps"), "diverged"),
         (UserError("the disk is full"), "failed"),
         (ZeroDivisionError("division by zero"), "failed"),
     ],

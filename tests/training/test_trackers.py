@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,7 @@ from yoloyard.training.listeners.trackers import (
 )
 
 RECORD = {"epoch": 1, "train/box": 2.5, "val/map50": 0.25}
+ALERT = AlertRaised("the device waits", "starved", "80%", "raise --workers")
 IMAGE = np.full((32, 48, 3), 90, np.uint8)
 FOUND = Detections(torch.tensor([[4.0, 4, 20, 20]]), torch.tensor([0.9]), torch.tensor([0]))
 WANDB = TrainConfig(wandb=True, tensorboard=False)
@@ -70,6 +72,20 @@ def rows_of(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
     return rows, ids
 
 
+def alerts_in(folder: Path) -> list[Any]:
+    """The alerts of a run that Weights & Biases kept offline."""
+    protobuf: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+
+    found = []
+    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        for content in records_in(path):
+            record = protobuf.Record()
+            record.ParseFromString(content)
+            if record.WhichOneof("record_type") == "alert":
+                found.append(record.alert)
+    return found
+
+
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("wandb")
@@ -87,7 +103,11 @@ def test_weights_and_biases_keeps_figures_and_images_and_a_resumed_run_is_the_sa
         sink = WeightsAndBiases(folder, WANDB)
         show_prediction(sink, 7, IMAGE, FOUND, ["dent"], epoch)
         sink.scalars(RECORD | {"epoch": epoch})
+        sink.alert(ALERT, epoch)
         sink.close()
+        time.sleep(1)  # the package names its folders by the second
+    told = {(alert.title, alert.text, alert.level) for alert in alerts_in(folder)}
+    assert told == {("starved", ALERT.line, "WARN")}
     rows, ids = rows_of(folder)
     figures = [row for row in rows if "val/map50" in row]
     assert [(row["epoch"], row["train/box"], row["val/map50"]) for row in figures] == [
@@ -125,6 +145,9 @@ def test_a_tracker_that_fails_is_left_out_with_one_alert(tmp_path: Path, said: l
 
         def image(self, name: str, image: np.ndarray, step: int) -> None:
             seen.append(name)
+
+        def alert(self, alert: AlertRaised, epoch: int) -> None:
+            pass
 
         def close(self) -> None:
             seen.append("closed")
@@ -192,10 +215,13 @@ def test_tensorboard_shows_images_and_figures(tmp_path: Path) -> None:
     for epoch in (1, 2):
         show_prediction(sink, 7, IMAGE, FOUND, ["dent"], epoch)
         sink.scalars(RECORD | {"epoch": epoch})
+    sink.alert(ALERT, 2)
     sink.close()
 
     kept = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in kept.Scalars("val/map50")] == [1, 2]
+    (text,) = kept.Tensors("alerts/text_summary")
+    assert (text.step, text.tensor_proto.string_val[0].decode()) == (2, ALERT.line)
     images = kept.Images("prediction/7")
     assert [(event.step, event.width, event.height) for event in images] == [(1, 48, 32), (2, 48, 32)]
     (tmp_path / "shown.jpg").write_bytes(images[0].encoded_image_string)

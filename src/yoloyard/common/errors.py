@@ -34,7 +34,7 @@ class SilentError(UserError):
         self.exit_code = exit_code
 
 
-class Diverged(UserError):  # noqa: N818  # as a run says it
+class DivergedError(UserError):
     """A training went wrong by itself: its loss or gradient is not finite, or grows without end. All is saved."""
 
 

@@ -162,6 +162,12 @@ class TrainConfig:
     grace_seconds: float = setting(
         25.0, "after SIGTERM or Ctrl-C the copy of the last checkpoint may take so long", 0, resumable=True
     )
+    on_divergence: str = setting(
+        "rollback",
+        "if the loss or gradients are no longer finite, or the loss rises and rises: warn; stop; or rollback, which "
+        "goes back to the last good checkpoint with half the learning rate, at most three times",
+        resumable=True,
+    )
     seed: int = setting(0, "the same seed gives the same run", 0, 10**15)
     classes: str | None = setting(None, "train on these classes alone: numbers or names joined by commas", joined=True)
     single_cls: bool = setting(False, "take all classes as one, 'object'")

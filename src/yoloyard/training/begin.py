@@ -27,11 +27,12 @@ from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Listeners
 from yoloyard.training.listeners.results import validation_batch
+from yoloyard.training.monitor.monitor import Monitor
 from yoloyard.training.setup.setup import Setup
 from yoloyard.training.setup.space import tell_space
 from yoloyard.training.setup.starting_point import set_training_mode
-from yoloyard.training.state.checkpoint import Header, Progress, restore
-from yoloyard.training.state.randomness import seed_all
+from yoloyard.training.state.checkpoint import Header, Progress, Snapshot, restore, snapshot_of
+from yoloyard.training.state.randomness import RandomNumbers, seed_all
 from yoloyard.training.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -50,11 +51,13 @@ class Run:
     threads: Threads
     engine: Engine
     writer: Writer
+    monitor: Monitor
     train_loader: TrainLoader
     val_loader: Loader
     # by path: averages, epoch and figures of weights files that the writer has not written yet; its own
     unwritten: dict[Path, tuple[Mapping[str, Tensor], int, Metrics | None]] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
+    start: Snapshot | None = None  # of a new run that may roll back, until its first checkpoint
     is_stopping: bool = False  # a process was asked to stop, as all processes have heard
     is_saving: bool = False  # a process was asked to save, and all save before the next batch
     since: float = field(default_factory=time.perf_counter)  # up to which `Progress.seconds` counts
@@ -152,12 +155,28 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
             advice = "Training goes on, and the next save tries it again; make room, or make that folder writable"
             listeners.tell(events.AlertRaised(f"{error} {advice}"))
 
-    return Run(setup, team, listeners, interrupt, threads, engine, Writer(saved), train_loader, val_loader)
+    parts_beside = Writer(saved), Monitor(listeners.tell)
+    return Run(setup, team, listeners, interrupt, threads, engine, *parts_beside, train_loader, val_loader)
+
+
+def keep_start(run: Run) -> None:
+    """Keep what a new run goes back to if it diverges before its first checkpoint."""
+    if run.setup.config.on_divergence == "rollback":
+        random_states = [RandomNumbers(run.setup.device).state_dict()]
+        run.start = snapshot_of({}, run.engine, run.progress, random_states, run.monitor.state_dict())
+
+
+def obey_rollbacks(run: Run) -> None:
+    """Train with the learning rate and without the images that the run's rollbacks have left."""
+    run.engine.slow_down(0.5**run.progress.rollbacks)
+    run.train_loader.left_out = tuple(run.progress.left_out)
 
 
 def go_on(run: Run, checkpoint: Header) -> None:
     """Restore the last checkpoint; say where it goes on and, if the run was extended, with which learning rate."""
     restore(checkpoint, run.engine, run.progress, run.team.rank)
+    run.monitor.load_state_dict(checkpoint.facts.get("monitor", {}))
+    obey_rollbacks(run)
     progress, config, before = run.progress, run.setup.config, checkpoint.spec.config
     planned = before.epochs
     if planned != config.epochs or config.time != before.time:

@@ -36,6 +36,7 @@ def end_epoch(run: Run, validation: Validation | None, speed: dict[str, float]) 
     if progress.best == 0:
         progress.best_epoch = progress.epoch  # patience begins with the first thing found
     run.listeners.tell(events.EpochMeasured(run.epochs, record))
+    run.monitor.look_at_epoch(record, metrics, len(run.train_loader))
     progress.epoch, progress.position = epoch, 0
     engine.begin_epoch()
 
@@ -66,9 +67,11 @@ def save(run: Run, weights: Sequence[str] = (), metrics: Metrics | None = None, 
     run.count_time()
     run.is_saving, run.interrupt.saved_at = False, time.monotonic()
     random_states = run.team.gather(RandomNumbers(setup.device).state_dict())
+    run.start = None
+    monitor = run.monitor.state_dict()
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
-            snapshot = snapshot_of(setup.spec.to_json(), run.engine, run.progress, random_states)
+            snapshot = snapshot_of(setup.spec.to_json(), run.engine, run.progress, random_states, monitor)
             due = {setup.folder / "weights" / f"{name}.safetensors": (epoch, metrics) for name in weights}
             run.writer.put(partial(write_save, run, snapshot, due, epoch if keeps_copy else None))
 

@@ -8,9 +8,10 @@ import logging
 import weakref
 
 from yoloyard.common.device import repeated_shapes
-from yoloyard.common.errors import Diverged, TooLittleMemoryError
-from yoloyard.training.begin import Run, begin, go_on
+from yoloyard.common.errors import TooLittleMemoryError
+from yoloyard.training.begin import Run, begin, go_on, keep_start
 from yoloyard.training.distributed.collectives import Team
+from yoloyard.training.divergence import Divergence, judge, roll_back
 from yoloyard.training.engine.compilation import shapes_vary
 from yoloyard.training.engine.engine import Verdict
 from yoloyard.training.finish import finish
@@ -27,9 +28,6 @@ from yoloyard.training.validation import validate
 
 log = logging.getLogger(__name__)
 
-MAX_BAD_STEPS = 3  # so many in a row end the run
-MAX_IMAGES_NAMED = 20  # of a bad step
-
 
 def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | None = None) -> Result:
     """Train as `setup` says, from the beginning or a checkpoint. Raises Interrupted with all saved, or UserError."""
@@ -40,11 +38,18 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
         try:
             if checkpoint is not None:
                 go_on(run, checkpoint)
+            else:
+                keep_start(run)
             with team.on_rank_0():
                 listeners.tell(events.RunStarted(setup.folder, progress.epoch, setup, progress.seconds))
+            run.monitor.look_at_start(setup)
             while progress.epoch < run.epochs and not is_exhausted(run):
                 run.threads.choose(team.min, wait=True)
-                speed = train_epoch(run)
+                try:
+                    speed = train_epoch(run)
+                except Divergence as trouble:
+                    roll_back(run, trouble)
+                    continue
                 run.threads.begin_to_measure()
                 epoch = progress.epoch + 1
                 run.fit_epochs_to_time(epoch)
@@ -90,6 +95,8 @@ def train_epoch(run: Run) -> dict[str, float]:
             former = report.send()
             run.writer.look()
             if run.is_saving:
+                judge(run, former)  # what the monitor has seen is saved, too
+                former = None
                 save(run)
             stopwatch.count(config.batch)
             done = progress.position // config.batch
@@ -98,34 +105,6 @@ def train_epoch(run: Run) -> dict[str, float]:
     judge(run, former)
     stop_if_asked(run)
     return stopwatch.figures()
-
-
-def judge(run: Run, verdict: Verdict | None) -> None:
-    """Hear whether a step was good, and whether to stop. Three bad ones in a row end the run, with its state saved."""
-    if verdict is None:
-        return
-    flags, progress = verdict.read(), run.progress
-    run.is_stopping |= flags.stop
-    run.is_saving |= flags.save
-    if not run.engine.is_bad(flags):
-        if verdict.images is not None:  # an update
-            progress.bad_steps = 0
-        return
-    progress.bad_steps += 1
-    images = [image for others in run.team.gather(verdict.images or ()) for image in others]
-    names = [str(run.setup.train_index.paths[image]) for image in dict.fromkeys(images)]
-    more = f" and {len(names) - MAX_IMAGES_NAMED} more" if len(names) > MAX_IMAGES_NAMED else ""
-    shown = ", ".join(names[:MAX_IMAGES_NAMED]) + more
-    message = f"epoch {progress.epoch + 1}: loss or gradient is not finite, the step is skipped; its images: {shown}"
-    run.listeners.tell(events.AlertRaised(message))
-    if progress.bad_steps >= MAX_BAD_STEPS:
-        progress.bad_steps = 0
-        save_for_good(run)
-        raise Diverged(
-            f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite. The weights are as they were "
-            f"before, and saved in {run.setup.folder}. Look at the images named above, then train again with a lower "
-            "--lr0 or with --no-amp"
-        )
 
 
 def is_exhausted(run: Run) -> bool:

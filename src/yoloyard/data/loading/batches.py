@@ -30,11 +30,11 @@ class TrainingBatches(Dataset[Batch | UserError]):
     ) -> None:
         self.index, self.images, self.config, self.plan, self.transform = index, images, config, plan, transform
         self.buckets = training_buckets(index, config)
-        self._order: tuple[int, EpochOrder] | None = None
+        self._order: tuple[tuple[int, tuple[int, ...]], EpochOrder] | None = None
 
     def __getitem__(self, request: BatchRequest) -> Batch | UserError:
         """The batch. An error is returned as a value: torch's loader would wrap one that is raised in a traceback."""
-        height, width = self._epoch_order(request.epoch).shapes[request.positions[0] // self.config.batch].tolist()
+        height, width = self._epoch_order(request).shapes[request.positions[0] // self.config.batch].tolist()
         images = np.empty((len(request.positions), height, width, 3), np.uint8)
         try:
             samples = [self._sample(request, *each) for each in zip(request.positions, images, strict=True)]
@@ -44,7 +44,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
 
     def _sample(self, request: BatchRequest, position: int, image: np.ndarray) -> Sample:
         """The sample at a position of the epoch, its image written into `image` (H, W, 3)."""
-        order, config = self._epoch_order(request.epoch), self.config.augment
+        order, config = self._epoch_order(request), self.config.augment
         position %= len(order.images)
         index, repeat = int(order.images[position]), int(order.repeats[position])
         random, shape = sample_random(self.config.seed, request.epoch, index, repeat), image.shape[:2]
@@ -78,7 +78,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
 
     def _partners(self, count: int, position: int, request: BatchRequest, random: np.random.Generator) -> list[int]:
         """Images drawn from the window of the epoch that `position` lies in."""
-        batch, order = self.config.batch, self._epoch_order(request.epoch).images
+        batch, order = self.config.batch, self._epoch_order(request).images
         numbers, part = window(position // batch, self.plan.num_batches, batch), part_of(position, batch)
         drawn = random.integers(0, len(numbers) * len(part), count).tolist()
         positions = (numbers[draw // len(part)] * batch + part[draw % len(part)] for draw in drawn)
@@ -92,9 +92,10 @@ class TrainingBatches(Dataset[Batch | UserError]):
         boxes *= np.array([image.shape[1] / width, image.shape[0] / height] * 2, np.float32)
         return Sample(image, boxes[~ignore], labels[~ignore], ignore[~ignore], index, source_ids=(index,))
 
-    def _epoch_order(self, epoch: int) -> EpochOrder:
-        if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, self.plan.order(epoch))
+    def _epoch_order(self, request: BatchRequest) -> EpochOrder:
+        wanted = request.epoch, request.left_out
+        if self._order is None or self._order[0] != wanted:
+            self._order = (wanted, self.plan.order(*wanted))
         return self._order[1]
 
 

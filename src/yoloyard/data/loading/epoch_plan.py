@@ -42,8 +42,8 @@ class EpochPlan:
         """Batches of an epoch."""
         return math.ceil(len(self) / self.batch)
 
-    def order(self, epoch: int) -> EpochOrder:
-        """What comes in `epoch`, drawn from the seed and the epoch alone."""
+    def order(self, epoch: int, left_out: tuple[int, ...] = ()) -> EpochOrder:
+        """What comes in `epoch`, drawn from the seed and the epoch alone; others in the places of images `left_out`."""
         counts = _draw_counts(self.factors, len(self), np.random.default_rng([self.seed, epoch, 3]))
         images = np.repeat(np.arange(len(counts)), counts)
         repeats = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -51,7 +51,21 @@ class EpochPlan:
             order, shapes = epoch_order(self.seed, epoch, len(self)), np.full((self.num_batches, 2), self.imgsz)
         else:
             order, shapes = self._rectangular(self.sizes[images], epoch)
-        return EpochOrder(images[order], repeats[order], shapes)
+        images, repeats = images[order], repeats[order]
+        if left_out:
+            images, repeats = self._without(left_out, images, repeats, epoch)
+        return EpochOrder(images, repeats, shapes)
+
+    def _without(
+        self, left_out: tuple[int, ...], images: np.ndarray, repeats: np.ndarray, epoch: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`images` and `repeats` (L,) with another image at each place of one that is left out; all else stays."""
+        allowed = np.setdiff1d(np.arange(len(self.factors)), left_out)
+        random, images, repeats = np.random.default_rng([self.seed, epoch, 4]), images.copy(), repeats.copy()
+        for place in np.flatnonzero(np.isin(images, left_out)):
+            images[place] = image = random.choice(allowed)
+            repeats[place] = np.count_nonzero(images == image) - 1  # a sample of its own
+        return images, repeats
 
     def _rectangular(self, sizes: np.ndarray, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Order (L,) and shapes (batches, 2) of shuffled batches, each of similar ratios; a partial batch is last.

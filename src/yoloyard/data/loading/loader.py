@@ -89,6 +89,7 @@ class TrainLoader(Loader):
     sampler: list[BatchRequest]
     rank = 0
     world_size = 1
+    left_out: tuple[int, ...] = ()  # images in whose places others come
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -99,10 +100,15 @@ class TrainLoader(Loader):
 
         The last `close_mosaic` of all `epochs` (by default those of the config) have neither mosaic nor mixup.
         """
+        self.sampler[:] = self.requests(epoch, position, epochs)
+        yield from self
+
+    def requests(self, epoch: int, position: int = 0, epochs: int | None = None) -> list[BatchRequest]:
+        """What `epoch` asks for, with the same arguments: this rank's share of each batch."""
         plan, config = self.dataset.plan, self.dataset.config
         mosaic = epoch < (epochs or config.epochs) - config.augment.close_mosaic
-        self.sampler[:] = batch_requests(len(plan), plan.batch, self.rank, self.world_size, epoch, position, mosaic)
-        yield from self
+        share = self.rank, self.world_size
+        return batch_requests(len(plan), plan.batch, *share, epoch, position, mosaic, self.left_out)
 
 
 def make_train_loader(

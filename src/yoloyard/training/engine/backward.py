@@ -9,6 +9,7 @@ is divided by the norms of the whole batch, which are known only after the last 
 predictions. A loss whose parts share one norm is then divided by a guess at first, which is put right at the end.
 """
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from yoloyard.common.device import release_memory
 from yoloyard.common.errors import TooLittleMemoryError, memory_line
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.training.distributed.ddp import add_gradients, exchanging
+from yoloyard.training.engine import measures
 from yoloyard.training.engine.multi_scale import vary_size
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ class BackwardPass:
         self.images = len(batch.images) * engine.team.size
         self.norms: Tensor | None = None  # of all processes, once they have been exchanged
         self.left: list[nn.Parameter] = engine.parameters  # that have no gradient of this batch yet
+        # of this process, where `measures` has it due; nan where the batch is computed in parts
+        self.label_ratio: Tensor | None = None
+        if engine.number % (measures.LABELS_PERIOD * engine.schedule.accumulate) == 0 and len(batch.images) > 1:
+            self.label_ratio = torch.full((), math.nan, device=engine.device)
 
     def run(self) -> Tensor:
         """The losses (parts,): gain * sum of this process / norm of all.
@@ -78,7 +84,7 @@ class BackwardPass:
     def _at_once(self) -> Tensor:
         engine, batch = self.engine, self._on_device(self.batch)
         with engine.around_step(), exchanging(engine.network, self.is_due, engine.team):
-            sums, norms = self._forward(engine.network, batch)
+            sums, norms = self._forward(engine.network, batch, is_whole=True)
             self.norms = self._of_all(torch.cat(norms).detach())
             losses = self._losses(sums, self.norms)
             engine.scaler.scale(losses.sum() * self.images * engine.team.size).backward()
@@ -131,12 +137,14 @@ class BackwardPass:
         epoch, stride = number // engine.schedule.batches_per_epoch, max(engine.model.strides)
         return vary_size(batch.to(engine.device), engine.config, stride, epoch, number)
 
-    def _forward(self, network: nn.Module, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+    def _forward(self, network: nn.Module, batch: Batch, is_whole: bool = False) -> tuple[list[Tensor], list[Tensor]]:
         """Sums and norms of this process, (L,) each, in the order of the gains."""
         engine = self.engine
         with engine.precision.autocast():
             maps = network(images_to_float(batch.images))
         parts = engine.criterion(maps, batch.boxes, batch.labels)
+        if is_whole and self.label_ratio is not None:
+            self.label_ratio = measures.label_ratio(engine.criterion, engine.gains, maps, batch, parts)
         return [parts[name][0] for name in engine.gains], [parts[name][1] for name in engine.gains]
 
     def _of_all(self, norms: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ gradients, in parts where the device has too little memory.
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import Criterion
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
+from yoloyard.training.engine import measures
 from yoloyard.training.engine.backward import BackwardPass
 from yoloyard.training.engine.ema import ExponentialMovingAverage, Statistics, even_out
 from yoloyard.training.engine.optimizers import build_optimizer, laid_out_as, load_optimizer_state, optimizer_state
@@ -43,19 +45,36 @@ class Flags(NamedTuple):
     save: bool  # a process was asked to save
 
 
+class Figures(NamedTuple):
+    """What a step has measured, on the host; nan is what this step did not measure."""
+
+    number: int  # of the batch in the run, from 0
+    losses: tuple[float, ...]  # of all processes
+    gradient_norm: float  # before clipping; nan where no update was due
+    scale: float  # of the loss; 1 without a scaler
+    update_ratio: float  # length of the update over that of the weights
+    label_ratio: float  # the loss over the loss with the labels of other images; mean of all processes
+
+
 @dataclass
 class Verdict:
-    """The flags of a step on their way to the host."""
+    """Flags and figures of a step on their way to the host."""
 
-    flags: Tensor
+    values: Tensor
     arrival: torch.Event | None
     images: tuple[int, ...] | None
+    number: int = 0
 
     def read(self) -> Flags:
         """The flags; waits for the device until the step is done."""
         if self.arrival is not None:
             self.arrival.synchronize()
-        return Flags(*(flag > 0 for flag in self.flags.tolist()))
+        return Flags(*(flag > 0 for flag in self.values[:4].tolist()))
+
+    def figures(self) -> Figures:
+        """The figures, once `read` has waited for them."""
+        norm, scale, update, labels, *losses = self.values[4:].tolist()
+        return Figures(self.number, tuple(losses), norm if self.images is not None else math.nan, scale, update, labels)
 
 
 @dataclass(frozen=True)
@@ -67,16 +86,19 @@ class StepReport:
     found_inf: Tensor  # () 1 where an update was due and changed nothing
     losses_finite: Tensor  # () 1 where the losses were finite since the last update
     asked: Tensor  # (2,) how many processes were asked to stop, and to save
+    measured: Tensor  # (3,) scale of the loss, update ratio and label ratio; nan where not measured
+    number: int  # of the batch in the run, from 0
     images: tuple[int, ...] | None = None  # of this process since the last update (source ids), where one was due
 
     def send(self) -> Verdict:
-        """Begin to copy the flags to the host. They are read a step later, so that the host does not wait."""
-        flags = torch.cat((torch.stack((self.found_inf, self.losses_finite)), self.asked)).to("cpu", non_blocking=True)
+        """Begin to copy flags and figures to the host. They are read a step later, so that the host does not wait."""
+        flags, norm = torch.stack((self.found_inf, self.losses_finite)), self.gradient_norm[None]
+        values = torch.cat((flags, self.asked, norm, self.measured, self.losses)).to("cpu", non_blocking=True)
         arrival = None
-        if self.found_inf.device.type != "cpu":  # `flags` may hold anything until the copy is done
+        if self.found_inf.device.type != "cpu":  # `values` may hold anything until the copy is done
             arrival = torch.Event(self.found_inf.device.type)
             arrival.record()
-        return Verdict(flags, arrival, self.images)
+        return Verdict(values, arrival, self.images, self.number)
 
 
 class Engine:
@@ -120,10 +142,14 @@ class Engine:
         self._sums = torch.zeros(len(self.gains) + 3, device=self.device)
         self._images: list[int] = []  # that the next update learns from
         self._has_updated = False
+        self._watched = measures.watched(self.optimizer)
+        self._not_measured = torch.full((), math.nan, device=self.device)
+        self._label_ratio = self._update_ratio = self._not_measured
 
     def step(self, batch: Batch) -> StepReport:
         """Train on this process's share of the next batch of the run; an update is made every few batches."""
         number = self.number
+        self._label_ratio = self._update_ratio = self._not_measured
         self.schedule.apply(self.optimizer, number)
         is_due = self.is_due
         losses, asked = self.backward(batch)
@@ -135,14 +161,14 @@ class Engine:
         self.number += 1
         if not is_due:
             none = torch.zeros_like(losses_finite)
-            return StepReport(losses, none, none, losses_finite, asked)
+            return StepReport(losses, none, none, losses_finite, asked, self._measured(), number)
         norm, found_inf = self.update()
         self.last_update = number
         good = found_inf == 0
         self._sums[-2] += torch.where(good, norm, 0)
         self._sums[-1] += good
         images, self._images = tuple(self._images), []
-        return StepReport(losses, norm, found_inf, losses_finite, asked, images)
+        return StepReport(losses, norm, found_inf, losses_finite, asked, self._measured(), number, images)
 
     @property
     def is_due(self) -> bool:
@@ -157,7 +183,10 @@ class Engine:
         is due, is the gradient of one process with the whole batch. A parameter that the batch does not reach gets no
         gradient. Where memory is short it is done in parts, and a save is asked for. Raises TooLittleMemoryError.
         """
-        losses = BackwardPass(self, batch).run()
+        backward = BackwardPass(self, batch)
+        losses = backward.run()
+        if backward.label_ratio is not None:
+            self._label_ratio = self.team.all_reduce(backward.label_ratio) / self.team.size
         stop, save = self._asked()
         asked = [torch.full_like(losses[:1], float(each)) for each in (stop, save or self.micro_batch != self._agreed)]
         shared = self.team.all_reduce(torch.cat((losses, *asked)))
@@ -179,12 +208,16 @@ class Engine:
         norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         # Gradients and losses are those of all processes, so all decide alike.
         found_inf = (~torch.isfinite(norm) | (self._losses_finite == 0)).float()
+        is_measured = (self.number - 1) // measures.UPDATES_PERIOD > self.last_update // measures.UPDATES_PERIOD
+        before = [weight.detach().clone() for weight in self._watched] if is_measured else []
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # torch's mark of a fused one
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.step()
         elif not found_inf.item():
             self.optimizer.step()
+        if before:
+            self._update_ratio = measures.update_ratio(self._watched, before, found_inf)
         if self.scaler.is_enabled():
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -198,6 +231,12 @@ class Engine:
         named = () if self._has_updated else self.model.named_parameters()
         return [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
 
+    def _measured(self) -> Tensor:
+        """(3,) for `StepReport`."""
+        scale = self.scaler._get_scale_async() if self.scaler.is_enabled() else None  # the public one waits
+        one = torch.ones_like(self._not_measured)
+        return torch.stack((one if scale is None else scale, self._update_ratio, self._label_ratio))
+
     def is_bad(self, flags: Flags) -> bool:
         """Was the step a bad one? A scaler that lowers its scale while all losses are finite is none."""
         return flags.skipped and not (self.scaler.is_enabled() and flags.losses_finite)
@@ -205,6 +244,10 @@ class Engine:
     def plan(self, epochs: int) -> None:
         """From now on the schedule is that of a run of `epochs`."""
         self.schedule = dataclasses.replace(self.schedule, epochs=epochs)
+
+    def slow_down(self, factor: float) -> None:
+        """From now on the learning rates are `factor` of those that the settings ask for."""
+        self.schedule = dataclasses.replace(self.schedule, rate_factor=factor)
 
     def rates(self) -> dict[str, float]:
         """The learning rate of each group of parameters, as in the last batch."""
@@ -292,3 +335,4 @@ class Engine:
         self._sums = own["sums"].to(self.device, copy=True)
         self.number, self.last_update = own["number"], own["last_update"]
         self.micro_batch = self._agreed = own.get("micro_batch", 0)
+        self._images = []

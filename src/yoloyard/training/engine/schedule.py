@@ -16,6 +16,7 @@ class Schedule:
     epochs: int
     batches_per_epoch: int
     batch: int
+    rate_factor: float = 1.0  # of all learning rates
 
     @property
     def warmup_batches(self) -> int:
@@ -45,13 +46,17 @@ class Schedule:
 
     def apply(self, optimizer: torch.optim.Optimizer, number: int) -> None:
         """Set the groups' learning rates and momentum for batch `number` (0-based, since the start of the run)."""
-        ramp, target = self._ramp(number), self.config.lr0 * self.factor(number // self.batches_per_epoch)
+        ramp = self._ramp(number)
         for group in optimizer.param_groups:
-            start = self.config.warmup_bias_lr if group["name"] == "bias" else 0.0
-            group["lr"] = start + ramp * (target - start)
+            group["lr"] = self.rate(number, self.config.warmup_bias_lr if group["name"] == "bias" else 0.0)
             if "momentum" in group:
                 low = self.config.warmup_momentum
                 group["momentum"] = low + ramp * (self.config.momentum - low)
+
+    def rate(self, number: int, start: float = 0.0) -> float:
+        """Learning rate at batch `number` of a group of parameters whose warm-up begins at `start`."""
+        target = self.config.lr0 * self.factor(number // self.batches_per_epoch)
+        return (start + self._ramp(number) * (target - start)) * self.rate_factor
 
     def _ramp(self, number: int) -> float:
         return min(number / self.warmup_batches, 1.0) if self.warmup_batches else 1.0

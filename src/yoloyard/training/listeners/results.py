@@ -19,43 +19,76 @@ from yoloyard.common.versions import versions
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.models.weights import save_weights
-from yoloyard.training.listeners.events import EpochMeasured, Event, Record, Result, RunStarted
+from yoloyard.training.listeners import events
+from yoloyard.training.listeners.events import Event, Record, Result
 from yoloyard.training.setup.setup import Setup
 
 log = logging.getLogger(__name__)
 
 
 class Records:
-    """A listener that keeps the figures of each epoch in the run folder."""
+    """A listener that keeps the figures of each epoch and the alerts in the run folder."""
 
     def __init__(self) -> None:
-        self._records = list[Record]()
+        self._setup: Setup | None = None  # until the run starts
+        self._lines: list[dict[str, Any]] = []  # records and alerts in their order
+        self._epoch = self._step = 0
 
     def __call__(self, event: Event) -> None:
-        """Take up what an earlier part of the run left; write each epoch's figures."""
-        if isinstance(event, RunStarted):
-            self._setup = event.setup
-            self._records = [record for record in read_records(event.folder) if record["epoch"] <= event.epoch]
-        elif isinstance(event, EpochMeasured):
-            self._records.append(event.record)
-            try:
-                self._setup.require_folder()
+        """Take up what an earlier part of the run left; write each epoch's figures and each alert."""
+        match event:
+            case events.RunStarted():
+                self._setup, self._epoch = event.setup, event.epoch + 1
+                former = [line for line in _read_lines(event.folder) if is_alert(line) or line["epoch"] <= event.epoch]
+                self._lines = former + self._lines
+            case events.EpochStarted():
+                self._epoch = event.epoch
+            case events.StepFinished():
+                self._step = event.number + 1
+            case events.AlertRaised():
+                line = {"epoch": self._epoch, "step": self._step, "alert": event.kind, "message": event.message}
+                self._lines.append(line | {"evidence": event.evidence, "remedy": event.remedy})
                 self._write()
-            except UserError as error:  # all of them are written again after the next epoch
-                log.warning(f"the figures of this epoch are not in the run folder yet: {error}")
+            case events.EpochMeasured(record=record):
+                # After a rollback an epoch comes again.
+                self._lines = [line for line in self._lines if is_alert(line) or line["epoch"] < record["epoch"]]
+                self._lines.append(record)
+                self._write()
 
     def _write(self) -> None:
-        text = "".join(json.dumps(record) + "\n" for record in self._records)
-        write_whole_text(self._setup.folder / "metrics.jsonl", text)
+        if (setup := self._setup) is None:
+            return
+        records = [line for line in self._lines if not is_alert(line)]
         table = io.StringIO()
-        writer = csv.DictWriter(table, list(dict.fromkeys(name for record in self._records for name in record)))
+        writer = csv.DictWriter(table, list(dict.fromkeys(name for record in records for name in record)))
         writer.writeheader()
-        writer.writerows(self._records)
-        write_whole_text(self._setup.folder / "results.csv", table.getvalue())
+        writer.writerows(records)
+        try:
+            setup.require_folder()
+            text = "".join(json.dumps(line) + "\n" for line in self._lines)
+            write_whole_text(setup.folder / "metrics.jsonl", text)
+            if records:
+                write_whole_text(setup.folder / "results.csv", table.getvalue())
+        except UserError as error:  # all of them are written again after the next epoch
+            log.warning(f"the latest figures and alerts are not in the run folder yet: {error}")
+
+
+def is_alert(line: Mapping[str, Any]) -> bool:
+    """Is a line of metrics.jsonl an alert? The others are records of epochs."""
+    return "alert" in line
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The lines of the run folder's metrics.jsonl; none if there is no such file. Raises UserError if it is damaged."""
+    """The records in the run folder's metrics.jsonl; none without such a file. Raises UserError if it is damaged."""
+    return [line for line in _read_lines(folder) if not is_alert(line)]
+
+
+def read_alerts(folder: Path) -> list[dict[str, Any]]:
+    """The alerts there: `epoch`, `step` (of the run), `alert` (its kind), `message`, `evidence`, `remedy`."""
+    return [line for line in _read_lines(folder) if is_alert(line)]
+
+
+def _read_lines(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from yoloyard.common.errors import Diverged, UserError
+from yoloyard.common.errors import DivergedError, UserError
 from yoloyard.common.files import write_soon
 from yoloyard.common.run_folder import STATUS
 from yoloyard.training.interrupt import Interrupted
@@ -59,7 +59,7 @@ def ending(event: events.RunFinished) -> tuple[str, str]:
             return "finished", f"epoch {event.epochs} was the last, and the report is written"
         case Interrupted() as error:
             return "interrupted", f"{signal.Signals(error.exit_code - 128).name} came; everything is saved"
-        case Diverged() as error:
+        case DivergedError() as error:
             return "diverged", str(error)
         case UserError() as error:
             return "failed", str(error)

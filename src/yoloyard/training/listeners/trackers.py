@@ -18,7 +18,15 @@ from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg
 from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.report.drawing import draw_boxes
-from yoloyard.training.listeners.events import EpochEnded, Event, RunFinished, RunStarted, StepFinished
+from yoloyard.training.listeners.events import (
+    AlertRaised,
+    EpochEnded,
+    EpochStarted,
+    Event,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+)
 
 WANDB_ID = "wandb-id.txt"  # in the run folder: under which name Weights & Biases knows the run
 JPEG_QUALITY = 90  # of TensorBoard's images
@@ -55,6 +63,11 @@ class TensorBoard:
         events = self._writer.file_writer
         assert events is not None  # until it is closed
         events.add_summary(self._summary(value=[self._summary.Value(tag=name, image=image)]), step)
+
+    def alert(self, alert: AlertRaised, epoch: int) -> None:
+        """An alert, as text."""
+        self._writer.add_text("alerts", alert.line, epoch)
+        self._writer.flush()
 
     def close(self) -> None:
         """Write what is left."""
@@ -98,6 +111,10 @@ class WeightsAndBiases:
         """An image, uint8 RGB (H, W, 3)."""
         self._run.log({name: self._wandb_image(image)})
 
+    def alert(self, alert: AlertRaised, epoch: int) -> None:
+        """An alert, which its server sends on as its user has chosen there."""
+        self._run.alert(_utf8(alert.kind or "alert"), _utf8(alert.line), level="WARN")
+
     def close(self) -> None:
         """Send what is left."""
         self._run.finish()
@@ -113,6 +130,7 @@ class Tracker:
     def __init__(self, open_sink: Callable[[Path, TrainConfig], Sink | None]) -> None:
         self._open = open_sink
         self._sink: Sink | None = None
+        self._epoch = 0
 
     @property
     def __name__(self) -> str:
@@ -123,6 +141,8 @@ class Tracker:
         """Show the first batches, the labels, and of each epoch its figures and what was found in some images."""
         if isinstance(event, RunStarted):
             self._setup, self._sink = event.setup, self._open(event.folder, event.setup.config)
+        if isinstance(event, EpochStarted):
+            self._epoch = event.epoch
         if self._sink is None:
             return
         names = self._setup.spec.names
@@ -143,6 +163,8 @@ class Tracker:
                     found = shown(validation.detections[number], validation.metrics.showing)
                     pixels = decode_image(self._setup.val_index.paths[number])
                     show_prediction(self._sink, number, pixels, found, names, event.epoch)
+        elif isinstance(event, AlertRaised):
+            self._sink.alert(event, self._epoch)
         elif isinstance(event, RunFinished):
             self._sink.close()
 

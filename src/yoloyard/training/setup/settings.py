@@ -26,6 +26,7 @@ from yoloyard.training.spec import RunSpec
 
 log = logging.getLogger(__name__)
 
+ON_DIVERGENCE = ("warn", "stop", "rollback")
 MAX_CLASSES_NAMED = 20  # in a line
 
 
@@ -37,6 +38,7 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
         raise UsageError(unknown_name(config.best_by, FIGURES, "figure for --best-by"))
     if config.cache not in (None, "ram", "disk"):
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
+    check_on_divergence(config)
     if config.batch % num_processes and given.get("batch") != AUTO:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {num_processes} processes")
     if config.sync_bn and device.type == "cpu":
@@ -49,6 +51,12 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
     check_trackers(config)
     if config.backup:
         check_address(config.backup, config.backup_endpoint)
+
+
+def check_on_divergence(config: TrainConfig) -> None:
+    """Raise UsageError where `--on-divergence` names nothing that there is."""
+    if config.on_divergence not in ON_DIVERGENCE:
+        raise UsageError(unknown_name(config.on_divergence, ON_DIVERGENCE, "answer for --on-divergence"))
 
 
 def derive(
@@ -113,6 +121,7 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
     check_trackers(config)
     if config.backup:
         check_address(config.backup, config.backup_endpoint)
+    check_on_divergence(config)
     return dataclasses.replace(spec, config=config, given=spec.given | given)
 
 

@@ -9,7 +9,8 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class Progress:
     best_epoch: int = -1
     seconds: float = 0.0  # of training and validation up to now
     planned_epochs: int = 0  # that fit into `--time`; 0: as configured
+    rollbacks: int = 0  # after a divergence; each has halved the learning rate
+    left_out: list[int] = field(default_factory=list)  # positions in the index; other images take their places
 
     @property
     def place(self) -> str:
@@ -79,10 +82,14 @@ class Header:
 
 
 def snapshot_of(
-    spec: Mapping[str, Any], engine: Engine, progress: Progress, random_states: Sequence[Mapping[str, Any]]
+    spec: Mapping[str, Any],
+    engine: Engine,
+    progress: Progress,
+    random_states: Sequence[Mapping[str, Any]],
+    monitor: Mapping[str, Any] | None = None,
 ) -> Snapshot:
     """All of a run at this moment; `random_states` are those of all processes by rank. Waits for the device."""
-    parts = {"spec": spec, "progress": progress.state_dict(), **engine.state_dict()}
+    parts = {"spec": spec, "progress": progress.state_dict(), "monitor": monitor or {}, **engine.state_dict()}
     parts |= {f"random-{rank}": state for rank, state in enumerate(random_states)}
     return {name: {key: _on_host(value) for key, value in part.items()} for name, part in parts.items()}
 
@@ -158,13 +165,29 @@ def newest_whole(run: Path) -> Header:
     folder = run / "checkpoints"
     restore_whole_folder(folder / "last")
     wrong: list[str] = []
-    header = _first(folder, lambda each: "" if each.facts["format"] < FORMAT else damage(each.folder), wrong)
+    header = _first(folder, _damage, wrong)
     for line in wrong:
         log.warning(f"{line}; going on from {header.folder.name} instead, of {header.progress.place}")
     if header.folder.name != "last" and (folder / "last").exists():
         shutil.rmtree(folder / "damaged", ignore_errors=True)
         (folder / "last").rename(folder / "damaged")
     return header
+
+
+def newest_before(run: Path, number: int, needed: bool) -> Header | None:
+    """The newest whole checkpoint of a run from before its batch `number`; if there is none, the oldest, if `needed`.
+
+    Raises UserError if one is needed and none is whole.
+    """
+    folder = run / "checkpoints"
+
+    def problem_of(header: Header) -> str:
+        is_late = header.facts.get("engine", {}).get("number", 0) > number
+        return _damage(header) or ("it is of a later batch" if is_late else "")
+
+    with suppress(UserError):
+        return _first(folder, problem_of)
+    return _first(folder, _damage, oldest=True) if needed else None
 
 
 def retire(run: Path) -> None:
@@ -175,14 +198,22 @@ def retire(run: Path) -> None:
         folder.rename(aside)
 
 
-def _first(folder: Path, problem_of: Callable[[Header], str], wrong: list[str] | None = None) -> Header:
-    """The first checkpoint in `folder` without a problem, by age; those before it go to `wrong`, with what they have.
+def _damage(header: Header) -> str:
+    """What is wrong with a checkpoint; earlier formats have no manifest that could say it."""
+    return "" if header.facts["format"] < FORMAT else damage(header.folder)
+
+
+def _first(
+    folder: Path, problem_of: Callable[[Header], str], wrong: list[str] | None = None, oldest: bool = False
+) -> Header:
+    """The newest checkpoint in `folder` without a problem, or the `oldest`; `wrong` gets what those before it have.
 
     Raises UserError if there is none.
     """
     problems = [] if wrong is None else wrong
     copies = sorted((path.name for path in folder.glob("epoch-*")), reverse=True)
-    for place in (folder / name for name in ("last", ".last.old", "previous", *copies)):
+    places = [folder / name for name in ("last", ".last.old", "previous", *copies)]
+    for place in reversed(places) if oldest else places:
         if not place.exists():
             continue
         try:
@@ -198,6 +229,15 @@ def _first(folder: Path, problem_of: Callable[[Header], str], wrong: list[str] |
 
 def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -> None:
     """Put a checkpoint back, with the random numbers of process `rank`, if it had one. Raises UserError if it can't."""
+    content = read(header, engine, rank)
+    try:
+        put_back(content, engine, progress)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"the checkpoint {header.folder} can't be restored: {error}") from error
+
+
+def read(header: Header, engine: Engine, rank: int = 0) -> Snapshot:
+    """A checkpoint for `put_back`, in process `rank`. Raises UserError if it can't be read."""
     try:
         parts = {name: _read(header, name) for name in TENSOR_PARTS}
         if header.facts["format"] == 2:
@@ -205,12 +245,21 @@ def restore(header: Header, engine: Engine, progress: Progress, rank: int = 0) -
         else:
             parts["engine"] = _read(header, "engine")
             numbers = _read(header, f"random-{rank}") if f"random-{rank}" in header.facts else {}
-        engine.load_state_dict(parts)
-        progress.load_state_dict(header.progress.state_dict())
-        if numbers:
-            RandomNumbers(engine.device).load_state_dict(numbers)
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        own = {"progress": header.progress.state_dict(), "random-0": numbers}
+        return parts | own | {"monitor": header.facts.get("monitor", {})}
+    except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"the checkpoint {header.folder} can't be restored: {error}") from error
+
+
+def put_back(content: Snapshot, engine: Engine, progress: Progress) -> None:
+    """Go on from `content`, whose `random-0` are this process's random numbers, and which stays as it is.
+
+    Raises KeyError, TypeError, ValueError or RuntimeError if it is of another run.
+    """
+    engine.load_state_dict(content)
+    progress.load_state_dict(content["progress"])
+    if content["random-0"]:
+        RandomNumbers(engine.device).load_state_dict(content["random-0"])
 
 
 def _on_host(value: Any) -> Any:

@@ -57,6 +57,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
     for key, value in saved.items():
         number, name = key.split(".", 1)
         state.setdefault(int(number), {})[name] = value
+    optimizer.state.clear()  # what is not saved had not begun yet
     if state and max(state) >= len(parameters):
         raise ValueError(f"it holds the optimizer state of {max(state) + 1} parameters, not of {len(parameters)}")
     for position, entry in state.items():

@@ -1,0 +1,166 @@
+"""The rules of the monitor on made-up figures, and how often it tells."""
+
+import dataclasses
+import itertools
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from yoloyard.config.settings import OptimizerConfig
+from yoloyard.training.engine.engine import Figures
+from yoloyard.training.engine.schedule import Schedule
+from yoloyard.training.listeners.events import AlertRaised, Record
+from yoloyard.training.monitor.monitor import CALM_EPOCHS, Monitor
+
+SCHEDULE = Schedule(OptimizerConfig(optimizer="SGD", warmup_epochs=1.0), epochs=1000, batches_per_epoch=10, batch=8)
+
+
+class Watched:
+    """A monitor, what it has told, and steps for it."""
+
+    def __init__(self) -> None:
+        self.told: list[AlertRaised] = []
+        self.monitor = Monitor(self.told.append)
+        self.number = 0
+
+    def step(
+        self, loss: float = 5.0, norm: float = 1.0, update: float = 1e-3, labels: float = 0.5, scale: float = 1.0
+    ) -> Any:
+        """One step; its norm varies a little, as they do."""
+        varied = norm * (1 + 0.1 * math.sin(self.number))
+        figures = Figures(self.number, (loss / 2, loss / 2), varied, scale, update, labels)
+        self.number += 1
+        return self.monitor.look_at_step(figures, SCHEDULE)
+
+    def steps(self, count: int, **words: float) -> "Watched":
+        """So many of them."""
+        for _ in range(count):
+            self.step(**words)
+        return self
+
+    def epoch(self, loss: float, figure: float, map50: float | None = None, **record: float) -> None:
+        """The end of an epoch; `figure` is its map50_95."""
+        number = len(self.monitor.history.epochs) + 1
+        found: Record = {"epoch": number, "train/box": loss, "val/map50_95": figure, **record}
+        classes = [
+            SimpleNamespace(name="a", boxes=9, map50=0.9),
+            SimpleNamespace(name="b", boxes=9, map50=record.get("b", 0.9)),
+        ]
+        metrics: Any = SimpleNamespace(map50=2 * figure if map50 is None else map50, classes=classes)
+        self.monitor.look_at_epoch(found, metrics, SCHEDULE.batches_per_epoch)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of what was told."""
+        return [alert.kind for alert in self.told]
+
+
+def test_a_run_that_goes_well_raises_nothing() -> None:
+    run = Watched()
+    for number in range(40):
+        run.steps(10, loss=8.0 - 0.1 * number, labels=max(0.9 - 0.02 * number, 0.4))
+        run.epoch(8.0 - 0.1 * number, 0.02 * number)
+    assert run.kinds == []
+
+
+def test_a_gradient_far_longer_than_those_before_explodes() -> None:
+    run = Watched().steps(120)
+    run.step(norm=1e4)
+    (alert,) = run.told
+    assert alert.kind == "exploding-gradients"
+    assert "norm 1.06e+04 where 0.997 is usual" in alert.evidence
+    assert run.monitor.history.spikes == [120]
+
+
+def test_a_loss_that_returns_to_that_of_other_labels_is_a_divergence() -> None:
+    run = Watched().steps(120)
+    assert run.step() is None
+    found = [run.step(loss=9.0, labels=1.0) for _ in range(15)]
+    assert found[-1].kind == "diverged"
+    assert run.kinds == ["diverged"]
+    assert 119 <= run.monitor.history.calm_until <= 131
+
+
+def test_a_loss_that_rises_before_anything_is_learned_is_none() -> None:
+    run = Watched().steps(60, loss=0.3, labels=1.0).steps(60, loss=9.0, labels=1.0).steps(60, loss=8.0, labels=0.5)
+    assert "diverged" not in run.kinds
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ({"update": 0.1}, "rate-too-high"),
+        ({"update": 0.0}, "frozen"),
+        ({"scale": 2.0**-3}, "scaler-collapsing"),
+        ({"labels": 0.99}, "labels-do-not-fit"),
+    ],
+)
+def test_figures_of_steps_have_limits(words: dict[str, float], kind: str) -> None:
+    run = Watched().steps(60, **words)
+    assert run.kinds == [kind]
+    assert run.told[0].evidence
+    assert run.told[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("kind", "epochs"),
+    [
+        ("rate-too-low", [{"loss": 8.0, "figure": 0.0, "map50": 0.2}] * 6),
+        ("plateau", [{"loss": 3.0, "figure": 0.4}] * 30),
+        ("overfitting", [{"loss": 3.0 - 0.1 * n, "figure": 0.5 if n == 4 else 0.3} for n in range(12)]),
+        ("validation-far-below-training", [{"loss": 3.0 - 0.02 * n, "figure": 0.001} for n in range(22)]),
+        ("class-never-found", [{"loss": 3.0 - 0.02 * n, "figure": 0.3 + 0.01 * n, "b": 0.0} for n in range(14)]),
+        (
+            "starved",
+            [{"loss": 3.0 - n, "figure": 0.3, "speed/waiting_fraction": 0.8, "speed/seconds": 60.0} for n in range(2)],
+        ),
+        ("rate-too-high", [{"loss": 3.0 * 1.2**n, "figure": 0.3} for n in range(5)]),
+    ],
+)
+def test_figures_of_epochs_have_limits(kind: str, epochs: list[dict[str, float]]) -> None:
+    run = Watched().steps(80, update=1e-6 if kind == "rate-too-low" else 1e-3)
+    for epoch in epochs:
+        run.epoch(**epoch)
+    assert run.kinds == [kind]
+
+
+def test_a_kind_is_told_again_only_after_it_was_away_for_some_epochs() -> None:
+    run = Watched().steps(60, scale=0.5).steps(5, scale=64.0).steps(20, scale=0.5)
+    assert run.kinds == ["scaler-collapsing"]
+    run.steps(CALM_EPOCHS * SCHEDULE.batches_per_epoch + 1, scale=64.0).steps(5, scale=0.5)
+    assert run.kinds == ["scaler-collapsing"] * 2
+
+
+def test_a_monitor_that_goes_on_from_its_state_raises_the_same_alerts() -> None:
+    whole, first, second = Watched(), Watched(), Watched()
+    for run, steps in ((whole, 250), (first, 130)):
+        for number in range(steps):
+            run.step(norm=1e4 if number in (125, 200) else 1.0, loss=5.0 if number < 220 else 40.0)
+    second.monitor.load_state_dict(json.loads(json.dumps(first.monitor.state_dict())))
+    second.number = 130
+    for number in range(130, 250):
+        second.step(norm=1e4 if number in (125, 200) else 1.0, loss=5.0 if number < 220 else 40.0)
+    assert [alert.line for alert in whole.told] == [alert.line for alert in first.told + second.told]
+    assert {"exploding-gradients", "diverged"} <= set(whole.kinds)
+
+
+def test_after_a_rollback_the_figures_are_forgotten_and_not_what_was_told() -> None:
+    run = Watched().steps(120)
+    before = run.monitor.state_dict()
+    run.steps(30, loss=40.0)
+    assert run.kinds == ["diverged"]
+    run.monitor.go_back(before)
+    run.number = 120
+    assert [run.step() for _ in range(5)] == [None] * 5
+    found = [alert for alert in (run.step(loss=40.0) for _ in range(30)) if alert]
+    assert found
+    assert run.kinds == ["diverged"]
+
+
+def test_learning_rates_are_halved_as_a_whole() -> None:
+    halved = dataclasses.replace(SCHEDULE, rate_factor=0.5)
+    for number, start in itertools.product((0, 3, 10, 500), (0.0, 0.1)):
+        assert halved.rate(number, start) == SCHEDULE.rate(number, start) / 2
