@@ -37,11 +37,11 @@ CUSTOM_RECIPES: dict[object, dict[str, Any]] = {"anchor_based": YOLOV5_LOW}  # b
 def published(model: str, criterion: object) -> Mapping[str, Any]:
     """The settings in which the model's published recipe differs from the defaults.
 
-    A custom model gets the one that goes with the `criterion` of its head.
+    A model without one gets what goes with the `criterion` of its head.
     """
-    if ":" in model:  # FILE.py:FUNCTION
-        return CUSTOM_RECIPES.get(criterion, {})
-    return next(settings for name, settings in RECIPES.items() if model.startswith(name))
+    is_custom = ":" in model  # FILE.py:FUNCTION
+    found = (settings for name, settings in RECIPES.items() if model.startswith(name) and not is_custom)
+    return next(found, CUSTOM_RECIPES.get(criterion, {}))
 
 
 def fit_to_run(
