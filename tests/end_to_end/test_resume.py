@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -67,13 +68,19 @@ def losses_of(folder: Path) -> list[dict[str, float]]:
     ]
 
 
-@pytest.fixture(scope="module")
-def whole(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the run that nothing stops."""
-    folder = tmp_path_factory.mktemp("whole")
+@contextmanager
+def folder_of_its_own(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Inside, runs and the cache are in `folder`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("YOLOYARD_CACHE", str(folder / "cache"))
         patch.chdir(folder)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that nothing stops."""
+    with folder_of_its_own(tmp_path_factory.mktemp("whole")):
         return train(tiny_set, name="whole").folder.absolute()
 
 
@@ -124,9 +131,7 @@ def test_sigusr1_saves_and_training_goes_on(whole: Path, data: Path, monkeypatch
 def stopped(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that was stopped in its last epoch, with a checkpoint of the end of the one before."""
     folder = tmp_path_factory.mktemp("stopped")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("YOLOYARD_CACHE", str(folder / "cache"))
-        patch.chdir(folder)
+    with folder_of_its_own(folder) as patch:
         interrupt_at_step(patch, 14)
         with pytest.raises(Interrupted):
             train(tiny_set, name="parts")
@@ -137,9 +142,9 @@ def cut(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
-def flip_a_byte(file: Path) -> None:
+def flip_a_byte(file: Path, bit: int = 1) -> None:
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[len(content) // 2] ^= bit
     file.write_bytes(content)
 
 
@@ -148,9 +153,7 @@ def empty(file: Path) -> None:
 
 
 def flip_a_high_bit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 128
-    file.write_bytes(content)
+    flip_a_byte(file, 128)
 
 
 def hold_nothing(file: Path) -> None:
