@@ -92,7 +92,9 @@ def test_settings_and_the_order_of_causes(tmp_path: Path, facts: dict[str, Any])
 def test_settings_that_decide_no_results(name: str, tmp_path: Path, facts: dict[str, Any]) -> None:
     run(tmp_path / "a", facts, f"{name}: 1\n")
     comparison = compare(load(tmp_path / "a"), load(run(tmp_path / "b", facts, f"{name}: 2\n")))
-    undecided = {"data", "device", "exist_ok", "name", "project", "tensorboard", "wandb", "workers"}
+    undecided = {"data", "device", "exist_ok", "name", "project", "tensorboard", "wandb", "notify", "workers"}
+    undecided |= {"backup", "backup_endpoint", "grace_seconds", "save_period", "save_minutes", "keep"}
+    undecided |= {"checkpoint_activations"}
     assert comparison.decides == (name not in undecided)
 
 

@@ -147,20 +147,20 @@ class TrainConfig:
     patience: int = setting(100, "stop after so many epochs without a better figure (0: never)", 0, resumable=True)
     best_by: str = setting("map50_95", "figure that decides which weights are best")
     save_minutes: float = setting(
-        10.0, "save inside an epoch, too, so many minutes after the last time (0: never)", 0, resumable=True
+        10.0, "save inside an epoch, too, so many minutes after the last time (0: never)", 0, **FREE
     )
-    save_period: int = setting(10, "keep a checkpoint every so many epochs (0: only the last)", 0, resumable=True)
-    keep: int = setting(3, "how many of the periodic checkpoints are kept", 1, resumable=True)
+    save_period: int = setting(10, "keep a checkpoint every so many epochs (0: only the last)", 0, **FREE)
+    keep: int = setting(3, "how many of the periodic checkpoints are kept", 1, **FREE)
     backup: str | None = setting(
         None,
         "copy checkpoints, weights and records to s3://bucket/prefix, gs://, az:// or file:///folder",
-        resumable=True,
+        **FREE,
     )
     backup_endpoint: str | None = setting(
-        None, "https:// address of an S3-compatible service (default: AWS_ENDPOINT_URL)", resumable=True
+        None, "https:// address of an S3-compatible service (default: AWS_ENDPOINT_URL)", **FREE
     )
     grace_seconds: float = setting(
-        25.0, "after SIGTERM or Ctrl-C the copy of the last checkpoint may take so long", 0, resumable=True
+        25.0, "after SIGTERM or Ctrl-C the copy of the last checkpoint may take so long", 0, **FREE
     )
     on_divergence: str = setting(
         "rollback",
