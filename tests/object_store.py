@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import obstore
 from moto.server import ThreadedMotoServer
+
+from yoloyard.storage.address import open_store
 
 BUCKET = "runs"
 CREDENTIALS = {
@@ -147,3 +150,8 @@ def make_empty(port: int) -> None:
     for method, path in (("POST", "moto-api/reset"), ("PUT", BUCKET)):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", method=method)
         urllib.request.urlopen(request).close()
+
+
+def paths_below(address: str) -> set[str]:
+    """The objects below an address."""
+    return {each["path"] for chunk in obstore.list(open_store(address)) for each in chunk}

@@ -140,8 +140,9 @@ def test_json_about_runs_has_the_form_of_its_page(command: str, run_folder: Path
     shutil.copytree(run_folder, "runs/line-2")
     metrics = run_folder / "metrics.jsonl"
     metrics.write_text(metrics.read_text() + '{"epoch": 1, "alert": "starved"}\n{}\n')
+    since = "2026-01-01T00:00:00Z"
     (run_folder / "backup.json").write_text(
-        '{"address": "file:///x", "epoch": 2, "behind_seconds": 1.5, "error": null}'
+        f'{{"address": "file:///x", "epoch": 2, "waiting_since": "{since}", "error": null}}'
     )
     names = iter(("line", "line-2"))
     words = [next(names) if word == "NAME" else word for word in command.split()]

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import threading
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,9 @@ def test_alerts_and_the_backup_are_shown(run_folder: Path, yoloyard: Command) ->
     metrics = run_folder / "metrics.jsonl"
     alert = {"epoch": 1, "alert": "starved", "message": "waits for data", "evidence": "60 %", "remedy": "more workers"}
     metrics.write_text(metrics.read_text() + json.dumps(alert) + "\n")
-    backup = {"address": "s3://bucket/line", "epoch": 2, "position": 0, "behind_seconds": 75.0, "error": None}
+    ended = datetime.fromisoformat(json.loads((run_folder / "status.json").read_text())["updated"])
+    since = (ended - timedelta(seconds=75)).isoformat()
+    backup = {"address": "s3://bucket/line", "epoch": 2, "waiting_since": since, "error": None}
     (run_folder / "backup.json").write_text(json.dumps(backup))
     run = listed(yoloyard)["line"]
     assert (run["alerts"], run["epoch"]) == (1, 2)

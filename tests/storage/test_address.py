@@ -82,7 +82,7 @@ def test_a_profile_gives_credentials(proxy: Proxy, tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("AWS_PROFILE", "lab")
     seen: list[str] = []
     proxy.fault = lambda request: seen.append(request.headers["Authorization"])
-    assert Copies(f"s3://{BUCKET}/p").read() is None
+    assert Copies(f"s3://{BUCKET}/p").read("x") is None
     assert "Credential=KEYOFTHELAB/" in seen[0]
 
 
@@ -92,7 +92,7 @@ def test_no_credentials_at_all_are_said_at_once(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
-    with pytest.raises(UserError, match="no credentials are found; set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(UserError, match=r"no credentials are found .*; set AWS_ACCESS_KEY_ID"):
         open_store("s3://b/p")
 
 

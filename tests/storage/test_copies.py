@@ -13,7 +13,7 @@ import obstore.exceptions
 import pytest
 from copying import S3, claimed, files_of, send
 
-from object_store import CREDENTIALS, Proxy, Request, no_fault
+from object_store import CREDENTIALS, Proxy, Request, no_fault, paths_below
 from yoloyard.common.errors import UserError
 from yoloyard.storage.address import reason
 from yoloyard.storage.copies import PART_BYTES, Copies, TakenOverError
@@ -33,16 +33,12 @@ def until_sent(copies: Copies, folder: Path, files: dict[str, Any]) -> int:
     raise AssertionError("it never arrives")
 
 
-def objects(address: str) -> set[str]:
-    return set(Copies(address)._list(None))
-
-
 def test_a_copy_has_a_manifest_its_parts_and_the_weights_by_name(address: str, tmp_path: Path) -> None:
     copies = claimed(address)
     files = files_of(tmp_path, model=b"weights", state=b"{}", best=b"best")
     send(copies, tmp_path, files)
     parts = {f"parts/{facts['sha256']}" for facts in files.values()}
-    assert objects(address) == parts | {"run.json", "checkpoints/00000001.json", "weights/best.safetensors"}
+    assert paths_below(address) == parts | {"run.json", "checkpoints/00000001.json", "weights/best.safetensors"}
     copies.download("weights/best.safetensors", tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == b"best"
     [manifest] = Copies(address).read_manifests()
@@ -186,7 +182,7 @@ def test_200_checkpoints_leave_the_newest_and_those_that_are_kept(address: str, 
         files = files_of(tmp_path, model=b"same", state=str(epoch).encode(), best=str(epoch // 50).encode())
         send(copies, tmp_path, files, epoch, (epoch % 10 == 0, 3))
     assert [each.epoch for each in Copies(address).read_manifests()] == [180, 190, 199, 200]
-    kinds = [path.partition("/")[0] for path in objects(address)]
+    kinds = [path.partition("/")[0] for path in paths_below(address)]
     assert (kinds.count("checkpoints"), kinds.count("parts")) == (4, 1 + 4 + 2)  # model, states, best of 3 and of 4
 
 
@@ -197,18 +193,29 @@ def test_copies_that_may_not_be_removed_stay_and_training_hears_it_once(
     proxy.fault = lambda request: (403, "AccessDenied") if request.path.endswith("?delete") else None
     for epoch in range(5):
         send(copies, tmp_path, files_of(tmp_path, state=str(epoch).encode()))
-    assert len(copies._list("checkpoints")) == 5
+    assert len(copies.read_manifests()) == 5
     assert len([line for line in said if "old copies stay in" in line]) == 1
     proxy.fault = no_fault
     send(copies, tmp_path, files_of(tmp_path, state=b"5"))
-    assert len(copies._list("checkpoints")) == 2
+    assert len(copies.read_manifests()) == 2
 
 
-def test_a_second_run_is_refused_with_the_way_out(address: str) -> None:
-    claimed(address, "run-1")
-    with pytest.raises(UserError, match="holds the copies of another run, line on") as refused:
+def test_a_second_run_is_refused_with_the_way_out(address: str, tmp_path: Path) -> None:
+    first = claimed(address, "run-1")
+    with pytest.raises(UserError, match=r"copies of another run, line on .* remove .*/run\.json if that one is over"):
         claimed(address, "run-2")
-    assert f"yoloyard train --resume {address}" in str(refused.value)
+    send(first, tmp_path, files_of(tmp_path, state=b"1"))
+    with pytest.raises(UserError, match=f"or go on with that one: yoloyard train --resume {address}"):
+        claimed(address, "run-2")
+
+
+def test_an_address_is_given_free_where_nothing_has_arrived(address: str, tmp_path: Path) -> None:
+    claimed(address, "run-1").release()
+    second = claimed(address, "run-2")
+    send(second, tmp_path, files_of(tmp_path, state=b"1"))
+    second.release()
+    with pytest.raises(UserError, match="copies of another run"):
+        claimed(address, "run-3")
 
 
 def test_a_prefix_with_other_objects_is_refused(address: str, proxy: Proxy, tmp_path: Path) -> None:
@@ -219,13 +226,16 @@ def test_a_prefix_with_other_objects_is_refused(address: str, proxy: Proxy, tmp_
 
 
 def test_two_runs_that_begin_at_once_get_one_owner(proxy: Proxy, tmp_path: Path) -> None:
-    first, second = Copies(S3), Copies(S3)
-    looked = second.read()
-    first.claim("run-1", "a")
-    second.read = iter([looked, second.read()]).__next__  # type: ignore[method-assign]  # it has looked before
-    second._list = lambda prefix: []  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="copies of another run, a on"):
-        second.claim("run-2", "b")
+    began: list[str] = []
+
+    def fault(request: Request) -> None:
+        if request.method == "PUT" and not began:  # of run.json, after it has looked
+            began.append("first")
+            claimed(S3, "run-1")
+
+    proxy.fault = fault
+    with pytest.raises(UserError, match="copies of another run, line on"):
+        claimed(S3, "run-2")
 
 
 def test_the_same_run_elsewhere_takes_over_and_the_former_process_stops(address: str, tmp_path: Path) -> None:
@@ -247,7 +257,7 @@ def test_a_store_without_conditional_requests_is_used_all_the_same(proxy: Proxy,
 def test_a_file_that_changed_on_the_disk_is_not_sent(proxy: Proxy, tmp_path: Path) -> None:
     copies, files = claimed(S3), files_of(tmp_path, model=b"weights")
     (tmp_path / "checkpoints/last/model").write_bytes(b"weighty")
-    with pytest.raises(UserError, match="model has changed on the disk"):
+    with pytest.raises(UserError, match="model did not arrive as it was sent"):
         send(copies, tmp_path, files)
 
 

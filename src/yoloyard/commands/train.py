@@ -50,14 +50,8 @@ def train(
     listeners: list[Listener] = [Records(), Status(), console, write_environment, LastValidation()]
     listeners += [*map(Tracker, TRACKERS), *own, backup]
     listeners += [Notifier(address)] if address else []  # after those who may raise an alert at the end
-    with shown_lines(console.say):
-        try:
-            result = run.train(overrides, resume, listeners, transform)
-        except Exception as error:
-            backup.finish(error)
-            raise
-        backup.finish()
-        return result
+    with shown_lines(console.say), backup:
+        return run.train(overrides, resume, listeners, transform)
 
 
 def write_environment(event: Event) -> None:

@@ -33,7 +33,7 @@ class RunFolder:
     status: Record  # of status.json
     records: Sequence[Record]  # the epochs of metrics.jsonl
     alerts: Sequence[Record]  # its other lines
-    backup: Record  # of backup.json: address, epoch, behind_seconds, error ...
+    backup: Record  # of backup.json: address, epoch, waiting_since, error ...
     state: str  # running, finished, interrupted, failed or diverged
     reason: str  # what says so
     problems: list[str]
@@ -83,6 +83,15 @@ class RunFolder:
         done = self.epochs_done
         return self.seconds / done * max(self.epochs - done, 0) if self.state == "running" and done else None
 
+    @property
+    def behind_seconds(self) -> float:
+        """How long the oldest checkpoint that has not arrived at `--backup` waits, or waited when the run ended."""
+        if not (since := self.backup.get("waiting_since")):
+            return 0.0
+        is_over = self.state != "running" and self.status.get("updated")
+        until = datetime.fromisoformat(self.status["updated"]) if is_over else datetime.now(UTC)
+        return max(0.0, (until - datetime.fromisoformat(since)).total_seconds())
+
     @cached_property
     def size(self) -> int:
         """Bytes of all its files; a file that checkpoints share counts once."""
@@ -98,7 +107,8 @@ class RunFolder:
 
     def as_dict(self) -> dict[str, Any]:
         """What `yoloyard runs --json` says of the run (docs/json.md)."""
-        backup = {name: self.backup.get(name) for name in ("address", "epoch", "behind_seconds", "error")}
+        backup = {name: self.backup.get(name) for name in ("address", "epoch", "error")}
+        backup["behind_seconds"] = self.behind_seconds
         return {
             "name": self.name,
             "folder": self.folder,
@@ -117,7 +127,7 @@ class RunFolder:
 
     def texts(self) -> dict[str, str]:
         """The same for a reader, the best figure with its epoch; what there is nothing to say of is empty."""
-        best, left, behind = self.best, self.seconds_left, self.backup.get("behind_seconds")
+        best, left, behind = self.best, self.seconds_left, self.behind_seconds
         backup = f"epoch {self.backup.get('epoch')}" if self.backup else ""
         backup += f", {_time_text(behind)} behind" if behind else ""
         return {

@@ -4,9 +4,11 @@ Credentials come from where each cloud's own tools look for them: environment, p
 an address, and none in a message of this file.
 """
 
+import contextlib
 import importlib.util
 import os
 import re
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +24,7 @@ ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # the v
 BUCKET_IN_HOST = (".aliyuncs.com", ".myqcloud.com")  # services that want the bucket in the host's name
 # A request may take so long: a part of 8 MB, four at a time, at 1.4 Mbit/s.
 CLIENT = {"timeout": timedelta(seconds=180), "connect_timeout": timedelta(seconds=10)}
-RETRIES = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}  # about 6 seconds of waiting
+RETRIES = {"max_retries": 10, "retry_timeout": timedelta(seconds=60)}
 
 REASONS = {
     "NoSuchBucket": "there is no such bucket: make it, or correct the address",
@@ -42,24 +44,22 @@ def is_address(text: object) -> bool:
 
 def check_address(address: str, endpoint: str | None = None) -> None:
     """Raise UsageError if this can't be an address, holds credentials, or needs a package that isn't installed."""
-    parts = urlsplit(address)
-    if any("@" in (url or "") or "?" in (url or "") for url in (address, endpoint)):
+    scheme, _, place = address.partition("://")
+    if any("@" in url or "?" in url for url in ("" if scheme == "file" else address, endpoint or "")):
         raise UsageError(
             "an address or endpoint of a store holds no user, password or signature: leave out what is before @ or "
             "after ?, and give credentials in the environment, by a profile or a role"
         )
-    if not is_address(address) or not (parts.path if parts.scheme == "file" else parts.netloc).strip("/"):
+    if not is_address(address) or not place.strip("/") or (place.startswith("/") and scheme != "file"):
         raise UsageError(
             f"{address!r} is no address of a store: say s3://bucket/prefix, gs://, az:// or file:///folder"
         )
-    if parts.scheme == "file" and parts.netloc:
-        raise UsageError(f"{address} names no whole path: three slashes, file:///{parts.netloc}{parts.path}")
+    if scheme == "file" and not place.startswith("/"):
+        raise UsageError(f"{address} names no whole path: three slashes, file:///{place}")
     if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
         raise UsageError(f"--backup-endpoint {endpoint}: an endpoint begins with https://")
     if importlib.util.find_spec("obstore") is None:
-        raise UsageError(
-            f"{parts.scheme}:// addresses need a package that is not installed: pip install yoloyard[backup]"
-        )
+        raise UsageError(f"{scheme}:// addresses need a package that is not installed: pip install yoloyard[backup]")
 
 
 def open_store(address: str, endpoint: str | None = None, create: bool = False) -> "ObjectStore":
@@ -69,26 +69,34 @@ def open_store(address: str, endpoint: str | None = None, create: bool = False) 
     """
     check_address(address, endpoint)
     import obstore.store as stores
-    from obstore.exceptions import BaseError
 
-    parts = urlsplit(address)
-    prefix = parts.path.strip("/") or None
-    common: dict[str, Any] = {"client_options": CLIENT, "retry_config": RETRIES, "prefix": prefix}
-    try:
-        if parts.scheme == "file":
-            folder = Path(unquote(parts.path))
+    scheme, _, place = address.partition("://")
+    bucket, _, prefix = place.partition("/")
+    common: dict[str, Any] = {"client_options": CLIENT, "retry_config": RETRIES, "prefix": prefix.strip("/") or None}
+    with reasons_said(address):
+        if scheme == "file":
+            folder = Path(unquote(place))
             if create:
                 folder.mkdir(exist_ok=True)
             return stores.LocalStore(folder)
-        if parts.scheme == "gs":
-            return stores.GCSStore(parts.netloc, **common)
-        if parts.scheme == "az":
-            return stores.AzureStore(parts.netloc, **common)
-        options = _s3_options(parts.netloc, endpoint)
+        if scheme == "gs":
+            return stores.GCSStore(bucket, **common)
+        if scheme == "az":
+            return stores.AzureStore(bucket, **common)
+        options = _s3_options(bucket, endpoint)
         common["client_options"] = CLIENT | {"allow_http": str(options.get("endpoint")).startswith("http://")}
-        return stores.S3Store(parts.netloc, **common, **options)
+        return stores.S3Store(bucket, **common, **options)
+
+
+@contextlib.contextmanager
+def reasons_said(what: str) -> Iterator[None]:
+    """Within the context, what a store raises becomes a UserError with `what` and the reason."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
     except (BaseError, OSError, ValueError) as error:
-        raise UserError(f"{address}: {reason(error)}") from error
+        raise UserError(f"{what}: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:
@@ -124,12 +132,9 @@ def _s3_options(bucket: str, endpoint: str | None) -> dict[str, Any]:
     from obstore.auth.boto3 import Boto3CredentialProvider
 
     try:
-        session = boto3.Session()
-        if session.get_credentials() is None:
-            raise UserError(
-                f"s3://{bucket}: no credentials are found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-                "AWS_PROFILE"
-            )
-        return options | {"credential_provider": Boto3CredentialProvider(session)}
-    except BotoCoreError as error:
-        raise UserError(f"s3://{bucket}: no credentials can be had: {error}") from error
+        return options | {"credential_provider": Boto3CredentialProvider(boto3.Session())}
+    except (BotoCoreError, ValueError) as error:
+        raise UserError(
+            f"s3://{bucket}: no credentials are found ({error}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+            "AWS_PROFILE"
+        ) from error

@@ -15,8 +15,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,9 @@ log = logging.getLogger(__name__)
 PART_BYTES = 8 * 2**20  # of one request; larger files go in several
 REQUESTS = 4  # at a time
 CHECKPOINT = "checkpoints/last/"  # where the files of a checkpoint lie in a run folder
-MAX_NUMBERS = 100  # tried for a manifest
-NEWEST_KEPT = 2  # manifests, beside those of the checkpoints that the run keeps itself
+NEWEST_KEPT = 2  # moments of a run, beside the checkpoints that the run keeps itself
 
-Facts = dict[str, Any]  # of a file: size, sha256
-
-
-class SupersededError(Exception):
-    """There is something newer to send."""
+Facts = dict[str, Any]  # of a file: size, sha256, and etag, which is what S3 makes of a file sent in PART_BYTES
 
 
 class TakenOverError(UserError):
@@ -46,17 +41,17 @@ class TakenOverError(UserError):
 class Manifest:
     """What a run folder held at one moment."""
 
-    number: int
     epoch: int
     position: int
     kept: bool  # by `--save-period`
-    writer: str  # the process that made it
     files: Mapping[str, Facts] = field(repr=False)  # by their paths in the run folder
+    writer: str = ""  # the process that made it
+    number: int = 0
 
     @property
-    def parts(self) -> set[str]:
-        """The objects that its files are in."""
-        return {f"parts/{facts['sha256']}" for facts in self.files.values()}
+    def objects(self) -> set[str]:
+        """The manifest itself, and what its files are in."""
+        return {f"checkpoints/{self.number:08d}.json"} | {part_of(facts) for facts in self.files.values()}
 
 
 class Copies:
@@ -69,113 +64,95 @@ class Copies:
         self.store = open_store(address, endpoint, create)
         self.writer = secrets.token_hex(8)
         self.manifests: list[Manifest] = []  # by number
-        self._parts: set[str] = set()  # that are there
-        self._checked: set[str] = set()  # of these, those that were read back
+        self._checked: set[str] = set()  # objects that have been read back
         self._has_warned = False  # that old copies can't be removed
-
-    def read(self) -> Facts | None:
-        """What run.json says; None if there is none."""
-        try:
-            facts: Facts = json.loads(bytes(self._obs.get(self.store, "run.json").bytes()))
-            return facts
-        except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
-                raise
-            return None
-
-    def read_manifests(self) -> list[Manifest]:
-        """All manifests, the oldest first; what can't be one is left out with a line."""
-        found = []
-        for path in sorted(self._list("checkpoints")):
-            try:
-                content = json.loads(bytes(self._obs.get(self.store, path).bytes()))
-                found.append(Manifest(number=int(Path(path).stem), **content))
-            except (ValueError, TypeError, FileNotFoundError) as error:  # another process may have removed it
-                log.warning(f"{self.address}/{path} is left out: {error}")
-        return found
 
     def claim(self, run: str, name: str) -> None:
         """Make this process the writer. Raises UserError if the address holds anything but copies of the run `run`."""
-        facts = self.read()
-        if facts is None and self._list(None):
+        owner = self.read_owner()
+        if owner is None and next(iter(self._obs.list(self.store, chunk_size=1)), None):
             raise UserError(
                 f"{self.address} holds other objects already, and copies would replace those with their names; name an "
                 f"empty prefix: --backup {self.address}/{name}"
             )
-        own = {"run": run, "name": name, "writer": self.writer, "host": socket.gethostname(), "since": utc_now()}
-        if facts is None and not self._create("run.json", own):
-            facts = self.read()
-        if facts is not None and facts.get("run") != run:
+        own = {"run": run, "name": name, "writer": self.writer, "host": socket.gethostname(), "since": utc_text()}
+        if owner is None and not self._create("run.json", own):
+            owner = self.read_owner()
+        self.manifests = self.read_manifests()
+        if owner is not None and owner.get("run") != run:
+            go_on = f"go on with that one: yoloyard train --resume {self.address}"
+            nothing = f"remove {self.address}/run.json if that one is over: no checkpoint of it has arrived"
             raise UserError(
-                f"{self.address} holds the copies of another run, {facts.get('name')} on {facts.get('host')} since "
-                f"{facts.get('since')}: name another address for this one, or go on with that one: yoloyard train "
-                f"--resume {self.address}"
+                f"{self.address} holds the copies of another run, {owner.get('name')} on {owner.get('host')} since "
+                f"{owner.get('since')}: name another address for this one, or {go_on if self.manifests else nothing}"
             )
-        if facts is not None:  # the same run, going on here
+        if owner is not None:  # the same run, going on here
             self._obs.put(self.store, "run.json", json.dumps(own).encode())
-        self.manifests, self._parts = self.read_manifests(), set(self._list("parts"))
-        self._checked = set[str]().union(*(each.parts for each in self.manifests))
+        self._checked = set[str]().union(*(each.objects for each in self.manifests))
 
-    def send(
-        self,
-        folder: Path,
-        files: Mapping[str, Facts],
-        place: tuple[int, int],
-        keeps: tuple[bool, int],
-        arrived: Callable[[int], None],
-    ) -> None:
-        """Send the `files` of `folder`, the state of a run at (epoch, position) `place`, and read them back.
+    def release(self) -> None:
+        """Give the address free for another run, if nothing has arrived."""
+        try:
+            if not self.manifests and (self.read_owner() or {}).get("writer") == self.writer:
+                self._obs.delete(self.store, "run.json")
+        except (self._obs.exceptions.BaseError, OSError) as error:
+            log.info(f"{self.address}/run.json stays: {reason(error)}")
 
-        `keeps`: whether the run keeps this checkpoint, and how many of those. `arrived(bytes)` is told of each file and
-        may raise SupersededError. Sends nothing if the newest manifest has the same files. Raises TakenOverError.
+    def send(self, folder: Path, manifest: Manifest, keep: int, moved: Callable[[int], None]) -> None:
+        """Send the files that `manifest` lists from `folder`, and read them back; `keep` as in `--keep`.
+
+        `moved(bytes)` hears of each part, also of those that are there already, and may raise an error to end it.
+        Sends nothing if the newest copy has the same files. Raises TakenOverError, or UserError if something does not
+        arrive as it was sent.
         """
         newest = self.manifests[-1] if self.manifests else None
-        if newest is not None and newest.files == files:
+        if newest is not None and newest.files == manifest.files:
             return
-        for name, facts in files.items():
-            self._send_part(folder / name, facts)
-            arrived(facts["size"])
+        for name, facts in manifest.files.items():
+            self._send_file(folder / name, facts, moved)
         self._check_writer()
-        for name, facts in files.items():
+        for name, facts in manifest.files.items():
             if not name.startswith(CHECKPOINT) and (newest is None or newest.files.get(name) != facts):
-                self._obs.copy(self.store, f"parts/{facts['sha256']}", name)
-        first = newest.number + 1 if newest else 1
-        content = {"epoch": place[0], "position": place[1], "kept": keeps[0], "writer": self.writer, "files": files}
-        for number in range(first, first + MAX_NUMBERS):  # another process may have used some
-            if self._create(f"checkpoints/{number:08d}.json", content):
-                break
-        else:
-            raise UserError("manifests did not arrive as they were sent")
-        self.manifests.append(Manifest(number=number, **content))  # type: ignore[arg-type]
-        self._remove_old(keeps[1])
+                self._obs.copy(self.store, part_of(facts), name)
+        content = asdict(manifest) | {"writer": self.writer, "number": newest.number + 1 if newest else 1}
+        if not self._create(f"checkpoints/{content['number']:08d}.json", content):
+            self.manifests = self.read_manifests()
+            raise UserError(f"another process has written checkpoint {content['number']} in {self.address} meanwhile")
+        self.manifests.append(Manifest(**content))
+        self._remove_old(keep)
 
-    def _send_part(self, path: Path, facts: Facts) -> None:
-        part = f"parts/{facts['sha256']}"
-        if part in self._checked:
-            if (there := self.head(part)) is not None and there["size"] == facts["size"]:
-                return
-            self._parts -= {part}
-        etag = etag_of(path, facts)
-        if part not in self._parts or not self._holds(part, facts, etag):
-            self._obs.put(self.store, part, path, chunk_size=PART_BYTES, max_concurrency=REQUESTS)
-            self._parts.add(part)
-            if not self._holds(part, facts, etag):
+    def _send_file(self, path: Path, facts: Facts, moved: Callable[[int], None]) -> None:
+        def chunks() -> Iterator[bytes]:
+            with path.open("rb") as file:
+                while chunk := file.read(PART_BYTES):
+                    moved(len(chunk))
+                    yield chunk
+
+        part = part_of(facts)
+        if self._holds(part, facts):
+            moved(facts["size"])
+        else:
+            content = chunks() if facts["size"] > PART_BYTES else b"".join(chunks())
+            self._obs.put(self.store, part, content, chunk_size=PART_BYTES, max_concurrency=REQUESTS)
+            if not self._holds(part, facts):
                 raise UserError(f"{path.name} did not arrive as it was sent")
         self._checked.add(part)
 
-    def _holds(self, part: str, facts: Facts, etag: str) -> bool:
+    def _holds(self, part: str, facts: Facts) -> bool:
         """Does the object `part` have the content that it should have?"""
         there = self.head(part)
         if there is None or there["size"] != facts["size"]:
+            self._checked.discard(part)
             return False
         # An ETag that is the MD5 shows the content; stores with others, or that encrypt, give it back to be looked at.
-        return (there["e_tag"] or "").strip('"') == etag or self.download(part, Path(os.devnull)) == facts["sha256"]
+        is_same = part in self._checked or (there["e_tag"] or "").strip('"') == facts["etag"]
+        return is_same or self.download(part, Path(os.devnull)) == facts["sha256"]
 
     def _check_writer(self) -> None:
-        facts = self.read() or {}
-        if facts.get("writer") != self.writer:
+        owner = self.read_owner() or {}
+        if owner.get("writer") != self.writer:
             raise TakenOverError(
-                f"the run goes on elsewhere ({facts.get('host', 'its run.json is gone')}), and its copies in "
+                f"the run goes on elsewhere ({owner.get('host', 'its run.json is gone')}), and its copies in "
                 f"{self.address} come from there; this process makes no more. Stop one of the two"
             )
 
@@ -190,29 +167,54 @@ class Copies:
             self._obs.put(self.store, path, body, mode="create")
         except (errors.AlreadyExistsError, errors.PreconditionError):
             pass  # it may be this one: a request whose answer was lost is sent again
-        except (errors.NotSupportedError, errors.GenericError) as error:
-            if isinstance(error, errors.GenericError) and "NotImplemented" not in str(error):
+        except errors.BaseError as error:
+            if "NotImplemented" not in str(error):
                 raise
             self._obs.put(self.store, path, body)
-        return bytes(self._obs.get(self.store, path).bytes()) == body
+        return self.read(path) == body
 
     def _remove_old(self, keep: int) -> None:
-        """Remove all but the newest manifests and the last `keep` that the run keeps, and what only those needed."""
-        kept = [each for each in self.manifests if each.kept][-keep:]
-        gone = [each for each in self.manifests[:-NEWEST_KEPT] if each not in kept]
-        left = [each for each in self.manifests if each not in gone]
-        parts = self._parts - set[str]().union(*(each.parts for each in left))
-        paths = [*(f"checkpoints/{each.number:08d}.json" for each in gone), *parts]
+        """Remove all but the newest moments and the last `keep` that the run keeps itself."""
+        self._check_writer()
+        places = [(each.epoch, each.position) for each in self.manifests]  # of a moment, its last manifest counts
+        last = [each for number, each in enumerate(self.manifests) if places[number] not in places[number + 1 :]]
+        kept = [each for each in last if each.kept][-keep:]
+        self.manifests = [each for each in last if each in kept or each in last[-NEWEST_KEPT:]]
+        needed = set[str]().union(*(each.objects for each in self.manifests))
+        self._checked &= needed
         try:
-            if paths:
-                self._obs.delete(self.store, paths)
-            self.manifests, self._parts, self._checked = left, self._parts - parts, self._checked - parts
-        except FileNotFoundError:  # somebody has removed some of them
-            self.manifests, self._parts = self.read_manifests(), set(self._list("parts"))
-        except self._obs.exceptions.BaseError as error:  # tried again with the next checkpoint
+            old = [path for path in self._list("checkpoints") + self._list("parts") if path not in needed]
+            if old:
+                self._obs.delete(self.store, old)
+        except (self._obs.exceptions.BaseError, OSError) as error:  # tried again with the next checkpoint
             if not self._has_warned:
                 log.warning(f"old copies stay in {self.address}: {reason(error)}")
             self._has_warned = True
+
+    def read_owner(self) -> Facts | None:
+        """What run.json says; None if there is none."""
+        content = self.read("run.json")
+        owner: Facts | None = None if content is None else json.loads(content)
+        return owner
+
+    def read_manifests(self) -> list[Manifest]:
+        """All manifests, the oldest first; what can't be one is left out with a line."""
+        found = []
+        for path in sorted(self._list("checkpoints")):
+            try:
+                found.append(Manifest(**json.loads(self.read(path) or b"")))
+            except (ValueError, TypeError) as error:
+                log.warning(f"{self.address}/{path} is left out: {error}")
+        return found
+
+    def read(self, path: str) -> bytes | None:
+        """The content of the small object `path`; None if there is none."""
+        try:
+            return bytes(self._obs.get(self.store, path).bytes())
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise
+            return None
 
     def download(self, path: str, target: Path) -> str:
         """Write the object `path` into the file `target`; returns its SHA-256."""
@@ -230,31 +232,27 @@ class Copies:
         except FileNotFoundError:
             return None
 
-    def _list(self, prefix: str | None) -> list[str]:
+    def _list(self, prefix: str) -> list[str]:
         return [each["path"] for chunk in self._obs.list(self.store, prefix) for each in chunk]
 
 
+def part_of(facts: Facts) -> str:
+    """The object that holds the content of a file."""
+    return f"parts/{facts['sha256']}"
+
+
 def facts_of(path: Path) -> Facts:
-    """Size in bytes and SHA-256 of a file."""
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def etag_of(path: Path, facts: Facts) -> str:
-    """The ETag that S3 gives a file sent in parts of PART_BYTES (MD5 of MD5s). Raises UserError if the file changed."""
-    sha256, parts = hashlib.sha256(), []
+    """Size in bytes, SHA-256 and ETag of a file. The ETag is its MD5, or that of the MD5s of several parts."""
+    sha256, size, parts = hashlib.sha256(), 0, list[bytes]()
     with path.open("rb") as file:
         while chunk := file.read(PART_BYTES):
             sha256.update(chunk)
+            size += len(chunk)
             parts.append(hashlib.md5(chunk, usedforsecurity=False).digest())
-    if sha256.hexdigest() != facts["sha256"]:
-        raise UserError(f"{path.name} has changed on the disk since it was written; the next checkpoint is sent")
-    if len(parts) == 1:
-        return parts[0].hex()
-    whole = hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
-    return f"{whole}-{len(parts)}" if parts else whole
+    md5 = parts[0].hex() if len(parts) == 1 else hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest()
+    return {"size": size, "sha256": sha256.hexdigest(), "etag": f"{md5}-{len(parts)}" if len(parts) > 1 else md5}
 
 
-def utc_now() -> str:
-    """The time as texts have it, to the second."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def utc_text(seconds: float | None = None) -> str:
+    """The time, or that of so many seconds since 1970, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -9,12 +9,12 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import link_or_copy, write_whole_text
-from yoloyard.storage.address import reason
-from yoloyard.storage.copies import CHECKPOINT, Copies, Facts, SupersededError, TakenOverError, facts_of, utc_now
+from yoloyard.storage.address import reason, reasons_said
+from yoloyard.storage.copies import CHECKPOINT, Copies, Manifest, TakenOverError, facts_of, utc_text
 from yoloyard.storage.fetch import NOTE, read_note
 from yoloyard.training.interrupt import Interrupted, InterruptRequest
 from yoloyard.training.listeners import events
@@ -29,32 +29,35 @@ LONGEST_END_PAUSE = 5.0  # when the run is over
 STALLED_SECONDS = 600.0  # the end of a run waits no longer for a server that takes nothing
 
 
+class SupersededError(Exception):
+    """Something newer is to be sent, or nothing any more."""
+
+
 @dataclass
-class Waiting:
+class Moment:
     """The files of a run at one moment, to be sent."""
 
     folder: Path
-    since: float  # monotonic seconds; of the oldest moment that it stands for
+    since: float  # seconds since 1970; of the oldest moment that it stands for
+    most: int = 0  # bytes that an attempt has sent
 
 
 class Backup:
     """A listener that sends each checkpoint, and the other files of the run, to the address of `--backup`.
 
-    The thread sends one moment at a time, and tries it again until it has arrived or there is a newer one.
-    `finish` must be called when training is over.
+    A thread sends the newest moment, and tries again until it has arrived or there is a newer one. The end of the
+    context waits until all has arrived.
     """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._changed = threading.Condition()  # of what follows
-        self._next: Waiting | None = None
-        self._sending: Waiting | None = None
-        self._is_ending, self._is_over = False, False  # the run; the wait for the last copy
+        self._waiting: list[Moment] = []  # what is being sent or could not be sent, and the newest after that
+        self._is_ending = self._is_over = False  # the run; the wait for the last copy
         self._has_missed = False  # the last checkpoint, because the disk failed
-        self._moved = 0.0  # monotonic: when something arrived last
+        self._moved = 0.0  # monotonic: when something was sent last
         self._error = ""  # of the last attempt
-        self._arrived: dict[str, Any] = {}  # epoch, position and time of the newest copy
-        self._bytes = 0  # that are still to be sent
+        self._arrived: dict[str, Any] = {}  # epoch and time of the newest copy
 
     def __call__(self, event: Event) -> None:
         """Begin with the run, take each checkpoint, and what the run leaves at its end."""
@@ -68,64 +71,66 @@ class Backup:
         """How far behind the copies are, for the line of progress; empty without any."""
         if self._thread is None:
             return ""
-        return f"backup {self._behind_seconds():.0f} s behind" if self._is_behind() else "backed up"
+        waiting = self._waiting[:1]
+        if waiting:
+            return f"backup {time.time() - waiting[0].since:.0f} s behind"
+        return "backed up" if self._arrived else "no backup yet"
 
-    def finish(self, error: Exception | None = None) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Wait until all has arrived, and say where it is; `error` ended the run.
 
         A run that was asked to stop waits until `--grace-seconds` after the signal. Raises UserError if the last
         checkpoint has not arrived and the run has not failed itself.
         """
-        if self._thread is None:
+        if self._thread is None or (error is not None and not isinstance(error, Exception)):
             return
-        until = math.inf
-        if isinstance(error, Interrupted):
-            until = error.asked_at + self._config.grace_seconds
+        until = error.asked_at + self._config.grace_seconds if isinstance(error, Interrupted) else math.inf
         with InterruptRequest(silent=True) as interrupt, self._changed:
             self._is_ending, self._moved = True, time.monotonic()
             self._changed.notify()
-            if self._is_behind():
+            if self._waiting:
                 log.info(f"waiting until the last checkpoint has arrived in {self._address}")
-            while self._is_behind() and self._thread.is_alive():
+            while self._waiting and self._thread.is_alive():
                 self._changed.wait(0.2)
                 if interrupt.asked_at is not None:
                     until = min(until, interrupt.asked_at + self._config.grace_seconds)
                 if time.monotonic() > min(until, self._moved + STALLED_SECONDS):
                     break
-            missing, self._is_over = self._is_behind() or self._has_missed, True
+            is_missing, self._is_over = bool(self._waiting) or self._has_missed, True
             self._changed.notify()
         shutil.rmtree(self._folder / WAITING, ignore_errors=True)
-        if not missing and not self._arrived:
-            return  # the run ended before its first checkpoint
-        if not missing:
+        if is_missing:
+            why = f" ({self._error})" if self._error else ""
+            former = f"that of {self._arrived['epoch']} epochs" if self._arrived else "none"
+            line = (
+                f"the last checkpoint did not arrive in {self._address}{why}; of those before, {former} did. All is in "
+                f"{self._folder}, and is sent when the run goes on"
+            )
+            if error is None:
+                raise Interrupted(line, interrupt.signal) if interrupt.signal else UserError(line)
+            log.warning(line)
+        elif self._arrived:
             log.info(
                 f"the last checkpoint, weights and records are in {self._address}; go on from anywhere with: "
                 f"yoloyard train --resume {self._address}"
             )
-            return
-        why = f" ({self._error})" if self._error else ""
-        former = f"that of {self._arrived['epoch']} epochs" if self._arrived else "none"
-        line = (
-            f"the last checkpoint did not arrive in {self._address}{why}; of those before, {former} did. All is in "
-            f"{self._folder}, and is sent when the run goes on"
-        )
-        if error is None:
-            raise Interrupted(line, interrupt.signal) if interrupt.signal else UserError(line)
-        log.warning(line)
+        else:  # the run has ended before its first checkpoint
+            self._copies.release()
 
     def _begin(self, setup: Setup) -> None:
         """Claim the address. Raises UserError or UsageError: the run has not begun yet."""
-        import obstore.exceptions
-
         self._folder, self._config = setup.folder.absolute(), setup.config
         self._address = str(setup.config.backup).rstrip("/")
         note = read_note(self._folder)
+        if note.get("epoch") is not None and not (self._folder / "checkpoints").exists():
+            note = {}  # of another run, which this one replaces here (`--exist-ok`)
         self._run, self._fetched = note.get("run") or secrets.token_hex(8), note.get("fetched")
-        self._copies = Copies(self._address, setup.config.backup_endpoint, create=True)
-        try:
+        with reasons_said(f"--backup {self._address}"):
+            self._copies = Copies(self._address, setup.config.backup_endpoint, create=True)
             self._copies.claim(self._run, self._folder.name)
-        except (obstore.exceptions.BaseError, OSError) as error:
-            raise UserError(f"--backup {self._address}: {reason(error)}") from error
         shutil.rmtree(self._folder / WAITING, ignore_errors=True)
         self._write_note()
         log.info(f"checkpoints, weights and records are copied to {self._address}")
@@ -137,7 +142,7 @@ class Backup:
         """Keep the files of this moment, by links: none of them is ever changed in place."""
         if not (self._folder / CHECKPOINT / "manifest.json").exists():  # the first one is still to come
             return
-        moment = Waiting(self._folder / WAITING / secrets.token_hex(4), time.monotonic())
+        moment = Moment(self._folder / WAITING / secrets.token_hex(4), time.time())
         try:
             checkpoint, weights = (self._folder / CHECKPOINT).iterdir(), self._folder.glob("weights/*")
             for file in (*checkpoint, *weights, *self._folder.iterdir()):
@@ -152,96 +157,77 @@ class Backup:
             return
         self._has_missed = False
         with self._changed:
-            former, self._next = self._next, moment
-            if former is not None:
-                moment.since = former.since
+            former, self._waiting[1:] = self._waiting[1:], [moment]
             self._changed.notify()
-        if former is not None:
-            shutil.rmtree(former.folder, ignore_errors=True)
-
-    def _is_behind(self) -> bool:
-        return (self._sending or self._next) is not None
-
-    def _behind_seconds(self) -> float:
-        oldest = self._sending or self._next
-        return 0.0 if oldest is None else time.monotonic() - oldest.since
+        for each in former:
+            shutil.rmtree(each.folder, ignore_errors=True)
 
     def _work(self) -> None:
-        """Send what waits, one moment after the other, until `finish` waits no longer."""
+        """Send the newest of what waits, until the wait for the last copy is over."""
         pause = 0.0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._next is not None or self._is_over)
+                self._changed.wait(min(pause, LONGEST_END_PAUSE) if self._is_ending else pause)
+                self._changed.wait_for(lambda: self._waiting or self._is_over)
                 if self._is_over:
                     return
-                self._sending = moment = self._next
-                self._next = None
-            assert moment is not None
+                *former, moment = self._waiting
+                for each in former:
+                    moment.since = each.since
+                    shutil.rmtree(each.folder, ignore_errors=True)
+                self._waiting = [moment]
             try:
-                self._send(moment.folder)
+                self._send(moment)
             except SupersededError:
-                self._give_back(moment)
+                pause = 0.0
                 continue
             except Exception as error:  # noqa: BLE001  # training does not depend on it, and it is tried again
-                if self._is_over:
-                    return
                 pause = min(max(2.0, 2 * pause), LONGEST_PAUSE)
                 line = str(error) if isinstance(error, UserError) else reason(error)
                 if not self._error:
                     log.warning(f"backup: {line}; training goes on, and it is tried again")
-                with self._changed:
-                    self._error = line
+                self._error = line
                 self._write_note()
-                self._give_back(moment)
                 if isinstance(error, TakenOverError):
                     return
-                with self._changed:
-                    was_ending = self._is_ending
-                    seconds = min(pause, LONGEST_END_PAUSE) if was_ending else pause
-                    self._changed.wait_for(lambda: self._is_ending != was_ending, seconds)  # noqa: B023
                 continue
             if self._error:
                 log.info(f"backup: copies arrive again in {self._address}")
+            pause, self._error = 0.0, ""
             with self._changed:
-                self._sending, self._error, pause = None, "", 0.0
+                self._waiting.remove(moment)
                 self._changed.notify()
             self._write_note()
             shutil.rmtree(moment.folder, ignore_errors=True)
 
-    def _give_back(self, moment: Waiting) -> None:
-        """A moment that has not arrived: it waits again, unless there is a newer one, which then stands for it."""
-        with self._changed:
-            self._sending = None
-            if self._next is None:
-                self._next = moment
-                return
-            self._next.since = moment.since
-        shutil.rmtree(moment.folder, ignore_errors=True)
-
-    def _send(self, folder: Path) -> None:
-        checkpoint: dict[str, Facts] = json.loads((folder / CHECKPOINT / "manifest.json").read_text())["files"]
-        files = {CHECKPOINT + name: facts for name, facts in checkpoint.items()}
-        paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        files |= {name: facts_of(path) for name, path in paths.items() if name not in files}
-        progress = json.loads((folder / CHECKPOINT / "state.json").read_text())["progress"]
-        place = progress["epoch"], progress["position"]
-        is_kept = place[1] == 0 and (self._folder / "checkpoints" / f"epoch-{place[0]:04d}").exists()
-        self._bytes = sum(facts["size"] for facts in files.values())
+    def _send(self, moment: Moment) -> None:
+        folder, sent = moment.folder, 0
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        files = {name: facts_of(folder / name) for name in names}
+        written = json.loads((folder / CHECKPOINT / "manifest.json").read_bytes())["files"]
+        for name in written:
+            if files[CHECKPOINT + name]["sha256"] != written[name]["sha256"]:
+                raise UserError(f"{name} has changed on the disk since it was written; the next checkpoint is sent")
+        progress = json.loads((folder / CHECKPOINT / "state.json").read_bytes())["progress"]
+        epoch, position = progress["epoch"], progress["position"]
+        is_kept = position == 0 and (self._folder / "checkpoints" / f"epoch-{epoch:04d}").exists()
         self._write_note()
 
-        def arrived(size: int) -> None:
-            with self._changed:
-                self._bytes -= size
-                self._moved = time.monotonic()
-                if self._is_over or (self._is_ending and self._next is not None):
-                    raise SupersededError
+        def moved(size: int) -> None:
+            nonlocal sent
+            sent += size
+            if sent > moment.most:
+                moment.most, self._moved = sent, time.monotonic()
+            if self._is_over or (self._is_ending and len(self._waiting) > 1):
+                raise SupersededError
 
-        self._copies.send(folder, files, place, (is_kept, self._config.keep), arrived)
-        self._arrived = {"epoch": place[0], "position": place[1], "time": utc_now()}
+        self._copies.send(folder, Manifest(epoch, position, is_kept, files), self._config.keep, moved)
+        self._arrived = {"epoch": epoch, "time": utc_text()}
 
     def _write_note(self) -> None:
-        note = {"address": self._address, "epoch": None, "position": None, "time": None} | self._arrived
-        note |= {"behind_seconds": round(self._behind_seconds()), "waiting_bytes": self._bytes, "error": self._error}
+        since = utc_text(self._waiting[0].since) if self._waiting else None
+        note = {"address": self._address, "epoch": None, "time": None} | self._arrived
+        note |= {"waiting_since": since, "error": self._error}
         note |= {"run": self._run, "writer": self._copies.writer, "fetched": self._fetched}
         try:
             write_whole_text(self._folder / NOTE, json.dumps(note, indent=1))
