@@ -35,7 +35,8 @@ def lock(name: str, wanted: list[str], *finished: str) -> None:
 def main() -> None:
     with open(ROOT / "pyproject.toml", "rb") as file:
         project = tomllib.load(file)["project"]
-    own = project["dependencies"] + project["optional-dependencies"]["tensorboard"]
+    extras = project["optional-dependencies"]
+    own = project["dependencies"] + extras["tensorboard"] + extras["backup"]
     lock("requirements-torch.txt", TORCH)
     lock("requirements.txt", [line for line in own if not line.startswith("torch")], "requirements-torch.txt")
     lock("requirements-devel.txt", DEVEL, "requirements-torch.txt", "requirements.txt")
