@@ -2,10 +2,11 @@
 
     PYTHONPATH=tests:tests/storage python benchmarks/backup.py
 
-Sends ten checkpoints of 40 MB, each with 20 MB that are new, to an S3 server (moto's) behind a proxy in which requests
+Sends ten checkpoints of 20 MB, each with 10 MB that are new, to an S3 server (moto's) behind a proxy in which requests
 go wrong. Prints for each fault how many requests failed, how many attempts the ten copies took, the bytes sent for each
-byte that is new, and whether the newest can be fetched. Then the bytes sent for an unchanged checkpoint, and how long
-the training thread takes to keep the files of a checkpoint.
+byte that is new, and whether the newest can be fetched. Then how soon a copy arrives after a server was down for a
+minute, what is said of a wrong beginning and how soon, the bytes sent for an unchanged checkpoint, and how long the
+training thread takes to keep the files of a checkpoint.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import os
 import random
 import statistics
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,11 @@ from copying import S3, claimed, files_of, send
 from object_store import CREDENTIALS, Proxy, Request, make_empty, no_fault, s3_server
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import link_or_copy
+from yoloyard.storage.address import reason
 from yoloyard.storage.fetch import fetch_run
 
-NEW_BYTES = 20_000_000
+NEW_BYTES = 10_000_000
+DOWN_SECONDS = 60
 CHECKPOINTS = 10
 FAULTS: dict[str, Any] = {
     "none": None,
@@ -40,7 +44,7 @@ FAULTS: dict[str, Any] = {
 
 def under(fault: Any, proxy: Proxy, folder: Path) -> str:
     """Ten checkpoints under this fault, as a row of the table."""
-    chance, numbers = random.Random(0), 1.0 if fault == "slow" else 0.2
+    chance, numbers = random.Random(1), 1.0 if fault == "slow" else 0.2
 
     def decide(request: Request) -> Any:
         is_content = request.method == "PUT" and "/parts/" in request.path
@@ -65,6 +69,32 @@ def under(fault: Any, proxy: Proxy, folder: Path) -> str:
     return f"{row}, {seconds:.0f} s, newest fetched whole: {is_whole}"
 
 
+def after_a_minute(proxy: Proxy, folder: Path) -> str:
+    """A checkpoint that is sent while the server is down."""
+    copies, files = claimed(f"{S3}/{folder.name}"), files_of(folder, model=os.urandom(NEW_BYTES))
+    proxy.stop()
+    threading.Timer(DOWN_SECONDS, proxy.start).start()
+    began, attempts = time.perf_counter(), 0
+    while not copies.manifests:
+        attempts += 1
+        with contextlib.suppress(UserError, obstore.exceptions.BaseError):
+            send(copies, folder, files)
+    seconds = time.perf_counter() - began - DOWN_SECONDS
+    return f"{attempts} attempts, arrived {seconds:.0f} s after the server was back"
+
+
+def at_the_beginning(proxy: Proxy, fault: Any, address: str = f"{S3}/beginning") -> str:
+    """What is said before the first epoch, and how soon."""
+    proxy.fault, began = lambda request: fault, time.perf_counter()
+    try:
+        claimed(address)
+    except (UserError, OSError, obstore.exceptions.BaseError) as error:
+        return f"after {time.perf_counter() - began:.2f} s: {reason(error)}"
+    finally:
+        proxy.fault = no_fault
+    return "nothing is said"
+
+
 def main() -> None:
     """Print all rows."""
     os.environ.update(CREDENTIALS)
@@ -76,6 +106,10 @@ def main() -> None:
         for number, (name, fault) in enumerate(FAULTS.items()):
             folder = Path(place, f"fault-{number}")
             print(f"{name}: {under(fault, proxy, folder)}", flush=True)
+        print(f"down for {DOWN_SECONDS} s: {after_a_minute(proxy, Path(place, 'down'))}")
+        print(f"wrong credentials: {at_the_beginning(proxy, (403, 'SignatureDoesNotMatch'))}")
+        print(f"a clock that is off: {at_the_beginning(proxy, (403, 'RequestTimeTooSkewed'))}")
+        print(f"no such bucket: {at_the_beginning(proxy, None, 's3://nobody-has-it/run')}")
         folder = Path(place, "fault-0")
         copies, files = claimed(f"{S3}/fault-0"), files_of(folder)
         files = dict(copies.manifests[-1].files)

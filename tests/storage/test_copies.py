@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import obstore
 import obstore.exceptions
 import pytest
 from copying import S3, claimed, files_of, send
@@ -16,7 +17,7 @@ from copying import S3, claimed, files_of, send
 from object_store import CREDENTIALS, Proxy, Request, no_fault, paths_below
 from yoloyard.common.errors import UserError
 from yoloyard.storage.address import reason
-from yoloyard.storage.copies import PART_BYTES, Copies, TakenOverError
+from yoloyard.storage.copies import PART_BYTES, Copies, Manifest, TakenOverError
 
 
 @pytest.fixture(params=["s3", "file"])
@@ -209,15 +210,6 @@ def test_a_second_run_is_refused_with_the_way_out(address: str, tmp_path: Path) 
         claimed(address, "run-2")
 
 
-def test_an_address_is_given_free_where_nothing_has_arrived(address: str, tmp_path: Path) -> None:
-    claimed(address, "run-1").release()
-    second = claimed(address, "run-2")
-    send(second, tmp_path, files_of(tmp_path, state=b"1"))
-    second.release()
-    with pytest.raises(UserError, match="copies of another run"):
-        claimed(address, "run-3")
-
-
 def test_a_prefix_with_other_objects_is_refused(address: str, proxy: Proxy, tmp_path: Path) -> None:
     other = Copies(address, create=True)
     other._obs.put(other.store, "holiday.jpg", b"jpeg")
@@ -268,3 +260,33 @@ def test_a_manifest_that_is_no_json_is_left_out_with_a_line(proxy: Proxy, tmp_pa
     copies._obs.put(copies.store, "checkpoints/00000003.json", json.dumps({"epoch": 3}).encode())
     assert [each.number for each in Copies(S3).read_manifests()] == [1]
     assert len([line for line in said if "is left out" in line]) == 2
+
+
+def test_of_several_copies_of_one_moment_the_last_counts(address: str, tmp_path: Path) -> None:
+    copies = claimed(address)
+    for epoch, state in ((1, b"1"), (2, b"2"), (2, b"2, and the report"), (2, b"2, and its end")):
+        send(copies, tmp_path, files_of(tmp_path, state=state), epoch)
+    assert [(each.epoch, each.number) for each in Copies(address).read_manifests()] == [(1, 1), (2, 4)]
+
+
+def test_what_an_ended_process_left_and_nobody_needs_is_removed(address: str, tmp_path: Path) -> None:
+    former = claimed(address)
+    obstore.put(former.store, "parts/half", b"what was sent before it was killed")
+    send(claimed(address), tmp_path, files_of(tmp_path, state=b"1"))
+    assert "parts/half" not in paths_below(address)
+
+
+def test_an_upload_that_is_ended_in_the_middle_leaves_nothing(proxy: Proxy, tmp_path: Path) -> None:
+    class EndedError(Exception):
+        pass
+
+    def moved(size: int) -> None:
+        moves.append(size)
+        if len(moves) == 2:
+            raise EndedError
+
+    copies, moves = claimed(S3), list[int]()
+    files = files_of(tmp_path, model=os.urandom(3 * PART_BYTES))
+    with pytest.raises(EndedError):
+        copies.send(tmp_path, Manifest(1, 0, False, files), 3, moved)
+    assert paths_below(S3) == {"run.json"}

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.common.errors import UserError
+from yoloyard.common.log import ONCE
 from yoloyard.storage.address import open_store, reason
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,6 @@ class Copies:
         self.writer = secrets.token_hex(8)
         self.manifests: list[Manifest] = []  # by number
         self._checked: set[str] = set()  # objects that have been read back
-        self._has_warned = False  # that old copies can't be removed
 
     def claim(self, run: str, name: str) -> None:
         """Make this process the writer. Raises UserError if the address holds anything but copies of the run `run`."""
@@ -89,14 +89,6 @@ class Copies:
         if owner is not None:  # the same run, going on here
             self._obs.put(self.store, "run.json", json.dumps(own).encode())
         self._checked = set[str]().union(*(each.objects for each in self.manifests))
-
-    def release(self) -> None:
-        """Give the address free for another run, if nothing has arrived."""
-        try:
-            if not self.manifests and (self.read_owner() or {}).get("writer") == self.writer:
-                self._obs.delete(self.store, "run.json")
-        except (self._obs.exceptions.BaseError, OSError) as error:
-            log.info(f"{self.address}/run.json stays: {reason(error)}")
 
     def send(self, folder: Path, manifest: Manifest, keep: int, moved: Callable[[int], None]) -> None:
         """Send the files that `manifest` lists from `folder`, and read them back; `keep` as in `--keep`.
@@ -187,9 +179,7 @@ class Copies:
             if old:
                 self._obs.delete(self.store, old)
         except (self._obs.exceptions.BaseError, OSError) as error:  # tried again with the next checkpoint
-            if not self._has_warned:
-                log.warning(f"old copies stay in {self.address}: {reason(error)}")
-            self._has_warned = True
+            log.warning(f"old copies stay in {self.address}: {reason(error)}", extra=ONCE)
 
     def read_owner(self) -> Facts | None:
         """What run.json says; None if there is none."""

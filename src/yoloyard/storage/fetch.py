@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 NOTE = "backup.json"  # in a run folder: where its copies are, and how far they have come
 WEIGHTS_KEPT = 10  # files in the cache of those that came from addresses
 BEST = "weights/best.safetensors"
+WEIGHTS = (".safetensors", ".pt", ".pth")  # files of weights; any other address is that of a run
 
 
 class DamagedCopyError(Exception):
@@ -87,16 +88,12 @@ def local_weights(weights: str) -> Path:
 
     It is fetched once for each content, by its ETag. Raises UsageError or UserError.
     """
-    address = weights.rstrip("/")
+    is_file = weights.lower().endswith(WEIGHTS)
+    parent, _, path = weights.rpartition("/") if is_file else (weights.rstrip("/"), "", BEST)
     with reasons_said(weights):
-        for parent, _, path in (address.rpartition("/"), (address, "", BEST)):
-            if parent.endswith("/"):  # s3://bucket has no file of that name
-                continue
-            copies = Copies(parent)
-            if (found := copies.head(path)) is not None:
-                break
-        else:
-            raise UserError(f"there is no weights file {weights}, nor {BEST} in a run of that address")
+        copies = Copies(parent)
+        if (found := copies.head(path)) is None:
+            raise UserError(f"there is no {path} in {parent}")
         cache = Store("weights", Path(path).suffix, 1, WEIGHTS_KEPT)
         place = cache.path([weights, found["e_tag"], found["size"]])
         if cache.find(place, Path.stat) is None:

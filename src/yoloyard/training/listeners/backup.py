@@ -117,8 +117,6 @@ class Backup:
                 f"the last checkpoint, weights and records are in {self._address}; go on from anywhere with: "
                 f"yoloyard train --resume {self._address}"
             )
-        else:  # the run has ended before its first checkpoint
-            self._copies.release()
 
     def _begin(self, setup: Setup) -> None:
         """Claim the address. Raises UserError or UsageError: the run has not begun yet."""
