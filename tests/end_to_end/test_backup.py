@@ -285,27 +285,27 @@ def test_a_run_that_is_killed_during_an_upload_goes_on_elsewhere(data: Path, pro
 
 
 def test_a_checkpoint_that_changed_on_the_disk_is_not_copied(data: Path, proxy: Proxy) -> None:
+    damaged: list[Path] = []
+
     def listener(event: Event) -> None:
-        if isinstance(event, events.CheckpointWritten) and not copied():
+        if isinstance(event, events.CheckpointWritten) and not damaged:
             path = event.folder / "model.safetensors"
             path.write_bytes(path.read_bytes()[:-1] + b"x")
             damaged.append(path)
 
-    damaged: list[Path] = []
     train(data, listener, epochs=2)
-    assert len(damaged) == 2
+    assert damaged
     assert copied() == [(2, 0)]
 
 
-@pytest.mark.parametrize("name", ["", "/weights/best.safetensors"], ids=["run", "file"])
-def test_val_predict_and_info_take_an_address(data: Path, proxy: Proxy, yoloyard: Command, name: str) -> None:
+def test_val_predict_and_info_take_the_address_of_a_run(data: Path, proxy: Proxy, yoloyard: Command) -> None:
     metadata = {"model": "yolo11n", "model_arguments": {"num_classes": 5}, "imgsz": 64}
     save_weights(Path("best.safetensors"), registry.build("yolo11n", 5).state_dict(), metadata)
     obstore.put(open_store(ADDRESS), "weights/best.safetensors", Path("best.safetensors"))
     image = next((data.parent / "images/val").iterdir())
     for words in (("val", "--data", data, "--weights"), ("predict", image, "--weights"), ("info",)):
         (code, there, err), (_, here, _) = (
-            yoloyard(*words, weights, "--json") for weights in (ADDRESS + name, "best.safetensors")
+            yoloyard(*words, weights, "--json") for weights in (ADDRESS, "best.safetensors")
         )
         assert code == 0, err
         assert comparable(there) == comparable(here)
