@@ -260,6 +260,8 @@ def test_a_manifest_that_is_no_json_is_left_out_with_a_line(proxy: Proxy, tmp_pa
     copies._obs.put(copies.store, "checkpoints/00000003.json", json.dumps({"epoch": 3}).encode())
     assert [each.number for each in Copies(S3).read_manifests()] == [1]
     assert len([line for line in said if "is left out" in line]) == 2
+    send(claimed(S3), tmp_path, files_of(tmp_path, state=b"2"))
+    assert [each.number for each in Copies(S3).read_manifests()] == [1, 4]
 
 
 def test_of_several_copies_of_one_moment_the_last_counts(address: str, tmp_path: Path) -> None:

@@ -106,10 +106,11 @@ class Copies:
         for name, facts in manifest.files.items():
             if not name.startswith(CHECKPOINT) and (newest is None or newest.files.get(name) != facts):
                 self._obs.copy(self.store, part_of(facts), name)
-        content = asdict(manifest) | {"writer": self.writer, "number": newest.number + 1 if newest else 1}
+        numbers = [int(Path(path).stem) for path in self._list("checkpoints") if Path(path).stem.isdecimal()]
+        content = asdict(manifest) | {"writer": self.writer, "number": max(numbers, default=0) + 1}
         if not self._create(f"checkpoints/{content['number']:08d}.json", content):
             self.manifests = self.read_manifests()
-            raise UserError(f"another process has written checkpoint {content['number']} in {self.address} meanwhile")
+            raise UserError(f"{self.address} has a checkpoint {content['number']} meanwhile")
         self.manifests.append(Manifest(**content))
         self._remove_old(keep)
 
