@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from yoloyard.common.device import Precision, free_bytes, release_memory, repeated_shapes
-from yoloyard.common.errors import TooLittleMemoryError, no_image_fits
+from yoloyard.common.errors import TooLittleMemoryError, memory_line, no_image_fits
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import build_criterion
@@ -61,7 +62,8 @@ def largest_batch(limit: int, most: int, of_image: Callable[[], int], step: Call
     """The peaks in bytes of the steps that were tried, by images; the largest one up to `limit` is what is looked for.
 
     `step(images)` gives such a peak, infinity where it does not fit at all. `of_image()`, the bytes of an image's maps,
-    says which second step to try, up to `most` images; the line through both peaks gives the third, which is checked.
+    is the least that an image takes. It says which second step to try, up to `most` images; the line through both
+    peaks gives the third, which is checked.
     Raises TooLittleMemoryError if one image is too much.
     """
     peaks: dict[int, float] = {}
@@ -73,12 +75,13 @@ def largest_batch(limit: int, most: int, of_image: Callable[[], int], step: Call
 
     if not fits(1):
         raise TooLittleMemoryError(no_image_fits(f"{peaks[1] / 1e9:.1f} GB of {limit / 1e9:.1f} GB"))
-    images = min(max(1 + int((limit - peaks[1]) / max(2 * of_image(), 1)), 2), most)  # half of what might fit
-    while not fits(images):
-        images //= 2
-    if images > 1:
-        second, slope = images, (peaks[images] - peaks[1]) / (images - 1)
-        images = max(min(1 + int((limit - peaks[1]) / max(slope, 1)), most), second)
+    at_least = max(of_image(), 1)
+    second = min(max(1 + int((limit - peaks[1]) / (2 * at_least)), 2), most)  # half of what might fit
+    while not fits(second):
+        second //= 2
+    if second > 1:
+        slope = max((peaks[second] - peaks[1]) / (second - 1), at_least)
+        images = min(second + int((limit - peaks[second]) / slope), most)
         while not fits(images):
             images = max(images - max(images // 16, 1), second)
     return peaks
@@ -95,15 +98,17 @@ def step_peak(
     own = dataclasses.replace(config, batch=images, multi_scale=False, optimization=optimization)
     release_memory(device)
     memory.reset_peak_memory_stats(device)
-    model = on_device(detector, config, device)
-    criterion, gains = build_criterion(model.head, own, free_bytes(device))
-    engine = Engine(model, criterion, gains, precision, own, batches_per_epoch=10**6)
     try:
+        model = on_device(detector, config, device)
+        criterion, gains = build_criterion(model.head, own, free_bytes(device))
+        engine = Engine(model, criterion, gains, precision, own, batches_per_epoch=10**6)
         for _ in range(STEPS):
             engine.step(noise(images, largest_side(config, detector), boxes, detector.num_classes))
-    except TooLittleMemoryError:
-        return float("inf")
-    return float("inf") if engine.micro_batch < images else float(memory.max_memory_reserved(device))
+    except Exception as error:
+        if isinstance(error, TooLittleMemoryError) or memory_line(error):
+            return math.inf
+        raise
+    return math.inf if engine.micro_batch < images else float(memory.max_memory_reserved(device))
 
 
 def saved_bytes(config: TrainConfig, detector: Detector, device: torch.device, precision: Precision) -> int:
