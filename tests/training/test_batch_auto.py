@@ -14,7 +14,7 @@ from yoloyard.common.errors import TooLittleMemoryError, UsageError
 from yoloyard.common.log import shown_lines
 from yoloyard.config.overrides import checked_overrides, with_overrides
 from yoloyard.config.settings import TrainConfig
-from yoloyard.training.setup.batch_size import find_batch, largest_batch, saved_bytes, step_peak
+from yoloyard.training.setup.batch_size import find_batch, largest_batch, measured_step
 
 CPU, FLOAT32 = torch.device("cpu"), Precision("cpu", torch.float32)
 SMALL = with_overrides(TrainConfig(), {"imgsz": 64})
@@ -22,7 +22,7 @@ SMALL = with_overrides(TrainConfig(), {"imgsz": 64})
 
 def found(limit: int, nominal: int, traced: int, step: Callable[[int], float]) -> tuple[int, list[int]]:
     """The largest batch, and the batches that were tried for it."""
-    peaks = largest_batch(limit, nominal, lambda: traced, step)
+    peaks = largest_batch(limit, nominal, lambda images: (step(images), traced))
     return max(images for images, peak in peaks.items() if peak <= limit), list(peaks)
 
 
@@ -97,7 +97,7 @@ def test_steps_are_measured_and_nothing_is_left_of_them(monkeypatch: pytest.Monk
         monkeypatch.setattr(torch, "get_device_module", lambda _: device)
         batch = find_batch(SMALL, detector, CPU, FLOAT32, boxes=8, processes=2)
         assert torch.equal(torch.get_rng_state(), numbers)
-        peak, more = (step_peak(SMALL, detector, CPU, FLOAT32, 8, batch // 2 + one) for one in (0, 1))
+        peak, more = (measured_step(SMALL, detector, CPU, FLOAT32, 8, batch // 2 + one)[0] for one in (0, 1))
         for capacity in (20_000, 400_000):  # not even the weights; not even the maps of one image
             device.capacity = capacity
             with pytest.raises(TooLittleMemoryError, match="lower --imgsz"):
@@ -109,10 +109,11 @@ def test_steps_are_measured_and_nothing_is_left_of_them(monkeypatch: pytest.Monk
     assert all(torch.equal(value, before[name]) for name, value in detector.state_dict().items())
 
 
-def test_checkpointed_maps_are_not_counted() -> None:
-    detector = Tiny(3)
-    plain = saved_bytes(SMALL, detector, CPU, FLOAT32)
-    fewer = saved_bytes(with_overrides(SMALL, {"checkpoint_activations": True}), detector, CPU, FLOAT32)
+def test_checkpointed_maps_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Device(capacity=5_000_000) as device:
+        monkeypatch.setattr(torch, "get_device_module", lambda _: device)
+        configs = SMALL, with_overrides(SMALL, {"checkpoint_activations": True})
+        (_, plain), (_, fewer) = (measured_step(config, Tiny(3), CPU, FLOAT32, 8, 1) for config in configs)
     assert 0 < fewer < 0.6 * plain
 
 

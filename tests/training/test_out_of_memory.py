@@ -20,10 +20,10 @@ from yoloyard.training.engine.engine import Engine
 from yoloyard.training.state.checkpoint import Progress, snapshot_of
 
 CPU = torch.device("cpu")
-STEM = 32 * 32  # pixels of an image of 64 x 64 behind the first convolution
+STEM = 16 * 16  # pixels of an image of 64 x 64 behind the first convolution of the tiny network
 
 
-def training_of(model: str = "yolo11n", accumulate: int = 1, dtype: torch.dtype = torch.float32) -> Training:
+def training_of(model: str = "tiny", accumulate: int = 1, dtype: torch.dtype = torch.float32) -> Training:
     """With frozen normalisation, whose statistics are those of a batch, so that parts compute what the whole does."""
     training = Training(CPU, dtype, model, accumulate=accumulate)
     normalisations = [module for module in training.detector.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -178,7 +178,7 @@ def test_all_memory_of_an_attempt_is_free_before_the_next_one() -> None:
     block = block_of(training, "backward")
     limit(block, 2 * pixels_at(training, block), "backward")
     training.backward(some_batch(4))
-    assert len(maps) > 50
+    assert len(maps) > 5
     assert alive == [0]
 
 

@@ -43,7 +43,7 @@ class BackwardPass:
         """
         engine = self.engine
         while True:
-            before = [(each.grad, _version(each)) for each in self.left]
+            before = [(each, each.grad, _changes(each.grad)) for each in self.left]
             images = min(engine.micro_batch, len(self.batch.images))
             try:
                 return self._at_once() if images == len(self.batch.images) else self._in_parts(images)
@@ -52,8 +52,7 @@ class BackwardPass:
                     raise
                 said = " ".join(str(error).split())[:300]
             # The error is gone here, and with it all that it held of the forward.
-            pairs = zip(self.left, before, strict=True)
-            self.left = [each for each, (grad, number) in pairs if each.grad is grad and _version(each) == number]
+            self.left = [each for each, grad, count in before if each.grad is grad and _changes(grad) == count]
             release_memory(engine.device)
             if engine.config.sync_bn and engine.team.size > 1:  # no process can repeat a forward alone
                 raise UserError(f"the device has too little memory; --sync-bn allows no parts: lower --batch ({said})")
@@ -84,7 +83,8 @@ class BackwardPass:
         # An exchange that has begun waits for the gradients that are left; no forward may begin another one.
         network = engine.model if self._has_begun else engine.network
         divisors = self.norms
-        losses_of, norms_of, gradients = [], [], [None] * len(self.left)
+        gradients: list[Tensor | None] = [None] * len(self.left)
+        sums: list[Tensor] = []  # losses and norms of the parts
         with exchanging(engine.network, False, engine.team):
             for part in parts:
                 _, found = self._forward(network, self._on_device(part))
@@ -93,15 +93,15 @@ class BackwardPass:
                 losses = self._losses(found, divisors)
                 more = torch.autograd.grad(self._scaled(losses), self.left, allow_unused=True) if self.left else ()
                 gradients = [_sum(*pair) for pair in zip(gradients, more, strict=True)]
-                losses_of.append(losses.detach())
-                norms_of.append(self._norms(found))
+                sums.append(torch.cat((losses.detach(), self._norms(found))))
                 del found, losses, more
         assert divisors is not None
+        total, norms = torch.stack(sums).sum(dim=0).tensor_split([len(engine.gains)])
         if self.norms is None:
-            self.norms = self._of_all(torch.stack(norms_of).sum(dim=0))
+            self.norms = self._of_all(norms)
         factor = (divisors / self.norms)[0]  # 1 if there was no guess
         self._add([None if each is None else each * factor for each in gradients])
-        return torch.stack(losses_of).sum(dim=0) * factor
+        return total * factor
 
     def _divisors(self, network: nn.Module, parts: list[Batch], first: Parts) -> Tensor:
         """The norms of all processes, or a guess by those of the `first` of the parts if they are one and the same.
@@ -184,6 +184,6 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if one is None else one if other is None else one + other
 
 
-def _version(parameter: nn.Parameter) -> int:
-    """A number that grows when the parameter's gradient changes in place."""
-    return 0 if parameter.grad is None else parameter.grad._version
+def _changes(gradient: Tensor | None) -> int:
+    """How often it was changed in place."""
+    return 0 if gradient is None else gradient._version

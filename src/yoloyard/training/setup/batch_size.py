@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yoloyard.common.device import Precision, free_bytes, release_memory, repeated_shapes
 from yoloyard.common.errors import TooLittleMemoryError, memory_line, no_image_fits
-from yoloyard.common.structures import Batch, images_to_float
+from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import build_criterion
 from yoloyard.models.detector import Detector
@@ -46,9 +46,8 @@ def find_batch(
     release_memory(device)
     free, total = memory.mem_get_info(device)
     limit, most = free - int(LEFT_FREE * total), max(config.optimization.nbs // processes, 1)
-    arguments = config, detector, device, precision
     with torch.random.fork_rng([device], device_type=device.type), repeated_shapes(not shapes_vary(config)):
-        peaks = largest_batch(limit, most, partial(saved_bytes, *arguments), partial(step_peak, *arguments, boxes))
+        peaks = largest_batch(limit, most, partial(measured_step, config, detector, device, precision, boxes))
     release_memory(device)
     images = max(images for images, peak in peaks.items() if peak <= limit)
     log.info(
@@ -58,89 +57,70 @@ def find_batch(
     return images * processes
 
 
-def largest_batch(limit: int, most: int, of_image: Callable[[], int], step: Callable[[int], float]) -> dict[int, float]:
+def largest_batch(limit: int, most: int, step: Callable[[int], tuple[float, int]]) -> dict[int, float]:
     """The peaks in bytes of the steps that were tried, by images; the largest one up to `limit` is what is looked for.
 
-    `step(images)` gives such a peak, infinity where it does not fit at all. `of_image()`, the bytes of an image's maps,
-    is the least that an image takes. It says which second step to try, up to `most` images; the line through both
-    peaks gives the third, which is checked.
-    Raises TooLittleMemoryError if one image is too much.
+    `step` is `measured_step`. What a step of one image saves says which second one to try, up to `most` images; the
+    line through both peaks gives the third, which is checked. Raises TooLittleMemoryError if one image is too much.
     """
-    peaks: dict[int, float] = {}
+    first, of_image = step(1)
+    if first > limit:
+        raise TooLittleMemoryError(no_image_fits(f"{first / 1e9:.1f} GB of {limit / 1e9:.1f} GB"))
+    peaks, of_image = {1: first}, max(of_image, 1)
 
     def fits(images: int) -> bool:
         if images not in peaks:
-            peaks[images] = step(images)
+            peaks[images], _ = step(images)
         return peaks[images] <= limit
 
-    if not fits(1):
-        raise TooLittleMemoryError(no_image_fits(f"{peaks[1] / 1e9:.1f} GB of {limit / 1e9:.1f} GB"))
-    at_least = max(of_image(), 1)
-    second = min(max(1 + int((limit - peaks[1]) / (2 * at_least)), 2), most)  # half of what might fit
+    second = min(max(1 + int((limit - first) / (2 * of_image)), 2), most)  # half of what might fit
     while not fits(second):
         second //= 2
     if second > 1:
-        slope = max((peaks[second] - peaks[1]) / (second - 1), at_least)
+        slope = max((peaks[second] - first) / (second - 1), of_image)  # peaks of few images may not be of their maps
         images = min(second + int((limit - peaks[second]) / slope), most)
         while not fits(images):
             images = max(images - max(images // 16, 1), second)
     return peaks
 
 
-def step_peak(
+def measured_step(
     config: TrainConfig, detector: Detector, device: torch.device, precision: Precision, boxes: int, images: int
-) -> float:
-    """The most bytes that torch took of the device in whole steps with so many images; infinity if they don't fit."""
-    memory = torch.get_device_module(device)
-    optimizer = config.optimization.optimizer
-    optimizer = "AdamW" if optimizer == "auto" else optimizer  # which keeps the most
-    optimization = dataclasses.replace(config.optimization, nbs=images, optimizer=optimizer)
+) -> tuple[float, int]:
+    """The most bytes that torch took of the device in whole steps, and those of the maps that a step saved.
+
+    Infinity and 0 if so many images don't fit.
+    """
+    memory, optimization, maps = torch.get_device_module(device), config.optimization, dict[int, int]()
+    optimizer = "AdamW" if optimization.optimizer == "auto" else optimization.optimizer  # which keeps the most
+    optimization = dataclasses.replace(optimization, nbs=images, optimizer=optimizer)
     own = dataclasses.replace(config, batch=images, multi_scale=False, optimization=optimization)
+    side = detector.input_size(int(config.imgsz * (LARGEST if config.multi_scale else 1)))
+
+    def pack(tensor: Tensor) -> Tensor:
+        maps[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
     release_memory(device)
     memory.reset_peak_memory_stats(device)
     try:
-        model = on_device(detector, config, device)
+        model: Detector = copy.deepcopy(detector).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        freeze(model, config.freeze)
+        set_training_mode(model)
+        if config.checkpoint_activations:
+            checkpoint_activations(model)
         criterion, gains = build_criterion(model.head, own, free_bytes(device))
         engine = Engine(model, criterion, gains, precision, own, batches_per_epoch=10**6)
-        for _ in range(STEPS):
-            engine.step(noise(images, largest_side(config, detector), boxes, detector.num_classes))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            for _ in range(STEPS):
+                engine.step(noise(images, side, boxes, detector.num_classes))
     except Exception as error:
         if isinstance(error, TooLittleMemoryError) or memory_line(error):
-            return math.inf
+            return math.inf, 0
         raise
-    return math.inf if engine.micro_batch < images else float(memory.max_memory_reserved(device))
-
-
-def saved_bytes(config: TrainConfig, detector: Detector, device: torch.device, precision: Precision) -> int:
-    """Bytes of the maps that a forward of one image keeps for the backward pass."""
-    model, sizes = on_device(detector, config, device), dict[int, int]()
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    images = images_to_float(noise(1, largest_side(config, detector), 1, 1).images.to(device))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), precision.autocast():
-        maps = model(images)  # while they are there no storage takes the place of another one
-    del maps
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    return sum(size for place, size in sizes.items() if place not in own)
-
-
-def on_device(detector: Detector, config: TrainConfig, device: torch.device) -> Detector:
-    """A copy of the detector as a run trains it."""
-    model: Detector = copy.deepcopy(detector).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    freeze(model, config.freeze)
-    set_training_mode(model)
-    if config.checkpoint_activations:
-        checkpoint_activations(model)
-    return model
-
-
-def largest_side(config: TrainConfig, detector: Detector) -> int:
-    """Of a training image, in pixels."""
-    return detector.input_size(int(config.imgsz * (LARGEST if config.multi_scale else 1)))
+    for weight in engine.parameters:  # which are saved, too
+        maps.pop(weight.untyped_storage().data_ptr(), None)
+    return (math.inf, 0) if engine.micro_batch < images else (memory.max_memory_reserved(device), sum(maps.values()))
 
 
 def noise(images: int, side: int, boxes: int, num_classes: int) -> Batch:
