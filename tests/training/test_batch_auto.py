@@ -22,7 +22,7 @@ SMALL = with_overrides(TrainConfig(), {"imgsz": 64})
 
 def found(limit: int, nominal: int, traced: int, step: Callable[[int], float]) -> tuple[int, list[int]]:
     """The largest batch, and the batches that were tried for it."""
-    peaks = largest_batch(limit, nominal, lambda images: (step(images), traced))
+    peaks = largest_batch(limit, nominal, lambda images: (step(images), traced * images))
     return max(images for images, peak in peaks.items() if peak <= limit), list(peaks)
 
 

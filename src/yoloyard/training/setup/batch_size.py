@@ -61,27 +61,28 @@ def largest_batch(limit: int, most: int, step: Callable[[int], tuple[float, int]
     """The peaks in bytes of the steps that were tried, by images; the largest one up to `limit` is what is looked for.
 
     `step` is `measured_step`. What a step of one image saves says which second one to try, up to `most` images; the
-    line through both peaks gives the third, which is checked. Raises TooLittleMemoryError if one image is too much.
+    line through both gives the third, which is checked. Raises TooLittleMemoryError if one image is too much.
     """
-    first, of_image = step(1)
+    tried = {1: step(1)}
+    first, saved = tried[1]
     if first > limit:
         raise TooLittleMemoryError(no_image_fits(f"{first / 1e9:.1f} GB of {limit / 1e9:.1f} GB"))
-    peaks, of_image = {1: first}, max(of_image, 1)
 
     def fits(images: int) -> bool:
-        if images not in peaks:
-            peaks[images], _ = step(images)
-        return peaks[images] <= limit
+        if images not in tried:
+            tried[images] = step(images)
+        return tried[images][0] <= limit
 
-    second = min(max(1 + int((limit - first) / (2 * of_image)), 2), most)  # half of what might fit
+    second = min(max(1 + int((limit - first) / max(2 * saved, 1)), 2), most)  # half of what might fit
     while not fits(second):
         second //= 2
     if second > 1:
-        slope = max((peaks[second] - first) / (second - 1), of_image)  # peaks of few images may not be of their maps
-        images = min(second + int((limit - peaks[second]) / slope), most)
+        peak, more = tried[second]
+        slope = max(peak - first, more - saved, 1) / (second - 1)  # the first peak may not be of maps
+        images = min(second + int((limit - peak) / slope), most)
         while not fits(images):
             images = max(images - max(images // 16, 1), second)
-    return peaks
+    return {images: peak for images, (peak, _) in tried.items()}
 
 
 def measured_step(
@@ -113,6 +114,7 @@ def measured_step(
         engine = Engine(model, criterion, gains, precision, own, batches_per_epoch=10**6)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             for _ in range(STEPS):
+                maps.clear()
                 engine.step(noise(images, side, boxes, detector.num_classes))
     except Exception as error:
         if isinstance(error, TooLittleMemoryError) or memory_line(error):
