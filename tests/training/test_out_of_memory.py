@@ -70,10 +70,12 @@ def pixels_at(training: Training, block: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("where", "model", "images", "fits"),
     [
-        ("forward", "yolo11n", 4, 2),
-        ("backward", "yolo11n", 3, 1),
+        ("forward", "tiny", 4, 2),
+        ("backward", "tiny", 3, 1),
         ("forward", "yolov5n", 3, 2),
         ("backward", "yolov5n", 5, 2),
+        pytest.param("forward", "yolo11n", 4, 2, marks=pytest.mark.slow),
+        pytest.param("backward", "yolo11n", 3, 1, marks=pytest.mark.slow),
         pytest.param("forward", "yolo12n", 5, 1, marks=pytest.mark.slow),
         pytest.param("backward", "yolov5n6", 4, 1, marks=pytest.mark.slow),
     ],
