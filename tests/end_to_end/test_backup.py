@@ -133,15 +133,14 @@ def test_a_server_that_is_down_for_a_while_costs_nothing(data: Path, proxy: Prox
     assert f"the last checkpoint, weights and records are in {ADDRESS}; go on from anywhere with" in text
 
 
-@pytest.mark.parametrize("what", ["line/", "line/checkpoints/0"], ids=["all", "its manifest"])
 def test_a_copy_that_never_arrives_ends_the_finished_run_with_1(
-    data: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, what: str
+    data: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backup, "STALLED_SECONDS", 0.5)
+    monkeypatch.setattr(backup, "STALLED_SECONDS", 2)
 
     def listener(event: Event) -> None:
         if isinstance(event, events.EpochMeasured):
-            proxy.fault = lambda request: (503, "SlowDown") if what in request.path else None
+            proxy.fault = lambda request: (503, "SlowDown") if "/checkpoints/0" in request.path else None  # manifests
 
     with pytest.raises(UserError, match="the last checkpoint did not arrive") as late:
         train(data, listener, epochs=1)
@@ -210,8 +209,9 @@ def test_what_is_wrong_with_an_address_is_said_before_the_first_epoch(
 
 
 def test_a_second_run_may_not_write_there_and_no_credential_is_anywhere(
-    data: Path, proxy: Proxy, yoloyard: Command
+    data: Path, proxy: Proxy, yoloyard: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "token-of-the-tests")
     words = ("train", "--data", data, "--epochs", 1, *TINY, "--backup", ADDRESS)
     code, out, err = yoloyard(*words)
     assert (code, err) == (0, "")
@@ -224,9 +224,21 @@ def test_a_second_run_may_not_write_there_and_no_credential_is_anywhere(
     files = {str(path): path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()}
     assert {"report.html", "config.yaml", "metrics.jsonl", "weights/best.safetensors"} <= objects.keys()
     assert "runs/line/environment.json" in files
-    for secret in (CREDENTIALS["AWS_ACCESS_KEY_ID"], CREDENTIALS["AWS_SECRET_ACCESS_KEY"]):
+    for secret in (CREDENTIALS["AWS_ACCESS_KEY_ID"], CREDENTIALS["AWS_SECRET_ACCESS_KEY"], "token-of-the-tests"):
         assert secret not in out + other + err
         assert not [name for name, content in (objects | files).items() if secret.encode() in content]
+
+
+def test_a_new_run_in_the_folder_of_another_is_another_run(data: Path, proxy: Proxy) -> None:
+    def stop(event: Event) -> None:
+        if isinstance(event, events.EpochStarted):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, stop, epochs=1)
+    train(data, epochs=1, exist_ok=True)  # nothing of the former one had arrived
+    with pytest.raises(UserError, match="holds the copies of another run, line on"):
+        train(data, epochs=1, exist_ok=True)
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def test_the_newest_checkpoint_comes_with_all_files(two: Copies, tmp_path: Path,
     assert (folder / "checkpoints/last/model").read_bytes() == b"2"
     assert (folder / "weights/best.safetensors").read_bytes() == b"best"
     assert (folder / ".yoloyard-run").exists()
-    assert read_note(folder) == {"address": S3, "run": "run-1", "fetched": 2}
+    assert read_note(folder) == {"address": S3, "run": "run-1", "fetched": 2, "epoch": 2}
     assert said == [f"fetched 0.0 MB from {S3} into {folder}"]
 
 

@@ -19,7 +19,6 @@ from yoloyard.common.errors import UsageError, UserError
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-SCHEMES = ("s3", "gs", "az", "file")
 ADDRESS = re.compile(r"(s3|gs|az)://[^/@?]+(/[^@?]*)?|file:///.*[^/].*")
 ENDPOINT = re.compile(r"https?://[^@?]*")
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # the variables, the first that is set counts
@@ -42,7 +41,7 @@ REFUSED = (
 
 def is_address(text: object) -> bool:
     """Is this the address of an object store and not a path?"""
-    return isinstance(text, str) and text.partition("://")[0] in SCHEMES and "://" in text
+    return isinstance(text, str) and text.startswith(("s3://", "gs://", "az://", "file://"))
 
 
 def check_address(address: str, endpoint: str | None = None) -> None:

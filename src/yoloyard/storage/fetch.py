@@ -71,7 +71,7 @@ def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:
                     log.info(f"{folder} is as new as {address}: going on from there")
                     return folder
             for manifest in manifests:
-                note = {"address": address, "run": owner["run"], "fetched": manifest.number}
+                note = {"address": address, "run": owner["run"], "fetched": manifest.number, "epoch": manifest.epoch}
                 try:
                     write_whole_folder(folder, partial(_fill, copies, manifest, note))
                 except DamagedCopyError as error:

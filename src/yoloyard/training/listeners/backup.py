@@ -39,7 +39,7 @@ class Moment:
 
     folder: Path
     since: float  # seconds since 1970; of the oldest moment that it stands for
-    most: int = 0  # bytes that an attempt has sent
+    most: int = 0  # bytes that one attempt has sent
 
 
 class Backup:
@@ -126,6 +126,7 @@ class Backup:
         if note.get("epoch") is not None and not (self._folder / "checkpoints").exists():
             note = {}  # of another run, which this one replaces here (`--exist-ok`)
         self._run, self._fetched = note.get("run") or secrets.token_hex(8), note.get("fetched")
+        self._arrived = {name: note[name] for name in ("epoch", "time") if note.get(name) is not None}
         with reasons_said(f"--backup {self._address}"):
             self._copies = Copies(self._address, setup.config.backup_endpoint, create=True)
             self._copies.claim(self._run, self._folder.name)
@@ -200,11 +201,11 @@ class Backup:
 
     def _send(self, moment: Moment) -> None:
         folder, sent = moment.folder, 0
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        files = {name: facts_of(folder / name) for name in names}
+        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        files = {path.relative_to(folder).as_posix(): facts_of(path) for path in paths}
         written = json.loads((folder / CHECKPOINT / "manifest.json").read_bytes())["files"]
         for name in written:
-            if files[CHECKPOINT + name]["sha256"] != written[name]["sha256"]:
+            if files.get(CHECKPOINT + name, {}).get("sha256") != written[name]["sha256"]:
                 raise UserError(f"{name} has changed on the disk since it was written; the next checkpoint is sent")
         progress = json.loads((folder / CHECKPOINT / "state.json").read_bytes())["progress"]
         epoch, position = progress["epoch"], progress["position"]
