@@ -16,7 +16,7 @@ from yoloyard.commands.train import train
 from yoloyard.common.errors import UserError
 from yoloyard.common.structures import Batch
 from yoloyard.data.pixels.decode import encode_jpeg
-from yoloyard.training import divergence
+from yoloyard.training import divergence, saving
 from yoloyard.training.divergence import DivergedError
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.listeners.events import AlertRaised, StepFinished
@@ -104,7 +104,7 @@ def test_the_fourth_divergence_ends_the_run_with_the_good_weights_saved(
 ) -> None:
     with monkeypatch.context() as patch:
         bad_at(set(range(5, 1000)), patch)
-        with pytest.raises(DivergedError, match=r"for the 4th time.*are saved in runs/run"):
+        with pytest.raises(DivergedError, match=r"for the 4th time.*all is saved in runs/run"):
             train({**SETTINGS, "data": str(data)})
     progress = progress_of()
     assert (progress.epoch, progress.position, progress.rollbacks) == (1, 0, 3)
@@ -112,6 +112,31 @@ def test_the_fourth_divergence_ends_the_run_with_the_good_weights_saved(
     assert (code, err) == (0, "")
     rates = [record["lr/weight"] for record in read_records(Path("runs/run"))]
     assert rates[1] < rates[0] / 4
+
+
+def test_a_divergence_is_said_where_nothing_can_be_saved(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise UserError("cannot write it: No space left on device")
+
+    bad_at({5, 6, 7}, monkeypatch)
+    monkeypatch.setattr(saving, "write", full)
+    with pytest.raises(DivergedError, match=r"3 steps in a row .* this moment is not saved: .*No space left"):
+        train({**SETTINGS, "data": str(data), "on_divergence": "stop"})
+
+
+def test_a_run_that_could_not_save_yet_begins_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = saving.write, iter(range(100))
+
+    def full_at_first(*words: Any) -> None:
+        if next(calls) == 0:
+            raise UserError("cannot write it: No space left on device")
+        original(*words)
+
+    bad_at({5, 6, 7}, monkeypatch)  # after the first epoch, whose save has failed
+    monkeypatch.setattr(saving, "write", full_at_first)
+    events: list[object] = []
+    train({**SETTINGS, "data": str(data), "epochs": 2}, on_event=events.append)
+    assert steps_of(events) == [*range(8), *range(8)]
 
 
 def test_a_run_that_shall_only_warn_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,14 +5,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import numpy as np
+from typing import NoReturn
 
 from yoloyard.common.errors import DivergedError, UserError
 from yoloyard.training.begin import Run, obey_rollbacks
-from yoloyard.training.engine import measures
 from yoloyard.training.engine.engine import Verdict
+from yoloyard.training.engine.measures import sample_norm
 from yoloyard.training.listeners import events
 from yoloyard.training.saving import save, save_for_good
 from yoloyard.training.state.checkpoint import newest_before, put_back, read
@@ -41,32 +39,32 @@ def judge(run: Run, verdict: Verdict | None) -> None:
     """
     if verdict is None:
         return
-    flags, progress, monitor = verdict.read(), run.progress, run.monitor
+    flags, progress, history = verdict.read(), run.progress, run.monitor.history
     run.is_stopping |= flags.stop
     run.is_saving |= flags.save
     if not run.engine.is_bad(flags):
         if verdict.images is not None:  # an update
             progress.bad_steps = 0
-        if flags.losses_finite:
-            alert = monitor.look_at_step(verdict.figures(), run.engine.schedule)
-            if alert is not None:
-                since = monitor.history.calm_until + 1
-                answer(run, f"{alert.message} ({alert.evidence})", since, monitor.history.spikes)
+        alert = run.monitor.look_at_step(verdict.figures(), run.engine.schedule) if flags.losses_finite else None
+        if alert is not None:
+            since = verdict.number if history.rising_since is None else history.rising_since
+            answer(
+                run, f"{alert.message} ({alert.evidence})", since, [each for each in history.spikes if each >= since]
+            )
         return
     progress.bad_steps += 1
     images = [image for others in run.team.gather(verdict.images or ()) for image in others]
     message = f"epoch {progress.epoch + 1}: loss or gradient is not finite, the step is skipped"
     said = f"its images: {named(run, images)}"
     remedy = "look at the images of such steps, and at blocks and transforms of your own"
-    alert = events.AlertRaised(message, "not-finite", said, remedy)
-    if not monitor.look_at_bad_step(alert, len(run.train_loader)):
+    if not run.monitor.tell(events.AlertRaised(message, "not-finite", said, remedy), verdict.number):
         log.info(f"{message}; {said}")
     if progress.bad_steps >= MAX_BAD_STEPS:
         progress.bad_steps = 0
         batches = MAX_BAD_STEPS * run.engine.schedule.accumulate_at(verdict.number)
-        first = max(verdict.number + 1 - batches, 0)
+        suspects = range(max(verdict.number + 1 - batches, 0), verdict.number + 1)
         reason = f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite"
-        answer(run, reason, first, range(first, verdict.number + 1))
+        answer(run, reason, history.last_good(suspects[0]), suspects)
 
 
 def answer(run: Run, reason: str, since: int, suspects: Sequence[int]) -> None:
@@ -74,11 +72,18 @@ def answer(run: Run, reason: str, since: int, suspects: Sequence[int]) -> None:
     if run.setup.config.on_divergence == "rollback":
         raise Divergence(reason, since, suspects)
     if run.setup.config.on_divergence == "stop":
+        end(run, reason)
+
+
+def end(run: Run, reason: str) -> NoReturn:
+    """Save the run of this moment, and end it. Raises DivergedError, also if it can't be saved."""
+    try:
         save_for_good(run)
-        raise DivergedError(
-            f"{reason}. All is saved in {run.setup.folder}. Look at the images named above, then train again with a "
-            "lower --lr0 or with --no-amp"
-        )
+        saved = f"all is saved in {run.setup.folder}"
+    except UserError as error:
+        saved = f"this moment is not saved: {error}"
+    advice = "look at the alerts above, then train again with a lower --lr0 or with --no-amp"
+    raise DivergedError(f"{reason}; {saved}; {advice}")
 
 
 def roll_back(run: Run, trouble: Divergence) -> None:
@@ -92,26 +97,22 @@ def roll_back(run: Run, trouble: Divergence) -> None:
     with team.on_rank_0() as is_rank_0:
         if is_rank_0:
             run.writer.drain()
-        header = newest_before(run.setup.folder, trouble.since, run.start is None) if is_rank_0 else None
+        header = newest_before(run.setup.folder, trouble.since) if is_rank_0 else None
     header = team.broadcast(header)
-    content: Any = run.start if header is None else read(header, run.engine, team.rank)
-    assert content is not None  # `newest_before` gives none only where there is a start
+    content = run.start if header is None else read(header, run.engine, team.rank)
+    if content is None:
+        end(run, f"{trouble}, in {before.place}, and no whole checkpoint is from before that")
     put_back(content, run.engine, progress)
-    run.monitor.go_back(content.get("monitor", {}))
+    run.monitor.load_state_dict(content["monitor"])
+    run.fit_epochs_to_time(progress.epoch)
     place = progress.place
-    progress.rollbacks, progress.seconds, progress.bad_steps = before.rollbacks, before.seconds, 0
-    if progress.best is None or (before.best is not None and before.best > progress.best):
+    progress.rollbacks, progress.left_out = before.rollbacks, before.left_out
+    progress.seconds, progress.bad_steps, run.is_saving = before.seconds, 0, False
+    if before.best is not None and (progress.best is None or before.best > progress.best):
         progress.best, progress.best_epoch = before.best, before.best_epoch  # its weights are kept
-    progress.left_out = list(before.left_out)
-    run.is_saving = False
     if before.rollbacks >= MAX_ROLLBACKS:
         obey_rollbacks(run)
-        save_for_good(run)
-        raise DivergedError(
-            f"{trouble}, for the {MAX_ROLLBACKS + 1}th time, in {before.place}. The weights of {place}, which are "
-            f"good, are saved in {run.setup.folder}. Look at the alerts above, then train again with a lower --lr0 or "
-            "with --no-amp"
-        )
+        end(run, f"{trouble}, for the {MAX_ROLLBACKS + 1}th time, in {before.place}; the run went back to {place}")
     offending = offending_images(run, trouble.suspects)
     progress.rollbacks += 1
     progress.left_out = sorted({*before.left_out, *offending})
@@ -129,22 +130,22 @@ def offending_images(run: Run, suspects: Sequence[int]) -> list[int]:
     """Images of the batches `suspects` whose samples, each by itself, have a gradient that is not finite or huge.
 
     A sample is made of several images where there is a mosaic; those that are in harmless samples too are let off.
+    Ends early where the run is asked to stop.
     """
-    loader, engine, config = run.train_loader, run.engine, run.setup.config
+    loader, batch = run.train_loader, run.setup.config.batch
     found: list[tuple[tuple[int, ...], float]] = []
+    places = [divmod(number, len(loader)) for number in suspects]
+    requests = [loader.requests(epoch, place * batch, run.epochs)[0] for epoch, place in places]
     with run.team.watch.long_work():
-        for number in suspects:
-            epoch, batch = divmod(number, len(loader))
-            request = loader.requests(epoch, batch * config.batch, run.epochs)[0]
-            for position in request.positions:
-                sample = loader.dataset[dataclasses.replace(request, positions=range(position, position + 1))]
-                if isinstance(sample, UserError):
-                    raise sample
-                parts = engine.criterion, engine.gains, engine.precision
-                found.append((sample.source_ids, measures.sample_norm(engine.model, *parts, sample.to(engine.device))))
+        for request, position in [(each, position) for each in requests for position in each.positions]:
+            if run.interrupt.is_asked():
+                break
+            sample = loader.dataset[dataclasses.replace(request, positions=range(position, position + 1))]
+            if isinstance(sample, UserError):
+                raise sample
+            found.append((sample.source_ids, sample_norm(run.engine, sample)))
     found = run.team.broadcast([each for share in run.team.gather(found) for each in share])
-    finite = [norm for _, norm in found if np.isfinite(norm)]
-    limit = OFFENDING_RATIO * median(finite) if finite else 0.0
+    limit = OFFENDING_RATIO * median([norm for _, norm in found if norm < float("inf")] or [0.0])
     bad = {image for images, norm in found if not norm <= limit for image in images}
     bad -= {image for images, norm in found if norm <= limit for image in images}
     return sorted(bad) if len(bad) <= MAX_LEFT_OUT_SHARE * len(run.setup.train_index) else []

@@ -334,5 +334,6 @@ class Engine:
         self._losses_finite = own["losses_finite"].to(self.device, copy=True)
         self._sums = own["sums"].to(self.device, copy=True)
         self.number, self.last_update = own["number"], own["last_update"]
-        self.micro_batch = self._agreed = own.get("micro_batch", 0)
+        known = self.micro_batch, own.get("micro_batch", 0)  # it never grows again, also where a run goes back
+        self.micro_batch = self._agreed = min(filter(None, known), default=0)
         self._images = []
