@@ -8,6 +8,7 @@ from typing import Any
 
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.training.engine.engine import Figures
+from yoloyard.training.engine.measures import UPDATES_PERIOD
 from yoloyard.training.engine.schedule import Schedule
 from yoloyard.training.listeners.events import Record
 
@@ -40,6 +41,7 @@ class History:
     rising_since: int | None = None  # a batch before the loss began to rise, while its median is well above the lowest
     # since the warm-up: lengths of updates over those of the weights, as they would be at the full learning rate
     updates: list[float] = field(default_factory=list)
+    moved: float = 0.0  # since then: the lengths of all updates over those of the weights, added up
     label_ratios: list[float] = field(default_factory=list)  # since then: loss over that with labels of other images
     scale: float = 1.0  # of the loss
     epochs: list[dict[str, Any]] = field(default_factory=list)
@@ -60,8 +62,10 @@ class History:
             return
         full = schedule.config.lr0 * schedule.rate_factor
         share = schedule.rate(figures.number) / full if full else 1.0
-        if math.isfinite(figures.update_ratio) and share > MIN_RATE_SHARE:
-            _append(self.updates, figures.update_ratio / share, MEASURED_KEPT)
+        if math.isfinite(figures.update_ratio):
+            self.moved += figures.update_ratio * max(UPDATES_PERIOD / schedule.accumulate, 1)
+            if share > MIN_RATE_SHARE:
+                _append(self.updates, figures.update_ratio / share, MEASURED_KEPT)
         if math.isfinite(figures.label_ratio):
             _append(self.label_ratios, figures.label_ratio, MEASURED_KEPT)
 

@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from yoloyard.training.monitor.history import LOSSES_KEPT, MEASURED_KEPT, SPIKE_Z, History
+from yoloyard.training.monitor.history import LOSSES_KEPT, SPIKE_Z, History
 from yoloyard.training.setup.setup import Setup
 
 DIVERGED = "diverged"  # the kind that `--on-divergence` answers, beside steps that are not finite
 DIVERGED_RATIO = 5.0  # of the median loss to the lowest one
 LOST_RATIO = 1.5  # the same, where what was learned is lost: the labels of other images give the same loss again
 LOST_LABEL_RATIO = 0.95
-MANY_UPDATES = 5  # measurements whose median counts
+MANY_MEASURED = 10  # measurements of updates or labels whose median counts
+FEW_MEASURED = 5
 LARGE_UPDATE = 1e-2  # of the weights' length, in one update, where it leads to nothing
-SMALL_UPDATE = 1e-5
+SMALL_UPDATE = 2e-5  # at the full learning rate; fine-tuning at a rate of 1e-5 needs twice as much
 FUTILE_LABEL_RATIO = 0.9  # of the loss to that with the labels of other images: above it hardly anything is learned
 COLLAPSED_SCALE = 8.0  # of the loss: it begins at 65536 and halves with each gradient that is not finite
 FLAT_EPOCHS = 3  # over which a rate that is too low shows
@@ -33,8 +34,9 @@ MIN_FIGURE = 0.05  # below it a figure says nothing yet
 FAR_EPOCHS = 15  # validated ones in a row in which the network has learned, and finds nothing
 NEVER_EPOCHS = 20  # validated ones in a row in which a class is not found, and the others are
 NEVER_MAP50 = 0.5  # median of the other classes, which shows that the network works
-UNFIT_LABEL_RATIOS = (0.9, 1.1)  # of the loss to that with the labels of other images: those of a slow start vary more
-UNFIT_LAST = 10  # measurements in a row between them
+UNFIT_LABEL_RATIOS = (0.9, 1.1)  # of the loss to that with the labels of other images
+UNFIT_MOVED = 1.0  # lengths of the weights, by which all updates together have moved them; a slow start moves less
+UNFIT_MAP50 = 0.25  # above it the labels fit: the objects are in the same place in all images
 STARVED_SHARE = 0.5  # of an epoch's time
 STARVED_SECONDS = 3.0  # below it nobody minds
 MIN_VAL_BOXES = 8
@@ -120,8 +122,8 @@ def diverged(seen: History) -> str:
     "lower --lr0 to a tenth",
 )
 def updates_too_large(seen: History) -> str:
-    updates, labels = (values[-MANY_UPDATES:] for values in (seen.updates, seen.label_ratios))
-    if min(len(updates), len(labels)) < MANY_UPDATES or median(updates) <= LARGE_UPDATE:
+    updates, labels = (values[-MANY_MEASURED:] for values in (seen.updates, seen.label_ratios))
+    if min(len(updates), len(labels)) < MANY_MEASURED or median(updates) <= LARGE_UPDATE:
         return ""
     if median(labels) < FUTILE_LABEL_RATIO:
         return ""
@@ -137,8 +139,8 @@ def updates_too_large(seen: History) -> str:
     "raise --lr0, lower --freeze, and look for detach() and no_grad() in a model of your own",
 )
 def nothing_moves(seen: History) -> str:
-    last = seen.updates[-MANY_UPDATES:]
-    is_still = len(last) == MANY_UPDATES and max(last) == 0
+    last = seen.updates[-FEW_MEASURED:]
+    is_still = len(last) == FEW_MEASURED and max(last) == 0
     return f"update over weights 0 in {len(last)} measurements" if is_still else ""
 
 
@@ -158,7 +160,7 @@ def scaler_collapsing(seen: History) -> str:
     "raise --lr0 tenfold",
 )
 def rate_too_low(seen: History) -> str:
-    if len(seen.epochs) <= FLAT_EPOCHS or len(seen.updates) < MANY_UPDATES:
+    if len(seen.epochs) <= FLAT_EPOCHS or len(seen.updates) < FEW_MEASURED:
         return ""
     update = median(seen.updates)
     change = 1 - seen.epochs[-1]["loss"] / max(seen.epochs[-1 - FLAT_EPOCHS]["loss"], 1e-12)
@@ -255,11 +257,10 @@ def class_never_found(seen: History) -> str:
     "matched with images",
 )
 def labels_that_do_not_fit(seen: History) -> str:
-    last, (low, high) = seen.label_ratios[-UNFIT_LAST:], UNFIT_LABEL_RATIOS
-    is_known = len(seen.label_ratios) == MEASURED_KEPT and seen.lowest_loss is None and bool(seen.validated())
-    if not is_known or not low < min(last) <= max(last) < high:
+    last, (low, high) = seen.label_ratios[-MANY_MEASURED:], UNFIT_LABEL_RATIOS
+    if seen.lowest_loss is not None or len(last) < MANY_MEASURED or seen.moved < UNFIT_MOVED or not seen.validated():
         return ""
-    if median(seen.updates or [0.0]) < SMALL_UPDATE or max(each["map50"] for each in seen.validated()) > MIN_FIGURE:
+    if not low < min(last) <= max(last) < high or max(each["map50"] for each in seen.validated()) > UNFIT_MAP50:
         return ""
     return f"loss over loss with shuffled labels {median(last):.3f}, it should fall well below 1"
 
