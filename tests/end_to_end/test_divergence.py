@@ -1,6 +1,7 @@
 """What a run does when it diverges: it warns, stops, or goes back, in one process and in two."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -183,6 +184,15 @@ def test_images_that_make_the_gradient_nan_are_found_left_out_and_stay_so_after_
     assert not alerts_of(seen, "rolled-back")
     assert not alerts_of(seen, "not-finite")
     assert progress_of().left_out == [3, 8]
+
+
+def test_images_offend_by_what_their_own_samples_do() -> None:
+    nan = math.nan
+    assert divergence.offending([((1,), 1.0), ((2,), nan), ((3,), 500.0)]) == [2]  # the large one is finite
+    assert divergence.offending([((1,), 1.0), ((2,), 1.1), ((3,), 500.0)]) == [3]
+    assert divergence.offending([((1, 2, 3, 4), nan), ((1, 2, 5, 6), 1.0), ((3, 5), 1.0)]) == [4]  # of a mosaic
+    assert divergence.offending([((1,), nan), ((2,), math.inf)]) == [1, 2]
+    assert divergence.offending([]) == []
 
 
 @pytest.mark.slow

@@ -75,6 +75,14 @@ def test_a_gradient_far_longer_than_those_before_explodes() -> None:
     assert run.monitor.history.spikes == [120]
 
 
+def test_a_gradient_that_is_short_or_comes_before_anything_is_learned_does_not_explode() -> None:
+    run = Watched().steps(120, norm=0.02)
+    run.step(norm=2.0)
+    slow = Watched().steps(400, labels=1.0, update=5e-4)
+    slow.step(norm=1e4, labels=1.0)
+    assert run.kinds == slow.kinds == []
+
+
 def test_a_loss_that_returns_to_that_of_other_labels_is_a_divergence() -> None:
     run = Watched().steps(120)
     assert run.step() is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -129,7 +130,6 @@ def roll_back(run: Run, trouble: Divergence) -> None:
 def offending_images(run: Run, suspects: Sequence[int]) -> list[int]:
     """Images of the batches `suspects` whose samples, each by itself, have a gradient that is not finite or huge.
 
-    A sample is made of several images where there is a mosaic; those that are in harmless samples too are let off.
     Ends early where the run is asked to stop.
     """
     loader, batch = run.train_loader, run.setup.config.batch
@@ -144,11 +144,20 @@ def offending_images(run: Run, suspects: Sequence[int]) -> list[int]:
             if isinstance(sample, UserError):
                 raise sample
             found.append((sample.source_ids, sample_norm(run.engine, sample)))
-    found = run.team.broadcast([each for share in run.team.gather(found) for each in share])
-    limit = OFFENDING_RATIO * median([norm for _, norm in found if norm < float("inf")] or [0.0])
-    bad = {image for images, norm in found if not norm <= limit for image in images}
-    bad -= {image for images, norm in found if norm <= limit for image in images}
-    return sorted(bad) if len(bad) <= MAX_LEFT_OUT_SHARE * len(run.setup.train_index) else []
+    bad = offending(run.team.broadcast([each for share in run.team.gather(found) for each in share]))
+    return bad if len(bad) <= MAX_LEFT_OUT_SHARE * len(run.setup.train_index) else []
+
+
+def offending(found: Sequence[tuple[tuple[int, ...], float]]) -> list[int]:
+    """The images of samples whose gradient is not finite, or, where all are, far longer than most.
+
+    `found` has the images that each sample is made of, several with a mosaic, and its gradient's norm. Images that are
+    in harmless samples too are let off.
+    """
+    finite = [norm for _, norm in found if math.isfinite(norm)]
+    limit = OFFENDING_RATIO * median(finite) if len(finite) == len(found) > 0 else math.inf
+    harmless = {image for images, norm in found if norm < limit for image in images}
+    return sorted({image for images, _ in found for image in images} - harmless)
 
 
 def named(run: Run, images: Sequence[int]) -> str:

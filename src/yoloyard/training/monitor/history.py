@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from yoloyard.evaluation.metrics.coco import Metrics
-from yoloyard.training.engine.engine import Figures
+from yoloyard.training.engine.engine import MAX_GRADIENT_NORM, Figures
 from yoloyard.training.engine.measures import UPDATES_PERIOD
 from yoloyard.training.engine.schedule import Schedule
 from yoloyard.training.listeners.events import Record
@@ -24,7 +24,6 @@ RISING_RATIO = 1.3  # of the lowest median of the loss: above it the loss is on 
 NEVER_BOXES = 5  # of a class in the validation set, below which not finding it says little
 LEARNED_LABEL_RATIO = 0.85  # of the loss to that with the labels of other images: below it something is learned
 LEARNED_KEPT = 5  # measurements in a row that must be below
-SETTLED_STEPS = 300  # after which a spike of the norm counts also where nothing is learned
 MIN_RATE_SHARE = 0.1  # of the full learning rate, below which an update says little about that rate
 
 
@@ -112,8 +111,8 @@ class History:
 
     def _add_norm(self, norm: float) -> None:
         self.norm_z = 0.0
-        is_settled = self.lowest_loss is not None or self.number >= SETTLED_STEPS
-        if len(self.norms) >= MIN_NORMS and is_settled:
+        # Before anything is learned, and below the limit of clipping, norms may change by any factor.
+        if len(self.norms) >= MIN_NORMS and self.lowest_loss is not None and norm > math.log(MAX_GRADIENT_NORM):
             centre = median(self.norms)
             spread = 1.4826 * median(abs(each - centre) for each in self.norms)
             self.norm_z = (norm - centre) / max(spread, MIN_SPREAD)
