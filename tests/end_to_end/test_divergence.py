@@ -22,6 +22,7 @@ from yoloyard.training.divergence import DivergedError
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.listeners.events import AlertRaised, StepFinished
 from yoloyard.training.listeners.results import read_alerts, read_records
+from yoloyard.training.monitor.monitor import Monitor
 from yoloyard.training.state.checkpoint import read_header
 
 NETWORKS = Path(__file__).parents[1] / "zoo" / "broken_networks.py"
@@ -84,6 +85,34 @@ def test_a_run_goes_back_to_its_last_checkpoint_with_half_the_learning_rate(
     (first, second) = read_alerts(result.folder)
     assert (first["epoch"], first["step"], second["step"]) == (2, 6, 8)  # from 1
     assert set(first) == {"epoch", "step", "alert", "message", "evidence", "remedy"}
+
+
+def test_a_checkpoint_between_bad_steps_is_good(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad_at({2, 3, 4}, monkeypatch)
+    events: list[object] = []
+    train({**SETTINGS, "data": str(data), "epochs": 2}, on_event=events.append)
+    assert steps_of(events) == [0, 1, 2, 3, 4, *range(4, 8)]
+
+
+def test_a_checkpoint_of_a_loss_that_was_rising_is_not_gone_back_to(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Monitor.look_at_step, iter(range(100))
+
+    def rises(monitor: Monitor, *words: Any) -> AlertRaised | None:
+        original(monitor, *words)
+        if next(calls) != 10:
+            return None
+        monitor.history.rising_since = 7  # the second epoch is saved after its batch 7
+        return AlertRaised("training diverges", "diverged", "loss 9, it was 1")
+
+    monkeypatch.setattr(Monitor, "look_at_step", rises)
+    events: list[object] = []
+    train({**SETTINGS, "data": str(data)}, on_event=events.append)
+    assert steps_of(events) == [*range(11), *range(4, 16)]
+    (alert,) = alerts_of(events, "rolled-back")
+    assert "training diverges (loss 9, it was 1), in epoch 3" in alert.message
+    assert alert.evidence == "no image stands out"
 
 
 def test_a_run_that_diverges_before_its_first_checkpoint_begins_again(

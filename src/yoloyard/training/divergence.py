@@ -26,11 +26,11 @@ MAX_LEFT_OUT_SHARE = 0.25  # of the images: if more seem to offend, it is not th
 
 
 class Divergence(Exception):  # noqa: N818  # the trainer answers it
-    """The run diverges since batch `since`; the images of the batches `suspects` may be the reason."""
+    """The run diverges; the images of the batches `suspects` may be the reason."""
 
-    def __init__(self, reason: str, since: int, suspects: Sequence[int]) -> None:
+    def __init__(self, reason: str, suspects: Sequence[int]) -> None:
         super().__init__(reason)
-        self.since, self.suspects = since, suspects
+        self.suspects = suspects
 
 
 def judge(run: Run, verdict: Verdict | None) -> None:
@@ -48,10 +48,8 @@ def judge(run: Run, verdict: Verdict | None) -> None:
             progress.bad_steps = 0
         alert = run.monitor.look_at_step(verdict.figures(), run.engine.schedule) if flags.losses_finite else None
         if alert is not None:
-            since = verdict.number if history.rising_since is None else history.rising_since
-            answer(
-                run, f"{alert.message} ({alert.evidence})", since, [each for each in history.spikes if each >= since]
-            )
+            since = history.last_good(run.engine.number)
+            answer(run, f"{alert.message} ({alert.evidence})", [number for number in history.spikes if number >= since])
         return
     progress.bad_steps += 1
     images = [image for others in run.team.gather(verdict.images or ()) for image in others]
@@ -65,13 +63,13 @@ def judge(run: Run, verdict: Verdict | None) -> None:
         batches = MAX_BAD_STEPS * run.engine.schedule.accumulate_at(verdict.number)
         suspects = range(max(verdict.number + 1 - batches, 0), verdict.number + 1)
         reason = f"{MAX_BAD_STEPS} steps in a row had a loss or gradient that is not finite"
-        answer(run, reason, history.last_good(suspects[0]), suspects)
+        answer(run, reason, suspects)
 
 
-def answer(run: Run, reason: str, since: int, suspects: Sequence[int]) -> None:
+def answer(run: Run, reason: str, suspects: Sequence[int]) -> None:
     """Do as `--on-divergence` says. Raises Divergence where the run goes back, DivergedError where it ends."""
     if run.setup.config.on_divergence == "rollback":
-        raise Divergence(reason, since, suspects)
+        raise Divergence(reason, suspects)
     if run.setup.config.on_divergence == "stop":
         end(run, reason)
 
@@ -98,7 +96,8 @@ def roll_back(run: Run, trouble: Divergence) -> None:
     with team.on_rank_0() as is_rank_0:
         if is_rank_0:
             run.writer.drain()
-        header = newest_before(run.setup.folder, trouble.since) if is_rank_0 else None
+        last_good = run.monitor.history.last_good(run.engine.number)  # bad steps leave no trace in what is saved
+        header = newest_before(run.setup.folder, last_good) if is_rank_0 else None
     header = team.broadcast(header)
     content = run.start if header is None else read(header, run.engine, team.rank)
     if content is None:
@@ -115,6 +114,8 @@ def roll_back(run: Run, trouble: Divergence) -> None:
         obey_rollbacks(run)
         end(run, f"{trouble}, for the {MAX_ROLLBACKS + 1}th time, in {before.place}; the run went back to {place}")
     offending = offending_images(run, trouble.suspects)
+    if team.max(run.interrupt.signal or 0):  # the resumed run meets the trouble again, and has the time to look
+        return
     progress.rollbacks += 1
     progress.left_out = sorted({*before.left_out, *offending})
     obey_rollbacks(run)

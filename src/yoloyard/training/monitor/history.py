@@ -80,7 +80,7 @@ class History:
         _append(self.epochs, epoch, EPOCHS_KEPT)
 
     def last_good(self, number: int) -> int:
-        """The batch, up to `number`, before which nothing was wrong: a rise of the loss shows some steps late."""
+        """The batch, up to `number`, before which the loss did not rise, which shows some steps late."""
         return number if self.rising_since is None else min(number, self.rising_since)
 
     def validated(self) -> list[dict[str, Any]]:
