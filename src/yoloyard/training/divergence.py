@@ -26,11 +26,7 @@ MAX_LEFT_OUT_SHARE = 0.25  # of the images: if more seem to offend, it is not th
 
 
 class Divergence(Exception):  # noqa: N818  # the trainer answers it
-    """The run diverges; the images of the batches `suspects` may be the reason."""
-
-    def __init__(self, reason: str, suspects: Sequence[int]) -> None:
-        super().__init__(reason)
-        self.suspects = suspects
+    """The run diverges, with the reason; the images of the batches that follow it may be to blame."""
 
 
 def judge(run: Run, verdict: Verdict | None) -> None:
@@ -91,6 +87,7 @@ def roll_back(run: Run, trouble: Divergence) -> None:
     After `MAX_ROLLBACKS` times raises DivergedError instead, with the last good state saved.
     """
     progress, team = run.progress, run.team
+    reason, suspects = trouble.args
     run.count_time()
     before = dataclasses.replace(progress)
     with team.on_rank_0() as is_rank_0:
@@ -101,7 +98,7 @@ def roll_back(run: Run, trouble: Divergence) -> None:
     header = team.broadcast(header)
     content = run.start if header is None else read(header, run.engine, team.rank)
     if content is None:
-        end(run, f"{trouble}, in {before.place}, and no whole checkpoint is from before that")
+        end(run, f"{reason}, in {before.place}, and no whole checkpoint is from before that")
     put_back(content, run.engine, progress)
     run.monitor.load_state_dict(content["monitor"])
     run.fit_epochs_to_time(progress.epoch)
@@ -112,8 +109,8 @@ def roll_back(run: Run, trouble: Divergence) -> None:
         progress.best, progress.best_epoch = before.best, before.best_epoch  # its weights are kept
     if before.rollbacks >= MAX_ROLLBACKS:
         obey_rollbacks(run)
-        end(run, f"{trouble}, for the {MAX_ROLLBACKS + 1}th time, in {before.place}; the run went back to {place}")
-    offending = offending_images(run, trouble.suspects)
+        end(run, f"{reason}, for the {MAX_ROLLBACKS + 1}th time, in {before.place}; the run went back to {place}")
+    offending = offending_images(run, suspects)
     if team.max(run.interrupt.signal or 0):  # the resumed run meets the trouble again, and has the time to look
         return
     progress.rollbacks += 1
@@ -122,7 +119,7 @@ def roll_back(run: Run, trouble: Divergence) -> None:
     rate = run.engine.schedule.rate_factor * run.setup.config.optimization.lr0
     done = f"went back to {place}, with the learning rate halved to {rate:.2g}"
     without = f"these images are left out from here on: {named(run, offending)}" if offending else "no image stands out"
-    message = f"{trouble}, in {before.place}; the run {done} (time {progress.rollbacks} of {MAX_ROLLBACKS})"
+    message = f"{reason}, in {before.place}; the run {done} (time {progress.rollbacks} of {MAX_ROLLBACKS})"
     remedy = "look at the images" if offending else "if it happens again, train again with a lower --lr0"
     run.listeners.tell(events.AlertRaised(message, "rolled-back", without, remedy))
     save(run)

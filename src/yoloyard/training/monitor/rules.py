@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,9 @@ DIVERGED = "diverged"  # the kind that `--on-divergence` answers, beside steps t
 DIVERGED_RATIO = 5.0  # of the median loss to the lowest one
 LOST_RATIO = 1.5  # the same, where what was learned is lost: the labels of other images give the same loss again
 LOST_LABEL_RATIO = 0.95
-MANY_MEASURED = 10  # measurements of updates or labels whose median counts
+MANY_MEASURED = 10  # measurements of updates or labels that count together
 FEW_MEASURED = 5
-LARGE_UPDATE = 1e-2  # of the weights' length, in one update, where it leads to nothing
+LARGE_UPDATE = 1.5e-2  # of the weights' length, in one update, where it leads to nothing
 SMALL_UPDATE = 2e-5  # at the full learning rate; fine-tuning at a rate of 1e-5 needs twice as much
 FUTILE_LABEL_RATIO = 0.9  # of the loss to that with the labels of other images: above it hardly anything is learned
 COLLAPSED_SCALE = 8.0  # of the loss: it begins at 65536 and halves with each gradient that is not finite
@@ -35,7 +35,7 @@ FAR_EPOCHS = 15  # validated ones in a row in which the network has learned, and
 NEVER_EPOCHS = 20  # validated ones in a row in which a class is not found, and the others are
 NEVER_MAP50 = 0.5  # median of the other classes, which shows that the network works
 UNFIT_LABEL_RATIOS = (0.9, 1.1)  # of the loss to that with the labels of other images
-UNFIT_MOVED = 1.0  # lengths of the weights, by which all updates together have moved them; a slow start moves less
+UNFIT_MOVED = 0.6  # lengths of the weights, by which all updates together have moved them; a slow start moves less
 UNFIT_MAP50 = 0.25  # above it the labels fit: the objects are in the same place in all images
 STARVED_SHARE = 0.5  # of an epoch's time
 STARVED_SECONDS = 3.0  # below it nobody minds
@@ -116,24 +116,6 @@ def diverged(seen: History) -> str:
 
 
 @rule(
-    "rate-too-high",
-    "the learning rate is too high: each update moves the weights by a large part of their length, and little is "
-    "learned",
-    "lower --lr0 to a tenth",
-)
-def updates_too_large(seen: History) -> str:
-    updates, labels = (values[-MANY_MEASURED:] for values in (seen.updates, seen.label_ratios))
-    if min(len(updates), len(labels)) < MANY_MEASURED or median(updates) <= LARGE_UPDATE:
-        return ""
-    if median(labels) < FUTILE_LABEL_RATIO:
-        return ""
-    return (
-        f"update over weights {median(updates):.2g}, about 1e-3 is usual; "
-        f"loss over loss with the labels of other images {median(labels):.2f}"
-    )
-
-
-@rule(
     "frozen",
     "nothing is trained: the weights don't move",
     "raise --lr0, lower --freeze, and look for detach() and no_grad() in a model of your own",
@@ -171,15 +153,19 @@ def rate_too_low(seen: History) -> str:
 
 @rule(
     "rate-too-high",
-    "the learning rate is too high: the training loss rises from epoch to epoch",
+    "the learning rate is too high: the loss rises, or the weights move by large steps and hardly anything is learned",
     "lower --lr0 to a tenth",
 )
-def loss_rising(seen: History) -> str:
-    last = [epoch["loss"] for epoch in seen.epochs[-RISING_EPOCHS - 1 :]]
-    is_rising = len(last) > RISING_EPOCHS and seen.lowest_loss is not None and sorted(last) == last
-    if not is_rising or last[-1] <= RISING_EPOCHS_RATIO * last[0]:
+def rate_too_high(seen: History) -> str:
+    losses = [epoch["loss"] for epoch in seen.epochs[-RISING_EPOCHS - 1 :]]
+    is_rising = len(losses) > RISING_EPOCHS and seen.lowest_loss is not None and sorted(losses) == losses
+    if is_rising and losses[-1] > RISING_EPOCHS_RATIO * losses[0]:
+        return f"loss {losses[-1]:.3g}, {RISING_EPOCHS} epochs ago {losses[0]:.3g}"
+    if min(len(seen.updates), len(seen.label_ratios)) < MANY_MEASURED:
         return ""
-    return f"loss {last[-1]:.3g}, {RISING_EPOCHS} epochs ago {last[0]:.3g}"
+    update, labels = fmean(seen.updates[-MANY_MEASURED:]), median(seen.label_ratios[-MANY_MEASURED:])
+    said = f"update over weights {update:.2g}, loss over loss with the labels of other images {labels:.2f}"
+    return said if update > LARGE_UPDATE and labels > FUTILE_LABEL_RATIO else ""
 
 
 @rule(
@@ -279,10 +265,10 @@ def starved(seen: History) -> str:
 
 
 START_RULES = (no_labels, small_validation, almost_all_frozen)
-STEP_RULES = (exploding_gradients, diverged, updates_too_large, nothing_moves, scaler_collapsing)
+STEP_RULES = (exploding_gradients, diverged, nothing_moves, scaler_collapsing)
 EPOCH_RULES = (
     rate_too_low,
-    loss_rising,
+    rate_too_high,
     plateau,
     overfitting,
     far_below_training,
