@@ -82,11 +82,3 @@ def test_a_run_that_diverges_keeps_what_it_can_go_back_to(tmp_path: Path) -> Non
     save_at(10, 10)  # back to it: what came later is no longer of this run
     assert found_before(100) == "last 10"
     assert read_header(folder.with_name("previous")).facts["engine"]["number"] == 10
-
-
-def test_images_at_once_never_grow_again_where_a_run_goes_back() -> None:
-    training = Training(CPU)
-    before = snapshot_of({}, training.engine, Progress(), [])
-    training.engine.micro_batch = 1
-    training.engine.load_state_dict(before)
-    assert training.engine.micro_batch == 1
