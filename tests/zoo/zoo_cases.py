@@ -36,7 +36,7 @@ NETWORKS = Path(__file__).with_name("broken_networks.py")
 COLOURS = np.array([(230, 40, 40), (40, 210, 60), (50, 80, 240), (230, 220, 50)])
 SIDE = 64
 SETTINGS: dict[str, Any] = {
-    "model": TINY_NETWORK, "imgsz": SIDE, "batch": 8, "nbs": 8, "epochs": 30, "amp": False, "tensorboard": False,
+    "model": TINY_NETWORK, "imgsz": SIDE, "batch": 8, "nbs": 8, "epochs": 22, "amp": False, "tensorboard": False,
     "device": "cpu", "mosaic": 0.0, "hsv_h": 0.0, "ema_ramp": 50.0, "warmup_epochs": 2.0, "lr0": 0.0015,
     "optimizer": "AdamW",
 }  # fmt: skip
@@ -244,7 +244,7 @@ BROKEN = [
          {"model": f"{NETWORKS}:BlackImage", "epochs": 10}),
     Case("wrong class numbers", "class-never-found", plain(classes=2, named=3, change=wrong_class),
          {"optimizer": "SGD", "lr0": 0.01, "epochs": 36}),
-    Case("shuffled labels", "labels-do-not-fit", plain(change=shuffled), {"lr0": 0.002}),
+    Case("shuffled labels", "labels-do-not-fit", plain(change=shuffled), {"lr0": 0.002, "epochs": 28}),
     Case("validation with other labels", "validation-far-below-training", plain(change=swapped_val), {"epochs": 27}),
     Case("empty labels", "have not a single label", plain(change=empty), {"epochs": 2}),
     Case("almost only empty labels", "no-labels", plain(change=almost_empty), {"epochs": 2}),
@@ -260,7 +260,7 @@ BROKEN = [
 ]  # fmt: skip
 
 HEALTHY = [
-    Case("demo", "", demo, {"mosaic": 1.0, "model": "yolo11n", "imgsz": 64, "epochs": 4}),
+    Case("demo", "", demo, {"mosaic": 1.0, "model": "yolo11n", "imgsz": 64, "epochs": 3}),
     Case("many small objects of one kind", "", plain(classes=1, most=12, smallest=5), {"mosaic": 1.0}),
     Case("one class", "", plain(classes=1)),
     Case("three classes", "", plain()),
