@@ -1,6 +1,7 @@
 """What a run does when it diverges: it warns, stops, or goes back, in one process and in two."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from yoloyard.commands.train import train
 from yoloyard.common.errors import UserError
 from yoloyard.common.structures import Batch
 from yoloyard.data.pixels.decode import encode_jpeg
-from yoloyard.training import divergence
+from yoloyard.training import divergence, saving
 from yoloyard.training.divergence import DivergedError
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.listeners.events import AlertRaised, StepFinished
 from yoloyard.training.listeners.results import read_alerts, read_records
+from yoloyard.training.monitor.monitor import Monitor
 from yoloyard.training.state.checkpoint import read_header
 
 NETWORKS = Path(__file__).parents[1] / "zoo" / "broken_networks.py"
@@ -85,6 +87,34 @@ def test_a_run_goes_back_to_its_last_checkpoint_with_half_the_learning_rate(
     assert set(first) == {"epoch", "step", "alert", "message", "evidence", "remedy"}
 
 
+def test_a_checkpoint_between_bad_steps_is_good(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad_at({2, 3, 4}, monkeypatch)
+    events: list[object] = []
+    train({**SETTINGS, "data": str(data), "epochs": 2}, on_event=events.append)
+    assert steps_of(events) == [0, 1, 2, 3, 4, *range(4, 8)]
+
+
+def test_a_checkpoint_of_a_loss_that_was_rising_is_not_gone_back_to(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = Monitor.look_at_step, iter(range(100))
+
+    def rises(monitor: Monitor, *words: Any) -> AlertRaised | None:
+        original(monitor, *words)
+        if next(calls) != 10:
+            return None
+        monitor.history.rising_since = 7  # the second epoch is saved after its batch 7
+        return AlertRaised("training diverges", "diverged", "loss 9, it was 1")
+
+    monkeypatch.setattr(Monitor, "look_at_step", rises)
+    events: list[object] = []
+    train({**SETTINGS, "data": str(data)}, on_event=events.append)
+    assert steps_of(events) == [*range(11), *range(4, 16)]
+    (alert,) = alerts_of(events, "rolled-back")
+    assert "training diverges (loss 9, it was 1), in epoch 3" in alert.message
+    assert alert.evidence == "no image stands out"
+
+
 def test_a_run_that_diverges_before_its_first_checkpoint_begins_again(
     data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +134,7 @@ def test_the_fourth_divergence_ends_the_run_with_the_good_weights_saved(
 ) -> None:
     with monkeypatch.context() as patch:
         bad_at(set(range(5, 1000)), patch)
-        with pytest.raises(DivergedError, match=r"for the 4th time.*are saved in runs/run"):
+        with pytest.raises(DivergedError, match=r"for the 4th time.*all is saved in runs/run"):
             train({**SETTINGS, "data": str(data)})
     progress = progress_of()
     assert (progress.epoch, progress.position, progress.rollbacks) == (1, 0, 3)
@@ -112,6 +142,31 @@ def test_the_fourth_divergence_ends_the_run_with_the_good_weights_saved(
     assert (code, err) == (0, "")
     rates = [record["lr/weight"] for record in read_records(Path("runs/run"))]
     assert rates[1] < rates[0] / 4
+
+
+def test_a_divergence_is_said_where_nothing_can_be_saved(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise UserError("cannot write it: No space left on device")
+
+    bad_at({5, 6, 7}, monkeypatch)
+    monkeypatch.setattr(saving, "write", full)
+    with pytest.raises(DivergedError, match=r"3 steps in a row .* this moment is not saved: .*No space left"):
+        train({**SETTINGS, "data": str(data), "on_divergence": "stop"})
+
+
+def test_a_run_that_could_not_save_yet_begins_again(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = saving.write, iter(range(100))
+
+    def full_at_first(*words: Any) -> None:
+        if next(calls) == 0:
+            raise UserError("cannot write it: No space left on device")
+        original(*words)
+
+    bad_at({5, 6, 7}, monkeypatch)  # after the first epoch, whose save has failed
+    monkeypatch.setattr(saving, "write", full_at_first)
+    events: list[object] = []
+    train({**SETTINGS, "data": str(data), "epochs": 2}, on_event=events.append)
+    assert steps_of(events) == [*range(8), *range(8)]
 
 
 def test_a_run_that_shall_only_warn_goes_on(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +213,15 @@ def test_images_that_make_the_gradient_nan_are_found_left_out_and_stay_so_after_
     assert not alerts_of(seen, "rolled-back")
     assert not alerts_of(seen, "not-finite")
     assert progress_of().left_out == [3, 8]
+
+
+def test_images_offend_by_what_their_own_samples_do() -> None:
+    nan = math.nan
+    assert divergence.offending([((1,), 1.0), ((2,), nan), ((3,), 500.0)]) == [2]  # the large one is finite
+    assert divergence.offending([((1,), 1.0), ((2,), 1.1), ((3,), 500.0)]) == [3]
+    assert divergence.offending([((1, 2, 3, 4), nan), ((1, 2, 5, 6), 1.0), ((3, 5), 1.0)]) == [4]  # of a mosaic
+    assert divergence.offending([((1,), nan), ((2,), math.inf)]) == [1, 2]
+    assert divergence.offending([]) == []
 
 
 @pytest.mark.slow

@@ -141,6 +141,13 @@ def test_what_is_not_finite_shows_in_the_loss(in_boxes: bool, channel: int) -> N
     assert not math.isfinite(total(criterion_of(5, in_boxes)(maps, boxes, labels)).item())
 
 
+def test_boxes_that_share_points_whose_maps_are_not_finite_do_not_end_the_run() -> None:
+    boxes, labels = torch.tensor([[[8.0, 8, 120, 120], [16.0, 16, 112, 112]]]), torch.tensor([[0, 1]])
+    maps = [level.detach() for level in some_maps(128, 5)]
+    maps[0][:, :, :, 8:] = math.nan
+    assert not math.isfinite(total(criterion_of(5, in_boxes=True)(maps, boxes, labels)).item())
+
+
 def test_five_thousand_boxes_an_image_need_less_than_two_gigabytes() -> None:
     """Batch 16 at 640 pixels, 20 classes, forward and backward of the loss: beside the maps, at most 2 GB at once."""
     with LiveBytes() as memory:

@@ -53,10 +53,8 @@ def test_the_gradient_of_a_sample_leaves_no_trace() -> None:
     training = Training(CPU)
     training.step(some_batch())
     engine, before = training.engine, everything(training.engine)
-    parts = engine.criterion, engine.gains, engine.precision
-    norm = measures.sample_norm(training.detector, *parts, some_batch(seed=1))
+    norm = measures.sample_norm(engine, some_batch(seed=1))
     assert 0 < norm < math.inf
-    assert training.detector.training
     after = everything(engine)
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(parameter.grad is None for parameter in training.detector.parameters())

@@ -23,7 +23,7 @@ class Watched:
 
     def __init__(self) -> None:
         self.told: list[AlertRaised] = []
-        self.monitor = Monitor(self.told.append)
+        self.monitor = Monitor(self.told.append, SCHEDULE.batches_per_epoch)
         self.number = 0
 
     def step(
@@ -50,7 +50,7 @@ class Watched:
             SimpleNamespace(name="b", boxes=9, map50=record.get("b", 0.9)),
         ]
         metrics: Any = SimpleNamespace(map50=2 * figure if map50 is None else map50, classes=classes)
-        self.monitor.look_at_epoch(found, metrics, SCHEDULE.batches_per_epoch)
+        self.monitor.look_at_epoch(found, metrics)
 
     @property
     def kinds(self) -> list[str]:
@@ -75,13 +75,21 @@ def test_a_gradient_far_longer_than_those_before_explodes() -> None:
     assert run.monitor.history.spikes == [120]
 
 
+def test_a_gradient_that_is_short_or_comes_before_anything_is_learned_does_not_explode() -> None:
+    run = Watched().steps(120, norm=0.02)
+    run.step(norm=2.0)
+    slow = Watched().steps(400, labels=1.0, update=5e-4)
+    slow.step(norm=1e4, labels=1.0)
+    assert run.kinds == slow.kinds == []
+
+
 def test_a_loss_that_returns_to_that_of_other_labels_is_a_divergence() -> None:
     run = Watched().steps(120)
     assert run.step() is None
     found = [run.step(loss=9.0, labels=1.0) for _ in range(15)]
     assert found[-1].kind == "diverged"
     assert run.kinds == ["diverged"]
-    assert 119 <= run.monitor.history.calm_until <= 131
+    assert run.monitor.history.last_good(run.number) <= 120
 
 
 def test_a_loss_that_rises_before_anything_is_learned_is_none() -> None:
@@ -92,10 +100,8 @@ def test_a_loss_that_rises_before_anything_is_learned_is_none() -> None:
 @pytest.mark.parametrize(
     ("words", "kind"),
     [
-        ({"update": 0.1}, "rate-too-high"),
         ({"update": 0.0}, "frozen"),
         ({"scale": 2.0**-3}, "scaler-collapsing"),
-        ({"labels": 0.99}, "labels-do-not-fit"),
     ],
 )
 def test_figures_of_steps_have_limits(words: dict[str, float], kind: str) -> None:
@@ -110,21 +116,69 @@ def test_figures_of_steps_have_limits(words: dict[str, float], kind: str) -> Non
     [
         ("rate-too-low", [{"loss": 8.0, "figure": 0.0, "map50": 0.2}] * 6),
         ("plateau", [{"loss": 3.0, "figure": 0.4}] * 30),
-        ("overfitting", [{"loss": 3.0 - 0.1 * n, "figure": 0.5 if n == 4 else 0.3} for n in range(12)]),
+        ("overfitting", [{"loss": 3.0 - 0.1 * n, "figure": 0.5 if n == 4 else 0.3} for n in range(17)]),
         ("validation-far-below-training", [{"loss": 3.0 - 0.02 * n, "figure": 0.001} for n in range(22)]),
-        ("class-never-found", [{"loss": 3.0 - 0.02 * n, "figure": 0.3 + 0.01 * n, "b": 0.0} for n in range(14)]),
+        ("class-never-found", [{"loss": 3.0 - 0.02 * n, "figure": 0.3 + 0.01 * n, "b": 0.0} for n in range(24)]),
         (
             "starved",
             [{"loss": 3.0 - n, "figure": 0.3, "speed/waiting_fraction": 0.8, "speed/seconds": 60.0} for n in range(2)],
         ),
         ("rate-too-high", [{"loss": 3.0 * 1.2**n, "figure": 0.3} for n in range(5)]),
+        ("labels-do-not-fit", [{"loss": 9.0, "figure": 0.01}]),
     ],
 )
 def test_figures_of_epochs_have_limits(kind: str, epochs: list[dict[str, float]]) -> None:
-    run = Watched().steps(80, update=1e-6 if kind == "rate-too-low" else 1e-3)
+    updates = {"rate-too-low": 1e-6, "labels-do-not-fit": 5e-3}
+    run = Watched().steps(200, update=updates.get(kind, 1e-3), labels=0.99 if kind == "labels-do-not-fit" else 0.5)
     for epoch in epochs:
         run.epoch(**epoch)
     assert run.kinds == [kind]
+
+
+def test_large_updates_that_lead_nowhere_are_those_of_a_rate_that_is_too_high() -> None:
+    run = Watched().steps(60, update=0.02, labels=0.99)
+    run.epoch(9.0, 0.0)
+    assert "rate-too-high" in run.kinds
+
+
+def test_large_updates_that_lead_somewhere_are_no_sign_of_a_high_rate() -> None:
+    """Small networks that SGD trains well at its usual rate move by 2 % of their length."""
+    run = Watched().steps(60, update=0.02)
+    run.epoch(9.0, 0.0)
+    assert run.kinds == []
+
+
+@pytest.mark.parametrize(
+    ("ratios", "update", "map50"),
+    [((0.7, 1.6, 1.0), 5e-3, 0.0), ((0.99, 1.0, 1.01), 5e-4, 0.0), ((0.99, 1.0, 1.01), 5e-3, 0.6)],
+    ids=["a slow start", "a network that has hardly moved", "objects always in the same place"],
+)
+def test_labels_may_fit_although_those_of_other_images_give_the_same_loss(
+    ratios: tuple[float, ...], update: float, map50: float
+) -> None:
+    run = Watched()
+    for ratio in itertools.islice(itertools.cycle(ratios), 200):
+        run.step(labels=ratio, update=update)
+    run.epoch(9.0, map50 / 2)
+    assert run.kinds == []
+
+
+def test_a_class_that_is_found_late_and_a_figure_that_recovers_are_no_alerts() -> None:
+    run = Watched().steps(80)
+    for number in range(30):
+        figure = 0.12 if number == 5 else 0.05 if number < 12 else 0.3
+        run.epoch(8.0 - 0.1 * number, figure, b=0.0 if number < 18 else 0.5)
+    assert run.kinds == []
+
+
+def test_a_validation_set_without_boxes_says_nothing_about_the_network() -> None:
+    run = Watched().steps(80)
+    for number in range(30):
+        run.monitor.look_at_epoch(
+            {"epoch": number, "train/box": 8.0 - 0.1 * number, "val/map50_95": 0.0},
+            SimpleNamespace(map50=0.0, classes=[SimpleNamespace(name="a", boxes=0, map50=0.0)]),  # type: ignore[arg-type]
+        )
+    assert run.kinds == []
 
 
 def test_a_kind_is_told_again_only_after_it_was_away_for_some_epochs() -> None:
@@ -152,7 +206,7 @@ def test_after_a_rollback_the_figures_are_forgotten_and_not_what_was_told() -> N
     before = run.monitor.state_dict()
     run.steps(30, loss=40.0)
     assert run.kinds == ["diverged"]
-    run.monitor.go_back(before)
+    run.monitor.load_state_dict(before)
     run.number = 120
     assert [run.step() for _ in range(5)] == [None] * 5
     found = [alert for alert in (run.step(loss=40.0) for _ in range(30)) if alert]

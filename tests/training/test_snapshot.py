@@ -11,7 +11,7 @@ import torch
 
 from on_device import Training, everything, some_batch
 from yoloyard.common.errors import UserError
-from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
+from yoloyard.training.state.checkpoint import Progress, newest_before, read_header, restore, snapshot_of, write
 from yoloyard.training.state.randomness import RandomNumbers
 
 CPU = torch.device("cpu")
@@ -58,3 +58,27 @@ def test_a_full_disk_is_said_and_the_former_checkpoint_stays(tmp_path: Path, mon
     assert isinstance(raised.value.__cause__, OSError)
     assert raised.value.__cause__.errno == errno.ENOSPC
     assert read_header(tmp_path / "last").progress.epoch == 1
+
+
+def test_a_run_that_diverges_keeps_what_it_can_go_back_to(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints" / "last"
+    engine, progress = Training(CPU).engine, Progress()
+
+    def save_at(number: int, good_until: int) -> None:
+        engine.number = number
+        write(snapshot_of({}, engine, progress, []), folder, good_until)
+
+    def found_before(number: int) -> str | None:
+        header = newest_before(tmp_path, number)
+        return f"{header.folder.name} {header.facts['engine']['number']}" if header else None
+
+    save_at(10, 10)
+    save_at(20, 20)
+    save_at(30, 15)  # the loss rises since 15, as is known by now
+    save_at(40, 15)
+    assert found_before(15) == "previous 10"
+    assert found_before(45) == "last 40"
+    assert found_before(9) is None
+    save_at(10, 10)  # back to it: what came later is no longer of this run
+    assert found_before(100) == "last 10"
+    assert read_header(folder.with_name("previous")).facts["engine"]["number"] == 10

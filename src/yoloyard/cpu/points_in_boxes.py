@@ -124,7 +124,8 @@ def assign_inside(
     num_points, num_boxes = len(predicted_xyxy), len(boxes_xyxy)
 
     def measure(box: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
-        overlap = complete_iou(boxes_xyxy[box], predicted_xyxy[point]).clamp(min=0)
+        # Not a number would be no point's best. The loss is none then anyway, see `unsound`.
+        overlap = complete_iou(boxes_xyxy[box], predicted_xyxy[point]).clamp(min=0).nan_to_num()
         return overlap, alignment_of(class_logits[point, labels[box]].sigmoid().sqrt(), overlap)
 
     overlap, alignment = measure(inside.box, inside.point)

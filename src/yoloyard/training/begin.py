@@ -154,7 +154,7 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
             advice = "Training goes on, and the next save tries it again; make room, or make that folder writable"
             listeners.tell(events.AlertRaised(f"{error} {advice}"))
 
-    parts_beside = Writer(saved), Monitor(listeners.tell)
+    parts_beside = Writer(saved), Monitor(listeners.tell, len(train_loader))
     return Run(setup, team, listeners, interrupt, threads, engine, *parts_beside, train_loader, val_loader)
 
 
@@ -183,7 +183,8 @@ def go_on(run: Run, checkpoint: Header) -> None:
     run.fit_epochs_to_time(progress.epoch)
     log.info(f"going on in epoch {progress.epoch + 1} of {run.epochs}, after {progress.position} images of it")
     if planned != config.epochs:
-        schedule, lr0 = run.engine.schedule, config.optimization.lr0
+        schedule = run.engine.schedule
+        lr0 = config.optimization.lr0 * schedule.rate_factor
         former = dataclasses.replace(schedule, epochs=planned).factor(max(progress.epoch - 1, 0)) * lr0
         now, last = (schedule.factor(epoch) * lr0 for epoch in (progress.epoch, config.epochs - 1))
         log.info(

@@ -36,7 +36,7 @@ def end_epoch(run: Run, validation: Validation | None, speed: dict[str, float]) 
     if progress.best == 0:
         progress.best_epoch = progress.epoch  # patience begins with the first thing found
     run.listeners.tell(events.EpochMeasured(run.epochs, record))
-    run.monitor.look_at_epoch(record, metrics, len(run.train_loader))
+    run.monitor.look_at_epoch(record, metrics)
     progress.epoch, progress.position = epoch, 0
     engine.begin_epoch()
 
@@ -67,17 +67,23 @@ def save(run: Run, weights: Sequence[str] = (), metrics: Metrics | None = None, 
     run.count_time()
     run.is_saving, run.interrupt.saved_at = False, time.monotonic()
     random_states = run.team.gather(RandomNumbers(setup.device).state_dict())
-    run.start = None
+    if run.start is not None and run.team.broadcast(run.last_checkpoint.exists()):
+        run.start = None
     monitor = run.monitor.state_dict()
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
             snapshot = snapshot_of(setup.spec.to_json(), run.engine, run.progress, random_states, monitor)
             due = {setup.folder / "weights" / f"{name}.safetensors": (epoch, metrics) for name in weights}
-            run.writer.put(partial(write_save, run, snapshot, due, epoch if keeps_copy else None))
+            good_until = run.monitor.history.last_good(run.engine.number)
+            run.writer.put(partial(write_save, run, snapshot, due, epoch if keeps_copy else None, good_until))
 
 
 def write_save(
-    run: Run, snapshot: Snapshot, weights: Mapping[Path, tuple[int, Metrics | None]], copied_epoch: int | None
+    run: Run,
+    snapshot: Snapshot,
+    weights: Mapping[Path, tuple[int, Metrics | None]],
+    copied_epoch: int | None,
+    good_until: int,
 ) -> None:
     """Write weights files and the checkpoint of the same moment; called by the writer's thread. Raises UserError.
 
@@ -96,7 +102,7 @@ def write_save(
                 del run.unwritten[path]
             except UserError as error:
                 failure = error
-        write(snapshot, run.last_checkpoint)
+        write(snapshot, run.last_checkpoint, good_until)
         if copied_epoch is not None:
             copy = run.last_checkpoint.with_name(f"epoch-{copied_epoch:04d}")
             copy_checkpoint(run.last_checkpoint, copy, setup.config.keep)

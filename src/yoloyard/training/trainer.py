@@ -42,7 +42,8 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
                 keep_start(run)
             with team.on_rank_0():
                 listeners.tell(events.RunStarted(setup.folder, progress.epoch, setup, progress.seconds))
-            run.monitor.look_at_start(setup)
+            if checkpoint is None:
+                run.monitor.look_at_start(setup)
             while progress.epoch < run.epochs and not is_exhausted(run):
                 run.threads.choose(team.min, wait=True)
                 try:

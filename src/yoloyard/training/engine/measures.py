@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from yoloyard.common.device import Precision
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.losses import Criterion
-from yoloyard.models.detector import Detector
+
+if TYPE_CHECKING:
+    from yoloyard.training.engine.engine import Engine
 
 UPDATES_PERIOD = 10  # batches between two measurements of the updates
 LABELS_PERIOD = 10  # updates between two comparisons with the labels of other images
@@ -43,26 +45,23 @@ def label_ratio(
     About 1: what the network finds has nothing to do with the image.
     """
     others = criterion([each.detach() for each in maps], batch.boxes.roll(1, 0), batch.labels.roll(1, 0))
-    own, shuffled = (
-        torch.stack([(gain * of[name][0] / of[name][1].clamp(min=1)).sum() for name, gain in gains.items()]).sum()
-        for of in (parts, others)
-    )
-    return own.detach().float() / shuffled.float()
+    return (_loss(gains, parts) / _loss(gains, others)).detach()
 
 
-def sample_norm(
-    model: Detector, criterion: Criterion, gains: Mapping[str, float], precision: Precision, batch: Batch
-) -> float:
+def sample_norm(engine: "Engine", batch: Batch) -> float:
     """Norm of the gradient of the loss of `batch` alone, by the statistics of BatchNorm as they are. Waits for it.
 
-    Leaves no trace in the model.
+    Leaves the model in evaluation mode, otherwise as it was.
     """
-    is_training, parameters = model.training, [each for each in model.parameters() if each.requires_grad]
-    model.eval()
-    with precision.autocast():
-        maps = model(images_to_float(batch.images))
-    parts = criterion(maps, batch.boxes, batch.labels)
-    loss = torch.stack([(gain * parts[name][0] / parts[name][1].clamp(min=1)).sum() for name, gain in gains.items()])
-    gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
-    model.train(is_training)
+    parameters, batch = [each for each in engine.parameters if each.requires_grad], batch.to(engine.device)
+    engine.model.eval()
+    with engine.precision.autocast():
+        maps = engine.model(images_to_float(batch.images))
+    loss = _loss(engine.gains, engine.criterion(maps, batch.boxes, batch.labels))
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return float(torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm())
+
+
+def _loss(gains: Mapping[str, float], parts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+    losses = [(gain * parts[name][0] / parts[name][1].clamp(min=1)).sum() for name, gain in gains.items()]
+    return torch.stack(losses).float().sum()

@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import logging
+import math
 import mmap
 import os
 import re
@@ -94,11 +95,17 @@ def snapshot_of(
     return {name: {key: _on_host(value) for key, value in part.items()} for name, part in parts.items()}
 
 
-def write(content: Snapshot, folder: Path) -> None:
+def write(content: Snapshot, folder: Path, good_until: float = math.inf) -> None:
     """Write a snapshot into `folder`, whole or not at all; any thread may do so. The one there becomes `previous`.
 
+    It does not if it is of a later batch than `good_until`, so that a run that diverges can go back to `previous`.
     Raises UserError if it can't be written; all that was there before then stays.
     """
+    previous = folder.with_name("previous")
+    try:
+        is_good = _number(read_header(folder)) <= good_until
+    except UserError:  # there is none, or a damaged one
+        is_good = False
 
     def write_parts(temporary: Path) -> None:
         facts: dict[str, Any] = {"format": FORMAT}
@@ -111,7 +118,7 @@ def write(content: Snapshot, folder: Path) -> None:
         (temporary / "state.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
         write_manifest(temporary)
 
-    write_whole_folder(folder, write_parts, folder.with_name("previous"))
+    write_whole_folder(folder, write_parts, previous if is_good or not previous.exists() else None)
 
 
 def copy_checkpoint(folder: Path, copy: Path, keep: int) -> None:
@@ -174,20 +181,15 @@ def newest_whole(run: Path) -> Header:
     return header
 
 
-def newest_before(run: Path, number: int, needed: bool) -> Header | None:
-    """The newest whole checkpoint of a run from before its batch `number`; if there is none, the oldest, if `needed`.
-
-    Raises UserError if one is needed and none is whole.
-    """
-    folder = run / "checkpoints"
+def newest_before(run: Path, number: int) -> Header | None:
+    """The newest whole checkpoint of a run from before its batch `number`, or None."""
 
     def problem_of(header: Header) -> str:
-        is_late = header.facts.get("engine", {}).get("number", 0) > number
-        return _damage(header) or ("it is of a later batch" if is_late else "")
+        return _damage(header) or ("it is of a later batch" if _number(header) > number else "")
 
     with suppress(UserError):
-        return _first(folder, problem_of)
-    return _first(folder, _damage, oldest=True) if needed else None
+        return _first(run / "checkpoints", problem_of)
+    return None
 
 
 def retire(run: Path) -> None:
@@ -203,17 +205,20 @@ def _damage(header: Header) -> str:
     return "" if header.facts["format"] < FORMAT else damage(header.folder)
 
 
-def _first(
-    folder: Path, problem_of: Callable[[Header], str], wrong: list[str] | None = None, oldest: bool = False
-) -> Header:
-    """The newest checkpoint in `folder` without a problem, or the `oldest`; `wrong` gets what those before it have.
+def _number(header: Header) -> int:
+    """The batch of the run that comes after a checkpoint; 0 where an earlier format does not say it."""
+    return int(header.facts.get("engine", {}).get("number", 0))
+
+
+def _first(folder: Path, problem_of: Callable[[Header], str], wrong: list[str] | None = None) -> Header:
+    """The newest checkpoint in `folder` without a problem; `wrong` gets what those before it have.
 
     Raises UserError if there is none.
     """
     problems = [] if wrong is None else wrong
     copies = sorted((path.name for path in folder.glob("epoch-*")), reverse=True)
     places = [folder / name for name in ("last", ".last.old", "previous", *copies)]
-    for place in reversed(places) if oldest else places:
+    for place in places:
         if not place.exists():
             continue
         try:
