@@ -32,7 +32,7 @@ def test_a_run_that_is_over_is_in_the_table_with_its_figures(run_folder: Path, y
     (Path("runs") / "val").mkdir()  # holds no run
     run = listed(yoloyard)["line"]
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    assert (run["state"], run["epoch"], run["epochs"], run["alerts"]) == ("finished", 2, 2, 0)
+    assert (run["state"], run["epoch"], run["epochs"], run["alerts"]) == ("finished", 2, 2, [])
     assert run["best"]["value"] == max(record["val/map50_95"] for record in records)
     assert run["seconds"] > sum(record["speed/seconds"] for record in records)
     assert run["bytes"] > (run_folder / "report.html").stat().st_size
@@ -102,15 +102,15 @@ def test_alerts_and_the_backup_are_shown(run_folder: Path, yoloyard: Command) ->
     metrics = run_folder / "metrics.jsonl"
     alert = {"epoch": 1, "alert": "starved", "message": "waits for data", "evidence": "60 %", "remedy": "more workers"}
     metrics.write_text(metrics.read_text() + json.dumps(alert) + "\n")
-    backup = {"address": "s3://bucket/line", "epoch": 2, "position": 0, "behind_seconds": 75.0, "error": None}
+    backup = {"address": "s3://bucket/line", "epoch": 2, "position": 0, "behind_seconds": 750.0, "error": None}
     (run_folder / "backup.json").write_text(json.dumps(backup))
     run = listed(yoloyard)["line"]
-    assert (run["alerts"], run["epoch"]) == (1, 2)
-    assert run["backup"] == {"address": "s3://bucket/line", "epoch": 2, "behind_seconds": 75.0, "error": None}
+    assert (run["alerts"], run["epoch"]) == (["epoch 1: waits for data (60 %); more workers"], 2)
+    assert run["backup"] == backup
     code, out, err = yoloyard("runs", "show", "line")
     assert (code, err) == (0, "")
-    assert "epoch 1: waits for data (60 %); more workers" in " ".join(out.replace("│", " ").split())
-    assert "epoch 2, 1.2 min behind" in out
+    assert run["alerts"][0] in " ".join(out.split())
+    assert "epoch 2, 12.5 min behind" in out
 
 
 def test_a_run_is_found_by_name_and_by_folder(run_folder: Path, yoloyard: Command) -> None:
