@@ -183,23 +183,33 @@ def test_what_ends_a_run_stands_in_its_folder(data: Path, yoloyard: Command, mon
     assert state().seconds > before
 
 
-def test_the_address_of_notify_is_in_no_file_and_no_line(
+def test_a_run_tells_of_its_end_and_of_its_hosts_and_the_address_is_in_no_file_and_no_line(
     data: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from yoloyard.training import trainer
+
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server()
+    server, train_epoch, number = Server(), trainer.train_epoch, signal.SIGUSR1
+
+    def signalled(run: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return train_epoch(run)
+
+    monkeypatch.setattr(trainer, "train_epoch", signalled)
     words = ["train", "--data", data, "--epochs", 1, "--notify", server.address, *TINY]
     monkeypatch.setattr(sys, "argv", ["yoloyard", *map(str, words)])
     code, out, err = yoloyard(*words)
     assert code == 0
+    number = signal.SIGTERM
     monkeypatch.setenv("YOLOYARD_NOTIFY", server.address)
-    assert yoloyard("train", "--resume", "runs/line", "--epochs", 2)[0] == 0
+    assert yoloyard("train", "--resume", "runs/line", "--epochs", 2)[0] == 143
     server.end()
-    assert [(each["event"], each["epochs"]) for each in server.got] == [("finished", 1), ("finished", 2)]
+    assert sorted(each["event"] for each in server.got) == ["finished", "host-ending", "host-ending", "interrupted"]
+    assert {each["message"].split()[0] for each in server.got} >= {"SIGUSR1", "SIGTERM"}
     assert json.loads(Path("runs/line/environment.json").read_text())["command"][-1]
     files = [path for path in Path("runs").rglob("*") if path.is_file()]
     assert len(files) > 10
-    assert server.paths == [f"/{SECRET}"] * 2
+    assert set(server.paths) == {f"/{SECRET}"}
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
     assert SECRET not in out + err
 

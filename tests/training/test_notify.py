@@ -13,7 +13,7 @@ from yoloyard.common.errors import DivergedError, UsageError, UserError
 from yoloyard.config.settings import TrainConfig
 from yoloyard.training.interrupt import Interrupted
 from yoloyard.training.listeners import notify
-from yoloyard.training.listeners.events import AlertRaised, Result, RunFinished, RunStarted
+from yoloyard.training.listeners.events import AlertRaised, HostEnding, Result, RunFinished, RunStarted
 from yoloyard.training.listeners.notify import MOST_ALERTS, Notifier, payload, refusal
 
 SETUP: Any = SimpleNamespace(config=TrainConfig())
@@ -53,6 +53,17 @@ def test_a_server_of_the_users_own_gets_alerts_and_the_end_with_its_figures(serv
     assert end["text"].endswith("mAP50-95 0.6213 in epoch 88")
     assert end["text"].startswith("yoloyard factory on ")
     assert server.paths == [f"/{SECRET}"] * 2
+
+
+@pytest.mark.parametrize(("goes_on", "end"), [(True, "the run saves and goes on"), (False, "the run saves and ends")])
+def test_a_host_that_may_soon_be_lost_is_told(server: Server, goes_on: bool, end: str) -> None:
+    notifier = Notifier(server.address)
+    notifier(STARTED)
+    notifier(HostEnding("SIGTERM", goes_on))
+    notifier(RunFinished(None, 3, 1.0, Interrupted("stopped", 15)))
+    assert sorted(each["event"] for each in server.got) == ["host-ending", "interrupted"]
+    (said,) = (each["message"] for each in server.got if each["event"] == "host-ending")
+    assert said == f"SIGTERM came, so this host may soon be lost; {end}"
 
 
 @pytest.mark.parametrize(

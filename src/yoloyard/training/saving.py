@@ -65,7 +65,7 @@ def save(run: Run, weights: Sequence[str] = (), metrics: Metrics | None = None, 
         )
     if run.interrupt.is_warned:
         run.interrupt.is_warned = False
-        tell_of_end(run, signal.SIGUSR1, "the run saves and goes on")
+        run.listeners.tell(events.HostEnding("SIGUSR1", goes_on=True))
     if run.engine.settle():
         run.listeners.tell(events.AlertRaised("accumulated gradients are not finite; they are dropped"))
     run.count_time()
@@ -122,18 +122,8 @@ def stop_if_asked(run: Run) -> None:
     if number := run.team.max(run.interrupt.signal or 0):
         run.interrupt.signal = number
         if number != signal.SIGINT:
-            tell_of_end(run, number, "the run saves and ends")
+            run.listeners.tell(events.HostEnding(signal.Signals(number).name, goes_on=False))
         save_for_good(run)
-        raise Interrupted(f"stopped; everything is saved. Go on with: {resuming(run)}", number, run.interrupt.asked_at)
-
-
-def tell_of_end(run: Run, number: int, what: str) -> None:
-    """Raise an alert that this host may soon be lost, as the signal `number` says; `what` is done about it."""
-    name = signal.Signals(number).name
-    message = f"{name} came, so this host may soon be lost: {what}"
-    run.listeners.tell(events.AlertRaised(message, "host-ending", f"in {run.place}", f"go on with: {resuming(run)}"))
-
-
-def resuming(run: Run) -> str:
-    """The command that goes on with the run."""
-    return f"yoloyard train --resume {shlex.quote(str(run.setup.folder))}"
+        folder = shlex.quote(str(run.setup.folder))
+        go_on = f"yoloyard train --resume {folder}"
+        raise Interrupted(f"stopped; everything is saved. Go on with: {go_on}", number, run.interrupt.asked_at)

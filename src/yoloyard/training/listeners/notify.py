@@ -60,6 +60,10 @@ class Notifier:
             case events.AlertRaised() if self._run and self._is_news(event.line):
                 said = {"kind": event.kind, "evidence": event.evidence, "remedy": event.remedy}
                 self._say("alert", event.message, event.line, said)
+            case events.HostEnding() if self._run:
+                done = "saves and goes on" if event.goes_on else "saves and ends"
+                message = f"{event.signal} came, so this host may soon be lost; the run {done}"
+                self._say("host-ending", message, message, {})
             case events.RunFinished() if self._run:
                 state, reason = ending(event)
                 text, facts = f"{state}: {reason}", {"epochs": event.epochs, "seconds": event.seconds}
