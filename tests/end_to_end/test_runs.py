@@ -13,6 +13,7 @@ import pytest
 
 from commands import TINY, Command, start
 from notified import SECRET, Server
+from yoloyard import common
 from yoloyard.common.files import RunLock
 from yoloyard.common.run_folder import RunFolder, read_run
 
@@ -44,7 +45,9 @@ def test_a_run_that_is_over_is_in_the_table_with_its_figures(run_folder: Path, y
     assert (code, out) == (0, "no run is in nowhere/\n")
 
 
-def test_a_run_goes_on_while_its_lock_is_held_and_was_killed_otherwise(run_folder: Path, yoloyard: Command) -> None:
+def test_a_run_goes_on_while_its_lock_is_held_and_was_killed_otherwise(
+    run_folder: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change_status(run_folder, state="running", pid=4711)
     run = listed(yoloyard)["line"]
     assert run["state"] == "interrupted"
@@ -61,6 +64,9 @@ def test_a_run_goes_on_while_its_lock_is_held_and_was_killed_otherwise(run_folde
     with RunLock() as lock:
         lock.take(run_folder)
         assert ", silent for " in listed(yoloyard)["line"]["reason"]
+    monkeypatch.setattr(common.run_folder, "is_locked", lambda folder: None)  # a disk without locks
+    assert listed(yoloyard)["line"]["state"] == "interrupted"
+    assert listed(yoloyard)["line"]["reason"].endswith("ago; whether it is there can't be seen from here")
 
 
 def test_of_a_run_of_an_older_version_its_files_tell(run_folder: Path, yoloyard: Command) -> None:
@@ -90,6 +96,9 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(run_folder: Path, yoloya
     assert [line.split(": ")[2].split(" can't be read")[0] for line in lines] == [
         "status.json", "metrics.jsonl:3 is no line of figures", "metrics.jsonl:5 is no line of figures", "backup.json",
     ]  # fmt: skip
+    for content in ("epochs: {a: 1}\nbest_by: [x]\n3: 4\n", "- 1\n", ""):  # of another program
+        (run_folder / "config.yaml").write_text(content)
+        assert yoloyard("runs")[0] == yoloyard("runs", "show", "line")[0] == 0
     (run_folder / "config.yaml").write_text("a: [")
     (run_folder / "status.json").write_text('{"state": "running"}')
     code, out, err = yoloyard("runs")
@@ -126,8 +135,12 @@ def test_a_run_is_found_by_name_and_by_folder(run_folder: Path, yoloyard: Comman
 def test_runs_are_compared_on_a_page(run_folder: Path, data: Path, yoloyard: Command) -> None:
     words = ["--data", data, "--epochs", 1, "--name", "<i>&", "--lr0", 0.001, "--optimizer", "SGD", *TINY]
     assert yoloyard("train", *words)[0] == 0
+    found = Path("runs/<i>&/last_validation.json")
+    found.write_text(found.read_text().replace('"map50": 0.0', '"map50": NaN', 1))
+    assert "NaN" in found.read_text()
     code, out, err = yoloyard("runs", "compare", "line", "<i>&", "--json")
     assert (code, err) == (0, "")
+    assert "NaN" not in out
     document = json.loads(out)
     assert [run["name"] for run in document["runs"]] == ["line", "<i>&"]
     assert document["settings"]["lr0"][1] == 0.001
