@@ -16,7 +16,7 @@ import pytest
 
 from commands import Command
 from yoloyard.commands import watch
-from yoloyard.commands.watch import FETCHED, CopiedRun, LivePage, server
+from yoloyard.commands.watch import FETCHED, CopiedRun, server
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import RunLock
 from yoloyard.common.run_folder import read_run
@@ -27,7 +27,7 @@ from yoloyard.storage.copies import Copies, facts_of
 @contextlib.contextmanager
 def serving(*folders: Path) -> Iterator[str]:
     """The address of the page of these runs."""
-    with server(LivePage([partial(read_run, folder) for folder in folders]), 0) as http:
+    with server([partial(read_run, folder) for folder in folders], 0) as http:
         threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{http.server_port}/"
         http.shutdown()

@@ -67,23 +67,6 @@ class CopiedRun:
             self._problem = f"{self._copies.address}: {reason(error)}"
 
 
-class LivePage:
-    """The page of some runs, as they are when it is asked for; `readers` give them."""
-
-    def __init__(self, readers: Sequence[Callable[[], RunFolder]]) -> None:
-        self._readers, self._lock = readers, Lock()
-        self._drawn: tuple[Any, Any] = [], {}  # records, and their curves
-
-    def html(self) -> str:
-        """The page of this moment. Curves are drawn only where there is another epoch."""
-        with self._lock:
-            runs = [read() for read in self._readers]
-            records = [run.records for run in runs]
-            if records != self._drawn[0]:
-                self._drawn = records, runs_page.curves(runs)
-            return runs_page.render(runs, self._drawn[1], REFRESH_SECONDS)
-
-
 def watch(names: Sequence[str], project: Path, port: int) -> None:
     """Serve the page of the runs of these names, folders or addresses, or of the newest run, until Ctrl-C.
 
@@ -100,7 +83,7 @@ def watch(names: Sequence[str], project: Path, port: int) -> None:
                 readers.append(CopiedRun(name, place).read)
             else:
                 readers.append(partial(read_run, find_run(name, project).folder))
-        serving = folders.enter_context(server(LivePage(readers), port))
+        serving = folders.enter_context(server(readers, port))
         log.info(f"{', '.join(names)}: http://{ADDRESS}:{serving.server_port}/ (Ctrl-C ends it)")
         try:
             serving.serve_forever()
@@ -108,8 +91,20 @@ def watch(names: Sequence[str], project: Path, port: int) -> None:
             log.info("ended; the runs go on")
 
 
-def server(page: LivePage, port: int) -> ThreadingHTTPServer:
-    """A server of that page on this host alone; port 0 is any free one. Raises UsageError if the port is taken."""
+def server(readers: Sequence[Callable[[], RunFolder]], port: int) -> ThreadingHTTPServer:
+    """A server, on this host alone, of the page of the runs that `readers` give; port 0 is any free one.
+
+    Raises UsageError if the port is taken.
+    """
+    lock = Lock()
+    drawn: list[Any] = [[], {}]  # records of the runs, and their curves
+
+    def page() -> str:
+        with lock:
+            runs = [read() for read in readers]
+            if (records := [run.records for run in runs]) != drawn[0]:
+                drawn[:] = records, runs_page.curves(runs)
+            return runs_page.render(runs, drawn[1], REFRESH_SECONDS)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # http.server's name
@@ -119,7 +114,7 @@ def server(page: LivePage, port: int) -> ThreadingHTTPServer:
             elif self.path != "/":
                 self.send_error(404)
             else:
-                content = page.html().encode("utf-8", "backslashreplace")
+                content = page().encode("utf-8", "backslashreplace")
                 self.send_response(200)
                 self.send_header("Content-Type", "text/html; charset=utf-8")
                 self.send_header("Content-Length", str(len(content)))

@@ -78,8 +78,8 @@ def read_run(folder: Path, is_copy: bool = False) -> RunFolder:
     """What the files of `folder` say at this moment; `is_copy`: they were fetched from where the run is copied to."""
     problems: list[str] = []
     status = _read(folder / STATUS, read_json, problems)
-    if status and not status.keys() >= STATUS_KEYS:
-        problems.append(f"{STATUS} lacks {', '.join(sorted(STATUS_KEYS - status.keys()))}")
+    if status and (lacking := STATUS_KEYS - status.keys()):
+        problems.append(f"{STATUS} lacks {', '.join(sorted(lacking))}")
         status = {}
     lines = _read(folder / "metrics.jsonl", lambda text: enumerate(text.splitlines(), 1), problems)
     records, alerts = list[Record](), list[str]()

@@ -37,7 +37,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Row:
-    """Up to two images under a caption."""
+    """Images under a caption, two beside each other."""
 
     text: str
     images: Sequence[Image]

@@ -130,24 +130,19 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
 def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Figure]:
     """A figure for each of the columns that runs are judged by, with a line for each run that has it.
 
-    `runs` are the lines of metrics.jsonl by the name of the run. Columns of equal values are one figure with all names.
+    `runs` are the lines of metrics.jsonl by the name of the run.
     """
     columns = dict.fromkeys(key for records in runs.values() for record in records for key in record)
-    shown = [name for name in columns if name.startswith(("train/", "lr/")) or name == "gradient/norm"]
-    figures: dict[tuple[Any, ...], list[str]] = {}  # the columns of equal lines, each a label and its points
+    shown = [name for name in columns if name.startswith("train/") or name in ("lr/weight", "gradient/norm")]
+    figures = {}
     for name in ("val/map50_95", "val/map50", *shown):
         lines = []
         for run, records in runs.items():
-            points = tuple((record["epoch"], record[name]) for record in records if record.get(name) is not None)
-            lines += [(_short(run, keeps_end=True), points)] * bool(points)
-        figures.setdefault(tuple(lines), []).append(name)
-    return {
-        ", ".join(names): _epoch_lines(
-            [(label, np.array(points, float)) for label, points in lines], 1 if names[0].startswith("val/") else None
-        )
-        for lines, names in figures.items()
-        if lines
-    }
+            points = [(record["epoch"], record[name]) for record in records if record.get(name) is not None]
+            lines += [(_short(run, keeps_end=True), np.array(points, float))] * bool(points)
+        if lines:
+            figures[name] = _epoch_lines(lines, top=1 if name.startswith("val/") else None)
+    return figures
 
 
 def label_statistics(index: Index) -> dict[str, Figure]:

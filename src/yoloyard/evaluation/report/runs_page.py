@@ -28,7 +28,11 @@ def render(runs: Sequence[RunFolder], figures: Mapping[str, Markup], refresh_sec
         curves=figures,
         settings=differing_settings(runs),
         classes=classes_of(runs),
-        predictions=[row for name, run in named.items() for row in _predictions(name, run.validation)],
+        predictions=[
+            Row(f"epoch {found.get('images_epoch')}", [Image(**image) for image in found["images"]], name)
+            for name, run in named.items()
+            if (found := run.validation).get("images")
+        ],
         refresh_seconds=refresh_seconds,
     )
 
@@ -60,13 +64,3 @@ def classes_of(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
         | {figure: [row[name][figure] if name in row else None for row in rows] for figure in ("map50_95", "map50")}
         for name in dict.fromkeys(name for each in rows for name in each)
     ]
-
-
-def _predictions(name: str, found: Mapping[str, Any]) -> list[Row]:
-    """The images of a run's last validation, two in a row."""
-    images = [
-        Image(f"data:image/jpeg;base64,{image['jpeg']}", image["width"], image["height"], f"{image['file']}: found")
-        for image in found.get("images", ())
-    ]
-    text = f"epoch {found.get('images_epoch')}"
-    return [Row(text, images[start : start + 2], name) for start in range(0, len(images), 2)]

@@ -55,14 +55,14 @@ class LastValidation:
         write_soon(self._setup.folder / LAST_VALIDATION, json.dumps(facts).encode())
 
     def _draw(self, validation: Validation) -> list[dict[str, Any]]:
-        """These images with what was found in them: file, size in pixels, the JPEG in base64."""
+        """Some images with what was found in them, in the form of `page.Image`."""
         images, paths = [], self._setup.val_index.paths[:IMAGES_SHOWN]
         self._shrunk = self._shrunk or [shrunk(decode_image(path), IMAGE_SIDE) for path in paths]
         for number, (pixels, scale) in enumerate(self._shrunk):
             found = shown(validation.detections[number], validation.metrics.showing)
             boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
             drawn = draw_boxes(pixels, boxes * scale, labels, self._setup.spec.names, scores)
-            jpeg = base64.b64encode(encode_jpeg(drawn, JPEG_QUALITY)).decode("ascii")
-            facts = {"file": paths[number].name, "width": drawn.shape[1], "height": drawn.shape[0], "jpeg": jpeg}
-            images.append(facts)
+            source = "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(drawn, JPEG_QUALITY)).decode("ascii")
+            height, width = drawn.shape[:2]
+            images.append({"source": source, "width": width, "height": height, "alt": f"{paths[number].name}: found"})
         return images
