@@ -1,6 +1,5 @@
 """What `yoloyard runs` shows of the runs of a project, of one run, and of several beside each other."""
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +29,8 @@ def find_run(name: str, project: Path) -> RunFolder:
 
 def document(run: RunFolder, is_whole: bool = False) -> dict[str, Any]:
     """What `--json` says of a run (docs/json.md); `is_whole`: of a single one, with its settings and files."""
-    names = [field.name for field in dataclasses.fields(run)]
-    facts = {name: getattr(run, name) for name in names if name not in ("settings", "records", "problems")}
+    large = ("settings", "records", "problems", "validation")
+    facts = {name: value for name, value in vars(run).items() if name not in large} | {"backup": run.backup or None}
     report = run.folder / "report.html"
     return facts if not is_whole else facts | {
         "settings": run.settings,
