@@ -121,8 +121,8 @@ def stop_if_asked(run: Run) -> None:
     """After Ctrl-C or SIGTERM, to whichever process: save everything and end, saying how to go on."""
     if number := run.team.max(run.interrupt.signal or 0):
         run.interrupt.signal = number
-        if number != signal.SIGINT:
-            run.listeners.tell(events.HostEnding(signal.Signals(number).name, goes_on=False))
+        if number == signal.SIGTERM:
+            run.listeners.tell(events.HostEnding("SIGTERM", goes_on=False))
         save_for_good(run)
         folder = shlex.quote(str(run.setup.folder))
         go_on = f"yoloyard train --resume {folder}"
