@@ -30,9 +30,7 @@ def runs(*, project: Project = Path("runs"), json: Json = False) -> None:
     if not found:
         print(f"no run is in {project}/")
         return
-    rows = {run.name: run.texts() for run in found}
-    columns = [column for column in rows[found[0].name] if any(texts[column] for texts in rows.values())]
-    _print_table(["run", *columns], *([name, *(texts[each] for each in columns)] for name, texts in rows.items()))
+    _print_table(["run", *found[0].texts()], *([run.name, *run.texts().values()] for run in found))
     for run in found:
         if run.state != "finished":
             print(printable(f"{run.name}: {run.state}: {run.reason}"))
@@ -72,9 +70,8 @@ def runs_compare(*runs: _Run, project: Project = Path("runs"), name: Name = "com
     if json:
         print_json(facts)
         return
-    texts = [run.texts() for run in found]
-    rows = {row: [each[row] for each in texts] for row in texts[0]} | facts["settings"]
-    _print_table(["", *names_of(found)], *([row, *map(str, values)] for row, values in rows.items() if any(values)))
+    states = zip(found[0].texts(), *(run.texts().values() for run in found), strict=True)
+    _print_table(["", *names_of(found)], *states, *([name, *map(str, row)] for name, row in facts["settings"].items()))
     print(f"curves and classes: {facts['report']}")
 
 
@@ -93,7 +90,7 @@ def watch(
 
 
 def _print_table(*lines: Sequence[str]) -> None:
-    """Print lines of cells, the first one as headings; what is too wide is broken, between words if possible."""
+    """Print lines of cells, the first one as headings, without empty columns; what is too wide is broken."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -105,9 +102,10 @@ def _print_table(*lines: Sequence[str]) -> None:
         return Text("\n".join(map(printable, text.splitlines())), STYLES.get(text, ""), overflow="fold")
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in zip(*lines, strict=True):
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    for column in columns:
         longest = max(len(word) for text in column for word in text.split() or [""])
         table.add_column(cell(column[0]), min_width=min(longest, 12))
-    for line in lines[1:]:
+    for line in list(zip(*columns, strict=True))[1:]:
         table.add_row(*map(cell, line))
     Console().print(table)

@@ -158,8 +158,8 @@ def _state_of(folder: Path, status: Record, is_copy: bool) -> tuple[str, str]:
         found = any(folder.glob("checkpoints/*/state.json"))
         return "interrupted", "there is a checkpoint and no report" if found else "it ended before its first checkpoint"
     if status["state"] != "running":
-        waits = "running", "it goes on, and has not begun its first step"
-        return waits if locked else (status["state"], status["reason"])
+        begins = "running", "a process holds the lock of its folder: it begins, or is about to end"
+        return begins if locked else (status["state"], status["reason"])
     where = f"process {status['pid']} on {status['host']}"
     silent = (datetime.now(UTC) - datetime.fromisoformat(status["updated"])).total_seconds()
     if locked:
