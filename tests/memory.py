@@ -12,8 +12,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
-        self._live: dict[int, int] = {}
+        self.now = self.peak = 0
+        self._live: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -22,10 +22,15 @@ class LiveBytes(TorchDispatchMode):
                 storage = value.untyped_storage()
                 key = storage._cdata
                 if key not in self._live:
-                    self._live[key] = storage.nbytes()
-                    weakref.finalize(storage, self._live.pop, key, None)
-        self.peak = max(self.peak, sum(self._live.values()))
+                    self._live.add(key)
+                    self.now += storage.nbytes()
+                    weakref.finalize(storage, self._freed, key, storage.nbytes())
+        self.peak = max(self.peak, self.now)
         return out
+
+    def _freed(self, key: int, size: int) -> None:
+        self._live.discard(key)
+        self.now -= size
 
 
 class SavedBytes(torch.autograd.graph.saved_tensors_hooks):

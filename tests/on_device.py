@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from launches import Launches
+from tiny_network import Tiny
 from yoloyard.common.device import Precision, free_bytes
 from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Batch
@@ -47,7 +48,7 @@ class Training:
         batches_per_epoch: int = 10**6,
     ) -> None:
         torch.manual_seed(0)
-        detector = registry.build(model, num_classes=num_classes)
+        detector = Tiny(num_classes) if model == "tiny" else registry.build(model, num_classes=num_classes)
         self.detector: Detector = detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         precision = Precision(device.type, dtype)
         if config is None:

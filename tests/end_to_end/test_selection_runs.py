@@ -67,7 +67,7 @@ def test_a_run_with_all_of_it_goes_on_bit_equal(
         sizes.add(tuple(images.shape[2:]))
         return images_to_float(images)
 
-    def backward(engine: Engine, batch: Batch) -> torch.Tensor:
+    def backward(engine: Engine, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal steps
         steps += 1
         if steps == stop_at:

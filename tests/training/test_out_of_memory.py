@@ -1,5 +1,6 @@
 """A step that exhausts the memory is made in smaller parts: same gradients and losses, and nothing is lost."""
 
+import sys
 import weakref
 from typing import Any
 
@@ -14,16 +15,15 @@ from yoloyard.common.device import Precision
 from yoloyard.common.errors import TooLittleMemoryError
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.losses import build_criterion
-from yoloyard.training.engine import compilation
-from yoloyard.training.engine.compilation import compile_network, compile_what_fits
+from yoloyard.training.engine.compilation import compile_network
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.state.checkpoint import Progress, snapshot_of
 
 CPU = torch.device("cpu")
-STEM = 32 * 32  # pixels of an image of 64 x 64 behind the first convolution
+STEM = 16 * 16  # pixels of an image of 64 x 64 behind the first convolution of the tiny network
 
 
-def training_of(model: str = "yolo11n", accumulate: int = 1, dtype: torch.dtype = torch.float32) -> Training:
+def training_of(model: str = "tiny", accumulate: int = 1, dtype: torch.dtype = torch.float32) -> Training:
     """With frozen normalisation, whose statistics are those of a batch, so that parts compute what the whole does."""
     training = Training(CPU, dtype, model, accumulate=accumulate)
     normalisations = [module for module in training.detector.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -70,10 +70,12 @@ def pixels_at(training: Training, block: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("where", "model", "images", "fits"),
     [
-        ("forward", "yolo11n", 4, 2),
-        ("backward", "yolo11n", 3, 1),
+        ("forward", "tiny", 4, 2),
+        ("backward", "tiny", 3, 1),
         ("forward", "yolov5n", 3, 2),
         ("backward", "yolov5n", 5, 2),
+        pytest.param("forward", "yolo11n", 4, 2, marks=pytest.mark.slow),
+        pytest.param("backward", "yolo11n", 3, 1, marks=pytest.mark.slow),
         pytest.param("forward", "yolo12n", 5, 1, marks=pytest.mark.slow),
         pytest.param("backward", "yolov5n6", 4, 1, marks=pytest.mark.slow),
     ],
@@ -178,7 +180,7 @@ def test_all_memory_of_an_attempt_is_free_before_the_next_one() -> None:
     block = block_of(training, "backward")
     limit(block, 2 * pixels_at(training, block), "backward")
     training.backward(some_batch(4))
-    assert len(maps) > 50
+    assert len(maps) > 5
     assert alive == [0]
 
 
@@ -207,7 +209,7 @@ def test_other_errors_are_not_taken_for_too_little_memory() -> None:
     block_of(training, "forward").register_forward_hook(broken)
     with pytest.raises(RuntimeError, match="sizes must match"):
         training.step(some_batch(2))
-    assert training.engine.micro_batch == 0
+    assert training.engine.micro_batch == sys.maxsize
 
 
 def test_a_save_is_asked_for_and_the_size_stands_in_the_checkpoint() -> None:
@@ -221,25 +223,18 @@ def test_a_save_is_asked_for_and_the_size_stands_in_the_checkpoint() -> None:
     snapshot = snapshot_of({}, training.engine, Progress(), [])
     other.engine.load_state_dict(snapshot)
     assert other.engine.micro_batch == 2
-    del snapshot["engine"]["micro_batch"]  # as an older checkpoint
-    other.engine.load_state_dict(snapshot)
-    assert other.engine.micro_batch == 0
 
 
-def test_what_is_compiled_is_for_as_many_images_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes: list[tuple[int, ...]] = []
-
-    def compile_up_to_two(network: nn.Module, detector: nn.Module, shape: tuple[int, ...], *_: object) -> nn.Module:
-        shapes.append(shape)
-        if shape[0] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return network
-
-    monkeypatch.setattr(compilation, "compile_network", compile_up_to_two)
-    config, detector, precision = TrainConfig(imgsz=64, batch=14), Tiny(3), Precision("cpu", torch.float32)
-    assert compile_what_fits(detector, detector, config, 2, precision) == (detector, 2)
-    assert shapes == [(7, 3, 64, 64), (4, 3, 64, 64), (2, 3, 64, 64)]
-    assert compile_what_fits(detector, detector, TrainConfig(imgsz=64, batch=4), 2, precision) == (detector, 0)
+def test_the_size_does_not_grow_again_when_the_run_goes_back_to_an_earlier_checkpoint() -> None:
+    training = training_of()
+    snapshot = snapshot_of({}, training.engine, Progress(), [])
+    limit(block_of(training, "forward"), 2 * STEM)
+    training.step(some_batch(4))
+    training.engine.load_state_dict(snapshot)
+    assert training.engine.agree_on_micro_batch() == 2  # a line says so
+    del snapshot["engine"]["micro_batch"]  # as in a checkpoint of an earlier version
+    training.engine.load_state_dict(snapshot)
+    assert training.engine.micro_batch == 2
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ class UsageError(UserError):
 
 
 class TooLittleMemoryError(UserError):
-    """The memory is too small even for a single image."""
+    """The memory is too small even for a single image. All processes of a run raise it at the same step."""
 
 
 class SilentError(UserError):
@@ -68,6 +68,11 @@ def memory_line(error: BaseException) -> str:
     else:
         return ""
     return f"the {place} has too little memory: lower --batch or --imgsz ({text or type(error).__name__})"
+
+
+def no_image_fits(error: str, remedy: str = "lower --imgsz, take a smaller --model or --checkpoint-activations") -> str:
+    """The message where memory is too small even for a single image; `error` is what the device says."""
+    return f"the device has too little memory, even for one image at a time: {remedy} ({' '.join(error.split()):.300})"
 
 
 def printable(text: str) -> str:

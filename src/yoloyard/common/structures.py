@@ -69,6 +69,11 @@ class Batch:
         """This batch in pinned memory, from which a GPU copies faster; torch's loader calls it."""
         return self._with(Tensor.pin_memory)
 
+    def rows(self, rows: slice) -> Batch:
+        """The batch of these of its images alone."""
+        part = self._with(lambda tensor: tensor[rows])
+        return replace(part, image_ids=self.image_ids[rows], transforms=self.transforms[rows])
+
     def _with(self, change: Callable[[Tensor], Tensor]) -> Batch:
         images, boxes, labels, ignore = map(change, (self.images, self.boxes, self.labels, self.ignore))
         return replace(self, images=images, boxes=boxes, labels=labels, ignore=ignore)

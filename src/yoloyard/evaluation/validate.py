@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from yoloyard import cpu
-from yoloyard.common.device import Precision, release_memory
-from yoloyard.common.errors import TooLittleMemoryError, memory_line
+from yoloyard.common.device import Precision
+from yoloyard.common.errors import TooLittleMemoryError, memory_line, no_image_fits
+from yoloyard.common.log import ONCE
 from yoloyard.common.nms import suppress_found
 from yoloyard.common.structures import Batch, Detections, ImageTransform, images_to_float, send
 from yoloyard.config.settings import EvaluationConfig
@@ -60,6 +61,7 @@ def predict_all(
     """Detections by image id, several labels a box. `goes_on` is told the number of images of each batch.
 
     Where it says no, this ends with what was found until then. The detector is left as it is; a fused copy works.
+    Raises TooLittleMemoryError.
     """
     fused = fused_for(detector, precision)
     predictions: dict[int, Detections] = {}
@@ -67,28 +69,18 @@ def predict_all(
     for batch in loader:
         found: list[Detections] = []
         while len(found) < len(batch.images):
-            rows = slice(len(found), len(found) + at_once)
-            count = len(batch.images[rows])
+            part = batch.rows(slice(len(found), len(found) + at_once))
             try:
-                # the true boxes stay where they are counted
-                found += detect(
-                    fused,
-                    send(batch.images[rows], device, torch.channels_last),
-                    batch.transforms[rows],
-                    settings,
-                    precision,
-                    multi_label=True,
-                )
-                continue
+                images = send(part.images, device, torch.channels_last)  # the true boxes stay where they are counted
+                found += detect(fused, images, part.transforms, settings, precision, multi_label=True)
             except Exception as error:
                 if not memory_line(error):
                     raise
-                said = memory_line(error)
-            if count == 1:
-                raise TooLittleMemoryError(f"validation, one image at a time: {said}")
-            at_once = (count + 1) // 2
-            log.warning(f"out of memory in the validation: it goes on with {at_once} images at a time; figures stay")
-            release_memory(device)
+                if len(part.images) == 1:
+                    raise TooLittleMemoryError(no_image_fits(str(error), "lower --imgsz")) from error
+                at_once = (len(part.images) + 1) // 2
+                line = f"out of memory in the validation: it goes on with {at_once} images at a time; figures stay"
+                log.warning(line, extra=ONCE)
         predictions.update(zip(batch.image_ids, found, strict=True))
         if not goes_on(len(found)):
             break

@@ -21,7 +21,7 @@ from yoloyard.losses import build_criterion
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.distributed.ddp import parallelize
 from yoloyard.training.engine.checkpointing import checkpoint_activations
-from yoloyard.training.engine.compilation import compile_what_fits
+from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.listeners import events
@@ -129,16 +129,15 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     if config.checkpoint_activations:
         checkpoint_activations(model)
     network = parallelize(model, device, team, may_leave_out=setup.spec.model_digest is not None)
-    micro_batch = 0
     if config.compile:
         set_training_mode(model)
         with team.watch.long_work():
-            network, micro_batch = compile_what_fits(network, model, config, team.size, setup.precision)
+            shape = shape_to_try(config, team.size, stride)
+            network = compile_network(network, model, shape, setup.precision, shapes_vary(config))
     parts = model, criterion, gains, setup.precision, config
     minutes = config.save_minutes if team.is_rank_0 else 0.0  # one clock decides for all
     asked = lambda: (interrupt.is_asked(), interrupt.takes_save(minutes))  # noqa: E731
     engine = Engine(*parts, len(train_loader), team, network, around_step, asked)
-    engine.micro_batch = micro_batch
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     log.info(
         f"training {setup.spec.model_name} on {where} in {precision_text(setup.precision, device)}: "

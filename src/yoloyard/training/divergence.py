@@ -14,7 +14,7 @@ from yoloyard.training.begin import Run, obey_rollbacks
 from yoloyard.training.engine import measures
 from yoloyard.training.engine.engine import Verdict
 from yoloyard.training.listeners import events
-from yoloyard.training.saving import save, save_for_good
+from yoloyard.training.saving import end_if_exhausted, save, save_for_good
 from yoloyard.training.state.checkpoint import newest_before, put_back, read
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,8 @@ def judge(run: Run, verdict: Verdict | None) -> None:
     flags, progress, monitor = verdict.read(), run.progress, run.monitor
     run.is_stopping |= flags.stop
     run.is_saving |= flags.save
+    if flags.stop:
+        end_if_exhausted(run)
     if not run.engine.is_bad(flags):
         if verdict.images is not None:  # an update
             progress.bad_steps = 0

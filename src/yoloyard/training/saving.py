@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from yoloyard.common.errors import UserError
+from yoloyard.common.errors import TooLittleMemoryError, UserError
 from yoloyard.common.files import cannot_write
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.training.begin import Run
@@ -115,6 +115,12 @@ def save_for_good(run: Run) -> None:
     save(run)
     with run.team.on_rank_0():
         run.writer.finish()
+
+
+def end_if_exhausted(run: Run) -> None:
+    """Raise TooLittleMemoryError in all processes if the memory of one was too small even for a single image."""
+    for message in filter(None, run.team.broadcast(run.team.gather(run.engine.exhausted))):
+        raise TooLittleMemoryError(message)
 
 
 def stop_if_asked(run: Run) -> None:

@@ -59,7 +59,7 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
             return result
         except BaseException as error:
             failure = error
-            if isinstance(error, TooLittleMemoryError) and team.size == 1:  # else the others wait in their step
+            if isinstance(error, TooLittleMemoryError):
                 save_for_good(run)
             if isinstance(error, Exception):
                 run.writer.drain()  # what was handed over to be saved

@@ -2,13 +2,15 @@
 
 import dataclasses
 
+from yoloyard.common.errors import TooLittleMemoryError
+from yoloyard.common.structures import Detections
 from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models.detector import Detector
 from yoloyard.training.begin import Run
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Validation
-from yoloyard.training.saving import stop_if_asked
+from yoloyard.training.saving import end_if_exhausted, stop_if_asked
 
 
 def validate(run: Run, detector: Detector) -> Validation:
@@ -25,8 +27,13 @@ def validate(run: Run, detector: Detector) -> Validation:
         return not run.interrupt.is_asked()
 
     run.listeners.tell(events.ImagesValidated(0, len(setup.val_index)))
+    own: dict[int, Detections] = {}
     with team.watch.long_work():
-        own = predict_all(detector, run.val_loader, config.evaluation, setup.device, setup.precision, goes_on)
+        try:
+            own = predict_all(detector, run.val_loader, config.evaluation, setup.device, setup.precision, goes_on)
+        except TooLittleMemoryError as error:
+            run.engine.exhausted = str(error)
+    end_if_exhausted(run)
     stop_if_asked(run)
     detections = {image: found for part in team.gather(own) for image, found in part.items()}
     with team.on_rank_0() as is_rank_0:

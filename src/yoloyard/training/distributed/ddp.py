@@ -38,27 +38,19 @@ def exchanging(network: nn.Module, is_due: bool, team: Team) -> AbstractContextM
 
 
 def add_gradients(
-    network: nn.Module,
-    parameters: Sequence[nn.Parameter],
-    gradients: Sequence[Tensor | None],
-    is_due: bool,
-    team: Team,
+    network: nn.Module, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], is_due: bool, team: Team
 ) -> None:
     """Add `gradients` to those of the `parameters` as a backward pass does that computes them.
 
     If `is_due`, the sums become their mean over all processes, among which others may make a backward pass itself. None
     stands for a parameter that is not reached.
     """
-    pairs = [
-        (each.view_as(each), gradient)
-        for each, gradient in zip(parameters, gradients, strict=True)
-        if gradient is not None
-    ]
-    roots, reached = [root for root, _ in pairs], [gradient for _, gradient in pairs]
+    reached = [pair for pair in zip(parameters, gradients, strict=True) if pair[1] is not None]
+    roots = [parameter.view_as(parameter) for parameter, _ in reached]
     if is_due and team.size > 1:
         network.reducer.prepare_for_backward(roots)  # type: ignore[union-attr, operator]  # as a forward does
     if roots:
-        torch.autograd.backward(roots, reached)
+        torch.autograd.backward(roots, [gradient for _, gradient in reached])
 
 
 class _WithSpare(nn.Module):

@@ -4,8 +4,7 @@ Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost" (2016).
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from types import MethodType
 from typing import Any
 
@@ -34,23 +33,17 @@ def _forward(block: Any, *inputs: Any) -> Any:
         return block.forward_with_maps(*inputs)
     if torch.compiler.is_compiling():  # the compiler knows by itself what it may compute twice
         return checkpoint(block.forward_with_maps, *inputs, use_reentrant=False)
-    contexts = partial(_contexts, block)
+    contexts = lambda: (nullcontext(), _without_statistics(block))  # noqa: E731  # of the two forwards
     return checkpoint(block.forward_with_maps, *inputs, use_reentrant=False, context_fn=contexts)
-
-
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Those of the first forward and of the one that computes the maps again."""
-    return nullcontext(), _without_statistics(block)
 
 
 @contextmanager
 def _without_statistics(block: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm counts into copies of its statistics: in the true ones this batch is counted already."""
     kept = [(module, dict(module._buffers)) for module in block.modules() if isinstance(module, BatchNorm)]
+    for module, buffers in kept:
+        module._buffers.update({name: value.clone() for name, value in buffers.items() if value is not None})
     try:
-        for module, buffers in kept:
-            copies = {name: value if value is None else value.clone() for name, value in buffers.items()}
-            module._buffers.update(copies)
         yield
     finally:
         for module, buffers in kept:

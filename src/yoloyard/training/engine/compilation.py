@@ -1,6 +1,5 @@
 """`--compile`: what the step calls, by torch.compile, tried before the first step, so that no run fails for it."""
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from yoloyard.common.device import Precision, release_memory
+from yoloyard.common.device import Precision
 from yoloyard.common.errors import memory_line
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
-from yoloyard.training.engine.backward import halved
 
 log = logging.getLogger(__name__)
 
@@ -35,27 +33,6 @@ def shape_to_try(config: TrainConfig, processes: int, stride: int) -> Shape:
     return images, 3, height, width
 
 
-def compile_what_fits(
-    network: nn.Module, detector: Detector, config: TrainConfig, processes: int, precision: Precision
-) -> tuple[nn.Module, int]:
-    """`network` compiled for the run's batches, and how many images of them fit; 0: all of a process.
-
-    Raises torch.OutOfMemoryError where not even one does. The arguments are those of `compile_network`.
-    """
-    whole = images = config.batch // processes
-    while True:
-        part = dataclasses.replace(config, batch=images * processes)
-        shape = shape_to_try(part, processes, max(detector.strides))
-        try:
-            compiled = compile_network(network, detector, shape, precision, shapes_vary(config))
-            return compiled, 0 if images == whole else images
-        except torch.OutOfMemoryError:
-            if images == 1:
-                raise
-        images = halved(images)
-        release_memory(next(detector.parameters()).device)
-
-
 def compile_network(
     network: nn.Module,
     detector: Detector,
@@ -69,7 +46,6 @@ def compile_network(
     `network` is `detector` in training mode, or what shares its work among processes. `dynamic`: one program serves all
     H and W. Then H, W and B must differ in `shape`, since the compiler takes equal numbers for ones that are always
     equal. What can't be compiled in one piece, such as a custom model that prints, is compiled in several.
-    Raises torch.OutOfMemoryError where the batch does not fit.
     """
     is_shared = isinstance(network, DistributedDataParallel)  # which exchanges gradients between the pieces
     for in_one_piece in [False] if is_shared else [True, False]:
@@ -81,9 +57,9 @@ def compile_network(
             return compiled  # type: ignore[return-value]
         except torch._dynamo.exc.Unsupported as error:
             log.info(f"compile: the network can't be compiled in one piece, so in several: {_first_line(error)}")
-        except Exception as error:  # whatever else it is: the step works without
-            if memory_line(error):  # it would not: the plain network needs no less
-                raise torch.OutOfMemoryError(_first_line(error)) from error
+        except Exception as error:  # noqa: BLE001  # whatever else it is: the step works without
+            if memory_line(error):  # it compiles; the step makes parts of the batch, which are compiled when they come
+                return compiled  # type: ignore[return-value]
             log.info(f"compile: this does not work here, training goes on without it: {_first_line(error)}")
             return network
     return network

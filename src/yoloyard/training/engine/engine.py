@@ -10,6 +10,7 @@ gradients, in parts where the device has too little memory.
 import dataclasses
 import logging
 import math
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -131,8 +132,10 @@ class Engine:
         self.average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
         self.number = 0  # of the next batch
         self.last_update = -1  # the batch that ended it
-        self.micro_batch = 0  # images that this process computes at once, lowered where memory is short; 0: all of them
-        self._agreed = 0  # the micro-batch that all processes know of
+        self.micro_batch = sys.maxsize  # images that this process computes at once; lowered where memory is short
+        self._agreed = sys.maxsize  # the micro-batch that all processes know of
+        self.exhausted = ""  # the message where not even one image fits
+        self.norms = 0  # how many the loss has; known after the first batch
         self.around_step, self._asked = around_step, asked
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.device = self.parameters[0].device
@@ -181,14 +184,16 @@ class Engine:
         The losses are those of all processes, in the order of `gains`: gain * sum / norm, with the norm of all. Their
         product with images and processes is backpropagated, so that the mean over processes, which follows if an update
         is due, is the gradient of one process with the whole batch. A parameter that the batch does not reach gets no
-        gradient. Where memory is short it is done in parts, and a save is asked for. Raises TooLittleMemoryError.
+        gradient. Where memory is short it is done in parts, and a save is asked for. Where not even one image fits, all
+        processes are asked to stop, or TooLittleMemoryError is raised if there is only one.
         """
         backward = BackwardPass(self, batch)
         losses = backward.run()
         if backward.label_ratio is not None:
             self._label_ratio = self.team.all_reduce(backward.label_ratio) / self.team.size
         stop, save = self._asked()
-        asked = [torch.full_like(losses[:1], float(each)) for each in (stop, save or self.micro_batch != self._agreed)]
+        flags = stop or bool(self.exhausted), save or self.micro_batch != self._agreed
+        asked = [torch.full_like(losses[:1], float(each)) for each in flags]
         shared = self.team.all_reduce(torch.cat((losses, *asked)))
         return shared[:-2], shared[-2:]
 
@@ -266,11 +271,9 @@ class Engine:
 
     def agree_on_micro_batch(self) -> int:
         """All processes take the smallest micro-batch; returns it if it is smaller than at the last call, else 0."""
-        whole = self.config.batch + 1
-        smallest = self.team.min(self.micro_batch or whole)
-        self.micro_batch = 0 if smallest == whole else smallest
-        is_new, self._agreed = self.micro_batch != self._agreed, self.micro_batch
-        return self.micro_batch if is_new else 0
+        before, self._agreed = self._agreed, self.team.min(self.micro_batch)
+        self.micro_batch = self._agreed
+        return self.micro_batch if self.micro_batch < before else 0
 
     def even_out_statistics(self) -> None:
         """Give all processes the mean of BatchNorm's statistics, before a validation or a checkpoint."""
@@ -334,5 +337,6 @@ class Engine:
         self._losses_finite = own["losses_finite"].to(self.device, copy=True)
         self._sums = own["sums"].to(self.device, copy=True)
         self.number, self.last_update = own["number"], own["last_update"]
-        self.micro_batch = self._agreed = own.get("micro_batch", 0)
+        self._agreed = own.get("micro_batch", sys.maxsize)
+        self.micro_batch = min(self.micro_batch, self._agreed)  # it never grows, after a rollback neither
         self._images = []
