@@ -51,6 +51,7 @@ class Notifier:
         self._alerts: dict[str, float] = {}  # those of the last hour, and when they came
         self._threads: list[threading.Thread] = []
         self._is_failing = self._is_over = False
+        self._problem = ""  # of the last attempt
 
     def __call__(self, event: Event) -> None:
         """Send a message where the event is worth one. From the end of the run on, wait for it a few seconds."""
@@ -92,12 +93,13 @@ class Notifier:
             for each in self._threads:
                 each.join(max(until - time.monotonic(), 0))
             if thread.is_alive():
-                log.warning(f"--notify: {self._host} has not taken the last message")
+                log.warning(f"--notify: {self._host} {self._problem or 'is slow'}; the last message is lost")
 
     def _send(self, content: bytes) -> None:
         for seconds in (0.0, *RETRY_SECONDS):
             time.sleep(seconds)
-            if not (problem := self._post(content)):
+            problem = self._problem = self._post(content)
+            if not problem:
                 break
         if problem and not self._is_failing:
             log.warning(f"--notify: {self._host} {problem}; the run does not depend on it")
