@@ -51,7 +51,7 @@ class CopiedRun:
         """Fetch the small files of the run, or say why that is not possible."""
         from obstore.exceptions import BaseError
 
-        self._fetched, self._problem = time.monotonic(), ""
+        self._problem = ""
         try:
             manifests = self._copies.read_manifests()
             if not manifests:
@@ -65,6 +65,7 @@ class CopiedRun:
             (self._folder / "backup.json").write_text(json.dumps(note), encoding="utf-8")
         except (BaseError, OSError) as error:
             self._problem = f"{self._copies.address}: {reason(error)}"
+        self._fetched = time.monotonic()
 
 
 def watch(names: Sequence[str], project: Path, port: int) -> None:
