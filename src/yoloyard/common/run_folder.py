@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from yoloyard.common.files import is_locked
 
 STATUS, LAST_VALIDATION = "status.json", "last_validation.json"
@@ -23,6 +25,7 @@ COPY_SILENT_SECONDS = 3600.0  # the same for a copy of a run elsewhere, which is
 
 Record = Mapping[str, Any]
 read_json = functools.partial(json.loads, parse_constant=lambda name: None)  # NaN and Infinity are no JSON
+read_yaml = functools.partial(yaml.load, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # five times as fast
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def read_run(folder: Path, is_copy: bool = False) -> RunFolder:
             records.append(values)
         else:
             problems.append(f"metrics.jsonl:{number} is no line of figures")
-    settings = _read(folder / "config.yaml", _parse_yaml, problems)
+    settings = _read(folder / "config.yaml", read_yaml, problems)
     state, reason = _state_of(folder, status, is_copy)
 
     epochs = status.get("epochs") or settings.get("epochs")
@@ -187,18 +190,9 @@ def _read(path: Path, parse: Callable[[str], Any], problems: list[str]) -> dict[
         return dict(parse(path.read_text(encoding="utf-8")))
     except FileNotFoundError:  # not every run has it
         return {}
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         problems.append(f"{path.name} can't be read ({' '.join(str(error).split())})")
         return {}
-
-
-def _parse_yaml(text: str) -> Any:
-    import yaml  # which a writer of status.json needn't load
-
-    try:
-        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from error
 
 
 def _alert_line(alert: Record) -> str:

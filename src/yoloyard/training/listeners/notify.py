@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from yoloyard.common.errors import UsageError
+from yoloyard.common.log import ONCE
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Event
 from yoloyard.training.listeners.status import ending
@@ -50,7 +51,7 @@ class Notifier:
         self._run: dict[str, Any] = {}  # of a run that has begun
         self._alerts: dict[str, float] = {}  # those of the last hour, and when they came
         self._threads: list[threading.Thread] = []
-        self._is_failing = self._is_over = False
+        self._is_over = False
         self._problem = ""  # of the last attempt
 
     def __call__(self, event: Event) -> None:
@@ -101,9 +102,8 @@ class Notifier:
             problem = self._problem = self._post(content)
             if not problem:
                 break
-        if problem and not self._is_failing:
-            log.warning(f"--notify: {self._host} {problem}; the run does not depend on it")
-        self._is_failing = bool(problem)
+        if problem:
+            log.warning(f"--notify: {self._host} {problem}; the run does not depend on it", extra=ONCE)
 
     def _post(self, content: bytes) -> str:
         """Send it; what went wrong, without the address."""
