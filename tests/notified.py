@@ -22,7 +22,15 @@ class Server:
             def do_POST(self) -> None:
                 outer.paths.append(self.path)
                 outer.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-                self.send_response(outer.answer(len(outer.got)))
+                status = outer.answer(len(outer.got))
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                if 300 <= status < 400:
+                    self.send_header("Location", "/elsewhere")
+                self.end_headers()
+
+            def do_GET(self) -> None:
+                self.send_response(200)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 

@@ -14,6 +14,7 @@ import pytest
 
 from commands import TINY, Command, start
 from notified import SECRET, Server
+from yoloyard import common
 from yoloyard.common.files import RunLock
 from yoloyard.common.run_folder import RunFolder, read_run
 
@@ -33,7 +34,7 @@ def test_a_run_that_is_over_is_in_the_table_with_its_figures(run_folder: Path, y
     (Path("runs") / "val").mkdir()  # holds no run
     run = listed(yoloyard)["line"]
     records = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    assert (run["state"], run["epoch"], run["epochs"], run["alerts"]) == ("finished", 2, 2, 0)
+    assert (run["state"], run["epoch"], run["epochs"], run["alerts"]) == ("finished", 2, 2, [])
     assert run["best"]["value"] == max(record["val/map50_95"] for record in records)
     assert run["seconds"] > sum(record["speed/seconds"] for record in records)
     assert run["bytes"] > (run_folder / "report.html").stat().st_size
@@ -45,7 +46,9 @@ def test_a_run_that_is_over_is_in_the_table_with_its_figures(run_folder: Path, y
     assert (code, out) == (0, "no run is in nowhere/\n")
 
 
-def test_a_run_goes_on_while_its_lock_is_held_and_was_killed_otherwise(run_folder: Path, yoloyard: Command) -> None:
+def test_a_run_goes_on_while_its_lock_is_held_and_was_killed_otherwise(
+    run_folder: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change_status(run_folder, state="running", pid=4711)
     run = listed(yoloyard)["line"]
     assert run["state"] == "interrupted"
@@ -62,6 +65,9 @@ def test_a_run_goes_on_while_its_lock_is_held_and_was_killed_otherwise(run_folde
     with RunLock() as lock:
         lock.take(run_folder)
         assert ", silent for " in listed(yoloyard)["line"]["reason"]
+    monkeypatch.setattr(common.run_folder, "is_locked", lambda folder: None)  # a disk without locks
+    assert listed(yoloyard)["line"]["state"] == "interrupted"
+    assert listed(yoloyard)["line"]["reason"].endswith("ago; whether it is there can't be seen from here")
 
 
 def test_of_a_run_of_an_older_version_its_files_tell(run_folder: Path, yoloyard: Command) -> None:
@@ -91,6 +97,9 @@ def test_what_is_damaged_is_named_and_the_rest_is_shown(run_folder: Path, yoloya
     assert [line.split(": ")[2].split(" can't be read")[0] for line in lines] == [
         "status.json", "metrics.jsonl:3 is no line of figures", "metrics.jsonl:5 is no line of figures", "backup.json",
     ]  # fmt: skip
+    for content in ("epochs: {a: 1}\nbest_by: [x]\n3: 4\n", "- 1\n", ""):  # of another program
+        (run_folder / "config.yaml").write_text(content)
+        assert yoloyard("runs")[0] == yoloyard("runs", "show", "line")[0] == 0
     (run_folder / "config.yaml").write_text("a: [")
     (run_folder / "status.json").write_text('{"state": "running"}')
     code, out, err = yoloyard("runs")
@@ -104,16 +113,16 @@ def test_alerts_and_the_backup_are_shown(run_folder: Path, yoloyard: Command) ->
     alert = {"epoch": 1, "alert": "starved", "message": "waits for data", "evidence": "60 %", "remedy": "more workers"}
     metrics.write_text(metrics.read_text() + json.dumps(alert) + "\n")
     ended = datetime.fromisoformat(json.loads((run_folder / "status.json").read_text())["updated"])
-    since = (ended - timedelta(seconds=75)).isoformat()
+    since = (ended - timedelta(seconds=750)).isoformat()
     backup = {"address": "s3://bucket/line", "epoch": 2, "waiting_since": since, "error": None}
     (run_folder / "backup.json").write_text(json.dumps(backup))
     run = listed(yoloyard)["line"]
-    assert (run["alerts"], run["epoch"]) == (1, 2)
-    assert run["backup"] == {"address": "s3://bucket/line", "epoch": 2, "behind_seconds": 75.0, "error": None}
+    assert (run["alerts"], run["epoch"]) == (["epoch 1: waits for data (60 %); more workers"], 2)
+    assert run["backup"] == {"address": "s3://bucket/line", "epoch": 2, "behind_seconds": 750.0, "error": None}
     code, out, err = yoloyard("runs", "show", "line")
     assert (code, err) == (0, "")
-    assert "epoch 1: waits for data (60 %); more workers" in " ".join(out.replace("│", " ").split())
-    assert "epoch 2, 1.2 min behind" in out
+    assert run["alerts"][0] in " ".join(out.split())
+    assert "epoch 2, 12.5 min behind" in out
 
 
 def test_a_run_is_found_by_name_and_by_folder(run_folder: Path, yoloyard: Command) -> None:
@@ -129,8 +138,12 @@ def test_a_run_is_found_by_name_and_by_folder(run_folder: Path, yoloyard: Comman
 def test_runs_are_compared_on_a_page(run_folder: Path, data: Path, yoloyard: Command) -> None:
     words = ["--data", data, "--epochs", 1, "--name", "<i>&", "--lr0", 0.001, "--optimizer", "SGD", *TINY]
     assert yoloyard("train", *words)[0] == 0
+    found = Path("runs/<i>&/last_validation.json")
+    found.write_text(found.read_text().replace('"map50": 0.0', '"map50": NaN', 1))
+    assert "NaN" in found.read_text()
     code, out, err = yoloyard("runs", "compare", "line", "<i>&", "--json")
     assert (code, err) == (0, "")
+    assert "NaN" not in out
     document = json.loads(out)
     assert [run["name"] for run in document["runs"]] == ["line", "<i>&"]
     assert document["settings"]["lr0"][1] == 0.001
@@ -186,23 +199,33 @@ def test_what_ends_a_run_stands_in_its_folder(data: Path, yoloyard: Command, mon
     assert state().seconds > before
 
 
-def test_the_address_of_notify_is_in_no_file_and_no_line(
+def test_a_run_tells_of_its_end_and_of_its_hosts_and_the_address_is_in_no_file_and_no_line(
     data: Path, yoloyard: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from yoloyard.training import trainer
+
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = Server()
+    server, train_epoch, number = Server(), trainer.train_epoch, signal.SIGUSR1
+
+    def signalled(run: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return train_epoch(run)
+
+    monkeypatch.setattr(trainer, "train_epoch", signalled)
     words = ["train", "--data", data, "--epochs", 1, "--notify", server.address, *TINY]
     monkeypatch.setattr(sys, "argv", ["yoloyard", *map(str, words)])
     code, out, err = yoloyard(*words)
     assert code == 0
+    number = signal.SIGTERM
     monkeypatch.setenv("YOLOYARD_NOTIFY", server.address)
-    assert yoloyard("train", "--resume", "runs/line", "--epochs", 2)[0] == 0
+    assert yoloyard("train", "--resume", "runs/line", "--epochs", 2)[0] == 143
     server.end()
-    assert [(each["event"], each["epochs"]) for each in server.got] == [("finished", 1), ("finished", 2)]
+    assert sorted(each["event"] for each in server.got) == ["finished", "host-ending", "host-ending", "interrupted"]
+    assert {each["message"].split()[0] for each in server.got} >= {"SIGUSR1", "SIGTERM"}
     assert json.loads(Path("runs/line/environment.json").read_text())["command"][-1]
     files = [path for path in Path("runs").rglob("*") if path.is_file()]
     assert len(files) > 10
-    assert server.paths == [f"/{SECRET}"] * 2
+    assert set(server.paths) == {f"/{SECRET}"}
     assert [path for path in files if SECRET.encode() in path.read_bytes()] == []
     assert SECRET not in out + err
 

@@ -8,20 +8,26 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from commands import Command
-from yoloyard.commands.watch import LivePage, server
+from yoloyard.commands import watch
+from yoloyard.commands.watch import FETCHED, CopiedRun, server
+from yoloyard.common.errors import UserError
 from yoloyard.common.files import RunLock
+from yoloyard.common.run_folder import read_run
 from yoloyard.evaluation.report import plots
+from yoloyard.storage.copies import Copies, facts_of
 
 
 @contextlib.contextmanager
 def serving(*folders: Path) -> Iterator[str]:
     """The address of the page of these runs."""
-    with server(LivePage(folders), 0) as http:
+    with server([partial(read_run, folder) for folder in folders], 0) as http:
         threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{http.server_port}/"
         http.shutdown()
@@ -51,7 +57,7 @@ def test_the_page_follows_the_run_folder_and_draws_curves_once_an_epoch(
         status.write_text(json.dumps(facts | {"seconds": 250}))
         page = get(address)
         assert page.count("<svg") == len(drawn) == 4
-        for part in ("running", "2/4", "step 1 of 2 in epoch 3", "2.5 min left at most", "Last predictions", "fetch("):
+        for part in ("running", "<b>2.5/4</b>", "<b>2.5 min</b>", "Last predictions", "fetch("):
             assert part in page
         assert page.count("data:image/jpeg;base64,") == 3
         assert "<h2>Alerts" not in page
@@ -90,7 +96,53 @@ def test_nothing_but_the_page_is_served_and_to_this_host_alone(run_folder: Path)
 def test_a_run_folder_that_vanishes_leaves_a_page(run_folder: Path) -> None:
     with serving(run_folder) as address:
         shutil.rmtree(run_folder)
-        assert "config.yaml can&#39;t be read" in get(address)
+        assert "its folder is gone" in get(address)
+
+
+def send_copies(folder: Path, address: str, epoch: int) -> None:
+    copies = Copies(address, create=True)
+    copies.claim("run-1", "line")
+    files = {name: facts_of(folder / name) for name in FETCHED}
+    copies.send(folder, files, (epoch, 0), (False, 3), lambda size: None)
+
+
+@pytest.mark.parametrize("scheme", ["file", pytest.param("s3", marks=pytest.mark.slow)])
+def test_the_copies_of_a_run_are_watched_from_anywhere(
+    run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, scheme: str
+) -> None:
+    if scheme == "s3":
+        request.getfixturevalue("proxy")
+    address = f"file://{tmp_path}/store" if scheme == "file" else "s3://runs/line"
+    status = run_folder / "status.json"
+    now = datetime.now(UTC)
+    facts = json.loads(status.read_text()) | {"state": "running", "updated": (now - timedelta(minutes=9)).isoformat()}
+    status.write_text(json.dumps(facts))
+    send_copies(run_folder, address, 2)
+    (tmp_path / "fetched").mkdir()
+    copied = CopiedRun(address + "/", tmp_path / "fetched")
+    run = copied.read()
+    assert (run.name, run.state) == (address.rpartition("/")[2], "running")
+    assert run.reason.endswith("said so 9.0 min ago; whether it is there can't be seen from here")
+    assert (run.backup["address"], run.backup["epoch"]) == (address, 2)
+    assert len(run.validation["images"]) == 3
+    facts |= {"state": "failed", "reason": "the disk is full"}
+    status.write_text(json.dumps(facts))
+    send_copies(run_folder, address, 3)
+    assert copied.read().state == "running"  # it looks now and then
+    monkeypatch.setattr(watch, "FETCH_SECONDS", -1)
+    assert copied.read().reason == "the disk is full"
+    if scheme == "file":
+        shutil.rmtree(tmp_path / "store")
+        assert copied.read().problems[0].startswith(f"{address}: ")
+        with pytest.raises(UserError, match="holds no copy of a run"):
+            CopiedRun(f"file://{tmp_path}/fetched", tmp_path / "line")
+
+
+def test_a_copy_that_is_no_longer_renewed_is_of_a_run_that_is_gone(run_folder: Path) -> None:
+    status = run_folder / "status.json"
+    facts = {"state": "running", "updated": (datetime.now(UTC) - timedelta(hours=2)).isoformat()}
+    status.write_text(json.dumps(json.loads(status.read_text()) | facts))
+    assert read_run(run_folder, is_copy=True).state == "interrupted"
 
 
 def test_what_cannot_be_watched_is_said(run_folder: Path, yoloyard: Command) -> None:

@@ -60,8 +60,10 @@ def test_training_curves_follow_the_records() -> None:
 def test_compared_curves_have_a_line_for_each_run_that_has_the_column() -> None:
     names = ["factory-with-a-rather-long-name-1", "factory-with-a-rather-long-name-2"]
     runs: dict[str, list[dict]] = {
-        names[0]: [{"epoch": 1, "train/box": 2.0, "lr/a": 0.1, "lr/b": 0.1, "val/map50": 0.5, "speed/seconds": 9}],
-        names[1]: [{"epoch": 1, "train/box": None}, {"epoch": 2, "train/box": 1.0, "lr/a": 0.2, "lr/b": 0.2}],
+        names[0]: [
+            {"epoch": 1, "train/box": 2.0, "lr/weight": 0.1, "lr/bias": 0.2, "val/map50": 0.5, "speed/seconds": 9}
+        ],
+        names[1]: [{"epoch": 1, "train/box": None}, {"epoch": 2, "train/box": 1.0, "lr/weight": 0.2}],
     }
     curves = {
         title: [(str(line.get_label())[-6:], np.asarray(line.get_xydata()).tolist()) for line in figure.axes[0].lines]
@@ -70,8 +72,14 @@ def test_compared_curves_have_a_line_for_each_run_that_has_the_column() -> None:
     assert curves == {
         "val/map50": [("name-1", [[1, 0.5]])],
         "train/box": [("name-1", [[1, 2.0]]), ("name-2", [[2, 1.0]])],
-        "lr/a, lr/b": [("name-1", [[1, 0.1]]), ("name-2", [[2, 0.2]])],
+        "lr/weight": [("name-1", [[1, 0.1]]), ("name-2", [[2, 0.2]])],
     }
+
+
+def test_twenty_lines_are_told_apart() -> None:
+    runs = {f"run {number}": [{"epoch": 1, "val/map50": 0.5}, {"epoch": 2, "val/map50": 0.6}] for number in range(20)}
+    (figure,) = plots.compared_curves(runs).values()
+    assert len({(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}) == 20
 
 
 @pytest.mark.parametrize("side", [32, 320, 4000])

@@ -115,7 +115,7 @@ def test_the_last_validation_is_kept_with_images_drawn_now_and_then(
     assert (kept["epoch"], kept["images_epoch"]) == (3, 2)
     assert kept["classes"] == [dataclasses.asdict(ROW)]
     (image,) = kept["images"]
-    assert (image["file"], image["width"], image["height"]) == ("no.jpg", 480, 300)
+    assert (image["alt"], image["width"], image["height"]) == ("no.jpg: found", 480, 300)
     monkeypatch.setattr(last_validation, "SECONDS_BETWEEN_IMAGES", -1)
     listeners.tell(EpochEnded(4, {}, lambda: Validation(metrics, {0: found})))
     assert read(path)["images_epoch"] == 4

@@ -1,5 +1,6 @@
 """The commands for runs that are there: `runs`, `runs show`, `runs compare` and `watch`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -18,26 +19,18 @@ STYLES = {"running": "green", "interrupted": "yellow", "failed": "bold red", "di
 @runs_app.default
 def runs(*, project: Project = Path("runs"), json: Json = False) -> None:
     """List the runs of a project with their state, the one that was started last at the end."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from yoloyard.commands.runs import list_runs
+    from yoloyard.commands.runs import document, list_runs
     from yoloyard.common.errors import printable
 
     with stdout_for_json(json):
         found = list_runs(project)
     if json:
-        print_json({"project": project, "runs": [run.as_dict() for run in found]})
+        print_json({"project": project, "runs": [document(run) for run in found]})
         return
-    all_columns = ("state", "epoch", "best", "time", "size", "backup", "alerts")
-    rows = {run.name: run.texts() for run in found}
-    columns = [column for column in all_columns if any(texts[column] for texts in rows.values())]
-    table = Table("run", *("best (epoch)" if column == "best" else column for column in columns))
-    for name, texts in rows.items():
-        cells = (Text(texts[column], STYLES.get(texts[column], ""), overflow="fold") for column in columns)
-        table.add_row(Text(name, overflow="fold"), *cells)
-    Console().print(table if found else f"no run is in {project}/")
+    if not found:
+        print(f"no run is in {project}/")
+        return
+    _print_table(["run", *found[0].texts()], *([run.name, *run.texts().values()] for run in found))
     for run in found:
         if run.state != "finished":
             print(printable(f"{run.name}: {run.state}: {run.reason}"))
@@ -48,64 +41,42 @@ def runs_show(run: _Run, /, *, project: Project = Path("runs"), json: Json = Fal
     """Show what is known of a run: state, figures, alerts, files, how to go on."""
     import shlex
 
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from yoloyard.commands.runs import details, find_run
-    from yoloyard.common.errors import printable
+    from yoloyard.commands.runs import document, find_run
 
     with stdout_for_json(json):
         found = find_run(run, project)
-        document = details(found)
+    facts = document(found, is_whole=True)
     if json:
-        print_json(document)
+        print_json(facts)
         return
-    table = Table(title=Text(found.name), show_header=False, title_justify="left")
-    rows = {"folder": str(found.folder)} | found.texts() | {"what says so": printable(found.reason)}
-    if best := document["best"]:
-        rows["best"] = f"{best['figure']} {best['value']:.4f} in epoch {best['epoch']}"
-    rows |= {"started": document["started"], "last written": document["updated"]}
-    rows |= {name: str(document["settings"].get(name, "")) for name in ("model", "data", "batch", "imgsz")}
-    rows |= {"weights": ", ".join(map(str, document["weights"])), "report": str(document["report"] or "")}
-    rows |= {"alerts": "\n".join(map(printable, document["alerts"]))}
+    rows = {"folder": facts["folder"]} | found.texts() | {"what says so": found.reason}
+    rows |= {"started": facts["started"], "last written": facts["updated"]}
+    rows |= {name: found.settings.get(name) for name in ("model", "data", "best_by", "batch", "imgsz")}
+    rows |= {"weights": ", ".join(map(str, facts["weights"])), "report": facts["report"]}
+    rows |= {"alerts": "\n".join(found.alerts)}
     if found.state not in ("running", "finished") and any(found.folder.glob("checkpoints/*/state.json")):
         rows["go on with"] = f"yoloyard train --resume {shlex.quote(str(found.folder))}"
-    for name, value in rows.items():
-        if value:
-            table.add_row(name, Text(value, overflow="fold"))
-    Console().print(table)
+    _print_table([found.name, ""], *([name, str(value)] for name, value in rows.items() if value))
 
 
 @runs_app.command(name="compare")
 def runs_compare(*runs: _Run, project: Project = Path("runs"), name: Name = "compare", json: Json = False) -> None:
     """Compare runs on a page: settings that differ, curves, figures of each class."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-    from rich.text import Text
-
     from yoloyard.commands.runs import compare
     from yoloyard.common.run_folder import names_of
 
     with stdout_for_json(json):
-        comparison = compare(runs, project, name)
+        found, facts = compare(runs, project, name)
     if json:
-        print_json(comparison.as_dict())
+        print_json(facts)
         return
-    table = Table("", *map(escape, names_of(comparison.runs)))
-    texts = [run.texts() for run in comparison.runs]
-    for row in ("state", "epoch", "best", "time"):
-        table.add_row(row, *(Text(each[row]) for each in texts))
-    table.add_section()
-    for setting, values in comparison.settings.items():
-        table.add_row(setting, *(Text(str(value), overflow="fold") for value in values))
-    Console().print(table)
-    print(f"curves and classes: {comparison.report}")
+    states = zip(found[0].texts(), *(run.texts().values() for run in found), strict=True)
+    _print_table(["", *names_of(found)], *states, *([name, *map(str, row)] for name, row in facts["settings"].items()))
+    print(f"curves and classes: {facts['report']}")
 
 
 def watch(
-    *runs: Annotated[str, Parameter(help="names of runs, or their folders; default: the run that was started last")],
+    *runs: Annotated[str, Parameter(help="names, folders or backup addresses of runs; default: the newest run")],
     project: Project = Path("runs"),
     port: Annotated[int, Parameter(help="where the page is on 127.0.0.1", validator=_Port)] = 6080,
 ) -> None:
@@ -116,3 +87,25 @@ def watch(
     from yoloyard.commands.watch import watch as serve
 
     serve(runs, project, port)
+
+
+def _print_table(*lines: Sequence[str]) -> None:
+    """Print lines of cells, the first one as headings, without empty columns; what is too wide is broken."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from yoloyard.common.errors import printable
+
+    def cell(text: str) -> Text:
+        return Text("\n".join(map(printable, text.splitlines())), STYLES.get(text, ""), overflow="fold")
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    columns = [column for column in zip(*lines, strict=True) if any(column[1:])]
+    for column in columns:
+        longest = max(len(word) for text in column for word in text.split() or [""])
+        table.add_column(cell(column[0]), min_width=min(longest, 12))
+    for line in list(zip(*columns, strict=True))[1:]:
+        table.add_row(*map(cell, line))
+    Console().print(table)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from yoloyard.common.errors import UsageError
+from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import write_whole_text
 from yoloyard.common.log import shown_lines
 from yoloyard.config.overrides import checked_overrides
@@ -15,7 +15,7 @@ from yoloyard.machines import environment
 from yoloyard.training import run
 from yoloyard.training.listeners.backup import Backup
 from yoloyard.training.listeners.console import Console
-from yoloyard.training.listeners.events import Event, Listener, Result, RunStarted
+from yoloyard.training.listeners.events import AlertRaised, Event, Listener, Result, RunStarted
 from yoloyard.training.listeners.last_validation import LastValidation
 from yoloyard.training.listeners.notify import Notifier
 from yoloyard.training.listeners.results import Records
@@ -49,9 +49,19 @@ def train(
     console = Console(backup.status)
     listeners: list[Listener] = [Records(), Status(), console, write_environment, LastValidation()]
     listeners += [*map(Tracker, TRACKERS), *own, backup]
-    listeners += [Notifier(address)] if address else []  # after those who may raise an alert at the end
-    with shown_lines(console.say), backup:
-        return run.train(overrides, resume, listeners, transform)
+    notifiers = [Notifier(address)] if address else []  # after those who may raise an alert at the end
+    listeners += notifiers
+    result = None
+    with shown_lines(console.say):
+        try:
+            with backup:
+                result = run.train(overrides, resume, listeners, transform)
+            return result
+        except UserError as error:
+            if result is not None:  # all went well but the copies, after the end of the run was told
+                for notifier in notifiers:
+                    notifier(AlertRaised(str(error), "backup"))
+            raise
 
 
 def write_environment(event: Event) -> None:

@@ -31,6 +31,7 @@ class InterruptRequest:
         self.signal: int | None = None
         self.asked_at: float | None = None  # monotonic; None where the signal came to another process
         self.saved_at = time.monotonic()
+        self.is_warned = False  # that the process may soon be ended (SIGUSR1), until `save` has told it
         self._silent, self._wants_save = silent, False
         self._handlers = ExitStack()  # brings the former ones back
 
@@ -59,7 +60,7 @@ class InterruptRequest:
         return wanted
 
     def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
-        self._wants_save = True
+        self._wants_save = self.is_warned = True
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.signal, self.asked_at = number, time.monotonic()

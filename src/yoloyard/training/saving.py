@@ -1,6 +1,7 @@
 """What a run saves: weights and figures at the end of an epoch, checkpoints, and all that a stop must keep."""
 
 import shlex
+import signal
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,9 @@ def save(run: Run, weights: Sequence[str] = (), metrics: Metrics | None = None, 
                 remedy="a lower --batch or --imgsz, or --checkpoint-activations, may be faster",
             )
         )
+    if run.interrupt.is_warned:
+        run.interrupt.is_warned = False
+        run.listeners.tell(events.HostEnding("SIGUSR1", goes_on=True))
     if run.engine.settle():
         run.listeners.tell(events.AlertRaised("accumulated gradients are not finite; they are dropped"))
     run.count_time()
@@ -129,6 +133,8 @@ def stop_if_asked(run: Run) -> None:
     """After Ctrl-C or SIGTERM, to whichever process: save everything and end, saying how to go on."""
     if number := run.team.max(run.interrupt.signal or 0):
         run.interrupt.signal = number
+        if number == signal.SIGTERM:
+            run.listeners.tell(events.HostEnding("SIGTERM", goes_on=False))
         save_for_good(run)
         folder = shlex.quote(str(run.setup.folder))
         go_on = f"yoloyard train --resume {folder}"

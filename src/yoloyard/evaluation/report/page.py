@@ -13,6 +13,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from yoloyard.common.files import write_whole_text
 from yoloyard.data.index.index import Index
@@ -36,7 +37,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Row:
-    """Up to two images under a caption."""
+    """Images under a caption, two beside each other."""
 
     text: str
     images: Sequence[Image]
@@ -73,6 +74,11 @@ def labelled(pixels: np.ndarray, index: Index, position: int, side: int) -> Imag
     return embedded(drawn, index.paths[position].name, "labels")
 
 
+def svg(figure: Figure | Markup) -> Markup:
+    """The figure, drawn or to be drawn, as an `<svg>` element; matplotlib has escaped what users named."""
+    return figure if isinstance(figure, Markup) else Markup(plots.figure_svg(figure))
+
+
 def counted(number: int, one: str, several: str) -> str:
     """The number with its noun."""
     return f"{number:,} {one if number == 1 else several}"
@@ -89,7 +95,7 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     templates.filters |= {
-        "svg": lambda figure: Markup(plots.figure_svg(figure)),  # matplotlib has escaped what users named
+        "svg": svg,
         "counted": counted,
         "figure": lambda value, boxes=1: f"{value:.3f}" if boxes else "-",
     }

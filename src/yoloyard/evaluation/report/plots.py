@@ -24,6 +24,7 @@ from yoloyard.evaluation.metrics.matching import mean_over_classes
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with any kind of colour vision.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LINES = ("-", "--", ":", "-.")  # of more lines than there are colours
 MOST_NUMBERED_CLASSES = 12  # a larger confusion matrix has colours only
 MOST_BARS = 40  # per image of label statistics
 _INK = "#010203"  # stands for the page's text colour
@@ -129,25 +130,19 @@ def training_curves(records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
 def compared_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Figure]:
     """A figure for each of the columns that runs are judged by, with a line for each run that has it.
 
-    `runs` are the lines of metrics.jsonl by the name of the run. Columns of equal values are one figure with all names.
+    `runs` are the lines of metrics.jsonl by the name of the run.
     """
     columns = dict.fromkeys(key for records in runs.values() for record in records for key in record)
-    shown = [name for name in columns if name.startswith(("train/", "lr/")) or name == "gradient/norm"]
-    titles: dict[tuple[Any, ...], list[str]] = {}  # of equal lines: for each run its label and its points
+    shown = [name for name in columns if name.startswith("train/") or name in ("lr/weight", "gradient/norm")]
+    figures = {}
     for name in ("val/map50_95", "val/map50", *shown):
         lines = []
         for run, records in runs.items():
-            points = tuple((record["epoch"], record[name]) for record in records if record.get(name) is not None)
-            label = _short(run if len(run) <= 24 else f"…{run[-23:]}")  # names of runs differ at their ends
-            lines += [(label, points)] if points else []
+            points = [(record["epoch"], record[name]) for record in records if record.get(name) is not None]
+            lines += [(_short(run, keeps_end=True), np.array(points, float))] * bool(points)
         if lines:
-            titles.setdefault(tuple(lines), []).append(name)
-    return {
-        ", ".join(names): _epoch_lines(
-            [(run, np.array(points, float)) for run, points in lines], top=1 if names[0].startswith("val/") else None
-        )
-        for lines, names in titles.items()
-    }
+            figures[name] = _epoch_lines(lines, top=1 if name.startswith("val/") else None)
+    return figures
 
 
 def label_statistics(index: Index) -> dict[str, Figure]:
@@ -245,11 +240,11 @@ def _class_lines(metrics: Metrics, figure_name: str, x: np.ndarray, lines: np.nd
 
 def _epoch_lines(lines: Sequence[tuple[str, np.ndarray]], top: float | None) -> Figure:
     """Lines with their names: points (k, 2), epoch and value, up to `top` or the highest value."""
-    figure, axes = _figure()
+    figure, axes = _figure(3.2 + 0.2 * ((len(lines) + 2) // 3))
     marker = "o" if max(len(points) for _, points in lines) < 15 else None
     for position, (name, points) in enumerate(lines):
-        colour = COLOURS[position % len(COLOURS)]
-        axes.plot(*points.T, color=colour, linewidth=1.6, marker=marker, markersize=3, label=name)
+        colour, line = COLOURS[position % len(COLOURS)], LINES[position // len(COLOURS) % len(LINES)]
+        axes.plot(*points.T, line, color=colour, linewidth=1.6, marker=marker, markersize=3, label=name)
     last = max(points[:, 0].max() for _, points in lines)
     axes.set(xlabel="epoch", xlim=(0, last + max(0.5, 0.02 * last)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -290,6 +285,7 @@ def _density(x: np.ndarray, y: np.ndarray, x_label: str, y_label: str) -> Figure
     return figure
 
 
-def _short(name: str) -> str:
-    """A name that fits beside a plot; "$" would begin a formula."""
-    return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
+def _short(name: str, keeps_end: bool = False) -> str:
+    """A name that fits beside a plot, with its beginning or its end; "$" would begin a formula."""
+    cut = f"…{name[-23:]}" if keeps_end else f"{name[:23]}…"
+    return (name if len(name) <= 24 else cut).replace("$", r"\$")

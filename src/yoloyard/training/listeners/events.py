@@ -112,6 +112,14 @@ class AlertRaised(Event):
 
 
 @dataclass(frozen=True)
+class HostEnding(Event):
+    """A signal that is sent before a job or a host ends has come; the run saves, and goes on for now or ends."""
+
+    signal: str  # its name
+    goes_on: bool
+
+
+@dataclass(frozen=True)
 class Result:
     """What a finished run leaves."""
 

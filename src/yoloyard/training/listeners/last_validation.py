@@ -1,6 +1,6 @@
-"""What the last validation found, as `last_validation.json` in the run folder, for `yoloyard watch` and `runs compare`.
+"""`last_validation.json` in the run folder: figures of each class, and a few images with what was found in them.
 
-It has the figures of each class, and a few images with what was found in them.
+`yoloyard watch` and `yoloyard runs compare` show it.
 """
 
 import base64
@@ -8,6 +8,8 @@ import json
 import time
 from dataclasses import asdict
 from typing import Any
+
+import numpy as np
 
 from yoloyard.common.files import write_soon
 from yoloyard.common.run_folder import LAST_VALIDATION
@@ -18,7 +20,7 @@ from yoloyard.evaluation.report.drawing import draw_boxes, shrunk
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Event, Validation
 
-SECONDS_BETWEEN_IMAGES = 20.0  # drawing them takes about as long as a training step
+SECONDS_BETWEEN_IMAGES = 20.0
 IMAGES_SHOWN = 3  # the first ones of the validation set
 IMAGE_SIDE = 480  # pixels of the longer side
 JPEG_QUALITY = 82
@@ -29,6 +31,7 @@ class LastValidation:
 
     def __init__(self) -> None:
         self._images: dict[str, Any] = {"images_epoch": 0, "images": []}
+        self._shrunk: list[tuple[np.ndarray, float]] = []  # images and their scale, decoded once
         self._drawn = -SECONDS_BETWEEN_IMAGES
 
     def __call__(self, event: Event) -> None:
@@ -52,14 +55,14 @@ class LastValidation:
         write_soon(self._setup.folder / LAST_VALIDATION, json.dumps(facts).encode())
 
     def _draw(self, validation: Validation) -> list[dict[str, Any]]:
-        """The first images with what was found in them: file, size in pixels, the JPEG in base64."""
-        images, paths = [], self._setup.val_index.paths
-        for number in range(min(IMAGES_SHOWN, len(paths))):
-            pixels, scale = shrunk(decode_image(paths[number]), IMAGE_SIDE)
+        """Some images with what was found in them, in the form of `page.Image`."""
+        images, paths = [], self._setup.val_index.paths[:IMAGES_SHOWN]
+        self._shrunk = self._shrunk or [shrunk(decode_image(path), IMAGE_SIDE) for path in paths]
+        for number, (pixels, scale) in enumerate(self._shrunk):
             found = shown(validation.detections[number], validation.metrics.showing)
             boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
             drawn = draw_boxes(pixels, boxes * scale, labels, self._setup.spec.names, scores)
-            jpeg = base64.b64encode(encode_jpeg(drawn, JPEG_QUALITY)).decode("ascii")
+            source = "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(drawn, JPEG_QUALITY)).decode("ascii")
             height, width = drawn.shape[:2]
-            images.append({"file": paths[number].name, "width": width, "height": height, "jpeg": jpeg})
+            images.append({"source": source, "width": width, "height": height, "alt": f"{paths[number].name}: found"})
         return images

@@ -31,7 +31,7 @@ class Records:
 
     def __init__(self) -> None:
         self._setup: Setup | None = None  # until the run starts
-        self._lines: list[dict[str, Any]] = []  # records and alerts in their order
+        self._lines: list[dict[str, Any]] = []  # records, and alerts, which have an `alert`, in their order
         self._epoch = self._step = 0
 
     def __call__(self, event: Event) -> None:
@@ -39,7 +39,7 @@ class Records:
         match event:
             case events.RunStarted():
                 self._setup, self._epoch = event.setup, event.epoch + 1
-                former = [line for line in _read_lines(event.folder) if is_alert(line) or line["epoch"] <= event.epoch]
+                former = [line for line in _lines(event.folder) if "alert" in line or line["epoch"] <= event.epoch]
                 self._lines = former + self._lines
             case events.EpochStarted():
                 self._epoch = event.epoch
@@ -51,44 +51,38 @@ class Records:
                 self._write()
             case events.EpochMeasured(record=record):
                 # After a rollback an epoch comes again.
-                self._lines = [line for line in self._lines if is_alert(line) or line["epoch"] < record["epoch"]]
+                self._lines = [line for line in self._lines if "alert" in line or line["epoch"] < record["epoch"]]
                 self._lines.append(record)
                 self._write()
 
     def _write(self) -> None:
         if (setup := self._setup) is None:
             return
-        records = [line for line in self._lines if not is_alert(line)]
+        records = [line for line in self._lines if "alert" not in line]
         table = io.StringIO()
         writer = csv.DictWriter(table, list(dict.fromkeys(name for record in records for name in record)))
         writer.writeheader()
         writer.writerows(records)
         try:
             setup.require_folder()
-            text = "".join(json.dumps(line) + "\n" for line in self._lines)
-            write_whole_text(setup.folder / "metrics.jsonl", text)
+            write_whole_text(setup.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in self._lines))
             if records:
                 write_whole_text(setup.folder / "results.csv", table.getvalue())
         except UserError as error:  # all of them are written again after the next epoch
             log.warning(f"the latest figures and alerts are not in the run folder yet: {error}")
 
 
-def is_alert(line: Mapping[str, Any]) -> bool:
-    """Is a line of metrics.jsonl an alert? The others are records of epochs."""
-    return "alert" in line
-
-
 def read_records(folder: Path) -> list[Record]:
     """The records in the run folder's metrics.jsonl; none without such a file. Raises UserError if it is damaged."""
-    return [line for line in _read_lines(folder) if not is_alert(line)]
+    return [line for line in _lines(folder) if "alert" not in line]
 
 
 def read_alerts(folder: Path) -> list[dict[str, Any]]:
     """The alerts there: `epoch`, `step` (of the run), `alert` (its kind), `message`, `evidence`, `remedy`."""
-    return [line for line in _read_lines(folder) if is_alert(line)]
+    return [line for line in _lines(folder) if "alert" in line]
 
 
-def _read_lines(folder: Path) -> list[dict[str, Any]]:
+def _lines(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     try:

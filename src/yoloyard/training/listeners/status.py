@@ -1,6 +1,6 @@
 """`status.json` in the run folder: the state of the run, where it is, and why it ended, as it goes on.
 
-Nothing here waits for the device or the disk. `common/run_folder.py` reads the file.
+`common/run_folder.py` reads the file.
 """
 
 import json
@@ -32,11 +32,12 @@ class Status:
 
     def __call__(self, event: Event) -> None:
         """Take note of an event; write at the beginning, at the end, and every few seconds between them."""
+        now, updated = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
         match event:
             case events.RunStarted():
-                self._folder, self._since = event.folder, time.monotonic() - event.seconds
+                self._folder, self._since, self._written = event.folder, now - event.seconds, 0.0
                 self._facts = {
-                    "state": "running", "reason": "", "host": platform.node(), "pid": os.getpid(), "started": _now(),
+                    "state": "running", "reason": "", "host": platform.node(), "pid": os.getpid(), "started": updated,
                     "epoch": event.epoch + 1, "epochs": event.setup.config.epochs, "step": 0, "steps": 0,
                 }  # fmt: skip
             case events.EpochStarted():
@@ -45,10 +46,10 @@ class Status:
                 self._facts["step"] = event.batch
             case events.RunFinished():
                 self._facts["state"], self._facts["reason"] = ending(event)
-        is_due = time.monotonic() - self._written > SECONDS_BETWEEN_WRITES
-        if self._folder and (is_due or isinstance(event, events.RunStarted | events.RunFinished)):
-            self._written = time.monotonic()
-            self._facts |= {"updated": _now(), "seconds": round(self._written - self._since, 1)}
+        is_due = isinstance(event, events.RunStarted | events.RunFinished)
+        if self._folder and (is_due or now - self._written > SECONDS_BETWEEN_WRITES):
+            self._written = now
+            self._facts |= {"updated": updated, "seconds": round(now - self._since, 1)}
             write_soon(self._folder / STATUS, json.dumps(self._facts, indent=1).encode())
 
 
@@ -64,10 +65,6 @@ def ending(event: events.RunFinished) -> tuple[str, str]:
         case UserError() as error:
             return "failed", str(error)
         case KeyboardInterrupt() | SystemExit():
-            return "interrupted", "it was stopped at once; its last checkpoint is whole"
+            return "interrupted", "it was stopped at once, without a save"
         case error:
             return "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

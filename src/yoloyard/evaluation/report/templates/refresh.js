@@ -1,8 +1,8 @@
 const say = (text) => { document.getElementById("refreshed").textContent = text; };
 const seen = new Map();
 const parts = (page) => page.querySelectorAll("header nav, section");
-setInterval(async () => {
-  try {
+const refresh = async () => {
+  if (!document.hidden) try {
     const answer = await fetch(location.pathname, {cache: "no-store"});
     if (!answer.ok) throw answer.status;
     const page = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -18,4 +18,6 @@ setInterval(async () => {
   } catch {
     say("yoloyard watch has ended or can't be reached: this is the last that it said");
   }
-}, {{ refresh_seconds }} * 1000);
+  setTimeout(refresh, {{ refresh_seconds }} * 1000);
+};
+setTimeout(refresh, {{ refresh_seconds }} * 1000);
