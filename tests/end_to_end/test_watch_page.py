@@ -21,7 +21,7 @@ from yoloyard.common.errors import UserError
 from yoloyard.common.files import RunLock
 from yoloyard.common.run_folder import read_run
 from yoloyard.evaluation.report import plots
-from yoloyard.storage.copies import Copies, facts_of
+from yoloyard.storage.copies import Copies, Manifest, facts_of
 
 
 @contextlib.contextmanager
@@ -103,7 +103,7 @@ def send_copies(folder: Path, address: str, epoch: int) -> None:
     copies = Copies(address, create=True)
     copies.claim("run-1", "line")
     files = {name: facts_of(folder / name) for name in FETCHED}
-    copies.send(folder, files, (epoch, 0), (False, 3), lambda size: None)
+    copies.send(folder, Manifest(epoch, 0, False, files), 3, lambda size: None)
 
 
 @pytest.mark.parametrize("scheme", ["file", pytest.param("s3", marks=pytest.mark.slow)])

@@ -56,12 +56,12 @@ def train(
         try:
             with backup:
                 result = run.train(overrides, resume, listeners, transform)
-            return result
         except UserError as error:
             if result is not None:  # all went well but the copies, after the end of the run was told
                 for notifier in notifiers:
                     notifier(AlertRaised(str(error), "backup"))
             raise
+        return result
 
 
 def write_environment(event: Event) -> None:
