@@ -8,7 +8,7 @@ import logging
 import weakref
 
 from yoloyard.common.device import repeated_shapes
-from yoloyard.common.errors import TooLittleMemoryError
+from yoloyard.common.errors import TooLittleMemoryError, UserError
 from yoloyard.training.begin import Run, begin, go_on, keep_start
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.divergence import Divergence, judge, roll_back
@@ -61,7 +61,10 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
         except BaseException as error:
             failure = error
             if isinstance(error, TooLittleMemoryError):
-                save_for_good(run)
+                try:
+                    save_for_good(run)
+                except UserError as another:  # it must not hide the cause
+                    log.warning(f"this moment is not saved: {another}")
             if isinstance(error, Exception):
                 run.writer.drain()  # what was handed over to be saved
             else:  # a second Ctrl-C: only what is being written, as long as the run folder is locked
