@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cyclopts
 from cyclopts import Parameter
@@ -18,15 +18,16 @@ SWITCH = Parameter(negative="", show_default=False)  # of flags that are off, an
 Json = Annotated[bool, SWITCH, Parameter(name="--json", help="print one JSON document (docs/json.md)")]
 Data = Annotated[Path, Parameter(help="the data.yaml of your images and labels")]
 Project = Annotated[Path, Parameter(help="folder of the run folders")]
+Auto = Literal["auto"]
 Name = Annotated[str, Parameter(help="name of the run folder")]
 
 
 def exact_value(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
     """The value of a flag: a number is never rounded, and `~` is the home folder also in `--flag=~/x`."""
-    if kind is int and tokens[0].value != AUTO:  # which the settings themselves allow or not
-        return whole_number(tokens[0].value)
-    if kind is int:
+    if kind == int | Auto and tokens[0].value == AUTO:
         return AUTO
+    if kind in (int, int | Auto):
+        return whole_number(tokens[0].value)
     if kind is Path:
         return Path(os.path.expanduser(tokens[0].value))
     return cyclopts.convert(kind, tokens)
@@ -39,7 +40,7 @@ def takes_settings(tree: type, **spellings: str) -> Callable[[Callable[..., None
         default = "" if leaf.default in (None, "") else f" (default: {leaf.default})"
         names = [f"--{leaf.name}", f"--{spellings[leaf.name]}"] if leaf.name in spellings else None
         parameter = Parameter(name=names, help=leaf.help + default, show_default=False, show=not leaf.hidden)
-        kind: Any = Annotated[leaf.type | None, parameter]
+        kind: Any = Annotated[(leaf.type | Auto if leaf.auto else leaf.type) | None, parameter]
         flags.append(inspect.Parameter(leaf.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
