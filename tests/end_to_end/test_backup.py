@@ -24,9 +24,13 @@ from yoloyard.models import registry
 from yoloyard.models.weights import read_weights, save_weights
 from yoloyard.storage.address import open_store
 from yoloyard.storage.copies import Copies
+from yoloyard.storage.fetch import fetch_run
+from yoloyard.training.engine.engine import Figures
 from yoloyard.training.interrupt import Interrupted
 from yoloyard.training.listeners import backup, events
 from yoloyard.training.listeners.events import Event
+from yoloyard.training.monitor.monitor import Monitor
+from yoloyard.training.state.checkpoint import read_header
 
 ADDRESS = f"s3://{BUCKET}/line"
 WORDS = {
@@ -82,6 +86,25 @@ def test_a_run_goes_on_on_a_bare_machine_with_the_same_losses(data: Path, proxy:
         one, other = (read_weights(Path(f"runs/{each}/weights/{name}.safetensors"))[0] for each in ("whole", "line"))
         assert all(torch.equal(one[key], other[key]) for key in one)
     assert copied()[-1] == (3, 0)  # and its copies go on there
+
+
+def test_while_the_loss_rises_the_last_good_checkpoint_is_copied_too(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Monitor.look_at_step
+
+    def rises(monitor: Monitor, figures: Figures, *words: Any) -> None:
+        original(monitor, figures, *words)
+        if figures.number >= 5:
+            monitor.history.rising_since = 5
+
+    monkeypatch.setattr(Monitor, "look_at_step", rises)
+    address = f"file://{tmp_path}/copies"
+    with pytest.raises(Interrupted):
+        train(data, stop_after(2), backup=address)  # with checkpoints of batches 4, 8 and 10
+    folder = fetch_run(address, None, Path("elsewhere"))
+    numbers = [read_header(folder / "checkpoints" / name).facts["engine"]["number"] for name in ("last", "previous")]
+    assert numbers == [10, 4]
 
 
 def test_other_data_are_refused(data: Path, proxy: Proxy, yoloyard: Command) -> None:

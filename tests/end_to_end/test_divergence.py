@@ -94,25 +94,58 @@ def test_a_checkpoint_between_bad_steps_is_good(data: Path, monkeypatch: pytest.
     assert steps_of(events) == [0, 1, 2, 3, 4, *range(4, 8)]
 
 
-def test_a_checkpoint_of_a_loss_that_was_rising_is_not_gone_back_to(
-    data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def rising_since(times: dict[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In these steps of the run, from 0, the monitor says that the loss rises since the batch that is given."""
     original, calls = Monitor.look_at_step, iter(range(100))
 
     def rises(monitor: Monitor, *words: Any) -> AlertRaised | None:
         original(monitor, *words)
-        if next(calls) != 10:
+        since = times.get(next(calls))
+        if since is None:
             return None
-        monitor.history.rising_since = 7  # the second epoch is saved after its batch 7
+        monitor.history.rising_since = since
         return AlertRaised("training diverges", "diverged", "loss 9, it was 1")
 
     monkeypatch.setattr(Monitor, "look_at_step", rises)
+
+
+def test_a_checkpoint_of_a_loss_that_was_rising_is_not_gone_back_to(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rising_since({10: 7}, monkeypatch)  # the second epoch is saved after its batch 7
     events: list[object] = []
     train({**SETTINGS, "data": str(data)}, on_event=events.append)
     assert steps_of(events) == [*range(11), *range(4, 16)]
     (alert,) = alerts_of(events, "rolled-back")
     assert "training diverges (loss 9, it was 1), in epoch 3" in alert.message
     assert alert.evidence == "no image stands out"
+
+
+def test_a_loss_that_was_rising_in_all_checkpoints_goes_back_to_the_oldest(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rising_since({14: 2}, monkeypatch)  # short epochs: it began to rise before the checkpoints of batches 8 and 12
+    events: list[object] = []
+    train({**SETTINGS, "data": str(data)}, on_event=events.append)
+    assert steps_of(events) == [*range(15), *range(8, 16)]
+
+
+def test_a_checkpoint_that_a_run_has_gone_back_from_is_never_gone_back_to(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = saving.write, iter(range(100))
+
+    def full_after_two(*words: Any) -> None:
+        if next(calls) >= 2:
+            raise UserError("cannot write it: No space left on device")
+        original(*words)
+
+    monkeypatch.setattr(saving, "write", full_after_two)
+    rising_since({10: 7, 19: 9}, monkeypatch)  # the second time after the batch of the bad checkpoint, 8
+    events: list[object] = []
+    with pytest.raises(UserError, match="No space left"):
+        train({**SETTINGS, "data": str(data)}, on_event=events.append)
+    assert steps_of(events) == [*range(11), *range(4, 13), *range(4, 16)]
 
 
 def test_a_run_that_diverges_before_its_first_checkpoint_begins_again(

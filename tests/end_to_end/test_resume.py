@@ -25,7 +25,7 @@ from yoloyard.common.structures import Batch
 from yoloyard.models.weights import read_weights
 from yoloyard.training import saving
 from yoloyard.training.engine.engine import Engine
-from yoloyard.training.interrupt import Interrupted
+from yoloyard.training.interrupt import Interrupted, InterruptRequest
 from yoloyard.training.listeners.events import CheckpointWritten, Result
 from yoloyard.training.listeners.results import read_records
 from yoloyard.training.state.checkpoint import read_header
@@ -125,6 +125,15 @@ def test_sigusr1_saves_and_training_goes_on(whole: Path, data: Path, monkeypatch
     run.train({**WORDS, "data": str(data), "name": "signalled"}, on_event=look)
     assert saved == [(1, 0), (1, 8), (2, 0), (3, 0), (4, 0)]  # it is heard a step later
     assert losses_of(Path("runs/signalled")) == losses_of(whole)
+
+
+def test_sigusr1_does_not_end_a_run_that_is_about_to_stop() -> None:
+    former = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with InterruptRequest(silent=True) as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (interrupt.signal, interrupt.takes_save(0)) == (signal.SIGTERM, True)
+    assert signal.signal(signal.SIGUSR1, former) == signal.SIG_IGN
 
 
 @pytest.fixture(scope="module")

@@ -235,6 +235,7 @@ def test_the_size_does_not_grow_again_when_the_run_goes_back_to_an_earlier_check
     del snapshot["engine"]["micro_batch"]  # as in a checkpoint of an earlier version
     training.engine.load_state_dict(snapshot)
     assert training.engine.micro_batch == 2
+    assert training.engine.agree_on_micro_batch() == 0  # it was said
 
 
 @pytest.mark.slow

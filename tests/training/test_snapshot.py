@@ -11,7 +11,7 @@ import torch
 
 from on_device import Training, everything, some_batch
 from yoloyard.common.errors import UserError
-from yoloyard.training.state.checkpoint import Progress, newest_before, read_header, restore, snapshot_of, write
+from yoloyard.training.state.checkpoint import Progress, gone_back, read_header, restore, snapshot_of, write
 from yoloyard.training.state.randomness import RandomNumbers
 
 CPU = torch.device("cpu")
@@ -68,17 +68,18 @@ def test_a_run_that_diverges_keeps_what_it_can_go_back_to(tmp_path: Path) -> Non
         engine.number = number
         write(snapshot_of({}, engine, progress, []), folder, good_until)
 
-    def found_before(number: int) -> str | None:
-        header = newest_before(tmp_path, number)
+    def found_before(number: int, or_oldest: bool = False) -> str | None:
+        header = gone_back(tmp_path, number, or_oldest)
         return f"{header.folder.name} {header.facts['engine']['number']}" if header else None
 
     save_at(10, 10)
     save_at(20, 20)
     save_at(30, 15)  # the loss rises since 15, as is known by now
     save_at(40, 15)
-    assert found_before(15) == "previous 10"
     assert found_before(45) == "last 40"
     assert found_before(9) is None
-    save_at(10, 10)  # back to it: what came later is no longer of this run
+    assert found_before(9, or_oldest=True) == "previous 10"
+    assert found_before(100) == "previous 10"  # what came later is no longer of this run
+    save_at(10, 10)
     assert found_before(100) == "last 10"
     assert read_header(folder.with_name("previous")).facts["engine"]["number"] == 10

@@ -104,7 +104,7 @@ class Copies:
             self._send_file(folder / name, facts, moved)
         self._check_writer()
         for name, facts in manifest.files.items():
-            if not name.startswith(CHECKPOINT) and (newest is None or newest.files.get(name) != facts):
+            if not name.startswith("checkpoints/") and (newest is None or newest.files.get(name) != facts):
                 self._obs.copy(self.store, part_of(facts), name)
         numbers = [int(Path(path).stem) for path in self._list("checkpoints") if Path(path).stem.isdecimal()]
         content = asdict(manifest) | {"writer": self.writer, "number": max(numbers, default=0) + 1}

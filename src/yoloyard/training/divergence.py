@@ -14,7 +14,7 @@ from yoloyard.training.engine.engine import Verdict
 from yoloyard.training.engine.measures import sample_norm
 from yoloyard.training.listeners import events
 from yoloyard.training.saving import end_if_exhausted, save, save_for_good
-from yoloyard.training.state.checkpoint import newest_before, put_back, read
+from yoloyard.training.state.checkpoint import gone_back, put_back, read
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def roll_back(run: Run, trouble: Divergence) -> None:
         if is_rank_0:
             run.writer.drain()
         last_good = run.monitor.history.last_good(run.engine.number)  # bad steps leave no trace in what is saved
-        header = newest_before(run.setup.folder, last_good) if is_rank_0 else None
+        header = gone_back(run.setup.folder, last_good, run.start is None) if is_rank_0 else None
     header = team.broadcast(header)
     content = run.start if header is None else read(header, run.engine, team.rank)
     if content is None:

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import FrameType
 from typing import Self
@@ -40,8 +41,8 @@ class InterruptRequest:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-                    self._handlers.callback(signal.signal, number, signal.signal(number, self._ask))
-            self._handlers.callback(signal.signal, signal.SIGUSR1, signal.signal(signal.SIGUSR1, self._ask_to_save))
+                    self._heed(number, self._ask)
+            self._heed(signal.SIGUSR1, self._ask_to_save)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -59,6 +60,9 @@ class InterruptRequest:
         self._wants_save = False
         return wanted
 
+    def _heed(self, number: int, handler: Callable[[int, FrameType | None], None]) -> None:
+        self._handlers.callback(signal.signal, number, signal.signal(number, handler))
+
     def _ask_to_save(self, number: int, frame: FrameType | None) -> None:
         self._wants_save = self.is_warned = True
 
@@ -67,3 +71,4 @@ class InterruptRequest:
         if not self._silent:
             os.write(2, b"\nfinishing this step, then saving; again to stop at once\n")
         self._handlers.close()
+        self._heed(signal.SIGUSR1, self._ask_to_save)  # it must not end the process that saves

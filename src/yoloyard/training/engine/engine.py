@@ -337,6 +337,6 @@ class Engine:
         self._losses_finite = own["losses_finite"].to(self.device, copy=True)
         self._sums = own["sums"].to(self.device, copy=True)
         self.number, self.last_update = own["number"], own["last_update"]
-        self._agreed = own.get("micro_batch", sys.maxsize)
+        self._agreed = min(self._agreed, own.get("micro_batch", sys.maxsize))
         self.micro_batch = min(self.micro_batch, self._agreed)  # it never grows, after a rollback neither
         self._images = []

@@ -1,5 +1,6 @@
 """Copies of a run at an object store (`--backup`), made beside training by a thread of their own."""
 
+import itertools
 import json
 import logging
 import math
@@ -20,6 +21,7 @@ from yoloyard.training.interrupt import Interrupted, InterruptRequest
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Event
 from yoloyard.training.setup.setup import Setup
+from yoloyard.training.state.checkpoint import read_header
 
 log = logging.getLogger(__name__)
 
@@ -143,13 +145,16 @@ class Backup:
             return
         moment = Moment(self._folder / WAITING / secrets.token_hex(4), time.time())
         try:
-            checkpoint, weights = (self._folder / CHECKPOINT).iterdir(), self._folder.glob("weights/*")
-            for file in (*checkpoint, *weights, *self._folder.iterdir()):
+            header = read_header(self._folder / CHECKPOINT)
+            is_rising = header.facts.get("monitor", {}).get("history", {}).get("rising_since") is not None
+            # While the loss rises, the last good checkpoint is needed, too.
+            patterns = f"{CHECKPOINT}*", *["checkpoints/previous/*"] * is_rising, "weights/*", "*"
+            for file in itertools.chain.from_iterable(map(self._folder.glob, patterns)):
                 if file.is_file() and not file.name.startswith(".") and file.name != NOTE:
                     target = moment.folder / file.relative_to(self._folder)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     link_or_copy(file, target)
-        except OSError as error:
+        except (OSError, UserError) as error:
             shutil.rmtree(moment.folder, ignore_errors=True)
             log.warning(f"this checkpoint is not copied to {self._address}: {error}; the next one will be")
             self._has_missed = True

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import itertools
 import json
 import logging
 import math
@@ -10,7 +11,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,15 +181,29 @@ def newest_whole(run: Path) -> Header:
     return header
 
 
-def newest_before(run: Path, number: int) -> Header | None:
-    """The newest whole checkpoint of a run from before its batch `number`, or None."""
+def gone_back(run: Path, number: int, or_oldest: bool) -> Header | None:
+    """Go back to the newest whole checkpoint of a run from before its batch `number`; None if there is none.
+
+    Short epochs may leave only later ones; of them the oldest if `or_oldest`. Newer ones are removed: no later save may
+    take them for good.
+    """
+    folder, later = run / "checkpoints", list[Header]()
 
     def problem_of(header: Header) -> str:
-        return _damage(header) or ("it is of a later batch" if _number(header) > number else "")
+        if (problem := _damage(header)) or _number(header) <= number:
+            return problem
+        later.append(header)
+        return "it is of a later batch"
 
-    with suppress(UserError):
-        return _first(run / "checkpoints", problem_of)
-    return None
+    try:
+        header = _first(folder, problem_of)
+    except UserError:
+        if not later or not or_oldest:
+            return None
+        header = min(later, key=_number)
+    for name in itertools.takewhile(lambda each: each != header.folder.name, ("last", "previous")):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return header
 
 
 def retire(run: Path) -> None:
