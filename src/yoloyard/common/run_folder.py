@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from yoloyard.common.errors import alert_line
 from yoloyard.common.files import is_locked
 
 STATUS, LAST_VALIDATION = "status.json", "last_validation.json"
@@ -91,7 +92,9 @@ def read_run(folder: Path, is_copy: bool = False) -> RunFolder:
         with contextlib.suppress(ValueError, TypeError):
             values = dict(read_json(line))
         if "alert" in values:
-            alerts.append(_alert_line(values))
+            message = values.get("message") or values["alert"]
+            said = alert_line(message, values.get("evidence"), values.get("remedy"))
+            alerts.append(f"epoch {values.get('epoch')}: {said}")
         elif isinstance(values.get("epoch"), int):
             records.append(values)
         else:
@@ -204,9 +207,3 @@ def _read(path: Path, parse: Callable[[str], Any], problems: list[str]) -> dict[
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         problems.append(f"{path.name} can't be read ({' '.join(str(error).split())})")
         return {}
-
-
-def _alert_line(alert: Record) -> str:
-    line = f"epoch {alert.get('epoch')}: {alert.get('message') or alert['alert']}"
-    line += f" ({alert['evidence']})" if alert.get("evidence") else ""
-    return line + (f"; {alert['remedy']}" if alert.get("remedy") else "")

@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import RUN_MARK, write_whole, write_whole_folder
 from yoloyard.data.store import Store, alone
-from yoloyard.storage.address import reasons_said
+from yoloyard.storage.address import is_address, reasons_said
 from yoloyard.storage.copies import Copies, Manifest, part_of
 
 log = logging.getLogger(__name__)
@@ -33,16 +32,6 @@ def read_note(folder: Path) -> dict[str, Any]:
         return note
     except (OSError, ValueError):
         return {}
-
-
-def read_files(address: str, names: Sequence[str], endpoint: str | None = None) -> dict[str, bytes]:
-    """The contents of small files of a run that is copied to `address`, by their `names`, such as status.json.
-
-    Those that are not there are left out. Raises UsageError or UserError.
-    """
-    with reasons_said(address):
-        copies = Copies(address, endpoint)
-        return {name: content for name in names if (content := copies.read(name)) is not None}
 
 
 def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:
@@ -84,10 +73,12 @@ def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:
 
 
 def local_weights(weights: str) -> Path:
-    """The file in the cache for the address of a weights file, or of a run, which stands for its best weights.
+    """The file at a path, or in the cache for an address: of a weights file, or of a run, whose best weights it means.
 
     It is fetched once for each content, by its ETag. Raises UsageError or UserError.
     """
+    if not is_address(weights):
+        return Path(weights)
     is_file = weights.lower().endswith(WEIGHTS)
     parent, _, path = weights.rpartition("/") if is_file else (weights.rstrip("/"), "", BEST)
     with reasons_said(weights):
