@@ -17,8 +17,8 @@ TINY = ["--model", TINY_NETWORK, "--imgsz", "64", "--batch", "4", "--no-amp", "-
 
 
 def alerts_in(folder: Path) -> list[dict[str, Any]]:
-    """The alerts of a run folder."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    """The alerts of a run folder; none if the run has written nothing."""
+    lines = [json.loads(line) for path in folder.glob("metrics.jsonl") for line in path.read_text().splitlines()]
     return [line for line in lines if "alert" in line]
 
 

@@ -3,7 +3,6 @@
 `yoloyard watch` and `yoloyard runs compare` show it.
 """
 
-import base64
 import json
 import time
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import numpy as np
 
 from yoloyard.common.files import write_soon
 from yoloyard.common.run_folder import LAST_VALIDATION
-from yoloyard.data.pixels.decode import decode_image, encode_jpeg
+from yoloyard.data.pixels.decode import decode_image
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.report.drawing import draw_boxes, shrunk
@@ -23,7 +22,6 @@ from yoloyard.training.listeners.events import Event, Validation
 SECONDS_BETWEEN_IMAGES = 20.0
 IMAGES_SHOWN = 3  # the first ones of the validation set
 IMAGE_SIDE = 480  # pixels of the longer side
-JPEG_QUALITY = 82
 
 
 class LastValidation:
@@ -56,13 +54,13 @@ class LastValidation:
 
     def _draw(self, validation: Validation) -> list[dict[str, Any]]:
         """Some images with what was found in them, in the form of `page.Image`."""
+        from yoloyard.evaluation.report.page import embedded  # matplotlib takes half a second to import
+
         images, paths = [], self._setup.val_index.paths[:IMAGES_SHOWN]
         self._shrunk = self._shrunk or [shrunk(decode_image(path), IMAGE_SIDE) for path in paths]
         for number, (pixels, scale) in enumerate(self._shrunk):
             found = shown(validation.detections[number], validation.metrics.showing)
             boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
             drawn = draw_boxes(pixels, boxes * scale, labels, self._setup.spec.names, scores)
-            source = "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(drawn, JPEG_QUALITY)).decode("ascii")
-            height, width = drawn.shape[:2]
-            images.append({"source": source, "width": width, "height": height, "alt": f"{paths[number].name}: found"})
+            images.append(asdict(embedded(drawn, paths[number].name, "found")))
         return images

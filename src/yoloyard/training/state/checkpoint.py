@@ -59,12 +59,8 @@ class Progress:
         """How far it is, for messages."""
         return f"epoch {self.epoch + 1}, after {self.position} images of it"
 
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, by name."""
-        return asdict(self)
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave. Raises TypeError for a name that is unknown."""
+        """Go on from these fields. Raises TypeError for a name that is unknown."""
         vars(self).update(vars(Progress(**state)))
 
 
@@ -90,7 +86,7 @@ def snapshot_of(
     monitor: Mapping[str, Any] | None = None,
 ) -> Snapshot:
     """All of a run at this moment; `random_states` are those of all processes by rank. Waits for the device."""
-    parts = {"spec": spec, "progress": progress.state_dict(), "monitor": monitor or {}, **engine.state_dict()}
+    parts = {"spec": spec, "progress": asdict(progress), "monitor": monitor or {}, **engine.state_dict()}
     parts |= {f"random-{rank}": state for rank, state in enumerate(random_states)}
     return {name: {key: _on_host(value) for key, value in part.items()} for name, part in parts.items()}
 
@@ -160,7 +156,7 @@ def read_header(folder: Path) -> Header:
 
 def newest_header(run: Path) -> Header:
     """Of the newest checkpoint of a run whose JSON part can be read. Raises UserError if there is none."""
-    return _first(run / "checkpoints", lambda header: "")
+    return _first(run / "checkpoints", lambda header: "")[0]
 
 
 def newest_whole(run: Path) -> Header:
@@ -171,8 +167,7 @@ def newest_whole(run: Path) -> Header:
     """
     folder = run / "checkpoints"
     restore_whole_folder(folder / "last")
-    wrong: list[str] = []
-    header = _first(folder, _damage, wrong)
+    header, wrong = _first(folder, _damage)
     for line in wrong:
         log.warning(f"{line}; going on from {header.folder.name} instead, of {header.progress.place}")
     if header.folder.name != "last" and (folder / "last").exists():
@@ -188,7 +183,7 @@ def newest_before(run: Path, number: int) -> Header | None:
         return _damage(header) or ("it is of a later batch" if _number(header) > number else "")
 
     with suppress(UserError):
-        return _first(run / "checkpoints", problem_of)
+        return _first(run / "checkpoints", problem_of)[0]
     return None
 
 
@@ -210,21 +205,20 @@ def _number(header: Header) -> int:
     return int(header.facts.get("engine", {}).get("number", 0))
 
 
-def _first(folder: Path, problem_of: Callable[[Header], str], wrong: list[str] | None = None) -> Header:
-    """The newest checkpoint in `folder` without a problem; `wrong` gets what those before it have.
+def _first(folder: Path, problem_of: Callable[[Header], str]) -> tuple[Header, list[str]]:
+    """The newest checkpoint in `folder` without a problem, and what those before it have.
 
     Raises UserError if there is none.
     """
-    problems = [] if wrong is None else wrong
+    problems: list[str] = []
     copies = sorted((path.name for path in folder.glob("epoch-*")), reverse=True)
-    places = [folder / name for name in ("last", ".last.old", "previous", *copies)]
-    for place in places:
+    for place in (folder / name for name in ("last", ".last.old", "previous", *copies)):
         if not place.exists():
             continue
         try:
             header = read_header(place)
             if not (problem := problem_of(header)):
-                return header
+                return header, problems
             problems.append(f"{place} is damaged: {problem}")
         except DamagedError as error:
             problems.append(str(error))
@@ -250,7 +244,7 @@ def read(header: Header, engine: Engine, rank: int = 0) -> Snapshot:
         else:
             parts["engine"] = _read(header, "engine")
             numbers = _read(header, f"random-{rank}") if f"random-{rank}" in header.facts else {}
-        own = {"progress": header.progress.state_dict(), "random-0": numbers}
+        own = {"progress": asdict(header.progress), "random-0": numbers}
         return parts | own | {"monitor": header.facts.get("monitor", {})}
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"the checkpoint {header.folder} can't be restored: {error}") from error
