@@ -72,7 +72,7 @@ class RunFolder:
             "best (epoch)": f"{best['value']:.4f} ({best['epoch']})" if best else "",
             "time": time_text(self.seconds),
             "left at most": time_text(self.seconds_left) if self.seconds_left else "",
-            "size": f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:.1f} MB",
+            "size": size_text(self.bytes),
             "backup": ", ".join(filter(None, copied)) if backup else "",
             "alerts": str(len(self.alerts) or ""),
         }
@@ -153,6 +153,11 @@ def names_of(runs: Sequence[RunFolder]) -> list[str]:
 def time_text(seconds: float) -> str:
     """Such as 2.5 min or 11.1 h."""
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def size_text(size: float) -> str:
+    """Bytes, such as 12.5 MB or 1.3 GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _state_of(folder: Path, status: Record, is_copy: bool) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import RUN_MARK, write_whole, write_whole_folder
+from yoloyard.common.run_folder import size_text
 from yoloyard.data.store import Store, alone
 from yoloyard.storage.address import is_address, reasons_said
 from yoloyard.storage.copies import Copies, Manifest, part_of
@@ -67,7 +68,7 @@ def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:
                     log.warning(f"{address}: checkpoint {manifest.number} is damaged: {error}; trying the one before")
                     continue
                 size = sum(each["size"] for each in manifest.files.values())
-                log.info(f"fetched {size / 1e6:.1f} MB from {address} into {folder}")
+                log.info(f"fetched {size_text(size)} from {address} into {folder}")
                 return folder
     raise UserError(f"{address} holds no whole checkpoint: each of its {len(manifests)} is damaged, as said above")
 
@@ -88,7 +89,7 @@ def local_weights(weights: str) -> Path:
         cache = Store("weights", Path(path).suffix, 1, WEIGHTS_KEPT)
         place = cache.path([weights, found["e_tag"], found["size"]])
         if cache.find(place, Path.stat) is None:
-            log.info(f"fetching {weights} ({found['size'] / 1e6:.1f} MB)")
+            log.info(f"fetching {weights} ({size_text(found['size'])})")
             cache.make_room(place, is_alone=False)
             write_whole(place, partial(copies.download, path))
     return place

@@ -71,8 +71,7 @@ class Backup:
         """How far behind the copies are, for the line of progress; empty without any."""
         if self._thread is None:
             return ""
-        waiting = self._waiting[:1]
-        if waiting:
+        if waiting := self._waiting[:1]:
             return f"backup {time.time() - waiting[0].since:.0f} s behind"
         return "backed up" if self._arrived else "no backup yet"
 
