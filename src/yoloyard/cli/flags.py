@@ -23,8 +23,10 @@ Name = Annotated[str, Parameter(help="name of the run folder")]
 
 def exact_value(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
     """The value of a flag: a number is never rounded, and `~` is the home folder also in `--flag=~/x`."""
-    if kind is int:  # the settings themselves allow AUTO or not
-        return AUTO if tokens[0].value == AUTO else whole_number(tokens[0].value)
+    if kind is int and tokens[0].value != AUTO:  # which the settings themselves allow or not
+        return whole_number(tokens[0].value)
+    if kind is int:
+        return AUTO
     if kind is Path:
         return Path(os.path.expanduser(tokens[0].value))
     return cyclopts.convert(kind, tokens)

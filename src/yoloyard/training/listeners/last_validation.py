@@ -3,6 +3,7 @@
 `yoloyard watch` and `yoloyard runs compare` show it.
 """
 
+import base64
 import json
 import time
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import Any
 
 from yoloyard.common.files import write_soon
 from yoloyard.common.run_folder import LAST_VALIDATION
-from yoloyard.data.pixels.decode import decode_image
+from yoloyard.data.pixels.decode import decode_image, encode_jpeg
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.report.drawing import draw_boxes, shrunk
@@ -20,6 +21,7 @@ from yoloyard.training.listeners.events import Event, Validation
 SECONDS_BETWEEN_IMAGES = 20.0
 IMAGES_SHOWN = 3  # the first ones of the validation set
 IMAGE_SIDE = 480  # pixels of the longer side
+JPEG_QUALITY = 82
 
 
 class LastValidation:
@@ -51,13 +53,13 @@ class LastValidation:
 
     def _draw(self, validation: Validation) -> list[dict[str, Any]]:
         """Some images with what was found in them, in the form of `page.Image`."""
-        from yoloyard.evaluation.report.page import embedded  # matplotlib takes half a second to import
-
         images = []
         for number, path in enumerate(self._setup.val_index.paths[:IMAGES_SHOWN]):
             pixels, scale = shrunk(decode_image(path), IMAGE_SIDE)
             found = shown(validation.detections[number], validation.metrics.showing)
             boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
             drawn = draw_boxes(pixels, boxes * scale, labels, self._setup.spec.names, scores)
-            images.append(asdict(embedded(drawn, path.name, "found")))
+            source = "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(drawn, JPEG_QUALITY)).decode("ascii")
+            height, width = drawn.shape[:2]
+            images.append({"source": source, "width": width, "height": height, "alt": f"{path.name}: found"})
         return images
