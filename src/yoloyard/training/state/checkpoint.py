@@ -156,7 +156,7 @@ def read_header(folder: Path) -> Header:
 
 def newest_header(run: Path) -> Header:
     """Of the newest checkpoint of a run whose JSON part can be read. Raises UserError if there is none."""
-    return _first(run / "checkpoints", lambda header: "")[0]
+    return _first(run / "checkpoints", lambda header: "")
 
 
 def newest_whole(run: Path) -> Header:
@@ -167,7 +167,8 @@ def newest_whole(run: Path) -> Header:
     """
     folder = run / "checkpoints"
     restore_whole_folder(folder / "last")
-    header, wrong = _first(folder, _damage)
+    wrong: list[str] = []
+    header = _first(folder, _damage, wrong)
     for line in wrong:
         log.warning(f"{line}; going on from {header.folder.name} instead, of {header.progress.place}")
     if header.folder.name != "last" and (folder / "last").exists():
@@ -183,7 +184,7 @@ def newest_before(run: Path, number: int) -> Header | None:
         return _damage(header) or ("it is of a later batch" if _number(header) > number else "")
 
     with suppress(UserError):
-        return _first(run / "checkpoints", problem_of)[0]
+        return _first(run / "checkpoints", problem_of)
     return None
 
 
@@ -205,12 +206,12 @@ def _number(header: Header) -> int:
     return int(header.facts.get("engine", {}).get("number", 0))
 
 
-def _first(folder: Path, problem_of: Callable[[Header], str]) -> tuple[Header, list[str]]:
-    """The newest checkpoint in `folder` without a problem, and what those before it have.
+def _first(folder: Path, problem_of: Callable[[Header], str], wrong: list[str] | None = None) -> Header:
+    """The newest checkpoint in `folder` without a problem; `wrong` gets what those before it have.
 
     Raises UserError if there is none.
     """
-    problems: list[str] = []
+    problems = [] if wrong is None else wrong
     copies = sorted((path.name for path in folder.glob("epoch-*")), reverse=True)
     for place in (folder / name for name in ("last", ".last.old", "previous", *copies)):
         if not place.exists():
@@ -218,7 +219,7 @@ def _first(folder: Path, problem_of: Callable[[Header], str]) -> tuple[Header, l
         try:
             header = read_header(place)
             if not (problem := problem_of(header)):
-                return header, problems
+                return header
             problems.append(f"{place} is damaged: {problem}")
         except DamagedError as error:
             problems.append(str(error))
