@@ -100,6 +100,8 @@ class Backup:
                     break
             is_missing, self._is_over = bool(self._waiting) or self._has_missed, True
             self._changed.notify()
+        if not self._waiting:
+            self._thread.join()  # which may still write its last note
         shutil.rmtree(self._folder / WAITING, ignore_errors=True)
         if is_missing:
             why = f" ({self._error})" if self._error else ""
