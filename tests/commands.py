@@ -1,17 +1,25 @@
 """The command line in tests: words that make a run tiny, and commands in processes of their own."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 Command = Callable[..., tuple[int, str, str]]
 
 TINY_NETWORK = f"{Path(__file__).with_name('tiny_network.py')}:Tiny"
 TINY = ["--model", TINY_NETWORK, "--imgsz", "64", "--batch", "4", "--no-amp", "--no-tensorboard", "--device", "cpu"]
+
+
+def alerts_in(folder: Path) -> list[dict[str, Any]]:
+    """The alerts of a run folder; none if the run has written nothing."""
+    lines = [json.loads(line) for path in folder.glob("metrics.jsonl") for line in path.read_text().splitlines()]
+    return [line for line in lines if "alert" in line]
 
 
 def start(*words: object, **options: object) -> "subprocess.Popen[str]":

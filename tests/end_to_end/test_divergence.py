@@ -1,6 +1,5 @@
 """What a run does when it diverges: it warns, stops, or goes back, in one process and in two."""
 
-import json
 import math
 import os
 import signal
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from commands import TINY, TINY_NETWORK, Command, start
+from commands import TINY, TINY_NETWORK, Command, alerts_in, start
 from yoloyard.commands.train import train
 from yoloyard.common.errors import UserError
 from yoloyard.common.structures import Batch
@@ -21,7 +20,7 @@ from yoloyard.training import divergence, saving
 from yoloyard.training.divergence import DivergedError
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.listeners.events import AlertRaised, StepFinished
-from yoloyard.training.listeners.results import read_alerts, read_records
+from yoloyard.training.listeners.results import read_records
 from yoloyard.training.monitor.monitor import Monitor
 from yoloyard.training.state.checkpoint import read_header
 
@@ -80,9 +79,8 @@ def test_a_run_goes_back_to_its_last_checkpoint_with_half_the_learning_rate(
     rates = [record["lr/weight"] for record in read_records(whole.folder)]
     assert [record["lr/weight"] for record in records] == [rates[0], *(rate / 2 for rate in rates[1:])]
     assert progress_of().rollbacks == 1
-    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["alert"] for line in lines if "alert" in line] == ["not-finite", "rolled-back"]
-    (first, second) = read_alerts(result.folder)
+    (first, second) = alerts_in(result.folder)
+    assert (first["alert"], second["alert"]) == ("not-finite", "rolled-back")
     assert (first["epoch"], first["step"], second["step"]) == (2, 6, 8)  # from 1
     assert set(first) == {"epoch", "step", "alert", "message", "evidence", "remedy"}
 
@@ -265,5 +263,5 @@ def test_two_processes_go_back_together(data: Path, monkeypatch: pytest.MonkeyPa
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, out + err
     assert "for the 4th time" in err
-    assert [alert["alert"] for alert in read_alerts(Path("runs/run"))].count("rolled-back") == 3
+    assert [alert["alert"] for alert in alerts_in(Path("runs/run"))].count("rolled-back") == 3
     assert progress_of().rollbacks == 3

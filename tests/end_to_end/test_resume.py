@@ -186,7 +186,7 @@ def of_another(file: Path) -> None:
         (cut, "manifest.json", "manifest.json can't be read"),
         (cut, "state.json", "the checkpoint .*last can't be read"),
         (Path.unlink, "state.json", "the checkpoint .*last can't be read"),
-        (flip_a_byte, "state.json", "state.json has another content than was written"),
+        (flip_a_byte, "state.json", "(state.json has another content than was written|last can't be read)"),
         (flip_a_high_bit, "state.json", "the checkpoint .*last can't be read"),
         (hold_nothing, "state.json", "the checkpoint .*last can't be read"),
     ],

@@ -9,7 +9,7 @@ from copying import S3, claimed, files_of, send
 from object_store import BUCKET, Proxy
 from yoloyard.common.errors import UserError
 from yoloyard.storage.copies import Copies
-from yoloyard.storage.fetch import fetch_run, local_weights, read_files, read_note
+from yoloyard.storage.fetch import fetch_run, local_weights, read_note
 
 
 @pytest.fixture(autouse=True)
@@ -130,11 +130,3 @@ def test_weights_that_are_not_there_are_said(two: Copies) -> None:
 def test_a_file_address_is_as_good(tmp_path: Path) -> None:
     (tmp_path / "best.pt").write_bytes(b"weights")
     assert local_weights(f"file://{tmp_path}/best.pt").read_bytes() == b"weights"
-
-
-def test_small_files_are_read_without_fetching_the_run(two: Copies) -> None:
-    files = read_files(S3, ["run.json", "status.json"])
-    assert files.keys() == {"run.json"}
-    assert json.loads(files["run.json"])["run"] == "run-1"
-    with pytest.raises(UserError, match="there is no such bucket"):
-        read_files("s3://nobody-has-it/run", ["run.json"])

@@ -43,7 +43,9 @@ def test_the_loss_is_compared_with_that_of_the_labels_of_the_next_image() -> Non
     maps = [batch.boxes[..., 0] + 1.0]
     maps[0].requires_grad_()
     parts = criterion(maps, batch.boxes, batch.labels)
-    ratio = measures.label_ratio(criterion, {"box": 2.0, "cls": 0.0}, maps, batch, parts)
+    engine = Training(CPU).engine
+    engine.criterion, engine.gains = criterion, {"box": 2.0, "cls": 0.0}
+    ratio = measures.label_ratio(engine, maps, batch, parts)
     slots = batch.boxes[..., 0].numel()
     shuffled = float((batch.boxes[..., 0] + 1 - batch.boxes.roll(1, 0)[..., 0]).abs().sum())
     assert float(ratio) == pytest.approx(slots / shuffled)

@@ -96,7 +96,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
                 own_gradients = gradients_of(setup.detector)
                 save_for_good(run)
                 gradients = gradients_of(setup.detector)
-                restore(read_header(run.last_checkpoint), run.engine, run.progress)
+                restore(read_header(run.setup.last_checkpoint), run.engine, run.progress)
             train_epoch(run)
             run.progress.epoch, run.progress.position = epoch + 1, 0
         validation = validate(run, run.engine.average.model)

@@ -45,4 +45,4 @@ def test_too_little_room_is_a_warning(setup: Any, monkeypatch: pytest.MonkeyPatc
     assert "checkpoints" in said[0]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9 - 10**6, 10**6))
     tell_space(setup)
-    assert said[2].startswith(f"warning: only 1 MB are free in {setup.folder}: make room")
+    assert said[2].startswith(f"warning: only 1.0 MB are free in {setup.folder}: make room")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from zoo_cases import BROKEN, HEALTHY, Case
 
-from yoloyard.training.listeners.results import read_alerts
+from commands import alerts_in
 
 SEED = 11
 QUICK = ("a label of 1e6 px", "NaN after a user's transform", "empty labels", "a tiny validation set", "all frozen")
@@ -28,7 +28,7 @@ def test_a_broken_run_is_recognised(case: Case, tmp_path: Path) -> None:
         assert alert.evidence
         assert alert.remedy
         assert any(alert.line in line for line in found.lines)
-    assert [line["alert"] for line in read_alerts(found.folder)] == found.kinds
+    assert [line["alert"] for line in alerts_in(found.folder)] == found.kinds
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from yoloyard.models.custom_model import is_custom
 from yoloyard.models.importing.torch_files import names_in
 from yoloyard.models.profile import profile
 from yoloyard.models.weights import WEIGHT_FILES, load_model
-from yoloyard.storage.address import is_address
 from yoloyard.storage.fetch import local_weights
 
 log = logging.getLogger(__name__)
@@ -27,7 +25,7 @@ def describe(model: str) -> dict[str, Any]:
     `model` is a name, a weights file or its address, or my_model.py:build. Raises UserError or UsageError otherwise.
     """
     metadata: dict[str, Any] = {}
-    file = local_weights(model) if is_address(model) else Path(model)
+    file = local_weights(model)
     if file.suffix.lower() in WEIGHT_FILES:
         if asked := names_in(file):
             names = ", ".join(ascii(name)[1:-1] for name in asked)

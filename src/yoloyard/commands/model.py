@@ -21,7 +21,6 @@ from yoloyard.data.pixels.augment import letterbox, minimal_shape
 from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.validate import detect, fused_for
 from yoloyard.models.weights import load_model
-from yoloyard.storage.address import is_address
 from yoloyard.storage.fetch import local_weights
 
 
@@ -39,8 +38,7 @@ class Model:
         if not isinstance(weights, str | os.PathLike) or not str(weights).strip():
             raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
         config = with_overrides(ModelConfig(), {"weights": weights, "device": device, **settings})
-        file = local_weights(config.weights) if is_address(config.weights) else Path(config.weights)
-        self.detector, self.metadata = load_model(file)
+        self.detector, self.metadata = load_model(local_weights(config.weights))
         if (channels := self.metadata.get("channels", 3)) != 3:
             raise UserError(f"{config.weights} wants images of {channels} channels; only those of 3 can be used")
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or map(str, range(self.detector.num_classes)))

@@ -17,7 +17,7 @@ from yoloyard.commands.runs import find_run
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.run_folder import LAST_VALIDATION, STATUS, RunFolder, find_runs, read_run
 from yoloyard.evaluation.report import runs_page
-from yoloyard.storage.address import is_address, reason
+from yoloyard.storage.address import is_address, reasons_said
 from yoloyard.storage.copies import Copies
 
 log = logging.getLogger(__name__)
@@ -34,25 +34,24 @@ class CopiedRun:
     def __init__(self, address: str, place: Path) -> None:
         self._copies, self._folder = Copies(address.rstrip("/")), place / Path(address).name
         self._folder.mkdir()
+        self._problems: list[str] = []
         self._fetch()
-        if self._problem:
-            raise UserError(self._problem)
 
     def read(self) -> RunFolder:
         """The run at its newest copy, which is looked for now and then."""
         if time.monotonic() - self._fetched > FETCH_SECONDS:
-            self._fetch()
+            try:
+                self._fetch()
+                self._problems = []
+            except UserError as error:
+                self._problems = [str(error)]
         run = read_run(self._folder, is_copy=True)
-        return dataclasses.replace(
-            run, bytes=self._bytes, problems=run.problems + [self._problem] * bool(self._problem)
-        )
+        return dataclasses.replace(run, bytes=self._bytes, problems=run.problems + self._problems)
 
     def _fetch(self) -> None:
-        """Fetch the small files of the run, or say why that is not possible."""
-        from obstore.exceptions import BaseError
-
-        self._problem = ""
-        try:
+        """Fetch the small files of the run. Raises UserError."""
+        self._fetched = time.monotonic()
+        with reasons_said(self._copies.address):
             manifests = self._copies.read_manifests()
             if not manifests:
                 raise FileNotFoundError("it holds no copy of a run, or none has arrived yet")
@@ -63,9 +62,6 @@ class CopiedRun:
                     self._copies.download(name, self._folder / name)
             note = {"address": self._copies.address, "epoch": newest.epoch}
             (self._folder / "backup.json").write_text(json.dumps(note), encoding="utf-8")
-        except (BaseError, OSError) as error:
-            self._problem = f"{self._copies.address}: {reason(error)}"
-        self._fetched = time.monotonic()
 
 
 def watch(names: Sequence[str], project: Path, port: int) -> None:

@@ -75,6 +75,12 @@ def no_image_fits(error: str, remedy: str = "lower --imgsz, take a smaller --mod
     return f"the device has too little memory, even for one image at a time: {remedy} ({' '.join(error.split()):.300})"
 
 
+def alert_line(message: str, evidence: str | None, remedy: str | None) -> str:
+    """An alert in a line: what is wrong, what shows it, what to do."""
+    said = f"{message} ({evidence})" if evidence else message
+    return f"{said}; {remedy}" if remedy else said
+
+
 def printable(text: str) -> str:
     """Foreign text with all characters escaped that could move a terminal's cursor or hide something."""
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

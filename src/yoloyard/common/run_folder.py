@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from yoloyard.common.errors import alert_line
 from yoloyard.common.files import is_locked
 
 STATUS, LAST_VALIDATION = "status.json", "last_validation.json"
@@ -71,7 +72,7 @@ class RunFolder:
             "best (epoch)": f"{best['value']:.4f} ({best['epoch']})" if best else "",
             "time": time_text(self.seconds),
             "left at most": time_text(self.seconds_left) if self.seconds_left else "",
-            "size": f"{self.bytes / 1e9:.1f} GB" if self.bytes >= 1e8 else f"{self.bytes / 1e6:.1f} MB",
+            "size": size_text(self.bytes),
             "backup": ", ".join(filter(None, copied)) if backup else "",
             "alerts": str(len(self.alerts) or ""),
         }
@@ -91,7 +92,9 @@ def read_run(folder: Path, is_copy: bool = False) -> RunFolder:
         with contextlib.suppress(ValueError, TypeError):
             values = dict(read_json(line))
         if "alert" in values:
-            alerts.append(_alert_line(values))
+            message = values.get("message") or values["alert"]
+            said = alert_line(message, values.get("evidence"), values.get("remedy"))
+            alerts.append(f"epoch {values.get('epoch')}: {said}")
         elif isinstance(values.get("epoch"), int):
             records.append(values)
         else:
@@ -152,6 +155,11 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
+def size_text(size: float) -> str:
+    """Bytes, such as 12.5 MB or 1.3 GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
 def _state_of(folder: Path, status: Record, is_copy: bool) -> tuple[str, str]:
     """The state of a run, and what says so."""
     locked = None if is_copy else is_locked(folder)
@@ -204,9 +212,3 @@ def _read(path: Path, parse: Callable[[str], Any], problems: list[str]) -> dict[
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         problems.append(f"{path.name} can't be read ({' '.join(str(error).split())})")
         return {}
-
-
-def _alert_line(alert: Record) -> str:
-    line = f"epoch {alert.get('epoch')}: {alert.get('message') or alert['alert']}"
-    line += f" ({alert['evidence']})" if alert.get("evidence") else ""
-    return line + (f"; {alert['remedy']}" if alert.get("remedy") else "")

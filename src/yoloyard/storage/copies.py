@@ -184,8 +184,7 @@ class Copies:
 
     def read_owner(self) -> Facts | None:
         """What run.json says; None if there is none."""
-        content = self.read("run.json")
-        owner: Facts | None = None if content is None else json.loads(content)
+        owner: Facts | None = json.loads(self.read("run.json") or b"null")
         return owner
 
     def read_manifests(self) -> list[Manifest]:

@@ -3,15 +3,15 @@
 import itertools
 import json
 import logging
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import RUN_MARK, write_whole, write_whole_folder
+from yoloyard.common.run_folder import size_text
 from yoloyard.data.store import Store, alone
-from yoloyard.storage.address import reasons_said
+from yoloyard.storage.address import is_address, reasons_said
 from yoloyard.storage.copies import Copies, Manifest, part_of
 
 log = logging.getLogger(__name__)
@@ -33,16 +33,6 @@ def read_note(folder: Path) -> dict[str, Any]:
         return note
     except (OSError, ValueError):
         return {}
-
-
-def read_files(address: str, names: Sequence[str], endpoint: str | None = None) -> dict[str, bytes]:
-    """The contents of small files of a run that is copied to `address`, by their `names`, such as status.json.
-
-    Those that are not there are left out. Raises UsageError or UserError.
-    """
-    with reasons_said(address):
-        copies = Copies(address, endpoint)
-        return {name: content for name in names if (content := copies.read(name)) is not None}
 
 
 def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:
@@ -78,16 +68,18 @@ def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:
                     log.warning(f"{address}: checkpoint {manifest.number} is damaged: {error}; trying the one before")
                     continue
                 size = sum(each["size"] for each in manifest.files.values())
-                log.info(f"fetched {size / 1e6:.1f} MB from {address} into {folder}")
+                log.info(f"fetched {size_text(size)} from {address} into {folder}")
                 return folder
     raise UserError(f"{address} holds no whole checkpoint: each of its {len(manifests)} is damaged, as said above")
 
 
 def local_weights(weights: str) -> Path:
-    """The file in the cache for the address of a weights file, or of a run, which stands for its best weights.
+    """The file at a path, or in the cache for an address: of a weights file, or of a run, whose best weights it means.
 
     It is fetched once for each content, by its ETag. Raises UsageError or UserError.
     """
+    if not is_address(weights):
+        return Path(weights)
     is_file = weights.lower().endswith(WEIGHTS)
     parent, _, path = weights.rpartition("/") if is_file else (weights.rstrip("/"), "", BEST)
     with reasons_said(weights):
@@ -97,7 +89,7 @@ def local_weights(weights: str) -> Path:
         cache = Store("weights", Path(path).suffix, 1, WEIGHTS_KEPT)
         place = cache.path([weights, found["e_tag"], found["size"]])
         if cache.find(place, Path.stat) is None:
-            log.info(f"fetching {weights} ({found['size'] / 1e6:.1f} MB)")
+            log.info(f"fetching {weights} ({size_text(found['size'])})")
             cache.make_room(place, is_alone=False)
             write_whole(place, partial(copies.download, path))
     return place

@@ -37,8 +37,6 @@ from yoloyard.training.writer import Writer
 
 log = logging.getLogger(__name__)
 
-LAST = Path("checkpoints", "last")  # in the run folder
-
 
 @dataclass
 class Run:
@@ -71,11 +69,6 @@ class Run:
     def epochs(self) -> int:
         """How many epochs the run will have, as far as is known."""
         return self.progress.planned_epochs or self.setup.config.epochs
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """The checkpoint that a resumed run begins with."""
-        return self.setup.folder / LAST
 
     @property
     def place(self) -> str:
@@ -145,11 +138,9 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
         f"{len(train_loader)} batches of {config.batch} an epoch; results in {setup.folder}"
     )
 
-    last_checkpoint = setup.folder / LAST
-
     def saved(error: UserError | None) -> None:  # knows no `Run`, whose workers would then outlive the run
         if error is None:
-            listeners.tell(events.CheckpointWritten(last_checkpoint))
+            listeners.tell(events.CheckpointWritten(setup.last_checkpoint))
         else:
             advice = "Training goes on, and the next save tries it again; make room, or make that folder writable"
             listeners.tell(events.AlertRaised(f"{error} {advice}"))

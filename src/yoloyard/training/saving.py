@@ -71,7 +71,7 @@ def save(run: Run, weights: Sequence[str] = (), metrics: Metrics | None = None, 
     run.count_time()
     run.is_saving, run.interrupt.saved_at = False, time.monotonic()
     random_states = run.team.gather(RandomNumbers(setup.device).state_dict())
-    if run.start is not None and run.team.broadcast(run.last_checkpoint.exists()):
+    if run.start is not None and run.team.broadcast(setup.last_checkpoint.exists()):
         run.start = None
     monitor = run.monitor.state_dict()
     with run.team.on_rank_0() as is_rank_0:
@@ -106,10 +106,10 @@ def write_save(
                 del run.unwritten[path]
             except UserError as error:
                 failure = error
-        write(snapshot, run.last_checkpoint, good_until)
+        write(snapshot, setup.last_checkpoint, good_until)
         if copied_epoch is not None:
-            copy = run.last_checkpoint.with_name(f"epoch-{copied_epoch:04d}")
-            copy_checkpoint(run.last_checkpoint, copy, setup.config.keep)
+            copy = setup.last_checkpoint.with_name(f"epoch-{copied_epoch:04d}")
+            copy_checkpoint(setup.last_checkpoint, copy, setup.config.keep)
     except OSError as error:
         raise cannot_write(Path(error.filename or setup.folder), error) from error
     if failure is not None:

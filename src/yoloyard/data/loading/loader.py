@@ -7,6 +7,7 @@ import multiprocessing.util
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.synchronize import Event
 from typing import Any
 
@@ -107,8 +108,8 @@ class TrainLoader(Loader):
         """What `epoch` asks for, with the same arguments: this rank's share of each batch."""
         plan, config = self.dataset.plan, self.dataset.config
         mosaic = epoch < (epochs or config.epochs) - config.augment.close_mosaic
-        share = self.rank, self.world_size
-        return batch_requests(len(plan), plan.batch, *share, epoch, position, mosaic, self.left_out)
+        requests = batch_requests(len(plan), plan.batch, self.rank, self.world_size, epoch, position, mosaic)
+        return [replace(request, left_out=self.left_out) for request in requests]
 
 
 def make_train_loader(

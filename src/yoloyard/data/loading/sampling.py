@@ -66,14 +66,7 @@ def images_in_use(num_batches: int, batch: int, workers: int, world_size: int = 
 
 
 def batch_requests(
-    count: int,
-    batch: int,
-    rank: int,
-    world_size: int,
-    epoch: int,
-    position: int,
-    mosaic: bool,
-    left_out: tuple[int, ...] = (),
+    count: int, batch: int, rank: int, world_size: int, epoch: int, position: int, mosaic: bool
 ) -> list[BatchRequest]:
     """A rank's batches of an epoch of `count` positions, from `position` on; it takes a contiguous share of each batch.
 
@@ -81,7 +74,7 @@ def batch_requests(
     """
     share = batch // world_size
     firsts = (start + rank * share for start in range(position, count, batch))
-    return [BatchRequest(epoch, range(first, first + share), mosaic, left_out) for first in firsts]
+    return [BatchRequest(epoch, range(first, first + share), mosaic) for first in firsts]
 
 
 def rectangular_batches(

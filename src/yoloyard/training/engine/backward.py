@@ -16,12 +16,11 @@ from yoloyard.common.errors import TooLittleMemoryError, UserError, memory_line,
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.training.distributed.ddp import add_gradients, exchanging
 from yoloyard.training.engine import measures
+from yoloyard.training.engine.measures import Parts
 from yoloyard.training.engine.multi_scale import vary_size
 
 if TYPE_CHECKING:
     from yoloyard.training.engine.engine import Engine
-
-Parts = dict[str, tuple[Tensor, Tensor]]  # of the loss, by name: sums and norms of this process
 
 
 class BackwardPass:
@@ -66,7 +65,7 @@ class BackwardPass:
         with engine.around_step(), exchanging(engine.network, self.is_due, engine.team):
             maps, parts = self._forward(engine.network, batch)
             if self.label_ratio is not None:
-                self.label_ratio = measures.label_ratio(engine.criterion, engine.gains, maps, batch, parts)
+                self.label_ratio = measures.label_ratio(engine, maps, batch, parts)
             self.norms = self._of_all(self._norms(parts))
             losses = self._losses(parts, self.norms)
             self._scaled(losses).backward()

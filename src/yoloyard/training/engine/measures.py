@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from yoloyard.common.structures import Batch, images_to_float
-from yoloyard.losses import Criterion
 
 if TYPE_CHECKING:
     from yoloyard.training.engine.engine import Engine
 
+Parts = dict[str, tuple[Tensor, Tensor]]  # of the loss, by name: sums and norms of this process
 UPDATES_PERIOD = 10  # batches between two measurements of the updates
 LABELS_PERIOD = 10  # updates between two comparisons with the labels of other images
 MAX_WATCHED_NUMBERS = 2**18  # of a weight whose updates are measured; larger ones would cost memory
@@ -33,19 +33,13 @@ def update_ratio(weights: Sequence[Tensor], before: Sequence[Tensor], found_inf:
 
 
 @torch.no_grad()
-def label_ratio(
-    criterion: Criterion,
-    gains: Mapping[str, float],
-    maps: Sequence[Tensor],
-    batch: Batch,
-    parts: Mapping[str, tuple[Tensor, Tensor]],
-) -> Tensor:
+def label_ratio(engine: "Engine", maps: Sequence[Tensor], batch: Batch, parts: Parts) -> Tensor:
     """The loss of a batch over the loss with each image's labels given to the next one (); `parts` are the batch's own.
 
     About 1: what the network finds has nothing to do with the image.
     """
-    others = criterion([each.detach() for each in maps], batch.boxes.roll(1, 0), batch.labels.roll(1, 0))
-    return (_loss(gains, parts) / _loss(gains, others)).detach()
+    others = engine.criterion([each.detach() for each in maps], batch.boxes.roll(1, 0), batch.labels.roll(1, 0))
+    return (_loss(engine.gains, parts) / _loss(engine.gains, others)).detach()
 
 
 def sample_norm(engine: "Engine", batch: Batch) -> float:
@@ -62,6 +56,6 @@ def sample_norm(engine: "Engine", batch: Batch) -> float:
     return float(torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm())
 
 
-def _loss(gains: Mapping[str, float], parts: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:
+def _loss(gains: Mapping[str, float], parts: Parts) -> Tensor:
     losses = [(gain * parts[name][0] / parts[name][1].clamp(min=1)).sum() for name, gain in gains.items()]
     return torch.stack(losses).float().sum()

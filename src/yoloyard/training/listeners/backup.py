@@ -73,8 +73,7 @@ class Backup:
         """How far behind the copies are, for the line of progress; empty without any."""
         if self._thread is None:
             return ""
-        waiting = self._waiting[:1]
-        if waiting:
+        if waiting := self._waiting[:1]:
             return f"backup {time.time() - waiting[0].since:.0f} s behind"
         return "backed up" if self._arrived else "no backup yet"
 
@@ -103,6 +102,8 @@ class Backup:
                     break
             is_missing, self._is_over = bool(self._waiting) or self._has_missed, True
             self._changed.notify()
+        if not self._waiting:
+            self._thread.join()  # which may still write its last note
         shutil.rmtree(self._folder / WAITING, ignore_errors=True)
         if is_missing:
             why = f" ({self._error})" if self._error else ""

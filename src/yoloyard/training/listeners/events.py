@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from yoloyard.common.errors import UserError
+from yoloyard.common.errors import UserError, alert_line
 from yoloyard.common.structures import Batch, Detections
 from yoloyard.evaluation.metrics.coco import Metrics
 
@@ -107,8 +107,7 @@ class AlertRaised(Event):
     @property
     def line(self) -> str:
         """All of it in a line."""
-        said = f"{self.message} ({self.evidence})" if self.evidence else self.message
-        return f"{said}; {self.remedy}" if self.remedy else said
+        return alert_line(self.message, self.evidence, self.remedy)
 
 
 @dataclass(frozen=True)

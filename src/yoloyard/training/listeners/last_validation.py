@@ -9,8 +9,6 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from yoloyard.common.files import write_soon
 from yoloyard.common.run_folder import LAST_VALIDATION
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg
@@ -31,7 +29,6 @@ class LastValidation:
 
     def __init__(self) -> None:
         self._images: dict[str, Any] = {"images_epoch": 0, "images": []}
-        self._shrunk: list[tuple[np.ndarray, float]] = []  # images and their scale, decoded once
         self._drawn = -SECONDS_BETWEEN_IMAGES
 
     def __call__(self, event: Event) -> None:
@@ -56,13 +53,13 @@ class LastValidation:
 
     def _draw(self, validation: Validation) -> list[dict[str, Any]]:
         """Some images with what was found in them, in the form of `page.Image`."""
-        images, paths = [], self._setup.val_index.paths[:IMAGES_SHOWN]
-        self._shrunk = self._shrunk or [shrunk(decode_image(path), IMAGE_SIDE) for path in paths]
-        for number, (pixels, scale) in enumerate(self._shrunk):
+        images = []
+        for number, path in enumerate(self._setup.val_index.paths[:IMAGES_SHOWN]):
+            pixels, scale = shrunk(decode_image(path), IMAGE_SIDE)
             found = shown(validation.detections[number], validation.metrics.showing)
             boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
             drawn = draw_boxes(pixels, boxes * scale, labels, self._setup.spec.names, scores)
             source = "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(drawn, JPEG_QUALITY)).decode("ascii")
             height, width = drawn.shape[:2]
-            images.append({"source": source, "width": width, "height": height, "alt": f"{paths[number].name}: found"})
+            images.append({"source": source, "width": width, "height": height, "alt": f"{path.name}: found"})
         return images

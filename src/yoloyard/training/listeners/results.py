@@ -77,11 +77,6 @@ def read_records(folder: Path) -> list[Record]:
     return [line for line in _lines(folder) if "alert" not in line]
 
 
-def read_alerts(folder: Path) -> list[dict[str, Any]]:
-    """The alerts there: `epoch`, `step` (of the run), `alert` (its kind), `message`, `evidence`, `remedy`."""
-    return [line for line in _lines(folder) if "alert" in line]
-
-
 def _lines(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

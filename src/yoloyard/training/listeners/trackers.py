@@ -18,15 +18,8 @@ from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg
 from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.report.drawing import draw_boxes
-from yoloyard.training.listeners.events import (
-    AlertRaised,
-    EpochEnded,
-    EpochStarted,
-    Event,
-    RunFinished,
-    RunStarted,
-    StepFinished,
-)
+from yoloyard.training.listeners import events
+from yoloyard.training.listeners.events import Event
 
 WANDB_ID = "wandb-id.txt"  # in the run folder: under which name Weights & Biases knows the run
 JPEG_QUALITY = 90  # of TensorBoard's images
@@ -60,11 +53,11 @@ class TensorBoard:
         # As a JPEG: the writer takes checksums byte by byte in Python, beside the training step, and PNGs are large.
         (height, width), jpeg = image.shape[:2], encode_jpeg(image, JPEG_QUALITY)
         image = self._summary.Image(height=height, width=width, colorspace=3, encoded_image_string=jpeg)
-        events = self._writer.file_writer
-        assert events is not None  # until it is closed
-        events.add_summary(self._summary(value=[self._summary.Value(tag=name, image=image)]), step)
+        file = self._writer.file_writer
+        assert file is not None  # until it is closed
+        file.add_summary(self._summary(value=[self._summary.Value(tag=name, image=image)]), step)
 
-    def alert(self, alert: AlertRaised, epoch: int) -> None:
+    def alert(self, alert: events.AlertRaised, epoch: int) -> None:
         """An alert, as text."""
         self._writer.add_text("alerts", alert.line, epoch)
         self._writer.flush()
@@ -111,7 +104,7 @@ class WeightsAndBiases:
         """An image, uint8 RGB (H, W, 3)."""
         self._run.log({name: self._wandb_image(image)})
 
-    def alert(self, alert: AlertRaised, epoch: int) -> None:
+    def alert(self, alert: events.AlertRaised, epoch: int) -> None:
         """An alert, which its server sends on as its user has chosen there."""
         self._run.alert(_utf8(alert.kind or "alert"), _utf8(alert.line), level="WARN")
 
@@ -139,14 +132,14 @@ class Tracker:
 
     def __call__(self, event: Event) -> None:
         """Show the first batches, the labels, and of each epoch its figures and what was found in some images."""
-        if isinstance(event, RunStarted):
+        if isinstance(event, events.RunStarted):
             self._setup, self._sink = event.setup, self._open(event.folder, event.setup.config)
-        if isinstance(event, EpochStarted):
+        if isinstance(event, events.EpochStarted):
             self._epoch = event.epoch
         if self._sink is None:
             return
         names = self._setup.spec.names
-        if isinstance(event, StepFinished) and event.number < BATCHES_SHOWN:
+        if isinstance(event, events.StepFinished) and event.number < BATCHES_SHOWN:
             batch = event.images()
             assert batch is not None  # as long as this call lasts
             for row, real in enumerate(batch.labels[:IMAGES_SHOWN] >= 0):
@@ -154,7 +147,7 @@ class Tracker:
                 boxes, labels = (values[row][real].cpu().numpy() for values in (batch.boxes, batch.labels))
                 image = draw_boxes(np.ascontiguousarray(pixels), boxes, labels, names)
                 self._sink.image(f"training batch/{row}", image, event.number)
-        elif isinstance(event, EpochEnded):
+        elif isinstance(event, events.EpochEnded):
             if event.epoch == 1:  # not before the first step, which needn't wait for it
                 show_labels(self._sink, self._setup.train_index)
             self._sink.scalars(event.record)
@@ -163,9 +156,9 @@ class Tracker:
                     found = shown(validation.detections[number], validation.metrics.showing)
                     pixels = decode_image(self._setup.val_index.paths[number])
                     show_prediction(self._sink, number, pixels, found, names, event.epoch)
-        elif isinstance(event, AlertRaised):
+        elif isinstance(event, events.AlertRaised):
             self._sink.alert(event, self._epoch)
-        elif isinstance(event, RunFinished):
+        elif isinstance(event, events.RunFinished):
             self._sink.close()
 
 

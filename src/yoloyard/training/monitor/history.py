@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -88,12 +88,8 @@ class History:
         is_new = bool(self.epochs) and "map50" in self.epochs[-1]
         return [epoch for epoch in self.epochs if "map50" in epoch] if is_new else []
 
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, as JSON."""
-        return asdict(self)
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, of this version or another one: what is missing there begins again."""
+        """Go on from these fields as JSON, of this version or another one: what is missing there begins again."""
         vars(self).update(vars(History()) | {name: state[name] for name in vars(self).keys() & state.keys()})
 
     def _add_loss(self, loss: float) -> None:

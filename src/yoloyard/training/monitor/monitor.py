@@ -5,6 +5,7 @@ process measures by itself (its waiting) decides nothing but an alert, which ran
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from yoloyard.evaluation.metrics.coco import Metrics
@@ -12,7 +13,7 @@ from yoloyard.training.engine.engine import Figures
 from yoloyard.training.engine.schedule import Schedule
 from yoloyard.training.listeners.events import AlertRaised, Record
 from yoloyard.training.monitor.history import History
-from yoloyard.training.monitor.rules import DIVERGED, EPOCH_RULES, START_RULES, STEP_RULES, Rule
+from yoloyard.training.monitor.rules import EPOCH_RULES, START_RULES, STEP_RULES, Rule, diverged
 from yoloyard.training.setup.setup import Setup
 
 CALM_EPOCHS = 10  # without a finding, after which the next one of its kind is told again
@@ -33,7 +34,7 @@ class Monitor:
     def look_at_step(self, figures: Figures, schedule: Schedule) -> AlertRaised | None:
         """Look at a step that was not a bad one; the alert if the run diverges."""
         self.history.add_step(figures, schedule)
-        return next((alert for alert in self._apply(STEP_RULES, self.history) if alert.kind == DIVERGED), None)
+        return next((alert for alert in self._apply(STEP_RULES, self.history) if alert.kind == diverged.kind), None)
 
     def look_at_epoch(self, record: Record, metrics: Metrics | None) -> None:
         """Look at an epoch; `metrics` where it was validated."""
@@ -51,7 +52,7 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """What it has seen and told, as JSON."""
-        return {"history": self.history.state_dict(), "last_found": dict(self._last_found)}
+        return {"history": asdict(self.history), "last_found": dict(self._last_found)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave; what was told since then counts as told."""

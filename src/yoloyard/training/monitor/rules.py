@@ -10,7 +10,6 @@ import numpy as np
 from yoloyard.training.monitor.history import LOSSES_KEPT, SPIKE_Z, History
 from yoloyard.training.setup.setup import Setup
 
-DIVERGED = "diverged"  # the kind that `--on-divergence` answers, beside steps that are not finite
 DIVERGED_RATIO = 5.0  # of the median loss to the lowest one
 LOST_RATIO = 1.5  # the same, where what was learned is lost: the labels of other images give the same loss again
 LOST_LABEL_RATIO = 0.95
@@ -55,13 +54,12 @@ class Rule(NamedTuple):
     evidence: Callable[[Any], str]
 
 
-def rule(kind: str, message: str, remedy: str) -> Callable[[Callable[[Any], str]], Rule]:
-    """Make a rule of the function that finds its evidence."""
-    return lambda evidence: Rule(kind, message, remedy, evidence)
+def rule(message: str, remedy: str, kind: str = "") -> Callable[[Callable[[Any], str]], Rule]:
+    """Make a rule of the function that finds its evidence; `kind` is the function's name unless given."""
+    return lambda evidence: Rule(kind or evidence.__name__.replace("_", "-"), message, remedy, evidence)
 
 
 @rule(
-    "no-labels",
     "the training images have hardly any labels",
     "check where the label files lie: yoloyard data check names the places that were looked at",
 )
@@ -73,7 +71,6 @@ def no_labels(setup: Setup) -> str:
 
 
 @rule(
-    "small-validation",
     "the validation set is too small to judge by: single boxes decide which weights are the best",
     "move more images to val, some hundred boxes at least",
 )
@@ -83,7 +80,7 @@ def small_validation(setup: Setup) -> str:
     return f"{boxes} boxes in {images} images" if boxes < MIN_VAL_BOXES or images < MIN_VAL_IMAGES else ""
 
 
-@rule("frozen", "almost everything is frozen", "lower --freeze")
+@rule("almost everything is frozen", "lower --freeze", kind="frozen")
 def almost_all_frozen(setup: Setup) -> str:
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in setup.detector.parameters()]
     total, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
@@ -91,7 +88,6 @@ def almost_all_frozen(setup: Setup) -> str:
 
 
 @rule(
-    "exploding-gradients",
     "gradients explode: one is far longer than those before it",
     "look at the labels and at blocks of your own; if it comes again, a lower --lr0 helps",
 )
@@ -102,11 +98,7 @@ def exploding_gradients(seen: History) -> str:
     return f"norm {math.exp(seen.norms[-1]):.3g} where {usual:.3g} is usual, z-score {seen.norm_z:.0f}"
 
 
-@rule(
-    DIVERGED,
-    "training diverges: the loss rises instead of falling",
-    "lower --lr0, or lengthen --warmup-epochs",
-)
+@rule("training diverges: the loss rises instead of falling", "lower --lr0, or lengthen --warmup-epochs")
 def diverged(seen: History) -> str:
     if seen.lowest_loss is None:
         return ""
@@ -116,18 +108,16 @@ def diverged(seen: History) -> str:
 
 
 @rule(
-    "frozen",
     "nothing is trained: the weights don't move",
     "raise --lr0, lower --freeze, and look for detach() and no_grad() in a model of your own",
 )
-def nothing_moves(seen: History) -> str:
+def frozen(seen: History) -> str:
     last = seen.updates[-FEW_MEASURED:]
     is_still = len(last) == FEW_MEASURED and max(last) == 0
     return f"update over weights 0 in {len(last)} measurements" if is_still else ""
 
 
 @rule(
-    "scaler-collapsing",
     "float16 overflows: the loss scaler lowers its scale again and again",
     "train with --no-amp, or with a lower --lr0; look for large values in blocks of your own",
 )
@@ -136,11 +126,7 @@ def scaler_collapsing(seen: History) -> str:
     return f"scale {seen.scale:.3g}, it begins at 65536" if is_low else ""
 
 
-@rule(
-    "rate-too-low",
-    "the learning rate is too low: the weights hardly move, and the loss is flat",
-    "raise --lr0 tenfold",
-)
+@rule("the learning rate is too low: the weights hardly move, and the loss is flat", "raise --lr0 tenfold")
 def rate_too_low(seen: History) -> str:
     if len(seen.epochs) <= FLAT_EPOCHS or len(seen.updates) < FEW_MEASURED:
         return ""
@@ -152,7 +138,6 @@ def rate_too_low(seen: History) -> str:
 
 
 @rule(
-    "rate-too-high",
     "the learning rate is too high: the loss rises, or the weights move by large steps and hardly anything is learned",
     "lower --lr0 to a tenth",
 )
@@ -169,7 +154,6 @@ def rate_too_high(seen: History) -> str:
 
 
 @rule(
-    "plateau",
     "training stands still: neither loss nor figures change any more",
     "stop here, or train a larger model or on more images; a lower --patience ends such runs by itself",
 )
@@ -185,7 +169,6 @@ def plateau(seen: History) -> str:
 
 
 @rule(
-    "overfitting",
     "overfitting: the training loss falls, and the figures of validation fall",
     "add images or augmentation, or train a smaller model or fewer epochs; best.safetensors has the best epoch",
 )
@@ -207,11 +190,10 @@ def overfitting(seen: History) -> str:
 
 
 @rule(
-    "validation-far-below-training",
     "validation is far below training: the network learns the training images and finds nothing in the others",
     "check that both splits show the same things under the same class numbers, and the labels of val",
 )
-def far_below_training(seen: History) -> str:
+def validation_far_below_training(seen: History) -> str:
     last = seen.validated()[-FAR_EPOCHS:]
     is_far = len(last) == FAR_EPOCHS and all(each["has_learned"] and each["map50"] < MIN_FIGURE for each in last)
     if not is_far:
@@ -223,7 +205,6 @@ def far_below_training(seen: History) -> str:
 
 
 @rule(
-    "class-never-found",
     "a class is never found, although val has boxes of it and the others are found",
     "check the class numbers of train and val, and whether train has enough boxes of it; --repeat-factor shows rare "
     "classes more often",
@@ -237,12 +218,11 @@ def class_never_found(seen: History) -> str:
 
 
 @rule(
-    "labels-do-not-fit",
     "the labels do not fit the images: the labels of other images give the same loss",
     "if no other alert explains it, look at the first training batches in TensorBoard, and check how label files are "
     "matched with images",
 )
-def labels_that_do_not_fit(seen: History) -> str:
+def labels_do_not_fit(seen: History) -> str:
     last, (low, high) = seen.label_ratios[-MANY_MEASURED:], UNFIT_LABEL_RATIOS
     if seen.lowest_loss is not None or len(last) < MANY_MEASURED or seen.moved < UNFIT_MOVED or not seen.validated():
         return ""
@@ -252,7 +232,6 @@ def labels_that_do_not_fit(seen: History) -> str:
 
 
 @rule(
-    "starved",
     "training waits for its data",
     "raise --workers, use --cache ram or disk, make your own transform faster, or move the images to a local disk",
 )
@@ -265,14 +244,14 @@ def starved(seen: History) -> str:
 
 
 START_RULES = (no_labels, small_validation, almost_all_frozen)
-STEP_RULES = (exploding_gradients, diverged, nothing_moves, scaler_collapsing)
+STEP_RULES = (exploding_gradients, diverged, frozen, scaler_collapsing)
 EPOCH_RULES = (
     rate_too_low,
     rate_too_high,
     plateau,
     overfitting,
-    far_below_training,
+    validation_far_below_training,
     class_never_found,
-    labels_that_do_not_fit,
+    labels_do_not_fit,
     starved,
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from yoloyard.common.device import Precision, free_bytes, release_memory, repeated_shapes
 from yoloyard.common.errors import TooLittleMemoryError, memory_line, no_image_fits
+from yoloyard.common.run_folder import size_text
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import build_criterion
@@ -52,7 +53,7 @@ def find_batch(
     images = max(images for images, peak in peaks.items() if peak <= limit)
     log.info(
         f"batch auto: {images * processes} images, {images} on each device; of the steps that were tried "
-        f"({', '.join(map(str, peaks))} images) this one took {peaks[images] / 1e9:.1f} GB of {total / 1e9:.1f} GB"
+        f"({', '.join(map(str, peaks))} images) this one took {size_text(peaks[images])} of {size_text(total)}"
     )
     return images * processes
 
@@ -66,7 +67,7 @@ def largest_batch(limit: int, most: int, step: Callable[[int], tuple[float, int]
     tried = {1: step(1)}
     first, saved = tried[1]
     if first > limit:
-        raise TooLittleMemoryError(no_image_fits(f"{first / 1e9:.1f} GB of {limit / 1e9:.1f} GB"))
+        raise TooLittleMemoryError(no_image_fits(f"{size_text(first)} of {size_text(limit)}"))
 
     def fits(images: int) -> bool:
         if images not in tried:

@@ -38,7 +38,6 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
         raise UsageError(unknown_name(config.best_by, FIGURES, "figure for --best-by"))
     if config.cache not in (None, "ram", "disk"):
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
-    check_on_divergence(config)
     if config.batch % num_processes and given.get("batch") != AUTO:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {num_processes} processes")
     if config.sync_bn and device.type == "cpu":
@@ -48,15 +47,16 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
             raise UsageError(f"--rect has no {name}: leave out --rect or --{name}")
     if config.single_cls and config.class_weights is not None:
         raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
+    check_resumable(config)
+
+
+def check_resumable(config: TrainConfig) -> None:
+    """Raise UsageError for settings that a resumed run may change, too, and that are names of things."""
+    if config.on_divergence not in ON_DIVERGENCE:
+        raise UsageError(unknown_name(config.on_divergence, ON_DIVERGENCE, "answer for --on-divergence"))
     check_trackers(config)
     if config.backup:
         check_address(config.backup, config.backup_endpoint)
-
-
-def check_on_divergence(config: TrainConfig) -> None:
-    """Raise UsageError where `--on-divergence` names nothing that there is."""
-    if config.on_divergence not in ON_DIVERGENCE:
-        raise UsageError(unknown_name(config.on_divergence, ON_DIVERGENCE, "answer for --on-divergence"))
 
 
 def derive(
@@ -118,10 +118,7 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
             f"{folder} is finished after {epochs_done} epochs; extend it with --resume {folder} "
             + ("--time HOURS" if config.time else "--epochs N")
         )
-    check_trackers(config)
-    if config.backup:
-        check_address(config.backup, config.backup_endpoint)
-    check_on_divergence(config)
+    check_resumable(config)
     return dataclasses.replace(spec, config=config, given=spec.given | given)
 
 

@@ -60,6 +60,11 @@ class Setup:
         """The type of the arithmetic."""
         return Precision(self.device.type, getattr(torch, self.spec.precision), self.config.device_path)
 
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint that a resumed run begins with."""
+        return self.folder / "checkpoints" / "last"
+
     def keep(self) -> None:
         """Write what decides the run into its folder: the resolved configuration and the user's transform."""
         text = yaml.safe_dump(flat_settings(self.config), sort_keys=False, allow_unicode=True)
@@ -108,9 +113,8 @@ def new_run(
     if given.get("batch") == AUTO:
         arithmetic = Precision(device.type, getattr(torch, precision), config.device_path)
         boxes = training_buckets(train, config)[-1]
-        config = with_overrides(
-            config, {"batch": find_batch(config, detector, device, arithmetic, boxes, num_processes)}
-        )
+        found = find_batch(config, detector, device, arithmetic, boxes, num_processes)
+        config = dataclasses.replace(config, batch=found)
     config = derive(config, given, detector, train, device, num_processes)
     licence = start.transfer(detector, names)
     if "anchors" in detector.head.constants and config.loss.autoanchor:

@@ -63,7 +63,7 @@ def starting_point(given: Mapping[str, Any]) -> StartingPoint:
     path = given.get("weights")
     if path is None and model is not None and (is_address(model) or Path(model).suffix.lower() in WEIGHT_FILES):
         path, model = model, None
-    file = (local_weights(path) if is_address(path) else Path(path)) if path else None
+    file = local_weights(path) if path else None
     state, metadata = read_weights(file) if file else ({}, {})
     custom = read_custom(model) if model is not None and is_custom(model) else None
     if file is not None and model is None:

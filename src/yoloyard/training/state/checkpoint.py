@@ -59,12 +59,8 @@ class Progress:
         """How far it is, for messages."""
         return f"epoch {self.epoch + 1}, after {self.position} images of it"
 
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, by name."""
-        return asdict(self)
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave. Raises TypeError for a name that is unknown."""
+        """Go on from these fields. Raises TypeError for a name that is unknown."""
         vars(self).update(vars(Progress(**state)))
 
 
@@ -90,7 +86,7 @@ def snapshot_of(
     monitor: Mapping[str, Any] | None = None,
 ) -> Snapshot:
     """All of a run at this moment; `random_states` are those of all processes by rank. Waits for the device."""
-    parts = {"spec": spec, "progress": progress.state_dict(), "monitor": monitor or {}, **engine.state_dict()}
+    parts = {"spec": spec, "progress": asdict(progress), "monitor": monitor or {}, **engine.state_dict()}
     parts |= {f"random-{rank}": state for rank, state in enumerate(random_states)}
     return {name: {key: _on_host(value) for key, value in part.items()} for name, part in parts.items()}
 
@@ -231,8 +227,7 @@ def _first(folder: Path, problem_of: Callable[[Header], str], wrong: list[str] |
     """
     problems = [] if wrong is None else wrong
     copies = sorted((path.name for path in folder.glob("epoch-*")), reverse=True)
-    places = [folder / name for name in ("last", ".last.old", "previous", *copies)]
-    for place in places:
+    for place in (folder / name for name in ("last", ".last.old", "previous", *copies)):
         if not place.exists():
             continue
         try:
@@ -264,7 +259,7 @@ def read(header: Header, engine: Engine, rank: int = 0) -> Snapshot:
         else:
             parts["engine"] = _read(header, "engine")
             numbers = _read(header, f"random-{rank}") if f"random-{rank}" in header.facts else {}
-        own = {"progress": header.progress.state_dict(), "random-0": numbers}
+        own = {"progress": asdict(header.progress), "random-0": numbers}
         return parts | own | {"monitor": header.facts.get("monitor", {})}
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"the checkpoint {header.folder} can't be restored: {error}") from error
