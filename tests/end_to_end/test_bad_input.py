@@ -76,6 +76,7 @@ def cut_weights(data: Path) -> list[object]:
         (lambda data: ["--freeze", "stme."], 2, "stem"),
         (lambda data: ["--project", data / "x"], 1, "cannot write"),
         (lambda data: ["--resume", data.parent], 1, "no whole checkpoint in"),
+        (lambda data: ["--resume", "runs/lien"], 2, "there is no run runs/lien; `yoloyard runs` lists"),
         (lambda data: ["--cache", "tape"], 2, "there are ram and disk"),
         (lambda data: ["--config", data.with_name("no.yaml")], 2, "no.yaml"),
     ],

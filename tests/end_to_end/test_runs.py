@@ -123,6 +123,8 @@ def test_alerts_and_the_backup_are_shown(run_folder: Path, yoloyard: Command) ->
     assert (code, err) == (0, "")
     assert run["alerts"][0] in " ".join(out.split())
     assert "epoch 2, 12.5 min behind" in out
+    (run_folder / "backup.json").write_text(json.dumps(backup | {"epoch": None}))
+    assert "none yet, 12.5 min behind" in yoloyard("runs", "show", "line")[1]
 
 
 def test_a_run_is_found_by_name_and_by_folder(run_folder: Path, yoloyard: Command) -> None:

@@ -1,6 +1,6 @@
 """Addresses of stores: which there are, what is wrong with others, and where credentials come from."""
 
-import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from object_store import BUCKET, CREDENTIALS, Proxy, Request
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.storage.address import check_address, is_address, open_store, reason
 from yoloyard.storage.copies import Copies
+from yoloyard.storage.fetch import fetch_run, local_weights
 
 
 def test_what_is_an_address_and_what_a_path() -> None:
@@ -50,10 +51,17 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(address: str, en
 
 
 def test_without_the_extra_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "obstore" else found(name))
-    with pytest.raises(UsageError, match=r"pip install yoloyard\[backup\]"):
-        open_store("s3://b/p")
+    for name in ("obstore", "obstore.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for use in (open_store, local_weights, lambda it: fetch_run(it, None, Path()), Copies):
+        with pytest.raises(UsageError, match=r"pip install yoloyard\[backup\]"):
+            use("s3://b/p")
+
+
+@pytest.mark.parametrize(("path", "create"), [("none", False), ("none/copies", True)])
+def test_a_folder_that_is_missing_is_named(path: str, create: bool, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"there is no folder {tmp_path}/none: correct the address"):
+        open_store(f"file://{tmp_path}/{path}", create=create)
 
 
 def test_services_that_want_the_bucket_in_the_host_get_it_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ class RunFolder:
         """What a table of runs says of it; what there is nothing to say of is empty."""
         best, backup, behind = self.best, self.backup, self.backup.get("behind_seconds") or 0
         late = f"{time_text(behind)} behind" if behind > SILENT_SECONDS else ""
-        copied = f"epoch {backup.get('epoch')}", late, backup.get("error")
+        newest = f"epoch {epoch}" if (epoch := backup.get("epoch")) is not None else "none yet"
         return {
             "state": self.state,
             "epoch": f"{self.epoch:.{1 if self.state == 'running' else 0}f}/{self.epochs}",
@@ -73,7 +73,7 @@ class RunFolder:
             "time": time_text(self.seconds),
             "left at most": time_text(self.seconds_left) if self.seconds_left else "",
             "size": size_text(self.bytes),
-            "backup": ", ".join(filter(None, copied)) if backup else "",
+            "backup": ", ".join(filter(None, (newest, late, backup.get("error")))) if backup else "",
             "alerts": str(len(self.alerts) or ""),
         }
 

@@ -71,6 +71,9 @@ def open_store(address: str, endpoint: str | None = None, create: bool = False) 
     with reasons_said(address):
         if scheme == "file":
             folder = Path(unquote(place))
+            needed = folder.parent if create else folder
+            if not needed.is_dir():
+                raise UserError(f"{address}: there is no folder {needed}: correct the address, or mount its disk")
             if create:
                 folder.mkdir(exist_ok=True)
             return stores.LocalStore(folder)

@@ -59,10 +59,10 @@ class Copies:
     """The copies below `address`, written by this process once it has claimed them. Raises obstore's errors."""
 
     def __init__(self, address: str, endpoint: str | None = None, create: bool = False) -> None:
-        import obstore
+        self.store, self.address = open_store(address, endpoint, create), address
+        import obstore  # which `open_store` misses in a line
 
-        self._obs, self.address = obstore, address
-        self.store = open_store(address, endpoint, create)
+        self._obs = obstore
         self.writer = secrets.token_hex(8)
         self.manifests: list[Manifest] = []  # by number
         self._checked: set[str] = set()  # objects that have been read back

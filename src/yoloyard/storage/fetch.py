@@ -41,8 +41,8 @@ def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:
     The folder has the run's name, or with -2, -3 ... if something else is there already. One that is there and as new
     is left as it is. Raises UsageError or UserError if there is no run or none of its checkpoints is whole.
     """
+    copies = Copies(address, endpoint)
     with reasons_said(address):
-        copies = Copies(address, endpoint)
         owner, manifests = copies.read_owner(), copies.read_manifests()[::-1]
         name = str((owner or {}).get("name"))
         if PurePosixPath(name).name != name or name in ("", ".."):
@@ -82,8 +82,8 @@ def local_weights(weights: str) -> Path:
         return Path(weights)
     is_file = weights.lower().endswith(WEIGHTS)
     parent, _, path = weights.rpartition("/") if is_file else (weights.rstrip("/"), "", BEST)
+    copies = Copies(parent)
     with reasons_said(weights):
-        copies = Copies(parent)
         if (found := copies.head(path)) is None:
             raise UserError(f"there is no {path} in {parent}")
         cache = Store("weights", Path(path).suffix, 1, WEIGHTS_KEPT)

@@ -79,7 +79,8 @@ def end(run: Run, reason: str) -> NoReturn:
         saved = f"all is saved in {run.setup.folder}"
     except UserError as error:
         saved = f"this moment is not saved: {error}"
-    advice = "look at the alerts above, then train again with a lower --lr0 or with --no-amp"
+    amp = " or with --no-amp" if run.setup.config.amp else ""
+    advice = f"look at the alerts above, then train again with a lower --lr0{amp}"
     raise DivergedError(f"{reason}; {saved}; {advice}")
 
 

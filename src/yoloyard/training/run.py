@@ -90,6 +90,8 @@ def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[P
         named = Path(os.path.expanduser(resume))
         places = (named, *named.parents[:2])
         folder = next((each for each in places if _last_saved(each) is not None), named)
+        if not folder.exists():
+            raise UsageError(f"there is no run {folder}; `yoloyard runs` lists those that are there")
     return folder, newest_header(folder)
 
 

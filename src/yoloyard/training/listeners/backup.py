@@ -108,9 +108,10 @@ class Backup:
         if is_missing:
             why = f" ({self._error})" if self._error else ""
             former = f"that of {self._arrived['epoch']} epochs" if self._arrived else "none"
+            then = "goes on" if error else "is extended (--resume, --epochs)"
             line = (
                 f"the last checkpoint did not arrive in {self._address}{why}; of those before, {former} did. All is in "
-                f"{self._folder}, and is sent when the run goes on"
+                f"{self._folder}, and is sent when the run {then}"
             )
             if error is None:
                 raise Interrupted(line, interrupt.signal) if interrupt.signal else UserError(line)

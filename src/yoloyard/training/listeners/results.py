@@ -14,6 +14,7 @@ from torch import Tensor
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole_text
+from yoloyard.common.log import ONCE
 from yoloyard.common.structures import Detections
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import TrainConfig, flat_settings
@@ -69,7 +70,7 @@ class Records:
             if records:
                 write_whole_text(setup.folder / "results.csv", table.getvalue())
         except UserError as error:  # all of them are written again after the next epoch
-            log.warning(f"the latest figures and alerts are not in the run folder yet: {error}")
+            log.warning(f"the latest figures and alerts are not in the run folder yet: {error}", extra=ONCE)
 
 
 def read_records(folder: Path) -> list[Record]:
