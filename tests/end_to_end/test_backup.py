@@ -218,7 +218,7 @@ def test_grace_seconds_bound_the_wait_after_sigterm(
             "the store refuses these credentials (InvalidAccessKeyId)",
         ),
         ("s3://nowhere/line", None, "there is no such bucket"),
-        ("file:///nowhere/at/all", None, "No such file or directory"),
+        ("file:///nowhere/at/all", None, "there is no folder /nowhere/at"),
     ],
 )
 def test_what_is_wrong_with_an_address_is_said_before_the_first_epoch(

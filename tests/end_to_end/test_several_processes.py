@@ -193,6 +193,7 @@ def test_the_time_of_a_part_of_an_epoch_counts(data: Path) -> None:
     assert Path("runs/stopped/weights/best.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_lists_in_a_settings_file_reach_the_processes(data: Path) -> None:
     Path("my.yaml").write_text(f"data: {data}\nclasses: [scratch, stain]\ndevice: [cpu, cpu]\nepochs: 1\n")
     done = start("train", "--config", "my.yaml", *TINY[: TINY.index("--device")])

@@ -41,7 +41,8 @@ def test_a_snapshot_that_is_written_while_training_goes_on_brings_its_own_moment
         assert torch.equal(value, expected[name]), name
     for seed, report in zip(range(3, 6), reports, strict=True):  # an update whose first batch came before
         assert torch.equal(other.step(some_batch(seed=seed)).losses, report.losses)
-    assert all(torch.equal(value, everything(engine)[name]) for name, value in everything(other).items())
+    expected = everything(engine)
+    assert all(torch.equal(value, expected[name]) for name, value in everything(other).items())
 
 
 def test_a_full_disk_is_said_and_the_former_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,3 +38,13 @@ def shown_lines(show: Callable[[str], object] = print) -> Iterator[None]:
     finally:
         logger.handlers, level, logger.propagate = before
         logger.setLevel(level)
+
+
+def time_text(seconds: float) -> str:
+    """Such as 2.5 min or 11.1 h."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def size_text(size: float) -> str:
+    """Bytes, such as 12.5 MB or 1.3 GB."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

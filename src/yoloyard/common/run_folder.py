@@ -18,6 +18,7 @@ import yaml
 
 from yoloyard.common.errors import alert_line
 from yoloyard.common.files import is_locked
+from yoloyard.common.log import size_text, time_text
 
 STATUS, LAST_VALIDATION = "status.json", "last_validation.json"
 STATUS_KEYS = {"state", "reason", "host", "pid", "started", "updated", "seconds", "epoch", "epochs", "step", "steps"}
@@ -148,16 +149,6 @@ def names_of(runs: Sequence[RunFolder]) -> list[str]:
     """How to call these runs: by their names, by their folders where two have the same name."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
-
-
-def time_text(seconds: float) -> str:
-    """Such as 2.5 min or 11.1 h."""
-    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
-
-
-def size_text(size: float) -> str:
-    """Bytes, such as 12.5 MB or 1.3 GB."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
 
 
 def _state_of(folder: Path, status: Record, is_copy: bool) -> tuple[str, str]:

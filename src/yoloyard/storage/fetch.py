@@ -9,7 +9,7 @@ from typing import Any
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import RUN_MARK, write_whole, write_whole_folder
-from yoloyard.common.run_folder import size_text
+from yoloyard.common.log import size_text
 from yoloyard.data.store import Store, alone
 from yoloyard.storage.address import is_address, reasons_said
 from yoloyard.storage.copies import Copies, Manifest, part_of

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from yoloyard.common.device import Precision, free_bytes, release_memory, repeated_shapes
 from yoloyard.common.errors import TooLittleMemoryError, memory_line, no_image_fits
-from yoloyard.common.run_folder import size_text
+from yoloyard.common.log import size_text
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import build_criterion

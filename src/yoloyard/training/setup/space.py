@@ -3,7 +3,7 @@
 import logging
 import shutil
 
-from yoloyard.common.run_folder import size_text
+from yoloyard.common.log import size_text
 from yoloyard.data.loading.image_cache import AllImages
 from yoloyard.training.listeners.trackers import PREDICTIONS_SHOWN
 from yoloyard.training.setup.setup import Setup
