@@ -156,6 +156,7 @@ def test_a_server_that_is_down_for_a_while_costs_nothing(data: Path, proxy: Prox
     assert f"the last checkpoint, weights and records are in {ADDRESS}; go on from anywhere with" in text
 
 
+@pytest.mark.slow
 def test_a_copy_that_never_arrives_ends_the_finished_run_with_1(
     data: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,8 @@ def test_the_flag_is_for_tests_and_says_what_there_is(data: Path, yoloyard: Comm
     assert "device-path" not in yoloyard("train", "--help")[1]
 
 
-@pytest.mark.parametrize("has_spare", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("has_spare", [True, False])
 def test_two_processes_say_once_what_is_not_used_and_nothing_else(data: Path, has_spare: bool) -> None:
     network = NETWORK if has_spare else NETWORK.replace("        self.spare = nn.Conv2d(8, 8, 1)\n", "")
     Path("small.py").write_text(network)

@@ -172,6 +172,7 @@ def test_a_time_limit_sets_the_number_of_epochs(data: Path, yoloyard: Command) -
     assert records("timed")[-1]["lr/weight"] == pytest.approx(0.01 * (0.99 * (1 - (count - 1) / count) + 0.01))
 
 
+@pytest.mark.slow
 def test_the_time_of_a_part_of_an_epoch_counts(data: Path) -> None:
     with not_ignored(signal.SIGHUP):
         run = start("train", "--data", data, "--epochs", 500, "--val-period", 200, "--name", "stopped", *TINY)

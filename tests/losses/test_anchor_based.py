@@ -171,7 +171,8 @@ def test_five_thousand_boxes_an_image_need_less_than_a_gigabyte() -> None:
     assert memory.peak < 2**30
 
 
-@pytest.mark.parametrize("name", ["yolov5n", pytest.param("yolov5n6", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolov5n", "yolov5n6"])
 def test_model_and_loss_compile_into_one_graph(name: str) -> None:
     """`fullgraph` fails on anything that waits for the device or depends on the data in shape."""
     detector = registry.build(name, num_classes=3)

@@ -24,7 +24,9 @@ def programs() -> int:
 
 
 @pytest.mark.parametrize("setting", ["rect", "multi_scale"])
-@pytest.mark.parametrize("batch", [1, 2, 64, 96])  # of which two are sides as well
+@pytest.mark.parametrize(
+    "batch", [1, 96, *(pytest.param(each, marks=pytest.mark.slow) for each in (2, 64))]
+)  # 64 and 96 are sides, too
 def test_no_batch_of_an_epoch_is_compiled_again(setting: str, batch: int) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()

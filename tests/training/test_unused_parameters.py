@@ -161,6 +161,7 @@ def test_accumulated_gradients_stay_where_the_last_batch_does_not_use_them() -> 
 MOVES = {1: [True, False, True, True, False, False], 3: [True, True]}  # by batches an update: moves `sometimes`?
 
 
+@pytest.mark.slow
 def test_two_processes_leave_alone_what_none_of_them_uses(tmp_path: Path) -> None:
     """They train as one, and a run that is resumed, also in the middle of an update, ends as the one that went on."""
     torch.manual_seed(0)
