@@ -47,7 +47,9 @@ def find_batch(
     release_memory(device)
     free, total = memory.mem_get_info(device)
     limit, most = free - int(LEFT_FREE * total), max(config.optimization.nbs // processes, 1)
-    with torch.random.fork_rng([device], device_type=device.type), repeated_shapes(not shapes_vary(config)):
+    devices = [] if device.type == "cpu" else [device]  # the CPU's numbers are kept in any case
+    kind = device.type if devices else "cuda"
+    with torch.random.fork_rng(devices, device_type=kind), repeated_shapes(not shapes_vary(config)):
         peaks = largest_batch(limit, most, partial(measured_step, config, detector, device, precision, boxes))
     release_memory(device)
     images = max(images for images, peak in peaks.items() if peak <= limit)
