@@ -23,6 +23,7 @@ from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.training.engine.compilation import compile_network
 from yoloyard.training.engine.engine import Engine, StepReport, Verdict
+from yoloyard.training.strategies.alone import Strategy
 
 NUM_CLASSES = 3
 SGD = OptimizerConfig(optimizer="SGD", momentum=0.9)
@@ -60,7 +61,15 @@ class Training:
         if compiled_for is not None:
             with shown_lines(self.lines.append):
                 network = compile_network(self.detector, self.detector, compiled_for, precision)
-        self.engine = Engine(self.detector, criterion, gains, precision, config, batches_per_epoch, network=network)
+        self.engine = Engine(
+            self.detector,
+            criterion,
+            gains,
+            precision,
+            config,
+            batches_per_epoch,
+            Strategy(self.detector, network=network),
+        )
 
     def backward(self, batch: Batch) -> Tensor:
         """The parts of the loss (parts,) of a batch that may lie elsewhere; its gradients are added up."""

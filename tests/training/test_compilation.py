@@ -15,10 +15,11 @@ from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.losses import build_criterion
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
-from yoloyard.training.distributed.collectives import Team, join_team
-from yoloyard.training.distributed.ddp import exchanging, parallelize
+from yoloyard.training.distributed.collectives import join_team
 from yoloyard.training.engine.compilation import compile_network
 from yoloyard.training.engine.engine import Engine
+from yoloyard.training.strategies.alone import Strategy
+from yoloyard.training.strategies.ddp import Ddp
 
 FLOAT32 = Precision("cpu", torch.float32)
 SHAPE = (2, 3, 64, 64)
@@ -87,7 +88,7 @@ def test_the_engine_trains_a_compiled_network_like_the_plain_one() -> None:
         config = TrainConfig(batch=2, imgsz=64, optimization=OptimizerConfig(optimizer="SGD", nbs=2))
         criterion, gains = build_criterion(detector.head, config)
         network = compiled(detector, []) if is_compiled else None
-        engine = Engine(detector, criterion, gains, FLOAT32, config, 10, network=network)
+        engine = Engine(detector, criterion, gains, FLOAT32, config, 10, Strategy(detector, network=network))
         losses.append([engine.step(some_batch(seed=seed)).losses for seed in range(3)])
     for plain, other in zip(*losses, strict=True):
         torch.testing.assert_close(plain, other)
@@ -129,13 +130,13 @@ def test_without_a_working_compiler_training_goes_on_with_the_plain_network() ->
     assert "\n" not in lines[0]
 
 
-def three_batches(detector: Small, network: nn.Module, rank: int, team: Team) -> list[dict[str, np.ndarray]]:
+def three_batches(detector: Small, strategy: Strategy, rank: int) -> list[dict[str, np.ndarray]]:
     """The gradients after each of three batches, of which the last one ends an update."""
     images = torch.rand((3, 2, *SHAPE), generator=torch.Generator().manual_seed(1))
     found = []
     for number in range(3):
-        with exchanging(network, is_due=number == 2, team=team):
-            sum(level.sum() for level in network(images[number, rank])).backward()
+        with strategy.exchanging(is_due=number == 2):
+            sum(level.sum() for level in strategy.network(images[number, rank])).backward()
         found.append(gradients_of(detector))
     return found
 
@@ -146,11 +147,12 @@ def compiled_in_a_team() -> tuple[list[dict[str, np.ndarray]], list[str]]:
     team = join_team(torch.device("cpu"))
     torch.manual_seed(0)
     detector = Small().train()
-    shared = parallelize(detector, torch.device("cpu"), team)
+    strategy = Ddp(detector, team)
+    shared = strategy.network
     with shown_lines(lines.append):
-        network = compile_network(shared, detector, SHAPE, FLOAT32, backend="aot_eager")
-    assert network is not shared, lines
-    found = three_batches(detector, network, team.rank, team)
+        strategy.network = compile_network(shared, detector, SHAPE, FLOAT32, backend="aot_eager")
+    assert strategy.network is not shared, lines
+    found = three_batches(detector, strategy, team.rank)
     team.leave()
     return found, lines
 
@@ -163,7 +165,7 @@ def test_what_shares_gradients_among_processes_is_compiled_with_the_network() ->
     alone = []
     for rank in range(2):
         detector.zero_grad()
-        alone.append(three_batches(detector, detector, rank, Team()))
+        alone.append(three_batches(detector, Strategy(detector), rank))
     for rank, (found, lines) in enumerate(results):
         assert len(lines) == 1
         for number in range(2):  # each its own

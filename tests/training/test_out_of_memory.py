@@ -18,6 +18,7 @@ from yoloyard.losses import build_criterion
 from yoloyard.training.engine.compilation import compile_network
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.state.checkpoint import Progress, snapshot_of
+from yoloyard.training.strategies.alone import Strategy
 
 CPU = torch.device("cpu")
 STEM = 16 * 16  # pixels of an image of 64 x 64 behind the first convolution of the tiny network
@@ -250,7 +251,7 @@ def test_a_compiled_network_in_parts_learns_what_the_plain_one_learns() -> None:
         network = (
             compile_network(detector, detector, (4, 3, 64, 64), precision, backend="aot_eager") if is_compiled else None
         )
-        engine = Engine(detector, criterion, gains, precision, config, 10, network=network)
+        engine = Engine(detector, criterion, gains, precision, config, 10, Strategy(detector, network=network))
         losses = [engine.step(some_batch(4, seed=0)).losses]
         engine.micro_batch = 2
         found.append(torch.stack([*losses, *(engine.step(some_batch(4, seed=seed)).losses for seed in (1, 2))]))

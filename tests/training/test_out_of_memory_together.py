@@ -11,8 +11,8 @@ from exhausted import limit
 from on_device import some_batch
 from processes import run_together
 from yoloyard.training.distributed.collectives import Team, join_team
-from yoloyard.training.distributed.ddp import parallelize
 from yoloyard.training.engine.engine import Engine
+from yoloyard.training.strategies.ddp import Ddp
 
 CPU = torch.device("cpu")
 STEPS, IMAGES, ACCUMULATE = 4, 4, 2  # images of all processes together
@@ -47,9 +47,9 @@ def train(case: Case, team: Team) -> dict[str, Any]:
     """Weights, losses and flags of the steps, and the images at once that this process came to."""
     training = training_of(case.model, ACCUMULATE * IMAGES // 2)
     own = training.engine
-    network = parallelize(training.detector, CPU, team, case.may_leave_out)
+    strategy = Ddp(training.detector, team, case.may_leave_out) if team.size > 1 else None
     parts = training.detector, own.criterion, own.gains, own.precision, own.config
-    engine = Engine(*parts, 10**6, team, network)
+    engine = Engine(*parts, 10**6, strategy)
     handle, losses, asked, skipped = None, [], [], []
     block = block_of(training, case.where)
     for step in range(STEPS):

@@ -27,6 +27,7 @@ from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.optimizers import build_optimizer
 from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
+from yoloyard.training.strategies.alone import Strategy
 
 FLOAT32 = Precision("cpu", torch.float32)
 NANO = ("yolo11n", "yolo12n", "yolov5n", "yolov5n6")
@@ -256,7 +257,13 @@ def test_the_norm_of_all_processes_divides_each_ones_loss(model: str) -> None:
 
     for half_model, part in zip(halves, parts, strict=True):
         engine = Engine(
-            half_model, whole.engine.criterion, whole.engine.gains, FLOAT32, whole.engine.config, 1, OneOfTwo()
+            half_model,
+            whole.engine.criterion,
+            whole.engine.gains,
+            FLOAT32,
+            whole.engine.config,
+            1,
+            Strategy(half_model, OneOfTwo()),
         )
         engine.backward(part)
     pairs = zip(whole.detector.named_parameters(), halves[0].parameters(), halves[1].parameters(), strict=True)

@@ -19,10 +19,10 @@ from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
 from yoloyard.training.distributed.collectives import Team, join_team
-from yoloyard.training.distributed.ddp import parallelize
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
 from yoloyard.training.state.randomness import RandomNumbers
+from yoloyard.training.strategies.ddp import Ddp
 
 CPU = torch.device("cpu")
 PLAIN = Precision("cpu", torch.float32)
@@ -98,7 +98,7 @@ def train(
     def make() -> tuple[LeavingOut, Engine]:
         torch.manual_seed(0)
         detector = LeavingOut().train()
-        network = parallelize(detector, CPU, team, may_leave_out=True)
+        strategy = Ddp(detector, team, may_leave_out=True) if team.size > 1 else None
         optimization = OptimizerConfig(
             optimizer=optimizer, lr0=0.01, momentum=0.9, weight_decay=0.1, nbs=2 * every, warmup_epochs=0, ema_ramp=10
         )
@@ -106,7 +106,7 @@ def train(
         criterion, gains = build_criterion(detector.head, TrainConfig())
         all_points = partial(criterion)  # no points in boxes, whose sums are rounded otherwise
         around = cpu.prepare_training(detector, all_points, precision, team.size)
-        engine = Watched(detector, criterion, gains, precision, config, 10**6, team, network, around)
+        engine = Watched(detector, criterion, gains, precision, config, 10**6, strategy, around)
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()  # so that halves of a batch see what the whole does

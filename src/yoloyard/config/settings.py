@@ -118,6 +118,17 @@ class TrainConfig:
     )
     device_path: str = setting("auto", "for tests: with 'accelerator' a CPU runs the code that a GPU runs", hidden=True)
     processes: int = setting(1, "processes that share a batch, on cpu or with a GPU each", 1, resumable=True)
+    strategy: str = setting(
+        "ddp", "how a step is shared: ddp, fsdp, placement or pipeline (see docs/distributed.md)", resumable=True
+    )
+    cpu_offload: bool = setting(
+        False, "fsdp: weights and the optimizer's values lie in the host's memory between their uses", resumable=True
+    )
+    compress_gradients: bool = setting(
+        False, "ddp: exchange gradients in bfloat16, which halves the bytes on the network", resumable=True
+    )
+    nodes: str = setting("1", "hosts of the run; 1:4 goes on with as many as are there", **FREE)
+    rendezvous: str | None = setting(None, "HOST:PORT where the hosts of the run meet; the same on all of them", **FREE)
     hang_timeout: float = setting(
         300.0,
         "seconds that a process may keep the others waiting, after the first steps, before the run ends",

@@ -19,7 +19,6 @@ from yoloyard.data.loading.loader import Loader, TrainLoader, make_train_loader,
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.losses import build_criterion
 from yoloyard.training.distributed.collectives import Team
-from yoloyard.training.distributed.ddp import parallelize
 from yoloyard.training.engine.checkpointing import checkpoint_activations
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 from yoloyard.training.engine.engine import Engine
@@ -33,6 +32,7 @@ from yoloyard.training.setup.space import tell_space
 from yoloyard.training.setup.starting_point import set_training_mode
 from yoloyard.training.state.checkpoint import Header, Progress, Snapshot, restore, snapshot_of
 from yoloyard.training.state.randomness import RandomNumbers, seed_all
+from yoloyard.training.strategies import build_strategy
 from yoloyard.training.writer import Writer
 
 log = logging.getLogger(__name__)
@@ -121,16 +121,16 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     around_step = cpu.prepare_training(model, criterion, setup.precision, team.size)
     if config.checkpoint_activations:
         checkpoint_activations(model)
-    network = parallelize(model, device, team, may_leave_out=setup.spec.model_digest is not None)
+    strategy = build_strategy(config, model, team, may_leave_out=setup.spec.model_digest is not None)
     if config.compile:
         set_training_mode(model)
         with team.watch.long_work():
             shape = shape_to_try(config, team.size, stride)
-            network = compile_network(network, model, shape, setup.precision, shapes_vary(config))
+            strategy.network = compile_network(strategy.network, model, shape, setup.precision, shapes_vary(config))
     parts = model, criterion, gains, setup.precision, config
     minutes = config.save_minutes if team.is_rank_0 else 0.0  # one clock decides for all
     asked = lambda: (interrupt.is_asked(), interrupt.takes_save(minutes))  # noqa: E731
-    engine = Engine(*parts, len(train_loader), team, network, around_step, asked)
+    engine = Engine(*parts, len(train_loader), strategy, around_step, asked)
     where = f"{device}" if team.size == 1 else f"{team.size} x {device.type}"
     log.info(
         f"training {setup.spec.model_name} on {where} in {precision_text(setup.precision, device)}: "

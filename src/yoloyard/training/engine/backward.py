@@ -14,7 +14,6 @@ from torch.distributed import DistError
 from yoloyard.common.device import release_memory
 from yoloyard.common.errors import TooLittleMemoryError, UserError, memory_line, no_image_fits
 from yoloyard.common.structures import Batch, images_to_float
-from yoloyard.training.distributed.ddp import add_gradients, exchanging
 from yoloyard.training.engine import measures
 from yoloyard.training.engine.measures import Parts
 from yoloyard.training.engine.multi_scale import vary_size
@@ -53,8 +52,8 @@ class BackwardPass:
             # The error is gone here, and with it all that it held of the forward.
             self.left = [each for each, grad, count in before if each.grad is grad and _changes(grad) == count]
             release_memory(engine.device)
-            if engine.config.sync_bn and engine.team.size > 1:  # no process can repeat a forward alone
-                raise UserError(f"the device has too little memory; --sync-bn allows no parts: lower --batch ({said})")
+            if reason := engine.no_parts:
+                raise UserError(f"the device has too little memory; {reason} allows no parts: lower --batch ({said})")
             if images == 1:
                 return self._give_up(said)
             engine.micro_batch = (images + 1) // 2
@@ -62,7 +61,7 @@ class BackwardPass:
     def _at_once(self) -> Tensor:
         """One forward, and a backward pass that may exchange gradients while it computes others."""
         engine, batch = self.engine, self._on_device(self.batch)
-        with engine.around_step(), exchanging(engine.network, self.is_due, engine.team):
+        with engine.around_step(), engine.strategy.exchanging(self.is_due):
             maps, parts = self._forward(engine.network, batch)
             if self.label_ratio is not None:
                 self.label_ratio = measures.label_ratio(engine, maps, batch, parts)
@@ -84,7 +83,7 @@ class BackwardPass:
         divisors = self.norms
         gradients: list[Tensor | None] = [None] * len(self.left)
         sums: list[Tensor] = []  # losses and norms of the parts
-        with exchanging(engine.network, False, engine.team):
+        with engine.strategy.exchanging(False):
             for part in parts:
                 _, found = self._forward(network, self._on_device(part))
                 if divisors is None:
@@ -175,8 +174,7 @@ class BackwardPass:
         return engine.scaler.scale(losses.sum() * (len(self.batch.images) * engine.team.size) * engine.team.size)
 
     def _add(self, gradients: list[Tensor | None]) -> None:
-        engine = self.engine
-        add_gradients(engine.network, self.left, gradients, self.is_due and not self._has_begun, engine.team)
+        self.engine.strategy.add_gradients(self.left, gradients, self.is_due and not self._has_begun)
 
 
 def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:

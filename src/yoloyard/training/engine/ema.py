@@ -2,12 +2,15 @@
 
 import copy
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from yoloyard.models.detector import Detector
-from yoloyard.training.distributed.collectives import Team
+
+if TYPE_CHECKING:
+    from yoloyard.training.strategies.alone import Strategy
 
 DECAY = 0.9999
 
@@ -65,19 +68,12 @@ class Statistics:
             torch._foreach_copy_(self._own, split_like(self.good, self._own))
 
     @torch.no_grad()
-    def even_out(self, team: Team) -> None:
-        """Give all processes the mean of their statistics, in the model and in its average."""
-        even_out([*self._own, *self._averages, self.good] if self._own else [], team)
+    def even_out(self, strategy: "Strategy") -> None:
+        """Give all processes the same statistics, in the model and in its average."""
+        strategy.even_out([*self._own, *self._averages, self.good] if self._own else [])
 
     def _flat(self) -> Tensor:
         return torch.cat([statistic.detach().flatten() for statistic in self._own]) if self._own else torch.zeros(0)
-
-
-def even_out(tensors: list[Tensor], team: Team) -> None:
-    """Give `tensors` the mean that they have over all processes, in one exchange."""
-    if team.size > 1 and tensors:
-        means = team.all_reduce(torch.cat([tensor.flatten() for tensor in tensors])) / team.size
-        torch._foreach_copy_(tensors, split_like(means, tensors))
 
 
 def split_like(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:

@@ -24,12 +24,11 @@ from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import Criterion
 from yoloyard.models.detector import Detector
-from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine import measures
-from yoloyard.training.engine.backward import BackwardPass
-from yoloyard.training.engine.ema import ExponentialMovingAverage, Statistics, even_out
-from yoloyard.training.engine.optimizers import build_optimizer, laid_out_as, load_optimizer_state, optimizer_state
+from yoloyard.training.engine.ema import ExponentialMovingAverage, Statistics
+from yoloyard.training.engine.optimizers import build_optimizer, load_optimizer_state, optimizer_state
 from yoloyard.training.engine.schedule import Schedule
+from yoloyard.training.strategies.alone import Strategy
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +104,8 @@ class StepReport:
 class Engine:
     """A detector and all that trains it; `criterion` and `gains` are of the loss of its head.
 
-    `network` is the model as the step calls it: compiled, or sharing its work with other processes. `around_step()` is
-    entered before a forward and left after the backward pass. `asked()` is called once a step: shall the run stop, and
+    `strategy` shares its work with other processes or devices. `around_step()` is entered before a forward and left
+    after the backward pass. `asked()` is called once a step: shall the run stop, and
     shall it save?
     """
 
@@ -118,15 +117,14 @@ class Engine:
         precision: Precision,
         config: TrainConfig,
         batches_per_epoch: int,
-        team: Team | None = None,
-        network: nn.Module | None = None,
+        strategy: Strategy | None = None,
         around_step: Callable[[], AbstractContextManager[object]] = nullcontext,
         asked: Callable[[], tuple[bool, bool]] = lambda: (False, False),
     ) -> None:
-        self.model, self.network = model, model if network is None else network
+        self.model, self.strategy = model, strategy or Strategy(model)
         self.criterion, self.gains = criterion, dict(gains)
         self.precision, self.scaler, self.config = precision, precision.scaler(), config
-        self.team = team or Team()
+        self.team = self.strategy.team
         self.schedule = Schedule(config.optimization, config.epochs, batches_per_epoch, config.batch)
         self.optimizer = build_optimizer(model, config.optimization, self.schedule.decay)
         self.average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
@@ -174,6 +172,18 @@ class Engine:
         return StepReport(losses, norm, found_inf, losses_finite, asked, self._measured(), number, images)
 
     @property
+    def network(self) -> nn.Module:
+        """The model as the step calls it."""
+        return self.strategy.network
+
+    @property
+    def no_parts(self) -> str:
+        """What allows no batch to be computed in parts; empty if nothing."""
+        if self.config.sync_bn and self.team.size > 1:  # no process can repeat a forward alone
+            return "--sync-bn"
+        return self.strategy.no_parts
+
+    @property
     def is_due(self) -> bool:
         """Does the next batch end an update?"""
         return self.number - self.last_update >= self.schedule.accumulate_at(self.number)
@@ -187,10 +197,9 @@ class Engine:
         gradient. Where memory is short it is done in parts, and a save is asked for. Where not even one image fits, all
         processes are asked to stop, or TooLittleMemoryError is raised if there is only one.
         """
-        backward = BackwardPass(self, batch)
-        losses = backward.run()
-        if backward.label_ratio is not None:
-            self._label_ratio = self.team.all_reduce(backward.label_ratio) / self.team.size
+        losses, label_ratio = self.strategy.backward(self, batch)
+        if label_ratio is not None:
+            self._label_ratio = self.team.all_reduce(label_ratio) / self.team.size
         stop, save = self._asked()
         flags = stop or bool(self.exhausted), save or self.micro_batch != self._agreed
         asked = [torch.full_like(losses[:1], float(each)) for each in flags]
@@ -210,7 +219,7 @@ class Engine:
         self._has_updated = True
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
+        norm = self.strategy.clip(self.parameters, MAX_GRADIENT_NORM)
         # Gradients and losses are those of all processes, so all decide alike.
         found_inf = (~torch.isfinite(norm) | (self._losses_finite == 0)).float()
         is_measured = (self.number - 1) // measures.UPDATES_PERIOD > self.last_update // measures.UPDATES_PERIOD
@@ -277,18 +286,12 @@ class Engine:
 
     def even_out_statistics(self) -> None:
         """Give all processes the mean of BatchNorm's statistics, before a validation or a checkpoint."""
-        self._statistics.even_out(self.team)
+        self._statistics.even_out(self.strategy)
 
     @torch.no_grad()
     def settle(self) -> bool:
         """Before `state_dict`: make gradients and statistics equal in all processes; drop bad gradients and say so."""
-        if self.team.size > 1:  # a parameter may have a gradient in one process alone
-            there = [parameter.grad is not None for parameter in self.parameters]
-            anywhere = self.team.all_reduce(torch.tensor(there, dtype=torch.int32, device=self.device)).tolist()
-            for parameter, count in zip(self.parameters, anywhere, strict=True):
-                if count and parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            even_out([parameter.grad for parameter in self.parameters if parameter.grad is not None], self.team)
+        self.strategy.settle(self.parameters)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         is_bad = not (all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and bool(self._losses_finite))
         if is_bad:
@@ -325,7 +328,7 @@ class Engine:
         load_optimizer_state(self.optimizer, state["optimizer"])
         for name, parameter in self.model.named_parameters():
             gradient = state["gradients"].get(name)
-            parameter.grad = None if gradient is None else laid_out_as(parameter, gradient)
+            parameter.grad = None if gradient is None else self.strategy.part(parameter, gradient)
         saved = own["scaler"]
         if saved and self.scaler.is_enabled():
             self.scaler.load_state_dict(saved)

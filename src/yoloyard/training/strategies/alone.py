@@ -1,0 +1,83 @@
+"""What a strategy is, and that of one process alone."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from yoloyard.common.structures import Batch
+from yoloyard.models.detector import Detector
+from yoloyard.training.distributed.collectives import Team
+from yoloyard.training.engine.backward import BackwardPass
+from yoloyard.training.engine.optimizers import laid_out_as
+
+if TYPE_CHECKING:
+    from yoloyard.training.engine.engine import Engine
+
+
+class Strategy:
+    """How a step is shared. This one: one process with one device, which shares nothing. Others define what differs.
+
+    `network` is what the step calls: the model itself, or compiled, or sharing its work with other processes.
+    """
+
+    no_parts = ""  # why a batch can't be computed in parts where memory is short; empty: it can
+
+    def __init__(self, model: Detector, team: Team | None = None, network: nn.Module | None = None) -> None:
+        self.model, self.team = model, team or Team()
+        self.network: nn.Module = model if network is None else network
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """Which share of each batch this process trains on, from 0, and how many shares there are."""
+        return self.team.rank, self.team.size
+
+    def backward(self, engine: "Engine", batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Add the gradients of this process's share of a batch to the parameters.
+
+        Returns this process's losses (parts,), whose sum over processes is that of the batch, and the `label_ratio` ()
+        if it was due.
+        """
+        work = BackwardPass(engine, batch)
+        return work.run(), work.label_ratio
+
+    def exchanging(self, is_due: bool) -> AbstractContextManager[None]:
+        """Inside, a backward pass makes gradients their mean over all processes if `is_due`; else each adds its own."""
+        return nullcontext()
+
+    def add_gradients(
+        self, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None], is_due: bool
+    ) -> None:
+        """Add `gradients` to those of the `parameters` as a backward pass does that computes them.
+
+        If `is_due`, the sums become their mean over all processes, among which others may make a backward pass itself.
+        None stands for a parameter that is not reached.
+        """
+        reached = [pair for pair in zip(parameters, gradients, strict=True) if pair[1] is not None]
+        roots = [parameter.view_as(parameter) for parameter, _ in reached]
+        self.prepare_for_backward(roots, is_due)
+        if roots:
+            torch.autograd.backward(roots, [gradient for _, gradient in reached])
+
+    def prepare_for_backward(self, roots: list[Tensor], is_due: bool) -> None:
+        """Make ready for a backward pass from `roots` that no forward has prepared."""
+
+    def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+        """Scale the gradients of the whole model down to the norm `limit`; returns their norm () before."""
+        return nn.utils.clip_grad_norm_(parameters, limit)
+
+    def settle(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Before a checkpoint: make gradients equal in all processes."""
+
+    def even_out(self, tensors: list[Tensor]) -> None:
+        """Give `tensors`, which each process has gone on with by itself, one value in all processes."""
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The whole of a weight, gradient, average or optimizer's value that may lie here in part."""
+        return tensor
+
+    def part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
+        """What lies here of `whole`, a value for a parameter. Raises ValueError for another shape."""
+        return laid_out_as(parameter, whole)
