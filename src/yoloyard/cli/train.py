@@ -28,7 +28,8 @@ def train(
     from yoloyard.config.overrides import checked_overrides, normal_overrides, read_overrides
     from yoloyard.training.distributed.collectives import is_launched
     from yoloyard.training.distributed.launch import command, launch
-    from yoloyard.training.run import find_run, num_processes, to_this_host
+    from yoloyard.training.distributed.meeting import meeting_of
+    from yoloyard.training.run import RunHere, find_run, num_processes, to_this_host
 
     resume = {"true": NEWEST, "false": None}.get(str(resume).lower(), resume)
     in_file = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
@@ -38,8 +39,9 @@ def train(
     if not is_launched():
         overrides, resume = to_this_host(checked_overrides(TrainConfig, overrides), resume)
         _, header = find_run(overrides, resume)
-        if (count := num_processes(overrides, header)) > 1:
+        meeting = meeting_of(overrides.get("nodes", "1"), overrides.get("rendezvous"))
+        if (count := num_processes(overrides, header)) > 1 or meeting.endpoint:
             arguments = [*command(overrides, resume), *(["--debug"] if "--debug" in sys.argv else [])]
             with shown_lines(lambda line: print(f"yoloyard: {line}", file=sys.stderr)):
-                sys.exit(launch(count, arguments))
+                sys.exit(launch(count, arguments, meeting, RunHere(overrides, resume)))
     run(overrides, resume)

@@ -110,7 +110,7 @@ class Team:
 
 def is_launched() -> bool:
     """Was this process started as one of several, by torchrun or what sets the same variables?"""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def local_rank() -> int:
@@ -120,7 +120,7 @@ def local_rank() -> int:
 
 def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team:
     """Meet the other processes of this run. After the first steps one may be late by `hang_timeout` seconds."""
-    if not is_launched():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Team()
     limit = datetime.timedelta(seconds=START_SECONDS)
     store, rank, size = next(iter(dist.rendezvous("env://")))

@@ -5,18 +5,20 @@ from dataclasses import dataclass
 
 from yoloyard.common.errors import UsageError
 
+UNNAMED = "yoloyard"  # the id of runs that nothing else names
+
 
 @dataclass(frozen=True)
 class Meeting:
     """`min_hosts` to `max_hosts` meet at `endpoint`, HOST:PORT; it is empty where this host is the only one.
 
-    `run_id` is the same on all of them, and another one for another run at the same endpoint.
+    `run_id` is the same on all of them. Another one than UNNAMED names the run when it is started again, too.
     """
 
     min_hosts: int = 1
     max_hosts: int = 1
     endpoint: str = ""
-    run_id: str = ""
+    run_id: str = UNNAMED
 
 
 def meeting_of(nodes: str, rendezvous: str | None) -> Meeting:
@@ -32,4 +34,4 @@ def meeting_of(nodes: str, rendezvous: str | None) -> Meeting:
     host, _, port = rendezvous.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--rendezvous {rendezvous}: say HOST:PORT, such as trainer-0:29400")
-    return Meeting(least, most, rendezvous, "yoloyard")
+    return Meeting(least, most, rendezvous)
