@@ -1,13 +1,10 @@
 """Hosts for tests: namespaces of this host's network, process numbers and host names, joined by a bridge."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil

@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Python looks for garbage once more when it ends, which takes a second with all of torch; it need not.
     atexit.register(gc.freeze)
     raise_file_limit()
-    if "train" in argv:
+    if {"train", "rendezvous"} & set(argv):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it asks a run to save, which has nothing to save yet
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its sockets warn of what is tried again
     warnings.filterwarnings("ignore", module=r"PIL\.")  # it prints what is odd in a file; we say what matters

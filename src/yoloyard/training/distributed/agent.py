@@ -186,7 +186,10 @@ class Agent(LocalElasticAgent):
                 self._wait_for_others(group)
                 return result
             if result.state is not WorkerState.HEALTHY:
-                return None if self._goes_on(result) else result
+                if not self._goes_on(result):
+                    return result
+                log.info("starting again from the last save")
+                return None
             self._stop_if_ended()
             coming, gone = self.hosts.changes()
             if gone and not self.is_elastic:
@@ -194,8 +197,7 @@ class Agent(LocalElasticAgent):
                 self.end(1, line)
                 raise UserError(line)
             if gone or coming:
-                said = f"{gone} of {group.group_world_size} hosts have gone" if gone else f"{coming} hosts come in"
-                log.info(f"{said}; the run goes on from its last save with those that are there")
+                log.info(f"of {group.group_world_size} hosts {gone} left, {coming} come in: going on from the last save")
                 self._stop(HANGING_SECONDS if gone else SAVE_SECONDS)
                 return None
 
@@ -203,9 +205,9 @@ class Agent(LocalElasticAgent):
         """May processes that failed start again? If not, all hosts hear of it."""
         failures = [each for each in result.failures.values() if each.exitcode != -signal.SIGTERM]  # by torch
         final = [each for each in failures if each.exitcode > 0 and each.exitcode not in GOES_ON]
-        for each in failures:
-            if each.exitcode < 0:
-                log.info(f"process {each.local_rank} was ended by {signal.Signals(-each.exitcode).name}")
+        for rank, each in result.failures.items():
+            if each in failures and each.exitcode < 0:
+                log.info(f"process {rank} was ended by {signal.Signals(-each.exitcode).name}")
         if self.is_elastic and not final:
             is_own = any(each.exitcode < 0 or each.exitcode == UNEXPECTED_CODE for each in failures)
             if not is_own or self._round.add("failures", 1) > 1:
