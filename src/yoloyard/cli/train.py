@@ -26,7 +26,7 @@ def train(
     from yoloyard.common.log import shown_lines
     from yoloyard.config.foreign import translated_overrides
     from yoloyard.config.overrides import checked_overrides, normal_overrides, read_overrides
-    from yoloyard.training.distributed.collectives import is_launched
+    from yoloyard.training.distributed.cluster import is_worker
     from yoloyard.training.distributed.launch import command, launch
     from yoloyard.training.run import find_run, num_processes, to_this_host
 
@@ -35,7 +35,7 @@ def train(
     overrides = in_file | given(flags)
     if secret := overrides.get("notify"):  # environment.json and W&B keep the command line
         sys.argv[:] = [argument.replace(secret, "***") for argument in sys.argv]
-    if not is_launched():
+    if not is_worker():
         overrides, resume = to_this_host(checked_overrides(TrainConfig, overrides), resume)
         _, header = find_run(overrides, resume)
         if (count := num_processes(overrides, header)) > 1:

@@ -19,7 +19,8 @@ from yoloyard.data.loading.limits import check_limit
 from yoloyard.data.pixels.transform import Transform
 from yoloyard.storage.address import is_address
 from yoloyard.storage.fetch import fetch_run, read_note
-from yoloyard.training.distributed.collectives import agreed_precision, is_launched, join_team, local_rank
+from yoloyard.training.distributed.cluster import device_number, is_worker
+from yoloyard.training.distributed.collectives import agreed_precision, join_team
 from yoloyard.training.distributed.launch import command
 from yoloyard.training.listeners.events import Listener, Listeners, Result
 from yoloyard.training.setup.settings import resumed
@@ -46,11 +47,11 @@ def train(
     overrides, resume = to_this_host(checked_overrides(TrainConfig, overrides), resume)
     folder, header = find_run(overrides, resume)
     count = num_processes(overrides, header)
-    if count > 1 and not is_launched():
+    if count > 1 and not is_worker():
         line = shlex.join(command(overrides, None if resume is None else str(resume)))
         raise UsageError(f"{count} processes can be started from a terminal only: yoloyard {line}")
     asked = with_overrides(header.spec.config if header else TrainConfig(), overrides)
-    device = choose_device(asked.device, local_rank())
+    device = choose_device(asked.device, device_number())
     team = join_team(device, asked.hang_timeout)
     lines = nullcontext() if team.is_rank_0 else shown_lines(lambda line: None)
     with lines, team.watched(), RunLock() as lock:

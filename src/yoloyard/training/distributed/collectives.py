@@ -108,19 +108,9 @@ class Team:
             thread.join(LEAVE_SECONDS)
 
 
-def is_launched() -> bool:
-    """Was this process started as one of several, by torchrun or what sets the same variables?"""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def local_rank() -> int:
-    """The number of this process among those of its host, from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if is_launched() else 0
-
-
 def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team:
     """Meet the other processes of this run. After the first steps one may be late by `hang_timeout` seconds."""
-    if not is_launched():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Team()
     limit = datetime.timedelta(seconds=START_SECONDS)
     store, rank, size = next(iter(dist.rendezvous("env://")))
