@@ -156,12 +156,6 @@ def test_tasks_of_slurm_take_no_flags_of_hosts() -> None:
         meeting_of("3", None, place_here(TASKS))
 
 
-def test_a_batch_is_shared_by_as_many_hosts_as_may_come() -> None:
-    assert Meeting(1, 4).shares(1) == 12
-    assert Meeting(2, 3).shares(8) == 48
-    assert Meeting(4, 4).shares(2) == 8
-
-
 def test_lists_of_slurm() -> None:
     assert first_host("a[1-2]-x[07,9],b") == "a1-x07"
     assert first_host("login") == "login"

@@ -47,7 +47,7 @@ def place_here(variables: Variables = os.environ) -> Place:
 
 def become_worker(variables: MutableMapping[str, str] = os.environ) -> None:
     """Where Slurm has started this process as one of the run's, set torchrun's variables."""
-    variables |= place_here(variables).worker
+    variables.update(place_here(variables).worker)
 
 
 def device_number(variables: Variables = os.environ) -> int:

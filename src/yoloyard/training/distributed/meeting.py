@@ -1,6 +1,5 @@
 """Where the hosts of a run meet, and how many they are."""
 
-import math
 import re
 from dataclasses import dataclass
 
@@ -22,12 +21,19 @@ class Meeting:
     run_id: str = ""
     is_head: bool | None = None
 
-    def shares(self, processes: int) -> int:
-        """Of what number a batch must be a multiple, so that as many hosts as may come share it evenly.
+    @property
+    def nodes(self) -> str:
+        """As in `--nodes`."""
+        return f"{self.min_hosts}:{self.max_hosts}" if self.min_hosts < self.max_hosts else str(self.min_hosts)
 
-        Each has so many `processes`.
-        """
-        return math.lcm(*(hosts * processes for hosts in range(self.min_hosts, self.max_hosts + 1)))
+
+def host_counts(nodes: str) -> tuple[int, int]:
+    """The least and the most hosts that `--nodes` names. Raises UsageError."""
+    match = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", nodes.strip())
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not match or most < least:
+        raise UsageError(f"--nodes {nodes}: say how many hosts there are, such as 4, or 1:4 for what may come and go")
+    return least, most
 
 
 def meeting_of(nodes: str | None, rendezvous: str | None, place: Place | None = None) -> Meeting:
@@ -36,10 +42,7 @@ def meeting_of(nodes: str | None, rendezvous: str | None, place: Place | None = 
     if place.worker and (rendezvous or nodes not in (None, "1")):
         raise UsageError("srun has started a process for each task of this run: leave out --nodes and --rendezvous")
     nodes = nodes or place.nodes or "1"
-    match = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", nodes.strip())
-    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not match or most < least:
-        raise UsageError(f"--nodes {nodes}: say how many hosts there are, such as 4, or 1:4 for what may come and go")
+    least, most = host_counts(nodes)
     endpoint = rendezvous or (place.endpoint if most > 1 else "")
     if not endpoint:
         if most > 1:
