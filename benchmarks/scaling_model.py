@@ -38,7 +38,11 @@ FIRST_BUCKET_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20  # torch's DistributedDataP
 # Samples of one core a second, docs/performance.md, "Training samples": decoded each time, and with `--cache disk`.
 SAMPLES_OF_A_CORE = (88.7, 218.0)
 NOMINAL_BATCH = OptimizerConfig().nbs  # images of an update in the published recipes
-NETWORKS = {"8 x 400 Gb/s": 400e9, "25 Gb/s": 25e9 / 8}  # bytes a second that a host sends to others
+NETWORKS = (  # bytes a second that a host sends to others; bytes of a gradient's value on the network
+    ("8 x 400 Gb/s", 400e9, 4),
+    ("25 Gb/s", 25e9 / 8, 4),
+    ("25 Gb/s, bfloat16", 25e9 / 8, 2),
+)
 
 
 @dataclass(frozen=True)
@@ -129,17 +133,15 @@ def rows(work: Work) -> Iterator[list[str]]:
                 continue
             batch, compute = gpus * images, work.seconds(images)
             row = [str(gpus), str(images), f"{batch}" + " *" * (batch > NOMINAL_BATCH), f"{compute * 1e3:.1f}"]
-            for network in NETWORKS.values():
-                for gradient_bytes in (4, 2):
-                    throughput = batch / step_seconds(work, images, gpus, network, gradient_bytes)
-                    efficiency = throughput / gpus / (single / work.seconds(single))
-                    row.append(f"{throughput:,.0f} ({efficiency:.2f})")
+            for _, network, gradient_bytes in NETWORKS:
+                throughput = batch / step_seconds(work, images, gpus, network, gradient_bytes)
+                efficiency = throughput / gpus / (single / work.seconds(single))
+                row.append(f"{throughput:,.0f} ({efficiency:.2f})")
             yield [*row, " / ".join(str(math.ceil(images / compute / samples)) for samples in SAMPLES_OF_A_CORE)]
 
 
 def main() -> None:
-    head = ["GPUs", "images each", "batch", "compute, ms"]
-    head += [f"{name}{how}" for name in NETWORKS for how in ("", ", bfloat16")] + ["cores for each GPU"]
+    head = ["GPUs", "images each", "batch", "compute, ms", *(name for name, *_ in NETWORKS), "cores for each GPU"]
     for model in ("yolo11n", "yolo11x"):
         work = work_of(model)
         print(f"\n{model} at 640 pixels, MODELLED: images a second (efficiency); {4 * work.parameters / 1e6:.1f} MB of")

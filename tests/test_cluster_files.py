@@ -37,6 +37,7 @@ def test_each_resource_is_valid_for_its_schema_and_so_are_its_jobs(name: str) ->
             metadata = {"name": job["name"], **job["template"].get("metadata", {})}
             body = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job["template"]["spec"]}
             kubernetes_validate.validate(body, "1.37", strict=True)
+            assert len(job["name"]) <= 20  # Trainer 2.4
 
 
 @pytest.mark.parametrize("wrong", [{"numNode": 4}, {"torch": {"elasticPolicy": {}}}])
