@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 from psutil import Process
 
 from yoloyard.config.settings import NEWEST
+from yoloyard.training.distributed.cluster import LAUNCH
 from yoloyard.training.distributed.meeting import UNNAMED, Meeting
 
 if TYPE_CHECKING:
     from yoloyard.training.distributed.agent import RunHere
 
 log = logging.getLogger(__name__)
-
-LAUNCH = "YOLOYARD_LAUNCH"  # the variable that names the launch for all attempts of a run
 
 
 def command(overrides: Mapping[str, Any], resume: str | None) -> list[str]:
@@ -62,8 +61,6 @@ def launch(count: int, arguments: list[str], meeting: Meeting, here: "RunHere") 
     shared, address = store.meet(meeting)
     name = store.agreed_launch(shared, meeting.run_id)
     os.environ[LAUNCH] = name if meeting.run_id == UNNAMED else meeting.run_id
-    if interface := store.interface_of(address):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else the one that the host's name stands for
     backend, numbers = C10dRendezvousBackend(shared, name), (meeting.min_hosts, meeting.max_hosts)
     beat = store.BEAT_SECONDS
     waits = RendezvousTimeout(timedelta(seconds=store.JOIN_SECONDS), last_call=timedelta(seconds=beat))
