@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from yoloyard.common.errors import DivergedError, UserError
 from yoloyard.training.begin import Run, obey_rollbacks
+from yoloyard.training.distributed.run_files import files_here
 from yoloyard.training.engine.engine import Verdict
 from yoloyard.training.engine.measures import sample_norm
 from yoloyard.training.listeners import events
@@ -99,7 +100,11 @@ def roll_back(run: Run, trouble: Divergence) -> None:
         last_good = run.monitor.history.last_good(run.engine.number)  # bad steps leave no trace in what is saved
         header = gone_back(run.setup.folder, last_good, run.start is None) if is_rank_0 else None
     header = team.broadcast(header)
-    content = run.start if header is None else read(header, run.engine, team.rank)
+    if header is None:
+        content = run.start
+    else:
+        with files_here(team, header.folder) as folder:
+            content = read(dataclasses.replace(header, folder=folder), run.engine, team.rank)
     if content is None:
         end(run, f"{reason}, in {before.place}, and no whole checkpoint is from before that")
     put_back(content, run.engine, progress)

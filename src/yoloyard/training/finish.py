@@ -5,6 +5,7 @@ import torch
 from yoloyard.cpu.memory import give_memory_back
 from yoloyard.models.weights import load_model
 from yoloyard.training.begin import Run
+from yoloyard.training.distributed.run_files import files_here
 from yoloyard.training.listeners.events import Result
 from yoloyard.training.listeners.results import save_run_weights, write_run_report
 from yoloyard.training.validation import validate
@@ -23,7 +24,9 @@ def finish(run: Run) -> Result:
     run.count_time()
     with run.team.on_rank_0():
         run.writer.finish()
-    detector, metadata = load_model(best)
+    kept = [str(best.relative_to(setup.folder)), *setup.spec.kept_files]
+    with files_here(run.team, setup.folder, kept) as folder:
+        detector, metadata = load_model(folder / kept[0])
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = validate(run, detector)
     give_memory_back(setup.precision)  # plots and the process's own end need 150 MB more, most of it code
