@@ -1,67 +1,26 @@
-"""A network of hosts, and a run for them that can be made slow, so that things happen in the middle of it."""
+"""A network of hosts, and a run for them."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
-
-from commands import TINY
+from job import NETWORK, Job, make_job
 from network import Network
-from yoloyard.demo.write import write_demo
-
-# With frozen BatchNorm any number of processes trains the same weights.
-NETWORK = """
-import os, signal, time
-import torch
-
-class Steady(Tiny):
-    steps = 0
-
-    def train(self, mode=True):
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.eval()
-        return self
-
-    def forward(self, images):
-        if self.training:
-            self.steps += 1
-            if os.path.exists(os.environ["SLOW"]):
-                time.sleep(0.2)
-            if self.steps == 5 and os.environ.get("ACTION"):
-                exec(os.environ["ACTION"])
-        return super().forward(images)
-"""
-BATCH, EPOCHS = 12, 40  # two batches an epoch
-
-
-@dataclass
-class Job:
-    """A command that all hosts run, and what it writes where they share a disk."""
-
-    words: list[object]
-    project: Path
-    slow: Path  # while this file is there, a step takes a fifth of a second longer
-
-    def losses(self, name: str = "line") -> list[float]:
-        """The sum of the losses of each epoch so far."""
-        path = self.project / name / "metrics.jsonl"
-        lines = map(json.loads, path.read_text().splitlines()) if path.exists() else []
-        return [sum(line[f"train/{part}"] for part in ("box", "cls", "dfl")) for line in lines if "epoch" in line]
 
 
 def is_possible() -> str:
     """Why there can be no network of namespaces here; empty if there can."""
     if not all(map(shutil.which, ("ip", "unshare"))):
         return "ip (package iproute2) or unshare is missing"
-    done = subprocess.run(["ip", "netns", "add", name := f"yy{os.getpid()}"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["ip", "netns", "add", name := f"yy{os.getpid()}"], check=False, capture_output=True, text=True
+    )
     if done.returncode == 0:
         subprocess.run(["ip", "netns", "delete", name], check=True)
     return done.stderr.strip()
@@ -87,8 +46,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data.yaml of 24 training images."""
-    return write_demo(tmp_path_factory.mktemp("data") / "line", seed=3, train=24, val=6, size=64)
+    """The data.yaml of 24 training images with a bright square each."""
+    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 6)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 80, (64, 64, 3), dtype=np.uint8)
+            x, y = random.integers(4, 30, 2)
+            pixels[y : y + 30, x : x + 30] = 220
+            cv2.imwrite(str(folder / "images" / split / f"{number}.png"), pixels)
+            label = f"0 {(x + 15) / 64} {(y + 15) / 64} {30 / 64} {30 / 64}"
+            (folder / "labels" / split / f"{number}.txt").write_text(label)
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [part]\n")
+    return folder / "data.yaml"
 
 
 @pytest.fixture
@@ -106,14 +77,3 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, data: Path, model: Pat
         command = [sys.executable, "-m", "yoloyard", *map(str, job.words)]
         subprocess.run(command, cwd=job.project.parent, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return job.losses()
-
-
-def make_job(folder: Path, data: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """A job that writes into `folder`; the processes see some variables."""
-    monkeypatch.setenv("YOLOYARD_CACHE", str(folder / "cache"))
-    monkeypatch.setenv("SLOW", str(folder / "slow"))
-    (folder / "slow").touch()
-    words = [*TINY[2:], "--model", f"{model}:Steady", "--data", data, "--epochs", EPOCHS, "--workers", 0]
-    words[words.index("--batch") + 1] = BATCH
-    words += ["--val-period", 1000, "--patience", 0, "--close-mosaic", 0]
-    return Job(["train", *words], folder / "runs", folder / "slow")
