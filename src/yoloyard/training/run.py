@@ -9,7 +9,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from yoloyard.common.device import choose_device, choose_precision
+from yoloyard.common.device import choose_device, choose_devices, choose_precision
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import RunLock
 from yoloyard.common.log import shown_lines
@@ -136,7 +136,14 @@ def num_processes(overrides: Mapping[str, Any], header: Header | None) -> int:
     saved = header.spec.config if header else TrainConfig()
     device = overrides.get("device", saved.device)
     devices = len(device.split(","))
-    count: int = overrides.get("processes", devices if "device" in overrides else saved.processes)
+    if overrides.get("strategy", saved.strategy) == "placement":
+        if overrides.get("processes", 1) > 1 or is_launched():
+            raise UsageError("--strategy placement is one process with several devices: start it without --processes")
+        if len({each.type for each in choose_devices(device)}) > 1 or devices == 1:
+            raise UsageError(f"--strategy placement wants two devices of a kind or more, such as 0,1, not {device}")
+        return 1
+    is_named = "device" in overrides or saved.strategy == "placement"
+    count: int = overrides.get("processes", devices if is_named else saved.processes)
     if devices > 1 and count != devices:
         raise UsageError(f"--device {device} names {devices} devices, but --processes says {count}; leave one out")
     for number in range(count):

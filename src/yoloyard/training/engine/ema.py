@@ -22,26 +22,32 @@ class ExponentialMovingAverage:
     Source: Polyak & Juditsky (1992); the ramp is that of the published YOLO recipes.
     """
 
-    def __init__(self, model: Detector, ramp: float) -> None:
+    def __init__(self, model: Detector, ramp: float, device: torch.device | None = None) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         state = model.state_dict()
         self.ramp = ramp
-        self.updates = torch.zeros((), device=next(iter(state.values())).device)
+        self.updates = torch.zeros((), device=device or next(iter(state.values())).device)
         # a tensor that several modules share has several names in the state, but is averaged once
         once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         names = [name for name, value in state.items() if name in once and value.is_floating_point()]
-        # changed in place alone, so the lists, whose making takes longer than the arithmetic, are made once
+        # changed in place alone, so the lists, whose making takes longer than the arithmetic, are made once, by device
         averages = self.model.state_dict()
-        self._values, self._averages = [state[name] for name in names], [averages[name] for name in names]
+        self._lists: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
+        for name in names:
+            values, means = self._lists.setdefault(state[name].device, ([], []))
+            values.append(state[name])
+            means.append(averages[name])
 
     @torch.no_grad()
     def update(self, found_inf: Tensor) -> None:
         """Follow the model that this was made from by one step; not at all where `found_inf` () is 1."""
         self.updates += 1 - found_inf
         decay = DECAY * (1 - torch.exp(-self.updates / self.ramp))
-        difference = torch._foreach_sub(self._values, self._averages)
-        torch._foreach_mul_(difference, (1 - decay) * (1 - found_inf))
-        torch._foreach_add_(self._averages, difference)
+        factor = (1 - decay) * (1 - found_inf)
+        for device, (values, averages) in self._lists.items():
+            difference = torch._foreach_sub(values, averages)
+            torch._foreach_mul_(difference, factor.to(device))
+            torch._foreach_add_(averages, difference)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by their names in the model, and the number of updates as `ema.updates`."""
@@ -54,10 +60,13 @@ class ExponentialMovingAverage:
 
 
 class Statistics:
-    """The running means and variances of a model, and `good`: those after the last good update, all in one tensor."""
+    """The running means and variances of a model, and `good`: those after the last good update, all in one tensor.
 
-    def __init__(self, model: nn.Module, average: nn.Module) -> None:
-        self._own, self._averages = _statistics_of(model), _statistics_of(average)
+    They may lie on several devices; `good` is on `device`.
+    """
+
+    def __init__(self, model: nn.Module, average: nn.Module, device: torch.device) -> None:
+        self._own, self._averages, self._device = _statistics_of(model), _statistics_of(average), device
         self.good = self._flat()
 
     @torch.no_grad()
@@ -73,7 +82,8 @@ class Statistics:
         strategy.even_out([*self._own, *self._averages, self.good] if self._own else [])
 
     def _flat(self) -> Tensor:
-        return torch.cat([statistic.detach().flatten() for statistic in self._own]) if self._own else torch.zeros(0)
+        flat = [statistic.detach().flatten().to(self._device) for statistic in self._own]
+        return torch.cat(flat) if flat else torch.zeros(0)
 
 
 def split_like(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:

@@ -127,7 +127,7 @@ class Engine:
         self.team = self.strategy.team
         self.schedule = Schedule(config.optimization, config.epochs, batches_per_epoch, config.batch)
         self.optimizer = build_optimizer(model, config.optimization, self.schedule.decay)
-        self.average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
+        self.average = ExponentialMovingAverage(model, config.optimization.ema_ramp, self.strategy.device)
         self.number = 0  # of the next batch
         self.last_update = -1  # the batch that ended it
         self.micro_batch = sys.maxsize  # images that this process computes at once; lowered where memory is short
@@ -136,8 +136,8 @@ class Engine:
         self.norms = 0  # how many the loss has; known after the first batch
         self.around_step, self._asked = around_step, asked
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.device = self.parameters[0].device
-        self._statistics = Statistics(model, self.average.model)
+        self.device = self.strategy.device
+        self._statistics = Statistics(model, self.average.model, self.device)
         self._losses_finite = torch.ones((), device=self.device)  # of the batches since the last update
         # of the epoch: losses (parts,), finite batches, gradient norms, finite updates
         self._sums = torch.zeros(len(self.gains) + 3, device=self.device)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from yoloyard.common.structures import Batch, images_to_float
 
@@ -27,9 +28,9 @@ def watched(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 @torch.no_grad()
 def update_ratio(weights: Sequence[Tensor], before: Sequence[Tensor], found_inf: Tensor) -> Tensor:
     """Length of the update from `before` to `weights` over the length of `before` (); nan if `found_inf` () is 1."""
-    update = torch.stack(torch._foreach_norm(torch._foreach_sub(list(weights), list(before)))).norm()
-    length = torch.stack(torch._foreach_norm(list(before))).norm()
-    return torch.where(found_inf > 0, math.nan, update / length.clamp(min=1e-12))
+    update = get_total_norm(torch._foreach_sub(list(weights), list(before)))
+    ratio = update / get_total_norm(before).clamp(min=1e-12)
+    return torch.where(found_inf > 0, math.nan, ratio.to(found_inf.device))
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def sample_norm(engine: "Engine", batch: Batch) -> float:
         maps = engine.model(images_to_float(batch.images))
     loss = _loss(engine.gains, engine.criterion(maps, batch.boxes, batch.labels))
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return float(torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm())
+    return float(get_total_norm([gradient for gradient in gradients if gradient is not None]))
 
 
 def _loss(gains: Mapping[str, float], parts: Parts) -> Tensor:

@@ -40,6 +40,8 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
     if config.batch % num_processes and given.get("batch") != AUTO:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {num_processes} processes")
+    if config.strategy == "placement" and given.get("batch") == AUTO:
+        raise UsageError("--batch auto measures one device; with --strategy placement say a number")
     if config.sync_bn and device.type == "cpu":
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
     for name in ("mosaic", "mixup"):
@@ -54,9 +56,20 @@ def check_resumable(config: TrainConfig) -> None:
     """Raise UsageError for settings that a resumed run may change, too, and that are names of things."""
     if config.on_divergence not in ON_DIVERGENCE:
         raise UsageError(unknown_name(config.on_divergence, ON_DIVERGENCE, "answer for --on-divergence"))
+    check_strategy(config)
     check_trackers(config)
     if config.backup:
         check_address(config.backup, config.backup_endpoint)
+
+
+def check_strategy(config: TrainConfig) -> None:
+    """Raise UsageError for settings that do not go with the strategy."""
+    if config.compress_gradients and config.strategy != "ddp":
+        raise UsageError(f"--compress-gradients is for --strategy ddp, not {config.strategy}: leave it out")
+    if config.strategy == "placement":
+        for name in ("compile", "sync_bn"):
+            if getattr(config, name):
+                raise UsageError(f"--strategy placement has no --{name.replace('_', '-')}: leave it out")
 
 
 def derive(

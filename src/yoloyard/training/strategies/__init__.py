@@ -1,12 +1,14 @@
 """How processes and devices share the work of a step (`--strategy`): a line in STRATEGIES and a file each."""
 
+from yoloyard.common.device import choose_devices
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.strategies.alone import Strategy
 from yoloyard.training.strategies.ddp import Ddp
+from yoloyard.training.strategies.placement import Placement
 
-STRATEGIES: dict[str, type[Strategy]] = {"ddp": Ddp}
+STRATEGIES: dict[str, type[Strategy]] = {"ddp": Ddp, "placement": Placement}
 
 
 def build_strategy(config: TrainConfig, model: Detector, team: Team, may_leave_out: bool) -> Strategy:
@@ -14,6 +16,8 @@ def build_strategy(config: TrainConfig, model: Detector, team: Team, may_leave_o
 
     `may_leave_out`: a forward may leave out parameters.
     """
+    if config.strategy == "placement":
+        return Placement(model, choose_devices(config.device))
     if team.size == 1:
         return Strategy(model)
     return Ddp(model, team, may_leave_out)
