@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from yoloyard.training.engine import ema
+from yoloyard.training.strategies import alone
 
 aten = torch.ops.aten
 # They copy from device to device, or do one thing after the other for pairs of tensors that lie together.
@@ -49,4 +49,4 @@ def moved(root: nn.Module, device: torch.device, **_: Any) -> nn.Module:
 def use_fakes(patch: Any, mode: FakeTensorMode) -> None:
     """Let models be moved and copied as `mode` can; `patch` is pytest's monkeypatch."""
     patch.setattr(nn.Module, "to", moved)
-    patch.setattr(ema, "copy", SimpleNamespace(deepcopy=lambda model: copy.deepcopy(model, {id(mode): mode})))
+    patch.setattr(alone, "copy", SimpleNamespace(deepcopy=lambda model: copy.deepcopy(model, {id(mode): mode})))

@@ -25,9 +25,9 @@ from yoloyard.losses import build_criterion
 from yoloyard.models import detector as detector_module
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
-from yoloyard.training.engine import ema
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.multi_scale import resize
+from yoloyard.training.strategies import alone
 from yoloyard.training.strategies.placement import Placement
 
 pytestmark = [
@@ -97,7 +97,7 @@ def test_launches_of_the_loss(model: str, most: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_an_update_and_its_flags_read_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradients are made up, since the backward pass can't be traced; nor can torch's fused SGD."""
-    monkeypatch.setattr(ema, "copy", SimpleNamespace(deepcopy=lambda _: on_cuda()))
+    monkeypatch.setattr(alone, "copy", SimpleNamespace(deepcopy=lambda _: on_cuda()))
     detector = on_cuda().train()
     config = TrainConfig(imgsz=64, optimization=OptimizerConfig(optimizer="AdamW", momentum=0.9))
     criterion, gains = build_criterion(detector.head, config, free_bytes=FREE)

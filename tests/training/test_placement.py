@@ -129,7 +129,7 @@ def test_whole_steps_never_mix_devices_and_copy_no_map_twice() -> None:
     [
         ({"device": "cpu"}, "wants two devices of a kind or more, such as 0,1, not cpu"),
         ({}, "not auto"),
-        ({"device": "cpu,cpu", "processes": 2}, "is one process with several devices"),
+        ({"device": "cpu,cpu", "processes": 2}, "is one process with several devices; here are 2"),
         ({"device": "cpu,cpu", "compile": True}, "has no --compile"),
         ({"device": "cpu,cpu", "sync_bn": True}, "sync-bn"),
         ({"device": "cpu,cpu", "batch": "auto"}, "say a number"),

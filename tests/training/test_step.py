@@ -22,11 +22,12 @@ from yoloyard.losses import build_criterion
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
-from yoloyard.training.engine import ema, optimizers
+from yoloyard.training.engine import optimizers
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.optimizers import build_optimizer
 from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
+from yoloyard.training.strategies import alone
 from yoloyard.training.strategies.alone import Strategy
 
 FLOAT32 = Precision("cpu", torch.float32)
@@ -117,7 +118,7 @@ def test_a_step_with_autocast_scaler_and_fused_optimizer_waits_for_nothing(
 
     # Tensors without content can't be deep-copied; a second one of the same build stands for the copy.
     twin = SimpleNamespace(deepcopy=lambda _: registry.build(model, num_classes=3))
-    monkeypatch.setattr(ema, "copy", twin)
+    monkeypatch.setattr(alone, "copy", twin)
     with FakeTensorMode():
         stage = Stage(optimizer, dtype=dtype, model=model)
         report = stage.step(some_batch())
@@ -188,7 +189,7 @@ def test_good_steps_lower_the_loss_and_move_the_average() -> None:
 
 def test_the_average_follows_the_published_ramp() -> None:
     stage = Stage()
-    average = ExponentialMovingAverage(stage.detector, 2000)
+    average = ExponentialMovingAverage(Strategy(stage.detector), 2000)
     name = "head.box_branches.0.2.bias"
     start = stage.detector.state_dict()[name].clone()
     with torch.no_grad():
@@ -204,7 +205,7 @@ def test_a_layer_that_stands_in_two_places_is_averaged_and_updated_once() -> Non
     stage = Stage()
     branches = stage.detector.get_submodule("head.class_branches")
     branches[1].add_module("2", branches[0].get_submodule("2"))  # type: ignore[index]
-    average = ExponentialMovingAverage(stage.detector, 1)
+    average = ExponentialMovingAverage(Strategy(stage.detector), 1)
     first, second = "head.class_branches.0.2.bias", "head.class_branches.1.2.bias"
     start = stage.detector.state_dict()[first].clone()
     with torch.no_grad():

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from yoloyard.common.cores import usable_cores
+from yoloyard.common.device import choose_devices
 from yoloyard.common.errors import UsageError
 from yoloyard.config import recipes
 from yoloyard.config.overrides import unknown_name, with_overrides
@@ -21,6 +22,7 @@ from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.evaluation.metrics.coco import FIGURES
 from yoloyard.models.detector import Detector
 from yoloyard.storage.address import check_address
+from yoloyard.training.distributed.meeting import host_counts
 from yoloyard.training.listeners.trackers import check_trackers
 from yoloyard.training.spec import RunSpec
 
@@ -38,9 +40,9 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
         raise UsageError(unknown_name(config.best_by, FIGURES, "figure for --best-by"))
     if config.cache not in (None, "ram", "disk"):
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
-    if config.batch % num_processes and given.get("batch") != AUTO:
-        raise UsageError(f"--batch {config.batch} can't be shared evenly by {num_processes} processes")
-    if config.strategy == "placement" and given.get("batch") == AUTO:
+    if given.get("batch", AUTO) != AUTO:
+        check_shares(f"--batch {config.batch}", config.batch, config.nodes, num_processes)
+    elif config.strategy == "placement" and given.get("batch") == AUTO:
         raise UsageError("--batch auto measures one device; with --strategy placement say a number")
     if config.sync_bn and device.type == "cpu":
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
@@ -50,46 +52,85 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
     if config.single_cls and config.class_weights is not None:
         raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
     check_resumable(config)
+    check_strategy(config, num_processes)
+
+
+def shares_of(nodes: str, processes: int) -> int:
+    """Of what number a batch must be a multiple: of each number of processes that the run may come to have.
+
+    `processes`: those of now; other hosts that may come have as many as this one.
+    """
+    least, most = host_counts(nodes)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return math.lcm(processes, *(hosts * here for hosts in range(least, most + 1) if least < most))
+
+
+def check_shares(name: str, batch: int, nodes: str, processes: int) -> None:
+    """Raise UsageError if some number of processes that the run may come to have can't share `batch` evenly."""
+    shares = shares_of(nodes, processes)
+    if batch % processes:
+        raise UsageError(f"{name} can't be shared evenly by {processes} processes")
+    if batch % shares:
+        up = math.ceil(batch / shares) * shares
+        raise UsageError(f"{name} can't be shared evenly by each number of hosts in --nodes {nodes}: say --batch {up}")
 
 
 def check_resumable(config: TrainConfig) -> None:
     """Raise UsageError for settings that a resumed run may change, too, and that are names of things."""
     if config.on_divergence not in ON_DIVERGENCE:
         raise UsageError(unknown_name(config.on_divergence, ON_DIVERGENCE, "answer for --on-divergence"))
-    check_strategy(config)
     check_trackers(config)
     if config.backup:
         check_address(config.backup, config.backup_endpoint)
 
 
-def check_strategy(config: TrainConfig) -> None:
+def check_strategy(config: TrainConfig, num_processes: int) -> None:
     """Raise UsageError for settings that do not go with the strategy."""
     if config.compress_gradients and config.strategy != "ddp":
         raise UsageError(f"--compress-gradients is for --strategy ddp, not {config.strategy}: leave it out")
     if config.strategy == "placement":
+        check_placement(config.device, num_processes)
         for name in ("compile", "sync_bn"):
             if getattr(config, name):
                 raise UsageError(f"--strategy placement has no --{name.replace('_', '-')}: leave it out")
 
 
+def check_placement(device: str, num_processes: int) -> None:
+    """Raise UsageError if `--strategy placement` can't be on these devices, or in so many processes."""
+    if num_processes > 1:
+        raise UsageError(f"--strategy placement is one process with several devices; here are {num_processes}")
+    if len({each.type for each in choose_devices(device)}) > 1 or "," not in device:
+        raise UsageError(f"--strategy placement wants two devices of a kind or more, such as 0,1, not {device}")
+
+
 def derive(
-    config: TrainConfig, given: Collection[str], detector: Detector, index: Index, device: torch.device, processes: int
+    config: TrainConfig,
+    given: Mapping[str, Any],
+    detector: Detector,
+    index: Index,
+    device: torch.device,
+    processes: int,
 ) -> TrainConfig:
     """The configuration with what follows from data, network and host, each said in a line. Raises UsageError."""
     stride = max(detector.strides)
     imgsz = detector.input_size(config.imgsz)
     if imgsz != config.imgsz:
         log.info(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
-    batch = min(config.batch, len(index) // processes * processes)
-    if not batch:
-        raise UsageError(f"{len(index)} training images are too few for {processes} processes")
-    if batch != config.batch:
+    shares = shares_of(config.nodes, processes)
+    batch = max(min(config.batch, len(index)) // shares, 1) * shares
+    if batch > len(index):
+        raise UsageError(f"{len(index)} training images are too few for {shares} processes")
+    if config.batch > len(index):
         log.info(f"batch {config.batch} is more than the {len(index)} training images: {batch} is used")
+    elif batch != config.batch:
+        whom = f"{processes} processes" if shares == processes else f"each number of hosts in --nodes {config.nodes}"
+        log.info(f"batch {config.batch} can't be shared evenly by {whom}: {batch} is used")
     derived: dict[str, Any] = {"imgsz": imgsz, "batch": batch, "processes": processes}
     if "workers" not in given:
         # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
         # Powers of two keep each worker to the images that it has decoded itself.
-        affordable = max(1, min(config.workers, usable_cores() // processes))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        affordable = max(1, min(config.workers, usable_cores() // here))
         derived["workers"] = 0 if device.type == "cpu" else 2 ** int(math.log2(affordable))
     if config.rect:
         log.info("rect: batches of similar shapes, without mosaic and mixup")
@@ -119,10 +160,10 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
             f"a resumed run can't change {', '.join(forbidden)} (it can change {', '.join(resumable)}); "
             "start a new run with --weights instead"
         )
-    changes = {name: given[name] for name in (*resumable, "data") if name in given}
+    changes = {"nodes": "1", "rendezvous": None}  # of this start alone
+    changes |= {name: given[name] for name in (*resumable, "data") if name in given}
     config = with_overrides(spec.config, changes | {"processes": num_processes})
-    if config.batch % num_processes:
-        raise UsageError(f"the batch of {config.batch} can't be shared evenly by {num_processes} processes")
+    check_shares(f"the batch of {config.batch}", config.batch, config.nodes, num_processes)
     if "epochs" in given and config.epochs < epochs_done:
         raise UsageError(f"{folder} has had {epochs_done} epochs; --epochs {config.epochs} would be fewer")
     is_over = epochs_done >= config.epochs or (config.time is not None and config.time == spec.config.time)
@@ -132,6 +173,7 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
             + ("--time HOURS" if config.time else "--epochs N")
         )
     check_resumable(config)
+    check_strategy(config, num_processes)
     return dataclasses.replace(spec, config=config, given=spec.given | given)
 
 

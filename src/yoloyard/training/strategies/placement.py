@@ -52,8 +52,8 @@ class Placement(Strategy):
         model.placed_on = tuple(devices)  # type: ignore[assignment]
         model.forward = MethodType(_forward, model)
 
-    def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-        return super().clip(parameters, limit).to(self.device)
+    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
+        return super().norm(tensors).to(self.device)
 
 
 def kept_bytes(detector: Detector) -> dict[nn.Module, int]:
