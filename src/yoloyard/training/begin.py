@@ -127,7 +127,7 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     around_step = cpu.prepare_training(model, criterion, setup.precision, team.size)
     if config.checkpoint_activations:
         checkpoint_activations(model)
-    strategy = build_strategy(config, model, team, may_leave_out=setup.spec.model_digest is not None)
+    strategy = build_strategy(config, model, team, setup.precision, setup.spec.model_digest is not None)
     if config.compile:
         set_training_mode(model)
         with team.watch.long_work():

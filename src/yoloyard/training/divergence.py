@@ -142,6 +142,7 @@ def offending_images(run: Run, suspects: Sequence[int]) -> list[int]:
     found: list[tuple[tuple[int, ...], float]] = []
     places = [divmod(number, len(loader)) for number in suspects]
     requests = [loader.requests(epoch, place * batch, run.epochs)[0] for epoch, place in places]
+    detector = run.engine.whole_model()
     with run.team.watch.long_work():
         for request, position in [(each, position) for each in requests for position in each.positions]:
             if run.interrupt.is_asked():
@@ -149,7 +150,7 @@ def offending_images(run: Run, suspects: Sequence[int]) -> list[int]:
             sample = loader.dataset[dataclasses.replace(request, positions=range(position, position + 1))]
             if isinstance(sample, UserError):
                 raise sample
-            found.append((sample.source_ids, sample_norm(run.engine, sample)))
+            found.append((sample.source_ids, sample_norm(run.engine, detector, sample)))
     bad = offending(run.team.broadcast([each for share in run.team.gather(found) for each in share]))
     return bad if len(bad) <= MAX_LEFT_OUT_SHARE * len(run.setup.train_index) else []
 

@@ -16,7 +16,7 @@ def finish(run: Run) -> Result:
     setup, progress = run.setup, run.progress
     best, report = setup.folder / "weights" / "best.safetensors", setup.folder / "report.html"
     if progress.best is None:  # the run ended before its first validation
-        average = run.engine.average.model
+        average = run.engine.averaged()
         metrics = validate(run, average).metrics
         with run.team.on_rank_0() as is_rank_0:
             if is_rank_0:

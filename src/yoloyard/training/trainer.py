@@ -55,7 +55,7 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
                 epoch = progress.epoch + 1
                 run.fit_epochs_to_time(epoch)
                 is_due = epoch % setup.config.val_period == 0 or epoch >= run.epochs
-                end_epoch(run, validate(run, run.engine.average.model) if is_due else None, speed)
+                end_epoch(run, validate(run, run.engine.averaged()) if is_due else None, speed)
             result = finish(run)
             return result
         except BaseException as error:

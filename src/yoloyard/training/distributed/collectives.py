@@ -40,6 +40,13 @@ class Team:
             dist.all_reduce(tensor)
         return tensor
 
+    def even_out(self, tensors: list[Tensor]) -> None:
+        """Give `tensors`, of one device, their mean over all processes, in place."""
+        if tensors:
+            means = self.all_reduce(torch.cat([tensor.flatten() for tensor in tensors])) / self.size
+            parts = means.split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
     def reached(self, place: str) -> None:
         """Show the others where this process is, in words for the user."""
         watch = self.watch
