@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 PORT = 29400  # where hosts meet if nothing says it; torch's own default
 JOB_PORTS = range(20_000, 30_000)  # below those that a system gives away by itself; one of them for a job of Slurm
+LAUNCH = "YOLOYARD_LAUNCH"  # the variable that names the launch for all attempts of a run
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 Variables = Mapping[str, str]
@@ -100,8 +101,9 @@ def _slurm(variables: Variables) -> Place | None:
         "GROUP_RANK": str(number),
         "MASTER_ADDR": address,
         "MASTER_PORT": port,
+        LAUNCH: f"slurm-{job}.{step}",
     }
-    return Place(run_id=f"slurm-{job}.{step}", worker=worker)
+    return Place(worker=worker)
 
 
 def _skypilot(variables: Variables) -> Place | None:
