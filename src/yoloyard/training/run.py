@@ -38,9 +38,8 @@ from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.checkpoint import Header, newest_header, newest_whole
 from yoloyard.training.trainer import fit
 
-OF_A_PROCESS = ("device", "amp", "device_path", "hang_timeout")  # settings that it needs before it knows the run
 LOST_SECONDS = 90.0  # within which a host that is cut off ends, and its lock with it
-
+OF_A_PROCESS = ("device", "amp", "device_path", "hang_timeout")  # settings that it needs before it knows the run
 Resume = TypeVar("Resume", bound=str | Path | None)  # what names the run that goes on
 
 
@@ -71,8 +70,7 @@ def train(
         if team.is_rank_0:
             overrides, resume = to_this_host(overrides, resume)
             begun = begun_folder(overrides)
-            resume = begun if begun and _last_saved(begun) is not None else resume
-            folder, header = find_run(overrides, resume)
+            folder, header = find_run(overrides, begun if begun and _last_saved(begun) is not None else resume)
         saved = {name: flat_settings(header.spec.config)[name] for name in OF_A_PROCESS} if header else {}
         asked = with_overrides(TrainConfig(), team.watch.exchange("saved", saved)[0] | overrides)
         team.watch.hang_timeout = asked.hang_timeout

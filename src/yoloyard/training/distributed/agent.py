@@ -100,7 +100,7 @@ class Agent(LocalElasticAgent):
             threading.Thread(target=self._keep_in_touch, daemon=True).start()
 
     def work(self) -> int:
-        """Run the processes until the run ends, or this host leaves it; returns the exit code.
+        """Run the processes until the run ends or this host leaves it; returns the exit code.
 
         Raises UserError where the hosts can't meet, lose each other, or another one has ended the run.
         """
@@ -197,9 +197,7 @@ class Agent(LocalElasticAgent):
                 self.end(1, line)
                 raise UserError(line)
             if gone or coming:
-                log.info(
-                    f"of {group.group_world_size} hosts {gone} left, {coming} come in: going on from the last save"
-                )
+                log.info(f"of {group.group_world_size} hosts {gone} left, {coming} come in; it goes on from a save")
                 self._stop(HANGING_SECONDS if gone else SAVE_SECONDS)
                 return None
 

@@ -61,8 +61,6 @@ def launch(count: int, arguments: list[str], meeting: Meeting, here: "RunHere") 
     shared, address = store.meet(meeting)
     name = store.agreed_launch(shared, meeting.run_id)
     os.environ[LAUNCH] = name if meeting.run_id == UNNAMED else meeting.run_id
-    if interface := store.interface_of(address):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # else the one that the host's name stands for
     backend, numbers = C10dRendezvousBackend(shared, name), (meeting.min_hosts, meeting.max_hosts)
     beat = store.BEAT_SECONDS
     waits = RendezvousTimeout(timedelta(seconds=store.JOIN_SECONDS), last_call=timedelta(seconds=beat))

@@ -13,8 +13,8 @@ UNNAMED = "yoloyard"  # the id of runs that nothing else names
 class Meeting:
     """`min_hosts` to `max_hosts` meet at `endpoint`, HOST:PORT; it is empty where this host is the only one.
 
-    `run_id` is the same on all of them. Another one than UNNAMED names the run when it is started again, too.
-    `is_head`: is the endpoint of this host; None: its name tells.
+    `run_id` is the same on all of them. Any but UNNAMED names the run when it is started again, too. `is_head`: is the
+    endpoint of this host; None: its name tells.
     """
 
     min_hosts: int = 1
@@ -49,7 +49,7 @@ def meeting_of(nodes: str | None, rendezvous: str | None, place: Place | None = 
     if not endpoint:
         if most > 1:
             raise UsageError(f"--nodes {nodes}: say where the hosts meet, on each: --rendezvous HOST:PORT")
-        return Meeting()
+        return Meeting(run_id=place.run_id or UNNAMED)
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--rendezvous {endpoint}: say HOST:PORT, such as trainer-0:29400")

@@ -1,17 +1,16 @@
 """The store where the hosts of a run meet: who serves it, how others reach it, and which launch they agree on."""
 
 import datetime
-import ipaddress
 import os
 import socket
 import time
 import uuid
 from contextlib import suppress
 
-import psutil
 import torch.distributed as dist
 
 from yoloyard.common.errors import UserError
+from yoloyard.training.distributed.hosts import own_address
 from yoloyard.training.distributed.meeting import Meeting
 
 BEAT_SECONDS = int(os.environ.get("YOLOYARD_BEAT_SECONDS", "5"))  # between signs of life of a host; tests lower it
@@ -27,10 +26,11 @@ def meet(meeting: Meeting) -> tuple[dist.TCPStore, str]:
     """
     if not meeting.endpoint:
         return serve("127.0.0.1", 0), "127.0.0.1"
-    host, _, port = meeting.endpoint.rpartition(":")
-    if is_free_here(host, int(port)):
-        with suppress(RuntimeError):  # another process of this host was faster
-            return serve(host, int(port)), own_address(host, int(port))
+    host, _, text = meeting.endpoint.rpartition(":")
+    port = int(text)
+    if is_free_here(host, port) if meeting.is_head is None else meeting.is_head:
+        with suppress(RuntimeError):  # another process of this host has it
+            return serve("localhost", port), own_address(host, port)
     until = time.monotonic() + JOIN_SECONDS
     while not answers(meeting.endpoint):
         if time.monotonic() > until:
@@ -39,8 +39,13 @@ def meet(meeting: Meeting) -> tuple[dist.TCPStore, str]:
                 "too, or `yoloyard rendezvous` there, and see whether a firewall closes that port"
             )
         time.sleep(1)
-    limit = datetime.timedelta(seconds=STORE_SECONDS)
-    return dist.TCPStore(host, int(port), is_master=False, timeout=limit), own_address(host, int(port))
+    try:
+        limit = datetime.timedelta(seconds=STORE_SECONDS)
+        return dist.TCPStore(host, port, is_master=False, timeout=limit), own_address(host, port)
+    except RuntimeError as error:
+        raise UserError(
+            f"what answers at --rendezvous {meeting.endpoint} is another program; name another port"
+        ) from error
 
 
 def serve(host: str, port: int) -> dist.TCPStore:
@@ -72,22 +77,6 @@ def answers(endpoint: str) -> bool:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
         return True
     return False
-
-
-def own_address(host: str, port: int) -> str:
-    """The address of this host on the network by which it reaches `host`."""
-    family, kind, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as link:
-        link.connect(place)  # sends nothing
-        return str(link.getsockname()[0])
-
-
-def interface_of(address: str) -> str:
-    """The name of the network interface that has `address`; empty for this host alone, or if there is none."""
-    if ipaddress.ip_address(address).is_loopback:
-        return ""
-    found = psutil.net_if_addrs().items()
-    return next((name for name, each in found if address in {some.address for some in each}), "")
 
 
 def agreed_launch(store: dist.Store, run_id: str) -> str:

@@ -225,9 +225,8 @@ class Watch:
         else:
             self._wait_for_speaker()  # the process that failed says so itself, in a moment
         if self._store.add("speakers", 1) > 1:  # all found the same, or one failure led to another
-            return SilentError(
-                *json.loads(self._store.get("failed")) if self._store.check(["failed"]) else (text, code)
-            )
+            said = json.loads(self._store.get("failed")) if self._store.check(["failed"]) else (text, code)
+            return SilentError(*said)
         if is_own:
             if isinstance(error, UserError) and self.rank == 0:
                 return error
