@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 LAUNCH = "YOLOYARD_LAUNCH"  # the variable that names a run for all its processes, also when they start again
 PORT = 29400  # where hosts meet if nothing says it; torch's own default
 JOB_PORTS = range(20_000, 30_000)  # below those that a system gives away by itself; one of them for a job of Slurm
-LAUNCH = "YOLOYARD_LAUNCH"  # the variable that names the launch for all attempts of a run
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 Variables = Mapping[str, str]

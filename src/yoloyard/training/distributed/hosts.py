@@ -84,10 +84,9 @@ def _wait_for(host: str, port: int, seconds: float, speaks: bool) -> str:
         except socket.gaierror as error:  # in a cluster the name may come later
             problem = f"the name {host} can't be resolved on {platform.node()} ({error.strerror}): see MASTER_ADDR"
         except OSError as error:
-            problem = (
-                f"nobody answers {platform.node()} at {host}:{port} ({error.strerror or error}): see whether rank 0 "
-            )
-            problem += "runs there, and whether a firewall closes that port"
+            reason = error.strerror or error
+            problem = f"nobody answers {platform.node()} at {host}:{port} ({reason}): see whether rank 0 runs there, "
+            problem += "and whether a firewall closes that port"
         if time.monotonic() - start > seconds:
             return problem
         if speaks and time.monotonic() - start > SILENT_SECONDS:
