@@ -34,6 +34,7 @@ from yoloyard.training.setup.starting_point import build_detector, freeze, start
 from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.checkpoint import retire
 from yoloyard.training.state.randomness import seed_all
+from yoloyard.training.strategies import check_strategy
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ def new_run(
     if "anchors" in detector.head.constants and config.loss.autoanchor:
         fit_anchors(detector.head, train, config.imgsz, config.loss.anchor_t, config.seed)
     freeze(detector, config.freeze)
+    check_strategy(config, detector)
 
     # Named after the data file, or after the file's folder where it is called data.yaml.
     name = config.name or (data.path.parent.name if data.path.stem == "data" else "") or data.path.stem
@@ -174,6 +176,7 @@ def build(
         custom = read_kept(config.model, spec.model_digest, [kept or folder]) if is_custom(config.model) else None
         detector = build_detector(config.model, custom, spec.model_arguments)
         freeze(detector, config.freeze)
+        check_strategy(config, detector)
     if transform is not None:
         spec = dataclasses.replace(spec, transform=transform.facts)
     elif spec.transform is not None:
