@@ -132,7 +132,8 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
         set_training_mode(model)
         with team.watch.long_work():
             shape = shape_to_try(config, team.size, stride)
-            strategy.network = compile_network(strategy.network, model, shape, setup.precision, shapes_vary(config))
+            options: dict[str, Any] = {"dynamic": shapes_vary(config), "pieces": strategy.pieces}
+            strategy.network = compile_network(strategy.network, model, shape, setup.precision, **options)
     parts = model, criterion, gains, setup.precision, config
     minutes = config.save_minutes if team.is_rank_0 else 0.0  # one clock decides for all
     asked = lambda: (interrupt.is_asked(), interrupt.takes_save(minutes))  # noqa: E731

@@ -29,6 +29,7 @@ from yoloyard.training.spec import RunSpec
 log = logging.getLogger(__name__)
 
 ON_DIVERGENCE = ("warn", "stop", "rollback")
+STRATEGIES = ("ddp", "fsdp", "placement", "pipeline")
 MAX_CLASSES_NAMED = 20  # in a line
 
 
@@ -79,6 +80,12 @@ def check_resumable(config: TrainConfig) -> None:
     """Raise UsageError for settings that a resumed run may change, too, and that are names of things."""
     if config.on_divergence not in ON_DIVERGENCE:
         raise UsageError(unknown_name(config.on_divergence, ON_DIVERGENCE, "answer for --on-divergence"))
+    if config.strategy not in STRATEGIES:
+        raise UsageError(unknown_name(config.strategy, STRATEGIES, "strategy for --strategy"))
+    if config.strategy == "fsdp" and config.sync_bn:
+        raise UsageError("--strategy fsdp does not go with --sync-bn: leave one of them out")
+    if config.cpu_offload and config.strategy != "fsdp":
+        raise UsageError(f"--cpu-offload is for --strategy fsdp, not {config.strategy}: say --no-cpu-offload")
     check_trackers(config)
     if config.backup:
         check_address(config.backup, config.backup_endpoint)

@@ -13,6 +13,14 @@ from yoloyard.training.strategies.placement import Placement
 log = logging.getLogger(__name__)
 
 
+def check_strategy(config: TrainConfig, model: Detector) -> None:
+    """Raise UsageError if the strategy of `config` can't train `model`."""
+    if config.strategy == "fsdp" and config.processes > 1:
+        from yoloyard.training.strategies.fsdp import check_shardable  # whose import takes half a second
+
+        check_shardable(model)
+
+
 def build_strategy(
     config: TrainConfig, model: Detector, team: Team, precision: Precision, may_leave_out: bool
 ) -> Strategy:
@@ -27,7 +35,7 @@ def build_strategy(
             log.info("--strategy fsdp: there is nothing to shard in one process; it trains as without")
         return Strategy(model)
     if config.strategy == "fsdp":
-        from yoloyard.training.strategies.fsdp import Fsdp  # whose import takes half a second
+        from yoloyard.training.strategies.fsdp import Fsdp
 
         return Fsdp(model, team, precision, config.cpu_offload)
     return Ddp(model, team, may_leave_out)

@@ -25,6 +25,7 @@ class Strategy:
     has the images, the loss and what is measured; parameters may lie elsewhere.
     """
 
+    pieces: Sequence[nn.Module] = ()  # what --compile compiles one by one; empty: the network
     no_parts = ""  # why a batch can't be computed in parts where memory is short; empty: it can
 
     def __init__(self, model: Detector, team: Team | None = None, network: nn.Module | None = None) -> None:
