@@ -38,4 +38,4 @@ def build_strategy(
         from yoloyard.training.strategies.fsdp import Fsdp
 
         return Fsdp(model, team, precision, config.cpu_offload)
-    return Ddp(model, team, may_leave_out)
+    return Ddp(model, team, may_leave_out, config.compress_gradients)
