@@ -107,7 +107,8 @@ def compare_hosts(watch: Watch, overrides: Mapping[str, Any]) -> None:
     if os.environ.get("LOCAL_WORLD_SIZE", "") == str(watch.size) or watch.size == 1:
         return
     address = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    with socket.create_server(("", 0), backlog=4096) as server:
+    both: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    with socket.create_server(("", 0), backlog=4096, **both) as server:
         own = Host(platform.node(), address, server.getsockname()[1])
         if watch.is_first_of_host:
             own = Host(own.name, address, own.port, facts(overrides), data_problem(overrides.get("data")))
