@@ -26,8 +26,7 @@ def meet(meeting: Meeting) -> tuple[dist.TCPStore, str]:
     """
     if not meeting.endpoint:
         return serve("127.0.0.1", 0), "127.0.0.1"
-    host, _, text = meeting.endpoint.rpartition(":")
-    port = int(text)
+    host, port = parts(meeting.endpoint)
     if is_free_here(host, port) if meeting.is_head is None else meeting.is_head:
         with suppress(RuntimeError):  # another process of this host has it
             return serve("localhost", port), own_address(host, port)
@@ -70,11 +69,16 @@ def is_free_here(host: str, port: int) -> bool:
     return True
 
 
+def parts(endpoint: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT, an IPv6 address without its brackets."""
+    host, _, port = endpoint.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 def answers(endpoint: str) -> bool:
     """Does anything take connections at `endpoint`?"""
-    host, _, port = endpoint.rpartition(":")
     with suppress(OSError):
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        socket.create_connection(parts(endpoint), CONNECT_SECONDS).close()
         return True
     return False
 

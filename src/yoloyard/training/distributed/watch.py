@@ -195,7 +195,8 @@ class Watch:
     def explained(self, error: Exception) -> UserError:
         """Who is to blame for `error`, in words for the user. One process alone says it; others get a SilentError."""
         if isinstance(error, SilentError):
-            self._wait_for_speaker()  # whom the launcher would end with this process
+            with suppress(RuntimeError):  # it has spoken, and its store has ended with it
+                self._wait_for_speaker()  # whom the launcher would end with this process
             return error
         with self._speaking:
             self.ending.set()
