@@ -103,7 +103,7 @@ def _slurm(variables: Variables) -> Place | None:
         "MASTER_PORT": port,
         LAUNCH: f"slurm-{job}.{step}",
     }
-    return Place(run_id=f"slurm-{job}.{step}", worker=worker)
+    return Place(worker=worker)
 
 
 def _skypilot(variables: Variables) -> Place | None:

@@ -195,7 +195,8 @@ class Watch:
     def explained(self, error: Exception) -> UserError:
         """Who is to blame for `error`, in words for the user. One process alone says it; others get a SilentError."""
         if isinstance(error, SilentError):
-            self._wait_for_speaker()  # whom the launcher would end with this process
+            with suppress(RuntimeError):  # it has spoken, and its store has ended with it
+                self._wait_for_speaker()  # whom the launcher would end with this process
             return error
         with self._speaking:
             self.ending.set()
@@ -254,6 +255,8 @@ class Watch:
         elif self.run_folder is not None and whole_folder(self.run_folder / "checkpoints" / "last").exists():
             folder = shlex.quote(str(self.run_folder))
             advice = f"the last checkpoint is whole: go on with yoloyard train --resume {folder}"
+        elif self.run_folder is not None and not self.run_folder.exists():
+            advice = f"what was saved is on the host of rank 0, in {self.run_folder}: go on with --resume"
         error = UserError(f"{said}; {advice}")
         error.exit_code = LOST_CODE if self.starts_again else 1
         return error
