@@ -47,6 +47,7 @@ class Host:
 
     def start(self, *words: object, **variables: str) -> None:
         """Start a command of yoloyard here. All hosts have the same name and the same process numbers."""
+        self.connect()
         inside = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
         command = [*inside, 'hostname worker && exec "$@"', "sh", sys.executable, "-m", "yoloyard", *map(str, words)]
         self.process = subprocess.Popen(
@@ -75,12 +76,11 @@ class Host:
         return self.launcher.children()[0]
 
     def kill(self) -> None:
-        """As when the power fails: nothing of it says goodbye."""
+        """As when the power fails: nothing of it says goodbye. `start` brings it back."""
         self.cut()
         assert self.process is not None
         self.process.kill()
         self.process.wait()
-        self.connect()
 
     def wait_for(self, text: str, seconds: float = 90.0) -> str:
         """The first line with `text` since the command has started; fails after so many seconds."""

@@ -12,7 +12,7 @@ from network import Host, Network
 
 pytestmark = pytest.mark.slow
 
-Record = Callable[[str, object], None]
+Record = Callable[[float], None]
 SECONDS = 90.0  # for anything here
 
 
@@ -20,6 +20,17 @@ SECONDS = 90.0  # for anything here
 def hosts(network: Network, tmp_path: Path) -> list[Host]:
     """One that is not preempted, and two that train."""
     return [network.add(tmp_path / name) for name in ("meeting", "first", "second")]
+
+
+@pytest.fixture
+def record(capsys: pytest.CaptureFixture[str]) -> Record:
+    """Prints how long something took, since a moment in `time.monotonic`."""
+
+    def say(seconds: float) -> None:
+        with capsys.disabled():
+            print(f" {seconds:.1f} s", end="", flush=True)
+
+    return say
 
 
 @contextlib.contextmanager
@@ -38,7 +49,7 @@ def going_on(job: Job, hosts: list[Host], record: Record) -> Iterator[None]:
     while len(job.losses()) == epochs:
         assert time.monotonic() < began + SECONDS, "\n".join(hosts[1].lines)
         time.sleep(0.1)
-    record("seconds", round(time.monotonic() - began, 1))
+    record(time.monotonic() - began)
 
 
 def words_of(job: Job, nodes: str, meeting: Host, project: Path | None = None) -> list[object]:
@@ -56,7 +67,7 @@ def begin(job: Job, hosts: list[Host], words: list[object]) -> None:
 
 
 def test_training_goes_on_whatever_is_lost_and_comes_back(
-    hosts: list[Host], job: Job, undisturbed: list[float], record_property: Record
+    hosts: list[Host], job: Job, undisturbed: list[float], record: Record
 ) -> None:
     meeting, first, second = hosts
     meeting.start("rendezvous")
@@ -64,20 +75,19 @@ def test_training_goes_on_whatever_is_lost_and_comes_back(
     words = words_of(job, "1:2", meeting)
     begin(job, [first, second], words)
 
-    with going_on(job, hosts, record_property):  # a process is killed
+    with going_on(job, hosts, record):  # a process is killed
         second.worker.kill()
-    with going_on(job, hosts, record_property):  # a host dies
+    with going_on(job, hosts, record):  # a host dies
         second.kill()
-    with going_on(job, hosts, record_property):  # it comes back
+    with going_on(job, hosts, record):  # it comes back
         second.start(*words)
-    with going_on(job, hosts, record_property):  # the link of the other one is cut, which had rank 0
+    with going_on(job, hosts, record):  # the link of the other one is cut, which had rank 0
         first.cut()
     assert first.end(SECONDS) == 1
     first.wait_for("has lost the other hosts")
-    first.connect()
-    with going_on(job, hosts, record_property):  # the link is there again
+    with going_on(job, hosts, record):  # the link is there again
         first.start(*words)
-    with going_on(job, hosts, record_property):  # a host is preempted: what it has done is saved
+    with going_on(job, hosts, record):  # a host is preempted: what it has done is saved
         first.launcher.send_signal(signal.SIGTERM)
     assert first.end() == 128 + signal.SIGTERM
 
@@ -95,32 +105,30 @@ def test_training_goes_on_whatever_is_lost_and_comes_back(
 
 
 def test_without_the_host_of_the_rendezvous_the_others_end_and_say_so(
-    hosts: list[Host], job: Job, record_property: Record
+    hosts: list[Host], job: Job, record: Record
 ) -> None:
     _, first, second = hosts
     begin(job, [first, second], words_of(job, "1:2", first))
     began = time.monotonic()
     first.kill()
     assert second.end(SECONDS) == 1
-    record_property("seconds", round(time.monotonic() - began, 1))
+    record(time.monotonic() - began)
     second.wait_for(f"has lost the other hosts: nothing answers at --rendezvous {first.address}:29400")
 
 
-def test_hosts_that_share_no_disk(
-    hosts: list[Host], job: Job, undisturbed: list[float], record_property: Record
-) -> None:
+def test_hosts_that_share_no_disk(hosts: list[Host], job: Job, undisturbed: list[float], record: Record) -> None:
     meeting, first, second = hosts
     meeting.start("rendezvous")
     meeting.wait_for("--rendezvous")
     alone = Job(job.words, second.folder / "runs", job.slow)
     # the second host begins alone; it keeps rank 0, as the run is there, though the other's address is a lower one
     begin(alone, [second], words_of(job, "1:2", meeting, Path("runs")))
-    with going_on(alone, hosts, record_property):
+    with going_on(alone, hosts, record):
         first.start(*words_of(job, "1:2", meeting, Path("runs")))
-    with going_on(alone, hosts, record_property):
+    with going_on(alone, hosts, record):
         first.kill()
     assert alone.losses() == pytest.approx(undisturbed[: len(alone.losses())], rel=2e-2)
-    with going_on(alone, hosts, record_property):
+    with going_on(alone, hosts, record):
         first.start(*words_of(job, "1:2", meeting, Path("runs")))
     second.kill()
     assert first.end(SECONDS) == 1
@@ -172,12 +180,12 @@ def test_ctrl_c_on_one_host_saves_and_ends_the_run_on_all(hosts: list[Host], job
     assert (job.project / "line" / "checkpoints" / "last").exists()
 
 
-def test_a_fixed_number_of_hosts_ends_with_one_of_them(hosts: list[Host], job: Job, record_property: Record) -> None:
+def test_a_fixed_number_of_hosts_ends_with_one_of_them(hosts: list[Host], job: Job, record: Record) -> None:
     _, first, second = hosts
     begin(job, [first, second], words_of(job, "2", first))
     began = time.monotonic()
     second.cut()
     assert (first.end(SECONDS), second.end(SECONDS)) == (1, 1)
-    record_property("seconds", round(time.monotonic() - began, 1))
+    record(time.monotonic() - began)
     first.wait_for("1 of 2 hosts show no sign of life")
     second.wait_for("has lost the other hosts")
