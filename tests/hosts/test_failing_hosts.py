@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from job import EPOCHS, Job
-from network import Host, Network
+
+from host_job import EPOCHS, Job
+from host_network import Host, Network
 
 pytestmark = pytest.mark.slow
 
