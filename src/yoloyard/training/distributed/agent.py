@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import Any, Protocol, cast
 
 import torch.distributed as dist
@@ -29,7 +30,8 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from yoloyard.common.errors import UserError
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.training.distributed.hosts import Host, data_problem, differences, facts
 from yoloyard.training.distributed.store import BEAT_SECONDS, JOIN_SECONDS, STORE_SECONDS, answers, serve
 from yoloyard.training.distributed.watch import LOST_CODE, UNEXPECTED_CODE
 from yoloyard.training.interrupt import HOSTS_CHANGE
@@ -45,7 +47,10 @@ GOES_ON = {LOST_CODE, UNEXPECTED_CODE, *(128 + each for each in (HOSTS_CHANGE, s
 
 
 class RunHere(Protocol):
-    """What a host has of the run that is launched."""
+    """What a host has of the run that is launched with these overrides."""
+
+    @property
+    def overrides(self) -> Mapping[str, Any]: ...
 
     def saved(self) -> int:
         """How many batches of it are saved here; -1 without a run folder."""
@@ -105,6 +110,8 @@ class Agent(LocalElasticAgent):
         Raises UserError where the hosts can't meet, lose each other, or another one has ended the run.
         """
         try:
+            if self.is_elastic:
+                self._compare_with_first()
             if (result := self.run()) is None:
                 log.info("the run has ended; this host was not needed")
                 return 0
@@ -127,6 +134,15 @@ class Agent(LocalElasticAgent):
             raise UserError(lost_line(self._endpoint)) from error
         finally:
             self.over.set()
+
+    def _compare_with_first(self) -> None:
+        """Raise UsageError if this host is not like the launch's first one, before it ends what the others do."""
+        overrides = self._here.overrides
+        own = Host(platform.node(), self._address, facts=facts(overrides))
+        first = Host(**json.loads(self._shared.compare_set("first host", "", json.dumps(asdict(own)))))
+        own = replace(own, problem=data_problem(overrides.get("data")))
+        if line := differences([first, own]):
+            raise UsageError(line)
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         """Meet the other hosts. The one with the newest save gets rank 0, and its store serves all processes."""
