@@ -86,8 +86,12 @@ def new_run(
     num_processes: int,
     transform: Transform | None = None,
     lock: RunLock | None = None,
+    folder: Path | None = None,
 ) -> Setup:
-    """A new run from a user's checked overrides; its folder is made and locked. Raises UsageError or UserError."""
+    """A new run from a user's checked overrides; its folder, a new one or `folder`, is locked.
+
+    Raises UsageError or UserError.
+    """
     config = with_overrides(TrainConfig(), given)
     check_new(config, given, device, num_processes)
     start = starting_point(given)
@@ -125,7 +129,7 @@ def new_run(
 
     # Named after the data file, or after the file's folder where it is called data.yaml.
     name = config.name or (data.path.parent.name if data.path.stem == "data" else "") or data.path.stem
-    folder = new_run_folder(Path(config.project), name, config.exist_ok)
+    folder = folder or new_run_folder(Path(config.project), name, config.exist_ok)
     if lock is not None:
         lock.take(folder)
     retire(folder)
