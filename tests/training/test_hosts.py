@@ -122,6 +122,17 @@ def test_a_head_that_is_not_there_is_said_once_a_host(
         assert type(raised.value) is kind
 
 
+def test_a_store_that_is_there_before_the_processes_answers_soon_or_a_firewall_is_between(
+    monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    monkeypatch.setattr(hosts, "STORE_SECONDS", 0.0)
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in (environment | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"nobody answers .* at 127.0.0.1:{free_port} .* firewall"):
+        hosts.meet()
+
+
 def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "2"}
     for name, value in environment.items():
