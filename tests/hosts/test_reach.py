@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from network import Host, Network, ip
 
 from commands import TINY
+from hosts.network import Host, Network, ip
 from yoloyard.demo.write import write_demo
 
 pytestmark = pytest.mark.slow
