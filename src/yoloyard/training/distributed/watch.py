@@ -93,7 +93,7 @@ class Watch:
     ) -> None:
         self.rank, self.size, self.hang_timeout = rank, size, hang_timeout
         self.run_folder: Path | None = None  # for advice
-        self.starts_again = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0  # as its launcher says
+        self.starts_again = starts_again()
         self.limit = START_SECONDS  # that a process may be late at an exchange
         self.shown = Shown(pid_namespace(), os.getpid())
         self.is_first_of_host = os.environ.get("LOCAL_RANK", "0") == "0" or size == 1
@@ -310,6 +310,11 @@ class _Answering:
         if error is not None:
             raise error
         return answer
+
+
+def starts_again() -> bool:
+    """Does the launcher start the processes again if one fails?"""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def pid_namespace() -> str:
