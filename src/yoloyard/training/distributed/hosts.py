@@ -33,6 +33,7 @@ from yoloyard.training.distributed.watch import START_SECONDS, Watch
 log = logging.getLogger(__name__)
 
 SILENT_SECONDS = 10.0  # of waiting for another host, after which it is said
+STORE_SECONDS = 20.0  # that the first answer of a store which is there may take
 REACH_SECONDS = 10.0  # that a connection from host to host may take
 MAX_HOSTS_NAMED = 4  # in a line, for each thing that differs
 # Settings that may differ: what a host has of its own, and files, of which the content is compared.
@@ -60,9 +61,10 @@ def meet(seconds: float = START_SECONDS) -> tuple[dist.Store, int, int]:
     Raises UserError in one process of a host if they do not meet within `seconds`, SilentError in its others.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    serves = os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
-    problem = "" if serves else wait_for(host, port, seconds, "MASTER_ADDR", "rank 0", speaks)
+    is_there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # before any process
+    speaks, serves = os.environ.get("LOCAL_RANK", "0") == "0", os.environ.get("RANK") == "0" and not is_there
+    patience = STORE_SECONDS if is_there else seconds
+    problem = "" if serves else wait_for(host, port, patience, "MASTER_ADDR", "rank 0", speaks)
     try:
         if not problem:
             return next(iter(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=seconds))))
@@ -88,10 +90,9 @@ def wait_for(host: str, port: int, seconds: float, named_by: str, who: str, spea
         except socket.gaierror as error:  # in a cluster the name may come later
             problem = f"the name {host} can't be resolved on {platform.node()} ({error.strerror}): see {named_by}"
         except OSError as error:
-            problem = (
-                f"nobody answers {platform.node()} at {host}:{port} ({error.strerror or error}): see whether {who} "
-            )
-            problem += "runs there, and whether a firewall closes that port"
+            own, reason = f"{platform.node()} ({own_address(host, port)})", error.strerror or error
+            problem = f"nobody answers {own} at {host}:{port} ({reason}): see whether {who} runs there, and whether a "
+            problem += "firewall is between; hosts must reach all TCP ports of each other"
         if time.monotonic() - start > seconds:
             return problem
         if speaks and time.monotonic() - start > SILENT_SECONDS:

@@ -122,6 +122,17 @@ def test_a_head_that_is_not_there_is_said_once_a_host(
         assert type(raised.value) is kind
 
 
+def test_a_store_that_is_there_before_the_processes_answers_soon_or_a_firewall_is_between(
+    monkeypatch: pytest.MonkeyPatch, free_port: int
+) -> None:
+    monkeypatch.setattr(hosts, "STORE_SECONDS", 0.0)
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "RANK": "0", "WORLD_SIZE": "2"}
+    for name, value in (environment | {"TORCHELASTIC_USE_AGENT_STORE": "True"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=rf"nobody answers .* at 127.0.0.1:{free_port} .* firewall"):
+        hosts.meet()
+
+
 def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "2"}
     for name, value in environment.items():
@@ -141,8 +152,11 @@ def test_a_batch_is_shared_by_each_number_of_hosts_that_may_come(monkeypatch: py
         check_shares("--batch 64", 64, "2:3", 16)
 
 
-def read_files(folder: str, other: str) -> list[tuple[str, bool]]:
-    """What each process reads of the files of rank 0's folder; a process with another rank has its own `other`."""
+def read_files(folder: str, other: str) -> tuple[list[tuple[str, bool]], list[str]]:
+    """What each process reads of the files of rank 0's folder; a process with another rank has its own `other`.
+
+    And what a cache holds once the first process of the host has come before the other one.
+    """
     import torch
 
     team = join_team(torch.device("cpu"))
@@ -153,14 +167,23 @@ def read_files(folder: str, other: str) -> list[tuple[str, bool]]:
         if not team.is_rank_0:
             own.mkdir(exist_ok=True)
             (own / "a.txt").write_text("from rank 0")
+    cache = Path(folder, "cache")
+
+    def use_cache() -> list[str]:
+        with cache.open("a") as file:
+            file.write(f"{team.rank}\n")
+        return cache.read_text().split()
+
+    seen = team.first_of_host_first(use_cache)
     team.leave()
     assert place.exists() == (place == own)
-    return found
+    return found, seen
 
 
 @pytest.mark.slow
-def test_files_of_rank_0_are_read_where_they_are_or_fetched(tmp_path: Path) -> None:
+def test_files_of_rank_0_are_read_where_they_are_or_fetched_and_caches_made_once_a_host(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("from rank 0")
-    first, second = run_together(2, read_files, str(tmp_path), str(tmp_path / "elsewhere"))
+    (first, before), (second, after) = run_together(2, read_files, str(tmp_path), str(tmp_path / "elsewhere"))
+    assert (before, after) == (["0"], ["0", "1"])
     assert first == [("from rank 0", True)] * 2
     assert second == [("from rank 0", False), ("from rank 0", True)]  # the second time it has them itself
