@@ -25,6 +25,7 @@ from yoloyard.training.listeners.events import Listener, Listeners, Result
 from yoloyard.training.setup.settings import resumed
 from yoloyard.training.setup.setup import Setup, build, new_run
 from yoloyard.training.state.checkpoint import Header, newest_header, newest_whole
+from yoloyard.training.strategies.pipeline import check_pipeline
 from yoloyard.training.trainer import fit
 
 Resume = TypeVar("Resume", bound=str | Path | None)  # what names the run that goes on
@@ -64,6 +65,8 @@ def train(
                 spec = resumed(header.spec, overrides, team.size, folder, header.progress.epoch)
                 setup = build(dataclasses.replace(spec, precision=precision), folder, device, handed_in)
                 check_same_data(setup, header.spec.config)
+                if setup.config.strategy == "pipeline" and team.size > 1:
+                    check_pipeline(setup.config, overrides, setup.detector, setup.precision, team.size)
             elif is_rank_0:
                 setup = new_run(overrides, device, precision, team.size, handed_in, lock)
             if setup is not None:

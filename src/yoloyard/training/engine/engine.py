@@ -137,7 +137,7 @@ class Engine:
         self.around_step, self._asked = around_step, asked
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.device = self.parameters[0].device
-        self._statistics = Statistics(model, self.average.model)
+        self.statistics = Statistics(model, self.average.model)
         self._losses_finite = torch.ones((), device=self.device)  # of the batches since the last update
         # of the epoch: losses (parts,), finite batches, gradient norms, finite updates
         self._sums = torch.zeros(len(self.gains) + 3, device=self.device)
@@ -231,19 +231,22 @@ class Engine:
         elif not found_inf.item():
             self.optimizer.step()
         if before:
-            self._update_ratio = measures.update_ratio(self._watched, before, found_inf)
+            self._update_ratio = measures.update_ratio(self.strategy, self._watched, before, found_inf)
         if self.scaler.is_enabled():
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._statistics.put_back(found_inf)
+        self.statistics.put_back(found_inf)
         self.average.update(found_inf)
         self._losses_finite = torch.ones_like(self._losses_finite)
         return norm, found_inf
 
     def without_gradient(self) -> list[str]:
         """Names of the trainable parameters that have no gradient before the first update; later nothing."""
-        named = () if self._has_updated else self.model.named_parameters()
-        return [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
+        if self._has_updated:
+            return []
+        named = self.model.named_parameters()
+        names = [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
+        return self.strategy.in_all(names)
 
     def _measured(self) -> Tensor:
         """(3,) for `StepReport`."""
@@ -285,20 +288,21 @@ class Engine:
         return self.micro_batch if self.micro_batch < before else 0
 
     def even_out_statistics(self) -> None:
-        """Give all processes the mean of BatchNorm's statistics, before a validation or a checkpoint."""
-        self._statistics.even_out(self.strategy)
+        """Give all processes the same average and statistics of BatchNorm, before a validation or a checkpoint."""
+        self.statistics.even_out(self.strategy)
+        self.strategy.settle_average(self.average.model)
 
     @torch.no_grad()
     def settle(self) -> bool:
         """Before `state_dict`: make gradients and statistics equal in all processes; drop bad gradients and say so."""
-        self.strategy.settle(self.parameters)
+        self.strategy.settle(self)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         is_bad = not (all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and bool(self._losses_finite))
         if is_bad:
             self.optimizer.zero_grad(set_to_none=True)
             self._images = []
             self._losses_finite = torch.ones_like(self._losses_finite)
-            self._statistics.put_back(torch.ones((), device=self.device))
+            self.statistics.put_back(torch.ones((), device=self.device))
         self.even_out_statistics()
         return is_bad
 
@@ -311,7 +315,7 @@ class Engine:
             "gradients": {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None},
             "engine": {
                 "sums": self._sums,
-                "good_statistics": self._statistics.good,
+                "good_statistics": self.statistics.good,
                 "losses_finite": self._losses_finite,
                 "number": self.number,
                 "last_update": self.last_update,
@@ -336,7 +340,7 @@ class Engine:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad *= ratio
-        self._statistics.good = own["good_statistics"].to(self._statistics.good.device, copy=True)
+        self.statistics.good = own["good_statistics"].to(self.statistics.good.device, copy=True)
         self._losses_finite = own["losses_finite"].to(self.device, copy=True)
         self._sums = own["sums"].to(self.device, copy=True)
         self.number, self.last_update = own["number"], own["last_update"]

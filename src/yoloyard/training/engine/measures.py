@@ -11,6 +11,7 @@ from yoloyard.common.structures import Batch, images_to_float
 
 if TYPE_CHECKING:
     from yoloyard.training.engine.engine import Engine
+    from yoloyard.training.strategies.alone import Strategy
 
 Parts = dict[str, tuple[Tensor, Tensor]]  # of the loss, by name: sums and norms of this process
 UPDATES_PERIOD = 10  # batches between two measurements of the updates
@@ -25,11 +26,18 @@ def watched(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 @torch.no_grad()
-def update_ratio(weights: Sequence[Tensor], before: Sequence[Tensor], found_inf: Tensor) -> Tensor:
+def update_ratio(
+    strategy: "Strategy", weights: Sequence[Tensor], before: Sequence[Tensor], found_inf: Tensor
+) -> Tensor:
     """Length of the update from `before` to `weights` over the length of `before` (); nan if `found_inf` () is 1."""
-    update = torch.stack(torch._foreach_norm(torch._foreach_sub(list(weights), list(before)))).norm()
-    length = torch.stack(torch._foreach_norm(list(before))).norm()
+    update = strategy.length(torch._foreach_sub(list(weights), list(before)), weights)
+    length = strategy.length(before, weights)
     return torch.where(found_inf > 0, math.nan, update / length.clamp(min=1e-12))
+
+
+def label_ratio_is_due(engine: "Engine", batch: Batch) -> bool:
+    """Is the next batch of the run, which is `batch`, one whose `label_ratio` is measured?"""
+    return engine.number % (LABELS_PERIOD * engine.schedule.accumulate) == 0 and len(batch.images) > 1
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
         raise UsageError(unknown_name(config.best_by, FIGURES, "figure for --best-by"))
     if config.cache not in (None, "ram", "disk"):
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
-    if config.batch % num_processes and given.get("batch") != AUTO:
+    if config.batch % num_processes and given.get("batch") != AUTO and config.strategy != "pipeline":
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {num_processes} processes")
     if config.sync_bn and device.type == "cpu":
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
@@ -108,7 +108,7 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
         )
     changes = {name: given[name] for name in (*resumable, "data") if name in given}
     config = with_overrides(spec.config, changes | {"processes": num_processes})
-    if config.batch % num_processes:
+    if config.batch % num_processes and config.strategy != "pipeline":
         raise UsageError(f"the batch of {config.batch} can't be shared evenly by {num_processes} processes")
     if "epochs" in given and config.epochs < epochs_done:
         raise UsageError(f"{folder} has had {epochs_done} epochs; --epochs {config.epochs} would be fewer")

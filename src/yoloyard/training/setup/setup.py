@@ -34,6 +34,7 @@ from yoloyard.training.setup.starting_point import build_detector, freeze, start
 from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.checkpoint import retire
 from yoloyard.training.state.randomness import seed_all
+from yoloyard.training.strategies.pipeline import check_pipeline
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,9 @@ def new_run(
     seed_all(config.seed)
     arguments = start.arguments(len(names))
     detector = build_detector(start.model, custom, arguments)
+    arithmetic = Precision(device.type, getattr(torch, precision), config.device_path)
+    if config.strategy == "pipeline":
+        check_pipeline(config, given, detector, arithmetic, num_processes)
     chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
     chosen |= {"model": start.model, "data": str(data.path)}
     if start.file is not None:
@@ -111,7 +115,6 @@ def new_run(
     config = with_overrides(config, chosen)
     train, val = load_splits(data, config)
     if given.get("batch") == AUTO:
-        arithmetic = Precision(device.type, getattr(torch, precision), config.device_path)
         boxes = training_buckets(train, config)[-1]
         found = find_batch(config, detector, device, arithmetic, boxes, num_processes)
         config = dataclasses.replace(config, batch=found)

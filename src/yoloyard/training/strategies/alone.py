@@ -68,8 +68,19 @@ class Strategy:
         """Scale the gradients of the whole model down to the norm `limit`; returns their norm () before."""
         return nn.utils.clip_grad_norm_(parameters, limit)
 
-    def settle(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Before a checkpoint: make gradients equal in all processes."""
+    def length(self, tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+        """The norm () of `tensors`, one for each of the `weights`, over the whole model."""
+        return torch.stack(torch._foreach_norm(list(tensors))).norm()
+
+    def in_all(self, names: list[str]) -> list[str]:
+        """Those of this process's `names` that all processes have; on rank 0."""
+        return names
+
+    def settle(self, engine: "Engine") -> None:
+        """Before a checkpoint: make gradients, and what else differs between processes, equal in all."""
+
+    def settle_average(self, average: Detector) -> None:
+        """Before a validation and a checkpoint: make the average equal in all processes."""
 
     def even_out(self, tensors: list[Tensor]) -> None:
         """Give `tensors`, which each process has gone on with by itself, one value in all processes."""
