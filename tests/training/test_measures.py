@@ -55,7 +55,7 @@ def test_the_gradient_of_a_sample_leaves_no_trace() -> None:
     training = Training(CPU)
     training.step(some_batch())
     engine, before = training.engine, everything(training.engine)
-    norm = measures.sample_norm(engine, some_batch(seed=1))
+    norm = measures.sample_norm(engine, engine.model, some_batch(seed=1))
     assert 0 < norm < math.inf
     after = everything(engine)
     assert all(torch.equal(after[name], value) for name, value in before.items())

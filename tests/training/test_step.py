@@ -188,7 +188,7 @@ def test_good_steps_lower_the_loss_and_move_the_average() -> None:
 
 def test_the_average_follows_the_published_ramp() -> None:
     stage = Stage()
-    average = ExponentialMovingAverage(stage.detector, 2000)
+    average = ExponentialMovingAverage(Strategy(stage.detector), 2000)
     name = "head.box_branches.0.2.bias"
     start = stage.detector.state_dict()[name].clone()
     with torch.no_grad():
@@ -204,7 +204,7 @@ def test_a_layer_that_stands_in_two_places_is_averaged_and_updated_once() -> Non
     stage = Stage()
     branches = stage.detector.get_submodule("head.class_branches")
     branches[1].add_module("2", branches[0].get_submodule("2"))  # type: ignore[index]
-    average = ExponentialMovingAverage(stage.detector, 1)
+    average = ExponentialMovingAverage(Strategy(stage.detector), 1)
     first, second = "head.class_branches.0.2.bias", "head.class_branches.1.2.bias"
     start = stage.detector.state_dict()[first].clone()
     with torch.no_grad():

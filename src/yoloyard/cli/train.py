@@ -26,8 +26,9 @@ def train(
     from yoloyard.common.log import shown_lines
     from yoloyard.config.foreign import translated_overrides
     from yoloyard.config.overrides import checked_overrides, normal_overrides, read_overrides
-    from yoloyard.training.distributed.collectives import is_launched
+    from yoloyard.training.distributed.cluster import become_worker, is_worker, place_here
     from yoloyard.training.distributed.launch import command, launch
+    from yoloyard.training.distributed.meeting import meeting_of
     from yoloyard.training.run import find_run, num_processes, to_this_host
 
     resume = {"true": NEWEST, "false": None}.get(str(resume).lower(), resume)
@@ -35,10 +36,19 @@ def train(
     overrides = in_file | given(flags)
     if secret := overrides.get("notify"):  # environment.json and W&B keep the command line
         sys.argv[:] = [argument.replace(secret, "***") for argument in sys.argv]
-    if not is_launched():
-        overrides, resume = to_this_host(checked_overrides(TrainConfig, overrides), resume)
-        _, header = find_run(overrides, resume)
-        if (count := num_processes(overrides, header)) > 1:
+    overrides = checked_overrides(TrainConfig, overrides)
+    if "nodes" not in overrides:
+        become_worker()
+    if not is_worker():
+        place, header = place_here(), None
+        meeting = meeting_of(overrides.get("nodes"), overrides.get("rendezvous"), place)
+        if meeting.max_hosts == 1:  # else rank 0 alone needs to have the run
+            overrides, resume = to_this_host(overrides, resume)
+            _, header = find_run(overrides, resume)
+        else:
+            overrides |= {"nodes": meeting.nodes}
+        count = num_processes(overrides, header, place.processes, meeting.max_hosts)
+        if count > 1 or meeting.max_hosts > 1:
             arguments = [*command(overrides, resume), *(["--debug"] if "--debug" in sys.argv else [])]
             with shown_lines(lambda line: print(f"yoloyard: {line}", file=sys.stderr)):
                 sys.exit(launch(count, arguments))

@@ -128,6 +128,13 @@ def repeated_shapes(repeat: bool = True) -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
+def same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """After it torch's random numbers, on the host and on `device`, are where they were before."""
+    if device.type == "cpu":
+        return torch.random.fork_rng([])  # torch 2.8 knows no devices of that type
+    return torch.random.fork_rng([device], device_type=device.type)
+
+
 def cpu_has_bfloat16() -> bool:
     """Does this processor multiply bfloat16 natively? Known on Linux; elsewhere the answer is no."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from yoloyard.data.loading.loader import Loader, TrainLoader, make_train_loader,
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.losses import build_criterion
 from yoloyard.training.distributed.collectives import Team
+from yoloyard.training.distributed.run_files import files_here
 from yoloyard.training.engine.checkpointing import checkpoint_activations
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 from yoloyard.training.engine.engine import Engine
@@ -116,14 +118,17 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     around_step = cpu.prepare_training(model, criterion, setup.precision, team.size)
     if config.checkpoint_activations:
         checkpoint_activations(model)
-    may_leave_out = setup.spec.model_digest is not None
-    strategy = build_strategy(config, model, team, setup.precision, may_leave_out)
-    with team.watch.long_work():  # which `cache` makes a long one
-        rank, shares = strategy.share
-        options: dict[str, Any] = {"stride": stride, "pin_memory": device.type == "cuda"}
-        train_loader = make_train_loader(setup.train_index, config, rank, shares, transform=setup.transform, **options)
-        options |= {"rank": team.rank, "world_size": team.size, "workers": config.workers, "at_once": at_once}
-        val_loader = make_val_loader(setup.val_index, config.imgsz, validation_batch(config), **options)
+    strategy = build_strategy(config, model, team, setup.precision, setup.spec.model_digest is not None)
+    rank, shares = strategy.share
+    options: dict[str, Any] = {"stride": stride, "pin_memory": device.type == "cuda"}
+    make = partial(make_train_loader, setup.train_index, config, rank, shares, transform=setup.transform, **options)
+    if config.cache == "disk":
+        train_loader = team.first_of_host_first(make)
+    else:
+        with team.watch.long_work():  # which `--cache ram` makes a long one
+            train_loader = make()
+    options |= {"rank": team.rank, "world_size": team.size, "workers": config.workers, "at_once": at_once}
+    val_loader = make_val_loader(setup.val_index, config.imgsz, validation_batch(config), **options)
     if config.compile:
         set_training_mode(model)
         with team.watch.long_work():
@@ -166,7 +171,8 @@ def obey_rollbacks(run: Run) -> None:
 
 def go_on(run: Run, checkpoint: Header) -> None:
     """Restore the last checkpoint; say where it goes on and, if the run was extended, with which learning rate."""
-    restore(checkpoint, run.engine, run.progress, run.team.rank)
+    with files_here(run.team, checkpoint.folder) as folder:
+        restore(dataclasses.replace(checkpoint, folder=folder), run.engine, run.progress, run.team.rank)
     run.monitor.load_state_dict(checkpoint.facts.get("monitor", {}))
     obey_rollbacks(run)
     progress, config, before = run.progress, run.setup.config, checkpoint.spec.config

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from yoloyard.common.errors import DivergedError, UserError
 from yoloyard.training.begin import Run, obey_rollbacks
+from yoloyard.training.distributed.run_files import files_here
 from yoloyard.training.engine.engine import Verdict
 from yoloyard.training.engine.measures import sample_norm
 from yoloyard.training.listeners import events
@@ -99,7 +100,11 @@ def roll_back(run: Run, trouble: Divergence) -> None:
         last_good = run.monitor.history.last_good(run.engine.number)  # bad steps leave no trace in what is saved
         header = gone_back(run.setup.folder, last_good, run.start is None) if is_rank_0 else None
     header = team.broadcast(header)
-    content = run.start if header is None else read(header, run.engine, team.rank)
+    if header is None:
+        content = run.start
+    else:
+        with files_here(team, header.folder) as folder:
+            content = read(dataclasses.replace(header, folder=folder), run.engine, team.rank)
     if content is None:
         end(run, f"{reason}, in {before.place}, and no whole checkpoint is from before that")
     put_back(content, run.engine, progress)
@@ -137,6 +142,7 @@ def offending_images(run: Run, suspects: Sequence[int]) -> list[int]:
     found: list[tuple[tuple[int, ...], float]] = []
     places = [divmod(number, len(loader)) for number in suspects]
     requests = [loader.requests(epoch, place * batch, run.epochs)[0] for epoch, place in places]
+    detector = run.engine.whole_model()
     with run.team.watch.long_work():
         for request, position in [(each, position) for each in requests for position in each.positions]:
             if run.interrupt.is_asked():
@@ -144,7 +150,7 @@ def offending_images(run: Run, suspects: Sequence[int]) -> list[int]:
             sample = loader.dataset[dataclasses.replace(request, positions=range(position, position + 1))]
             if isinstance(sample, UserError):
                 raise sample
-            found.append((sample.source_ids, sample_norm(run.engine, sample)))
+            found.append((sample.source_ids, sample_norm(run.engine, detector, sample)))
     bad = offending(run.team.broadcast([each for share in run.team.gather(found) for each in share]))
     return bad if len(bad) <= MAX_LEFT_OUT_SHARE * len(run.setup.train_index) else []
 

@@ -5,6 +5,7 @@ import torch
 from yoloyard.cpu.memory import give_memory_back
 from yoloyard.models.weights import load_model
 from yoloyard.training.begin import Run
+from yoloyard.training.distributed.run_files import files_here
 from yoloyard.training.listeners.events import Result
 from yoloyard.training.listeners.results import save_run_weights, write_run_report
 from yoloyard.training.validation import validate
@@ -15,7 +16,7 @@ def finish(run: Run) -> Result:
     setup, progress = run.setup, run.progress
     best, report = setup.folder / "weights" / "best.safetensors", setup.folder / "report.html"
     if progress.best is None:  # the run ended before its first validation
-        average = run.engine.average.model
+        average = run.engine.averaged()
         metrics = validate(run, average).metrics
         with run.team.on_rank_0() as is_rank_0:
             if is_rank_0:
@@ -23,7 +24,9 @@ def finish(run: Run) -> Result:
     run.count_time()
     with run.team.on_rank_0():
         run.writer.finish()
-    detector, metadata = load_model(best)
+    kept = [str(best.relative_to(setup.folder)), *setup.spec.kept_files]
+    with files_here(run.team, setup.folder, kept) as folder:
+        detector, metadata = load_model(folder / kept[0])
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = validate(run, detector)
     give_memory_back(setup.precision)  # plots and the process's own end need 150 MB more, most of it code

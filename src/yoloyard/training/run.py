@@ -6,28 +6,40 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from yoloyard.common.device import choose_device, choose_precision
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import RunLock
 from yoloyard.common.log import shown_lines
 from yoloyard.config.overrides import checked_overrides, with_overrides
-from yoloyard.config.settings import NEWEST, TrainConfig
+from yoloyard.config.settings import NEWEST, TrainConfig, flat_settings
+from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.loading.limits import check_limit
 from yoloyard.data.pixels.transform import Transform
 from yoloyard.storage.address import is_address
 from yoloyard.storage.fetch import fetch_run, read_note
-from yoloyard.training.distributed.collectives import agreed_precision, is_launched, join_team, local_rank
+from yoloyard.training.distributed.cluster import become_worker, device_number, is_worker, place_here
+from yoloyard.training.distributed.collectives import Team, agreed_precision, connect, meet_team
+from yoloyard.training.distributed.hosts import compare_hosts
 from yoloyard.training.distributed.launch import command
+from yoloyard.training.distributed.meeting import meeting_of
+from yoloyard.training.distributed.run_files import files_here
+from yoloyard.training.distributed.watch import START_SECONDS
 from yoloyard.training.listeners.events import Listener, Listeners, Result
+from yoloyard.training.setup.dataset import load_splits_again
 from yoloyard.training.setup.settings import resumed
 from yoloyard.training.setup.setup import Setup, build, new_run
+from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.checkpoint import Header, newest_header, newest_whole
 from yoloyard.training.strategies.pipeline import check_pipeline
 from yoloyard.training.trainer import fit
 
+OF_A_PROCESS = ("device", "amp", "device_path", "hang_timeout")  # settings that it needs before it knows the run
 Resume = TypeVar("Resume", bound=str | Path | None)  # what names the run that goes on
 
 
@@ -44,17 +56,25 @@ def train(
     of `data.pixels.transform`. Raises UsageError or UserError with what to do, Interrupted after Ctrl-C.
     """
     check_limit()
-    overrides, resume = to_this_host(checked_overrides(TrainConfig, overrides), resume)
-    folder, header = find_run(overrides, resume)
-    count = num_processes(overrides, header)
-    if count > 1 and not is_launched():
-        line = shlex.join(command(overrides, None if resume is None else str(resume)))
-        raise UsageError(f"{count} processes can be started from a terminal only: yoloyard {line}")
-    asked = with_overrides(header.spec.config if header else TrainConfig(), overrides)
-    device = choose_device(asked.device, local_rank())
-    team = join_team(device, asked.hang_timeout)
+    overrides = checked_overrides(TrainConfig, overrides)
+    if "nodes" not in overrides:
+        become_worker()
+    if not is_worker():
+        overrides, resume = to_this_host(overrides, resume)
+        check_alone(overrides, resume)
+    team = meet_team(overrides.get("hang_timeout", START_SECONDS))
     lines = nullcontext() if team.is_rank_0 else shown_lines(lambda line: None)
     with lines, team.watched(), RunLock() as lock:
+        compare_hosts(team.watch, overrides)
+        folder, header = Path(), None
+        if team.is_rank_0:
+            overrides, resume = to_this_host(overrides, resume)
+            folder, header = find_run(overrides, resume)
+        saved = {name: flat_settings(header.spec.config)[name] for name in OF_A_PROCESS} if header else {}
+        asked = with_overrides(TrainConfig(), team.watch.exchange("saved", saved)[0] | overrides)
+        team.watch.hang_timeout = asked.hang_timeout
+        device = choose_device(asked.device, device_number())
+        connect(team, device)
         precision = agreed_precision(choose_precision(device, asked.amp, asked.device_path), team).name
         handed_in = None if transform is None else Transform(transform)
         setup: Setup | None = None
@@ -66,15 +86,57 @@ def train(
                 setup = build(dataclasses.replace(spec, precision=precision), folder, device, handed_in)
                 check_same_data(setup, header.spec.config)
                 if setup.config.strategy == "pipeline" and team.size > 1:
-                    check_pipeline(setup.config, overrides, setup.detector, setup.precision, team.size)
+                    check_pipeline(setup.config, overrides, setup.detector, team.size)
             elif is_rank_0:
                 setup = new_run(overrides, device, precision, team.size, handed_in, lock)
             if setup is not None:
                 setup.keep()
         spec, folder, header = team.broadcast((setup.spec, setup.folder, header) if setup else None)
-        with team.watch.long_work():
-            setup = setup or build(spec, folder, device, handed_in)
+        of_rank_0 = [index.fingerprint() for index in (setup.train_index, setup.val_index)] if setup else None
+        fingerprints = team.broadcast(of_rank_0)
+        if "data" in overrides:  # may be elsewhere on each host
+            here = dataclasses.replace(spec.config, data=os.path.abspath(overrides["data"]))
+            spec = dataclasses.replace(spec, config=here)
+        with files_here(team, folder, spec.kept_files) as kept:
+            join = partial(joined, team, spec, folder, device, handed_in, kept, fingerprints)
+            setup = team.first_of_host_first(lambda: setup or join())
         return fit(setup, Listeners(listeners if team.is_rank_0 else ()), team, header)
+
+
+def joined(
+    team: Team,
+    spec: RunSpec,
+    folder: Path,
+    device: torch.device,
+    transform: Transform | None,
+    kept: Path,
+    fingerprints: Sequence[str],
+) -> Setup:
+    """The setup of a process that joins a run of rank 0, whose splits have these `fingerprints`.
+
+    Raises UserError if this host has other data, or what `build` raises.
+    """
+    splits = load_splits_again(read_data_yaml(Path(spec.config.data)), spec.config)
+    if team.watch.is_first_of_host:
+        for split, index, fingerprint in zip(("train", "val"), splits, fingerprints, strict=True):
+            if index.fingerprint() != fingerprint:
+                raise UserError(
+                    f"the {split} split of {spec.config.data} here is not that of rank 0: other images, sizes or "
+                    "labels; copy the same data to each host"
+                )
+    return build(spec, folder, device, transform, splits=splits, kept=kept)
+
+
+def check_alone(overrides: Mapping[str, Any], resume: str | Path | None) -> None:
+    """Raise UsageError where a run wants other processes or hosts, which a launcher has to start."""
+    place = place_here()
+    meeting = meeting_of(overrides.get("nodes"), overrides.get("rendezvous"), place)
+    header = find_run(overrides, resume)[1] if meeting.max_hosts == 1 else None
+    count = num_processes(overrides, header, place.processes, meeting.max_hosts)
+    if count > 1 or meeting.max_hosts > 1:
+        line = shlex.join(command(overrides, None if resume is None else str(resume)))
+        what = f"{count} processes" if meeting.max_hosts == 1 else "several hosts"
+        raise UsageError(f"{what} can be started from a terminal only: yoloyard {line}")
 
 
 def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[Path, Header | None]:
@@ -134,12 +196,20 @@ def check_same_data(setup: Setup, before: TrainConfig) -> None:
             )
 
 
-def num_processes(overrides: Mapping[str, Any], header: Header | None) -> int:
-    """How many processes the run wants. Raises UsageError if a device isn't there or `processes` disagrees."""
+def num_processes(overrides: Mapping[str, Any], header: Header | None, of_cluster: str = "", hosts: int = 1) -> int:
+    """How many processes the run wants on this host: as flags say, the cluster, or, on one host, as it had before.
+
+    `of_cluster`: `Place.processes`. Raises UsageError if a device isn't there or `processes` disagrees.
+    """
     saved = header.spec.config if header else TrainConfig()
     device = overrides.get("device", saved.device)
     devices = len(device.split(","))
     count: int = overrides.get("processes", devices if "device" in overrides else saved.processes)
+    if of_cluster and not {"processes", "device"} & overrides.keys():
+        there = torch.accelerator.device_count() if of_cluster in ("auto", "gpu") else 1
+        count = max(int(of_cluster) if of_cluster.isdecimal() else there, 1)
+    elif hosts > 1 and "processes" not in overrides:  # those of a run are of all its hosts
+        count = devices
     if devices > 1 and count != devices:
         raise UsageError(f"--device {device} names {devices} devices, but --processes says {count}; leave one out")
     for number in range(count):

@@ -75,8 +75,8 @@ def save(run: Run, weights: Sequence[str] = (), metrics: Metrics | None = None, 
         run.start = None
     monitor = run.monitor.state_dict()
     with run.team.on_rank_0() as is_rank_0:
+        snapshot = snapshot_of(setup.spec.to_json(), run.engine, run.progress, random_states, monitor, is_rank_0)
         if is_rank_0:
-            snapshot = snapshot_of(setup.spec.to_json(), run.engine, run.progress, random_states, monitor)
             due = {setup.folder / "weights" / f"{name}.safetensors": (epoch, metrics) for name in weights}
             good_until = run.monitor.history.last_good(run.engine.number)
             run.writer.put(partial(write_save, run, snapshot, due, epoch if keeps_copy else None, good_until))

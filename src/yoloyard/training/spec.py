@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig, flat_settings
+from yoloyard.data.pixels.transform import KEPT_PIPELINE
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,15 @@ class RunSpec:
     def model_name(self) -> str:
         """How weights files name the model: a custom one by its file and function, without the folder."""
         return Path(self.config.model).name if self.model_digest else self.config.model
+
+    @property
+    def kept_files(self) -> list[str]:
+        """The user's files in the run folder that the run is built from: of a custom model, of a transform."""
+        names = [self.model_name.rpartition(":")[0]] if self.model_digest else []
+        if self.transform is not None and self.transform["kind"] != "callable":
+            is_file = self.transform["kind"] == "file"
+            names.append(self.transform["name"].rpartition(":")[0] if is_file else KEPT_PIPELINE)
+        return names
 
     def to_json(self) -> dict[str, Any]:
         """The specification in the types of JSON, for `from_json`."""

@@ -55,7 +55,7 @@ def fit(setup: Setup, listeners: Listeners, team: Team, checkpoint: Header | Non
                 epoch = progress.epoch + 1
                 run.fit_epochs_to_time(epoch)
                 is_due = epoch % setup.config.val_period == 0 or epoch >= run.epochs
-                end_epoch(run, validate(run, run.engine.average.model) if is_due else None, speed)
+                end_epoch(run, validate(run, run.engine.averaged()) if is_due else None, speed)
             result = finish(run)
             return result
         except BaseException as error:
@@ -81,7 +81,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     set_training_mode(engine.model)
     stopwatch = Stopwatch(device)
     former: Verdict | None = None  # of a step that the device may still be busy with
-    batches = run.train_loader.epoch(progress.epoch, progress.position, run.epochs)
+    batches = engine.strategy.batches(run.train_loader.epoch(progress.epoch, progress.position, run.epochs))
     run.listeners.tell(events.EpochStarted(progress.epoch + 1, run.epochs, len(run.train_loader)))
     run.team.reached(run.place)
 

@@ -17,7 +17,6 @@ def validate(run: Run, detector: Detector) -> Validation:
     """The figures of `detector` on the validation set, and on rank 0 the detections of all its images."""
     setup, config, team = run.setup, run.setup.config, run.team
     team.reached(f"the validation of epoch {run.progress.epoch + 1}")
-    run.engine.even_out_statistics()
     done = 0
 
     def goes_on(images: int) -> bool:

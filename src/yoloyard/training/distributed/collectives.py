@@ -5,7 +5,7 @@ import datetime
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from yoloyard.common.device import PRECISIONS, Precision
 from yoloyard.common.errors import SilentError
+from yoloyard.training.distributed.hosts import check_interface, nccl_line
 from yoloyard.training.distributed.watch import FIRST_PLACES, START_SECONDS, Watch
 from yoloyard.training.interrupt import Interrupted
 
@@ -26,11 +27,12 @@ Value = TypeVar("Value")
 class Team:
     """The processes of a run. `Team()` is one process alone, which exchanges nothing and waits for nobody."""
 
-    def __init__(self, watch: Watch | None = None, host_group: Any = None) -> None:
+    def __init__(self, watch: Watch | None = None) -> None:
         self.watch = watch or Watch()
         self.rank, self.size = self.watch.rank, self.watch.size
         self.is_rank_0 = self.rank == 0  # which writes and talks
-        self._host_group = host_group
+        self.store: Any = None  # of torch, for `connect`
+        self.host_group: Any = None
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """`tensor`, which becomes its sum over all processes, in place; the host does not wait for the device."""
@@ -38,19 +40,26 @@ class Team:
             dist.all_reduce(tensor)
         return tensor
 
+    def even_out(self, tensors: list[Tensor]) -> None:
+        """Give `tensors`, of one device, their mean over all processes, in place."""
+        if tensors:
+            means = self.all_reduce(torch.cat([tensor.flatten() for tensor in tensors])) / self.size
+            parts = means.split([tensor.numel() for tensor in tensors])
+            torch._foreach_copy_(tensors, [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)])
+
     def reached(self, place: str) -> None:
         """Show the others where this process is, in words for the user."""
         watch = self.watch
         watch.show(place=place, places=watch.shown.places + 1)
         if self.size > 1 and watch.shown.places == FIRST_PLACES:
             watch.limit = watch.hang_timeout
-            dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=watch.limit), self._host_group)
+            dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=watch.limit), self.host_group)
 
     def max(self, number: int) -> int:
         """The largest of all processes' numbers."""
         numbers = torch.tensor(number)
         if self.size > 1:
-            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self._host_group)
+            dist.all_reduce(numbers, dist.ReduceOp.MAX, group=self.host_group)
         return int(numbers)
 
     def min(self, number: int) -> int:
@@ -62,14 +71,14 @@ class Team:
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.is_rank_0 else None
-        dist.gather_object(value, values, dst=0, group=self._host_group)
+        dist.gather_object(value, values, dst=0, group=self.host_group)
         return values or []
 
     def broadcast(self, value: Value | None) -> Value:
         """The value of rank 0, in all processes."""
         values = [value]
         if self.size > 1:
-            dist.broadcast_object_list(values, src=0, group=self._host_group)
+            dist.broadcast_object_list(values, src=0, group=self.host_group)
         return values[0]  # type: ignore[return-value]
 
     @contextmanager
@@ -77,6 +86,17 @@ class Team:
         """Long work of rank 0 alone: gives true there; at the end the other processes wait for it."""
         with self.watch.long_work():
             yield self.is_rank_0
+
+    def first_of_host_first(self, work: Callable[[], Value]) -> Value:
+        """What `work` gives in each process; the first one of each host does it before the others, which find it done.
+
+        For files in a host's cache.
+        """
+        for is_first in (True, False):
+            with self.watch.long_work():
+                if self.watch.is_first_of_host is is_first:
+                    value = work()
+        return value
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -108,34 +128,45 @@ class Team:
             thread.join(LEAVE_SECONDS)
 
 
-def is_launched() -> bool:
-    """Was this process started as one of several, by torchrun or what sets the same variables?"""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def local_rank() -> int:
-    """The number of this process among those of its host, from 0."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if is_launched() else 0
-
-
 def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team:
-    """Meet the other processes of this run. After the first steps one may be late by `hang_timeout` seconds."""
-    if not is_launched():
+    """Meet the other processes of this run and connect with them; `meet_team` and `connect` in one."""
+    team = meet_team(hang_timeout)
+    connect(team, device)
+    return team
+
+
+def meet_team(hang_timeout: float = START_SECONDS) -> Team:
+    """The other processes of this run, seen in the store alone: nothing can be sent to them yet.
+
+    After the first steps one may be late by `hang_timeout` seconds. Raises UserError if the store can't be reached.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Team()
-    limit = datetime.timedelta(seconds=START_SECONDS)
     store, rank, size = next(iter(dist.rendezvous("env://")))
-    watch = Watch(rank, size, dist.PrefixStore("yoloyard", store), hang_timeout)
-    host_group = None
+    team = Team(Watch(rank, size, dist.PrefixStore("yoloyard", store.clone()), hang_timeout))
+    team.store = store
+    threading.Thread(target=team.watch.keep_watching, daemon=True).start()
+    return team
+
+
+def connect(team: Team, device: torch.device) -> None:
+    """Connect the processes of `team` with each other. Raises UserError where NCCL finds no way."""
+    if team.size == 1:
+        return
+    limit = datetime.timedelta(seconds=START_SECONDS)
+    options: dict[str, Any] = {"store": team.store, "rank": team.rank, "world_size": team.size}
     if device.type == "cuda":
+        check_interface("NCCL_SOCKET_IFNAME")
         # NCCL's own watchdog would end the process before it is said why. The host's exchanges notice first who is
         # missing, and the `Watch` where the host is blocked. torchrun always sets 1, as if the user had.
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
-        dist.init_process_group("nccl", store=store, rank=rank, world_size=size, timeout=2 * limit, device_id=device)
-        host_group = dist.new_group(backend="gloo", timeout=limit)
+        try:
+            dist.init_process_group("nccl", timeout=2 * limit, device_id=device, **options)
+        except dist.DistBackendError as error:
+            raise nccl_line(error) from error
+        team.host_group = dist.new_group(backend="gloo", timeout=limit)
     else:
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=limit)
-    threading.Thread(target=watch.keep_watching, daemon=True).start()
-    return Team(watch, host_group)
+        dist.init_process_group("gloo", timeout=limit, **options)
 
 
 def agreed_precision(precision: Precision, team: Team) -> Precision:

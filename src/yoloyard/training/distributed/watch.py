@@ -52,6 +52,7 @@ class Shown:
     in_long_work: bool = False
     failed: str = ""  # why it ends
     left: bool = False  # it has ended without a failure
+    host: str = ""  # its name and address, where there are several
 
 
 def find_loss(
@@ -89,6 +90,7 @@ class Watch:
         self.run_folder: Path | None = None  # for advice
         self.limit = START_SECONDS  # that a process may be late at an exchange
         self.shown = Shown(pid_namespace(), os.getpid())
+        self.is_first_of_host = os.environ.get("LOCAL_RANK", "0") == "0" or size == 1
         self.ending = threading.Event()  # the main thread is on its way out
         self._store = store
         self._showing, self._speaking = threading.Lock(), threading.RLock()
@@ -114,12 +116,27 @@ class Watch:
         counter = f"long work {self._long_works}"
         self.show(in_long_work=True)
         yield
+        self._wait_for_all(counter)
+        self.show(in_long_work=False)
+
+    def exchange(self, name: str, value: Any) -> list[Any]:
+        """What all processes give under this `name`, by rank, in JSON's types. Raises LostProcessError.
+
+        For before they can exchange anything otherwise.
+        """
+        if self._store is None:
+            return [value]
+        self._store.set(f"{name}/{self.rank}", json.dumps(value))
+        self._wait_for_all(name)
+        return [json.loads(text) for text in self._store.multi_get([f"{name}/{rank}" for rank in range(self.size)])]
+
+    def _wait_for_all(self, counter: str) -> None:
+        assert self._store is not None
         self._store.add(counter, 1)
         while self._store.add(counter, 0) < self.size:
             if self._loss is not None:
                 raise self._loss
             time.sleep(LOOK_SECONDS / 50)
-        self.show(in_long_work=False)
 
     def keep_watching(self) -> None:
         """In a thread: show that this process lives, and have the last word where the main thread can't."""
@@ -174,6 +191,9 @@ class Watch:
 
     def explained(self, error: Exception) -> UserError:
         """Who is to blame for `error`, in words for the user. One process alone says it; others get a SilentError."""
+        if isinstance(error, SilentError):
+            self._wait_for_speaker()  # whom the launcher would end with this process
+            return error
         with self._speaking:
             self.ending.set()
             if threading.current_thread() is threading.main_thread():
@@ -192,17 +212,16 @@ class Watch:
         assert self._store is not None
         self.show(failed=text)
         is_own = not _is_of_communication(error)
-        for _ in range(0 if is_own else 10):  # the process that failed says so itself, in a moment
-            if self._store.add("speakers", 0):
-                break
-            time.sleep(REPORT_SECONDS / 10)
+        if not is_own:
+            self._wait_for_speaker()  # the process that failed says so itself, in a moment
         code = error.exit_code if isinstance(error, UserError) else 1
         if self._store.add("speakers", 1) > 1:  # all found the same, or one failure led to another
             return SilentError(text, code)
         if is_own:
             if isinstance(error, UserError) and self.rank == 0:
                 return error
-            named = UserError(f"process {self.rank} of {self.size}, at {self.shown.place}: {text}")
+            where = f" on {self.shown.host}" if self.shown.host else ""
+            named = UserError(f"process {self.rank} of {self.size}{where}, at {self.shown.place}: {text}")
             named.exit_code = code
             return named
         shown = self._all_shown()
@@ -211,13 +230,22 @@ class Watch:
         for rank in missing & self._processes.keys():
             with suppress(psutil.NoSuchProcess):
                 self._processes[rank].kill()  # so that the launcher needn't wait for it
-        who = " and ".join(f"process {rank}, last seen at {shown[rank].place}," for rank in sorted(missing))
+        hosts = [f" on {each.host}" if each.host else "" for each in shown]
+        who = " and ".join(
+            f"process {rank}{hosts[rank]}, last seen at {shown[rank].place}," for rank in sorted(missing)
+        )
         said = f"{who} was killed or hangs" if who else f"the processes can't reach each other ({text})"
         advice = "nothing was saved yet"
         if self.run_folder is not None and whole_folder(self.run_folder / "checkpoints" / "last").exists():
             folder = shlex.quote(str(self.run_folder))
             advice = f"the last checkpoint is whole: go on with yoloyard train --resume {folder}"
         return UserError(f"{said}; the run ends at {self.shown.place}; {advice}")
+
+    def _wait_for_speaker(self) -> None:
+        for _ in range(10):
+            if self._store is None or self._store.add("speakers", 0):
+                return
+            time.sleep(REPORT_SECONDS / 10)
 
 
 def pid_namespace() -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from yoloyard.common.device import Precision
+from yoloyard.common.device import Precision, same_random_numbers
 from yoloyard.common.errors import memory_line
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
@@ -72,11 +72,10 @@ def _try_out(
     device = next(detector.parameters()).device
     buffers = {name: buffer.clone() for name, buffer in detector.named_buffers()}
     images = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
-    devices = [] if device.type == "cpu" else [device]
     try:
         with (
             network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext(),
-            torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"),
+            same_random_numbers(device),
         ):
             with precision.autocast():
                 maps = compiled(images)

@@ -26,7 +26,7 @@ from yoloyard.losses import Criterion
 from yoloyard.models.detector import Detector
 from yoloyard.training.engine import measures
 from yoloyard.training.engine.ema import ExponentialMovingAverage, Statistics
-from yoloyard.training.engine.optimizers import build_optimizer, load_optimizer_state, optimizer_state
+from yoloyard.training.engine.optimizers import build_optimizer, load_optimizer_state, optimizer_state, trained
 from yoloyard.training.engine.schedule import Schedule
 from yoloyard.training.strategies.alone import Strategy
 
@@ -127,7 +127,7 @@ class Engine:
         self.team = self.strategy.team
         self.schedule = Schedule(config.optimization, config.epochs, batches_per_epoch, config.batch)
         self.optimizer = build_optimizer(model, config.optimization, self.schedule.decay)
-        self.average = ExponentialMovingAverage(model, config.optimization.ema_ramp)
+        self.average = ExponentialMovingAverage(self.strategy, config.optimization.ema_ramp)
         self.number = 0  # of the next batch
         self.last_update = -1  # the batch that ended it
         self.micro_batch = sys.maxsize  # images that this process computes at once; lowered where memory is short
@@ -135,8 +135,7 @@ class Engine:
         self.exhausted = ""  # the message where not even one image fits
         self.norms = 0  # how many the loss has; known after the first batch
         self.around_step, self._asked = around_step, asked
-        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.device = self.parameters[0].device
+        self.parameters, self.device = trained(model), self.strategy.device
         self.statistics = Statistics(model, self.average.model)
         self._losses_finite = torch.ones((), device=self.device)  # of the batches since the last update
         # of the epoch: losses (parts,), finite batches, gradient norms, finite updates
@@ -218,20 +217,24 @@ class Engine:
             log.info(f"no gradient reaches these parameters; they stay as they are until one does: {shown}{more}")
         self._has_updated = True
         if self.scaler.is_enabled():
-            self.scaler.unscale_(self.optimizer)
+            self.strategy.unscale(self.scaler, self.optimizer, self.parameters)
         norm = self.strategy.clip(self.parameters, MAX_GRADIENT_NORM)
         # Gradients and losses are those of all processes, so all decide alike.
         found_inf = (~torch.isfinite(norm) | (self._losses_finite == 0)).float()
-        is_measured = (self.number - 1) // measures.UPDATES_PERIOD > self.last_update // measures.UPDATES_PERIOD
-        before = [weight.detach().clone() for weight in self._watched] if is_measured else []
+        is_measured = (
+            bool(self._watched)
+            and (self.number - 1) // measures.UPDATES_PERIOD > self.last_update // measures.UPDATES_PERIOD
+        )
+        watched = self.strategy.own(self._watched) if is_measured else []
+        before = [weight.detach().clone() for weight in watched]
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # torch's mark of a fused one
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.step()
         elif not found_inf.item():
             self.optimizer.step()
-        if before:
-            self._update_ratio = measures.update_ratio(self.strategy, self._watched, before, found_inf)
+        if is_measured:
+            self._update_ratio = measures.update_ratio(watched, before, found_inf, self.strategy.norm)
         if self.scaler.is_enabled():
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -288,16 +291,15 @@ class Engine:
         return self.micro_batch if self.micro_batch < before else 0
 
     def even_out_statistics(self) -> None:
-        """Give all processes the same average and statistics of BatchNorm, before a validation or a checkpoint."""
+        """Give all processes the mean of BatchNorm's statistics, before a validation or a checkpoint."""
         self.statistics.even_out(self.strategy)
-        self.strategy.settle_average(self.average.model)
 
     @torch.no_grad()
     def settle(self) -> bool:
         """Before `state_dict`: make gradients and statistics equal in all processes; drop bad gradients and say so."""
         self.strategy.settle(self)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        is_bad = not (all(bool(torch.isfinite(gradient).all()) for gradient in gradients) and bool(self._losses_finite))
+        is_bad = not (bool(torch.isfinite(self.strategy.norm(gradients))) and bool(self._losses_finite))
         if is_bad:
             self.optimizer.zero_grad(set_to_none=True)
             self._images = []
@@ -306,12 +308,21 @@ class Engine:
         self.even_out_statistics()
         return is_bad
 
+    def averaged(self) -> Detector:
+        """The average as a detector of this process alone; all processes call this, and get the same."""
+        self.even_out_statistics()
+        return self.strategy.whole_model(self.average.model, self.average.values)
+
+    def whole_model(self) -> Detector:
+        """The model, or where it lies here in part, a copy of this process alone; all processes call this."""
+        return self.strategy.whole_model(self.model, self.model.state_dict())
+
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """All that a step depends on, in named parts; tensors are the live ones, all else is JSON. `settle` before."""
         return {
             "model": dict(self.model.state_dict()),
             "ema": self.average.state_dict(),
-            "optimizer": optimizer_state(self.optimizer),
+            "optimizer": optimizer_state(self.optimizer, self.parameters),
             "gradients": {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None},
             "engine": {
                 "sums": self._sums,
@@ -327,9 +338,9 @@ class Engine:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Put back what `state_dict` gave. Raises KeyError, ValueError or RuntimeError if a part doesn't fit."""
         own = state["engine"]
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(self.strategy.parts(self.model.state_dict(), state["model"]))
         self.average.load_state_dict(state["ema"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        load_optimizer_state(self.optimizer, self.parameters, state["optimizer"], self.strategy.part)
         for name, parameter in self.model.named_parameters():
             gradient = state["gradients"].get(name)
             parameter.grad = None if gradient is None else self.strategy.part(parameter, gradient)
@@ -344,6 +355,7 @@ class Engine:
         self._losses_finite = own["losses_finite"].to(self.device, copy=True)
         self._sums = own["sums"].to(self.device, copy=True)
         self.number, self.last_update = own["number"], own["last_update"]
-        self._agreed = min(self._agreed, own.get("micro_batch", sys.maxsize))
+        if not self.no_parts:  # which the strategy that saved may have allowed
+            self._agreed = min(self._agreed, own.get("micro_batch", sys.maxsize))
         self.micro_batch = min(self.micro_batch, self._agreed)  # it never grows, after a rollback neither
         self._images = []

@@ -1,17 +1,17 @@
 """What the step measures of itself now and then, on the device: nothing here waits for it or changes the training."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from yoloyard.common.structures import Batch, images_to_float
+from yoloyard.models.detector import Detector
 
 if TYPE_CHECKING:
     from yoloyard.training.engine.engine import Engine
-    from yoloyard.training.strategies.alone import Strategy
 
 Parts = dict[str, tuple[Tensor, Tensor]]  # of the loss, by name: sums and norms of this process
 UPDATES_PERIOD = 10  # batches between two measurements of the updates
@@ -27,11 +27,13 @@ def watched(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 @torch.no_grad()
 def update_ratio(
-    strategy: "Strategy", weights: Sequence[Tensor], before: Sequence[Tensor], found_inf: Tensor
+    weights: Sequence[Tensor], before: Sequence[Tensor], found_inf: Tensor, norm: Callable[[Sequence[Tensor]], Tensor]
 ) -> Tensor:
-    """Length of the update from `before` to `weights` over the length of `before` (); nan if `found_inf` () is 1."""
-    update = strategy.length(torch._foreach_sub(list(weights), list(before)), weights)
-    length = strategy.length(before, weights)
+    """Length of the update from `before` to `weights` over the length of `before` (); nan if `found_inf` () is 1.
+
+    `norm` is that of the strategy.
+    """
+    update, length = norm(torch._foreach_sub(list(weights), list(before)) if before else ()), norm(before)
     return torch.where(found_inf > 0, math.nan, update / length.clamp(min=1e-12))
 
 
@@ -50,15 +52,15 @@ def label_ratio(engine: "Engine", maps: Sequence[Tensor], batch: Batch, parts: P
     return (_loss(engine.gains, parts) / _loss(engine.gains, others)).detach()
 
 
-def sample_norm(engine: "Engine", batch: Batch) -> float:
+def sample_norm(engine: "Engine", detector: Detector, batch: Batch) -> float:
     """Norm of the gradient of the loss of `batch` alone, by the statistics of BatchNorm as they are. Waits for it.
 
-    Leaves the model in evaluation mode, otherwise as it was.
+    Leaves `detector`, the whole network of the engine, in evaluation mode, otherwise as it was.
     """
-    parameters, batch = [each for each in engine.parameters if each.requires_grad], batch.to(engine.device)
-    engine.model.eval()
+    parameters, batch = [each for each in detector.parameters() if each.requires_grad], batch.to(engine.device)
+    detector.eval()
     with engine.precision.autocast():
-        maps = engine.model(images_to_float(batch.images))
+        maps = detector(images_to_float(batch.images))
     loss = _loss(engine.gains, engine.criterion(maps, batch.boxes, batch.labels))
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return float(torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm())

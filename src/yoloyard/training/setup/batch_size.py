@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from yoloyard.common.device import Precision, free_bytes, release_memory, repeated_shapes
+from yoloyard.common.device import Precision, free_bytes, release_memory, repeated_shapes, same_random_numbers
 from yoloyard.common.errors import TooLittleMemoryError, memory_line, no_image_fits
 from yoloyard.common.log import size_text
 from yoloyard.common.structures import Batch
@@ -47,9 +47,7 @@ def find_batch(
     release_memory(device)
     free, total = memory.mem_get_info(device)
     limit, most = free - int(LEFT_FREE * total), max(config.optimization.nbs // processes, 1)
-    devices = [] if device.type == "cpu" else [device]  # the CPU's numbers are kept in any case
-    kind = device.type if devices else "cuda"
-    with torch.random.fork_rng(devices, device_type=kind), repeated_shapes(not shapes_vary(config)):
+    with same_random_numbers(device), repeated_shapes(not shapes_vary(config)):
         peaks = largest_batch(limit, most, partial(measured_step, config, detector, device, precision, boxes))
     release_memory(device)
     images = max(images for images, peak in peaks.items() if peak <= limit)

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.evaluation.metrics.coco import FIGURES
 from yoloyard.models.detector import Detector
 from yoloyard.storage.address import check_address
+from yoloyard.training.distributed.meeting import host_counts
 from yoloyard.training.listeners.trackers import check_trackers
 from yoloyard.training.spec import RunSpec
 
@@ -38,8 +39,8 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
         raise UsageError(unknown_name(config.best_by, FIGURES, "figure for --best-by"))
     if config.cache not in (None, "ram", "disk"):
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
-    if config.batch % num_processes and given.get("batch") != AUTO and config.strategy != "pipeline":
-        raise UsageError(f"--batch {config.batch} can't be shared evenly by {num_processes} processes")
+    if given.get("batch", AUTO) != AUTO:
+        check_shares(f"--batch {config.batch}", config.batch, config.nodes, num_processes)
     if config.sync_bn and device.type == "cpu":
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
     for name in ("mosaic", "mixup"):
@@ -48,6 +49,26 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
     if config.single_cls and config.class_weights is not None:
         raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
     check_resumable(config)
+
+
+def shares_of(nodes: str, processes: int) -> int:
+    """Of what number a batch must be a multiple: of each number of processes that the run may come to have.
+
+    `processes`: those of now; other hosts that may come have as many as this one.
+    """
+    least, most = host_counts(nodes)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return math.lcm(processes, *(hosts * here for hosts in range(least, most + 1) if least < most))
+
+
+def check_shares(name: str, batch: int, nodes: str, processes: int) -> None:
+    """Raise UsageError if some number of processes that the run may come to have can't share `batch` evenly."""
+    shares = shares_of(nodes, processes)
+    if batch % processes:
+        raise UsageError(f"{name} can't be shared evenly by {processes} processes")
+    if batch % shares:
+        up = math.ceil(batch / shares) * shares
+        raise UsageError(f"{name} can't be shared evenly by each number of hosts in --nodes {nodes}: say --batch {up}")
 
 
 def check_resumable(config: TrainConfig) -> None:
@@ -60,23 +81,33 @@ def check_resumable(config: TrainConfig) -> None:
 
 
 def derive(
-    config: TrainConfig, given: Collection[str], detector: Detector, index: Index, device: torch.device, processes: int
+    config: TrainConfig,
+    given: Mapping[str, Any],
+    detector: Detector,
+    index: Index,
+    device: torch.device,
+    processes: int,
 ) -> TrainConfig:
     """The configuration with what follows from data, network and host, each said in a line. Raises UsageError."""
     stride = max(detector.strides)
     imgsz = detector.input_size(config.imgsz)
     if imgsz != config.imgsz:
         log.info(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
-    batch = min(config.batch, len(index) // processes * processes)
-    if not batch:
-        raise UsageError(f"{len(index)} training images are too few for {processes} processes")
-    if batch != config.batch:
+    shares = shares_of(config.nodes, processes)
+    batch = max(min(config.batch, len(index)) // shares, 1) * shares
+    if batch > len(index):
+        raise UsageError(f"{len(index)} training images are too few for {shares} processes")
+    if config.batch > len(index):
         log.info(f"batch {config.batch} is more than the {len(index)} training images: {batch} is used")
+    elif batch != config.batch:
+        whom = f"{processes} processes" if shares == processes else f"each number of hosts in --nodes {config.nodes}"
+        log.info(f"batch {config.batch} can't be shared evenly by {whom}: {batch} is used")
     derived: dict[str, Any] = {"imgsz": imgsz, "batch": batch, "processes": processes}
     if "workers" not in given:
         # On a CPU the arithmetic wants all cores; processes beside it would only take them away.
         # Powers of two keep each worker to the images that it has decoded itself.
-        affordable = max(1, min(config.workers, usable_cores() // processes))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        affordable = max(1, min(config.workers, usable_cores() // here))
         derived["workers"] = 0 if device.type == "cpu" else 2 ** int(math.log2(affordable))
     if config.rect:
         log.info("rect: batches of similar shapes, without mosaic and mixup")
@@ -106,10 +137,10 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
             f"a resumed run can't change {', '.join(forbidden)} (it can change {', '.join(resumable)}); "
             "start a new run with --weights instead"
         )
-    changes = {name: given[name] for name in (*resumable, "data") if name in given}
+    changes = {"nodes": "1", "rendezvous": None}  # of this start alone
+    changes |= {name: given[name] for name in (*resumable, "data") if name in given}
     config = with_overrides(spec.config, changes | {"processes": num_processes})
-    if config.batch % num_processes and config.strategy != "pipeline":
-        raise UsageError(f"the batch of {config.batch} can't be shared evenly by {num_processes} processes")
+    check_shares(f"the batch of {config.batch}", config.batch, config.nodes, num_processes)
     if "epochs" in given and config.epochs < epochs_done:
         raise UsageError(f"{folder} has had {epochs_done} epochs; --epochs {config.epochs} would be fewer")
     is_over = epochs_done >= config.epochs or (config.time is not None and config.time == spec.config.time)

@@ -100,9 +100,8 @@ def new_run(
     seed_all(config.seed)
     arguments = start.arguments(len(names))
     detector = build_detector(start.model, custom, arguments)
-    arithmetic = Precision(device.type, getattr(torch, precision), config.device_path)
     if config.strategy == "pipeline":
-        check_pipeline(config, given, detector, arithmetic, num_processes)
+        check_pipeline(config, given, detector, num_processes)
     chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
     chosen |= {"model": start.model, "data": str(data.path)}
     if start.file is not None:
@@ -115,6 +114,7 @@ def new_run(
     config = with_overrides(config, chosen)
     train, val = load_splits(data, config)
     if given.get("batch") == AUTO:
+        arithmetic = Precision(device.type, getattr(torch, precision), config.device_path)
         boxes = training_buckets(train, config)[-1]
         found = find_batch(config, detector, device, arithmetic, boxes, num_processes)
         config = dataclasses.replace(config, batch=found)
@@ -154,11 +154,13 @@ def build(
     transform: Transform | None = None,
     detector: Detector | None = None,
     splits: tuple[Index, Index] | None = None,
+    kept: Path | None = None,
 ) -> Setup:
     """The setup of the run in `folder` that `spec` describes, in every process of it.
 
     A new run has its `detector` and `splits` already. Without them the run has begun: its splits are loaded again, and
-    the detector has random weights. A `transform` that is handed in takes the place of the kept one.
+    the detector has random weights. A `transform` that is handed in takes the place of the kept one. `kept`: where the
+    user's files are that the run has kept, if not in its folder.
     Raises UserError if data or the user's files have changed, UsageError if the transform must be handed in.
     """
     config = spec.config
@@ -168,13 +170,13 @@ def build(
             f"the training images or the classes of {config.data} have changed since the run began; start a new one"
         )
     if detector is None:
-        custom = read_kept(config.model, spec.model_digest, [folder]) if is_custom(config.model) else None
+        custom = read_kept(config.model, spec.model_digest, [kept or folder]) if is_custom(config.model) else None
         detector = build_detector(config.model, custom, spec.model_arguments)
         freeze(detector, config.freeze)
     if transform is not None:
         spec = dataclasses.replace(spec, transform=transform.facts)
     elif spec.transform is not None:
-        transform = restore(folder, spec.transform)
+        transform = restore(kept or folder, spec.transform)
     return Setup(
         spec=spec,
         folder=folder,

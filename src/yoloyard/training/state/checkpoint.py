@@ -84,11 +84,21 @@ def snapshot_of(
     progress: Progress,
     random_states: Sequence[Mapping[str, Any]],
     monitor: Mapping[str, Any] | None = None,
+    keeps: bool = True,
 ) -> Snapshot:
-    """All of a run at this moment; `random_states` are those of all processes by rank. Waits for the device."""
+    """All of a run at this moment; `random_states` are those of all processes by rank. Waits for the device.
+
+    All processes call this. One that has `keeps` off only hands over its shards, and gets an empty snapshot.
+    """
     parts = {"spec": spec, "progress": asdict(progress), "monitor": monitor or {}, **engine.state_dict()}
     parts |= {f"random-{rank}": state for rank, state in enumerate(random_states)}
-    return {name: {key: _on_host(value) for key, value in part.items()} for name, part in parts.items()}
+    snapshot: Snapshot = {name: {} for name in parts} if keeps else {}
+    for name, part in parts.items():
+        for key, value in part.items():
+            value = engine.strategy.whole(value) if isinstance(value, Tensor) else value  # one at a time on the device
+            if keeps:
+                snapshot[name][key] = _on_host(value)
+    return snapshot
 
 
 def write(content: Snapshot, folder: Path, good_until: float = math.inf) -> None:

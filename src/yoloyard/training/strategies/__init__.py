@@ -1,4 +1,6 @@
-"""How processes and devices share the work of a step (`--strategy`): a line in STRATEGIES and a file each."""
+"""How processes and devices share the work of a step (`--strategy`): a file each."""
+
+import logging
 
 from yoloyard.common.device import Precision
 from yoloyard.config.settings import TrainConfig
@@ -6,9 +8,8 @@ from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.strategies.alone import Strategy
 from yoloyard.training.strategies.ddp import Ddp
-from yoloyard.training.strategies.pipeline import Pipeline
 
-STRATEGIES: dict[str, type[Strategy]] = {"ddp": Ddp, "pipeline": Pipeline}
+log = logging.getLogger(__name__)
 
 
 def build_strategy(
@@ -19,7 +20,15 @@ def build_strategy(
     `may_leave_out`: a forward may leave out parameters.
     """
     if team.size == 1:
+        if config.strategy == "fsdp":
+            log.info("--strategy fsdp: there is nothing to shard in one process; it trains as without")
         return Strategy(model)
     if config.strategy == "pipeline":
+        from yoloyard.training.strategies.pipeline import Pipeline
+
         return Pipeline(config, model, team, precision)
+    if config.strategy == "fsdp":
+        from yoloyard.training.strategies.fsdp import Fsdp  # whose import takes half a second
+
+        return Fsdp(model, team, precision, config.cpu_offload)
     return Ddp(model, team, may_leave_out)

@@ -1,6 +1,7 @@
 """What a strategy is, and that of one process alone."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from yoloyard.common.structures import Batch
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.backward import BackwardPass
-from yoloyard.training.engine.optimizers import laid_out_as
+from yoloyard.training.engine.optimizers import by_kind, laid_out_as
 
 if TYPE_CHECKING:
     from yoloyard.training.engine.engine import Engine
@@ -28,11 +29,16 @@ class Strategy:
     def __init__(self, model: Detector, team: Team | None = None, network: nn.Module | None = None) -> None:
         self.model, self.team = model, team or Team()
         self.network: nn.Module = model if network is None else network
+        self.device = next(model.parameters()).device  # that computes
 
     @property
     def share(self) -> tuple[int, int]:
         """Which share of each batch this process trains on, from 0, and how many shares there are."""
         return self.team.rank, self.team.size
+
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The `batches` of this process's share, which it may get from another process instead."""
+        return batches
 
     def backward(self, engine: "Engine", batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Add the gradients of this process's share of a batch to the parameters.
@@ -64,13 +70,26 @@ class Strategy:
     def prepare_for_backward(self, roots: list[Tensor], is_due: bool) -> None:
         """Make ready for a backward pass from `roots` that no forward has prepared."""
 
+    def unscale(
+        self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        """Divide the gradients of `parameters` by the scale of the loss; `scaler` hears in all whether one is bad."""
+        scaler.unscale_(optimizer)
+
+    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The norm () of `tensors`, weights or gradients, taken as a single one of the whole model."""
+        return nn.utils.get_total_norm(tensors)
+
     def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
         """Scale the gradients of the whole model down to the norm `limit`; returns their norm () before."""
-        return nn.utils.clip_grad_norm_(parameters, limit)
+        norm = self.norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        for kind in by_kind(parameters):
+            nn.utils.clip_grads_with_norm_(kind, limit, norm)
+        return norm
 
-    def length(self, tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-        """The norm () of `tensors`, one for each of the `weights`, over the whole model."""
-        return torch.stack(torch._foreach_norm(list(tensors))).norm()
+    def own(self, parameters: list[Tensor]) -> list[Tensor]:
+        """Those of the `parameters` that this process updates, so that their `norm` is that of all."""
+        return parameters
 
     def in_all(self, names: list[str]) -> list[str]:
         """Those of this process's `names` that all processes have; on rank 0."""
@@ -79,9 +98,6 @@ class Strategy:
     def settle(self, engine: "Engine") -> None:
         """Before a checkpoint: make gradients, and what else differs between processes, equal in all."""
 
-    def settle_average(self, average: Detector) -> None:
-        """Before a validation and a checkpoint: make the average equal in all processes."""
-
     def even_out(self, tensors: list[Tensor]) -> None:
         """Give `tensors`, which each process has gone on with by itself, one value in all processes."""
 
@@ -89,6 +105,22 @@ class Strategy:
         """The whole of a weight, gradient, average or optimizer's value that may lie here in part."""
         return tensor
 
-    def part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
+    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
         """What lies here of `whole`, a value for a parameter. Raises ValueError for another shape."""
         return laid_out_as(parameter, whole)
+
+    def parts(self, own: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What lies here of `whole`, values by the names of `own`, to be copied. Raises ValueError for other shapes."""
+        return whole
+
+    def here(self, tensors: list[Tensor]) -> list[Tensor]:
+        """What lies here of `tensors`, in the same memory."""
+        return tensors
+
+    def copy(self) -> Detector:
+        """A copy of the model; without weights where they are sharded, whose averages are, too."""
+        return copy.deepcopy(self.model)
+
+    def whole_model(self, model: Detector, state: Mapping[str, Tensor]) -> Detector:
+        """`model`, or where it lies here in part, a detector of this process alone with all of its `state`."""
+        return model

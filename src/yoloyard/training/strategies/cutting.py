@@ -40,7 +40,10 @@ class Stage:
     share: float
 
 
-def cut(detector: Detector, count: int, shape: Sequence[int], precision: Precision) -> list[Stage]:
+FLOAT32 = Precision("cpu", torch.float32)
+
+
+def cut(detector: Detector, count: int, shape: Sequence[int], precision: Precision = FLOAT32) -> list[Stage]:
     """`detector` as `count` stages, whose modules share its parameters; images are float32 of `shape` (B, 3, H, W).
 
     The most expensive stage is as cheap as it can be, by arithmetic and by bytes that wait for the backward pass.

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
-from yoloyard.training.engine.ema import split_like
 from yoloyard.training.strategies.alone import Strategy
 
 if TYPE_CHECKING:
@@ -56,9 +55,7 @@ class Ddp(Strategy):
         self.even_out([parameter.grad for parameter in parameters if parameter.grad is not None])
 
     def even_out(self, tensors: list[Tensor]) -> None:
-        if tensors:
-            means = self.team.all_reduce(torch.cat([tensor.flatten() for tensor in tensors])) / self.team.size
-            torch._foreach_copy_(tensors, split_like(means, tensors))
+        self.team.even_out(tensors)
 
 
 class _WithSpare(nn.Module):

@@ -6,7 +6,8 @@ validation and a checkpoint. Source: Huang et al., "GPipe" (2019).
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine import measures
 from yoloyard.training.engine.ema import split_like
-from yoloyard.training.engine.optimizers import laid_out_as, load_optimizer_state, optimizer_state
+from yoloyard.training.engine.optimizers import load_optimizer_state, optimizer_state
 from yoloyard.training.strategies.alone import Strategy
 from yoloyard.training.strategies.cutting import Stage, cut
 
@@ -32,120 +33,93 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MICRO_BATCHES_PER_STAGE = 2  # with more of them stages wait less for each other, but BatchNorm sees fewer images
 
-
-def check_pipeline(
-    config: TrainConfig, given: Mapping[str, Any], detector: Detector, precision: Precision, processes: int
-) -> None:
-    """Raise UsageError where what a run wants does not go with `--strategy pipeline`. `detector` lies on the CPU."""
+def check_pipeline(config: TrainConfig, given: Mapping[str, Any], detector: Detector, processes: int) -> None:
+    """Raise UsageError where what a run wants does not go with `--strategy pipeline`."""
     if processes == 1:
-        raise UsageError(
-            "--strategy pipeline has a process for each stage of the network: say how many, by --processes"
-        )
-    flags = ("compile", "sync_bn", "multi_scale", "rect")
-    refused = [f"--{name.replace('_', '-')}" for name in flags if getattr(config, name)]
-    refused += ["--batch auto"] * (given.get("batch") == AUTO)
-    if refused:
-        raise UsageError(f"--strategy pipeline does not go with {' and '.join(refused)}; leave one of them out")
-    if precision.scaler().is_enabled():
-        raise UsageError(f"--strategy pipeline has no loss scaling, which {precision.name} needs here: add --no-amp")
-    side = detector.input_size(config.imgsz)
-    images = config.batch // micro_batches(config.batch, processes)
-    cut(detector, processes, (images, 3, side, side), Precision("cpu", torch.float32))
-
-
-def micro_batches(batch: int, stages: int) -> int:
-    """Into how many parts of equal size a batch is cut. Raises UsageError where it can't be."""
-    most = MICRO_BATCHES_PER_STAGE * stages
-    found = [number for number in range(stages, most + 1) if batch % number == 0]
-    if not found:
-        raise UsageError(
-            f"--strategy pipeline can't cut a --batch of {batch} into {stages} to {most} micro-batches of equal size: "
-            f"take a multiple of {stages}"
-        )
-    return found[-1]
+        raise UsageError("--strategy pipeline has a process for each stage of the network: say how many by --processes")
+    for name in ("compile", "sync_bn", "multi_scale", "rect"):  # in stages, shapes never change
+        if getattr(config, name):
+            raise UsageError(f"--strategy pipeline does not go with --{name.replace('_', '-')}; leave one of them out")
+    if given.get("batch") == AUTO:
+        raise UsageError("--strategy pipeline does not go with --batch auto: say a number")
+    cut(detector, processes, _shape(config, processes, detector.input_size(config.imgsz)))
 
 
 class Pipeline(Strategy):
     """Process N computes stage N of the model, of one micro-batch after the other.
 
-    Parameters and buffers become those of rank 0. Gradients are those of one process with the whole batch, where
-    BatchNorm's statistics are fixed. Raises UsageError if the model or the batch can't be cut.
+    Parameters and buffers become those of rank 0. Gradients are those of one process with the whole batch, up to
+    BatchNorm in training, which sees one micro-batch at a time. Raises UsageError if the model can't be cut.
     """
 
-    @property
-    def share(self) -> tuple[int, int]:
-        return 0, 1
+    no_parts = "--strategy pipeline"
 
     def __init__(self, config: TrainConfig, model: Detector, team: Team, precision: Precision) -> None:
         super().__init__(model, team)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
-        self.device = next(model.parameters()).device
-        self.micro_batches = micro_batches(config.batch, team.size)
-        shape = (config.batch // self.micro_batches, 3, config.imgsz, config.imgsz)
-        stages = cut(model, team.size, shape, precision)
-        self._owner = {
-            tensor: rank
-            for rank, stage in enumerate(stages)
-            for tensor in stage.module.state_dict(keep_vars=True).values()
-        }
-        self.is_first, self.is_last = team.is_rank_0, team.rank == team.size - 1
-        takes, gives = (_examples(values) for values in (stages[team.rank].takes, stages[team.rank].gives))
+        shape = _shape(config, team.size, config.imgsz)
+        stages, self.micro_batches = cut(model, team.size, shape, precision), config.batch // shape[0]
+        states = [stage.module.state_dict(keep_vars=True).values() for stage in stages]
+        self._owner = {tensor: rank for rank, state in enumerate(states) for tensor in state}
+        self.is_first, self.is_last, stage = team.is_rank_0, team.rank == team.size - 1, stages[team.rank]
+        takes, gives = map(_examples, (stage.takes, stage.gives))
         if self.is_first:
             takes = (torch.empty(shape, dtype=torch.uint8, device="meta"),)
         if self.is_last:
             gives = (torch.empty(1, device="meta", requires_grad=True),)
-        # Without examples torch would send the shapes, by a forward and a loss of numbers that nobody has written.
-        computing = _Computing(self, stages[team.rank], precision)
-        stage = PipelineStage(computing, team.rank, team.size, self.device, takes, gives)
-        self._schedule = ScheduleGPipe(stage, self.micro_batches, lambda loss, _: loss.sum(), scale_grads=False)
+        # Without examples torch finds the shapes by one more forward and loss, of memory that nobody has written.
+        place = team.rank, team.size, self.device
+        computing = PipelineStage(_Computing(self, stage, precision), *place, input_args=takes, output_args=gives)
+        self._schedule = ScheduleGPipe(computing, self.micro_batches, lambda loss, _: loss.sum(), scale_grads=False)
         cuts = ", ".join(f"{each.first} to {each.last} ({each.share:.0%} of the cost)" for each in stages)
-        log.info(f"pipeline: the stages are {cuts}")
-        log.info(
-            f"pipeline: {self.micro_batches} micro-batches of {shape[0]} images each; "
-            "BatchNorm in training sees one of them at a time"
-        )
+        seen = f"BatchNorm in training sees {shape[0]} images at a time"
+        log.info(f"pipeline: stages {cuts}; {self.micro_batches} micro-batches, so {seen}")
 
-    def is_own(self, tensor: Tensor) -> bool:
-        """Does a parameter or buffer of the model belong to this process's stage? What no stage uses is of rank 0."""
-        return self._owner.get(tensor, 0) == self.team.rank
+    @property
+    def share(self) -> tuple[int, int]:
+        return 0, 1
+
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        while True:
+            batch = next(batches, None) if self.is_first else None
+            facts = self.team.broadcast(batch and replace(batch, images=batch.images[..., :0].clone()))
+            if facts is None:
+                return
+            yield batch or facts
 
     def backward(self, engine: "Engine", batch: Batch) -> tuple[Tensor, Tensor | None]:
         for parameter in engine.parameters:
-            if not self.is_own(parameter):
+            if not self._is_own(parameter):
                 parameter.grad = None  # of a checkpoint
         batch = batch.to(self.device)
-        compares = measures.label_ratio_is_due(engine, batch)
-        self._loss = loss = _Loss(engine, batch, self.micro_batches, compares)
+        self.loss = loss = _Loss(engine, batch, self.micro_batches)
         try:
             with engine.around_step():
-                self._schedule.step(*[batch.images] * self.is_first, target=torch.zeros(self.micro_batches))
+                self._schedule.step(*[batch.images] * self.is_first, target=torch.empty(self.micro_batches))
         except RuntimeError as error:
             cause = error.__cause__ or error  # torch wraps what the model raises
             if memory_line(cause):
-                raise UserError(f"{memory_line(cause)}; or take more --processes, as more stages") from error
+                raise UserError(f"{memory_line(cause)}; or take more --processes for more stages") from error
             raise cause from None
-        losses = loss.losses() if self.is_last else torch.zeros(len(engine.gains), device=self.device)
-        if not compares:
-            return losses, None
-        return losses, loss.label_ratio() * self.team.size if self.is_last else torch.zeros((), device=self.device)
+        losses, ratio = loss.results() if self.is_last else (torch.zeros(len(engine.gains), device=self.device), None)
+        if measures.label_ratio_is_due(engine, batch):  # a mean over processes is made of it
+            ratio = torch.zeros((), device=self.device) if ratio is None else ratio * self.team.size
+        return losses, ratio
 
-    def loss_of(self, maps: list[Tensor]) -> Tensor:
-        """What is backpropagated of the next micro-batch (1,), whose `maps` the last stage has computed."""
-        return self._loss.add(maps)
+    def unscale(
+        self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
+    ) -> None:
+        scaler.unscale_(optimizer)
+        found_inf: dict[Any, Tensor] = scaler._found_inf_per_device(optimizer)  # none without a gradient here
+        self.team.all_reduce(found_inf.setdefault(self.device, torch.zeros((), device=self.device)))
 
-    def length(self, tensors: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-        own = [tensor for tensor, weight in zip(tensors, weights, strict=True) if self.is_own(weight)]
-        norms = torch.stack([torch.zeros((), device=self.device), *torch._foreach_norm(own)])
-        return self.team.all_reduce(norms.square().sum()).sqrt()
+    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
+        return self.team.all_reduce(super().norm(tensors).to(self.device).square()).sqrt()
 
-    def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-        reached = [parameter for parameter in parameters if parameter.grad is not None]
-        norm = self.length([parameter.grad for parameter in reached if parameter.grad is not None], reached)
-        nn.utils.clip_grads_with_norm_(reached, limit, norm)
-        return norm
+    def own(self, parameters: list[Tensor]) -> list[Tensor]:
+        return [parameter for parameter in parameters if self._is_own(parameter)]
 
     def in_all(self, names: list[str]) -> list[str]:
         of_all = self.team.gather(set(names))
@@ -153,44 +127,48 @@ class Pipeline(Strategy):
 
     @torch.no_grad()
     def settle(self, engine: "Engine") -> None:
-        parameters, state = engine.parameters, optimizer_state(engine.optimizer)
-        own = {str(number) for number, parameter in enumerate(parameters) if self.is_own(parameter)}
-        load_optimizer_state(engine.optimizer, self._merged({k: v for k, v in state.items() if k.split(".")[0] in own}))
-        gradients = self._merged({number: parameters[int(number)].grad for number in own})
-        for number, parameter in enumerate(parameters):
+        own = {str(number): each for number, each in enumerate(engine.parameters) if self._is_own(each)}
+        state = optimizer_state(engine.optimizer, engine.parameters)
+        state = self._merged({name: value for name, value in state.items() if name.split(".")[0] in own})
+        load_optimizer_state(engine.optimizer, engine.parameters, state, self.part)
+        gradients = self._merged({number: parameter.grad for number, parameter in own.items()})
+        for number, parameter in enumerate(engine.parameters):
             gradient = gradients[str(number)]
-            parameter.grad = None if gradient is None else laid_out_as(parameter, gradient)
-        engine.model.load_state_dict(self._merged(self._own(engine.model)))
-        statistics = engine.statistics
-        parts = zip(statistics.of_model, split_like(statistics.good, statistics.of_model), strict=True)
-        good = self._merged({str(number): part for number, (each, part) in enumerate(parts) if self.is_own(each)})
-        statistics.good = torch.cat([good[str(number)].flatten() for number in range(len(good))] or [statistics.good])
+            parameter.grad = None if gradient is None else self.part(parameter, gradient)
+        for model in (engine.model, engine.average.model):
+            self.whole_model(model, model.state_dict())
+        buffers = engine.statistics.of_model
+        good = dict(enumerate(split_like(engine.statistics.good, buffers)))
+        good = self._merged({number: good[number] for number in good if self._is_own(buffers[number])})
+        if good:
+            engine.statistics.good = torch.cat([good[number].flatten() for number in range(len(good))])
 
     @torch.no_grad()
-    def settle_average(self, average: Detector) -> None:
-        average.load_state_dict(self._merged(self._own(average)))
-
-    def _own(self, model: Detector) -> dict[str, Tensor]:
-        """What belongs to this process in the state of the model, or of one that is like it."""
+    def whole_model(self, model: Detector, state: Mapping[str, Tensor]) -> Detector:
         whose = self.model.state_dict(keep_vars=True)
-        return {name: value for name, value in model.state_dict().items() if self.is_own(whose[name])}
+        merged = self._merged({name: value for name, value in state.items() if self._is_own(whose[name])})
+        model.load_state_dict(merged)
+        return model
 
-    def _merged(self, own: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of all processes by name; each name is in one process alone. Values may be tensors."""
+    def _is_own(self, tensor: Tensor) -> bool:
+        """Does a parameter or buffer of the model belong to this process's stage? What no stage has is of rank 0."""
+        return self._owner.get(tensor, 0) == self.team.rank
+
+    def _merged(self, own: Mapping[Any, Any]) -> dict[Any, Any]:
+        """What all processes give by name, tensors or other values; only one of them gives a name."""
         facts = {
             name: (value.shape, value.dtype) if isinstance(value, Tensor) else value for name, value in own.items()
         }
-        merged: dict[str, Any] = {}
-        for rank, found in enumerate(self.team.broadcast(self.team.gather(facts))):
-            for name, fact in found.items():
+        merged: dict[Any, Any] = {}
+        for rank, given in enumerate(self.team.broadcast(self.team.gather(facts))):
+            for name, fact in given.items():
                 merged[name] = fact
                 if isinstance(fact, tuple):
-                    shape, dtype = fact
-                    is_here = rank == self.team.rank
+                    is_here, (shape, dtype) = rank == self.team.rank, fact
                     value = (
                         own[name].to(self.device) if is_here else torch.empty(shape, dtype=dtype, device=self.device)
                     )
-                    merged[name] = value.contiguous()  # as it lies in the memory of all
+                    merged[name] = value.contiguous()
                     dist.broadcast(merged[name], src=rank)
         return merged
 
@@ -214,61 +192,62 @@ class _Computing(nn.Module):
         with self.precision.autocast():
             results = self.module(*values)
         if self.pipeline.is_last:
-            return self.pipeline.loss_of(results)
+            return self.pipeline.loss.add(results)
         sent = [_swapped(tensor, 0, 2, 3, 1).contiguous() for tensor in tree_leaves(results)]
         # Frozen layers give what has no gradient; torch expects one of all that it has sent.
         return tuple(tensor if tensor.requires_grad else tensor.requires_grad_() for tensor in sent)
 
 
 class _Loss:
-    """The loss of a batch on the last stage, whose micro-batches are all forward before the first goes backward."""
+    """The loss of a batch on the last stage, where all micro-batches go forward before the first goes backward."""
 
-    def __init__(self, engine: "Engine", batch: Batch, count: int, compares: bool) -> None:
-        self.engine, self.images = engine, len(batch.images)
-        self.boxes, self.labels = batch.boxes.chunk(count), batch.labels.chunk(count)
-        self.compares = compares
-        self.other_boxes, self.other_labels = batch.boxes.roll(1, 0).chunk(count), batch.labels.roll(1, 0).chunk(count)
-        # of each micro-batch sums and norms (2, K), where part P of the loss has `lengths[P]` of the K
-        self.found: list[Tensor] = []
-        self.others: list[Tensor] = []  # with the labels of other images
-        self.lengths: list[int] = []
+    def __init__(self, engine: "Engine", batch: Batch, count: int) -> None:
+        self.engine, self.scale = engine, engine.scaler.scale(torch.ones((), device=engine.device)) * len(batch.images)
+        # by micro-batch: its own boxes and labels, and where `measures.label_ratio` is due those of other images
+        targets = [(batch.boxes, batch.labels)]
+        if measures.label_ratio_is_due(engine, batch):
+            targets.append((batch.boxes.roll(1, 0), batch.labels.roll(1, 0)))
+        cut = [zip(boxes.chunk(count), labels.chunk(count), strict=True) for boxes, labels in targets]
+        self.targets = list(zip(*cut, strict=True))
+        self.found: list[Tensor] = []  # of each micro-batch: sums and norms (targets, 2, K)
+        self.lengths: list[int] = []  # how many of the K are of each part of the loss
 
     def add(self, maps: list[Tensor]) -> Tensor:
-        """The loss of the next micro-batch (1,); its gradient is divided by norms that are known when it is wanted."""
-        number = len(self.found)
-        sums, norms = self._of(maps, self.boxes[number], self.labels[number])
-        self.found.append(torch.stack((sums.detach(), norms)))
-        if self.compares:
-            with torch.no_grad():
-                self.others.append(torch.stack(self._of(maps, self.other_boxes[number], self.other_labels[number])))
-        sums.register_hook(lambda gradient: gradient / self._total(self.found)[1])
-        gains = torch.cat(
-            [sums.new_full((n,), gain) for n, gain in zip(self.lengths, self.engine.gains.values(), strict=True)]
-        )
-        return (gains * sums).sum(dim=0, keepdim=True) * self.images
+        """The sum that the next micro-batch goes backward from (1,), once all norms are known."""
+        own, *others = self.targets[len(self.found)]
+        found = [self._of(maps, *own), *(self._of([each.detach() for each in maps], *other) for other in others)]
+        self.found.append(torch.stack([each.detach() for each in found]))
+        gains = self.engine.gains.values()
+        weights = torch.cat([maps[0].new_full((n,), gain) for n, gain in zip(self.lengths, gains, strict=True)])
+        sums = found[0][0]
+        sums.register_hook(lambda gradient: gradient / self._totals()[0, 1])
+        return (weights * sums).sum(dim=0, keepdim=True) * self.scale
 
-    def losses(self) -> Tensor:
-        """Those of the batch (parts,)."""
-        return self._losses(self.found)
+    def results(self) -> tuple[Tensor, Tensor | None]:
+        """The losses of the batch (parts,), and the label ratio () if it is due."""
+        gains = self.engine.gains.values()
+        columns = [(sums / norms).split(self.lengths) for sums, norms in self._totals()]
+        losses = [
+            torch.stack([gain * part.sum() for gain, part in zip(gains, parts, strict=True)]) for parts in columns
+        ]
+        return losses[0], losses[0].sum() / losses[1].sum() if len(losses) > 1 else None
 
-    def label_ratio(self) -> Tensor:
-        """As `measures.label_ratio`."""
-        return self._losses(self.found).sum() / self._losses(self.others).sum()
-
-    def _of(self, maps: list[Tensor], boxes: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _of(self, maps: list[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
+        """Sums and norms (2, K)."""
         parts = self.engine.criterion(maps, boxes, labels)
         self.lengths = [len(parts[name][0]) for name in self.engine.gains]
-        sums, norms = (torch.cat([parts[name][each] for name in self.engine.gains]) for each in (0, 1))
-        return sums, norms.detach()
+        return torch.stack([torch.cat([parts[name][each] for name in self.engine.gains]) for each in (0, 1)])
 
-    def _total(self, found: list[Tensor]) -> Tensor:
-        sums, norms = torch.stack(found).sum(dim=0)
-        return torch.stack((sums, norms.clamp(min=1)))
+    def _totals(self) -> Tensor:
+        """Sums and norms of the batch (targets, 2, K)."""
+        sums, norms = torch.stack(self.found).sum(dim=0).unbind(1)
+        return torch.stack((sums, norms.clamp(min=1)), dim=1)
 
-    def _losses(self, found: list[Tensor]) -> Tensor:
-        sums, norms = self._total(found)
-        parts = zip(self.engine.gains.values(), (sums / norms).split(self.lengths), strict=True)
-        return torch.stack([gain * part.sum() for gain, part in parts])
+
+def _shape(config: TrainConfig, stages: int, side: int) -> tuple[int, int, int, int]:
+    """Of a micro-batch. Two a stage keep stages busy for most of the time; more would leave BatchNorm fewer images."""
+    count = 2 * stages if config.batch % (2 * stages) == 0 else stages
+    return config.batch // count, 3, side, side
 
 
 def _swapped(tensor: Tensor, *order: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Optimizers: a line in OPTIMIZERS and a file each. Names in their state are `NUMBER.NAME`, by parameter and value."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from yoloyard.common.errors import UsageError
 from yoloyard.config.settings import OptimizerConfig
 from yoloyard.training.engine.optimizers import adamw, sgd
+from yoloyard.training.engine.optimizers.plain import is_sharded
 
 # From torch's parameter groups and the settings to the optimizer. A fused one decides on the device whether a step is
 # bad; for any other the host decides, and waits for the device at each update.
@@ -32,27 +33,48 @@ def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable parameters in the order that numbers them in the optimizer's state."""
+    return [parameter for group in parameter_groups(model).values() for parameter in group]
+
+
 def build_optimizer(model: nn.Module, config: OptimizerConfig, decay: float) -> torch.optim.Optimizer:
     """The optimizer of `config`; `decay` is of weights alone. Raises UsageError if no parameter is left to train."""
     groups = [
-        {"params": parameters, "name": name, "weight_decay": decay if name == "weight" else 0.0}
+        {"params": kind, "name": name, "weight_decay": decay if name == "weight" else 0.0}
         for name, parameters in parameter_groups(model).items()
-        if parameters
+        for kind in by_kind(parameters)
+        if kind
     ]
     if not groups:
         raise UsageError("nothing is left to train: every parameter is frozen; lower --freeze")
     return OPTIMIZERS[config.optimizer](groups, config)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What `optimizer` keeps of its parameters: tensors, or plain values that JSON knows. There may be none yet."""
-    state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
+def by_kind(parameters: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Those that lie here as a whole and those of which a shard lies here: no operation takes both at once."""
+    return [[each for each in parameters if is_sharded(each) is sharded] for sharded in (False, True)]
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Put back what `optimizer_state` gave. Raises ValueError if it is of more parameters."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
+    """What `optimizer` keeps of its parameters: tensors, or plain values that JSON knows. There may be none yet.
+
+    `parameters` are those of `trained`.
+    """
+    state = [optimizer.state.get(parameter, {}) for parameter in parameters]
+    return {f"{number}.{name}": value for number, entry in enumerate(state) for name, value in entry.items()}
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    saved: Mapping[str, Any],
+    part: Callable[[nn.Parameter, Tensor], Tensor],
+) -> None:
+    """Put back what `optimizer_state` gave; `part` gives what lies here of a value that is as large as its parameter.
+
+    Raises ValueError if it is of more parameters.
+    """
     state: dict[int, dict[str, Any]] = {}
     for key, value in saved.items():
         number, name = key.split(".", 1)
@@ -65,7 +87,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: Mapping[str, A
         for name, value in entry.items():
             if isinstance(value, Tensor):
                 is_alike = value.shape == parameter.shape
-                value = laid_out_as(parameter, value) if is_alike else value.to(parameter.device, copy=True)
+                value = part(parameter, value) if is_alike else value.to(parameter.device, copy=True)
             optimizer.state[parameter][name] = value
 
 

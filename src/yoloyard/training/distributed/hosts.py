@@ -1,0 +1,207 @@
+"""Before the processes of several hosts exchange anything: are the hosts alike, and do they reach each other?
+
+All of it goes through the store, which every process reaches, or it would not be here.
+"""
+
+import hashlib
+import ipaddress
+import os
+import platform
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+import yoloyard
+from yoloyard.common.cores import map_in_threads
+from yoloyard.common.errors import SilentError, UsageError, UserError
+from yoloyard.common.user_file import is_custom
+from yoloyard.common.versions import versions
+from yoloyard.training.distributed.watch import Watch
+
+REACH_SECONDS = 10.0  # that a connection from host to host may take
+MAX_HOSTS_NAMED = 4  # in a line, for each thing that differs
+# Settings that may differ: what a host has of its own, and files, of which the content is compared.
+OF_A_HOST = {"device", "processes", "data", "project", "notify", "rendezvous"}
+OF_FILES = ("model", "weights", "transform")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What the first process of a host shows the others."""
+
+    name: str
+    address: str = ""  # by which others reach it
+    port: int = 0  # where a connection can be tried
+    facts: dict[str, str] = field(default_factory=dict)  # what must be the same on all, by what it is called
+    lacks: str = ""  # a file that is not there
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.address})"
+
+
+def compare_hosts(watch: Watch, overrides: Mapping[str, Any]) -> None:
+    """Raise UsageError on rank 0, and SilentError elsewhere, if the hosts of a run are not alike or out of reach.
+
+    Each process calls this with its user's `overrides`. Where there is one host, nothing is compared.
+    """
+    if os.environ.get("LOCAL_WORLD_SIZE", "") == str(watch.size) or watch.size == 1:
+        return
+    address = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    with socket.create_server(("", 0), backlog=4096) as server:
+        own = Host(platform.node(), address, server.getsockname()[1])
+        if watch.is_first_of_host:
+            data = os.path.expanduser(overrides.get("data") or "")
+            own = Host(own.name, address, own.port, facts(overrides), "" if os.path.exists(data or ".") else data)
+        shown = watch.exchange("host", asdict(own) if watch.is_first_of_host else None)
+        hosts = {rank: Host(**each) for rank, each in enumerate(shown) if each is not None}
+        if len(hosts) > 1:
+            watch.show(host=str(own))
+            gloo_interface(address)
+            _agree(watch, differences(list(hosts.values())))
+            others = [other for rank, other in hosts.items() if rank != watch.rank]
+            lost = unreached(own, others) if watch.is_first_of_host else []
+            _agree(watch, next((each for found in watch.exchange("unreached", lost) for each in found), ""))
+
+
+def facts(overrides: Mapping[str, Any]) -> dict[str, str]:
+    """What must be the same on all hosts, by what it is called in a message."""
+    found = {"yoloyard": f"{versions()['yoloyard']} (source {source_digest()[:12]})", "torch": str(torch.__version__)}
+    for name, value in overrides.items():
+        if name in OF_FILES:
+            path = Path(os.path.expanduser(str(value).rpartition(":")[0] if is_custom(str(value)) else str(value)))
+            if path.is_file():  # only rank 0 needs it, and a name or an address is no file
+                with path.open("rb") as file:
+                    found[f"the file of --{name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+        elif name not in OF_A_HOST:
+            found[f"--{name.replace('_', '-')}"] = str(value)
+    return found
+
+
+@cache
+def source_digest() -> str:
+    """SHA-256 of yoloyard's own source, by which two commits differ that have one version."""
+    root, digest = Path(yoloyard.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def differences(hosts: Sequence[Host]) -> str:
+    """What is not the same on all hosts, in a line that names them; empty if they are alike."""
+    said = [f"{host} has no {host.lacks}" for host in hosts if host.lacks]
+    names = dict.fromkeys(name for host in hosts for name in host.facts)
+    for name in names:
+        if name.startswith("the file of") and not all(name in host.facts for host in hosts):
+            continue
+        groups: dict[str, list[Host]] = {}
+        for host in hosts:
+            groups.setdefault(host.facts.get(name, "not set"), []).append(host)
+        if len(groups) > 1:
+            said.append(f"{name} is " + " and ".join(f"{value} on {_named(group)}" for value, group in groups.items()))
+    if not said:
+        return ""
+    return f"the hosts of the run are not alike: {'; '.join(said)}; start the same command with the same files on each"
+
+
+def own_address(head: str, port: int) -> str:
+    """The address of this host that others reach it by: on the way to the head, or of GLOO_SOCKET_IFNAME.
+
+    Raises UserError if there is no such network interface.
+    """
+    addresses = interface_addresses()
+    if names := check_interface("GLOO_SOCKET_IFNAME", is_prefix=False):
+        return next(iter(addresses[names[0]]), "")
+    family, kind, protocol, _, target = socket.getaddrinfo(head, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(target)  # sends nothing
+        address = str(probe.getsockname()[0])
+    if _is_own_alone(address):  # as the host's own name often means
+        outside = [each for of_it in addresses.values() for each in of_it if not _is_own_alone(each)]
+        address = next(iter(outside), address)
+    return address
+
+
+def check_interface(variable: str, is_prefix: bool = True) -> list[str]:
+    """The network interfaces that `variable` chooses; NCCL takes prefixes of their names, `=name` or `^not,these`.
+
+    Empty without a choice. Raises UserError if none of them is there.
+    """
+    asked, addresses = os.environ.get(variable, ""), interface_addresses()
+    names = [name.strip() for name in asked.strip("^=").split(",")]
+    fits = str.startswith if is_prefix and "=" not in asked[:2] else str.__eq__
+    chosen = [each for each in addresses if any(fits(each, name) for name in names) is not asked.startswith("^")]
+    if asked and not chosen:
+        raise UserError(
+            f"{variable}={asked}, but {platform.node()} has no such network interface (it has {', '.join(addresses)}); "
+            "set it to the one on which the hosts reach each other"
+        )
+    return chosen if asked else []
+
+
+def interface_addresses() -> dict[str, list[str]]:
+    """The addresses of each network interface that is up, IPv4 first, without those of one link alone."""
+    up = [name for name, state in psutil.net_if_stats().items() if state.isup]
+    found = {name: psutil.net_if_addrs().get(name, []) for name in up}
+    return {
+        name: [each.address for each in of_it if each.family == socket.AF_INET]
+        + [each.address for each in of_it if each.family == socket.AF_INET6 and "%" not in each.address]
+        for name, of_it in found.items()
+    }
+
+
+def gloo_interface(address: str) -> None:
+    """Let gloo use the network of `address`, where the user names none: it would take what the host's name means.
+
+    That is 127.0.1.1 on many systems, where no other host finds it.
+    """
+    if "GLOO_SOCKET_IFNAME" not in os.environ:
+        names = [name for name, addresses in interface_addresses().items() if address in addresses]
+        os.environ |= {"GLOO_SOCKET_IFNAME": names[0]} if names else {}
+
+
+def unreached(own: Host, others: Sequence[Host], seconds: float = REACH_SECONDS) -> list[str]:
+    """What is said of the hosts that can't be reached from here: a line for each."""
+
+    def problem(other: Host) -> str:
+        try:
+            socket.create_connection((other.address, other.port), timeout=seconds).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            return (
+                f"{own} does not reach {other}, though both reach the rendezvous: {reason}, port {other.port}; let the "
+                "hosts reach all TCP ports of each other (firewalls, security groups), or name their common network by "
+                "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+            )
+        return ""
+
+    return [line for line in map_in_threads(problem, others, 64, at_once=1) if line]
+
+
+def nccl_line(error: Exception) -> UserError:
+    """The message where NCCL does not connect the GPUs; its own error has the cause at its end."""
+    reason = " ".join(str(error).rpartition("Last error:")[2].split())
+    return UserError(
+        f"NCCL can't connect the GPUs of the run, on {platform.node()} ({reason:.300}); name the network on which the "
+        "hosts reach each other by NCCL_SOCKET_IFNAME, or look for what else is wrong with NCCL_DEBUG=INFO"
+    )
+
+
+def _is_own_alone(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def _named(hosts: Sequence[Host]) -> str:
+    more = len(hosts) - MAX_HOSTS_NAMED
+    return ", ".join(map(str, hosts[:MAX_HOSTS_NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def _agree(watch: Watch, problem: str) -> None:
+    """End all processes if rank 0 has found a problem; it says it."""
+    if problem:
+        raise UsageError(problem) if watch.rank == 0 else SilentError(problem, UsageError.exit_code)
