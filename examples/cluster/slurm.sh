@@ -2,12 +2,12 @@
 # One run on four hosts with eight GPUs each. `sbatch slurm.sh` begins it, or goes on with it.
 #SBATCH --job-name=factory
 #SBATCH --nodes=4
-#SBATCH --ntasks-per-node=1        # a launcher for each host; 8 would be a task for each GPU, which works too
+#SBATCH --ntasks-per-node=1        # it starts the processes of its host; 8, a task for each GPU, works too
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --time=24:00:00
 #SBATCH --requeue                  # begin again after a host was lost or the job was preempted
-#SBATCH --signal=B:USR1@180        # three minutes before the time is over, tell this script
+#SBATCH --signal=TERM@180          # three minutes before the time is over the run saves and ends
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
 
@@ -19,13 +19,9 @@ else
     arguments=(--name "$run" --exist-ok --data factory.yaml --model yolo11m --batch 512 --epochs 100)
 fi
 
-srun --kill-on-bad-exit=1 yoloyard train "${arguments[@]}" &
-training=$!
-
-stop_and_queue_again() {
-    kill -TERM "$training"         # srun passes it on; the run saves and ends
-    wait "$training"
+srun yoloyard train "${arguments[@]}"
+status=$?
+if [ $status = 143 ]; then         # it was asked to end by SIGTERM, and has saved
     scontrol requeue "$SLURM_JOB_ID"
-}
-trap stop_and_queue_again USR1
-wait "$training"
+fi
+exit $status

@@ -4,12 +4,15 @@ import atexit
 import functools
 import gc
 import io
+import json
+import os
 import shlex
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import cyclopts
 from cyclopts import Parameter
@@ -44,6 +47,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "image": ("image:image_app", "Build the container images, or list them."),
         "up": ("containers:up", "Start the container of this folder, here or on another host."),
         "down": ("containers:down", "Stop the container of this folder after trainings have saved."),
+        "rendezvous": ("rendezvous:rendezvous", "Hold the place where the hosts of a run meet."),
         "shell": ("containers:shell", "Open a shell in the container, or run a command there."),
         "jupyter": ("containers:jupyter", "Print the address of JupyterLab in the container."),
     },
@@ -71,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Python looks for garbage once more when it ends, which takes a second with all of torch; it need not.
     atexit.register(gc.freeze)
     raise_file_limit()
-    if "train" in argv:
+    if {"train", "rendezvous"} & set(argv):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it asks a run to save, which has nothing to save yet
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its sockets warn of what is tried again
     warnings.filterwarnings("ignore", module=r"PIL\.")  # it prints what is odd in a file; we say what matters
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may be in any encoding
@@ -88,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         if message:
             print(f"yoloyard: {message}", file=sys.stderr)
+        if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # for the launcher, which tells other hosts
+            Path(file).write_text(json.dumps({"message": message or str(error), "silent": not message}))
         sys.exit(exit_code)
 
 

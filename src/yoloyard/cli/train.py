@@ -29,7 +29,7 @@ def train(
     from yoloyard.training.distributed.cluster import become_worker, is_worker, place_here
     from yoloyard.training.distributed.launch import command, launch
     from yoloyard.training.distributed.meeting import meeting_of
-    from yoloyard.training.run import find_run, num_processes, to_this_host
+    from yoloyard.training.run import RunHere, find_run, num_processes, to_this_host
 
     resume = {"true": NEWEST, "false": None}.get(str(resume).lower(), resume)
     in_file = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
@@ -51,5 +51,5 @@ def train(
         if count > 1 or meeting.max_hosts > 1:
             arguments = [*command(overrides, resume), *(["--debug"] if "--debug" in sys.argv else [])]
             with shown_lines(lambda line: print(f"yoloyard: {line}", file=sys.stderr)):
-                sys.exit(launch(count, arguments))
+                sys.exit(launch(count, arguments, meeting, RunHere(overrides, resume)))
     run(overrides, resume)

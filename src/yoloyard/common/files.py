@@ -19,7 +19,7 @@ from yoloyard.common.errors import UsageError, UserError
 
 log = logging.getLogger(__name__)
 
-RUN_MARK = ".yoloyard-run"  # an empty file in every folder of results
+RUN_MARK = ".yoloyard-run"  # a file in every folder of results; empty, or the id of the launch that writes there
 NAME_BYTES = 255  # of a file's name, on nearly all disks
 LOCK_SECONDS = 8.0  # workers of a killed run end, and its lock with them, within 5 seconds
 
@@ -116,10 +116,10 @@ class RunLock(contextlib.ExitStack):
     Where the disk has no locks, a line says so.
     """
 
-    def take(self, folder: Path) -> None:
-        """Lock `folder`. Raises UserError if another run is at work there."""
+    def take(self, folder: Path, seconds: float = LOCK_SECONDS) -> None:
+        """Lock `folder`. Raises UserError if another run is at work there, still after `seconds`."""
         # flock itself: releases of filelock take a disk without locks for one that is locked.
-        until = time.monotonic() + LOCK_SECONDS
+        until = time.monotonic() + seconds
         try:
             file = self.enter_context((folder / ".lock").open("a"))
             while True:

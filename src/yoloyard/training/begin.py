@@ -120,20 +120,21 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
         checkpoint_activations(model)
     strategy = build_strategy(config, model, team, setup.precision, setup.spec.model_digest is not None)
     rank, shares = strategy.share
-    options: dict[str, Any] = {"stride": stride, "pin_memory": device.type == "cuda"}
-    make = partial(make_train_loader, setup.train_index, config, rank, shares, transform=setup.transform, **options)
+    reading: dict[str, Any] = {"stride": stride, "pin_memory": device.type == "cuda"}
+    make = partial(make_train_loader, setup.train_index, config, rank, shares, transform=setup.transform, **reading)
     if config.cache == "disk":
         train_loader = team.first_of_host_first(make)
     else:
         with team.watch.long_work():  # which `--cache ram` makes a long one
             train_loader = make()
-    options |= {"rank": team.rank, "world_size": team.size, "workers": config.workers, "at_once": at_once}
-    val_loader = make_val_loader(setup.val_index, config.imgsz, validation_batch(config), **options)
+    reading |= {"rank": team.rank, "world_size": team.size, "workers": config.workers, "at_once": at_once}
+    val_loader = make_val_loader(setup.val_index, config.imgsz, validation_batch(config), **reading)
     if config.compile:
         set_training_mode(model)
         with team.watch.long_work():
             shape = shape_to_try(config, team.size, stride)
-            strategy.network = compile_network(strategy.network, model, shape, setup.precision, shapes_vary(config))
+            options: dict[str, Any] = {"dynamic": shapes_vary(config), "pieces": strategy.pieces}
+            strategy.network = compile_network(strategy.network, model, shape, setup.precision, **options)
     parts = model, criterion, gains, setup.precision, config
     minutes = config.save_minutes if team.is_rank_0 else 0.0  # one clock decides for all
     asked = lambda: (interrupt.is_asked(), interrupt.takes_save(minutes))  # noqa: E731

@@ -1,7 +1,8 @@
 """What signals ask of a run.
 
 Ctrl-C, SIGTERM, a closed terminal: the first asks it to finish its step, save and end, the second ends it at once.
-SIGUSR1, which clusters send some time before they end a job, asks it to save and go on.
+SIGUSR1, which clusters send some time before they end a job, asks it to save and go on. HOSTS_CHANGE, which the
+launcher sends, asks it to save and end, since it is started again with other hosts.
 """
 
 import os
@@ -14,6 +15,8 @@ from types import FrameType
 from typing import Self
 
 from yoloyard.common.errors import UserError
+
+HOSTS_CHANGE = signal.SIGUSR2
 
 
 class Interrupted(UserError):  # noqa: N818  # it is no error
@@ -39,7 +42,7 @@ class InterruptRequest:
     def __enter__(self) -> Self:
         # Python lets only the main thread handle signals; elsewhere whoever started the thread decides.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, HOSTS_CHANGE):
                 if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
                     self._heed(number, self._ask)
             self._heed(signal.SIGUSR1, self._ask_to_save)
@@ -68,7 +71,7 @@ class InterruptRequest:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.signal, self.asked_at = number, time.monotonic()
-        if not self._silent:
+        if not self._silent and number != HOSTS_CHANGE:
             os.write(2, b"\nfinishing this step, then saving; again to stop at once\n")
         self._handlers.close()
         self._heed(signal.SIGUSR1, self._ask_to_save)  # it must not end the process that saves

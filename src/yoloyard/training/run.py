@@ -14,7 +14,7 @@ import torch
 
 from yoloyard.common.device import choose_device, choose_precision
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.common.files import RunLock
+from yoloyard.common.files import LOCK_SECONDS, RUN_MARK, RunLock
 from yoloyard.common.log import shown_lines
 from yoloyard.config.overrides import checked_overrides, with_overrides
 from yoloyard.config.settings import NEWEST, TrainConfig, flat_settings
@@ -23,7 +23,7 @@ from yoloyard.data.loading.limits import check_limit
 from yoloyard.data.pixels.transform import Transform
 from yoloyard.storage.address import is_address
 from yoloyard.storage.fetch import fetch_run, read_note
-from yoloyard.training.distributed.cluster import become_worker, device_number, is_worker, place_here
+from yoloyard.training.distributed.cluster import LAUNCH, become_worker, device_number, is_worker, place_here
 from yoloyard.training.distributed.collectives import Team, agreed_precision, connect, meet_team
 from yoloyard.training.distributed.hosts import compare_hosts
 from yoloyard.training.distributed.launch import command
@@ -36,9 +36,9 @@ from yoloyard.training.setup.settings import resumed
 from yoloyard.training.setup.setup import Setup, build, new_run
 from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.checkpoint import Header, newest_header, newest_whole
-from yoloyard.training.strategies.pipeline import check_pipeline
 from yoloyard.training.trainer import fit
 
+LOST_SECONDS = 90.0  # within which a host that is cut off ends, and its lock with it
 OF_A_PROCESS = ("device", "amp", "device_path", "hang_timeout")  # settings that it needs before it knows the run
 Resume = TypeVar("Resume", bound=str | Path | None)  # what names the run that goes on
 
@@ -66,10 +66,11 @@ def train(
     lines = nullcontext() if team.is_rank_0 else shown_lines(lambda line: None)
     with lines, team.watched(), RunLock() as lock:
         compare_hosts(team.watch, overrides)
-        folder, header = Path(), None
+        folder, header, begun = Path(), None, None
         if team.is_rank_0:
             overrides, resume = to_this_host(overrides, resume)
-            folder, header = find_run(overrides, resume)
+            begun = begun_folder(overrides)
+            folder, header = find_run(overrides, begun if begun and _last_saved(begun) is not None else resume)
         saved = {name: flat_settings(header.spec.config)[name] for name in OF_A_PROCESS} if header else {}
         asked = with_overrides(TrainConfig(), team.watch.exchange("saved", saved)[0] | overrides)
         team.watch.hang_timeout = asked.hang_timeout
@@ -80,17 +81,17 @@ def train(
         setup: Setup | None = None
         with team.on_rank_0() as is_rank_0:
             if is_rank_0 and header is not None:
-                lock.take(folder)
+                lock.take(folder, LOCK_SECONDS if begun is None else LOST_SECONDS)
                 header = newest_whole(folder)  # since nobody else writes there
                 spec = resumed(header.spec, overrides, team.size, folder, header.progress.epoch)
                 setup = build(dataclasses.replace(spec, precision=precision), folder, device, handed_in)
                 check_same_data(setup, header.spec.config)
-                if setup.config.strategy == "pipeline" and team.size > 1:
-                    check_pipeline(setup.config, overrides, setup.detector, team.size)
             elif is_rank_0:
-                setup = new_run(overrides, device, precision, team.size, handed_in, lock)
+                setup = new_run(overrides, device, precision, team.size, handed_in, lock, begun)
             if setup is not None:
                 setup.keep()
+                if id_ := launch_id():
+                    (setup.folder / RUN_MARK).write_text(id_)
         spec, folder, header = team.broadcast((setup.spec, setup.folder, header) if setup else None)
         of_rank_0 = [index.fingerprint() for index in (setup.train_index, setup.val_index)] if setup else None
         fingerprints = team.broadcast(of_rank_0)
@@ -158,6 +159,50 @@ def find_run(overrides: Mapping[str, Any], resume: str | Path | None) -> tuple[P
         if not folder.exists():
             raise UsageError(f"there is no run {folder}; `yoloyard runs` lists those that are there")
     return folder, newest_header(folder)
+
+
+def launch_id() -> str:
+    """What names the launch that this process belongs to, for all its attempts; empty where nothing names it.
+
+    torchrun's `--rdzv-id` has the default "none".
+    """
+    return os.environ.get(LAUNCH) or os.environ.get("TORCHELASTIC_RUN_ID", "none").removeprefix("none")
+
+
+def begun_folder(overrides: Mapping[str, Any]) -> Path | None:
+    """The run folder that an earlier attempt of this launch has begun on this host."""
+    project, name = Path(overrides.get("project", TrainConfig().project)), launch_id()
+    found = [mark.parent for mark in project.glob(f"*/{RUN_MARK}") if name and mark.read_text() == name]
+    if LAUNCH not in os.environ:  # an id that a user gives to torchrun may be that of a former run
+        found = [folder for folder in found if not (folder / "report.html").exists()]
+    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunHere:
+    """What this host has of a run, for the agent that launches it."""
+
+    overrides: Mapping[str, Any]
+    resume: str | None
+
+    def saved(self) -> int:
+        """How many batches of it are saved here; -1 without a run folder."""
+        folder = begun_folder(self.overrides)
+        if folder is None and self.resume is None:
+            return -1
+        try:
+            _, header = find_run(self.overrides, folder or self.resume)
+        except UserError:
+            return 0 if folder else -1
+        return int(header.facts.get("engine", {}).get("number", 0)) if header else 0
+
+    def fetch(self) -> bool:
+        """Bring it here from its `--backup`; false without one. Raises UserError if there is nothing to bring."""
+        if not self.overrides.get("backup"):
+            return False
+        _, folder = to_this_host(self.overrides, self.overrides["backup"])
+        (Path(folder) / RUN_MARK).write_text(launch_id())
+        return True
 
 
 def _last_saved(run: Path) -> float | None:

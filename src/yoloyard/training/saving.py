@@ -12,7 +12,7 @@ from yoloyard.common.errors import TooLittleMemoryError, UserError
 from yoloyard.common.files import cannot_write
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.training.begin import Run
-from yoloyard.training.interrupt import Interrupted
+from yoloyard.training.interrupt import HOSTS_CHANGE, Interrupted
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Validation
 from yoloyard.training.listeners.results import as_record, save_run_weights
@@ -137,5 +137,7 @@ def stop_if_asked(run: Run) -> None:
             run.listeners.tell(events.HostEnding("SIGTERM", goes_on=False))
         save_for_good(run)
         folder = shlex.quote(str(run.setup.folder))
-        go_on = f"yoloyard train --resume {folder}"
-        raise Interrupted(f"stopped; everything is saved. Go on with: {go_on}", number, run.interrupt.asked_at)
+        go_on = f"stopped; everything is saved. Go on with: yoloyard train --resume {folder}"
+        if number == HOSTS_CHANGE:
+            go_on = "everything is saved; the run goes on with the hosts that are there now"
+        raise Interrupted(go_on, number, run.interrupt.asked_at)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 
+LAUNCH = "YOLOYARD_LAUNCH"  # the variable that names a run for all its processes, also when they start again
 PORT = 29400  # where hosts meet if nothing says it; torch's own default
 JOB_PORTS = range(20_000, 30_000)  # below those that a system gives away by itself; one of them for a job of Slurm
 GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
@@ -100,6 +101,7 @@ def _slurm(variables: Variables) -> Place | None:
         "GROUP_RANK": str(number),
         "MASTER_ADDR": address,
         "MASTER_PORT": port,
+        LAUNCH: f"slurm-{job}.{step}",
     }
     return Place(run_id=f"slurm-{job}.{step}", worker=worker)
 

@@ -1,16 +1,22 @@
-"""Starting a run in several processes: the same command, once for each process, by torch's own launcher (torchrun)."""
+"""Starting a run in several processes, here and on other hosts: by torch's elastic agent, one on each host."""
 
 import logging
+import os
 import signal
 import sys
 import tempfile
-import uuid
 from collections.abc import Mapping
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 from psutil import Process
 
 from yoloyard.config.settings import NEWEST
+from yoloyard.training.distributed.cluster import LAUNCH
+from yoloyard.training.distributed.meeting import UNNAMED, Meeting
+
+if TYPE_CHECKING:
+    from yoloyard.training.distributed.agent import RunHere
 
 log = logging.getLogger(__name__)
 
@@ -29,30 +35,39 @@ def command(overrides: Mapping[str, Any], resume: str | None) -> list[str]:
     return arguments
 
 
-def launch(count: int, arguments: list[str]) -> int:
-    """Run `yoloyard` with `arguments` in `count` processes here; returns the exit code, and logs who was killed."""
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+def launch(count: int, arguments: list[str], meeting: Meeting, here: "RunHere") -> int:
+    """Run `yoloyard` with `arguments` in `count` processes here, together with the other hosts of the `meeting`.
+
+    Returns the exit code, and logs who was killed. Raises UserError where the hosts can't meet, lose each other, or
+    another one has ended the run.
+    """
+    from torch.distributed import PrefixStore
+    from torch.distributed.elastic.agent.server import WorkerSpec
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+    from torch.distributed.elastic.rendezvous.dynamic_rendezvous import RendezvousTimeout
+
+    from yoloyard.training.distributed import store
+    from yoloyard.training.distributed.agent import Agent, Hosts
 
     for name in list(logging.root.manager.loggerDict):
         if name.startswith("torch.distributed.elastic"):  # pages about what one line says here
             logging.getLogger(name).setLevel(logging.CRITICAL)
-    options: dict[str, Any] = {}
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and "signals_to_handle" in LaunchConfig.__dataclass_fields__:
-        options["signals_to_handle"] = "SIGTERM,SIGINT,SIGQUIT"  # started with nohup
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # started with nohup
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGQUIT"
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # else a host that returns never joins
     signal.signal(signal.SIGUSR1, lambda *_: [child.send_signal(signal.SIGUSR1) for child in Process().children()])
+
+    shared, address = store.meet(meeting)
+    name = store.agreed_launch(shared, meeting.run_id)
+    os.environ[LAUNCH] = name if meeting.run_id == UNNAMED else meeting.run_id
+    backend, numbers = C10dRendezvousBackend(shared, name), (meeting.min_hosts, meeting.max_hosts)
+    beat = store.BEAT_SECONDS
+    waits = RendezvousTimeout(timedelta(seconds=store.JOIN_SECONDS), last_call=timedelta(seconds=beat))
+    hosts = Hosts.from_backend(name, shared, backend, *numbers, address, waits, beat)
+    restarts = int(meeting.min_hosts < meeting.max_hosts)  # how many there are is decided otherwise
+    entry: dict[str, Any] = {"entrypoint": sys.executable, "args": ("-m", "yoloyard", *arguments)}
+    spec = WorkerSpec("default_role", count, hosts, max_restarts=restarts, **entry)
     with tempfile.TemporaryDirectory() as folder:
-        options |= {"run_id": str(uuid.uuid4()), "rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-        config = LaunchConfig(1, 1, count, max_restarts=0, logs_specs=DefaultLogsSpecs(log_dir=folder), **options)
-        try:
-            elastic_launch(config, sys.executable)("-m", "yoloyard", *arguments)
-        except ChildFailedError as error:
-            codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-            killed = {rank: -code for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM}
-            for rank, number in killed.items():
-                log.info(f"process {rank} was ended by {signal.Signals(number).name}")
-            return 1 if killed else max(codes.values())
-        except SignalException as stopped:
-            return 128 + int(stopped.sigval)
-    return 0
+        agent = Agent(spec, DefaultLogsSpecs(folder), PrefixStore(name, shared), address, meeting.endpoint, here)
+        return agent.work()

@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from yoloyard.common.errors import UsageError
 from yoloyard.training.distributed.cluster import Place
 
+UNNAMED = "yoloyard"  # the id of runs that nothing else names
+
 
 @dataclass(frozen=True)
 class Meeting:
     """`min_hosts` to `max_hosts` meet at `endpoint`, HOST:PORT; it is empty where this host is the only one.
 
-    `run_id` is the same on all of them, and another one for another run at the same endpoint. `is_head`: is the
+    `run_id` is the same on all of them. Any but UNNAMED names the run when it is started again, too. `is_head`: is the
     endpoint of this host; None: its name tells.
     """
 
     min_hosts: int = 1
     max_hosts: int = 1
     endpoint: str = ""
-    run_id: str = ""
+    run_id: str = UNNAMED
     is_head: bool | None = None
 
     @property
@@ -47,8 +49,8 @@ def meeting_of(nodes: str | None, rendezvous: str | None, place: Place | None = 
     if not endpoint:
         if most > 1:
             raise UsageError(f"--nodes {nodes}: say where the hosts meet, on each: --rendezvous HOST:PORT")
-        return Meeting()
+        return Meeting(run_id=place.run_id or UNNAMED)
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--rendezvous {endpoint}: say HOST:PORT, such as trainer-0:29400")
-    return Meeting(least, most, endpoint, place.run_id or "yoloyard", None if rendezvous else place.is_head)
+    return Meeting(least, most, endpoint, place.run_id or UNNAMED, None if rendezvous else place.is_head)

@@ -30,6 +30,7 @@ REPORT_SECONDS = 3.0  # within which every process that lives and waits has noti
 LOOK_SECONDS = 1.0  # between two looks of the watching thread
 LAST_WORD_SECONDS = 2.0  # that the main thread has to report what the watching thread has found
 END_SECONDS = 10.0  # that the main thread has to end after another process has reported a failure
+LOST_CODE, UNEXPECTED_CODE = 75, 70  # exit codes where the launcher starts the processes again
 
 
 class LostProcessError(RuntimeError):
@@ -51,6 +52,7 @@ class Shown:
     beat: int = 0  # grows as long as it lives
     in_long_work: bool = False
     failed: str = ""  # why it ends
+    code: int = 1  # its exit code then
     left: bool = False  # it has ended without a failure
     host: str = ""  # its name and address, where there are several
 
@@ -88,6 +90,7 @@ class Watch:
     ) -> None:
         self.rank, self.size, self.hang_timeout = rank, size, hang_timeout
         self.run_folder: Path | None = None  # for advice
+        self.starts_again = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0  # as its launcher says
         self.limit = START_SECONDS  # that a process may be late at an exchange
         self.shown = Shown(pid_namespace(), os.getpid())
         self.is_first_of_host = os.environ.get("LOCAL_RANK", "0") == "0" or size == 1
@@ -200,23 +203,29 @@ class Watch:
                 for number in (signal.SIGINT, signal.SIGTERM):  # by which the launcher ends all: there is a line to say
                     signal.signal(number, signal.SIG_IGN)
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            line = user_line(error)
-            text = memory_line(error) or (f"{line}: {text}" if line else text)
+            line, memory = user_line(error), memory_line(error)
+            text = memory or (f"{line}: {text}" if line else text)
             try:
-                return self._blame(error, text)
+                return self._blame(error, text, is_final=bool(line or memory))
             except RuntimeError as lost:  # the store has ended, and so has the process that held it
                 place = self.shown.place
-                return UserError(f"the connection to the other processes is lost, at {place} ({text}; {lost})")
+                return self._lost(f"the connection to the other processes is lost, at {place} ({text}; {lost})")
 
-    def _blame(self, error: Exception, text: str) -> UserError:
+    def _blame(self, error: Exception, text: str, is_final: bool) -> UserError:
         assert self._store is not None
-        self.show(failed=text)
-        is_own = not _is_of_communication(error)
-        if not is_own:
+        is_own, code = not _is_of_communication(error), 1
+        if isinstance(error, UserError):
+            code = error.exit_code
+        elif self.starts_again and not is_final:
+            code = UNEXPECTED_CODE if is_own else LOST_CODE
+        self.show(failed=text, code=code)
+        if is_own:
+            self._store.set("failed", json.dumps([text, code]))
+        else:
             self._wait_for_speaker()  # the process that failed says so itself, in a moment
-        code = error.exit_code if isinstance(error, UserError) else 1
         if self._store.add("speakers", 1) > 1:  # all found the same, or one failure led to another
-            return SilentError(text, code)
+            said = json.loads(self._store.get("failed")) if self._store.check(["failed"]) else (text, code)
+            return SilentError(*said)
         if is_own:
             if isinstance(error, UserError) and self.rank == 0:
                 return error
@@ -235,11 +244,19 @@ class Watch:
             f"process {rank}{hosts[rank]}, last seen at {shown[rank].place}," for rank in sorted(missing)
         )
         said = f"{who} was killed or hangs" if who else f"the processes can't reach each other ({text})"
+        return self._lost(f"{said}; the run ends at {self.shown.place}")
+
+    def _lost(self, said: str) -> UserError:
+        """`said`, and how the run goes on."""
         advice = "nothing was saved yet"
-        if self.run_folder is not None and whole_folder(self.run_folder / "checkpoints" / "last").exists():
+        if self.starts_again:
+            advice = "it starts again from its last save"
+        elif self.run_folder is not None and whole_folder(self.run_folder / "checkpoints" / "last").exists():
             folder = shlex.quote(str(self.run_folder))
             advice = f"the last checkpoint is whole: go on with yoloyard train --resume {folder}"
-        return UserError(f"{said}; the run ends at {self.shown.place}; {advice}")
+        error = UserError(f"{said}; {advice}")
+        error.exit_code = LOST_CODE if self.starts_again else 1
+        return error
 
     def _wait_for_speaker(self) -> None:
         for _ in range(10):

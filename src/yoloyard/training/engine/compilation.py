@@ -1,9 +1,11 @@
 """`--compile`: what the step calls, by torch.compile, tried before the first step, so that no run fails for it."""
 
+import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -40,28 +42,40 @@ def compile_network(
     precision: Precision,
     dynamic: bool = False,
     backend: str = "inductor",
+    pieces: Sequence[nn.Module] = (),
 ) -> nn.Module:
     """`network` compiled for training batches of `shape` (B, 3, H, W), or itself, with a line that says why not.
 
     `network` is `detector` in training mode, or what shares its work among processes. `dynamic`: one program serves all
     H and W. Then H, W and B must differ in `shape`, since the compiler takes equal numbers for ones that are always
-    equal. What can't be compiled in one piece, such as a custom model that prints, is compiled in several.
+    equal. What can't be compiled in one piece, such as a custom model that prints, is compiled in several. `pieces`:
+    modules whose forwards are compiled instead, in place, since processes exchange weights between them.
     """
     is_shared = isinstance(network, DistributedDataParallel)  # which exchanges gradients between the pieces
+    forwards = [piece.forward for piece in pieces]
     for in_one_piece in [False] if is_shared else [True, False]:
-        compiled = torch.compile(network, fullgraph=in_one_piece, dynamic=dynamic, backend=backend)
+        make = partial(torch.compile, fullgraph=in_one_piece, dynamic=dynamic, backend=backend)
+        compiled = network if pieces else make(network)
+        for piece, forward in zip(pieces, forwards, strict=True):
+            piece.forward = make(forward)
         began = time.perf_counter()
         try:
-            _try_out(compiled, network, detector, shape, precision)
+            # Pieces of one class have one forward, which is compiled for each of them.
+            with torch._dynamo.config.patch(recompile_limit=max(torch._dynamo.config.recompile_limit, len(pieces))):
+                _try_out(compiled, network, detector, shape, precision)
             log.info(f"compile: the network was compiled in {time.perf_counter() - began:.0f} seconds")
             return compiled  # type: ignore[return-value]
         except torch._dynamo.exc.Unsupported as error:
             log.info(f"compile: the network can't be compiled in one piece, so in several: {_first_line(error)}")
-        except Exception as error:  # noqa: BLE001  # whatever else it is: the step works without
+        except Exception as error:  # whatever else it is: the step works without
+            if memory_line(error) and pieces:  # no process can go on alone
+                raise
             if memory_line(error):  # it compiles; the step makes parts of the batch, which are compiled when they come
                 return compiled  # type: ignore[return-value]
             log.info(f"compile: this does not work here, training goes on without it: {_first_line(error)}")
-            return network
+            break
+    for piece, forward in zip(pieces, forwards, strict=True):
+        piece.forward = forward
     return network
 
 
@@ -69,7 +83,7 @@ def _try_out(
     compiled: Callable[..., list[Tensor]], network: nn.Module, detector: Detector, shape: Shape, precision: Precision
 ) -> None:
     """Compile by a forward and a backward; leaves neither gradients nor statistics nor random numbers behind."""
-    device = next(detector.parameters()).device
+    device = next(itertools.chain(detector.buffers(), detector.parameters())).device  # shards may lie elsewhere
     buffers = {name: buffer.clone() for name, buffer in detector.named_buffers()}
     images = torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
     try:

@@ -28,6 +28,9 @@ from yoloyard.training.spec import RunSpec
 log = logging.getLogger(__name__)
 
 ON_DIVERGENCE = ("warn", "stop", "rollback")
+STRATEGIES = ("ddp", "fsdp", "placement", "pipeline")
+# Settings that a strategy can't follow; the shapes of a pipeline never change.
+REFUSED = {"fsdp": ["sync_bn"], "pipeline": ["sync_bn", "compile", "multi_scale", "rect"]}
 MAX_CLASSES_NAMED = 20  # in a line
 
 
@@ -41,6 +44,10 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
     if given.get("batch", AUTO) != AUTO:
         check_shares(f"--batch {config.batch}", config.batch, config.nodes, num_processes)
+    if config.strategy == "pipeline" and num_processes == 1:
+        raise UsageError("--strategy pipeline has a process for each stage of the network: say how many by --processes")
+    if config.strategy == "pipeline" and given.get("batch") == AUTO:
+        raise UsageError("--strategy pipeline does not go with --batch auto: say a number")
     if config.sync_bn and device.type == "cpu":
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
     for name in ("mosaic", "mixup"):
@@ -75,6 +82,14 @@ def check_resumable(config: TrainConfig) -> None:
     """Raise UsageError for settings that a resumed run may change, too, and that are names of things."""
     if config.on_divergence not in ON_DIVERGENCE:
         raise UsageError(unknown_name(config.on_divergence, ON_DIVERGENCE, "answer for --on-divergence"))
+    if config.strategy not in STRATEGIES:
+        raise UsageError(unknown_name(config.strategy, STRATEGIES, "strategy for --strategy"))
+    for name in REFUSED.get(config.strategy, ()):
+        if getattr(config, name):
+            flag = name.replace("_", "-")
+            raise UsageError(f"--strategy {config.strategy} does not go with --{flag}: leave one of them out")
+    if config.cpu_offload and config.strategy != "fsdp":
+        raise UsageError(f"--cpu-offload is for --strategy fsdp, not {config.strategy}: say --no-cpu-offload")
     check_trackers(config)
     if config.backup:
         check_address(config.backup, config.backup_endpoint)

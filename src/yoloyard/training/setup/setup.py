@@ -34,7 +34,7 @@ from yoloyard.training.setup.starting_point import build_detector, freeze, start
 from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.checkpoint import retire
 from yoloyard.training.state.randomness import seed_all
-from yoloyard.training.strategies.pipeline import check_pipeline
+from yoloyard.training.strategies import check_strategy
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +86,12 @@ def new_run(
     num_processes: int,
     transform: Transform | None = None,
     lock: RunLock | None = None,
+    folder: Path | None = None,
 ) -> Setup:
-    """A new run from a user's checked overrides; its folder is made and locked. Raises UsageError or UserError."""
+    """A new run from a user's checked overrides; its folder, a new one or `folder`, is locked.
+
+    Raises UsageError or UserError.
+    """
     config = with_overrides(TrainConfig(), given)
     check_new(config, given, device, num_processes)
     start = starting_point(given)
@@ -100,8 +104,6 @@ def new_run(
     seed_all(config.seed)
     arguments = start.arguments(len(names))
     detector = build_detector(start.model, custom, arguments)
-    if config.strategy == "pipeline":
-        check_pipeline(config, given, detector, num_processes)
     chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
     chosen |= {"model": start.model, "data": str(data.path)}
     if start.file is not None:
@@ -123,10 +125,11 @@ def new_run(
     if "anchors" in detector.head.constants and config.loss.autoanchor:
         fit_anchors(detector.head, train, config.imgsz, config.loss.anchor_t, config.seed)
     freeze(detector, config.freeze)
+    check_strategy(config, detector)
 
     # Named after the data file, or after the file's folder where it is called data.yaml.
     name = config.name or (data.path.parent.name if data.path.stem == "data" else "") or data.path.stem
-    folder = new_run_folder(Path(config.project), name, config.exist_ok)
+    folder = folder or new_run_folder(Path(config.project), name, config.exist_ok)
     if lock is not None:
         lock.take(folder)
     retire(folder)
@@ -173,6 +176,7 @@ def build(
         custom = read_kept(config.model, spec.model_digest, [kept or folder]) if is_custom(config.model) else None
         detector = build_detector(config.model, custom, spec.model_arguments)
         freeze(detector, config.freeze)
+        check_strategy(config, detector)
     if transform is not None:
         spec = dataclasses.replace(spec, transform=transform.facts)
     elif spec.transform is not None:

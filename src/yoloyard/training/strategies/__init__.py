@@ -12,6 +12,18 @@ from yoloyard.training.strategies.ddp import Ddp
 log = logging.getLogger(__name__)
 
 
+def check_strategy(config: TrainConfig, model: Detector) -> None:
+    """Raise UsageError if the strategy of `config` can't train `model`."""
+    if config.strategy == "fsdp" and config.processes > 1:
+        from yoloyard.training.strategies.fsdp import check_shardable  # whose import takes half a second
+
+        check_shardable(model)
+    if config.strategy == "pipeline" and config.processes > 1:
+        from yoloyard.training.strategies.pipeline import check_cuttable
+
+        check_cuttable(config, model)
+
+
 def build_strategy(
     config: TrainConfig, model: Detector, team: Team, precision: Precision, may_leave_out: bool
 ) -> Strategy:
@@ -28,7 +40,7 @@ def build_strategy(
 
         return Pipeline(config, model, team, precision)
     if config.strategy == "fsdp":
-        from yoloyard.training.strategies.fsdp import Fsdp  # whose import takes half a second
+        from yoloyard.training.strategies.fsdp import Fsdp
 
         return Fsdp(model, team, precision, config.cpu_offload)
     return Ddp(model, team, may_leave_out)

@@ -24,6 +24,7 @@ class Strategy:
     `network` is what the step calls: the model itself, or compiled, or sharing its work with other processes.
     """
 
+    pieces: Sequence[nn.Module] = ()  # what --compile compiles one by one; empty: the network
     no_parts = ""  # why a batch can't be computed in parts where memory is short; empty: it can
 
     def __init__(self, model: Detector, team: Team | None = None, network: nn.Module | None = None) -> None:

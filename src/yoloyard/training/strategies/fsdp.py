@@ -64,6 +64,7 @@ class Fsdp(Strategy):
         self.pieces = list(shardable(model.blocks))
         for module in (*self.pieces, model):
             fully_shard(module, mesh=self.mesh, mp_policy=policy, offload_policy=offload, ignored_params=whole)
+            module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # gloo of torch 2.8 has no mean
 
     def backward(self, engine: "Engine", batch: Batch) -> tuple[Tensor, Tensor | None]:
         found = super().backward(engine, batch)

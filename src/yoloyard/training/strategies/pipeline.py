@@ -17,9 +17,9 @@ from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from yoloyard.common.device import Precision
-from yoloyard.common.errors import UsageError, UserError, memory_line
+from yoloyard.common.errors import UserError, memory_line
 from yoloyard.common.structures import Batch, images_to_float
-from yoloyard.config.settings import AUTO, TrainConfig
+from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine import measures
@@ -34,16 +34,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check_pipeline(config: TrainConfig, given: Mapping[str, Any], detector: Detector, processes: int) -> None:
-    """Raise UsageError where what a run wants does not go with `--strategy pipeline`."""
-    if processes == 1:
-        raise UsageError("--strategy pipeline has a process for each stage of the network: say how many by --processes")
-    for name in ("compile", "sync_bn", "multi_scale", "rect"):  # in stages, shapes never change
-        if getattr(config, name):
-            raise UsageError(f"--strategy pipeline does not go with --{name.replace('_', '-')}; leave one of them out")
-    if given.get("batch") == AUTO:
-        raise UsageError("--strategy pipeline does not go with --batch auto: say a number")
-    cut(detector, processes, _shape(config, processes, detector.input_size(config.imgsz)))
+def check_cuttable(config: TrainConfig, model: Detector) -> None:
+    """Raise UsageError if `model`, on the CPU, can't be cut into a stage for each process."""
+    cut(model, config.processes, _shape(config, config.processes))
 
 
 class Pipeline(Strategy):
@@ -59,7 +52,7 @@ class Pipeline(Strategy):
         super().__init__(model, team)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
-        shape = _shape(config, team.size, config.imgsz)
+        shape = _shape(config, team.size)
         stages, self.micro_batches = cut(model, team.size, shape, precision), config.batch // shape[0]
         states = [stage.module.state_dict(keep_vars=True).values() for stage in stages]
         self._owner = {tensor: rank for rank, state in enumerate(states) for tensor in state}
@@ -244,10 +237,10 @@ class _Loss:
         return torch.stack((sums, norms.clamp(min=1)), dim=1)
 
 
-def _shape(config: TrainConfig, stages: int, side: int) -> tuple[int, int, int, int]:
+def _shape(config: TrainConfig, stages: int) -> tuple[int, int, int, int]:
     """Of a micro-batch. Two a stage keep stages busy for most of the time; more would leave BatchNorm fewer images."""
     count = 2 * stages if config.batch % (2 * stages) == 0 else stages
-    return config.batch // count, 3, side, side
+    return config.batch // count, 3, config.imgsz, config.imgsz
 
 
 def _swapped(tensor: Tensor, *order: int) -> Tensor:
