@@ -4,6 +4,7 @@ tests/data/README.md says where the schemas come from. No file was applied to a 
 """
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -63,6 +64,41 @@ def test_the_script_of_slurm_is_bash_with_options_of_sbatch() -> None:
     script = (FILES / "slurm.sh").read_text(encoding="utf-8")
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
     assert set(re.findall(r"^#SBATCH --([\w-]+)", script, re.MULTILINE)) == SBATCH
+
+
+def shell_of(name: str) -> tuple[str, dict[str, str]]:
+    """The script of a file, and the variables that the file sets."""
+    if name == "slurm.sh":
+        return (FILES / name).read_text(encoding="utf-8"), {"SLURM_JOB_ID": "7"}
+    spec = documents(name)[-1]["spec"]
+    if name == "trainer.yaml":
+        container = spec["trainer"]
+    else:
+        (container,) = spec["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    return container["args"][-1], {each["name"]: each["value"] for each in container["env"]}
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "jobset.yaml", "trainer.yaml"])
+def test_a_job_begins_a_run_and_goes_on_with_it_when_it_is_started_again(name: str, tmp_path: Path) -> None:
+    for program, body in (("yoloyard", 'echo "$@"; exit 143'), ("srun", '"$@"'), ("scontrol", 'echo "$@"')):
+        (tmp_path / program).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+        (tmp_path / program).chmod(0o755)
+    script, variables = shell_of(name)
+    environment = {**variables, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def run() -> list[str]:
+        command = ["bash", "-c", script]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 143  # the status is the training's
+        return done.stdout.splitlines()
+
+    assert run()[0].startswith("train --name factory --exist-ok --data factory.yaml ")
+    state = tmp_path / "runs" / "factory" / "checkpoints" / "last" / "state.json"
+    state.parent.mkdir(parents=True)
+    state.touch()
+    said = run()
+    assert said[0].startswith("train --resume runs/factory")
+    assert said[1:] == (["requeue 7"] if name == "slurm.sh" else [])
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,20 @@ def test_from_python_the_command_to_use_is_named(data: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_placed_model_goes_on_in_two_processes_and_back(data: Path) -> None:
+    ways = {"placement": "training tiny_network.py:Tiny on cpu in", "ddp": "on 2 x cpu in"}
+    words: list[object] = ["--data", data, "--name", "placed", "--device", "cpu,cpu", *TINY[: TINY.index("--device")]]
+    for epochs, strategy in enumerate(["placement", "ddp", "placement"], 1):
+        done = start("train", "--strategy", strategy, "--epochs", epochs, *words)
+        out, err = done.communicate()
+        assert (done.returncode, err) == (0, ""), err
+        assert ways[strategy] in out
+        assert ("placement: stem to " in out) == (strategy == "placement")
+        words = ["--resume", "runs/placed"]
+    assert [record["epoch"] for record in records("placed")] == [1, 2, 3]
+
+
+@pytest.mark.slow
 def test_sigusr1_to_the_launcher_saves_in_the_middle_of_an_epoch_and_training_goes_on(data: Path) -> None:
     action = "os.kill(os.getppid(), 10)"
     Path("my_model.py").write_text(FAILING.replace("ACTION", action).replace("OTHERWISE", "pass"))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fake_devices import OneDevice, use_fakes
 from launches import Launches
 from on_device import some_batch
 from yoloyard.common.device import Precision
@@ -24,9 +25,10 @@ from yoloyard.losses import build_criterion
 from yoloyard.models import detector as detector_module
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
-from yoloyard.training.engine import ema
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.multi_scale import resize
+from yoloyard.training.strategies import alone
+from yoloyard.training.strategies.placement import Placement
 
 pytestmark = [
     pytest.mark.fake_cuda,
@@ -39,7 +41,7 @@ MODELS = ["yolo11n", "yolo12n", "yolov8n", "yolov5n"]
 
 
 @pytest.fixture(autouse=True)
-def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     """Tensors without content; autocast, scaler and events as where there is a GPU."""
     mode = FakeTensorMode()  # imports what makes a subclass of Event
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
@@ -47,7 +49,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module in (torch, torch.cuda):
         monkeypatch.setattr(module, "Event", lambda *_, **__: SimpleNamespace(record=lambda *_: None))
     with mode:
-        yield
+        yield mode
 
 
 def on_cuda(model: str = "yolo11n") -> Detector:
@@ -95,7 +97,7 @@ def test_launches_of_the_loss(model: str, most: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_an_update_and_its_flags_read_nothing(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradients are made up, since the backward pass can't be traced; nor can torch's fused SGD."""
-    monkeypatch.setattr(ema, "copy", SimpleNamespace(deepcopy=lambda _: on_cuda()))
+    monkeypatch.setattr(alone, "copy", SimpleNamespace(deepcopy=lambda _: on_cuda()))
     detector = on_cuda().train()
     config = TrainConfig(imgsz=64, optimization=OptimizerConfig(optimizer="AdamW", momentum=0.9))
     criterion, gains = build_criterion(detector.head, config, free_bytes=FREE)
@@ -114,6 +116,28 @@ def test_an_update_and_its_flags_read_nothing(dtype: torch.dtype, monkeypatch: p
             verdict = report.send()
         assert report.gradient_norm.device == report.found_inf.device == CUDA
         assert verdict.values.device.type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_placed_model_never_mixes_devices(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, fake: Any) -> None:
+    """Forward, loss and update on two devices; the gradients are made up."""
+    use_fakes(monkeypatch, fake)
+    detector, other = on_cuda().train(), torch.device("cuda:1")
+    config = TrainConfig(imgsz=64, optimization=OptimizerConfig(optimizer="AdamW", momentum=0.9))
+    criterion, gains = build_criterion(detector.head, config, free_bytes=FREE)
+    strategy = Placement(detector, [CUDA, other])
+    engine = Engine(detector, criterion, gains, Precision("cuda", dtype), config, 10, strategy)
+    batch = some_batch(size=128, boxes=20).to(CUDA)
+    with OneDevice(), Launches(forbid_reads=True):
+        parts = criterion(forward(detector, batch, dtype), batch.boxes, batch.labels)
+    assert all(value.device == CUDA for pair in parts.values() for value in pair)
+    engine.scaler.scale(torch.ones((), device=CUDA))
+    for parameter in engine.parameters:
+        parameter.grad = torch.empty_like(parameter)
+    assert {parameter.device for parameter in engine.parameters} == {CUDA, other}
+    with OneDevice(), Launches(forbid_reads=True):
+        norm, found_inf = engine.update()
+    assert norm.device == found_inf.device == CUDA
 
 
 class Answers(TorchDispatchMode):

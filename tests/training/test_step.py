@@ -22,11 +22,12 @@ from yoloyard.losses import build_criterion
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
-from yoloyard.training.engine import ema, optimizers
+from yoloyard.training.engine import optimizers
 from yoloyard.training.engine.ema import ExponentialMovingAverage
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.optimizers import build_optimizer
 from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
+from yoloyard.training.strategies import alone
 from yoloyard.training.strategies.alone import Strategy
 
 FLOAT32 = Precision("cpu", torch.float32)
@@ -117,7 +118,7 @@ def test_a_step_with_autocast_scaler_and_fused_optimizer_waits_for_nothing(
 
     # Tensors without content can't be deep-copied; a second one of the same build stands for the copy.
     twin = SimpleNamespace(deepcopy=lambda _: registry.build(model, num_classes=3))
-    monkeypatch.setattr(ema, "copy", twin)
+    monkeypatch.setattr(alone, "copy", twin)
     with FakeTensorMode():
         stage = Stage(optimizer, dtype=dtype, model=model)
         report = stage.step(some_batch())

@@ -89,6 +89,11 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
+def choose_devices(names: str) -> list[torch.device]:
+    """The devices of a list such as "0,1" for one process. Raises UsageError if one is not there."""
+    return [choose_device(names, number) for number in range(len(names.split(",")))]
+
+
 def choose_precision(device: torch.device, amp: bool, device_path: str = "auto") -> Precision:
     """bfloat16 where the hardware has it, float16 on older GPUs, float32 elsewhere and where `amp` is off."""
     if device_path not in DEVICE_PATHS:

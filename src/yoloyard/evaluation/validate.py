@@ -63,7 +63,7 @@ def predict_all(
     Where it says no, this ends with what was found until then. The detector is left as it is; a fused copy works.
     Raises TooLittleMemoryError.
     """
-    fused = fused_for(detector, precision)
+    fused = fused_for(detector, precision).to(device)  # whose parts may lie on several
     predictions: dict[int, Detections] = {}
     at_once = sys.maxsize  # images; fewer where they exhaust the memory
     for batch in loader:

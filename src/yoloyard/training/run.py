@@ -32,7 +32,7 @@ from yoloyard.training.distributed.run_files import files_here
 from yoloyard.training.distributed.watch import START_SECONDS
 from yoloyard.training.listeners.events import Listener, Listeners, Result
 from yoloyard.training.setup.dataset import load_splits_again
-from yoloyard.training.setup.settings import resumed
+from yoloyard.training.setup.settings import check_placement, resumed
 from yoloyard.training.setup.setup import Setup, build, new_run
 from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.checkpoint import Header, newest_header, newest_whole
@@ -249,7 +249,11 @@ def num_processes(overrides: Mapping[str, Any], header: Header | None, of_cluste
     saved = header.spec.config if header else TrainConfig()
     device = overrides.get("device", saved.device)
     devices = len(device.split(","))
-    count: int = overrides.get("processes", devices if "device" in overrides else saved.processes)
+    if overrides.get("strategy", saved.strategy) == "placement":
+        check_placement(device, overrides.get("processes", 1) * hosts)
+        return 1
+    is_named = "device" in overrides or saved.strategy == "placement"
+    count: int = overrides.get("processes", devices if is_named else saved.processes)
     if of_cluster and not {"processes", "device"} & overrides.keys():
         there = torch.accelerator.device_count() if of_cluster in ("auto", "gpu") else 1
         count = max(int(of_cluster) if of_cluster.isdecimal() else there, 1)

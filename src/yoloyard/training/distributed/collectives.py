@@ -15,7 +15,7 @@ from torch import Tensor
 
 from yoloyard.common.device import PRECISIONS, Precision
 from yoloyard.common.errors import SilentError
-from yoloyard.training.distributed.hosts import check_interface, nccl_line
+from yoloyard.training.distributed.hosts import check_interface, meet, nccl_line
 from yoloyard.training.distributed.watch import FIRST_PLACES, START_SECONDS, Watch
 from yoloyard.training.interrupt import Interrupted
 
@@ -142,8 +142,9 @@ def meet_team(hang_timeout: float = START_SECONDS) -> Team:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Team()
-    store, rank, size = next(iter(dist.rendezvous("env://")))
-    team = Team(Watch(rank, size, dist.PrefixStore("yoloyard", store.clone()), hang_timeout))
+    store, rank, size = meet()
+    own = store.clone()  # type: ignore[attr-defined]  # a connection of its own: torch blocks the other while it waits
+    team = Team(Watch(rank, size, dist.PrefixStore("yoloyard", own), hang_timeout))
     team.store = store
     threading.Thread(target=team.watch.keep_watching, daemon=True).start()
     return team

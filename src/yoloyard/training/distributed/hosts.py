@@ -3,11 +3,14 @@
 All of it goes through the store, which every process reaches, or it would not be here.
 """
 
+import datetime
 import hashlib
 import ipaddress
+import logging
 import os
 import platform
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -16,14 +19,21 @@ from typing import Any
 
 import psutil
 import torch
+import torch.distributed as dist
 
 import yoloyard
 from yoloyard.common.cores import map_in_threads
 from yoloyard.common.errors import SilentError, UsageError, UserError
+from yoloyard.common.log import ONCE
 from yoloyard.common.user_file import is_custom
 from yoloyard.common.versions import versions
-from yoloyard.training.distributed.watch import Watch
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.training.distributed.watch import START_SECONDS, Watch
 
+log = logging.getLogger(__name__)
+
+SILENT_SECONDS = 10.0  # of waiting for another host, after which it is said
+STORE_SECONDS = 20.0  # that the first answer of a store which is there may take
 REACH_SECONDS = 10.0  # that a connection from host to host may take
 MAX_HOSTS_NAMED = 4  # in a line, for each thing that differs
 # Settings that may differ: what a host has of its own, and files, of which the content is compared.
@@ -39,10 +49,55 @@ class Host:
     address: str = ""  # by which others reach it
     port: int = 0  # where a connection can be tried
     facts: dict[str, str] = field(default_factory=dict)  # what must be the same on all, by what it is called
-    lacks: str = ""  # a file that is not there
+    problem: str = ""  # with its data
 
     def __str__(self) -> str:
         return f"{self.name} ({self.address})"
+
+
+def meet(seconds: float = START_SECONDS) -> tuple[dist.Store, int, int]:
+    """The store of a run's processes, the rank of this one, and how many there are; as torchrun's variables say.
+
+    Raises UserError in one process of a host if they do not meet within `seconds`, SilentError in its others.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # before any process
+    speaks, serves = os.environ.get("LOCAL_RANK", "0") == "0", os.environ.get("RANK") == "0" and not is_there
+    patience = STORE_SECONDS if is_there else seconds
+    problem = "" if serves else wait_for(host, port, patience, "MASTER_ADDR", "rank 0", speaks)
+    try:
+        if not problem:
+            return next(iter(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=seconds))))
+    except dist.DistError as error:
+        text = str(error).partition("\n")[0]
+        problem = f"not all processes of the run came to {host}:{port} within {seconds:.0f} s: {text}"
+        if "EADDRINUSE" in text:
+            problem = f"port {port} of {platform.node()} is taken by another program: choose another MASTER_PORT"
+    raise UserError(problem) if speaks else SilentError(problem)
+
+
+def wait_for(host: str, port: int, seconds: float, named_by: str, who: str, speaks: bool = True) -> str:
+    """Wait until something answers at a port; returns why it does not, or nothing.
+
+    `named_by`: what the user or the cluster names the host by; `who`: what should answer there; `speaks`: a line is
+    logged if it takes long.
+    """
+    start, problem = time.monotonic(), ""
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return ""
+        except socket.gaierror as error:  # in a cluster the name may come later
+            problem = f"the name {host} can't be resolved on {platform.node()} ({error.strerror}): see {named_by}"
+        except OSError as error:
+            own, reason = f"{platform.node()} ({own_address(host, port)})", error.strerror or error
+            problem = f"nobody answers {own} at {host}:{port} ({reason}): see whether {who} runs there, and whether a "
+            problem += "firewall is between; hosts must reach all TCP ports of each other"
+        if time.monotonic() - start > seconds:
+            return problem
+        if speaks and time.monotonic() - start > SILENT_SECONDS:
+            log.info(f"waiting for the other hosts: {problem}", extra=ONCE)
+        time.sleep(min(1.0, seconds))
 
 
 def compare_hosts(watch: Watch, overrides: Mapping[str, Any]) -> None:
@@ -53,11 +108,11 @@ def compare_hosts(watch: Watch, overrides: Mapping[str, Any]) -> None:
     if os.environ.get("LOCAL_WORLD_SIZE", "") == str(watch.size) or watch.size == 1:
         return
     address = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    with socket.create_server(("", 0), backlog=4096) as server:
+    both: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    with socket.create_server(("", 0), backlog=4096, **both) as server:
         own = Host(platform.node(), address, server.getsockname()[1])
         if watch.is_first_of_host:
-            data = os.path.expanduser(overrides.get("data") or "")
-            own = Host(own.name, address, own.port, facts(overrides), "" if os.path.exists(data or ".") else data)
+            own = Host(own.name, address, own.port, facts(overrides), data_problem(overrides.get("data")))
         shown = watch.exchange("host", asdict(own) if watch.is_first_of_host else None)
         hosts = {rank: Host(**each) for rank, each in enumerate(shown) if each is not None}
         if len(hosts) > 1:
@@ -83,6 +138,16 @@ def facts(overrides: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def data_problem(data: str | None) -> str:
+    """Why this host can't read the user's data file, or what it names is not there; empty if all is well."""
+    try:
+        splits = read_data_yaml(Path(data)).splits if data else {}
+    except UserError as error:
+        return str(error)
+    gone = [(split, place) for split in ("train", "val") for place in splits.get(split, ()) if not place.path.exists()]
+    return "".join(f"{data}: {split} is {place.path}, which does not exist" for split, place in gone[:1])
+
+
 @cache
 def source_digest() -> str:
     """SHA-256 of yoloyard's own source, by which two commits differ that have one version."""
@@ -94,7 +159,10 @@ def source_digest() -> str:
 
 def differences(hosts: Sequence[Host]) -> str:
     """What is not the same on all hosts, in a line that names them; empty if they are alike."""
-    said = [f"{host} has no {host.lacks}" for host in hosts if host.lacks]
+    lacking = [host for host in hosts if host.problem]
+    if len(lacking) == len(hosts):  # rank 0 says it
+        return ""
+    said = [f"on {host}: {host.problem}" for host in lacking]
     names = dict.fromkeys(name for host in hosts for name in host.facts)
     for name in names:
         if name.startswith("the file of") and not all(name in host.facts for host in hosts):

@@ -49,7 +49,7 @@ def meeting_of(nodes: str | None, rendezvous: str | None, place: Place | None = 
     if not endpoint:
         if most > 1:
             raise UsageError(f"--nodes {nodes}: say where the hosts meet, on each: --rendezvous HOST:PORT")
-        return Meeting(run_id=place.run_id or UNNAMED)
+        return Meeting()
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--rendezvous {endpoint}: say HOST:PORT, such as trainer-0:29400")

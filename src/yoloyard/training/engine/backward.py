@@ -98,7 +98,7 @@ class BackwardPass:
         if self.norms is None:
             self.norms = self._of_all(norms)
         factor = (divisors / self.norms)[0]  # 1 if there was no guess
-        self._add([None if each is None else each * factor for each in gradients])
+        self._add([None if each is None else each * factor.to(each.device) for each in gradients])
         return total * factor
 
     def _divisors(self, network: nn.Module, parts: list[Batch], first: Parts) -> Tensor:

@@ -72,10 +72,13 @@ class ExponentialMovingAverage:
 
 
 class Statistics:
-    """The running means and variances of a model, and `good`: those after the last good update, all in one tensor."""
+    """The running means and variances of a model, and `good`: those after the last good update, all in one tensor.
 
-    def __init__(self, model: nn.Module, average: nn.Module) -> None:
-        self.of_model, self._averages = _statistics_of(model), _statistics_of(average)
+    They may lie on several devices; `good` is on `device`.
+    """
+
+    def __init__(self, model: nn.Module, average: nn.Module, device: torch.device) -> None:
+        self.of_model, self._averages, self._device = _statistics_of(model), _statistics_of(average), device
         self.good = self._flat()
 
     @torch.no_grad()
@@ -91,11 +94,8 @@ class Statistics:
         strategy.even_out([*self.of_model, *self._averages, self.good] if self.of_model else [])
 
     def _flat(self) -> Tensor:
-        return (
-            torch.cat([statistic.detach().flatten() for statistic in self.of_model])
-            if self.of_model
-            else torch.zeros(0)
-        )
+        flat = [statistic.detach().flatten().to(self._device) for statistic in self.of_model]
+        return torch.cat(flat) if flat else torch.zeros(0)
 
 
 def split_like(flat: Tensor, tensors: list[Tensor]) -> list[Tensor]:

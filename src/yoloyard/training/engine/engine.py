@@ -136,7 +136,7 @@ class Engine:
         self.norms = 0  # how many the loss has; known after the first batch
         self.around_step, self._asked = around_step, asked
         self.parameters, self.device = trained(model), self.strategy.device
-        self.statistics = Statistics(model, self.average.model)
+        self.statistics = Statistics(model, self.average.model, self.device)
         self._losses_finite = torch.ones((), device=self.device)  # of the batches since the last update
         # of the epoch: losses (parts,), finite batches, gradient norms, finite updates
         self._sums = torch.zeros(len(self.gains) + 3, device=self.device)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.models.detector import Detector
@@ -63,7 +64,7 @@ def sample_norm(engine: "Engine", detector: Detector, batch: Batch) -> float:
         maps = detector(images_to_float(batch.images))
     loss = _loss(engine.gains, engine.criterion(maps, batch.boxes, batch.labels))
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return float(torch.stack([gradient.norm() for gradient in gradients if gradient is not None]).norm())
+    return float(get_total_norm([gradient for gradient in gradients if gradient is not None]))
 
 
 def _loss(gains: Mapping[str, float], parts: Parts) -> Tensor:

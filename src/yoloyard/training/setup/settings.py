@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from yoloyard.common.cores import usable_cores
+from yoloyard.common.device import choose_devices
 from yoloyard.common.errors import UsageError
 from yoloyard.config import recipes
 from yoloyard.config.overrides import unknown_name, with_overrides
@@ -44,10 +45,10 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
     if given.get("batch", AUTO) != AUTO:
         check_shares(f"--batch {config.batch}", config.batch, config.nodes, num_processes)
+    elif config.strategy in ("placement", "pipeline") and given.get("batch") == AUTO:
+        raise UsageError(f"--batch auto measures one device; with --strategy {config.strategy} say a number")
     if config.strategy == "pipeline" and num_processes == 1:
         raise UsageError("--strategy pipeline has a process for each stage of the network: say how many by --processes")
-    if config.strategy == "pipeline" and given.get("batch") == AUTO:
-        raise UsageError("--strategy pipeline does not go with --batch auto: say a number")
     if config.sync_bn and device.type == "cpu":
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
     for name in ("mosaic", "mixup"):
@@ -56,6 +57,7 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
     if config.single_cls and config.class_weights is not None:
         raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
     check_resumable(config)
+    check_strategy(config, num_processes)
 
 
 def shares_of(nodes: str, processes: int) -> int:
@@ -93,6 +95,25 @@ def check_resumable(config: TrainConfig) -> None:
     check_trackers(config)
     if config.backup:
         check_address(config.backup, config.backup_endpoint)
+
+
+def check_strategy(config: TrainConfig, num_processes: int) -> None:
+    """Raise UsageError for settings that do not go with the strategy."""
+    if config.compress_gradients and config.strategy != "ddp":
+        raise UsageError(f"--compress-gradients is for --strategy ddp, not {config.strategy}: leave it out")
+    if config.strategy == "placement":
+        check_placement(config.device, num_processes)
+        for name in ("compile", "sync_bn"):
+            if getattr(config, name):
+                raise UsageError(f"--strategy placement has no --{name.replace('_', '-')}: leave it out")
+
+
+def check_placement(device: str, num_processes: int) -> None:
+    """Raise UsageError if `--strategy placement` can't be on these devices, or in so many processes."""
+    if num_processes > 1:
+        raise UsageError(f"--strategy placement is one process with several devices; here are {num_processes}")
+    if len({each.type for each in choose_devices(device)}) > 1 or "," not in device:
+        raise UsageError(f"--strategy placement wants two devices of a kind or more, such as 0,1, not {device}")
 
 
 def derive(
@@ -165,6 +186,7 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
             + ("--time HOURS" if config.time else "--epochs N")
         )
     check_resumable(config)
+    check_strategy(config, num_processes)
     return dataclasses.replace(spec, config=config, given=spec.given | given)
 
 

@@ -2,12 +2,13 @@
 
 import logging
 
-from yoloyard.common.device import Precision
+from yoloyard.common.device import Precision, choose_devices
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.strategies.alone import Strategy
 from yoloyard.training.strategies.ddp import Ddp
+from yoloyard.training.strategies.placement import Placement
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ def build_strategy(
 
     `may_leave_out`: a forward may leave out parameters.
     """
+    if config.strategy == "placement":
+        return Placement(model, choose_devices(config.device))
     if team.size == 1:
         if config.strategy == "fsdp":
             log.info("--strategy fsdp: there is nothing to shard in one process; it trains as without")
@@ -43,4 +46,4 @@ def build_strategy(
         from yoloyard.training.strategies.fsdp import Fsdp
 
         return Fsdp(model, team, precision, config.cpu_offload)
-    return Ddp(model, team, may_leave_out)
+    return Ddp(model, team, may_leave_out, config.compress_gradients)

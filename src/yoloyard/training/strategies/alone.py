@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class Strategy:
     """How a step is shared. This one: one process with one device, which shares nothing. Others define what differs.
 
-    `network` is what the step calls: the model itself, or compiled, or sharing its work with other processes.
+    `network` is what the step calls: the model itself, or compiled, or sharing its work with other processes. `device`
+    has the images, the loss and what is measured; parameters may lie elsewhere.
     """
 
     pieces: Sequence[nn.Module] = ()  # what --compile compiles one by one; empty: the network
@@ -30,7 +31,7 @@ class Strategy:
     def __init__(self, model: Detector, team: Team | None = None, network: nn.Module | None = None) -> None:
         self.model, self.team = model, team or Team()
         self.network: nn.Module = model if network is None else network
-        self.device = next(model.parameters()).device  # that computes
+        self.device = next(model.parameters()).device
 
     @property
     def share(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
@@ -20,10 +21,11 @@ class Ddp(Strategy):
     """Gradients become their mean over all processes with the last batch of an update, while others are computed.
 
     Parameters and buffers become those of rank 0. `may_leave_out`: a forward may leave out parameters, which torch then
-    looks for at each exchange; without it such a network raises RuntimeError.
+    looks for at each exchange; without it such a network raises RuntimeError. `compresses`: gradients are exchanged in
+    bfloat16, and are float32 again before they are used.
     """
 
-    def __init__(self, model: Detector, team: Team, may_leave_out: bool = False) -> None:
+    def __init__(self, model: Detector, team: Team, may_leave_out: bool = False, compresses: bool = False) -> None:
         super().__init__(model, team)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
@@ -36,6 +38,8 @@ class Ddp(Strategy):
         options: dict[str, Any] = {max(names): False, "gradient_as_bucket_view": True}
         shared = _WithSpare(model, device) if may_leave_out else model
         self.network = wrapper(shared, device_ids=devices, find_unused_parameters=may_leave_out, **options)
+        if compresses:
+            self.network.register_comm_hook(None, bf16_compress_hook)
 
     def exchanging(self, is_due: bool) -> AbstractContextManager[None]:
         return nullcontext() if is_due else self.network.no_sync()  # type: ignore[operator]
