@@ -4,7 +4,8 @@
 
 A step is forward, backward, exchange of gradients and update. The exchange of a bucket of gradients begins when the
 backward pass has computed it and the bucket before has been exchanged; what goes on after the backward pass is time
-lost. Left out: processes that wait for the slowest one, the loss, the update, validation and saves.
+lost, and so is the exchange of the loss's norms before it. The backward pass is taken to compute gradients evenly. Left
+out: processes that wait for the slowest one, the loss, the update, validation and saves.
 """
 
 from __future__ import annotations
@@ -109,14 +110,14 @@ def exchange_seconds(size: float, gpus: int, network: float) -> float:
 
 def step_seconds(work: Work, images: int, gpus: int, network: float, gradient_bytes: int = 4) -> float:
     """Of one step with `images` on each of `gpus`; `gradient_bytes`: of one value of a gradient on the network."""
-    compute = work.seconds(images)
+    compute, norms = work.seconds(images), exchange_seconds(0, gpus, network)
     sizes = buckets(4.0 * work.parameters)
     done, end = 0.0, 0.0
     for size in sizes:
         done += size
-        ready = compute / 3 + compute * 2 / 3 * done / sum(sizes)
+        ready = compute / 3 + norms + compute * 2 / 3 * done / sum(sizes)
         end = max(end, ready) + exchange_seconds(size * gradient_bytes / 4, gpus, network)
-    return max(compute, end)
+    return max(norms + compute, end)
 
 
 def rows(work: Work) -> Iterator[list[str]]:
@@ -136,7 +137,7 @@ def rows(work: Work) -> Iterator[list[str]]:
             for _, network, gradient_bytes in NETWORKS:
                 throughput = batch / step_seconds(work, images, gpus, network, gradient_bytes)
                 efficiency = throughput / gpus / (single / work.seconds(single))
-                row.append(f"{throughput:,.0f} ({efficiency:.2f})")
+                row.append(f"{float(f'{throughput:.2g}'):,.0f} ({efficiency:.2f})")
             yield [*row, " / ".join(str(math.ceil(images / compute / samples)) for samples in SAMPLES_OF_A_CORE)]
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ def alerts_in(folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "alert" in line]
 
 
-def start(*words: object, **options: object) -> "subprocess.Popen[str]":
-    """Start a command in a process of its own."""
+def start(*words: object, variables: Mapping[str, str] | None = None, **options: object) -> "subprocess.Popen[str]":
+    """Start a command in a process of its own, with `variables` in its environment."""
     return subprocess.Popen(
         [sys.executable, "-m", "yoloyard", *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"},
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", **(variables or {})},
         **options,  # type: ignore[call-overload]
     )
 

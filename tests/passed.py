@@ -70,6 +70,7 @@ GROUPS = {
         ("tests/end_to_end", "tests/endurance", "tests/training", "tests/storage", "tests/data_room", "tests/zoo"),
         (*TRAINER, "tests/*.py", "examples/quickstart.ipynb", "Makefile"),
     ),
+    "hosts": Group(("tests/hosts",), (*TRAINER, "tests/*.py")),  # skipped where there are no network namespaces
     "browser": Group(  # skipped where there is no Chromium
         ("tests/browser",),
         ("src/yoloyard/commands/*.py", "src/yoloyard/common/run_folder.py", "src/yoloyard/evaluation/report/**/*",

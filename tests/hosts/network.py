@@ -25,7 +25,8 @@ class Host:
         self.namespace, self.folder, self._network = f"{network.name}-{number}", folder, network
         self.address = f"{network.prefix}.{number}"
         self.process: subprocess.Popen[str] | None = None
-        self.lines: list[str] = []
+        self.lines: list[str] = []  # of all its commands
+        self._since = 0
         self._port = f"p{number}"
         folder.mkdir(exist_ok=True)
         ip("netns", "add", self.namespace)
@@ -46,6 +47,7 @@ class Host:
 
     def start(self, *words: object, **variables: str) -> None:
         """Start a command of yoloyard here. All hosts have the same name and the same process numbers."""
+        self.connect()
         inside = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c"]
         command = [*inside, 'hostname worker && exec "$@"', "sh", sys.executable, "-m", "yoloyard", *map(str, words)]
         self.process = subprocess.Popen(
@@ -54,7 +56,7 @@ class Host:
             env={**os.environ, "PYTHONUNBUFFERED": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1",
                  "YOLOYARD_BEAT_SECONDS": str(BEAT_SECONDS), **variables},
         )  # fmt: skip
-        self.lines = []
+        self._since = len(self.lines)
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
 
     def _read(self, process: "subprocess.Popen[str]") -> None:
@@ -68,19 +70,23 @@ class Host:
         assert self.process is not None
         return psutil.Process(self.process.pid).children()[0]
 
+    @property
+    def worker(self) -> psutil.Process:
+        """The first process of the run here."""
+        return self.launcher.children()[0]
+
     def kill(self) -> None:
-        """As when the power fails: nothing of it says goodbye."""
+        """As when the power fails: nothing of it says goodbye. `start` brings it back."""
         self.cut()
         assert self.process is not None
         self.process.kill()
         self.process.wait()
-        self.connect()
 
     def wait_for(self, text: str, seconds: float = 90.0) -> str:
         """The first line with `text` since the command has started; fails after so many seconds."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if found := next((line for line in list(self.lines) if text in line), None):
+            if found := next((line for line in self.lines[self._since :] if text in line), None):
                 return found
             time.sleep(0.05)
         pytest.fail(f"no {text!r} in {seconds} s:\n" + "\n".join(self.lines))

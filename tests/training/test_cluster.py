@@ -65,7 +65,6 @@ SKYPILOT = {
 }
 JOB_SET = {
     "JOB_COMPLETION_INDEX": "0",
-    "HOSTNAME": "line-workers-0-0",
     "MASTER_ADDR": "line-workers-0-0.line",
     "MASTER_PORT": "3389",
 }
@@ -77,12 +76,12 @@ JOB_SET = {
         ({}, Place()),
         (TRAINER, Place("4", "line-node-0-0.line:29500", False, "", "8")),
         (PYTORCH_JOB, Place("3", "line-master-0:23456", False, "", "2")),
-        (ELASTIC_JOB, Place("1:4", "line-worker-0:23456", None, "line", "")),
+        (ELASTIC_JOB, Place("1:4", "line-worker-0:23456", None, "", "")),
         (STEP, Place("3", "gpu03:22977", False, "slurm-4711.0", "4")),
         (STEP | {"MASTER_ADDR": "gpu03-ib", "MASTER_PORT": "7"}, Place("3", "gpu03-ib:7", False, "slurm-4711.0", "4")),
         (SKYPILOT, Place("2", "10.0.0.7:29400", True, SKYPILOT["SKYPILOT_TASK_ID"], "8")),
         (SKYPILOT | {"SKYPILOT_NODE_IPS": "10.0.0.7", "SKYPILOT_NUM_NODES": "1"}, Place()),
-        (JOB_SET, Place("", "line-workers-0-0.line:3389", True, "line-workers-0", "")),
+        (JOB_SET, Place("", "line-workers-0-0.line:3389", True, "", "")),
     ],
 )
 def test_a_host_hears_where_it_stands(variables: dict[str, str], place: Place) -> None:

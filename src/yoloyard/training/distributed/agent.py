@@ -193,6 +193,7 @@ class Agent(LocalElasticAgent):
             self._stop_if_ended()
             coming, gone = self.hosts.changes()
             if gone and not self.is_elastic:
+                self._stop(HANGING_SECONDS)
                 line = f"{gone} of {group.group_world_size} hosts show no sign of life; go on with --resume"
                 self.end(1, line)
                 raise UserError(line)

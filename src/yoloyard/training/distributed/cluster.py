@@ -24,7 +24,7 @@ class Place:
     nodes: str = ""  # hosts of the run, as in `--nodes`
     endpoint: str = ""  # HOST:PORT, where they meet
     is_head: bool | None = None  # is that this host?
-    run_id: str = ""  # the same on all of them, and when the job is started again
+    run_id: str = ""  # of this job alone: the same on all of them, and when the job is started again
     processes: str = ""  # of this host: a number; or auto, gpu, cpu, as torchrun calls them
     worker: dict[str, str] = field(default_factory=dict)  # torchrun's variables, if this process is one of the run's
 
@@ -62,7 +62,10 @@ def device_number(variables: Variables = os.environ) -> int:
 
 
 def _torchrun(variables: Variables) -> Place | None:
-    """Defaults of torchrun's flags, as Kubeflow Trainer sets them, and PyTorchJob, some without PET_."""
+    """Defaults of torchrun's flags, as Kubeflow Trainer sets them, and PyTorchJob, some without PET_.
+
+    PET_RDZV_ID is a name that the next job may have, too.
+    """
     if "PET_NNODES" not in variables:
         return None
     rank = variables.get("PET_NODE_RANK")
@@ -70,7 +73,6 @@ def _torchrun(variables: Variables) -> Place | None:
         nodes=variables["PET_NNODES"],
         endpoint=variables.get("PET_RDZV_ENDPOINT") or _master(variables, "PET_") or _master(variables),
         is_head=None if rank is None else rank == "0",
-        run_id=variables.get("PET_RDZV_ID", ""),
         processes=variables.get("PET_NPROC_PER_NODE") or variables.get("PET_N_PROC_PER_NODE", ""),
     )
 
@@ -128,8 +130,7 @@ def _indexed_job(variables: Variables) -> Place | None:
     index = variables.get("JOB_COMPLETION_INDEX")
     if index is None:
         return None
-    name = variables.get("HOSTNAME", "").removesuffix(f"-{index}")  # of the Job; its pods are called NAME-INDEX
-    return Place(endpoint=_master(variables), is_head=index == "0", run_id=name)
+    return Place(endpoint=_master(variables), is_head=index == "0")
 
 
 PLACES: tuple[Callable[[Variables], Place | None], ...] = (_torchrun, _slurm, _skypilot, _indexed_job)

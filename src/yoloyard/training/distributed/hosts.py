@@ -32,7 +32,8 @@ from yoloyard.training.distributed.watch import START_SECONDS, Watch
 
 log = logging.getLogger(__name__)
 
-SILENT_SECONDS = 20.0  # of waiting for the head, after which it is said
+SILENT_SECONDS = 10.0  # of waiting for another host, after which it is said
+STORE_SECONDS = 20.0  # that the first answer of a store which is there may take
 REACH_SECONDS = 10.0  # that a connection from host to host may take
 MAX_HOSTS_NAMED = 4  # in a line, for each thing that differs
 # Settings that may differ: what a host has of its own, and files, of which the content is compared.
@@ -60,9 +61,10 @@ def meet(seconds: float = START_SECONDS) -> tuple[dist.Store, int, int]:
     Raises UserError in one process of a host if they do not meet within `seconds`, SilentError in its others.
     """
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    serves = os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
-    problem = "" if serves else _wait_for(host, port, seconds, speaks)
+    is_there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # before any process
+    speaks, serves = os.environ.get("LOCAL_RANK", "0") == "0", os.environ.get("RANK") == "0" and not is_there
+    patience = STORE_SECONDS if is_there else seconds
+    problem = "" if serves else wait_for(host, port, patience, "MASTER_ADDR", "rank 0", speaks)
     try:
         if not problem:
             return next(iter(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=seconds))))
@@ -74,23 +76,27 @@ def meet(seconds: float = START_SECONDS) -> tuple[dist.Store, int, int]:
     raise UserError(problem) if speaks else SilentError(problem)
 
 
-def _wait_for(host: str, port: int, seconds: float, speaks: bool) -> str:
-    """Wait until something answers at a port; returns why it does not, or nothing."""
+def wait_for(host: str, port: int, seconds: float, named_by: str, who: str, speaks: bool = True) -> str:
+    """Wait until something answers at a port; returns why it does not, or nothing.
+
+    `named_by`: what the user or the cluster names the host by; `who`: what should answer there; `speaks`: a line is
+    logged if it takes long.
+    """
     start, problem = time.monotonic(), ""
     while True:
         try:
             socket.create_connection((host, port), timeout=5).close()
             return ""
         except socket.gaierror as error:  # in a cluster the name may come later
-            problem = f"the name {host} can't be resolved on {platform.node()} ({error.strerror}): see MASTER_ADDR"
+            problem = f"the name {host} can't be resolved on {platform.node()} ({error.strerror}): see {named_by}"
         except OSError as error:
-            reason = error.strerror or error
-            problem = f"nobody answers {platform.node()} at {host}:{port} ({reason}): see whether rank 0 runs there, "
-            problem += "and whether a firewall closes that port"
+            own, reason = f"{platform.node()} ({own_address(host, port)})", error.strerror or error
+            problem = f"nobody answers {own} at {host}:{port} ({reason}): see whether {who} runs there, and whether a "
+            problem += "firewall is between; hosts must reach all TCP ports of each other"
         if time.monotonic() - start > seconds:
             return problem
         if speaks and time.monotonic() - start > SILENT_SECONDS:
-            log.info(f"waiting for the head of the run: {problem}", extra=ONCE)
+            log.info(f"waiting for the other hosts: {problem}", extra=ONCE)
         time.sleep(min(1.0, seconds))
 
 
@@ -102,7 +108,8 @@ def compare_hosts(watch: Watch, overrides: Mapping[str, Any]) -> None:
     if os.environ.get("LOCAL_WORLD_SIZE", "") == str(watch.size) or watch.size == 1:
         return
     address = own_address(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    with socket.create_server(("", 0), backlog=4096) as server:
+    both: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+    with socket.create_server(("", 0), backlog=4096, **both) as server:
         own = Host(platform.node(), address, server.getsockname()[1])
         if watch.is_first_of_host:
             own = Host(own.name, address, own.port, facts(overrides), data_problem(overrides.get("data")))

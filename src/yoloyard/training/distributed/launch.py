@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from psutil import Process
 
+from yoloyard.common.errors import UsageError
 from yoloyard.config.settings import NEWEST
 from yoloyard.training.distributed.cluster import LAUNCH
 from yoloyard.training.distributed.meeting import UNNAMED, Meeting
@@ -39,7 +40,7 @@ def launch(count: int, arguments: list[str], meeting: Meeting, here: "RunHere") 
     """Run `yoloyard` with `arguments` in `count` processes here, together with the other hosts of the `meeting`.
 
     Returns the exit code, and logs who was killed. Raises UserError where the hosts can't meet, lose each other, or
-    another one has ended the run.
+    another one has ended the run, UsageError where they are told to be another number.
     """
     from torch.distributed import PrefixStore
     from torch.distributed.elastic.agent.server import WorkerSpec
@@ -61,6 +62,11 @@ def launch(count: int, arguments: list[str], meeting: Meeting, here: "RunHere") 
     shared, address = store.meet(meeting)
     name = store.agreed_launch(shared, meeting.run_id)
     os.environ[LAUNCH] = name if meeting.run_id == UNNAMED else meeting.run_id
+    agreed = bytes(shared.compare_set(f"{name}/nodes", "", meeting.nodes)).decode()
+    if agreed != meeting.nodes:  # they would wait for each other
+        raise UsageError(
+            f"--nodes is {meeting.nodes} here and {agreed} on the host that came first; say the same on all"
+        )
     backend, numbers = C10dRendezvousBackend(shared, name), (meeting.min_hosts, meeting.max_hosts)
     beat = store.BEAT_SECONDS
     waits = RendezvousTimeout(timedelta(seconds=store.JOIN_SECONDS), last_call=timedelta(seconds=beat))

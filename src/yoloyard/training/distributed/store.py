@@ -3,14 +3,14 @@
 import datetime
 import os
 import socket
-import time
+import threading
 import uuid
 from contextlib import suppress
 
 import torch.distributed as dist
 
 from yoloyard.common.errors import UserError
-from yoloyard.training.distributed.hosts import own_address
+from yoloyard.training.distributed.hosts import own_address, wait_for
 from yoloyard.training.distributed.meeting import Meeting
 
 BEAT_SECONDS = int(os.environ.get("YOLOYARD_BEAT_SECONDS", "5"))  # between signs of life of a host; tests lower it
@@ -22,7 +22,7 @@ CONNECT_SECONDS = 3.0
 def meet(meeting: Meeting) -> tuple[dist.TCPStore, str]:
     """The store of a `meeting`, served here if its endpoint is here, and the address by which others reach this host.
 
-    Raises UserError if nobody answers there in JOIN_SECONDS, or its host has no address.
+    Raises UserError if nobody answers there in JOIN_SECONDS.
     """
     if not meeting.endpoint:
         return serve("127.0.0.1", 0), "127.0.0.1"
@@ -30,21 +30,22 @@ def meet(meeting: Meeting) -> tuple[dist.TCPStore, str]:
     if is_free_here(host, port) if meeting.is_head is None else meeting.is_head:
         with suppress(RuntimeError):  # another process of this host has it
             return serve("localhost", port), own_address(host, port)
-    until = time.monotonic() + JOIN_SECONDS
-    while not answers(meeting.endpoint):
-        if time.monotonic() > until:
-            raise UserError(
-                f"nobody answers at --rendezvous {meeting.endpoint} for {JOIN_SECONDS} s: start the command on {host}, "
-                "too, or `yoloyard rendezvous` there, and see whether a firewall closes that port"
-            )
-        time.sleep(1)
-    try:
+    problem = wait_for(host, port, JOIN_SECONDS, "--rendezvous", "the same command or `yoloyard rendezvous`")
+    if problem:
+        raise UserError(problem)
+    found: list[dist.TCPStore] = []
+
+    def connect() -> None:
         limit = datetime.timedelta(seconds=STORE_SECONDS)
-        return dist.TCPStore(host, port, is_master=False, timeout=limit), own_address(host, port)
-    except RuntimeError as error:
-        raise UserError(
-            f"what answers at --rendezvous {meeting.endpoint} is another program; name another port"
-        ) from error
+        with suppress(RuntimeError):
+            found.append(dist.TCPStore(host, port, is_master=False, timeout=limit))
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()  # since torch waits without end for an answer of another program
+    thread.join(STORE_SECONDS)
+    if not found:
+        raise UserError(f"what answers at --rendezvous {meeting.endpoint} is another program; name another port")
+    return found[0], own_address(host, port)
 
 
 def serve(host: str, port: int) -> dist.TCPStore:
@@ -57,14 +58,11 @@ def serve(host: str, port: int) -> dist.TCPStore:
 
 
 def is_free_here(host: str, port: int) -> bool:
-    """Is `host` an address of this host, and can `port` be served there? Raises UserError if `host` has no address."""
+    """Is `host` an address of this host, and can `port` be served there?"""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    except socket.gaierror as error:
-        raise UserError(f"--rendezvous {host}:{port}: {host} has no address ({error.strerror})") from error
-    try:
         socket.create_server((host, port), family=family).close()
-    except OSError:
+    except OSError:  # also where the name can't be resolved, yet
         return False
     return True
 

@@ -167,7 +167,7 @@ class Watch:
         with self._speaking:
             if self.ending.is_set():
                 return
-            explained = self.explained(self._loss) if self._loss.elsewhere else SilentError("another process says it")
+            explained = self.explained(self._loss) if self._loss.elsewhere else self._silent("another process says it")
             if not isinstance(explained, SilentError):
                 sys.stderr.write(f"yoloyard: {explained}\n")
             # The main thread does not go on: what it would read from the device now must not reach a file.
@@ -225,8 +225,7 @@ class Watch:
         else:
             self._wait_for_speaker()  # the process that failed says so itself, in a moment
         if self._store.add("speakers", 1) > 1:  # all found the same, or one failure led to another
-            said = json.loads(self._store.get("failed")) if self._store.check(["failed"]) else (text, code)
-            return SilentError(*said)
+            return self._silent(text, code)
         if is_own:
             if isinstance(error, UserError) and self.rank == 0:
                 return error
@@ -255,9 +254,17 @@ class Watch:
         elif self.run_folder is not None and whole_folder(self.run_folder / "checkpoints" / "last").exists():
             folder = shlex.quote(str(self.run_folder))
             advice = f"the last checkpoint is whole: go on with yoloyard train --resume {folder}"
+        elif self.run_folder is not None and not self.run_folder.exists():
+            advice = f"what was saved is on the host of rank 0, in {self.run_folder}: go on with --resume"
         error = UserError(f"{said}; {advice}")
         error.exit_code = LOST_CODE if self.starts_again else 1
         return error
+
+    def _silent(self, text: str, code: int | None = None) -> SilentError:
+        """The error of a process that leaves it to another one to say why all end, with the exit code of that one."""
+        if self._store is not None and self._store.check(["failed"]):
+            text, code = json.loads(self._store.get("failed"))
+        return SilentError(text, code or (LOST_CODE if self.starts_again else 1))
 
     def _wait_for_speaker(self) -> None:
         for _ in range(10):

@@ -61,8 +61,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Pa
 
     `parameters` are those of `trained`.
     """
-    state = [optimizer.state.get(parameter, {}) for parameter in parameters]
-    return {f"{number}.{name}": value for number, entry in enumerate(state) for name, value in entry.items()}
+    # Sorted, since safetensors reads values in any order, and processes gather one after the other.
+    state = [sorted(optimizer.state.get(parameter, {}).items()) for parameter in parameters]
+    return {f"{number}.{name}": value for number, entry in enumerate(state) for name, value in entry}
 
 
 def load_optimizer_state(
