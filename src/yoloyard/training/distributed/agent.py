@@ -80,6 +80,11 @@ class Hosts(DynamicRendezvousHandler):
         present = self._state_holder.state.participants
         return waiting, self._met - (len(present) if self._this_node in present else 0)
 
+    def others(self) -> int:
+        """How many other hosts are there, as far as is known."""
+        state = self._state_holder.state
+        return len((state.participants.keys() | state.wait_list) - {self._this_node})
+
 
 class Agent(LocalElasticAgent):
     """Runs the processes of this host.
@@ -250,7 +255,7 @@ class Agent(LocalElasticAgent):
         if ended["id"] != self._id:
             self._raise_ended(ended)
         until = time.monotonic() + TELL_SECONDS
-        others = (self._worker_group.group_world_size or 1) - 1
+        others = self.hosts.others()
         while self._shared.add("heard", 0) < others and time.monotonic() < until:  # the store may end with this host
             time.sleep(LOOK_SECONDS)
 
