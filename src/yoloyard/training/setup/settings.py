@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 ON_DIVERGENCE = ("warn", "stop", "rollback")
 STRATEGIES = ("ddp", "fsdp", "placement", "pipeline")
+# Settings that a strategy can't follow; the shapes of a pipeline never change.
+REFUSED = {"fsdp": ["sync_bn"], "pipeline": ["sync_bn", "compile", "multi_scale", "rect"]}
 MAX_CLASSES_NAMED = 20  # in a line
 
 
@@ -43,8 +45,10 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
     if given.get("batch", AUTO) != AUTO:
         check_shares(f"--batch {config.batch}", config.batch, config.nodes, num_processes)
-    elif config.strategy == "placement" and given.get("batch") == AUTO:
-        raise UsageError("--batch auto measures one device; with --strategy placement say a number")
+    elif config.strategy in ("placement", "pipeline") and given.get("batch") == AUTO:
+        raise UsageError(f"--batch auto measures one device; with --strategy {config.strategy} say a number")
+    if config.strategy == "pipeline" and num_processes == 1:
+        raise UsageError("--strategy pipeline has a process for each stage of the network: say how many by --processes")
     if config.sync_bn and device.type == "cpu":
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
     for name in ("mosaic", "mixup"):
@@ -82,8 +86,10 @@ def check_resumable(config: TrainConfig) -> None:
         raise UsageError(unknown_name(config.on_divergence, ON_DIVERGENCE, "answer for --on-divergence"))
     if config.strategy not in STRATEGIES:
         raise UsageError(unknown_name(config.strategy, STRATEGIES, "strategy for --strategy"))
-    if config.strategy == "fsdp" and config.sync_bn:
-        raise UsageError("--strategy fsdp does not go with --sync-bn: leave one of them out")
+    for name in REFUSED.get(config.strategy, ()):
+        if getattr(config, name):
+            flag = name.replace("_", "-")
+            raise UsageError(f"--strategy {config.strategy} does not go with --{flag}: leave one of them out")
     if config.cpu_offload and config.strategy != "fsdp":
         raise UsageError(f"--cpu-offload is for --strategy fsdp, not {config.strategy}: say --no-cpu-offload")
     check_trackers(config)

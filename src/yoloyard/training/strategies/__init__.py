@@ -19,6 +19,10 @@ def check_strategy(config: TrainConfig, model: Detector) -> None:
         from yoloyard.training.strategies.fsdp import check_shardable  # whose import takes half a second
 
         check_shardable(model)
+    if config.strategy == "pipeline" and config.processes > 1:
+        from yoloyard.training.strategies.pipeline import check_cuttable
+
+        check_cuttable(config, model)
 
 
 def build_strategy(
@@ -34,6 +38,10 @@ def build_strategy(
         if config.strategy == "fsdp":
             log.info("--strategy fsdp: there is nothing to shard in one process; it trains as without")
         return Strategy(model)
+    if config.strategy == "pipeline":
+        from yoloyard.training.strategies.pipeline import Pipeline
+
+        return Pipeline(config, model, team, precision)
     if config.strategy == "fsdp":
         from yoloyard.training.strategies.fsdp import Fsdp
 
