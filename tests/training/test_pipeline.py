@@ -89,8 +89,8 @@ def train(team: Team, model: str, optimization: OptimizerConfig) -> dict[str, An
     figures = [each.figures() for each in reports]
     found |= {"norms": [each.gradient_norm for each in figures], "updates": [each.update_ratio for each in figures]}
     engine.settle()
-    state = engine.state_dict()
-    state = {f"{part}.{name}": value for part, values in state.items() for name, value in values.items()}
+    parts = engine.state_dict()
+    state = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
     arrays = {name: value.detach().numpy().copy() for name, value in state.items() if isinstance(value, torch.Tensor)}
     return found | {"own": own, "before": before, "state": arrays}
 

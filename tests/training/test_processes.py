@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -33,10 +33,25 @@ STEPS = 4 * EPOCHS
 CPU = torch.device("cpu")
 
 
+class Tolerance(NamedTuple):
+    """Of weights and averages: as a part of the longest way that a number of the tensor has gone; else relative."""
+
+    way: float
+    gradients: float
+    losses: float
+
+
+# Sums in another order, and in bfloat16 a convolution's gradients that each process rounds by itself.
+TOLERANCES = {"float32": Tolerance(1e-3, 1e-4, 1e-5), "bfloat16": Tolerance(0.05, 0.15, 1e-3)}
+
+
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 training images, half of them without an object, and 5 for validation: no even shares for 2 or 4."""
-    data = write_demo(tmp_path_factory.mktemp("processes") / "line", seed=3, train=16, val=5, size=96)
+    """14 training images, half of them without an object, and 5 for validation: no even shares for 2 or 4.
+
+    The last batch of an epoch takes two images from its start.
+    """
+    data = write_demo(tmp_path_factory.mktemp("processes") / "line", seed=3, train=14, val=5, size=96)
     for labels in sorted((data.parent / "labels" / "train").iterdir())[::2]:
         labels.write_text("")
     return data
@@ -66,14 +81,14 @@ def freeze_normalisation(detector: nn.Module, index: Index) -> None:
             nn.init.constant_(parameter, -1.0)  # scores that make the targets of boxes matter
 
 
-def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
+def train_and_validate(data: str, model: str, precision: str, cache: str) -> dict[str, Any]:
     """Six epochs of four batches, three an update, with frozen normalisation, then a validation; what there is then.
 
-    In the middle of an update, before the last epoch, everything is saved and restored.
+    The first two blocks are frozen. In the middle of an update, before the last epoch, all is saved and restored.
     """
     os.environ["YOLOYARD_CACHE"] = cache
     words: dict[str, Any] = {
-        "data": data, "model": model, "imgsz": 64, "batch": 4, "nbs": 12, "epochs": EPOCHS, "amp": False,
+        "data": data, "model": model, "imgsz": 64, "batch": 4, "nbs": 12, "epochs": EPOCHS, "freeze": "2",
         "device": "cpu", "optimizer": "SGD", "lr0": 0.02, "warmup_bias_lr": 0.0, "autoanchor": False,
         "tensorboard": False, "project": f"{cache}/runs",
     }  # fmt: skip
@@ -81,7 +96,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
     setup: Setup | None = None
     with team.on_rank_0() as is_rank_0:
         if is_rank_0:
-            setup = new_run(words, CPU, "float32", team.size)
+            setup = new_run(words, CPU, precision, team.size)
             setup.keep()
     shared = team.broadcast((setup.spec, setup.folder) if setup else None)
     setup = setup or build(*shared, CPU)
@@ -110,6 +125,7 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
         "gradients": gradients,
         "weights before": before,
         "weights": {name: value.numpy() for name, value in setup.detector.state_dict().items()},
+        "averages": {name: value.numpy() for name, value in run.engine.average.values.items()},
         "predictions": as_arrays(validation.detections),
         "predictions of one": as_arrays(predictions_of_one),
         "figures": validation.metrics.figures(),
@@ -118,38 +134,43 @@ def train_and_validate(data: str, model: str, cache: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("model", "counts"),
+    ("model", "counts", "precision"),
     [
-        ("yolo11n", (2,)),
-        pytest.param("yolo11n", (4,), marks=pytest.mark.slow),
-        pytest.param("yolov5n", (2,), marks=pytest.mark.slow),
+        ("yolo11n", (2,), "float32"),
+        pytest.param("yolo11n", (4,), "float32", marks=pytest.mark.slow),
+        pytest.param("yolo11n", (4,), "bfloat16", marks=pytest.mark.slow),
+        pytest.param("yolov5n", (2,), "float32", marks=pytest.mark.slow),
     ],
 )
-def test_two_and_four_processes_train_as_one(line: Path, tmp_path: Path, model: str, counts: tuple[int, ...]) -> None:
-    alone, *_ = run_together(1, train_and_validate, str(line), model, str(tmp_path / "1"))
+def test_two_and_four_processes_train_as_one(
+    line: Path, tmp_path: Path, model: str, counts: tuple[int, ...], precision: str
+) -> None:
+    tolerance = TOLERANCES[precision]
+    alone, *_ = run_together(1, train_and_validate, str(line), model, precision, str(tmp_path / "1"))
     way = {name: np.abs(value - alone["weights before"][name]).max() for name, value in alone["weights"].items()}
     convolutions = [name for name, value in alone["weights"].items() if value.ndim == 4]
     assert np.median([way[name] for name in convolutions]) > 1e-5  # they learn something
     largest = max(np.abs(value).max() for value in alone["gradients"].values())
     for count in counts:
-        results = run_together(count, train_and_validate, str(line), model, str(tmp_path / str(count)))
+        results = run_together(count, train_and_validate, str(line), model, precision, str(tmp_path / str(count)))
         for step in range(STEPS):
             together = np.concatenate([result["samples"][step] for result in results])
             assert np.array_equal(together, alone["samples"][step])
         for result in results:
-            for name, value in alone["weights"].items():
-                # float32 sums in another order: far less than the way that the weights have gone
-                difference = np.abs(result["weights"][name] - value).max()
-                assert difference <= 1e-3 * way[name] + 3e-7, name
+            for name in alone["weights"]:
+                for part in ("weights", "averages"):
+                    difference = np.abs(result[part][name] - alone[part][name]).max()
+                    assert difference <= tolerance.way * way[name] + 3e-7, (part, name)
         for name, value in alone["gradients"].items():
             if value.any():  # at a level without objects there is none
                 first, *others = [result["own gradients"][name] for result in results]
                 # exchanged for an update alone, and for a checkpoint
-                assert not all(np.array_equal(first, other) for other in others), name
+                is_equal = all(np.array_equal(first, other) for other in others)
+                assert not is_equal or (precision == "bfloat16" and value.ndim == 1), name  # few values
             for result in results:
                 difference = np.abs(result["gradients"][name] - value).max()
-                assert difference <= 1e-3 * np.abs(value).max() + 1e-6 * largest, name
-        assert results[0]["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+                assert difference <= tolerance.gradients * np.abs(value).max() + 1e-6 * largest, name
+        assert results[0]["losses"] == pytest.approx(alone["losses"], rel=tolerance.losses)
         assert sum(map(len, results[0]["predictions"].values())) > 20
         assert results[0]["predictions"].keys() == results[0]["predictions of one"].keys() == set(range(5))
         for image, boxes in results[0]["predictions"].items():

@@ -39,7 +39,7 @@ class Ddp(Strategy):
         shared = _WithSpare(model, device) if may_leave_out else model
         self.network = wrapper(shared, device_ids=devices, find_unused_parameters=may_leave_out, **options)
         if compresses:
-            self.network.register_comm_hook(None, bf16_compress_hook)
+            self.network.register_comm_hook(None, _in_bfloat16)
 
     def exchanging(self, is_due: bool) -> AbstractContextManager[None]:
         return nullcontext() if is_due else self.network.no_sync()  # type: ignore[operator]
@@ -60,6 +60,11 @@ class Ddp(Strategy):
 
     def even_out(self, tensors: list[Tensor]) -> None:
         self.team.even_out(tensors)
+
+
+def _in_bfloat16(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """torch's hook, under a name with which gloo may have it: by its own name torch takes it for NCCL's alone."""
+    return bf16_compress_hook(group, bucket)
 
 
 class _WithSpare(nn.Module):
