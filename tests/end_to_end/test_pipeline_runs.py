@@ -25,7 +25,7 @@ def test_a_run_of_two_stages_stops_and_goes_on_in_one_process(data: Path) -> Non
     assert err.count("everything is saved") == 1
     said = next(line for line in lines if line.startswith("pipeline: "))
     assert "stages stem to coarse" in said
-    assert "4 micro-batches, so BatchNorm in training sees 1 images at a time" in said
+    assert "4 micro-batches, so BatchNorm in training sees 1 image at a time" in said
     done = len(read_records(Path("runs/cut")))
     more = start("train", "--resume", "runs/cut", "--processes", 1, "--epochs", done + 1)
     out, err = more.communicate()

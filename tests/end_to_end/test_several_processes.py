@@ -118,7 +118,7 @@ def test_sigusr1_to_the_launcher_saves_in_the_middle_of_an_epoch_and_training_go
 
 @pytest.mark.slow
 def test_with_shards_a_process_without_memory_for_its_images_ends_the_run_with_a_line(data: Path) -> None:
-    action = "raise RuntimeError(\"can't allocate memory\")"
+    action = 'raise RuntimeError("can\'t allocate memory")'
     Path("my_model.py").write_text(FAILING.replace("ACTION", action).replace("OTHERWISE", "pass"))
     words = ["--data", data, "--epochs", 9, "--model", "my_model.py:build", *TWO[2:], "--strategy", "fsdp"]
     run = start("train", *words)

@@ -67,7 +67,7 @@ class Pipeline(Strategy):
         computing = PipelineStage(_Computing(self, stage, precision), *place, input_args=takes, output_args=gives)
         self._schedule = ScheduleGPipe(computing, self.micro_batches, lambda loss, _: loss.sum(), scale_grads=False)
         cuts = ", ".join(f"{each.first} to {each.last} ({each.share:.0%} of the cost)" for each in stages)
-        seen = f"BatchNorm in training sees {shape[0]} images at a time"
+        seen = f"BatchNorm in training sees {shape[0]} image{'s' * (shape[0] > 1)} at a time"
         log.info(f"pipeline: stages {cuts}; {self.micro_batches} micro-batches, so {seen}")
 
     @property
