@@ -3,8 +3,8 @@
     python benchmarks/processes.py --data demo/data.yaml --reference-python PYTHON
 
 PYTHON is the interpreter of all sides, and all are ours: "theirs" in the first row is one process. In the second row it
-is two processes that exchange nothing, each with half of the images: what two cores can do on this host. Each turn trains
-on as many images, loading included, in bfloat16 where it is native. Two cores must be idle.
+is two processes that exchange nothing, each with half of the images: what two cores can do here. Each turn trains on as
+many images, loading included, in bfloat16 where it is native. Two cores must be idle.
 """
 
 from __future__ import annotations

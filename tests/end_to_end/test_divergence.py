@@ -256,9 +256,11 @@ def test_images_offend_by_what_their_own_samples_do() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_go_back_together(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_go_back_together(data: Path, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
     monkeypatch.setenv("PYTHONPATH", str(NETWORKS.parents[1]))
     words = [*TINY[2:], "--model", f"{NETWORKS}:ExplodingSoon", "--nbs", "4", "--name", "run", "--processes", "2"]
+    words += ["--strategy", strategy]
     process = start("train", "--data", data, *words, "--epochs", 4)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 1, out + err

@@ -101,16 +101,32 @@ def test_a_placed_model_goes_on_in_two_processes_and_back(data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigusr1_to_the_launcher_saves_in_the_middle_of_an_epoch_and_training_goes_on(data: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_sigusr1_to_the_launcher_saves_in_the_middle_of_an_epoch_and_training_goes_on(
+    data: Path, strategy: str
+) -> None:
     action = "os.kill(os.getppid(), 10)"
     Path("my_model.py").write_text(FAILING.replace("ACTION", action).replace("OTHERWISE", "pass"))
     tiny = [*TWO, "--model", "my_model.py:build"]
-    done = start("train", "--data", data, "--epochs", 2, "--name", "two", *tiny[2:])
+    done = start("train", "--data", data, "--epochs", 2, "--name", "two", *tiny[2:], "--strategy", strategy)
     _, err = done.communicate()
     assert (done.returncode, err) == (0, "")
     progress = [read_header(Path(f"runs/two/checkpoints/{name}")).progress for name in ("previous", "last")]
     assert [each.epoch for each in progress] == [1, 2]
     assert progress[0].position > 0
+
+
+@pytest.mark.slow
+def test_with_shards_a_process_without_memory_for_its_images_ends_the_run_with_a_line(data: Path) -> None:
+    action = 'raise RuntimeError("can\'t allocate memory")'
+    Path("my_model.py").write_text(FAILING.replace("ACTION", action).replace("OTHERWISE", "pass"))
+    words = ["--data", data, "--epochs", 9, "--model", "my_model.py:build", *TWO[2:], "--strategy", "fsdp"]
+    run = start("train", *words)
+    _, err = run.communicate(timeout=120)
+    assert run.returncode == 1
+    assert err.count("yoloyard:") == 1, err
+    assert "too little memory; --strategy fsdp allows no parts: lower --batch" in err
+    assert read_header(Path("runs/line/checkpoints/last")).progress.epoch == 1
 
 
 @pytest.mark.slow

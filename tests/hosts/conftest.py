@@ -10,8 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from job import NETWORK, Job, make_job
-from network import Network
+
+from host_job import NETWORK, Job, make_job
+from host_network import Network
 
 
 def is_possible() -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from commands import TINY
-from hosts.network import Host, Network, ip
+from host_network import Host, Network, ip
 from yoloyard.demo.write import write_demo
 
 pytestmark = pytest.mark.slow

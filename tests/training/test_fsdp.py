@@ -3,7 +3,7 @@
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +125,7 @@ def train_cases(cases: tuple[Case, ...], data: str, folder: str) -> list[dict[st
                 train_epoch(run)
                 run.progress.epoch, run.progress.position = epoch + 1, 0
             validation = validate(run, run.engine.averaged())
-        held = sum(value.numel() for value in run.engine.strategy.here(run.engine.parameters))  # type: ignore[arg-type]
+        held = sum(value.numel() for value in run.engine.strategy.here([*run.engine.parameters]))
         figures = [value for name, value in vars(validation.metrics).items() if isinstance(value, float)]
         boxes = {image: boxes.boxes.numpy() for image, boxes in validation.detections.items()}
         numbers = {"losses": run.engine.means(), "figures": figures, "held": held}
@@ -134,13 +134,13 @@ def train_cases(cases: tuple[Case, ...], data: str, folder: str) -> list[dict[st
     return found
 
 
-def check_samples(alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
+def check_samples(alone: dict[str, Any], together: Sequence[dict[str, Any]]) -> None:
     for step in range(EPOCHS * BATCHES):
         shares = np.concatenate([result["samples"][step] for result in together])
         assert np.array_equal(shares, alone["samples"][step])
 
 
-def check_alike(case: Case, alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
+def check_alike(case: Case, alone: dict[str, Any], together: Sequence[dict[str, Any]]) -> None:
     """After 20 steps the same weights, averages and optimizer's values, and the same figures, up to rounding."""
     way = {name: np.abs(value - alone["before"].get(name, 0)).max() for name, value in alone["after"].items()}
     assert np.median([each for name, each in way.items() if name.startswith("model.") and each]) > 1e-4
@@ -165,8 +165,8 @@ def test_two_and_four_processes_train_as_one(line: Path, tmp_path: Path) -> None
         check_alike(case, expected, together)
         assert held(together) == pytest.approx([expected["held"] / 2] * 2, rel=0.02)
     in_a_row, on_hosts = CASES[0], [case._replace(hosts=True) for case in CASES[:2]]  # which hold all weights each
-    results = zip(*run_together(4, train_cases, (in_a_row, *on_hosts), *folders(4)), strict=True)
-    for case, number, together in zip((in_a_row, *on_hosts), (0, 0, 1), results, strict=True):
+    of_four = zip(*run_together(4, train_cases, (in_a_row, *on_hosts), *folders(4)), strict=True)
+    for case, number, together in zip((in_a_row, *on_hosts), (0, 0, 1), of_four, strict=True):
         check_samples(alone[number], together)
         check_alike(case, alone[number], together)
         shares = 2 if case.hosts else 4

@@ -161,3 +161,15 @@ def test_before_the_first_steps_the_limit_is_long(monkeypatch: pytest.MonkeyPatc
     for step in range(3):
         team.reached(f"step {step}")
     assert (team.watch.limit, limits) == (7.0, [datetime.timedelta(seconds=7)])
+
+
+def test_a_store_that_is_out_of_reach_is_found_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "ANSWER_SECONDS", 0.05)
+    first, _ = two_watches()
+    assert first._store is not None
+    cut = threading.Event()
+    monkeypatch.setattr(first._store, "_store", type("Cut", (), {"set": lambda *_: cut.wait(60)})())
+    with pytest.raises(LostProcessError, match="the store has not answered"):
+        first.show(place="epoch 1, step 3")
+    assert "the connection to the other processes is lost, at epoch 1, step 3" in str(explained(first, OSError("x")))
+    cut.set()

@@ -114,20 +114,21 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     if at_once is not None:
         at_once = team.min(at_once)
     stride = max(model.strides)
-    share: dict[str, Any] = {"rank": team.rank, "world_size": team.size, "pin_memory": device.type == "cuda"}
-    make = partial(make_train_loader, setup.train_index, config, stride=stride, transform=setup.transform, **share)
-    if config.cache == "disk":
-        train_loader = team.first_of_host_first(make)
-    else:
-        with team.watch.long_work():  # which `--cache ram` makes a long one
-            train_loader = make()
-    sizes = config.imgsz, validation_batch(config), stride
-    val_loader = make_val_loader(setup.val_index, *sizes, workers=config.workers, at_once=at_once, **share)
     criterion, gains = build_criterion(model.head, config, free_bytes(device))
     around_step = cpu.prepare_training(model, criterion, setup.precision, team.size)
     if config.checkpoint_activations:
         checkpoint_activations(model)
     strategy = build_strategy(config, model, team, setup.precision, setup.spec.model_digest is not None)
+    rank, shares = strategy.share
+    reading: dict[str, Any] = {"stride": stride, "pin_memory": device.type == "cuda"}
+    make = partial(make_train_loader, setup.train_index, config, rank, shares, transform=setup.transform, **reading)
+    if config.cache == "disk":
+        train_loader = team.first_of_host_first(make)
+    else:
+        with team.watch.long_work():  # which `--cache ram` makes a long one
+            train_loader = make()
+    reading |= {"rank": team.rank, "world_size": team.size, "workers": config.workers, "at_once": at_once}
+    val_loader = make_val_loader(setup.val_index, config.imgsz, validation_batch(config), **reading)
     if config.compile:
         set_training_mode(model)
         with team.watch.long_work():

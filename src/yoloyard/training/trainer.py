@@ -81,7 +81,7 @@ def train_epoch(run: Run) -> dict[str, float]:
     set_training_mode(engine.model)
     stopwatch = Stopwatch(device)
     former: Verdict | None = None  # of a step that the device may still be busy with
-    batches = run.train_loader.epoch(progress.epoch, progress.position, run.epochs)
+    batches = engine.strategy.batches(run.train_loader.epoch(progress.epoch, progress.position, run.epochs))
     run.listeners.tell(events.EpochStarted(progress.epoch + 1, run.epochs, len(run.train_loader)))
     run.team.reached(run.place)
 

@@ -13,8 +13,9 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import Any, Protocol, cast
 
 import torch.distributed as dist
@@ -29,7 +30,8 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from yoloyard.common.errors import UserError
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.training.distributed.hosts import Host, data_problem, differences, facts
 from yoloyard.training.distributed.store import BEAT_SECONDS, JOIN_SECONDS, STORE_SECONDS, answers, serve
 from yoloyard.training.distributed.watch import LOST_CODE, UNEXPECTED_CODE
 from yoloyard.training.interrupt import HOSTS_CHANGE
@@ -37,7 +39,7 @@ from yoloyard.training.interrupt import HOSTS_CHANGE
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.2
-SAVE_SECONDS = 60.0  # that processes may take to save before hosts change
+SAVE_SECONDS = 300.0  # that processes may take to end a validation and save, before hosts change
 HANGING_SECONDS = 5.0  # that processes have to end which wait for a host that has gone
 TELL_SECONDS = 10.0  # within which all hosts hear that the run has ended
 MOST_FAILURES = 3  # of processes, without a save between them
@@ -45,7 +47,10 @@ GOES_ON = {LOST_CODE, UNEXPECTED_CODE, *(128 + each for each in (HOSTS_CHANGE, s
 
 
 class RunHere(Protocol):
-    """What a host has of the run that is launched."""
+    """What a host has of the run that is launched with these overrides."""
+
+    @property
+    def overrides(self) -> Mapping[str, Any]: ...
 
     def saved(self) -> int:
         """How many batches of it are saved here; -1 without a run folder."""
@@ -105,6 +110,8 @@ class Agent(LocalElasticAgent):
         Raises UserError where the hosts can't meet, lose each other, or another one has ended the run.
         """
         try:
+            if self.is_elastic:
+                self._compare_with_first()
             if (result := self.run()) is None:
                 log.info("the run has ended; this host was not needed")
                 return 0
@@ -128,21 +135,28 @@ class Agent(LocalElasticAgent):
         finally:
             self.over.set()
 
+    def _compare_with_first(self) -> None:
+        """Raise UsageError if this host is not like the launch's first one, before it ends what the others do."""
+        overrides = self._here.overrides
+        own = Host(platform.node(), self._address, facts=facts(overrides))
+        first = Host(**json.loads(self._shared.compare_set("first host", "", json.dumps(asdict(own)))))
+        own = replace(own, problem=data_problem(overrides.get("data")))
+        if line := differences([first, own]):
+            raise UsageError(line)
+
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         """Meet the other hosts. The one with the newest save gets rank 0, and its store serves all processes."""
         group: Any = worker_group
         spec, served = group.spec, serve(self._address, 0)
         self._of_processes = served
         own = {"id": self._id, "name": self.name, "address": self._address, "port": served.port}
-        while True:
-            own |= {"processes": spec.local_world_size, "saved": self._here.saved()}
-            info = self.hosts.next_rendezvous()
-            info.store.set(f"host {info.rank}", json.dumps(own))
-            try:
+        texts: list[bytes] = []
+        while not texts:
+            with suppress(dist.DistStoreError):  # one has gone at this moment
+                info = self.hosts.next_rendezvous()
+                own |= {"processes": spec.local_world_size, "saved": self._here.saved()}
+                info.store.set(f"host {info.rank}", json.dumps(own))
                 texts = info.store.multi_get([f"host {rank}" for rank in range(info.world_size)])
-                break
-            except dist.DistStoreError:  # one has gone at this moment
-                continue
         hosts = sorted(map(json.loads, texts), key=lambda host: -host["saved"])  # by rank where they are equal
         number = next(place for place, host in enumerate(hosts) if host["id"] == self._id)
         counts = [host["processes"] for host in hosts]
@@ -191,7 +205,7 @@ class Agent(LocalElasticAgent):
                 log.info("starting again from the last save")
                 return None
             self._stop_if_ended()
-            coming, gone = self.hosts.changes()
+            coming, gone = self.hosts.changes() if self._endpoint else (0, 0)  # a laptop may have slept
             if gone and not self.is_elastic:
                 self._stop(HANGING_SECONDS)
                 line = f"{gone} of {group.group_world_size} hosts show no sign of life; go on with --resume"
@@ -231,8 +245,7 @@ class Agent(LocalElasticAgent):
         until = time.monotonic() + (0 if is_said or not self._endpoint else TELL_SECONDS)
         while time.monotonic() < until and not self._shared.check(["ended"]):
             time.sleep(LOOK_SECONDS)
-        own = json.dumps({"id": self._id, "name": self.name, "code": code, "line": line})
-        ended = json.loads(self._shared.compare_set("ended", "", own))
+        ended = json.loads(self._shared.compare_set("ended", "", self._ended(code, line)))
         self.hosts.shutdown()
         if ended["id"] != self._id:
             self._raise_ended(ended)
@@ -241,10 +254,14 @@ class Agent(LocalElasticAgent):
         while self._shared.add("heard", 0) < others and time.monotonic() < until:  # the store may end with this host
             time.sleep(LOOK_SECONDS)
 
+    def _ended(self, code: int, line: str) -> str:
+        return json.dumps({"id": self._id, "name": self.name, "code": code, "line": line})
+
     def _stop_if_ended(self) -> None:
         if self._shared.check(["ended"]):
+            ended = json.loads(self._shared.get("ended"))
             self._stop(HANGING_SECONDS)
-            self._raise_ended(json.loads(self._shared.get("ended")))
+            self._raise_ended(ended)
 
     def _raise_ended(self, ended: dict[str, Any]) -> None:
         self._shared.add("heard", 1)
@@ -257,22 +274,21 @@ class Agent(LocalElasticAgent):
         with suppress(RuntimeError, RendezvousError):  # its host has ended, which it does when all have
             self._round.add("finished", 1)
             while self._round.add("finished", 0) < (group.group_world_size or 1) and not self.hosts.changes()[1]:
+                self._stop_if_ended()
                 time.sleep(LOOK_SECONDS)
-            self._shared.set(
-                "ended", json.dumps({"id": self._id, "name": self.name, "code": 0, "line": "it is finished"})
-            )
+            self._shared.compare_set("ended", "", self._ended(0, "it is finished"))
 
     def _stop(self, seconds: float) -> None:
         """Let the processes save and end, within `seconds`, and kill what is left."""
-        processes = self._pcontext.pids().values() if self._pcontext else ()
-        for pid in processes:  # not to their groups: workers that load images ignore other signals only
-            with suppress(ProcessLookupError):
-                os.kill(pid, HOSTS_CHANGE)
+        if self._pcontext is None:
+            return
+        processes = [handler.proc for handler in cast(Any, self._pcontext).subprocess_handlers.values()]
+        for process in processes:  # not to its group: workers that load images ignore other signals only
+            process.send_signal(HOSTS_CHANGE)
         until = time.monotonic() + seconds
-        while time.monotonic() < until and self._monitor_workers(self._worker_group).state is WorkerState.HEALTHY:
+        while time.monotonic() < until and any(process.poll() is None for process in processes):
             time.sleep(LOOK_SECONDS)
-        if self._pcontext:
-            self._pcontext.close(signal.SIGKILL)
+        self._pcontext.close(signal.SIGKILL)
 
     def _keep_in_touch(self) -> None:
         """In a thread: end where the store is out of reach. torch's own calls wait without end where a link is cut."""

@@ -28,7 +28,7 @@ from yoloyard.common.log import ONCE
 from yoloyard.common.user_file import is_custom
 from yoloyard.common.versions import versions
 from yoloyard.data.formats.data_yaml import read_data_yaml
-from yoloyard.training.distributed.watch import START_SECONDS, Watch
+from yoloyard.training.distributed.watch import LOST_CODE, START_SECONDS, Watch, starts_again
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,9 @@ def meet(seconds: float = START_SECONDS) -> tuple[dist.Store, int, int]:
         problem = f"not all processes of the run came to {host}:{port} within {seconds:.0f} s: {text}"
         if "EADDRINUSE" in text:
             problem = f"port {port} of {platform.node()} is taken by another program: choose another MASTER_PORT"
-    raise UserError(problem) if speaks else SilentError(problem)
+    apart = UserError(problem) if speaks else SilentError(problem)
+    apart.exit_code = LOST_CODE if starts_again() else 1
+    raise apart
 
 
 def wait_for(host: str, port: int, seconds: float, named_by: str, who: str, speaks: bool = True) -> str:

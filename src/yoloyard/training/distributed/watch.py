@@ -8,13 +8,15 @@ nowhere if that is rank 0. Error files know no process that hangs, nor any other
 import dataclasses
 import json
 import os
+import queue
 import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ FIRST_PLACES = 5  # calls of `Team.reached` after which a process has made its f
 REPORT_SECONDS = 3.0  # within which every process that lives and waits has noticed a failure
 LOOK_SECONDS = 1.0  # between two looks of the watching thread
 LAST_WORD_SECONDS = 2.0  # that the main thread has to report what the watching thread has found
+ANSWER_SECONDS = 60.0  # that the store may take
 END_SECONDS = 10.0  # that the main thread has to end after another process has reported a failure
 LOST_CODE, UNEXPECTED_CODE = 75, 70  # exit codes where the launcher starts the processes again
 
@@ -90,12 +93,12 @@ class Watch:
     ) -> None:
         self.rank, self.size, self.hang_timeout = rank, size, hang_timeout
         self.run_folder: Path | None = None  # for advice
-        self.starts_again = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0  # as its launcher says
+        self.starts_again = starts_again()
         self.limit = START_SECONDS  # that a process may be late at an exchange
         self.shown = Shown(pid_namespace(), os.getpid())
         self.is_first_of_host = os.environ.get("LOCAL_RANK", "0") == "0" or size == 1
         self.ending = threading.Event()  # the main thread is on its way out
-        self._store = store
+        self._store = None if store is None else _Answering(store)
         self._showing, self._speaking = threading.Lock(), threading.RLock()
         self._processes: dict[int, psutil.Process] = {}  # by rank, those that can be seen from here
         self._long_works = 0  # the same number in all processes
@@ -175,7 +178,11 @@ class Watch:
 
     def _all_shown(self) -> list[Shown]:
         assert self._store is not None
-        return [Shown(**json.loads(text)) for text in self._store.multi_get([f"shown/{r}" for r in range(self.size)])]
+        keys = [f"shown/{rank}" for rank in range(self.size)]
+        if self._store.check(keys):
+            return [Shown(**json.loads(text)) for text in self._store.multi_get(keys)]
+        there = [self._store.get(key) if self._store.check([key]) else None for key in keys]
+        return [Shown(**json.loads(text)) if text else Shown("", 0) for text in there]
 
     def _dead(self, shown: Sequence[Shown]) -> set[int]:
         """The ranks that have certainly ended. Nobody can tell of a process of another host or container."""
@@ -271,6 +278,43 @@ class Watch:
             if self._store is None or self._store.add("speakers", 0):
                 return
             time.sleep(REPORT_SECONDS / 10)
+
+
+class _Answering:
+    """A store of which each call raises LostProcessError after ANSWER_SECONDS.
+
+    torch's own wait without end where a link is cut; they keep a thread each then, which ends with the process.
+    """
+
+    def __init__(self, store: "dist.Store") -> None:
+        self._store, self._is_lost = store, False
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return partial(self._call, getattr(self._store, name))
+
+    def _call(self, function: Callable[..., Any], *arguments: object) -> Any:
+        answers: queue.Queue[tuple[Any, Exception | None]] = queue.Queue()
+
+        def call() -> None:
+            try:
+                answers.put((function(*arguments), None))
+            except Exception as error:  # noqa: BLE001  # it is raised below
+                answers.put((None, error))
+
+        threading.Thread(target=call, daemon=True).start()
+        try:
+            answer, error = answers.get(timeout=0.1 if self._is_lost else ANSWER_SECONDS)
+        except queue.Empty:
+            self._is_lost = True
+            raise LostProcessError(f"the store has not answered for {ANSWER_SECONDS:.0f} s") from None
+        if error is not None:
+            raise error
+        return answer
+
+
+def starts_again() -> bool:
+    """Does the launcher start the processes again if one fails?"""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def pid_namespace() -> str:

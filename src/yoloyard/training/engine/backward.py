@@ -31,7 +31,7 @@ class BackwardPass:
         self.left: list[nn.Parameter] = engine.parameters  # that have no gradient of this batch yet
         # of this process, where `measures` has it due; nan where the batch is computed in parts
         self.label_ratio: Tensor | None = None
-        if engine.number % (measures.LABELS_PERIOD * engine.schedule.accumulate) == 0 and len(batch.images) > 1:
+        if measures.label_ratio_is_due(engine, batch):
             self.label_ratio = torch.full((), math.nan, device=engine.device)
 
     def run(self) -> Tensor:

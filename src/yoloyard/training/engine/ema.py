@@ -78,23 +78,23 @@ class Statistics:
     """
 
     def __init__(self, model: nn.Module, average: nn.Module, device: torch.device) -> None:
-        self._own, self._averages, self._device = _statistics_of(model), _statistics_of(average), device
+        self.of_model, self._averages, self._device = _statistics_of(model), _statistics_of(average), device
         self.good = self._flat()
 
     @torch.no_grad()
     def put_back(self, found_inf: Tensor) -> None:
         """After an update: back to the good ones where `found_inf` () is 1, else the present ones become the good."""
-        if self._own:
+        if self.of_model:
             self.good = torch.where(found_inf > 0, self.good, self._flat())
-            torch._foreach_copy_(self._own, split_like(self.good, self._own))
+            torch._foreach_copy_(self.of_model, split_like(self.good, self.of_model))
 
     @torch.no_grad()
     def even_out(self, strategy: "Strategy") -> None:
         """Give all processes the same statistics, in the model and in its average."""
-        strategy.even_out([*self._own, *self._averages, self.good] if self._own else [])
+        strategy.even_out([*self.of_model, *self._averages, self.good] if self.of_model else [])
 
     def _flat(self) -> Tensor:
-        flat = [statistic.detach().flatten().to(self._device) for statistic in self._own]
+        flat = [statistic.detach().flatten().to(self._device) for statistic in self.of_model]
         return torch.cat(flat) if flat else torch.zeros(0)
 
 

@@ -136,7 +136,7 @@ class Engine:
         self.norms = 0  # how many the loss has; known after the first batch
         self.around_step, self._asked = around_step, asked
         self.parameters, self.device = trained(model), self.strategy.device
-        self._statistics = Statistics(model, self.average.model, self.device)
+        self.statistics = Statistics(model, self.average.model, self.device)
         self._losses_finite = torch.ones((), device=self.device)  # of the batches since the last update
         # of the epoch: losses (parts,), finite batches, gradient norms, finite updates
         self._sums = torch.zeros(len(self.gains) + 3, device=self.device)
@@ -221,28 +221,35 @@ class Engine:
         norm = self.strategy.clip(self.parameters, MAX_GRADIENT_NORM)
         # Gradients and losses are those of all processes, so all decide alike.
         found_inf = (~torch.isfinite(norm) | (self._losses_finite == 0)).float()
-        is_measured = (self.number - 1) // measures.UPDATES_PERIOD > self.last_update // measures.UPDATES_PERIOD
-        before = [weight.detach().clone() for weight in self._watched] if is_measured else []
+        is_measured = (
+            bool(self._watched)
+            and (self.number - 1) // measures.UPDATES_PERIOD > self.last_update // measures.UPDATES_PERIOD
+        )
+        watched = self.strategy.own(self._watched) if is_measured else []
+        before = [weight.detach().clone() for weight in watched]
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # torch's mark of a fused one
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.step()
         elif not found_inf.item():
             self.optimizer.step()
-        if before:
-            self._update_ratio = measures.update_ratio(self._watched, before, found_inf, self.strategy.norm)
+        if is_measured:
+            self._update_ratio = measures.update_ratio(watched, before, found_inf, self.strategy.norm)
         if self.scaler.is_enabled():
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._statistics.put_back(found_inf)
+        self.statistics.put_back(found_inf)
         self.average.update(found_inf)
         self._losses_finite = torch.ones_like(self._losses_finite)
         return norm, found_inf
 
     def without_gradient(self) -> list[str]:
         """Names of the trainable parameters that have no gradient before the first update; later nothing."""
-        named = () if self._has_updated else self.model.named_parameters()
-        return [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
+        if self._has_updated:
+            return []
+        named = self.model.named_parameters()
+        names = [name for name, parameter in named if parameter.requires_grad and parameter.grad is None]
+        return self.strategy.in_all(names)
 
     def _measured(self) -> Tensor:
         """(3,) for `StepReport`."""
@@ -285,19 +292,19 @@ class Engine:
 
     def even_out_statistics(self) -> None:
         """Give all processes the mean of BatchNorm's statistics, before a validation or a checkpoint."""
-        self._statistics.even_out(self.strategy)
+        self.statistics.even_out(self.strategy)
 
     @torch.no_grad()
     def settle(self) -> bool:
         """Before `state_dict`: make gradients and statistics equal in all processes; drop bad gradients and say so."""
-        self.strategy.settle(self.parameters)
+        self.strategy.settle(self)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         is_bad = not (bool(torch.isfinite(self.strategy.norm(gradients))) and bool(self._losses_finite))
         if is_bad:
             self.optimizer.zero_grad(set_to_none=True)
             self._images = []
             self._losses_finite = torch.ones_like(self._losses_finite)
-            self._statistics.put_back(torch.ones((), device=self.device))
+            self.statistics.put_back(torch.ones((), device=self.device))
         self.even_out_statistics()
         return is_bad
 
@@ -319,7 +326,7 @@ class Engine:
             "gradients": {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None},
             "engine": {
                 "sums": self._sums,
-                "good_statistics": self._statistics.good,
+                "good_statistics": self.statistics.good,
                 "losses_finite": self._losses_finite,
                 "number": self.number,
                 "last_update": self.last_update,
@@ -344,7 +351,7 @@ class Engine:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
                     parameter.grad *= ratio
-        self._statistics.good = own["good_statistics"].to(self._statistics.good.device, copy=True)
+        self.statistics.good = own["good_statistics"].to(self.statistics.good.device, copy=True)
         self._losses_finite = own["losses_finite"].to(self.device, copy=True)
         self._sums = own["sums"].to(self.device, copy=True)
         self.number, self.last_update = own["number"], own["last_update"]

@@ -34,8 +34,13 @@ def update_ratio(
 
     `norm` is that of the strategy.
     """
-    update, length = norm(torch._foreach_sub(list(weights), list(before))), norm(before)
+    update, length = norm(torch._foreach_sub(list(weights), list(before)) if before else ()), norm(before)
     return torch.where(found_inf > 0, math.nan, update / length.clamp(min=1e-12))
+
+
+def label_ratio_is_due(engine: "Engine", batch: Batch) -> bool:
+    """Is the next batch of the run, which is `batch`, one whose `label_ratio` is measured?"""
+    return engine.number % (LABELS_PERIOD * engine.schedule.accumulate) == 0 and len(batch.images) > 1
 
 
 @torch.no_grad()

@@ -30,6 +30,12 @@ log = logging.getLogger(__name__)
 
 ON_DIVERGENCE = ("warn", "stop", "rollback")
 STRATEGIES = ("ddp", "fsdp", "placement", "pipeline")
+# Settings that a strategy can't follow; the shapes of a pipeline never change.
+REFUSED = {
+    "fsdp": ["sync_bn", "compress_gradients"],
+    "placement": ["sync_bn", "compile", "compress_gradients"],
+    "pipeline": ["sync_bn", "compile", "multi_scale", "rect", "compress_gradients"],
+}
 MAX_CLASSES_NAMED = 20  # in a line
 
 
@@ -43,8 +49,10 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
     if given.get("batch", AUTO) != AUTO:
         check_shares(f"--batch {config.batch}", config.batch, config.nodes, num_processes)
-    elif config.strategy == "placement" and given.get("batch") == AUTO:
-        raise UsageError("--batch auto measures one device; with --strategy placement say a number")
+    elif config.strategy in ("placement", "pipeline") and given.get("batch") == AUTO:
+        raise UsageError(f"--batch auto measures one device; with --strategy {config.strategy} say a number")
+    if config.strategy == "pipeline" and num_processes == 1:
+        raise UsageError("--strategy pipeline has a process for each stage of the network: say how many by --processes")
     if config.sync_bn and device.type == "cpu":
         raise UsageError("--sync-bn is for GPUs; leave it out on a CPU")
     for name in ("mosaic", "mixup"):
@@ -53,7 +61,8 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
     if config.single_cls and config.class_weights is not None:
         raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
     check_resumable(config)
-    check_strategy(config, num_processes)
+    if config.strategy == "placement":
+        check_placement(config.device, num_processes)
 
 
 def shares_of(nodes: str, processes: int) -> int:
@@ -82,24 +91,15 @@ def check_resumable(config: TrainConfig) -> None:
         raise UsageError(unknown_name(config.on_divergence, ON_DIVERGENCE, "answer for --on-divergence"))
     if config.strategy not in STRATEGIES:
         raise UsageError(unknown_name(config.strategy, STRATEGIES, "strategy for --strategy"))
-    if config.strategy == "fsdp" and config.sync_bn:
-        raise UsageError("--strategy fsdp does not go with --sync-bn: leave one of them out")
+    for name in REFUSED.get(config.strategy, ()):
+        if getattr(config, name):
+            flag = name.replace("_", "-")
+            raise UsageError(f"--strategy {config.strategy} does not go with --{flag}: leave one of them out")
     if config.cpu_offload and config.strategy != "fsdp":
         raise UsageError(f"--cpu-offload is for --strategy fsdp, not {config.strategy}: say --no-cpu-offload")
     check_trackers(config)
     if config.backup:
         check_address(config.backup, config.backup_endpoint)
-
-
-def check_strategy(config: TrainConfig, num_processes: int) -> None:
-    """Raise UsageError for settings that do not go with the strategy."""
-    if config.compress_gradients and config.strategy != "ddp":
-        raise UsageError(f"--compress-gradients is for --strategy ddp, not {config.strategy}: leave it out")
-    if config.strategy == "placement":
-        check_placement(config.device, num_processes)
-        for name in ("compile", "sync_bn"):
-            if getattr(config, name):
-                raise UsageError(f"--strategy placement has no --{name.replace('_', '-')}: leave it out")
 
 
 def check_placement(device: str, num_processes: int) -> None:
@@ -180,7 +180,8 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
             + ("--time HOURS" if config.time else "--epochs N")
         )
     check_resumable(config)
-    check_strategy(config, num_processes)
+    if config.strategy == "placement":
+        check_placement(config.device, num_processes)
     return dataclasses.replace(spec, config=config, given=spec.given | given)
 
 

@@ -1,7 +1,7 @@
 """What a strategy is, and that of one process alone."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,10 @@ class Strategy:
     def share(self) -> tuple[int, int]:
         """Which share of each batch this process trains on, from 0, and how many shares there are."""
         return self.team.rank, self.team.size
+
+    def batches(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The `batches` of this process's share, which it may get from another process instead."""
+        return batches
 
     def backward(self, engine: "Engine", batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Add the gradients of this process's share of a batch to the parameters.
@@ -85,8 +89,16 @@ class Strategy:
             nn.utils.clip_grads_with_norm_(kind, limit, norm)
         return norm
 
-    def settle(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Before a checkpoint: make gradients equal in all processes."""
+    def own(self, parameters: list[Tensor]) -> list[Tensor]:
+        """Those of the `parameters` that this process updates, so that their `norm` is that of all."""
+        return parameters
+
+    def in_all(self, names: list[str]) -> list[str]:
+        """Those of this process's `names` that all processes have; on rank 0."""
+        return names
+
+    def settle(self, engine: "Engine") -> None:
+        """Before a checkpoint: make gradients, and what else differs between processes, equal in all."""
 
     def even_out(self, tensors: list[Tensor]) -> None:
         """Give `tensors`, which each process has gone on with by itself, one value in all processes."""

@@ -1,9 +1,8 @@
 """Each process has the whole model and a share of each batch: torch's DistributedDataParallel (DDP)."""
 
 import inspect
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +12,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.strategies.alone import Strategy
+
+if TYPE_CHECKING:
+    from yoloyard.training.engine.engine import Engine
 
 
 class Ddp(Strategy):
@@ -46,7 +48,8 @@ class Ddp(Strategy):
         if is_due:
             self.network.reducer.prepare_for_backward(roots)  # type: ignore[union-attr, operator]  # as a forward does
 
-    def settle(self, parameters: Sequence[nn.Parameter]) -> None:
+    def settle(self, engine: "Engine") -> None:
+        parameters = engine.parameters
         # A parameter may have a gradient in one process alone.
         there = [parameter.grad is not None for parameter in parameters]
         anywhere = self.team.all_reduce(torch.tensor(there, dtype=torch.int32, device=parameters[0].device)).tolist()

@@ -72,8 +72,8 @@ class Fsdp(Strategy):
             self._even_out_whole(engine.parameters)
         return found
 
-    def settle(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._even_out_whole(parameters)
+    def settle(self, engine: "Engine") -> None:
+        self._even_out_whole(engine.parameters)
 
     def even_out(self, tensors: list[Tensor]) -> None:
         self.team.even_out(tensors)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from job import EPOCHS, Job
-from network import Host, Network
+
+from host_job import EPOCHS, Job
+from host_network import Host, Network
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +86,9 @@ def test_training_goes_on_whatever_is_lost_and_comes_back(
         first.cut()
     assert first.end(SECONDS) == 1
     first.wait_for("has lost the other hosts")
+    first.start(*words, "--lrf", 0.5)  # a host that is not like the others ends alone
+    assert first.end(SECONDS) == 2
+    first.wait_for("--lrf is not set on worker")
     with going_on(job, hosts, record):  # the link is there again
         first.start(*words)
     with going_on(job, hosts, record):  # a host is preempted: what it has done is saved
@@ -136,6 +140,22 @@ def test_hosts_that_share_no_disk(hosts: list[Host], job: Job, undisturbed: list
         f"the run was on worker ({second.address}), which is not there, and worker ({first.address}) has no run"
     )
     assert not (first.folder / "runs").exists()
+
+
+def test_a_host_without_the_run_folder_fetches_it_from_the_backup(
+    hosts: list[Host], job: Job, undisturbed: list[float], tmp_path: Path, record: Record
+) -> None:
+    meeting, first, second = hosts
+    meeting.start("rendezvous")
+    meeting.wait_for("--rendezvous")
+    words = [*words_of(job, "1:2", meeting, Path("runs")), "--backup", f"file://{tmp_path}/copies"]
+    here, there = (Job(job.words, host.folder / "runs", job.slow) for host in (first, second))
+    begin(there, [second], words)
+    with going_on(there, hosts, record):
+        first.start(*words)
+    with going_on(here, hosts, record):
+        second.kill()
+    assert here.losses() == pytest.approx(undisturbed[: len(here.losses())], rel=2e-2)
 
 
 def test_a_host_without_the_data_says_so_before_the_first_step(hosts: list[Host], job: Job, data: Path) -> None:
