@@ -12,6 +12,7 @@ import platform
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -187,10 +188,12 @@ def own_address(head: str, port: int) -> str:
     addresses = interface_addresses()
     if names := check_interface("GLOO_SOCKET_IFNAME", is_prefix=False):
         return next(iter(addresses[names[0]]), "")
-    family, kind, protocol, _, target = socket.getaddrinfo(head, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(target)  # sends nothing
-        address = str(probe.getsockname()[0])
+    address = "127.0.0.1"
+    with suppress(OSError):  # where there is no way there
+        family, kind, protocol, _, target = socket.getaddrinfo(head, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(target)  # sends nothing
+            address = str(probe.getsockname()[0])
     if _is_own_alone(address):  # as the host's own name often means
         outside = [each for of_it in addresses.values() for each in of_it if not _is_own_alone(each)]
         address = next(iter(outside), address)
