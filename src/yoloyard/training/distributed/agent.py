@@ -128,7 +128,8 @@ class Agent(LocalElasticAgent):
             if self.is_elastic and code in GOES_ON:
                 log.info("this host leaves the run, which goes on where other hosts are there")
             else:
-                self.end(code, f"{stopped.sigval.name} came there")
+                is_said = self._worker_group.group_rank == 0  # else the host of rank 0 says how to go on
+                self.end(code, f"{stopped.sigval.name} came there", is_said)
             return code
         except RendezvousClosedError:
             self._stop_if_ended()
