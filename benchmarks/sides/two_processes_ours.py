@@ -1,4 +1,4 @@
-"""A side of processes.py: in each turn one or several processes, a thread each, train on batches that they share."""
+"""A side of two_processes.py: processes with a thread each train on images that they share."""
 
 from __future__ import annotations
 
@@ -85,7 +85,11 @@ def make_step(arguments: argparse.Namespace, team: Team) -> Callable[[], None]:
     around = cpu.prepare_training(detector, criterion, precision, team.size)
     strategy = build_strategy(config, detector, team, precision, may_leave_out=False)
     engine = Engine(detector, criterion, gains, precision, config, len(loader), strategy, around)
-    return lambda: bool(engine.step(next(batches)).send().read())
+
+    def step() -> None:
+        engine.step(next(batches)).send().read()
+
+    return step
 
 
 if __name__ == "__main__":
