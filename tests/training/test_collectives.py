@@ -20,7 +20,7 @@ def test_a_gpu_is_handed_to_nccl_with_its_index(monkeypatch: pytest.MonkeyPatch)
     handed: dict[str, Any] = {}
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as torchrun does
-    monkeypatch.setattr(dist, "rendezvous", lambda address: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(collectives, "meet", lambda: (dist.HashStore(), 1, 2))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: handed.update(options, backend=backend))
 
     def new_group(**options: Any) -> None:
