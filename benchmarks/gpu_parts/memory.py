@@ -18,7 +18,9 @@ from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
 from yoloyard.training.engine.checkpointing import checkpoint_activations
+from yoloyard.training.engine.engine import Engine
 from yoloyard.training.setup.batch_size import find_batch
+from yoloyard.training.strategies.placement import Placement
 
 STEPS = 5  # that are measured, after two that are not
 NOMINAL = 256  # images up to which a batch is looked for
@@ -67,6 +69,44 @@ def _cost(device: torch.device, is_checkpointed: bool) -> str:
     return f"{1000 * seconds:.0f} ms and {gigabytes:.2f} GB"
 
 
+def placed(device: torch.device) -> str:
+    """Losses of a model on two GPUs beside those on one, and the gigabytes of each; with one GPU there is no answer."""
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        return "not measured: there is one GPU"
+    devices = [torch.device("cuda", number) for number in range(2)] if device.type == "cuda" else [device, device]
+    model, images, side = ("yolo11x", 2, 1280) if device.type == "cuda" else ("yolo11n", 1, 64)
+    losses, seconds = [], []
+    for place in (devices[:1], devices):
+        own = Training(devices[0], choose_precision(device, amp=True).dtype, model)
+        strategy = Placement(own.detector, devices) if len(place) > 1 else None
+        engine = Engine(
+            own.detector,
+            own.engine.criterion,
+            own.engine.gains,
+            own.engine.precision,
+            own.engine.config,
+            10**6,
+            strategy,
+        )
+        for number in range(2 + STEPS):
+            if number == 2:
+                synchronize(device)
+                for each in place:
+                    torch.cuda.reset_peak_memory_stats(each) if device.type == "cuda" else None
+                began = time.perf_counter()
+            report = engine.step(some_batch(images, side))
+            if not number:
+                losses.append(report.losses)
+        synchronize(device)
+        seconds.append((time.perf_counter() - began) / STEPS)
+        peaks = [torch.cuda.max_memory_allocated(each) / 2**30 if device.type == "cuda" else 0.0 for each in place]
+        del own, engine, strategy, report
+        release_memory(device)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-2, atol=1e-3)
+    held = " and ".join(f"{peak:.2f}" for peak in peaks)
+    return f"{1000 * seconds[1]:.0f} ms instead of {1000 * seconds[0]:.0f} ms a step; {held} GB"
+
+
 def found_batch(device: torch.device) -> str:
     """What --batch auto finds for yolo11x at 640 pixels, and that a tenth of the memory stays free."""
     config = with_overrides(TrainConfig(), {"imgsz": 640, "nbs": NOMINAL})
@@ -85,4 +125,5 @@ def of_memory(device: torch.device) -> dict[str, Check]:
         "a batch that exhausts the memory": partial(parts, device),
         "--checkpoint-activations": partial(computed_again, device),
         "--batch auto": partial(found_batch, device),
+        "--strategy placement": partial(placed, device),
     }

@@ -15,7 +15,7 @@ from on_device import SGD, everything, some_batch
 from processes import run_together
 from tiny_network import Tiny
 from yoloyard.common.device import Precision
-from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.errors import UsageError
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.losses import build_criterion
@@ -65,7 +65,7 @@ def test_each_device_gets_an_even_share_of_the_maps() -> None:
         places = places_of(sizes, 2)
         first = sum(size for size, place in zip(sizes, places, strict=True) if place == 0) / sum(sizes)
         assert 0.4 < first < 0.6
-    with pytest.raises(UserError, match=r"4 blocks, .* too few for 9 devices; name fewer"):
+    with pytest.raises(UsageError, match=r"4 blocks, .* too few for 9 devices; name fewer"):
         Placement(Tiny(3), [CPU] * 9)
 
 
@@ -130,10 +130,10 @@ def test_whole_steps_never_mix_devices_and_copy_no_map_twice() -> None:
         ({"device": "cpu"}, "wants two devices of a kind or more, such as 0,1, not cpu"),
         ({}, "not auto"),
         ({"device": "cpu,cpu", "processes": 2}, "is one process with several devices; here are 2"),
-        ({"device": "cpu,cpu", "compile": True}, "has no --compile"),
+        ({"device": "cpu,cpu", "compile": True}, "does not go with --compile"),
         ({"device": "cpu,cpu", "sync_bn": True}, "sync-bn"),
         ({"device": "cpu,cpu", "batch": "auto"}, "say a number"),
-        ({"device": "cpu,cpu", "compress_gradients": True}, "--compress-gradients is for --strategy ddp"),
+        ({"device": "cpu,cpu", "compress_gradients": True}, "does not go with --compress-gradients"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(overrides: dict[str, Any], message: str) -> None:

@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 ON_DIVERGENCE = ("warn", "stop", "rollback")
 STRATEGIES = ("ddp", "fsdp", "placement", "pipeline")
 # Settings that a strategy can't follow; the shapes of a pipeline never change.
-REFUSED = {"fsdp": ["sync_bn"], "pipeline": ["sync_bn", "compile", "multi_scale", "rect"]}
+REFUSED = {
+    "fsdp": ["sync_bn", "compress_gradients"],
+    "placement": ["sync_bn", "compile", "compress_gradients"],
+    "pipeline": ["sync_bn", "compile", "multi_scale", "rect", "compress_gradients"],
+}
 MAX_CLASSES_NAMED = 20  # in a line
 
 
@@ -57,7 +61,8 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
     if config.single_cls and config.class_weights is not None:
         raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
     check_resumable(config)
-    check_strategy(config, num_processes)
+    if config.strategy == "placement":
+        check_placement(config.device, num_processes)
 
 
 def shares_of(nodes: str, processes: int) -> int:
@@ -95,17 +100,6 @@ def check_resumable(config: TrainConfig) -> None:
     check_trackers(config)
     if config.backup:
         check_address(config.backup, config.backup_endpoint)
-
-
-def check_strategy(config: TrainConfig, num_processes: int) -> None:
-    """Raise UsageError for settings that do not go with the strategy."""
-    if config.compress_gradients and config.strategy != "ddp":
-        raise UsageError(f"--compress-gradients is for --strategy ddp, not {config.strategy}: leave it out")
-    if config.strategy == "placement":
-        check_placement(config.device, num_processes)
-        for name in ("compile", "sync_bn"):
-            if getattr(config, name):
-                raise UsageError(f"--strategy placement has no --{name.replace('_', '-')}: leave it out")
 
 
 def check_placement(device: str, num_processes: int) -> None:
@@ -186,7 +180,8 @@ def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, fol
             + ("--time HOURS" if config.time else "--epochs N")
         )
     check_resumable(config)
-    check_strategy(config, num_processes)
+    if config.strategy == "placement":
+        check_placement(config.device, num_processes)
     return dataclasses.replace(spec, config=config, given=spec.given | given)
 
 

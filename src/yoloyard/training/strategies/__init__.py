@@ -8,13 +8,15 @@ from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.strategies.alone import Strategy
 from yoloyard.training.strategies.ddp import Ddp
-from yoloyard.training.strategies.placement import Placement
+from yoloyard.training.strategies.placement import Placement, kept_bytes, places_of
 
 log = logging.getLogger(__name__)
 
 
 def check_strategy(config: TrainConfig, model: Detector) -> None:
     """Raise UsageError if the strategy of `config` can't train `model`."""
+    if config.strategy == "placement":
+        places_of(list(kept_bytes(model).values()), len(choose_devices(config.device)))
     if config.strategy == "fsdp" and config.processes > 1:
         from yoloyard.training.strategies.fsdp import check_shardable  # whose import takes half a second
 

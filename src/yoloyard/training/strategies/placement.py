@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from yoloyard.common.errors import UserError
+from yoloyard.common.errors import UsageError
 from yoloyard.models.detector import Detector
 from yoloyard.training.strategies.alone import Strategy
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class Placement(Strategy):
     """Moves the blocks of `model`, which lies on the first of `devices`, so that each device keeps as many bytes.
 
-    Images and the loss are on the first device. Gradients are those of a single device. Raises UserError for a model
+    Images and the loss are on the first device. Gradients are those of a single device. Raises UsageError for a model
     with fewer blocks than devices.
     """
 
@@ -32,12 +32,6 @@ class Placement(Strategy):
         self.device = devices[0]
         kept = kept_bytes(model)
         places = places_of(list(kept.values()), len(devices))
-        if len(set(places)) < len(devices):
-            largest = max(kept.values()) / sum(kept.values())
-            raise UserError(
-                f"--strategy placement: {len(kept)} blocks, the largest of which keeps {largest:.0%} of the maps, are "
-                f"too few for {len(devices)} devices; name fewer"
-            )
         constants = {name: getattr(model.head, name) for name in model.head.constants}  # which the loss shares
         for block, place in zip(kept, places, strict=True):
             block.to(devices[place])
@@ -85,11 +79,20 @@ def kept_bytes(detector: Detector) -> dict[nn.Module, int]:
 
 
 def places_of(sizes: Sequence[int], count: int) -> list[int]:
-    """Of `sizes` one after the other, the number of the place, of `count`, where the middle of each one falls."""
+    """Of `sizes` one after the other, the number of the place, of `count`, where the middle of each one falls.
+
+    Raises UsageError if a place gets none.
+    """
     places, before = [], 0
     for size in sizes:
         places.append(int((before + size / 2) / sum(sizes) * count))
         before += size
+    if len(set(places)) < count:
+        largest = max(sizes) / sum(sizes)
+        raise UsageError(
+            f"--strategy placement: {len(sizes)} blocks, the largest of which keeps {largest:.0%} of the maps, are too "
+            f"few for {count} devices; name fewer"
+        )
     return places
 
 
