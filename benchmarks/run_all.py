@@ -28,7 +28,7 @@ BENCHMARKS = {
     "epoch": "A whole training from the command line",
     "fixed_time": "From a fixed wall time",
     "not_alone": "Training beside a busy process, ours alone",
-    "processes": "Training in two processes, ours alone",
+    "two_processes": "Training in two processes, ours alone",
     "scaling": "Scaling, ours alone",
     "workers": "Threads or processes as workers, ours alone",
 }
@@ -41,7 +41,7 @@ FLAGS: dict[str, list[str | Path]] = {
     "fixed_time": BOTH_SETS,
     "workers": ["--data", TREES],
     "not_alone": ["--data", DEMO],
-    "processes": ["--data", DEMO],
+    "two_processes": ["--data", DEMO],
 }
 PAGE = HERE / "RESULTS.md"
 

@@ -1,4 +1,4 @@
-"""A side of processes.py: in each turn one or several processes, a thread each, train on batches that they share."""
+"""A side of two_processes.py: in each turn one or several processes, a thread each, train on batches that they share."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Training of yolo11n in two processes with a thread each, compared with one process with one thread.
 
-    python benchmarks/processes.py --data demo/data.yaml --reference-python PYTHON
+    python benchmarks/two_processes.py --data demo/data.yaml --reference-python PYTHON
 
 PYTHON is the interpreter of all sides, and all are ours: "theirs" in the first row is one process. In the second row it
 is two processes that exchange nothing, each with half of the images: what two cores can do here. Each turn trains on as
@@ -24,7 +24,7 @@ def main() -> None:
     )
     dtype = "bfloat16" if native_bfloat16() else "float32"
     words = ["--data", arguments.data, "--dtype", dtype, "--imgsz", str(IMGSZ), "--batch", str(BATCH)]
-    program = [HERE / "sides" / "processes_ours.py", *words, "--processes"]
+    program = [HERE / "sides" / "two_processes_ours.py", *words, "--processes"]
     sides = [
         Side("two", [*program, "2"], 1),
         Side("apart", [*program, "2", "--apart"], 1),
@@ -37,7 +37,7 @@ def main() -> None:
         turns = sorted(ours / theirs for ours, theirs in zip(two, others, strict=True))
         note = f"demo set, {IMGSZ} px, {dtype}, a thread each; {turns[0]:.2f} to {turns[-1]:.2f} in {len(turns)} turns"
         rows.append(Row(what, "images/s", two, others, goal, more_is_better=True, note=note))
-    write_results("processes", rows, arguments.reference_python)
+    write_results("two_processes", rows, arguments.reference_python)
 
 
 if __name__ == "__main__":
