@@ -68,7 +68,7 @@ def test_importing_everything_changes_nothing() -> None:
     program = f"""
 import logging, os, random, signal, sys, threading
 import cv2, matplotlib.figure, torch  # what these change is not ours
-import rich.progress, rich.table, torch.utils.flop_counter
+import rich.progress, rich.table, torch.distributed.pipelining, torch.utils.flop_counter
 before = (dict(os.environ), torch.get_num_threads(), torch.initial_seed(), len(logging.root.handlers),
           signal.getsignal(signal.SIGINT), random.getstate(), threading.active_count())
 import importlib, pathlib

@@ -1,4 +1,4 @@
-"""A side of two_processes.py: processes with a thread each train on images that they share."""
+"""A side of two_processes.py: in each turn one or several processes, a thread each, train on shared batches."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def main() -> None:
         other.wait()
 
 
-def make_step(arguments: argparse.Namespace, team: Team) -> Callable[[], None]:
+def make_step(arguments: argparse.Namespace, team: Team) -> Callable[[], object]:
     """What trains on the next batch, loading included, as the trainer does."""
     config, rank, count = TrainConfig(imgsz=arguments.imgsz, batch=arguments.batch, workers=0), team.rank, team.size
     if arguments.apart:
@@ -85,11 +85,7 @@ def make_step(arguments: argparse.Namespace, team: Team) -> Callable[[], None]:
     around = cpu.prepare_training(detector, criterion, precision, team.size)
     strategy = build_strategy(config, detector, team, precision, may_leave_out=False)
     engine = Engine(detector, criterion, gains, precision, config, len(loader), strategy, around)
-
-    def step() -> None:
-        engine.step(next(batches)).send().read()
-
-    return step
+    return lambda: bool(engine.step(next(batches)).send().read())
 
 
 if __name__ == "__main__":

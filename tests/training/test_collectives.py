@@ -18,9 +18,10 @@ from yoloyard.training.state.randomness import RandomNumbers, seed_all
 
 def test_a_gpu_is_handed_to_nccl_with_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
     handed: dict[str, Any] = {}
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")  # as torchrun does
-    monkeypatch.setattr(dist, "rendezvous", lambda address: iter([(dist.HashStore(), 1, 2)]))
+    monkeypatch.setattr(dist, "rendezvous", lambda address, **options: iter([(dist.HashStore(), 1, 2)]))
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: handed.update(options, backend=backend))
 
     def new_group(**options: Any) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from commands import TINY_NETWORK
 from exhausted import limit
-from on_device import Training, everything, some_batch
+from on_device import ADAMW, SGD, Training, everything, some_batch
 from processes import run_together
 from tiny_network import Tiny
 from yoloyard.common.device import Precision
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.config.settings import TrainConfig
+from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.demo.write import write_demo
 from yoloyard.models import registry
 from yoloyard.training.begin import Run, begin
@@ -254,9 +254,9 @@ def group_of_one() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def sharded(model: str = "tiny", precision: Precision = FLOAT32) -> Training:
+def sharded(model: str = "tiny", precision: Precision = FLOAT32, optimization: OptimizerConfig = SGD) -> Training:
     """As `Training`, with shards."""
-    training = Training(CPU, precision.dtype, model)
+    training = Training(CPU, precision.dtype, model, optimization)
     own, strategy = training.engine, Fsdp(training.detector, Team(), precision)
     training.engine = Engine(training.detector, own.criterion, own.gains, precision, own.config, 10**6, strategy)
     return training
@@ -278,8 +278,9 @@ def test_parts_that_another_strategy_has_come_to_are_not_taken_over(group_of_one
 
 
 @pytest.mark.parametrize("precision", [FLOAT32, Precision("cpu", torch.float32, "accelerator")], ids=["cpu", "scaler"])
-def test_a_bad_step_leaves_no_trace(group_of_one: None, precision: Precision) -> None:
-    training = sharded(precision=precision)
+@pytest.mark.parametrize("optimization", [SGD, ADAMW], ids=["SGD", "AdamW"])
+def test_a_bad_step_leaves_no_trace(group_of_one: None, precision: Precision, optimization: OptimizerConfig) -> None:
+    training = sharded(precision=precision, optimization=optimization)
     training.step(some_batch(seed=1))
     before = {name: training.engine.strategy.whole(value) for name, value in everything(training.engine).items()}
     scale = training.engine.scaler.get_scale()

@@ -15,13 +15,16 @@ from processes import gradients_of, run_together
 from tiny_network import Tiny
 from yoloyard import cpu
 from yoloyard.common.device import Precision
+from yoloyard.common.errors import UsageError
 from yoloyard.common.structures import Batch, images_to_float
+from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.losses import build_criterion
 from yoloyard.models import registry
 from yoloyard.training.distributed.collectives import Team, join_team
 from yoloyard.training.engine.checkpointing import checkpoint_activations
 from yoloyard.training.engine.engine import Engine
+from yoloyard.training.setup.settings import check_new
 from yoloyard.training.setup.starting_point import freeze
 from yoloyard.training.strategies import build_strategy
 
@@ -168,3 +171,21 @@ def test_live_statistics_are_those_of_one_process_that_computes_the_same_micro_b
         assert stage[dtype].keys() == alone.keys()
         for name, value in alone.items():
             assert np.abs(stage[dtype][name] - value).max() <= tolerance * np.abs(value).max(), name
+
+
+@pytest.mark.parametrize(
+    ("given", "processes", "says"),
+    [
+        ({}, 1, "say how many by --processes"),
+        ({"batch": 9}, 2, "can't be shared evenly by 2 processes"),
+        ({"batch": "auto"}, 2, "with --strategy pipeline say a number"),
+        *(
+            ({name: True}, 2, f"does not go with --{name.replace('_', '-')}")
+            for name in ("compile", "multi_scale", "rect")
+        ),
+    ],
+)
+def test_what_a_pipeline_cannot_do_is_refused_at_launch(given: dict[str, Any], processes: int, says: str) -> None:
+    given = {"data": "data.yaml", "strategy": "pipeline"} | given
+    with pytest.raises(UsageError, match=says):
+        check_new(with_overrides(TrainConfig(), given), given, CPU, processes)

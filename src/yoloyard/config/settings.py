@@ -117,7 +117,9 @@ class TrainConfig:
         "auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True, resumable=True, decides=False
     )
     device_path: str = setting("auto", "for tests: with 'accelerator' a CPU runs the code that a GPU runs", hidden=True)
-    processes: int = setting(1, "processes that share a batch, on cpu or with a GPU each", 1, resumable=True)
+    processes: int = setting(
+        1, "processes of each host that share a batch, on cpu or with a GPU each", 1, resumable=True
+    )
     strategy: str = setting(
         "ddp", "how a step is shared: ddp, fsdp, placement or pipeline (see docs/distributed.md)", resumable=True
     )

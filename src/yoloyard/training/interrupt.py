@@ -17,6 +17,7 @@ from typing import Self
 from yoloyard.common.errors import UserError
 
 HOSTS_CHANGE = signal.SIGUSR2
+TOGETHER_SECONDS = 2.0  # within which a cluster's SIGTERM comes twice: to all processes, and by their launcher
 
 
 class Interrupted(UserError):  # noqa: N818  # it is no error
@@ -75,3 +76,9 @@ class InterruptRequest:
             os.write(2, b"\nfinishing this step, then saving; again to stop at once\n")
         self._handlers.close()
         self._heed(signal.SIGUSR1, self._ask_to_save)  # it must not end the process that saves
+        self._heed(signal.SIGTERM, self._ask_again)
+
+    def _ask_again(self, number: int, frame: FrameType | None) -> None:
+        if time.monotonic() - (self.asked_at or 0) > TOGETHER_SECONDS:
+            self._handlers.close()
+            os.kill(os.getpid(), number)

@@ -12,6 +12,7 @@ import platform
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -58,8 +59,11 @@ class Host:
 def meet(seconds: float = START_SECONDS) -> tuple[dist.Store, int, int]:
     """The store of a run's processes, the rank of this one, and how many there are; as torchrun's variables say.
 
-    Raises UserError in one process of a host if they do not meet within `seconds`, SilentError in its others.
+    Raises UserError in one process of a host if they do not meet within `seconds`, SilentError in its others;
+    UsageError if a variable is missing.
     """
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UsageError(f"WORLD_SIZE is set, but not {', '.join(missing)}: start by torchrun, or unset WORLD_SIZE")
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # before any process
     speaks, serves = os.environ.get("LOCAL_RANK", "0") == "0", os.environ.get("RANK") == "0" and not is_there
@@ -187,10 +191,12 @@ def own_address(head: str, port: int) -> str:
     addresses = interface_addresses()
     if names := check_interface("GLOO_SOCKET_IFNAME", is_prefix=False):
         return next(iter(addresses[names[0]]), "")
-    family, kind, protocol, _, target = socket.getaddrinfo(head, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(target)  # sends nothing
-        address = str(probe.getsockname()[0])
+    address = "127.0.0.1"
+    with suppress(OSError):  # where there is no way there
+        family, kind, protocol, _, target = socket.getaddrinfo(head, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(target)  # sends nothing
+            address = str(probe.getsockname()[0])
     if _is_own_alone(address):  # as the host's own name often means
         outside = [each for of_it in addresses.values() for each in of_it if not _is_own_alone(each)]
         address = next(iter(outside), address)

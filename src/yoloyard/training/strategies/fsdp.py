@@ -44,9 +44,9 @@ class Fsdp(Strategy):
 
     def __init__(self, model: Detector, team: Team, precision: Precision, offloads: bool = False) -> None:
         super().__init__(model, team)
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as shards must be
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as shards must be
         whole = kept_whole(model)
         # The copy that validation fills; its weights take no memory until then.
         empty = {

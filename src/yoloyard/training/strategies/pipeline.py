@@ -59,7 +59,8 @@ class Pipeline(Strategy):
         self.is_first, self.is_last, stage = team.is_rank_0, team.rank == team.size - 1, stages[team.rank]
         takes, gives = map(_examples, (stage.takes, stage.gives))
         if self.is_first:
-            takes = (torch.empty(shape, dtype=torch.uint8, device="meta"),)
+            layout = torch.channels_last  # which older versions of torch look at
+            takes = (torch.empty(shape, dtype=torch.uint8, device="meta", memory_format=layout),)
         if self.is_last:
             gives = (torch.empty(1, device="meta", requires_grad=True),)
         # Without examples torch finds the shapes by one more forward and loss, of memory that nobody has written.
@@ -67,7 +68,7 @@ class Pipeline(Strategy):
         computing = PipelineStage(_Computing(self, stage, precision), *place, input_args=takes, output_args=gives)
         self._schedule = ScheduleGPipe(computing, self.micro_batches, lambda loss, _: loss.sum(), scale_grads=False)
         cuts = ", ".join(f"{each.first} to {each.last} ({each.share:.0%} of the cost)" for each in stages)
-        seen = f"BatchNorm in training sees {shape[0]} images at a time"
+        seen = f"BatchNorm in training sees {shape[0]} image{'s' * (shape[0] > 1)} at a time"
         log.info(f"pipeline: stages {cuts}; {self.micro_batches} micro-batches, so {seen}")
 
     @property
