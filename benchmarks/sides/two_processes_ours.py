@@ -1,4 +1,4 @@
-"""A side of two_processes.py: in each turn one or several processes, a thread each, train on batches that they share."""
+"""A side of two_processes.py: in each turn one or several processes, a thread each, train on shared batches."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def main() -> None:
         other.wait()
 
 
-def make_step(arguments: argparse.Namespace, team: Team) -> Callable[[], None]:
+def make_step(arguments: argparse.Namespace, team: Team) -> Callable[[], object]:
     """What trains on the next batch, loading included, as the trainer does."""
     config, rank, count = TrainConfig(imgsz=arguments.imgsz, batch=arguments.batch, workers=0), team.rank, team.size
     if arguments.apart:

@@ -133,6 +133,12 @@ def test_a_store_that_is_there_before_the_processes_answers_soon_or_a_firewall_i
         hosts.meet()
 
 
+def test_a_variable_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UsageError, match="not MASTER_ADDR, MASTER_PORT: start by torchrun"):
+        hosts.meet()
+
+
 def test_a_port_that_is_taken_is_said(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": "0", "WORLD_SIZE": "2"}
     for name, value in environment.items():

@@ -59,8 +59,11 @@ class Host:
 def meet(seconds: float = START_SECONDS) -> tuple[dist.Store, int, int]:
     """The store of a run's processes, the rank of this one, and how many there are; as torchrun's variables say.
 
-    Raises UserError in one process of a host if they do not meet within `seconds`, SilentError in its others.
+    Raises UserError in one process of a host if they do not meet within `seconds`, SilentError in its others;
+    UsageError if a variable is missing.
     """
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UsageError(f"WORLD_SIZE is set, but not {', '.join(missing)}: start by torchrun, or unset WORLD_SIZE")
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     is_there = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # before any process
     speaks, serves = os.environ.get("LOCAL_RANK", "0") == "0", os.environ.get("RANK") == "0" and not is_there
