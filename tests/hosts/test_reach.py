@@ -1,8 +1,5 @@
 """Hosts that meet and do not reach each other, as behind a firewall that lets the rendezvous through alone."""
 
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +13,10 @@ PORT = "29400"
 
 
 @pytest.fixture
-def two(tmp_path: Path) -> Iterator[list[Host]]:
+def two(network: Network, tmp_path: Path) -> list[Host]:
     """Two hosts with the same data."""
-    try:
-        network = Network(f"yr{os.getpid()}", os.getpid() % 250)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no network namespaces: {error}")
     write_demo(tmp_path / "line", seed=3, train=14, val=6, size=64)
-    yield [network.add(tmp_path / name) for name in ("first", "second")]
-    network.remove()
+    return [network.add(tmp_path / name) for name in ("first", "second")]
 
 
 def close_all_ports_but(port: str, host: Host, other: Host) -> None:

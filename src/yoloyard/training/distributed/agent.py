@@ -181,7 +181,7 @@ class Agent(LocalElasticAgent):
         group: Any = worker_group
         spec, served = group.spec, serve(self._address, 0)
         self._of_processes = served
-        own = {
+        own: dict[str, Any] = {
             "id": self._id,
             "name": self.name,
             "node": platform.node(),
@@ -207,7 +207,7 @@ class Agent(LocalElasticAgent):
         if number == 0:
             self._take_over(hosts)
         else:
-            self._reach(*(Host(each["node"], each["address"], each["port"]) for each in (own, hosts[0])))
+            self._reach(*(Host(each["node"], each["address"], each["port"]) for each in (hosts[number], hosts[0])))
 
     def _reach(self, own: Host, head: Host) -> None:
         """Raise UserError where the store of rank 0's host is out of reach, though that host is there."""

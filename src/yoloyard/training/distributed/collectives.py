@@ -16,7 +16,7 @@ from torch import Tensor
 from yoloyard.common.device import PRECISIONS, Precision
 from yoloyard.common.errors import SilentError, UsageError
 from yoloyard.training.distributed.cluster import LAUNCH
-from yoloyard.training.distributed.hosts import check_interface, meet, nccl_line
+from yoloyard.training.distributed.hosts import meet, nccl_line
 from yoloyard.training.distributed.watch import FIRST_PLACES, START_SECONDS, Watch, starts_again
 from yoloyard.training.interrupt import Interrupted
 
@@ -164,7 +164,6 @@ def connect(team: Team, device: torch.device) -> None:
     limit = datetime.timedelta(seconds=START_SECONDS)
     options: dict[str, Any] = {"store": team.store, "rank": team.rank, "world_size": team.size}
     if device.type == "cuda":
-        check_interface("NCCL_SOCKET_IFNAME")
         # NCCL's own watchdog would end the process before it is said why. The host's exchanges notice first who is
         # missing, and the `Watch` where the host is blocked. torchrun always sets 1, as if the user had.
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"

@@ -202,8 +202,13 @@ def own_address(head: str, port: int) -> str:
     Raises UserError if there is no such network interface.
     """
     addresses = interface_addresses()
-    if names := check_interface("GLOO_SOCKET_IFNAME", is_prefix=False):
-        return next(iter(addresses[names[0]]), "")
+    if named := os.environ.get("GLOO_SOCKET_IFNAME"):
+        if (first := named.partition(",")[0]) not in addresses:
+            raise UserError(
+                f"GLOO_SOCKET_IFNAME={named}, but {platform.node()} has no such network interface (it has "
+                f"{', '.join(addresses)}); set it to the one on which the hosts reach each other"
+            )
+        return next(iter(addresses[first]), "")
     address = "127.0.0.1"
     with suppress(OSError):  # where there is no way there
         family, kind, protocol, _, target = socket.getaddrinfo(head, port, type=socket.SOCK_DGRAM)[0]
@@ -214,23 +219,6 @@ def own_address(head: str, port: int) -> str:
         outside = [each for of_it in addresses.values() for each in of_it if not _is_own_alone(each)]
         address = next(iter(outside), address)
     return address
-
-
-def check_interface(variable: str, is_prefix: bool = True) -> list[str]:
-    """The network interfaces that `variable` chooses; NCCL takes prefixes of their names, `=name` or `^not,these`.
-
-    Empty without a choice. Raises UserError if none of them is there.
-    """
-    asked, addresses = os.environ.get(variable, ""), interface_addresses()
-    names = [name.strip() for name in asked.strip("^=").split(",")]
-    fits = str.startswith if is_prefix and "=" not in asked[:2] else str.__eq__
-    chosen = [each for each in addresses if any(fits(each, name) for name in names) is not asked.startswith("^")]
-    if asked and not chosen:
-        raise UserError(
-            f"{variable}={asked}, but {platform.node()} has no such network interface (it has {', '.join(addresses)}); "
-            "set it to the one on which the hosts reach each other"
-        )
-    return chosen if asked else []
 
 
 def interface_addresses() -> dict[str, list[str]]:
