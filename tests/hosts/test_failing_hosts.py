@@ -164,7 +164,7 @@ def test_a_host_without_the_data_says_so_before_the_first_step(hosts: list[Host]
     elsewhere = Path("elsewhere/data.yaml")
     second.start(*[elsewhere if word == data else word for word in words_of(job, "2", first)])
     assert (first.end(SECONDS), second.end(SECONDS)) == (2, 2)
-    said = f"worker ({second.address}) has no {elsewhere}"
+    said = f"on worker ({second.address}): there is no file"
     first.wait_for(said)
     second.wait_for(f"the run was ended on worker ({first.address})")
     assert not job.project.exists()

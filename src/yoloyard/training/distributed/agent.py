@@ -80,6 +80,11 @@ class Hosts(DynamicRendezvousHandler):
         present = self._state_holder.state.participants
         return waiting, self._met - (len(present) if self._this_node in present else 0)
 
+    def others(self) -> int:
+        """How many other hosts are there, as far as is known."""
+        state = self._state_holder.state
+        return len((state.participants.keys() | state.wait_list) - {self._this_node})
+
 
 class Agent(LocalElasticAgent):
     """Runs the processes of this host.
@@ -123,7 +128,8 @@ class Agent(LocalElasticAgent):
             if self.is_elastic and code in GOES_ON:
                 log.info("this host leaves the run, which goes on where other hosts are there")
             else:
-                self.end(code, f"{stopped.sigval.name} came there")
+                is_said = self._worker_group.group_rank == 0  # else the host of rank 0 says how to go on
+                self.end(code, f"{stopped.sigval.name} came there", is_said)
             return code
         except RendezvousClosedError:
             self._stop_if_ended()
@@ -250,7 +256,7 @@ class Agent(LocalElasticAgent):
         if ended["id"] != self._id:
             self._raise_ended(ended)
         until = time.monotonic() + TELL_SECONDS
-        others = (self._worker_group.group_world_size or 1) - 1
+        others = self.hosts.others()
         while self._shared.add("heard", 0) < others and time.monotonic() < until:  # the store may end with this host
             time.sleep(LOOK_SECONDS)
 

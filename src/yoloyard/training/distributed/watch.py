@@ -251,7 +251,8 @@ class Watch:
             f"process {rank}{hosts[rank]}, last seen at {shown[rank].place}," for rank in sorted(missing)
         )
         said = f"{who} was killed or hangs" if who else f"the processes can't reach each other ({text})"
-        return self._lost(f"{said}; the run ends at {self.shown.place}")
+        ends = "this attempt" if self.starts_again else "the run"
+        return self._lost(f"{said}; {ends} ends at {self.shown.place}")
 
     def _lost(self, said: str) -> UserError:
         """`said`, and how the run goes on."""
