@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from processes import run_together
+from processes import join_team, run_together
 from yoloyard.common.errors import SilentError, UsageError, UserError
 from yoloyard.training.distributed import hosts
-from yoloyard.training.distributed.collectives import join_team
 from yoloyard.training.distributed.hosts import Host, differences, facts, nccl_line, own_address
 from yoloyard.training.distributed.run_files import files_here
 from yoloyard.training.setup.settings import check_shares, shares_of

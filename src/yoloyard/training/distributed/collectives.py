@@ -129,13 +129,6 @@ class Team:
             thread.join(LEAVE_SECONDS)
 
 
-def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team:
-    """Meet the other processes of this run and connect with them; `meet_team` and `connect` in one."""
-    team = meet_team(hang_timeout)
-    connect(team, device)
-    return team
-
-
 def meet_team(hang_timeout: float = START_SECONDS) -> Team:
     """The other processes of this run, seen in the store alone: nothing can be sent to them yet.
 
