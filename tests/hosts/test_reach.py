@@ -40,7 +40,7 @@ def test_a_host_that_does_not_reach_rank_0_leaves_and_the_other_trains(two: list
     close_all_ports_but(PORT, *two)
     for host in two:
         place = ["--nodes", "1:2", "--rendezvous", f"{two[0].address}:{PORT}"]
-        host.start("train", "--data", "../line/data.yaml", *TINY, *place)
+        host.start("train", "--data", "../line/data.yaml", *TINY, "--epochs", "2", *place)
     assert two[1].end() == 1
     line = two[1].wait_for("though both reach the rendezvous")
     assert all(f"worker ({host.address})" in line for host in two)
