@@ -86,8 +86,11 @@ class Host:
         """The first line with `text` since the command has started; fails after so many seconds."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
+            has_ended = self.process is not None and self.process.poll() is not None
             if found := next((line for line in self.lines[self._since :] if text in line), None):
                 return found
+            if has_ended:
+                until = min(until, time.monotonic() + 1)  # its last lines may still be on the way
             time.sleep(0.05)
         pytest.fail(f"no {text!r} in {seconds} s:\n" + "\n".join(self.lines))
 

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import nn
+
+    from yoloyard.training.distributed.collectives import Team
 
 
 def run_together(count: int, work: Callable[..., Any], *arguments: object) -> list[Any]:
@@ -43,6 +46,15 @@ def _run(rank: int, count: int, port: int, results: Any, work: Callable[..., Any
         results.put((rank, (True, work(*arguments))))
     except BaseException:  # noqa: BLE001  # whatever it is, the test must hear of it
         results.put((rank, (False, traceback.format_exc())))
+
+
+def join_team(device: "torch.device", hang_timeout: float = 60.0) -> "Team":
+    """The team that this process is one of, which can exchange at once."""
+    from yoloyard.training.distributed.collectives import connect, meet_team
+
+    team = meet_team(hang_timeout)
+    connect(team, device)
+    return team
 
 
 def gradients_of(detector: "nn.Module") -> "dict[str, np.ndarray]":

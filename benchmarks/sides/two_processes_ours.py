@@ -24,7 +24,7 @@ from yoloyard.data.index.index import load_index
 from yoloyard.data.loading.loader import make_train_loader
 from yoloyard.losses import build_criterion
 from yoloyard.models import registry
-from yoloyard.training.distributed.collectives import Team, join_team
+from yoloyard.training.distributed.collectives import Team, connect, meet_team
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.strategies import build_strategy
 
@@ -53,7 +53,8 @@ def main() -> None:
             others.append(subprocess.Popen([sys.executable, *sys.argv], env=environment, stdin=subprocess.DEVNULL))
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    team = join_team(torch.device("cpu"))
+    team = meet_team()
+    connect(team, torch.device("cpu"))
     turns = Turns() if team.is_rank_0 else None
     step = make_step(arguments, team)
     while team.broadcast(turns.wait() if turns else None):

@@ -256,7 +256,7 @@ def test_images_offend_by_what_their_own_samples_do() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "pipeline"])
 def test_two_processes_go_back_together(data: Path, monkeypatch: pytest.MonkeyPatch, strategy: str) -> None:
     monkeypatch.setenv("PYTHONPATH", str(NETWORKS.parents[1]))
     words = [*TINY[2:], "--model", f"{NETWORKS}:ExplodingSoon", "--nbs", "4", "--name", "run", "--processes", "2"]

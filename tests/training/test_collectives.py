@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from processes import run_together
+from processes import join_team, run_together
 from yoloyard.common.device import Precision
 from yoloyard.training.distributed import collectives
-from yoloyard.training.distributed.collectives import Team, agreed_precision, join_team
+from yoloyard.training.distributed.collectives import Team, agreed_precision
 from yoloyard.training.distributed.watch import Watch
 from yoloyard.training.state.randomness import RandomNumbers, seed_all
 

@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from on_device import some_batch
-from processes import gradients_of, run_together
+from processes import gradients_of, join_team, run_together
 from yoloyard.common.device import Precision
 from yoloyard.common.log import shown_lines
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.losses import build_criterion
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
-from yoloyard.training.distributed.collectives import join_team
 from yoloyard.training.engine.compilation import compile_network
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.strategies.alone import Strategy

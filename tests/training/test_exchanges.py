@@ -10,9 +10,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from on_device import Training, some_batch
-from processes import gradients_of, run_together
+from processes import gradients_of, join_team, run_together
 from yoloyard.common.device import Precision
-from yoloyard.training.distributed.collectives import Team, join_team
+from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.optimizers.plain import is_sharded
 from yoloyard.training.strategies.alone import Strategy

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from commands import TINY_NETWORK
 from exhausted import limit
 from on_device import ADAMW, SGD, Training, everything, some_batch
-from processes import run_together
+from processes import join_team, run_together
 from tiny_network import Tiny
 from yoloyard.common.device import Precision
 from yoloyard.common.errors import UsageError, UserError
@@ -25,7 +25,7 @@ from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.demo.write import write_demo
 from yoloyard.models import registry
 from yoloyard.training.begin import Run, begin
-from yoloyard.training.distributed.collectives import Team, join_team
+from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.compilation import compile_network
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.interrupt import InterruptRequest

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from processes import run_together
+from processes import join_team, run_together
 from yoloyard.common.errors import SilentError, UsageError, UserError
 from yoloyard.training.distributed import hosts
-from yoloyard.training.distributed.collectives import join_team
 from yoloyard.training.distributed.hosts import Host, check_interface, differences, facts, nccl_line, own_address
 from yoloyard.training.distributed.run_files import files_here
 from yoloyard.training.setup.settings import check_shares, shares_of
@@ -49,6 +48,11 @@ def test_what_differs_is_named_with_the_hosts_that_have_it() -> None:
     assert "--lr0 is not set on a (10.0.0.1) and 0.1 on b (10.0.0.2)" in said
     many = [replace(A, address=f"10.0.1.{number}", facts={"torch": "2.8.0"}) for number in range(9)]
     assert "10.0.1.3) and 5 more" in differences([A, *many])
+
+
+def test_clocks_that_differ_are_said() -> None:
+    assert hosts.clocks_line({0: 0.0, 1: -0.4}, {0: A, 1: B}) == ""
+    assert "from that of a (10.0.0.1): c (10.0.0.3) by -20 s" in hosts.clocks_line({0: 0.0, 2: -20.1}, {0: A, 2: C})
 
 
 def test_a_host_without_the_data_is_named(tmp_path: Path) -> None:

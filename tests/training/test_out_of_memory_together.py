@@ -9,8 +9,8 @@ from test_out_of_memory import block_of, pixels_at, training_of
 
 from exhausted import limit
 from on_device import some_batch
-from processes import run_together
-from yoloyard.training.distributed.collectives import Team, join_team
+from processes import join_team, run_together
+from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.strategies.ddp import Ddp
 

@@ -1,5 +1,6 @@
 """`--strategy pipeline`: stages in several processes train as one process does."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from on_device import some_batch
-from processes import gradients_of, run_together
+from on_device import everything, some_batch
+from processes import gradients_of, join_team, run_together
 from tiny_network import Tiny
 from yoloyard import cpu
 from yoloyard.common.device import Precision
@@ -21,7 +22,7 @@ from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.losses import build_criterion
 from yoloyard.models import registry
-from yoloyard.training.distributed.collectives import Team, join_team
+from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.checkpointing import checkpoint_activations
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.setup.settings import check_new
@@ -105,6 +106,22 @@ def step_with_live_statistics(team: Team, dtype: torch.dtype) -> dict[str, Any]:
     return gradients_of(engine.model) | buffers
 
 
+def go_on_from_a_save(team: Team) -> list[str]:
+    """In the middle of an update: what the next batch makes otherwise of a saved and restored state."""
+    engines = [engine_of(team, "tiny", ADAMW, Precision("cpu", torch.float32), live=True) for _ in range(2)]
+    for number in range(3):
+        engines[0].step(batch_of(number))
+    engines[0].settle()
+    engines[1].load_state_dict(copy.deepcopy(engines[0].state_dict()))
+    states = []
+    for engine in engines:
+        engine.step(batch_of(3))
+        engine.settle()
+        states.append(everything(engine))
+    assert states[0].keys() == states[1].keys()
+    return [name for name, value in states[0].items() if not torch.equal(torch.as_tensor(value), states[1][name])]
+
+
 def work(cases: Sequence[str]) -> dict[str, dict[str, Any]]:
     """All `cases` of `CASES`, one after the other in the same processes."""
     team = join_team(CPU)
@@ -113,11 +130,12 @@ def work(cases: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-CASES: dict[str, Callable[[Team], dict[str, Any]]] = {
+CASES: dict[str, Callable[[Team], Any]] = {
     "yolo11n": partial(train, model="yolo11n", optimization=SGD),
     "yolov5n": partial(train, model="yolov5n", optimization=ADAMW),
     "float32": partial(step_with_live_statistics, dtype=torch.float32),
     "bfloat16": partial(step_with_live_statistics, dtype=torch.bfloat16),
+    "save": go_on_from_a_save,
 }
 
 
@@ -171,6 +189,13 @@ def test_live_statistics_are_those_of_one_process_that_computes_the_same_micro_b
         assert stage[dtype].keys() == alone.keys()
         for name, value in alone.items():
             assert np.abs(stage[dtype][name] - value).max() <= tolerance * np.abs(value).max(), name
+
+
+@pytest.mark.slow
+def test_a_run_that_saves_in_an_update_goes_on_as_one_that_is_restored(
+    results: dict[int, list[dict[str, Any]]],
+) -> None:
+    assert [each["save"] for each in (*results[1], *results[2])] == [[], [], []]
 
 
 @pytest.mark.parametrize(

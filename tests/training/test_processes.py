@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from processes import gradients_of, run_together
+from processes import gradients_of, join_team, run_together
 from yoloyard.common.structures import Detections, images_to_float
 from yoloyard.config.settings import flat_settings
 from yoloyard.data.index.index import Index
@@ -18,7 +18,6 @@ from yoloyard.data.loading.loader import make_val_loader
 from yoloyard.demo.write import write_demo
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.training.begin import begin
-from yoloyard.training.distributed.collectives import join_team
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.listeners.events import Listeners
 from yoloyard.training.listeners.results import validation_batch

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from processes import run_together
+from processes import join_team, run_together
 from yoloyard import cpu
 from yoloyard.common.device import Precision
 from yoloyard.common.structures import Batch
@@ -18,7 +18,7 @@ from yoloyard.losses import build_criterion
 from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
-from yoloyard.training.distributed.collectives import Team, join_team
+from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.state.checkpoint import Progress, read_header, restore, snapshot_of, write
 from yoloyard.training.state.randomness import RandomNumbers

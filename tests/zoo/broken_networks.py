@@ -30,8 +30,8 @@ class Exploding(Tiny):
         self.block = Growing(120, 4)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        fine, *others = super().forward(images)
-        return [self.block(fine), *others]
+        maps = super().forward(images)
+        return [self.block(maps[0]), maps[1]]
 
 
 class ExplodingSoon(Exploding):

@@ -14,9 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from yoloyard.common.device import PRECISIONS, Precision
-from yoloyard.common.errors import SilentError
+from yoloyard.common.errors import SilentError, UsageError
+from yoloyard.training.distributed.cluster import LAUNCH
 from yoloyard.training.distributed.hosts import check_interface, meet, nccl_line
-from yoloyard.training.distributed.watch import FIRST_PLACES, START_SECONDS, Watch
+from yoloyard.training.distributed.watch import FIRST_PLACES, START_SECONDS, Watch, starts_again
 from yoloyard.training.interrupt import Interrupted
 
 LEAVE_SECONDS = 5.0  # that parting may take
@@ -128,20 +129,19 @@ class Team:
             thread.join(LEAVE_SECONDS)
 
 
-def join_team(device: torch.device, hang_timeout: float = START_SECONDS) -> Team:
-    """Meet the other processes of this run and connect with them; `meet_team` and `connect` in one."""
-    team = meet_team(hang_timeout)
-    connect(team, device)
-    return team
-
-
 def meet_team(hang_timeout: float = START_SECONDS) -> Team:
     """The other processes of this run, seen in the store alone: nothing can be sent to them yet.
 
-    After the first steps one may be late by `hang_timeout` seconds. Raises UserError if the store can't be reached.
+    After the first steps one may be late by `hang_timeout` seconds. Raises UserError if the store can't be reached,
+    UsageError where processes that start again would fail.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Team()
+    if starts_again() and LAUNCH not in os.environ and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise UsageError(
+            "torchrun --max-restarts: processes that start again would read what the last ones left in its store; set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each host, or start the run by yoloyard train --nodes"
+        )
     store, rank, size = meet()
     own = store.clone()  # type: ignore[attr-defined]  # a connection of its own: torch blocks the other while it waits
     team = Team(Watch(rank, size, dist.PrefixStore("yoloyard", own), hang_timeout))

@@ -34,6 +34,7 @@ LAST_WORD_SECONDS = 2.0  # that the main thread has to report what the watching 
 ANSWER_SECONDS = 60.0  # that the store may take
 END_SECONDS = 10.0  # that the main thread has to end after another process has reported a failure
 LOST_CODE, UNEXPECTED_CODE = 75, 70  # exit codes where the launcher starts the processes again
+APART_CODE = 76  # the same, but without the host whose process says why it ends
 
 
 class LostProcessError(RuntimeError):
@@ -251,7 +252,8 @@ class Watch:
             f"process {rank}{hosts[rank]}, last seen at {shown[rank].place}," for rank in sorted(missing)
         )
         said = f"{who} was killed or hangs" if who else f"the processes can't reach each other ({text})"
-        return self._lost(f"{said}; the run ends at {self.shown.place}")
+        ends = "this attempt" if self.starts_again else "the run"
+        return self._lost(f"{said}; {ends} ends at {self.shown.place}")
 
     def _lost(self, said: str) -> UserError:
         """`said`, and how the run goes on."""
@@ -310,6 +312,13 @@ class _Answering:
         if error is not None:
             raise error
         return answer
+
+
+def apart(line: str) -> UserError:
+    """The error of a host that has no place in the run; where the run starts again, it does so without this host."""
+    error = UserError(line)
+    error.exit_code = APART_CODE if starts_again() else error.exit_code
+    return error
 
 
 def starts_again() -> bool:

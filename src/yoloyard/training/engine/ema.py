@@ -88,10 +88,10 @@ class Statistics:
             self.good = torch.where(found_inf > 0, self.good, self._flat())
             torch._foreach_copy_(self.of_model, split_like(self.good, self.of_model))
 
-    @torch.no_grad()
-    def even_out(self, strategy: "Strategy") -> None:
-        """Give all processes the same statistics, in the model and in its average."""
-        strategy.even_out([*self.of_model, *self._averages, self.good] if self.of_model else [])
+    @property
+    def all(self) -> list[Tensor]:
+        """Those of the model, of its average, and the good ones."""
+        return [*self.of_model, *self._averages, self.good] if self.of_model else []
 
     def _flat(self) -> Tensor:
         flat = [statistic.detach().flatten().to(self._device) for statistic in self.of_model]

@@ -225,7 +225,7 @@ class Engine:
             bool(self._watched)
             and (self.number - 1) // measures.UPDATES_PERIOD > self.last_update // measures.UPDATES_PERIOD
         )
-        watched = self.strategy.own(self._watched) if is_measured else []
+        watched = [weight for weight in self._watched if is_measured and weight.grad is not None]
         before = [weight.detach().clone() for weight in watched]
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # torch's mark of a fused one
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
@@ -292,7 +292,7 @@ class Engine:
 
     def even_out_statistics(self) -> None:
         """Give all processes the mean of BatchNorm's statistics, before a validation or a checkpoint."""
-        self.statistics.even_out(self.strategy)
+        self.strategy.even_out(self.statistics.all)
 
     @torch.no_grad()
     def settle(self) -> bool:

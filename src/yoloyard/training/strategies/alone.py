@@ -12,7 +12,7 @@ from yoloyard.common.structures import Batch
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.backward import BackwardPass
-from yoloyard.training.engine.optimizers import by_kind, laid_out_as
+from yoloyard.training.engine.optimizers import by_kind
 
 if TYPE_CHECKING:
     from yoloyard.training.engine.engine import Engine
@@ -89,10 +89,6 @@ class Strategy:
             nn.utils.clip_grads_with_norm_(kind, limit, norm)
         return norm
 
-    def own(self, parameters: list[Tensor]) -> list[Tensor]:
-        """Those of the `parameters` that this process updates, so that their `norm` is that of all."""
-        return parameters
-
     def in_all(self, names: list[str]) -> list[str]:
         """Those of this process's `names` that all processes have; on rank 0."""
         return names
@@ -101,7 +97,9 @@ class Strategy:
         """Before a checkpoint: make gradients, and what else differs between processes, equal in all."""
 
     def even_out(self, tensors: list[Tensor]) -> None:
-        """Give `tensors`, which each process has gone on with by itself, one value in all processes."""
+        """Give `tensors`, which each share has gone on with by itself, their mean over all shares."""
+        if self.share[1] > 1:
+            self.team.even_out(tensors)
 
     def whole(self, tensor: Tensor) -> Tensor:
         """The whole of a weight, gradient, average or optimizer's value that may lie here in part."""
@@ -109,7 +107,10 @@ class Strategy:
 
     def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
         """What lies here of `whole`, a value for a parameter. Raises ValueError for another shape."""
-        return laid_out_as(parameter, whole)
+        if whole.shape != parameter.shape:
+            shapes = f"{tuple(whole.shape)} does not fit a parameter of {tuple(parameter.shape)}"
+            raise ValueError(f"a tensor of shape {shapes}")
+        return torch.empty_like(parameter, requires_grad=False).copy_(whole)  # in its layout, as fused optimizers want
 
     def parts(self, own: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What lies here of `whole`, values by the names of `own`, to be copied. Raises ValueError for other shapes."""

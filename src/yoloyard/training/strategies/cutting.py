@@ -64,7 +64,7 @@ def cut(detector: Detector, count: int, shape: Sequence[int], precision: Precisi
             f"--strategy pipeline can cut this network behind {len(places)} of its `blocks`, which is too few for "
             f"{count} processes"
         )
-    bounds = [0, *_balanced(costs, places, len(nodes), count)]
+    bounds = [0, *balanced(costs, places, len(nodes), count)]
     stages = []
     for begin, end in pairwise(bounds):
         blocks = [node.target for node in nodes[begin:end] if node.op == "call_module"]
@@ -142,7 +142,7 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _balanced(costs: Sequence[float], places: Sequence[int], end: int, count: int) -> list[int]:
+def balanced(costs: Sequence[float], places: Sequence[int], end: int, count: int) -> list[int]:
     """Ends of `count` stretches up to `end`, at `places`, whose greatest difference of `costs` is the smallest."""
 
     @cache

@@ -58,9 +58,6 @@ class Ddp(Strategy):
                 parameter.grad = torch.zeros_like(parameter)
         self.even_out([parameter.grad for parameter in parameters if parameter.grad is not None])
 
-    def even_out(self, tensors: list[Tensor]) -> None:
-        self.team.even_out(tensors)
-
 
 def _in_bfloat16(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """torch's hook, under a name with which gloo may have it: by its own name torch takes it for NCCL's alone."""

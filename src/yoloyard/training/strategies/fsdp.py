@@ -75,9 +75,6 @@ class Fsdp(Strategy):
     def settle(self, engine: "Engine") -> None:
         self._even_out_whole(engine.parameters)
 
-    def even_out(self, tensors: list[Tensor]) -> None:
-        self.team.even_out(tensors)
-
     def unscale(
         self, scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]
     ) -> None:

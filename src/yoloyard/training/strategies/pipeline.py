@@ -112,9 +112,6 @@ class Pipeline(Strategy):
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
         return self.team.all_reduce(super().norm(tensors).to(self.device).square()).sqrt()
 
-    def own(self, parameters: list[Tensor]) -> list[Tensor]:
-        return [parameter for parameter in parameters if self._is_own(parameter)]
-
     def in_all(self, names: list[str]) -> list[str]:
         of_all = self.team.gather(set(names))
         return [name for name in names if all(name in found for found in of_all)]
@@ -155,15 +152,19 @@ class Pipeline(Strategy):
         }
         merged: dict[Any, Any] = {}
         for rank, given in enumerate(self.team.broadcast(self.team.gather(facts))):
+            merged |= given
+            shapes: dict[torch.dtype, dict[Any, torch.Size]] = {}
             for name, fact in given.items():
-                merged[name] = fact
                 if isinstance(fact, tuple):
-                    is_here, (shape, dtype) = rank == self.team.rank, fact
-                    value = (
-                        own[name].to(self.device) if is_here else torch.empty(shape, dtype=dtype, device=self.device)
-                    )
-                    merged[name] = value.contiguous()
-                    dist.broadcast(merged[name], src=rank)
+                    shapes.setdefault(fact[1], {})[name] = fact[0]
+            for dtype, of_names in shapes.items():  # all tensors of a process at once
+                sizes = [shape.numel() for shape in of_names.values()]
+                flat = torch.empty(sum(sizes), dtype=dtype, device=self.device)
+                if rank == self.team.rank:
+                    torch.cat([own[name].flatten().to(self.device) for name in of_names], out=flat)
+                dist.broadcast(flat, src=rank)
+                parts = zip(of_names.items(), flat.split(sizes), strict=True)
+                merged |= {name: part.view(shape) for (name, shape), part in parts}
         return merged
 
 

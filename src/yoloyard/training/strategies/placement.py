@@ -4,7 +4,9 @@ It is for images that are too large for a single device. The devices work one af
 """
 
 import logging
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from types import MethodType
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.utils import _pytree as pytree
 from yoloyard.common.errors import UsageError
 from yoloyard.models.detector import Detector
 from yoloyard.training.strategies.alone import Strategy
+from yoloyard.training.strategies.cutting import balanced
 
 log = logging.getLogger(__name__)
 
@@ -79,21 +82,14 @@ def kept_bytes(detector: Detector) -> dict[nn.Module, int]:
 
 
 def places_of(sizes: Sequence[int], count: int) -> list[int]:
-    """Of `sizes` one after the other, the number of the place, of `count`, where the middle of each one falls.
+    """The place of each of `sizes` in turn, of `count`, where the largest sum of a place is the smallest.
 
-    Raises UsageError if a place gets none.
+    Raises UsageError if there are fewer of them than places.
     """
-    places, before = [], 0
-    for size in sizes:
-        places.append(int((before + size / 2) / sum(sizes) * count))
-        before += size
-    if len(set(places)) < count:
-        largest = max(sizes) / sum(sizes)
-        raise UsageError(
-            f"--strategy placement: {len(sizes)} blocks, the largest of which keeps {largest:.0%} of the maps, are too "
-            f"few for {count} devices; name fewer"
-        )
-    return places
+    if len(sizes) < count:
+        raise UsageError(f"--strategy placement: {len(sizes)} blocks are too few for {count} devices; name fewer")
+    ends = balanced([0, *accumulate(sizes)], range(1, len(sizes)), len(sizes), count)
+    return [bisect_right(ends, number) for number in range(len(sizes))]
 
 
 def _to_own_device(block: nn.Module, inputs: Any, named: Any) -> Any:

@@ -90,10 +90,3 @@ def load_optimizer_state(
                 is_alike = value.shape == parameter.shape
                 value = part(parameter, value) if is_alike else value.to(parameter.device, copy=True)
             optimizer.state[parameter][name] = value
-
-
-def laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` in the memory layout of `parameter`, which fused optimizers want. Raises ValueError for another shape."""
-    if value.shape != parameter.shape:
-        raise ValueError(f"a tensor of shape {tuple(value.shape)} does not fit a parameter of {tuple(parameter.shape)}")
-    return torch.empty_like(parameter, requires_grad=False).copy_(value)
