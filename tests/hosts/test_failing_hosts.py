@@ -1,6 +1,7 @@
 """Several hosts train together, and go on where processes, hosts and links fail."""
 
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -68,7 +69,7 @@ def begin(job: Job, hosts: list[Host], words: list[object]) -> None:
 
 
 def test_training_goes_on_whatever_is_lost_and_comes_back(
-    hosts: list[Host], job: Job, undisturbed: list[float], record: Record
+    hosts: list[Host], job: Job, undisturbed: list[float], data: Path, tmp_path: Path, record: Record
 ) -> None:
     meeting, first, second = hosts
     meeting.start("rendezvous")
@@ -89,6 +90,12 @@ def test_training_goes_on_whatever_is_lost_and_comes_back(
     first.start(*words, "--lrf", 0.5)  # a host that is not like the others ends alone
     assert first.end(SECONDS) == 2
     first.wait_for("--lrf is not set on worker")
+    other = shutil.copytree(data.parent, tmp_path / "other")
+    other.joinpath("labels/train/0.txt").write_text("0 0.5 0.5 0.5 0.5")
+    with going_on(job, hosts, record):  # nor does one with other data end the run, though it gets rank 0
+        first.start(*[other / data.name if word == data else word for word in words])
+        assert first.end(SECONDS) == 1
+        first.wait_for("is not the one that the run began with")
     with going_on(job, hosts, record):  # the link is there again
         first.start(*words)
     with going_on(job, hosts, record):  # a host is preempted: what it has done is saved

@@ -42,3 +42,14 @@ def test_a_firewall_between_the_processes_is_named_with_both_addresses(two: list
     line = two[0].wait_for("though both reach the rendezvous")
     assert all(f"worker ({host.address})" in line for host in two)
     assert [line for line in two[1].lines if line.startswith("yoloyard:")] == []
+
+
+def test_a_host_that_does_not_reach_rank_0_leaves_and_the_other_trains(two: list[Host]) -> None:
+    close_all_ports_but(PORT, *two)
+    for host in two:
+        place = ["--nodes", "1:2", "--rendezvous", f"{two[0].address}:{PORT}"]
+        host.start("train", "--data", "../line/data.yaml", *TINY, *place)
+    assert two[1].end() == 1
+    line = two[1].wait_for("though both reach the rendezvous")
+    assert all(f"worker ({host.address})" in line for host in two)
+    assert two[0].end() == 0

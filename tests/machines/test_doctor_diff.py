@@ -94,7 +94,7 @@ def test_settings_that_decide_no_results(name: str, tmp_path: Path, facts: dict[
     comparison = compare(load(tmp_path / "a"), load(run(tmp_path / "b", facts, f"{name}: 2\n")))
     undecided = {"data", "device", "exist_ok", "name", "project", "tensorboard", "wandb", "notify", "workers"}
     undecided |= {"backup", "backup_endpoint", "grace_seconds", "save_period", "save_minutes", "keep"}
-    undecided |= {"checkpoint_activations"}
+    undecided |= {"checkpoint_activations", "nodes", "rendezvous"}
     assert comparison.decides == (name not in undecided)
 
 

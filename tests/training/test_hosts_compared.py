@@ -50,6 +50,11 @@ def test_what_differs_is_named_with_the_hosts_that_have_it() -> None:
     assert "10.0.1.3) and 5 more" in differences([A, *many])
 
 
+def test_clocks_that_differ_are_said() -> None:
+    assert hosts.clocks_line({0: 0.0, 1: -0.4}, {0: A, 1: B}) == ""
+    assert "from that of a (10.0.0.1): c (10.0.0.3) by -20 s" in hosts.clocks_line({0: 0.0, 2: -20.1}, {0: A, 2: C})
+
+
 def test_a_host_without_the_data_is_named(tmp_path: Path) -> None:
     said = differences([A, replace(B, problem=hosts.data_problem(str(tmp_path / "data.yaml")))])
     assert "on b (10.0.0.2): there is no file" in said

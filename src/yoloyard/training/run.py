@@ -29,7 +29,7 @@ from yoloyard.training.distributed.hosts import compare_hosts
 from yoloyard.training.distributed.launch import command
 from yoloyard.training.distributed.meeting import meeting_of
 from yoloyard.training.distributed.run_files import files_here
-from yoloyard.training.distributed.watch import START_SECONDS
+from yoloyard.training.distributed.watch import START_SECONDS, apart
 from yoloyard.training.listeners.events import Listener, Listeners, Result
 from yoloyard.training.setup.dataset import load_splits_again
 from yoloyard.training.setup.settings import check_placement, resumed
@@ -85,7 +85,7 @@ def train(
                 header = newest_whole(folder)  # since nobody else writes there
                 spec = resumed(header.spec, overrides, team.size, folder, header.progress.epoch)
                 setup = build(dataclasses.replace(spec, precision=precision), folder, device, handed_in)
-                check_same_data(setup, header.spec.config)
+                check_same_data(setup, header.spec.config, begun is not None)
             elif is_rank_0:
                 setup = new_run(overrides, device, precision, team.size, handed_in, lock, begun)
             if setup is not None:
@@ -121,7 +121,7 @@ def joined(
     if team.watch.is_first_of_host:
         for split, index, fingerprint in zip(("train", "val"), splits, fingerprints, strict=True):
             if index.fingerprint() != fingerprint:
-                raise UserError(
+                raise apart(
                     f"the {split} split of {spec.config.data} here is not that of rank 0: other images, sizes or "
                     "labels; copy the same data to each host"
                 )
@@ -226,16 +226,19 @@ def to_this_host(overrides: Mapping[str, Any], resume: Resume) -> tuple[dict[str
     return {"backup": resume, **overrides}, str(folder)
 
 
-def check_same_data(setup: Setup, before: TrainConfig) -> None:
-    """Raise UserError if a run came from another host, or names its data newly, and has not the same data here."""
+def check_same_data(setup: Setup, before: TrainConfig, is_begun: bool = False) -> None:
+    """Raise UserError if a run came from another host, or names its data newly, and has not the same data here.
+
+    So may one that was begun by this launch, where its hosts share a disk for it.
+    """
     kept = setup.folder / "environment.json"  # of the last time that the run started
     came = read_note(setup.folder).get("fetched") is not None
-    if not kept.exists() or not (came or setup.config.data != before.data):
+    if not kept.exists() or not (came or is_begun or setup.config.data != before.data):
         return
     data = json.loads(kept.read_text(encoding="utf-8")).get("data") or {}
     for split, index in (("train", setup.train_index), ("val", setup.val_index)):
         if data.get(split, {}).get("sha256", index.fingerprint()) != index.fingerprint():
-            raise UserError(
+            raise apart(
                 f"the {split} split of {setup.config.data} is not the one that the run began with: other images, sizes "
                 "or labels; name the same data by --data, or start a new run with --weights"
             )

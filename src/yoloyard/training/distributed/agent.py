@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from datetime import datetime, timedelta
 from typing import Any, Protocol, cast
 
 import torch.distributed as dist
@@ -30,10 +31,10 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler
 
-from yoloyard.common.errors import UsageError, UserError
-from yoloyard.training.distributed.hosts import Host, data_problem, differences, facts
+from yoloyard.common.errors import SilentError, UsageError, UserError
+from yoloyard.training.distributed.hosts import SILENT_SECONDS, Host, data_problem, differences, facts, unreached
 from yoloyard.training.distributed.store import BEAT_SECONDS, JOIN_SECONDS, STORE_SECONDS, answers, serve
-from yoloyard.training.distributed.watch import LOST_CODE, UNEXPECTED_CODE
+from yoloyard.training.distributed.watch import APART_CODE, LOST_CODE, UNEXPECTED_CODE
 from yoloyard.training.interrupt import HOSTS_CHANGE
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,12 @@ SAVE_SECONDS = 300.0  # that processes may take to end a validation and save, be
 HANGING_SECONDS = 5.0  # that processes have to end which wait for a host that has gone
 TELL_SECONDS = 10.0  # within which all hosts hear that the run has ended
 MOST_FAILURES = 3  # of processes, without a save between them
-GOES_ON = {LOST_CODE, UNEXPECTED_CODE, *(128 + each for each in (HOSTS_CHANGE, signal.SIGTERM, signal.SIGHUP))}
+GOES_ON = {
+    LOST_CODE,
+    UNEXPECTED_CODE,
+    APART_CODE,
+    *(128 + each for each in (HOSTS_CHANGE, signal.SIGTERM, signal.SIGHUP)),
+}
 
 
 class RunHere(Protocol):
@@ -70,9 +76,27 @@ class Hosts(DynamicRendezvousHandler):
     _met = 0
 
     def next_rendezvous(self) -> RendezvousInfo:
-        info = super().next_rendezvous()
+        waits = threading.Timer(SILENT_SECONDS, lambda: log.info(self._waiting_line()))
+        waits.daemon = True
+        waits.start()
+        try:
+            info = super().next_rendezvous()
+        finally:
+            waits.cancel()
         self._met = info.world_size
         return info
+
+    def _waiting_line(self) -> str:
+        state, settings = self._state_holder.state, self._settings
+        if self._this_node in state.redundancy_list:
+            return f"the run has its {settings.max_nodes} hosts; this one waits until one of them leaves"
+        if self._this_node not in state.participants:
+            return "waiting for the hosts that are in the run: they save before this one comes in"
+        until = datetime.now() + settings.timeout.join - timedelta(seconds=SILENT_SECONDS)
+        return (
+            f"{len(state.participants)} of {settings.min_nodes} hosts have come; waiting for the others until "
+            f"{until:%H:%M:%S} (they need the same command, and clocks that agree)"
+        )
 
     def changes(self) -> tuple[int, int]:
         """How many hosts wait to come in, and how many have gone. A host without a sign of life has gone."""
@@ -122,7 +146,9 @@ class Agent(LocalElasticAgent):
                 return 0
             self.hosts.shutdown()
             codes = [failure.exitcode for failure in result.failures.values()]
-            return 1 if any(code < 0 and code != -signal.SIGTERM for code in codes) else max(codes, default=0)
+            if any(code < 0 and code != -signal.SIGTERM for code in codes):
+                return 1
+            return max(1, *codes) if codes else 0
         except SignalException as stopped:
             code = 128 + int(stopped.sigval)
             if self.is_elastic and code in GOES_ON:
@@ -155,7 +181,13 @@ class Agent(LocalElasticAgent):
         group: Any = worker_group
         spec, served = group.spec, serve(self._address, 0)
         self._of_processes = served
-        own = {"id": self._id, "name": self.name, "address": self._address, "port": served.port}
+        own = {
+            "id": self._id,
+            "name": self.name,
+            "node": platform.node(),
+            "address": self._address,
+            "port": served.port,
+        }
         texts: list[bytes] = []
         while not texts:
             with suppress(dist.DistStoreError):  # one has gone at this moment
@@ -174,12 +206,25 @@ class Agent(LocalElasticAgent):
         self._saved = hosts[0]["saved"]
         if number == 0:
             self._take_over(hosts)
+        else:
+            self._reach(*(Host(each["node"], each["address"], each["port"]) for each in (own, hosts[0])))
+
+    def _reach(self, own: Host, head: Host) -> None:
+        """Raise UserError where the store of rank 0's host is out of reach, though that host is there."""
+        until = time.monotonic() + STORE_SECONDS
+        while (lost := unreached(own, [head])) and not self.hosts.changes()[1]:
+            if time.monotonic() > until:
+                if not self.is_elastic:
+                    self.end(1, lost[0])
+                raise UserError(lost[0])
+            time.sleep(LOOK_SECONDS)
 
     def _take_over(self, hosts: Sequence[dict[str, Any]]) -> None:
         """Before this host gets rank 0: see whether the run is here, and note that it is."""
         former = json.loads(self._shared.get("rank 0")) if self._shared.check(["rank 0"]) else hosts[0]
         gone = all(host["id"] != former["id"] for host in hosts)
-        if gone and self._saved < max(former["saved"], 0) and not self._here.fetch():
+        kept = max(former["saved"], 0) if self._shared.check(["begun"]) else former["saved"]
+        if gone and self._saved < kept and not self._here.fetch():
             where = f"the run was on {former['name']}, which is not there, and {self.name} has"
             if self._saved < 0:
                 line = f"{where} no run folder: start that host again, or use a shared disk or --backup"
@@ -211,6 +256,9 @@ class Agent(LocalElasticAgent):
                 log.info("starting again from the last save")
                 return None
             self._stop_if_ended()
+            if group.group_rank == 0 and self._saved < 0 <= self._here.saved():
+                self._saved = 0
+                self._shared.set("begun", "")
             coming, gone = self.hosts.changes() if self._endpoint else (0, 0)  # a laptop may have slept
             if gone and not self.is_elastic:
                 self._stop(HANGING_SECONDS)
@@ -226,10 +274,13 @@ class Agent(LocalElasticAgent):
         """May processes that failed start again? If not, all hosts hear of it."""
         failures = [each for each in result.failures.values() if each.exitcode != -signal.SIGTERM]  # by torch
         final = [each for each in failures if each.exitcode > 0 and each.exitcode not in GOES_ON]
+        spoken = [each for each in failures if not each.error_file_data.get("silent", True)]
         for rank, each in result.failures.items():
             if each in failures and each.exitcode < 0:
                 log.info(f"process {rank} was ended by {signal.Signals(-each.exitcode).name}")
         if self.is_elastic and not final:
+            if any(each.exitcode == APART_CODE for each in spoken):
+                raise SilentError("its process has said why this host leaves")
             is_own = any(each.exitcode < 0 or each.exitcode == UNEXPECTED_CODE for each in failures)
             if not is_own or self._round.add("failures", 1) > 1:
                 return True
@@ -238,9 +289,9 @@ class Agent(LocalElasticAgent):
             line = f"processes failed {MOST_FAILURES} times without a save between them; the run ends"
             self.end(1, line)
             raise UserError(line)
-        spoken = [each for each in final if not each.error_file_data.get("silent", True)]
-        for each in (spoken or final or failures)[:1]:
-            self.end(max(each.exitcode, 1), str(each.message), is_said=bool(spoken))
+        is_said = any(each in final for each in spoken)
+        for each in ((spoken if is_said else final) or list(result.failures.values()))[:1]:
+            self.end(max(each.exitcode, 1), str(each.message), is_said)
         return False
 
     def end(self, code: int, line: str, is_said: bool = True) -> None:

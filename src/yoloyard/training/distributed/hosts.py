@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 SILENT_SECONDS = 10.0  # of waiting for another host, after which it is said
 STORE_SECONDS = 20.0  # that the first answer of a store which is there may take
 REACH_SECONDS = 10.0  # that a connection from host to host may take
+CLOCK_SECONDS = 3.0  # by which clocks may differ; a host counts as gone after 15 s by the clocks of the others
 MAX_HOSTS_NAMED = 4  # in a line, for each thing that differs
 # Settings that may differ: what a host has of its own, and files, of which the content is compared.
 OF_A_HOST = {"device", "processes", "data", "project", "notify", "rendezvous"}
@@ -125,9 +126,21 @@ def compare_hosts(watch: Watch, overrides: Mapping[str, Any]) -> None:
             watch.show(host=str(own))
             gloo_interface(address)
             _agree(watch, differences(list(hosts.values())))
+            clocks = watch.exchange("clock", time.time())  # all come from an exchange, at the same moment
+            if watch.rank == 0 and (line := clocks_line({rank: clocks[rank] - clocks[0] for rank in hosts}, hosts)):
+                log.warning(line)
             others = [other for rank, other in hosts.items() if rank != watch.rank]
             lost = unreached(own, others) if watch.is_first_of_host else []
             _agree(watch, next((each for found in watch.exchange("unreached", lost) for each in found), ""))
+
+
+def clocks_line(ahead: Mapping[int, float], hosts: Mapping[int, Host]) -> str:
+    """What is said of hosts whose clocks are so many seconds `ahead` of that of rank 0; empty if all agree."""
+    said = [f"{hosts[rank]} by {seconds:+.0f} s" for rank, seconds in ahead.items() if abs(seconds) > CLOCK_SECONDS]
+    if not said:
+        return ""
+    named = ", ".join(said[:MAX_HOSTS_NAMED])
+    return f"clocks differ from that of {hosts[0]}: {named}; with --nodes 1:4 hosts would seem lost: set them (NTP)"
 
 
 def facts(overrides: Mapping[str, Any]) -> dict[str, str]:

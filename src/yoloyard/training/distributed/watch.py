@@ -34,6 +34,7 @@ LAST_WORD_SECONDS = 2.0  # that the main thread has to report what the watching 
 ANSWER_SECONDS = 60.0  # that the store may take
 END_SECONDS = 10.0  # that the main thread has to end after another process has reported a failure
 LOST_CODE, UNEXPECTED_CODE = 75, 70  # exit codes where the launcher starts the processes again
+APART_CODE = 76  # the same, but without the host whose process says why it ends
 
 
 class LostProcessError(RuntimeError):
@@ -311,6 +312,13 @@ class _Answering:
         if error is not None:
             raise error
         return answer
+
+
+def apart(line: str) -> UserError:
+    """The error of a host that has no place in the run; where the run starts again, it does so without this host."""
+    error = UserError(line)
+    error.exit_code = APART_CODE if starts_again() else error.exit_code
+    return error
 
 
 def starts_again() -> bool:

@@ -26,6 +26,7 @@ from yoloyard.models import registry
 from yoloyard.models.custom_model import CustomModel, is_custom, read_kept
 from yoloyard.models.detector import Detector
 from yoloyard.storage.address import is_address
+from yoloyard.training.distributed.watch import apart
 from yoloyard.training.setup.anchors import fit_anchors
 from yoloyard.training.setup.batch_size import find_batch
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
@@ -169,7 +170,7 @@ def build(
     config = spec.config
     train, val = splits or load_splits_again(read_data_yaml(Path(config.data)), config)
     if (train.names_digest(), train.names) != (spec.images, spec.names):
-        raise UserError(
+        raise apart(
             f"the training images or the classes of {config.data} have changed since the run began; start a new one"
         )
     if detector is None:

@@ -1,15 +1,21 @@
 """What the attempts of a launch know of each other: one id, one run folder, one place to meet."""
 
 import datetime
+import json
 import os
 import socket
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch.distributed as dist
 
 from yoloyard.cli.main import main
+from yoloyard.common.errors import UserError
 from yoloyard.common.files import RUN_MARK
+from yoloyard.training.distributed.agent import Agent
 from yoloyard.training.distributed.cluster import LAUNCH
 from yoloyard.training.distributed.store import agreed_launch, is_free_here, parts, serve
 from yoloyard.training.run import RunHere, begun_folder
@@ -69,3 +75,32 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) ->
     assert said.count("\n") == 1
     assert "say another --port" in said
     os.environ.pop("TORCH_CPP_LOG_LEVEL", None)
+
+
+@dataclass
+class NothingHere:
+    """A host without the run and without copies of it."""
+
+    overrides: dict[str, object]
+
+    def saved(self) -> int:
+        return -1
+
+    def fetch(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_a_host_that_takes_over_begins_a_run_only_if_no_other_host_has_begun_it(is_begun: bool) -> None:
+    former, here = ({"id": name, "name": name, "saved": -1} for name in ("former", "here"))
+    shared = dist.HashStore()
+    shared.set("rank 0", json.dumps(former))
+    if is_begun:
+        shared.set("begun", "")
+    agent = object.__new__(Agent)
+    agent.name, agent._id, agent._saved, agent._shared, agent._here = "here", "here", -1, shared, NothingHere({})
+    agent.hosts = Mock(**{"others.return_value": 0})
+    expected = pytest.raises(UserError, match="the run was on former") if is_begun else nullcontext()
+    with expected:
+        agent._take_over([here])
+    assert shared.check(["ended"]) is is_begun
