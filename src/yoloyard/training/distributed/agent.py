@@ -181,7 +181,7 @@ class Agent(LocalElasticAgent):
         group: Any = worker_group
         spec, served = group.spec, serve(self._address, 0)
         self._of_processes = served
-        own = {
+        own: dict[str, Any] = {
             "id": self._id,
             "name": self.name,
             "node": platform.node(),
