@@ -74,11 +74,6 @@ def launch(count: int, arguments: list[str], meeting: Meeting, here: "RunHere") 
     restarts = int(meeting.min_hosts < meeting.max_hosts)  # how many there are is decided otherwise
     entry: dict[str, Any] = {"entrypoint": sys.executable, "args": ("-m", "yoloyard", *arguments)}
     spec = WorkerSpec("default_role", count, hosts, max_restarts=restarts, **entry)
-    if meeting.min_hosts > 1:
-        log.info(
-            f"{meeting.min_hosts} hosts meet at --rendezvous {meeting.endpoint}: start the same command on each; "
-            f"this one waits for the others for {store.JOIN_SECONDS / 60:.0f} minutes at most"
-        )
     with tempfile.TemporaryDirectory() as folder:
         agent = Agent(spec, DefaultLogsSpecs(folder), PrefixStore(name, shared), address, meeting.endpoint, here)
         return agent.work()
