@@ -77,6 +77,15 @@ def test_a_port_that_is_taken_is_one_line(capsys: pytest.CaptureFixture[str]) ->
     os.environ.pop("TORCH_CPP_LOG_LEVEL", None)
 
 
+@pytest.mark.parametrize("port", ["0", "70000"])
+def test_a_port_that_nobody_could_name_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["rendezvous", f"--port={port}"])
+    assert ended.value.code == 2
+    assert "say a number from 1 to 65535" in capsys.readouterr().err
+    os.environ.pop("TORCH_CPP_LOG_LEVEL", None)
+
+
 @dataclass
 class NothingHere:
     """A host without the run and without copies of it."""

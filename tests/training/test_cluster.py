@@ -142,6 +142,7 @@ def test_flags_win_over_the_cluster() -> None:
         ("2", None, "say where the hosts meet"),
         ("2", "trainer-0", "say HOST:PORT"),
         ("2", "trainer-0:99999", "say HOST:PORT"),
+        ("2", "http://trainer-0:29400", "say HOST:PORT"),
     ],
 )
 def test_what_makes_no_meeting_is_a_usage_error(nodes: str, rendezvous: str | None, message: str) -> None:

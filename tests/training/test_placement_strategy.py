@@ -24,7 +24,7 @@ from yoloyard.training.engine.engine import Engine
 from yoloyard.training.run import num_processes
 from yoloyard.training.setup.settings import check_new
 from yoloyard.training.strategies.alone import Strategy
-from yoloyard.training.strategies.placement import Placement, kept_bytes, places_of
+from yoloyard.training.strategies.placement import Placement, ends_of, kept_bytes
 
 SLOW = ("yolo12n", "yolov5n")
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -58,13 +58,12 @@ def test_gradients_weights_and_average_are_those_of_one_device_to_the_last_bit(m
 
 
 def test_each_device_gets_an_even_share_of_the_maps() -> None:
-    assert places_of([4, 1, 1, 2], 2) == [0, 1, 1, 1]
-    assert places_of([1, 1, 1, 1, 1, 1], 3) == [0, 0, 1, 1, 2, 2]
+    assert ends_of([4, 1, 1, 2], 2) == [1, 4]
+    assert ends_of([1, 1, 1, 1, 1, 1], 3) == [2, 4, 6]
+    assert ends_of([1, 9, 1], 3) == [1, 2, 3]
     for model in ("yolo11n", "yolov8n"):
         sizes = list(kept_bytes(registry.build(model, num_classes=80)).values())
-        places = places_of(sizes, 2)
-        first = sum(size for size, place in zip(sizes, places, strict=True) if place == 0) / sum(sizes)
-        assert 0.4 < first < 0.6
+        assert 0.4 < sum(sizes[: ends_of(sizes, 2)[0]]) / sum(sizes) < 0.6
     with pytest.raises(UsageError, match="4 blocks are too few for 9 devices; name fewer"):
         Placement(Tiny(3), [CPU] * 9)
 

@@ -22,6 +22,8 @@ def train(
     **flags: Any,
 ) -> None:
     """Train a detector on your images and labels."""
+    import numpy  # noqa: F401  # before torch, which goes on without it where Ctrl-C comes meanwhile
+
     from yoloyard.commands.train import train as run
     from yoloyard.common.log import shown_lines
     from yoloyard.config.foreign import translated_overrides

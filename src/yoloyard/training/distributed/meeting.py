@@ -51,6 +51,6 @@ def meeting_of(nodes: str | None, rendezvous: str | None, place: Place | None = 
             raise UsageError(f"--nodes {nodes}: say where the hosts meet, on each: --rendezvous HOST:PORT")
         return Meeting()
     host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise UsageError(f"--rendezvous {endpoint}: say HOST:PORT, such as trainer-0:29400")
     return Meeting(least, most, endpoint, place.run_id or UNNAMED, None if rendezvous else place.is_head)

@@ -26,7 +26,7 @@ from yoloyard.losses import Criterion
 from yoloyard.models.detector import Detector
 from yoloyard.training.engine import measures
 from yoloyard.training.engine.ema import ExponentialMovingAverage, Statistics
-from yoloyard.training.engine.optimizers import build_optimizer, load_optimizer_state, optimizer_state, trained
+from yoloyard.training.engine.optimizers import build_optimizer, by_kind, load_optimizer_state, optimizer_state, trained
 from yoloyard.training.engine.schedule import Schedule
 from yoloyard.training.strategies.alone import Strategy
 
@@ -105,8 +105,7 @@ class Engine:
     """A detector and all that trains it; `criterion` and `gains` are of the loss of its head.
 
     `strategy` shares its work with other processes or devices. `around_step()` is entered before a forward and left
-    after the backward pass. `asked()` is called once a step: shall the run stop, and
-    shall it save?
+    after the backward pass. `asked()` is called once a step: shall the run stop, and shall it save?
     """
 
     def __init__(
@@ -136,6 +135,7 @@ class Engine:
         self.norms = 0  # how many the loss has; known after the first batch
         self.around_step, self._asked = around_step, asked
         self.parameters, self.device = trained(model), self.strategy.device
+        self._kinds = by_kind(self.parameters)
         self.statistics = Statistics(model, self.average.model, self.device)
         self._losses_finite = torch.ones((), device=self.device)  # of the batches since the last update
         # of the epoch: losses (parts,), finite batches, gradient norms, finite updates
@@ -218,14 +218,16 @@ class Engine:
         self._has_updated = True
         if self.scaler.is_enabled():
             self.strategy.unscale(self.scaler, self.optimizer, self.parameters)
-        norm = self.strategy.clip(self.parameters, MAX_GRADIENT_NORM)
+        norm = self.strategy.norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
+        for kind in self._kinds:
+            nn.utils.clip_grads_with_norm_(kind, MAX_GRADIENT_NORM, norm)
         # Gradients and losses are those of all processes, so all decide alike.
         found_inf = (~torch.isfinite(norm) | (self._losses_finite == 0)).float()
         is_measured = (
             bool(self._watched)
             and (self.number - 1) // measures.UPDATES_PERIOD > self.last_update // measures.UPDATES_PERIOD
         )
-        watched = [weight for weight in self._watched if is_measured and weight.grad is not None]
+        watched = [weight for weight in self._watched if weight.grad is not None] if is_measured else []
         before = [weight.detach().clone() for weight in watched]
         if getattr(self.optimizer, "_step_supports_amp_scaling", False):  # torch's mark of a fused one
             self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]

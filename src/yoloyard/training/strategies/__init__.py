@@ -8,7 +8,7 @@ from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.strategies.alone import Strategy
 from yoloyard.training.strategies.ddp import Ddp
-from yoloyard.training.strategies.placement import Placement, kept_bytes, places_of
+from yoloyard.training.strategies.placement import Placement, ends_of, kept_bytes
 
 log = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 def check_strategy(config: TrainConfig, model: Detector) -> None:
     """Raise UsageError if the strategy of `config` can't train `model`."""
     if config.strategy == "placement":
-        places_of(list(kept_bytes(model).values()), len(choose_devices(config.device)))
+        ends_of(list(kept_bytes(model).values()), len(choose_devices(config.device)))
     if config.strategy == "fsdp" and config.processes > 1:
         from yoloyard.training.strategies.fsdp import check_shardable  # whose import takes half a second
 

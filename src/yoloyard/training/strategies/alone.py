@@ -12,7 +12,6 @@ from yoloyard.common.structures import Batch
 from yoloyard.models.detector import Detector
 from yoloyard.training.distributed.collectives import Team
 from yoloyard.training.engine.backward import BackwardPass
-from yoloyard.training.engine.optimizers import by_kind
 
 if TYPE_CHECKING:
     from yoloyard.training.engine.engine import Engine
@@ -81,13 +80,6 @@ class Strategy:
     def norm(self, tensors: Sequence[Tensor]) -> Tensor:
         """The norm () of `tensors`, weights or gradients, taken as a single one of the whole model."""
         return nn.utils.get_total_norm(tensors)
-
-    def clip(self, parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-        """Scale the gradients of the whole model down to the norm `limit`; returns their norm () before."""
-        norm = self.norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        for kind in by_kind(parameters):
-            nn.utils.clip_grads_with_norm_(kind, limit, norm)
-        return norm
 
     def in_all(self, names: list[str]) -> list[str]:
         """Those of this process's `names` that all processes have; on rank 0."""

@@ -54,11 +54,9 @@ def cut(detector: Detector, count: int, shape: Sequence[int], precision: Precisi
     costs = [0.0, *accumulate(run.costs[node] for node in nodes)]
     crossing = [_crossing(nodes, place) for place in range(len(nodes) + 1)]
     behind_blocks = [place for place, node in enumerate(nodes, start=1) if node.op == "call_module"][:-1]
-    places = [
-        place
-        for place in behind_blocks
-        if all(map(_is_float, tree_leaves([run.results[each] for each in crossing[place]])))
-    ]
+    sent = {place: tree_leaves([run.results[each] for each in crossing[place]]) for place in behind_blocks}
+    is_float = lambda value: isinstance(value, Tensor) and value.is_floating_point()  # noqa: E731
+    places = [place for place, values in sent.items() if all(map(is_float, values))]
     if len(places) < count - 1:
         raise UsageError(
             f"--strategy pipeline can cut this network behind {len(places)} of its `blocks`, which is too few for "
@@ -136,10 +134,6 @@ def _crossing(nodes: Sequence[fx.Node], place: int) -> list[fx.Node]:
     """What is made before `place` and used from there on."""
     later = set(nodes[place:])
     return [node for node in nodes[:place] if not later.isdisjoint(node.users)]
-
-
-def _is_float(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def balanced(costs: Sequence[float], places: Sequence[int], end: int, count: int) -> list[int]:

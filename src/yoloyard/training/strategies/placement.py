@@ -4,9 +4,8 @@ It is for images that are too large for a single device. The devices work one af
 """
 
 import logging
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from types import MethodType
 from typing import Any
 
@@ -34,18 +33,18 @@ class Placement(Strategy):
         super().__init__(model)
         self.device = devices[0]
         kept = kept_bytes(model)
-        places = places_of(list(kept.values()), len(devices))
+        blocks, bounds = list(kept), [0, *ends_of(list(kept.values()), len(devices))]
         constants = {name: getattr(model.head, name) for name in model.head.constants}  # which the loss shares
-        for block, place in zip(kept, places, strict=True):
-            block.to(devices[place])
-            block.register_forward_pre_hook(_to_own_device, with_kwargs=True)
-        for name, value in constants.items():
-            setattr(model.head, name, value)
         names = {module: name for name, module in model.named_modules()}
-        for place, device in enumerate(devices):
-            own = [block for block, number in zip(kept, places, strict=True) if number == place]
+        for device, (begin, end) in zip(devices, pairwise(bounds), strict=True):
+            own = blocks[begin:end]
+            for block in own:
+                block.to(device)
+                block.register_forward_pre_hook(_to_own_device, with_kwargs=True)
             share = sum(kept[block] for block in own) / sum(kept.values())
             log.info(f"placement: {names[own[0]]} to {names[own[-1]]} on {device}, {share:.0%} of the maps")
+        for name, value in constants.items():
+            setattr(model.head, name, value)
         model.placed_on = tuple(devices)  # type: ignore[assignment]
         model.forward = MethodType(_forward, model)
 
@@ -81,15 +80,14 @@ def kept_bytes(detector: Detector) -> dict[nn.Module, int]:
     return kept
 
 
-def places_of(sizes: Sequence[int], count: int) -> list[int]:
-    """The place of each of `sizes` in turn, of `count`, where the largest sum of a place is the smallest.
+def ends_of(sizes: Sequence[int], count: int) -> list[int]:
+    """Ends of `count` stretches of blocks that keep `sizes`, whose largest sum is the smallest.
 
-    Raises UsageError if there are fewer of them than places.
+    Raises UsageError if there are fewer blocks than that.
     """
     if len(sizes) < count:
         raise UsageError(f"--strategy placement: {len(sizes)} blocks are too few for {count} devices; name fewer")
-    ends = balanced([0, *accumulate(sizes)], range(1, len(sizes)), len(sizes), count)
-    return [bisect_right(ends, number) for number in range(len(sizes))]
+    return balanced([0, *accumulate(sizes)], range(1, len(sizes)), len(sizes), count)
 
 
 def _to_own_device(block: nn.Module, inputs: Any, named: Any) -> Any:
