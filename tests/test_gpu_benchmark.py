@@ -12,6 +12,7 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 NOT_THERE = ("rich", "cyclopts", "yaml", "matplotlib", "pytest", "hypothesis")
 
 
+@pytest.mark.slow
 def test_it_needs_only_packages_of_numbers_and_images(tmp_path: Path) -> None:
     program = f"""
 import dataclasses, importlib.util, pathlib, sys

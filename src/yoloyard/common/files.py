@@ -116,10 +116,10 @@ class RunLock(contextlib.ExitStack):
     Where the disk has no locks, a line says so.
     """
 
-    def take(self, folder: Path, seconds: float = LOCK_SECONDS) -> None:
-        """Lock `folder`. Raises UserError if another run is at work there, still after `seconds`."""
+    def take(self, folder: Path, seconds: float = 0.0) -> None:
+        """Lock `folder`. Raises UserError if another run is at work there, still after LOCK_SECONDS, or more `seconds`."""
         # flock itself: releases of filelock take a disk without locks for one that is locked.
-        until = time.monotonic() + seconds
+        until = time.monotonic() + max(seconds, LOCK_SECONDS)
         try:
             file = self.enter_context((folder / ".lock").open("a"))
             while True:

@@ -14,7 +14,7 @@ import torch
 
 from yoloyard.common.device import choose_device, choose_precision
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.common.files import LOCK_SECONDS, RUN_MARK, RunLock
+from yoloyard.common.files import RUN_MARK, RunLock
 from yoloyard.common.log import shown_lines
 from yoloyard.config.overrides import checked_overrides, with_overrides
 from yoloyard.config.settings import NEWEST, TrainConfig, flat_settings
@@ -81,7 +81,7 @@ def train(
         setup: Setup | None = None
         with team.on_rank_0() as is_rank_0:
             if is_rank_0 and header is not None:
-                lock.take(folder, LOCK_SECONDS if begun is None else LOST_SECONDS)
+                lock.take(folder, 0.0 if begun is None else LOST_SECONDS)
                 header = newest_whole(folder)  # since nobody else writes there
                 spec = resumed(header.spec, overrides, team.size, folder, header.progress.epoch)
                 setup = build(dataclasses.replace(spec, precision=precision), folder, device, handed_in)
