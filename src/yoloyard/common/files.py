@@ -117,7 +117,7 @@ class RunLock(contextlib.ExitStack):
     """
 
     def take(self, folder: Path, seconds: float = 0.0) -> None:
-        """Lock `folder`. Raises UserError if another run is still at work there after LOCK_SECONDS, or more `seconds`."""
+        """Lock `folder`. Raises UserError if another run is still at work there after LOCK_SECONDS or `seconds`."""
         # flock itself: releases of filelock take a disk without locks for one that is locked.
         until = time.monotonic() + max(seconds, LOCK_SECONDS)
         try:
