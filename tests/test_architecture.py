@@ -23,6 +23,8 @@ MAY_IMPORT = {
     "evaluation": BOTTOM | {"evaluation", "data", "cpu"},
     "training": BOTTOM | {"training", "storage", "evaluation", "data", "cpu", "models", "losses"},
     "machines": BOTTOM | {"machines", "docker"},  # what it wants of the trainer it starts as a command
+    "planning": BOTTOM | {"planning", "training", "data", "models", "losses", "cpu"},
+    "jobs": BOTTOM | {"jobs", "planning", "machines", "docker", "storage", "data"},
     "docker": set(),  # data; its scripts run inside a container, before yoloyard
 }
 
