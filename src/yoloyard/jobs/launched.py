@@ -51,4 +51,5 @@ def read_launch(path: Path) -> Launch:
 
 def parse_launch(document: Mapping[str, Any]) -> Launch:
     """The record of a JSON document. What a newer version has written beside is left out."""
-    return Launch(**{item.name: document.get(item.name) for item in dataclasses.fields(Launch)})
+    values: dict[str, Any] = {item.name: document.get(item.name) for item in dataclasses.fields(Launch)}
+    return Launch(**values)

@@ -68,8 +68,10 @@ def prepare(
     folder = os.path.realpath(data.folder) if data.folder else ""
     source = find_source(base, lock_of(job.path), {os.path.join(folder, name) for name in data.files}, clean)
     settings |= {"data": data.setting} | _paths_there(settings, source)
-    tag = find_tag(job.image) if job.image else None
     resources, limits = job.resources, job.limits
+    # What a place has chosen before for such a host, it takes again.
+    chosen = last.image if last and (last.on, last.gpu) == (place, resources.gpu) else ""
+    tag = find_tag(job.image or chosen) if job.image or chosen else None
     launch = Launch(
         name=job.name,
         run=last.run if last and last.name == job.name else job.name,
