@@ -10,15 +10,19 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from yoloyard.common.errors import UsageError, UserError, printable
 from yoloyard.common.log import size_text
-from yoloyard.jobs.launched import Launch
+from yoloyard.common.run_folder import read_run
+from yoloyard.jobs.launched import FILE, Launch, parse_launch
+from yoloyard.jobs.node.records import LOG, PLACE, STATE, STOP
+from yoloyard.jobs.prepare import Prepared, next_run
 from yoloyard.jobs.sky_task import (
     FOLDER,
     LABEL,
@@ -42,22 +46,20 @@ from yoloyard.jobs.skypilot import (
     skypilot,
     watcher_text,
 )
+from yoloyard.jobs.state import OVER, document
 from yoloyard.storage.address import open_store, reasons_said
 from yoloyard.storage.fetch import fetch_run
 
-if TYPE_CHECKING:
-    from yoloyard.jobs.prepare import Prepared
-
 log = logging.getLogger(__name__)
 
-OVER = ("finished", "failed", "stopped", "limit")  # states in keeper.json after which nothing runs
 ALIVE_SECONDS = 900  # since keeper.json was written; an older one is of a host that is lost
 STOP_SECONDS = 900  # that a job may take to save and upload before its hosts are taken away
 POLL_SECONDS = 5.0
+LOG_LINES = 15  # of the end of the log, where a job has failed
 STARTING = ("PENDING", "SUBMITTED", "STARTING", "RECOVERING")  # SkyPilot's states without a keeper at work
 
 
-def describe(prepared: "Prepared", new: bool = False) -> str:
+def describe(prepared: Prepared, new: bool = False) -> str:
     """What `launch` would make, and its YAML; makes nothing and asks no cloud. Raises UsageError."""
     launch, task = prepared.launch, _task(prepared)[0]
     backup = _backup(launch)
@@ -78,23 +80,21 @@ def describe(prepared: "Prepared", new: bool = False) -> str:
     return "\n".join(["would be made:", *(f"  {line}" for line in made), *texts])
 
 
-def launch(prepared: "Prepared", new: bool = False) -> Launch:
+def launch(prepared: Prepared, new: bool = False) -> Launch:
     """Start a job, or go on with its last run if that is not finished; `new` begins the next one.
 
     Returns when SkyPilot has the job, and before there is a host: that may take long where GPUs are short. Raises
     UsageError or UserError; then, and on Ctrl-C, nothing is left but what lies in the backup.
     """
-    from yoloyard.jobs.prepare import next_run
-
     task, secret = _task(prepared)
     backup, name = _backup(prepared.launch), task["name"]
     sky = skypilot()
     check_clouds(sky, clouds_of(prepared.launch))
     if job := active_job(sky, name):
         raise UserError(f"{name} is already with SkyPilot ({job['status']}): yoloyard jobs status, jobs stop")
-    before = _read(prepared.launch, "keeper.json")
+    before = json.loads(_read_record(prepared.launch, STATE) or b"{}")
     if before.get("state", "failed") not in OVER and _seconds_since(before["updated"]) < ALIVE_SECONDS:
-        raise UserError(f"{prepared.launch.name} runs already, as {backup}/job says: yoloyard jobs stop ends it")
+        raise UserError(f"{prepared.launch.name} runs already, as {backup}/{PLACE} says: yoloyard jobs stop ends it")
     run = str(before.get("run") or prepared.launch.run)
     started = dataclasses.replace(
         prepared.launch, run=next_run(prepared.launch, run) if new or before.get("state") == "finished" else run
@@ -106,8 +106,8 @@ def launch(prepared: "Prepared", new: bool = False) -> Launch:
     prepared = dataclasses.replace(prepared, launch=sent)
     stage(prepared, _folder(name))
     task, secret = _task(prepared)
-    _write(sent, "launch.json", (_folder(name) / "launch.json").read_bytes())
-    _write(sent, "stop", None)
+    _write_record(sent, FILE, (_folder(name) / FILE).read_bytes())
+    _write_record(sent, STOP, None)
     log.info(watcher_text())
     with configured(sky, clouds_of(sent)), said("SkyPilot can't start the job"):
         whole, request = sky.Task.from_yaml_config(task, secrets_overrides=list(secret.items())), None
@@ -123,26 +123,35 @@ def launch(prepared: "Prepared", new: bool = False) -> Launch:
     return started
 
 
+def find(on: str, name: str, backup: str | None = None) -> Launch:
+    """The last launch of a job, from its backup. Raises UsageError without one, UserError where it isn't there."""
+    if backup is None:
+        raise UsageError(f"where {name} has its backup is not known here: name its job file")
+    text = _read_bytes(f"{backup.rstrip('/')}/{PLACE}", None, FILE)
+    if text is None:
+        raise UserError(f"{backup} has no record of a job: it was not launched yet, or `backup:` is another now")
+    return parse_launch(json.loads(text))
+
+
 def status(launch: Launch) -> dict[str, Any]:
-    """The job's keeper.json, with what SkyPilot knows of it where it is known here."""
-    found = _keeper(launch)
-    record = _record(launch)
-    if record is None:
-        return found
-    state, reason = str(record["status"]), printable(" ".join(str(record.get("failure_reason") or "").split()))
-    found["sky"] = {
-        "status": state,
-        "hosts": record.get("cluster_resources"),
-        "region": record.get("region"),
-        "recoveries": record.get("recovery_count"),
-    }
-    if state in STARTING:
-        lost = f", lost its host {record['recovery_count']} times" if record.get("recovery_count") else ""
-        found |= {"state": "starting", "reason": f"SkyPilot looks for a host ({state}{lost})"}
-    elif record["is_over"] and found.get("state") not in OVER:
-        ended = {"SUCCEEDED": "finished", "CANCELLED": "stopped"}.get(state, "failed")
-        found |= {"state": ended, "reason": reason or f"SkyPilot ended it ({state})"}
-    return found
+    """The document of `yoloyard jobs status --json`; from this machine's SkyPilot, too, where that knows the job."""
+    keeper, record = _keeper(launch), _record(launch)
+    is_there = record is not None or _seconds_since(keeper.get("updated", launch.time)) < ALIVE_SECONDS
+    if record is not None and record["status"] in STARTING:
+        lost = f", after {record['recovery_count']} lost hosts" if record["recovery_count"] else ""
+        keeper |= {"state": "starting", "reason": f"SkyPilot looks for a host ({record['status']}{lost})"}
+    elif record is not None and record["is_over"] and keeper["state"] not in OVER:
+        state = "stopped" if record["status"] == "CANCELLED" else "failed"
+        reason = printable(" ".join(str(record["failure_reason"] or "").split()))
+        keeper |= {"state": state, "reason": reason or f"SkyPilot ended it ({record['status']})"}
+    copies, endpoint = f"{_backup(launch)}/{launch.run}", launch.train.get("backup_endpoint")
+    with tempfile.TemporaryDirectory(prefix="yoloyard-") as folder:
+        for name in ("status.json", "metrics.jsonl", "config.yaml"):
+            if (text := _read_bytes(copies, endpoint, name)) is not None:
+                Path(folder, name).write_bytes(text)
+        run = read_run(Path(folder), is_copy=True)
+    lines = (_read_record(launch, LOG) or b"").decode(errors="replace").splitlines()
+    return document(launch, keeper, run, lines[-LOG_LINES:], is_there)
 
 
 def logs(launch: Launch, follow: bool = False) -> None:
@@ -150,13 +159,15 @@ def logs(launch: Launch, follow: bool = False) -> None:
     if (record := _record(launch)) and not record["is_over"]:
         skypilot().jobs.tail_logs(job_id=record["job_id"], follow=follow)
         return
-    shown = 0
+    shown = b""
     while True:
         is_over = _keeper(launch)["state"] in OVER
-        text = _read_bytes(launch, "log.txt") or b""
-        sys.stdout.write(text[shown:].decode(errors="replace"))
+        text = _read_record(launch, LOG) or b""
+        _, found, rest = text.rpartition(shown) if shown else (b"", b"", text)  # of a long log only the end is there
+        new = rest if found or not shown else text
+        sys.stdout.write(new.decode(errors="replace"))
         sys.stdout.flush()
-        shown = max(shown, len(text))
+        shown = (shown + new)[-1000:]
         if is_over or not follow:
             return
         time.sleep(POLL_SECONDS)
@@ -164,7 +175,7 @@ def logs(launch: Launch, follow: bool = False) -> None:
 
 def stop(launch: Launch) -> None:
     """Let the job save and end, and wait until its hosts are gone. Raises UserError if it doesn't."""
-    _write(launch, "stop", json.dumps({"reason": "jobs stop"}).encode())
+    _write_record(launch, STOP, json.dumps({"reason": "jobs stop"}).encode())
     waited, record = 0.0, _record(launch)
     while waited < STOP_SECONDS and (record is None or record["status"] not in STARTING):
         is_over = _keeper(launch)["state"] in OVER
@@ -202,7 +213,7 @@ def shell(launch: Launch) -> int:
     return subprocess.run(["ssh", "-t", host, f"cd {FOLDER}; exec $SHELL -l"], check=False).returncode
 
 
-def _task(prepared: "Prepared") -> tuple[dict[str, Any], dict[str, str]]:
+def _task(prepared: Prepared) -> tuple[dict[str, Any], dict[str, str]]:
     """The task, and the secrets that go along, by their names."""
     _backup(prepared.launch)
     plain, secret = credentials(prepared.launch)
@@ -232,13 +243,12 @@ def _record(launch: Launch) -> dict[str, Any] | None:
     return next((row for row in rows if (row["submitted_at"] or began) >= began - 60), None)
 
 
-def _read_bytes(launch: Launch, name: str) -> bytes | None:
-    """A record of the job in its backup; None if there is none."""
+def _read_bytes(prefix: str, endpoint: str | None, name: str) -> bytes | None:
+    """An object below a prefix; None if there is none."""
     import obstore
 
-    address = f"{_backup(launch)}/job"
-    store = open_store(address, launch.train.get("backup_endpoint"))
-    with reasons_said(address):
+    store = open_store(prefix, endpoint)
+    with reasons_said(prefix):
         try:
             return bytes(obstore.get(store, name).bytes())
         except FileNotFoundError as error:
@@ -247,27 +257,27 @@ def _read_bytes(launch: Launch, name: str) -> bytes | None:
             return None
 
 
-def _read(launch: Launch, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(_read_bytes(launch, name) or b"{}")
-    return found
+def _read_record(launch: Launch, name: str) -> bytes | None:
+    """A record of the job in its backup; None if there is none."""
+    return _read_bytes(f"{_backup(launch)}/{PLACE}", launch.train.get("backup_endpoint"), name)
 
 
-def _write(launch: Launch, name: str, content: bytes | None) -> None:
-    """Write a record of the job into its backup, or remove it."""
+def _write_record(launch: Launch, name: str, content: bytes | None) -> None:
+    """Write a record of the job into its backup; None removes it."""
     import obstore
 
-    address = f"{_backup(launch)}/job"
+    address = f"{_backup(launch)}/{PLACE}"
     store = open_store(address, launch.train.get("backup_endpoint"))
     with reasons_said(address):
         if content is not None:
             obstore.put(store, name, content)
-        elif _read_bytes(launch, name) is not None:
+        elif _read_record(launch, name) is not None:
             obstore.delete(store, name)
 
 
 def _keeper(launch: Launch) -> dict[str, Any]:
     """keeper.json, if it is of this launch or a later one."""
-    found = _read(launch, "keeper.json")
+    found: dict[str, Any] = json.loads(_read_record(launch, STATE) or b"{}")
     is_older = str(found.get("launch") or "") < launch.time
     return {"state": "starting", "run": launch.run} if is_older else found
 
@@ -276,12 +286,12 @@ def _seconds_since(time_text: str) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(time_text)).total_seconds()
 
 
-def _data_prefix(prepared: "Prepared") -> str:
+def _data_prefix(prepared: Prepared) -> str:
     """Where a local data set is brought to: by its fingerprint, so that a run never sees another one's."""
     return f"{_backup(prepared.launch)}/data/{prepared.data.fingerprint.rpartition(':')[2][:16]}"
 
 
-def _send_data(prepared: "Prepared") -> None:
+def _send_data(prepared: Prepared) -> None:
     """Bring the local data to the backup, where hosts fetch them; what is there already is not sent again."""
     import obstore
 

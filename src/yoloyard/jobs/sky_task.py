@@ -12,21 +12,19 @@ import shutil
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 import yoloyard
 from yoloyard.common.errors import UsageError
 from yoloyard.jobs.launched import FILE, Launch, write_launch
+from yoloyard.jobs.prepare import Prepared
 from yoloyard.jobs.source import BUNDLE, CHECKOUT, PATCH
 from yoloyard.machines.image.build import image_names
 from yoloyard.machines.image.versions import CPU, Tag, code_for, find_tag, number, tags
 from yoloyard.planning.gpus import find_gpu
 from yoloyard.storage.address import ENDPOINTS
-
-if TYPE_CHECKING:
-    from yoloyard.jobs.prepare import Prepared
 
 FOLDER = "~/yoloyard-job"  # on each host
 PREFIX = "yoloyard-"  # of a job's name at SkyPilot, and so of the names of its hosts
@@ -109,7 +107,7 @@ def clouds_of(launch: Launch) -> list[str]:
     return clouds
 
 
-def task_of(prepared: "Prepared", folder: Path, secrets: Sequence[str] = ()) -> dict[str, Any]:
+def task_of(prepared: Prepared, folder: Path, secrets: Sequence[str] = ()) -> dict[str, Any]:
     """The task, as SkyPilot's YAML has it; `folder` is what `stage` fills, `secrets` the names of variables.
 
     Raises UsageError where something is missing that SkyPilot can't choose.
@@ -160,7 +158,7 @@ def task_yaml(task: dict[str, Any]) -> str:
     return yaml.dump(task, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def stage(prepared: "Prepared", folder: Path) -> None:
+def stage(prepared: Prepared, folder: Path) -> None:
     """Fill the local `folder` with all that goes to each host, in place of what a former launch left there.
 
     It must stay until the job is over: a host that replaces a lost one gets the same.
@@ -183,7 +181,7 @@ def stage(prepared: "Prepared", folder: Path) -> None:
     write_launch(folder / FILE, launch)
 
 
-def scripts(prepared: "Prepared") -> dict[str, str]:
+def scripts(prepared: Prepared) -> dict[str, str]:
     """The shell scripts of a host, by name, but for guard.sh: what sets it up, what runs there, what releases it."""
     launch = prepared.launch
     set_up = SET_UP.format(folder=FOLDER, commit=launch.commit)
