@@ -46,5 +46,9 @@ def write_launch(path: Path, launch: Launch) -> None:
 
 def read_launch(path: Path) -> Launch:
     """The record of a file. What a newer version has written beside is left out."""
-    document = json.loads(path.read_text(encoding="utf-8"))
+    return parse_launch(json.loads(path.read_text(encoding="utf-8")))
+
+
+def parse_launch(document: dict[str, Any]) -> Launch:
+    """The record of a JSON document. What a newer version has written beside is left out."""
     return Launch(**{item.name: document.get(item.name) for item in dataclasses.fields(Launch)})
