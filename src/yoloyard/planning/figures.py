@@ -24,17 +24,19 @@ class StepCost:
     average_bytes: int
     activations_bytes: int  # saved for the backward pass
     peak_bytes: int  # all of these and what operators need beside, at the worst moment of the step
+    held_bytes: int  # of the peak, what is there before the step begins: weights, average, optimizer, batch
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A row of gpus.toml. `cpu` is one, too: the device that this host is."""
+    """A row of gpus.toml, or a processor (`gpus.cpu_device`), which has no capability."""
 
     name: str
     memory: float  # bytes
     bandwidth: float  # bytes a second
     flops: dict[str, float]  # dense, a second, by float32, tf32, float16, bfloat16
-    capability: str  # compute capability: "8.6"
+    capability: str  # compute capability: "8.6"; "" for a processor
+    link: float = 32e9  # bytes a second to another GPU of the same host, in one direction
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ All of it goes through the store, which every process reaches, or it would not b
 """
 
 import datetime
-import hashlib
 import ipaddress
 import logging
 import os
@@ -14,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,8 @@ import psutil
 import torch
 import torch.distributed as dist
 
-import yoloyard
 from yoloyard.common.cores import map_in_threads
+from yoloyard.common.digests import file_sha256, source_sha256
 from yoloyard.common.errors import SilentError, UsageError, UserError
 from yoloyard.common.log import ONCE
 from yoloyard.common.user_file import is_custom
@@ -145,13 +143,12 @@ def clocks_line(ahead: Mapping[int, float], hosts: Mapping[int, Host]) -> str:
 
 def facts(overrides: Mapping[str, Any]) -> dict[str, str]:
     """What must be the same on all hosts, by what it is called in a message."""
-    found = {"yoloyard": f"{versions()['yoloyard']} (source {source_digest()[:12]})", "torch": str(torch.__version__)}
+    found = {"yoloyard": f"{versions()['yoloyard']} (source {source_sha256()[:12]})", "torch": str(torch.__version__)}
     for name, value in overrides.items():
         if name in OF_FILES:
             path = Path(os.path.expanduser(str(value).rpartition(":")[0] if is_custom(str(value)) else str(value)))
             if path.is_file():  # only rank 0 needs it, and a name or an address is no file
-                with path.open("rb") as file:
-                    found[f"the file of --{name}"] = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+                found[f"the file of --{name}"] = file_sha256(path)[:12]
         elif name not in OF_A_HOST:
             found[f"--{name.replace('_', '-')}"] = str(value)
     return found
@@ -165,15 +162,6 @@ def data_problem(data: str | None) -> str:
         return str(error)
     gone = [(split, place) for split in ("train", "val") for place in splits.get(split, ()) if not place.path.exists()]
     return "".join(f"{data}: {split} is {place.path}, which does not exist" for split, place in gone[:1])
-
-
-@cache
-def source_digest() -> str:
-    """SHA-256 of yoloyard's own source, by which two commits differ that have one version."""
-    root, digest = Path(yoloyard.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def differences(hosts: Sequence[Host]) -> str:

@@ -1,11 +1,11 @@
 """Files of a run's folder in all processes: hosts that share no disk with rank 0 get them from there."""
 
-import hashlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from yoloyard.common.digests import file_sha256
 from yoloyard.training.distributed.collectives import Team
 
 
@@ -38,7 +38,6 @@ def files_here(team: Team, folder: Path, names: Sequence[str] | None = None) -> 
 def _digest(path: Path) -> str:
     """SHA-256 of a file; empty if it can't be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError:
         return ""

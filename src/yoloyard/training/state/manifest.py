@@ -1,9 +1,10 @@
 """What a checkpoint consists of: each file with its size and SHA-256, in `manifest.json` beside them."""
 
-import hashlib
 import json
 from collections.abc import Collection
 from pathlib import Path
+
+from yoloyard.common.digests import file_sha256
 
 NAME = "manifest.json"
 
@@ -36,5 +37,4 @@ def damage(folder: Path, names: Collection[str] | None = None) -> str:
 
 
 def _facts(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"size": path.stat().st_size, "sha256": file_sha256(path)}
