@@ -1,10 +1,7 @@
 """guard.sh: what keeps the keeper, and releases the host, with real processes."""
 
-import json
 import os
 import shutil
-import signal
-import stat
 import subprocess
 import sys
 import time
@@ -13,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from keeping import job_folder, starts, state_of
+from keeping import job_folder
 
 from yoloyard.jobs import node
 

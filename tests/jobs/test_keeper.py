@@ -1,10 +1,6 @@
 """The keeper of a job: when it ends a training, what it saves, and what it counts."""
 
 import json
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 from typing import Any
 

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from yoloyard.common.cores import map_in_threads, usable_cores
+from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.log import size_text
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
@@ -129,8 +130,7 @@ def _digests(folder: Path, names: Sequence[str]) -> list[str]:
 
 def _digest(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 

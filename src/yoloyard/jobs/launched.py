@@ -49,6 +49,7 @@ def read_launch(path: Path) -> Launch:
     return parse_launch(json.loads(path.read_text(encoding="utf-8")))
 
 
-def parse_launch(document: dict[str, Any]) -> Launch:
+def parse_launch(document: Mapping[str, Any]) -> Launch:
     """The record of a JSON document. What a newer version has written beside is left out."""
-    return Launch(**{item.name: document.get(item.name) for item in dataclasses.fields(Launch)})
+    values: dict[str, Any] = {item.name: document.get(item.name) for item in dataclasses.fields(Launch)}
+    return Launch(**values)

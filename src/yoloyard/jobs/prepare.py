@@ -10,13 +10,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yoloyard
+from yoloyard.common.digests import source_sha256
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import write_whole
+from yoloyard.common.versions import versions
 from yoloyard.config.settings import TrainConfig, settings_of
 from yoloyard.jobs.data_set import DataSet, find_data
 from yoloyard.jobs.job_file import Job
@@ -68,8 +68,10 @@ def prepare(
     folder = os.path.realpath(data.folder) if data.folder else ""
     source = find_source(base, lock_of(job.path), {os.path.join(folder, name) for name in data.files}, clean)
     settings |= {"data": data.setting} | _paths_there(settings, source)
-    tag = find_tag(job.image) if job.image else None
     resources, limits = job.resources, job.limits
+    # What a place has chosen before for such a host, it takes again.
+    chosen = last.image if last and (last.on, last.gpu) == (place, resources.gpu) else ""
+    tag = find_tag(job.image or chosen) if job.image or chosen else None
     launch = Launch(
         name=job.name,
         run=last.run if last and last.name == job.name else job.name,
@@ -188,16 +190,8 @@ def _paths_there(settings: Mapping[str, Any], source: Source) -> dict[str, str]:
 
 
 def _own_version() -> str:
-    """Version of this package, and a digest of its files: a clone and an installed package of one content are equal."""
-    root, digest = Path(yoloyard.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    try:
-        version = metadata.version("yoloyard")
-    except metadata.PackageNotFoundError:
-        version = "0"
-    return f"{version}-{digest.hexdigest()[:12]}"
+    """Version of this package, and a digest of its source."""
+    return f"{versions()['yoloyard']}-{source_sha256()[:12]}"
 
 
 def _flat(train: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class StepCost:
     average_bytes: int
     activations_bytes: int  # saved for the backward pass
     peak_bytes: int  # all of these and what operators need beside, at the worst moment of the step
+    held_bytes: int  # of the peak, what is there before the step begins: weights, average, optimizer, batch
 
 
 @dataclass(frozen=True)
