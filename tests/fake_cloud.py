@@ -245,7 +245,7 @@ class FakeCloud:
         key, certificate = self.folder / "network.key", self.folder / "network.pem"
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-             "-subj", "/CN=network", "-addext", f"subjectAltName={names}", "-keyout", str(key), "-out", str(certificate)],
+             "-subj", "/CN=network", "-addext", f"subjectAltName={names}", "-keyout", key, "-out", certificate],
             check=True, capture_output=True,
         )  # fmt: skip
         program = f"""
@@ -260,7 +260,7 @@ server.serve_forever()
         self.start("-c", f"import os; os.chdir({str(self.folder / 'empty')!r})\n{program}", log="network")
 
     def _fill_account(self) -> None:
-        """Wait for moto; an image in each region, and private subnets."""
+        """Wait for moto; an image in each region, private subnets, and the profile of hosts that SkyPilot would make."""
         until = time.monotonic() + 60
         while True:
             try:
@@ -278,7 +278,10 @@ server.serve_forever()
             self.images[region] = answer["ImageId"]
             for subnet in client.describe_subnets()["Subnets"]:
                 client.modify_subnet_attribute(SubnetId=subnet["SubnetId"], MapPublicIpOnLaunch={"Value": False})
-            self.zones = None
+        access = self.client("iam")
+        access.create_instance_profile(InstanceProfileName="skypilot-v1")
+        access.create_role(RoleName="skypilot-v1", AssumeRolePolicyDocument="{}")
+        access.add_role_to_instance_profile(InstanceProfileName="skypilot-v1", RoleName="skypilot-v1")
 
     def _fill_home(self) -> None:
         """Credentials, SkyPilot's settings and its catalogs."""
@@ -288,7 +291,8 @@ server.serve_forever()
         keys = "".join(f"{name} = {value}\n" for name, value in CREDENTIALS.items())
         (self.home / ".aws/credentials").write_text(f"[default]\n{keys}")
         (self.home / ".aws/config").write_text(f"[default]\nregion = {REGIONS[0]}\n")
-        settings = {"aws": {"use_internal_ips": True, "use_ssm": False},
+        settings = {"allowed_clouds": ["aws"],
+                    "aws": {"use_internal_ips": True, "use_ssm": False},
                     "jobs": {"controller": {"consolidation_mode": True}}}  # fmt: skip
         (self.home / ".sky/config.yaml").write_text(yaml.safe_dump(settings))
         rows = ["InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,GpuInfo,Price,SpotPrice,Region,"
