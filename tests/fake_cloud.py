@@ -209,7 +209,7 @@ class FakeCloud:
             "AWS_ENDPOINT_URL": ENDPOINT, "MOTO_IAM_LOAD_MANAGED_POLICIES": "true", "OMP_NUM_THREADS": "1",
             "SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200",
             "SSL_CERT_FILE": str(self.folder / "network.pem"), "REQUESTS_CA_BUNDLE": str(self.folder / "network.pem"),
-            "PIP_NO_BUILD_ISOLATION": "0", "SKYPILOT_POD_MEMORY_GB_LIMIT": "4", **variables,
+            "PIP_NO_BUILD_ISOLATION": "0", "SKYPILOT_POD_MEMORY_GB_LIMIT": "7", **variables,
         }  # fmt: skip
         with contextlib.ExitStack() as stack:
             out: Any = stack.enter_context(open(self.folder / f"{log}.log", "a")) if log else subprocess.PIPE
@@ -260,7 +260,7 @@ server.serve_forever()
         self.start("-c", f"import os; os.chdir({str(self.folder / 'empty')!r})\n{program}", log="network")
 
     def _fill_account(self) -> None:
-        """Wait for moto; an image in each region, private subnets, and the profile of hosts that SkyPilot would make."""
+        """Wait for moto; an image in each region, private subnets, and the profile that SkyPilot would make."""
         until = time.monotonic() + 60
         while True:
             try:
