@@ -9,6 +9,7 @@ that shares its core with another program makes the step ten times as long. One 
 
 import logging
 import os
+import platform
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,15 @@ log = logging.getLogger(__name__)
 ROOT = Path("/")
 LOOK_SECONDS = 0.5  # the shortest measurement: /proc counts in hundredths, and a passing burst should not decide
 BUSY_CORES = 0.35  # other programs' use from which a thread is in their way; contended, they get half a core and more
+INSTRUCTIONS = (
+    "fma",
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "amx_bf16",
+    "asimd",
+    "bf16",
+)  # that decide its speed
 CHOSEN_BY = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # environment variables by which a user decides
 
 Item = TypeVar("Item")
@@ -49,6 +59,17 @@ def cpus(root: Path) -> dict[str, Any]:
     count = len(allowed_cores(root)) or os.cpu_count()
     quota = min((cores for _, cores in quotas(root)), default=None)
     return {"allowed": count, "quota": quota, "usable": min(count or 1, quota or float("inf"))}
+
+
+def processor(root: Path = ROOT) -> dict[str, Any]:
+    """The processor's name, its frequency in MHz (0: the system doesn't say) and the sets of INSTRUCTIONS it has."""
+    lines = [line.partition(":")[::2] for line in read(root / "proc/cpuinfo").splitlines()]
+    said = {name.strip(): value.strip() for name, value in reversed(lines)}  # of the first core
+    flags = {*said.get("flags", said.get("Features", "")).split()}
+    most = read(root / "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq")  # kHz; the other one is that of now
+    frequency = int(most) / 1000 if most.isdigit() else float(said.get("cpu MHz", 0))
+    name = said.get("model name") or platform.processor() or platform.machine()
+    return {"name": name, "megahertz": frequency, "instructions": [each for each in INSTRUCTIONS if each in flags]}
 
 
 def allowed_cores(root: Path) -> list[int]:

@@ -29,13 +29,14 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A row of gpus.toml. `cpu` is one, too: the device that this host is."""
+    """A row of gpus.toml, or a processor (`gpus.cpu_device`), which has no capability."""
 
     name: str
     memory: float  # bytes
     bandwidth: float  # bytes a second
     flops: dict[str, float]  # dense, a second, by float32, tf32, float16, bfloat16
-    capability: str  # compute capability: "8.6"
+    capability: str  # compute capability: "8.6"; "" for a processor
+    link: float = 32e9  # bytes a second to another GPU of the same host, in one direction
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from yoloyard.common.cores import control_groups, cpus, read
+from yoloyard.common.cores import control_groups, cpus, processor, read
 from yoloyard.machines.environment.inventory import names
 
 NVIDIA = "0x10de"  # the vendor's number on the PCI bus
@@ -39,6 +39,7 @@ def gather(root: Path, folder: Path) -> dict[str, Any]:
         "wsl": "microsoft" in kernel.lower(),
         "container": _container(root),
         "cpus": cpus(root),
+        "processor": processor(root),
         "memory": {"total": memory.total, "available": memory.available, "limit": granted},
         "shared_memory": shared and {"size": shared.total, "free": shared.free},
         "limits": limits,
