@@ -133,6 +133,11 @@ def note_of(name: str) -> Path:
     return Path(state, "yoloyard", "jobs", f"{name}.json")
 
 
+def notes() -> list[Launch]:
+    """The last launch of each job that was launched from this machine, by name."""
+    return [read_launch(path) for path in sorted(note_of("").parent.glob("*.json"))]
+
+
 def keep_note(launch: Launch) -> None:
     """Note a launch on this machine."""
     note = note_of(launch.name)

@@ -20,16 +20,24 @@ BUNDLE, PATCH = "source.bundle", "source.patch"  # their names in a job's folder
 LARGE_PATCH = 100 * 10**6  # bytes of files that git doesn't know; more is a data set or a mistake
 SHOWN_NAMES = 10
 SECRET_FILES = (".env", ".netrc")  # how names of files begin that hold passwords by custom
-# In a job's folder: source/ becomes the commit with the patch, whatever a former launch has left there. $1 is the
-# commit; the files shallow (the boundary of a shallow clone), source.bundle and source.patch may be missing.
+# In a job's folder: source/ becomes the commit with the patch. What somebody has changed there by hand is kept (git stash
+# list), files that git doesn't know stay. $1 is the commit; source.shallow (the boundary of a shallow clone),
+# source.bundle and source.patch may be missing.
 CHECKOUT = f"""set -e
 [ -d source/.git ] || git init -q source
 [ ! -s source.shallow ] || cp source.shallow source/.git/shallow
 cd source
 git cat-file -e "$1^{{commit}}" 2>/dev/null || git fetch -q ../{BUNDLE} HEAD
-git checkout -q --force --detach "$1"
-git clean -fdq
-[ ! -s ../{PATCH} ] || git apply --whitespace=nowarn ../{PATCH}
+if git rev-parse -q --verify HEAD > /dev/null; then
+    if [ ! -s .git/shallow ] && ! git merge-base HEAD "$1" > /dev/null; then
+        echo "$PWD is of another repository: give this job a name of its own" >&2
+        exit 1
+    fi
+    git diff --quiet || git -c user.name=yoloyard -c user.email=yoloyard stash push -q
+    git reset -q --hard
+fi
+git checkout -q --detach "$1"
+[ ! -s ../{PATCH} ] || git apply --index --whitespace=nowarn ../{PATCH}
 """
 
 
