@@ -7,7 +7,6 @@ logs, stop and fetch need neither SkyPilot nor its records; with them, they know
 import dataclasses
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from yoloyard.common.log import size_text
 from yoloyard.common.run_folder import read_run
 from yoloyard.jobs.launched import FILE, Launch, parse_launch
 from yoloyard.jobs.node.records import LOG, PLACE, STATE, STOP
-from yoloyard.jobs.prepare import Prepared, next_run
+from yoloyard.jobs.prepare import Prepared, next_run, note_of
 from yoloyard.jobs.sky_task import (
     FOLDER,
     LABEL,
@@ -76,7 +75,7 @@ def describe(prepared: Prepared, new: bool = False) -> str:
         "no bucket: SkyPilot copies the source straight to the hosts",
     ]  # fmt: skip
     shown = {**scripts(prepared), "task.yaml": task_yaml(task)}
-    texts = [f"--- {name}\n{text}" for name, text in shown.items() if name != "checkout.sh"]
+    texts = [f"--- {name}\n{text}" for name, text in shown.items() if name not in ("checkout.sh", "environment.sh")]
     return "\n".join(["would be made:", *(f"  {line}" for line in made), *texts])
 
 
@@ -229,8 +228,7 @@ def _backup(launch: Launch) -> str:
 
 def _folder(name: str) -> Path:
     """What goes to a job's hosts. It stays here until the next launch: a host that replaces another needs it."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "yoloyard" / "jobs" / name
+    return note_of(name).with_suffix("")
 
 
 def _record(launch: Launch) -> dict[str, Any] | None:
