@@ -164,22 +164,13 @@ def _list_all(json: bool) -> None:
 def _print_found(found: "list[Found]") -> None:
     from yoloyard.cli.runs import print_table
 
-    print_table(
-        ["cloud", "region", "what", "id", "name", "since", "cost so far", "job"],
-        *(
-            [
-                each.cloud,
-                each.region,
-                each.kind,
-                each.id,
-                each.name,
-                f"{each.began:%Y-%m-%d %H:%M}" if each.began else "",
-                "unknown" if each.cost is None else f"${each.cost:.2f}",
-                each.job or ("orphan" if each.is_own else "none known here"),
-            ]
-            for each in found
-        ),
-    )
+    rows = []
+    for each in found:
+        since = f"{each.began:%Y-%m-%d %H:%M}" if each.began else ""
+        cost = "unknown" if each.cost is None else f"${each.cost:.2f}"
+        job = each.job or each.name + (": orphan" if each.is_own else ": launched elsewhere")
+        rows.append([each.cloud, each.region, each.kind, each.id, since, cost, job])
+    print_table(["cloud", "region", "what", "id", "since", "cost so far", "job"], *rows)
 
 
 def place_of(on: str) -> ModuleType:
