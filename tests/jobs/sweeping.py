@@ -49,8 +49,8 @@ with mock_aws():
     disk = ec2.create_volume(AvailabilityZone=f"{REGION}a", Size=50, TagSpecifications=[
         {"ResourceType": "volume", "Tags": tags("yoloyard-cracks-3")}])["VolumeId"]  # fmt: skip
     group = ec2.create_security_group(GroupName=DEFAULT_SECURITY_GROUP_NAME, Description="-")["GroupId"]
-    rows = [{"job_id": 7, "job_name": "yoloyard-cracks", "is_over": False}]
-    sweep.records = lambda sky: list(rows)
+    rows: list[dict[str, Any]] = [{"job_id": 7, "job_name": "yoloyard-cracks", "is_over": False}]
+    sweep.records = lambda sky, name=None: list(rows)
     sweep._price = lambda *facts: 0.5
     sweep.LOOK_SECONDS = 0.01
     sweep.PROVIDERS["kubernetes"] = refuse  # type: ignore[assignment]
