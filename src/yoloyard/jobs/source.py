@@ -72,6 +72,14 @@ class Source:
         known = old and _run(self.top, "cat-file", "-e", f"{old}^{{commit}}").returncode == 0
         git(self.top, "bundle", "create", "--quiet", str(to), "HEAD", *([f"^{old}"] if known else []))
 
+    def snapshot(self, to: Path) -> bytes:
+        """Write the commit without its history to the file `to`; returns what is `shallow` then. Raises UserError."""
+        with tempfile.TemporaryDirectory(prefix="yoloyard-") as scratch:
+            clone = Path(scratch, "clone")
+            git(self.top, "clone", "--quiet", "--bare", "--depth=1", self.top.as_uri(), str(clone))
+            git(clone, "bundle", "create", "--quiet", str(to.absolute()), "HEAD")
+            return (clone / "shallow").read_bytes() if (clone / "shallow").exists() else b""
+
 
 def find_source(folder: Path, lock: Path, data: Collection[str] = (), clean: bool = False) -> Source:
     """The commit of the repository around `folder`, and the changes that are not committed.
