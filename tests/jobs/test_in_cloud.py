@@ -39,7 +39,13 @@ def write_state(backup: Path, state: str, **changes: Any) -> None:
     """keeper.json, as a host has brought it there."""
     content = {"state": state, "reason": "", "launch": LAUNCH.time, "run": LAUNCH.run, "attempts": 2, "seconds": 7200,
                "cost": 1.2, "updated": utc_text()} | changes  # fmt: skip
-    (backup / "job/keeper.json").write_text(json.dumps(content))
+    write(backup / "job/keeper.json", json.dumps(content))
+
+
+def write(path: Path, text: str) -> None:
+    """As a store does: the object is there whole, or not at all."""
+    path.with_name("new").write_text(text)
+    path.with_name("new").rename(path)
 
 
 def test_another_machine_finds_a_job_by_its_backup(backup: Path) -> None:
@@ -64,14 +70,14 @@ def test_status_is_that_of_the_backup(backup: Path) -> None:
 
 
 def test_a_host_that_says_nothing_is_lost(backup: Path) -> None:
-    write_state(backup, "running", updated="2026-11-30T10:00:00Z")
+    write_state(backup, "running", updated="2026-01-02T10:00:00Z")
     found = in_cloud.status(launch_of(backup))
     assert found["state"] == "interrupted"
     assert "yoloyard launch goes on with it" in found["reason"]
 
 
 def test_what_a_former_launch_has_left_says_nothing_of_this_one(backup: Path) -> None:
-    write_state(backup, "limit", launch="2026-11-29T09:00:00+00:00")
+    write_state(backup, "limit", launch="2026-01-01T09:00:00+00:00")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     assert in_cloud.status(launch_of(backup, time=now))["state"] == "starting"
 
@@ -86,16 +92,16 @@ def test_a_failed_job_shows_the_end_of_its_log(backup: Path) -> None:
 def test_the_log_is_followed_until_the_job_is_over(backup: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_state(backup, "running")
     log = backup / "job/log.txt"
-    log.write_text("first\n")
+    write(log, "first\n")
     shown = ""
     with_follow = threading.Thread(target=in_cloud.logs, args=(launch_of(backup), True))
     with_follow.start()
     while "first" not in shown:
         shown += capsys.readouterr().out
-    log.write_text("first\nsecond\n")
+    write(log, "first\nsecond\n")
     while "second" not in shown:
         shown += capsys.readouterr().out
-    log.write_text("first\nsecond\nthird\n")
+    write(log, "first\nsecond\nthird\n")
     write_state(backup, "finished")
     with_follow.join()
     assert shown + capsys.readouterr().out == "first\nsecond\nthird\n"

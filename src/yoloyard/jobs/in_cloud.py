@@ -21,7 +21,7 @@ from yoloyard.common.log import size_text
 from yoloyard.common.run_folder import read_run
 from yoloyard.jobs.launched import FILE, Launch, parse_launch
 from yoloyard.jobs.node.records import LOG, PLACE, STATE, STOP
-from yoloyard.jobs.prepare import Prepared, next_run, note_of
+from yoloyard.jobs.prepare import Prepared, image_digest, next_run, note_of
 from yoloyard.jobs.sky_task import (
     FOLDER,
     LABEL,
@@ -30,6 +30,7 @@ from yoloyard.jobs.sky_task import (
     scripts,
     sky_name,
     stage,
+    tag_of,
     task_of,
     task_yaml,
 )
@@ -63,6 +64,7 @@ STARTING = ("PENDING", "SUBMITTED", "STARTING", "RECOVERING")  # SkyPilot's stat
 
 def describe(prepared: Prepared, new: bool = False) -> str:
     """What `launch` would make, and its YAML; makes nothing and asks no cloud. Raises UsageError."""
+    prepared = _with_tag(prepared)
     launch, task = prepared.launch, _task(prepared)[0]
     backup = _backup(launch)
     spot = " on spot" if prepared.job.resources.spot else ""
@@ -88,9 +90,8 @@ def launch(prepared: Prepared, new: bool = False) -> Launch:
     Returns when SkyPilot has the job, and before there is a host: that may take long where GPUs are short. Raises
     UsageError or UserError; then, and on Ctrl-C, nothing is left but what lies in the backup.
     """
-    task, secret = _task(prepared)
-    backup, name = _backup(prepared.launch), task["name"]
-    sky = skypilot()
+    sky, prepared = skypilot(), _with_tag(prepared)
+    backup, name = _backup(prepared.launch), _task(prepared)[0]["name"]
     check_clouds(sky, clouds_of(prepared.launch))
     if job := active_job(sky, name):
         raise UserError(f"{name} is already with SkyPilot ({job['status']}): yoloyard jobs status, jobs stop")
@@ -217,6 +218,14 @@ def shell(launch: Launch) -> int:
     if not Path("~/.sky/generated/ssh", host).expanduser().exists():
         raise UserError(f"the key of {host} is on SkyPilot's API server or controller: use `ssh {host}` there")
     return subprocess.run(["ssh", "-t", host, f"cd {FOLDER}; exec $SHELL -l"], check=False).returncode
+
+
+def _with_tag(prepared: Prepared) -> Prepared:
+    """The launch with the image tag that it will have."""
+    tag = tag_of(prepared.launch)
+    digest = prepared.launch.image_digest or image_digest(tag)
+    launch = dataclasses.replace(prepared.launch, image=tag.name, image_digest=digest)
+    return dataclasses.replace(prepared, launch=launch)
 
 
 def _task(prepared: Prepared) -> tuple[dict[str, Any], dict[str, str]]:

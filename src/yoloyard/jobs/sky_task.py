@@ -38,7 +38,8 @@ RELEASE_MINUTES = 15  # after the end, if SkyPilot has not taken the host back b
 
 SET_UP = """set -eu
 cd {folder}
-command -v git > /dev/null || {{ sudo apt-get update -q && sudo apt-get install -q -y git; }}
+as_root=$(command -v sudo) || :
+command -v git > /dev/null || {{ $as_root apt-get update -q && $as_root apt-get install -q -y git; }}
 sh checkout.sh {commit}
 """
 # SkyPilot's hosts have uv, which finds Python or brings it.
