@@ -45,7 +45,7 @@ def planned(name: str, calibration: Calibration) -> Estimate:
     precision = calibration.precision
     step = trace_step(config, RUNS[name]["classes"], config.batch, precision, False, on_cpu=True)
     by = correction(calibration.device, precision)
-    return estimate(step, config, Images(400, 100), calibration.device, cores=2, correction=by)
+    return estimate(step, config, Images(400, 100, 320 * 320), calibration.device, cores=2, correction=by)
 
 
 def test_hours_of_the_demo_are_known_within_30_percent_from_a_run_of_another_network(tmp_path: Path) -> None:

@@ -157,7 +157,8 @@ def _facts(folder: Path, threads: int) -> tuple[Gpu, Precision, Images, int]:
     file = folder / "environment.json"
     try:
         facts = read_json(file.read_text(encoding="utf-8"))
-        images = Images(*(int(facts["data"][split]["images"]) for split in ("train", "val")))
+        train, val = (int(facts["data"][split]["images"]) for split in ("train", "val"))
+        images = Images(train, val, float(facts["pixels"]))
         precision: Precision = "float32" if facts["precision"].startswith("float32") else "amp"
         cores, name = int(facts["machine"]["cpus"]["usable"]), facts["accelerator"]
         if name is None and facts["device"] == "cpu":

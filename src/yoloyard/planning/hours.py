@@ -69,11 +69,6 @@ def arithmetic(gpu: Gpu, precision: Precision) -> tuple[str, float]:
     return dtype, gpu.flops[dtype] * assumed()[kind]
 
 
-def precision_on(device: Gpu, amp: bool) -> Precision:
-    """The precision that a run with or without `--amp` has there: a processor without bfloat16 stays at float32."""
-    return "amp" if amp and {"bfloat16", "float16"} & device.flops.keys() else "float32"
-
-
 def is_cpu(device: Gpu) -> bool:
     """Is it a processor?"""
     return not device.capability
