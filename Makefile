@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test tests test-slow test-image test-changed test-oldest test-fake-cuda lint format docs bench clean
+.PHONY: demo test tests test-slow test-image test-cloud test-changed test-oldest test-fake-cuda lint format docs bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/yoloyard demo demo
@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 test: lint tests
 
 # Two tests at a time, each with one thread: on two cores half the time of one after the other with both.
-tests: $(VENV)/installed-dev
+tests: $(VENV)/installed-dev .venv-cloud/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal \
 		-m "not slow and not gpu and not image and not fake_cuda"
 
@@ -25,9 +25,23 @@ test-slow: $(VENV)/installed-dev
 test-image: $(VENV)/installed-dev
 	$(BIN)/python tests/passed.py image
 
-# Those of test-slow and test-image that depend on a file which has changed since they passed; tests/passed notes it.
-test-changed: $(VENV)/installed-dev
+# A fake cloud behind SkyPilot: at most 10 minutes; says SKIP and why where there can be none.
+test-cloud: $(VENV)/installed-dev .venv-cloud/installed
+	$(BIN)/python tests/passed.py cloud
+
+# Those of test-slow, test-image and test-cloud that depend on a file which has changed since they passed; tests/passed notes it.
+test-changed: $(VENV)/installed-dev .venv-cloud/installed
 	$(BIN)/python tests/passed.py
+
+# SkyPilot, what its hosts need (Ray), and a fake AWS. The rest comes from $(VENV), whose packages it sees after its own.
+# Where it can't be installed, the tests that need it are skipped.
+.venv-cloud/installed: | $(VENV)/installed-dev
+	$(PYTHON) -m venv .venv-cloud
+	.venv-cloud/bin/python -m pip install --quiet --disable-pip-version-check "skypilot[aws,kubernetes,lambda,runpod]==0.14.1" \
+		"moto[server]>=5.1" uv "setuptools<70" "click<8.3" "ray[default]==2.9.3; python_version < '3.12'" && \
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"), "$(CURDIR)/src", sep="\n")' \
+		> "$$(.venv-cloud/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/of-yoloyard.pth" && \
+	touch $@ || echo "SKIP: SkyPilot can't be installed; the tests that need it are skipped"
 
 # What a training asks of a CUDA device, traced without one by a CUDA build of torch, in an environment of its own.
 test-fake-cuda: .venv-fake-cuda/installed
@@ -91,4 +105,4 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf .venv .venv-oldest .venv-bench .venv-fake-cuda .venv-docs site demo trees runs build src/*.egg-info
+	rm -rf .venv .venv-oldest .venv-bench .venv-fake-cuda .venv-cloud .venv-docs site demo trees runs build src/*.egg-info

@@ -82,7 +82,7 @@ def read_overrides(path: Path) -> dict[str, Any]:
         if key.value in lines:
             raise UsageError(f"{path}:{line}: '{key.value}' is said already in line {lines[key.value]}")
         lines[key.value] = line
-    return _as_written(tree, node)
+    return values_as_written(tree, node)
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any]) -> Config:
@@ -104,6 +104,23 @@ def unknown_name(given: str, known: Iterable[str], kind: str = "setting") -> str
     nearest = difflib.get_close_matches(given.replace("-", "_"), names, n=1, cutoff=0.5)
     hint = f"; did you mean '{nearest[0]}'?" if nearest else f"; there are: {', '.join(names)}"
     return f"unknown {kind} '{given}'{hint}"
+
+
+def values_as_written(tree: Mapping[str, Any], node: Any) -> dict[str, Any]:
+    """The values without what YAML 1.1 makes of a text or number: of 0123 83, of 1:30 90, of no False, of 3.10 3.1."""
+    known, nodes = settings_of(TrainConfig), {key.value: item for key, item in node.value}
+    values = dict(tree)
+    for name, value in tree.items():
+        leaf = known.get(setting_name(name))
+        if isinstance(value, dict):  # yolov5's `hyp`
+            values[name] = values_as_written(value, nodes[name])
+        elif leaf is not None and leaf.type in (str, str | None) and leaf.name != "cache" and value is not None:
+            values[name] = _text_as_written(value, nodes[name])
+        elif leaf is not None and type(value) in (int, float):
+            values[name] = text = nodes[name].value  # 0x10 and 1:30 are no numbers here
+            with contextlib.suppress(ValueError):
+                values[name] = value if float(text) == value else text
+    return values
 
 
 def whole_number(text: str) -> int:
@@ -167,23 +184,6 @@ def _converted(leaf: Setting, value: Any, allowed: tuple[Any, ...]) -> Any:
     if isinstance(value, str) and leaf.is_path:
         value = os.path.expanduser(value)
     return value
-
-
-def _as_written(tree: Mapping[str, Any], node: Any) -> dict[str, Any]:
-    """The values without what YAML 1.1 makes of a text or number: of 0123 83, of 1:30 90, of no False, of 3.10 3.1."""
-    known, nodes = settings_of(TrainConfig), {key.value: item for key, item in node.value}
-    values = dict(tree)
-    for name, value in tree.items():
-        leaf = known.get(setting_name(name))
-        if isinstance(value, dict):  # yolov5's `hyp`
-            values[name] = _as_written(value, nodes[name])
-        elif leaf is not None and leaf.type in (str, str | None) and leaf.name != "cache" and value is not None:
-            values[name] = _text_as_written(value, nodes[name])
-        elif leaf is not None and type(value) in (int, float):
-            values[name] = text = nodes[name].value  # 0x10 and 1:30 are no numbers here
-            with contextlib.suppress(ValueError):
-                values[name] = value if float(text) == value else text
-    return values
 
 
 def _text_as_written(value: Any, node: Any) -> Any:

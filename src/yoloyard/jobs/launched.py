@@ -17,13 +17,14 @@ class Launch:
     name: str  # of the job
     run: str  # of the run folder, and of its place below `backup`: NAME, NAME-2 ...
     on: str  # ssh://user@host:port, a cloud, or kubernetes
-    train: Mapping[str, Any]  # overrides of TrainConfig; `data` is relative to the checkout, or to the data's folder
+    train: Mapping[str, Any]  # overrides of TrainConfig; paths are relative to the checkout: ../data.yaml
     commit: str  # of the user's repository
     patch: str | None  # SHA-256 of the uncommitted changes that went along
     yoloyard: str  # version and commit of this package
-    image: str  # the tag
-    image_digest: str | None  # sha256:..., None where there is no image
+    image: str  # the tag; empty: the place chooses by the host's driver and GPU
+    image_digest: str | None  # sha256:... of the image in a registry, or locks:... of what images and venvs are made of
     data: str | None  # its fingerprint
+    data_yaml: str | None  # the text of FOLDER/data.yaml on a host; None where `train.data` leads into the data
     data_source: str | None  # the object-store prefix that it comes from; None: it was copied from here
     backup: str | None  # an object-store prefix; the run is copied to BACKUP/RUN, the job's records to BACKUP/job
     nodes: int
@@ -45,5 +46,10 @@ def write_launch(path: Path, launch: Launch) -> None:
 
 def read_launch(path: Path) -> Launch:
     """The record of a file. What a newer version has written beside is left out."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    return Launch(**{item.name: document.get(item.name) for item in dataclasses.fields(Launch)})
+    return parse_launch(json.loads(path.read_text(encoding="utf-8")))
+
+
+def parse_launch(document: Mapping[str, Any]) -> Launch:
+    """The record of a JSON document. What a newer version has written beside is left out."""
+    values: dict[str, Any] = {item.name: document.get(item.name) for item in dataclasses.fields(Launch)}
+    return Launch(**values)

@@ -187,6 +187,10 @@ class Copies:
         owner: Facts | None = json.loads(self.read("run.json") or b"null")
         return owner
 
+    def remove_owner(self) -> None:
+        """Free the address of a run that has ended before its first checkpoint."""
+        self._obs.delete(self.store, "run.json")
+
     def read_manifests(self) -> list[Manifest]:
         """All manifests, the oldest first; what can't be one is left out with a line."""
         found = []
@@ -221,6 +225,10 @@ class Copies:
             return self._obs.head(self.store, path)
         except FileNotFoundError:
             return None
+
+    def objects(self) -> Iterator[Mapping[str, Any]]:
+        """Path, size and ETag of all that lies below the address."""
+        return (each for chunk in self._obs.list(self.store) for each in chunk)
 
     def _list(self, prefix: str) -> list[str]:
         return [each["path"] for chunk in self._obs.list(self.store, prefix) for each in chunk]

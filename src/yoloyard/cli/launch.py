@@ -1,0 +1,61 @@
+"""The command `launch`."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import cyclopts
+from cyclopts import Parameter
+
+from yoloyard.cli.flags import SWITCH
+
+_Above0 = cyclopts.validators.Number(gt=0)
+
+
+def launch(
+    job: Annotated[Path, Parameter(help="the job file")] = Path("job.yaml"),
+    *,
+    on: Annotated[
+        str | None, Parameter(help="ssh://user@host[:port], or a cloud: aws, gcp, kubernetes ...; wins over `on:`")
+    ] = None,
+    dry_run: Annotated[bool, SWITCH, Parameter(help="print what would be made and started, and make nothing")] = False,
+    clean: Annotated[bool, SWITCH, Parameter(help="refuse where files are not as they were committed")] = False,
+    new: Annotated[bool, SWITCH, Parameter(help="begin another run, also where the last one isn't finished")] = False,
+    price: Annotated[
+        float | None, Parameter(help="dollars an hour of a host, where no table knows it", validator=_Above0)
+    ] = None,
+    release: Annotated[
+        str | None, Parameter(help="ssh: a command that gives the host back at the end, such as 'sudo poweroff'")
+    ] = None,
+    to_kubernetes: Annotated[
+        Path | None, Parameter(help="write this job for kubectl into a folder, and start nothing")
+    ] = None,
+) -> None:
+    """Start a job on another host or in a cloud, or go on with it there."""
+    from yoloyard.common.errors import UsageError, UserError
+    from yoloyard.jobs.job_file import read_job
+    from yoloyard.jobs.prepare import keep, keep_note, prepare
+
+    found = read_job(job)
+    prepared = prepare(found, on or ("kubernetes" if to_kubernetes else None), clean, price, release)
+    for line in prepared.differences:
+        print(f"differs from the last launch: {line}")
+    if found.limits.max_cost and prepared.launch.price is None:
+        raise UsageError(f"{job}: max_cost needs the price of a host: --price DOLLARS-AN-HOUR")
+    if to_kubernetes:
+        from yoloyard.jobs.kubernetes import write_kubernetes
+
+        write_kubernetes(prepared, to_kubernetes)
+        return
+    place: Any = import_module("yoloyard.jobs." + ("over_ssh" if prepared.launch.on[:6] == "ssh://" else "in_cloud"))
+    if dry_run:
+        print(place.describe(prepared, new))
+        return
+    keep_note(prepared.launch)
+    try:
+        started = place.launch(prepared, new)
+    except (KeyboardInterrupt, UserError):
+        print(f"not started, or not wholly: launch it again, or see yoloyard jobs status {job}")
+        raise
+    keep(started, job)
+    print(f"{started.run} is started on {started.on}; yoloyard jobs logs -f {job} shows what it prints")

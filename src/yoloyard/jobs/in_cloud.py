@@ -1,0 +1,324 @@
+"""Jobs in clouds and on Kubernetes, as managed jobs of SkyPilot: it finds hosts, replaces lost ones, takes them back.
+
+What a job has done stands in its backup, where each machine can read it: BACKUP/job/keeper.json and log.txt. So status,
+logs, stop and fetch need neither SkyPilot nor its records; with them, they know more.
+"""
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yoloyard.common.errors import UsageError, UserError, printable
+from yoloyard.common.log import size_text
+from yoloyard.common.run_folder import read_run
+from yoloyard.jobs.launched import FILE, Launch, parse_launch
+from yoloyard.jobs.node.records import LOG, PLACE, STATE, STOP
+from yoloyard.jobs.prepare import Prepared, image_digest, next_run, note_of
+from yoloyard.jobs.sky_task import (
+    FOLDER,
+    LABEL,
+    clouds_of,
+    credentials,
+    scripts,
+    sky_name,
+    stage,
+    tag_of,
+    task_of,
+    task_yaml,
+)
+from yoloyard.jobs.skypilot import (
+    Log,
+    active_job,
+    cancel,
+    check_clouds,
+    configured,
+    is_installed,
+    records,
+    said,
+    skypilot,
+    watcher_text,
+)
+from yoloyard.jobs.state import OVER, document
+from yoloyard.storage.address import open_store, reasons_said
+from yoloyard.storage.fetch import fetch_run
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+log = logging.getLogger(__name__)
+
+ALIVE_SECONDS = 900  # since keeper.json was written; an older one is of a host that is lost
+STOP_SECONDS = 900  # that a job may take to save and upload before its hosts are taken away
+POLL_SECONDS = 5.0
+LOG_LINES = 15  # of the end of the log, where a job has failed
+STARTING = ("PENDING", "SUBMITTED", "STARTING", "RECOVERING")  # SkyPilot's states without a keeper at work
+
+
+def describe(prepared: Prepared, new: bool = False) -> str:
+    """What `launch` would make, and its YAML; makes nothing and asks no cloud. Raises UsageError."""
+    prepared = _with_tag(prepared)
+    launch, task = prepared.launch, _task(prepared)[0]
+    backup = _backup(launch)
+    spot = " on spot" if prepared.job.resources.spot else ""
+    what = f"{launch.nodes} x {launch.gpu}:{launch.gpus}" if launch.gpus else f"{launch.nodes} x CPU"
+    made = [
+        f"a managed job of SkyPilot, {task['name']}",
+        f"{what}{spot} on {launch.on}, each with its disk; all labelled {LABEL}={task['name']}",
+        *(["on AWS, once for all jobs: SkyPilot's role skypilot-v1 and a security group sky-sg-..., which cost nothing"]
+          if "aws" in clouds_of(launch) else []),
+        watcher_text(),
+        f"in {backup}: {launch.run}/ (the run), job/ (its records)"
+        + (f", {_data_place(prepared)}/ ({size_text(prepared.data.bytes)} of data)" if prepared.data.folder else ""),
+        "no bucket: SkyPilot copies the source straight to the hosts",
+    ]  # fmt: skip
+    shown = {**scripts(prepared), "task.yaml": task_yaml(task)}
+    texts = [f"--- {name}\n{text}" for name, text in shown.items() if name not in ("checkout.sh", "environment.sh")]
+    return "\n".join(["would be made:", *(f"  {line}" for line in made), *texts])
+
+
+def launch(prepared: Prepared, new: bool = False) -> Launch:
+    """Start a job, or go on with its last run if that is not finished; `new` begins the next one.
+
+    Returns when SkyPilot has the job, and before there is a host: that may take long where GPUs are short. Raises
+    UsageError or UserError; then, and on Ctrl-C, nothing is left but what lies in the backup.
+    """
+    sky, prepared = skypilot(), _with_tag(prepared)
+    backup, name = _backup(prepared.launch), _task(prepared)[0]["name"]
+    check_clouds(sky, clouds_of(prepared.launch))
+    if job := active_job(sky, name):
+        raise UserError(f"{name} is already with SkyPilot ({job['status']}): yoloyard jobs status, jobs stop")
+    before = json.loads(_read(prepared.launch, f"{PLACE}/{STATE}") or b"{}")
+    if before.get("state", "failed") not in OVER and _seconds_since(before["updated"]) < ALIVE_SECONDS:
+        raise UserError(f"{prepared.launch.name} runs already, as {backup}/{PLACE} says: yoloyard jobs stop ends it")
+    run = str(before.get("run") or prepared.launch.run)
+    started = dataclasses.replace(
+        prepared.launch, run=next_run(prepared.launch, run) if new or before.get("state") == "finished" else run
+    )
+    sent = started
+    if prepared.data.folder is not None:
+        _send_data(prepared)
+        sent = dataclasses.replace(started, data_source=f"{backup}/{_data_place(prepared)}")
+    prepared = dataclasses.replace(prepared, launch=sent)
+    stage(prepared, _folder(name))
+    task, secret = _task(prepared)
+    _write(sent, f"{PLACE}/{FILE}", (_folder(name) / FILE).read_bytes())
+    _write(sent, f"{PLACE}/{STOP}", None)
+    log.info(watcher_text())
+    with configured(sky, clouds_of(sent)), said("SkyPilot can't start the job"):
+        whole, request = sky.Task.from_yaml_config(task, secrets_overrides=list(secret.items())), None
+        try:
+            request = sky.jobs.launch(whole, name=name)
+            sky.stream_and_get(request, output_stream=Log())
+        except BaseException:
+            log.info("the launch ended early: taking back what was begun")
+            if request is not None:
+                sky.get(sky.api_cancel(request, silent=True))
+            cancel(sky, name)
+            raise
+    return started
+
+
+def find(on: str, name: str, backup: str | None = None) -> Launch:
+    """The last launch of a job, from its backup. Raises UsageError without one, UserError where it isn't there."""
+    if backup is None:
+        raise UsageError(f"where {name} has its backup is not known here: name its job file")
+    store = open_store(backup)
+    import obstore
+
+    with reasons_said(backup):
+        try:
+            return parse_launch(json.loads(bytes(obstore.get(store, f"{PLACE}/{FILE}").bytes())))
+        except FileNotFoundError as error:
+            why = "it was not launched yet, or `backup:` is another now"
+            raise UserError(f"{backup} has no record of a job: {why}") from error
+
+
+def status(launch: Launch) -> dict[str, Any]:
+    """The document of `yoloyard jobs status --json`; from this machine's SkyPilot, too, where that knows the job."""
+    keeper, record = _keeper(launch), _record(launch)
+    is_there = record is not None or _seconds_since(keeper.get("updated", launch.time)) < ALIVE_SECONDS
+    if record is not None and record["status"] in STARTING:
+        lost = f", after {record['recovery_count']} lost hosts" if record["recovery_count"] else ""
+        keeper |= {"state": "starting", "reason": f"SkyPilot looks for a host ({record['status']}{lost})"}
+    elif record is not None and record["is_over"] and keeper["state"] not in OVER:
+        state = "stopped" if record["status"] == "CANCELLED" else "failed"
+        reason = printable(" ".join(str(record["failure_reason"] or "").split()))
+        keeper |= {"state": state, "reason": reason or f"SkyPilot ended it ({record['status']})"}
+    with tempfile.TemporaryDirectory(prefix="yoloyard-") as folder:
+        for name in ("status.json", "metrics.jsonl", "config.yaml"):
+            if (text := _read(launch, f"{launch.run}/{name}")) is not None:
+                Path(folder, name).write_bytes(text)
+        run = read_run(Path(folder), is_copy=True)
+    lines = (_read(launch, f"{PLACE}/{LOG}") or b"").decode(errors="replace").splitlines()
+    return document(launch, keeper, run, lines[-LOG_LINES:], is_there)
+
+
+def logs(launch: Launch, follow: bool = False) -> None:
+    """Print what the job prints; `follow` until it is over. From another machine: what has reached the backup."""
+    if (record := _record(launch)) and not record["is_over"]:
+        skypilot().jobs.tail_logs(job_id=record["job_id"], follow=follow)
+        return
+    shown = b""
+    while True:
+        is_over = _keeper(launch)["state"] in OVER
+        text = _read(launch, f"{PLACE}/{LOG}") or b""
+        _, found, rest = text.rpartition(shown) if shown else (b"", b"", text)  # of a long log only the end is there
+        new = rest if found or not shown else text
+        sys.stdout.write(new.decode(errors="replace"))
+        sys.stdout.flush()
+        shown = (shown + new)[-1000:]
+        if is_over or not follow:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def stop(launch: Launch) -> None:
+    """Let the job save and end, and wait until its hosts are gone. Raises UserError if it doesn't."""
+    _write(launch, f"{PLACE}/{STOP}", json.dumps({"reason": "jobs stop"}).encode())
+    waited, record = 0.0, _record(launch)
+    while waited < STOP_SECONDS and (record is None or record["status"] not in STARTING):
+        is_over = _keeper(launch)["state"] in OVER
+        if record["is_over"] if record else is_over:
+            return
+        if not waited:
+            log.info("asked the job to save and end")
+        time.sleep(POLL_SECONDS)
+        waited += POLL_SECONDS
+        record = _record(launch)
+    if record is None:
+        raise UserError(
+            f"{launch.name} has not ended after {STOP_SECONDS // 60} minutes, and SkyPilot here doesn't know it: see "
+            f"`yoloyard jobs list --all`, or run `yoloyard jobs stop` on {launch.host}, which launched it"
+        )
+    with said("SkyPilot can't end the job"):
+        cancel(skypilot(), sky_name(launch.name))
+
+
+def fetch(launch: Launch, project: Path) -> Path:
+    """Bring the run from the backup into `project`; returns its folder. Raises UserError."""
+    return fetch_run(f"{_backup(launch)}/{launch.run}", launch.train.get("backup_endpoint"), project)
+
+
+def shell(launch: Launch) -> int:
+    """Open a shell on the first host, by ssh as SkyPilot has set it up; returns its exit status. Raises UserError."""
+    record = _record(launch)
+    if record is None or record["status"] != "RUNNING":
+        raise UserError(f"{launch.name} has no host now that SkyPilot here knows: yoloyard jobs status")
+    from sky.jobs.utils import generate_managed_job_cluster_name
+
+    host = generate_managed_job_cluster_name(sky_name(launch.name), record["job_id"])
+    if not Path("~/.sky/generated/ssh", host).expanduser().exists():
+        raise UserError(f"the key of {host} is on SkyPilot's API server or controller: use `ssh {host}` there")
+    return subprocess.run(["ssh", "-t", host, f"cd {FOLDER}; exec $SHELL -l"], check=False).returncode
+
+
+def _with_tag(prepared: Prepared) -> Prepared:
+    """The launch with the image tag that it will have."""
+    tag = tag_of(prepared.launch)
+    digest = prepared.launch.image_digest or image_digest(tag)
+    launch = dataclasses.replace(prepared.launch, image=tag.name, image_digest=digest)
+    return dataclasses.replace(prepared, launch=launch)
+
+
+def _task(prepared: Prepared) -> tuple[dict[str, Any], dict[str, str]]:
+    """The task, and the secrets that go along, by their names."""
+    _backup(prepared.launch)
+    plain, secret = credentials(prepared.launch)
+    task = task_of(prepared, _folder(sky_name(prepared.launch.name)), list(secret))
+    return ({**task, "envs": plain} if plain else task), secret
+
+
+def _backup(launch: Launch) -> str:
+    if launch.backup is None:
+        raise UsageError("a job in a cloud needs `backup:`, an object-store prefix: there it resumes from, and ends")
+    return launch.backup.rstrip("/")
+
+
+def _folder(name: str) -> Path:
+    """What goes to a job's hosts. It stays here until the next launch: a host that replaces another needs it."""
+    return note_of(name).with_suffix("")
+
+
+def _record(launch: Launch) -> dict[str, Any] | None:
+    """SkyPilot's newest record of the job since its launch; None where SkyPilot here doesn't know it."""
+    if not is_installed():
+        return None
+    with said("SkyPilot can't list its jobs"):
+        rows = records(skypilot(), sky_name(launch.name))
+    began = datetime.fromisoformat(launch.time).timestamp()
+    return next((row for row in rows if (row["submitted_at"] or began) >= began - 60), None)
+
+
+def _read(launch: Launch, path: str) -> bytes | None:
+    """An object in the backup of a job; None if there is none."""
+    store = _store(launch)
+    import obstore
+
+    with reasons_said(_backup(launch)):
+        try:
+            return bytes(obstore.get(store, path).bytes())
+        except FileNotFoundError as error:
+            if "NoSuchBucket" in str(error):
+                raise
+            return None
+
+
+def _write(launch: Launch, path: str, content: bytes | None) -> None:
+    """Write an object into the backup of a job; None removes it."""
+    store = _store(launch)
+    import obstore
+
+    with reasons_said(_backup(launch)):
+        if content is not None:
+            obstore.put(store, path, content)
+        elif _read(launch, path) is not None:
+            obstore.delete(store, path)
+
+
+def _store(launch: Launch) -> "ObjectStore":
+    return open_store(_backup(launch), launch.train.get("backup_endpoint"))
+
+
+def _keeper(launch: Launch) -> dict[str, Any]:
+    """keeper.json, if it is of this launch or a later one."""
+    found: dict[str, Any] = json.loads(_read(launch, f"{PLACE}/{STATE}") or b"{}")
+    is_older = str(found.get("launch") or "") < launch.time
+    return {"state": "starting", "run": launch.run} if is_older else found
+
+
+def _seconds_since(time_text: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(time_text)).total_seconds()
+
+
+def _data_place(prepared: Prepared) -> str:
+    """Where in the backup a local data set is brought to: by its fingerprint, so that a run sees no other one."""
+    return f"data/{prepared.data.fingerprint.rpartition(':')[2][:16]}"
+
+
+def _send_data(prepared: Prepared) -> None:
+    """Bring the local data to the backup, where hosts fetch them; what is there already is not sent again."""
+    data, place, store = prepared.data, _data_place(prepared), _store(prepared.launch)
+    import obstore
+
+    assert data.folder is not None
+    with reasons_said(_backup(prepared.launch)):
+        there = {each["path"]: each["size"] for chunk in obstore.list(store, f"{place}/") for each in chunk}
+        missing = [name for name in data.files if there.get(f"{place}/{name}") != (data.folder / name).stat().st_size]
+        if missing:
+            log.info(f"sending {len(missing):,} of {len(data.files):,} files of {data.folder} to the backup, {place}/")
+        with ThreadPoolExecutor(8) as threads:
+            futures = [threads.submit(obstore.put, store, f"{place}/{name}", data.folder / name) for name in missing]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                threads.shutdown(cancel_futures=True)
+                raise

@@ -1,0 +1,140 @@
+#!/bin/sh
+# Keeps a job going, and gives its host back at the end, whatever that is. It needs no Python: dash or busybox will do.
+#
+#   sh guard.sh      in the job's folder, which has launch.json, run.sh and, where there is something to release, release.sh
+#
+# run.sh ends (by `exec`) in the keeper. The guard starts it again where it was killed, crashed or has hung. Its own timer,
+# an hour after max_hours or max_cost, ends a keeper that does not. SIGTERM saves, ends and releases, too.
+# Its exit status is the keeper's: 0 over, 2 wrong usage, 3 failed.
+set -u
+cd -P "$(dirname "$0")" || exit 1
+here=$(pwd -P)
+tick=${YOLOYARD_TICK_SECONDS:-2}           # between two looks
+margin=${YOLOYARD_MARGIN_SECONDS:-3600}    # after the limits, for what the keeper does at the end
+save=${YOLOYARD_SAVE_SECONDS:-900}         # that a training without a keeper may take to save and upload
+hung=${YOLOYARD_HUNG_SECONDS:-900}         # without a sign of life of the keeper
+pause=${YOLOYARD_PAUSE_SECONDS:-10}        # before the keeper is started again, the first time
+most_crashes=5                             # in a row; a keeper that has lived longer than `hung` was no crash
+
+say() { echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) guard: $*" >> log.txt; } 2> /dev/null
+number() { sed -n 's/^ *"'"$1"'": *\([0-9.]*\),*$/\1/p' launch.json; }
+ticks() { awk -v seconds="$1" -v tick="$tick" 'BEGIN { print int(seconds / tick) + 1 }'; }
+is_training() { tr '\0' '\n' < "/proc/$1/environ" | grep -qxF "YOLOYARD_JOB=$here"; } 2> /dev/null
+
+# Only one guard is at work in a folder.
+other=$(cat guard.pid 2> /dev/null)
+if [ -n "$other" ] && [ "$other" != $$ ] && grep -q guard.sh "/proc/$other/cmdline" 2> /dev/null &&
+    [ "$(readlink "/proc/$other/cwd")" = "$here" ]; then
+    say "process $other is at work here already"
+    exit 4
+fi
+echo $$ > guard.pid
+attempt=${YOLOYARD_ATTEMPT:-$(date +%s)-$$}
+export YOLOYARD_ATTEMPT="$attempt"
+
+# Seconds until the timer of its own; 0: no limit. The clock may jump: it counts only between two lives of a guard.
+hard=$(awk -v hours="$(number max_hours)" -v cost="$(number max_cost)" -v price="$(number price)" \
+    -v nodes="$(number nodes)" -v margin="$margin" 'BEGIN {
+        most = hours == "" ? -1 : hours * 3600
+        by_cost = cost == "" || price == "" || price + 0 == 0 ? -1 : cost / price / nodes * 3600
+        if (by_cost >= 0 && (most < 0 || by_cost < most)) most = by_cost
+        print most < 0 ? 0 : int(most + margin) }')
+if [ "$hard" -gt 0 ]; then
+    launched=$(sed -n 's/^ *"time": *"\(.*\)",*$/\1/p' launch.json) now=$(date +%s) of='' until=0
+    [ -r guard.deadline ] && read -r of until < guard.deadline
+    if [ "$of" = "$launched" ]; then  # this launch began before the host was started again
+        left=$((until - now))
+        [ "$left" -lt "$hard" ] && hard=$left
+        [ "$hard" -lt "$save" ] && hard=$save
+    else
+        echo "$launched $((now + hard))" > guard.deadline
+    fi
+    hard=$(ticks "$hard")
+fi
+
+# After a reboot the guard goes on, where cron can start it.
+if [ -f release.sh ] && command -v crontab > /dev/null; then
+    { crontab -l 2> /dev/null | grep -vF "$here/guard.sh"; echo "@reboot sh '$here/guard.sh'"; } | crontab - ||
+        say "crontab refuses: after a reboot nothing goes on here, and nothing releases this host"
+elif [ -f release.sh ]; then
+    say "there is no crontab: after a reboot nothing goes on here, and nothing releases this host"
+fi
+
+asked='' child='' elapsed=0
+trap 'asked=signal; [ -n "$child" ] && kill -TERM "$child"' TERM INT HUP
+
+# Wait for the keeper; ask it to end when the time is over, and end it where it hangs.
+watch() {
+    quiet=0 most_quiet=$(ticks "$hung") end=0
+    while kill -0 "$child" 2> /dev/null; do
+        sleep "$tick"
+        elapsed=$((elapsed + 1)) quiet=$((quiet + 1))
+        if [ alive -nt guard.beat ] || [ ! -e guard.beat ]; then
+            quiet=0
+            touch guard.beat 2> /dev/null
+        fi
+        if [ "$quiet" -gt "$most_quiet" ]; then
+            say "the keeper has given no sign of life for $hung s: it is killed"
+            kill -KILL "$child"
+        fi
+        if [ "$hard" -gt 0 ] && [ "$elapsed" -gt "$hard" ] && [ "$end" = 0 ]; then
+            say "the limits are over and the keeper still runs: it is asked to end"
+            asked=timer end=$((elapsed + $(ticks "$save")))
+            kill -TERM "$child"
+        elif [ "$end" -gt 0 ] && [ "$elapsed" -gt "$end" ]; then
+            say "the keeper does not end: it is killed"
+            kill -KILL "$child"
+        fi
+    done
+}
+
+crashes=0
+while :; do
+    began=$elapsed
+    touch alive 2> /dev/null
+    sh run.sh >> log.txt 2>&1 < /dev/null &
+    child=$!
+    watch
+    wait "$child"
+    code=$? child=''
+    case $code in 0 | 2 | 3) break ;; esac
+    [ -n "$asked" ] && break
+    [ $((elapsed - began)) -gt "$(ticks "$hung")" ] && crashes=0
+    crashes=$((crashes + 1))
+    if [ "$crashes" -gt "$most_crashes" ]; then
+        say "the keeper ended with status $code, $crashes times in a row: the job is given up"
+        break
+    fi
+    say "the keeper ended with status $code: it is started again in $pause s"
+    sleep "$pause"
+    [ -n "$asked" ] && break
+    pause=$(awk -v pause="$pause" 'BEGIN { print pause * 2 }')
+done
+
+# What a keeper has left behind saves, and ends.
+training=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' training.json 2> /dev/null)
+if [ -n "$training" ] && is_training "$training"; then
+    say "the training (process $training) has no keeper: it is asked to save and end"
+    kill -TERM "$training"
+    left=$(ticks "$save")
+    while is_training "$training" && [ "$left" -gt 0 ]; do
+        sleep "$tick"
+        left=$((left - 1))
+    done
+    is_training "$training" && kill -KILL "-$training" "$training"
+fi
+
+# A host that was only asked to end, as before a reboot, goes on when it is started again.
+if [ -f release.sh ] && command -v crontab > /dev/null && [ "$asked" != signal ]; then
+    crontab -l 2> /dev/null | grep -vF "$here/guard.sh" | crontab -
+fi
+wait_seconds=${YOLOYARD_PAUSE_SECONDS:-30}
+while [ -f release.sh ]; do
+    say "releasing this host"
+    sh release.sh >> log.txt 2>&1 < /dev/null && break
+    say "release.sh failed: again in $wait_seconds s"
+    sleep "$wait_seconds"
+    wait_seconds=$(awk -v seconds="$wait_seconds" 'BEGIN { print seconds < 600 ? 2 * seconds : seconds }')
+done
+rm -f guard.pid
+exit "$code"

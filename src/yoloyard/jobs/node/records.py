@@ -1,0 +1,130 @@
+"""The records of a job below BACKUP/job, which outlive its hosts: what was launched, its state, its log, its ledger.
+
+A thread brings them there, so that nobody waits for a store that does not answer. It also looks for BACKUP/job/stop.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from yoloyard.common.errors import UserError
+from yoloyard.common.log import ONCE
+from yoloyard.jobs.launched import FILE, Launch
+from yoloyard.storage.address import open_store, reasons_said
+
+log = logging.getLogger(__name__)
+
+PLACE = "job"  # below BACKUP
+STATE, LOG, STOP = "keeper.json", "log.txt", "stop"
+SECONDS_BETWEEN = 30.0
+LOG_BYTES = 2_000_000  # of the end of the log
+
+
+class Records:
+    """Those of the job in `folder`; nothing where it has no backup. Raises UsageError or UserError."""
+
+    def __init__(self, folder: Path, launch: Launch) -> None:
+        self._folder, self._sent = folder, dict[str, bytes]()
+        self._wanted: Callable[[], Mapping[str, bytes]] = dict
+        self._wake, self._is_last, self._thread = (
+            threading.Event(),
+            False,
+            threading.Thread(target=self._work, daemon=True),
+        )
+        self._asked: str | None = None
+        self._address = f"{launch.backup}/{PLACE}"
+        self._store: Any = None  # obstore's
+        if launch.backup:
+            self._store = open_store(launch.backup, launch.train.get("backup_endpoint"), create=True)
+            import obstore
+
+            self._obs = obstore
+
+    def state(self) -> dict[str, Any]:
+        """The newest state of the job, here or elsewhere; empty before its first."""
+        texts = [(self._folder / STATE).read_bytes()] if (self._folder / STATE).exists() else []
+        if (there := self._get(STATE)) is not None:
+            texts.append(there)
+        states = []
+        for text in texts:
+            try:
+                states.append(json.loads(text))
+            except ValueError:  # cut off by a full disk
+                continue
+        return max(states, key=lambda each: str(each.get("updated")), default={})
+
+    def ledger(self) -> list[bytes]:
+        """The records of attempts that are there."""
+        if self._store is None:
+            return []
+        with reasons_said(self._address):
+            found = [each["path"] for chunk in self._obs.list(self._store, f"{PLACE}/ledger") for each in chunk]
+            return [bytes(self._obs.get(self._store, path).bytes()) for path in found]
+
+    def start(self, wanted: Callable[[], Mapping[str, bytes]]) -> None:
+        """Begin to bring there what `wanted` gives, by names, the launch and the log."""
+        self._wanted = wanted
+        if self._store is not None:
+            self._thread.start()
+
+    def stop_asked(self) -> str | None:
+        """Why the job shall save and end, by the file `stop` here or below BACKUP/job; None: it shall not."""
+        path = self._folder / STOP
+        return _reason(path.read_bytes()) if path.exists() else self._asked
+
+    def finish(self, seconds: float) -> bool:
+        """Bring all there for the last time, and remove `stop`; did it arrive within `seconds`?"""
+        (self._folder / STOP).unlink(missing_ok=True)
+        self._is_last = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while True:
+            is_last = self._is_last
+            try:
+                with reasons_said(self._address):
+                    for name, content in self._contents().items():
+                        if self._sent.get(name) != content:
+                            self._obs.put(self._store, f"{PLACE}/{name}", content)
+                            self._sent[name] = content
+                    if self._asked is None and (text := self._get(STOP)) is not None:
+                        self._asked = _reason(text)
+                    if is_last and self._asked is not None:
+                        self._obs.delete(self._store, f"{PLACE}/{STOP}")
+                if is_last:
+                    return
+            except UserError as error:
+                log.warning(f"the records of the job do not arrive: {error}; it is tried again", extra=ONCE)
+            self._wake.wait(2.0 if self._is_last else SECONDS_BETWEEN)
+
+    def _contents(self) -> dict[str, bytes]:
+        contents = {FILE: (self._folder / FILE).read_bytes(), **self._wanted()}
+        if (path := self._folder / LOG).exists():
+            with path.open("rb") as file:
+                file.seek(max(path.stat().st_size - LOG_BYTES, 0))
+                contents[LOG] = file.read()
+        return contents
+
+    def _get(self, name: str) -> bytes | None:
+        if self._store is None:
+            return None
+        with reasons_said(self._address):
+            try:
+                return bytes(self._obs.get(self._store, f"{PLACE}/{name}").bytes())
+            except FileNotFoundError:
+                return None
+
+
+def _reason(text: bytes) -> str:
+    """What a file `stop` says: a text, or JSON with `reason`."""
+    said = text.decode(errors="replace").strip()
+    try:
+        return str(json.loads(said)["reason"])
+    except (ValueError, KeyError, TypeError):
+        return said or "it was asked to stop"

@@ -1,0 +1,287 @@
+"""A launch as a task of SkyPilot 0.14: its YAML, and the folder that SkyPilot copies to each host.
+
+All that a host needs but the data travels in this folder, straight from this machine (or from SkyPilot's controller) to
+the host, so no bucket is made for it. Nothing of SkyPilot is imported here.
+"""
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import yoloyard
+from yoloyard.common.errors import UsageError
+from yoloyard.jobs.launched import FILE, Launch, write_launch
+from yoloyard.jobs.prepare import Prepared
+from yoloyard.jobs.setting_up import ENVIRONMENT, venv_name
+from yoloyard.jobs.source import BUNDLE, CHECKOUT, PATCH
+from yoloyard.machines.image.build import image_names
+from yoloyard.machines.image.versions import CPU, Tag, code_for, find_tag, number, tags
+from yoloyard.planning.gpus import find_gpu
+from yoloyard.storage.address import ENDPOINTS
+
+FOLDER = "~/yoloyard-job"  # on each host
+PREFIX = "yoloyard-"  # of a job's name at SkyPilot, and so of the names of its hosts
+LABEL, RUN_LABEL = "yoloyard", "yoloyard-run"
+# Where hosts can be found again: the first four keep labels, the others the name that SkyPilot gives them.
+CLOUDS = ("aws", "gcp", "azure", "kubernetes", "lambda", "runpod")
+INTERRUPTED = 128 + signal.SIGTERM  # the keeper's exit status when the host is taken away: SkyPilot finds another one
+HOOK_SECONDS = 600  # that SkyPilot waits for a save and its upload before it takes a host away
+RELEASE_MINUTES = 15  # after the end, if SkyPilot has not taken the host back by then
+
+SET_UP = """set -eu
+cd {folder}
+as_root=$(command -v sudo) || :
+command -v git > /dev/null || {{ $as_root apt-get update -q && $as_root apt-get install -q -y git; }}
+sh checkout.sh {commit}
+"""
+# SkyPilot's hosts have uv, which finds Python or brings it.
+VENV = """PATH="$HOME/.local/bin:$PATH"
+uv python find '>=3.11,<3.14' > /dev/null 2>&1 || uv python install --quiet {python}
+sh environment.sh {venv} "$(uv python find '>=3.11,<3.14')" package/yoloyard/docker {torch} {cuda} {index}
+"""
+RUN = """#!/bin/sh
+export PYTHONPATH="$HOME/yoloyard-job/package${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONUNBUFFERED=1
+exec {python} -m yoloyard.jobs.node "$HOME/yoloyard-job"
+"""
+# SkyPilot shows what a job prints, and the guard writes it into a file.
+RUN_GUARD = """cd {folder}
+touch log.txt
+tail -n +1 -f log.txt &
+sh guard.sh
+code=$?
+sleep 1
+kill $!
+exit $code
+"""
+# SkyPilot takes the host back itself. This is for the case that it can't: it was stopped, or its computer is off.
+RELEASE = """#!/bin/sh
+sudo -n shutdown -h +{minutes} || shutdown -h +{minutes} || echo "this host can't switch itself off: SkyPilot has to"
+"""
+# SkyPilot runs this before it takes a host away: on request, and in pods of Kubernetes that are preempted.
+HOOK = """pid=$(cat {folder}/guard.pid) && kill -TERM "$pid" || exit 0
+while kill -0 "$pid" 2> /dev/null; do sleep 1; done
+"""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as such."""
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, "|" if "\n" in text else None)
+)
+
+
+def sky_name(name: str) -> str:
+    """The name of a job as SkyPilot and labels of all clouds take it: `yoloyard-NAME`.
+
+    What they don't take becomes a hyphen, with a digest behind, so that two jobs never share a name.
+    """
+    plain = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40].rstrip("-")
+    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
+    return PREFIX + (plain if plain == name else f"{plain}-{digest}".lstrip("-"))
+
+
+def clouds_of(launch: Launch) -> list[str]:
+    """The clouds that `on` names: one, or several with commas. Raises UsageError for one that can't be swept."""
+    clouds = [cloud.strip().lower() for cloud in launch.on.split(",")]
+    for cloud in clouds:
+        if cloud not in CLOUDS:
+            raise UsageError(
+                f"--on {cloud}: hosts there can't be tagged and found again by `yoloyard jobs sweep`; name one of "
+                f"{', '.join(CLOUDS)}, or ssh://user@host"
+            )
+    return clouds
+
+
+def task_of(prepared: Prepared, folder: Path, secrets: Sequence[str] = ()) -> dict[str, Any]:
+    """The task, as SkyPilot's YAML has it; `folder` is what `stage` fills, `secrets` the names of variables.
+
+    Raises UsageError where something is missing that SkyPilot can't choose.
+    """
+    launch, wanted = prepared.launch, prepared.job.resources
+    clouds = clouds_of(launch)
+    if launch.gpu is None:
+        raise UsageError("resources: gpu is missing: `yoloyard plan` recommends one; `gpu: none` is a CPU")
+    if wanted.region and len(clouds) > 1:
+        raise UsageError(f"resources: region {wanted.region} is of one cloud, and --on names {len(clouds)}")
+    name = sky_name(launch.name)
+    hosts: dict[str, Any] = {
+        **({"cloud": clouds[0]} if len(clouds) == 1 else {}),
+        **({"region": wanted.region} if wanted.region else {}),
+        **({"accelerators": f"{launch.gpu}:{launch.gpus}"} if launch.gpus else {}),
+        "use_spot": wanted.spot,
+        **({"disk_size": wanted.disk} if wanted.disk else {}),
+        **({"image_id": f"docker:{image}"} if (image := _image(launch)) else {}),
+        # A limit counts at this price, so no host that costs more is taken.
+        **({"max_hourly_cost": launch.price} if launch.max_cost and launch.price else {}),
+        "labels": {LABEL: name, RUN_LABEL: sky_name(launch.run)},
+        "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [INTERRUPTED]},
+        **({"any_of": [{"cloud": cloud} for cloud in clouds]} if len(clouds) > 1 else {}),
+    }
+    return {
+        "name": name,
+        "num_nodes": launch.nodes,
+        "resources": hosts,
+        "file_mounts": {FOLDER: str(folder)},
+        **({"secrets": dict.fromkeys(secrets)} if secrets else {}),
+        "setup": f"cd {FOLDER}\nsh set-up.sh\n",
+        "run": RUN_GUARD.format(folder=FOLDER),
+        "config": {
+            "hooks": [
+                {
+                    "run": HOOK.format(folder=FOLDER),
+                    "events": ["stop", "down", "preemption"],
+                    "timeout": HOOK_SECONDS,
+                }
+            ]
+        },
+        "api_server_access": False,
+    }
+
+
+def task_yaml(task: dict[str, Any]) -> str:
+    """The text of a task; it holds no secret."""
+    return yaml.dump(task, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def stage(prepared: Prepared, folder: Path) -> None:
+    """Fill the local `folder` with all that goes to each host, in place of what a former launch left there.
+
+    It must stay until the job is over: a host that replaces a lost one gets the same.
+    """
+    launch, source = prepared.launch, prepared.source
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    package = Path(yoloyard.__file__).parent
+    shutil.copytree(package, folder / "package" / "yoloyard", ignore=shutil.ignore_patterns("__pycache__"))
+    source.bundle(folder / BUNDLE)
+    files: dict[str, str | bytes | None] = {
+        "source.shallow": source.shallow,
+        PATCH: source.patch,
+        "data.yaml": launch.data_yaml,
+    }
+    for name, content in (files | scripts(prepared)).items():
+        if content:
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    shutil.copy(package / "jobs" / "node" / "guard.sh", folder)
+    write_launch(folder / FILE, launch)
+
+
+def scripts(prepared: Prepared) -> dict[str, str]:
+    """The shell scripts of a host, by name, but for guard.sh: what sets it up, what runs there, what releases it."""
+    launch = prepared.launch
+    set_up = SET_UP.format(folder=FOLDER, commit=launch.commit)
+    python = "/opt/yoloyard/bin/python"  # of the image
+    if _image(launch) is None:
+        tag = tag_of(launch)
+        venv = f'"$HOME/.yoloyard/venvs/{venv_name(tag)}"'
+        torch, cuda, index = map(shlex.quote, (tag.torch, tag.cuda, tag.index))
+        set_up += VENV.format(venv=venv, python=tag.python, torch=torch, cuda=cuda, index=index)
+        python = f"{venv}/bin/python"
+    found = {
+        "checkout.sh": CHECKOUT,
+        "environment.sh": ENVIRONMENT,
+        "set-up.sh": set_up,
+        "run.sh": RUN.format(python=python),
+    }
+    release = f"#!/bin/sh\n{prepared.release}\n" if prepared.release else RELEASE.format(minutes=RELEASE_MINUTES)
+    return found if "kubernetes" in clouds_of(launch) and not prepared.release else found | {"release.sh": release}
+
+
+def tag_of(launch: Launch) -> Tag:
+    """The tag that the job names; else of those with code for its GPU, the newest of those with the oldest driver.
+
+    Which driver a host in a cloud has is not known before it runs. Raises UsageError if none has code for the GPU.
+    """
+    if launch.image:
+        return find_tag(launch.image)
+    if not launch.gpus or launch.gpu is None:
+        return find_tag(CPU)
+    capability = find_gpu(launch.gpu).capability
+    fitting = [tag for tag in tags().values() if code_for(capability, tag.architectures) == "binary"]
+    if not fitting:
+        raise UsageError(f"no image tag has code for {launch.gpu} (compute capability {capability}): name another GPU")
+    oldest = min((tag.driver for tag in fitting), key=number)
+    return max((tag for tag in fitting if tag.driver == oldest), key=lambda tag: (number(tag.torch), number(tag.cuda)))
+
+
+def _image(launch: Launch) -> str | None:
+    """The image in a registry, by its digest; None where it is in none, and a venv is made of the same locks."""
+    if not (launch.image and (launch.image_digest or "").startswith("sha256:")):
+        return None
+    name = image_names(find_tag(launch.image), "runtime")[0]
+    return f"{name.rpartition(':')[0]}@{launch.image_digest}"
+
+
+def credentials(launch: Launch) -> tuple[dict[str, str], dict[str, str]]:
+    """The variables by which a host reaches backup and data: plain ones, and secret ones.
+
+    In its own cloud a host has a role, and nothing secret goes along. Raises UsageError if a secret is missing here.
+    """
+    clouds = clouds_of(launch)
+    addresses = {scheme: address for address in (launch.backup, launch.data_source) if address
+                 for scheme in [address.partition("://")[0]]}  # fmt: skip
+    plain, secret = dict[str, str](), dict[str, str]()
+    if "file" in addresses:
+        raise UsageError(
+            f"{addresses['file']} is a folder of this machine: a host in a cloud needs s3://, gs://, az://"
+        )
+    if "s3" in addresses:
+        plain |= _set((*ENDPOINTS, "AWS_REGION", "AWS_DEFAULT_REGION"))
+        is_other_service = bool(_set(ENDPOINTS) or launch.train.get("backup_endpoint"))
+        if clouds != ["aws"] or is_other_service:
+            secret |= _aws_keys(addresses["s3"])
+    if "gs" in addresses and clouds != ["gcp"]:
+        secret |= _google_key(addresses["gs"])
+    if "az" in addresses:
+        plain |= _set(("AZURE_STORAGE_ACCOUNT_NAME",))
+        secret |= _set(("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY"))
+        if not secret and clouds != ["azure"]:
+            raise UsageError(f"{addresses['az']}: set AZURE_STORAGE_ACCOUNT_KEY, which hosts outside of Azure need")
+    if launch.train.get("wandb"):
+        secret |= _set(("WANDB_API_KEY",))
+        if "WANDB_API_KEY" not in secret:
+            raise UsageError("train.wandb: set WANDB_API_KEY, so that the host can report to Weights & Biases")
+    return plain, secret
+
+
+def _set(names: Sequence[str]) -> dict[str, str]:
+    return {name: os.environ[name] for name in names if os.environ.get(name)}
+
+
+def _aws_keys(address: str) -> dict[str, str]:
+    """The keys that this machine itself uses: of the environment, else of boto3's chain."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        return _set(names)
+    import boto3
+
+    found = boto3.Session().get_credentials()
+    if found is None:
+        raise UsageError(f"{address}: no credentials are found here: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    keys = found.get_frozen_credentials()
+    if keys.token:
+        raise UsageError(
+            f"{address}: the credentials found here expire in hours, before the job ends: set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY of a user who may use this prefix alone"
+        )
+    return {names[0]: keys.access_key, names[1]: keys.secret_key}
+
+
+def _google_key(address: str) -> dict[str, str]:
+    path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
+    if path is None or '"private_key"' not in (text := Path(path).read_text(encoding="utf-8")):
+        raise UsageError(
+            f"{address}: hosts outside of Google Cloud reach it by the key of a service account: set "
+            "GOOGLE_APPLICATION_CREDENTIALS to its file"
+        )
+    return {"GOOGLE_SERVICE_ACCOUNT_KEY": text}

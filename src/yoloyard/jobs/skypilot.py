@@ -1,0 +1,132 @@
+"""What is asked of SkyPilot 0.14, the engine for clouds. It is imported inside functions: not all have it."""
+
+import contextlib
+import importlib.util
+import io
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from yoloyard.common.errors import UsageError, UserError, printable
+from yoloyard.jobs.sky_task import LABEL, PREFIX
+
+log = logging.getLogger(__name__)
+
+WITH_ROLES = ("aws", "gcp", "azure")  # clouds whose hosts get a role in place of this machine's credentials
+CANCEL_SECONDS = 1800  # that SkyPilot may take to end a job and take its hosts back
+
+
+def is_installed() -> bool:
+    """Is SkyPilot here?"""
+    return importlib.util.find_spec("sky") is not None
+
+
+def skypilot() -> Any:
+    """SkyPilot. Raises UsageError if it is not installed."""
+    if not is_installed():
+        raise UsageError("clouds need SkyPilot, which is not installed: pip install 'yoloyard[cloud]'")
+    import sky
+    import sky.jobs
+
+    if not sky.__version__.startswith("0.14."):
+        raise UsageError(f"this is SkyPilot {sky.__version__}, and 0.14 is needed: pip install 'yoloyard[cloud]'")
+    return sky
+
+
+@contextlib.contextmanager
+def said(what: str) -> Iterator[None]:
+    """Within the context, SkyPilot's errors become a UserError in one line."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        raise error if isinstance(error, UserError) else UserError(f"{what}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{what}: {printable(' '.join(str(error).split()))}") from error
+
+
+class Log(io.TextIOBase):
+    """Passes SkyPilot's lines on."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            if line.strip():
+                log.info(f"SkyPilot: {printable(line.strip())}")
+        return len(text)
+
+
+@contextlib.contextmanager
+def configured(sky: Any, clouds: list[str]) -> Iterator[None]:
+    """Within the context, requests carry settings of ours, where the user's config.yaml has none.
+
+    No bucket for files; a controller that removes itself; no credentials of this machine on hosts of clouds with roles.
+    """
+    ours: dict[tuple[str, ...], Any] = {
+        ("jobs", "force_disable_cloud_bucket"): True,
+        ("jobs", "controller", "resources", "autostop"): {"idle_minutes": 10, "down": True},
+        ("jobs", "controller", "resources", "labels"): {LABEL: "controller"},
+    }
+    ours |= {(c, "remote_identity"): "SERVICE_ACCOUNT" if c in clouds else "NO_UPLOAD" for c in WITH_ROLES}
+    config: dict[str, Any] = {}
+    for keys, value in ours.items():
+        if sky.skypilot_config.get_nested(keys, None) is None:
+            place = config
+            for key in keys[:-1]:
+                place = place.setdefault(key, {})
+            place[keys[-1]] = value
+    with sky.skypilot_config.override_skypilot_config(config):
+        yield
+
+
+def watcher_text() -> str:
+    """What looks after the job, and what that costs."""
+    if not is_installed():
+        return "SkyPilot's controller, which looks after the job"
+    from sky.server.common import get_server_url, is_api_server_local
+    from sky.utils.controller_utils import is_jobs_consolidation_mode
+
+    if not is_api_server_local():
+        return f"nothing more: the API server {get_server_url()} looks after the job"
+    if is_jobs_consolidation_mode():
+        return "nothing more: this machine looks after the job; while it is off, no lost host is replaced"
+    return (
+        "SkyPilot's controller, a host of 4 CPUs that looks after all jobs (0.1 to 0.3 $ an hour), and removes itself "
+        "10 minutes after the last one (`jobs: {controller: {consolidation_mode: true}}` in ~/.sky/config.yaml, then "
+        "`sky api stop`: this machine does it for nothing, while it is on)"
+    )
+
+
+def check_clouds(sky: Any, clouds: list[str]) -> None:
+    """Raises UserError with SkyPilot's reasons if it has no access to one of the clouds."""
+    text = io.StringIO()
+    with said("SkyPilot can't check the clouds"):
+        enabled = sky.stream_and_get(sky.check(infra_list=tuple(clouds), verbose=False), output_stream=text)
+    able = {cloud.lower() for found in enabled.values() for cloud, what in dict(found).items() if "compute" in what}
+    if missing := [cloud for cloud in clouds if cloud not in able]:
+        reason = " ".join(printable(line.strip()) for line in text.getvalue().splitlines() if line.strip())
+        raise UserError(f"SkyPilot has no access to {', '.join(missing)}: {reason or 'sky check says why'}")
+
+
+def records(sky: Any, name: str | None = None) -> list[dict[str, Any]]:
+    """SkyPilot's records of our jobs, the newest first: all, or those called `name`."""
+    from sky.exceptions import ClusterNotUpError
+
+    try:
+        asked = sky.jobs.queue_v2(refresh=False, all_users=True, name_match=name or PREFIX, fields=None)
+        found = sky.get(asked)[0]
+    except ClusterNotUpError:  # there is no controller, so no job
+        return []
+    rows = [{**each.model_dump(), "status": each.status.value, "is_over": each.status.is_terminal()} for each in found]
+    return sorted((row for row in rows if name in (None, row["job_name"])), key=lambda row: -row["job_id"])
+
+
+def active_job(sky: Any, name: str) -> dict[str, Any] | None:
+    """SkyPilot's record of the job called `name`, if that is not over."""
+    with said("SkyPilot can't list its jobs"):
+        return next((row for row in records(sky, name) if not row["is_over"]), None)
+
+
+def cancel(sky: Any, name: str) -> None:
+    """Let SkyPilot end the job called `name`, and wait until it says that the hosts are gone."""
+    if job := active_job(sky, name):
+        sky.get(sky.jobs.cancel(job_ids=[job["job_id"]]))
+        sky.get(sky.jobs.wait(job_id=job["job_id"], timeout=CANCEL_SECONDS, poll_interval=5))
