@@ -1,5 +1,6 @@
 """The commands for runs that are there: `runs`, `runs show`, `runs compare` and `watch`."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -89,8 +90,11 @@ def watch(
     serve(runs, project, port)
 
 
-def print_table(*lines: Sequence[str]) -> None:
-    """Print lines of cells, the first one as headings, without empty columns; what is too wide is broken."""
+def print_table(*lines: Sequence[str], piped_width: int | None = None) -> None:
+    """Print lines of cells, the first one as headings, without empty columns; what is too wide is broken.
+
+    `piped_width`: columns where stdout is no terminal (default: COLUMNS or 80).
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -108,4 +112,4 @@ def print_table(*lines: Sequence[str]) -> None:
         table.add_column(cell(column[0]), min_width=min(longest, 12))
     for line in list(zip(*columns, strict=True))[1:]:
         table.add_row(*map(cell, line))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else piped_width).print(table)

@@ -56,7 +56,7 @@ class Choice:
         gpus = f"{offer.count} x {offer.gpu}" if offer.count > 1 else offer.gpu
         place = ", ".join(filter(None, (offer.instance, offer.region, "spot" if offer.spot else "")))
         cost = "at an unknown cost" if self.cost is None else f"for ${self.cost:.2f}"
-        return f"{gpus} at {offer.provider}{place and f' ({place})'}: {self.estimate.hours:.1f} h {cost}"
+        return f"{gpus} at {offer.provider}{place and f' ({place})'}: {hours_text(self.estimate.hours)} h {cost}"
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,14 @@ def recommend(
     if own <= (OWN_HOURS if demands.deadline is None else demands.deadline):
         of = "" if demands.deadline is None else f" of {demands.deadline:.1f} h"
         beside = f" (the cheapest rented host is {good[0]})" if good else ""
-        return Recommendation("own", f"Your own machine is enough: it takes {own:.1f} h{of}{beside}.")
-    mine = f" Your own machine would take {own:.1f} h." if own < math.inf else ""
+        return Recommendation("own", f"Your own machine is enough: it takes {hours_text(own)} h{of}{beside}.")
+    mine = f" Your own machine would take {hours_text(own)} h." if own < math.inf else ""
     if good:
         return _rent(good, demands, mine)
     if not able and (allowed or not any(each.micro_batch for each in gpus)):
         return _no_memory(choices, gpus, mine)
     if not priced:
-        fastest = min((each for each in gpus if each.micro_batch > 0), key=lambda each: each.hours)
-        what = "No price is known" if not choices else "No offer with a usable price is what was asked for"
-        reason = f"{what}; the fastest GPU of the table is {fastest.gpu.name}, {fastest.hours:.1f} h.{mine}"
-        return Recommendation("price", reason)
+        return _without_prices(bool(choices), gpus, demands, mine)
     return _beyond_limits(choices, priced, demands, epochs, mine)
 
 
@@ -138,6 +135,24 @@ def _no_memory(choices: Sequence[Choice], gpus: Sequence[Estimate], mine: str) -
     choice = next((each for each in choices if each.cost is not None), None)
     found = f"{choice}" if choice else f"{least.gpu.name} has enough"
     return Recommendation("memory", f"None of these has enough memory: {need}. Others have: {found}.{mine}", choice)
+
+
+def _without_prices(are_there: bool, gpus: Sequence[Estimate], demands: Demands, mine: str) -> Recommendation:
+    """No offer has a price: what the table of GPUs says alone."""
+    able = sorted((each for each in gpus if each.micro_batch > 0), key=lambda each: each.hours)
+    fastest = f"{able[0].gpu.name}, {hours_text(able[0].hours)} h" if able else "none"
+    what = "No offer with a usable price is what was asked for" if are_there else "No price is known"
+    in_time = [each.gpu.name for each in able if demands.deadline is None or each.hours <= demands.deadline]
+    if not in_time:
+        limit = f"None of these finishes within the deadline of {demands.deadline or 0:.1f} h"
+        return Recommendation("deadline", f"{limit}: the fastest GPU is {fastest}. {what}.{mine}")
+    enough = f"; {len(in_time)} GPUs finish within {demands.deadline:.1f} h" if demands.deadline else ""
+    return Recommendation("price", f"{what}; the fastest GPU of the table is {fastest}{enough}.{mine}")
+
+
+def hours_text(hours: float) -> str:
+    """The hours with as many digits as mean something."""
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
 
 
 def _beyond_limits(
