@@ -37,11 +37,16 @@ def launch(
     from yoloyard.jobs.prepare import keep, keep_note, prepare
 
     found = read_job(job)
-    prepared = prepare(found, on, clean, price, release)
+    prepared = prepare(found, on or ("kubernetes" if to_kubernetes else None), clean, price, release)
     for line in prepared.differences:
         print(f"differs from the last launch: {line}")
     if found.limits.max_cost and prepared.launch.price is None:
         raise UsageError(f"{job}: max_cost needs the price of a host: --price DOLLARS-AN-HOUR")
+    if to_kubernetes:
+        from yoloyard.jobs.kubernetes import write_kubernetes
+
+        write_kubernetes(prepared, to_kubernetes)
+        return
     place: Any = import_module("yoloyard.jobs." + ("over_ssh" if prepared.launch.on[:6] == "ssh://" else "in_cloud"))
     if dry_run:
         print(place.describe(prepared, new))

@@ -30,7 +30,7 @@ def runs(*, project: Project = Path("runs"), json: Json = False) -> None:
     if not found:
         print(f"no run is in {project}/")
         return
-    _print_table(["run", *found[0].texts()], *([run.name, *run.texts().values()] for run in found))
+    print_table(["run", *found[0].texts()], *([run.name, *run.texts().values()] for run in found))
     for run in found:
         if run.state != "finished":
             print(printable(f"{run.name}: {run.state}: {run.reason}"))
@@ -56,7 +56,7 @@ def runs_show(run: _Run, /, *, project: Project = Path("runs"), json: Json = Fal
     rows |= {"alerts": "\n".join(found.alerts)}
     if found.state not in ("running", "finished") and any(found.folder.glob("checkpoints/*/state.json")):
         rows["go on with"] = f"yoloyard train --resume {shlex.quote(str(found.folder))}"
-    _print_table([found.name, ""], *([name, str(value)] for name, value in rows.items() if value))
+    print_table([found.name, ""], *([name, str(value)] for name, value in rows.items() if value))
 
 
 @runs_app.command(name="compare")
@@ -71,7 +71,7 @@ def runs_compare(*runs: _Run, project: Project = Path("runs"), name: Name = "com
         print_json(facts)
         return
     states = zip(found[0].texts(), *(run.texts().values() for run in found), strict=True)
-    _print_table(["", *names_of(found)], *states, *([name, *map(str, row)] for name, row in facts["settings"].items()))
+    print_table(["", *names_of(found)], *states, *([name, *map(str, row)] for name, row in facts["settings"].items()))
     print(f"curves and classes: {facts['report']}")
 
 
@@ -89,7 +89,7 @@ def watch(
     serve(runs, project, port)
 
 
-def _print_table(*lines: Sequence[str]) -> None:
+def print_table(*lines: Sequence[str]) -> None:
     """Print lines of cells, the first one as headings, without empty columns; what is too wide is broken."""
     from rich import box
     from rich.console import Console

@@ -69,6 +69,11 @@ def prepare(
     source = find_source(base, lock_of(job.path), {os.path.join(folder, name) for name in data.files}, clean)
     settings |= {"data": data.setting} | _paths_there(settings, source)
     resources, limits = job.resources, job.limits
+    gpus = 0 if resources.gpu == "none" else resources.count
+    if gpus > 1 and not {"processes", "device"} & settings.keys():
+        settings["processes"] = gpus
+    if resources.spot and not job.backup:
+        raise UsageError(f"{job.path}: spot hosts are taken away at any time, and all work with them: add `backup:`")
     # What a place has chosen before for such a host, it takes again.
     chosen = last.image if last and (last.on, last.gpu) == (place, resources.gpu) else ""
     tag = find_tag(job.image or chosen) if job.image or chosen else None
@@ -87,7 +92,7 @@ def prepare(
         data_source=data.source,
         backup=job.backup,
         nodes=resources.nodes,
-        gpus=0 if resources.gpu == "none" else resources.count,
+        gpus=gpus,
         gpu=resources.gpu,
         price=price,
         price_source="--price" if price is not None else None,
@@ -126,6 +131,11 @@ def note_of(name: str) -> Path:
     """Where this machine notes the last launch of a job: ~/.local/state/yoloyard/jobs/NAME.json."""
     state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
     return Path(state, "yoloyard", "jobs", f"{name}.json")
+
+
+def notes() -> list[Launch]:
+    """The last launch of each job that was launched from this machine, by name."""
+    return [read_launch(path) for path in sorted(note_of("").parent.glob("*.json"))]
 
 
 def keep_note(launch: Launch) -> None:

@@ -20,16 +20,24 @@ BUNDLE, PATCH = "source.bundle", "source.patch"  # their names in a job's folder
 LARGE_PATCH = 100 * 10**6  # bytes of files that git doesn't know; more is a data set or a mistake
 SHOWN_NAMES = 10
 SECRET_FILES = (".env", ".netrc")  # how names of files begin that hold passwords by custom
-# In a job's folder: source/ becomes the commit with the patch, whatever a former launch has left there. $1 is the
-# commit; the files shallow (the boundary of a shallow clone), source.bundle and source.patch may be missing.
+# In a job's folder: source/ becomes the commit with the patch. What somebody has changed there by hand is kept (git stash
+# list), files that git doesn't know stay. $1 is the commit; source.shallow (the boundary of a shallow clone),
+# source.bundle and source.patch may be missing.
 CHECKOUT = f"""set -e
 [ -d source/.git ] || git init -q source
 [ ! -s source.shallow ] || cp source.shallow source/.git/shallow
 cd source
 git cat-file -e "$1^{{commit}}" 2>/dev/null || git fetch -q ../{BUNDLE} HEAD
-git checkout -q --force --detach "$1"
-git clean -fdq
-[ ! -s ../{PATCH} ] || git apply --whitespace=nowarn ../{PATCH}
+if git rev-parse -q --verify HEAD > /dev/null; then
+    if [ ! -s .git/shallow ] && ! git merge-base HEAD "$1" > /dev/null; then
+        echo "$PWD is of another repository: give this job a name of its own" >&2
+        exit 1
+    fi
+    git diff --quiet || git -c user.name=yoloyard -c user.email=yoloyard stash push -q
+    git reset -q --hard
+fi
+git checkout -q --detach "$1"
+[ ! -s ../{PATCH} ] || git apply --index --whitespace=nowarn ../{PATCH}
 """
 
 
@@ -63,6 +71,14 @@ class Source:
         """
         known = old and _run(self.top, "cat-file", "-e", f"{old}^{{commit}}").returncode == 0
         git(self.top, "bundle", "create", "--quiet", str(to), "HEAD", *([f"^{old}"] if known else []))
+
+    def snapshot(self, to: Path) -> bytes:
+        """Write the commit without its history to the file `to`; returns what is `shallow` then. Raises UserError."""
+        with tempfile.TemporaryDirectory(prefix="yoloyard-") as scratch:
+            clone = Path(scratch, "clone")
+            git(self.top, "clone", "--quiet", "--bare", "--depth=1", self.top.as_uri(), str(clone))
+            git(clone, "bundle", "create", "--quiet", str(to.absolute()), "HEAD")
+            return (clone / "shallow").read_bytes() if (clone / "shallow").exists() else b""
 
 
 def find_source(folder: Path, lock: Path, data: Collection[str] = (), clean: bool = False) -> Source:
@@ -163,8 +179,9 @@ def _say_what_stays(top: Path) -> None:
         log.warning(f"submodules don't go along, their folders are empty on the host: {', '.join(modules)}")
     large = git(top, "ls-files", "-z", "--", ":(top,attr:filter=lfs)").split(b"\0")[:-1]
     if large:
-        shown = ", ".join(map(os.fsdecode, large[:3]))
-        log.warning(f"{len(large)} files of Git LFS go along as pointers, without their content: {shown}")
+        names = ", ".join(map(os.fsdecode, large[:3]))
+        what = "1 file of Git LFS goes" if len(large) == 1 else f"{len(large):,} files of Git LFS go"
+        log.warning(f"{what} along without its content: {names}")
 
 
 def _inside(path: Path, top: Path) -> str | None:
