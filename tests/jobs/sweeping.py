@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 import boto3
-import sky
 from moto import mock_aws
+from sky.client import sdk
 from sky.clouds.aws import DEFAULT_SECURITY_GROUP_NAME
 from sky.jobs.utils import generate_managed_job_cluster_name
 from sky.utils.common_utils import get_user_hash
@@ -54,7 +54,7 @@ with mock_aws():
     sweep._price = lambda *facts: 0.5
     sweep.LOOK_SECONDS = 0.01
     sweep.PROVIDERS["kubernetes"] = refuse  # type: ignore[assignment]
-    sky.enabled_clouds, sky.get = lambda: ["AWS", "Kubernetes", "Vast"], lambda found: found
+    sdk.enabled_clouds, sdk.get = lambda: ["AWS", "Kubernetes", "Vast"], lambda found: found
     found, failures = sweep.everything()
     names = {of_live: "live", orphan: "orphan", of_others: "others", foreign: "foreign", disk: "disk", group: "group"}
     first = {names[each.id]: [each.kind, each.job, each.is_own, each.region, each.price] for each in found}

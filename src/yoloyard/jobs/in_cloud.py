@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yoloyard.common.errors import UsageError, UserError, printable
+from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.log import size_text
 from yoloyard.common.run_folder import read_run
 from yoloyard.jobs.launched import FILE, Launch, parse_launch
@@ -41,6 +41,7 @@ from yoloyard.jobs.skypilot import (
     check_clouds,
     configured,
     is_installed,
+    plain,
     records,
     said,
     skypilot,
@@ -150,7 +151,7 @@ def status(launch: Launch) -> dict[str, Any]:
         keeper |= {"state": "starting", "reason": f"SkyPilot looks for a host ({record['status']}{lost})"}
     elif record is not None and record["is_over"] and keeper["state"] not in OVER:
         state = "stopped" if record["status"] == "CANCELLED" else "failed"
-        reason = printable(" ".join(str(record["failure_reason"] or "").split()))
+        reason = plain(record["failure_reason"] or "")
         keeper |= {"state": state, "reason": reason or f"SkyPilot ended it ({record['status']})"}
     with tempfile.TemporaryDirectory(prefix="yoloyard-") as folder:
         for name in ("status.json", "metrics.jsonl", "config.yaml"):

@@ -52,14 +52,15 @@ class Found:
 def everything() -> tuple[list[Found], list[str]]:
     """All that has our label or name, and a line for each cloud that could not be asked. Raises UserError."""
     sky = skypilot()
+    from sky.client import sdk
     from sky.jobs.utils import generate_managed_job_cluster_name
     from sky.utils.common_utils import get_user_hash
 
     with said("SkyPilot can't list its jobs and clouds"):
         live = [row for row in records(sky) if not row["is_over"]]
-        if not (clouds := sky.get(sky.enabled_clouds())):  # nobody has looked for credentials yet
-            sky.get(sky.check(None, verbose=False))
-            clouds = sky.get(sky.enabled_clouds())
+        if not (clouds := sdk.get(sdk.enabled_clouds())):  # nobody has looked for credentials yet
+            sdk.get(sdk.check(None, verbose=False))
+            clouds = sdk.get(sdk.enabled_clouds())
     jobs = {generate_managed_job_cluster_name(row["job_name"], row["job_id"]): row["job_name"] for row in live}
     jobs |= {"sky-jobs-controller": "controller"}
     found, failures = [], []
