@@ -81,6 +81,7 @@ def plan(
 def _show(plan: "Plan", everything: bool) -> None:
     from yoloyard.cli.runs import print_table
     from yoloyard.planning.plan import MICRO_BATCHES
+    from yoloyard.planning.prices import is_usable
 
     config, cost, images = plan.config, plan.cost, plan.images
     print(
@@ -99,11 +100,11 @@ def _show(plan: "Plan", everything: bool) -> None:
     ]
     print_table(["", *map(str, MICRO_BATCHES)], *rows, piped_width=WIDTH)
     shown = {each.offer.gpu for each in plan.offered} | {plan.demands.gpu}
-    here = [("here: " + each.gpu.name, each) for each in plan.here]
-    rented = [
-        (each.gpu.name, each) for each in plan.estimates if everything or len(shown) == 1 or each.gpu.name in shown
-    ]
-    print(f"Each GPU, {plan.demands.count or 1} of them in each of {count_of(plan.demands.nodes, 'host')}:\n")
+    here = [(f"here: {each.gpu.name if each.gpu.capability else 'CPU'}", each) for each in plan.here]
+    every = everything or not plan.offered
+    rented = [(each.gpu.name, each) for each in plan.estimates if every or each.gpu.name in shown]
+    where = f"{plan.demands.count or 1} in each of {count_of(plan.demands.nodes, 'host')}"
+    print(f"GPUs, {where}; what is here: {', '.join(each.gpu.name for each in plan.here)}\n")
     head = ["GPU", "GB", "largest micro-batch", "images/s", "hours", "bound by", "hours are", "on demand", "spot"]
     print_table(head, *(_gpu_row(plan, name, each) for name, each in here + rented), piped_width=WIDTH)
     offers = plan.offered if everything else list(_best_regions(plan))[:SHOWN_OFFERS]
@@ -114,8 +115,10 @@ def _show(plan: "Plan", everything: bool) -> None:
         print_table(head, *(_offer_row(each, doubts) for each in offers), piped_width=WIDTH)
         for number, doubt in enumerate(doubts, 1):
             print(f"({number}) {doubt}")
-        if len(offers) < len(plan.offered):
-            print(f"{len(plan.offered) - len(offers):,} more offers: --all shows them")
+        if rest := len(plan.offered) - len(offers):
+            unusable = sum(not is_usable(each.offer) for each in plan.offered)
+            odd = f", {unusable:,} of all without a price that can be used" if unusable else ""
+            print(f"--all shows {rest:,} more{odd}")
     for note in plan.notes:
         print(note)
     print(f"\n{plan.recommendation.reason}")
