@@ -43,6 +43,7 @@ def runs_show(run: _Run, /, *, project: Project = Path("runs"), json: Json = Fal
     import shlex
 
     from yoloyard.commands.runs import document, find_run
+    from yoloyard.jobs.bill import rows as bill_rows
 
     with stdout_for_json(json):
         found = find_run(run, project)
@@ -54,7 +55,7 @@ def runs_show(run: _Run, /, *, project: Project = Path("runs"), json: Json = Fal
     rows |= {"started": facts["started"], "last written": facts["updated"]}
     rows |= {name: found.settings.get(name) for name in ("model", "data", "best_by", "batch", "imgsz")}
     rows |= {"weights": ", ".join(map(str, facts["weights"])), "report": facts["report"]}
-    rows |= {"alerts": "\n".join(found.alerts)}
+    rows |= bill_rows(facts["bill"]) | {"alerts": "\n".join(found.alerts)}
     if found.state not in ("running", "finished") and any(found.folder.glob("checkpoints/*/state.json")):
         rows["go on with"] = f"yoloyard train --resume {shlex.quote(str(found.folder))}"
     print_table([found.name, ""], *([name, str(value)] for name, value in rows.items() if value))

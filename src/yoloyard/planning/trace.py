@@ -109,9 +109,10 @@ def trace_step(
     Raises UsageError or UserError, this also for a custom model that reads numbers.
     """
     waits = round(max(config.batch, config.optimization.nbs) / images) > 1
-    return _Traced(build_model(config, num_classes), config, recomputed, on_cpu, boxes, waits).step(images, precision)[
-        0
-    ]
+    traced = _Traced(build_model(config, num_classes), config, on_cpu, boxes, waits)
+    if recomputed:
+        traced.recompute()
+    return traced.step(images, precision)[0]
 
 
 def trace_steps(
@@ -126,9 +127,10 @@ def trace_steps(
 
     Gradients of earlier batches count, as if all images of an update did not fit at once.
     """
-    detector, traces = build_model(config, num_classes), []
-    for each in recomputed:
-        traced = _Traced(detector, config, each, on_cpu, boxes, waits=True)
+    traced, traces = _Traced(build_model(config, num_classes), config, on_cpu, boxes, waits=True), []
+    for each in sorted(recomputed):
+        if each:
+            traced.recompute()
         for precision in precisions:
             few, many = (traced.step(images, precision) for images in TRACED_IMAGES)
             if len(few[1]) != len(many[1]):  # the network does something else for other numbers of images
@@ -143,16 +145,14 @@ class _Traced:
     `waits`: gradients of earlier batches are there before each step.
     """
 
-    def __init__(
-        self, detector: Detector, config: TrainConfig, recomputed: bool, on_cpu: bool, boxes: int, waits: bool
-    ) -> None:
-        self.detector, self.recomputed, self.on_cpu, self.boxes, self.waits = detector, recomputed, on_cpu, boxes, waits
+    def __init__(self, detector: Detector, config: TrainConfig, on_cpu: bool, boxes: int, waits: bool) -> None:
+        self.detector, self.on_cpu, self.boxes, self.waits = detector, on_cpu, boxes, waits
         self.side = detector.input_size(int(config.imgsz * (LARGEST if config.multi_scale else 1)))
         optimizer = "AdamW" if config.optimization.optimizer == "auto" else config.optimization.optimizer
         optimization = dataclasses.replace(config.optimization, optimizer=optimizer, nbs=1 + waits, warmup_epochs=0)
         config = dataclasses.replace(config, batch=1, multi_scale=False, optimization=optimization)
         self.counter, self.mode = Counter(), FakeTensorMode(allow_non_fake_inputs=True)
-        self.compared = False  # whether the loss of the labels is there, and that of others comes next
+        self.recomputed = self.compared = False  # compared: the loss of the labels is there, that of others comes next
         with _explained(), self.mode, self.counter:
             self.model = _like(detector)
             self.weights_bytes = self.counter.now
@@ -163,31 +163,33 @@ class _Traced:
                 join_batch_norm_and_silu(self.model)
             if callable(detector.head.criterion) or (on_cpu and type(self.criterion) is TaskAlignedLoss):
                 self.criterion = self._on_numbers(config)
-            if recomputed:
-                checkpoint_activations(self.model)
             before, strategy, float32 = self.counter.now, _Alone(self.model), device.Precision("cpu", torch.float32)
             rest = config, 10**6, strategy, self._around_step
             self.engine = Engine(self.model, self._losses, gains, float32, *rest)
             self.average_bytes = self.counter.now - before
-            for _ in range(2):  # from the second one on the optimizer has its state
-                self._give_gradients(True)
-                self.engine.number, self.engine.last_update = self.measures + 1, self.measures - 1 - waits
-                self.counter.begin()
-                self.engine.update()
+            self.engine.last_update -= waits
+            self.engine.step(self._batch(TRACED_IMAGES[0]))  # from here on the optimizer has its state
+            self._give_gradients(True)
+            self.engine.number, self.engine.last_update = self.measures + 1, self.measures - 1 - waits
+            self.counter.begin()
+            self.engine.update()
             self.update = self.counter.work, self.counter.alive
         state = [list(values.values()) for values in self.engine.optimizer.state.values()]
         self.optimizer_bytes = sum(map(size_of, tensors_in(state)))
+
+    def recompute(self) -> None:
+        """From now on steps compute activations again."""
+        checkpoint_activations(self.model)
+        self.recomputed = True
 
     def step(self, images: int, precision: Precision) -> tuple[StepCost, list[int]]:
         """The cost of a step with its update, and the bytes that are alive after each operation that allocates."""
         counter, engine = self.counter, self.engine
         engine.precision = device.Precision("cpu", PRECISIONS[precision])
-        self.batch = noise(images, self.side, self.boxes, self.detector.num_classes)
         with _explained(), self.mode, counter:
             self._give_gradients(self.waits)
             engine.number, engine.last_update = self.measures, self.measures - 1 - self.waits
-            pixels, boxes, labels = map(torch.empty_like, (self.batch.images, self.batch.boxes, self.batch.labels))
-            batch, self.compared = dataclasses.replace(self.batch, images=pixels, boxes=boxes, labels=labels), False
+            batch, self.compared = self._batch(images), False
             counter.begin()
             engine.backward(batch)
         work, alive = self.update
@@ -215,6 +217,13 @@ class _Traced:
     def measures(self) -> int:
         """The number of a batch at which a step measures itself."""
         return LABELS_PERIOD * (1 + self.waits)
+
+    def _batch(self, images: int) -> Batch:
+        """A batch without content."""
+        with _disable_current_modes():
+            self.batch = noise(images, self.side, self.boxes, self.detector.num_classes)
+        pixels, boxes, labels = map(torch.empty_like, (self.batch.images, self.batch.boxes, self.batch.labels))
+        return dataclasses.replace(self.batch, images=pixels, boxes=boxes, labels=labels)
 
     def _give_gradients(self, there: bool) -> None:
         for parameter in self.engine.parameters:
