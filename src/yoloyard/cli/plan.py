@@ -58,18 +58,10 @@ def plan(
         from yoloyard.jobs.job_file import read_job
 
         asked = read_job(job)
-        limits, resources = asked.limits, asked.resources
         overrides = {**asked.train, **overrides}
-        demands = Demands(
-            gpu=resources.gpu,
-            count=resources.count,
-            nodes=resources.nodes,
-            spot=resources.spot,
-            region=resources.region,
-            cloud=resources.cloud,
-            max_cost=max_cost or limits.max_cost,
-            deadline=hours or limits.max_hours,
-        )
+        hosts = {name: value for name, value in vars(asked.resources).items() if name != "disk"}
+        max_cost, hours = max_cost or asked.limits.max_cost, hours or asked.limits.max_hours
+        demands = Demands(**hosts, max_cost=max_cost, deadline=hours)
     with stdout_for_json(json):
         found = make_plan(checked_overrides(TrainConfig, overrides), demands, images, prices)
     if json:
@@ -80,7 +72,7 @@ def plan(
 
 def _show(plan: "Plan", everything: bool) -> None:
     from yoloyard.cli.runs import print_table
-    from yoloyard.planning.plan import MICRO_BATCHES
+    from yoloyard.planning.plan import CONTEXT_BYTES, MICRO_BATCHES
     from yoloyard.planning.prices import is_usable
 
     config, cost, images = plan.config, plan.cost, plan.images
@@ -92,7 +84,8 @@ def _show(plan: "Plan", everything: bool) -> None:
         f"{images.train:,} training and {images.val:,} validation images ({plan.kind_of_images}), "
         f"batch {config.batch}, {count_of(config.epochs, 'epoch')}: {plan.estimates[0].steps:,} steps"
     )
-    print("\nMemory of a step in GB by images of a micro-batch, traced:\n")
+    beside = f"a GPU has about {CONTEXT_BYTES / 1e9:.1f} GB of its own beside it (modelled)"
+    print(f"\nMemory of a step in GB by images of a micro-batch (traced); {beside}\n")
     rows = [
         [f"{precision}{', recomputed activations' if recomputed else ''}"]
         + [f"{trace.peak(number) / 1e9:.1f}" for number in MICRO_BATCHES]
