@@ -75,6 +75,15 @@ def test_a_plan_says_what_a_step_takes_and_how_long_each_gpu_does_it(capsys: pyt
     assert gpus["T4"]["largest_micro_batch"] < gpus["B300"]["largest_micro_batch"]
     assert {each["kind"] for each in found["gpus"]} == {"modelled"}
     assert len(found["here"]) >= 1
+    page = (
+        (Path(__file__).parents[2] / "docs" / "json.md").read_text(encoding="utf-8").partition("## `yoloyard plan`")[2]
+    )
+    example = json.loads(page.partition("```json\n")[2].partition("```")[0])
+    assert found.keys() == example.keys()
+    for part in ("step", "settings", "images", "recommendation"):
+        assert found[part].keys() == example[part].keys()
+    for rows in ("memory", "gpus", "here", "offers"):
+        assert found[rows][0].keys() == example[rows][0].keys()
 
 
 def test_an_offer_costs_its_price_for_the_hours_and_zero_is_never_the_cheapest(
@@ -112,7 +121,7 @@ def test_a_plan_that_people_read_fits_into_100_columns(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         main(["plan", *TRAINING, "--images", "50000", "--all"])
     lines = capsys.readouterr().out.splitlines()
-    first, last = (next(at for at, line in enumerate(lines) if line.startswith(mark)) for mark in ("Memory", "(1)"))
+    first, last = (next(at for at, line in enumerate(lines) if line.startswith(mark)) for mark in ("GB of", "(1)"))
     assert 60 < max(map(len, lines[first:last])) <= 100
     text = "\n".join(lines)
     for part in ("50,000 training and 10,000 validation images (given)", "amp, recomputed", "$", "price is zero"):

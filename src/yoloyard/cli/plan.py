@@ -84,8 +84,7 @@ def _show(plan: "Plan", everything: bool) -> None:
         f"{images.train:,} training and {images.val:,} validation images ({plan.kind_of_images}), "
         f"batch {config.batch}, {count_of(config.epochs, 'epoch')}: {plan.estimates[0].steps:,} steps"
     )
-    beside = f"a GPU has about {CONTEXT_BYTES / 1e9:.1f} GB of its own beside it (modelled)"
-    print(f"\nMemory of a step in GB by images of a micro-batch (traced); {beside}\n")
+    print(f"\nGB of a step by images of a micro-batch (traced; a GPU's own {CONTEXT_BYTES / 1e9:.1f} GB is modelled)\n")
     rows = [
         [f"{precision}{', recomputed activations' if recomputed else ''}"]
         + [f"{trace.peak(number) / 1e9:.1f}" for number in MICRO_BATCHES]
