@@ -1,8 +1,7 @@
 """The command `launch`."""
 
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
@@ -32,6 +31,7 @@ def launch(
     ] = None,
 ) -> None:
     """Start a job on another host or in a cloud, or go on with it there."""
+    from yoloyard.cli.jobs import place_of
     from yoloyard.common.errors import UsageError, UserError
     from yoloyard.jobs.job_file import read_job
     from yoloyard.jobs.prepare import keep, keep_note, prepare
@@ -47,7 +47,7 @@ def launch(
 
         write_kubernetes(prepared, to_kubernetes)
         return
-    place: Any = import_module("yoloyard.jobs." + ("over_ssh" if prepared.launch.on[:6] == "ssh://" else "in_cloud"))
+    place = place_of(prepared.launch.on)
     if dry_run:
         print(place.describe(prepared, new))
         return

@@ -260,9 +260,9 @@ class _File:
             if isinstance(node, yaml.ScalarNode):
                 keys, given = {}, settings_of_flags(shlex.split(node.value))
             else:
-                keys = self.entries(node, list(settings_of(TrainConfig)), name, is_open=True)
-                tree = {key: yaml.SafeLoader("").construct_document(value) for key, value in keys.items()}
-                given = values_as_written(tree, node)
+                nodes = self.entries(node, list(settings_of(TrainConfig)), name, is_open=True)
+                tree = {key: yaml.SafeLoader("").construct_document(value) for key, value in nodes.items()}
+                keys, given = {key.value: key for key, _ in node.value}, values_as_written(tree, node)
             for key, value in given.items():
                 self.check_setting(key, value, keys.get(key, node))
             config = given.pop("config", None)

@@ -36,7 +36,7 @@ mkdir -p "/workspace/{name}" && cd "/workspace/{name}"
 cp -f /job/* .
 sh checkout.sh {commit}
 touch log.txt
-tail -n 0 -F log.txt &
+tail --pid=$$ -s 0.2 -n 0 -F log.txt &
 exec python -m yoloyard.jobs.node "$PWD" >> log.txt 2>&1
 """
 

@@ -152,7 +152,7 @@ def keep(launch: Launch, job_file: Path) -> None:
 
 def differences(last: Launch, now: Launch) -> list[str]:
     """What a launch has otherwise than the last one, a line each: `image: torch2.8-cu128 -> torch2.9-cu130`."""
-    before, after = ({**each, **_flat(each.pop("train"))} for each in map(dataclasses.asdict, (last, now)))
+    before, after = map(_flat, (last, now))
     lines = []
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name), after.get(name)
@@ -204,8 +204,9 @@ def _own_version() -> str:
     return f"{versions()['yoloyard']}-{source_sha256()[:12]}"
 
 
-def _flat(train: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"train.{name}": value for name, value in train.items()}
+def _flat(launch: Launch) -> dict[str, Any]:
+    values = dataclasses.asdict(launch)
+    return values | {f"train.{name}": value for name, value in values.pop("train").items()}
 
 
 def _short(value: Any) -> str:
