@@ -91,17 +91,17 @@ def test_a_shallow_clone_and_a_detached_head_arrive(top: Path, tmp_path: Path) -
     assert git(there, "log", "--format=%s") == "Number 2\nNumber 1"
 
 
-def test_a_commit_without_its_history_arrives(top: Path, tmp_path: Path) -> None:
-    (top / "large.txt").write_text("".join(map(str, range(10_000))))
-    git(top, "add", ".")
-    git(top, "commit", "--quiet", "-m", "Large")
-    git(top, "rm", "--quiet", "large.txt")
-    git(top, "commit", "--quiet", "-m", "Small")
-    source, host = find_source(top, LOCK), tmp_path / "host"
-    host.mkdir()
-    (host / "source.shallow").write_bytes(source.snapshot(host / BUNDLE))
-    assert (host / BUNDLE).stat().st_size < 2000
-    assert files_in(check_out(source, host)) == files_in(top)
+def test_an_archive_has_the_files_with_the_changes_and_no_history(top: Path, tmp_path: Path) -> None:
+    git(top, "checkout", "--quiet", "--detach")
+    (top / "my_model.py").write_text("x = 2\n")
+    (top / "new 文.py").write_text("y\n")
+    (top / "noise.log").write_text("ignored")
+    find_source(top, LOCK).archive(tmp_path / "source.tar.gz")
+    (tmp_path / "there").mkdir()
+    subprocess.run(["tar", "-xzf", tmp_path / "source.tar.gz", "-C", tmp_path / "there"], check=True)
+    (top / "noise.log").unlink()
+    assert files_in(tmp_path / "there") == files_in(top)
+    assert not (tmp_path / "there" / ".git").exists()
 
 
 def test_what_stays_here_is_said(top: Path, said: list[str]) -> None:

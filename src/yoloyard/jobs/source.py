@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -72,13 +73,18 @@ class Source:
         known = old and _run(self.top, "cat-file", "-e", f"{old}^{{commit}}").returncode == 0
         git(self.top, "bundle", "create", "--quiet", str(to), "HEAD", *([f"^{old}"] if known else []))
 
-    def snapshot(self, to: Path) -> bytes:
-        """Write the commit without its history to the file `to`; returns what is `shallow` then. Raises UserError."""
+    def archive(self, to: Path) -> None:
+        """Write the files of the commit with the patch, without the history, to `to` (.tar.gz). Raises UserError."""
         with tempfile.TemporaryDirectory(prefix="yoloyard-") as scratch:
-            clone = Path(scratch, "clone")
-            git(self.top, "clone", "--quiet", "--bare", "--depth=1", self.top.as_uri(), str(clone))
-            git(clone, "bundle", "create", "--quiet", str(to.absolute()), "HEAD")
-            return (clone / "shallow").read_bytes() if (clone / "shallow").exists() else b""
+            files, patch = Path(scratch, "files"), Path(scratch, PATCH)
+            git(self.top, "clone", "--quiet", "--depth=1", self.top.as_uri(), str(files))
+            if self.patch:
+                patch.write_bytes(self.patch)
+                git(files, "apply", "--whitespace=nowarn", str(patch))
+            with tarfile.open(to, "w:gz") as archive:
+                for path in sorted(files.iterdir()):
+                    if path.name != ".git":
+                        archive.add(path, path.name)
 
 
 def find_source(folder: Path, lock: Path, data: Collection[str] = (), clean: bool = False) -> Source:
