@@ -21,8 +21,8 @@ BUNDLE, PATCH = "source.bundle", "source.patch"  # their names in a job's folder
 LARGE_PATCH = 100 * 10**6  # bytes of files that git doesn't know; more is a data set or a mistake
 SHOWN_NAMES = 10
 SECRET_FILES = (".env", ".netrc")  # how names of files begin that hold passwords by custom
-# In a job's folder: source/ becomes the commit with the patch. What somebody has changed there by hand is kept (git
-# stash list), files that git doesn't know stay. $1 is the commit; source.shallow (the boundary of a shallow clone),
+# In a job's folder: source/ becomes the commit with the patch. What somebody has changed there by hand is kept (`git
+# stash list`), files that git doesn't know stay. $1 is the commit; source.shallow (the boundary of a shallow clone),
 # source.bundle and source.patch may be missing.
 CHECKOUT = f"""set -e
 [ -d source/.git ] || git init -q source
