@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from yoloyard.common.errors import UserError
@@ -42,7 +41,7 @@ def _cheapest(run: RunFolder, job: dict[str, Any], environment: dict[str, Any]) 
     with doubtful prices are left out, and GPUs that can't hold the batch as it was. Raises UserError, KeyError.
     """
     from yoloyard.planning.choose import Demands, ranked
-    from yoloyard.planning.figures import Estimate, Gpu
+    from yoloyard.planning.figures import Estimate, Gpu, Precision
     from yoloyard.planning.gpus import find_gpu, gpus
     from yoloyard.planning.hours import Images, estimate
     from yoloyard.planning.prices import all_offers
@@ -54,7 +53,7 @@ def _cheapest(run: RunFolder, job: dict[str, Any], environment: dict[str, Any]) 
         raise UserError("there are no prices of other offers here: yoloyard plan says how to get them")
     config = with_overrides(TrainConfig(), {k: v for k, v in run.settings.items() if k not in ELSEWHERE})
     images = Images(*(int(environment["data"][split]["images"]) for split in ("train", "val")))
-    precision = "float32" if environment["precision"].startswith("float32") else "amp"
+    precision: Precision = "float32" if environment["precision"].startswith("float32") else "amp"
     classes, share = len(run.validation.get("classes", ())) or 80, max(1, config.batch // config.processes)
     cost = trace_step(config, classes, share, precision, config.checkpoint_activations)
 
