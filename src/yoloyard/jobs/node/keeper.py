@@ -249,17 +249,16 @@ class Keeper:
 
     def _end(self, over: OverError) -> None:
         """Save what there is elsewhere, and write down how it ended."""
-        reason = over.reason
+        problem = None
         if self._rank == 0:
             status = read_status(self._run)
             if over.state in ("stopped", "limit", "interrupted") and status.get("state") == "finished":
                 over = OverError("finished", f"{status['reason']}; meanwhile: {over.reason}")
             self._enter("saving", over.reason)
             write_bill(self._run, self._launch, self._ledger.attempts, over.state, over.reason)
-            if problem := self._upload():
-                reason = f"{over.reason}; {problem}"
+            problem = self._upload()
         self._code = over.code
-        self._enter(over.state, reason)
+        self._enter(over.state, "; ".join(filter(None, (over.reason, problem))))
         log.info(f"{self._state}: {self._reason}")
         if self._rank == 0 and not self._records.finish(RECORDS_SECONDS):
             log.info("the last records of the job have not arrived at its backup")
