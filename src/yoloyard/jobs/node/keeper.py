@@ -77,6 +77,7 @@ class Keeper:
         self._records = Records(folder, launch)
         self._idle = Idle(launch.idle_minutes, clock.now())
         self._state, self._reason, self._code = "starting", "", 0
+        self._contents: dict[str, bytes] = {}  # the records of this moment, by their names
         self._written, self._signal, self._guard = -math.inf, "", os.getppid()
 
     def keep(self) -> int:
@@ -88,7 +89,7 @@ class Keeper:
             return int(former["code"])
         self._ledger.add(self._records.ledger())
         if self._rank == 0:
-            self._records.start(self._wanted)
+            self._records.start(lambda: self._contents)
         with self._signals():
             try:
                 self._look(None, False)
@@ -124,7 +125,8 @@ class Keeper:
         self._ledger.look()
         if self._clock.now() - self._written >= WRITE_SECONDS:
             self._written = self._clock.now()
-            write_soon(self._folder / STATE, self._document())
+            self._contents = {STATE: self._document(), f"ledger/{self._attempt}.json": self._ledger.record()}
+            write_soon(self._folder / STATE, self._contents[STATE])
             self._ledger.write()
         if os.getppid() != self._guard and self._guard != 1:
             log.info("the guard is gone: another one is started")
@@ -301,10 +303,6 @@ class Keeper:
             "cost": self._ledger.cost, "host": self._ledger.now.host, "updated": utc_text(), "step": step,
         }  # fmt: skip
         return json.dumps(content, indent=1).encode()
-
-    def _wanted(self) -> dict[str, bytes]:
-        """The records that belong to the backup."""
-        return {STATE: self._document(), f"ledger/{self._attempt}.json": self._ledger.record()}
 
 
 def _time_of(path: Path) -> float | None:
