@@ -166,7 +166,9 @@ def test_the_folder_sets_a_host_up(tmp_path: Path) -> None:
     for _ in range(2):  # SkyPilot may run it again on the same host
         subprocess.run(["bash", "-c", task["setup"]], env=variables, check=True)
     assert (home / "yoloyard-job/source/model.py").read_text() == "x = 2\n"
-    said = subprocess.run(["sh", home / "yoloyard-job/run.sh"], env=variables, check=True, capture_output=True, text=True)
+    said = subprocess.run(
+        ["sh", home / "yoloyard-job/run.sh"], env=variables, check=True, capture_output=True, text=True
+    )
     assert said.stdout == f"-m yoloyard.jobs.node {home}/yoloyard-job {home}/yoloyard-job/package\n"
     assert (home / "yoloyard-job/package/yoloyard/jobs/node/guard.sh").exists()
     assert json.loads((home / "yoloyard-job/launch.json").read_text())["commit"] == source.commit
