@@ -13,9 +13,10 @@ from yoloyard.jobs.source import Source
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LAUNCH = Launch(
     name="cracks", run="cracks-2", on="aws", train={"model": "yolo11n", "data": "../data.yaml"}, commit=COMMIT,
-    patch=None, yoloyard="0.1.0-0", image="", image_digest=None, data="sha256:0123456789abcdef", data_yaml="path: data\n",
-    data_source="s3://factory/cracks", backup="s3://factory/runs/cracks", nodes=1, gpus=1, gpu="T4", price=0.6,
-    price_source="--price", max_hours=8, max_cost=None, idle_minutes=30, time="2026-11-30T09:00:00+00:00",
+    patch=None, yoloyard="0.1.0-0", image="", image_digest=None, data="sha256:0123456789abcdef",
+    data_yaml="path: data\n", data_source="s3://factory/cracks",
+    backup="s3://factory/runs/cracks", nodes=1, gpus=1, gpu="T4", price=0.6,
+    price_source="--price", max_hours=8, max_cost=None, idle_minutes=30, time="2026-01-02T09:00:00+00:00",
     host="laptop",
 )  # fmt: skip
 

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cloud_jobs import prepared
 
 from cloud_environment import in_cloud_environment, needs_skypilot
-from cloud_jobs import prepared
 from yoloyard.common.errors import UsageError
 from yoloyard.jobs.job_file import Resources
 from yoloyard.jobs.prepare import Prepared
+from yoloyard.jobs.setting_up import venv_name
 from yoloyard.jobs.sky_task import CLOUDS, credentials, scripts, sky_name, stage, tag_of, task_of, task_yaml
 from yoloyard.jobs.source import find_source
+from yoloyard.machines.image.versions import find_tag
 
 EXPECTED = Path(__file__).parents[1] / "data" / "sky_task.yaml"
 FOLDER = Path("/home/me/.local/state/yoloyard/jobs/yoloyard-cracks")
@@ -72,19 +74,18 @@ print("found:" + json.dumps(found))
     assert not any(each[1] for each in (spot, image, kubernetes, no_gpu, several, *others)), "no host gets its token"
 
 
-def test_no_secret_stands_in_the_yaml_or_the_folder(tmp_path: Path) -> None:
+def test_no_secret_stands_in_the_yaml_or_the_scripts() -> None:
     job = JOBS["lambda"]
     plain, secret = credentials(job.launch)
     assert secret == {"AWS_ACCESS_KEY_ID": "KEYOFTHETESTS0000001", "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests"}
-    text = task_yaml(task_of(job, FOLDER, list(secret)) | {"envs": plain}) + "".join(scripts(job).values())
-    assert not [value for value in secret.values() if value in text]
-    assert yaml.safe_load(text.partition("#!")[0])["secrets"].keys() == secret.keys()
+    text = task_yaml(task_of(job, FOLDER, list(secret)) | {"envs": plain})
+    assert not [value for value in secret.values() if value in text + "".join(scripts(job).values())]
+    assert yaml.safe_load(text)["secrets"] == dict.fromkeys(secret), "SkyPilot gets them apart"
 
 
 def test_in_its_own_cloud_a_host_has_a_role_and_gets_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert credentials(prepared(on="aws").launch) == ({}, {})
-    google = {"backup": "gs://factory/runs", "data_source": None}
-    assert credentials(prepared(on="gcp", **google).launch) == ({}, {})
+    assert credentials(prepared(on="gcp", backup="gs://factory/runs", data_source=None).launch) == ({}, {})
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://minio.example")  # which is none of AWS
     plain, secret = credentials(prepared(on="aws").launch)
     assert plain == {"AWS_ENDPOINT_URL": "https://minio.example"}
@@ -110,16 +111,16 @@ def test_what_is_refused(job: Prepared, message: str | None) -> None:
 
 
 def test_a_store_that_hosts_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refusal(**changes: str | None) -> str:
+    def refusal(backup: str) -> str:
         with pytest.raises(UsageError) as raised:
-            credentials(prepared(**({"data_source": None} | changes)).launch)
+            credentials(prepared(on="aws", backup=backup, data_source=None).launch)
         return str(raised.value)
 
-    assert "is a folder of this machine" in refusal(backup="file:///runs")
+    assert "is a folder of this machine" in refusal("file:///runs")
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
-    assert "set GOOGLE_APPLICATION_CREDENTIALS" in refusal(backup="gs://factory/runs", on="aws")
+    assert "set GOOGLE_APPLICATION_CREDENTIALS" in refusal("gs://factory/runs")
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_KEY", raising=False)
-    assert "set AZURE_STORAGE_ACCOUNT_KEY" in refusal(backup="az://factory/runs", on="aws")
+    assert "set AZURE_STORAGE_ACCOUNT_KEY" in refusal("az://factory/runs")
 
 
 def test_a_host_may_cost_no_more_than_a_limit_counts_with() -> None:
@@ -154,13 +155,14 @@ def test_the_folder_sets_a_host_up(tmp_path: Path) -> None:
     source = find_source(repository, repository / "job.lock.json")
     job = prepared(Resources(gpu="none"), source, commit=source.commit)
     stage(job, home / "yoloyard-job")
-    venv = scripts(job)["run.sh"].partition('"$HOME/')[2]
-    assert venv, "run.sh names the environment"
-    environment = home / scripts(job)["run.sh"].partition('exec "$HOME/')[2].partition('"')[0]
+    environment = home / ".yoloyard/venvs" / venv_name(find_tag("cpu"))
     (environment / "bin").mkdir(parents=True)
     (environment / "whole").touch()
     (environment / "bin/python").write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$@ $PYTHONPATH"\n')
-    (environment / "bin/python").chmod(0o755)
+    (home / ".local/bin").mkdir(parents=True)
+    (home / ".local/bin/uv").write_text("#!/bin/sh\necho /usr/bin/python3\n")  # SkyPilot brings it
+    for program in (environment / "bin/python", home / ".local/bin/uv"):
+        program.chmod(0o755)
     variables = {"HOME": str(home), "PATH": os.environ["PATH"]}
     task = task_of(job, home / "yoloyard-job")
     for _ in range(2):  # SkyPilot may run it again on the same host

@@ -140,12 +140,17 @@ def find_environment(
             python += [f"--volume={root}:{root}", f"--workdir={job.path}", f"--env=HOME={home}"]
             python += [f"--env=XDG_CACHE_HOME={root}/cache", f"--env=PYTHONPATH={package}", "--entrypoint=python3"]
             return Environment([*python, reference], engine, None, f"the image {reference} by {engine}")
+    venv = job.root / "venvs" / venv_name(tag)
+    variables = ["env", f"PYTHONPATH={package}", f"{venv}/bin/python"]
+    return Environment(variables, None, venv, f"a venv of the tag {tag.name}")
+
+
+def venv_name(tag: Tag) -> str:
+    """What a venv of a tag is called, below ~/.yoloyard/venvs: with a digest of what it is made of."""
     digest = hashlib.sha256("\n".join([tag.torch, tag.cuda, tag.index]).encode())
     for name in ("requirements-torch.txt", "requirements.txt"):
         digest.update((TABLE.parent / name).read_bytes())
-    venv = job.root / "venvs" / f"{tag.name}-{digest.hexdigest()[:12]}"
-    variables = ["env", f"PYTHONPATH={package}", f"{venv}/bin/python"]
-    return Environment(variables, None, venv, f"a venv of the tag {tag.name}")
+    return f"{tag.name}-{digest.hexdigest()[:12]}"
 
 
 def _image(host: Host, engine: str, tag: Tag, launch: Launch) -> str:

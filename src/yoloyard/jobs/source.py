@@ -179,8 +179,9 @@ def _say_what_stays(top: Path) -> None:
         log.warning(f"submodules don't go along, their folders are empty on the host: {', '.join(modules)}")
     large = git(top, "ls-files", "-z", "--", ":(top,attr:filter=lfs)").split(b"\0")[:-1]
     if large:
-        shown = ", ".join(map(os.fsdecode, large[:3]))
-        log.warning(f"{len(large)} files of Git LFS go along as pointers, without their content: {shown}")
+        names = ", ".join(map(os.fsdecode, large[:3]))
+        what = "1 file of Git LFS goes" if len(large) == 1 else f"{len(large):,} files of Git LFS go"
+        log.warning(f"{what} along without its content: {names}")
 
 
 def _inside(path: Path, top: Path) -> str | None:
