@@ -1,19 +1,10 @@
 """A fake cloud for all tests here, and a user's repository with a job."""
 
-import json
-import subprocess
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-import obstore
 import pytest
-import yaml
 
-from fake_cloud import CREDENTIALS, ENDPOINT, FakeCloud, fake_cloud
-from host_data import write_data
-from yoloyard.storage.address import open_store
+from fake_cloud import FakeCloud, fake_cloud
 
 BUCKET = "backups"
 EPOCHS, STEPS = 12, 4  # steps of an epoch
