@@ -243,6 +243,7 @@ for word; do
     shift
     case "$word" in --env=PYTHONPATH=*) export "${{word#--env=}}" ;; yoloyard:*) break ;; esac
 done
+shift 2
 exec '{python}' "$@" """)  # fmt: skip
     said = laptop.run("launch")
     (host.programs / "docker").unlink()
@@ -250,7 +251,7 @@ exec '{python}' "$@" """)  # fmt: skip
     laptop.run("jobs", "logs", "-f", "contained")
     assert status(laptop, "contained")["state"] == "finished"
     calls = [line for line in (host.folder / "calls").read_text().splitlines() if line.startswith("run ")]
-    assert [line.rpartition("yoloyard:cpu-runtime ")[2].split()[:2] for line in calls] == [
+    assert [line.rpartition("yoloyard:cpu-runtime -- python3 ")[2].split()[:2] for line in calls] == [
         ["-m", "yoloyard"], ["-m", "yoloyard.jobs.node"],
     ]  # fmt: skip
     root = f"{host.home}/.yoloyard"
