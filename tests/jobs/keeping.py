@@ -13,7 +13,8 @@ from yoloyard.jobs.node.ledger import Clock
 MADE_UP = (sys.executable, str(Path(__file__).with_name("made_up_training.py")))
 LAUNCH: dict[str, Any] = {
     "name": "line", "run": "line", "on": "ssh://host", "train": {"data": "data.yaml"}, "commit": "c", "patch": None,
-    "yoloyard": "1", "image": "torch2.8-cpu", "image_digest": None, "data": None, "data_source": None, "backup": None,
+    "yoloyard": "1", "image": "torch2.8-cpu", "image_digest": None, "data": None, "data_yaml": None,
+    "data_source": None, "backup": None,
     "nodes": 1, "gpus": 2, "gpu": "RTX 4090", "price": 2.0, "price_source": "--price", "max_hours": None,
     "max_cost": None, "idle_minutes": None, "time": "2026-11-30T09:00:00Z", "host": "laptop",
 }  # fmt: skip
@@ -36,6 +37,14 @@ def state_of(folder: Path) -> dict[str, Any]:
 def starts(folder: Path) -> list[str]:
     """The arguments after --config of each training that was started."""
     return (folder / "starts").read_text().splitlines() if (folder / "starts").exists() else []
+
+
+def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait until this holds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 class MadeUpClock(Clock):

@@ -4,7 +4,7 @@ The file `behaviour` in the job's folder has a word for each start, of which the
 
     runs N      N steps, then it is finished
     hangs N     N steps, then nothing, whatever comes
-    killed N    N steps, a save, then SIGKILL, as by a system that lacks memory
+    killed N    N steps, a save if there were any, then SIGKILL, as by a system that lacks memory
     fails N     N steps, then an error of the user's (exit status 1)
     wrong       exit status 2
 """
@@ -66,7 +66,8 @@ for step in range(1, int(count) + 1):
     time.sleep(0.01)
 if kind == "hangs":
     time.sleep(60)
-save(step)
+if step or kind != "killed":
+    save(step)
 if kind == "killed":
     os.kill(os.getpid(), signal.SIGKILL)
 if kind == "fails":

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pytest
 
 from ssh_host import Laptop, SshHost, missing, ssh_host, wait_until
-from yoloyard.jobs.setting_up import MARK, venv_of
+from yoloyard.jobs.setting_up import MARK, venv_name
 from yoloyard.machines.image.versions import find_tag
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -40,7 +40,7 @@ on: {on}
 
 def give_environment(host: SshHost, python: str) -> None:
     """Put an environment where a whole one is expected, whose Python is this script."""
-    venv = Path(venv_of(PurePosixPath(host.home, ".yoloyard"), find_tag("cpu")))
+    venv = Path(host.home, ".yoloyard/venvs", venv_name(find_tag("cpu")))
     (venv / "bin").mkdir(parents=True)
     (venv / "whole").touch()
     (venv / "bin/python").write_text(python)
@@ -236,7 +236,7 @@ def test_what_doctor_finds_stops_a_launch_before_data_are_sent(host: SshHost, tm
 def test_a_job_runs_in_the_image_where_docker_has_it(host: SshHost, tmp_path: Path) -> None:
     laptop = laptop_with_job(tmp_path / "laptop", host, "contained")
     behaves(host, "contained", "runs 3")
-    python = f"{venv_of(PurePosixPath(host.home, '.yoloyard'), find_tag('cpu'))}/bin/python"
+    python = f"{host.home}/.yoloyard/venvs/{venv_name(find_tag('cpu'))}/bin/python"
     host.program("docker", f"""echo "$*" >> {host.folder}/calls
 case "$1" in stop | rm) exit 1 ;; run) ;; *) exit ;; esac
 for word; do

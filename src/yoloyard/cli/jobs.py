@@ -1,4 +1,4 @@
-"""The commands for jobs that were launched: `jobs list`, `status`, `logs`, `stop`, `fetch` and `shell`."""
+"""The commands for jobs that were launched: `jobs list`, `status`, `logs`, `stop`, `fetch`, `shell` and `sweep`."""
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +14,7 @@ from yoloyard.cli.flags import SWITCH, Json, Project, print_json, stdout_for_jso
 
 if TYPE_CHECKING:
     from yoloyard.jobs.launched import Launch
+    from yoloyard.jobs.sweep import Found
 
 jobs_app = cyclopts.App(name="jobs")
 
@@ -25,9 +26,15 @@ _On = Annotated[str | None, Parameter(help="where it runs, where lock and notes 
 def jobs_list(
     *,
     on: Annotated[str | None, Parameter(help="those on this host: ssh://user@host[:port]")] = None,
+    all: Annotated[
+        bool, SWITCH, Parameter(help="all of ours in each cloud, whoever launched it, with its cost")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List the jobs that were launched from this machine, or those on a host, with their state."""
+    if all:
+        _list_all(json)
+        return
     from yoloyard.cli.runs import print_table
     from yoloyard.common.errors import printable
     from yoloyard.jobs import over_ssh
@@ -90,8 +97,16 @@ def jobs_stop(job: _Job, /, *, on: _On = None) -> None:
 @jobs_app.command(name="fetch")
 def jobs_fetch(job: _Job, /, *, project: Project = Path("runs"), on: _On = None) -> None:
     """Bring the weights, records and report of a job's run here."""
+    from yoloyard.common.run_folder import read_run
+    from yoloyard.jobs.bill import bill, rows
+    from yoloyard.jobs.cheaper import add_cheaper
+
     launch = find_launch(job, on)
-    print(f"fetched: {place_of(launch.on).fetch(launch, project)}")
+    folder = place_of(launch.on).fetch(launch, project)
+    add_cheaper(read_run(folder, is_copy=True))
+    print(f"fetched: {folder}")
+    for name, value in rows(bill(read_run(folder, is_copy=True))).items():
+        print(f"{name}: {value}")
 
 
 @jobs_app.command(name="shell")
@@ -99,6 +114,71 @@ def jobs_shell(job: _Job, /, *, on: _On = None) -> None:
     """Open a shell on the job's host, in its checkout and environment."""
     launch = find_launch(job, on)
     sys.exit(place_of(launch.on).shell(launch))
+
+
+@jobs_app.command(name="sweep")
+def jobs_sweep(
+    *, yes: Annotated[bool, SWITCH, Parameter(help="ask nothing; what others have launched is left alone")] = False
+) -> None:
+    """End what no live job explains in clouds. Asks first, and waits until the provider says that it is gone."""
+    from yoloyard.common.errors import UserError
+    from yoloyard.jobs.sweep import end, everything
+
+    found, failures = everything()
+    orphans = [each for each in found if not each.job]
+    for line in failures:
+        print(f"warning: {line}")
+    if orphans:
+        _print_found(orphans)
+    ended = [each for each in orphans if _is_to_end(each, yes)]
+    if left := end(ended):
+        names = ", ".join(f"{each.cloud} {each.id}" for each in left)
+        raise UserError(f"not gone yet, as their providers say: {names}; look there, and sweep again")
+    kept = f"; {len(orphans) - len(ended)} left alone" if len(orphans) > len(ended) else ""
+    print(f"{len(ended)} ended, and gone as their providers say{kept}" if orphans else "nothing to end")
+
+
+def _is_to_end(orphan: "Found", is_sure: bool) -> bool:
+    if is_sure:
+        return orphan.is_own
+    from yoloyard.common.errors import UsageError
+
+    if not sys.stdin.isatty():
+        raise UsageError("nobody can be asked here: --yes ends what this machine's SkyPilot has made")
+    whose = "" if orphan.is_own else ", launched by another machine or user, whose jobs are not known here"
+    return input(f"end {orphan.cloud} {orphan.kind} {orphan.id} ({orphan.name}{whose})? [y/N] ").lower() in ("y", "yes")
+
+
+def _list_all(json: bool) -> None:
+    """What all clouds have of ours."""
+    from yoloyard.jobs.sweep import everything
+
+    with stdout_for_json(json):
+        found, failures = everything()
+    if json:
+        names = ("cloud", "kind", "id", "name", "region", "price", "cost", "job", "is_own")
+        rows = [{name: getattr(each, name) for name in names} | {"began": each.began and each.began.isoformat()}
+                for each in found]  # fmt: skip
+        print_json({"found": rows, "failures": failures})
+        return
+    for line in failures:
+        print(f"warning: {line}")
+    if not found:
+        print("nothing of ours is in the clouds that were asked")
+        return
+    _print_found(found)
+
+
+def _print_found(found: "list[Found]") -> None:
+    from yoloyard.cli.runs import print_table
+
+    rows = []
+    for each in found:
+        since = f"{each.began:%Y-%m-%d %H:%M}" if each.began else ""
+        cost = "unknown" if each.cost is None else f"${each.cost:.2f}"
+        job = each.job or each.name + (": orphan" if each.is_own else ": launched elsewhere")
+        rows.append([each.cloud, each.region, each.kind, each.id, since, cost, job])
+    print_table(["cloud", "region", "what", "id", "since", "cost so far", "job"], *rows)
 
 
 def place_of(on: str) -> ModuleType:

@@ -1,5 +1,6 @@
 """The commands for runs that are there: `runs`, `runs show`, `runs compare` and `watch`."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +43,7 @@ def runs_show(run: _Run, /, *, project: Project = Path("runs"), json: Json = Fal
     import shlex
 
     from yoloyard.commands.runs import document, find_run
+    from yoloyard.jobs.bill import rows as bill_rows
 
     with stdout_for_json(json):
         found = find_run(run, project)
@@ -53,7 +55,7 @@ def runs_show(run: _Run, /, *, project: Project = Path("runs"), json: Json = Fal
     rows |= {"started": facts["started"], "last written": facts["updated"]}
     rows |= {name: found.settings.get(name) for name in ("model", "data", "best_by", "batch", "imgsz")}
     rows |= {"weights": ", ".join(map(str, facts["weights"])), "report": facts["report"]}
-    rows |= {"alerts": "\n".join(found.alerts)}
+    rows |= bill_rows(facts["bill"]) | {"alerts": "\n".join(found.alerts)}
     if found.state not in ("running", "finished") and any(found.folder.glob("checkpoints/*/state.json")):
         rows["go on with"] = f"yoloyard train --resume {shlex.quote(str(found.folder))}"
     print_table([found.name, ""], *([name, str(value)] for name, value in rows.items() if value))
@@ -89,8 +91,11 @@ def watch(
     serve(runs, project, port)
 
 
-def print_table(*lines: Sequence[str]) -> None:
-    """Print lines of cells, the first one as headings, without empty columns; what is too wide is broken."""
+def print_table(*lines: Sequence[str], piped_width: int | None = None) -> None:
+    """Print lines of cells, the first one as headings, without empty columns; what is too wide is broken.
+
+    `piped_width`: columns where stdout is no terminal (default: COLUMNS or 80).
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -108,4 +113,4 @@ def print_table(*lines: Sequence[str]) -> None:
         table.add_column(cell(column[0]), min_width=min(longest, 12))
     for line in list(zip(*columns, strict=True))[1:]:
         table.add_row(*map(cell, line))
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else piped_width).print(table)

@@ -9,6 +9,7 @@ from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
 from yoloyard.common.run_folder import RunFolder, find_runs, read_run
 from yoloyard.config.overrides import unknown_name
+from yoloyard.jobs.bill import bill
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def document(run: RunFolder, is_whole: bool = False) -> dict[str, Any]:
         "last": run.records[-1] if run.records else None,
         "weights": sorted(run.folder.glob("weights/[!.]*.safetensors")),
         "report": report if report.exists() else None,
+        "bill": bill(run),
         "problems": run.problems,
     }  # fmt: skip
 

@@ -7,7 +7,6 @@ logs, stop and fetch need neither SkyPilot nor its records; with them, they know
 import dataclasses
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,14 +14,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from yoloyard.common.errors import UsageError, UserError, printable
+from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.log import size_text
 from yoloyard.common.run_folder import read_run
 from yoloyard.jobs.launched import FILE, Launch, parse_launch
 from yoloyard.jobs.node.records import LOG, PLACE, STATE, STOP
-from yoloyard.jobs.prepare import Prepared, next_run
+from yoloyard.jobs.prepare import Prepared, image_digest, next_run, note_of
 from yoloyard.jobs.sky_task import (
     FOLDER,
     LABEL,
@@ -31,6 +30,7 @@ from yoloyard.jobs.sky_task import (
     scripts,
     sky_name,
     stage,
+    tag_of,
     task_of,
     task_yaml,
 )
@@ -41,6 +41,7 @@ from yoloyard.jobs.skypilot import (
     check_clouds,
     configured,
     is_installed,
+    plain,
     records,
     said,
     skypilot,
@@ -49,6 +50,9 @@ from yoloyard.jobs.skypilot import (
 from yoloyard.jobs.state import OVER, document
 from yoloyard.storage.address import open_store, reasons_said
 from yoloyard.storage.fetch import fetch_run
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,7 @@ STARTING = ("PENDING", "SUBMITTED", "STARTING", "RECOVERING")  # SkyPilot's stat
 
 def describe(prepared: Prepared, new: bool = False) -> str:
     """What `launch` would make, and its YAML; makes nothing and asks no cloud. Raises UsageError."""
+    prepared = _with_tag(prepared)
     launch, task = prepared.launch, _task(prepared)[0]
     backup = _backup(launch)
     spot = " on spot" if prepared.job.resources.spot else ""
@@ -72,11 +77,11 @@ def describe(prepared: Prepared, new: bool = False) -> str:
           if "aws" in clouds_of(launch) else []),
         watcher_text(),
         f"in {backup}: {launch.run}/ (the run), job/ (its records)"
-        + (f", {_data_prefix(prepared)} ({size_text(prepared.data.bytes)} of data)" if prepared.data.folder else ""),
+        + (f", {_data_place(prepared)}/ ({size_text(prepared.data.bytes)} of data)" if prepared.data.folder else ""),
         "no bucket: SkyPilot copies the source straight to the hosts",
     ]  # fmt: skip
     shown = {**scripts(prepared), "task.yaml": task_yaml(task)}
-    texts = [f"--- {name}\n{text}" for name, text in shown.items() if name != "checkout.sh"]
+    texts = [f"--- {name}\n{text}" for name, text in shown.items() if name not in ("checkout.sh", "environment.sh")]
     return "\n".join(["would be made:", *(f"  {line}" for line in made), *texts])
 
 
@@ -86,13 +91,12 @@ def launch(prepared: Prepared, new: bool = False) -> Launch:
     Returns when SkyPilot has the job, and before there is a host: that may take long where GPUs are short. Raises
     UsageError or UserError; then, and on Ctrl-C, nothing is left but what lies in the backup.
     """
-    task, secret = _task(prepared)
-    backup, name = _backup(prepared.launch), task["name"]
-    sky = skypilot()
+    sky, prepared = skypilot(), _with_tag(prepared)
+    backup, name = _backup(prepared.launch), _task(prepared)[0]["name"]
     check_clouds(sky, clouds_of(prepared.launch))
     if job := active_job(sky, name):
         raise UserError(f"{name} is already with SkyPilot ({job['status']}): yoloyard jobs status, jobs stop")
-    before = json.loads(_read_record(prepared.launch, STATE) or b"{}")
+    before = json.loads(_read(prepared.launch, f"{PLACE}/{STATE}") or b"{}")
     if before.get("state", "failed") not in OVER and _seconds_since(before["updated"]) < ALIVE_SECONDS:
         raise UserError(f"{prepared.launch.name} runs already, as {backup}/{PLACE} says: yoloyard jobs stop ends it")
     run = str(before.get("run") or prepared.launch.run)
@@ -102,12 +106,12 @@ def launch(prepared: Prepared, new: bool = False) -> Launch:
     sent = started
     if prepared.data.folder is not None:
         _send_data(prepared)
-        sent = dataclasses.replace(started, data_source=_data_prefix(prepared))
+        sent = dataclasses.replace(started, data_source=f"{backup}/{_data_place(prepared)}")
     prepared = dataclasses.replace(prepared, launch=sent)
     stage(prepared, _folder(name))
     task, secret = _task(prepared)
-    _write_record(sent, FILE, (_folder(name) / FILE).read_bytes())
-    _write_record(sent, STOP, None)
+    _write(sent, f"{PLACE}/{FILE}", (_folder(name) / FILE).read_bytes())
+    _write(sent, f"{PLACE}/{STOP}", None)
     log.info(watcher_text())
     with configured(sky, clouds_of(sent)), said("SkyPilot can't start the job"):
         whole, request = sky.Task.from_yaml_config(task, secrets_overrides=list(secret.items())), None
@@ -127,10 +131,15 @@ def find(on: str, name: str, backup: str | None = None) -> Launch:
     """The last launch of a job, from its backup. Raises UsageError without one, UserError where it isn't there."""
     if backup is None:
         raise UsageError(f"where {name} has its backup is not known here: name its job file")
-    text = _read_bytes(f"{backup.rstrip('/')}/{PLACE}", None, FILE)
-    if text is None:
-        raise UserError(f"{backup} has no record of a job: it was not launched yet, or `backup:` is another now")
-    return parse_launch(json.loads(text))
+    store = open_store(backup)
+    import obstore
+
+    with reasons_said(backup):
+        try:
+            return parse_launch(json.loads(bytes(obstore.get(store, f"{PLACE}/{FILE}").bytes())))
+        except FileNotFoundError as error:
+            why = "it was not launched yet, or `backup:` is another now"
+            raise UserError(f"{backup} has no record of a job: {why}") from error
 
 
 def status(launch: Launch) -> dict[str, Any]:
@@ -142,15 +151,14 @@ def status(launch: Launch) -> dict[str, Any]:
         keeper |= {"state": "starting", "reason": f"SkyPilot looks for a host ({record['status']}{lost})"}
     elif record is not None and record["is_over"] and keeper["state"] not in OVER:
         state = "stopped" if record["status"] == "CANCELLED" else "failed"
-        reason = printable(" ".join(str(record["failure_reason"] or "").split()))
+        reason = plain(record["failure_reason"] or "")
         keeper |= {"state": state, "reason": reason or f"SkyPilot ended it ({record['status']})"}
-    copies, endpoint = f"{_backup(launch)}/{launch.run}", launch.train.get("backup_endpoint")
     with tempfile.TemporaryDirectory(prefix="yoloyard-") as folder:
         for name in ("status.json", "metrics.jsonl", "config.yaml"):
-            if (text := _read_bytes(copies, endpoint, name)) is not None:
+            if (text := _read(launch, f"{launch.run}/{name}")) is not None:
                 Path(folder, name).write_bytes(text)
         run = read_run(Path(folder), is_copy=True)
-    lines = (_read_record(launch, LOG) or b"").decode(errors="replace").splitlines()
+    lines = (_read(launch, f"{PLACE}/{LOG}") or b"").decode(errors="replace").splitlines()
     return document(launch, keeper, run, lines[-LOG_LINES:], is_there)
 
 
@@ -162,7 +170,7 @@ def logs(launch: Launch, follow: bool = False) -> None:
     shown = b""
     while True:
         is_over = _keeper(launch)["state"] in OVER
-        text = _read_record(launch, LOG) or b""
+        text = _read(launch, f"{PLACE}/{LOG}") or b""
         _, found, rest = text.rpartition(shown) if shown else (b"", b"", text)  # of a long log only the end is there
         new = rest if found or not shown else text
         sys.stdout.write(new.decode(errors="replace"))
@@ -175,7 +183,7 @@ def logs(launch: Launch, follow: bool = False) -> None:
 
 def stop(launch: Launch) -> None:
     """Let the job save and end, and wait until its hosts are gone. Raises UserError if it doesn't."""
-    _write_record(launch, STOP, json.dumps({"reason": "jobs stop"}).encode())
+    _write(launch, f"{PLACE}/{STOP}", json.dumps({"reason": "jobs stop"}).encode())
     waited, record = 0.0, _record(launch)
     while waited < STOP_SECONDS and (record is None or record["status"] not in STARTING):
         is_over = _keeper(launch)["state"] in OVER
@@ -213,6 +221,14 @@ def shell(launch: Launch) -> int:
     return subprocess.run(["ssh", "-t", host, f"cd {FOLDER}; exec $SHELL -l"], check=False).returncode
 
 
+def _with_tag(prepared: Prepared) -> Prepared:
+    """The launch with the image tag that it will have."""
+    tag = tag_of(prepared.launch)
+    digest = prepared.launch.image_digest or image_digest(tag)
+    launch = dataclasses.replace(prepared.launch, image=tag.name, image_digest=digest)
+    return dataclasses.replace(prepared, launch=launch)
+
+
 def _task(prepared: Prepared) -> tuple[dict[str, Any], dict[str, str]]:
     """The task, and the secrets that go along, by their names."""
     _backup(prepared.launch)
@@ -229,8 +245,7 @@ def _backup(launch: Launch) -> str:
 
 def _folder(name: str) -> Path:
     """What goes to a job's hosts. It stays here until the next launch: a host that replaces another needs it."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state) / "yoloyard" / "jobs" / name
+    return note_of(name).with_suffix("")
 
 
 def _record(launch: Launch) -> dict[str, Any] | None:
@@ -243,41 +258,39 @@ def _record(launch: Launch) -> dict[str, Any] | None:
     return next((row for row in rows if (row["submitted_at"] or began) >= began - 60), None)
 
 
-def _read_bytes(prefix: str, endpoint: str | None, name: str) -> bytes | None:
-    """An object below a prefix; None if there is none."""
+def _read(launch: Launch, path: str) -> bytes | None:
+    """An object in the backup of a job; None if there is none."""
+    store = _store(launch)
     import obstore
 
-    store = open_store(prefix, endpoint)
-    with reasons_said(prefix):
+    with reasons_said(_backup(launch)):
         try:
-            return bytes(obstore.get(store, name).bytes())
+            return bytes(obstore.get(store, path).bytes())
         except FileNotFoundError as error:
             if "NoSuchBucket" in str(error):
                 raise
             return None
 
 
-def _read_record(launch: Launch, name: str) -> bytes | None:
-    """A record of the job in its backup; None if there is none."""
-    return _read_bytes(f"{_backup(launch)}/{PLACE}", launch.train.get("backup_endpoint"), name)
-
-
-def _write_record(launch: Launch, name: str, content: bytes | None) -> None:
-    """Write a record of the job into its backup; None removes it."""
+def _write(launch: Launch, path: str, content: bytes | None) -> None:
+    """Write an object into the backup of a job; None removes it."""
+    store = _store(launch)
     import obstore
 
-    address = f"{_backup(launch)}/{PLACE}"
-    store = open_store(address, launch.train.get("backup_endpoint"))
-    with reasons_said(address):
+    with reasons_said(_backup(launch)):
         if content is not None:
-            obstore.put(store, name, content)
-        elif _read_record(launch, name) is not None:
-            obstore.delete(store, name)
+            obstore.put(store, path, content)
+        elif _read(launch, path) is not None:
+            obstore.delete(store, path)
+
+
+def _store(launch: Launch) -> "ObjectStore":
+    return open_store(_backup(launch), launch.train.get("backup_endpoint"))
 
 
 def _keeper(launch: Launch) -> dict[str, Any]:
     """keeper.json, if it is of this launch or a later one."""
-    found: dict[str, Any] = json.loads(_read_record(launch, STATE) or b"{}")
+    found: dict[str, Any] = json.loads(_read(launch, f"{PLACE}/{STATE}") or b"{}")
     is_older = str(found.get("launch") or "") < launch.time
     return {"state": "starting", "run": launch.run} if is_older else found
 
@@ -286,25 +299,24 @@ def _seconds_since(time_text: str) -> float:
     return (datetime.now(UTC) - datetime.fromisoformat(time_text)).total_seconds()
 
 
-def _data_prefix(prepared: Prepared) -> str:
-    """Where a local data set is brought to: by its fingerprint, so that a run never sees another one's."""
-    return f"{_backup(prepared.launch)}/data/{prepared.data.fingerprint.rpartition(':')[2][:16]}"
+def _data_place(prepared: Prepared) -> str:
+    """Where in the backup a local data set is brought to: by its fingerprint, so that a run sees no other one."""
+    return f"data/{prepared.data.fingerprint.rpartition(':')[2][:16]}"
 
 
 def _send_data(prepared: Prepared) -> None:
     """Bring the local data to the backup, where hosts fetch them; what is there already is not sent again."""
+    data, place, store = prepared.data, _data_place(prepared), _store(prepared.launch)
     import obstore
 
-    data, address = prepared.data, _data_prefix(prepared)
     assert data.folder is not None
-    store = open_store(address, prepared.launch.train.get("backup_endpoint"))
-    with reasons_said(address):
-        there = {each["path"]: each["size"] for chunk in obstore.list(store) for each in chunk}
-        missing = [name for name in data.files if there.get(name) != (data.folder / name).stat().st_size]
+    with reasons_said(_backup(prepared.launch)):
+        there = {each["path"]: each["size"] for chunk in obstore.list(store, f"{place}/") for each in chunk}
+        missing = [name for name in data.files if there.get(f"{place}/{name}") != (data.folder / name).stat().st_size]
         if missing:
-            log.info(f"sending {len(missing):,} of {len(data.files):,} files of {data.folder} to {address}")
+            log.info(f"sending {len(missing):,} of {len(data.files):,} files of {data.folder} to the backup, {place}/")
         with ThreadPoolExecutor(8) as threads:
-            futures = [threads.submit(obstore.put, store, name, data.folder / name) for name in missing]
+            futures = [threads.submit(obstore.put, store, f"{place}/{name}", data.folder / name) for name in missing]
             try:
                 for future in futures:
                     future.result()

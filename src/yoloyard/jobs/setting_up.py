@@ -148,32 +148,22 @@ def find_environment(
             gpus = [f"--device={name}" for name in given.get("devices", [])] or ["--gpus=all"] * bool(given)
             keep = ["--userns=keep-id"] if engine == "podman" and not user.startswith("0:") else []
             keys = [f"--volume={home}/{name}:{home}/{name}:ro" for name in facts.get("credentials", [])]
-            python = [
-                engine,
-                "run",
-                "--rm",
-                f"--user={user}",
-                *keep,
-                *gpus,
-                "--shm-size=8gb",
-                "--no-healthcheck",
-                *keys,
-            ]
-            python += ["--network=host", "--security-opt=label=disable", f"--volume={root}:{root}"]
+            python = [engine, "run", "--rm", f"--user={user}", *keep, *gpus, "--shm-size=8gb", "--network=host", *keys]
+            python += ["--no-healthcheck", "--security-opt=label=disable", f"--volume={root}:{root}"]
             python += [f"--workdir={job.path}", f"--env=HOME={home}", f"--env=XDG_CACHE_HOME={root}/cache"]
             python += [f"--env=PYTHONPATH={package}", "--entrypoint=tini", reference, "--", "python3"]
             return Environment(python, engine, None, f"the image {reference}")
-    venv = venv_of(root, tag)
+    venv = root / "venvs" / venv_name(tag)
     variables = ["env", f"PYTHONPATH={package}", f"{venv}/bin/python"]
     return Environment(variables, None, venv, f"a venv of the tag {tag.name}")
 
 
-def venv_of(root: PurePosixPath, tag: Tag) -> PurePosixPath:
-    """Where the venv of a tag and the locks lies."""
+def venv_name(tag: Tag) -> str:
+    """What a venv of a tag is called, below ~/.yoloyard/venvs: with a digest of what it is made of."""
     digest = hashlib.sha256("\n".join([tag.torch, tag.cuda, tag.index]).encode())
     for name in LOCKS:
         digest.update((TABLE.parent / name).read_bytes())
-    return root / "venvs" / f"{tag.name}-{digest.hexdigest()[:12]}"
+    return f"{tag.name}-{digest.hexdigest()[:12]}"
 
 
 def _image(host: Host, engine: str, tag: Tag, launch: Launch) -> str:

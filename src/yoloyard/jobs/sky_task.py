@@ -20,6 +20,7 @@ import yoloyard
 from yoloyard.common.errors import UsageError
 from yoloyard.jobs.launched import FILE, Launch, write_launch
 from yoloyard.jobs.prepare import Prepared
+from yoloyard.jobs.setting_up import ENVIRONMENT, venv_name
 from yoloyard.jobs.source import BUNDLE, CHECKOUT, PATCH
 from yoloyard.machines.image.build import image_names
 from yoloyard.machines.image.versions import CPU, Tag, code_for, find_tag, number, tags
@@ -37,20 +38,14 @@ RELEASE_MINUTES = 15  # after the end, if SkyPilot has not taken the host back b
 
 SET_UP = """set -eu
 cd {folder}
-command -v git > /dev/null || {{ sudo apt-get update -q && sudo apt-get install -q -y git; }}
+as_root=$(command -v sudo) || :
+command -v git > /dev/null || {{ $as_root apt-get update -q && $as_root apt-get install -q -y git; }}
 sh checkout.sh {commit}
 """
-VENV = """venv={venv}
-locks="$PWD/package/yoloyard/docker"
-if [ ! -e "$venv/whole" ]; then
-    rm -rf "$venv"
-    PATH="$HOME/.local/bin:$PATH" uv venv --quiet --seed --python {python} "$venv"
-    export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
-    "$venv/bin/python" -m pip install --quiet --require-hashes --no-deps -r "$locks/requirements-torch.txt"
-    "$venv/bin/python" -m pip install --quiet {index}torch=={torch}
-    "$venv/bin/python" -m pip install --quiet --require-hashes --no-deps -r "$locks/requirements.txt"
-    touch "$venv/whole"
-fi
+# SkyPilot's hosts have uv, which finds Python or brings it.
+VENV = """PATH="$HOME/.local/bin:$PATH"
+uv python find '>=3.11,<3.14' > /dev/null 2>&1 || uv python install --quiet {python}
+sh environment.sh {venv} "$(uv python find '>=3.11,<3.14')" package/yoloyard/docker {torch} {cuda} {index}
 """
 RUN = """#!/bin/sh
 export PYTHONPATH="$HOME/yoloyard-job/package${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONUNBUFFERED=1
@@ -60,12 +55,26 @@ exec {python} -m yoloyard.jobs.node "$HOME/yoloyard-job"
 RUN_GUARD = """cd {folder}
 touch log.txt
 tail -n +1 -f log.txt &
+[ ! -e spot.sh ] || sh spot.sh &
 sh guard.sh
 code=$?
 sleep 1
-kill $!
+kill $(jobs -p)
 exit $code
 """
+# AWS, Google and Azure say half a minute and more before that they take a spot host back; SkyPilot doesn't listen.
+SPOT = """get() { curl --silent --fail --max-time 2 --noproxy '*' "$@"; }
+at=http://169.254.169.254
+while sleep 5; do
+    token=$(get -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' $at/latest/api/token) &&
+        get -H "X-aws-ec2-metadata-token: $token" $at/latest/meta-data/spot/instance-action && break
+    [ "$(get -H 'Metadata-Flavor: Google' $at/computeMetadata/v1/instance/preempted)" = TRUE ] && break
+    get -H 'Metadata: true' "$at/metadata/scheduledevents?api-version=2020-07-01" | grep '"Preempt"' && break
+done
+echo "the cloud takes this host back: the job saves, and goes on elsewhere"
+kill -TERM "$(cat guard.pid)"
+"""
+WITH_NOTICES = ("aws", "gcp", "azure")
 # SkyPilot takes the host back itself. This is for the case that it can't: it was stopped, or its computer is off.
 RELEASE = """#!/bin/sh
 sudo -n shutdown -h +{minutes} || shutdown -h +{minutes} || echo "this host can't switch itself off: SkyPilot has to"
@@ -188,22 +197,20 @@ def scripts(prepared: Prepared) -> dict[str, str]:
     python = "/opt/yoloyard/bin/python"  # of the image
     if _image(launch) is None:
         tag = tag_of(launch)
-        venv = f'"$HOME/.yoloyard/venvs/{tag.name}-{locks_digest(tag)[:12]}"'
-        index = f"--extra-index-url {shlex.quote(tag.index)} " if tag.index else ""
-        set_up += VENV.format(venv=venv, python=tag.python, index=index, torch=tag.torch)
+        venv = f'"$HOME/.yoloyard/venvs/{venv_name(tag)}"'
+        torch, cuda, index = map(shlex.quote, (tag.torch, tag.cuda, tag.index))
+        set_up += VENV.format(venv=venv, python=tag.python, torch=torch, cuda=cuda, index=index)
         python = f"{venv}/bin/python"
-    found = {"checkout.sh": CHECKOUT, "set-up.sh": set_up, "run.sh": RUN.format(python=python)}
+    found = {
+        "checkout.sh": CHECKOUT,
+        "environment.sh": ENVIRONMENT,
+        "set-up.sh": set_up,
+        "run.sh": RUN.format(python=python),
+    }
+    if prepared.job.resources.spot and set(clouds_of(launch)) & {*WITH_NOTICES}:
+        found["spot.sh"] = SPOT
     release = f"#!/bin/sh\n{prepared.release}\n" if prepared.release else RELEASE.format(minutes=RELEASE_MINUTES)
     return found if "kubernetes" in clouds_of(launch) and not prepared.release else found | {"release.sh": release}
-
-
-def locks_digest(tag: Tag) -> str:
-    """What a venv of a tag is made of."""
-    locks = Path(yoloyard.__file__).parent / "docker"
-    digest = hashlib.sha256(f"{tag.torch} {tag.python} {tag.index}".encode())
-    for name in ("requirements-torch.txt", "requirements.txt"):
-        digest.update((locks / name).read_bytes())
-    return digest.hexdigest()
 
 
 def tag_of(launch: Launch) -> Tag:

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from yoloyard.jobs.sky_task import LABEL, PREFIX
 log = logging.getLogger(__name__)
 
 WITH_ROLES = ("aws", "gcp", "azure")  # clouds whose hosts get a role in place of this machine's credentials
+ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a terminal
 CANCEL_SECONDS = 1800  # that SkyPilot may take to end a job and take its hosts back
 
 
@@ -41,7 +43,12 @@ def said(what: str) -> Iterator[None]:
     except (UserError, OSError) as error:
         raise error if isinstance(error, UserError) else UserError(f"{what}: {error}") from error
     except Exception as error:
-        raise UserError(f"{what}: {printable(' '.join(str(error).split()))}") from error
+        raise UserError(f"{what}: {plain(str(error))}") from error
+
+
+def plain(text: str) -> str:
+    """What SkyPilot says, in one line and without colours."""
+    return printable(" ".join(ESCAPES.sub("", text).split()))
 
 
 class Log(io.TextIOBase):
@@ -49,8 +56,8 @@ class Log(io.TextIOBase):
 
     def write(self, text: str) -> int:
         for line in text.splitlines():
-            if line.strip():
-                log.info(f"SkyPilot: {printable(line.strip())}")
+            if line := plain(line):
+                log.info(f"SkyPilot: {line}")
         return len(text)
 
 
@@ -80,30 +87,32 @@ def configured(sky: Any, clouds: list[str]) -> Iterator[None]:
 def watcher_text() -> str:
     """What looks after the job, and what that costs."""
     if not is_installed():
-        return "SkyPilot's controller, which looks after the job"
+        return "SkyPilot's controller looks after the job"
     from sky.server.common import get_server_url, is_api_server_local
-    from sky.utils.controller_utils import is_jobs_consolidation_mode
+    from sky.skypilot_config import get_nested
 
     if not is_api_server_local():
-        return f"nothing more: the API server {get_server_url()} looks after the job"
-    if is_jobs_consolidation_mode():
-        return "nothing more: this machine looks after the job; while it is off, no lost host is replaced"
+        return f"the API server {get_server_url()} looks after the job"
+    if get_nested(("jobs", "controller", "consolidation_mode"), False):
+        return "this machine looks after the job; while it is off, no lost host is replaced"
     return (
-        "SkyPilot's controller, a host of 4 CPUs that looks after all jobs (0.1 to 0.3 $ an hour), and removes itself "
-        "10 minutes after the last one (`jobs: {controller: {consolidation_mode: true}}` in ~/.sky/config.yaml, then "
+        "SkyPilot's controller looks after the job, a host of 4 CPUs (0.1 to 0.3 $ an hour) that removes itself "
+        "10 minutes after its last job (`jobs: {controller: {consolidation_mode: true}}` in ~/.sky/config.yaml, then "
         "`sky api stop`: this machine does it for nothing, while it is on)"
     )
 
 
 def check_clouds(sky: Any, clouds: list[str]) -> None:
     """Raises UserError with SkyPilot's reasons if it has no access to one of the clouds."""
+    from sky.client import sdk  # `sky.check` is a module
+
     text = io.StringIO()
     with said("SkyPilot can't check the clouds"):
-        enabled = sky.stream_and_get(sky.check(infra_list=tuple(clouds), verbose=False), output_stream=text)
+        enabled = sky.stream_and_get(sdk.check(infra_list=tuple(clouds), verbose=False), output_stream=text)
     able = {cloud.lower() for found in enabled.values() for cloud, what in dict(found).items() if "compute" in what}
     if missing := [cloud for cloud in clouds if cloud not in able]:
-        reason = " ".join(printable(line.strip()) for line in text.getvalue().splitlines() if line.strip())
-        raise UserError(f"SkyPilot has no access to {', '.join(missing)}: {reason or 'sky check says why'}")
+        reason = plain(text.getvalue()) or "`sky check` says why"
+        raise UserError(f"SkyPilot has no access to {', '.join(missing)}: {reason}")
 
 
 def records(sky: Any, name: str | None = None) -> list[dict[str, Any]]:

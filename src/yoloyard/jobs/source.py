@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -71,6 +72,19 @@ class Source:
         """
         known = old and _run(self.top, "cat-file", "-e", f"{old}^{{commit}}").returncode == 0
         git(self.top, "bundle", "create", "--quiet", str(to), "HEAD", *([f"^{old}"] if known else []))
+
+    def archive(self, to: Path) -> None:
+        """Write the files of the commit with the patch, without the history, to `to` (.tar.gz). Raises UserError."""
+        with tempfile.TemporaryDirectory(prefix="yoloyard-") as scratch:
+            files, patch = Path(scratch, "files"), Path(scratch, PATCH)
+            git(self.top, "clone", "--quiet", "--depth=1", self.top.as_uri(), str(files))
+            if self.patch:
+                patch.write_bytes(self.patch)
+                git(files, "apply", "--whitespace=nowarn", str(patch))
+            with tarfile.open(to, "w:gz") as archive:
+                for path in sorted(files.iterdir()):
+                    if path.name != ".git":
+                        archive.add(path, path.name)
 
 
 def find_source(folder: Path, lock: Path, data: Collection[str] = (), clean: bool = False) -> Source:
@@ -152,8 +166,8 @@ def _new_files(top: Path, elsewhere: Collection[str]) -> list[str]:
     if sum(sizes.values()) > LARGE_PATCH:
         largest = ", ".join(sorted(sizes, key=lambda name: -sizes[name])[:3])
         raise UsageError(
-            f"{len(new):,} files in {top} are neither committed nor ignored, {size_text(sum(sizes.values()))} in all "
-            f"(the largest: {largest}): commit them, name them in .gitignore, or let `data:` hold them"
+            f"{size_text(sum(sizes.values()))} in {top} are neither committed nor ignored (the largest of {len(new):,} "
+            f"files: {largest}): commit them, name them in .gitignore, or let `data:` hold them"
         )
     return new
 
@@ -171,8 +185,9 @@ def _say_what_stays(top: Path) -> None:
         log.warning(f"submodules don't go along, their folders are empty on the host: {', '.join(modules)}")
     large = git(top, "ls-files", "-z", "--", ":(top,attr:filter=lfs)").split(b"\0")[:-1]
     if large:
-        shown = ", ".join(map(os.fsdecode, large[:3]))
-        log.warning(f"{len(large)} files of Git LFS go along as pointers, without their content: {shown}")
+        names = ", ".join(map(os.fsdecode, large[:3]))
+        what = "1 file of Git LFS goes" if len(large) == 1 else f"{len(large):,} files of Git LFS go"
+        log.warning(f"{what} along without its content: {names}")
 
 
 def _inside(path: Path, top: Path) -> str | None:

@@ -42,6 +42,8 @@ class Found:
     @property
     def cost(self) -> float | None:
         """Since it began."""
+        if self.price == 0:
+            return 0.0
         if self.began is None or self.price is None:
             return None
         return self.price * (datetime.now(UTC) - self.began).total_seconds() / 3600
@@ -50,16 +52,19 @@ class Found:
 def everything() -> tuple[list[Found], list[str]]:
     """All that has our label or name, and a line for each cloud that could not be asked. Raises UserError."""
     sky = skypilot()
+    from sky.client import sdk
     from sky.jobs.utils import generate_managed_job_cluster_name
     from sky.utils.common_utils import get_user_hash
 
     with said("SkyPilot can't list its jobs and clouds"):
         live = [row for row in records(sky) if not row["is_over"]]
-        clouds = [cloud.lower() for cloud in sky.get(sky.enabled_clouds())]
+        if not (clouds := sdk.get(sdk.enabled_clouds())):  # nobody has looked for credentials yet
+            sdk.get(sdk.check(None, verbose=False))
+            clouds = sdk.get(sdk.enabled_clouds())
     jobs = {generate_managed_job_cluster_name(row["job_name"], row["job_id"]): row["job_name"] for row in live}
     jobs |= {"sky-jobs-controller": "controller"}
     found, failures = [], []
-    for cloud in clouds:
+    for cloud in map(str.lower, clouds):
         if cloud not in PROVIDERS:
             failures.append(f"{cloud}: not asked, jobs are not started there")
             continue

@@ -26,8 +26,8 @@ from yoloyard.planning.hours import Correction, Images, estimate, is_cpu, rest_s
 
 FILE = "calibrations.json"
 TORCH_BYTES = 530e6  # of a process that trains on a CPU, torch itself (docs/performance.md)
-WAITS = 0.05  # share of waiting from which a GPU's loader decides the throughput
-WHOLE_RUN = "run, hours"
+WAITS = 0.05  # share of waiting from which loader processes decide the throughput
+FIGURES = ("speed/images_per_second", "speed/waiting_fraction", "speed/seconds", "memory/gigabytes", "threads")
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ def calibrate(folder: Path) -> Calibration:
         raise UserError(f"{folder} has no whole epoch yet, so there is nothing to compare: take a run that has one")
     if str(run.settings.get("nodes", "1")) != "1":
         raise UserError(f"{folder} ran on several hosts, whose network would be mixed in: take a run on one host")
+    if lacking := [name for name in FIGURES if not all(record.get(name) is not None for record in run.records)]:
+        raise UserError(f"{folder}/metrics.jsonl lacks '{lacking[0]}': an older version wrote it; take a newer run")
     records = run.records[1:] or run.records  # in the first epoch memory and algorithms are found
     device, precision, images, cores = _facts(folder, statistics.median_low(int(each["threads"]) for each in records))
     # What decides the cost. Files that the run began with may be elsewhere now.
@@ -76,11 +78,10 @@ def calibrate(folder: Path) -> Calibration:
     waiting = statistics.median(record["speed/waiting_fraction"] for record in records)
     step = min(config.batch, images.train) / throughput
     together = planned.device + planned.exchange
-    loader = 1.0
-    if is_cpu(device) or config.workers == 0:
-        loader = waiting * step / planned.loader
-    elif waiting > WAITS:
-        loader = step / planned.loader
+    is_beside = not is_cpu(device) and config.workers > 0  # a step then waits only for what loading takes longer
+    loader = step / planned.loader if is_beside else waiting * step / planned.loader
+    if waiting <= (WAITS if is_beside else 0):
+        loader = 1.0
     peak = max(record["memory/gigabytes"] for record in records) * 2**30
     plan = estimate(cost, config, images, *host)
     rows = {
@@ -89,13 +90,11 @@ def calibrate(folder: Path) -> Calibration:
         "loader in a step, s": (planned.loader, loader * planned.loader),
         "memory, GB": ((cost.peak_bytes + TORCH_BYTES * is_cpu(device)) / 1e9, peak / 1e9),
     }
-    rest = 1.0
-    is_whole = run.state == "finished" and len(run.records) == config.epochs
-    if is_whole:
-        beside = run.seconds - sum(record["speed/seconds"] for record in run.records)
+    rest, beside = 1.0, run.seconds - sum(record["speed/seconds"] for record in run.records)
+    if run.state == "finished" and len(run.records) == config.epochs and beside > 0:
         rest = beside / rest_seconds(planned, config, Correction())
         rows["validation and rest, s"] = (rest_seconds(planned, config, Correction()), beside)
-        rows[WHOLE_RUN] = (plan.hours, run.seconds / 3600)
+        rows["run, hours"] = (plan.hours, run.seconds / 3600)
     correction = Correction(
         step=(1 - waiting) * step / together,
         loader=loader,
@@ -155,7 +154,8 @@ def _facts(folder: Path, threads: int) -> tuple[Gpu, Precision, Images, int]:
     file = folder / "environment.json"
     try:
         facts = read_json(file.read_text(encoding="utf-8"))
-        images = Images(*(int(facts["data"][split]["images"]) for split in ("train", "val")))
+        train, val = (int(facts["data"][split]["images"]) for split in ("train", "val"))
+        images = Images(train, val, float(facts["pixels"]))
         precision: Precision = "float32" if facts["precision"].startswith("float32") else "amp"
         cores, name = int(facts["machine"]["cpus"]["usable"]), facts["accelerator"]
         if name is None and facts["device"] == "cpu":

@@ -1,6 +1,7 @@
 """The devices that a plan knows: GPUs of gpus.toml, and the processor and GPUs of this host."""
 
 import dataclasses
+import difflib
 import functools
 import logging
 import re
@@ -11,7 +12,6 @@ from typing import Any
 
 from yoloyard.common.cores import processor, usable_cores
 from yoloyard.common.errors import UsageError
-from yoloyard.config.overrides import unknown_name
 from yoloyard.data.loading.limits import free_memory
 from yoloyard.planning.figures import Gpu
 from yoloyard.planning.hours import assumed
@@ -49,7 +49,9 @@ def table() -> dict[str, Any]:
 def find_gpu(name: str) -> Gpu:
     """The GPU that a user, a cloud or torch calls so. Raises UsageError for an unknown name, naming the nearest."""
     if (found := _names().get(_plain(name))) is None:
-        raise UsageError(unknown_name(name, gpus(), "GPU"))
+        near = difflib.get_close_matches(_plain(name), _names(), n=1, cutoff=0.5)
+        hint = f"did you mean '{_names()[near[0]]}'?" if near else f"there are: {', '.join(gpus())}"
+        raise UsageError(f"unknown GPU '{name}'; {hint}")
     return gpus()[found]
 
 

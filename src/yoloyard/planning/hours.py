@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yoloyard.config.settings import TrainConfig
-from yoloyard.planning.figures import Estimate, Gpu, StepCost
+from yoloyard.planning.figures import Estimate, Gpu, Precision, StepCost
 
 TABLE = Path(__file__).with_name("efficiencies.toml")
 KEPT_IMAGES = 512  # of a smaller set all decoded images are kept (data/loading/loader.py)
@@ -58,7 +58,7 @@ def assumed() -> Mapping[str, float]:
     return {name: float(row["value"]) for name, row in tomllib.loads(TABLE.read_text(encoding="utf-8")).items()}
 
 
-def arithmetic(gpu: Gpu, precision: str) -> tuple[str, float]:
+def arithmetic(gpu: Gpu, precision: Precision) -> tuple[str, float]:
     """The type in which a device computes products, and how many it reaches in a second.
 
     Mixed precision is bfloat16 where the device has it, else float16; float32 convolutions are TF32 by torch's default.
@@ -82,19 +82,28 @@ def seconds_of(
     share = min(config.batch, images.train) / devices  # images of a device
     parts = math.ceil(share / cost.images)
     scale = share / cost.images
+    dtype, products = arithmetic(gpu, cost.precision)
+    # a processor's operators take as long for a value of two bytes as for one of four
+    bandwidth = gpu.bandwidth * (table["bandwidth"] if not is_cpu(gpu) else 0.5 if dtype == "bfloat16" else 1.0)
     times = {
-        "arithmetic": cost.flops * scale / arithmetic(gpu, cost.precision)[1],
-        "memory": cost.bytes_moved * scale / (gpu.bandwidth * (1.0 if is_cpu(gpu) else table["bandwidth"])),
+        "arithmetic": cost.flops * scale / products,
+        "memory": cost.bytes_moved * scale / bandwidth,
         "launches": cost.operators * parts * table["cpu_operator" if is_cpu(gpu) else "launch"],
     }
-    busy = times["arithmetic"] + times["memory"]
-    device = by.step * (busy + times["launches"] if is_cpu(gpu) else max(busy, times["launches"]))
+    busy, launches = times["arithmetic"] + times["memory"], times["launches"]
+    device = by.step * (busy + launches if is_cpu(gpu) else max(busy, launches))
+    if not is_cpu(gpu) and busy > launches:  # hidden
+        times["launches"] = 0.0
 
     is_decoded_once = config.cache is not None or images.train <= KEPT_IMAGES
     decoded = images.pixels * table["decode"]
     sample = by.loader * (config.imgsz**2 * table["augment"] + decoded / (config.epochs if is_decoded_once else 1))
-    processes = 0 if is_cpu(gpu) else 2 ** int(math.log2(max(1, min(config.workers, cores // count))))
-    loader = share * sample / max(1, min(processes, cores // count))
+    processes = 2 ** int(
+        math.log2(max(1, min(config.workers, cores // count)))
+    )  # of each device, as a run chooses them
+    if is_cpu(gpu) or config.workers == 0:
+        processes = 0
+    loader = share * sample / max(1, processes)
     exchange = max(0.0, _exchange_seconds(cost, config, gpu, count, nodes) - device * 2 / 3)
     together = device + exchange
     step = max(together, loader) if processes else together + loader

@@ -142,6 +142,10 @@ class Index:
         """How much there is, and the fingerprint, by which two runs tell whether they had the same data."""
         return {"images": len(self), "boxes": len(self.labels), "skipped": self.skipped, "sha256": self.fingerprint()}
 
+    def pixels(self) -> int:
+        """Pixels of an image, on average; 0 without images."""
+        return round(float(np.prod(self.sizes, axis=1, dtype=np.int64).mean())) if len(self) else 0
+
     def __reduce__(self) -> tuple[object, ...]:
         # A worker that is spawned maps the same files instead of receiving the arrays.
         if self.file is not None:

@@ -128,13 +128,13 @@ fi
 if [ -f release.sh ] && command -v crontab > /dev/null && [ "$asked" != signal ]; then
     crontab -l 2> /dev/null | grep -vF "$here/guard.sh" | crontab -
 fi
-wait_seconds=30
+wait_seconds=${YOLOYARD_PAUSE_SECONDS:-30}
 while [ -f release.sh ]; do
     say "releasing this host"
     sh release.sh >> log.txt 2>&1 < /dev/null && break
     say "release.sh failed: again in $wait_seconds s"
     sleep "$wait_seconds"
-    [ "$wait_seconds" -lt 600 ] && wait_seconds=$((wait_seconds * 2))
+    wait_seconds=$(awk -v seconds="$wait_seconds" 'BEGIN { print seconds < 600 ? 2 * seconds : seconds }')
 done
 rm -f guard.pid
 exit "$code"

@@ -19,7 +19,7 @@ COMMAND = (sys.executable, "-m", "yoloyard")
 MARK = "YOLOYARD_JOB"  # the variable that names the job's folder to all of its processes
 NOTE = "training.json"
 GRACE_SECONDS = 600.0  # that the copy of the last checkpoint may take, at least
-SAVE_SECONDS = 300.0  # that a training may take to end a validation and save, once it is asked to
+SAVE_SECONDS = 600.0  # that a training may take to end a validation and save, once it is asked to
 
 
 class Training:
@@ -41,10 +41,12 @@ class Training:
     def start(cls, folder: Path, launch: Launch, resume: str | None) -> "Training":
         """Begin the run, or go on with it from a run folder or the address of its copies. Raises UserError."""
         settings: dict[str, Any] = dict(launch.train) | {"project": str(folder / "runs"), "name": launch.run}
-        settings |= {"exist_ok": True, "data": data_path(folder, launch)}
+        settings["exist_ok"] = True
         if launch.backup:
             settings["backup"] = f"{launch.backup}/{launch.run}"
             settings["grace_seconds"] = max(GRACE_SECONDS, float(settings.get("grace_seconds") or 0))
+        if launch.data_yaml is not None:
+            write_whole_text(folder / "data.yaml", launch.data_yaml)
         write_whole_text(folder / "train.json", json.dumps(settings, indent=1))  # JSON is YAML
         arguments = ["train", f"--config={folder / 'train.json'}", *([f"--resume={resume}"] if resume else [])]
         process = subprocess.Popen(
@@ -85,12 +87,6 @@ class Training:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
             process.wait(10)
-
-
-def data_path(folder: Path, launch: Launch) -> str:
-    """Where `data` of the settings is on this host: in the data's folder, else as the checkout's folder has it."""
-    data = str(launch.train.get("data") or "")
-    return str(folder / "data" / data) if (folder / "data" / data).is_file() else data
 
 
 def read_status(run: Path) -> dict[str, Any]:
