@@ -88,6 +88,7 @@ class Keeper:
             log.info(f"the job is over already: {former['state']}: {former['reason']}")
             return int(former["code"])
         self._ledger.add(self._records.ledger())
+        self._enter("starting")
         if self._rank == 0:
             self._records.start(lambda: self._contents)
         with self._signals():
