@@ -213,7 +213,7 @@ class _File:
 
     def place(self, node: yaml.Node, name: str) -> str:
         text = self.text(node, name)
-        if not re.fullmatch(r"[a-z][a-z0-9/-]*", text):
+        if not re.fullmatch(r"[a-z][a-z0-9,/-]*", text):
             try:
                 parse_host(text)
             except UsageError as error:
