@@ -11,6 +11,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ import yaml
 
 from cloud_environment import FOLDER, INSTALLED, PYTHON
 from host_network import ip
+from yoloyard.jobs.sky_task import locks_digest
+from yoloyard.machines.image.versions import CPU, find_tag
 
 REGIONS = ("us-east-1", "us-east-2")
 GATEWAY, PORT = "172.31.255.254", 5000  # of the office, as the machines see it; no default subnet has it
@@ -34,12 +37,13 @@ INSTANCES = (  # type, GPU, cores, price on demand and spot in each region
     ("g4dn.xlarge", "T4", 4, (0.526, 0.19), (0.526, 0.2)),
 )
 ENABLED_HOSTS = ("8.8.8.8", "1.1.1.1")  # SkyPilot asks them whether there is a network at all
+VENV = f"{CPU}-{locks_digest(find_tag(CPU))[:12]}"  # what is installed here, machines find installed under this name
 CLONE_NEWNET = 0x40000000
 
 # Runs in namespaces of its own: its root is this host's with the changes in memory, then there is an SSH server.
 BOOT = r"""
 set -e
-folder=$1 files=$2 packages=$3 name=$4 answers=$5
+folder=$1 files=$2 packages=$3 name=$4 flags=$5 here=$6 venv=$7
 mount -t tmpfs machine "$folder"
 mkdir "$folder/upper" "$folder/work" "$folder/root"
 mount -t overlay machine -o "lowerdir=/,upperdir=$folder/upper,workdir=$folder/work" "$folder/root"
@@ -57,18 +61,24 @@ mount -t tmpfs home home/ubuntu
 sed -i '1i ubuntu:x:0:0::/home/ubuntu:/bin/bash' etc/passwd
 printf '127.0.0.1 localhost %s\n' "$name" > etc/hosts
 rm -f etc/resolv.conf; touch etc/resolv.conf
-mkdir -p home/ubuntu/.ssh home/ubuntu/.local/bin home/ubuntu/skypilot-runtime home/ubuntu/.sky
+mkdir -p home/ubuntu/.ssh home/ubuntu/.local/bin home/ubuntu/skypilot-runtime "home/ubuntu/.yoloyard/venvs/$venv"
 cp run/machine/authorized_keys home/ubuntu/.ssh/
 ln -s "$packages/bin/uv" home/ubuntu/.local/bin/uv
 mount --bind ".$packages" home/ubuntu/skypilot-runtime
-printf '#!/bin/sh\n[ "$1" = -E ] && shift\nexec env "$@"\n' > usr/local/bin/sudo
-printf '#!/bin/sh\nkill -TERM 1\n' > usr/local/bin/poweroff
-chmod 755 usr/local/bin/sudo usr/local/bin/poweroff
-ln -sf poweroff usr/local/bin/shutdown
-[ "$answers" = yes ] || exec sleep infinity
+mount --bind ".$here" "home/ubuntu/.yoloyard/venvs/$venv"
+touch "home/ubuntu/.yoloyard/venvs/$venv/whole"
+cp "$files/sudo" "$files/shutdown" usr/local/bin/
+case $flags in *slow*) touch etc/slow ;; esac
+case $flags in *deaf*) exec sleep infinity ;; esac
 exec chroot . /usr/sbin/sshd -D -e -f /run/machine/sshd_config
 """
 
+SUDO = """#!/bin/sh
+while :; do case $1 in -*) shift ;; *) exec env "$@" ;; esac; done
+"""
+SHUTDOWN = """#!/bin/sh
+case $* in *+*) (sleep $((60 * ${*##*+})) && kill -TERM 1) > /dev/null 2>&1 & ;; *) kill -TERM 1 ;; esac
+"""
 SSHD = """
 Port 22
 HostKey /run/machine/host_key
@@ -144,6 +154,9 @@ class Machine:
         shutil.copy(cloud.folder / "host_key", files / "host_key")
         variables = f"AWS_ENDPOINT_URL={ENDPOINT} UV_OFFLINE=1 OMP_NUM_THREADS=1"
         (files / "sshd_config").write_text(SSHD.format(variables=variables))
+        for command, text in (("sudo", SUDO), ("shutdown", SHUTDOWN)):
+            (files / command).write_text(text)
+            (files / command).chmod(0o755)
         (self.folder / "disk").mkdir()
         ip("netns", "add", self.namespace)
         ip("-n", cloud.office, "link", "add", self._port, "type", "veth", "peer", "eth0", "netns", self.namespace)
@@ -155,7 +168,7 @@ class Machine:
         with open(self.folder / "log.txt", "w") as log:
             self.process = in_namespaces(
                 self.namespace, "sh", "-c", BOOT, "boot", self.folder / "disk", files, FOLDER,
-                f"ip-{self.address.replace('.', '-')}", "yes" if cloud.machines_answer else "no",
+                f"ip-{self.address.replace('.', '-')}", cloud.flags, os.path.realpath(sys.prefix), VENV,
                 stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             )  # fmt: skip
 
@@ -173,15 +186,16 @@ class Machine:
 class FakeCloud:
     """An account at AWS, an office from which it is used, and what runs there.
 
-    `machines_answer`: whether machines that start have an SSH server.
+    `flags` of machines that start: "slow" (/etc/slow is there), "deaf" (there is no SSH server).
     """
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder, self.office, self.home = name, folder, f"{name}-office", folder / "home"
         self.machines: dict[str, Machine] = {}  # by the instance's name
-        self.machines_answer = True
+        self.flags = ""
         self._number, self._ends = 0, threading.Event()
         self._processes: list[subprocess.Popen[str]] = []
+        self.home.mkdir()
         remove_namespaces_of_the_dead()
         ip("netns", "add", self.office)
         ip("-n", self.office, "link", "add", "cloud", "type", "bridge")
@@ -202,8 +216,10 @@ class FakeCloud:
             self._watcher.start()
         self._fill_home()
 
-    def start(self, *argv: object, log: str | None = None, **variables: str) -> "subprocess.Popen[str]":
-        """Start Python in the office; what it prints goes to a pipe, or to the file `log`."""
+    def start(
+        self, *argv: object, folder: Path | None = None, log: str | None = None, **variables: str
+    ) -> "subprocess.Popen[str]":
+        """Start Python in the office, in `folder`; what it prints goes to a pipe, or to the file `log`."""
         environment = {
             "HOME": str(self.home), "PATH": f"{FOLDER / 'bin'}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
             "AWS_ENDPOINT_URL": ENDPOINT, "MOTO_IAM_LOAD_MANAGED_POLICIES": "true", "OMP_NUM_THREADS": "1",
@@ -213,9 +229,14 @@ class FakeCloud:
         }  # fmt: skip
         with contextlib.ExitStack() as stack:
             out: Any = stack.enter_context(open(self.folder / f"{log}.log", "a")) if log else subprocess.PIPE
-            command = ["nsenter", "-t", str(self._inside), "-n", "-p", "-m", "-i", "-u", str(PYTHON), *map(str, argv)]
+            command = ["nsenter", "-t", str(self._inside), "-n", "-p", "-m", "-i", "-u", f"--wd={folder or self.home}"]
             process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, text=True
+                [*command, str(PYTHON), *map(str, argv)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                text=True,
             )
         self._processes.append(process)
         return process
