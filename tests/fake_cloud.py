@@ -25,7 +25,7 @@ import yaml
 
 from cloud_environment import FOLDER, INSTALLED, PYTHON
 from host_network import ip
-from yoloyard.jobs.sky_task import locks_digest
+from yoloyard.jobs.setting_up import venv_name
 from yoloyard.machines.image.versions import CPU, find_tag
 
 REGIONS = ("us-east-1", "us-east-2")
@@ -33,11 +33,11 @@ GATEWAY, PORT = "172.31.255.254", 5000  # of the office, as the machines see it;
 ENDPOINT = f"http://{GATEWAY}:{PORT}"
 CREDENTIALS = {"aws_access_key_id": "KEYOFTHETESTS0000001", "aws_secret_access_key": "secret-of-the-tests-0000000001"}
 INSTANCES = (  # type, GPU, cores, price on demand and spot in each region
-    ("m6i.large", "", 2, (0.096, 0.036), (0.096, 0.04)),
+    ("m6i.2xlarge", "", 8, (0.384, 0.12), (0.384, 0.13)),
     ("g4dn.xlarge", "T4", 4, (0.526, 0.19), (0.526, 0.2)),
 )
 ENABLED_HOSTS = ("8.8.8.8", "1.1.1.1")  # SkyPilot asks them whether there is a network at all
-VENV = f"{CPU}-{locks_digest(find_tag(CPU))[:12]}"  # what is installed here, machines find installed under this name
+VENV = venv_name(find_tag(CPU))  # what is installed here, machines find installed under this name
 CLONE_NEWNET = 0x40000000
 
 # Runs in namespaces of its own: its root is this host's with the changes in memory, then there is an SSH server.
@@ -241,13 +241,6 @@ class FakeCloud:
         self._processes.append(process)
         return process
 
-    def run(self, *argv: object, **variables: str) -> str:
-        """What a Python command prints that runs in the office; it must end well."""
-        process = self.start(*argv, **variables)
-        out, _ = process.communicate()
-        assert process.returncode == 0, out
-        return out
-
     def client(self, service: str, region: str = REGIONS[0]) -> Any:
         """A client of boto3, to be used `in_network`."""
         return boto3.client(service, region, endpoint_url=ENDPOINT, **CREDENTIALS)
@@ -322,7 +315,19 @@ server.serve_forever()
             for region, (demand, spot) in zip(REGIONS, prices, strict=True):
                 for zone in (f"{region[:2]}{region[3]}{region[-1]}-az{number}" for number in (1, 2)):
                     info = "\"{'Gpus': [{'Name': 'T4', 'MemoryInfo': {'SizeInMiB': 16384}}]}\"" if gpu else ""
-                    row = [instance, gpu, 1.0 if gpu else "", cores, 16.0, info, demand, spot, region, zone, "x86_64"]
+                    row = [
+                        instance,
+                        gpu,
+                        1.0 if gpu else "",
+                        cores,
+                        4.0 * cores,
+                        info,
+                        demand,
+                        spot,
+                        region,
+                        zone,
+                        "x86_64",
+                    ]
                     rows.append(",".join(map(str, row)))
         tags = ("skypilot:custom-cpu-ubuntu", "skypilot:custom-gpu-ubuntu-cuda13", "skypilot:custom-gpu-ubuntu")
         tables = {
