@@ -73,7 +73,7 @@ GROUPS = {
     "hosts": Group(("tests/hosts",), (*TRAINER, "tests/*.py")),  # skipped where there are no network namespaces
     "cloud": Group(  # skipped where there are no namespaces, or SkyPilot can't be installed
         ("tests/cloud",),
-        ("src/yoloyard/jobs/**/*", "src/yoloyard/storage/*.py", "src/yoloyard/cli/jobs.py", "src/yoloyard/cli/launch.py",
+        ("src/yoloyard/jobs/**/*", "src/yoloyard/storage/*.py", "src/yoloyard/cli/*.py",
          "src/yoloyard/training/interrupt.py", "src/yoloyard/training/listeners/backup.py",
          "tests/*cloud*.py", "tests/host_*.py", "tests/tiny_network.py"),
     ),

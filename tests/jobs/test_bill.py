@@ -1,14 +1,16 @@
 """What a run has cost and given, by its job and its records."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 from keeping import LAUNCH
 
+from commands import TINY_NETWORK
 from yoloyard.common.run_folder import read_run
 from yoloyard.jobs.bill import bill, rows, write_bill
+from yoloyard.jobs.cheaper import add_cheaper
 from yoloyard.jobs.launched import Launch
 from yoloyard.jobs.node.ledger import Attempt
 
@@ -58,3 +60,33 @@ def test_damaged_records_of_a_job_are_left_out(tmp_path: Path) -> None:
     run = run_in(tmp_path / "line")
     (run / "job.json").write_text('{"attempts": [')
     assert bill(read_run(run))["cost"] is None
+
+
+@pytest.mark.slow
+def test_a_cheaper_gpu_is_named_once_the_job_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("SKY_RUNTIME_DIR", str(tmp_path / "none"))
+    run = run_in(tmp_path / "line", "NVIDIA H100 80GB HBM3")
+    (run / "config.yaml").write_text(json.dumps({"model": TINY_NETWORK, "imgsz": 64, "batch": 16, "epochs": 2}))
+    machine = {"cpus": {"usable": 16}}
+    facts = {"precision": "float32", "machine": machine, "data": {"train": {"images": 999}, "val": {"images": 99}}}
+    (run / "environment.json").write_text(json.dumps(facts))
+    launch = Launch(**{**LAUNCH, "gpu": "H100", "gpus": 1, "price": 3.0})
+    write_bill(run, launch, [attempt(1, 1300)], "finished", "")
+    add_cheaper(read_run(run))
+    assert said == ["what a cheaper GPU would have given is not known: there are no prices of other offers here: "
+                    "yoloyard plan says how to get them"]  # fmt: skip
+    assert bill(read_run(run))["cheaper"] is None
+    (tmp_path / "yoloyard").mkdir()
+    today = datetime.now(UTC).date().isoformat()
+    lines = ["provider,gpu,price,date", f"mine,T4,0.2,{today}", f"mine,A100,9.0,{today}"]
+    (tmp_path / "yoloyard/prices.csv").write_text("\n".join(lines) + "\n")
+    add_cheaper(read_run(run))
+    found = bill(read_run(run))["cheaper"]
+    assert (found["gpu"], found["provider"], found["kind"]) == ("T4", "mine", "modelled")
+    assert found["instead_of"] == pytest.approx(1.0)  # 1200 s
+    assert found["cost"] < 1.0
+    assert found["cost"] == pytest.approx(0.2 * found["hours"])
+    assert rows(bill(read_run(run)))["on a cheaper GPU"].startswith(f"${found['cost']:.2f} instead of $1.00, in ")

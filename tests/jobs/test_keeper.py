@@ -61,6 +61,12 @@ def steps(folder: Path, then: Callable[[], object]) -> None:
     threading.Thread(target=work).start()
 
 
+def preempted() -> None:
+    """What a host sends before it goes."""
+    assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def backup_of(folder: Path) -> dict[str, Any]:
     """The records of the job at its backup."""
     store = open_store(folder.as_uri())
@@ -186,7 +192,7 @@ def test_on_a_new_host_the_job_goes_on_from_its_backup_and_counts_all_hours(
     (tmp_path / "backup").mkdir()
     backup = (tmp_path / "backup").as_uri()
     first = job_folder(tmp_path / "job", "runs 10000", backup=backup, max_hours=10)
-    steps(first, lambda: signal.getsignal(signal.SIGTERM) and os.kill(os.getpid(), signal.SIGTERM))  # a preemption
+    steps(first, preempted)
     assert keep(first, clock) == 143
     state = state_of(first)
     assert (state["state"], state["attempts"]) == ("interrupted", 1)

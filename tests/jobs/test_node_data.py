@@ -82,5 +82,5 @@ def test_what_is_damaged_on_the_way_is_fetched_again(proxy: Proxy, tmp_path: Pat
     assert files_in(tmp_path / "data")["images/1.jpg"] == b"content of images/1.jpg"
     proxy.fault = lambda request: (403, "AccessDenied") if request.method == "GET" else no_fault(request)
     shutil.rmtree(tmp_path / "data")
-    with pytest.raises(UserError, match="the store refuses these credentials"):
+    with pytest.raises(UserError, match="the store answers 403"):
         fetch_data(address, None, tmp_path / "data", lambda size: None)

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import yaml
 
+from commands import start
 from yoloyard.common.errors import UserError
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig
+from yoloyard.demo.write import write_demo
 from yoloyard.planning.calibrate import Calibration, calibrate, correction, keep, path
 from yoloyard.planning.figures import Estimate, Precision
 from yoloyard.planning.gpus import find_gpu
@@ -120,3 +122,18 @@ def test_a_damaged_file_of_calibrations_is_named_and_never_overwritten(tmp_path:
     with pytest.raises(UserError, match="damaged"):
         keep(of("T4", "amp", 1.5))
     assert file.read_text() == "{"
+
+
+@pytest.mark.slow
+def test_a_run_of_today_can_be_compared_with_its_plan(tmp_path: Path) -> None:
+    words = ["--model", "yolov5n", "--imgsz", "64", "--batch", "8", "--epochs", "2", "--device", "cpu"]
+    data = write_demo(tmp_path / "data", train=24, val=4, size=96)
+    done = start("train", "--data", data, *words, "--no-tensorboard", "--project", tmp_path, "--name", "run")
+    output, _ = done.communicate(timeout=300)
+    assert done.returncode == 0, output
+
+    calibration = calibrate(tmp_path / "run")
+
+    assert {*calibration.rows} >= {"throughput, images/s", "memory, GB", "validation and rest, s", "run, hours"}
+    keep(calibration)
+    assert correction(calibration.device, calibration.precision) == calibration.correction

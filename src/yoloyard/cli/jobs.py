@@ -97,8 +97,16 @@ def jobs_stop(job: _Job, /, *, on: _On = None) -> None:
 @jobs_app.command(name="fetch")
 def jobs_fetch(job: _Job, /, *, project: Project = Path("runs"), on: _On = None) -> None:
     """Bring the weights, records and report of a job's run here."""
+    from yoloyard.common.run_folder import read_run
+    from yoloyard.jobs.bill import bill, rows
+    from yoloyard.jobs.cheaper import add_cheaper
+
     launch = find_launch(job, on)
-    print(f"fetched: {place_of(launch.on).fetch(launch, project)}")
+    folder = place_of(launch.on).fetch(launch, project)
+    add_cheaper(read_run(folder, is_copy=True))
+    print(f"fetched: {folder}")
+    for name, value in rows(bill(read_run(folder, is_copy=True))).items():
+        print(f"{name}: {value}")
 
 
 @jobs_app.command(name="shell")

@@ -9,10 +9,10 @@ from typing import Any
 from yoloyard.common.files import write_soon
 from yoloyard.common.log import time_text
 from yoloyard.common.run_folder import RunFolder
+from yoloyard.jobs.cheaper import FILE
 from yoloyard.jobs.launched import Launch
 from yoloyard.jobs.node.ledger import Attempt
 
-FILE = "job.json"
 OF_LAUNCH = ("name", "on", "gpu", "gpus", "nodes", "price", "price_source", "max_hours", "max_cost", "idle_minutes")
 
 
@@ -50,6 +50,7 @@ def bill(run: RunFolder) -> dict[str, Any]:
         "utilisation": (run.seconds - waited) / 3600 / hours if job and hours else None,
         "waiting_seconds": waited,
         "waiting_fraction": waited / run.seconds if run.seconds else None,
+        "cheaper": job.get("cheaper"),
     }
 
 
@@ -74,4 +75,9 @@ def rows(facts: Mapping[str, Any]) -> dict[str, str]:
         found["cost"] = f"${facts['cost']:.2f} ({attempts}; {price})"
     if facts["utilisation"] is not None:
         found["utilisation"] = f"{facts['utilisation']:.0%} of the time that was paid for"
+    if (other := facts["cheaper"]) is not None:
+        where = f"{other['gpu']} at {', '.join(filter(None, (other['provider'], other['region'])))}"
+        paid = f"${other['cost']:.2f} instead of ${other['instead_of']:.2f}"
+        dated = f", price of {other['dated']}" if other["dated"] else ""
+        found["on a cheaper GPU"] = f"{paid}, in {time_text(3600 * other['hours'])} ({where}; modelled{dated})"
     return found

@@ -86,9 +86,6 @@ def launch(prepared: Prepared, new: bool = False) -> Launch:
     if asked.nodes > 1:
         raise UsageError(f"resources.nodes: {asked.nodes} hosts need a cloud or Kubernetes; over ssh a job has one")
     with _opened(asked) as job:
-        if job.facts.get("kills"):
-            remedy = "set KillUserProcesses=no in /etc/systemd/logind.conf and restart systemd-logind"
-            raise UserError(f"{job.host} ends all that you run when you log out: {remedy}")
         job.run("making the job's folder", OWN_FOLDER, job.path, setting_up.MARK)
         with _alone(job):
             seen = _look(job)
@@ -178,7 +175,7 @@ def logs(launch: Launch, follow: bool) -> None:
             if at == 1 or (lost is not None and time.monotonic() - lost > RETRY_SECONDS):
                 raise UserError(f"{error}. If the job gives its host back at its end, it may be over") from error
         if not follow:
-            raise UserError(f"the connection to {launch.on} broke")
+            raise UserError(f"the connection to {launch.on} broke: run the same command again")
         lost = lost or time.monotonic()
         log.info(f"the connection to {launch.on} broke: connecting again")
         time.sleep(2)

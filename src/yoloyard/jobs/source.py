@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ BUNDLE, PATCH = "source.bundle", "source.patch"  # their names in a job's folder
 LARGE_PATCH = 100 * 10**6  # bytes of files that git doesn't know; more is a data set or a mistake
 SHOWN_NAMES = 10
 SECRET_FILES = (".env", ".netrc")  # how names of files begin that hold passwords by custom
-# In a job's folder: source/ becomes the commit with the patch. What somebody has changed there by hand is kept (git stash
-# list), files that git doesn't know stay. $1 is the commit; source.shallow (the boundary of a shallow clone),
+# In a job's folder: source/ becomes the commit with the patch. What somebody has changed there by hand is kept (`git
+# stash list`), files that git doesn't know stay. $1 is the commit; source.shallow (the boundary of a shallow clone),
 # source.bundle and source.patch may be missing.
 CHECKOUT = f"""set -e
 [ -d source/.git ] || git init -q source
@@ -72,13 +73,18 @@ class Source:
         known = old and _run(self.top, "cat-file", "-e", f"{old}^{{commit}}").returncode == 0
         git(self.top, "bundle", "create", "--quiet", str(to), "HEAD", *([f"^{old}"] if known else []))
 
-    def snapshot(self, to: Path) -> bytes:
-        """Write the commit without its history to the file `to`; returns what is `shallow` then. Raises UserError."""
+    def archive(self, to: Path) -> None:
+        """Write the files of the commit with the patch, without the history, to `to` (.tar.gz). Raises UserError."""
         with tempfile.TemporaryDirectory(prefix="yoloyard-") as scratch:
-            clone = Path(scratch, "clone")
-            git(self.top, "clone", "--quiet", "--bare", "--depth=1", self.top.as_uri(), str(clone))
-            git(clone, "bundle", "create", "--quiet", str(to.absolute()), "HEAD")
-            return (clone / "shallow").read_bytes() if (clone / "shallow").exists() else b""
+            files, patch = Path(scratch, "files"), Path(scratch, PATCH)
+            git(self.top, "clone", "--quiet", "--depth=1", self.top.as_uri(), str(files))
+            if self.patch:
+                patch.write_bytes(self.patch)
+                git(files, "apply", "--whitespace=nowarn", str(patch))
+            with tarfile.open(to, "w:gz") as archive:
+                for path in sorted(files.iterdir()):
+                    if path.name != ".git":
+                        archive.add(path, path.name)
 
 
 def find_source(folder: Path, lock: Path, data: Collection[str] = (), clean: bool = False) -> Source:
@@ -160,8 +166,8 @@ def _new_files(top: Path, elsewhere: Collection[str]) -> list[str]:
     if sum(sizes.values()) > LARGE_PATCH:
         largest = ", ".join(sorted(sizes, key=lambda name: -sizes[name])[:3])
         raise UsageError(
-            f"{len(new):,} files in {top} are neither committed nor ignored, {size_text(sum(sizes.values()))} in all "
-            f"(the largest: {largest}): commit them, name them in .gitignore, or let `data:` hold them"
+            f"{size_text(sum(sizes.values()))} in {top} are neither committed nor ignored (the largest of {len(new):,} "
+            f"files: {largest}): commit them, name them in .gitignore, or let `data:` hold them"
         )
     return new
 

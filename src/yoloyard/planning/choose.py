@@ -7,8 +7,10 @@ from typing import Literal
 
 from yoloyard.common.log import size_text
 from yoloyard.planning.figures import Estimate, Offer
-from yoloyard.planning.prices import is_usable
+from yoloyard.planning.prices import all_offers, is_usable
 
+# Where SkyPilot starts no job of several hosts: CloudImplementationFeatures.MULTI_NODE in sky/clouds.
+ONE_HOST = {"hyperbolic", "primeintellect", "runpod", "seeweb", "shadeform", "vast", "verda", "vsphere", "yotta"}
 OWN_HOURS = 12.0  # without a deadline, an own host that is done overnight is enough
 MUCH_FASTER, LITTLE_DEARER = 0.5, 1.5  # an offer that is named beside the cheapest one
 
@@ -30,11 +32,11 @@ class Demands:
 
     def allow(self, offer: Offer) -> bool:
         """Whether the host is one that was asked for; neither cost nor deadline is looked at."""
-        asked = (self.gpu, self.count, self.spot)
-        names = ((self.region, offer.region), (self.cloud, offer.provider))
-        return all(
-            wanted in (None, given) for wanted, given in zip(asked, (offer.gpu, offer.count, offer.spot), strict=True)
-        ) and all(wanted is None or wanted.lower() == given.lower() for wanted, given in names)
+        pairs: list[tuple[object, object]] = [(self.gpu, offer.gpu), (self.count, offer.count), (self.spot, offer.spot)]
+        for wanted, given in ((self.region, offer.region), (self.cloud, offer.provider)):
+            pairs.append((wanted and wanted.lower(), given.lower()))
+        can_be_several = self.nodes == 1 or offer.provider.lower() not in ONE_HOST
+        return can_be_several and all(wanted in (None, given) for wanted, given in pairs)
 
     @property
     def limits(self) -> str:
@@ -66,6 +68,16 @@ class Recommendation:
     verdict: Verdict
     reason: str
     choice: Choice | None = None
+
+
+def price_of_host(demands: Demands) -> tuple[float, str] | None:
+    """The lowest price of such a host, in dollars an hour, and where it stands; None if none is known."""
+    offers = [offer for offer in all_offers(None)[0] if is_usable(offer) and demands.allow(offer)]
+    if not offers:
+        return None
+    best = min(offers, key=lambda offer: offer.price or math.inf)
+    place = " ".join(filter(None, (best.provider, best.region, best.instance)))
+    return best.price or 0.0, f"{place}, {best.dated or 'without a date'}"
 
 
 def ranked(offers: Iterable[Offer], estimate: Callable[[Offer], Estimate]) -> list[Choice]:

@@ -7,6 +7,7 @@ next one finds the training by its note, the time in the ledger, and what was de
 import fcntl
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -76,7 +77,8 @@ class Keeper:
         self._records = Records(folder, launch)
         self._idle = Idle(launch.idle_minutes, clock.now())
         self._state, self._reason, self._code = "starting", "", 0
-        self._written, self._signal, self._guard = -WRITE_SECONDS, "", os.getppid()
+        self._contents: dict[str, bytes] = {}  # the records of this moment, by their names
+        self._written, self._signal, self._guard = -math.inf, "", os.getppid()
 
     def keep(self) -> int:
         """From the first look at the records to the last."""
@@ -87,7 +89,7 @@ class Keeper:
             return int(former["code"])
         self._ledger.add(self._records.ledger())
         if self._rank == 0:
-            self._records.start(self._wanted)
+            self._records.start(lambda: self._contents)
         with self._signals():
             try:
                 self._look(None, False)
@@ -123,13 +125,19 @@ class Keeper:
         self._ledger.look()
         if self._clock.now() - self._written >= WRITE_SECONDS:
             self._written = self._clock.now()
-            write_soon(self._folder / STATE, self._document())
+            self._contents = {STATE: self._document(), f"ledger/{self._attempt}.json": self._ledger.record()}
+            write_soon(self._folder / STATE, self._contents[STATE])
             self._ledger.write()
         if os.getppid() != self._guard and self._guard != 1:
             log.info("the guard is gone: another one is started")
             self._guard = os.getppid()
             variables = os.environ | {"YOLOYARD_ATTEMPT": self._attempt}
             subprocess.Popen(["sh", "guard.sh"], cwd=self._folder, env=variables, start_new_session=True)
+
+    def _enter(self, state: str, reason: str = "") -> None:
+        """Go over to another state, which is written at once."""
+        self._state, self._reason, self._written = state, reason, -math.inf
+        self._beat()
 
     def _look(self, seen: object, is_stepping: bool) -> None:
         """Raise OverError where the job must end; `seen` and `is_stepping` as in `Idle.look`."""
@@ -165,7 +173,7 @@ class Keeper:
                     training = Training.start(self._folder, self._launch, self._resume())
                 except (UserError, OSError) as error:
                     raise OverError("failed", f"the training can't be started: {error}") from error
-            self._state = "running"
+            self._enter("running")
             try:
                 while training.is_there():
                     status = read_status(self._run)
@@ -229,7 +237,7 @@ class Keeper:
     def _let_save(self, training: Training, over: OverError) -> None:
         """Ask the training to save and end, and wait; one that does not save is killed."""
         log.info(f"{over.state}: {over.reason}; the training is asked to save and end")
-        self._state, self._reason = "saving", over.reason
+        self._enter("saving", over.reason)
         training.ask_to_end()
         asked = self._clock.now()
         while training.is_there():
@@ -243,18 +251,16 @@ class Keeper:
 
     def _end(self, over: OverError) -> None:
         """Save what there is elsewhere, and write down how it ended."""
-        self._reason, self._code = over.reason, over.code
+        problem = None
         if self._rank == 0:
             status = read_status(self._run)
             if over.state in ("stopped", "limit", "interrupted") and status.get("state") == "finished":
                 over = OverError("finished", f"{status['reason']}; meanwhile: {over.reason}")
-            self._state = "saving"
-            self._beat()
+            self._enter("saving", over.reason)
             write_bill(self._run, self._launch, self._ledger.attempts, over.state, over.reason)
-            if problem := self._upload():
-                self._reason = f"{over.reason}; {problem}"
-        self._state, self._code, self._written = over.state, over.code, -WRITE_SECONDS
-        self._beat()
+            problem = self._upload()
+        self._code = over.code
+        self._enter(over.state, "; ".join(filter(None, (over.reason, problem))))
         log.info(f"{self._state}: {self._reason}")
         if self._rank == 0 and not self._records.finish(RECORDS_SECONDS):
             log.info("the last records of the job have not arrived at its backup")
@@ -297,10 +303,6 @@ class Keeper:
             "cost": self._ledger.cost, "host": self._ledger.now.host, "updated": utc_text(), "step": step,
         }  # fmt: skip
         return json.dumps(content, indent=1).encode()
-
-    def _wanted(self) -> dict[str, bytes]:
-        """The records that belong to the backup."""
-        return {STATE: self._document(), f"ledger/{self._attempt}.json": self._ledger.record()}
 
 
 def _time_of(path: Path) -> float | None:

@@ -5,15 +5,18 @@ below BACKUP/job, so that attempts on other hosts are counted and none is counte
 """
 
 import json
+import logging
 import platform
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from yoloyard.common.files import write_soon
 from yoloyard.jobs.launched import Launch
 from yoloyard.storage.copies import utc_text
+
+log = logging.getLogger(__name__)
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -71,8 +74,10 @@ class Ledger:
         """Count these attempts, too; of two records of the same one the later counts."""
         for text in records:
             try:
-                each = Attempt(**json.loads(text))
-            except (ValueError, TypeError):  # cut off by a full disk; the same record is at BACKUP, too
+                content = json.loads(text)
+                each = Attempt(**{item.name: content[item.name] for item in fields(Attempt)})
+            except (ValueError, TypeError, KeyError) as error:
+                log.warning(f"a record of the ledger is damaged and left out: {error}")
                 continue
             known = self._attempts.get(each.id)
             if each.run == self._run and (known is None or known.seconds < each.seconds):

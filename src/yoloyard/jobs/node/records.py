@@ -6,6 +6,7 @@ A thread brings them there, so that nobody waits for a store that does not answe
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 PLACE = "job"  # below BACKUP
 STATE, LOG, STOP = "keeper.json", "log.txt", "stop"
-SECONDS_BETWEEN = 30.0
+SECONDS_BETWEEN, LAST_SECONDS_BETWEEN = 30.0, 2.0
 LOG_BYTES = 2_000_000  # of the end of the log
 
 
@@ -29,11 +30,9 @@ class Records:
     def __init__(self, folder: Path, launch: Launch) -> None:
         self._folder, self._sent = folder, dict[str, bytes]()
         self._wanted: Callable[[], Mapping[str, bytes]] = dict
-        self._wake, self._is_last, self._thread = (
-            threading.Event(),
-            False,
-            threading.Thread(target=self._work, daemon=True),
-        )
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._end = threading.Event()  # the records are the last ones
+        self._has_arrived = False  # the last ones
         self._asked: str | None = None
         self._address = f"{launch.backup}/{PLACE}"
         self._store: Any = None  # obstore's
@@ -78,15 +77,14 @@ class Records:
     def finish(self, seconds: float) -> bool:
         """Bring all there for the last time, and remove `stop`; did it arrive within `seconds`?"""
         (self._folder / STOP).unlink(missing_ok=True)
-        self._is_last = True
-        self._wake.set()
+        self._end.set()
         if self._thread.is_alive():
             self._thread.join(seconds)
-        return not self._thread.is_alive()
+        return self._store is None or self._has_arrived
 
     def _work(self) -> None:
         while True:
-            is_last = self._is_last
+            is_last = self._end.is_set()
             try:
                 with reasons_said(self._address):
                     for name, content in self._contents().items():
@@ -98,10 +96,13 @@ class Records:
                     if is_last and self._asked is not None:
                         self._obs.delete(self._store, f"{PLACE}/{STOP}")
                 if is_last:
+                    self._has_arrived = True
                     return
             except UserError as error:
                 log.warning(f"the records of the job do not arrive: {error}; it is tried again", extra=ONCE)
-            self._wake.wait(2.0 if self._is_last else SECONDS_BETWEEN)
+            if is_last:
+                time.sleep(LAST_SECONDS_BETWEEN)
+            self._end.wait(SECONDS_BETWEEN)
 
     def _contents(self) -> dict[str, bytes]:
         contents = {FILE: (self._folder / FILE).read_bytes(), **self._wanted()}

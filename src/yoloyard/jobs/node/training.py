@@ -19,7 +19,7 @@ COMMAND = (sys.executable, "-m", "yoloyard")
 MARK = "YOLOYARD_JOB"  # the variable that names the job's folder to all of its processes
 NOTE = "training.json"
 GRACE_SECONDS = 600.0  # that the copy of the last checkpoint may take, at least
-SAVE_SECONDS = 300.0  # that a training may take to end a validation and save, once it is asked to
+SAVE_SECONDS = 600.0  # that a training may take to end a validation and save, once it is asked to
 
 
 class Training:
