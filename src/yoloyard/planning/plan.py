@@ -61,7 +61,7 @@ class Plan:
         """A step with one image."""
         return self.traces[self.precision, self.config.checkpoint_activations].cost(1)
 
-    @property
+    @functools.cached_property
     def offered(self) -> list[Choice]:
         """The choices that were asked for."""
         return [choice for choice in self.choices if self.demands.allow(choice.offer)]
