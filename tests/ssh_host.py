@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import io
 import os
 import shlex
 import shutil
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
+
+from yoloyard.cli.main import main
 
 SSHD = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 UID, USER = 54321, "yarduser"
@@ -38,12 +41,14 @@ def has_namespaces() -> bool:
 
 
 class SshHost:
-    """`home` is the home folder of its user, `programs` comes first on the PATH of its sessions.
+    """`home` is the home folder of its user, `programs` comes first on the PATH of its sessions, before `path`.
 
     `disk`: megabytes of a disk of its own, for the home folder; it needs namespaces.
     """
 
-    def __init__(self, folder: Path, shell: str = "/bin/sh", home: str = "home", disk: int = 0) -> None:
+    def __init__(
+        self, folder: Path, shell: str = "/bin/sh", home: str = "home", path: str = SYSTEM, disk: int = 0
+    ) -> None:
         self.folder, self.home, self.programs, self._keys = folder, folder / home, folder / "bin", folder / "keys"
         for made in (self._keys, self.home, self.programs):
             made.mkdir()
@@ -55,7 +60,7 @@ class SshHost:
         (self._keys / "sshd_config").write_text(
             f"ListenAddress 127.0.0.1:{self.port}\nHostKey {self._keys}/host\nStrictModes no\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {self._keys}/user.pub\nPasswordAuthentication no\nPermitRootLogin yes\n"
-            f'SetEnv PATH={self.programs}:{SYSTEM} HOME="{self.home}"\n'
+            f'SetEnv PATH={self.programs}:{path} HOME="{self.home}" YOLOYARD_TICK_SECONDS=0.2\n'
         )
         self._log = (folder / "sshd.log").open("wb")
         command, self.user = [str(SSHD), "-D", "-e", "-f", str(self._keys / "sshd_config")], getpass.getuser()
@@ -63,7 +68,6 @@ class SshHost:
             self.user = USER
             passwd = f"{USER}:x:{UID}:{UID}::{self.home}:{shell}\n"
             (folder / "passwd").write_text(Path("/etc/passwd").read_text() + passwd)
-            subprocess.run(["chown", "-R", f"{UID}:{UID}", folder], check=True)
             mounts = f"mount --bind {shlex.quote(str(folder / 'passwd'))} /etc/passwd"
             if disk:
                 mounts += f" && mount -t tmpfs -o size={disk}m,uid={UID} none {shlex.quote(str(self.home))}"
@@ -73,6 +77,7 @@ class SshHost:
             command = ["unshare", "--mount", "sh", "-c", f"{mounts} && exec {argv}"]
         elif os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # sshd insists on it
+        self.own()
         self._server = subprocess.Popen(command, stderr=self._log, start_new_session=True)
         wait_until(self._listens)
 
@@ -86,6 +91,11 @@ class SshHost:
         """Where the folders of jobs are, as seen from the tests."""
         return Path(f"/proc/{self._server.pid}/root{self.home}/.yoloyard/jobs")
 
+    def own(self) -> None:
+        """Give all that tests have put there to its user."""
+        if self.user == USER:
+            subprocess.run(["chown", "-R", f"{UID}:{UID}", self.folder], check=True)
+
     def _listens(self) -> bool:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
@@ -98,7 +108,8 @@ class SshHost:
 
     def cut(self) -> int:
         """Break all connections, as a network that fails does; how many there were."""
-        sessions = psutil.Process(self._server.pid).children()
+        found = psutil.Process(self._server.pid).children(recursive=True)
+        sessions = [process for process in found if process.name().startswith("sshd")]
         for session in sessions:
             session.kill()
         return len(sessions)
@@ -122,15 +133,18 @@ class Laptop:
         for made in (self.home, programs):
             made.mkdir(parents=True)
         self.known_hosts = folder / "known_hosts"
-        self.known_hosts.write_text(f"[127.0.0.1]:{host.port} {host.host_key}")
-        shutil.copy(host.folder / "keys/user", folder / "key")
-        (folder / "key").chmod(0o600)
-        if os.getuid() == 0:
-            shutil.chown(folder / "key", 0, 0)
+        self.known(host)
         self.program("ssh", f'exec {shutil.which("ssh")} -F none -i {folder}/key -o IdentitiesOnly=yes '
                      f'-o UserKnownHostsFile={folder}/known_hosts "$@"')  # fmt: skip
         state = {"HOME": str(self.home), "PATH": f"{programs}:{SYSTEM}", "GIT_CONFIG_NOSYSTEM": "1"}
         self.variables = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "YOLOYARD_"))} | state
+
+    def known(self, host: SshHost) -> None:
+        """Know a host and have its key, and no other's."""
+        self.known_hosts.write_text(f"[127.0.0.1]:{host.port} {host.host_key}")
+        key = self.folder / "key"
+        key.write_bytes((host.folder / "keys/user").read_bytes())
+        key.chmod(0o600)
 
     def program(self, name: str, script: str) -> None:
         """Put a program in front of the others of that name."""
@@ -139,18 +153,28 @@ class Laptop:
         path.chmod(0o755)
 
     def start(self, *words: object) -> subprocess.Popen[str]:
-        """Start a command of yoloyard in the folder of the repository."""
+        """Start a command of yoloyard in the folder of the repository, in a process of its own."""
         return subprocess.Popen(
             [sys.executable, "-m", "yoloyard", *map(str, words)], cwd=self.folder, env=self.variables, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
     def run(self, *words: object, code: int = 0) -> str:
-        """What such a command prints; it must end with this exit status."""
-        started = self.start(*words)
-        said = started.communicate(timeout=120)[0]
-        assert started.returncode == code, said
-        return said
+        """What such a command prints, in this process; it must end with this exit status."""
+        said, before = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True), dict(os.environ)
+        os.environ.update(self.variables)
+        try:
+            with contextlib.chdir(self.folder), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                main(list(map(str, words)))
+            ended = 0
+        except SystemExit as error:
+            ended = int(error.code or 0)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        text = said.buffer.getvalue().decode()
+        assert ended == code, text
+        return str(text)
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ def test_every_key_has_its_value(tmp_path: Path) -> None:
         "classes": "0123,no",
     }
     assert job.image == "torch2.8-cu128"  # not its alias
-    assert job.resources == Resources("RTX 4090", 2, 2, True, "eu-west-1", "aws", 200)
+    assert job.resources == Resources("RTX4090", 2, 2, True, "eu-west-1", "aws", 200)
     assert (job.data, job.backup, job.on) == ("s3://bucket/factory", "s3://bucket/jobs/factory", "aws")
     assert job.limits == Limits(8.0, 10.0, 30.0)
 
@@ -87,6 +87,7 @@ def test_every_key_has_its_value(tmp_path: Path) -> None:
         ("train: {data: a}\nresources: {count: 0}", "'resources.count' must be a whole number above 0"),
         ("train: {data: a}\nresources: {nodes: 1.5}", "'resources.nodes' must be a whole number above 0"),
         ("train: {data: a}\nresources: {spot: 1}", "job.yaml:2:19: 'resources.spot' must be true or false, not '1'"),
+        ("train: {data: a}\nresources: {gpu: RTX 4091}", "job.yaml:2:18: 'resources.gpu': unknown GPU 'RTX 4091';"),
         ("train: {data: a}\nresources: {gpu: [T4]}", "job.yaml:2:18: 'resources.gpu' must be a text"),
         ("train: {data: a}\nimage: torch2.8", "job.yaml:2:8: there is no tag torch2.8; did you mean torch2.8-cu1"),
         ("train: {data: a}\nbackup: s3:/bucket", "job.yaml:2:9: 'backup': this address of a store can't be used"),

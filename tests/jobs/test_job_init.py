@@ -51,7 +51,7 @@ def test_of_a_run_all_settings_that_are_not_the_defaults_are_taken(here: Path) -
     job = read_job(Path("jobs", "again.yaml"))
     data, model = f"{here}/set/data.yaml", f"{here}/net.py:Net"
     assert job.train == {"data": data, "model": model, "epochs": 7, "lr0": 0.002}
-    assert job.resources == Resources(gpu="NVIDIA A100-SXM4-80GB", count=2)
+    assert job.resources == Resources(gpu="A100-80GB", count=2)
     assert (job.name, job.image, job.backup) == ("again", "torch2.8-cu128", None)
 
 
@@ -74,3 +74,10 @@ def test_what_is_no_run_is_said(here: Path) -> None:
         write_job(Path("runs"), Path("job.yaml"))
     with pytest.raises(UserError, match="cannot write nowhere/job"):
         write_job(None, Path("nowhere", "job.yaml"))
+
+
+def test_a_gpu_that_no_table_knows_is_left_open(here: Path) -> None:
+    run = make_run({"data": "data.yaml"}, {"versions": {"torch": "2.8.0"}, "cuda": "12.8", "accelerator": "X9"})
+    write_job(run, Path("job.yaml"))
+    job = read_job(Path("job.yaml"))
+    assert (job.resources.gpu, job.image) == (None, "torch2.8-cu128")

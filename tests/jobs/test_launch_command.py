@@ -9,7 +9,7 @@ import pytest
 from user_repository import make_repository
 
 from yoloyard.cli.main import main
-from yoloyard.common.errors import UserError
+from yoloyard.common.errors import UsageError, UserError
 from yoloyard.jobs.launched import Launch
 from yoloyard.jobs.prepare import Prepared, lock_of, next_run, note_of, read_lock
 
@@ -59,7 +59,9 @@ def test_a_launch_is_kept_and_the_next_one_goes_on(
     place: Place, job_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ends_with("launch", job_file, "--on", "aws", "--price", "2.1") == 0
-    assert "a is started on aws; yoloyard jobs logs -f" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "price: $2.10 an hour of a host (--price)\n" in said
+    assert "a is started on aws; yoloyard jobs logs -f" in said
     lock = read_lock(job_file)
     assert lock is not None
     assert (lock.on, lock.run, lock.price, lock.price_source) == ("aws", "a", 2.1, "--price")
@@ -68,7 +70,6 @@ def test_a_launch_is_kept_and_the_next_one_goes_on(
     assert ends_with("launch", job_file, "--on", "aws", "--new") == 0
     said = capsys.readouterr().out
     assert "differs from the last launch: train.epochs: 3 -> 5\n" in said
-    assert "differs from the last launch: price: 2.1 -> nothing\n" in said
     assert "a-2 is started on aws" in said
 
 
@@ -91,6 +92,12 @@ def test_a_launch_that_did_not_succeed_is_noted_so_that_it_can_be_found(
     assert "not started, or not wholly: launch it again, or see yoloyard jobs status" in capsys.readouterr().out
     assert note_of("a").exists()
     assert not lock_of(job_file).exists()
+
+
+def test_a_launch_that_the_place_refuses_leaves_nothing(place: Place, job_file: Path) -> None:
+    place.failure = UsageError("no such cloud")
+    assert ends_with("launch", job_file, "--on", "aws") == 2
+    assert not note_of("a").exists()
 
 
 def test_a_limit_of_cost_needs_a_price(place: Place, job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,22 @@ def test_what_differs_from_the_last_launch_is_said(job_file: Path) -> None:
     assert "train.lr0: nothing -> 0.1" in lines
 
 
+def test_locks_are_no_difference_committed_or_not(job_file: Path) -> None:
+    keep(prepared(job_file).launch, job_file)
+    other = job_file.with_name("b.yaml")
+    other.write_text(job_file.read_text())
+    git(job_file.parent, "add", ".")
+    git(job_file.parent, "commit", "--quiet", "-m", "The lock, and another job")
+    (line,) = prepared(job_file).differences
+    assert line.startswith("commit: ")  # b.yaml is new
+    keep(prepared(job_file).launch, job_file)
+    keep(prepared(other).launch, other)
+    git(job_file.parent, "add", "a.lock.json")
+    git(job_file.parent, "commit", "--quiet", "-m", "The lock")
+    assert prepared(job_file).differences == ()
+    assert prepared(job_file).launch.patch is None  # b.lock.json is not committed
+
+
 def test_a_launch_is_noted_here_and_beside_the_job_file(job_file: Path) -> None:
     launch = prepared(job_file).launch
     keep(launch, job_file)
@@ -152,3 +168,25 @@ def test_what_can_not_be_launched_is_refused(job_file: Path) -> None:
 def test_what_is_no_other_result_is_no_difference(job_file: Path) -> None:
     launch = prepared(job_file).launch
     assert differences(launch, dataclasses.replace(launch, run="a-9", host="other", time="later")) == []
+
+
+def test_the_price_of_a_cloud_is_that_of_its_cheapest_host(
+    job_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKY_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    catalog = tmp_path / ".sky" / "catalogs" / "v8" / "aws" / "vms.csv"
+    catalog.parent.mkdir(parents=True)
+    columns = "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,SpotPrice,Region,AvailabilityZone"
+    rows = ["dear,T4,1,4,16,0.9,0.3,east,east-1", "good,T4,1,4,16,0.5,0.2,west,west-1", "two,T4,2,8,32,0.1,0.1,west,w"]
+    catalog.write_text("\n".join([columns, *rows]))
+    text = job_file.read_text().replace("{gpu: none}", "{gpu: t4}").replace("on: ssh://me@host", "on: aws")
+    job_file.write_text(text + "limits: {max_cost: 3}\n")
+    launch = prepared(job_file).launch
+    assert (launch.gpu, launch.price) == ("T4", 0.5)
+    assert str(launch.price_source).startswith("aws good in west, 20")
+    job_file.write_text(text.replace("t4}", "t4, region: east}"))
+    assert prepared(job_file).launch.price == 0.9
+    job_file.write_text(text.replace("t4}", "t4, region: north}") + "limits: {max_cost: 3}\n")
+    with pytest.raises(UsageError, match="max_cost needs the price of a host, which no table knows: --price"):
+        prepared(job_file)

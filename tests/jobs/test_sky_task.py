@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_the_folder_sets_a_host_up(tmp_path: Path) -> None:
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "--quiet", "-m", "first"], check=True)
     (repository / "model.py").write_text("x = 2\n")
-    source = find_source(repository, repository / "job.lock.json")
+    source = find_source(repository, [repository / "job.lock.json"])
     job = prepared(Resources(gpu="none"), source, commit=source.commit)
     stage(job, home / "yoloyard-job")
     environment = home / ".yoloyard/venvs" / venv_name(find_tag("cpu"))
@@ -202,6 +203,33 @@ def test_before_a_host_is_taken_away_its_guard_may_save(tmp_path: Path) -> None:
             guard.wait(timeout=10)
             assert (folder / "saved").exists()
             assert waiting.wait(timeout=10) == 0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        """*latest/api/token) echo t ;; *t*spot/instance-action) echo '{"action": "terminate"}' ;;""",
+        "*Google*instance/preempted) echo TRUE ;;",
+        """*scheduledevents*) echo '{"Events": [{"EventType": "Preempt"}]}' ;;""",
+    ],
+    ids=["aws", "gcp", "azure"],
+)
+def test_a_spot_host_that_is_to_be_taken_back_saves(answer: str, tmp_path: Path) -> None:
+    """At the second look: before, its cloud says that there is nothing."""
+    assert "spot.sh" not in scripts(prepared()), "others are not taken back"
+    programs = {"curl": f'[ -e looked ] || exit 22\ncase "$*" in {answer} *) exit 22 ;; esac',
+                "sleep": "[ ! -e slept ] || touch looked; touch slept"}  # fmt: skip
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    with subprocess.Popen(["/bin/sleep", "100"]) as guard:
+        (tmp_path / "guard.pid").write_text(f"{guard.pid}")
+        variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        subprocess.run(
+            ["sh", "-c", scripts(JOBS["spot on two hosts"])["spot.sh"]], env=variables, cwd=tmp_path, check=True
+        )
+        assert guard.wait(timeout=10) == -signal.SIGTERM
+    assert (tmp_path / "looked").exists()
 
 
 def test_a_host_switches_itself_off_if_skypilot_does_not_take_it_back(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import json
 import sys
 from pathlib import Path
 
-import networkx
 from sky import Dag, Resources, Task, check, global_user_state
 from sky.clouds import CloudCapability
 from sky.optimizer import Optimizer
@@ -22,8 +21,8 @@ def order(hours: dict[str, float], count: int, nodes: int, spot: bool) -> list[t
     task.set_resources({Resources(accelerators={gpu: count}, use_spot=spot) for gpu in hours})
     task.set_time_estimator(lambda resources: round(3600 * hours[next(iter(resources.accelerators))]))
     Optimizer._add_dummy_source_sink_nodes(dag)  # as its `optimize` does, which keeps the cheapest alone
-    tasks = list(networkx.topological_sort(dag.get_graph()))
-    costs = Optimizer._estimate_nodes_cost_or_time(tasks, minimize_cost=True, quiet=True)[0][task]
+    source, sink = (each for each in dag.tasks if each is not task)
+    costs = Optimizer._estimate_nodes_cost_or_time([source, task, sink], minimize_cost=True, quiet=True)[0][task]
     hosts = sorted(costs.items(), key=lambda item: item[1])
     return [(str(each.cloud).lower(), each.instance_type, each.region, cost) for each, cost in hosts]
 

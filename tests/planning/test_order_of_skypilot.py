@@ -68,7 +68,7 @@ def test_the_order_is_that_of_skypilots_optimizer(tmp_path: Path) -> None:
     assert notes == []
     for question, answer in zip(QUESTIONS, answers, strict=True):
         count, nodes, spot = question["count"], question["nodes"], question["spot"]
-        demands = Demands(count=count, spot=spot)
+        demands = Demands(count=count, spot=spot, nodes=nodes)
         on = {gpu: estimate(gpu, hours, count, nodes) for gpu, hours in HOURS.items()}
         choices = ranked(filter(demands.allow, offers), by_name(on))
         of_skypilot = {(cloud, instance, region): cost for cloud, instance, region, cost in reversed(answer)}

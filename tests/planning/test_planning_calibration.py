@@ -1,5 +1,6 @@
 """A run is compared with its plan, the ratio is kept for its device, and plans of other runs there use it."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
+from commands import start
 from yoloyard.common.errors import UserError
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig
+from yoloyard.demo.write import write_demo
 from yoloyard.planning.calibrate import Calibration, calibrate, correction, keep, path
-from yoloyard.planning.figures import Estimate, Precision
+from yoloyard.planning.figures import Estimate, Precision, StepCost
 from yoloyard.planning.gpus import find_gpu
 from yoloyard.planning.hours import Correction, Images, estimate
 from yoloyard.planning.trace import trace_step
@@ -39,13 +42,18 @@ def run_folder(folder: Path, name: str, **changed: Any) -> Path:
     return folder
 
 
+@functools.cache
+def step_of(name: str) -> StepCost:
+    """A step of a kept run."""
+    config = with_overrides(TrainConfig(), RUNS[name]["settings"])
+    return trace_step(config, RUNS[name]["classes"], config.batch, "amp", False, on_cpu=True)
+
+
 def planned(name: str, calibration: Calibration) -> Estimate:
     """The plan of a kept run, on the device of the calibration."""
-    config = with_overrides(TrainConfig(), RUNS[name]["settings"])
-    precision = calibration.precision
-    step = trace_step(config, RUNS[name]["classes"], config.batch, precision, False, on_cpu=True)
-    by = correction(calibration.device, precision)
-    return estimate(step, config, Images(400, 100, 320 * 320), calibration.device, cores=2, correction=by)
+    config, device = with_overrides(TrainConfig(), RUNS[name]["settings"]), calibration.device
+    by = correction(device, calibration.precision)
+    return estimate(step_of(name), config, Images(400, 100, 320 * 320), device, cores=2, correction=by)
 
 
 def test_hours_of_the_demo_are_known_within_30_percent_from_a_run_of_another_network(tmp_path: Path) -> None:
@@ -120,3 +128,18 @@ def test_a_damaged_file_of_calibrations_is_named_and_never_overwritten(tmp_path:
     with pytest.raises(UserError, match="damaged"):
         keep(of("T4", "amp", 1.5))
     assert file.read_text() == "{"
+
+
+@pytest.mark.slow
+def test_a_run_of_today_can_be_compared_with_its_plan(tmp_path: Path) -> None:
+    words = ["--model", "yolov5n", "--imgsz", "64", "--batch", "8", "--epochs", "2", "--device", "cpu"]
+    data = write_demo(tmp_path / "data", train=24, val=4, size=96)
+    done = start("train", "--data", data, *words, "--no-tensorboard", "--project", tmp_path, "--name", "run")
+    output, _ = done.communicate(timeout=300)
+    assert done.returncode == 0, output
+
+    calibration = calibrate(tmp_path / "run")
+
+    assert {*calibration.rows} >= {"throughput, images/s", "memory, GB", "validation and rest, s", "run, hours"}
+    keep(calibration)
+    assert correction(calibration.device, calibration.precision) == calibration.correction

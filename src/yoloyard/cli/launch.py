@@ -1,8 +1,7 @@
 """The command `launch`."""
 
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cyclopts
 from cyclopts import Parameter
@@ -32,28 +31,34 @@ def launch(
     ] = None,
 ) -> None:
     """Start a job on another host or in a cloud, or go on with it there."""
+    from yoloyard.cli.jobs import place_of
     from yoloyard.common.errors import UsageError, UserError
     from yoloyard.jobs.job_file import read_job
-    from yoloyard.jobs.prepare import keep, keep_note, prepare
+    from yoloyard.jobs.prepare import keep, keep_note, note_of, prepare
 
     found = read_job(job)
     prepared = prepare(found, on or ("kubernetes" if to_kubernetes else None), clean, price, release)
     for line in prepared.differences:
         print(f"differs from the last launch: {line}")
-    if found.limits.max_cost and prepared.launch.price is None:
-        raise UsageError(f"{job}: max_cost needs the price of a host: --price DOLLARS-AN-HOUR")
+    if prepared.launch.price is not None:
+        print(f"price: ${prepared.launch.price:.2f} an hour of a host ({prepared.launch.price_source})")
     if to_kubernetes:
         from yoloyard.jobs.kubernetes import write_kubernetes
 
         write_kubernetes(prepared, to_kubernetes)
         return
-    place: Any = import_module("yoloyard.jobs." + ("over_ssh" if prepared.launch.on[:6] == "ssh://" else "in_cloud"))
+    place = place_of(prepared.launch.on)
     if dry_run:
         print(place.describe(prepared, new))
         return
-    keep_note(prepared.launch)
+    is_first = not note_of(found.name).exists()
+    keep_note(prepared.launch)  # before, so that this machine can find it whatever happens
     try:
         started = place.launch(prepared, new)
+    except UsageError:
+        if is_first:  # nothing was begun
+            note_of(found.name).unlink()
+        raise
     except (KeyboardInterrupt, UserError):
         print(f"not started, or not wholly: launch it again, or see yoloyard jobs status {job}")
         raise

@@ -35,7 +35,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "info": ("weights:info", "Show the layers and the cost of a model or a weights file."),
     },
     "Jobs": {
-        "plan": ("plan:plan", "Say what a training needs, how long it takes on each GPU, and what it costs."),
+        "plan": ("plan:plan", "Say what a training needs, takes and costs on each GPU."),
         "job": ("job:job_app", "Write a job file to begin with."),
         "launch": ("launch:launch", "Start a job on another host or in a cloud, or go on with it there."),
         "jobs": ("jobs:jobs_app", "List the jobs that were launched; watch, stop or fetch one."),

@@ -58,18 +58,10 @@ def plan(
         from yoloyard.jobs.job_file import read_job
 
         asked = read_job(job)
-        limits, resources = asked.limits, asked.resources
         overrides = {**asked.train, **overrides}
-        demands = Demands(
-            gpu=resources.gpu,
-            count=resources.count,
-            nodes=resources.nodes,
-            spot=resources.spot,
-            region=resources.region,
-            cloud=resources.cloud,
-            max_cost=max_cost or limits.max_cost,
-            deadline=hours or limits.max_hours,
-        )
+        hosts = {name: value for name, value in vars(asked.resources).items() if name != "disk"}
+        max_cost, hours = max_cost or asked.limits.max_cost, hours or asked.limits.max_hours
+        demands = Demands(**hosts, max_cost=max_cost, deadline=hours)
     with stdout_for_json(json):
         found = make_plan(checked_overrides(TrainConfig, overrides), demands, images, prices)
     if json:
@@ -80,7 +72,8 @@ def plan(
 
 def _show(plan: "Plan", everything: bool) -> None:
     from yoloyard.cli.runs import print_table
-    from yoloyard.planning.plan import MICRO_BATCHES
+    from yoloyard.planning.plan import CONTEXT_BYTES, MICRO_BATCHES
+    from yoloyard.planning.prices import is_usable
 
     config, cost, images = plan.config, plan.cost, plan.images
     print(
@@ -91,7 +84,7 @@ def _show(plan: "Plan", everything: bool) -> None:
         f"{images.train:,} training and {images.val:,} validation images ({plan.kind_of_images}), "
         f"batch {config.batch}, {count_of(config.epochs, 'epoch')}: {plan.estimates[0].steps:,} steps"
     )
-    print("\nMemory of a step in GB by images of a micro-batch, traced:\n")
+    print(f"\nGB of a step by images of a micro-batch (traced; a GPU's own {CONTEXT_BYTES / 1e9:.1f} GB is modelled)\n")
     rows = [
         [f"{precision}{', recomputed activations' if recomputed else ''}"]
         + [f"{trace.peak(number) / 1e9:.1f}" for number in MICRO_BATCHES]
@@ -99,11 +92,11 @@ def _show(plan: "Plan", everything: bool) -> None:
     ]
     print_table(["", *map(str, MICRO_BATCHES)], *rows, piped_width=WIDTH)
     shown = {each.offer.gpu for each in plan.offered} | {plan.demands.gpu}
-    here = [("here: " + each.gpu.name, each) for each in plan.here]
-    rented = [
-        (each.gpu.name, each) for each in plan.estimates if everything or len(shown) == 1 or each.gpu.name in shown
-    ]
-    print(f"Each GPU, {plan.demands.count or 1} of them in each of {count_of(plan.demands.nodes, 'host')}:\n")
+    here = [(f"here: {each.gpu.name if each.gpu.capability else 'CPU'}", each) for each in plan.here]
+    every = everything or not plan.offered
+    rented = [(each.gpu.name, each) for each in plan.estimates if every or each.gpu.name in shown]
+    where = f"{plan.demands.count or 1} in each of {count_of(plan.demands.nodes, 'host')}"
+    print(f"GPUs, {where}; what is here: {', '.join(each.gpu.name for each in plan.here)}\n")
     head = ["GPU", "GB", "largest micro-batch", "images/s", "hours", "bound by", "hours are", "on demand", "spot"]
     print_table(head, *(_gpu_row(plan, name, each) for name, each in here + rented), piped_width=WIDTH)
     offers = plan.offered if everything else list(_best_regions(plan))[:SHOWN_OFFERS]
@@ -114,8 +107,10 @@ def _show(plan: "Plan", everything: bool) -> None:
         print_table(head, *(_offer_row(each, doubts) for each in offers), piped_width=WIDTH)
         for number, doubt in enumerate(doubts, 1):
             print(f"({number}) {doubt}")
-        if len(offers) < len(plan.offered):
-            print(f"{len(plan.offered) - len(offers):,} more offers: --all shows them")
+        if rest := len(plan.offered) - len(offers):
+            unusable = sum(not is_usable(each.offer) for each in plan.offered)
+            odd = f", {unusable:,} of all without a price that can be used" if unusable else ""
+            print(f"--all shows {rest:,} more{odd}")
     for note in plan.notes:
         print(note)
     print(f"\n{plan.recommendation.reason}")

@@ -25,6 +25,7 @@ from yoloyard.config.overrides import (
 from yoloyard.config.settings import TrainConfig, settings_of
 from yoloyard.machines.containers.host import parse_host
 from yoloyard.machines.image.versions import find_tag
+from yoloyard.planning.gpus import find_gpu
 from yoloyard.storage.address import ADDRESS, check_address, is_address
 
 NAME = re.compile(r"[A-Za-z0-9](?:[._-]?[A-Za-z0-9])*")
@@ -213,7 +214,7 @@ class _File:
 
     def place(self, node: yaml.Node, name: str) -> str:
         text = self.text(node, name)
-        if not re.fullmatch(r"[a-z][a-z0-9/-]*", text):
+        if not re.fullmatch(r"[a-z][a-z0-9,-]*", text):
             try:
                 parse_host(text)
             except UsageError as error:
@@ -232,11 +233,20 @@ class _File:
             where, wanted = f"{name}.{key}", known[key]
             if wanted is bool:
                 values[key] = self.switch(value, where)
+            elif key == "gpu":
+                values[key] = self.gpu(value, where)
             elif wanted == str | None:
                 values[key] = self.text(value, where)
             else:
                 values[key] = self.number(value, where, is_whole=wanted in (int, int | None))
         return kind(**values)
+
+    def gpu(self, node: yaml.Node, name: str) -> str:
+        text = self.text(node, name)
+        try:
+            return text if text == "none" else find_gpu(text).name
+        except UsageError as error:
+            raise self.wrong(node, f"'{name}': {error}; none: a CPU") from error
 
     def switch(self, node: yaml.Node, name: str) -> bool:
         word = str(node.value).lower()
@@ -260,9 +270,9 @@ class _File:
             if isinstance(node, yaml.ScalarNode):
                 keys, given = {}, settings_of_flags(shlex.split(node.value))
             else:
-                keys = self.entries(node, list(settings_of(TrainConfig)), name, is_open=True)
-                tree = {key: yaml.SafeLoader("").construct_document(value) for key, value in keys.items()}
-                given = values_as_written(tree, node)
+                nodes = self.entries(node, list(settings_of(TrainConfig)), name, is_open=True)
+                tree = {key: yaml.SafeLoader("").construct_document(value) for key, value in nodes.items()}
+                keys, given = {key.value: key for key, _ in node.value}, values_as_written(tree, node)
             for key, value in given.items():
                 self.check_setting(key, value, keys.get(key, node))
             config = given.pop("config", None)

@@ -12,19 +12,12 @@ from yoloyard.machines.containers.host import Host, environment
 # Which Debian package has a tool.
 TOOLS = {"git": "git", "rsync": "rsync", "flock": "util-linux", "setsid": "util-linux", "timeout": "coreutils",
          "comm": "coreutils", "tail": "coreutils"}  # fmt: skip
-PROBE = (
-    r"""
-echo yoloyard:
-echo "home=$HOME"
+PROBE = f"""echo yoloyard:
+echo "$HOME"
+for tool in {" ".join(TOOLS)}; do command -v $tool > /dev/null || echo $tool; done
+"""
+FACTS = r"""
 echo "user=$(id -u):$(id -g)"
-place=$HOME/.yoloyard
-[ -d "$place" ] || place=$HOME
-echo "kilobytes=$(df -Pk "$place" | sed -n 's/.* \([0-9][0-9]*\)  *[0-9]*% .*/\1/p' | tail -n 1)"
-for tool in """
-    + " ".join(TOOLS)
-    + r"""; do
-    command -v $tool > /dev/null || echo "missing=$tool"
-done
 for python in python3.13 python3.12 python3.11 python3; do
     $python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2> /dev/null &&
         { echo "python=$(command -v $python)"; break; }
@@ -38,26 +31,33 @@ done
 busctl get-property org.freedesktop.login1 /org/freedesktop/login1 org.freedesktop.login1.Manager KillUserProcesses \
     2> /dev/null | sed -n 's/b true/kills=yes/p'
 """
-)
 
 
 @dataclass(frozen=True)
 class JobFolder:
-    """The folder of a job on a host. `facts` are what `PROBE` printed, several values of a name by spaces."""
+    """The folder of a job on a host, in the user's `home` there."""
 
     host: Host
-    facts: dict[str, str]
+    home: PurePosixPath
     name: str = ""
 
     @property
     def root(self) -> PurePosixPath:
         """Where everything of ours lies: jobs/, venvs/ and packages/."""
-        return PurePosixPath(self.facts["home"], ".yoloyard")
+        return self.home / ".yoloyard"
 
     @property
     def path(self) -> PurePosixPath:
         """The folder itself."""
         return self.root / "jobs" / self.name
+
+    def facts(self) -> dict[str, list[str]]:
+        """What the host has, by the names of `FACTS`."""
+        found: dict[str, list[str]] = {}
+        for line in self.run("looking at the host", FACTS).splitlines():
+            name, _, value = line.partition("=")
+            found.setdefault(name, []).append(value)
+        return found
 
     def run(self, doing: str, script: str, *values: object) -> str:
         """What a script of sh prints there, with `values` as its arguments. Raises UserError: `doing` failed."""
@@ -75,7 +75,7 @@ class JobFolder:
         command = ["rsync", "-s", "-e", shlex.join(self.host.ssh()), *shown, *map(str, argv)]
         pipe = subprocess.PIPE
         try:
-            done = subprocess.run(command, stdout=sys.stderr, stderr=pipe, env=environment(), check=False)
+            done = subprocess.run(command, stdout=2, stderr=pipe, env=environment(), check=False)
         except FileNotFoundError as error:
             raise UserError("rsync is not installed here (package rsync)") from error
         if done.returncode:
@@ -107,21 +107,18 @@ def script_of(script: str, *values: object) -> str:
 
 
 def probe(host: Host, name: str = "") -> JobFolder:
-    """Look at a host. Raises UserError if its login shell prints something of its own, which rsync can't stand."""
+    """The folder of a job on `host`, there or not. Raises UserError if the host lacks a tool, or its login shell prints
+    something of its own, which rsync can't stand."""
     said = host.run(["sh"], script_of(PROBE))
     before, mark, rest = said.stdout.partition("yoloyard:\n")
-    if said.returncode and not mark:
+    if not mark:
         raise UserError(f"no command can be run on {host}: {last_line(said.stderr) or last_line(said.stdout)}")
     if before:
         remedy = "let it do so in interactive shells alone: in ~/.bashrc below `case $- in *i*) ;; *) return ;; esac`"
         raise UserError(f"the login shell of {host} prints {last_line(before)!r}, which breaks rsync: {remedy}")
-    facts: dict[str, str] = {}
-    for line in rest.splitlines():
-        key, equals, value = line.partition("=")
-        if equals:
-            facts[key] = f"{facts[key]} {value}" if key in facts else value
-    if missing := facts.get("missing", "").split():
+    home, *missing = rest.splitlines()
+    if missing:
         packages = " ".join(dict.fromkeys(TOOLS[tool] for tool in missing))
         how = f"install it there (Debian, Ubuntu: sudo apt install {packages})"
         raise UserError(f"{', '.join(missing)} is missing on {host}: {how}")
-    return JobFolder(host, facts, name)
+    return JobFolder(host, PurePosixPath(home), name)

@@ -14,6 +14,7 @@ from yoloyard.common.run_folder import read_run
 from yoloyard.config.settings import TrainConfig, flat_settings, settings_of
 from yoloyard.jobs.job_file import DECIDED
 from yoloyard.machines.image.versions import number, tags
+from yoloyard.planning.gpus import find_gpu
 
 TEXT = """\
 # A training as a job: `yoloyard plan {file}` says what it needs and costs, `yoloyard launch {file}` starts it.
@@ -94,18 +95,17 @@ def _of_run(run: Path, folder: Path) -> dict[str, Any]:
         environment: Mapping[str, Any] = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return facts  # of another version, or fetched in part
-    nodes = str(settings.get("nodes", "1")).rpartition(":")[2]
-    devices = len(str(settings.get("device", "auto")).split(","))
-    facts |= {"nodes": nodes, "count": max(devices, int(settings.get("processes", 1)))}
-    facts["gpu"] = environment.get("accelerator") or "none"
-    if facts["gpu"] == "none":
-        facts["count"] = 1
+    facts["nodes"] = str(settings.get("nodes", "1")).rpartition(":")[2]
+    facts["gpu"] = "none"
+    if gpu := environment.get("accelerator"):
+        facts["count"] = max(len(str(settings.get("device")).split(",")), int(settings.get("processes", 1)))
+        try:
+            facts["gpu"] = find_gpu(gpu).name
+        except UsageError:
+            del facts["gpu"]
     torch, cuda = str(environment.get("versions", {}).get("torch", "")), environment.get("cuda")
-    fitting = [
-        tag
-        for tag in tags().values()
-        if number(tag.torch)[:2] == number(torch)[:2] and bool(tag.cuda) == bool(cuda and facts["gpu"] != "none")
-    ]
+    of_torch = [tag for tag in tags().values() if number(tag.torch)[:2] == number(torch)[:2]]
+    fitting = [tag for tag in of_torch if bool(tag.cuda) == bool(cuda and gpu)]
     if fitting:
         facts["image"] = min(fitting, key=lambda tag: tag.cuda != cuda).name
     return facts

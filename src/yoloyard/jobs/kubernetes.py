@@ -16,14 +16,15 @@ import yoloyard.docker
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import write_whole_folder
 from yoloyard.common.log import size_text
+from yoloyard.jobs.data_set import YAML
 from yoloyard.jobs.launched import FILE, Launch, write_launch
 from yoloyard.jobs.prepare import Prepared
-from yoloyard.jobs.source import BUNDLE, CHECKOUT, PATCH
 from yoloyard.machines.image.versions import CPU, repository
 
 log = logging.getLogger(__name__)
 
 BASE = Path(yoloyard.docker.__file__).parent / "kubernetes"
+SOURCE = "source.tar.gz"  # the images have no git
 PARTS = ("job", "secret", "storage")
 CONFIG_MAP_BYTES = 900_000  # etcd takes 1.5 MB with all that is around
 MARGIN_SECONDS = 3600  # after max_hours, at which the keeper saves and ends: then Kubernetes ends the pods
@@ -33,10 +34,12 @@ API = "trainer.kubeflow.org/v1alpha1"
 SCRIPT = """\
 set -e
 mkdir -p "/workspace/{name}" && cd "/workspace/{name}"
-cp -f /job/* .
-sh checkout.sh {commit}
+cp -f /job/launch.json /job/*.yaml .
+rm -rf source
+mkdir source
+tar -xzf /job/source.tar.gz --no-same-owner -C source
 touch log.txt
-tail -n 0 -F log.txt &
+tail --pid=$$ -s 0.2 -n 0 -F log.txt &
 exec python -m yoloyard.jobs.node "$PWD" >> log.txt 2>&1
 """
 
@@ -69,16 +72,13 @@ def _write(prepared: Prepared, folder: Path) -> None:
     launch = prepared.launch
     files = folder / "job"
     files.mkdir()
-    contents = {"source.shallow": prepared.source.snapshot(files / BUNDLE), PATCH: prepared.source.patch}
-    contents |= {"data.yaml": (launch.data_yaml or "").encode(), "checkout.sh": CHECKOUT.encode()}
-    for file, content in contents.items():
-        if content:
-            (files / file).write_bytes(content)
+    prepared.source.archive(files / SOURCE)
+    (files / YAML).write_text(launch.data_yaml or "", encoding="utf-8")
     write_launch(files / FILE, launch)
     names = sorted(path.name for path in files.iterdir())
     if (size := sum((files / each).stat().st_size for each in names)) > CONFIG_MAP_BYTES:
         raise UserError(
-            f"the repository has {size_text(size)} without its history, more than a ConfigMap takes "
+            f"the checkout has {size_text(size)} compressed, more than a ConfigMap takes "
             f"({size_text(CONFIG_MAP_BYTES)}): `launch --on kubernetes` starts the job by SkyPilot"
         )
     job, secret, storage = (
@@ -112,7 +112,7 @@ def _fill(job: dict[str, Any], launch: Launch) -> None:
             rule["onExitCodes"]["values"] = FINAL_CODES
     digest, tag = str(launch.image_digest), f"{launch.image or CPU}-runtime"
     container["image"] = f"{repository()}@{digest}" if digest.startswith("sha256:") else f"{repository()}:{tag}"
-    container["args"][-1] = SCRIPT.format(name=launch.name, commit=launch.commit)
+    container["args"][-1] = SCRIPT.format(name=launch.name)
     del container["env"]
     if launch.gpus:
         container["resources"]["limits"]["nvidia.com/gpu"] = launch.gpus

@@ -19,19 +19,20 @@ from yoloyard.common.files import write_whole
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import TrainConfig, settings_of
 from yoloyard.jobs.data_set import DataSet, find_data
-from yoloyard.jobs.job_file import Job
+from yoloyard.jobs.job_file import Job, Resources
 from yoloyard.jobs.launched import Launch, read_launch, write_launch
 from yoloyard.jobs.source import Source, find_source
 from yoloyard.machines.containers.host import Host
 from yoloyard.machines.image.build import image_names
 from yoloyard.machines.image.versions import TABLE, Tag, find_tag
+from yoloyard.planning.prices import all_offers, is_usable
 from yoloyard.storage.address import is_address
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock.json"  # after the job file's name without .yaml: the last launch, made to be committed
 # What of a launch is no reason for another result.
-INCIDENTAL = ("run", "time", "host", "price_source", "data_yaml")
+INCIDENTAL = ("run", "time", "host", "price", "price_source", "data_yaml", "data_source")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def prepare(
     `run` is the last one, or the job's name: a place that finds that run finished takes `next_run`. Raises UsageError
     or UserError.
     """
-    place = on or job.on
+    place = on or job.on or job.resources.cloud
     if place is None:
         raise UsageError(f"{job.path} doesn't say where it runs: --on ssh://user@host, --on aws ..., or `on:` in it")
     last = read_lock(job.path)
@@ -66,7 +67,8 @@ def prepare(
     base = job.path.absolute().parent
     data = find_data(Path(settings["data"]), job.data, base, settings.get("backup_endpoint"))
     folder = os.path.realpath(data.folder) if data.folder else ""
-    source = find_source(base, lock_of(job.path), {os.path.join(folder, name) for name in data.files}, clean)
+    locks = [lock_of(path) for path in base.glob("*.y*ml")]
+    source = find_source(base, locks, {os.path.join(folder, name) for name in data.files}, clean)
     settings |= {"data": data.setting} | _paths_there(settings, source)
     resources, limits = job.resources, job.limits
     gpus = 0 if resources.gpu == "none" else resources.count
@@ -74,6 +76,10 @@ def prepare(
         settings["processes"] = gpus
     if resources.spot and not job.backup:
         raise UsageError(f"{job.path}: spot hosts are taken away at any time, and all work with them: add `backup:`")
+    known = price_of(place, resources) if price is None else (price, "--price")
+    if limits.max_cost and known[0] is None:
+        what = "max_cost needs the price of a host, which no table knows"
+        raise UsageError(f"{job.path}: {what}: --price DOLLARS-AN-HOUR")
     # What a place has chosen before for such a host, it takes again.
     chosen = last.image if last and (last.on, last.gpu) == (place, resources.gpu) else ""
     tag = find_tag(job.image or chosen) if job.image or chosen else None
@@ -94,15 +100,39 @@ def prepare(
         nodes=resources.nodes,
         gpus=gpus,
         gpu=resources.gpu,
-        price=price,
-        price_source="--price" if price is not None else None,
+        price=known[0],
+        price_source=known[1],
         max_hours=limits.max_hours,
         max_cost=limits.max_cost,
         idle_minutes=limits.idle_minutes,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         host=platform.node(),
     )
-    return Prepared(launch, job, source, data, release, tuple(differences(last, launch)) if last else ())
+    lines: list[str] = []
+    if last is not None:  # a commit of the lock alone is none of other files
+        commit = launch.commit if source.is_as(last.commit) else last.commit
+        lines = differences(dataclasses.replace(last, commit=commit), launch)
+    return Prepared(launch, job, source, data, release, tuple(lines))
+
+
+def price_of(place: str, resources: Resources) -> tuple[float | None, str | None]:
+    """Dollars an hour of the cheapest such host in these clouds, and where that is from; None where it is unknown."""
+    wanted = resources.gpu, resources.count, resources.spot
+    if place.startswith("ssh://"):
+        return None, None
+    offers = [
+        each
+        for each in all_offers(None)[0]
+        if each.provider in place.split(",")
+        and (each.gpu, each.count, each.spot) == wanted
+        and resources.region in (None, each.region)
+        and is_usable(each)
+    ]
+    if not offers:
+        return None, None
+    best = min(offers, key=lambda each: each.price or 0)
+    doubts = "".join(f"; {doubt}" for doubt in best.doubts)
+    return best.price, f"{best.provider} {best.instance} in {best.region}, {best.dated}{doubts}"
 
 
 def next_run(launch: Launch, run: str) -> str:
@@ -152,7 +182,7 @@ def keep(launch: Launch, job_file: Path) -> None:
 
 def differences(last: Launch, now: Launch) -> list[str]:
     """What a launch has otherwise than the last one, a line each: `image: torch2.8-cu128 -> torch2.9-cu130`."""
-    before, after = ({**each, **_flat(each.pop("train"))} for each in map(dataclasses.asdict, (last, now)))
+    before, after = map(_flat, (last, now))
     lines = []
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name), after.get(name)
@@ -204,8 +234,9 @@ def _own_version() -> str:
     return f"{versions()['yoloyard']}-{source_sha256()[:12]}"
 
 
-def _flat(train: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"train.{name}": value for name, value in train.items()}
+def _flat(launch: Launch) -> dict[str, Any]:
+    values = dataclasses.asdict(launch)
+    return values | {f"train.{name}": value for name, value in values.pop("train").items()}
 
 
 def _short(value: Any) -> str:

@@ -7,10 +7,9 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shlex
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -29,6 +28,7 @@ from yoloyard.machines.image.versions import TABLE, Tag
 
 log = logging.getLogger(__name__)
 
+LOCKS = ("requirements-torch.txt", "requirements.txt")
 MARK = "job-of-yoloyard"  # an empty file in the folders of jobs
 CPU_BYTES, CUDA_BYTES = 1.5e9, 9e9  # of an environment; with CUDA it is mostly torch and its libraries
 SPARE_BYTES = 0.5e9  # for checkpoints and records, at the least
@@ -55,6 +55,10 @@ rm -rf "$1" && {
 sys.exit(has != asked and f"the wheel of torch has CUDA {has or None}, the tag has {asked or None}")' "$5" &&
     rm -r "$1/tmp" && : > "$1/whole"
 } > "$1.log" 2>&1 9>&- || { tail -n 1 "$1.log" >&2; exit 1; }
+"""
+# Kilobytes that are free where $1 lies.
+FREE = r"""[ -d "$1" ] || set -- "$HOME"
+df -Pk "$1" | sed -n 's/.* \([0-9][0-9]*\)  *[0-9]*% .*/\1/p' | tail -n 1
 """
 # In a job's folder: data.new lists what data/ is to hold, data.files what was ever sent there.
 LIST_DATA = r"""cd "$1" && mkdir -p data && touch data.files && export LC_ALL=C &&
@@ -85,7 +89,7 @@ class Environment:
                 f"{head}exec {shlex.join([*self.python, *keeper])}\n",
                 f'{head}{inside} {path} && exec "${{SHELL:-sh}}"\n',
             )
-        name = f"yoloyard-{re.sub(r'[^a-zA-Z0-9_.-]', '-', job.name)}"
+        name = f"yoloyard-{job.name}"
         # What a guard that was killed has left behind saves first.
         clear = f"{self.engine} stop --time {SAVING_SECONDS} {name}; {self.engine} rm --force {name}"
         run = [*self.python[:2], f"--name={name}", "--env=YOLOYARD_ATTEMPT", *self.python[2:], *keeper]
@@ -95,11 +99,15 @@ class Environment:
 
 def set_up(job: JobFolder, launch: Launch, tag: Tag, graphics: Graphics) -> Environment:
     """Bring package and environment there, and let doctor look at the host. Raises UserError."""
+    facts = job.facts()
+    if facts.get("kills"):
+        remedy = "set KillUserProcesses=no in /etc/systemd/logind.conf and restart systemd-logind"
+        raise UserError(f"{job.host} ends all that you run when you log out: {remedy}")
     package = send_package(job, launch.yoloyard)
-    environment = find_environment(job, launch, tag, graphics, package)
+    environment = find_environment(job, facts, launch, tag, graphics, package)
     log.info(f"{job.host} runs it in {environment.text}")
     if environment.venv:
-        make_venv(job, environment.venv, tag, package)
+        make_venv(job, environment.venv, facts.get("python"), tag, package)
     examine(job, environment, graphics.driver is not None)
     return environment
 
@@ -119,28 +127,33 @@ def send_package(job: JobFolder, version: str) -> PurePosixPath:
 
 
 def find_environment(
-    job: JobFolder, launch: Launch, tag: Tag, graphics: Graphics, package: PurePosixPath
+    job: JobFolder,
+    facts: Mapping[str, Sequence[str]],
+    launch: Launch,
+    tag: Tag,
+    graphics: Graphics,
+    package: PurePosixPath,
 ) -> Environment:
-    """The image of `tag` where an engine there has it or gets it, else a venv of the same locks.
+    """The image of `tag` where an engine there has it or gets it, else a venv of the same locks, there or not.
 
-    The venv need not be there yet (`make_venv`).
+    `facts`: of the host, by `JobFolder.facts`.
     """
-    engine, user = job.facts.get("engine"), job.facts["user"]
+    (engine, *_), (user, *_), home, root = facts.get("engine", [""]), facts["user"], job.home, job.root
     if engine and (reference := _image(job.host, engine, tag, launch)):
         try:
             given = {} if graphics.driver is None else gpu_service(job.host, engine, None)
-            gpus = [f"--device={name}" for name in given.get("devices", [])] or ["--gpus=all"] * bool(given)
         except UserError as error:
             log.warning(f"{error}. So the job gets a venv")
         else:
-            home, root = job.facts["home"], job.root
-            keys = [f"--volume={home}/{name}:{home}/{name}:ro" for name in job.facts.get("credentials", "").split()]
+            gpus = [f"--device={name}" for name in given.get("devices", [])] or ["--gpus=all"] * bool(given)
             keep = ["--userns=keep-id"] if engine == "podman" and not user.startswith("0:") else []
-            python = [engine, "run", "--rm", "--init", f"--user={user}", *keep, *gpus, *keys, "--shm-size=8gb"]
-            python += [f"--volume={root}:{root}", f"--workdir={job.path}", f"--env=HOME={home}"]
-            python += [f"--env=XDG_CACHE_HOME={root}/cache", f"--env=PYTHONPATH={package}", "--entrypoint=python3"]
-            return Environment([*python, reference], engine, None, f"the image {reference} by {engine}")
-    venv = job.root / "venvs" / venv_name(tag)
+            keys = [f"--volume={home}/{name}:{home}/{name}:ro" for name in facts.get("credentials", [])]
+            python = [engine, "run", "--rm", f"--user={user}", *keep, *gpus, "--shm-size=8gb", "--network=host", *keys]
+            python += ["--no-healthcheck", "--security-opt=label=disable", f"--volume={root}:{root}"]
+            python += [f"--workdir={job.path}", f"--env=HOME={home}", f"--env=XDG_CACHE_HOME={root}/cache"]
+            python += [f"--env=PYTHONPATH={package}", "--entrypoint=tini", reference, "--", "python3"]
+            return Environment(python, engine, None, f"the image {reference}")
+    venv = root / "venvs" / venv_name(tag)
     variables = ["env", f"PYTHONPATH={package}", f"{venv}/bin/python"]
     return Environment(variables, None, venv, f"a venv of the tag {tag.name}")
 
@@ -148,7 +161,7 @@ def find_environment(
 def venv_name(tag: Tag) -> str:
     """What a venv of a tag is called, below ~/.yoloyard/venvs: with a digest of what it is made of."""
     digest = hashlib.sha256("\n".join([tag.torch, tag.cuda, tag.index]).encode())
-    for name in ("requirements-torch.txt", "requirements.txt"):
+    for name in LOCKS:
         digest.update((TABLE.parent / name).read_bytes())
     return f"{tag.name}-{digest.hexdigest()[:12]}"
 
@@ -170,27 +183,27 @@ def _image(host: Host, engine: str, tag: Tag, launch: Launch) -> str:
     return ""
 
 
-def make_venv(job: JobFolder, venv: PurePosixPath, tag: Tag, package: PurePosixPath) -> None:
+def make_venv(
+    job: JobFolder, venv: PurePosixPath, python: Sequence[str] | None, tag: Tag, package: PurePosixPath
+) -> None:
     """Make the environment there if it isn't whole. Raises UserError with the last line of pip."""
-    if job.run("looking for the environment", '[ ! -e "$1/whole" ] || "$1/bin/python" -c "print()"; :', venv):
+    whole = '[ ! -e "$1/whole" ] || "$1/bin/python" -c "print(1)" 2> /dev/null; :'
+    if job.run("looking for the environment", whole, venv):
         return
-    check_room(job, CUDA_BYTES if tag.cuda else CPU_BYTES)
-    python = job.facts.get("python")
     if not python:
         remedy = "install it (Debian, Ubuntu: sudo apt install python3 python3-venv), or Docker"
         raise UserError(f"{job.host} has no Python 3.11 to 3.13 with its module venv: {remedy}")
-    log.info(f"making {venv} with {python}; that takes minutes, and goes on there if the connection breaks")
+    check_room(job, CUDA_BYTES if tag.cuda else CPU_BYTES)
+    log.info(f"making {venv} with {python[0]}: it takes minutes, and goes on there if the connection breaks")
     locks = package / "yoloyard" / "docker"
-    job.run(f"making {venv}", ENVIRONMENT, venv, python, locks, tag.torch, tag.cuda, tag.index)
+    job.run(f"making {venv}", ENVIRONMENT, venv, python[0], locks, tag.torch, tag.cuda, tag.index)
 
 
 def check_room(job: JobFolder, needed: float) -> None:
     """Raises UserError if the disk of ~/.yoloyard there has less free than `needed` bytes and something to spare."""
-    free = 1024 * int(job.facts.get("kilobytes") or 0)
+    free = 1024 * int(job.run("looking at the disk", FREE, job.root))
     if free < needed + SPARE_BYTES:
-        what = (
-            f"{size_text(free)} are free in {job.root} on {job.host}, the job needs {size_text(needed + SPARE_BYTES)}"
-        )
+        what = f"{job.host} has {size_text(free)} free in {job.root}, the job needs {size_text(needed + SPARE_BYTES)}"
         raise UserError(f"{what}: make room there, or make {job.root} a link to a folder on a larger disk")
 
 

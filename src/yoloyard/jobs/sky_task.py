@@ -55,12 +55,26 @@ exec {python} -m yoloyard.jobs.node "$HOME/yoloyard-job"
 RUN_GUARD = """cd {folder}
 touch log.txt
 tail -n +1 -f log.txt &
+[ ! -e spot.sh ] || sh spot.sh &
 sh guard.sh
 code=$?
 sleep 1
-kill $!
+kill $(jobs -p)
 exit $code
 """
+# AWS, Google and Azure say half a minute and more before that they take a spot host back; SkyPilot doesn't listen.
+SPOT = """get() { curl --silent --fail --max-time 2 --noproxy '*' "$@"; }
+at=http://169.254.169.254
+while sleep 5; do
+    token=$(get -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' $at/latest/api/token) &&
+        get -H "X-aws-ec2-metadata-token: $token" $at/latest/meta-data/spot/instance-action && break
+    [ "$(get -H 'Metadata-Flavor: Google' $at/computeMetadata/v1/instance/preempted)" = TRUE ] && break
+    get -H 'Metadata: true' "$at/metadata/scheduledevents?api-version=2020-07-01" | grep '"Preempt"' && break
+done
+echo "the cloud takes this host back: the job saves, and goes on elsewhere"
+kill -TERM "$(cat guard.pid)"
+"""
+WITH_NOTICES = ("aws", "gcp", "azure")
 # SkyPilot takes the host back itself. This is for the case that it can't: it was stopped, or its computer is off.
 RELEASE = """#!/bin/sh
 sudo -n shutdown -h +{minutes} || shutdown -h +{minutes} || echo "this host can't switch itself off: SkyPilot has to"
@@ -193,6 +207,8 @@ def scripts(prepared: Prepared) -> dict[str, str]:
         "set-up.sh": set_up,
         "run.sh": RUN.format(python=python),
     }
+    if prepared.job.resources.spot and set(clouds_of(launch)) & {*WITH_NOTICES}:
+        found["spot.sh"] = SPOT
     release = f"#!/bin/sh\n{prepared.release}\n" if prepared.release else RELEASE.format(minutes=RELEASE_MINUTES)
     return found if "kubernetes" in clouds_of(launch) and not prepared.release else found | {"release.sh": release}
 

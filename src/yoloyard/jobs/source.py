@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import subprocess
+import tarfile
 import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ BUNDLE, PATCH = "source.bundle", "source.patch"  # their names in a job's folder
 LARGE_PATCH = 100 * 10**6  # bytes of files that git doesn't know; more is a data set or a mistake
 SHOWN_NAMES = 10
 SECRET_FILES = (".env", ".netrc")  # how names of files begin that hold passwords by custom
-# In a job's folder: source/ becomes the commit with the patch. What somebody has changed there by hand is kept (git stash
-# list), files that git doesn't know stay. $1 is the commit; source.shallow (the boundary of a shallow clone),
+# In a job's folder: source/ becomes the commit with the patch. What somebody has changed there by hand is kept (`git
+# stash list`), files that git doesn't know stay. $1 is the commit; source.shallow (the boundary of a shallow clone),
 # source.bundle and source.patch may be missing.
 CHECKOUT = f"""set -e
 [ -d source/.git ] || git init -q source
@@ -50,6 +51,7 @@ class Source:
     patch: bytes | None  # for `git apply`
     changed: tuple[str, ...]  # what the patch changes, relative to `top`
     shallow: bytes | None  # .git/shallow of a shallow clone, which the host's repository must have, too
+    left_out: tuple[str, ...] = ()  # locks of jobs, which are no part of the patch
 
     @property
     def patch_digest(self) -> str | None:
@@ -64,6 +66,11 @@ class Source:
         known = git(self.top, "ls-files", "-z", "--", f":(literal){name}") if name != "." else b"."
         return bool(known) or any(each == name or each.startswith(f"{name}/") for each in self.changed)
 
+    def is_as(self, commit: str) -> bool:
+        """Has this commit the files of another one, apart from what is left out? False where that isn't known here."""
+        compared = _run(self.top, "diff", "--quiet", commit, self.commit, "--", ":/", *_without(self.left_out))
+        return compared.returncode == 0
+
     def bundle(self, to: Path, old: str | None = None) -> None:
         """Write the commit and its history to the file `to`, without what a host with the commit `old` has already.
 
@@ -72,19 +79,24 @@ class Source:
         known = old and _run(self.top, "cat-file", "-e", f"{old}^{{commit}}").returncode == 0
         git(self.top, "bundle", "create", "--quiet", str(to), "HEAD", *([f"^{old}"] if known else []))
 
-    def snapshot(self, to: Path) -> bytes:
-        """Write the commit without its history to the file `to`; returns what is `shallow` then. Raises UserError."""
+    def archive(self, to: Path) -> None:
+        """Write the files of the commit with the patch, without the history, to `to` (.tar.gz). Raises UserError."""
         with tempfile.TemporaryDirectory(prefix="yoloyard-") as scratch:
-            clone = Path(scratch, "clone")
-            git(self.top, "clone", "--quiet", "--bare", "--depth=1", self.top.as_uri(), str(clone))
-            git(clone, "bundle", "create", "--quiet", str(to.absolute()), "HEAD")
-            return (clone / "shallow").read_bytes() if (clone / "shallow").exists() else b""
+            files, patch = Path(scratch, "files"), Path(scratch, PATCH)
+            git(self.top, "clone", "--quiet", "--depth=1", self.top.as_uri(), str(files))
+            if self.patch:
+                patch.write_bytes(self.patch)
+                git(files, "apply", "--whitespace=nowarn", str(patch))
+            with tarfile.open(to, "w:gz") as archive:
+                for path in sorted(files.iterdir()):
+                    if path.name != ".git":
+                        archive.add(path, path.name)
 
 
-def find_source(folder: Path, lock: Path, data: Collection[str] = (), clean: bool = False) -> Source:
+def find_source(folder: Path, locks: Collection[Path] = (), data: Collection[str] = (), clean: bool = False) -> Source:
     """The commit of the repository around `folder`, and the changes that are not committed.
 
-    The file `lock` is no part of the changes, nor are new files among `data` (real paths), results of runs, files
+    The files `locks` are no part of the changes, nor are new files among `data` (real paths), results of runs, files
     that hold passwords by custom, and what git ignores. Submodules and the content of Git LFS don't go along: a line
     says so. Raises UsageError where there is no commit, or with `clean` if there are changes.
     """
@@ -100,17 +112,17 @@ def find_source(folder: Path, lock: Path, data: Collection[str] = (), clean: boo
     if done.returncode:
         raise UsageError(f"the repository {top} has no commit yet: git add . && git commit -m 'First commit'")
     _say_what_stays(top)
-    hidden = _inside(lock, top)
+    left_out = tuple(name for lock in locks if (name := _inside(lock, top)))
     # A copy of the index takes new files in, so that the user's own index stays as it is.
     with tempfile.TemporaryDirectory(prefix="yoloyard-") as scratch:
         index, own = Path(scratch, "index"), Path(top, os.fsdecode(git(top, "rev-parse", "--git-path", "index")[:-1]))
         if own.exists():
             shutil.copy2(own, index)  # with its time, by which git tells files that changed as it was written
-        new = _new_files(top, {str(top / name) for name in (hidden,) if name} | set(data))
+        new = _new_files(top, {os.path.join(top, name) for name in left_out} | set(data))
         add = ["add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul"]
         git(top, "--literal-pathspecs", *add, index=index, text="\0".join(new))
         compare = ["diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--ignore-submodules=all"]
-        limited = ["HEAD", "--", ":/", *([f":(top,exclude,literal){hidden}"] if hidden else [])]
+        limited = ["HEAD", "--", ":/", *_without(left_out)]
         names = git(top, *compare, "--name-only", "-z", *limited, index=index)
         binary = ["--binary", "--src-prefix=a/", "--dst-prefix=b/"]
         patch = git(top, *compare, *binary, *limited, index=index) if names else b""
@@ -122,7 +134,7 @@ def find_source(folder: Path, lock: Path, data: Collection[str] = (), clean: boo
         log.info(f"not committed, goes along as a patch: {shown}")
     shallow = Path(top, os.fsdecode(git(top, "rev-parse", "--git-path", "shallow")[:-1]))
     content = shallow.read_bytes() if shallow.exists() else None
-    return Source(top, done.stdout.decode().strip(), patch or None, changed, content)
+    return Source(top, done.stdout.decode().strip(), patch or None, changed, content, left_out)
 
 
 def git(folder: Path, *argv: str, index: Path | None = None, text: str = "") -> bytes:
@@ -144,6 +156,10 @@ def _run(folder: Path, *argv: str, index: Path | None = None, text: str = "") ->
         raise UserError("git is not installed here (package git): a job starts from a commit") from error
 
 
+def _without(names: Collection[str]) -> list[str]:
+    return [f":(top,exclude,literal){name}" for name in names]
+
+
 def _new_files(top: Path, elsewhere: Collection[str]) -> list[str]:
     """The files that git neither tracks nor ignores and that go along. Raises UsageError if they are too large."""
     listed = git(top, "ls-files", "-z", "--others", "--exclude-standard")
@@ -160,8 +176,8 @@ def _new_files(top: Path, elsewhere: Collection[str]) -> list[str]:
     if sum(sizes.values()) > LARGE_PATCH:
         largest = ", ".join(sorted(sizes, key=lambda name: -sizes[name])[:3])
         raise UsageError(
-            f"{len(new):,} files in {top} are neither committed nor ignored, {size_text(sum(sizes.values()))} in all "
-            f"(the largest: {largest}): commit them, name them in .gitignore, or let `data:` hold them"
+            f"{size_text(sum(sizes.values()))} in {top} are neither committed nor ignored (the largest of {len(new):,} "
+            f"files: {largest}): commit them, name them in .gitignore, or let `data:` hold them"
         )
     return new
 

@@ -26,7 +26,7 @@ from yoloyard.planning.hours import Correction, Images, estimate, is_cpu, rest_s
 
 FILE = "calibrations.json"
 TORCH_BYTES = 530e6  # of a process that trains on a CPU, torch itself (docs/performance.md)
-WAITS = 0.05  # share of waiting from which a GPU's loader decides the throughput
+WAITS = 0.05  # share of waiting from which loader processes decide the throughput
 FIGURES = ("speed/images_per_second", "speed/waiting_fraction", "speed/seconds", "memory/gigabytes", "threads")
 
 
@@ -78,11 +78,10 @@ def calibrate(folder: Path) -> Calibration:
     waiting = statistics.median(record["speed/waiting_fraction"] for record in records)
     step = min(config.batch, images.train) / throughput
     together = planned.device + planned.exchange
-    loader = 1.0
-    if is_cpu(device) or config.workers == 0:
-        loader = waiting * step / planned.loader
-    elif waiting > WAITS:
-        loader = step / planned.loader
+    is_beside = not is_cpu(device) and config.workers > 0  # a step then waits only for what loading takes longer
+    loader = step / planned.loader if is_beside else waiting * step / planned.loader
+    if waiting <= (WAITS if is_beside else 0):
+        loader = 1.0
     peak = max(record["memory/gigabytes"] for record in records) * 2**30
     plan = estimate(cost, config, images, *host)
     rows = {
@@ -91,10 +90,8 @@ def calibrate(folder: Path) -> Calibration:
         "loader in a step, s": (planned.loader, loader * planned.loader),
         "memory, GB": ((cost.peak_bytes + TORCH_BYTES * is_cpu(device)) / 1e9, peak / 1e9),
     }
-    rest = 1.0
-    is_whole = run.state == "finished" and len(run.records) == config.epochs
-    if is_whole:
-        beside = run.seconds - sum(record["speed/seconds"] for record in run.records)
+    rest, beside = 1.0, run.seconds - sum(record["speed/seconds"] for record in run.records)
+    if run.state == "finished" and len(run.records) == config.epochs and beside > 0:
         rest = beside / rest_seconds(planned, config, Correction())
         rows["validation and rest, s"] = (rest_seconds(planned, config, Correction()), beside)
         rows["run, hours"] = (plan.hours, run.seconds / 3600)

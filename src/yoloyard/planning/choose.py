@@ -9,6 +9,8 @@ from yoloyard.common.log import size_text
 from yoloyard.planning.figures import Estimate, Offer
 from yoloyard.planning.prices import is_usable
 
+# Where SkyPilot starts no job of several hosts: CloudImplementationFeatures.MULTI_NODE in sky/clouds.
+ONE_HOST = {"hyperbolic", "primeintellect", "runpod", "seeweb", "shadeform", "vast", "verda", "vsphere", "yotta"}
 OWN_HOURS = 12.0  # without a deadline, an own host that is done overnight is enough
 MUCH_FASTER, LITTLE_DEARER = 0.5, 1.5  # an offer that is named beside the cheapest one
 
@@ -30,11 +32,11 @@ class Demands:
 
     def allow(self, offer: Offer) -> bool:
         """Whether the host is one that was asked for; neither cost nor deadline is looked at."""
-        asked = (self.gpu, self.count, self.spot)
-        names = ((self.region, offer.region), (self.cloud, offer.provider))
-        return all(
-            wanted in (None, given) for wanted, given in zip(asked, (offer.gpu, offer.count, offer.spot), strict=True)
-        ) and all(wanted is None or wanted.lower() == given.lower() for wanted, given in names)
+        pairs: list[tuple[object, object]] = [(self.gpu, offer.gpu), (self.count, offer.count), (self.spot, offer.spot)]
+        for wanted, given in ((self.region, offer.region), (self.cloud, offer.provider)):
+            pairs.append((wanted and wanted.lower(), given.lower()))
+        can_be_several = self.nodes == 1 or offer.provider.lower() not in ONE_HOST
+        return can_be_several and all(wanted in (None, given) for wanted, given in pairs)
 
     @property
     def limits(self) -> str:
@@ -98,6 +100,8 @@ def recommend(
         of = "" if demands.deadline is None else f" of {demands.deadline:.1f} h"
         beside = f" (the cheapest rented host is {good[0]})" if good else ""
         return Recommendation("own", f"Your own machine is enough: it takes {hours_text(own)} h{of}{beside}.")
+    if not gpus:
+        return Recommendation("price", "No prices are known of hosts without a GPU, which the job asks for.")
     mine = f" Your own machine would take {hours_text(own)} h." if own < math.inf else ""
     if good:
         return _rent(good, demands, mine)
@@ -114,6 +118,8 @@ def _rent(good: Sequence[Choice], demands: Demands, mine: str) -> Recommendation
     reason = f"Take {best}, the cheapest of {len(good)} offers{limits}."
     if best.offer.doubts:
         reason += f" Check its price first: {', '.join(best.offer.doubts)}."
+    if best.offer.spot:
+        reason += " What preemptions cost is left out."
     faster = [
         each
         for each in good

@@ -202,7 +202,8 @@ def _largest(trace: StepTrace, gpu: Gpu, precision: Precision) -> int:
     if is_cpu(gpu):
         return trace.largest(gpu.memory / 2)
     known = correction(gpu, precision)
-    return trace.largest(gpu.memory / known.memory if known else (gpu.memory - CONTEXT_BYTES) / FRAGMENTATION)
+    usable = (gpu.memory - CONTEXT_BYTES) / FRAGMENTATION  # a run notes neither, so its correction leaves them
+    return trace.largest(usable / known.memory if known else usable)
 
 
 def _precision(config: TrainConfig, gpu: Gpu) -> Precision:

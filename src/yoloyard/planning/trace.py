@@ -9,7 +9,7 @@ traces of two numbers give the peak of any other. `--compile` and the strategies
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +30,7 @@ from yoloyard.cpu.silu import join_batch_norm_and_silu
 from yoloyard.losses import Criterion, build_criterion
 from yoloyard.losses.task_aligned import TaskAlignedLoss
 from yoloyard.models.detector import Detector
-from yoloyard.planning.counter import Counter, size_of, tensors_in
+from yoloyard.planning.counter import Counter, size_of
 from yoloyard.planning.figures import Precision, StepCost
 from yoloyard.training.engine.checkpointing import checkpoint_activations
 from yoloyard.training.engine.engine import Engine
@@ -41,10 +41,7 @@ from yoloyard.training.setup.starting_point import build_detector, freeze, set_t
 from yoloyard.training.strategies.alone import Strategy
 
 BOXES = 64  # that an image is padded to, where no data says it
-PRECISIONS: dict[Precision, torch.dtype] = {
-    "float32": torch.float32,
-    "amp": torch.bfloat16,
-}  # float16 has as many bytes
+PRECISIONS: dict[Precision, torch.dtype] = {"float32": torch.float32, "amp": torch.bfloat16}
 TRACED_IMAGES = (2, 4)  # any other number follows from these
 
 
@@ -155,7 +152,6 @@ class _Traced:
         self.recomputed = self.compared = False  # compared: the loss of the labels is there, that of others comes next
         with _explained(), self.mode, self.counter:
             self.model = _like(detector)
-            self.weights_bytes = self.counter.now
             set_training_mode(self.model)
             # An accelerator has room for all pairs of a box and a point.
             self.criterion, gains = build_criterion(self.model.head, config, None if on_cpu else 10**15)
@@ -163,10 +159,9 @@ class _Traced:
                 join_batch_norm_and_silu(self.model)
             if callable(detector.head.criterion) or (on_cpu and type(self.criterion) is TaskAlignedLoss):
                 self.criterion = self._on_numbers(config)
-            before, strategy, float32 = self.counter.now, _Alone(self.model), device.Precision("cpu", torch.float32)
+            strategy, float32 = _Alone(self.model), device.Precision("cpu", torch.float32)
             rest = config, 10**6, strategy, self._around_step
             self.engine = Engine(self.model, self._losses, gains, float32, *rest)
-            self.average_bytes = self.counter.now - before
             self.engine.last_update -= waits
             self.engine.step(self._batch(TRACED_IMAGES[0]))  # from here on the optimizer has its state
             self._give_gradients(True)
@@ -174,8 +169,6 @@ class _Traced:
             self.counter.begin()
             self.engine.update()
             self.update = self.counter.work, self.counter.alive
-        state = [list(values.values()) for values in self.engine.optimizer.state.values()]
-        self.optimizer_bytes = sum(map(size_of, tensors_in(state)))
 
     def recompute(self) -> None:
         """From now on steps compute activations again."""
@@ -203,10 +196,10 @@ class _Traced:
             flops=flops,
             bytes_moved=bytes_moved,
             operators=operators,
-            weights_bytes=self.weights_bytes,
-            gradients_bytes=sum(map(size_of, engine.parameters)),
-            optimizer_bytes=self.optimizer_bytes,
-            average_bytes=self.average_bytes,
+            weights_bytes=_bytes(self.model.state_dict().values()),
+            gradients_bytes=_bytes(engine.parameters),
+            optimizer_bytes=_bytes(value for each in engine.optimizer.state.values() for value in each.values()),
+            average_bytes=_bytes(engine.average.values.values()),
             activations_bytes=self.saved_bytes,
             held_bytes=counter.start,
             peak_bytes=max(alive),
@@ -290,6 +283,10 @@ class _Alone(Strategy):
 
     def copy(self) -> Detector:
         return _like(self.model)
+
+
+def _bytes(values: Iterable[Any]) -> int:
+    return sum(size_of(value) for value in values if isinstance(value, Tensor))
 
 
 def _like(detector: Detector) -> Detector:

@@ -43,8 +43,18 @@ class Host:
 
     def ssh(self) -> list[str]:
         """The ssh client with what this host needs, but without its name."""
+        alive = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4"]
         shared = ["-o", f"ControlPath={self.socket}"] if self.socket else []
-        return ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={CONNECT_SECONDS}", *shared, *self.port_option()]
+        return [
+            "ssh",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            f"ConnectTimeout={CONNECT_SECONDS}",
+            *alive,
+            *shared,
+            *self.port_option(),
+        ]
 
     def port_option(self) -> list[str]:
         """`-p PORT` of ssh where the address names a port."""
@@ -63,7 +73,8 @@ class Host:
         except (FileNotFoundError, PermissionError) as error:
             return subprocess.CompletedProcess(call, 127, "", f"{argv[0]}: {error.strerror}")
         if self.is_remote and done.returncode == 255:
-            raise UserError(f"the connection to {self} broke: {last_line(done.stderr)}")
+            said = last_line(done.stderr) or "ssh gives no reason"
+            raise UserError(f"the connection to {self} broke ({said}): run the same command again, it goes on")
         return done
 
     def ask(self, argv: Sequence[str], text: str = "") -> str:
@@ -84,7 +95,7 @@ class Host:
     def tunnel(self, forwards: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start an ssh client that does nothing but forward ports (`-L 8888:127.0.0.1:8888` ...), until it is ended."""
         own = replace(self, socket=None)  # over a shared connection the client would end at once
-        options = ["-o", "ControlPath=none", "-o", "ExitOnForwardFailure=yes", "-o", "ServerAliveInterval=30", "-N"]
+        options = ["-o", "ControlPath=none", "-o", "ExitOnForwardFailure=yes", "-N"]
         return subprocess.Popen([*own.ssh(), *options, *forwards, "--", self.login])
 
 
