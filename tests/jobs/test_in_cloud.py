@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, TextIO
 
 import pytest
 from cloud_jobs import LAUNCH, prepared
@@ -227,3 +228,35 @@ def test_a_launch_goes_on_with_a_run_that_is_not_finished(
 ) -> None:
     write_state(backup, state)
     assert launch_with(FakeSkyPilot([]), new).run == run
+
+
+# What `sky check lambda` prints without credentials.
+CHECKED = """\x1b[1mChecking credentials to enable infra for SkyPilot.\x1b[0m
+  Lambda: disabled
+    Reason [compute]: Failed to access Lambda Cloud with credentials. To configure credentials, go to:
+      https://cloud.lambdalabs.com/api-keys
+    to generate API key and add the line
+      api_key = [YOUR API KEY]
+    to ~/.lambda_cloud/lambda_keys
+
+\N{PARTY POPPER} Enabled infra \N{PARTY POPPER}
+  No infra to check/enabled.
+"""
+
+
+def test_a_missing_credential_is_said_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sky:
+        def stream_and_get(self, request: object, output_stream: TextIO) -> dict[str, dict[str, list[str]]]:
+            output_stream.write(CHECKED)
+            return {"default": {"AWS": ["compute", "storage"]}}
+
+    client = ModuleType("sky.client")
+    client.sdk = SimpleNamespace(check=lambda infra_list, verbose: None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sky", ModuleType("sky"))
+    monkeypatch.setitem(sys.modules, "sky.client", client)
+    skypilot.check_clouds(Sky(), ["aws"])
+    with pytest.raises(UserError) as raised:
+        skypilot.check_clouds(Sky(), ["aws", "lambda"])
+    said = "SkyPilot has no access to lambda: Lambda: disabled Reason [compute]: Failed to access Lambda Cloud"
+    assert str(raised.value).startswith(said)
+    assert str(raised.value).endswith("api_key = [YOUR API KEY] to ~/.lambda_cloud/lambda_keys")
