@@ -71,6 +71,12 @@ GROUPS = {
         (*TRAINER, "tests/*.py", "examples/quickstart.ipynb", "Makefile"),
     ),
     "hosts": Group(("tests/hosts",), (*TRAINER, "tests/*.py")),  # skipped where there are no network namespaces
+    "cloud": Group(  # skipped where there are no namespaces, or SkyPilot can't be installed
+        ("tests/cloud",),
+        ("src/yoloyard/jobs/**/*", "src/yoloyard/storage/*.py", "src/yoloyard/cli/*.py",
+         "src/yoloyard/training/interrupt.py", "src/yoloyard/training/listeners/backup.py",
+         "tests/*cloud*.py", "tests/host_*.py", "tests/tiny_network.py"),
+    ),
     "browser": Group(  # skipped where there is no Chromium
         ("tests/browser",),
         ("src/yoloyard/commands/*.py", "src/yoloyard/common/run_folder.py", "src/yoloyard/evaluation/report/**/*",
