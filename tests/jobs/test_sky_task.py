@@ -153,7 +153,7 @@ def test_the_folder_sets_a_host_up(tmp_path: Path) -> None:
     subprocess.run([*git, "add", "."], check=True)
     subprocess.run([*git, "commit", "--quiet", "-m", "first"], check=True)
     (repository / "model.py").write_text("x = 2\n")
-    source = find_source(repository, repository / "job.lock.json")
+    source = find_source(repository, [repository / "job.lock.json"])
     job = prepared(Resources(gpu="none"), source, commit=source.commit)
     stage(job, home / "yoloyard-job")
     environment = home / ".yoloyard/venvs" / venv_name(find_tag("cpu"))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from yoloyard.training.setup.starting_point import set_training_mode
 
 TESTS = Path(__file__).parents[1]
 TINY = f"{TESTS / 'tiny_network.py'}:Tiny"
-MODELS, SIZES, BATCHES = ("yolo11n", "yolo11s", "yolov5n", "yolov5s"), (320, 416), (2, 3)
+MODELS, SIZES, BATCHES = ("yolo11n", "yolo11s", "yolov5n", "yolov5s"), (192, 320), (2, 4)
 
 
 def settings(model: str, imgsz: int = 64, images: int = 2, optimizer: str = "SGD", **others: Any) -> TrainConfig:
@@ -86,11 +87,10 @@ def test_traced_peaks_are_those_of_true_steps(model: str, imgsz: int, images: in
 @pytest.mark.parametrize("on_cpu", [True, False], ids=["cpu", "accelerator"])
 @pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("precision", ["float32", "amp"])
-@pytest.mark.parametrize("model", ["yolo11n", "yolov5n"])
 def test_traced_peaks_with_mixed_precision_and_recomputed_activations(
-    model: str, precision: Precision, recomputed: bool, on_cpu: bool
+    precision: Precision, recomputed: bool, on_cpu: bool
 ) -> None:
-    check_peak(model, 224, 2, precision, recomputed, on_cpu)
+    check_peak("yolo11n", 224, 2, precision, recomputed, on_cpu)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def tiny() -> dict[tuple[Precision, bool], StepTrace]:
     return {(trace.costs[0].precision, trace.costs[0].recomputed): trace for trace in traces}
 
 
-@pytest.mark.parametrize("images", [1, 7, 40])
+@pytest.mark.parametrize("images", [7, *(pytest.param(images, marks=pytest.mark.slow) for images in (1, 40))])
 def test_two_traces_give_the_cost_of_any_number_of_images(
     images: int, tiny: dict[tuple[Precision, bool], StepTrace]
 ) -> None:
@@ -126,14 +126,14 @@ def test_mixed_precision_and_recomputing_save_memory(tiny: dict[tuple[Precision,
     assert mixed.flops == kept.flops < again.flops
 
 
+@cache
 def cost(**others: Any) -> StepCost:
     return trace_step(settings(TINY, **others), 3, 2, "float32", False)
 
 
 def test_weights_optimizer_and_average_count_as_they_are() -> None:
-    config = settings(TINY)
-    numbers = sum(map(torch.numel, build_model(config, 3).parameters()))
-    trained = sum(each.numel() for each in build_model(config, 3).parameters() if each.requires_grad)
+    parameters = list(build_model(settings(TINY), 3).parameters())
+    numbers, trained = sum(map(torch.numel, parameters)), sum(each.numel() for each in parameters if each.requires_grad)
     found, twice = cost(), cost(optimizer="AdamW")
     assert found.parameters == numbers
     assert found.gradients_bytes == found.optimizer_bytes == 4 * trained
@@ -149,7 +149,7 @@ def test_gradients_that_wait_for_an_update_take_memory() -> None:
     assert found.held_bytes - cost().held_bytes == found.gradients_bytes
 
 
-@pytest.mark.parametrize("model", ["yolov5n", pytest.param("yolo11s", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", [TINY, *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:3])])
 def test_a_step_computes_three_forwards(model: str) -> None:
     """The backward pass asks two more of each convolution: for its weights, and for its input, if that is no image."""
     detector = build_model(settings(model), 80)

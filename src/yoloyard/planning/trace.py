@@ -41,10 +41,7 @@ from yoloyard.training.setup.starting_point import build_detector, freeze, set_t
 from yoloyard.training.strategies.alone import Strategy
 
 BOXES = 64  # that an image is padded to, where no data says it
-PRECISIONS: dict[Precision, torch.dtype] = {
-    "float32": torch.float32,
-    "amp": torch.bfloat16,
-}  # float16 has as many bytes
+PRECISIONS: dict[Precision, torch.dtype] = {"float32": torch.float32, "amp": torch.bfloat16}
 TRACED_IMAGES = (2, 4)  # any other number follows from these
 
 
