@@ -70,6 +70,29 @@ def test_status_is_that_of_the_backup(backup: Path) -> None:
     assert (found["epoch"], found["epochs"], found["best"]["value"]) == (2, 10, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("status", "lost", "why", "state", "reason"),
+    [
+        ("STARTING", 0, None, "starting", "SkyPilot looks for a host (STARTING)"),
+        ("RECOVERING", 2, None, "starting", "SkyPilot looks for a host (RECOVERING, after 2 lost hosts)"),
+        ("FAILED_SETUP", 0, "\x1b[31mno wheel\x1b[0m\nof torch", "failed", "no wheel of torch"),
+        ("FAILED_NO_RESOURCE", 0, None, "failed", "SkyPilot ended it (FAILED_NO_RESOURCE)"),
+        ("CANCELLED", 0, None, "stopped", "SkyPilot ended it (CANCELLED)"),
+        ("RUNNING", 0, None, "running", ""),
+    ],
+)
+def test_status_says_what_skypilot_knows_of_a_job_without_a_host(
+    backup: Path, monkeypatch: pytest.MonkeyPatch, status: str, lost: int, why: str | None, state: str, reason: str
+) -> None:
+    is_over = status not in ("STARTING", "RECOVERING", "RUNNING")
+    record = {"status": status, "recovery_count": lost, "failure_reason": why, "is_over": is_over}
+    monkeypatch.setattr(in_cloud, "_record", lambda launch: record)
+    if not is_over:  # the host that was lost has left it so
+        write_state(backup, "running")
+    found = in_cloud.status(launch_of(backup))
+    assert (found["state"], found["reason"]) == (state, reason)
+
+
 def test_a_host_that_says_nothing_is_lost(backup: Path) -> None:
     write_state(backup, "running", updated="2026-01-02T10:00:00Z")
     found = in_cloud.status(launch_of(backup))
@@ -117,6 +140,15 @@ def test_stop_asks_the_job_wherever_it_runs(backup: Path) -> None:
     write_state(backup, "stopped", reason=json.loads((backup / "job/stop").read_text())["reason"])
     stopping.join()
     assert in_cloud.status(launch_of(backup))["reason"] == "jobs stop"
+
+
+def test_a_job_without_a_host_is_stopped_at_once(backup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(in_cloud, "_record", lambda launch: {"status": "STARTING", "is_over": False})
+    monkeypatch.setattr(in_cloud, "skypilot", lambda: None)
+    monkeypatch.setattr(in_cloud, "cancel", lambda sky, name: ended.append(name))
+    in_cloud.stop(launch_of(backup))
+    assert ended == ["yoloyard-cracks"]
 
 
 def test_a_job_that_does_not_stop_is_said(backup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
