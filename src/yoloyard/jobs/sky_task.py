@@ -55,7 +55,7 @@ exec {python} -m yoloyard.jobs.node "$HOME/yoloyard-job"
 RUN_GUARD = """cd {folder}
 touch log.txt
 tail -n +1 -f log.txt &
-[ ! -e spot.sh ] || sh spot.sh &
+if [ -e spot.sh ]; then sh spot.sh & fi
 sh guard.sh
 code=$?
 sleep 1
