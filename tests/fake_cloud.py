@@ -25,25 +25,25 @@ import yaml
 
 from cloud_environment import FOLDER, INSTALLED, PYTHON
 from host_network import ip
-from yoloyard.jobs.sky_task import locks_digest
-from yoloyard.machines.image.versions import CPU, find_tag
+from yoloyard.jobs.setting_up import venv_name
+from yoloyard.machines.image.versions import tags
 
 REGIONS = ("us-east-1", "us-east-2")
 GATEWAY, PORT = "172.31.255.254", 5000  # of the office, as the machines see it; no default subnet has it
 ENDPOINT = f"http://{GATEWAY}:{PORT}"
 CREDENTIALS = {"aws_access_key_id": "KEYOFTHETESTS0000001", "aws_secret_access_key": "secret-of-the-tests-0000000001"}
 INSTANCES = (  # type, GPU, cores, price on demand and spot in each region
-    ("m6i.large", "", 2, (0.096, 0.036), (0.096, 0.04)),
+    ("m6i.2xlarge", "", 8, (0.384, 0.12), (0.384, 0.13)),
     ("g4dn.xlarge", "T4", 4, (0.526, 0.19), (0.526, 0.2)),
 )
 ENABLED_HOSTS = ("8.8.8.8", "1.1.1.1")  # SkyPilot asks them whether there is a network at all
-VENV = f"{CPU}-{locks_digest(find_tag(CPU))[:12]}"  # what is installed here, machines find installed under this name
+VENVS = " ".join(venv_name(tag) for tag in tags().values())  # what is installed here, machines find under these names
 CLONE_NEWNET = 0x40000000
 
 # Runs in namespaces of its own: its root is this host's with the changes in memory, then there is an SSH server.
 BOOT = r"""
 set -e
-folder=$1 files=$2 packages=$3 name=$4 flags=$5 here=$6 venv=$7
+folder=$1 files=$2 packages=$3 name=$4 flags=$5 here=$6 venvs=$7
 mount -t tmpfs machine "$folder"
 mkdir "$folder/upper" "$folder/work" "$folder/root"
 mount -t overlay machine -o "lowerdir=/,upperdir=$folder/upper,workdir=$folder/work" "$folder/root"
@@ -61,12 +61,12 @@ mount -t tmpfs home home/ubuntu
 sed -i '1i ubuntu:x:0:0::/home/ubuntu:/bin/bash' etc/passwd
 printf '127.0.0.1 localhost %s\n' "$name" > etc/hosts
 rm -f etc/resolv.conf; touch etc/resolv.conf
-mkdir -p home/ubuntu/.ssh home/ubuntu/.local/bin home/ubuntu/skypilot-runtime "home/ubuntu/.yoloyard/venvs/$venv"
+mkdir -p home/ubuntu/.ssh home/ubuntu/.local/bin home/ubuntu/.yoloyard/venvs
 cp run/machine/authorized_keys home/ubuntu/.ssh/
 ln -s "$packages/bin/uv" home/ubuntu/.local/bin/uv
-mount --bind ".$packages" home/ubuntu/skypilot-runtime
-mount --bind ".$here" "home/ubuntu/.yoloyard/venvs/$venv"
-touch "home/ubuntu/.yoloyard/venvs/$venv/whole"
+ln -s "$packages" home/ubuntu/skypilot-runtime
+touch ".$here/whole"
+for venv in $venvs; do ln -s "$here" "home/ubuntu/.yoloyard/venvs/$venv"; done
 cp "$files/sudo" "$files/shutdown" usr/local/bin/
 case $flags in *slow*) touch etc/slow ;; esac
 case $flags in *deaf*) exec sleep infinity ;; esac
@@ -168,7 +168,7 @@ class Machine:
         with open(self.folder / "log.txt", "w") as log:
             self.process = in_namespaces(
                 self.namespace, "sh", "-c", BOOT, "boot", self.folder / "disk", files, FOLDER,
-                f"ip-{self.address.replace('.', '-')}", cloud.flags, os.path.realpath(sys.prefix), VENV,
+                f"ip-{self.address.replace('.', '-')}", cloud.flags, os.path.realpath(sys.prefix), VENVS,
                 stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             )  # fmt: skip
 
@@ -194,6 +194,7 @@ class FakeCloud:
         self.machines: dict[str, Machine] = {}  # by the instance's name
         self.flags = ""
         self._number, self._ends = 0, threading.Event()
+        self._disks: dict[str, list[str]] = {}  # of each instance
         self._processes: list[subprocess.Popen[str]] = []
         self.home.mkdir()
         remove_namespaces_of_the_dead()
@@ -240,13 +241,6 @@ class FakeCloud:
             )
         self._processes.append(process)
         return process
-
-    def run(self, *argv: object, **variables: str) -> str:
-        """What a Python command prints that runs in the office; it must end well."""
-        process = self.start(*argv, **variables)
-        out, _ = process.communicate()
-        assert process.returncode == 0, out
-        return out
 
     def client(self, service: str, region: str = REGIONS[0]) -> Any:
         """A client of boto3, to be used `in_network`."""
@@ -322,7 +316,19 @@ server.serve_forever()
             for region, (demand, spot) in zip(REGIONS, prices, strict=True):
                 for zone in (f"{region[:2]}{region[3]}{region[-1]}-az{number}" for number in (1, 2)):
                     info = "\"{'Gpus': [{'Name': 'T4', 'MemoryInfo': {'SizeInMiB': 16384}}]}\"" if gpu else ""
-                    row = [instance, gpu, 1.0 if gpu else "", cores, 16.0, info, demand, spot, region, zone, "x86_64"]
+                    row = [
+                        instance,
+                        gpu,
+                        1.0 if gpu else "",
+                        cores,
+                        4.0 * cores,
+                        info,
+                        demand,
+                        spot,
+                        region,
+                        zone,
+                        "x86_64",
+                    ]
                     rows.append(",".join(map(str, row)))
         tags = ("skypilot:custom-cpu-ubuntu", "skypilot:custom-gpu-ubuntu-cuda13", "skypilot:custom-gpu-ubuntu")
         tables = {
@@ -343,12 +349,14 @@ server.serve_forever()
             running = {each["InstanceId"]: each for each in self.instances("running")}
             for name in self.machines.keys() - running.keys():
                 self.machines.pop(name).remove()
+                self._remove_disks(name)
             for name, instance in running.items():
                 region = instance["Placement"]["AvailabilityZone"][:-1]
                 if name not in self.machines:
                     self._number += 1
                     keys = self._keys(self.client("ec2", region), name)
                     self.machines[name] = Machine(self, self._number, instance, keys)
+                    self._disks[name] = [each["Ebs"]["VolumeId"] for each in instance["BlockDeviceMappings"]]
                 elif not self.machines[name].is_running():  # it has powered itself off
                     client = self.client("ec2", region)
                     attribute = "instanceInitiatedShutdownBehavior"
@@ -356,10 +364,20 @@ server.serve_forever()
                     ends = answer["InstanceInitiatedShutdownBehavior"].get("Value") == "terminate"
                     (client.terminate_instances if ends else client.stop_instances)(InstanceIds=[name])
 
+    def _remove_disks(self, name: str) -> None:
+        """Remove what moto leaves of a terminated instance: at AWS a root disk goes with it."""
+        for region in REGIONS:
+            client = self.client("ec2", region)
+            for disk in client.describe_volumes()["Volumes"]:
+                if disk["VolumeId"] in self._disks.get(name, ()) and disk["State"] == "available":
+                    client.delete_volume(VolumeId=disk["VolumeId"])
+
     @staticmethod
     def _keys(client: Any, name: str) -> str:
         """The SSH keys that cloud-init would write."""
         answer = client.describe_instance_attribute(InstanceId=name, Attribute="userData")
+        if not answer["UserData"]:
+            return ""
         text = base64.b64decode(answer["UserData"].get("Value", "")).decode()
         return "\n".join(key for user in yaml.safe_load(text)["users"] for key in user["ssh_authorized_keys"])
 

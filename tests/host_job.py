@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from commands import TINY
@@ -73,3 +75,20 @@ def make_job(folder: Path, data: Path, model: Path, monkeypatch: pytest.MonkeyPa
     words[words.index("--batch") + 1] = BATCH
     words += ["--val-period", 1000, "--patience", 0, "--mosaic", 0, "--optimizer", "SGD", "--lr0", 0.0005]
     return Job(["train", *words], folder / "runs", folder / "slow")
+
+
+def write_data(folder: Path) -> Path:
+    """Write 24 training images with a bright square each into `folder`; returns their data.yaml."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 6)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 80, (64, 64, 3), dtype=np.uint8)
+            x, y = random.integers(4, 30, 2)
+            pixels[y : y + 30, x : x + 30] = 220
+            cv2.imwrite(str(folder / "images" / split / f"{number}.png"), pixels)
+            label = f"0 {(x + 15) / 64} {(y + 15) / 64} {30 / 64} {30 / 64}"
+            (folder / "labels" / split / f"{number}.txt").write_text(label)
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [part]\n")
+    return folder / "data.yaml"

@@ -70,7 +70,21 @@ GROUPS = {
         ("tests/end_to_end", "tests/endurance", "tests/training", "tests/storage", "tests/data_room", "tests/zoo"),
         (*TRAINER, "tests/*.py", "examples/quickstart.ipynb", "Makefile"),
     ),
+    "plans": Group(  # skipped where SkyPilot can't be installed
+        ("tests/planning",),
+        (*TRAINER, "src/yoloyard/planning/*", "tests/*.py", "tests/data/runs_on_a_cpu.json"),
+    ),
+    "jobs": Group(
+        ("tests/jobs",),
+        (*TRAINER, "src/yoloyard/jobs/**/*", "src/yoloyard/machines/**/*.py", "src/yoloyard/docker/*", "tests/*.py"),
+    ),
     "hosts": Group(("tests/hosts",), (*TRAINER, "tests/*.py")),  # skipped where there are no network namespaces
+    "cloud": Group(  # skipped where there are no namespaces, or SkyPilot can't be installed
+        ("tests/cloud",),
+        ("src/yoloyard/jobs/**/*", "src/yoloyard/storage/*.py", "src/yoloyard/cli/*.py",
+         "src/yoloyard/training/interrupt.py", "src/yoloyard/training/listeners/backup.py",
+         "tests/*cloud*.py", "tests/host_*.py", "tests/tiny_network.py"),
+    ),
     "browser": Group(  # skipped where there is no Chromium
         ("tests/browser",),
         ("src/yoloyard/commands/*.py", "src/yoloyard/common/run_folder.py", "src/yoloyard/evaluation/report/**/*",

@@ -1,26 +1,11 @@
-"""A fake cloud for all tests here, and a user's repository with a job."""
+"""A fake cloud for all tests here, and jobs that were launched in it."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from cloud_office import BUCKET, Office
 from fake_cloud import FakeCloud, fake_cloud
-
-BUCKET = "backups"
-EPOCHS, STEPS = 12, 4  # steps of an epoch
-SLOW_SECONDS = 0.7  # of a step where /etc/slow is there
-NETWORK = f"""
-import os, time
-
-class Slow(Tiny):
-    def forward(self, images):
-        if self.training and os.path.exists("/etc/slow"):
-            time.sleep({SLOW_SECONDS})
-        return super().forward(images)
-"""
-SAVE_MINUTES = 0.05
-TRAIN = {"model": "slow.py:Slow", "data": "data/data.yaml", "imgsz": 64, "batch": 6, "epochs": EPOCHS, "amp": False,
-         "tensorboard": False, "device": "cpu", "workers": 0, "save_minutes": SAVE_MINUTES, "patience": 0}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +14,17 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCloud]:
     with fake_cloud(tmp_path_factory.mktemp("cloud")) as cloud:
         cloud.client("s3").create_bucket(Bucket=BUCKET)
         yield cloud
+
+
+@pytest.fixture(scope="session")
+def office(cloud: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Office:
+    """Where three jobs have been launched, each on a slow machine: `line`, `hours` and `cost`, which have limits.
+
+    At $120 an hour both limits are half a minute.
+    """
+    office = Office(cloud, tmp_path_factory.mktemp("office"))
+    cloud.flags = "slow"
+    for name, limits in (("line", {}), ("hours", {"max_hours": 30 / 3600}), ("cost", {"max_cost": 1.0})):
+        office.write_job(name, **limits)
+        office.run("launch", f"{name}.yaml", "--on", "aws", "--price", 120)
+    return office

@@ -7,11 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
-from host_job import NETWORK, Job, make_job
+from host_job import NETWORK, Job, make_job, write_data
 from host_network import Network
 
 
@@ -48,19 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data.yaml of 24 training images with a bright square each."""
-    folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    for split, count in (("train", 24), ("val", 6)):
-        for kind in ("images", "labels"):
-            (folder / kind / split).mkdir(parents=True)
-        for number in range(count):
-            pixels = random.integers(0, 80, (64, 64, 3), dtype=np.uint8)
-            x, y = random.integers(4, 30, 2)
-            pixels[y : y + 30, x : x + 30] = 220
-            cv2.imwrite(str(folder / "images" / split / f"{number}.png"), pixels)
-            label = f"0 {(x + 15) / 64} {(y + 15) / 64} {30 / 64} {30 / 64}"
-            (folder / "labels" / split / f"{number}.txt").write_text(label)
-    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [part]\n")
-    return folder / "data.yaml"
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

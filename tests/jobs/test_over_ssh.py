@@ -142,12 +142,12 @@ def test_a_job_goes_on_without_its_laptop_and_is_seen_from_another(host: SshHost
 
 
 def test_a_connection_that_breaks_in_the_middle_of_a_sync_goes_on(host: SshHost, tmp_path: Path) -> None:
-    laptop = laptop_with_job(tmp_path / "laptop", host, "sync", large=3_072_000)
+    laptop = laptop_with_job(tmp_path / "laptop", host, "sync", large=2_048_000)
     behaves(host, "sync", "runs 3")
-    laptop.program("rsync", f'exec {shutil.which("rsync")} --bwlimit=1500 "$@"')
+    laptop.program("rsync", f'exec {shutil.which("rsync")} --bwlimit=1200 "$@"')
     sending = laptop.start("launch")
     parts = host.job_folders / "sync/data/images/train"
-    wait_until(lambda: any(path.stat().st_size > 10**6 for path in parts.glob(".large*")))
+    wait_until(lambda: any(path.stat().st_size > 500_000 for path in parts.glob(".large*")))
     host.cut()
     said = sending.communicate()[0]
     assert sending.returncode == 1
@@ -158,8 +158,8 @@ def test_a_connection_that_breaks_in_the_middle_of_a_sync_goes_on(host: SshHost,
     laptop.program("rsync", f'exec {shutil.which("rsync")} --stats "$@"')
     started = laptop.start("launch").communicate()[0]
     matched = sum(int(line.split()[2].replace(",", "")) for line in started.splitlines() if "Matched data" in line)
-    assert matched > 10**6, started  # what had arrived was not sent again
-    assert (parts / "large.jpg").stat().st_size == 3_072_000
+    assert matched > 500_000, started  # what had arrived was not sent again
+    assert (parts / "large.jpg").stat().st_size == 2_048_000
     assert not (parts / ".rsync-partial").exists()
     laptop.run("jobs", "logs", "-f", "sync")
     assert status(laptop, "sync")["state"] == "finished"
@@ -189,6 +189,7 @@ def test_one_of_two_launches_wins_and_one_that_breaks_goes_on(host: SshHost, tmp
     assert "launching-2 is started" in laptop.run("launch")
 
 
+@pytest.mark.slow
 def test_logs_go_on_after_a_connection_that_broke(host: SshHost, tmp_path: Path) -> None:
     laptop = laptop_with_job(tmp_path / "laptop", host, "logs")
     behaves(host, "logs", "runs 100000")
@@ -210,6 +211,7 @@ def test_logs_go_on_after_a_connection_that_broke(host: SshHost, tmp_path: Path)
     assert "connecting again" in said
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_at_once_says_why(host: SshHost, tmp_path: Path) -> None:
     laptop = laptop_with_job(tmp_path / "laptop", host, "wrong")
     behaves(host, "wrong", "wrong")
@@ -217,6 +219,7 @@ def test_a_job_that_fails_at_once_says_why(host: SshHost, tmp_path: Path) -> Non
     assert "unknown setting" in laptop.run("jobs", "status", "wrong")
 
 
+@pytest.mark.slow
 def test_release_is_a_command_of_the_users_and_runs_at_the_end(host: SshHost, tmp_path: Path) -> None:
     laptop = laptop_with_job(tmp_path / "laptop", host, "released")
     behaves(host, "released", "runs 3")
@@ -233,6 +236,7 @@ def test_what_doctor_finds_stops_a_launch_before_data_are_sent(host: SshHost, tm
     assert not (host.job_folders / "unfit/data").exists()
 
 
+@pytest.mark.slow
 def test_a_job_runs_in_the_image_where_docker_has_it(host: SshHost, tmp_path: Path) -> None:
     laptop = laptop_with_job(tmp_path / "laptop", host, "contained")
     behaves(host, "contained", "runs 3")
@@ -243,6 +247,7 @@ for word; do
     shift
     case "$word" in --env=PYTHONPATH=*) export "${{word#--env=}}" ;; yoloyard:*) break ;; esac
 done
+shift 2
 exec '{python}' "$@" """)  # fmt: skip
     said = laptop.run("launch")
     (host.programs / "docker").unlink()
@@ -250,7 +255,7 @@ exec '{python}' "$@" """)  # fmt: skip
     laptop.run("jobs", "logs", "-f", "contained")
     assert status(laptop, "contained")["state"] == "finished"
     calls = [line for line in (host.folder / "calls").read_text().splitlines() if line.startswith("run ")]
-    assert [line.rpartition("yoloyard:cpu-runtime ")[2].split()[:2] for line in calls] == [
+    assert [line.rpartition("yoloyard:cpu-runtime -- python3 ")[2].split()[:2] for line in calls] == [
         ["-m", "yoloyard"], ["-m", "yoloyard.jobs.node"],
     ]  # fmt: skip
     root = f"{host.home}/.yoloyard"

@@ -72,6 +72,22 @@ def test_what_differs_from_the_last_launch_is_said(job_file: Path) -> None:
     assert "train.lr0: nothing -> 0.1" in lines
 
 
+def test_locks_are_no_difference_committed_or_not(job_file: Path) -> None:
+    keep(prepared(job_file).launch, job_file)
+    other = job_file.with_name("b.yaml")
+    other.write_text(job_file.read_text())
+    git(job_file.parent, "add", ".")
+    git(job_file.parent, "commit", "--quiet", "-m", "The lock, and another job")
+    (line,) = prepared(job_file).differences
+    assert line.startswith("commit: ")  # b.yaml is new
+    keep(prepared(job_file).launch, job_file)
+    keep(prepared(other).launch, other)
+    git(job_file.parent, "add", "a.lock.json")
+    git(job_file.parent, "commit", "--quiet", "-m", "The lock")
+    assert prepared(job_file).differences == ()
+    assert prepared(job_file).launch.patch is None  # b.lock.json is not committed
+
+
 def test_a_launch_is_noted_here_and_beside_the_job_file(job_file: Path) -> None:
     launch = prepared(job_file).launch
     keep(launch, job_file)

@@ -1,6 +1,7 @@
 """What costs money in clouds is found and ended, whether SkyPilot remembers it or not."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,17 @@ def test_a_tool_that_is_missing_or_fails_says_so(asked: Path, tmp_path: Path) ->
     (tmp_path / "az").unlink()
     with pytest.raises(UserError, match="az is not installed"):
         list(sweep.PROVIDERS["azure"]())
+
+
+def test_what_cannot_be_ended_is_said_and_keeps_no_other_from_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {"1", "2"}
+
+    def row(key: str, end: Callable[[], object]) -> sweep.Found:
+        return sweep.Found("aws", "host", key, "yoloyard-cracks-1", "us-east-1", None, None, end)
+
+    def refuse() -> None:
+        raise OSError("not authorized")
+
+    rows = [row("1", refuse), row("2", lambda: there.remove("2"))]
+    monkeypatch.setitem(sweep.PROVIDERS, "aws", lambda: iter([each for each in rows if each.id in there]))
+    assert [each.id for each in sweep.end(rows)] == ["1"]

@@ -1,5 +1,6 @@
 """A run is compared with its plan, the ratio is kept for its device, and plans of other runs there use it."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig
 from yoloyard.demo.write import write_demo
 from yoloyard.planning.calibrate import Calibration, calibrate, correction, keep, path
-from yoloyard.planning.figures import Estimate, Precision
+from yoloyard.planning.figures import Estimate, Precision, StepCost
 from yoloyard.planning.gpus import find_gpu
 from yoloyard.planning.hours import Correction, Images, estimate
 from yoloyard.planning.trace import trace_step
@@ -41,13 +42,18 @@ def run_folder(folder: Path, name: str, **changed: Any) -> Path:
     return folder
 
 
+@functools.cache
+def step_of(name: str) -> StepCost:
+    """A step of a kept run."""
+    config = with_overrides(TrainConfig(), RUNS[name]["settings"])
+    return trace_step(config, RUNS[name]["classes"], config.batch, "amp", False, on_cpu=True)
+
+
 def planned(name: str, calibration: Calibration) -> Estimate:
     """The plan of a kept run, on the device of the calibration."""
-    config = with_overrides(TrainConfig(), RUNS[name]["settings"])
-    precision = calibration.precision
-    step = trace_step(config, RUNS[name]["classes"], config.batch, precision, False, on_cpu=True)
-    by = correction(calibration.device, precision)
-    return estimate(step, config, Images(400, 100, 320 * 320), calibration.device, cores=2, correction=by)
+    config, device = with_overrides(TrainConfig(), RUNS[name]["settings"]), calibration.device
+    by = correction(device, calibration.precision)
+    return estimate(step_of(name), config, Images(400, 100, 320 * 320), device, cores=2, correction=by)
 
 
 def test_hours_of_the_demo_are_known_within_30_percent_from_a_run_of_another_network(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The table of GPUs makes sense, GPUs are found by all their names, and processors are modelled from what they are."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +9,7 @@ from yoloyard.common.cores import processor
 from yoloyard.common.errors import UsageError
 from yoloyard.machines.image.versions import code_for, tags
 from yoloyard.planning.gpus import cpu_device, find_gpu, gpus, own_devices, table
+from yoloyard.planning.hours import is_cpu
 
 # float16 over float32 of a generation, both dense; those with sparsity would be twice as many
 TIMES_FLOAT32 = {
@@ -119,7 +121,17 @@ def test_the_system_says_what_the_processor_is(tmp_path: Path) -> None:
     assert processor(tmp_path)["megahertz"] == 3500.0
 
 
-def test_the_processor_of_this_host_is_a_device() -> None:
-    device, count = own_devices()[-1]
-    assert (device.capability, count) == ("", 1)
-    assert device.memory > 2**30
+def test_this_host_has_its_gpus_and_its_processor(monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    cards = [("NVIDIA GeForce RTX 4060 Ti", 8e9), ("NVIDIA GeForce RTX 4060 Ti", 8e9), ("NVIDIA Titan", 12e9)]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(cards))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: SimpleNamespace(**card(*cards[number])))
+    (gpu, count), (cpu, one) = own_devices()
+    assert (gpu.name, gpu.memory, count) == ("RTX4060Ti-16GB", 8e9, 2)  # the card's own memory, less than the table's
+    assert (is_cpu(gpu), is_cpu(cpu), one) == (False, True, 1)
+    assert cpu.memory > 2**30
+    assert said == ["this host's NVIDIA Titan is not in the table of GPUs: the plan leaves it out"]
+
+
+def card(name: str, total_memory: float) -> dict[str, object]:
+    """What torch says of a GPU."""
+    return {"name": name, "total_memory": total_memory}

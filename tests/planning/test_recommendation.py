@@ -102,9 +102,26 @@ def test_none_has_enough_memory() -> None:
 
 
 def test_no_price_is_known() -> None:
-    found = recommended(offer("T4", 0.0), deadline=100.0)
+    found = recommended(offer("T4", 0.0), deadline=10.0)
     assert found.verdict == "price"
-    assert "the fastest GPU of the table is H100, 1.0 h" in found.reason
+    assert "the fastest GPU of the table is H100, 1.0 h; 2 GPUs finish within 10.0 h" in found.reason
+    assert recommended(offer("T4", 0.0), deadline=0.5).verdict == "deadline"
+
+
+def test_a_job_without_a_gpu_has_no_prices() -> None:
+    assert recommend(ranked(MARKET, on), Demands(gpu="none"), estimate("T4", 99.0), 100, []).verdict == "price"
+
+
+def test_providers_that_join_no_hosts_are_left_out_for_a_job_of_several() -> None:
+    alone = offer("L4", 0.1, "runpod")
+    assert Demands().allow(alone)
+    assert not Demands(nodes=2).allow(alone)
+    assert Demands(nodes=2).allow(offer("L4", 0.1, "aws"))
+
+
+def test_what_preemptions_cost_is_left_out_and_said_to_be() -> None:
+    assert "What preemptions cost is left out." in recommended(spot=True).reason
+    assert "preemptions" not in recommended(spot=False).reason
 
 
 def test_doubts_about_the_price_of_the_cheapest_are_said() -> None:

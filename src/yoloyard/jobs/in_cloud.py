@@ -164,8 +164,10 @@ def status(launch: Launch) -> dict[str, Any]:
 
 def logs(launch: Launch, follow: bool = False) -> None:
     """Print what the job prints; `follow` until it is over. From another machine: what has reached the backup."""
-    if (record := _record(launch)) and not record["is_over"]:
-        skypilot().jobs.tail_logs(job_id=record["job_id"], follow=follow)
+    record = _record(launch)
+    if record is not None and not (record["is_over"] and "updated" in _keeper(launch)):  # with how the host is set up
+        with said("SkyPilot can't show the log"):
+            skypilot().jobs.tail_logs(job_id=record["job_id"], follow=follow)
         return
     shown = b""
     while True:

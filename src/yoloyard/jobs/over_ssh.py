@@ -26,7 +26,7 @@ from yoloyard.jobs import setting_up
 from yoloyard.jobs.job_folder import JobFolder, probe, script_of
 from yoloyard.jobs.launched import FILE, Launch, parse_launch, write_launch
 from yoloyard.jobs.prepare import Prepared, differences, image_digest, next_run
-from yoloyard.jobs.state import document
+from yoloyard.jobs.state import OVER, document
 from yoloyard.machines.containers.gpus import find_graphics
 from yoloyard.machines.containers.host import connect, environment
 from yoloyard.machines.image.versions import best_tag, find_tag
@@ -34,7 +34,7 @@ from yoloyard.machines.image.versions import best_tag, find_tag
 log = logging.getLogger(__name__)
 
 BEAT_SECONDS = 15  # between two signs of life of a launch; a minute without one ends its lock
-FIRST_SIGN_SECONDS = 60.0  # that a job gets to say that it runs, before launch leaves it alone
+FIRST_SIGN_SECONDS = 30.0  # that launch waits for the training to begin; a wrong setting fails by then
 RETRY_SECONDS = 300.0  # that `logs -f` tries to connect again
 # Is a guard at work in the job's folder $1? It prints its process number.
 GUARD = r"""cd "$1" 2> /dev/null || exit 0
@@ -314,17 +314,19 @@ def _send_scripts(job: JobFolder, launch: Launch, environment: setting_up.Enviro
 
 def _wait_for_sign(job: JobFolder, launch: Launch) -> None:
     """Until the job says that it runs, or is over. Raises UserError if it failed at once."""
-    end = time.monotonic() + FIRST_SIGN_SECONDS
+    end, seen = time.monotonic() + FIRST_SIGN_SECONDS, _look(job)
     while time.monotonic() < end:
         seen = _look(job)
-        state = seen.keeper.get("state") if seen.keeper.get("launch") == launch.time else None
-        if state == "failed":
+        keeper = seen.keeper if seen.keeper.get("launch") == launch.time else {}
+        if keeper.get("state") == "failed":
             lines = "\n".join(map(printable, seen.log))
-            raise UserError(f"{job.name} failed at once: {seen.keeper.get('reason')}. Its last lines:\n{lines}")
-        if state and (seen.guard or state != "starting"):
+            raise UserError(f"{job.name} failed at once: {keeper['reason']}. Its last lines:\n{lines}")
+        if keeper.get("state") in OVER or (seen.guard and keeper.get("step", {}).get("state")):
             return
         time.sleep(0.5)
-    raise UserError(f"{job.name} gave no sign of life in {FIRST_SIGN_SECONDS:.0f} s: see yoloyard jobs logs")
+    if not seen.guard:
+        raise UserError(f"{job.name} ended before it could say why: see yoloyard jobs logs {job.name}")
+    log.info(f"{job.name} prepares its training; yoloyard jobs logs -f {job.name} shows how far it is")
 
 
 def _print_log(job: JobFolder, at: int, follow: bool) -> tuple[int, bool]:

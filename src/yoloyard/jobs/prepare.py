@@ -67,7 +67,8 @@ def prepare(
     base = job.path.absolute().parent
     data = find_data(Path(settings["data"]), job.data, base, settings.get("backup_endpoint"))
     folder = os.path.realpath(data.folder) if data.folder else ""
-    source = find_source(base, lock_of(job.path), {os.path.join(folder, name) for name in data.files}, clean)
+    locks = [lock_of(path) for path in base.glob("*.y*ml")]
+    source = find_source(base, locks, {os.path.join(folder, name) for name in data.files}, clean)
     settings |= {"data": data.setting} | _paths_there(settings, source)
     resources, limits = job.resources, job.limits
     gpus = 0 if resources.gpu == "none" else resources.count
@@ -107,7 +108,11 @@ def prepare(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         host=platform.node(),
     )
-    return Prepared(launch, job, source, data, release, tuple(differences(last, launch)) if last else ())
+    lines: list[str] = []
+    if last is not None:  # a commit of the lock alone is none of other files
+        commit = launch.commit if source.is_as(last.commit) else last.commit
+        lines = differences(dataclasses.replace(last, commit=commit), launch)
+    return Prepared(launch, job, source, data, release, tuple(lines))
 
 
 def price_of(place: str, resources: Resources) -> tuple[float | None, str | None]:

@@ -148,10 +148,11 @@ def find_environment(
             gpus = [f"--device={name}" for name in given.get("devices", [])] or ["--gpus=all"] * bool(given)
             keep = ["--userns=keep-id"] if engine == "podman" and not user.startswith("0:") else []
             keys = [f"--volume={home}/{name}:{home}/{name}:ro" for name in facts.get("credentials", [])]
-            python = [engine, "run", "--rm", "--init", f"--user={user}", *keep, *gpus, "--shm-size=8gb", *keys]
-            python += [f"--volume={root}:{root}", "--security-opt=label=disable", f"--workdir={job.path}"]
-            python += [f"--env=HOME={home}", f"--env=XDG_CACHE_HOME={root}/cache", f"--env=PYTHONPATH={package}"]
-            return Environment([*python, "--entrypoint=python3", reference], engine, None, f"the image {reference}")
+            python = [engine, "run", "--rm", f"--user={user}", *keep, *gpus, "--shm-size=8gb", "--network=host", *keys]
+            python += ["--no-healthcheck", "--security-opt=label=disable", f"--volume={root}:{root}"]
+            python += [f"--workdir={job.path}", f"--env=HOME={home}", f"--env=XDG_CACHE_HOME={root}/cache"]
+            python += [f"--env=PYTHONPATH={package}", "--entrypoint=tini", reference, "--", "python3"]
+            return Environment(python, engine, None, f"the image {reference}")
     venv = root / "venvs" / venv_name(tag)
     variables = ["env", f"PYTHONPATH={package}", f"{venv}/bin/python"]
     return Environment(variables, None, venv, f"a venv of the tag {tag.name}")

@@ -51,6 +51,7 @@ class Source:
     patch: bytes | None  # for `git apply`
     changed: tuple[str, ...]  # what the patch changes, relative to `top`
     shallow: bytes | None  # .git/shallow of a shallow clone, which the host's repository must have, too
+    left_out: tuple[str, ...] = ()  # locks of jobs, which are no part of the patch
 
     @property
     def patch_digest(self) -> str | None:
@@ -64,6 +65,11 @@ class Source:
             return False
         known = git(self.top, "ls-files", "-z", "--", f":(literal){name}") if name != "." else b"."
         return bool(known) or any(each == name or each.startswith(f"{name}/") for each in self.changed)
+
+    def is_as(self, commit: str) -> bool:
+        """Has this commit the files of another one, apart from what is left out? False where that isn't known here."""
+        compared = _run(self.top, "diff", "--quiet", commit, self.commit, "--", ":/", *_without(self.left_out))
+        return compared.returncode == 0
 
     def bundle(self, to: Path, old: str | None = None) -> None:
         """Write the commit and its history to the file `to`, without what a host with the commit `old` has already.
@@ -87,10 +93,10 @@ class Source:
                         archive.add(path, path.name)
 
 
-def find_source(folder: Path, lock: Path, data: Collection[str] = (), clean: bool = False) -> Source:
+def find_source(folder: Path, locks: Collection[Path] = (), data: Collection[str] = (), clean: bool = False) -> Source:
     """The commit of the repository around `folder`, and the changes that are not committed.
 
-    The file `lock` is no part of the changes, nor are new files among `data` (real paths), results of runs, files
+    The files `locks` are no part of the changes, nor are new files among `data` (real paths), results of runs, files
     that hold passwords by custom, and what git ignores. Submodules and the content of Git LFS don't go along: a line
     says so. Raises UsageError where there is no commit, or with `clean` if there are changes.
     """
@@ -106,17 +112,17 @@ def find_source(folder: Path, lock: Path, data: Collection[str] = (), clean: boo
     if done.returncode:
         raise UsageError(f"the repository {top} has no commit yet: git add . && git commit -m 'First commit'")
     _say_what_stays(top)
-    hidden = _inside(lock, top)
+    left_out = tuple(name for lock in locks if (name := _inside(lock, top)))
     # A copy of the index takes new files in, so that the user's own index stays as it is.
     with tempfile.TemporaryDirectory(prefix="yoloyard-") as scratch:
         index, own = Path(scratch, "index"), Path(top, os.fsdecode(git(top, "rev-parse", "--git-path", "index")[:-1]))
         if own.exists():
             shutil.copy2(own, index)  # with its time, by which git tells files that changed as it was written
-        new = _new_files(top, {str(top / name) for name in (hidden,) if name} | set(data))
+        new = _new_files(top, {os.path.join(top, name) for name in left_out} | set(data))
         add = ["add", "--intent-to-add", "--pathspec-from-file=-", "--pathspec-file-nul"]
         git(top, "--literal-pathspecs", *add, index=index, text="\0".join(new))
         compare = ["diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--ignore-submodules=all"]
-        limited = ["HEAD", "--", ":/", *([f":(top,exclude,literal){hidden}"] if hidden else [])]
+        limited = ["HEAD", "--", ":/", *_without(left_out)]
         names = git(top, *compare, "--name-only", "-z", *limited, index=index)
         binary = ["--binary", "--src-prefix=a/", "--dst-prefix=b/"]
         patch = git(top, *compare, *binary, *limited, index=index) if names else b""
@@ -128,7 +134,7 @@ def find_source(folder: Path, lock: Path, data: Collection[str] = (), clean: boo
         log.info(f"not committed, goes along as a patch: {shown}")
     shallow = Path(top, os.fsdecode(git(top, "rev-parse", "--git-path", "shallow")[:-1]))
     content = shallow.read_bytes() if shallow.exists() else None
-    return Source(top, done.stdout.decode().strip(), patch or None, changed, content)
+    return Source(top, done.stdout.decode().strip(), patch or None, changed, content, left_out)
 
 
 def git(folder: Path, *argv: str, index: Path | None = None, text: str = "") -> bytes:
@@ -148,6 +154,10 @@ def _run(folder: Path, *argv: str, index: Path | None = None, text: str = "") ->
         return subprocess.run(command, input=os.fsencode(text), env=environment, capture_output=True, check=False)
     except FileNotFoundError as error:
         raise UserError("git is not installed here (package git): a job starts from a commit") from error
+
+
+def _without(names: Collection[str]) -> list[str]:
+    return [f":(top,exclude,literal){name}" for name in names]
 
 
 def _new_files(top: Path, elsewhere: Collection[str]) -> list[str]:

@@ -18,7 +18,7 @@ def document(
     `log` are the last lines, which the document has where the job failed.
     """
     state, reason = keeper.get("state") or "starting", keeper.get("reason") or ""
-    if state not in OVER and not is_there:
+    if state not in (*OVER, "interrupted") and not is_there:
         state, reason = "interrupted", f"its guard is gone (it was {state}); yoloyard launch goes on with it"
     seconds, cost = keeper.get("seconds") or 0, keeper.get("cost")
     return {

@@ -83,17 +83,23 @@ def everything() -> tuple[list[Found], list[str]]:
 
 def end(orphans: Sequence[Found]) -> list[Found]:
     """End all of these, and ask their providers until they are gone; returns those that are not."""
+    left, failed = list[Found](), list[Found]()
     for each in orphans:
         log.info(f"ending {each.cloud} {each.kind} {each.id} ({each.name})")
-        with said(f"{each.cloud} can't end {each.id}"):
-            each.end()
-    left, until = list(orphans), time.monotonic() + GONE_SECONDS
+        try:
+            with said(f"{each.cloud} can't end {each.id}"):
+                each.end()
+            left.append(each)
+        except UserError as error:
+            log.warning(str(error))
+            failed.append(each)
+    until = time.monotonic() + GONE_SECONDS
     while left and time.monotonic() < until:
         there = {(each.cloud, each.id) for cloud in {each.cloud for each in left} for each in PROVIDERS[cloud]()}
         left = [each for each in left if (each.cloud, each.id) in there]
         if left:
             time.sleep(LOOK_SECONDS)
-    return left
+    return left + failed
 
 
 def _price(cloud: str, instance: str, is_spot: bool, region: str, zone: str | None = None) -> float | None:
@@ -138,8 +144,8 @@ def _aws_region(session: Any, region: str) -> list[Found]:
         rows.append(Found("aws", "disk", disk["VolumeId"], name, region, disk["CreateTime"], None, finish))
     named = [{"Name": "group-name", "Values": [DEFAULT_SECURITY_GROUP_NAME]}]
     for group in ec2.describe_security_groups(Filters=named)["SecurityGroups"]:
-        used = [{"Name": "group-id", "Values": [group["GroupId"]]}]
-        if not ec2.describe_network_interfaces(Filters=used)["NetworkInterfaces"]:
+        used = [{"Name": "instance.group-id", "Values": [group["GroupId"]]}, states]
+        if not ec2.describe_instances(Filters=used)["Reservations"]:
             finish = partial(ec2.delete_security_group, GroupId=group["GroupId"])
             row = ("aws", "security group", group["GroupId"], group["GroupName"], region, None, 0.0, finish)
             rows.append(Found(*row))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from yoloyard.common.log import size_text
 from yoloyard.planning.figures import Estimate, Offer
-from yoloyard.planning.prices import all_offers, is_usable
+from yoloyard.planning.prices import is_usable
 
 # Where SkyPilot starts no job of several hosts: CloudImplementationFeatures.MULTI_NODE in sky/clouds.
 ONE_HOST = {"hyperbolic", "primeintellect", "runpod", "seeweb", "shadeform", "vast", "verda", "vsphere", "yotta"}
@@ -70,16 +70,6 @@ class Recommendation:
     choice: Choice | None = None
 
 
-def price_of_host(demands: Demands) -> tuple[float, str] | None:
-    """The lowest price of such a host, in dollars an hour, and where it stands; None if none is known."""
-    offers = [offer for offer in all_offers(None)[0] if is_usable(offer) and demands.allow(offer)]
-    if not offers:
-        return None
-    best = min(offers, key=lambda offer: offer.price or math.inf)
-    place = " ".join(filter(None, (best.provider, best.region, best.instance)))
-    return best.price or 0.0, f"{place}, {best.dated or 'without a date'}"
-
-
 def ranked(offers: Iterable[Offer], estimate: Callable[[Offer], Estimate]) -> list[Choice]:
     """All offers, the cheapest for the whole run first; those that can't run the job or have no usable price last.
 
@@ -110,6 +100,8 @@ def recommend(
         of = "" if demands.deadline is None else f" of {demands.deadline:.1f} h"
         beside = f" (the cheapest rented host is {good[0]})" if good else ""
         return Recommendation("own", f"Your own machine is enough: it takes {hours_text(own)} h{of}{beside}.")
+    if not gpus:
+        return Recommendation("price", "No prices are known of hosts without a GPU, which the job asks for.")
     mine = f" Your own machine would take {hours_text(own)} h." if own < math.inf else ""
     if good:
         return _rent(good, demands, mine)
@@ -126,6 +118,8 @@ def _rent(good: Sequence[Choice], demands: Demands, mine: str) -> Recommendation
     reason = f"Take {best}, the cheapest of {len(good)} offers{limits}."
     if best.offer.doubts:
         reason += f" Check its price first: {', '.join(best.offer.doubts)}."
+    if best.offer.spot:
+        reason += " What preemptions cost is left out."
     faster = [
         each
         for each in good

@@ -98,16 +98,14 @@ def seconds_of(
     is_decoded_once = config.cache is not None or images.train <= KEPT_IMAGES
     decoded = images.pixels * table["decode"]
     sample = by.loader * (config.imgsz**2 * table["augment"] + decoded / (config.epochs if is_decoded_once else 1))
-    processes = 2 ** int(
-        math.log2(max(1, min(config.workers, cores // count)))
-    )  # of each device, as a run chooses them
-    if is_cpu(gpu) or config.workers == 0:
-        processes = 0
+    most = 0 if is_cpu(gpu) else min(config.workers, max(1, cores // count))
+    processes = 2 ** int(math.log2(most)) if most else 0  # of each device, as a run chooses them
     loader = share * sample / max(1, processes)
     exchange = max(0.0, _exchange_seconds(cost, config, gpu, count, nodes) - device * 2 / 3)
     together = device + exchange
     step = max(together, loader) if processes else together + loader
-    bounds = times | {"exchange": exchange, "loader": loader if not processes or loader > together else 0.0}
+    bounds = {name: by.step * each for name, each in times.items()}
+    bounds |= {"exchange": exchange, "loader": loader if not processes or loader > together else 0.0}
 
     evaluated = images.val / devices
     forward = device / share * table["validation"]

@@ -88,6 +88,7 @@ class Keeper:
             log.info(f"the job is over already: {former['state']}: {former['reason']}")
             return int(former["code"])
         self._ledger.add(self._records.ledger())
+        self._enter("starting")
         if self._rank == 0:
             self._records.start(lambda: self._contents)
         with self._signals():
@@ -300,7 +301,7 @@ class Keeper:
             "state": self._state, "reason": self._reason, "code": self._code if is_over else None,
             "over": self._attempt if is_over else None, "launch": self._launch.time, "run": self._launch.run,
             "attempts": len(self._ledger.attempts), "seconds": round(self._ledger.seconds, 1),
-            "cost": self._ledger.cost, "host": self._ledger.now.host, "updated": utc_text(), "step": step,
+            "cost": self._ledger.cost and round(self._ledger.cost, 4), "host": self._ledger.now.host, "updated": utc_text(), "step": step,
         }  # fmt: skip
         return json.dumps(content, indent=1).encode()
 
