@@ -16,7 +16,7 @@ from host_job import write_data
 
 BUCKET = "backups"
 EPOCHS, STEPS = 14, 4  # of the run, of an epoch
-SLOW_SECONDS = 1.0  # that a step takes longer on machines with the flag "slow"
+SLOW_SECONDS = 2.0  # that a step takes longer on machines with the flag "slow"
 SAVE_SECONDS = 3.0
 NETWORK = f"""
 import os, time
@@ -70,7 +70,7 @@ class Office:
 
     def status(self, name: str) -> dict[str, Any]:
         """What `jobs status` says of a job."""
-        lines = self.run("jobs", "status", f"{name}.yaml", "--json").splitlines()
+        lines = self.run("jobs", "status", name, "--json").splitlines()
         return dict(json.loads("\n".join(lines[lines.index("{") :])))
 
     def record(self, name: str, key: str) -> str:
@@ -89,9 +89,10 @@ class Office:
         """How many steps of a job's run its backup has in its newest checkpoint."""
         client, prefix = self.cloud.client("s3"), f"{name}/{name}/checkpoints/"
         keys = [each["Key"] for each in client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])]
-        manifest = json.loads(self.record(name, max(keys).removeprefix(f"{name}/"))) if keys else {}
-        print(manifest.get("epoch"), manifest.get("position"))
-        return int(STEPS * manifest["epoch"] + manifest["position"] // TRAIN["batch"]) if keys else 0
+        if not keys:
+            return 0
+        manifest = json.loads(self.record(name, max(keys).removeprefix(f"{name}/")))
+        return int(STEPS * manifest["epoch"] + manifest["position"] // TRAIN["batch"])
 
     def state(self, name: str) -> str:
         """The state of a job, as its backup says it; empty before its first host."""
@@ -108,7 +109,7 @@ class Office:
         return [each for each in self.cloud.instances() if tags_of(each).get("yoloyard") == f"yoloyard-{name}"]
 
     def nothing_left_of(self, name: str) -> bool:
-        """Whether the cloud has no instance, disk or address of a job any more."""
+        """Whether the cloud has no instance and no disk of a job any more."""
         disks = [
             disk for region in REGIONS for disk in self.cloud.client("ec2", region).describe_volumes()["Volumes"]
             if tags_of(disk).get("yoloyard") == f"yoloyard-{name}"
@@ -127,7 +128,7 @@ def losses_in(metrics: str) -> list[float]:
     return [sum(line[f"train/{part}"] for part in ("box", "cls", "dfl")) for line in lines if "train/box" in line]
 
 
-def wait_until(is_so: Callable[[], object], what: str, seconds: float = 240.0) -> None:
+def wait_until(is_so: Callable[[], object], what: str, seconds: float = 420.0) -> None:
     """Wait until something is so; fails with `what` after so many seconds."""
     until = time.monotonic() + seconds
     while not is_so():

@@ -18,10 +18,13 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCloud]:
 
 @pytest.fixture(scope="session")
 def office(cloud: FakeCloud, tmp_path_factory: pytest.TempPathFactory) -> Office:
-    """Where three jobs have been launched, each on a slow machine: `line`, `hours` and `cost`, which have limits."""
+    """Where three jobs have been launched, each on a slow machine: `line`, `hours` and `cost`, which have limits.
+
+    At $120 an hour both limits are half a minute.
+    """
     office = Office(cloud, tmp_path_factory.mktemp("office"))
     cloud.flags = "slow"
-    for name, limits in (("line", {}), ("hours", {"max_hours": 15 / 3600}), ("cost", {"max_cost": 0.5})):
+    for name, limits in (("line", {}), ("hours", {"max_hours": 30 / 3600}), ("cost", {"max_cost": 1.0})):
         office.write_job(name, **limits)
         office.run("launch", f"{name}.yaml", "--on", "aws", "--price", 120)
     return office

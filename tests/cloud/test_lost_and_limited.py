@@ -2,10 +2,11 @@
 
 import json
 import os
-import signal
+import re
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from cloud_office import BUCKET, EPOCHS, SAVE_SECONDS, SLOW_SECONDS, STEPS, TRAIN, Office, losses_in, wait_until
@@ -32,15 +33,18 @@ def test_a_preempted_job_resumes_on_another_machine(office: Office, cloud: FakeC
     done = json.loads((office.machine_of("line") / "yoloyard-job/runs/line/status.json").read_text())
     cloud.flags = ""
     cloud.preempt(first)
-    print(done, office.saved_steps("line"), office.record("line", "line/status.json"))
+    saved = office.saved_steps("line")
+    lost = STEPS * (done["epoch"] - 1) + done["step"] - saved
+    assert lost * SLOW_SECONDS <= SAVE_SECONDS + UPLOAD_SECONDS
 
     wait_until(lambda: office.state("line") == "finished", "the run is finished")
     assert office.losses("line") == pytest.approx(undisturbed, rel=1e-6)
-    print(office.record("line", "job/log.txt"))
+    epochs = [int(number) for number in re.findall(r"^epoch (\d+)/", office.run("jobs", "logs", "line"), re.MULTILINE)]
+    assert epochs == list(range(saved // STEPS + 1, EPOCHS + 1))  # on the second machine
     wait_until(lambda: office.nothing_left_of("line"), "its machine is taken back")
     status = office.status("line")
     assert (status["state"], status["attempts"]) == ("finished", 2)
-    office.run("jobs", "fetch", "line.yaml", "--project", "fetched")
+    office.run("jobs", "fetch", "line", "--project", "fetched")
     assert (office.folder / "fetched/line/weights/best.safetensors").exists()
 
 
@@ -56,21 +60,25 @@ def test_a_limit_saves_ends_and_gives_the_machine_back(office: Office, name: str
 
 
 def test_a_job_whose_client_was_killed_can_be_stopped(office: Office, cloud: FakeCloud) -> None:
-    """Its machine never answers, so its launch is in the middle for long."""
+    """Its machine never answers, so SkyPilot is in the middle of its launch for long."""
     cloud.flags = "deaf"
     office.write_job("deaf")
     client = office.start("launch", "deaf.yaml", "--on", "aws")
+    assert client.stdout is not None
+    assert any("Launching managed job" in line for line in client.stdout)
+    for process in psutil.Process(client.pid).children():
+        process.kill()
     wait_until(lambda: office.instances("deaf"), "an instance")
-    if client.poll() is None:
-        client.send_signal(signal.SIGKILL)
     assert office.status("deaf")["state"] == "starting"
-    office.run("jobs", "stop", "deaf.yaml")
+    office.run("jobs", "stop", "deaf")
     wait_until(lambda: office.nothing_left_of("deaf"), "its machine is taken back", 60)
 
 
 def test_sweep_ends_what_no_job_explains(office: Office, cloud: FakeCloud) -> None:
     """An instance that SkyPilot has forgotten, and the security group that it keeps for all jobs."""
-    tags = [{"Key": "yoloyard", "Value": "yoloyard-lost"}, {"Key": "ray-cluster-name", "Value": "yoloyard-lost-7"}]
+    user = (cloud.home / ".sky/user_hash").read_text()
+    names = {"yoloyard": "yoloyard-lost", "ray-cluster-name": f"yoloyard-lost-7-{user}"}
+    tags = [{"Key": key, "Value": value} for key, value in names.items()]
     orphan = cloud.client("ec2", REGIONS[1]).run_instances(
         ImageId=cloud.images[REGIONS[1]], MinCount=1, MaxCount=1, InstanceType="m6i.2xlarge",
         TagSpecifications=[{"ResourceType": "instance", "Tags": tags}],
