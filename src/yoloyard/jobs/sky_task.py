@@ -246,7 +246,7 @@ def credentials(launch: Launch) -> tuple[dict[str, str], dict[str, str]]:
     clouds = clouds_of(launch)
     addresses = {scheme: address for address in (launch.backup, launch.data_source) if address
                  for scheme in [address.partition("://")[0]]}  # fmt: skip
-    plain, secret = dict[str, str](), dict[str, str]()
+    plain, secret = dict[str, str](), _set(("YOLOYARD_NOTIFY",))
     if "file" in addresses:
         raise UsageError(
             f"{addresses['file']} is a folder of this machine: a host in a cloud needs s3://, gs://, az://"
@@ -260,8 +260,9 @@ def credentials(launch: Launch) -> tuple[dict[str, str], dict[str, str]]:
         secret |= _google_key(addresses["gs"])
     if "az" in addresses:
         plain |= _set(("AZURE_STORAGE_ACCOUNT_NAME",))
-        secret |= _set(("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY"))
-        if not secret and clouds != ["azure"]:
+        keys = _set(("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY"))
+        secret |= keys
+        if not keys and clouds != ["azure"]:
             raise UsageError(f"{addresses['az']}: set AZURE_STORAGE_ACCOUNT_KEY, which hosts outside of Azure need")
     if launch.train.get("wandb"):
         secret |= _set(("WANDB_API_KEY",))
