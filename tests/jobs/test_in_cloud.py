@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, TextIO
 
 import pytest
 from cloud_jobs import LAUNCH, prepared
@@ -69,6 +70,29 @@ def test_status_is_that_of_the_backup(backup: Path) -> None:
     assert (found["epoch"], found["epochs"], found["best"]["value"]) == (2, 10, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("status", "lost", "why", "state", "reason"),
+    [
+        ("STARTING", 0, None, "starting", "SkyPilot looks for a host (STARTING)"),
+        ("RECOVERING", 2, None, "starting", "SkyPilot looks for a host (RECOVERING, after 2 lost hosts)"),
+        ("FAILED_SETUP", 0, "\x1b[31mno wheel\x1b[0m\nof torch", "failed", "no wheel of torch"),
+        ("FAILED_NO_RESOURCE", 0, None, "failed", "SkyPilot ended it (FAILED_NO_RESOURCE)"),
+        ("CANCELLED", 0, None, "stopped", "SkyPilot ended it (CANCELLED)"),
+        ("RUNNING", 0, None, "running", ""),
+    ],
+)
+def test_status_says_what_skypilot_knows_of_a_job_without_a_host(
+    backup: Path, monkeypatch: pytest.MonkeyPatch, status: str, lost: int, why: str | None, state: str, reason: str
+) -> None:
+    is_over = status not in ("STARTING", "RECOVERING", "RUNNING")
+    record = {"status": status, "recovery_count": lost, "failure_reason": why, "is_over": is_over}
+    monkeypatch.setattr(in_cloud, "_record", lambda launch: record)
+    if not is_over:  # the host that was lost has left it so
+        write_state(backup, "running")
+    found = in_cloud.status(launch_of(backup))
+    assert (found["state"], found["reason"]) == (state, reason)
+
+
 def test_a_host_that_says_nothing_is_lost(backup: Path) -> None:
     write_state(backup, "running", updated="2026-01-02T10:00:00Z")
     found = in_cloud.status(launch_of(backup))
@@ -116,6 +140,15 @@ def test_stop_asks_the_job_wherever_it_runs(backup: Path) -> None:
     write_state(backup, "stopped", reason=json.loads((backup / "job/stop").read_text())["reason"])
     stopping.join()
     assert in_cloud.status(launch_of(backup))["reason"] == "jobs stop"
+
+
+def test_a_job_without_a_host_is_stopped_at_once(backup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(in_cloud, "_record", lambda launch: {"status": "STARTING", "is_over": False})
+    monkeypatch.setattr(in_cloud, "skypilot", lambda: None)
+    monkeypatch.setattr(in_cloud, "cancel", lambda sky, name: ended.append(name))
+    in_cloud.stop(launch_of(backup))
+    assert ended == ["yoloyard-cracks"]
 
 
 def test_a_job_that_does_not_stop_is_said(backup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,3 +260,35 @@ def test_a_launch_goes_on_with_a_run_that_is_not_finished(
 ) -> None:
     write_state(backup, state)
     assert launch_with(FakeSkyPilot([]), new).run == run
+
+
+# What `sky check lambda` prints without credentials.
+CHECKED = """\x1b[1mChecking credentials to enable infra for SkyPilot.\x1b[0m
+  Lambda: disabled
+    Reason [compute]: Failed to access Lambda Cloud with credentials. To configure credentials, go to:
+      https://cloud.lambdalabs.com/api-keys
+    to generate API key and add the line
+      api_key = [YOUR API KEY]
+    to ~/.lambda_cloud/lambda_keys
+
+\N{PARTY POPPER} Enabled infra \N{PARTY POPPER}
+  No infra to check/enabled.
+"""
+
+
+def test_a_missing_credential_is_said_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sky:
+        def stream_and_get(self, request: object, output_stream: TextIO) -> dict[str, dict[str, list[str]]]:
+            output_stream.write(CHECKED)
+            return {"default": {"AWS": ["compute", "storage"]}}
+
+    client = ModuleType("sky.client")
+    client.sdk = SimpleNamespace(check=lambda infra_list, verbose: None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sky", ModuleType("sky"))
+    monkeypatch.setitem(sys.modules, "sky.client", client)
+    skypilot.check_clouds(Sky(), ["aws"])
+    with pytest.raises(UserError) as raised:
+        skypilot.check_clouds(Sky(), ["aws", "lambda"])
+    said = "SkyPilot has no access to lambda: Lambda: disabled Reason [compute]: Failed to access Lambda Cloud"
+    assert str(raised.value).startswith(said)
+    assert str(raised.value).endswith("api_key = [YOUR API KEY] to ~/.lambda_cloud/lambda_keys")

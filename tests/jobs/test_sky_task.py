@@ -181,12 +181,13 @@ def test_a_task_shows_the_log_and_ends_as_its_guard_does(tmp_path: Path) -> None
     folder = tmp_path / "yoloyard-job"
     folder.mkdir()
     (folder / "guard.sh").write_text("echo from the log > log.txt\nexit 143\n")
+    (folder / "spot.sh").write_text("exec sleep 100\n")
     done = subprocess.run(
         ["bash", "-c", task_of(prepared(), FOLDER)["run"]],
         env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode in task_of(prepared(), FOLDER)["resources"]["job_recovery"]["recover_on_exit_codes"]
-    assert "from the log" in done.stdout
+    assert "from the log" in done.stdout, "and nothing is left that holds its output open"
 
 
 def test_before_a_host_is_taken_away_its_guard_may_save(tmp_path: Path) -> None:

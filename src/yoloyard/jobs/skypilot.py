@@ -111,8 +111,13 @@ def check_clouds(sky: Any, clouds: list[str]) -> None:
         enabled = sky.stream_and_get(sdk.check(infra_list=tuple(clouds), verbose=False), output_stream=text)
     able = {cloud.lower() for found in enabled.values() for cloud, what in dict(found).items() if "compute" in what}
     if missing := [cloud for cloud in clouds if cloud not in able]:
-        reason = plain(text.getvalue()) or "`sky check` says why"
-        raise UserError(f"SkyPilot has no access to {', '.join(missing)}: {reason}")
+        raise UserError(f"SkyPilot has no access to {', '.join(missing)}: {_reasons(text.getvalue())}")
+
+
+def _reasons(printed: str) -> str:
+    """What `sky check` says of the clouds that it can't use, and how to change that."""
+    _, _, found = plain(printed).rpartition("for SkyPilot.")
+    return found.partition("\N{PARTY POPPER}")[0].strip() or "`sky check` says why"
 
 
 def records(sky: Any, name: str | None = None) -> list[dict[str, Any]]:
