@@ -70,6 +70,14 @@ GROUPS = {
         ("tests/end_to_end", "tests/endurance", "tests/training", "tests/storage", "tests/data_room", "tests/zoo"),
         (*TRAINER, "tests/*.py", "examples/quickstart.ipynb", "Makefile"),
     ),
+    "plans": Group(  # skipped where SkyPilot can't be installed
+        ("tests/planning",),
+        (*TRAINER, "src/yoloyard/planning/*", "tests/*.py", "tests/data/runs_on_a_cpu.json"),
+    ),
+    "jobs": Group(
+        ("tests/jobs",),
+        (*TRAINER, "src/yoloyard/jobs/**/*", "src/yoloyard/machines/**/*.py", "src/yoloyard/docker/*", "tests/*.py"),
+    ),
     "hosts": Group(("tests/hosts",), (*TRAINER, "tests/*.py")),  # skipped where there are no network namespaces
     "cloud": Group(  # skipped where there are no namespaces, or SkyPilot can't be installed
         ("tests/cloud",),

@@ -57,10 +57,12 @@ class SshHost:
         for name in ("host", "user"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self._keys / name], check=True)
         self.host_key = (self._keys / "host.pub").read_text()
+        # Where pip finds packages on this machine, it finds them there.
+        mirrors = "".join(f' {name}="{value}"' for name, value in os.environ.items() if name.startswith("PIP_"))
         (self._keys / "sshd_config").write_text(
             f"ListenAddress 127.0.0.1:{self.port}\nHostKey {self._keys}/host\nStrictModes no\nPidFile none\nUsePAM no\n"
             f"AuthorizedKeysFile {self._keys}/user.pub\nPasswordAuthentication no\nPermitRootLogin yes\n"
-            f'SetEnv PATH={self.programs}:{path} HOME="{self.home}" YOLOYARD_TICK_SECONDS=0.2\n'
+            f'SetEnv PATH={self.programs}:{path} HOME="{self.home}" YOLOYARD_TICK_SECONDS=0.2{mirrors}\n'
         )
         self._log = (folder / "sshd.log").open("wb")
         command, self.user = [str(SSHD), "-D", "-e", "-f", str(self._keys / "sshd_config")], getpass.getuser()
@@ -116,6 +118,7 @@ class SshHost:
 
     def close(self) -> None:
         """End it, with all that still runs there."""
+        self.cut()
         self._server.kill()
         self._server.wait()
         for process in psutil.process_iter():

@@ -1,7 +1,7 @@
 """In the environment of SkyPilot: the order in which its optimizer takes hosts. Argument: a JSON file of questions.
 
 A question is `hours` by names of GPUs, `count`, `nodes`, `spot`. The answers, in the file with the suffix .answers, are
-the hosts with the cheapest first: cloud, instance, region, cost.
+`orders` of hosts with the cheapest first (cloud, instance, region, cost), and prices of `google`, on demand and spot.
 """
 
 import json
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from sky import Dag, Resources, Task, check, global_user_state
+from sky.catalog import gcp_catalog
 from sky.clouds import CloudCapability
 from sky.optimizer import Optimizer
 
@@ -31,4 +32,6 @@ if __name__ == "__main__":
     global_user_state.set_allowed_clouds(check._get_workspace_allowed_clouds("default"), "default")
     global_user_state.set_enabled_clouds(CLOUDS, CloudCapability.COMPUTE, "default")
     answers = [order(**question) for question in json.loads(Path(sys.argv[1]).read_text())]
-    Path(sys.argv[1]).with_suffix(".answers").write_text(json.dumps(answers))
+    of_google = gcp_catalog.list_accelerators(gpus_only=True, all_regions=True)
+    google = [(each.instance_type, each.price, each.spot_price) for rows in of_google.values() for each in rows]
+    Path(sys.argv[1]).with_suffix(".answers").write_text(json.dumps({"orders": answers, "google": google}))

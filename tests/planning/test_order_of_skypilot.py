@@ -1,4 +1,7 @@
-"""The plan's order of offers is that of SkyPilot's optimizer, on the same catalogs and for the same hours."""
+"""The plan's order of offers is that of SkyPilot's optimizer, on the same catalogs and for the same hours.
+
+Google's credentials and packages are not there, so its optimizer leaves it out: its prices are compared by themselves.
+"""
 
 import json
 import random
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 
 from cloud_environment import in_cloud_environment, needs_skypilot
-from made_offers import HEADER, estimate, write_catalog
+from made_offers import GOOGLE, HEADER, estimate, write_catalog
 from yoloyard.planning.choose import Choice, Demands, ranked
 from yoloyard.planning.figures import Estimate, Offer
 from yoloyard.planning.prices import catalog_offers
@@ -40,6 +43,7 @@ def write_catalogs(folder: Path) -> None:
                         rows.append(f"{name},{gpu},{count}.0,{8 * count}.0,{64 * count}.0,,{price:.4f},{spot},{place}")
         header = HEADER.removesuffix(",AvailabilityZone") if cloud == "lambda" else HEADER
         write_catalog(folder, cloud, *rows, header=header)
+    write_catalog(folder, "gcp", *GOOGLE)
     (folder / "common").mkdir()
     lines = "".join(f"{gpu},\"['AWS']\"\n" for gpu in HOURS)
     (folder / "common" / "accelerators.csv").write_text(f"AcceleratorName,Clouds\n{lines}")
@@ -66,7 +70,13 @@ def test_the_order_is_that_of_skypilots_optimizer(tmp_path: Path) -> None:
 
     offers, notes = catalog_offers(catalogs)
     assert notes == []
-    for question, answer in zip(QUESTIONS, answers, strict=True):
+    ours = {(each.instance, each.spot): each.price for each in offers if each.provider == "gcp"}
+    assert len(ours) == 2 * len(answers["google"]) == 6
+    for instance, on_demand, spot in answers["google"]:
+        assert (ours[instance, False], ours[instance, True]) == pytest.approx((on_demand, spot))
+
+    offers = [each for each in offers if each.provider != "gcp"]
+    for question, answer in zip(QUESTIONS, answers["orders"], strict=True):
         count, nodes, spot = question["count"], question["nodes"], question["spot"]
         demands = Demands(count=count, spot=spot, nodes=nodes)
         on = {gpu: estimate(gpu, hours, count, nodes) for gpu, hours in HOURS.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from made_offers import offer, write_catalog
+from made_offers import GOOGLE, offer, write_catalog
 from yoloyard.planning.figures import Offer
 from yoloyard.planning.prices import all_offers, catalog_folder, catalog_offers, is_usable, with_doubts
 
@@ -54,17 +54,7 @@ def test_hosts_without_a_gpu_or_with_a_part_of_one_are_no_offers_and_unknown_gpu
 
 
 def test_google_is_paid_for_the_gpu_and_for_its_host(tmp_path: Path) -> None:
-    rows = [
-        ",L4,1.0,,,,0.56,0.22,us-east1,us-east1-b",
-        "g2-standard-4,,,4.0,16.0,,0.15,0.05,us-east1,us-east1-b",
-        "g2-standard-8,,,8.0,32.0,,0.29,0.10,us-east1,us-east1-b",
-        "n1-highmem-4,,,4.0,26.0,,0.01,0.01,us-east1,us-east1-b",
-        ",T4,1.0,,,,0.35,0.14,us-east1,us-east1-b",
-        "n1-standard-4,,,4.0,15.0,,0.001,0.001,us-east1,us-east1-b",  # with too little memory for SkyPilot
-        ",A100,2.0,,,,5.8,,us-east1,us-east1-b",
-        "a2-highgpu-2g,,,24.0,170.0,,1.5,0.4,us-east1,us-east1-b",
-    ]
-    write_catalog(tmp_path, "gcp", *rows)
+    write_catalog(tmp_path, "gcp", *GOOGLE)
     offers, _ = catalog_offers(tmp_path)
     found = {(each.instance, each.count, each.spot): round(each.price or 0, 4) for each in offers}
     assert found == {
@@ -73,6 +63,7 @@ def test_google_is_paid_for_the_gpu_and_for_its_host(tmp_path: Path) -> None:
         ("n1-highmem-4", 1, False): 0.36,
         ("n1-highmem-4", 1, True): 0.15,
         ("a2-highgpu-2g", 2, False): 7.3,
+        ("a2-highgpu-2g", 2, True): 2.4,
     }
 
 

@@ -98,7 +98,12 @@ def _show(plan: "Plan", everything: bool) -> None:
     where = f"{plan.demands.count or 1} in each of {count_of(plan.demands.nodes, 'host')}"
     print(f"GPUs, {where}; what is here: {', '.join(each.gpu.name for each in plan.here)}\n")
     head = ["GPU", "GB", "largest micro-batch", "images/s", "hours", "bound by", "hours are", "on demand", "spot"]
-    print_table(head, *(_gpu_row(plan, name, each) for name, each in here + rented), piped_width=WIDTH)
+    cheapest = _cheapest(plan)
+    table = [
+        _gpu_row(plan, name, each, [cheapest.get((name, spot)) for spot in (False, True)])
+        for name, each in here + rented
+    ]
+    print_table(head, *table, piped_width=WIDTH)
     offers = plan.offered if everything else list(_best_regions(plan))[:SHOWN_OFFERS]
     if offers:
         print("Offers, the cheapest run first:\n")
@@ -116,7 +121,7 @@ def _show(plan: "Plan", everything: bool) -> None:
     print(f"\n{plan.recommendation.reason}")
 
 
-def _gpu_row(plan: "Plan", name: str, each: "Estimate") -> list[str]:
+def _gpu_row(plan: "Plan", name: str, each: "Estimate", cheapest: list["Choice | None"]) -> list[str]:
     from yoloyard.planning.choose import hours_text
 
     memory = f"{each.gpu.memory / 1e9:.0f}"
@@ -125,19 +130,19 @@ def _gpu_row(plan: "Plan", name: str, each: "Estimate") -> list[str]:
         return [name, memory, "0: too small", "", "", "", "", "", ""]
     if each.recomputed and not plan.config.checkpoint_activations:
         largest = f"{plan.largest(each.gpu, True)} recomputed"
-    costs = ["", ""]
-    for spot in (False, True):
-        mine = (choice for choice in plan.choices if (choice.offer.gpu, choice.offer.spot) == (each.gpu.name, spot))
-        best = next((choice for choice in mine if choice.cost is not None and _is_like(plan, choice)), None)
-        costs[spot] = f"${best.cost:.2f} {best.offer.provider}" if best else "-"
+    costs = ["-" if choice is None else f"${choice.cost:.2f} {choice.offer.provider}" for choice in cheapest]
     figures = [f"{each.images_per_second:,.0f}", hours_text(each.hours), each.bound, each.kind]
-    return [name, memory, largest, *figures, *(["", ""] if name.startswith("here") else costs)]
+    return [name, memory, largest, *figures, *costs]
 
 
-def _is_like(plan: "Plan", choice: "Choice") -> bool:
-    """Whether the offer has as many GPUs as the table says, and is where it was asked for."""
-    demands = plan.demands
-    return dataclasses.replace(demands, count=demands.count or 1, spot=None).allow(choice.offer)
+def _cheapest(plan: "Plan") -> dict[tuple[str, bool], "Choice"]:
+    """The cheapest offer of each GPU, on demand and spot, with as many GPUs as the table says."""
+    demands = dataclasses.replace(plan.demands, count=plan.demands.count or 1, spot=None)
+    found: dict[tuple[str, bool], Choice] = {}
+    for choice in plan.choices:
+        if choice.cost is not None and demands.allow(choice.offer):
+            found.setdefault((choice.offer.gpu, choice.offer.spot), choice)
+    return found
 
 
 def _best_regions(plan: "Plan") -> Iterator["Choice"]:

@@ -166,10 +166,15 @@ class _File:
             raise self.wrong(node, f"{what} lines such as '{known[0]}: ...'; there are: {', '.join(known)}")
         lines: dict[str, int] = {}
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise self.wrong(key, f"a key must be one of {', '.join(known)}")
             if key.value in lines:
                 raise self.wrong(key, f"'{key.value}' is said already in line {lines[key.value]}")
             lines[key.value] = key.start_mark.line + 1
-        yaml.SafeLoader("").flatten_mapping(node)  # `<<: *other`
+        try:
+            yaml.SafeLoader("").flatten_mapping(node)  # `<<: *other`
+        except yaml.YAMLError as error:
+            raise self.wrong(node, "<< must stand before a mapping, or a list of them") from error
         for key, _ in node.value:
             if not is_open and key.value not in known:
                 raise self.wrong(key, unknown_name(str(key.value), known, f"key of {name}" if name else "key"))
@@ -271,7 +276,7 @@ class _File:
                 keys, given = {}, settings_of_flags(shlex.split(node.value))
             else:
                 nodes = self.entries(node, list(settings_of(TrainConfig)), name, is_open=True)
-                tree = {key: yaml.SafeLoader("").construct_document(value) for key, value in nodes.items()}
+                tree = {key: self.value(value) for key, value in nodes.items()}
                 keys, given = {key.value: key for key, _ in node.value}, values_as_written(tree, node)
             for key, value in given.items():
                 self.check_setting(key, value, keys.get(key, node))
@@ -282,13 +287,19 @@ class _File:
                 for key in given.keys() & DECIDED.keys():
                     self.check_setting(key, given[key], keys.get("config", node))
             settings = checked_overrides(TrainConfig, given)
-        except (UsageError, ValueError, yaml.YAMLError) as error:  # ValueError: of shlex, and of the date 2026-13-45
+        except (UsageError, ValueError) as error:  # ValueError: of shlex
             if str(error).startswith(f"{self.path}:"):
                 raise
             raise self.wrong(node, f"{name}: {error}") from error
         if not settings.get("data"):
             raise self.wrong(node, f"'{name}' has no data: name the data.yaml of your images and labels")
         return {key: self.setting(key, value) for key, value in settings.items()}
+
+    def value(self, node: yaml.Node) -> Any:
+        try:
+            return yaml.SafeLoader("").construct_document(node)
+        except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # as yaml raises them
+            raise self.wrong(node, f"no value can be made of this ({' '.join(str(error).split()):.100})") from error
 
     def check_setting(self, key: str, value: Any, node: yaml.Node) -> None:
         given = setting_name(key)

@@ -40,9 +40,8 @@ class Plan:
     """A training, and what it would be on each device and offer."""
 
     config: TrainConfig
-    num_classes: int
     images: Images
-    is_data_here: bool
+    kind_of_images: str  # counted, or given where the data is not here
     traces: Mapping[tuple[Precision, bool], StepTrace]  # by precision and whether activations are recomputed; of a GPU
     estimates: list[Estimate]  # on each GPU of the table
     here: list[Estimate]  # on each device of this host
@@ -61,7 +60,7 @@ class Plan:
         """A step with one image."""
         return self.traces[self.precision, self.config.checkpoint_activations].cost(1)
 
-    @property
+    @functools.cached_property
     def offered(self) -> list[Choice]:
         """The choices that were asked for."""
         return [choice for choice in self.choices if self.demands.allow(choice.offer)]
@@ -110,11 +109,6 @@ class Plan:
             "notes": self.notes,
         }
 
-    @property
-    def kind_of_images(self) -> str:
-        """Where the numbers of images come from."""
-        return "counted" if self.is_data_here else "given"
-
 
 def make_plan(given: Mapping[str, Any], demands: Demands, num_images: int | None, prices: Path | None) -> Plan:
     """The plan of a training with these checked overrides.
@@ -145,8 +139,8 @@ def make_plan(given: Mapping[str, Any], demands: Demands, num_images: int | None
     best = min((each for each in here if each.micro_batch), key=lambda each: each.hours, default=None)
     asked = [each for each in estimates if demands.gpu in (None, each.gpu.name)]
     advice = recommend(choices, demands, best, config.epochs, asked)
-    is_data_here = num_images is None
-    return Plan(config, num_classes, images, is_data_here, traces, estimates, here, choices, demands, advice, notes)
+    kind = "counted" if num_images is None else "given"
+    return Plan(config, images, kind, traces, estimates, here, choices, demands, advice, notes)
 
 
 def _facts(each: Estimate) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from yoloyard.planning.price_list import read_price_list
 MAX_AGE_DAYS = 30
 FAR = 3.0  # times the median price of a GPU, or a third of it
 MIN_NEIGHBOURS = 3  # prices that a median needs
+SHOWN_NAMES = 8
 HOW_TO_FETCH = "pip install 'yoloyard[cloud]' and run `sky gpus list`, which fetches them"
 
 # Google's catalog has a price for the GPU and one for its host: how the names of the hosts of each GPU begin, and how
@@ -87,8 +88,8 @@ def catalog_offers(folder: Path) -> tuple[list[Offer], list[str]]:
         rows = _with_hosts(rows) if file.parent.name == "gcp" else rows
         offers += _cheapest_zones(_row_offers(file.parent.name, dated, rows, unknown))
     if unknown:
-        names = ", ".join(name for name, _ in unknown.most_common(8))
-        notes.append(f"{unknown.total():,} prices are of GPUs that yoloyard knows nothing of: {names} ...")
+        names = ", ".join(name for name, _ in unknown.most_common(SHOWN_NAMES)) + " ..." * (len(unknown) > SHOWN_NAMES)
+        notes.append(f"{unknown.total():,} rows of the catalogs are of GPUs that yoloyard knows nothing of: {names}")
     return offers, notes
 
 
