@@ -73,6 +73,23 @@ case $flags in *deaf*) exec sleep infinity ;; esac
 exec chroot . /usr/sbin/sshd -D -e -f /run/machine/sshd_config
 """
 
+# moto's server, where there is no room for instances of the job `full`.
+SERVER = """
+import sys
+from moto.ec2.exceptions import EC2ClientError
+from moto.ec2.models.instances import InstanceBackend
+from moto.server import main
+
+run_instances = InstanceBackend.run_instances
+
+def run_or_refuse(self, *arguments, **settings):
+    if "yoloyard-full" in str(settings.get("tags")):
+        raise EC2ClientError("InsufficientInstanceCapacity", "There is no capacity for this type.")
+    return run_instances(self, *arguments, **settings)
+
+InstanceBackend.run_instances = run_or_refuse
+main(sys.argv[1:])
+"""
 SUDO = """#!/bin/sh
 while :; do case $1 in -*) shift ;; *) exec env "$@" ;; esac; done
 """
@@ -209,7 +226,7 @@ class FakeCloud:
         while not (found := psutil.Process(self._first.pid).children()):
             time.sleep(0.02)
         self._inside = found[0].pid
-        self.start("-m", "moto.server", "-H", "0.0.0.0", "-p", PORT, log="moto")
+        self.start("-c", SERVER, "-H", "0.0.0.0", "-p", PORT, log="moto")
         self._make_network_answer()
         with in_network(self.office):
             self._fill_account()
