@@ -18,6 +18,7 @@ from yoloyard.jobs import in_cloud, skypilot
 from yoloyard.jobs.data_set import DataSet
 from yoloyard.jobs.launched import Launch, write_launch
 from yoloyard.jobs.prepare import Prepared
+from yoloyard.jobs.sky_task import sky_name
 from yoloyard.storage.copies import utc_text
 
 
@@ -148,7 +149,7 @@ def test_a_job_without_a_host_is_stopped_at_once(backup: Path, monkeypatch: pyte
     monkeypatch.setattr(in_cloud, "skypilot", lambda: None)
     monkeypatch.setattr(in_cloud, "cancel", lambda sky, name: ended.append(name))
     in_cloud.stop(launch_of(backup))
-    assert ended == ["yoloyard-cracks"]
+    assert ended == [sky_name(launch_of(backup))]
 
 
 def test_a_job_that_does_not_stop_is_said(backup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +181,7 @@ class FakeSkyPilot:
     """Notes what it is asked for. `failing` is raised while the job is submitted."""
 
     def __init__(self, jobs: list[dict[str, Any]], failing: BaseException | None = None) -> None:
-        self.asked, self.rows, self._failing = list[str](), jobs, failing
+        self.asked, self.rows, self._failing, self.name = list[str](), jobs, failing, ""
         self.skypilot_config = self
         self.jobs, self.Task = self, self
 
@@ -207,11 +208,12 @@ def launch_with(monkeypatch: pytest.MonkeyPatch, backup: Path, tmp_path: Path) -
     monkeypatch.setattr(in_cloud, "configured", lambda sky, clouds: threading.Lock())
     monkeypatch.setattr(in_cloud, "stage", _stage)
     for module in (in_cloud, skypilot):
-        monkeypatch.setattr(module, "records", lambda sky, name=None: list(sky.rows))
+        monkeypatch.setattr(module, "records", lambda sky: [{"job_name": sky.name, **row} for row in sky.rows])
 
     def launch(sky: FakeSkyPilot, new: bool = False) -> Launch:
         monkeypatch.setattr(in_cloud, "skypilot", lambda: sky)
         job = prepared(backup=f"file://{backup}", data_source=None)
+        sky.name = sky_name(job.launch)
         data = DataSet("../data.yaml", "", str(job.launch.data), tmp_path / "data", ("1.txt",), 11)
         return in_cloud.launch(dataclasses.replace(job, data=data), new)
 

@@ -202,7 +202,7 @@ def stop(launch: Launch) -> None:
             f"`yoloyard jobs list --all`, or run `yoloyard jobs stop` on {launch.host}, which launched it"
         )
     with said("SkyPilot can't end the job"):
-        cancel(skypilot(), sky_name(launch.name))
+        cancel(skypilot(), sky_name(launch))
 
 
 def fetch(launch: Launch, project: Path) -> Path:
@@ -217,7 +217,7 @@ def shell(launch: Launch) -> int:
         raise UserError(f"{launch.name} has no host now that SkyPilot here knows: yoloyard jobs status")
     from sky.jobs.utils import generate_managed_job_cluster_name
 
-    host = generate_managed_job_cluster_name(sky_name(launch.name), record["job_id"])
+    host = generate_managed_job_cluster_name(sky_name(launch), record["job_id"])
     if not Path("~/.sky/generated/ssh", host).expanduser().exists():
         raise UserError(f"the key of {host} is on SkyPilot's API server or controller: use `ssh {host}` there")
     return subprocess.run(["ssh", "-t", host, f"cd {FOLDER}; exec $SHELL -l"], check=False).returncode
@@ -235,7 +235,7 @@ def _task(prepared: Prepared) -> tuple[dict[str, Any], dict[str, str]]:
     """The task, and the secrets that go along, by their names."""
     _backup(prepared.launch)
     plain, secret = credentials(prepared.launch)
-    task = task_of(prepared, _folder(sky_name(prepared.launch.name)), list(secret))
+    task = task_of(prepared, _folder(sky_name(prepared.launch)), list(secret))
     return ({**task, "envs": plain} if plain else task), secret
 
 
@@ -255,8 +255,9 @@ def _record(launch: Launch) -> dict[str, Any] | None:
     if not is_installed():
         return None
     with said("SkyPilot can't list its jobs"):
-        rows = records(skypilot(), sky_name(launch.name))
+        rows = records(skypilot())
     began = datetime.fromisoformat(launch.time).timestamp()
+    rows = [row for row in rows if row["job_name"] == sky_name(launch)]
     return next((row for row in rows if (row["submitted_at"] or began) >= began - 60), None)
 
 

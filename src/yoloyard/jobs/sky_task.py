@@ -24,6 +24,7 @@ from yoloyard.jobs.setting_up import ENVIRONMENT, venv_name
 from yoloyard.jobs.source import BUNDLE, CHECKOUT, PATCH
 from yoloyard.machines.image.build import image_names
 from yoloyard.machines.image.versions import CPU, Tag, code_for, find_tag, number, tags
+from yoloyard.planning.choose import ONE_HOST
 from yoloyard.planning.gpus import find_gpu
 from yoloyard.storage.address import ENDPOINTS
 
@@ -94,14 +95,18 @@ _Dumper.add_representer(
 )
 
 
-def sky_name(name: str) -> str:
-    """The name of a job as SkyPilot and labels of all clouds take it: `yoloyard-NAME`.
+def label_of(text: str) -> str:
+    """A text as labels of all clouds take it."""
+    return re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")
 
-    What they don't take becomes a hyphen, with a digest behind, so that two jobs never share a name.
+
+def sky_name(launch: Launch) -> str:
+    """What a job is called at SkyPilot and in labels: `yoloyard-NAME-DIGEST`.
+
+    The digest tells jobs of one name apart, whose backups differ: those of colleagues, or of another project.
     """
-    plain = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40].rstrip("-")
-    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
-    return PREFIX + (plain if plain == name else f"{plain}-{digest}".lstrip("-"))
+    digest = hashlib.sha256(f"{launch.name} {launch.backup}".encode()).hexdigest()[:6]
+    return f"{PREFIX}{label_of(launch.name)}-{digest}"
 
 
 def clouds_of(launch: Launch) -> list[str]:
@@ -125,9 +130,15 @@ def task_of(prepared: Prepared, folder: Path, secrets: Sequence[str] = ()) -> di
     clouds = clouds_of(launch)
     if launch.gpu is None:
         raise UsageError("resources: gpu is missing: `yoloyard plan` recommends one; `gpu: none` is a CPU")
+    if launch.nodes > 1 and ONE_HOST.issuperset(clouds):
+        raise UsageError(
+            f"resources: nodes: SkyPilot starts no job of several hosts on {launch.on}: name another cloud"
+        )
+    if prepared.release:
+        raise UsageError("--release is for hosts by ssh: those of clouds are taken back by SkyPilot")
     if wanted.region and len(clouds) > 1:
         raise UsageError(f"resources: region {wanted.region} is of one cloud, and --on names {len(clouds)}")
-    name = sky_name(launch.name)
+    name = sky_name(launch)
     hosts: dict[str, Any] = {
         **({"cloud": clouds[0]} if len(clouds) == 1 else {}),
         **({"region": wanted.region} if wanted.region else {}),
@@ -137,7 +148,7 @@ def task_of(prepared: Prepared, folder: Path, secrets: Sequence[str] = ()) -> di
         **({"image_id": f"docker:{image}"} if (image := _image(launch)) else {}),
         # A limit counts at this price, so no host that costs more is taken.
         **({"max_hourly_cost": launch.price} if launch.max_cost and launch.price else {}),
-        "labels": {LABEL: name, RUN_LABEL: sky_name(launch.run)},
+        "labels": {LABEL: name, RUN_LABEL: label_of(launch.run)},
         "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [INTERRUPTED]},
         **({"any_of": [{"cloud": cloud} for cloud in clouds]} if len(clouds) > 1 else {}),
     }
@@ -206,11 +217,11 @@ def scripts(prepared: Prepared) -> dict[str, str]:
         "environment.sh": ENVIRONMENT,
         "set-up.sh": set_up,
         "run.sh": RUN.format(python=python),
+        "release.sh": RELEASE.format(minutes=RELEASE_MINUTES),
     }
     if prepared.job.resources.spot and set(clouds_of(launch)) & {*WITH_NOTICES}:
         found["spot.sh"] = SPOT
-    release = f"#!/bin/sh\n{prepared.release}\n" if prepared.release else RELEASE.format(minutes=RELEASE_MINUTES)
-    return found if "kubernetes" in clouds_of(launch) and not prepared.release else found | {"release.sh": release}
+    return found
 
 
 def tag_of(launch: Launch) -> Tag:

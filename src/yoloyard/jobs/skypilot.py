@@ -65,13 +65,13 @@ class Log(io.TextIOBase):
 def configured(sky: Any, clouds: list[str]) -> Iterator[None]:
     """Within the context, requests carry settings of ours, where the user's config.yaml has none.
 
-    No bucket for files; a controller that removes itself; no credentials of this machine on hosts of clouds with roles.
+    No bucket for files; a controller that removes itself, unless it has jobs of somebody else, whose records would go;
+    no credentials of this machine on hosts of clouds with roles.
     """
-    ours: dict[tuple[str, ...], Any] = {
-        ("jobs", "force_disable_cloud_bucket"): True,
-        ("jobs", "controller", "resources", "autostop"): {"idle_minutes": 10, "down": True},
-        ("jobs", "controller", "resources", "labels"): {LABEL: "controller"},
-    }
+    ours: dict[tuple[str, ...], Any] = {("jobs", "force_disable_cloud_bucket"): True}
+    if all(str(row["job_name"]).startswith(PREFIX) for row in records(sky)):
+        ours[("jobs", "controller", "resources", "autostop")] = {"idle_minutes": 10, "down": True}
+        ours[("jobs", "controller", "resources", "labels")] = {LABEL: "controller"}
     ours |= {(c, "remote_identity"): "SERVICE_ACCOUNT" if c in clouds else "NO_UPLOAD" for c in WITH_ROLES}
     config: dict[str, Any] = {}
     for keys, value in ours.items():
@@ -120,23 +120,28 @@ def _reasons(printed: str) -> str:
     return found.partition("\N{PARTY POPPER}")[0].strip() or "`sky check` says why"
 
 
-def records(sky: Any, name: str | None = None) -> list[dict[str, Any]]:
-    """SkyPilot's records of our jobs, the newest first: all, or those called `name`."""
+def records(sky: Any, must_know: bool = False) -> list[dict[str, Any]]:
+    """SkyPilot's records of all jobs, the newest first.
+
+    A controller that does not answer has none to show; if we `must_know` them all, its error is raised.
+    """
     from sky.exceptions import ClusterNotUpError
+    from sky.utils.status_lib import ClusterStatus
 
     try:
-        asked = sky.jobs.queue_v2(refresh=False, all_users=True, name_match=name or PREFIX, fields=None)
-        found = sky.get(asked)[0]
-    except ClusterNotUpError:  # there is no controller, so no job
+        found = sky.get(sky.jobs.queue_v2(refresh=False, all_users=True, fields=None))[0]
+    except ClusterNotUpError as error:
+        if must_know and error.cluster_status not in (None, ClusterStatus.STOPPED):  # else it has no job that lives
+            raise
         return []
     rows = [{**each.model_dump(), "status": each.status.value, "is_over": each.status.is_terminal()} for each in found]
-    return sorted((row for row in rows if name in (None, row["job_name"])), key=lambda row: -row["job_id"])
+    return sorted(rows, key=lambda row: -row["job_id"])
 
 
 def active_job(sky: Any, name: str) -> dict[str, Any] | None:
     """SkyPilot's record of the job called `name`, if that is not over."""
     with said("SkyPilot can't list its jobs"):
-        return next((row for row in records(sky, name) if not row["is_over"]), None)
+        return next((row for row in records(sky) if row["job_name"] == name and not row["is_over"]), None)
 
 
 def cancel(sky: Any, name: str) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -53,32 +53,45 @@ def everything() -> tuple[list[Found], list[str]]:
     """All that has our label or name, and a line for each cloud that could not be asked. Raises UserError."""
     sky = skypilot()
     from sky.client import sdk
-    from sky.jobs.utils import generate_managed_job_cluster_name
     from sky.utils.common_utils import get_user_hash
 
     with said("SkyPilot can't list its jobs and clouds"):
-        live = [row for row in records(sky) if not row["is_over"]]
+        live = [row for row in records(sky, must_know=True) if not row["is_over"]]
         if not (clouds := sdk.get(sdk.enabled_clouds())):  # nobody has looked for credentials yet
             sdk.get(sdk.check(None, verbose=False))
             clouds = sdk.get(sdk.enabled_clouds())
-    jobs = {generate_managed_job_cluster_name(row["job_name"], row["job_id"]): row["job_name"] for row in live}
-    jobs |= {"sky-jobs-controller": "controller"}
     found, failures = [], []
     for cloud in map(str.lower, clouds):
         if cloud not in PROVIDERS:
             failures.append(f"{cloud}: not asked, jobs are not started there")
             continue
+        jobs = {start_on(cloud, str(row["job_name"]), row["job_id"]): str(row["job_name"]) for row in live}
+        jobs |= {"sky-jobs-controller-": "controller"}
         try:
             with said(cloud):
                 for each in PROVIDERS[cloud]():
-                    job = next((job for start, job in jobs.items() if each.name.startswith(f"{start}-")), "")
+                    job = next((job for start, job in jobs.items() if each.name.startswith(start)), "")
                     if each.kind == "security group" and live:
-                        job = live[0]["job_name"]  # SkyPilot shares it among all
-                    is_own = get_user_hash() in each.name or each.kind != "host"  # what no host uses is nobody's
-                    found.append(Found(**{**vars(each), "job": job, "is_own": is_own}))
+                        job = str(live[0]["job_name"])  # SkyPilot shares it among all
+                    is_own = get_user_hash() in each.name or each.kind == "security group"
+                    found.append(replace(each, job=job, is_own=is_own))
         except UserError as error:
             failures.append(f"{error} (skipped)")
     return found, failures
+
+
+def start_on(cloud: str, job: str, number: int) -> str:
+    """How the names of the hosts of SkyPilot's job begin there: each cloud cuts them to another length.
+
+    Behind it stands the digest of the user who launched it, and which of the hosts it is.
+    """
+    from sky.jobs.utils import generate_managed_job_cluster_name
+    from sky.utils.common_utils import USER_HASH_LENGTH, make_cluster_name_on_cloud
+    from sky.utils.registry import CLOUD_REGISTRY
+
+    most = CLOUD_REGISTRY.from_str(cloud).max_cluster_name_length()
+    name = generate_managed_job_cluster_name(job, number)
+    return make_cluster_name_on_cloud(name, most and most - USER_HASH_LENGTH - 1, add_user_hash=False) + "-"
 
 
 def end(orphans: Sequence[Found]) -> list[Found]:
@@ -165,7 +178,8 @@ def _gcp() -> Iterator[Found]:
             zone, name = each["zone"].rpartition("/")[2], each["name"]
             region, instance = zone.rpartition("-")[0], each.get("machineType", "").rpartition("/")[2]
             is_spot = each.get("scheduling", {}).get("provisioningModel") == "SPOT"
-            price = _price("gcp", instance, is_spot, region, zone) if kind == "host" else None
+            is_billed = kind == "host" and each.get("status") != "TERMINATED"
+            price = _price("gcp", instance, is_spot, region, zone) if is_billed else None
             finish = partial(_run, "gcloud", "compute", noun, "delete", name, f"--zone={zone}", "--quiet")
             began = datetime.fromisoformat(each["creationTimestamp"])
             yield Found("gcp", kind, str(each["id"]), name, region, began, price, finish)
@@ -177,6 +191,8 @@ def _azure() -> Iterator[Found]:
             region, size = each["location"], each["hardwareProfile"]["vmSize"]
             price = _price("azure", size, each.get("priority") == "Spot", region)
             finish = partial(_run, "az", "vm", "delete", "--yes", "--ids", each["id"])
+            if each["resourceGroup"].lower().startswith(PREFIX):  # SkyPilot's own, with disk, address and network
+                finish = partial(_run, "az", "group", "delete", "--yes", "--name", each["resourceGroup"])
             began = datetime.fromisoformat(each["timeCreated"])
             yield Found("azure", "host", each["id"], each["name"], region, began, price, finish)
 
