@@ -17,7 +17,7 @@ from yoloyard.common.errors import UsageError
 from yoloyard.jobs.job_file import Resources
 from yoloyard.jobs.prepare import Prepared
 from yoloyard.jobs.setting_up import venv_name
-from yoloyard.jobs.sky_task import CLOUDS, credentials, scripts, sky_name, stage, tag_of, task_of, task_yaml
+from yoloyard.jobs.sky_task import CLOUDS, credentials, scripts, sky_name, stage, tag_of, task_of, text_of
 from yoloyard.jobs.source import find_source
 from yoloyard.machines.image.versions import find_tag
 
@@ -46,13 +46,13 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_task_is_written_as_expected() -> None:
     """Change the file where the task is to change: it is what a user sees by --dry-run."""
-    assert task_yaml(task_of(JOBS["spot on two hosts"], FOLDER, ["AWS_ACCESS_KEY_ID"])) == EXPECTED.read_text()
+    assert text_of(task_of(JOBS["spot on two hosts"], FOLDER, ["AWS_ACCESS_KEY_ID"])) == EXPECTED.read_text()
 
 
 @needs_skypilot
 def test_skypilot_reads_the_tasks(tmp_path: Path) -> None:
     for number, job in enumerate(JOBS.values()):
-        (tmp_path / f"{number}.yaml").write_text(task_yaml(task_of(job, tmp_path, ["KEY"])))
+        (tmp_path / f"{number}.yaml").write_text(text_of(task_of(job, tmp_path, ["KEY"])))
     program = f"""
 import json, sky
 found = []
@@ -74,7 +74,7 @@ print("found:" + json.dumps(found))
 """
     said = in_cloud_environment(tmp_path, "-c", program, YOLOYARD_IMAGE="registry.example/team/yoloyard", KEY="x")
     spot, image, kubernetes, no_gpu, several, *others = json.loads(said.partition("found:")[2])
-    labels = {"yoloyard": sky_name(prepared().launch), "yoloyard-run": "cracks-2"}
+    labels = {"yoloyard": sky_name(prepared().launch)}
     assert spot[:6] == [2, False, ["AWS"], {"A100-80GB": 4}, True, labels]
     assert set(spot[6]) == {"stop", "down", "preemption"}
     assert image[7] is not None
@@ -89,7 +89,7 @@ def test_no_secret_stands_in_the_yaml_or_the_scripts() -> None:
     job = JOBS["lambda"]
     plain, secret = credentials(job.launch)
     assert secret == {"AWS_ACCESS_KEY_ID": "KEYOFTHETESTS0000001", "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests"}
-    text = task_yaml(task_of(job, FOLDER, list(secret)) | {"envs": plain})
+    text = text_of(task_of(job, FOLDER, list(secret)) | {"envs": plain})
     assert not [value for value in secret.values() if value in text + "".join(scripts(job).values())]
     assert yaml.safe_load(text)["secrets"] == dict.fromkeys(secret), "SkyPilot gets them apart"
 
@@ -129,7 +129,7 @@ def test_a_store_that_hosts_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPa
             credentials(prepared(on="aws", backup=backup, data_source=None).launch)
         return str(raised.value)
 
-    assert "is a folder of this machine" in refusal("file:///runs")
+    assert "is a folder here" in refusal("file:///runs")
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     assert "set GOOGLE_APPLICATION_CREDENTIALS" in refusal("gs://factory/runs")
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_KEY", raising=False)

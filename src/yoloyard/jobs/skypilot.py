@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from yoloyard.common.errors import UsageError, UserError, printable
-from yoloyard.jobs.sky_task import LABEL, PREFIX
+from yoloyard.jobs.sky_task import LABEL, PREFIX, WITH_ROLES
 
 log = logging.getLogger(__name__)
 
-WITH_ROLES = ("aws", "gcp", "azure")  # clouds whose hosts get a role in place of this machine's credentials
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a terminal
 CANCEL_SECONDS = 1800  # that SkyPilot may take to end a job and take its hosts back
 
@@ -23,7 +22,7 @@ def is_installed() -> bool:
     return importlib.util.find_spec("sky") is not None
 
 
-def skypilot() -> Any:
+def load() -> Any:
     """SkyPilot. Raises UsageError if it is not installed."""
     if not is_installed():
         raise UsageError("clouds need SkyPilot, which is not installed: pip install 'yoloyard[cloud]'")
@@ -86,20 +85,15 @@ def configured(sky: Any, clouds: list[str]) -> Iterator[None]:
 
 def watcher_text() -> str:
     """What looks after the job, and what that costs."""
-    if not is_installed():
-        return "SkyPilot's controller looks after the job"
-    from sky.server.common import get_server_url, is_api_server_local
-    from sky.skypilot_config import get_nested
+    if is_installed():
+        from sky.server.common import get_server_url, is_api_server_local
+        from sky.skypilot_config import get_nested
 
-    if not is_api_server_local():
-        return f"the API server {get_server_url()} looks after the job"
-    if get_nested(("jobs", "controller", "consolidation_mode"), False):
-        return "this machine looks after the job; while it is off, no lost host is replaced"
-    return (
-        "SkyPilot's controller looks after the job, a host of 4 CPUs (0.1 to 0.3 $ an hour) that removes itself "
-        "10 minutes after its last job (`jobs: {controller: {consolidation_mode: true}}` in ~/.sky/config.yaml, then "
-        "`sky api stop`: this machine does it for nothing, while it is on)"
-    )
+        if not is_api_server_local():
+            return f"the API server {get_server_url()} looks after the job"
+        if get_nested(("jobs", "controller", "consolidation_mode"), False):
+            return "this machine looks after the job; while it is off, no lost host is replaced"
+    return "SkyPilot's controller looks after the job, a host (0.1 to 0.3 $ an hour) for all jobs: docs/cloud.md"
 
 
 def check_clouds(sky: Any, clouds: list[str]) -> None:
@@ -111,13 +105,8 @@ def check_clouds(sky: Any, clouds: list[str]) -> None:
         enabled = sky.stream_and_get(sdk.check(infra_list=tuple(clouds), verbose=False), output_stream=text)
     able = {cloud.lower() for found in enabled.values() for cloud, what in dict(found).items() if "compute" in what}
     if missing := [cloud for cloud in clouds if cloud not in able]:
-        raise UserError(f"SkyPilot has no access to {', '.join(missing)}: {_reasons(text.getvalue())}")
-
-
-def _reasons(printed: str) -> str:
-    """What `sky check` says of the clouds that it can't use, and how to change that."""
-    _, _, found = plain(printed).rpartition("for SkyPilot.")
-    return found.partition("\N{PARTY POPPER}")[0].strip() or "`sky check` says why"
+        why = plain(text.getvalue()).rpartition("for SkyPilot.")[2].partition("\N{PARTY POPPER}")[0].strip()
+        raise UserError(f"SkyPilot has no access to {', '.join(missing)}: {why or '`sky check` says why'}")
 
 
 def records(sky: Any, must_know: bool = False) -> list[dict[str, Any]]:

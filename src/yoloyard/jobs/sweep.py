@@ -17,10 +17,11 @@ from typing import Any
 
 from yoloyard.common.errors import UserError, last_line
 from yoloyard.jobs.sky_task import LABEL, PREFIX
-from yoloyard.jobs.skypilot import records, said, skypilot
+from yoloyard.jobs.skypilot import load, records, said
 
 log = logging.getLogger(__name__)
 
+CLUSTER_TAGS = ("skypilot-cluster-name", "ray-cluster-name")  # of AWS
 GONE_SECONDS, LOOK_SECONDS = 600.0, 5.0  # that a provider may take to end something, and between two looks
 
 
@@ -51,7 +52,7 @@ class Found:
 
 def everything() -> tuple[list[Found], list[str]]:
     """All that has our label or name, and a line for each cloud that could not be asked. Raises UserError."""
-    sky = skypilot()
+    sky = load()
     from sky.client import sdk
     from sky.utils.common_utils import get_user_hash
 
@@ -108,7 +109,8 @@ def end(orphans: Sequence[Found]) -> list[Found]:
             failed.append(each)
     until = time.monotonic() + GONE_SECONDS
     while left and time.monotonic() < until:
-        there = {(each.cloud, each.id) for cloud in {each.cloud for each in left} for each in PROVIDERS[cloud]()}
+        with said("the end can't be confirmed"):
+            there = {(each.cloud, each.id) for cloud in {each.cloud for each in left} for each in PROVIDERS[cloud]()}
         left = [each for each in left if (each.cloud, each.id) in there]
         if left:
             time.sleep(LOOK_SECONDS)
@@ -148,26 +150,25 @@ def _aws_region(session: Any, region: str) -> list[Found]:
             is_billed = host["State"]["Name"] in ("pending", "running")
             price = _price("aws", host["InstanceType"], is_spot, region, zone) if is_billed else None
             finish = partial(ec2.terminate_instances, InstanceIds=[host["InstanceId"]])
-            name = _tag(host["Tags"], "skypilot-cluster-name", "ray-cluster-name") + "-"
-            rows.append(Found("aws", "host", host["InstanceId"], name, region, host["LaunchTime"], price, finish))
+            row = ("aws", "host", host["InstanceId"], _name(host), region, host["LaunchTime"], price, finish)
+            rows.append(Found(*row))
     free = [*ours, {"Name": "status", "Values": ["available"]}]  # those in use go with their hosts
     for disk in ec2.describe_volumes(Filters=free)["Volumes"]:
         finish = partial(ec2.delete_volume, VolumeId=disk["VolumeId"])
-        name = _tag(disk["Tags"], "skypilot-cluster-name", "ray-cluster-name", LABEL)
-        rows.append(Found("aws", "disk", disk["VolumeId"], name, region, disk["CreateTime"], None, finish))
+        rows.append(Found("aws", "disk", disk["VolumeId"], _name(disk), region, disk["CreateTime"], None, finish))
     named = [{"Name": "group-name", "Values": [DEFAULT_SECURITY_GROUP_NAME]}]
     for group in ec2.describe_security_groups(Filters=named)["SecurityGroups"]:
-        used = [{"Name": "instance.group-id", "Values": [group["GroupId"]]}, states]
+        key, name = group["GroupId"], group["GroupName"]
+        used = [{"Name": "instance.group-id", "Values": [key]}, states]
         if not ec2.describe_instances(Filters=used)["Reservations"]:
-            finish = partial(ec2.delete_security_group, GroupId=group["GroupId"])
-            row = ("aws", "security group", group["GroupId"], group["GroupName"], region, None, 0.0, finish)
-            rows.append(Found(*row))
+            finish = partial(ec2.delete_security_group, GroupId=key)
+            rows.append(Found("aws", "security group", key, name, region, None, 0.0, finish))
     return rows
 
 
-def _tag(tags: Sequence[dict[str, str]], *names: str) -> str:
-    values = {each["Key"]: each["Value"] for each in tags}
-    return next((values[name] for name in names if name in values), "")
+def _name(thing: dict[str, Any]) -> str:
+    """How SkyPilot calls the hosts that something is of."""
+    return next((each["Value"] for each in thing["Tags"] if each["Key"] in CLUSTER_TAGS), "") + "-"
 
 
 def _gcp() -> Iterator[Found]:
@@ -219,13 +220,12 @@ def _lambda() -> Iterator[Found]:
 
 
 def _runpod() -> Iterator[Found]:
-    from sky.adaptors import runpod
-    from sky.provision.runpod import utils
+    from sky.adaptors.runpod import runpod
 
-    prices = {each["id"]: each.get("costPerHr") for each in runpod.runpod.get_pods()}
-    for key, each in utils.list_instances().items():
+    for each in runpod.get_pods():
         if str(each["name"]).startswith(PREFIX):
-            yield Found("runpod", "host", key, each["name"], "", None, prices.get(key), partial(utils.remove, key))
+            finish = partial(runpod.terminate_pod, each["id"])
+            yield Found("runpod", "host", each["id"], each["name"], "", None, each.get("costPerHr"), finish)
 
 
 PROVIDERS: dict[str, Callable[[], Iterator[Found]]] = {
