@@ -77,7 +77,9 @@ def test_a_dry_run_says_what_would_be_made_and_makes_nothing(
     place: Place, job_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ends_with("launch", job_file, "--on", "aws", "--dry-run") == 0
-    assert "one host on aws" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "no plan can be made" in said, "the model of this job is none"
+    assert "one host on aws" in said
     assert not place.launched
     assert not lock_of(job_file).exists()
     assert not note_of("a").exists()

@@ -17,7 +17,7 @@ def launch(
     on: Annotated[
         str | None, Parameter(help="ssh://user@host[:port], or a cloud: aws, gcp, kubernetes ...; wins over `on:`")
     ] = None,
-    dry_run: Annotated[bool, SWITCH, Parameter(help="print what would be made and started, and make nothing")] = False,
+    dry_run: Annotated[bool, SWITCH, Parameter(help="print the plan and what would be made, and make nothing")] = False,
     clean: Annotated[bool, SWITCH, Parameter(help="refuse where files are not as they were committed")] = False,
     new: Annotated[bool, SWITCH, Parameter(help="begin another run, also where the last one isn't finished")] = False,
     price: Annotated[
@@ -32,6 +32,7 @@ def launch(
 ) -> None:
     """Start a job on another host or in a cloud, or go on with it there."""
     from yoloyard.cli.jobs import place_of
+    from yoloyard.cli.plan import plan
     from yoloyard.common.errors import UsageError, UserError
     from yoloyard.jobs.job_file import read_job
     from yoloyard.jobs.prepare import keep, keep_note, note_of, prepare
@@ -49,6 +50,10 @@ def launch(
         return
     place = place_of(prepared.launch.on)
     if dry_run:
+        try:
+            plan(job)
+        except UserError as error:
+            print(f"no plan can be made: {error}")
         print(place.describe(prepared, new))
         return
     is_first = not note_of(found.name).exists()

@@ -50,7 +50,7 @@ def describe(prepared: Prepared, new: bool = False) -> str:
     made = [
         f"a managed job of SkyPilot, {task['name']}",
         f"{what}{spot} on {launch.on}, each with its disk; all labelled {LABEL}={task['name']}",
-        "on AWS, once for all jobs: SkyPilot's role skypilot-v1 and a security group sky-sg-..., which cost nothing",
+        *["on AWS, once for all jobs, free: SkyPilot's role skypilot-v1, its group sky-sg-..."] * ("aws" in launch.on),
         skypilot.watcher_text(),
         f"in {_backup(launch)}: {launch.run}/ (the run), job/ (its records){data}",
         "no bucket: SkyPilot copies the source straight to the hosts",
