@@ -13,6 +13,7 @@ from yoloyard.jobs.sky_task import LABEL, PREFIX, WITH_ROLES
 
 log = logging.getLogger(__name__)
 
+OTHERS = ("kubernetes", "nebius", "oci", "vast")  # whose keys SkyPilot would bring to each host, too
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a terminal
 CANCEL_SECONDS = 1800  # that SkyPilot may take to end a job and take its hosts back
 
@@ -71,7 +72,8 @@ def configured(sky: Any, clouds: list[str]) -> Iterator[None]:
     if all(str(row["job_name"]).startswith(PREFIX) for row in records(sky)):
         ours[("jobs", "controller", "resources", "autostop")] = {"idle_minutes": 10, "down": True}
         ours[("jobs", "controller", "resources", "labels")] = {LABEL: "controller"}
-    ours |= {(c, "remote_identity"): "SERVICE_ACCOUNT" if c in clouds else "NO_UPLOAD" for c in WITH_ROLES}
+    ours |= {(cloud, "remote_identity"): "SERVICE_ACCOUNT" for cloud in WITH_ROLES if cloud in clouds}
+    ours |= {(cloud, "remote_identity"): "NO_UPLOAD" for cloud in (*WITH_ROLES, *OTHERS) if cloud not in clouds}
     config: dict[str, Any] = {}
     for keys, value in ours.items():
         if sky.skypilot_config.get_nested(keys, None) is None:
