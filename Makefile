@@ -18,8 +18,8 @@ tests: $(VENV)/installed-dev .venv-cloud/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal \
 		-m "not slow and not gpu and not image and not fake_cuda"
 
-test-slow: $(VENV)/installed-dev
-	$(BIN)/python tests/passed.py networks runs hosts rehearsal downloads
+test-slow: $(VENV)/installed-dev .venv-cloud/installed
+	$(BIN)/python tests/passed.py networks runs plans jobs hosts rehearsal downloads
 
 # Builds the cpu image and uses it; installs buildah and podman where it may, says SKIP and why where not.
 test-image: $(VENV)/installed-dev

@@ -85,6 +85,7 @@ def test_every_key_has_its_value(tmp_path: Path) -> None:
         ("train: {<<: a}", "job.yaml:1:8: << must stand before a mapping, or a list of them"),
         ("image: cpu", "job.yaml has no `train:`"),
         ("train: {data: a}\nlimits: {max_hours: 8h}", "job.yaml:2:21: 'limits.max_hours' must be a number above 0"),
+        ("train: {data: a}\nlimits: {max_hours: 8..}", "job.yaml:2:21: 'limits.max_hours' must be a number above 0"),
         ("train: {data: a}\nlimits: {max_cost: -1}", "job.yaml:2:20: 'limits.max_cost' must be a number above 0"),
         ("train: {data: a}\nlimits: {max_cost: .inf}", "job.yaml:2:20: 'limits.max_cost' must be a number above 0"),
         ("train: {data: a}\nresources: {count: 0}", "'resources.count' must be a whole number above 0"),

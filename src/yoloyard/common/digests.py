@@ -15,8 +15,8 @@ def file_sha256(path: Path) -> str:
 
 @cache
 def source_sha256() -> str:
-    """SHA-256 of yoloyard's own source, by which two commits differ that have one version."""
+    """SHA-256 of yoloyard's own files, by which two commits differ that have one version."""
     root, digest = Path(yoloyard.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"):
         digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -155,11 +155,11 @@ def status(launch: Launch) -> dict[str, Any]:
         keeper |= {"state": state, "reason": reason or f"SkyPilot ended it ({record['status']})"}
     with tempfile.TemporaryDirectory(prefix="yoloyard-") as folder:
         for name in ("status.json", "metrics.jsonl", "config.yaml"):
-            if (text := _read(launch, f"{launch.run}/{name}")) is not None:
+            if (text := _read(launch, f"{keeper['run']}/{name}")) is not None:
                 Path(folder, name).write_bytes(text)
         run = read_run(Path(folder), is_copy=True)
     lines = (_read(launch, f"{PLACE}/{LOG}") or b"").decode(errors="replace").splitlines()
-    return document(launch, keeper, run, lines[-LOG_LINES:], is_there)
+    return document(dataclasses.replace(launch, run=keeper["run"]), keeper, run, lines[-LOG_LINES:], is_there)
 
 
 def logs(launch: Launch, follow: bool = False) -> None:
@@ -206,8 +206,8 @@ def stop(launch: Launch) -> None:
 
 
 def fetch(launch: Launch, project: Path) -> Path:
-    """Bring the run from the backup into `project`; returns its folder. Raises UserError."""
-    return fetch_run(f"{_backup(launch)}/{launch.run}", launch.train.get("backup_endpoint"), project)
+    """Bring the newest run from the backup into `project`; returns its folder. Raises UserError."""
+    return fetch_run(f"{_backup(launch)}/{_keeper(launch)['run']}", launch.train.get("backup_endpoint"), project)
 
 
 def shell(launch: Launch) -> int:

@@ -261,7 +261,7 @@ class _File:
 
     def number(self, node: yaml.Node, name: str, is_whole: bool) -> Any:
         text, number = node.value, math.nan
-        if isinstance(text, str) and re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", text.strip()):
+        if isinstance(text, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text.strip()):
             number = float(text)
         if not math.isfinite(number) or number <= 0 or (is_whole and number != int(number)):
             kind = "a whole number" if is_whole else "a number"

@@ -17,9 +17,19 @@ SILENT = {
     aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided, aten._unsafe_view,
     aten.detach, aten.lift_fresh, aten._reshape_alias, aten.alias,
 }  # fmt: skip
+
+
+def convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest: Any, **_: Any) -> int:
+    """A forward for each gradient that is asked for, of x and of the weight. Torch's formula forgets the groups."""
+    transposed, (of_x, of_weight, _bias) = rest[4], rest[7]
+    forward = 2 * (x if transposed else grad).numel() * weight.numel() // weight.shape[0]
+    return forward * (of_x + of_weight)
+
+
 # torch's formulas; a multiplication with its addition counts as two. It has none for a CPU's attention.
 FLOPS = {
     **flop_registry,
+    aten.convolution_backward: convolution_backward,
     aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_efficient_attention],
     aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         aten._scaled_dot_product_efficient_attention_backward

@@ -296,12 +296,12 @@ class Keeper:
         """keeper.json."""
         status = read_status(self._run)
         step = {name: status.get(name) for name in ("state", "epoch", "epochs", "step", "steps", "updated", "seconds")}
-        is_over = self._state in CODES
+        is_over, cost = self._state in CODES, self._ledger.cost
         content = {
             "state": self._state, "reason": self._reason, "code": self._code if is_over else None,
             "over": self._attempt if is_over else None, "launch": self._launch.time, "run": self._launch.run,
             "attempts": len(self._ledger.attempts), "seconds": round(self._ledger.seconds, 1),
-            "cost": self._ledger.cost and round(self._ledger.cost, 4), "host": self._ledger.now.host, "updated": utc_text(), "step": step,
+            "cost": cost and round(cost, 4), "host": self._ledger.now.host, "updated": utc_text(), "step": step,
         }  # fmt: skip
         return json.dumps(content, indent=1).encode()
 
