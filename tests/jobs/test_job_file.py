@@ -152,7 +152,12 @@ def test_paths_start_from_the_file_and_names_stay(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("folder", "file", "name"),
-    [("factory", "job.yaml", "factory"), ("factory", "night run.yaml", "night-run"), ("工厂", "job.yaml", "job")],
+    [
+        ("factory", "job.yaml", "factory"),
+        ("factory", "night run.yaml", "night-run"),
+        ("工厂", "job.yaml", "training"),
+        ("data", "job.yaml", "data-1"),
+    ],
 )
 def test_a_job_without_a_name_has_that_of_its_file_or_folder(folder: str, file: str, name: str, tmp_path: Path) -> None:
     (tmp_path / folder).mkdir()

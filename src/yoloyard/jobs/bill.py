@@ -71,8 +71,8 @@ def rows(facts: Mapping[str, Any]) -> dict[str, str]:
         found["GPU-hours"] = f"{facts['gpu_hours']:.2f}"
     if facts["cost"] is not None:
         attempts = f"{facts['attempts']} attempts" if facts["attempts"] > 1 else "one attempt"
-        price = f"${facts['price']:g} an hour of a host: {facts['price_source']}"
-        found["cost"] = f"${facts['cost']:.2f} ({attempts}; {price})"
+        price = f"; ${facts['price']:g} an hour of a host: {facts['price_source']}" if facts["price"] else ""
+        found["cost"] = f"${facts['cost']:.2f} ({attempts}{price})"
     if facts["utilisation"] is not None:
         found["utilisation"] = f"{facts['utilisation']:.0%} of the time that was paid for"
     if (other := facts["cheaper"]) is not None:

@@ -80,8 +80,8 @@ class Training:
             os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once, with all that it has started."""
-        with contextlib.suppress(psutil.NoSuchProcess):
+        """End it at once, with all that it has started. What a broken driver or disk holds is not waited for."""
+        with contextlib.suppress(psutil.Error):
             process = psutil.Process(self.pid)
             for each in [process, *process.children(recursive=True)]:
                 with contextlib.suppress(psutil.NoSuchProcess):
