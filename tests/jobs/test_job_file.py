@@ -98,6 +98,7 @@ def test_every_key_has_its_value(tmp_path: Path) -> None:
         ("train: {data: a}\nbackup: s3://key@bucket/x", "job.yaml:2:9: 'backup': this address of a store can't be"),
         ("train: {data: a}\non: me@host", "job.yaml:2:5: --on me@host is not an address; it looks like ssh://user@host"),
         ("train: {data: a}\nname: ../x", "job.yaml:2:7: 'name' names folders and hosts"),
+        ("train: {data: a}\nname: job", "job.yaml:2:7: 'name' can't be 'job': BACKUP/job has other things"),
         ("train:\n\tdata: a", "job.yaml:2:1: not valid YAML in UTF-8: found character '\\t'"),
         ("- train", "job.yaml:1:1: a job file holds lines such as 'name: ...'; there are: name, train, image"),
         ("", "job.yaml is empty; yoloyard job init writes one"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from yoloyard.common.files import write_soon
 from yoloyard.common.log import time_text
-from yoloyard.common.run_folder import RunFolder
+from yoloyard.common.run_folder import RunFolder, read_object
 from yoloyard.jobs.cheaper import FILE
 from yoloyard.jobs.launched import Launch
 from yoloyard.jobs.node.ledger import Attempt
@@ -31,7 +31,7 @@ def bill(run: RunFolder) -> dict[str, Any]:
     training and validation. `utilisation`: the share of the paid hours that it trained and validated without waiting
     for data.
     """
-    job, environment = _read(run.folder / FILE), _read(run.folder / "environment.json")
+    job, environment = read_object(run.folder / FILE), read_object(run.folder / "environment.json")
     attempts, measured = job.get("attempts", []), ("speed/seconds", "speed/waiting_fraction")
     waited = sum((each.get(measured[0]) or 0) * (each.get(measured[1]) or 0) for each in run.records)
     hours = sum(each["seconds"] for each in attempts) / 3600 if job else run.seconds / 3600
@@ -52,14 +52,6 @@ def bill(run: RunFolder) -> dict[str, Any]:
         "waiting_fraction": waited / run.seconds if run.seconds else None,
         "cheaper": job.get("cheaper"),
     }
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    """A JSON file; empty where there is none that can be read."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def rows(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -18,14 +18,14 @@ from typing import Any
 from yoloyard.common.errors import UserError, last_line
 from yoloyard.common.files import write_soon
 from yoloyard.common.log import time_text
-from yoloyard.common.run_folder import read_run
+from yoloyard.common.run_folder import STATUS, read_object, read_run
 from yoloyard.jobs.bill import write_bill
 from yoloyard.jobs.launched import FILE, read_launch
 from yoloyard.jobs.node.data import fetch_data
 from yoloyard.jobs.node.ledger import Clock, Ledger
 from yoloyard.jobs.node.limits import Idle, limit_reached
 from yoloyard.jobs.node.records import LOG, STATE, Records, end_of
-from yoloyard.jobs.node.training import GRACE_SECONDS, SAVE_SECONDS, Training, read_status
+from yoloyard.jobs.node.training import GRACE_SECONDS, SAVE_SECONDS, Training
 from yoloyard.jobs.node.upload import has_checkpoint, is_newer_there, send_newest
 from yoloyard.storage.address import reasons_said
 from yoloyard.storage.copies import Copies, TakenOverError, utc_text
@@ -69,6 +69,7 @@ class Keeper:
         self._folder, self._clock = folder, clock
         self._launch = launch = read_launch(folder / FILE)
         self._run = folder / "runs" / launch.run
+        self._address, self._endpoint = f"{launch.backup}/{launch.run}", launch.train.get("backup_endpoint")
         self._rank = int(next((os.environ[name] for name in RANKS if name in os.environ), 0)) if launch.nodes > 1 else 0
         self._attempt = os.environ.get("YOLOYARD_ATTEMPT") or f"{int(time.time())}-{os.getpid()}"
         self._ledger = Ledger(folder, launch, self._attempt, clock)
@@ -90,8 +91,9 @@ class Keeper:
                 return int(former["code"])
             if self._rank == 0:  # the attempts there are those of rank 0, and one of them may be going on
                 self._ledger.add(attempts)
-                self._records.start(lambda: self._contents)
             self._enter("starting")
+            if self._rank == 0:
+                self._records.start(lambda: self._contents)
             self._look(None, False)
             if self._launch.data_source:
                 self._fetch(self._launch.data_source)
@@ -125,6 +127,10 @@ class Keeper:
             variables = os.environ | {"YOLOYARD_ATTEMPT": self._attempt}
             subprocess.Popen(["sh", "guard.sh"], cwd=self._folder, env=variables, start_new_session=True)
 
+    def _status(self) -> dict[str, Any]:
+        """What the training says of itself; empty before it does."""
+        return read_object(self._run / STATUS)
+
     def _enter(self, state: str, reason: str = "") -> None:
         """Go over to another state, which is written at once."""
         self._state, self._reason, self._written = state, reason, -math.inf
@@ -145,9 +151,8 @@ class Keeper:
 
     def _fetch(self, source: str) -> None:
         """Bring the data here. Raises OverError."""
-        endpoint = self._launch.train.get("backup_endpoint")
         try:
-            fetch_data(source, endpoint, self._folder / "data", lambda size: self._look(size, False))
+            fetch_data(source, self._endpoint, self._folder / "data", lambda size: self._look(size, False))
         except (UserError, OSError) as error:
             raise OverError("failed", f"the data can't be fetched: {error}") from error
 
@@ -159,7 +164,7 @@ class Keeper:
             if (training := Training.running(self._folder)) is None:
                 if self._rank == 0 and self._run.exists() and read_run(self._run).state == "finished":
                     raise OverError("finished", "the run is finished")
-                before = read_status(self._run)
+                before = self._status()
                 try:
                     training = Training.start(self._folder, self._launch, self._resume())
                 except (UserError, OSError) as error:
@@ -167,7 +172,7 @@ class Keeper:
             self._enter("running")
             try:
                 while training.is_there():
-                    status = read_status(self._run)
+                    status = self._status()
                     is_new = status != before and bool(status.get("step"))
                     self._look(status, is_new and status.get("state") == "running")
                     self._clock.sleep(LOOK_SECONDS)
@@ -185,8 +190,7 @@ class Keeper:
         here = str(self._run) if any(self._run.glob("checkpoints/*/state.json")) else None
         if not self._launch.backup:
             return here
-        address = f"{self._launch.backup}/{self._launch.run}"
-        copies = Copies(address, self._launch.train.get("backup_endpoint"), create=True)
+        address, copies = self._address, Copies(self._address, self._endpoint, create=True)
         with reasons_said(address):
             if here and not is_newer_there(self._run, copies):
                 return here
@@ -204,7 +208,7 @@ class Keeper:
 
     def _judge(self, code: int | None, before: Any) -> str:
         """Why a training that ended by itself has to start again. Raises OverError where it has not."""
-        status = read_status(self._run)
+        status = self._status()
         said = status if status != before else {}
         if code == 0 or (self._rank == 0 and said.get("state") == "finished"):
             raise OverError("finished", said.get("reason") or "the training ended with status 0")
@@ -243,7 +247,7 @@ class Keeper:
         while training.is_there():
             self._beat()
             waited = self._clock.now() - asked
-            is_saved = read_status(self._run).get("state", "running") != "running"
+            is_saved = self._status().get("state", "running") != "running"
             if waited > (SAVE_SECONDS + GRACE_SECONDS if is_saved else SAVE_SECONDS):
                 log.info(f"it has not ended after {time_text(waited)}: it is killed")
                 training.kill()
@@ -254,7 +258,7 @@ class Keeper:
         """Save what there is elsewhere, and write down how it ended."""
         problem = None
         if self._rank == 0:
-            status = read_status(self._run)
+            status = self._status()
             if over.state in ("stopped", "limit", "interrupted") and status.get("state") == "finished":
                 over = OverError("finished", f"{status['reason']}; meanwhile: {over.reason}")
             self._enter("saving", over.reason)
@@ -270,8 +274,7 @@ class Keeper:
         """See that the newest checkpoint is whole at the backup; what is wrong after UPLOAD_SECONDS."""
         if not self._launch.backup or not has_checkpoint(self._run):
             return None
-        address, until, pause = f"{self._launch.backup}/{self._launch.run}", self._clock.now() + UPLOAD_SECONDS, 5.0
-        train = self._launch.train
+        address, until, pause = self._address, self._clock.now() + UPLOAD_SECONDS, 5.0
 
         def moved(size: int) -> None:
             self._beat()
@@ -280,7 +283,7 @@ class Keeper:
 
         while True:
             try:
-                send_newest(self._run, address, train.get("backup_endpoint"), int(train.get("keep") or 3), moved)
+                send_newest(self._run, address, self._endpoint, int(self._launch.train.get("keep") or 3), moved)
                 return None
             except TakenOverError as error:
                 return f"nothing was sent to {address}: {error}"
@@ -296,7 +299,7 @@ class Keeper:
 
     def _document(self) -> bytes:
         """keeper.json."""
-        status = read_status(self._run)
+        status = self._status()
         step = {name: status.get(name) for name in ("state", "epoch", "epochs", "step", "steps", "updated", "seconds")}
         is_over, cost = self._state in CODES, self._ledger.cost
         content = {

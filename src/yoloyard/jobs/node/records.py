@@ -13,6 +13,7 @@ from typing import Any
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.log import ONCE
+from yoloyard.common.run_folder import read_object
 from yoloyard.jobs.launched import FILE, Launch
 from yoloyard.storage.address import open_store, reasons_said
 
@@ -48,7 +49,7 @@ class Records:
         Where the backup can't be reached, what is here counts. Raises UserError if nothing is, or if the records there
         are of another job.
         """
-        here = _object((self._folder / STATE).read_bytes()) if (self._folder / STATE).exists() else {}
+        here = read_object(self._folder / STATE)
         try:
             other = _object(self._get(FILE)).get("name", self._name)
             there, attempts = _object(self._get(STATE)), self._attempts()

@@ -8,8 +8,8 @@ from pathlib import Path
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_soon
 from yoloyard.storage.address import reasons_said
-from yoloyard.storage.copies import CHECKPOINT, Copies, Manifest, TakenOverError, facts_of, part_of, utc_text
-from yoloyard.storage.fetch import NOTE, read_note
+from yoloyard.storage.copies import CHECKPOINT, NOTE, Copies, TakenOverError, files_of, manifest_of, part_of, utc_text
+from yoloyard.storage.fetch import read_note
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -37,22 +37,12 @@ def send_newest(run: Path, address: str, endpoint: str | None, keep: int, moved:
         owner = copies.read_owner() or {}
         if owner.get("writer") != note.get("writer") and owner.get("host") not in (None, socket.gethostname()):
             raise TakenOverError(f"the copies there are those of {owner['host']} since {owner.get('since')}")
-        state = json.loads((run / CHECKPOINT / "state.json").read_bytes())
-        is_rising = state.get("monitor", {}).get("history", {}).get("rising_since") is not None
-        patterns = f"{CHECKPOINT}*", *["checkpoints/previous/*"] * is_rising, "weights/*", "*"  # as training does
-        paths = [path for pattern in patterns for path in run.glob(pattern)]
-        names = [path for path in paths if path.is_file() and not path.name.startswith(".") and path.name != NOTE]
-        files = {path.relative_to(run).as_posix(): facts_of(path) for path in sorted(names)}
-        for name, facts in json.loads((run / CHECKPOINT / "manifest.json").read_bytes())["files"].items():
-            if files.get(CHECKPOINT + name, {}).get("sha256") != facts["sha256"]:
-                raise UserError(f"{run / CHECKPOINT / name} has changed since it was written, or is gone")
+        manifest = manifest_of(run, run, files_of(run))
         newest = next(iter(copies.read_manifests()[::-1]), None)
-        if newest is None or newest.files != files:
-            epoch, position = state["progress"]["epoch"], state["progress"]["position"]
-            is_kept = position == 0 and (run / "checkpoints" / f"epoch-{epoch:04d}").exists()
+        if newest is None or newest.files != manifest.files:
             note |= {"address": address, "run": note.get("run") or run.name, "writer": copies.writer, "error": ""}
             copies.claim(note["run"], run.name)
-            copies.send(run, Manifest(epoch, position, is_kept, files), keep, moved)
+            copies.send(run, manifest, keep, moved)
             newest = copies.manifests[-1]
             note |= {"epoch": newest.epoch, "time": utc_text(), "waiting_since": None}
             write_soon(run / NOTE, json.dumps(note, indent=1).encode())
