@@ -49,6 +49,7 @@ def launch(
         return
     place = place_of(prepared.launch.on)
     if dry_run:
+        _print_plan(job)
         print(place.describe(prepared, new))
         return
     is_first = not note_of(found.name).exists()
@@ -64,3 +65,14 @@ def launch(
         raise
     keep(started, job)
     print(f"{started.run} is started on {started.on}; yoloyard jobs logs -f {job} shows what it prints")
+
+
+def _print_plan(job: Path) -> None:
+    """What `yoloyard plan` says; where there can be no plan, as for images that aren't here, why."""
+    from yoloyard.cli.plan import plan
+    from yoloyard.common.errors import UserError
+
+    try:
+        plan(job)
+    except UserError as error:
+        print(f"no plan: {error}")
