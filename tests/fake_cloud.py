@@ -181,7 +181,7 @@ class Machine:
         ip("-n", self.namespace, "address", "add", f"{self.address}/16", "dev", "eth0")
         for device in ("lo", "eth0"):
             ip("-n", self.namespace, "link", "set", device, "up")
-        ip("-n", self.namespace, "route", "add", "default", "via", GATEWAY)
+        ip("-n", self.namespace, "route", "add", "default", "via", GATEWAY, "dev", "eth0", "onlink")
         with open(self.folder / "log.txt", "w") as log:
             self.process = in_namespaces(
                 self.namespace, "sh", "-c", BOOT, "boot", self.folder / "disk", files, FOLDER,
