@@ -113,6 +113,8 @@ def test_a_limit_of_cost_needs_a_price(place: Place, job_file: Path, capsys: pyt
     assert ends_with("launch", job_file, "--on", "nowhere") == 2
     assert "--price DOLLARS-AN-HOUR" in capsys.readouterr().err
     assert not place.launched
+    assert ends_with("launch", job_file, "--on", "shh://me@host", "--price", "2") == 2
+    assert "shh://me@host is not an address; it looks like ssh://" in capsys.readouterr().err
     assert ends_with("launch", job_file, "--on", "nowhere", "--price", "-1") == 2
     assert ends_with("launch", job_file, "--on", "nowhere", "--price", "0.4") == 0
 

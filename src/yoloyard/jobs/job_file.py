@@ -159,6 +159,13 @@ class _File:
     def wrong(self, node: yaml.Node, message: str) -> UsageError:
         return UsageError(f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {message}")
 
+    def checked(self, node: yaml.Node, message: str, check: Callable[..., Any], *values: Any) -> Any:
+        """What `check` gives; its UsageError gets the place of `node`, and goes where `message` has {}."""
+        try:
+            return check(*values)
+        except UsageError as error:
+            raise self.wrong(node, message.format(error)) from error
+
     def entries(self, node: yaml.Node, known: Sequence[str], name: str, is_open: bool = False) -> dict[str, yaml.Node]:
         """The values of a mapping by their keys, others than `known` if it `is_open`; empty ones are left out."""
         if not isinstance(node, yaml.MappingNode):
@@ -171,15 +178,10 @@ class _File:
             if key.value in lines:
                 raise self.wrong(key, f"'{key.value}' is said already in line {lines[key.value]}")
             lines[key.value] = key.start_mark.line + 1
-        try:
-            yaml.SafeLoader("").flatten_mapping(node)  # `<<: *other`
-        except yaml.YAMLError as error:
-            raise self.wrong(node, "<< must stand before a mapping, or a list of them") from error
         for key, _ in node.value:
             if not is_open and key.value not in known:
                 raise self.wrong(key, unknown_name(str(key.value), known, f"key of {name}" if name else "key"))
-        pairs = {str(key.value): value for key, value in node.value}
-        return {key: value for key, value in pairs.items() if not value.tag.endswith(":null")}
+        return {str(key.value): value for key, value in node.value if not value.tag.endswith(":null")}
 
     def text(self, node: yaml.Node, name: str) -> str:
         if not isinstance(node, yaml.ScalarNode) or not node.value.strip() or not node.value.isprintable():
@@ -199,10 +201,7 @@ class _File:
         return "-".join(parts)[:NAME_LETTERS].rstrip("-._") or "job"
 
     def image(self, node: yaml.Node, name: str) -> str:
-        try:
-            return find_tag(self.text(node, name)).name
-        except UsageError as error:
-            raise self.wrong(node, str(error)) from error
+        return str(self.checked(node, "{}", find_tag, self.text(node, name)).name)
 
     def data(self, node: yaml.Node, name: str) -> str:
         text = self.text(node, name)
@@ -211,19 +210,13 @@ class _File:
     def address(self, node: yaml.Node, name: str) -> str:
         text = self.text(node, name)
         if not ADDRESS.fullmatch(text):
-            try:
-                check_address(text)
-            except UsageError as error:
-                raise self.wrong(node, f"'{name}': {error}") from error
+            self.checked(node, f"'{name}': {{}}", check_address, text)
         return text.rstrip("/")
 
     def place(self, node: yaml.Node, name: str) -> str:
         text = self.text(node, name)
         if not re.fullmatch(r"[a-z][a-z0-9,-]*", text):
-            try:
-                parse_host(text)
-            except UsageError as error:
-                raise self.wrong(node, f"{error}; or a cloud: aws, gcp, kubernetes ...") from error
+            self.checked(node, "{}; or a cloud: aws, gcp, kubernetes ...", parse_host, text)
         return text
 
     def local(self, path: str) -> str:
@@ -238,20 +231,14 @@ class _File:
             where, wanted = f"{name}.{key}", known[key]
             if wanted is bool:
                 values[key] = self.switch(value, where)
-            elif key == "gpu":
-                values[key] = self.gpu(value, where)
             elif wanted == str | None:
                 values[key] = self.text(value, where)
+                if key == "gpu" and values[key] != "none":
+                    found = self.checked(value, f"'{where}': {{}}; none: a CPU", find_gpu, values[key])
+                    values[key] = found.name
             else:
                 values[key] = self.number(value, where, is_whole=wanted in (int, int | None))
         return kind(**values)
-
-    def gpu(self, node: yaml.Node, name: str) -> str:
-        text = self.text(node, name)
-        try:
-            return text if text == "none" else find_gpu(text).name
-        except UsageError as error:
-            raise self.wrong(node, f"'{name}': {error}; none: a CPU") from error
 
     def switch(self, node: yaml.Node, name: str) -> bool:
         word = str(node.value).lower()
@@ -305,11 +292,8 @@ class _File:
         given = setting_name(key)
         if given in DECIDED:
             raise self.wrong(node, f"train: '{key}' is the job's own: {DECIDED[given]}")
-        try:
-            if given != "config":
-                checked_overrides(TrainConfig, {key: value})
-        except UsageError as error:
-            raise self.wrong(node, f"train: {error}") from error
+        if given != "config":
+            self.checked(node, "train: {}", checked_overrides, TrainConfig, {key: value})
 
     def setting(self, name: str, value: Any) -> Any:
         leaf = settings_of(TrainConfig)[name]
