@@ -49,8 +49,9 @@ def launch(
         return
     place = place_of(prepared.launch.on)
     if dry_run:
+        made = place.describe(prepared, new)  # before the plan, which takes a while: it refuses what can't be launched
         _print_plan(job)
-        print(place.describe(prepared, new))
+        print(made)
         return
     is_first = not note_of(found.name).exists()
     keep_note(prepared.launch)  # before, so that this machine can find it whatever happens
