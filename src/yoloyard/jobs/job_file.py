@@ -109,25 +109,21 @@ def settings_of_flags(words: Sequence[str]) -> dict[str, Any]:
     """
     known, found, rest = settings_of(TrainConfig), dict[str, Any](), list(words)
     while rest:
-        word = rest.pop(0)
+        word, follows = rest.pop(0), rest[0] if rest else "--"
         given, equals, value = word.removeprefix("--").partition("=")
         name = setting_name(given)
         if not (word.startswith("--") or equals):
             raise UsageError(f"not understood: {word}; a setting is written --name value or name=value")
-        is_off = name.startswith("no_") and name not in known and name[3:] in known
-        name = name[3:] if is_off else name
-        leaf, follows = known.get(name), rest[0] if rest else "--"
-        if leaf is not None and leaf.type is bool and not is_off:
-            value = value if equals else rest.pop(0) if follows.lower() in SWITCH_WORDS else "true"
-        elif is_off:
-            value = "false"
-        elif not equals:
-            if follows.startswith("--") and name not in ("cache", "resume"):
-                raise UsageError(unknown_name(given, known) if leaf is None else f"--{given} needs a value")
-            value = "ram" if follows.startswith("--") else rest.pop(0)
+        if name.startswith("no_") and name not in known and name[3:] in known:
+            name, equals, value = name[3:], "=", "false"
+        is_switch = name in known and known[name].type is bool
+        if not equals:
+            has_value = follows.lower() in SWITCH_WORDS if is_switch else not follows.startswith("--")
+            if not (has_value or is_switch or name in ("cache", "resume")):
+                raise UsageError(f"--{given} needs a value" if name in known else unknown_name(given, known))
+            value = rest.pop(0) if has_value else "true" if is_switch else "ram"
         if name in found:
             raise UsageError(f"'{name}' is said twice: leave one out")
-        is_switch = leaf is not None and leaf.type is bool
         found[name] = SWITCH_WORDS.get(value.lower(), value) if is_switch else value
     return found
 

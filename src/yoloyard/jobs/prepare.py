@@ -77,6 +77,8 @@ def prepare(
     if resources.spot and not job.backup:
         raise UsageError(f"{job.path}: spot hosts are taken away at any time, and all work with them: add `backup:`")
     known = price_of(place, resources) if price is None else (price, "--price")
+    if known[0] is None and last and (last.on, last.gpu, last.gpus) == (place, resources.gpu, gpus):
+        known = last.price, last.price_source  # what --price has said of this host before
     if limits.max_cost and known[0] is None:
         what = "max_cost needs the price of a host, which no table knows"
         raise UsageError(f"{job.path}: {what}: --price DOLLARS-AN-HOUR")
