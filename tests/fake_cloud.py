@@ -116,8 +116,10 @@ def is_possible() -> str:
         return "SkyPilot is not installed"
     if not (FOLDER / "bin/ray").exists():
         return "Ray 2.9.3, which SkyPilot 0.14 needs on its hosts, has no wheel for this Python"
-    if missing := [name for name in ("ip", "unshare", "nsenter", "setpriv", "sshd", "rsync") if not shutil.which(name)]:
-        return f"{', '.join(missing)} missing (packages iproute2, util-linux, openssh-server, rsync)"
+    if missing := [
+        name for name in ("ip", "unshare", "nsenter", "setpriv", "sshd", "rsync", "openssl") if not shutil.which(name)
+    ]:
+        return f"{', '.join(missing)} missing (packages iproute2, util-linux, openssh-server, rsync, openssl)"
     if os.stat(FOLDER).st_dev != os.stat("/").st_dev:
         return f"{FOLDER} lies on another file system than /, which the machines would not see"
     probe = "mkdir $0/t && mount -t tmpfs t $0/t && mkdir $0/t/u $0/t/w $0/t/m && " \
@@ -243,7 +245,9 @@ class FakeCloud:
             "AWS_ENDPOINT_URL": ENDPOINT, "MOTO_IAM_LOAD_MANAGED_POLICIES": "true", "OMP_NUM_THREADS": "1",
             "SKYPILOT_DISABLE_USAGE_COLLECTION": "1", "PYTHONUNBUFFERED": "1", "COLUMNS": "200",
             "SSL_CERT_FILE": str(self.folder / "network.pem"), "REQUESTS_CA_BUNDLE": str(self.folder / "network.pem"),
-            "PIP_NO_BUILD_ISOLATION": "0", "SKYPILOT_POD_MEMORY_GB_LIMIT": "7", **variables,
+            "PIP_NO_BUILD_ISOLATION": "0",  # SkyPilot builds a wheel of itself for its hosts, here without an index
+            "SKYPILOT_POD_MEMORY_GB_LIMIT": "7",  # one process that controls jobs, in place of one for each 2 GB
+            **variables,
         }  # fmt: skip
         with contextlib.ExitStack() as stack:
             out: Any = stack.enter_context(open(self.folder / f"{log}.log", "a")) if log else subprocess.PIPE
@@ -288,8 +292,7 @@ server = http.server.ThreadingHTTPServer(("0.0.0.0", 443), http.server.SimpleHTT
 server.socket = context.wrap_socket(server.socket, server_side=True)
 server.serve_forever()
 """
-        self.folder.joinpath("empty").mkdir()
-        self.start("-c", f"import os; os.chdir({str(self.folder / 'empty')!r})\n{program}", log="network")
+        self.start("-c", program, log="network")
 
     def _fill_account(self) -> None:
         """Wait for moto; an image in each region, private subnets, and the profile that SkyPilot would make."""
