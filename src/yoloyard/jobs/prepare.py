@@ -92,7 +92,7 @@ def prepare(
         train=settings,
         commit=source.commit,
         patch=source.patch_digest,
-        yoloyard=_own_version(),
+        yoloyard=f"{versions()['yoloyard']}-{source_sha256()[:12]}",
         image=tag.name if tag else "",
         image_digest=image_digest(tag) if tag else None,
         data=data.fingerprint,
@@ -229,11 +229,6 @@ def _paths_there(settings: Mapping[str, Any], source: Source) -> dict[str, str]:
             )
         there[name] = os.path.relpath(os.path.realpath(path), os.path.realpath(source.top)) + colon + rest
     return there
-
-
-def _own_version() -> str:
-    """Version of this package, and a digest of its source."""
-    return f"{versions()['yoloyard']}-{source_sha256()[:12]}"
 
 
 def _flat(launch: Launch) -> dict[str, Any]:
