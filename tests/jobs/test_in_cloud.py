@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import pytest
 from cloud_jobs import LAUNCH, prepared
 
+from ssh_host import wait_until
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.jobs import in_cloud, sky_task, skypilot
 from yoloyard.jobs.data_set import DataSet
@@ -113,22 +114,21 @@ def test_a_failed_job_shows_the_end_of_its_log(backup: Path) -> None:
     assert (found["state"], found["reason"], found["log"][-1]) == ("failed", "data.yaml is missing", "line 99")
 
 
-def test_the_log_is_followed_until_the_job_is_over(backup: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_is_followed_until_the_job_is_over(backup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []  # what another thread prints while capsys reads may be lost
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=said.append, flush=lambda: None))
     write_state(backup, "running")
     log = backup / "job/log.txt"
     write(log, "first\n")
-    shown = ""
-    with_follow = threading.Thread(target=in_cloud.logs, args=(launch_of(backup), True))
+    with_follow = threading.Thread(target=in_cloud.logs, args=(launch_of(backup), True), daemon=True)
     with_follow.start()
-    while "first" not in shown:
-        shown += capsys.readouterr().out
+    wait_until(lambda: "".join(said) == "first\n")
     write(log, "first\nsecond\n")
-    while "second" not in shown:
-        shown += capsys.readouterr().out
+    wait_until(lambda: "".join(said) == "first\nsecond\n")
     write(log, "first\nsecond\nthird\n")
     write_state(backup, "finished")
     with_follow.join()
-    assert shown + capsys.readouterr().out == "first\nsecond\nthird\n"
+    assert "".join(said) == "first\nsecond\nthird\n"
 
 
 def test_stop_asks_the_job_wherever_it_runs(backup: Path) -> None:

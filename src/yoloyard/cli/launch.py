@@ -32,7 +32,6 @@ def launch(
 ) -> None:
     """Start a job on another host or in a cloud, or go on with it there."""
     from yoloyard.cli.jobs import place_of
-    from yoloyard.cli.plan import plan
     from yoloyard.common.errors import UsageError, UserError
     from yoloyard.jobs.job_file import read_job
     from yoloyard.jobs.prepare import keep, keep_note, note_of, prepare
@@ -50,11 +49,9 @@ def launch(
         return
     place = place_of(prepared.launch.on)
     if dry_run:
-        try:
-            plan(job)
-        except UserError as error:
-            print(f"no plan can be made: {error}")
-        print(place.describe(prepared, new))
+        made = place.describe(prepared, new)  # before the plan, which takes a while: it refuses what can't be launched
+        _print_plan(job)
+        print(made)
         return
     is_first = not note_of(found.name).exists()
     keep_note(prepared.launch)  # before, so that this machine can find it whatever happens
@@ -69,3 +66,14 @@ def launch(
         raise
     keep(started, job)
     print(f"{started.run} is started on {started.on}; yoloyard jobs logs -f {job} shows what it prints")
+
+
+def _print_plan(job: Path) -> None:
+    """What `yoloyard plan` says; where there can be no plan, as for images that aren't here, why."""
+    from yoloyard.cli.plan import plan
+    from yoloyard.common.errors import UserError
+
+    try:
+        plan(job)
+    except UserError as error:
+        print(f"no plan: {error}")

@@ -71,6 +71,9 @@ def launch(prepared: Prepared, new: bool = False) -> Launch:
     skypilot.check_clouds(sky, clouds_of(prepared.launch))
     if job := skypilot.active_job(sky, name):
         raise UserError(f"{name} is already with SkyPilot ({job['status']}): yoloyard jobs status, jobs stop")
+    other = json.loads(_read(prepared.launch, f"{PLACE}/{FILE}") or "{}").get("name", prepared.launch.name)
+    if other != prepared.launch.name:
+        raise UsageError(f"{backup} has the records of the job {other}: give each job a `backup:` of its own")
     before = json.loads(_read(prepared.launch, f"{PLACE}/{STATE}") or "{}")
     if before.get("state", "failed") not in OVER and _seconds_since(before["updated"]) < ALIVE_SECONDS:
         raise UserError(f"{prepared.launch.name} runs already, as {backup}/{PLACE} says: yoloyard jobs stop ends it")

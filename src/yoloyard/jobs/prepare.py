@@ -78,6 +78,8 @@ def prepare(
     if resources.spot and not job.backup:
         raise UsageError(f"{job.path}: spot hosts are taken away at any time, and all work with them: add `backup:`")
     known = price_of(place, resources) if price is None else (price, "--price")
+    if known[0] is None and last and (last.on, last.gpu, last.gpus) == (place, resources.gpu, gpus):
+        known = last.price, last.price_source  # what --price has said of this host before
     if limits.max_cost and known[0] is None:
         what = "max_cost needs the price of a host, which no table knows"
         raise UsageError(f"{job.path}: {what}: --price DOLLARS-AN-HOUR")
@@ -91,7 +93,7 @@ def prepare(
         train=settings,
         commit=source.commit,
         patch=source.patch_digest,
-        yoloyard=_own_version(),
+        yoloyard=f"{versions()['yoloyard']}-{source_sha256()[:12]}",
         image=tag.name if tag else "",
         image_digest=image_digest(tag) if tag else None,
         data=data.fingerprint,
@@ -234,11 +236,6 @@ def _paths_there(settings: Mapping[str, Any], source: Source) -> dict[str, str]:
             )
         there[name] = os.path.relpath(os.path.realpath(path), os.path.realpath(source.top)) + colon + rest
     return there
-
-
-def _own_version() -> str:
-    """Version of this package, and a digest of its source."""
-    return f"{versions()['yoloyard']}-{source_sha256()[:12]}"
 
 
 def _flat(launch: Launch) -> dict[str, Any]:
