@@ -82,7 +82,7 @@ def test_every_key_has_its_value(tmp_path: Path) -> None:
         ("train: {data: a, model: !x y}", "job.yaml:1:25: no value can be made of this (could not"),
         ("train: {data: a, lr0: !!float x}", "job.yaml:1:23: no value can be made of this (could not convert"),
         ("train: {data: a}\n? [b]\n: c", "job.yaml:2:3: a key must be one of name, train, image"),
-        ("train: {<<: a}", "job.yaml:1:8: << must stand before a mapping, or a list of them"),
+        ("train: {<<: a}", "job.yaml:1:9: train: unknown setting '<<'"),
         ("image: cpu", "job.yaml has no `train:`"),
         ("train: {data: a}\nlimits: {max_hours: 8h}", "job.yaml:2:21: 'limits.max_hours' must be a number above 0"),
         ("train: {data: a}\nlimits: {max_hours: 8..}", "job.yaml:2:21: 'limits.max_hours' must be a number above 0"),
@@ -98,6 +98,7 @@ def test_every_key_has_its_value(tmp_path: Path) -> None:
         ("train: {data: a}\nbackup: s3://key@bucket/x", "job.yaml:2:9: 'backup': this address of a store can't be"),
         ("train: {data: a}\non: me@host", "job.yaml:2:5: --on me@host is not an address; it looks like ssh://user@host"),
         ("train: {data: a}\nname: ../x", "job.yaml:2:7: 'name' names folders and hosts"),
+        ("train: {data: a}\nname: job", "job.yaml:2:7: 'name' can't be 'job': BACKUP/job has other things"),
         ("train:\n\tdata: a", "job.yaml:2:1: not valid YAML in UTF-8: found character '\\t'"),
         ("- train", "job.yaml:1:1: a job file holds lines such as 'name: ...'; there are: name, train, image"),
         ("", "job.yaml is empty; yoloyard job init writes one"),
@@ -122,10 +123,10 @@ def test_a_file_that_is_not_there_or_no_text_is_said(tmp_path: Path) -> None:
         read_job(tmp_path / "job.yaml")
 
 
-def test_a_byte_order_mark_anchors_and_merges_are_understood(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_anchors_are_understood(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_bytes(
         b"\xef\xbb\xbfresources: &own {gpu: T4, count: 2}\n"
-        b"train:\n  <<: {data: a.yaml, epochs: 3}\n  epochs: 4\n"
+        b"train: {data: a.yaml, epochs: 4}\n"
         b"limits:\n  max_hours: &hours 5\n  max_cost: *hours\n"
     )
     job = read_job(tmp_path / "job.yaml")
@@ -152,7 +153,12 @@ def test_paths_start_from_the_file_and_names_stay(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("folder", "file", "name"),
-    [("factory", "job.yaml", "factory"), ("factory", "night run.yaml", "night-run"), ("工厂", "job.yaml", "job")],
+    [
+        ("factory", "job.yaml", "factory"),
+        ("factory", "night run.yaml", "night-run"),
+        ("工厂", "job.yaml", "training"),
+        ("data", "job.yaml", "data-1"),
+    ],
 )
 def test_a_job_without_a_name_has_that_of_its_file_or_folder(folder: str, file: str, name: str, tmp_path: Path) -> None:
     (tmp_path / folder).mkdir()
