@@ -32,6 +32,10 @@ class Place:
         return f"one host on {prepared.launch.on}"
 
 
+def refuse(job: Path) -> None:
+    raise UsageError("--images")
+
+
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch) -> Place:
     made: Any = Place()
@@ -74,10 +78,14 @@ def test_a_launch_is_kept_and_the_next_one_goes_on(
 
 
 def test_a_dry_run_says_what_would_be_made_and_makes_nothing(
-    place: Place, job_file: Path, capsys: pytest.CaptureFixture[str]
+    place: Place, job_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("yoloyard.cli.plan.plan", lambda job: print(f"plan of {job}"))
     assert ends_with("launch", job_file, "--on", "aws", "--dry-run") == 0
-    assert "one host on aws" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith(f"plan of {job_file}\none host on aws\n")
+    monkeypatch.setattr("yoloyard.cli.plan.plan", refuse)
+    assert ends_with("launch", job_file, "--on", "aws", "--dry-run") == 0
+    assert "no plan: --images\none host on aws\n" in capsys.readouterr().out
     assert not place.launched
     assert not lock_of(job_file).exists()
     assert not note_of("a").exists()
@@ -105,6 +113,8 @@ def test_a_limit_of_cost_needs_a_price(place: Place, job_file: Path, capsys: pyt
     assert ends_with("launch", job_file, "--on", "nowhere") == 2
     assert "--price DOLLARS-AN-HOUR" in capsys.readouterr().err
     assert not place.launched
+    assert ends_with("launch", job_file, "--on", "shh://me@host", "--price", "2") == 2
+    assert "shh://me@host is not an address; it looks like ssh://" in capsys.readouterr().err
     assert ends_with("launch", job_file, "--on", "nowhere", "--price", "-1") == 2
     assert ends_with("launch", job_file, "--on", "nowhere", "--price", "0.4") == 0
 

@@ -225,6 +225,8 @@ def test_release_is_a_command_of_the_users_and_runs_at_the_end(host: SshHost, tm
     behaves(host, "released", "runs 3")
     laptop.run("launch", "--release", "touch given-back")
     wait_until((host.job_folders / "released/given-back").exists)
+    assert "nothing gives" in laptop.run("launch")
+    assert not (host.job_folders / "released/release.sh").exists()
 
 
 def test_what_doctor_finds_stops_a_launch_before_data_are_sent(host: SshHost, tmp_path: Path) -> None:

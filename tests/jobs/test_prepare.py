@@ -117,6 +117,14 @@ def test_the_image_that_a_host_got_is_taken_again(job_file: Path) -> None:
     assert prepared(job_file).launch.image == "torch2.8-cu126"
 
 
+def test_the_price_of_a_host_is_said_once(job_file: Path) -> None:
+    keep(prepare(read_job(job_file), price=0.45).launch, job_file)
+    job_file.write_text(job_file.read_text() + "limits: {max_cost: 3}\n")
+    assert (prepared(job_file).launch.price, prepared(job_file).launch.price_source) == (0.45, "--price")
+    with pytest.raises(UsageError, match="max_cost needs the price of a host"):
+        prepare(read_job(job_file), "ssh://me@another")
+
+
 def test_the_digest_of_an_image_follows_from_what_it_is_made_of(job_file: Path) -> None:
     digest = prepared(job_file).launch.image_digest
     tag = prepare_module.find_tag("torch2.8-cu128")
@@ -187,6 +195,8 @@ def test_the_price_of_a_cloud_is_that_of_its_cheapest_host(
     assert str(launch.price_source).startswith("aws good in west, 20")
     job_file.write_text(text.replace("t4}", "t4, region: east}"))
     assert prepared(job_file).launch.price == 0.9
+    job_file.write_text(text.replace("t4}", "t4, spot: true}") + "backup: s3://factory/a\n")
+    assert prepared(job_file).launch.price == 0.3, "so that another region can replace it, and no cost is too low"
     job_file.write_text(text.replace("t4}", "t4, region: north}") + "limits: {max_cost: 3}\n")
     with pytest.raises(UsageError, match="max_cost needs the price of a host, which no table knows: --price"):
         prepared(job_file)

@@ -182,8 +182,12 @@ def _print_found(found: "list[Found]") -> None:
 
 
 def place_of(on: str) -> ModuleType:
-    """What starts and watches jobs at `on`: over_ssh or in_cloud, which have the same functions."""
-    return import_module("yoloyard.jobs." + ("over_ssh" if on.startswith("ssh://") else "in_cloud"))
+    """What starts and watches jobs at `on`: over_ssh or in_cloud, which have the same functions. Raises UsageError."""
+    from yoloyard.machines.containers.host import parse_host
+
+    if is_host := "://" in on:
+        parse_host(on)
+    return import_module("yoloyard.jobs." + ("over_ssh" if is_host else "in_cloud"))
 
 
 def find_launch(job: str, on: str | None) -> "Launch":
@@ -196,8 +200,8 @@ def find_launch(job: str, on: str | None) -> "Launch":
     from yoloyard.jobs.launched import read_launch
     from yoloyard.jobs.prepare import note_of, read_lock
 
-    if job.endswith((".yaml", ".yml")) or Path(job).is_file():
-        found = read_job(Path(job))
+    found = read_job(Path(job)) if job.endswith((".yaml", ".yml")) or Path(job).is_file() else None
+    if found:
         name, place, known, backup = found.name, on or found.on, read_lock(Path(job)), found.backup
     else:
         note = note_of(job)
@@ -205,7 +209,10 @@ def find_launch(job: str, on: str | None) -> "Launch":
     if known and on in (None, known.on):
         return known
     if place is None:
-        raise UsageError(f"where {name} runs is not known here: name its job file, or --on ssh://user@host")
+        remedy = (
+            "write --on ssh://user@host, or another place" if found else "name its job file, or --on ssh://user@host"
+        )
+        raise UsageError(f"where {name} runs is not known here: {remedy}")
     return place_of(place).find(place, name, backup)
 
 

@@ -17,7 +17,7 @@ def launch(
     on: Annotated[
         str | None, Parameter(help="ssh://user@host[:port], or a cloud: aws, gcp, kubernetes ...; wins over `on:`")
     ] = None,
-    dry_run: Annotated[bool, SWITCH, Parameter(help="print what would be made and started, and make nothing")] = False,
+    dry_run: Annotated[bool, SWITCH, Parameter(help="print the plan and what would be made, and make nothing")] = False,
     clean: Annotated[bool, SWITCH, Parameter(help="refuse where files are not as they were committed")] = False,
     new: Annotated[bool, SWITCH, Parameter(help="begin another run, also where the last one isn't finished")] = False,
     price: Annotated[
@@ -49,7 +49,9 @@ def launch(
         return
     place = place_of(prepared.launch.on)
     if dry_run:
-        print(place.describe(prepared, new))
+        made = place.describe(prepared, new)  # before the plan, which takes a while: it refuses what can't be launched
+        _print_plan(job)
+        print(made)
         return
     is_first = not note_of(found.name).exists()
     keep_note(prepared.launch)  # before, so that this machine can find it whatever happens
@@ -64,3 +66,14 @@ def launch(
         raise
     keep(started, job)
     print(f"{started.run} is started on {started.on}; yoloyard jobs logs -f {job} shows what it prints")
+
+
+def _print_plan(job: Path) -> None:
+    """What `yoloyard plan` says; where there can be no plan, as for images that aren't here, why."""
+    from yoloyard.cli.plan import plan
+    from yoloyard.common.errors import UserError
+
+    try:
+        plan(job)
+    except UserError as error:
+        print(f"no plan: {error}")

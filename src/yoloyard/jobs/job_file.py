@@ -110,25 +110,21 @@ def settings_of_flags(words: Sequence[str]) -> dict[str, Any]:
     """
     known, found, rest = settings_of(TrainConfig), dict[str, Any](), list(words)
     while rest:
-        word = rest.pop(0)
+        word, follows = rest.pop(0), rest[0] if rest else "--"
         given, equals, value = word.removeprefix("--").partition("=")
         name = setting_name(given)
         if not (word.startswith("--") or equals):
             raise UsageError(f"not understood: {word}; a setting is written --name value or name=value")
-        is_off = name.startswith("no_") and name not in known and name[3:] in known
-        name = name[3:] if is_off else name
-        leaf, follows = known.get(name), rest[0] if rest else "--"
-        if leaf is not None and leaf.type is bool and not is_off:
-            value = value if equals else rest.pop(0) if follows.lower() in SWITCH_WORDS else "true"
-        elif is_off:
-            value = "false"
-        elif not equals:
-            if follows.startswith("--") and name not in ("cache", "resume"):
-                raise UsageError(unknown_name(given, known) if leaf is None else f"--{given} needs a value")
-            value = "ram" if follows.startswith("--") else rest.pop(0)
+        if name.startswith("no_") and name not in known and name[3:] in known:
+            name, equals, value = name[3:], "=", "false"
+        is_switch = name in known and known[name].type is bool
+        if not equals:
+            has_value = follows.lower() in SWITCH_WORDS if is_switch else not follows.startswith("--")
+            if not (has_value or is_switch or name in ("cache", "resume")):
+                raise UsageError(f"--{given} needs a value" if name in known else unknown_name(given, known))
+            value = rest.pop(0) if has_value else "true" if is_switch else "ram"
         if name in found:
             raise UsageError(f"'{name}' is said twice: leave one out")
-        is_switch = leaf is not None and leaf.type is bool
         found[name] = SWITCH_WORDS.get(value.lower(), value) if is_switch else value
     return found
 
@@ -160,6 +156,13 @@ class _File:
     def wrong(self, node: yaml.Node, message: str) -> UsageError:
         return UsageError(f"{self.path}:{node.start_mark.line + 1}:{node.start_mark.column + 1}: {message}")
 
+    def checked(self, node: yaml.Node, message: str, check: Callable[..., Any], *values: Any) -> Any:
+        """What `check` gives; its UsageError gets the place of `node`, and goes where `message` has {}."""
+        try:
+            return check(*values)
+        except UsageError as error:
+            raise self.wrong(node, message.format(error)) from error
+
     def entries(self, node: yaml.Node, known: Sequence[str], name: str, is_open: bool = False) -> dict[str, yaml.Node]:
         """The values of a mapping by their keys, others than `known` if it `is_open`; empty ones are left out."""
         if not isinstance(node, yaml.MappingNode):
@@ -172,15 +175,10 @@ class _File:
             if key.value in lines:
                 raise self.wrong(key, f"'{key.value}' is said already in line {lines[key.value]}")
             lines[key.value] = key.start_mark.line + 1
-        try:
-            yaml.SafeLoader("").flatten_mapping(node)  # `<<: *other`
-        except yaml.YAMLError as error:
-            raise self.wrong(node, "<< must stand before a mapping, or a list of them") from error
         for key, _ in node.value:
             if not is_open and key.value not in known:
                 raise self.wrong(key, unknown_name(str(key.value), known, f"key of {name}" if name else "key"))
-        pairs = {str(key.value): value for key, value in node.value}
-        return {key: value for key, value in pairs.items() if not value.tag.endswith(":null")}
+        return {str(key.value): value for key, value in node.value if not value.tag.endswith(":null")}
 
     def text(self, node: yaml.Node, name: str) -> str:
         if not isinstance(node, yaml.ScalarNode) or not node.value.strip() or not node.value.isprintable():
@@ -202,10 +200,7 @@ class _File:
         return f"{name}-1" if name in IN_BACKUP else name
 
     def image(self, node: yaml.Node, name: str) -> str:
-        try:
-            return find_tag(self.text(node, name)).name
-        except UsageError as error:
-            raise self.wrong(node, str(error)) from error
+        return str(self.checked(node, "{}", find_tag, self.text(node, name)).name)
 
     def data(self, node: yaml.Node, name: str) -> str:
         text = self.text(node, name)
@@ -214,19 +209,13 @@ class _File:
     def address(self, node: yaml.Node, name: str) -> str:
         text = self.text(node, name)
         if not ADDRESS.fullmatch(text):
-            try:
-                check_address(text)
-            except UsageError as error:
-                raise self.wrong(node, f"'{name}': {error}") from error
+            self.checked(node, f"'{name}': {{}}", check_address, text)
         return text.rstrip("/")
 
     def place(self, node: yaml.Node, name: str) -> str:
         text = self.text(node, name)
         if not re.fullmatch(r"[a-z][a-z0-9,-]*", text):
-            try:
-                parse_host(text)
-            except UsageError as error:
-                raise self.wrong(node, f"{error}; or a cloud: aws, gcp, kubernetes ...") from error
+            self.checked(node, "{}; or a cloud: aws, gcp, kubernetes ...", parse_host, text)
         return text
 
     def local(self, path: str) -> str:
@@ -241,20 +230,14 @@ class _File:
             where, wanted = f"{name}.{key}", known[key]
             if wanted is bool:
                 values[key] = self.switch(value, where)
-            elif key == "gpu":
-                values[key] = self.gpu(value, where)
             elif wanted == str | None:
                 values[key] = self.text(value, where)
+                if key == "gpu" and values[key] != "none":
+                    found = self.checked(value, f"'{where}': {{}}; none: a CPU", find_gpu, values[key])
+                    values[key] = found.name
             else:
                 values[key] = self.number(value, where, is_whole=wanted in (int, int | None))
         return kind(**values)
-
-    def gpu(self, node: yaml.Node, name: str) -> str:
-        text = self.text(node, name)
-        try:
-            return text if text == "none" else find_gpu(text).name
-        except UsageError as error:
-            raise self.wrong(node, f"'{name}': {error}; none: a CPU") from error
 
     def switch(self, node: yaml.Node, name: str) -> bool:
         word = str(node.value).lower()
@@ -308,11 +291,8 @@ class _File:
         given = setting_name(key)
         if given in DECIDED:
             raise self.wrong(node, f"train: '{key}' is the job's own: {DECIDED[given]}")
-        try:
-            if given != "config":
-                checked_overrides(TrainConfig, {key: value})
-        except UsageError as error:
-            raise self.wrong(node, f"train: {error}") from error
+        if given != "config":
+            self.checked(node, "train: {}", checked_overrides, TrainConfig, {key: value})
 
     def setting(self, name: str, value: Any) -> Any:
         leaf = settings_of(TrainConfig)[name]

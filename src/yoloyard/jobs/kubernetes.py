@@ -81,9 +81,7 @@ def _write(prepared: Prepared, folder: Path) -> None:
             f"the checkout has {size_text(size)} compressed, more than a ConfigMap takes "
             f"({size_text(CONFIG_MAP_BYTES)}): `launch --on kubernetes` starts the job by SkyPilot"
         )
-    job, secret, storage = (
-        yaml.safe_load((BASE / f"{each}.yaml").read_bytes()) for each in ("job", "secret", "storage")
-    )
+    job, secret, storage = (yaml.safe_load((BASE / f"{each}.yaml").read_bytes()) for each in PARTS)
     _fill(job, launch)
     resources = {"secret.yaml": [secret], "storage.yaml": [storage], "job.yaml": [job]}
     if launch.nodes > 1:

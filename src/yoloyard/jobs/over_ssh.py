@@ -62,7 +62,7 @@ OWN_FOLDER = """umask 077
 mkdir -p "$1/runs" && : > "$1/$2"
 """
 START = """cd "$1" && rm -f stop
-[ "$2" ] || rm -f release.sh
+[ "$2" ] || [ ! -e release.sh ] || { rm release.sh && echo unreleased; }
 setsid nohup sh guard.sh < /dev/null >> log.txt 2>&1 &
 """
 
@@ -113,7 +113,10 @@ def launch(prepared: Prepared, new: bool = False) -> Launch:
             setting_up.send_source(job, prepared.source)
             setting_up.send_data(job, prepared.data)
             _send_scripts(job, now, environment, prepared)
-            job.run("starting the job", START, job.path, prepared.release or "")
+            if job.run("starting the job", START, job.path, prepared.release or ""):
+                log.warning(
+                    f"nothing gives {job.host} back at the end: the last launch had --release, this one has none"
+                )
             _wait_for_sign(job, now)
             return now
 

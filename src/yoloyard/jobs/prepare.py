@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 LOCK = ".lock.json"  # after the job file's name without .yaml: the last launch, made to be committed
 # What of a launch is no reason for another result.
 INCIDENTAL = ("run", "time", "host", "price", "price_source", "data_yaml", "data_source")
+SPOT_MARGIN = 1.5  # that the spot hosts of a job may differ in price
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def prepare(
     if resources.spot and not job.backup:
         raise UsageError(f"{job.path}: spot hosts are taken away at any time, and all work with them: add `backup:`")
     known = price_of(place, resources) if price is None else (price, "--price")
+    if known[0] is None and last and (last.on, last.gpu, last.gpus) == (place, resources.gpu, gpus):
+        known = last.price, last.price_source  # what --price has said of this host before
     if limits.max_cost and known[0] is None:
         what = "max_cost needs the price of a host, which no table knows"
         raise UsageError(f"{job.path}: {what}: --price DOLLARS-AN-HOUR")
@@ -90,7 +93,7 @@ def prepare(
         train=settings,
         commit=source.commit,
         patch=source.patch_digest,
-        yoloyard=_own_version(),
+        yoloyard=f"{versions()['yoloyard']}-{source_sha256()[:12]}",
         image=tag.name if tag else "",
         image_digest=image_digest(tag) if tag else None,
         data=data.fingerprint,
@@ -116,7 +119,11 @@ def prepare(
 
 
 def price_of(place: str, resources: Resources) -> tuple[float | None, str | None]:
-    """Dollars an hour of the cheapest such host in these clouds, and where that is from; None where it is unknown."""
+    """Dollars an hour of such a host in these clouds, and where that is from; None where it is unknown.
+
+    On demand that of the cheapest. A spot host is replaced by others, elsewhere: the dearest one that costs no more
+    than SPOT_MARGIN times the cheapest, so that with `max_cost` there are others, and no cost is counted too low.
+    """
     wanted = resources.gpu, resources.count, resources.spot
     if place.startswith("ssh://"):
         return None, None
@@ -130,7 +137,9 @@ def price_of(place: str, resources: Resources) -> tuple[float | None, str | None
     ]
     if not offers:
         return None, None
-    best = min(offers, key=lambda each: each.price or 0)
+    offers.sort(key=lambda each: each.price or 0)
+    most = (offers[0].price or 0) * (SPOT_MARGIN if resources.spot else 1)
+    best = [each for each in offers if (each.price or 0) <= most][-1 if resources.spot else 0]
     doubts = "".join(f"; {doubt}" for doubt in best.doubts)
     return best.price, f"{best.provider} {best.instance} in {best.region}, {best.dated}{doubts}"
 
@@ -227,11 +236,6 @@ def _paths_there(settings: Mapping[str, Any], source: Source) -> dict[str, str]:
             )
         there[name] = os.path.relpath(os.path.realpath(path), os.path.realpath(source.top)) + colon + rest
     return there
-
-
-def _own_version() -> str:
-    """Version of this package, and a digest of its source."""
-    return f"{versions()['yoloyard']}-{source_sha256()[:12]}"
 
 
 def _flat(launch: Launch) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,7 +128,9 @@ def find_source(folder: Path, locks: Collection[Path] = (), data: Collection[str
         patch = git(top, *compare, *binary, *limited, index=index) if names else b""
     changed = tuple(os.fsdecode(name) for name in names.split(b"\0") if name)
     if changed:
-        shown = ", ".join(changed[:SHOWN_NAMES]) + (f" and {len(changed) - SHOWN_NAMES} more" if changed[10:] else "")
+        shown = ", ".join(changed[:SHOWN_NAMES]) + (
+            f" and {len(changed) - SHOWN_NAMES} more" if changed[SHOWN_NAMES:] else ""
+        )
         if clean:
             raise UsageError(f"--clean: these files are not as they were committed: {shown}; commit or stash them")
         log.info(f"not committed, goes along as a patch: {shown}")
@@ -169,9 +171,10 @@ def _new_files(top: Path, elsewhere: Collection[str]) -> list[str]:
     for kind, left in (("a repository of its own", nested), ("may hold secrets", secret)):
         if left:
             log.info(f"stays here, {kind}: {', '.join(left[:SHOWN_NAMES])}")
-    results = {str(folder.parent.relative_to(top)) for folder in _run_marks(top, names)}
+    folders = {each for name in names for each in Path(name).parents}
+    results = {each for each in folders if (top / each / RUN_MARK).exists()}
     names = [name for name in names if name not in {*nested, *secret} and os.path.join(top, name) not in elsewhere]
-    new = [name for name in names if not any(str(each) in results for each in Path(name).parents)]
+    new = [name for name in names if results.isdisjoint(Path(name).parents)]
     sizes = {name: os.lstat(top / name).st_size for name in new}
     if sum(sizes.values()) > LARGE_PATCH:
         largest = ", ".join(sorted(sizes, key=lambda name: -sizes[name])[:3])
@@ -180,12 +183,6 @@ def _new_files(top: Path, elsewhere: Collection[str]) -> list[str]:
             f"files: {largest}): commit them, name them in .gitignore, or let `data:` hold them"
         )
     return new
-
-
-def _run_marks(top: Path, names: Sequence[str]) -> set[Path]:
-    """The marks of folders of results that are above these files."""
-    folders = {each for name in names for each in Path(name).parents}
-    return {mark for folder in folders if (mark := top / folder / RUN_MARK).exists()}
 
 
 def _say_what_stays(top: Path) -> None:
