@@ -106,13 +106,13 @@ class Office:
 
     def instances(self, name: str) -> list[dict[str, Any]]:
         """The instances of a job that still cost something."""
-        return [each for each in self.cloud.instances() if tags_of(each).get("yoloyard") == f"yoloyard-{name}"]
+        return [each for each in self.cloud.instances() if is_of(name, each)]
 
     def nothing_left_of(self, name: str) -> bool:
         """Whether the cloud has no instance and no disk of a job any more."""
         disks = [
             disk for region in REGIONS for disk in self.cloud.client("ec2", region).describe_volumes()["Volumes"]
-            if tags_of(disk).get("yoloyard") == f"yoloyard-{name}"
+            if is_of(name, disk)
         ]  # fmt: skip
         return not self.instances(name) and not disks
 
@@ -120,6 +120,11 @@ class Office:
 def tags_of(thing: dict[str, Any]) -> dict[str, str]:
     """The tags of something in the cloud."""
     return {each["Key"]: each["Value"] for each in thing.get("Tags", [])}
+
+
+def is_of(name: str, thing: dict[str, Any]) -> bool:
+    """Whether something in the cloud has the tag of a job."""
+    return tags_of(thing).get("yoloyard", "").startswith(f"yoloyard-{name}-")
 
 
 def losses_in(metrics: str) -> list[float]:

@@ -47,10 +47,10 @@ with mock_aws():
     of_others = started(ec2, "yoloyard-rust-1-0badc0de")
     foreign = started(ec2, "", is_ours=False)
     disk = ec2.create_volume(AvailabilityZone=f"{REGION}a", Size=50, TagSpecifications=[
-        {"ResourceType": "volume", "Tags": tags("yoloyard-cracks-3")}])["VolumeId"]  # fmt: skip
+        {"ResourceType": "volume", "Tags": tags(f"yoloyard-cracks-3-{get_user_hash()}")}])["VolumeId"]  # fmt: skip
     group = ec2.create_security_group(GroupName=DEFAULT_SECURITY_GROUP_NAME, Description="-")["GroupId"]
     rows: list[dict[str, Any]] = [{"job_id": 7, "job_name": "yoloyard-cracks", "is_over": False}]
-    sweep.records = lambda sky, name=None: list(rows)
+    sweep.records = lambda sky, must_know=False: list(rows)
     sweep._price = lambda *facts: 0.5
     sweep.LOOK_SECONDS = 0.01
     sweep.PROVIDERS["kubernetes"] = refuse  # type: ignore[assignment]

@@ -15,10 +15,11 @@ from cloud_jobs import LAUNCH, prepared
 
 from ssh_host import wait_until
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.jobs import in_cloud, skypilot
+from yoloyard.jobs import in_cloud, sky_task, skypilot
 from yoloyard.jobs.data_set import DataSet
 from yoloyard.jobs.launched import Launch, write_launch
 from yoloyard.jobs.prepare import Prepared
+from yoloyard.jobs.sky_task import sky_name
 from yoloyard.storage.copies import utc_text
 
 
@@ -26,7 +27,6 @@ from yoloyard.storage.copies import utc_text
 def backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """BACKUP, which another machine can read; this one has no SkyPilot."""
     monkeypatch.setattr(skypilot, "is_installed", lambda: False)
-    monkeypatch.setattr(in_cloud, "is_installed", lambda: False)
     monkeypatch.setattr(in_cloud, "POLL_SECONDS", 0.01)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     (tmp_path / "backup/job").mkdir(parents=True)
@@ -137,7 +137,7 @@ def test_stop_asks_the_job_wherever_it_runs(backup: Path) -> None:
     stopping.start()
     while not (backup / "job/stop").exists():
         assert stopping.is_alive()
-    write_state(backup, "stopped", reason=json.loads((backup / "job/stop").read_text())["reason"])
+    write_state(backup, "stopped", reason=(backup / "job/stop").read_text())
     stopping.join()
     assert in_cloud.status(launch_of(backup))["reason"] == "jobs stop"
 
@@ -145,10 +145,10 @@ def test_stop_asks_the_job_wherever_it_runs(backup: Path) -> None:
 def test_a_job_without_a_host_is_stopped_at_once(backup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
     monkeypatch.setattr(in_cloud, "_record", lambda launch: {"status": "STARTING", "is_over": False})
-    monkeypatch.setattr(in_cloud, "skypilot", lambda: None)
-    monkeypatch.setattr(in_cloud, "cancel", lambda sky, name: ended.append(name))
+    monkeypatch.setattr(skypilot, "load", lambda: None)
+    monkeypatch.setattr(skypilot, "cancel", lambda sky, name: ended.append(name))
     in_cloud.stop(launch_of(backup))
-    assert ended == ["yoloyard-cracks"]
+    assert ended == [sky_name(launch_of(backup))]
 
 
 def test_a_job_that_does_not_stop_is_said(backup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ class FakeSkyPilot:
     """Notes what it is asked for. `failing` is raised while the job is submitted."""
 
     def __init__(self, jobs: list[dict[str, Any]], failing: BaseException | None = None) -> None:
-        self.asked, self.rows, self._failing = list[str](), jobs, failing
+        self.asked, self.rows, self._failing, self.name = list[str](), jobs, failing, ""
         self.skypilot_config = self
         self.jobs, self.Task = self, self
 
@@ -202,16 +202,16 @@ def launch_with(monkeypatch: pytest.MonkeyPatch, backup: Path, tmp_path: Path) -
     """Launch a job with local data by a SkyPilot that does nothing."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/1.txt").write_text("0 .5 .5 1 1")
-    monkeypatch.setattr(in_cloud, "check_clouds", lambda sky, clouds: None)
-    monkeypatch.setattr(in_cloud, "credentials", lambda launch: ({}, {}))
-    monkeypatch.setattr(in_cloud, "configured", lambda sky, clouds: threading.Lock())
-    monkeypatch.setattr(in_cloud, "stage", _stage)
-    for module in (in_cloud, skypilot):
-        monkeypatch.setattr(module, "records", lambda sky, name=None: list(sky.rows))
+    monkeypatch.setattr(skypilot, "check_clouds", lambda sky, clouds: None)
+    monkeypatch.setattr(sky_task, "credentials", lambda launch: ({}, {}))
+    monkeypatch.setattr(skypilot, "configured", lambda sky, clouds: threading.Lock())
+    monkeypatch.setattr(sky_task, "stage", _stage)
+    monkeypatch.setattr(skypilot, "records", lambda sky: [{"job_name": sky.name, **row} for row in sky.rows])
 
     def launch(sky: FakeSkyPilot, new: bool = False) -> Launch:
-        monkeypatch.setattr(in_cloud, "skypilot", lambda: sky)
+        monkeypatch.setattr(skypilot, "load", lambda: sky)
         job = prepared(backup=f"file://{backup}", data_source=None)
+        sky.name = sky_name(job.launch)
         data = DataSet("../data.yaml", "", str(job.launch.data), tmp_path / "data", ("1.txt",), 11)
         return in_cloud.launch(dataclasses.replace(job, data=data), new)
 

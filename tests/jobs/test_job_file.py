@@ -98,6 +98,7 @@ def test_every_key_has_its_value(tmp_path: Path) -> None:
         ("train: {data: a}\nbackup: s3://key@bucket/x", "job.yaml:2:9: 'backup': this address of a store can't be"),
         ("train: {data: a}\non: me@host", "job.yaml:2:5: --on me@host is not an address; it looks like ssh://user@host"),
         ("train: {data: a}\nname: ../x", "job.yaml:2:7: 'name' names folders and hosts"),
+        ("train: {data: a}\nname: job", "job.yaml:2:7: 'name' can't be 'job': BACKUP/job has other things"),
         ("train:\n\tdata: a", "job.yaml:2:1: not valid YAML in UTF-8: found character '\\t'"),
         ("- train", "job.yaml:1:1: a job file holds lines such as 'name: ...'; there are: name, train, image"),
         ("", "job.yaml is empty; yoloyard job init writes one"),
@@ -152,7 +153,12 @@ def test_paths_start_from_the_file_and_names_stay(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(
     ("folder", "file", "name"),
-    [("factory", "job.yaml", "factory"), ("factory", "night run.yaml", "night-run"), ("工厂", "job.yaml", "job")],
+    [
+        ("factory", "job.yaml", "factory"),
+        ("factory", "night run.yaml", "night-run"),
+        ("工厂", "job.yaml", "training"),
+        ("data", "job.yaml", "data-1"),
+    ],
 )
 def test_a_job_without_a_name_has_that_of_its_file_or_folder(folder: str, file: str, name: str, tmp_path: Path) -> None:
     (tmp_path / folder).mkdir()

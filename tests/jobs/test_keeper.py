@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,25 @@ from yoloyard.common.errors import UserError
 from yoloyard.jobs.node import keeper, records, training
 from yoloyard.jobs.node.keeper import keep
 from yoloyard.jobs.node.limits import Idle
+from yoloyard.jobs.node.records import Records
 from yoloyard.jobs.node.training import Training
+from yoloyard.jobs.node.upload import send_newest
 from yoloyard.storage.address import open_store
 from yoloyard.storage.copies import Copies
 
 
 @pytest.fixture(autouse=True)
-def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The training is made up, and the variables of this process are those of no cluster."""
+def made_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The training is made up, the variables of this process are those of no cluster, and its signals come back."""
     monkeypatch.setattr(training, "COMMAND", MADE_UP)
     monkeypatch.setattr(keeper, "LOOK_SECONDS", 2.0)
     for name in keeper.RANKS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("YOLOYARD_ATTEMPT", "first")
+    former = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield
+    for number, handler in former:
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -233,6 +240,76 @@ def test_a_host_that_was_lost_before_its_first_checkpoint_holds_nobody_up(
     assert Copies(f"{backup}/line").read_manifests()
 
 
+def test_another_host_that_went_on_with_the_run_keeps_its_copies(tmp_path: Path, said: list[str]) -> None:
+    (tmp_path / "backup").mkdir()
+    backup = (tmp_path / "backup").as_uri()
+    folder = job_folder(tmp_path / "job", "runs 2", backup=backup)
+    assert keep(folder, MadeUpClock(1)) == 0
+    other = job_folder(tmp_path / "other", "runs 5", backup=f"{(tmp_path / 'copies').as_uri()}")
+    (tmp_path / "copies").mkdir()
+    assert keep(other, MadeUpClock(1)) == 0
+    shutil.rmtree(tmp_path / "backup")
+    shutil.copytree(tmp_path / "copies", tmp_path / "backup")
+    owner = json.loads((tmp_path / "backup/line/run.json").read_text()) | {"host": "gpu02"}
+    (tmp_path / "backup/line/run.json").write_text(json.dumps(owner))
+    with pytest.raises(UserError, match="the copies there are those of gpu02 since "):
+        send_newest(folder / "runs/line", f"{backup}/line", None, 3, lambda size: None)
+    assert len(Copies(f"{backup}/line").read_manifests()) == 1
+    shutil.rmtree(tmp_path / "backup/job")
+    again = job_folder(folder, "runs 5", backup=backup, time="2026-12-01T00:00:00Z")
+    (folder / "runs/line/status.json").unlink()
+    keep(again, MadeUpClock(1))
+    assert starts(folder)[-1] == f"--resume={backup}/line"
+    assert (folder / "runs/.line-first/checkpoints/last/state.json").exists()
+
+
+def test_a_backup_that_is_away_holds_up_no_keeper_that_has_its_records_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "backup").mkdir()
+    folder = job_folder(tmp_path / "job", "runs 10000", backup=(tmp_path / "backup").as_uri(), max_hours=10)
+    earlier: dict[str, Any] = {"id": "0", "run": "line", "host": "a", "started": "", "seconds": 36000.0, "nodes": 1}
+    earlier |= {"gpus": 1, "price": 2.0, "boot": "", "since": 0}
+    obstore.put(open_store((tmp_path / "backup").as_uri()), "job/ledger/0.json", json.dumps(earlier).encode())
+    assert keep(folder, MadeUpClock(1)) == 0
+    assert state_of(folder)["reason"].startswith("max_hours")
+
+    def fails(self: Records, name: str) -> bytes:
+        raise UserError("the server can't be reached")
+
+    monkeypatch.setattr(Records, "_get", fails)
+    monkeypatch.setattr(keeper, "RECORDS_SECONDS", 0.1)
+    (folder / "keeper.json").write_text(json.dumps(state_of(folder) | {"state": "saving", "over": None}))
+    assert keep(folder, MadeUpClock(1)) == 0  # as after a crash: what other hosts have cost is known here
+    assert state_of(folder)["reason"].startswith("max_hours")
+    nowhere = job_folder(tmp_path / "new", "runs 2", backup=(tmp_path / "backup").as_uri())
+    assert keep(nowhere, MadeUpClock(1)) == 3
+    assert state_of(nowhere)["reason"] == "the server can't be reached"
+    assert starts(nowhere) == []
+
+
+def test_two_jobs_share_no_backup(tmp_path: Path) -> None:
+    (tmp_path / "backup").mkdir()
+    backup = (tmp_path / "backup").as_uri()
+    assert keep(job_folder(tmp_path / "job", "runs 2", backup=backup), MadeUpClock(1)) == 0
+    other = job_folder(tmp_path / "other", "runs 2", backup=backup, name="tea", run="tea")
+    assert keep(other, MadeUpClock(1)) == 3
+    assert "has the records of the job line: give each job a `backup:` of its own" in state_of(other)["reason"]
+    assert json.loads(backup_of(tmp_path / "backup")["job/launch.json"])["name"] == "line"
+
+
+def test_a_training_that_nothing_can_kill_holds_no_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = job_folder(tmp_path / "job", "hangs 2", idle_minutes=5)
+    monkeypatch.setattr(Training, "kill", lambda training: None)  # as one that waits for a broken driver
+    clock = MadeUpClock(60)
+    clock.holds = lambda: not (folder / "runs/line/status.json").exists()
+    assert keep(folder, clock) == 0
+    assert state_of(folder)["state"] == "limit"
+    running = Training.running(folder)
+    assert running is not None
+    os.kill(running.pid, signal.SIGKILL)
+
+
 @pytest.mark.parametrize("where", ["here", "at the backup"])
 def test_a_file_stop_ends_the_job_after_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     monkeypatch.setattr(records, "SECONDS_BETWEEN", 0.05)
@@ -258,7 +335,7 @@ def test_the_hosts_of_other_ranks_end_as_that_of_rank_0_does(tmp_path: Path, mon
     facts: dict[str, Any] = {"backup": (tmp_path / "backup").as_uri(), "nodes": 2, "max_cost": 0.01}
     folder = job_folder(tmp_path / "job", "fails 3", **facts)
     monkeypatch.setenv("SKYPILOT_NODE_RANK", "1")
-    state = {"launch": "2026-11-30T09:00:00Z", "state": "starting", "over": None}
+    state = {"launch": "2026-11-30T09:00:00Z", "state": "starting", "over": None, "updated": "2026-11-30T09:00:00Z"}
     (tmp_path / "backup/job/keeper.json").write_text(json.dumps(state))
     over = state | {"state": "limit", "over": "1", "code": 0, "reason": "max_cost: it has cost $4"}
     later = threading.Timer(0.5, lambda: (tmp_path / "backup/job/keeper.json").write_text(json.dumps(over)))

@@ -195,6 +195,8 @@ def test_the_price_of_a_cloud_is_that_of_its_cheapest_host(
     assert str(launch.price_source).startswith("aws good in west, 20")
     job_file.write_text(text.replace("t4}", "t4, region: east}"))
     assert prepared(job_file).launch.price == 0.9
+    job_file.write_text(text.replace("t4}", "t4, spot: true}") + "backup: s3://factory/a\n")
+    assert prepared(job_file).launch.price == 0.3, "so that another region can replace it, and no cost is too low"
     job_file.write_text(text.replace("t4}", "t4, region: north}") + "limits: {max_cost: 3}\n")
     with pytest.raises(UsageError, match="max_cost needs the price of a host, which no table knows: --price"):
         prepared(job_file)

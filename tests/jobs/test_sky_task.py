@@ -1,5 +1,6 @@
 """What SkyPilot is handed: a task, and the folder with the scripts of each host."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from yoloyard.common.errors import UsageError
 from yoloyard.jobs.job_file import Resources
 from yoloyard.jobs.prepare import Prepared
 from yoloyard.jobs.setting_up import venv_name
-from yoloyard.jobs.sky_task import CLOUDS, credentials, scripts, sky_name, stage, tag_of, task_of, task_yaml
+from yoloyard.jobs.sky_task import CLOUDS, credentials, scripts, sky_name, stage, tag_of, task_of, text_of
 from yoloyard.jobs.source import find_source
 from yoloyard.machines.image.versions import find_tag
 
@@ -32,7 +33,7 @@ JOBS = {
     "several clouds": prepared(on="aws,gcp,azure"),
     "lambda": prepared(on="lambda"),
     "runpod": prepared(on="runpod"),
-    "name": prepared(name="Risse_铸件", run="Risse_铸件"),
+    "name": prepared(name="Risse_1.2", run="Risse_1.2-2"),
 }
 
 
@@ -45,13 +46,13 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_task_is_written_as_expected() -> None:
     """Change the file where the task is to change: it is what a user sees by --dry-run."""
-    assert task_yaml(task_of(JOBS["spot on two hosts"], FOLDER, ["AWS_ACCESS_KEY_ID"])) == EXPECTED.read_text()
+    assert text_of(task_of(JOBS["spot on two hosts"], FOLDER, ["AWS_ACCESS_KEY_ID"])) == EXPECTED.read_text()
 
 
 @needs_skypilot
 def test_skypilot_reads_the_tasks(tmp_path: Path) -> None:
     for number, job in enumerate(JOBS.values()):
-        (tmp_path / f"{number}.yaml").write_text(task_yaml(task_of(job, tmp_path, ["KEY"])))
+        (tmp_path / f"{number}.yaml").write_text(text_of(task_of(job, tmp_path, ["KEY"])))
     program = f"""
 import json, sky
 found = []
@@ -60,11 +61,20 @@ for number in range({len(JOBS)}):
     hosts = sorted(task.resources, key=lambda each: str(each.cloud))
     found.append([task.num_nodes, task.api_server_access, [str(each.cloud) for each in hosts], hosts[0].accelerators,
                   hosts[0].use_spot, hosts[0].labels, hosts[0].hooks[0]["events"], hosts[0].image_id])
+from sky.jobs.utils import generate_managed_job_cluster_name
+from sky.utils.common_utils import make_cluster_name_on_cloud
+from sky.utils.registry import CLOUD_REGISTRY
+from yoloyard.jobs.sweep import start_on
+for cloud in {CLOUDS}:
+    for job in ("yoloyard-cracks-1a2b3c", "yoloyard-" + 40 * "x" + "-1a2b3c"):
+        cluster = generate_managed_job_cluster_name(job, 12)
+        host = make_cluster_name_on_cloud(cluster, CLOUD_REGISTRY.from_str(cloud).max_cluster_name_length())
+        assert host.startswith(start_on(cloud, job, 12)), "or a sweep would take the host of a job that runs"
 print("found:" + json.dumps(found))
 """
     said = in_cloud_environment(tmp_path, "-c", program, YOLOYARD_IMAGE="registry.example/team/yoloyard", KEY="x")
     spot, image, kubernetes, no_gpu, several, *others = json.loads(said.partition("found:")[2])
-    labels = {"yoloyard": "yoloyard-cracks", "yoloyard-run": "yoloyard-cracks-2"}
+    labels = {"yoloyard": sky_name(prepared().launch)}
     assert spot[:6] == [2, False, ["AWS"], {"A100-80GB": 4}, True, labels]
     assert set(spot[6]) == {"stop", "down", "preemption"}
     assert image[7] is not None
@@ -79,7 +89,7 @@ def test_no_secret_stands_in_the_yaml_or_the_scripts() -> None:
     job = JOBS["lambda"]
     plain, secret = credentials(job.launch)
     assert secret == {"AWS_ACCESS_KEY_ID": "KEYOFTHETESTS0000001", "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests"}
-    text = task_yaml(task_of(job, FOLDER, list(secret)) | {"envs": plain})
+    text = text_of(task_of(job, FOLDER, list(secret)) | {"envs": plain})
     assert not [value for value in secret.values() if value in text + "".join(scripts(job).values())]
     assert yaml.safe_load(text)["secrets"] == dict.fromkeys(secret), "SkyPilot gets them apart"
 
@@ -100,6 +110,8 @@ def test_in_its_own_cloud_a_host_has_a_role_and_gets_no_keys(monkeypatch: pytest
         (prepared(on="aws,nowhere"), "--on nowhere: .* name one of aws, gcp"),
         (prepared(Resources()), "gpu is missing: `yoloyard plan` recommends one"),
         (prepared(Resources(gpu="T4", region="us-east-1"), on="aws,gcp"), "region us-east-1 is of one cloud"),
+        (prepared(Resources(gpu="T4", nodes=2), on="runpod"), "SkyPilot starts no job of several hosts on runpod"),
+        (dataclasses.replace(prepared(), release="sudo poweroff"), "--release is for hosts by ssh"),
         (prepared(Resources(gpu="P100"), image=""), None),
     ],
 )
@@ -117,7 +129,7 @@ def test_a_store_that_hosts_cannot_reach_is_refused(monkeypatch: pytest.MonkeyPa
             credentials(prepared(on="aws", backup=backup, data_source=None).launch)
         return str(raised.value)
 
-    assert "is a folder of this machine" in refusal("file:///runs")
+    assert "is a folder here" in refusal("file:///runs")
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     assert "set GOOGLE_APPLICATION_CREDENTIALS" in refusal("gs://factory/runs")
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_KEY", raising=False)
@@ -130,10 +142,12 @@ def test_a_host_may_cost_no_more_than_a_limit_counts_with() -> None:
 
 
 def test_names_are_ones_that_all_clouds_take_and_differ_where_jobs_differ() -> None:
-    names = ["cracks", "Cracks", "cracks_", "铸件", "x" * 60, "x" * 61]
-    found = [sky_name(name) for name in names]
-    assert found[0] == "yoloyard-cracks"
-    assert len(set(found)) == len(names)
+    names = ["cracks", "Cracks", "cracks.2", "cracks-2", "x" * 40]
+    launches = [prepared(name=name).launch for name in names]
+    launches.append(prepared(backup="s3://another/project").launch)
+    found = [sky_name(launch) for launch in launches]
+    assert all(name.startswith("yoloyard-cracks-") for name in (found[0], found[-1]))
+    assert len(set(found)) == len(launches)
     assert all(len(name) <= 63 and name.replace("-", "").isascii() and name == name.lower() for name in found)
 
 
@@ -241,7 +255,6 @@ def test_a_host_switches_itself_off_if_skypilot_does_not_take_it_back(tmp_path: 
     assert (tmp_path / "asked").read_text() == "-h +15\n"
     done = subprocess.run(release, env={"PATH": "/nowhere"}, check=True, executable="/bin/sh", stdout=subprocess.PIPE)
     assert b"SkyPilot has to" in done.stdout, "a guard would try a release that failed for ever"
-    assert "release.sh" not in scripts(prepared(on="kubernetes")), "a pod can't"
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)

@@ -48,7 +48,7 @@ PRINTED = {
     "az vm list": [
         {"id": "/vm/1", "name": "yoloyard-cracks-3-1a2b", "location": "eastus", "tags": {"yoloyard": "yoloyard-cracks"},
          "hardwareProfile": {"vmSize": "Standard_NC4as_T4_v3"}, "priority": "Spot",
-         "timeCreated": "2026-01-02T03:04:05.1234567+00:00"},
+         "timeCreated": "2026-01-02T03:04:05.1234567+00:00", "resourceGroup": "YOLOYARD-CRACKS-3-1A2B-EASTUS"},
         {"id": "/vm/2", "name": "other", "location": "eastus", "tags": None},
     ],
     "kubectl get pods": {"items": [{"metadata": {
@@ -75,7 +75,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("gcp", ["host 71 us-central1", "disk 73 us-central1"],
          ["gcloud compute instances delete yoloyard-cracks-3-1a2b-head --zone=us-central1-a --quiet",
           "gcloud compute disks delete left --zone=us-central1-a --quiet"]),
-        ("azure", ["host /vm/1 eastus"], ["az vm delete --yes --ids /vm/1"]),
+        ("azure", ["host /vm/1 eastus"], ["az group delete --yes --name YOLOYARD-CRACKS-3-1A2B-EASTUS"]),
         ("kubernetes", ["host 9f vision"], ["kubectl delete pod --namespace=vision yoloyard-cracks-3-1a2b-head"]),
     ],
 )  # fmt: skip

@@ -110,6 +110,17 @@ def test_a_job_file_says_training_resources_and_limits(capsys: pytest.CaptureFix
     assert found["recommendation"]["offer"]["instance"] == "p5.48xlarge"
 
 
+def test_of_a_job_that_names_its_gpu_no_other_is_shown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("train: there/train\nval: there/val\nnames: [scratch, dent]\n")
+    train = f"{{model: '{TINY_NETWORK}', imgsz: 64, data: data.yaml}}"
+    (tmp_path / "job.yaml").write_text(f"train: {train}\nresources: {{gpu: A40, nodes: 2}}\n")
+    with pytest.raises(SystemExit):
+        main(["plan", str(tmp_path / "job.yaml"), "--images", "5000"])
+    text = capsys.readouterr().out  # the catalog has no offer of an A40
+    assert " A40 " in text
+    assert " B300 " not in text
+
+
 def test_the_number_of_images_is_counted_where_the_data_is(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_demo(tmp_path / "demo", train=6, val=2)
     found = planned(capsys, *TRAINING, "--data", tmp_path / "demo" / "data.yaml")

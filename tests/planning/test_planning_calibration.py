@@ -128,6 +128,10 @@ def test_a_damaged_file_of_calibrations_is_named_and_never_overwritten(tmp_path:
     with pytest.raises(UserError, match="damaged"):
         keep(of("T4", "amp", 1.5))
     assert file.read_text() == "{"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match=r"cannot read .*calibrations\.json: Is a directory"):
+        correction(find_gpu("T4"), "amp")
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ def launch(
     on: Annotated[
         str | None, Parameter(help="ssh://user@host[:port], or a cloud: aws, gcp, kubernetes ...; wins over `on:`")
     ] = None,
-    dry_run: Annotated[bool, SWITCH, Parameter(help="print what would be made and started, and make nothing")] = False,
+    dry_run: Annotated[bool, SWITCH, Parameter(help="print the plan and what would be made, and make nothing")] = False,
     clean: Annotated[bool, SWITCH, Parameter(help="refuse where files are not as they were committed")] = False,
     new: Annotated[bool, SWITCH, Parameter(help="begin another run, also where the last one isn't finished")] = False,
     price: Annotated[

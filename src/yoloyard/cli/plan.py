@@ -93,7 +93,7 @@ def _show(plan: "Plan", everything: bool) -> None:
     print_table(["", *map(str, MICRO_BATCHES)], *rows, piped_width=WIDTH)
     shown = {each.offer.gpu for each in plan.offered} | {plan.demands.gpu}
     here = [(f"here: {each.gpu.name if each.gpu.capability else 'CPU'}", each) for each in plan.here]
-    every = everything or not plan.offered
+    every = everything or not (plan.offered or plan.demands.gpu)
     rented = [(each.gpu.name, each) for each in plan.estimates if every or each.gpu.name in shown]
     where = f"{plan.demands.count or 1} in each of {count_of(plan.demands.nodes, 'host')}"
     print(f"GPUs, {where}; what is here: {', '.join(each.gpu.name for each in plan.here)}\n")

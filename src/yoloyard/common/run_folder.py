@@ -145,6 +145,11 @@ def find_runs(project: Path) -> list[Path]:
     return sorted(ages, key=lambda folder: ages[folder])
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file, or a damaged one."""
+    return _read(path, read_json, [])
+
+
 def names_of(runs: Sequence[RunFolder]) -> list[str]:
     """How to call these runs: by their names, by their folders where two have the same name."""
     names = [run.name for run in runs]

@@ -8,7 +8,7 @@ from typing import Any
 
 from yoloyard.common.files import write_soon
 from yoloyard.common.log import time_text
-from yoloyard.common.run_folder import RunFolder
+from yoloyard.common.run_folder import RunFolder, read_object
 from yoloyard.jobs.cheaper import FILE
 from yoloyard.jobs.launched import Launch
 from yoloyard.jobs.node.ledger import Attempt
@@ -31,7 +31,7 @@ def bill(run: RunFolder) -> dict[str, Any]:
     training and validation. `utilisation`: the share of the paid hours that it trained and validated without waiting
     for data.
     """
-    job, environment = _read(run.folder / FILE), _read(run.folder / "environment.json")
+    job, environment = read_object(run.folder / FILE), read_object(run.folder / "environment.json")
     attempts, measured = job.get("attempts", []), ("speed/seconds", "speed/waiting_fraction")
     waited = sum((each.get(measured[0]) or 0) * (each.get(measured[1]) or 0) for each in run.records)
     hours = sum(each["seconds"] for each in attempts) / 3600 if job else run.seconds / 3600
@@ -54,14 +54,6 @@ def bill(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    """A JSON file; empty where there is none that can be read."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def rows(facts: Mapping[str, Any]) -> dict[str, str]:
     """The bill as rows of a table; what is not known is left out."""
     found = {}
@@ -71,8 +63,8 @@ def rows(facts: Mapping[str, Any]) -> dict[str, str]:
         found["GPU-hours"] = f"{facts['gpu_hours']:.2f}"
     if facts["cost"] is not None:
         attempts = f"{facts['attempts']} attempts" if facts["attempts"] > 1 else "one attempt"
-        price = f"${facts['price']:g} an hour of a host: {facts['price_source']}"
-        found["cost"] = f"${facts['cost']:.2f} ({attempts}; {price})"
+        price = f"; ${facts['price']:g} an hour of a host: {facts['price_source']}" if facts["price"] else ""
+        found["cost"] = f"${facts['cost']:.2f} ({attempts}{price})"
     if facts["utilisation"] is not None:
         found["utilisation"] = f"{facts['utilisation']:.0%} of the time that was paid for"
     if (other := facts["cheaper"]) is not None:

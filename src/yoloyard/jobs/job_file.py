@@ -30,6 +30,7 @@ from yoloyard.storage.address import ADDRESS, check_address, is_address
 
 NAME = re.compile(r"[A-Za-z0-9](?:[._-]?[A-Za-z0-9])*")
 NAME_LETTERS = 40
+IN_BACKUP = ("job", "data")  # what lies below `backup` beside the run, which has the job's name
 # Settings of `yoloyard train` that a job decides by itself, and what to write instead.
 DECIDED = {
     "resume": "a launch goes on with the job's run by itself; `launch --new` begins another",
@@ -189,12 +190,14 @@ class _File:
         if not NAME.fullmatch(text) or len(text) > NAME_LETTERS:
             rule = f"at most {NAME_LETTERS} letters a-z, digits, and - _ . between them"
             raise self.wrong(node, f"'{name}' names folders and hosts: it must be {rule}, not {text!r}")
+        if text in IN_BACKUP:
+            raise self.wrong(node, f"'{name}' can't be {text!r}: BACKUP/{text} has other things than the run")
         return text
 
     def default_name(self) -> str:
         own = self.folder.name if self.path.stem == "job" else self.path.stem
-        parts = NAME.findall(own)
-        return "-".join(parts)[:NAME_LETTERS].rstrip("-._") or "job"
+        name = "-".join(NAME.findall(own))[:NAME_LETTERS].rstrip("-._") or "training"
+        return f"{name}-1" if name in IN_BACKUP else name
 
     def image(self, node: yaml.Node, name: str) -> str:
         return str(self.checked(node, "{}", find_tag, self.text(node, name)).name)

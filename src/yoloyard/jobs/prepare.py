@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 LOCK = ".lock.json"  # after the job file's name without .yaml: the last launch, made to be committed
 # What of a launch is no reason for another result.
 INCIDENTAL = ("run", "time", "host", "price", "price_source", "data_yaml", "data_source")
+SPOT_MARGIN = 1.5  # that the spot hosts of a job may differ in price
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,11 @@ def prepare(
 
 
 def price_of(place: str, resources: Resources) -> tuple[float | None, str | None]:
-    """Dollars an hour of the cheapest such host in these clouds, and where that is from; None where it is unknown."""
+    """Dollars an hour of such a host in these clouds, and where that is from; None where it is unknown.
+
+    On demand that of the cheapest. A spot host is replaced by others, elsewhere: the dearest one that costs no more
+    than SPOT_MARGIN times the cheapest, so that with `max_cost` there are others, and no cost is counted too low.
+    """
     wanted = resources.gpu, resources.count, resources.spot
     if place.startswith("ssh://"):
         return None, None
@@ -132,7 +137,9 @@ def price_of(place: str, resources: Resources) -> tuple[float | None, str | None
     ]
     if not offers:
         return None, None
-    best = min(offers, key=lambda each: each.price or 0)
+    offers.sort(key=lambda each: each.price or 0)
+    most = (offers[0].price or 0) * (SPOT_MARGIN if resources.spot else 1)
+    best = [each for each in offers if (each.price or 0) <= most][-1 if resources.spot else 0]
     doubts = "".join(f"; {doubt}" for doubt in best.doubts)
     return best.price, f"{best.provider} {best.instance} in {best.region}, {best.dated}{doubts}"
 

@@ -23,15 +23,17 @@ from yoloyard.jobs.prepare import Prepared
 from yoloyard.jobs.setting_up import ENVIRONMENT, venv_name
 from yoloyard.jobs.source import BUNDLE, CHECKOUT, PATCH
 from yoloyard.machines.image.build import image_names
-from yoloyard.machines.image.versions import CPU, Tag, code_for, find_tag, number, tags
+from yoloyard.machines.image.versions import CPU, Tag, best_tag, code_for, find_tag, number, tags
+from yoloyard.planning.choose import ONE_HOST
 from yoloyard.planning.gpus import find_gpu
 from yoloyard.storage.address import ENDPOINTS
 
 FOLDER = "~/yoloyard-job"  # on each host
 PREFIX = "yoloyard-"  # of a job's name at SkyPilot, and so of the names of its hosts
-LABEL, RUN_LABEL = "yoloyard", "yoloyard-run"
+LABEL = "yoloyard"
 # Where hosts can be found again: the first four keep labels, the others the name that SkyPilot gives them.
-CLOUDS = ("aws", "gcp", "azure", "kubernetes", "lambda", "runpod")
+WITH_ROLES = ("aws", "gcp", "azure")  # a host gets a role in place of this machine's credentials
+CLOUDS = (*WITH_ROLES, "kubernetes", "lambda", "runpod")
 INTERRUPTED = 128 + signal.SIGTERM  # the keeper's exit status when the host is taken away: SkyPilot finds another one
 HOOK_SECONDS = 600  # that SkyPilot waits for a save and its upload before it takes a host away
 RELEASE_MINUTES = 15  # after the end, if SkyPilot has not taken the host back by then
@@ -74,7 +76,6 @@ done
 echo "the cloud takes this host back: the job saves, and goes on elsewhere"
 kill -TERM "$(cat guard.pid)"
 """
-WITH_NOTICES = ("aws", "gcp", "azure")
 # SkyPilot takes the host back itself. This is for the case that it can't: it was stopped, or its computer is off.
 RELEASE = """#!/bin/sh
 sudo -n shutdown -h +{minutes} || shutdown -h +{minutes} || echo "this host can't switch itself off: SkyPilot has to"
@@ -94,14 +95,13 @@ _Dumper.add_representer(
 )
 
 
-def sky_name(name: str) -> str:
-    """The name of a job as SkyPilot and labels of all clouds take it: `yoloyard-NAME`.
+def sky_name(launch: Launch) -> str:
+    """What a job is called at SkyPilot and in labels: `yoloyard-NAME-DIGEST`.
 
-    What they don't take becomes a hyphen, with a digest behind, so that two jobs never share a name.
+    The digest tells jobs of one name apart, whose backups differ: those of colleagues, or of another project.
     """
-    plain = re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")[:40].rstrip("-")
-    digest = hashlib.sha256(name.encode()).hexdigest()[:6]
-    return PREFIX + (plain if plain == name else f"{plain}-{digest}".lstrip("-"))
+    digest = hashlib.sha256(f"{launch.name} {launch.backup}".encode()).hexdigest()[:6]
+    return f"{PREFIX}{re.sub('[^a-z0-9-]', '-', launch.name.lower())}-{digest}"
 
 
 def clouds_of(launch: Launch) -> list[str]:
@@ -109,10 +109,8 @@ def clouds_of(launch: Launch) -> list[str]:
     clouds = [cloud.strip().lower() for cloud in launch.on.split(",")]
     for cloud in clouds:
         if cloud not in CLOUDS:
-            raise UsageError(
-                f"--on {cloud}: hosts there can't be tagged and found again by `yoloyard jobs sweep`; name one of "
-                f"{', '.join(CLOUDS)}, or ssh://user@host"
-            )
+            why = "hosts there can't be tagged and found again by `yoloyard jobs sweep`"
+            raise UsageError(f"--on {cloud}: {why}; name one of {', '.join(CLOUDS)}, or ssh://user@host")
     return clouds
 
 
@@ -125,9 +123,15 @@ def task_of(prepared: Prepared, folder: Path, secrets: Sequence[str] = ()) -> di
     clouds = clouds_of(launch)
     if launch.gpu is None:
         raise UsageError("resources: gpu is missing: `yoloyard plan` recommends one; `gpu: none` is a CPU")
+    if launch.nodes > 1 and ONE_HOST.issuperset(clouds):
+        raise UsageError(
+            f"resources: nodes: SkyPilot starts no job of several hosts on {launch.on}: name another cloud"
+        )
+    if prepared.release:
+        raise UsageError("--release is for hosts by ssh: those of clouds are taken back by SkyPilot")
     if wanted.region and len(clouds) > 1:
         raise UsageError(f"resources: region {wanted.region} is of one cloud, and --on names {len(clouds)}")
-    name = sky_name(launch.name)
+    name = sky_name(launch)
     hosts: dict[str, Any] = {
         **({"cloud": clouds[0]} if len(clouds) == 1 else {}),
         **({"region": wanted.region} if wanted.region else {}),
@@ -137,10 +141,11 @@ def task_of(prepared: Prepared, folder: Path, secrets: Sequence[str] = ()) -> di
         **({"image_id": f"docker:{image}"} if (image := _image(launch)) else {}),
         # A limit counts at this price, so no host that costs more is taken.
         **({"max_hourly_cost": launch.price} if launch.max_cost and launch.price else {}),
-        "labels": {LABEL: name, RUN_LABEL: sky_name(launch.run)},
+        "labels": {LABEL: name},
         "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [INTERRUPTED]},
         **({"any_of": [{"cloud": cloud} for cloud in clouds]} if len(clouds) > 1 else {}),
     }
+    hook = {"run": HOOK.format(folder=FOLDER), "events": ["stop", "down", "preemption"], "timeout": HOOK_SECONDS}
     return {
         "name": name,
         "num_nodes": launch.nodes,
@@ -149,20 +154,12 @@ def task_of(prepared: Prepared, folder: Path, secrets: Sequence[str] = ()) -> di
         **({"secrets": dict.fromkeys(secrets)} if secrets else {}),
         "setup": f"cd {FOLDER}\nsh set-up.sh\n",
         "run": RUN_GUARD.format(folder=FOLDER),
-        "config": {
-            "hooks": [
-                {
-                    "run": HOOK.format(folder=FOLDER),
-                    "events": ["stop", "down", "preemption"],
-                    "timeout": HOOK_SECONDS,
-                }
-            ]
-        },
+        "config": {"hooks": [hook]},
         "api_server_access": False,
     }
 
 
-def task_yaml(task: dict[str, Any]) -> str:
+def text_of(task: dict[str, Any]) -> str:
     """The text of a task; it holds no secret."""
     return yaml.dump(task, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
@@ -178,14 +175,12 @@ def stage(prepared: Prepared, folder: Path) -> None:
     package = Path(yoloyard.__file__).parent
     shutil.copytree(package, folder / "package" / "yoloyard", ignore=shutil.ignore_patterns("__pycache__"))
     source.bundle(folder / BUNDLE)
-    files: dict[str, str | bytes | None] = {
-        "source.shallow": source.shallow,
-        PATCH: source.patch,
-        "data.yaml": launch.data_yaml,
-    }
-    for name, content in (files | scripts(prepared)).items():
+    texts = {**scripts(prepared), "data.yaml": launch.data_yaml or ""}
+    files = {name: text.encode() for name, text in texts.items()} | {
+        "source.shallow": source.shallow, PATCH: source.patch}  # fmt: skip
+    for name, content in files.items():
         if content:
-            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+            (folder / name).write_bytes(content)
     shutil.copy(package / "jobs" / "node" / "guard.sh", folder)
     write_launch(folder / FILE, launch)
 
@@ -206,28 +201,22 @@ def scripts(prepared: Prepared) -> dict[str, str]:
         "environment.sh": ENVIRONMENT,
         "set-up.sh": set_up,
         "run.sh": RUN.format(python=python),
+        "release.sh": RELEASE.format(minutes=RELEASE_MINUTES),
     }
-    if prepared.job.resources.spot and set(clouds_of(launch)) & {*WITH_NOTICES}:
+    if prepared.job.resources.spot and set(clouds_of(launch)) & {*WITH_ROLES}:
         found["spot.sh"] = SPOT
-    release = f"#!/bin/sh\n{prepared.release}\n" if prepared.release else RELEASE.format(minutes=RELEASE_MINUTES)
-    return found if "kubernetes" in clouds_of(launch) and not prepared.release else found | {"release.sh": release}
+    return found
 
 
 def tag_of(launch: Launch) -> Tag:
-    """The tag that the job names; else of those with code for its GPU, the newest of those with the oldest driver.
-
-    Which driver a host in a cloud has is not known before it runs. Raises UsageError if none has code for the GPU.
-    """
+    """The tag that the job names, else the newest for its GPU and the oldest driver, since no host is known yet."""
     if launch.image:
         return find_tag(launch.image)
     if not launch.gpus or launch.gpu is None:
         return find_tag(CPU)
     capability = find_gpu(launch.gpu).capability
-    fitting = [tag for tag in tags().values() if code_for(capability, tag.architectures) == "binary"]
-    if not fitting:
-        raise UsageError(f"no image tag has code for {launch.gpu} (compute capability {capability}): name another GPU")
-    oldest = min((tag.driver for tag in fitting), key=number)
-    return max((tag for tag in fitting if tag.driver == oldest), key=lambda tag: (number(tag.torch), number(tag.cuda)))
+    drivers = [tag.driver for tag in tags().values() if code_for(capability, tag.architectures) == "binary"]
+    return best_tag(min(drivers, key=number, default="0"), [capability])
 
 
 def _image(launch: Launch) -> str | None:
@@ -244,29 +233,24 @@ def credentials(launch: Launch) -> tuple[dict[str, str], dict[str, str]]:
     In its own cloud a host has a role, and nothing secret goes along. Raises UsageError if a secret is missing here.
     """
     clouds = clouds_of(launch)
-    addresses = {scheme: address for address in (launch.backup, launch.data_source) if address
-                 for scheme in [address.partition("://")[0]]}  # fmt: skip
+    addresses = {str(each).partition("://")[0]: each for each in (launch.backup, launch.data_source)}
     plain, secret = dict[str, str](), _set(("YOLOYARD_NOTIFY",))
     if "file" in addresses:
-        raise UsageError(
-            f"{addresses['file']} is a folder of this machine: a host in a cloud needs s3://, gs://, az://"
-        )
+        raise UsageError(f"{addresses['file']} is a folder here: a host in a cloud needs s3://, gs:// or az://")
     if "s3" in addresses:
         plain |= _set((*ENDPOINTS, "AWS_REGION", "AWS_DEFAULT_REGION"))
-        is_other_service = bool(_set(ENDPOINTS) or launch.train.get("backup_endpoint"))
-        if clouds != ["aws"] or is_other_service:
-            secret |= _aws_keys(addresses["s3"])
+        if clouds != ["aws"] or _set(ENDPOINTS) or launch.train.get("backup_endpoint"):
+            secret |= _aws_keys()
     if "gs" in addresses and clouds != ["gcp"]:
-        secret |= _google_key(addresses["gs"])
+        secret |= _google_key()
     if "az" in addresses:
         plain |= _set(("AZURE_STORAGE_ACCOUNT_NAME",))
-        keys = _set(("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY"))
-        secret |= keys
+        secret |= (keys := _set(("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY")))
         if not keys and clouds != ["azure"]:
-            raise UsageError(f"{addresses['az']}: set AZURE_STORAGE_ACCOUNT_KEY, which hosts outside of Azure need")
+            raise UsageError("az://: set AZURE_STORAGE_ACCOUNT_KEY, which hosts outside of Azure need")
     if launch.train.get("wandb"):
-        secret |= _set(("WANDB_API_KEY",))
-        if "WANDB_API_KEY" not in secret:
+        secret |= (keys := _set(("WANDB_API_KEY",)))
+        if not keys:
             raise UsageError("train.wandb: set WANDB_API_KEY, so that the host can report to Weights & Biases")
     return plain, secret
 
@@ -275,30 +259,25 @@ def _set(names: Sequence[str]) -> dict[str, str]:
     return {name: os.environ[name] for name in names if os.environ.get(name)}
 
 
-def _aws_keys(address: str) -> dict[str, str]:
-    """The keys that this machine itself uses: of the environment, else of boto3's chain."""
-    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-    if "AWS_ACCESS_KEY_ID" in os.environ:
-        return _set(names)
+def _aws_keys() -> dict[str, str]:
+    """The keys that this machine itself uses, from where the tools of AWS look for them."""
     import boto3
 
     found = boto3.Session().get_credentials()
-    if found is None:
-        raise UsageError(f"{address}: no credentials are found here: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
-    keys = found.get_frozen_credentials()
-    if keys.token:
+    keys = found and found.get_frozen_credentials()
+    if not keys or keys.token:
+        what = "expire in hours, before the job ends" if keys else "are not found here"
         raise UsageError(
-            f"{address}: the credentials found here expire in hours, before the job ends: set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY of a user who may use this prefix alone"
+            f"s3://: the credentials {what}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of a user who may use "
+            "this prefix alone"
         )
-    return {names[0]: keys.access_key, names[1]: keys.secret_key}
+    return {"AWS_ACCESS_KEY_ID": keys.access_key, "AWS_SECRET_ACCESS_KEY": keys.secret_key}
 
 
-def _google_key(address: str) -> dict[str, str]:
+def _google_key() -> dict[str, str]:
     path = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
-    if path is None or '"private_key"' not in (text := Path(path).read_text(encoding="utf-8")):
-        raise UsageError(
-            f"{address}: hosts outside of Google Cloud reach it by the key of a service account: set "
-            "GOOGLE_APPLICATION_CREDENTIALS to its file"
-        )
+    text = Path(path).read_text(encoding="utf-8") if path and Path(path).is_file() else ""
+    if '"private_key"' not in text:
+        what = "set GOOGLE_APPLICATION_CREDENTIALS to the file with the key of a service account"
+        raise UsageError(f"gs://: {what}, by which hosts outside of Google Cloud reach it")
     return {"GOOGLE_SERVICE_ACCOUNT_KEY": text}

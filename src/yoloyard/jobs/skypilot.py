@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from yoloyard.common.errors import UsageError, UserError, printable
-from yoloyard.jobs.sky_task import LABEL, PREFIX
+from yoloyard.jobs.sky_task import LABEL, PREFIX, WITH_ROLES
 
 log = logging.getLogger(__name__)
 
-WITH_ROLES = ("aws", "gcp", "azure")  # clouds whose hosts get a role in place of this machine's credentials
+OTHERS = ("kubernetes", "nebius", "oci", "vast")  # whose keys SkyPilot would bring to each host, too
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # colours of a terminal
 CANCEL_SECONDS = 1800  # that SkyPilot may take to end a job and take its hosts back
 
@@ -23,7 +23,7 @@ def is_installed() -> bool:
     return importlib.util.find_spec("sky") is not None
 
 
-def skypilot() -> Any:
+def load() -> Any:
     """SkyPilot. Raises UsageError if it is not installed."""
     if not is_installed():
         raise UsageError("clouds need SkyPilot, which is not installed: pip install 'yoloyard[cloud]'")
@@ -65,14 +65,15 @@ class Log(io.TextIOBase):
 def configured(sky: Any, clouds: list[str]) -> Iterator[None]:
     """Within the context, requests carry settings of ours, where the user's config.yaml has none.
 
-    No bucket for files; a controller that removes itself; no credentials of this machine on hosts of clouds with roles.
+    No bucket for files; a controller that removes itself, unless it has jobs of somebody else, whose records would go;
+    no credentials of this machine on hosts of clouds with roles.
     """
-    ours: dict[tuple[str, ...], Any] = {
-        ("jobs", "force_disable_cloud_bucket"): True,
-        ("jobs", "controller", "resources", "autostop"): {"idle_minutes": 10, "down": True},
-        ("jobs", "controller", "resources", "labels"): {LABEL: "controller"},
-    }
-    ours |= {(c, "remote_identity"): "SERVICE_ACCOUNT" if c in clouds else "NO_UPLOAD" for c in WITH_ROLES}
+    ours: dict[tuple[str, ...], Any] = {("jobs", "force_disable_cloud_bucket"): True}
+    if all(str(row["job_name"]).startswith(PREFIX) for row in records(sky)):
+        ours[("jobs", "controller", "resources", "autostop")] = {"idle_minutes": 10, "down": True}
+        ours[("jobs", "controller", "resources", "labels")] = {LABEL: "controller"}
+    ours |= {(cloud, "remote_identity"): "SERVICE_ACCOUNT" for cloud in WITH_ROLES if cloud in clouds}
+    ours |= {(cloud, "remote_identity"): "NO_UPLOAD" for cloud in (*WITH_ROLES, *OTHERS) if cloud not in clouds}
     config: dict[str, Any] = {}
     for keys, value in ours.items():
         if sky.skypilot_config.get_nested(keys, None) is None:
@@ -86,20 +87,15 @@ def configured(sky: Any, clouds: list[str]) -> Iterator[None]:
 
 def watcher_text() -> str:
     """What looks after the job, and what that costs."""
-    if not is_installed():
-        return "SkyPilot's controller looks after the job"
-    from sky.server.common import get_server_url, is_api_server_local
-    from sky.skypilot_config import get_nested
+    if is_installed():
+        from sky.server.common import get_server_url, is_api_server_local
+        from sky.skypilot_config import get_nested
 
-    if not is_api_server_local():
-        return f"the API server {get_server_url()} looks after the job"
-    if get_nested(("jobs", "controller", "consolidation_mode"), False):
-        return "this machine looks after the job; while it is off, no lost host is replaced"
-    return (
-        "SkyPilot's controller looks after the job, a host of 4 CPUs (0.1 to 0.3 $ an hour) that removes itself "
-        "10 minutes after its last job (`jobs: {controller: {consolidation_mode: true}}` in ~/.sky/config.yaml, then "
-        "`sky api stop`: this machine does it for nothing, while it is on)"
-    )
+        if not is_api_server_local():
+            return f"the API server {get_server_url()} looks after the job"
+        if get_nested(("jobs", "controller", "consolidation_mode"), False):
+            return "this machine looks after the job; while it is off, no lost host is replaced"
+    return "SkyPilot's controller looks after the job, a host (0.1 to 0.3 $ an hour) for all jobs: docs/cloud.md"
 
 
 def check_clouds(sky: Any, clouds: list[str]) -> None:
@@ -111,32 +107,32 @@ def check_clouds(sky: Any, clouds: list[str]) -> None:
         enabled = sky.stream_and_get(sdk.check(infra_list=tuple(clouds), verbose=False), output_stream=text)
     able = {cloud.lower() for found in enabled.values() for cloud, what in dict(found).items() if "compute" in what}
     if missing := [cloud for cloud in clouds if cloud not in able]:
-        raise UserError(f"SkyPilot has no access to {', '.join(missing)}: {_reasons(text.getvalue())}")
+        why = plain(text.getvalue()).rpartition("for SkyPilot.")[2].partition("\N{PARTY POPPER}")[0].strip()
+        raise UserError(f"SkyPilot has no access to {', '.join(missing)}: {why or '`sky check` says why'}")
 
 
-def _reasons(printed: str) -> str:
-    """What `sky check` says of the clouds that it can't use, and how to change that."""
-    _, _, found = plain(printed).rpartition("for SkyPilot.")
-    return found.partition("\N{PARTY POPPER}")[0].strip() or "`sky check` says why"
+def records(sky: Any, must_know: bool = False) -> list[dict[str, Any]]:
+    """SkyPilot's records of all jobs, the newest first.
 
-
-def records(sky: Any, name: str | None = None) -> list[dict[str, Any]]:
-    """SkyPilot's records of our jobs, the newest first: all, or those called `name`."""
+    A controller that does not answer has none to show; if we `must_know` them all, its error is raised.
+    """
     from sky.exceptions import ClusterNotUpError
+    from sky.utils.status_lib import ClusterStatus
 
     try:
-        asked = sky.jobs.queue_v2(refresh=False, all_users=True, name_match=name or PREFIX, fields=None)
-        found = sky.get(asked)[0]
-    except ClusterNotUpError:  # there is no controller, so no job
+        found = sky.get(sky.jobs.queue_v2(refresh=False, all_users=True, fields=None))[0]
+    except ClusterNotUpError as error:
+        if must_know and error.cluster_status not in (None, ClusterStatus.STOPPED):  # else it has no job that lives
+            raise
         return []
     rows = [{**each.model_dump(), "status": each.status.value, "is_over": each.status.is_terminal()} for each in found]
-    return sorted((row for row in rows if name in (None, row["job_name"])), key=lambda row: -row["job_id"])
+    return sorted(rows, key=lambda row: -row["job_id"])
 
 
 def active_job(sky: Any, name: str) -> dict[str, Any] | None:
     """SkyPilot's record of the job called `name`, if that is not over."""
     with said("SkyPilot can't list its jobs"):
-        return next((row for row in records(sky, name) if not row["is_over"]), None)
+        return next((row for row in records(sky) if row["job_name"] == name and not row["is_over"]), None)
 
 
 def cancel(sky: Any, name: str) -> None:

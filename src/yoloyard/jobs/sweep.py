@@ -10,17 +10,18 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from yoloyard.common.errors import UserError, last_line
 from yoloyard.jobs.sky_task import LABEL, PREFIX
-from yoloyard.jobs.skypilot import records, said, skypilot
+from yoloyard.jobs.skypilot import load, records, said
 
 log = logging.getLogger(__name__)
 
+CLUSTER_TAGS = ("skypilot-cluster-name", "ray-cluster-name")  # of AWS
 GONE_SECONDS, LOOK_SECONDS = 600.0, 5.0  # that a provider may take to end something, and between two looks
 
 
@@ -51,34 +52,47 @@ class Found:
 
 def everything() -> tuple[list[Found], list[str]]:
     """All that has our label or name, and a line for each cloud that could not be asked. Raises UserError."""
-    sky = skypilot()
+    sky = load()
     from sky.client import sdk
-    from sky.jobs.utils import generate_managed_job_cluster_name
     from sky.utils.common_utils import get_user_hash
 
     with said("SkyPilot can't list its jobs and clouds"):
-        live = [row for row in records(sky) if not row["is_over"]]
+        live = [row for row in records(sky, must_know=True) if not row["is_over"]]
         if not (clouds := sdk.get(sdk.enabled_clouds())):  # nobody has looked for credentials yet
             sdk.get(sdk.check(None, verbose=False))
             clouds = sdk.get(sdk.enabled_clouds())
-    jobs = {generate_managed_job_cluster_name(row["job_name"], row["job_id"]): row["job_name"] for row in live}
-    jobs |= {"sky-jobs-controller": "controller"}
     found, failures = [], []
     for cloud in map(str.lower, clouds):
         if cloud not in PROVIDERS:
             failures.append(f"{cloud}: not asked, jobs are not started there")
             continue
+        jobs = {start_on(cloud, str(row["job_name"]), row["job_id"]): str(row["job_name"]) for row in live}
+        jobs |= {"sky-jobs-controller-": "controller"}
         try:
             with said(cloud):
                 for each in PROVIDERS[cloud]():
-                    job = next((job for start, job in jobs.items() if each.name.startswith(f"{start}-")), "")
+                    job = next((job for start, job in jobs.items() if each.name.startswith(start)), "")
                     if each.kind == "security group" and live:
-                        job = live[0]["job_name"]  # SkyPilot shares it among all
-                    is_own = get_user_hash() in each.name or each.kind != "host"  # what no host uses is nobody's
-                    found.append(Found(**{**vars(each), "job": job, "is_own": is_own}))
+                        job = str(live[0]["job_name"])  # SkyPilot shares it among all
+                    is_own = get_user_hash() in each.name or each.kind == "security group"
+                    found.append(replace(each, job=job, is_own=is_own))
         except UserError as error:
             failures.append(f"{error} (skipped)")
     return found, failures
+
+
+def start_on(cloud: str, job: str, number: int) -> str:
+    """How the names of the hosts of SkyPilot's job begin there: each cloud cuts them to another length.
+
+    Behind it stands the digest of the user who launched it, and which of the hosts it is.
+    """
+    from sky.jobs.utils import generate_managed_job_cluster_name
+    from sky.utils.common_utils import USER_HASH_LENGTH, make_cluster_name_on_cloud
+    from sky.utils.registry import CLOUD_REGISTRY
+
+    most = CLOUD_REGISTRY.from_str(cloud).max_cluster_name_length()
+    name = generate_managed_job_cluster_name(job, number)
+    return make_cluster_name_on_cloud(name, most and most - USER_HASH_LENGTH - 1, add_user_hash=False) + "-"
 
 
 def end(orphans: Sequence[Found]) -> list[Found]:
@@ -95,7 +109,8 @@ def end(orphans: Sequence[Found]) -> list[Found]:
             failed.append(each)
     until = time.monotonic() + GONE_SECONDS
     while left and time.monotonic() < until:
-        there = {(each.cloud, each.id) for cloud in {each.cloud for each in left} for each in PROVIDERS[cloud]()}
+        with said("the end can't be confirmed"):
+            there = {(each.cloud, each.id) for cloud in {each.cloud for each in left} for each in PROVIDERS[cloud]()}
         left = [each for each in left if (each.cloud, each.id) in there]
         if left:
             time.sleep(LOOK_SECONDS)
@@ -135,26 +150,25 @@ def _aws_region(session: Any, region: str) -> list[Found]:
             is_billed = host["State"]["Name"] in ("pending", "running")
             price = _price("aws", host["InstanceType"], is_spot, region, zone) if is_billed else None
             finish = partial(ec2.terminate_instances, InstanceIds=[host["InstanceId"]])
-            name = _tag(host["Tags"], "skypilot-cluster-name", "ray-cluster-name") + "-"
-            rows.append(Found("aws", "host", host["InstanceId"], name, region, host["LaunchTime"], price, finish))
+            row = ("aws", "host", host["InstanceId"], _name(host), region, host["LaunchTime"], price, finish)
+            rows.append(Found(*row))
     free = [*ours, {"Name": "status", "Values": ["available"]}]  # those in use go with their hosts
     for disk in ec2.describe_volumes(Filters=free)["Volumes"]:
         finish = partial(ec2.delete_volume, VolumeId=disk["VolumeId"])
-        name = _tag(disk["Tags"], "skypilot-cluster-name", "ray-cluster-name", LABEL)
-        rows.append(Found("aws", "disk", disk["VolumeId"], name, region, disk["CreateTime"], None, finish))
+        rows.append(Found("aws", "disk", disk["VolumeId"], _name(disk), region, disk["CreateTime"], None, finish))
     named = [{"Name": "group-name", "Values": [DEFAULT_SECURITY_GROUP_NAME]}]
     for group in ec2.describe_security_groups(Filters=named)["SecurityGroups"]:
-        used = [{"Name": "instance.group-id", "Values": [group["GroupId"]]}, states]
+        key, name = group["GroupId"], group["GroupName"]
+        used = [{"Name": "instance.group-id", "Values": [key]}, states]
         if not ec2.describe_instances(Filters=used)["Reservations"]:
-            finish = partial(ec2.delete_security_group, GroupId=group["GroupId"])
-            row = ("aws", "security group", group["GroupId"], group["GroupName"], region, None, 0.0, finish)
-            rows.append(Found(*row))
+            finish = partial(ec2.delete_security_group, GroupId=key)
+            rows.append(Found("aws", "security group", key, name, region, None, 0.0, finish))
     return rows
 
 
-def _tag(tags: Sequence[dict[str, str]], *names: str) -> str:
-    values = {each["Key"]: each["Value"] for each in tags}
-    return next((values[name] for name in names if name in values), "")
+def _name(thing: dict[str, Any]) -> str:
+    """How SkyPilot calls the hosts that something is of."""
+    return next((each["Value"] for each in thing["Tags"] if each["Key"] in CLUSTER_TAGS), "") + "-"
 
 
 def _gcp() -> Iterator[Found]:
@@ -165,7 +179,8 @@ def _gcp() -> Iterator[Found]:
             zone, name = each["zone"].rpartition("/")[2], each["name"]
             region, instance = zone.rpartition("-")[0], each.get("machineType", "").rpartition("/")[2]
             is_spot = each.get("scheduling", {}).get("provisioningModel") == "SPOT"
-            price = _price("gcp", instance, is_spot, region, zone) if kind == "host" else None
+            is_billed = kind == "host" and each.get("status") != "TERMINATED"
+            price = _price("gcp", instance, is_spot, region, zone) if is_billed else None
             finish = partial(_run, "gcloud", "compute", noun, "delete", name, f"--zone={zone}", "--quiet")
             began = datetime.fromisoformat(each["creationTimestamp"])
             yield Found("gcp", kind, str(each["id"]), name, region, began, price, finish)
@@ -177,6 +192,8 @@ def _azure() -> Iterator[Found]:
             region, size = each["location"], each["hardwareProfile"]["vmSize"]
             price = _price("azure", size, each.get("priority") == "Spot", region)
             finish = partial(_run, "az", "vm", "delete", "--yes", "--ids", each["id"])
+            if each["resourceGroup"].lower().startswith(PREFIX):  # SkyPilot's own, with disk, address and network
+                finish = partial(_run, "az", "group", "delete", "--yes", "--name", each["resourceGroup"])
             began = datetime.fromisoformat(each["timeCreated"])
             yield Found("azure", "host", each["id"], each["name"], region, began, price, finish)
 
@@ -203,13 +220,12 @@ def _lambda() -> Iterator[Found]:
 
 
 def _runpod() -> Iterator[Found]:
-    from sky.adaptors import runpod
-    from sky.provision.runpod import utils
+    from sky.adaptors.runpod import runpod
 
-    prices = {each["id"]: each.get("costPerHr") for each in runpod.runpod.get_pods()}
-    for key, each in utils.list_instances().items():
+    for each in runpod.get_pods():
         if str(each["name"]).startswith(PREFIX):
-            yield Found("runpod", "host", key, each["name"], "", None, prices.get(key), partial(utils.remove, key))
+            finish = partial(runpod.terminate_pod, each["id"])
+            yield Found("runpod", "host", each["id"], each["name"], "", None, each.get("costPerHr"), finish)
 
 
 PROVIDERS: dict[str, Callable[[], Iterator[Found]]] = {

@@ -7,7 +7,6 @@ then multiplied by what a run on such a device measured over what the plan said 
 import dataclasses
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from yoloyard.config.settings import TrainConfig
 from yoloyard.planning.figures import Gpu, Precision
 from yoloyard.planning.gpus import cpu_device, find_gpu
 from yoloyard.planning.hours import Correction, Images, estimate, is_cpu, rest_seconds, seconds_of
+from yoloyard.planning.prices import config_folder
 
 FILE = "calibrations.json"
 TORCH_BYTES = 530e6  # of a process that trains on a CPU, torch itself (docs/performance.md)
@@ -131,7 +131,7 @@ def correction(device: Gpu, precision: Precision) -> Correction | None:
 
 def path() -> Path:
     """The file of all corrections: in the user's folder of settings."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config", "yoloyard", FILE)
+    return config_folder() / FILE
 
 
 def _read() -> dict[str, dict[str, Any]]:
@@ -140,7 +140,9 @@ def _read() -> dict[str, dict[str, Any]]:
         return {name: dict(kinds) for name, kinds in kept.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path()}: {error.strerror}") from error
+    except (ValueError, AttributeError, TypeError) as error:
         raise _damaged(error) from error
 
 

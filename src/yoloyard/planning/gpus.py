@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import functools
 import logging
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -75,20 +76,22 @@ def cpu_device(facts: Mapping[str, Any], threads: int, memory: float) -> Gpu:
     return Gpu(f"CPU {name}, {threads} thread{'s' * (threads > 1)}", memory, bandwidth, flops, "", bandwidth)
 
 
-def own_devices() -> list[tuple[Gpu, int]]:
-    """What this host has, each kind with its number: its GPUs that the table knows, then its processor."""
+def own_devices() -> list[Gpu]:
+    """What this host has: the kinds of its GPUs that the table knows, then its processor."""
     import torch
 
+    memory: dict[str, float] = {}  # of cards of one name the least, which may be less than the table says
+    for number in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(number)
+        memory[card.name] = min(float(card.total_memory), memory.get(card.name, math.inf))
     found = []
-    cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    names = [card.name for card in cards]
-    for name in dict.fromkeys(names):
-        try:  # cards of one name may have less memory than the table says
-            memory = min(float(card.total_memory) for card in cards if card.name == name)
-            found.append((dataclasses.replace(find_gpu(name), memory=memory), names.count(name)))
+    for name, size in memory.items():
+        try:
+            found.append(dataclasses.replace(find_gpu(name), memory=size))
         except UsageError:
             log.info(f"this host's {name} is not in the table of GPUs: the plan leaves it out")
-    return [*found, (cpu_device(processor(), usable_cores(), float(free_memory())), 1)]
+    threads = min(torch.get_num_threads(), usable_cores())  # as a run takes them if the cores are idle
+    return [*found, cpu_device(processor(), threads, float(free_memory()))]
 
 
 @functools.cache

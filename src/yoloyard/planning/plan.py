@@ -128,7 +128,7 @@ def make_plan(given: Mapping[str, Any], demands: Demands, num_images: int | None
 
     estimates = [on(name, demands.count or 1, 0) for name in gpus()]
     here = []
-    for gpu, _ in own_devices():
+    for gpu in own_devices():
         own = traces
         if is_cpu(gpu):
             precision, recomputed = _precision(config, gpu), config.checkpoint_activations

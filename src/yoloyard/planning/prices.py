@@ -44,7 +44,7 @@ COLUMNS = {"InstanceType", "AcceleratorName", "AcceleratorCount", "vCPUs", "Memo
 
 
 def config_folder() -> Path:
-    """Where a user's own price list lies, as prices.csv: XDG_CONFIG_HOME or ~/.config, /yoloyard."""
+    """Where a user's price list and calibrations lie: yoloyard in XDG_CONFIG_HOME or ~/.config."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "yoloyard"
 
 

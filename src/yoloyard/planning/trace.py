@@ -196,7 +196,7 @@ class _Traced:
             flops=flops,
             bytes_moved=bytes_moved,
             operators=operators,
-            weights_bytes=_bytes(self.model.state_dict().values()),
+            weights_bytes=_bytes((*self.model.parameters(), *self.model.buffers())),
             gradients_bytes=_bytes(engine.parameters),
             optimizer_bytes=_bytes(value for each in engine.optimizer.state.values() for value in each.values()),
             average_bytes=_bytes(engine.average.values.values()),

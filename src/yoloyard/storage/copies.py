@@ -9,13 +9,14 @@ A checkpoint counts if its manifest is there, and a manifest is written when all
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 PART_BYTES = 8 * 2**20  # of one request; larger files go in several
 REQUESTS = 4  # at a time
 CHECKPOINT = "checkpoints/last/"  # where the files of a checkpoint lie in a run folder
+NOTE = "backup.json"  # in a run folder: where its copies are, and how far they have come
 NEWEST_KEPT = 2  # moments of a run, beside the checkpoints that the run keeps itself
 
 Facts = dict[str, Any]  # of a file: size, sha256, and etag, which is what S3 makes of a file sent in PART_BYTES
@@ -53,6 +55,27 @@ class Manifest:
     def objects(self) -> set[str]:
         """The manifest itself, and what its files are in."""
         return {f"checkpoints/{self.number:08d}.json"} | {part_of(facts) for facts in self.files.values()}
+
+
+def files_of(run: Path) -> list[Path]:
+    """What is copied of a run folder with a checkpoint: while the loss rises, its last good checkpoint, too."""
+    monitor = json.loads((run / CHECKPOINT / "state.json").read_bytes()).get("monitor", {})
+    is_rising = monitor.get("history", {}).get("rising_since") is not None
+    patterns = f"{CHECKPOINT}*", *["checkpoints/previous/*"] * is_rising, "weights/*", "*"
+    found = itertools.chain.from_iterable(map(run.glob, patterns))
+    return [path for path in found if path.is_file() and not path.name.startswith(".") and path.name != NOTE]
+
+
+def manifest_of(run: Path, folder: Path, paths: Iterable[Path]) -> Manifest:
+    """The manifest of files in `folder`, of the run folder `run`. Raises UserError if its checkpoint has changed."""
+    files = {path.relative_to(folder).as_posix(): facts_of(path) for path in sorted(paths)}
+    written = json.loads((folder / CHECKPOINT / "manifest.json").read_bytes())["files"]
+    for name in written:
+        if files.get(CHECKPOINT + name, {}).get("sha256") != written[name]["sha256"]:
+            raise UserError(f"{name} has changed on the disk since it was written; the next checkpoint is sent")
+    progress = json.loads((folder / CHECKPOINT / "state.json").read_bytes())["progress"]
+    epoch, position = progress["epoch"], progress["position"]
+    return Manifest(epoch, position, position == 0 and (run / "checkpoints" / f"epoch-{epoch:04d}").exists(), files)
 
 
 class Copies:

@@ -10,13 +10,13 @@ from typing import Any
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import RUN_MARK, write_whole, write_whole_folder
 from yoloyard.common.log import size_text
+from yoloyard.common.run_folder import read_object
 from yoloyard.data.store import Store, alone
 from yoloyard.storage.address import is_address, reasons_said
-from yoloyard.storage.copies import Copies, Manifest, part_of
+from yoloyard.storage.copies import NOTE, Copies, Manifest, part_of
 
 log = logging.getLogger(__name__)
 
-NOTE = "backup.json"  # in a run folder: where its copies are, and how far they have come
 WEIGHTS_KEPT = 10  # files in the cache of those that came from addresses
 BEST = "weights/best.safetensors"
 WEIGHTS = (".safetensors", ".pt", ".pth")  # files of weights; any other address is that of a run
@@ -28,11 +28,7 @@ class DamagedCopyError(Exception):
 
 def read_note(folder: Path) -> dict[str, Any]:
     """What NOTE says in the run folder; empty without one."""
-    try:
-        note: dict[str, Any] = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-        return note
-    except (OSError, ValueError):
-        return {}
+    return read_object(folder / NOTE)
 
 
 def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:

@@ -1,5 +1,6 @@
 """`python -m yoloyard.jobs.node FOLDER`: the keeper of the job in FOLDER, as run.sh starts it."""
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -10,11 +11,9 @@ from yoloyard.storage.copies import utc_text
 
 def say(line: str) -> None:
     """Print a line with the time."""
-    try:
+    with contextlib.suppress(OSError):  # the disk of the log is full: the job goes on
         sys.stdout.write(f"{utc_text()} keeper: {line}\n")
         sys.stdout.flush()
-    except OSError:  # the disk of the log is full: the job goes on
-        return
 
 
 if __name__ == "__main__":

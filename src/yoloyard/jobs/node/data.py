@@ -42,43 +42,38 @@ def fetch_data(address: str, endpoint: str | None, folder: Path, look: Callable[
     came = {name: (size, tag) for name, size, tag in lines}
     for name in came.keys() - found.keys():
         (folder / name).unlink(missing_ok=True)
-    missing = [name for name in found if came.get(name) != found[name] or not _has_size(folder / name, found[name][0])]
+    sizes = {name: (folder / name).stat().st_size for name in found if (folder / name).is_file()}
+    missing = [name for name, facts in found.items() if came.get(name) != facts or sizes.get(name) != facts[0]]
     total, done, lock = sum(found[name][0] for name in missing), 0, threading.Lock()
     log.info(f"data: {len(missing)} of {len(found)} files ({size_text(total)}) are fetched from {address}")
 
-    def fetch(name: str) -> None:
-        nonlocal done
+    def fetch(name: str) -> int:
         size, tag = found[name]
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         with reasons_said(f"{address}/{name}"):
-            copies.download(name, part)
-            if not _is_whole(part, size, tag):
-                digest = copies.download(name, part)  # an ETag need not be a digest: two equal answers will do
-                if part.stat().st_size != size or copies.download(name, part) != digest:
+            first = copies.download(name, part)
+            if not _is_whole(part, size, tag):  # an ETag need not be a digest: two equal answers will do
+                is_same = copies.download(name, part) == first and part.stat().st_size == size
+                if not (is_same or _is_whole(part, size, tag)):
                     raise UserError(f"{address}/{name} does not arrive as it is there")
             part.replace(target)
-        with lock, note.open("a") as file:
-            file.write(json.dumps([name, size, tag]) + "\n")
-            done += size
+            with lock, note.open("a") as file:
+                file.write(json.dumps([name, size, tag]) + "\n")
+        return size
 
     with ThreadPoolExecutor(REQUESTS) as threads:
         waiting = {threads.submit(fetch, name) for name in missing}
         try:
             while waiting:
                 over, waiting = wait(waiting, 0.5)
-                for each in over:
-                    each.result()
+                done += sum(each.result() for each in over)
                 look(done)
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
     log.info("data: all files are here")
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def _is_whole(path: Path, size: int, tag: str | None) -> bool:

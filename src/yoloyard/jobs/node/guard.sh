@@ -13,7 +13,7 @@ tick=${YOLOYARD_TICK_SECONDS:-2}           # between two looks
 margin=${YOLOYARD_MARGIN_SECONDS:-3600}    # after the limits, for what the keeper does at the end
 save=${YOLOYARD_SAVE_SECONDS:-900}         # that a training without a keeper may take to save and upload
 hung=${YOLOYARD_HUNG_SECONDS:-900}         # without a sign of life of the keeper
-pause=${YOLOYARD_PAUSE_SECONDS:-10}        # before the keeper is started again, the first time
+pause=${YOLOYARD_PAUSE_SECONDS:-30}        # before the keeper, or release.sh, is started again
 most_crashes=5                             # in a row; a keeper that has lived longer than `hung` was no crash
 
 say() { echo "$(date -u +%Y-%m-%dT%H:%M:%SZ) guard: $*" >> log.txt; } 2> /dev/null
@@ -25,36 +25,23 @@ is_training() { tr '\0' '\n' < "/proc/$1/environ" | grep -qxF "YOLOYARD_JOB=$her
 other=$(cat guard.pid 2> /dev/null)
 if [ -n "$other" ] && [ "$other" != $$ ] && grep -q guard.sh "/proc/$other/cmdline" 2> /dev/null &&
     [ "$(readlink "/proc/$other/cwd")" = "$here" ]; then
-    say "process $other is at work here already"
     exit 4
 fi
 echo $$ > guard.pid
 attempt=${YOLOYARD_ATTEMPT:-$(date +%s)-$$}
 export YOLOYARD_ATTEMPT="$attempt"
 
-# Seconds until the timer of its own; 0: no limit. The clock may jump: it counts only between two lives of a guard.
+# Ticks until the timer of its own; 0: no limit.
 hard=$(awk -v hours="$(number max_hours)" -v cost="$(number max_cost)" -v price="$(number price)" \
-    -v nodes="$(number nodes)" -v margin="$margin" 'BEGIN {
+    -v nodes="$(number nodes)" -v margin="$margin" -v tick="$tick" 'BEGIN {
         most = hours == "" ? -1 : hours * 3600
-        by_cost = cost == "" || price == "" || price + 0 == 0 ? -1 : cost / price / nodes * 3600
+        by_cost = cost == "" || price + 0 == 0 ? -1 : cost / price / nodes * 3600
         if (by_cost >= 0 && (most < 0 || by_cost < most)) most = by_cost
-        print most < 0 ? 0 : int(most + margin) }')
-if [ "$hard" -gt 0 ]; then
-    launched=$(sed -n 's/^ *"time": *"\(.*\)",*$/\1/p' launch.json) now=$(date +%s) of='' until=0
-    [ -r guard.deadline ] && read -r of until < guard.deadline
-    if [ "$of" = "$launched" ]; then  # this launch began before the host was started again
-        left=$((until - now))
-        [ "$left" -lt "$hard" ] && hard=$left
-        [ "$hard" -lt "$save" ] && hard=$save
-    else
-        echo "$launched $((now + hard))" > guard.deadline
-    fi
-    hard=$(ticks "$hard")
-fi
+        print most < 0 ? 0 : int((most + margin) / tick) + 1 }')
 
-# After a reboot the guard goes on, where cron can start it.
+# After a reboot, and where guard and keeper were both killed, cron starts the guard again.
 if [ -f release.sh ] && command -v crontab > /dev/null; then
-    { crontab -l 2> /dev/null | grep -vF "$here/guard.sh"; echo "@reboot sh '$here/guard.sh'"; } | crontab - ||
+    { crontab -l 2> /dev/null | grep -vF "$here/guard.sh"; echo "* * * * * sh '$here/guard.sh' 2> /dev/null"; } | crontab - ||
         say "crontab refuses: after a reboot nothing goes on here, and nothing releases this host"
 elif [ -f release.sh ]; then
     say "there is no crontab: after a reboot nothing goes on here, and nothing releases this host"
@@ -94,10 +81,11 @@ while :; do
     touch alive 2> /dev/null
     sh run.sh >> log.txt 2>&1 < /dev/null &
     child=$!
+    [ -n "$asked" ] && kill -TERM "$child"
     watch
     wait "$child"
     code=$? child=''
-    case $code in 0 | 2 | 3) break ;; esac
+    case $code in 0 | 2 | 3 | 143) break ;; esac
     [ -n "$asked" ] && break
     [ $((elapsed - began)) -gt "$(ticks "$hung")" ] && crashes=0
     crashes=$((crashes + 1))
@@ -108,7 +96,6 @@ while :; do
     say "the keeper ended with status $code: it is started again in $pause s"
     sleep "$pause"
     [ -n "$asked" ] && break
-    pause=$(awk -v pause="$pause" 'BEGIN { print pause * 2 }')
 done
 
 # What a keeper has left behind saves, and ends.
@@ -128,13 +115,13 @@ fi
 if [ -f release.sh ] && command -v crontab > /dev/null && [ "$asked" != signal ]; then
     crontab -l 2> /dev/null | grep -vF "$here/guard.sh" | crontab -
 fi
-wait_seconds=${YOLOYARD_PAUSE_SECONDS:-30}
+limited=''
+command -v timeout > /dev/null && limited="timeout -k 10 $save"
 while [ -f release.sh ]; do
     say "releasing this host"
-    sh release.sh >> log.txt 2>&1 < /dev/null && break
-    say "release.sh failed: again in $wait_seconds s"
-    sleep "$wait_seconds"
-    wait_seconds=$(awk -v seconds="$wait_seconds" 'BEGIN { print seconds < 600 ? 2 * seconds : seconds }')
+    $limited sh release.sh >> log.txt 2>&1 < /dev/null && break
+    say "release.sh failed: again in $pause s"
+    sleep "$pause"
 done
 rm -f guard.pid
 exit "$code"

@@ -12,25 +12,23 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from yoloyard.common.errors import UserError, last_line
 from yoloyard.common.files import write_soon
 from yoloyard.common.log import time_text
-from yoloyard.common.run_folder import read_run
+from yoloyard.common.run_folder import STATUS, read_object, read_run
 from yoloyard.jobs.bill import write_bill
 from yoloyard.jobs.launched import FILE, read_launch
 from yoloyard.jobs.node.data import fetch_data
 from yoloyard.jobs.node.ledger import Clock, Ledger
 from yoloyard.jobs.node.limits import Idle, limit_reached
-from yoloyard.jobs.node.records import LOG, STATE, Records
-from yoloyard.jobs.node.training import GRACE_SECONDS, SAVE_SECONDS, Training, read_status
-from yoloyard.jobs.node.upload import has_checkpoint, send_newest
+from yoloyard.jobs.node.records import LOG, STATE, Records, end_of
+from yoloyard.jobs.node.training import GRACE_SECONDS, SAVE_SECONDS, Training
+from yoloyard.jobs.node.upload import has_checkpoint, is_newer_there, send_newest
 from yoloyard.storage.address import reasons_said
-from yoloyard.storage.copies import Copies, utc_text
+from yoloyard.storage.copies import Copies, TakenOverError, utc_text
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ class OverError(Exception):
 def keep(folder: Path, clock: Clock | None = None) -> int:
     """Keep the job in `folder` until it is over here; returns the exit status for the guard.
 
-    Another keeper that is at work there is waited for. Raises UserError where the backup can't be reached at first.
+    Another keeper that is at work there is waited for.
     """
     folder = folder.resolve()
     with (folder / "keeper.lock").open("a") as lock:
@@ -71,6 +69,7 @@ class Keeper:
         self._folder, self._clock = folder, clock
         self._launch = launch = read_launch(folder / FILE)
         self._run = folder / "runs" / launch.run
+        self._address, self._endpoint = f"{launch.backup}/{launch.run}", launch.train.get("backup_endpoint")
         self._rank = int(next((os.environ[name] for name in RANKS if name in os.environ), 0)) if launch.nodes > 1 else 0
         self._attempt = os.environ.get("YOLOYARD_ATTEMPT") or f"{int(time.time())}-{os.getpid()}"
         self._ledger = Ledger(folder, launch, self._attempt, clock)
@@ -82,39 +81,32 @@ class Keeper:
 
     def keep(self) -> int:
         """From the first look at the records to the last."""
-        former = self._records.state()
-        is_same = former.get("launch") == self._launch.time
-        if is_same and (former["state"] in ("finished", "stopped", "limit") or former.get("over") == self._attempt):
-            log.info(f"the job is over already: {former['state']}: {former['reason']}")
-            return int(former["code"])
-        self._ledger.add(self._records.ledger())
-        self._enter("starting")
-        if self._rank == 0:
-            self._records.start(lambda: self._contents)
-        with self._signals():
-            try:
-                self._look(None, False)
-                if self._launch.data_source:
-                    self._fetch(self._launch.data_source)
-                self._train()
-            except OverError as over:
-                self._end(over)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+        try:
+            former, attempts = self._records.former()
+            is_same = former.get("launch") == self._launch.time
+            if is_same and (former["state"] in ("finished", "stopped", "limit") or former.get("over") == self._attempt):
+                log.info(f"the job is over already: {former['state']}: {former['reason']}")
+                return int(former["code"])
+            if self._rank == 0:  # the attempts there are those of rank 0, and one of them may be going on
+                self._ledger.add(attempts)
+            self._enter("starting")
+            if self._rank == 0:
+                self._records.start(lambda: self._contents)
+            self._look(None, False)
+            if self._launch.data_source:
+                self._fetch(self._launch.data_source)
+            self._train()
+        except OverError as over:
+            self._end(over)
+        except UserError as error:  # of the records: without them nobody knows what was paid already
+            self._end(OverError("failed", str(error)))
         return self._code
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Within the context, SIGTERM and SIGINT save and end."""
-
-        def ask(number: int, frame: object) -> None:
-            self._signal = signal.Signals(number).name
-
-        numbers = signal.SIGTERM, signal.SIGINT
-        former = [signal.signal(number, ask) for number in numbers]
-        try:
-            yield
-        finally:
-            for number, handler in zip(numbers, former, strict=True):
-                signal.signal(number, handler)
+    def _ask(self, number: int, frame: object) -> None:
+        """What signals do: the next look saves and ends."""
+        self._signal = signal.Signals(number).name
 
     def _beat(self) -> None:
         """Show the guard that the keeper lives, count the time, write the state."""
@@ -134,6 +126,10 @@ class Keeper:
             self._guard = os.getppid()
             variables = os.environ | {"YOLOYARD_ATTEMPT": self._attempt}
             subprocess.Popen(["sh", "guard.sh"], cwd=self._folder, env=variables, start_new_session=True)
+
+    def _status(self) -> dict[str, Any]:
+        """What the training says of itself; empty before it does."""
+        return read_object(self._run / STATUS)
 
     def _enter(self, state: str, reason: str = "") -> None:
         """Go over to another state, which is written at once."""
@@ -155,10 +151,9 @@ class Keeper:
 
     def _fetch(self, source: str) -> None:
         """Bring the data here. Raises OverError."""
-        endpoint = self._launch.train.get("backup_endpoint")
         try:
-            fetch_data(source, endpoint, self._folder / "data", lambda size: self._look(size, False))
-        except UserError as error:
+            fetch_data(source, self._endpoint, self._folder / "data", lambda size: self._look(size, False))
+        except (UserError, OSError) as error:
             raise OverError("failed", f"the data can't be fetched: {error}") from error
 
     def _train(self) -> None:
@@ -169,7 +164,7 @@ class Keeper:
             if (training := Training.running(self._folder)) is None:
                 if self._rank == 0 and self._run.exists() and read_run(self._run).state == "finished":
                     raise OverError("finished", "the run is finished")
-                before = read_status(self._run)
+                before = self._status()
                 try:
                     training = Training.start(self._folder, self._launch, self._resume())
                 except (UserError, OSError) as error:
@@ -177,7 +172,7 @@ class Keeper:
             self._enter("running")
             try:
                 while training.is_there():
-                    status = read_status(self._run)
+                    status = self._status()
                     is_new = status != before and bool(status.get("step"))
                     self._look(status, is_new and status.get("state") == "running")
                     self._clock.sleep(LOOK_SECONDS)
@@ -185,20 +180,24 @@ class Keeper:
                 self._let_save(training, over)
                 raise
             why = self._judge(training.code, before)
-            failures = failures + 1 if saved == (saved := _time_of(last)) else 1
+            failures = failures + 1 if saved == (saved := last.stat().st_mtime if last.exists() else None) else 1
             if failures >= MOST_FAILURES or self._launch.nodes > 1:
                 raise OverError("failed", why)
             log.info(f"{why}; it is started again")
 
     def _resume(self) -> str | None:
         """What the training goes on from: its run folder here, its copies elsewhere, or nothing. Raises UserError."""
-        if any(self._run.glob("checkpoints/*/state.json")):
-            return str(self._run)
+        here = str(self._run) if any(self._run.glob("checkpoints/*/state.json")) else None
         if not self._launch.backup:
-            return None
-        address = f"{self._launch.backup}/{self._launch.run}"
-        copies = Copies(address, self._launch.train.get("backup_endpoint"), create=True)
+            return here
+        address, copies = self._address, Copies(self._address, self._endpoint, create=True)
         with reasons_said(address):
+            if here and not is_newer_there(self._run, copies):
+                return here
+            if here:
+                aside = self._run.with_name(f".{self._launch.run}-{self._attempt}")
+                log.info(f"another host went on with the run: {address} counts, and what was here is in {aside}")
+                self._run.rename(aside)
             if copies.read_manifests():
                 return address
             earlier = any(each.id != self._attempt for each in self._ledger.attempts)
@@ -209,11 +208,15 @@ class Keeper:
 
     def _judge(self, code: int | None, before: Any) -> str:
         """Why a training that ended by itself has to start again. Raises OverError where it has not."""
-        status = read_status(self._run)
+        status = self._status()
         said = status if status != before else {}
         if code == 0 or (self._rank == 0 and said.get("state") == "finished"):
             raise OverError("finished", said.get("reason") or "the training ended with status 0")
-        line = said.get("reason") or last_line(_end_of(self._folder / LOG)) or f"exit status {code}"
+        line = (
+            said.get("reason")
+            or last_line(end_of(self._folder / LOG, 4000).decode(errors="replace"))
+            or f"exit status {code}"
+        )
         if self._rank > 0:
             self._follow()
         if code == WRONG_USAGE:
@@ -230,7 +233,7 @@ class Keeper:
         until = self._clock.now() + RANK_0_SECONDS
         while self._launch.backup and self._clock.now() < until:
             self._beat()
-            state = self._records.state()
+            state = self._records.there()
             if state.get("launch") == self._launch.time and state.get("over"):
                 raise OverError(state["state"], f"as on the host of rank 0: {state['reason']}", state["code"])
             self._clock.sleep(LOOK_SECONDS)
@@ -244,17 +247,18 @@ class Keeper:
         while training.is_there():
             self._beat()
             waited = self._clock.now() - asked
-            is_saved = read_status(self._run).get("state", "running") != "running"
+            is_saved = self._status().get("state", "running") != "running"
             if waited > (SAVE_SECONDS + GRACE_SECONDS if is_saved else SAVE_SECONDS):
                 log.info(f"it has not ended after {time_text(waited)}: it is killed")
                 training.kill()
+                return
             self._clock.sleep(LOOK_SECONDS)
 
     def _end(self, over: OverError) -> None:
         """Save what there is elsewhere, and write down how it ended."""
         problem = None
         if self._rank == 0:
-            status = read_status(self._run)
+            status = self._status()
             if over.state in ("stopped", "limit", "interrupted") and status.get("state") == "finished":
                 over = OverError("finished", f"{status['reason']}; meanwhile: {over.reason}")
             self._enter("saving", over.reason)
@@ -270,8 +274,7 @@ class Keeper:
         """See that the newest checkpoint is whole at the backup; what is wrong after UPLOAD_SECONDS."""
         if not self._launch.backup or not has_checkpoint(self._run):
             return None
-        address, until, pause = f"{self._launch.backup}/{self._launch.run}", self._clock.now() + UPLOAD_SECONDS, 5.0
-        train = self._launch.train
+        address, until, pause = self._address, self._clock.now() + UPLOAD_SECONDS, 5.0
 
         def moved(size: int) -> None:
             self._beat()
@@ -280,8 +283,10 @@ class Keeper:
 
         while True:
             try:
-                send_newest(self._run, address, train.get("backup_endpoint"), int(train.get("keep") or 3), moved)
+                send_newest(self._run, address, self._endpoint, int(self._launch.train.get("keep") or 3), moved)
                 return None
+            except TakenOverError as error:
+                return f"nothing was sent to {address}: {error}"
             except (UserError, OSError, ValueError, KeyError) as error:
                 problem = f"the last checkpoint is not in {address} ({error}): it is in {self._run} alone"
             if self._clock.now() + pause > until:
@@ -294,7 +299,7 @@ class Keeper:
 
     def _document(self) -> bytes:
         """keeper.json."""
-        status = read_status(self._run)
+        status = self._status()
         step = {name: status.get(name) for name in ("state", "epoch", "epochs", "step", "steps", "updated", "seconds")}
         is_over, cost = self._state in CODES, self._ledger.cost
         content = {
@@ -304,16 +309,3 @@ class Keeper:
             "cost": cost and round(cost, 4), "host": self._ledger.now.host, "updated": utc_text(), "step": step,
         }  # fmt: skip
         return json.dumps(content, indent=1).encode()
-
-
-def _time_of(path: Path) -> float | None:
-    return path.stat().st_mtime if path.exists() else None
-
-
-def _end_of(path: Path) -> str:
-    """The last lines of a log."""
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - 4000, 0))
-        return file.read().decode(errors="replace")

@@ -43,14 +43,12 @@ class Attempt:
 
 
 class Clock:
-    """Seconds that no change of the host's time makes wrong, with those in which it slept."""
+    """Seconds since the host has started, with those in which it slept: no change of its time makes them wrong."""
 
     def now(self) -> float:
-        """Seconds since this host has started."""
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
     def sleep(self, seconds: float) -> None:
-        """Wait."""
         time.sleep(seconds)
 
 
@@ -58,17 +56,15 @@ class Ledger:
     """The attempts of the run that `launch` begins or goes on with; the one called `id` is now."""
 
     def __init__(self, folder: Path, launch: Launch, id: str, clock: Clock) -> None:
-        self._folder, self._clock = folder / "ledger", clock
+        self._folder, self._clock, self._run = folder / "ledger", clock, launch.run
         self._attempts: dict[str, Attempt] = {}
-        self._run = launch.run
+        self._folder.mkdir(exist_ok=True)
         self.add(path.read_bytes() for path in self._folder.glob("*.json"))
         boot = BOOT_ID.read_text().strip() if BOOT_ID.exists() else ""
-        now = self._attempts.get(id)
+        now, paid = self._attempts.get(id), (launch.nodes, launch.gpus, launch.price)
         if now is None or now.boot != boot:
-            now = Attempt(
-                id, launch.run, platform.node(), utc_text(), 0, 1, launch.gpus, launch.price, boot, clock.now()
-            )
-        self.now = replace(now, nodes=launch.nodes, price=launch.price)
+            now = Attempt(id, launch.run, platform.node(), utc_text(), 0, *paid, boot, clock.now())
+        self.now = now
 
     def add(self, records: Iterable[bytes]) -> None:
         """Count these attempts, too; of two records of the same one the later counts."""
@@ -82,6 +78,7 @@ class Ledger:
             known = self._attempts.get(each.id)
             if each.run == self._run and (known is None or known.seconds < each.seconds):
                 self._attempts[each.id] = each
+                write_soon(self._folder / f"{each.id}.json", text)  # for the time when the backup can't be reached
 
     def look(self) -> None:
         """Count the time up to now."""
@@ -90,7 +87,6 @@ class Ledger:
 
     def write(self) -> None:
         """Keep the record of this attempt in the job's folder, as far as the disk allows."""
-        self._folder.mkdir(exist_ok=True)
         write_soon(self._folder / f"{self.now.id}.json", self.record())
 
     def record(self) -> bytes:

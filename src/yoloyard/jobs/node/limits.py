@@ -9,11 +9,8 @@ SLOW_MINUTES = 30.0  # without a sign of life before the first step (caches, com
 FOLLOW_SECONDS = 300.0  # that the other hosts give the one of rank 0 to end the run for all
 
 
-def limit_reached(launch: Launch, seconds: float, cost: float | None, is_first: bool = True) -> str | None:
-    """Which limit a job has reached after `seconds` and `cost` of all its attempts, in a line; None: neither.
-
-    Cost is looked at on the host of rank 0 (`is_first`) alone.
-    """
+def limit_reached(launch: Launch, seconds: float, cost: float | None, is_first: bool) -> str | None:
+    """Which limit is reached, in a line; None: neither. Cost counts on the host of rank 0 (`is_first`), for all."""
     slack = 0 if is_first else FOLLOW_SECONDS
     if launch.max_hours is not None and seconds >= 3600 * launch.max_hours + slack:
         return f"max_hours: it has run for {seconds / 3600:.2f} h of {launch.max_hours:g} h"
@@ -31,14 +28,12 @@ class Idle:
     _seen: object = None
 
     def look(self, now: float, seen: object, is_stepping: bool) -> str | None:
-        """That it is idle, in a line; None: it is not. `seen` is anything that changes with each step.
+        """That it is idle, in a line, or None. `seen`: anything that changes with each step.
 
         Where it is not `is_stepping`, work is done of which little can be seen: SLOW_MINUTES are given at least.
         """
         if seen != self._seen:
             self._seen, self.since = seen, now
-        if self.minutes is None:
-            return None
-        allowed = self.minutes if is_stepping else max(self.minutes, SLOW_MINUTES)
-        idle = now - self.since
-        return f"idle_minutes: no step for {time_text(idle)}" if idle >= 60 * allowed else None
+        allowed = (self.minutes or 0) if is_stepping else max(self.minutes or 0, SLOW_MINUTES)
+        is_idle = self.minutes is not None and now - self.since >= 60 * allowed
+        return f"idle_minutes: no step for {time_text(now - self.since)}" if is_idle else None

@@ -1,6 +1,6 @@
 """The records of a job below BACKUP/job, which outlive its hosts: what was launched, its state, its log, its ledger.
 
-A thread brings them there, so that nobody waits for a store that does not answer. It also looks for BACKUP/job/stop.
+A thread brings them there, so that nobody waits for a store that doesn't answer, and looks for BACKUP/job/stop.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.log import ONCE
+from yoloyard.common.run_folder import read_object
 from yoloyard.jobs.launched import FILE, Launch
 from yoloyard.storage.address import open_store, reasons_said
 
@@ -34,7 +35,7 @@ class Records:
         self._end = threading.Event()  # the records are the last ones
         self._has_arrived = False  # the last ones
         self._asked: str | None = None
-        self._address = f"{launch.backup}/{PLACE}"
+        self._name, self._address = launch.name, f"{launch.backup}/{PLACE}"
         self._store: Any = None  # obstore's
         if launch.backup:
             self._store = open_store(launch.backup, launch.train.get("backup_endpoint"), create=True)
@@ -42,21 +43,34 @@ class Records:
 
             self._obs = obstore
 
-    def state(self) -> dict[str, Any]:
-        """The newest state of the job, here or elsewhere; empty before its first."""
-        texts = [(self._folder / STATE).read_bytes()] if (self._folder / STATE).exists() else []
-        if (there := self._get(STATE)) is not None:
-            texts.append(there)
-        states = []
-        for text in texts:
-            try:
-                states.append(json.loads(text))
-            except ValueError:  # cut off by a full disk
-                continue
-        return max(states, key=lambda each: str(each.get("updated")), default={})
+    def former(self) -> tuple[dict[str, Any], list[bytes]]:
+        """The newest state of the job, here or at its backup, empty before its first; the attempts that are there.
 
-    def ledger(self) -> list[bytes]:
-        """The records of attempts that are there."""
+        Where the backup can't be reached, what is here counts. Raises UserError if nothing is, or if the records there
+        are of another job.
+        """
+        here = read_object(self._folder / STATE)
+        try:
+            other = _object(self._get(FILE)).get("name", self._name)
+            there, attempts = _object(self._get(STATE)), self._attempts()
+        except UserError as error:
+            if not here:
+                raise
+            log.warning(f"{error}; what is known here counts", extra=ONCE)
+            return here, []
+        if other != self._name:
+            raise UserError(f"{self._address} has the records of the job {other}: give each job a `backup:` of its own")
+        return max(here, there, key=lambda each: str(each.get("updated") or "")), attempts
+
+    def there(self) -> dict[str, Any]:
+        """The state that the backup has; empty without one, or while it can't be reached."""
+        try:
+            return _object(self._get(STATE))
+        except UserError as error:
+            log.warning(f"{error}; it is tried again", extra=ONCE)
+            return {}
+
+    def _attempts(self) -> list[bytes]:
         if self._store is None:
             return []
         with reasons_said(self._address):
@@ -105,12 +119,7 @@ class Records:
             self._end.wait(SECONDS_BETWEEN)
 
     def _contents(self) -> dict[str, bytes]:
-        contents = {FILE: (self._folder / FILE).read_bytes(), **self._wanted()}
-        if (path := self._folder / LOG).exists():
-            with path.open("rb") as file:
-                file.seek(max(path.stat().st_size - LOG_BYTES, 0))
-                contents[LOG] = file.read()
-        return contents
+        return {FILE: (self._folder / FILE).read_bytes(), LOG: end_of(self._folder / LOG, LOG_BYTES), **self._wanted()}
 
     def _get(self, name: str) -> bytes | None:
         if self._store is None:
@@ -120,6 +129,23 @@ class Records:
                 return bytes(self._obs.get(self._store, f"{PLACE}/{name}").bytes())
             except FileNotFoundError:
                 return None
+
+
+def end_of(path: Path, size: int) -> bytes:
+    """The last bytes of a file; none without one."""
+    if not path.exists():
+        return b""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - size, 0))
+        return file.read()
+
+
+def _object(text: bytes | None) -> dict[str, Any]:
+    """A JSON object; empty without one, or where a full disk has cut it off."""
+    try:
+        return dict(json.loads(text or b"{}"))
+    except ValueError:
+        return {}
 
 
 def _reason(text: bytes) -> str:

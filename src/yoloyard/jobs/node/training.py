@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from yoloyard.common.files import write_soon, write_whole_text
-from yoloyard.common.run_folder import STATUS, read_json
+from yoloyard.common.run_folder import read_object
 from yoloyard.jobs.launched import Launch
 
 COMMAND = (sys.executable, "-m", "yoloyard")
@@ -31,10 +31,7 @@ class Training:
     @classmethod
     def running(cls, folder: Path) -> "Training | None":
         """The one that an earlier keeper has left here; None without one."""
-        try:
-            training = cls(folder, int(json.loads((folder / NOTE).read_bytes())["pid"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        training = cls(folder, int(read_object(folder / NOTE).get("pid", 0)))
         return training if training.is_there() else None
 
     @classmethod
@@ -80,18 +77,10 @@ class Training:
             os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once, with all that it has started."""
-        with contextlib.suppress(psutil.NoSuchProcess):
+        """End it at once, with all that it has started. What a broken driver or disk holds is not waited for."""
+        with contextlib.suppress(psutil.Error):
             process = psutil.Process(self.pid)
             for each in [process, *process.children(recursive=True)]:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
             process.wait(10)
-
-
-def read_status(run: Path) -> dict[str, Any]:
-    """What status.json of a run folder says; empty without one."""
-    try:
-        return dict(read_json((run / STATUS).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}

@@ -1,14 +1,15 @@
 """Is the newest checkpoint of a run whole at its backup? What is missing is sent, and all of it looked at there."""
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_soon
 from yoloyard.storage.address import reasons_said
-from yoloyard.storage.copies import CHECKPOINT, Copies, Manifest, facts_of, part_of, utc_text
-from yoloyard.storage.fetch import NOTE, read_note
+from yoloyard.storage.copies import CHECKPOINT, NOTE, Copies, TakenOverError, files_of, manifest_of, part_of, utc_text
+from yoloyard.storage.fetch import read_note
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -16,32 +17,33 @@ def has_checkpoint(run: Path) -> bool:
     return (run / CHECKPOINT / "manifest.json").exists()
 
 
+def is_newer_there(run: Path, copies: Copies) -> bool:
+    """Has another host gone on with the run of the folder `run`, and come further?"""
+    if (copies.read_owner() or {}).get("writer") == read_note(run).get("writer") or not has_checkpoint(run):
+        return False
+    progress = json.loads((run / CHECKPOINT / "state.json").read_bytes())["progress"]
+    here = progress["epoch"], progress["position"]
+    return any((each.epoch, each.position) > here for each in copies.read_manifests()[-1:])
+
+
 def send_newest(run: Path, address: str, endpoint: str | None, keep: int, moved: Callable[[int], None]) -> None:
     """Make the newest copy below `address` equal to the run folder `run`, whose training is over, and check it there.
 
-    `moved(bytes)` hears of each part and may raise an error to end it. Raises UserError if it is not whole there.
+    `moved(bytes)` hears of each part and may raise an error to end it. Raises TakenOverError if another host goes on
+    with the run, UserError if it is not whole there.
     """
-    state = json.loads((run / CHECKPOINT / "state.json").read_bytes())
-    is_rising = state.get("monitor", {}).get("history", {}).get("rising_since") is not None
-    patterns = f"{CHECKPOINT}*", *["checkpoints/previous/*"] * is_rising, "weights/*", "*"  # as training does
-    paths = [path for pattern in patterns for path in run.glob(pattern)]
-    names = [path for path in paths if path.is_file() and not path.name.startswith(".") and path.name != NOTE]
-    files = {path.relative_to(run).as_posix(): facts_of(path) for path in sorted(names)}
-    written = json.loads((run / CHECKPOINT / "manifest.json").read_bytes())["files"]
-    for name in written:
-        if files.get(CHECKPOINT + name, {}).get("sha256") != written[name]["sha256"]:
-            raise UserError(f"{run / CHECKPOINT / name} has changed since it was written, or is gone")
-    epoch, position = state["progress"]["epoch"], state["progress"]["position"]
-    is_kept = position == 0 and (run / "checkpoints" / f"epoch-{epoch:04d}").exists()
-    note = read_note(run)
-    copies = Copies(address, endpoint, create=True)
+    note, copies = read_note(run), Copies(address, endpoint, create=True)
     with reasons_said(address):
+        owner = copies.read_owner() or {}
+        if owner.get("writer") != note.get("writer") and owner.get("host") not in (None, socket.gethostname()):
+            raise TakenOverError(f"the copies there are those of {owner['host']} since {owner.get('since')}")
+        manifest = manifest_of(run, run, files_of(run))
         newest = next(iter(copies.read_manifests()[::-1]), None)
-        if newest is None or newest.files != files:
-            copies.claim(note.get("run") or run.name, run.name)
-            copies.send(run, Manifest(epoch, position, is_kept, files), keep, moved)
-            newest = copies.manifests[-1]
+        if newest is None or newest.files != manifest.files:
             note |= {"address": address, "run": note.get("run") or run.name, "writer": copies.writer, "error": ""}
+            copies.claim(note["run"], run.name)
+            copies.send(run, manifest, keep, moved)
+            newest = copies.manifests[-1]
             note |= {"epoch": newest.epoch, "time": utc_text(), "waiting_since": None}
             write_soon(run / NOTE, json.dumps(note, indent=1).encode())
         for name, facts in newest.files.items():

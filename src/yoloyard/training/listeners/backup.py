@@ -1,6 +1,5 @@
 """Copies of a run at an object store (`--backup`), made beside training by a thread of their own."""
 
-import itertools
 import json
 import logging
 import math
@@ -15,13 +14,12 @@ from typing import Any, Self
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import link_or_copy, write_whole_text
 from yoloyard.storage.address import reason, reasons_said
-from yoloyard.storage.copies import CHECKPOINT, Copies, Manifest, TakenOverError, facts_of, utc_text
-from yoloyard.storage.fetch import NOTE, read_note
+from yoloyard.storage.copies import CHECKPOINT, NOTE, Copies, TakenOverError, files_of, manifest_of, utc_text
+from yoloyard.storage.fetch import read_note
 from yoloyard.training.interrupt import Interrupted, InterruptRequest
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Event
 from yoloyard.training.setup.setup import Setup
-from yoloyard.training.state.checkpoint import read_header
 
 log = logging.getLogger(__name__)
 
@@ -147,16 +145,11 @@ class Backup:
             return
         moment = Moment(self._folder / WAITING / secrets.token_hex(4), time.time())
         try:
-            header = read_header(self._folder / CHECKPOINT)
-            is_rising = header.facts.get("monitor", {}).get("history", {}).get("rising_since") is not None
-            # While the loss rises, the last good checkpoint is needed, too.
-            patterns = f"{CHECKPOINT}*", *["checkpoints/previous/*"] * is_rising, "weights/*", "*"
-            for file in itertools.chain.from_iterable(map(self._folder.glob, patterns)):
-                if file.is_file() and not file.name.startswith(".") and file.name != NOTE:
-                    target = moment.folder / file.relative_to(self._folder)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    link_or_copy(file, target)
-        except (OSError, UserError) as error:
+            for file in files_of(self._folder):
+                target = moment.folder / file.relative_to(self._folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                link_or_copy(file, target)
+        except (OSError, ValueError) as error:
             shutil.rmtree(moment.folder, ignore_errors=True)
             log.warning(f"this checkpoint is not copied to {self._address}: {error}; the next one will be")
             self._has_missed = True
@@ -208,15 +201,7 @@ class Backup:
 
     def _send(self, moment: Moment) -> None:
         folder, sent = moment.folder, 0
-        paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-        files = {path.relative_to(folder).as_posix(): facts_of(path) for path in paths}
-        written = json.loads((folder / CHECKPOINT / "manifest.json").read_bytes())["files"]
-        for name in written:
-            if files.get(CHECKPOINT + name, {}).get("sha256") != written[name]["sha256"]:
-                raise UserError(f"{name} has changed on the disk since it was written; the next checkpoint is sent")
-        progress = json.loads((folder / CHECKPOINT / "state.json").read_bytes())["progress"]
-        epoch, position = progress["epoch"], progress["position"]
-        is_kept = position == 0 and (self._folder / "checkpoints" / f"epoch-{epoch:04d}").exists()
+        manifest = manifest_of(self._folder, folder, [path for path in folder.rglob("*") if path.is_file()])
         self._write_note()
 
         def moved(size: int) -> None:
@@ -227,8 +212,8 @@ class Backup:
             if self._is_over or (self._is_ending and len(self._waiting) > 1):
                 raise SupersededError
 
-        self._copies.send(folder, Manifest(epoch, position, is_kept, files), self._config.keep, moved)
-        self._arrived = {"epoch": epoch, "time": utc_text()}
+        self._copies.send(folder, manifest, self._config.keep, moved)
+        self._arrived = {"epoch": manifest.epoch, "time": utc_text()}
 
     def _write_note(self) -> None:
         since = utc_text(self._waiting[0].since) if self._waiting else None
