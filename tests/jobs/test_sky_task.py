@@ -70,7 +70,19 @@ for cloud in {CLOUDS}:
         cluster = generate_managed_job_cluster_name(job, 12)
         host = make_cluster_name_on_cloud(cluster, CLOUD_REGISTRY.from_str(cloud).max_cluster_name_length())
         assert host.startswith(start_on(cloud, job, 12)), "or a sweep would take the host of a job that runs"
-print("found:" + json.dumps(found))
+from types import SimpleNamespace
+from sky.exceptions import ClusterNotUpError
+from sky.utils.status_lib import ClusterStatus
+from yoloyard.jobs.skypilot import records
+def sky_with(status):
+    def get(request):
+        raise ClusterNotUpError("the controller does not answer", cluster_status=status)
+    return SimpleNamespace(get=get, jobs=SimpleNamespace(queue_v2=lambda **facts: None))
+assert records(sky_with(None), must_know=True) == records(sky_with(ClusterStatus.INIT)) == []
+try:
+    records(sky_with(ClusterStatus.INIT), must_know=True)
+except ClusterNotUpError:
+    print("found:" + json.dumps(found))  # else a sweep would end hosts of jobs that it can't see
 """
     said = in_cloud_environment(tmp_path, "-c", program, YOLOYARD_IMAGE="registry.example/team/yoloyard", KEY="x")
     spot, image, kubernetes, no_gpu, several, *others = json.loads(said.partition("found:")[2])

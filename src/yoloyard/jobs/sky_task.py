@@ -65,7 +65,8 @@ kill $(jobs -p)
 exit $code
 """
 # AWS, Google and Azure say half a minute and more before that they take a spot host back; SkyPilot doesn't listen.
-SPOT = """get() { curl --silent --fail --max-time 2 --noproxy '*' "$@"; }
+SPOT = """command -v curl > /dev/null || exit 0
+get() { curl --silent --fail --max-time 2 --noproxy '*' "$@"; }
 at=http://169.254.169.254
 while sleep 5; do
     token=$(get -X PUT -H 'X-aws-ec2-metadata-token-ttl-seconds: 60' $at/latest/api/token) &&

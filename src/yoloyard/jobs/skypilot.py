@@ -40,8 +40,8 @@ def said(what: str) -> Iterator[None]:
     """Within the context, SkyPilot's errors become a UserError in one line."""
     try:
         yield
-    except (UserError, OSError) as error:
-        raise error if isinstance(error, UserError) else UserError(f"{what}: {error}") from error
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{what}: {plain(str(error))}") from error
 
