@@ -140,6 +140,7 @@ def test_after_a_reboot_the_job_goes_on_and_the_host_is_released_in_the_end(tmp_
     until(lambda: "release.sh failed" in (folder / "log.txt").read_text())
     guard.kill()
     guard.wait()
+    assert table.read_text() == f"@daily something else\n{entry.replace('* * * * *', '@reboot')}\n"
     assert state_of(folder)["state"] == "interrupted"
     (folder / "rebooted").touch()
     assert start(folder).wait(30) == 0  # what cron starts

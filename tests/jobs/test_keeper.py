@@ -15,6 +15,7 @@ import pytest
 from keeping import MADE_UP, MadeUpClock, job_folder, starts, state_of, until
 
 from yoloyard.common.errors import UserError
+from yoloyard.common.files import write_soon
 from yoloyard.jobs.node import keeper, records, training
 from yoloyard.jobs.node.keeper import keep
 from yoloyard.jobs.node.limits import Idle
@@ -316,7 +317,7 @@ def test_a_file_stop_ends_the_job_after_a_save(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "backup/job").mkdir(parents=True)
     folder = job_folder(tmp_path / "job", "runs 10000", backup=(tmp_path / "backup").as_uri())
     place = folder if where == "here" else tmp_path / "backup/job"
-    steps(folder, lambda: (place / "stop").write_text('{"reason": "stopped by ada@laptop"}'))
+    steps(folder, lambda: write_soon(place / "stop", b'{"reason": "stopped by ada@laptop"}'))
     assert keep(folder, MadeUpClock(1)) == 0
     assert (state_of(folder)["state"], state_of(folder)["reason"]) == ("stopped", "stopped by ada@laptop")
     assert not (place / "stop").exists()

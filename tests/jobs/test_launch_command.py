@@ -106,6 +106,9 @@ def test_a_launch_that_the_place_refuses_leaves_nothing(place: Place, job_file: 
     place.failure = UsageError("no such cloud")
     assert ends_with("launch", job_file, "--on", "aws") == 2
     assert not note_of("a").exists()
+    note_of("a").write_text("of the launch before")
+    assert ends_with("launch", job_file, "--on", "aws") == 2
+    assert note_of("a").read_text() == "of the launch before"
 
 
 def test_a_limit_of_cost_needs_a_price(place: Place, job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,7 @@ def test_a_job_goes_on_without_its_laptop_and_is_seen_from_another(host: SshHost
     assert (seen["run"], seen["state"], seen["attempts"]) == ("line", "running", 1)
     assert "line" in other.run("jobs", "list", "--on", host.address)
     assert "no job was launched" in other.run("jobs", "list")
-    assert "another" in other.run("launch", code=1)  # it has no new.py
+    assert "another" in other.run("launch", code=2)  # it has no new.py
     (other.folder / "new.py").write_text("print('not committed')\n")
     assert "is running" in other.run("launch")
     assert "stopped" in other.run("jobs", "stop", "job.yaml")

@@ -148,6 +148,7 @@ def test_a_plan_that_people_read_fits_into_100_columns(capsys: pytest.CaptureFix
         (["--images", "100", "--max-cost", "0"], "--max-cost"),
         (["--images", "100", "--prices", "missing.csv"], "cannot read missing.csv"),
         (["--images", "100", "--epoch", "3"], "epochs"),
+        (["--calibrate", "run"], "--calibrate compares a run with its own plan: leave the job file and other settings"),
         (["job.yaml"], "there is no file job.yaml"),
     ],
 )

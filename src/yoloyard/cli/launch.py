@@ -53,13 +53,15 @@ def launch(
         _print_plan(job)
         print(made)
         return
-    is_first = not note_of(found.name).exists()
+    note = note_of(found.name)
+    before = note.read_bytes() if note.exists() else None
     keep_note(prepared.launch)  # before, so that this machine can find it whatever happens
     try:
         started = place.launch(prepared, new)
     except UsageError:
-        if is_first:  # nothing was begun
-            note_of(found.name).unlink()
+        note.unlink()  # nothing was begun
+        if before is not None:
+            note.write_bytes(before)
         raise
     except (KeyboardInterrupt, UserError):
         print(f"not started, or not wholly: launch it again, or see yoloyard jobs status {job}")

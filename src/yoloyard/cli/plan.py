@@ -50,6 +50,8 @@ def plan(
     from yoloyard.planning.plan import make_plan
 
     if calibrate is not None:
+        if job is not None or given(flags):
+            raise UsageError("--calibrate compares a run with its own plan: leave the job file and other settings out")
         _calibrate(calibrate, json)
         return
     hours, overrides = None if deadline is None else _hours(deadline), given(flags)

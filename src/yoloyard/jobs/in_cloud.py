@@ -66,8 +66,9 @@ def launch(prepared: Prepared, new: bool = False) -> Launch:
     Returns when SkyPilot has the job, and before there is a host: that may take long where GPUs are short. Raises
     UsageError or UserError; then, and on Ctrl-C, nothing is left but what lies in the backup.
     """
-    sky, prepared = skypilot.load(), _with_tag(prepared)
+    prepared = _with_tag(prepared)
     backup, name = _backup(prepared.launch), _task(prepared)[0]["name"]
+    sky = skypilot.load()
     skypilot.check_clouds(sky, clouds_of(prepared.launch))
     if job := skypilot.active_job(sky, name):
         raise UserError(f"{name} is already with SkyPilot ({job['status']}): yoloyard jobs status, jobs stop")

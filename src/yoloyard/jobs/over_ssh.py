@@ -95,7 +95,7 @@ def launch(prepared: Prepared, new: bool = False) -> Launch:
             if before and seen.guard:
                 if changed := [line.partition(":")[0] for line in differences(before, asked)]:
                     remedy = "yoloyard jobs stop ends it; another `name:` in the job file makes another job"
-                    raise UserError(
+                    raise UsageError(
                         f"{before.run} is running on {job.host} with another {', '.join(changed)}: {remedy}"
                     )
                 log.info(f"{before.run} is running on {job.host} already")

@@ -39,12 +39,14 @@ hard=$(awk -v hours="$(number max_hours)" -v cost="$(number max_cost)" -v price=
         if (by_cost >= 0 && (most < 0 || by_cost < most)) most = by_cost
         print most < 0 ? 0 : int((most + margin) / tick) + 1 }')
 
-# After a reboot, and where guard and keeper were both killed, cron starts the guard again.
-if [ -f release.sh ] && command -v crontab > /dev/null; then
-    { crontab -l 2> /dev/null | grep -vF "$here/guard.sh"; echo "* * * * * sh '$here/guard.sh' 2> /dev/null"; } | crontab - ||
-        say "crontab refuses: after a reboot nothing goes on here, and nothing releases this host"
-elif [ -f release.sh ]; then
-    say "there is no crontab: after a reboot nothing goes on here, and nothing releases this host"
+# Cron starts a guard after a reboot, and where guard and keeper were both killed.
+schedule() {
+    { crontab -l 2> /dev/null | grep -vF "$here/guard.sh"; [ -z "$1" ] || echo "$1 sh '$here/guard.sh' 2> /dev/null"; } |
+        crontab -
+}
+if [ -f release.sh ]; then
+    { command -v crontab > /dev/null && schedule '* * * * *'; } ||
+        say "there is no crontab: after a reboot nothing goes on here, and nothing releases this host"
 fi
 
 asked='' child='' elapsed=0
@@ -111,9 +113,9 @@ if [ -n "$training" ] && is_training "$training"; then
     is_training "$training" && kill -KILL "-$training" "$training"
 fi
 
-# A host that was only asked to end, as before a reboot, goes on when it is started again.
-if [ -f release.sh ] && command -v crontab > /dev/null && [ "$asked" != signal ]; then
-    crontab -l 2> /dev/null | grep -vF "$here/guard.sh" | crontab -
+# A host that was only asked to end, as before a reboot, goes on when it is started again, and not before.
+if [ -f release.sh ] && command -v crontab > /dev/null; then
+    [ "$asked" = signal ] && schedule @reboot || schedule ''
 fi
 limited=''
 command -v timeout > /dev/null && limited="timeout -k 10 $save"
