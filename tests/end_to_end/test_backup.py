@@ -119,6 +119,7 @@ def test_other_data_are_refused(data: Path, proxy: Proxy, yoloyard: Command) -> 
     assert "is not the one that the run began with" in err
 
 
+@pytest.mark.slow
 def test_training_does_not_wait_and_the_newest_checkpoint_comes_next(data: Path, proxy: Proxy) -> None:
     goes_on, seen = threading.Event(), list[str]()
 
@@ -138,6 +139,7 @@ def test_training_does_not_wait_and_the_newest_checkpoint_comes_next(data: Path,
     assert not Path("runs/line/.backup").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_for_a_while_costs_nothing(data: Path, proxy: Proxy, said: list[str]) -> None:
     def listener(event: Event) -> None:
         if isinstance(event, events.EpochEnded) and event.epoch == 1:
@@ -335,6 +337,7 @@ def test_a_checkpoint_that_changed_on_the_disk_is_not_copied(data: Path, proxy: 
     assert copied() == [(2, 0)]
 
 
+@pytest.mark.slow
 def test_val_predict_and_info_take_the_address_of_a_run(data: Path, proxy: Proxy, yoloyard: Command) -> None:
     metadata = {"model": "yolo11n", "model_arguments": {"num_classes": 5}, "imgsz": 64}
     save_weights(Path("best.safetensors"), registry.build("yolo11n", 5).state_dict(), metadata)

@@ -63,7 +63,7 @@ def test_two_processes_train_resume_and_speak_once(data: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--processes", "3"], "can't be shared evenly by 3 processes"),
+        pytest.param(["--processes", "3"], "can't be shared evenly by 3 processes", marks=pytest.mark.slow),
         (["--device", "0,1"], "there is no device"),
         (["--device", "cpu,cpu", "--processes", "3"], "leave one out"),
         (["--sync-bn"], "--sync-bn is for GPUs"),
@@ -191,6 +191,7 @@ def test_a_signal_stops_all_processes_at_the_same_step(data: Path, number: signa
     assert read_header(Path("runs/stopped/checkpoints/last")).progress.epoch >= 2
 
 
+@pytest.mark.slow
 def test_a_time_limit_sets_the_number_of_epochs(data: Path, yoloyard: Command) -> None:
     words = ["--time", 0.0008, "--name", "timed", "--warmup-epochs", 0, "--lr0", 0.01, *TINY]
     code, out, err = yoloyard("train", "--data", data, *words)

@@ -159,7 +159,8 @@ def test_five_thousand_boxes_an_image_need_less_than_two_gigabytes() -> None:
     assert memory.peak < 2 * 2**30 < dense
 
 
-@pytest.mark.parametrize("name", [pytest.param("yolov8n", marks=pytest.mark.slow), "yolo11n"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n"])
 def test_model_and_loss_compile_into_one_graph(name: str) -> None:
     """`fullgraph` fails on anything that waits for the device or depends on the data in shape."""
     detector = registry.build(name, num_classes=3)

@@ -88,6 +88,7 @@ class Device(LiveBytes):
         torch.set_rng_state(state)
 
 
+@pytest.mark.slow
 def test_steps_are_measured_and_nothing_is_left_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     detector = Tiny(3)
     lines: list[str] = []

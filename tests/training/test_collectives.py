@@ -50,6 +50,7 @@ def in_a_team() -> dict[str, Any]:
     return {"draws": draws, "states": len(states), "agreed": agreed, "is over": not dist.is_initialized()}
 
 
+@pytest.mark.slow
 def test_processes_draw_each_their_own_and_agree_on_the_simplest_precision() -> None:
     first, second = run_together(2, in_a_team)
     assert first["draws"] != second["draws"]

@@ -93,6 +93,7 @@ def test_the_engine_trains_a_compiled_network_like_the_plain_one() -> None:
         torch.testing.assert_close(plain, other)
 
 
+@pytest.mark.slow
 def test_a_network_that_looks_at_numbers_is_compiled_in_several_pieces() -> None:
     lines: list[str] = []
     network = compiled(Loud(), lines)

@@ -135,7 +135,7 @@ def train_and_validate(data: str, model: str, precision: str, cache: str) -> dic
 @pytest.mark.parametrize(
     ("model", "counts", "precision"),
     [
-        ("yolo11n", (2,), "float32"),
+        pytest.param("yolo11n", (2,), "float32", marks=pytest.mark.slow),
         pytest.param("yolo11n", (4,), "float32", marks=pytest.mark.slow),
         pytest.param("yolo11n", (4,), "bfloat16", marks=pytest.mark.slow),
         pytest.param("yolov5n", (2,), "float32", marks=pytest.mark.slow),
