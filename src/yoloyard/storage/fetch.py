@@ -10,7 +10,6 @@ from typing import Any
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import RUN_MARK, write_whole, write_whole_folder
 from yoloyard.common.log import size_text
-from yoloyard.common.run_folder import read_object
 from yoloyard.data.store import Store, alone
 from yoloyard.storage.address import is_address, reasons_said
 from yoloyard.storage.copies import NOTE, Copies, Manifest, part_of
@@ -28,7 +27,11 @@ class DamagedCopyError(Exception):
 
 def read_note(folder: Path) -> dict[str, Any]:
     """What NOTE says in the run folder; empty without one."""
-    return read_object(folder / NOTE)
+    try:
+        note: dict[str, Any] = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        return note
+    except (OSError, ValueError):
+        return {}
 
 
 def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:
