@@ -8,14 +8,10 @@ from typing import Any
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_soon
 from yoloyard.common.run_folder import RunFolder
-from yoloyard.config.overrides import with_overrides
-from yoloyard.config.settings import TrainConfig
 
 log = logging.getLogger(__name__)
 
 FILE = "job.json"  # in the folder of a job's run
-# Settings that may name files of another host, and decide no time.
-ELSEWHERE = ("data", "weights", "transform", "device", "backup", "backup_endpoint")
 
 
 def add_cheaper(run: RunFolder) -> None:
@@ -40,22 +36,20 @@ def _cheapest(run: RunFolder, job: dict[str, Any], environment: dict[str, Any]) 
     All is modelled: hours on the other GPU are planned, times what the run took over what was planned for it. Offers
     with doubtful prices are left out, and GPUs that can't hold the batch as it was. Raises UserError, KeyError.
     """
+    from yoloyard.planning.calibrate import step_of_run
     from yoloyard.planning.choose import Demands, ranked
     from yoloyard.planning.figures import Estimate, Gpu, Precision
     from yoloyard.planning.gpus import find_gpu, gpus
     from yoloyard.planning.hours import Images, estimate
     from yoloyard.planning.prices import all_offers
-    from yoloyard.planning.trace import trace_step
 
     demands = Demands(count=job["gpus"], nodes=job["nodes"], spot=False)
     offers = [offer for offer in all_offers(None)[0] if demands.allow(offer) and not offer.doubts]
     if not offers:
         raise UserError("there are no prices of other offers here: yoloyard plan says how to get them")
-    config = with_overrides(TrainConfig(), {k: v for k, v in run.settings.items() if k not in ELSEWHERE})
     images = Images(*(int(environment["data"][split]["images"]) for split in ("train", "val")))
     precision: Precision = "float32" if environment["precision"].startswith("float32") else "amp"
-    classes, share = len(run.validation.get("classes", ())) or 80, max(1, config.batch // config.processes)
-    cost = trace_step(config, classes, share, precision, config.checkpoint_activations)
+    config, cost = step_of_run(run, precision)
 
     def on(gpu: Gpu, cores: int) -> Estimate:
         found = estimate(cost, config, images, gpu, job["gpus"], job["nodes"], cores or 8 * job["gpus"])

@@ -16,10 +16,10 @@ from typing import Any
 
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import write_whole_text
-from yoloyard.common.run_folder import read_json, read_run
+from yoloyard.common.run_folder import RunFolder, read_json, read_run
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig
-from yoloyard.planning.figures import Gpu, Precision
+from yoloyard.planning.figures import Gpu, Precision, StepCost
 from yoloyard.planning.gpus import cpu_device, find_gpu
 from yoloyard.planning.hours import Correction, Images, estimate, is_cpu, rest_seconds, seconds_of
 from yoloyard.planning.prices import config_folder
@@ -27,6 +27,8 @@ from yoloyard.planning.prices import config_folder
 FILE = "calibrations.json"
 TORCH_BYTES = 530e6  # of a process that trains on a CPU, torch itself (docs/performance.md)
 WAITS = 0.05  # share of waiting from which loader processes decide the throughput
+# Settings that may name files of another host, and decide no time.
+ELSEWHERE = ("data", "weights", "transform", "device", "backup", "backup_endpoint")
 FIGURES = ("speed/images_per_second", "speed/waiting_fraction", "speed/seconds", "memory/gigabytes", "threads")
 
 
@@ -50,8 +52,6 @@ class Calibration:
 
 def calibrate(folder: Path) -> Calibration:
     """Compare a run with its plan. Raises UsageError or UserError if it can't be compared, with the reason."""
-    from yoloyard.planning.trace import trace_step
-
     if not (folder / "config.yaml").is_file():
         raise UsageError(f"{folder} is not a run folder: it has no config.yaml")
     run = read_run(folder)
@@ -65,12 +65,7 @@ def calibrate(folder: Path) -> Calibration:
         raise UserError(f"{folder}/metrics.jsonl lacks '{lacking[0]}': an older version wrote it; take a newer run")
     records = run.records[1:] or run.records  # in the first epoch memory and algorithms are found
     device, precision, images, cores = _facts(folder, statistics.median_low(int(each["threads"]) for each in records))
-    # What decides the cost. Files that the run began with may be elsewhere now.
-    left_out = ("data", "weights", "transform", "device", "backup")
-    settings = {name: value for name, value in run.settings.items() if name not in left_out}
-    config = with_overrides(TrainConfig(), settings)
-    classes, share = len(run.validation.get("classes", ())) or 80, max(1, config.batch // config.processes)
-    cost = trace_step(config, classes, share, precision, config.checkpoint_activations, on_cpu=is_cpu(device))
+    config, cost = step_of_run(run, precision, is_cpu(device))
     host = (device, config.processes, 1, cores)
     planned = seconds_of(cost, config, images, *host, Correction())
 
@@ -104,6 +99,16 @@ def calibrate(folder: Path) -> Calibration:
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return Calibration(folder, device, precision, rows, correction)
+
+
+def step_of_run(run: RunFolder, precision: Precision, on_cpu: bool = False) -> tuple[TrainConfig, StepCost]:
+    """What decides the time of a run that is there, and what a step of one of its devices costs. Raises UserError."""
+    from yoloyard.planning.trace import trace_step
+
+    settings = {name: value for name, value in run.settings.items() if name not in ELSEWHERE}
+    config = with_overrides(TrainConfig(), settings)
+    classes, share = len(run.validation.get("classes", ())) or 80, max(1, config.batch // config.processes)
+    return config, trace_step(config, classes, share, precision, config.checkpoint_activations, on_cpu=on_cpu)
 
 
 def keep(calibration: Calibration) -> Path:
