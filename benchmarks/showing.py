@@ -16,7 +16,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 import yoloyard
 from yoloyard.common.structures import Detections
@@ -107,7 +106,7 @@ def scored(weights: Path, index: Index) -> dict[int, Detections]:
     """The detections that a training makes for its figures."""
     model = yoloyard.load(weights)
     loader = make_val_loader(index, model.imgsz, 16, model.stride)
-    return predict_all(model.detector, loader, EvaluationConfig(), torch.device(model.device), model.precision)
+    return predict_all(model.network, loader, EvaluationConfig())
 
 
 def draw_crowd(out: Path) -> None:

@@ -20,11 +20,15 @@ MAY_IMPORT = {
     "storage": BOTTOM | {"storage", "data"},
     "demo": BOTTOM | {"demo", "data"},
     "cpu": BOTTOM | {"cpu", "models", "losses"},
-    "evaluation": BOTTOM | {"evaluation", "data", "cpu"},
-    "training": BOTTOM | {"training", "storage", "evaluation", "data", "cpu", "models", "losses"},
+    "runtimes": BOTTOM | {"runtimes", "models", "cpu"},
+    "evaluation": BOTTOM | {"evaluation", "data", "runtimes"},
+    "training": BOTTOM | {"training", "storage", "evaluation", "runtimes", "data", "cpu", "models", "losses"},
     "machines": BOTTOM | {"machines", "docker"},  # what it wants of the trainer it starts as a command
     "planning": BOTTOM | {"planning", "training", "data", "models", "losses", "cpu"},
     "jobs": BOTTOM | {"jobs", "planning", "machines", "docker", "storage", "data"},
+    "licences": BOTTOM | {"licences", "models", "runtimes"},
+    "export": BOTTOM | {"export", "commands", "runtimes", "evaluation", "data", "models", "storage", "licences"},
+    "serving": BOTTOM | {"serving", "commands", "runtimes", "evaluation", "data", "storage"},
     "docker": set(),  # data; its scripts run inside a container, before yoloyard
 }
 

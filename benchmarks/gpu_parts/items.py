@@ -35,6 +35,7 @@ from yoloyard.losses import build_criterion
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.heads import AnchorFreeHead
+from yoloyard.runtimes.network import Network
 from yoloyard.training.engine.compilation import compile_network, shape_to_try, shapes_vary
 from yoloyard.training.engine.engine import Engine, StepReport
 from yoloyard.training.stopwatch import Stopwatch
@@ -185,11 +186,11 @@ def loss_launches(device: torch.device) -> str:
 
 def validation_copies(device: torch.device) -> str:
     """15: kernels of decoding and suppression for 32 images, and copies to the host."""
-    detector, side = Ready(device, 32, 320), 320
+    side = 320
+    network = Network(Ready(device, 32, side), device, Precision(device.type, torch.float32))
     images = torch.zeros(32, 3, side, side, dtype=torch.uint8, device=device)
-    settings, precision = EvaluationConfig(), Precision(device.type, torch.float32)
     count, copies = _launches(
-        device, lambda: detect(detector, images, [None] * 32, settings, precision, multi_label=True)
+        device, lambda: detect(network, images, [None] * 32, EvaluationConfig(), multi_label=True)
     )
     assert copies <= COPIES, f"{copies} copies to the host"
     return f"{count} launches, {copies} copies to the host"

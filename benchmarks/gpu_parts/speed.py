@@ -28,6 +28,7 @@ from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models import registry
 from yoloyard.models.profile import profile
+from yoloyard.runtimes.network import Network
 
 BOXES = 16  # of an image
 LEAST_STEPS = 3  # that are measured
@@ -197,7 +198,7 @@ def train_demo(device: torch.device, sizes: Sizes, folder: Path) -> dict[str, An
     found: dict[str, Any] = {"epochs": config.epochs, "images": train, "seconds": seconds, "workers": workers}
     began = time.perf_counter()
     batches = make_val_loader(indexes["val"], size, 2 * config.batch, workers=workers, pin_memory=pin_memory)
-    predictions = predict_all(training.engine.average.model, batches, config.evaluation, device, precision)
+    predictions = predict_all(Network(training.engine.average.model, device, precision), batches, config.evaluation)
     figures = evaluate(indexes["val"], predictions, config.evaluation.max_det).figures()
     return found | {"validation_seconds": time.perf_counter() - began, "figures": figures}
 

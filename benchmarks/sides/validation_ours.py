@@ -19,6 +19,7 @@ from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models.importing.importers import read_checkpoint
 from yoloyard.models.weights import load_model, save_weights
+from yoloyard.runtimes.network import Network
 
 IMGSZ = 640
 
@@ -47,7 +48,7 @@ def main() -> None:
         index = load_index(read_data_yaml(arguments.data), "val")
         stride, at_once = max(detector.strides), images_at_once(device, IMGSZ)
         loader = make_val_loader(index, IMGSZ, arguments.batch, stride, at_once=at_once)
-        predictions = predict_all(detector, loader, settings, device, precision)
+        predictions = predict_all(Network(detector, device, precision), loader, settings)
         metrics = evaluate(index, predictions, settings.max_det)
         seconds = time.perf_counter() - began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

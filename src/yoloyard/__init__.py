@@ -62,7 +62,7 @@ def train(
 
 
 @_checked
-def load(weights: str | Path, device: str | int | torch.device | None = "auto", **settings: float | None) -> Model:
+def load(weights: str | Path, device: str | int | torch.device | None = "auto", **settings: Any) -> Model:
     """The model of a weights file: `model(image)` gives Detections for a path, a uint8 RGB array (height, width, 3),
     a PIL image, or a list of these.
 

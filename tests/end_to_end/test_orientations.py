@@ -20,6 +20,7 @@ from yoloyard.data.pixels.decode import decode_image
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models import registry
 from yoloyard.models.weights import save_weights
+from yoloyard.runtimes.network import Network
 
 UNCHANGED = AugmentConfig(mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0, translate=0, scale=0, fliplr=0)
 TURNS = {  # how an image is stored that is seen after the turn of EXIF 2.32, tag 0x0112
@@ -71,11 +72,12 @@ def test_training_validation_and_predict_see_the_eight_orientations_as_one(eight
     for _ in range(20):  # until its normalisation lets differences through, up to the boxes
         detector(images_to_float(batch.images))
     detector.eval()
-    precision = choose_precision(torch.device("cpu"), amp=False)
+    cpu = torch.device("cpu")
+    network = Network(detector, cpu, choose_precision(cpu, amp=False))
     settings = EvaluationConfig(conf=0.0, max_det=20)
     for members in (8, 1):
         loader = make_val_loader(index, 96, members)
-        (first, *others) = predict_all(detector, loader, settings, torch.device("cpu"), precision).values()
+        (first, *others) = predict_all(network, loader, settings).values()
         assert len(first) == 20
         for other in others:
             assert torch.allclose(first.boxes, other.boxes, atol=1e-3)

@@ -15,7 +15,7 @@ from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.overrides import checked_overrides
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
-from yoloyard.models.weights import save_weights, transfer
+from yoloyard.models.weights import load_model, save_weights, transfer
 
 RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3)).astype(np.uint8)
 
@@ -25,8 +25,8 @@ def save(path: Path, names: list[str], like: Path | None = None) -> Path:
     torch.manual_seed(0)
     detector = registry.build("yolo11n", num_classes=len(names))
     if like is not None:
-        model = yoloyard.load(like, "cpu")
-        transfer(detector, model.detector.state_dict(), names, model.names)
+        trained, known = load_model(like)
+        transfer(detector, trained.state_dict(), names, known["names"])
     metadata = {"model": "yolo11n", "model_arguments": {"num_classes": len(names)}, "names": names, "imgsz": 64}
     save_weights(path, detector.state_dict(), metadata)
     return path
@@ -39,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("device", ["cpu", "CPU", "cpu:0", torch.device("cpu"), None, "auto", "[cpu]", "", " "])
 def test_a_device_may_be_named_in_several_ways(device: Any, weights: Path) -> None:
-    assert yoloyard.load(weights, device).device == torch.device("cpu")
+    assert yoloyard.load(weights, device).network.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from yoloyard.common.structures import Batch, Detections, ImageTransform
 from yoloyard.config.settings import EvaluationConfig
 from yoloyard.evaluation.validate import detect, predict_all
 from yoloyard.models.heads import AnchorFreeHead
+from yoloyard.runtimes.network import Network
 
 IMAGES, SIDE = 32, 320
 FLOAT32 = Precision("cpu", torch.float32)
@@ -26,6 +27,7 @@ class Finding(nn.Module):
         super().__init__()
         self.maps, self.head = maps, AnchorFreeHead((8, 8, 8), num_classes, (8, 16, 32), depthwise=False)
         self.decode_above = self.head.decode_above
+        self.strides, self.num_classes = self.head.strides, num_classes
 
     def fused(self) -> Finding:
         return self
@@ -36,7 +38,8 @@ class Finding(nn.Module):
 
 def found_by(detector: Finding, precision: Precision) -> list[Detections]:
     images = torch.zeros(IMAGES, 3, SIDE, SIDE, dtype=torch.uint8)
-    return detect(detector, images, [TRANSFORM] * IMAGES, EvaluationConfig(), precision, multi_label=True)
+    network = Network(detector, torch.device("cpu"), precision)
+    return detect(network, images, [TRANSFORM] * IMAGES, EvaluationConfig(), multi_label=True)
 
 
 @pytest.mark.parametrize(("objects", "most_reads", "most_launches"), [(8, 13, 335), (40, 21, 645)])
@@ -67,12 +70,13 @@ def test_images_without_a_candidate_are_empty_beside_others() -> None:
         level[1:3] = -20.0
     detector = Finding(maps, 2)
     images = torch.zeros(4, 3, SIDE, SIDE, dtype=torch.uint8)
-    found = detect(detector, images, [None] * 4, EvaluationConfig(), AS_ON_A_GPU, multi_label=True)
+    network = Network(detector, torch.device("cpu"), AS_ON_A_GPU)
+    found = detect(network, images, [None] * 4, EvaluationConfig(), multi_label=True)
     assert [len(each) > 0 for each in found] == [True, False, False, True]
     assert found[1].boxes.shape == (0, 4)
     for level in maps:
         level[:] = -20.0
-    found = detect(detector, images, [None] * 4, EvaluationConfig(), AS_ON_A_GPU, multi_label=True)
+    found = detect(network, images, [None] * 4, EvaluationConfig(), multi_label=True)
     assert [len(each) for each in found] == [0, 0, 0, 0]
 
 
@@ -93,6 +97,6 @@ def test_a_validation_sends_the_images_alone_to_the_device(monkeypatch: pytest.M
         [4, 7],
         [None, None],
     )
-    found = predict_all(detector, [batch], EvaluationConfig(), torch.device("cpu"), FLOAT32)
+    found = predict_all(Network(detector, torch.device("cpu"), FLOAT32), [batch], EvaluationConfig())
     assert list(found) == [4, 7]
     assert sent == [(2, 3, 64, 64)]

@@ -25,6 +25,7 @@ from yoloyard.losses import build_criterion
 from yoloyard.models import detector as detector_module
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
+from yoloyard.runtimes.network import Network
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.multi_scale import resize
 from yoloyard.training.strategies import alone
@@ -188,9 +189,8 @@ def test_validation_stays_on_the_device_until_its_detections_are_copied(
     transforms = [ImageTransform(128, 128, 1.0, 1.0, 0.0, 0.0)] * 2
     with Answers(found=8) as answers:
         settings = EvaluationConfig()
-        detections = detect(
-            detector, batch.images, transforms, settings, Precision("cuda", torch.bfloat16), multi_label
-        )
+        network = Network(detector, CUDA, Precision("cuda", torch.bfloat16))
+        detections = detect(network, batch.images, transforms, settings, multi_label)
     assert len(detections) == 2
     assert all(found.boxes.device.type == found.scores.device.type == "cpu" for found in detections)
     assert set(answers.reads) <= {

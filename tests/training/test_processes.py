@@ -17,6 +17,7 @@ from yoloyard.data.index.index import Index
 from yoloyard.data.loading.loader import make_val_loader
 from yoloyard.demo.write import write_demo
 from yoloyard.evaluation.validate import predict_all
+from yoloyard.runtimes.network import Network
 from yoloyard.training.begin import begin
 from yoloyard.training.interrupt import InterruptRequest
 from yoloyard.training.listeners.events import Listeners
@@ -115,7 +116,8 @@ def train_and_validate(data: str, model: str, precision: str, cache: str) -> dic
             run.progress.epoch, run.progress.position = epoch + 1, 0
         validation = validate(run, run.engine.average.model)
         whole = make_val_loader(setup.val_index, 64, validation_batch(setup.config))
-        predictions_of_one = predict_all(run.engine.average.model, whole, setup.config.evaluation, CPU, setup.precision)
+        network = Network(run.engine.average.model, CPU, setup.precision)
+        predictions_of_one = predict_all(network, whole, setup.config.evaluation)
     team.leave()
     return {
         "samples": samples,

@@ -1,9 +1,9 @@
 """A weights file as a function of images: what `yoloyard.load` returns and `yoloyard predict` uses."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from yoloyard.commands.sources import check_kind
-from yoloyard.common.device import choose_device, choose_precision
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.structures import Detections
 from yoloyard.config.overrides import with_overrides
@@ -19,13 +18,13 @@ from yoloyard.config.settings import EvaluationConfig, ModelConfig
 from yoloyard.data.pixels.arrays import is_one_image, pixels_of
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
 from yoloyard.evaluation.metrics.showing import Showing
-from yoloyard.evaluation.validate import detect, fused_for
-from yoloyard.models.weights import load_model
+from yoloyard.evaluation.validate import detect
+from yoloyard.runtimes.load import load_runtime
 from yoloyard.storage.fetch import local_weights
 
 
 class Model:
-    """A detector with the settings of its weights file: `model(image)` gives Detections.
+    """A network with the settings of its file: `model(image)` gives Detections.
 
     `settings` are imgsz, conf, iou and max_det; `conf` and `iou` are by default the pair that the training chose for
     showing. `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
@@ -33,26 +32,23 @@ class Model:
     """
 
     def __init__(
-        self, weights: str | Path, device: str | int | torch.device | None = "auto", **settings: float | None
+        self,
+        weights: str | Path,
+        device: str | int | torch.device | None = "auto",
+        amp: bool | None = None,
+        **settings: Any,
     ) -> None:
         if not isinstance(weights, str | os.PathLike) or not str(weights).strip():
             raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
         config = with_overrides(ModelConfig(), {"weights": weights, "device": device, **settings})
-        self.detector, self.metadata = load_model(local_weights(config.weights))
+        self.network = load_runtime(local_weights(config.weights), config.device, amp)
+        self.metadata, self.names = self.network.metadata, self.network.names
         if (channels := self.metadata.get("channels", 3)) != 3:
             raise UserError(f"{config.weights} wants images of {channels} channels; only those of 3 can be used")
-        self.names: tuple[str, ...] = tuple(self.metadata.get("names") or map(str, range(self.detector.num_classes)))
         kept = self.metadata.get("evaluation", {})
         self.settings = settings_for(config, kept | asdict(Showing.of(self.metadata)))
-        self.stride = max(self.detector.strides)
-        self.imgsz = self.detector.input_size(config.imgsz or self.metadata.get("imgsz", 640))
-        self.device = choose_device(config.device)
-        self.precision = choose_precision(self.device, amp=kept.get("precision", "float32") != "float32")
-        self.detector.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @cached_property
-    def _fused(self) -> torch.nn.Module:
-        return fused_for(self.detector, self.precision)
+        self.stride = max(self.network.strides)
+        self.imgsz = math.ceil((config.imgsz or self.metadata.get("imgsz", 640)) / self.stride) * self.stride
 
     def __call__(self, images: Any) -> Any:
         """Detections of an image, or a list of them for a list of images; boxes xyxy in pixels of each image.
@@ -66,8 +62,8 @@ class Model:
     def _detect(self, image: np.ndarray) -> Detections:
         shape = minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
         boxed, transform = letterbox(image, shape)
-        images = torch.from_numpy(np.ascontiguousarray(boxed)).permute(2, 0, 1)[None].to(self.device)
-        [found] = detect(self._fused, images, [transform], self.settings, self.precision, multi_label=False)
+        images = torch.from_numpy(np.ascontiguousarray(boxed)).permute(2, 0, 1)[None].to(self.network.device)
+        [found] = detect(self.network, images, [transform], self.settings, multi_label=False)
         return found
 
 

@@ -45,8 +45,8 @@ def predict(model: Model, sources: Sequence[Source], folder: Path, save_txt: boo
     in full, and results that can't be written are named and counted. Raises UserError if the only source can't be
     read at all, and if the disk is full.
     """
-    reuse_memory(model.precision)
-    threads = Threads(model.device.type)
+    reuse_memory(model.network.precision)
+    threads = Threads(model.network.device.type)
     results: list[dict[str, Any]] = []
     done = Done()
 

@@ -79,8 +79,8 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     if not config.weights or not config.data:
         raise UsageError("say which weights file and which data.yaml to validate: --weights FILE --data FILE")
     threads = Threads(choose_device(config.device).type)
-    model = Model(config.weights, config.device, imgsz=config.imgsz)
-    device, metadata = model.device, model.metadata
+    model = Model(config.weights, config.device, config.amp, imgsz=config.imgsz)
+    device, precision, metadata = model.network.device, model.network.precision, model.metadata
     kept: dict[str, Any] = metadata.get("evaluation", {})
     settings = settings_for(config, kept)
     spec = read_data_yaml(config.data)
@@ -88,7 +88,6 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     wanted = config.imgsz or metadata.get("imgsz", 640)
     if model.imgsz != wanted:
         log.info(f"imgsz {wanted} is not a multiple of the stride {model.stride}: {model.imgsz} is used")
-    precision = model.precision if config.amp is None else choose_precision(device, config.amp)
     reuse_memory(precision)
     if config.amp is None and (precision.name, choose_precision(device, amp=True).name) == ("float32", "bfloat16"):
         log.info(AMP_LINE)
@@ -98,7 +97,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     folder = new_run_folder(Path(config.project), config.name or "val")
     threads.choose(wait=True)
     try:
-        found_by_image = predict_all(model.detector, loader, settings, device, precision)
+        found_by_image = predict_all(model.network, loader, settings)
     finally:
         threads.restore()
     numbers = torch.tensor(order)
@@ -135,9 +134,9 @@ def _index_for(model: Model, spec: DataSpec, config: ValConfig) -> tuple[Index, 
     weights, trained = config.weights, model.metadata.get("config", {})
     classes, single_cls = trained.get("classes"), trained.get("single_cls", False)
     names = names_of(spec.names, single_cls)
-    if len(names) != model.detector.num_classes:
+    if len(names) != len(model.names):
         raise UsageError(
-            f"{weights} knows {model.detector.num_classes} classes ({', '.join(model.names[:10])}), "
+            f"{weights} knows {len(model.names)} classes ({', '.join(model.names[:10])}), "
             f"{spec.path} has {len(names)} ({', '.join(names[:10])})"
         )
     order = class_order(model.names, names, f"{weights} and {spec.path}")

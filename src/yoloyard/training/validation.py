@@ -7,6 +7,7 @@ from yoloyard.common.structures import Detections
 from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.models.detector import Detector
+from yoloyard.runtimes.network import Network
 from yoloyard.training.begin import Run
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Validation
@@ -29,7 +30,8 @@ def validate(run: Run, detector: Detector) -> Validation:
     own: dict[int, Detections] = {}
     with team.watch.long_work():
         try:
-            own = predict_all(detector, run.val_loader, config.evaluation, setup.device, setup.precision, goes_on)
+            network = Network(detector, setup.device, setup.precision)
+            own = predict_all(network, run.val_loader, config.evaluation, goes_on)
         except TooLittleMemoryError as error:
             run.engine.exhausted = str(error)
     end_if_exhausted(run)

@@ -1,0 +1,1 @@
+"""What computes a network: torch, ONNX Runtime, OpenVINO, or torch's exported programs."""
