@@ -19,7 +19,7 @@ tests: $(VENV)/installed-dev .venv-cloud/installed
 		-m "not slow and not gpu and not image and not fake_cuda"
 
 test-slow: $(VENV)/installed-dev .venv-cloud/installed
-	$(BIN)/python tests/passed.py networks runs plans jobs hosts rehearsal downloads
+	$(BIN)/python tests/passed.py networks runs exports plans jobs hosts rehearsal downloads
 
 # Builds the cpu image and uses it; installs buildah and podman where it may, says SKIP and why where not.
 test-image: $(VENV)/installed-dev

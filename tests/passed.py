@@ -20,8 +20,8 @@ SKIPPED = 77  # exit status of a program that could not test; as in Automake
 NAMED_FILES = 5
 
 EVERYWHERE = ("pyproject.toml", "constraints.txt", "tests/conftest.py", "tests/foreign.py")
-ROOMS = ("common", "config", "models", "losses", "cpu", "data", "storage", "demo", "evaluation", "training", "commands",
-         "cli")  # fmt: skip
+ROOMS = ("common", "config", "models", "losses", "cpu", "data", "storage", "demo", "runtimes", "evaluation", "training",
+         "commands", "cli")  # fmt: skip
 TRAINER = tuple(f"src/yoloyard/{room}/**/*.py" for room in ROOMS)
 
 
@@ -77,6 +77,12 @@ GROUPS = {
     "jobs": Group(
         ("tests/jobs",),
         (*TRAINER, "src/yoloyard/jobs/**/*", "src/yoloyard/machines/**/*.py", "src/yoloyard/docker/*", "tests/*.py"),
+    ),
+    "exports": Group(
+        ("tests/runtimes", "tests/export", "tests/serving", "tests/licences"),
+        ("src/yoloyard/runtimes/*.py", "src/yoloyard/export/**/*", "src/yoloyard/serving/**/*",
+         "src/yoloyard/licences/*.py", "src/yoloyard/models/**/*.py", "src/yoloyard/commands/*.py",
+         "src/yoloyard/common/*.py", "src/yoloyard/evaluation/**/*", "tests/*.py"),
     ),
     "hosts": Group(("tests/hosts",), (*TRAINER, "tests/*.py")),  # skipped where there are no network namespaces
     "cloud": Group(  # skipped where there are no namespaces, or SkyPilot can't be installed

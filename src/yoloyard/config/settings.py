@@ -248,6 +248,33 @@ class PredictConfig(ModelConfig):
     name: str = setting("predict", "name of the run folder")
 
 
+@dataclass(frozen=True)
+class ExportConfig:
+    """Everything that decides `yoloyard export`."""
+
+    weights: str = setting("", "a weights file or its address; required", is_path=True)
+    to: str = setting(
+        "onnx", "onnx, openvino, pt2, torchscript, triton, tensorrt; several joined by commas", joined=True
+    )
+    outputs: str = setting("boxes", "boxes (decoded), nms (suppressed, too) or maps (raw, for the compilers of chips)")
+    imgsz: int | None = setting(None, "image size in pixels; default: as in the weights file", 32)
+    dynamic: bool = setting(False, "any height and width that are multiples of the stride (default: one square)")
+    half: bool = setting(False, "float16 weights")
+    int8: bool = setting(False, "8-bit weights and activations; needs --data")
+    data: str | None = setting(
+        None, "the data.yaml whose training images calibrate and whose val images judge", is_path=True
+    )
+    calibration_images: int = setting(300, "training images that int8 is calibrated with", 1)
+    keep_float: str | None = setting(
+        None, "parts of the network that int8 leaves in float: names joined by commas", joined=True
+    )
+    conf: float | None = setting(None, "lowest score of --outputs nms; default: as in the weights file", 0, 1)
+    iou: float | None = setting(None, "overlap of --outputs nms; default: as in the weights file", 0, 1)
+    max_det: int | None = setting(None, "most boxes an image of --outputs nms; default: as in the weights file", 1)
+    project: str = setting("runs", "folder of the run folders", is_path=True)
+    name: str = setting("export", "name of the run folder")
+
+
 def settings_of(tree: type, part: str = "") -> dict[str, Setting]:
     """All leaves of a configuration class by their name. `part` is the name of the field that holds the class."""
     found: dict[str, Setting] = {}

@@ -1,0 +1,1 @@
+"""What weights came from, what is installed, and under which terms."""
