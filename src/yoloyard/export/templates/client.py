@@ -1,13 +1,12 @@
-"""Boxes by an exported ONNX file, as JSON: `python client.py best.onnx IMAGE [IMAGE ...]`.
+"""Boxes by an exported ONNX file, as JSON: `python client.py best.onnx IMAGE [IMAGE ...]`; see preprocess.json.
 
-Needs numpy, opencv-python-headless and onnxruntime. preprocess.json beside it says how images and boxes are treated.
+Needs numpy, opencv-python-headless and onnxruntime.
 """
 
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +16,7 @@ def read(path: str) -> np.ndarray:
     """An image file as uint8 RGB (H, W, 3): EXIF orientation applied, transparent pixels composed on grey."""
     image, stored = cv2.imread(path, cv2.IMREAD_COLOR), cv2.imread(path, cv2.IMREAD_UNCHANGED)
     if image is None or stored.dtype != np.uint8:
-        raise SystemExit(f"{path} is no image of 8 bits")
+        sys.exit(f"{path} is no image of 8 bits")
     if stored.ndim == 3 and stored.shape[2] == 4:
         alpha = stored[..., 3:].astype(np.uint16)
         image = ((stored[..., :3] * alpha + 114 * (255 - alpha) + 127) // 255).astype(np.uint8)
@@ -38,19 +37,16 @@ def letterbox(image: np.ndarray, imgsz: int, shape: list[int] | None, multiple: 
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, conf: float, iou: float, max_det: int) -> list:
-    """The rows to keep, best first: of boxes of one class that overlap by more than `iou`, the one with the best score.
-
-    Boxes (n, 4) left, top, right, bottom, scores (n,) and labels (n,).
-    """
+    """Rows of boxes (n, 4) to keep, best first: of those of a class that overlap by more than `iou` the best one."""
     order, kept = np.argsort(-scores, kind="stable")[: (scores > conf).sum()][:30_000], []
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     while len(order) and len(kept) < max_det:
         best, order = order[0], order[1:]
+        kept.append(best)
         sides = np.minimum(boxes[best, 2:], boxes[order, 2:]) - np.maximum(boxes[best, :2], boxes[order, :2])
         shared = sides.clip(0).prod(axis=1)
-        falls = shared / (areas[best] + areas[order] - shared).clip(np.float32(1e-30)) > iou
-        order = order[~(falls & (labels[order] == labels[best]))]
-        kept.append(best)
+        overlaps = shared / (areas[best] + areas[order] - shared).clip(np.float32(1e-30))
+        order = order[(overlaps <= iou) | (labels[order] != labels[best])]
     return kept
 
 
@@ -59,28 +55,21 @@ def main(file: str, *paths: str) -> None:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it is read at the import
     import onnxruntime
 
-    facts: dict[str, Any] = json.loads(Path(__file__).with_name("preprocess.json").read_text(encoding="utf-8"))
+    facts = json.loads(Path(__file__).with_name("preprocess.json").read_text(encoding="utf-8"))
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     rows = []
     for path in paths:
         image = read(path)
         pixels, scale, pad = letterbox(image, facts["imgsz"], facts["shape"], facts["multiple"])
-        found = [output[0] for output in session.run(facts["outputs"], {facts["input"]: pixels})]
-        if len(found) == 2:
-            boxes, scores, labels = found[0], found[1].max(axis=1), found[1].argmax(axis=1)
-        else:  # rows of left, top, right, bottom, score, class
-            boxes, scores, labels = found[0][:, :4], found[0][:, 4], found[0][:, 5].astype(int)
-        boxes_xyxy = (boxes.reshape(-1, 2, 2) - pad) / scale
-        boxes_xyxy = np.clip(boxes_xyxy, 0, np.float32(image.shape[1::-1])).reshape(-1, 4)
-        for row in suppress(boxes, scores, labels, **facts["suppression"]):
-            where, label = [round(side, 2) for side in boxes_xyxy[row].tolist()], int(labels[row])
-            said = {
-                "box_xyxy": where,
-                "score": round(float(scores[row]), 5),
-                "label": label,
-                "name": facts["names"][label],
-            }
-            rows.append({"image": path, **said})
+        boxes, *rest = (output[0] for output in session.run(facts["outputs"], {facts["input"]: pixels}))
+        # scores (P, C), or rows of left, top, right, bottom, score and class
+        scores, labels = (rest[0].max(1), rest[0].argmax(1)) if rest else (boxes[:, 4], boxes[:, 5].astype(int))
+        kept = suppress(boxes[:, :4], scores, labels, **facts["suppression"])
+        corners = (boxes[kept, :4].reshape(-1, 2, 2) - pad) / scale
+        corners = np.clip(corners, 0, np.float32(image.shape[1::-1])).reshape(-1, 4)
+        for box, score, label in zip(corners.tolist(), scores[kept].tolist(), labels[kept].tolist(), strict=True):
+            row = {"image": path, "box_xyxy": [round(side, 2) for side in box], "score": round(score, 5)}
+            rows.append({**row, "label": label, "name": facts["names"][label]})
     print(json.dumps(rows, indent=1))
 
 
