@@ -42,7 +42,7 @@ CLASS_TOLERANCE, CLASS_BOXES = 0.03, 20  # of a class's mAP50-95 in int8, if it 
 MAX_PIXELS, MAX_SCORE = 0.5, 1e-3
 TOLERANCES_SAID = (
     f"mAP50-95 of float32 and float16 {TOLERANCES['float32']}, int8 may lose {TOLERANCES['int8']}, and of a class with "
-    f"{CLASS_BOXES} boxes or more {CLASS_TOLERANCE}; without --data {MAX_PIXELS} pixels and {MAX_SCORE} of score (float32)"
+    f"{CLASS_BOXES} boxes or more {CLASS_TOLERANCE}; without --data {MAX_PIXELS} pixels, {MAX_SCORE} of score (float32)"
 )
 DRAWINGS = 8
 PACKAGES = {".onnx": "onnxruntime", ".xml": "openvino"}
