@@ -47,7 +47,9 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Weights": {
         "import": ("weights:import_weights", "Convert a .pt file of yolov5 or ultralytics to a weights file."),
     },
-    "Production": {},
+    "Production": {
+        "licence": ("licence:licence", "Say what weights came from, what is installed, and under which licences."),
+    },
     "Machines": {
         "doctor": ("doctor:doctor_app", "Check whether this host is fit to train."),
         "image": ("image:image_app", "Build the container images, or list them."),
