@@ -1,23 +1,18 @@
 """Exports of a tiny network: what the files compute, what they carry, and what is refused."""
 
-import errno
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from tiny_weights import NAMES, write_tiny_weights
 from torch import Tensor
 
-from tiny_weights import NAMES, write_tiny_weights
-from yoloyard.cli.main import main
 from yoloyard.commands.model import Model
-from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import ExportConfig
 from yoloyard.evaluation.validate import detect
