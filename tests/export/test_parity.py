@@ -41,7 +41,7 @@ def test_a_true_file_has_the_boxes_of_torch(drawn: tuple[Job, Parity]) -> None:
         0,
         0,
     )
-    assert row["matched"] >= parity.document["boxes"] > 20
+    assert row["matched"] > 100
     assert row["pixels"] < 0.01
     assert row["score"] < 1e-4
 

@@ -125,7 +125,7 @@ def differences(expected: Mapping[int, Detections], found: Mapping[int, Detectio
     """How far `found` is from `expected`, by image, in boxes of which one of both at least scores above MIN_CONF.
 
     Boxes match by class, an IoU of at least 0.5, and what is nearest in IoU and score: boxes that were cut at the
-    image's edge may be equal. Those without a match are counted on both sides.
+    image's edge may be equal. Those without a match are counted on both sides, if a pixel or more of them is left.
     """
     ours, theirs = (gather_found(each, max([*expected, *found]) + 1) for each in (expected, found))
     truth = Truth(ours.boxes_xyxy, ours.labels, ours.starts, np.zeros(len(ours.labels), bool))
@@ -134,12 +134,12 @@ def differences(expected: Mapping[int, Detections], found: Mapping[int, Detectio
     matched, _ = match_boxes(theirs, truth, replace(pairs, overlaps=nearness))
     rows = np.flatnonzero(matched >= 0)
     rows = rows[np.maximum(theirs.scores[rows], ours.scores[matched[rows]]) > MIN_CONF]
-    alone = np.setdiff1d(np.flatnonzero(ours.scores > MIN_CONF), matched)
+    ours_count, theirs_count = ((each.scores > MIN_CONF) & (each.areas >= 1) for each in (ours, theirs))
     pixels = np.abs(theirs.boxes_xyxy[rows] - ours.boxes_xyxy[matched[rows]])
     return {
         "matched": len(rows),
-        "torch_alone": len(alone),
-        "file_alone": int(((theirs.scores > MIN_CONF) & (matched < 0)).sum()),
+        "torch_alone": len(np.setdiff1d(np.flatnonzero(ours_count), matched)),
+        "file_alone": int((theirs_count & (matched < 0)).sum()),
         "pixels": float(pixels.max(initial=0)),
         "score": float(np.abs(theirs.scores[rows] - ours.scores[matched[rows]]).max(initial=0)),
     }
