@@ -107,6 +107,8 @@ class Exported:
             outputs = self._program.compute(filled)
         except Exception as error:  # each library has errors of its own
             raise UserError(f"{self.path} can't be computed: {reason(error)}") from error
+        if any(len(output) != len(filled) for output in outputs):  # sizes that an export has fixed fold into the batch
+            raise UserError(f"{self.path} takes other images than it says: its outputs are not one for each image")
         return [outputs[number][: len(images)].float() for number in self._chosen]
 
     def _recognised(self) -> tuple[str, list[int], int]:
@@ -155,8 +157,9 @@ def device_for(path: Path, name: str, kinds: Sequence[str], remedy: str = "leave
 
 
 def reason(error: BaseException) -> str:
-    """What a library says in an error, in one line that isn't endless."""
-    return f"{' '.join(str(error).split()) or type(error).__name__:.300}"
+    """What a library says in an error, in one line: of a long text the beginning and the end."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:80]} ... {text[-220:]}"
 
 
 def shape_text(shape: Sequence[int | None]) -> str:

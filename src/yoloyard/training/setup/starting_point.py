@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.files import EXPORTED_FILES
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
 from yoloyard.models.custom_model import CustomModel, beside, is_custom, read_custom
@@ -19,6 +20,8 @@ from yoloyard.storage.address import is_address
 from yoloyard.storage.fetch import local_weights
 
 log = logging.getLogger(__name__)
+
+FILES = (*WEIGHT_FILES, *EXPORTED_FILES)  # the latter are refused by whoever reads them
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def starting_point(given: Mapping[str, Any]) -> StartingPoint:
     """What `model` (a name, FILE.py:FUNCTION, a weights file) and `weights` mean. Raises UsageError or UserError."""
     model = registry.plain_name(given["model"]) if given.get("model") else None
     path = given.get("weights")
-    if path is None and model is not None and (is_address(model) or Path(model).suffix.lower() in WEIGHT_FILES):
+    if path is None and model is not None and (is_address(model) or Path(model).suffix.lower() in FILES):
         path, model = model, None
     file = local_weights(path) if path else None
     state, metadata = read_weights(file) if file else ({}, {})
