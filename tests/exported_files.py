@@ -4,7 +4,7 @@ Each patch of 32 x 32 pixels has a box and a score for each of two classes.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,7 @@ def write_onnx(
     """`Patches` as an ONNX file. `outputs` may be `joined` alone, (B, 4 + C, P) as other programs write it."""
     network = Patches()
     arrays = {
-        "weight": network.conv.weight,
-        "bias": network.conv.bias,
+        **network.conv.state_dict(),
         "flat": torch.tensor([0, 4 + len(NAMES), -1]),
         "sizes": torch.tensor([4, len(NAMES)]),
     }
@@ -134,4 +133,9 @@ def write_torchscript(path: Path, text: str | None = None) -> Path:
     return path
 
 
-WRITERS = {".onnx": write_onnx, ".xml": write_ir, ".pt2": write_pt2, ".torchscript": write_torchscript}
+WRITERS: dict[str, Callable[..., Path]] = {
+    ".onnx": write_onnx,
+    ".xml": write_ir,
+    ".pt2": write_pt2,
+    ".torchscript": write_torchscript,
+}

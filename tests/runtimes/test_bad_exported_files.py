@@ -45,7 +45,7 @@ def test_a_file_that_is_missing(tmp_path: Path) -> None:
 def test_an_opset_that_onnx_runtime_does_not_know(tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "new.onnx", document(), opset=999)
     assert f"{path} can't be loaded: " in (line := refusal(path))
-    assert "999" in line
+    assert "official support for domain ai.onnx is till opset" in line
 
 
 def test_a_version_of_the_format_that_onnx_runtime_does_not_know(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_names_that_are_missing_too_few_or_others(files: dict[str, Path], tmp_pa
     assert refusal(other, names="a,b,c") == f"--names says 3 classes (a, b, c), {other} has 2"
     assert refusal(files[".onnx"], names="a,b").endswith("best.onnx has 2: scratch, dent")
     assert yoloyard.load(files[".onnx"], names="scratch,dent").names == ("scratch", "dent")
-    (tmp_path / "data.yaml").write_text("names: [x, y]")
+    (tmp_path / "data.yaml").write_text("val: images\nnames: [x, y]")
     assert yoloyard.load(other, names=tmp_path / "data.yaml").names == ("x", "y")
 
 
@@ -169,9 +169,8 @@ def test_nothing_in_a_pt2_file_is_executed(place: str, files: dict[str, Path], t
             if place == "sample inputs" and name.endswith("sample_inputs/model.pt"):
                 content = pickled.getvalue()
             if place == "constants" and name.endswith("model_constants_config.json"):
-                archive.writestr(
-                    name.replace("model_constants_config.json", "opaque_obj_0"), pickle.dumps(Effect(mark))
-                )
+                folder = name.removesuffix("model_constants_config.json")
+                archive.writestr(f"{folder}opaque_obj_0", pickle.dumps(Effect(mark)))
                 meta = {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
                 content = json.dumps({"config": {"effect": meta}}).encode()
             if place == "expressions" and name.endswith("models/model.json"):
@@ -185,7 +184,5 @@ def test_nothing_in_a_pt2_file_is_executed(place: str, files: dict[str, Path], t
 
 def test_training_does_not_start_from_an_exported_file(files: dict[str, Path]) -> None:
     for path in files.values():
-        with pytest.raises(
-            UserError, match=r"best\.\w+ is an exported file: .* the weights file that it was made from"
-        ):
+        with pytest.raises(UserError, match=r"best\.\w+ is an exported file: this takes the weights file"):
             read_weights(path)

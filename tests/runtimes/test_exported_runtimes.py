@@ -98,10 +98,8 @@ def test_a_batch_above_the_files_own_is_an_error_and_one_below_it_is_filled_up(
     assert runtime.max_batch == 2
     with pytest.raises(UserError, match=r"takes at most 2 images at once, not 3"):
         runtime.candidates(images, 0.4, False)
-    for found, wanted in zip(
-        runtime.candidates(images[:1], 0.4, False), whole.candidates(images[:1], 0.4, False), strict=True
-    ):
-        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    found, wanted = (each.candidates(images[:1], 0.4, False) for each in (runtime, whole))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
 def test_sizes_that_torch_has_fixed_while_it_exported_are_fixed(tmp_path: Path) -> None:
@@ -109,7 +107,7 @@ def test_sizes_that_torch_has_fixed_while_it_exported_are_fixed(tmp_path: Path) 
 
 
 def test_of_suppression_inside_its_boxes_are_the_candidates(tmp_path: Path, said: list[str]) -> None:
-    rows = [[0, 0, 9, 9, 0.9, 1], [20, 20, 30, 30, 0.3, 0], [0, 0, 0, 0, 0, -1]]
+    rows = [[0.0, 0, 9, 9, 0.9, 1], [20, 20, 30, 30, 0.3, 0], [0, 0, 0, 0, 0, -1]]
     path = write_suppressed_onnx(tmp_path / "best.onnx", rows)
     model = yoloyard.load(path, conf=0.25, iou=0.5)
     assert said == []
