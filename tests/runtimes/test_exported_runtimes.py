@@ -107,7 +107,7 @@ def test_sizes_that_torch_has_fixed_while_it_exported_are_fixed(tmp_path: Path) 
 
 
 def test_of_suppression_inside_its_boxes_are_the_candidates(tmp_path: Path, said: list[str]) -> None:
-    rows = [[0.0, 0, 9, 9, 0.9, 1], [20, 20, 30, 30, 0.3, 0], [0, 0, 0, 0, 0, -1]]
+    rows: list[list[float]] = [[0, 0, 9, 9, 0.9, 1], [20, 20, 30, 30, 0.3, 0], [0, 0, 0, 0, 0, -1]]
     path = write_suppressed_onnx(tmp_path / "best.onnx", rows)
     model = yoloyard.load(path, conf=0.25, iou=0.5)
     assert said == []
