@@ -31,7 +31,6 @@ from yoloyard.evaluation.metrics.showing import MIN_CONF, Showing
 from yoloyard.evaluation.report.page import write_page
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.export.job import Job
-from yoloyard.export.preprocess import input_side
 from yoloyard.runtimes.load import FORMATS, load_runtime
 from yoloyard.runtimes.network import Network
 
@@ -67,7 +66,7 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     settings = settings_for(ModelConfig(), job.metadata.get("evaluation", {}))
     settings = EvaluationConfig(**inside) if inside else settings
     reference = Network(job.detector, torch.device("cpu"), Precision("cpu", torch.float32), job.metadata)
-    side, stride, index = input_side(job), max(job.facts.strides), None
+    side, stride, index = job.imgsz, max(job.facts.strides), None
     batches: Iterable[Batch] = ()
     if job.config.data:
         index, order = index_for(reference, read_data_yaml(job.config.data), str(job.weights), "val")
