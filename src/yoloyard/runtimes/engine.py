@@ -28,14 +28,10 @@ def facts_here() -> dict[str, Any] | None:
         driver = nvml.nvmlSystemGetDriverVersion()
     except nvml.NVMLError:  # a Jetson may have none; its driver comes with its JetPack
         driver = None
-    capability = "{}.{}".format(*torch.cuda.get_device_capability(0))
     version = importlib.import_module("tensorrt").__version__
-    return {
-        "tensorrt": version,
-        "compute_capability": capability,
-        "gpu": torch.cuda.get_device_name(0),
-        "driver": driver,
-    }
+    capability = "{}.{}".format(*torch.cuda.get_device_capability(0))
+    values = (version, capability, torch.cuda.get_device_name(0), driver)
+    return dict(zip((*NAMES, "driver"), values, strict=True))
 
 
 def check_engine(sidecar: Mapping[str, Any], here: Mapping[str, Any] | None) -> None:
