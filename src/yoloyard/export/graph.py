@@ -106,6 +106,7 @@ def traced(job: Job) -> tuple[Graph, ExportedProgram]:
         program = torch.export.export(graph, (images,), dynamic_shapes=({0: Dim("batch"), **sides},), strict=False)
         with FakeTensorMode(allow_non_fake_inputs=True):  # shapes without numbers
             check_open_sizes(job, graph, program.module())
+    program.example_inputs = None  # which would lie in the file
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine
     return graph, program

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from yoloyard.common.lineage import longer_history
 from yoloyard.config.settings import ExportConfig
 from yoloyard.models.detector import Detector
 from yoloyard.runtimes.metadata import FileFacts
@@ -40,4 +41,5 @@ class Job:
     def document(self, precision: str = "float32", **facts: Any) -> str:
         """The JSON that a file of this precision carries under `metadata.KEY`."""
         own = replace(self.facts, precision=precision, **facts)
-        return json.dumps({**self.metadata, "file": own.as_dict()})
+        history = longer_history(self.metadata, "exported", self.weights.name, own.weights_sha256)
+        return json.dumps({**self.metadata, "history": history, "file": own.as_dict()})
