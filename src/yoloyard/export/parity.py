@@ -124,19 +124,22 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
 def differences(expected: Mapping[int, Detections], found: Mapping[int, Detections]) -> dict[str, Any]:
     """How far `found` is from `expected`, by image, in boxes of which one of both at least scores above MIN_CONF.
 
-    Boxes match by class and by the largest IoU, at least 0.5. Those without a match are counted on both sides.
+    Boxes match by class, an IoU of at least 0.5, and what is nearest in IoU and score: boxes that were cut at the
+    image's edge may be equal. Those without a match are counted on both sides, if a pixel or more of them is left.
     """
     ours, theirs = (gather_found(each, max([*expected, *found]) + 1) for each in (expected, found))
     truth = Truth(ours.boxes_xyxy, ours.labels, ours.starts, np.zeros(len(ours.labels), bool))
-    matched, _ = match_boxes(theirs, truth, overlapping_pairs(theirs, truth))
+    pairs = overlapping_pairs(theirs, truth)
+    nearness = pairs.overlaps - np.abs(theirs.scores[pairs.found] - ours.scores[pairs.truth])
+    matched, _ = match_boxes(theirs, truth, replace(pairs, overlaps=nearness))
     rows = np.flatnonzero(matched >= 0)
     rows = rows[np.maximum(theirs.scores[rows], ours.scores[matched[rows]]) > MIN_CONF]
-    alone = np.setdiff1d(np.flatnonzero(ours.scores > MIN_CONF), matched)
+    ours_count, theirs_count = ((each.scores > MIN_CONF) & (each.areas >= 1) for each in (ours, theirs))
     pixels = np.abs(theirs.boxes_xyxy[rows] - ours.boxes_xyxy[matched[rows]])
     return {
         "matched": len(rows),
-        "torch_alone": len(alone),
-        "file_alone": int(((theirs.scores > MIN_CONF) & (matched < 0)).sum()),
+        "torch_alone": len(np.setdiff1d(np.flatnonzero(ours_count), matched)),
+        "file_alone": int((theirs_count & (matched < 0)).sum()),
         "pixels": float(pixels.max(initial=0)),
         "score": float(np.abs(theirs.scores[rows] - ours.scores[matched[rows]]).max(initial=0)),
     }
@@ -151,7 +154,7 @@ def judge(row: Mapping[str, Any], expected: Mapping[str, Any], job: Job) -> list
         alone = row["torch_alone"] + row["file_alone"]
         far = row["pixels"] > MAX_PIXELS or row["score"] > MAX_SCORE or alone
         line = f"boxes differ from torch's by up to {row['pixels']:.2f} pixels and {row['score']:.4f} of score, and "
-        line += f"{alone} have no match; rounding explains {MAX_PIXELS} and {MAX_SCORE}: don't use this file"
+        line += f"{alone} have no match; rounding explains {MAX_PIXELS} pixels and {MAX_SCORE}: don't use this file"
         return [line] if far and row["precision"] == "float32" else []
     found, is_int8 = row["figures"], row["precision"] == "int8"
     classes = [
