@@ -103,15 +103,16 @@ def serve(
 
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn has handlers of its own, and raises again at the end
             signal.signal(number, stop)
+        try:
+            listener.listen(config.backlog)
+        except OSError as error:  # after binding another program was quicker
+            raise taken(host, port, error) from error
         shown_host, shown_port = listener.getsockname()[:2]
         shown_host = f"[{shown_host}]" if ":" in shown_host else shown_host
         log.info(f"{', '.join(models)}: {'https' if tls else 'http'}://{shown_host}:{shown_port}/ (Ctrl-C ends it)")
         if token is None:
             log.info("open to all who reach this address: no token is asked for (--token-file FILE asks for one)")
-        try:
-            server.run([listener])
-        except OSError as error:  # between binding and listening another program was quicker
-            raise taken(host, port, error) from error
+        server.run([listener])
     log.info("ended; all that was accepted is answered")
 
 
