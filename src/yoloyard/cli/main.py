@@ -48,6 +48,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "import": ("weights:import_weights", "Convert a .pt file of yolov5 or ultralytics to a weights file."),
     },
     "Production": {
+        "export": ("export:export", "Write a weights file as files for other runtimes, and compare them with it."),
         "licence": ("licence:licence", "Say what weights came from, what is installed, and under which licences."),
     },
     "Machines": {

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from yoloyard.commands.sources import check_kind
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.common.structures import Detections
+from yoloyard.common.structures import Detections, ImageTransform
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import EvaluationConfig, ModelConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
@@ -71,12 +71,21 @@ class Model:
             return self._detect(_pixels(images))
         return [self._detect(_pixels(image)) for image in images]
 
+    def input_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the network's input for an image of this size."""
+        return self.network.fixed_shape or minimal_shape(height, width, self.imgsz, self.stride)
+
+    def letterboxed(self, image: np.ndarray) -> tuple[np.ndarray, ImageTransform]:
+        """The network's input, uint8 RGB (H, W, 3), for an image of this form, and the way back."""
+        return letterbox(image, self.input_shape(*image.shape[:2]))
+
+    def detect(self, boxed: Sequence[tuple[np.ndarray, ImageTransform]]) -> list[Detections]:
+        """Detections of images that `letterboxed` gave, all of one shape, computed as one batch."""
+        images = torch.from_numpy(np.stack([image for image, _ in boxed])).permute(0, 3, 1, 2).to(self.network.device)
+        return detect(self.network, images, [transform for _, transform in boxed], self.settings, multi_label=False)
+
     def _detect(self, image: np.ndarray) -> Detections:
-        shape = self.network.fixed_shape or minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
-        boxed, transform = letterbox(image, shape)
-        images = torch.from_numpy(np.ascontiguousarray(boxed)).permute(2, 0, 1)[None].to(self.network.device)
-        [found] = detect(self.network, images, [transform], self.settings, multi_label=False)
-        return found
+        return self.detect([self.letterboxed(image)])[0]
 
 
 def settings_for(config: ModelConfig, kept: Mapping[str, Any]) -> EvaluationConfig:

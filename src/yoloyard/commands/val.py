@@ -31,6 +31,7 @@ from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.predictions import save_json
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.runtimes.network import Network
+from yoloyard.runtimes.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     )
     fixed_shape = model.network.fixed_shape
     spec = read_data_yaml(config.data)
-    index, order = _index_for(model, spec, config)
+    index, order = index_for(model.network, spec, config.weights, config.split)
     wanted = config.imgsz or metadata.get("imgsz", 640)
     if model.imgsz != wanted and not fixed_shape:
         log.info(f"imgsz {wanted} is not a multiple of the stride {model.stride}: {model.imgsz} is used")
@@ -142,28 +143,31 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     return done
 
 
-def _index_for(model: Model, spec: DataSpec, config: ValConfig) -> tuple[Index, list[int]]:
-    """The split with the classes that the weights were trained on, and for each of their classes its number there."""
-    weights, trained = config.weights, model.metadata.get("config", {})
+def index_for(network: Runtime, spec: DataSpec, weights: str, split: str) -> tuple[Index, list[int]]:
+    """The split with the classes that the weights were trained on, and for each of their classes its number there.
+
+    `weights` names them in messages. Raises UsageError where the classes don't fit.
+    """
+    trained = network.metadata.get("config", {})
     classes, single_cls = trained.get("classes"), trained.get("single_cls", False)
     names = names_of(spec.names, single_cls)
-    if len(names) != len(model.names):
+    if len(names) != len(network.names):
         raise UsageError(
-            f"{weights} knows {len(model.names)} classes ({', '.join(model.names[:10])}), "
+            f"{weights} knows {len(network.names)} classes ({', '.join(network.names[:10])}), "
             f"{spec.path} has {len(names)} ({', '.join(names[:10])})"
         )
-    order = class_order(model.names, names, f"{weights} and {spec.path}")
+    order = class_order(network.names, names, f"{weights} and {spec.path}")
     if order != list(range(len(names))):
         log.info(f"the classes of {spec.path} are in another order than those of {weights}: they are matched by name")
         if classes is not None:
-            classes = ",".join(str(order[number]) for number in class_numbers(classes, model.names))
-    elif names != model.names:
-        log.warning(f"the classes have other names in {weights}: {', '.join(model.names)}")
-    index = select(load_index(spec, config.split), classes, single_cls)
+            classes = ",".join(str(order[number]) for number in class_numbers(classes, network.names))
+    elif names != network.names:
+        log.warning(f"the classes have other names in {weights}: {', '.join(network.names)}")
+    index = select(load_index(spec, split), classes, single_cls)
     if classes is not None:
         chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))
         log.info(f"as in training, only boxes of these classes are counted: {chosen}")
-    for line in summary(config.split, index.problems):
+    for line in summary(split, index.problems):
         log.info(line)
     return index, order
 

@@ -23,6 +23,16 @@ class Job:
     facts: FileFacts
     folder: Path
 
+    @property
+    def precision(self) -> str:
+        """Of the files that are not quantised."""
+        return "float16" if self.config.half else "float32"
+
+    @property
+    def imgsz(self) -> int:
+        """Side in pixels of the square that an image is fitted into: a multiple of the largest stride."""
+        return self.detector.input_size(self.config.imgsz or self.metadata.get("imgsz", 640))
+
     def path(self, suffix: str, precision: str = "float32") -> Path:
         """Where a file goes: `best.onnx`, `best.int8.onnx`, `best.float16.xml` ..."""
         infix = "" if precision == "float32" else f".{precision}"
