@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from yoloyard.common.errors import UsageError
+from yoloyard.common.lineage import longer_history
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.training.setup.settings import resumed
 from yoloyard.training.spec import RunSpec
