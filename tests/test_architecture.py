@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "planning": BOTTOM | {"planning", "training", "data", "models", "losses", "cpu"},
     "jobs": BOTTOM | {"jobs", "planning", "machines", "docker", "storage", "data"},
     "licences": BOTTOM | {"licences", "models", "runtimes"},
-    "export": BOTTOM | {"export", "commands", "runtimes", "evaluation", "data", "models", "storage", "licences"},
+    "export": BOTTOM
+    | {"export", "commands", "runtimes", "evaluation", "data", "models", "storage", "licences", "demo"},
     "serving": BOTTOM | {"serving", "commands", "runtimes", "evaluation", "data", "storage"},
     "docker": set(),  # data; its scripts run inside a container, before yoloyard
 }

@@ -66,7 +66,8 @@ def load(weights: str | Path, device: str | int | torch.device | None = "auto", 
     """The model of a weights file: `model(image)` gives Detections for a path, a uint8 RGB array (height, width, 3),
     a PIL image, or a list of these.
 
-    `settings`: imgsz, conf, iou, max_det. Raises yoloyard.common.errors.UserError with what to do.
+    An exported file will do, too; `names` are the classes of one that doesn't say them.
+    `settings`: imgsz, conf, iou, max_det, names. Raises yoloyard.common.errors.UserError with what to do.
     """
     from yoloyard.commands.model import Model
 

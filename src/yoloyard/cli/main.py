@@ -47,7 +47,10 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Weights": {
         "import": ("weights:import_weights", "Convert a .pt file of yolov5 or ultralytics to a weights file."),
     },
-    "Production": {},
+    "Production": {
+        "export": ("export:export", "Write a weights file as files for other runtimes, and compare them with it."),
+        "licence": ("licence:licence", "Say what weights came from, what is installed, and under which licences."),
+    },
     "Machines": {
         "doctor": ("doctor:doctor_app", "Check whether this host is fit to train."),
         "image": ("image:image_app", "Build the container images, or list them."),

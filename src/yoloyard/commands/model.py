@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import torch
 
 from yoloyard.commands.sources import check_kind
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.common.structures import Detections
+from yoloyard.common.structures import Detections, ImageTransform
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import EvaluationConfig, ModelConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.pixels.arrays import is_one_image, pixels_of
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
 from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.validate import detect
+from yoloyard.runtimes.exported import Exported, announce, shape_text
 from yoloyard.runtimes.load import load_runtime
 from yoloyard.storage.fetch import local_weights
 
@@ -26,9 +28,10 @@ from yoloyard.storage.fetch import local_weights
 class Model:
     """A network with the settings of its file: `model(image)` gives Detections.
 
-    `settings` are imgsz, conf, iou and max_det; `conf` and `iou` are by default the pair that the training chose for
-    showing. `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
-    Raises UsageError for wrong settings, UserError for a file that can't be used.
+    `weights` is a weights file or an exported file. `settings` are imgsz, conf, iou, max_det and names; `conf` and
+    `iou` are by default the pair that the training chose for showing, with `for_figures` those of validation. `image`
+    is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list. Raises UsageError for
+    wrong settings, UserError for a file that can't be used.
     """
 
     def __init__(
@@ -36,19 +39,28 @@ class Model:
         weights: str | Path,
         device: str | int | torch.device | None = "auto",
         amp: bool | None = None,
+        for_figures: bool = False,
         **settings: Any,
     ) -> None:
         if not isinstance(weights, str | os.PathLike) or not str(weights).strip():
             raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
         config = with_overrides(ModelConfig(), {"weights": weights, "device": device, **settings})
-        self.network = load_runtime(local_weights(config.weights), config.device, amp)
+        names = _names_given(config.names) if config.names else ()
+        self.network = load_runtime(local_weights(config.weights), config.device, amp, names)
         self.metadata, self.names = self.network.metadata, self.network.names
         if (channels := self.metadata.get("channels", 3)) != 3:
             raise UserError(f"{config.weights} wants images of {channels} channels; only those of 3 can be used")
         kept = self.metadata.get("evaluation", {})
-        self.settings = settings_for(config, kept | asdict(Showing.of(self.metadata)))
+        self.settings = settings_for(config, kept if for_figures else kept | asdict(Showing.of(self.metadata)))
         self.stride = max(self.network.strides)
         self.imgsz = math.ceil((config.imgsz or self.metadata.get("imgsz", 640)) / self.stride) * self.stride
+        if fixed := self.network.fixed_shape:
+            if config.imgsz and self.imgsz != max(fixed):
+                takes = f"{config.weights} takes images of {shape_text(fixed)} pixels alone"
+                raise UserError(f"{takes}: leave out --imgsz {config.imgsz}, or export with it, or with --dynamic")
+            self.imgsz = max(fixed)
+        if isinstance(self.network, Exported):
+            announce(self.network, self.settings)
 
     def __call__(self, images: Any) -> Any:
         """Detections of an image, or a list of them for a list of images; boxes xyxy in pixels of each image.
@@ -59,18 +71,34 @@ class Model:
             return self._detect(_pixels(images))
         return [self._detect(_pixels(image)) for image in images]
 
+    def input_shape(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the network's input for an image of this size."""
+        return self.network.fixed_shape or minimal_shape(height, width, self.imgsz, self.stride)
+
+    def letterboxed(self, image: np.ndarray) -> tuple[np.ndarray, ImageTransform]:
+        """The network's input, uint8 RGB (H, W, 3), for an image of this form, and the way back."""
+        return letterbox(image, self.input_shape(*image.shape[:2]))
+
+    def detect(self, boxed: Sequence[tuple[np.ndarray, ImageTransform]]) -> list[Detections]:
+        """Detections of images that `letterboxed` gave, all of one shape, computed as one batch."""
+        images = torch.from_numpy(np.stack([image for image, _ in boxed])).permute(0, 3, 1, 2).to(self.network.device)
+        return detect(self.network, images, [transform for _, transform in boxed], self.settings, multi_label=False)
+
     def _detect(self, image: np.ndarray) -> Detections:
-        shape = minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
-        boxed, transform = letterbox(image, shape)
-        images = torch.from_numpy(np.ascontiguousarray(boxed)).permute(2, 0, 1)[None].to(self.network.device)
-        [found] = detect(self.network, images, [transform], self.settings, multi_label=False)
-        return found
+        return self.detect([self.letterboxed(image)])[0]
 
 
 def settings_for(config: ModelConfig, kept: Mapping[str, Any]) -> EvaluationConfig:
     """How predictions are made: as `config` says, else as a weights file has `kept`, else by default."""
     known = {**kept, **{name: value for name, value in vars(config).items() if value is not None}}
     return with_overrides(EvaluationConfig(), {name: known[name] for name in vars(EvaluationConfig()) if name in known})
+
+
+def _names_given(text: str) -> tuple[str, ...]:
+    """The classes in the value of `--names`."""
+    if text.lower().endswith((".yaml", ".yml")):
+        return read_data_yaml(text).names
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _pixels(image: Any) -> np.ndarray:

@@ -70,7 +70,8 @@ def predict(model: Model, sources: Sequence[Source], folder: Path, save_txt: boo
                     done.images += 1
                     log.info(f"{image.name}: {_summary(found, model.names)}")
                     if save_json:
-                        results += [{"image": image.source, **row} for row in _json_rows(found, model.names)]
+                        rows = json_rows(found, model.names)
+                        results += [{"image": image.source, **_rounded(row)} for row in rows]
                     if save_txt:
                         path = folder / "labels" / Path(image.name).with_suffix(".txt")
                         attempt(partial(write_whole_text, path, _yolo_rows(image, found)))
@@ -123,8 +124,14 @@ def _yolo_rows(image: SourceImage, found: Detections) -> str:
     return "".join(f"{label} {' '.join(f'{number:.6f}' for number in (*box, score))}\n" for label, box, score in rows)
 
 
-def _json_rows(found: Detections, names: Sequence[str]) -> list[dict[str, Any]]:
+def json_rows(found: Detections, names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each box: its corners in pixels of the image, its score and its class."""
+    columns = (found.boxes.tolist(), found.scores.tolist(), found.labels.tolist())
     return [
-        {"box_xyxy": [round(value, 2) for value in box], "score": round(score, 5), "label": label, "name": names[label]}
-        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+        {"box_xyxy": box, "score": score, "label": label, "name": names[label]}
+        for box, score, label in zip(*columns, strict=True)
     ]
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "box_xyxy": [round(value, 2) for value in row["box_xyxy"]], "score": round(row["score"], 5)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from yoloyard.commands.model import Model, settings_for
+from yoloyard.commands.model import Model
 from yoloyard.common.cores import Threads
 from yoloyard.common.device import choose_device, choose_precision, images_at_once, precision_text
 from yoloyard.common.errors import UsageError
@@ -30,6 +30,8 @@ from yoloyard.evaluation.metrics.coco import Metrics, evaluate
 from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.predictions import save_json
 from yoloyard.evaluation.validate import predict_all
+from yoloyard.runtimes.network import Network
+from yoloyard.runtimes.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
@@ -79,21 +81,33 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     if not config.weights or not config.data:
         raise UsageError("say which weights file and which data.yaml to validate: --weights FILE --data FILE")
     threads = Threads(choose_device(config.device).type)
-    model = Model(config.weights, config.device, config.amp, imgsz=config.imgsz)
-    device, precision, metadata = model.network.device, model.network.precision, model.metadata
-    kept: dict[str, Any] = metadata.get("evaluation", {})
-    settings = settings_for(config, kept)
+    given = {name: getattr(config, name) for name in ("imgsz", "conf", "iou", "max_det", "names")}
+    model = Model(config.weights, config.device, config.amp, for_figures=True, **given)
+    device, precision, metadata, settings = (
+        model.network.device,
+        model.network.precision,
+        model.metadata,
+        model.settings,
+    )
+    fixed_shape = model.network.fixed_shape
     spec = read_data_yaml(config.data)
-    index, order = _index_for(model, spec, config)
+    index, order = index_for(model.network, spec, config.weights, config.split)
     wanted = config.imgsz or metadata.get("imgsz", 640)
-    if model.imgsz != wanted:
+    if model.imgsz != wanted and not fixed_shape:
         log.info(f"imgsz {wanted} is not a multiple of the stride {model.stride}: {model.imgsz} is used")
     reuse_memory(precision)
-    if config.amp is None and (precision.name, choose_precision(device, amp=True).name) == ("float32", "bfloat16"):
+    is_weights = isinstance(model.network, Network)
+    if (
+        is_weights
+        and config.amp is None
+        and (precision.name, choose_precision(device, amp=True).name) == ("float32", "bfloat16")
+    ):
         log.info(AMP_LINE)
-    batch = config.batch or kept.get("batch", DEFAULT_BATCH)
+    batch = config.batch or metadata.get("evaluation", {}).get("batch", DEFAULT_BATCH)
     at_once = images_at_once(device, model.imgsz)
-    loader = make_val_loader(index, model.imgsz, batch, model.stride, workers=config.workers, at_once=at_once)
+    loader = make_val_loader(
+        index, model.imgsz, batch, model.stride, config.workers, at_once=at_once, fixed_shape=fixed_shape
+    )
     folder = new_run_folder(Path(config.project), config.name or "val")
     threads.choose(wait=True)
     try:
@@ -114,7 +128,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
         predictions=predictions,
         facts={
             "Weights": config.weights,
-            "Model": metadata["model"],
+            "Model": metadata.get("model", "unknown"),
             "Data": f"{spec.path}, {config.split}, {len(index):,} images",
             "Image size": f"{model.imgsz} pixels",
             "NMS": f"score above {settings.conf}, IoU {settings.iou}, at most {settings.max_det} boxes",
@@ -129,28 +143,31 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     return done
 
 
-def _index_for(model: Model, spec: DataSpec, config: ValConfig) -> tuple[Index, list[int]]:
-    """The split with the classes that the weights were trained on, and for each of their classes its number there."""
-    weights, trained = config.weights, model.metadata.get("config", {})
+def index_for(network: Runtime, spec: DataSpec, weights: str, split: str) -> tuple[Index, list[int]]:
+    """The split with the classes that the weights were trained on, and for each of their classes its number there.
+
+    `weights` names them in messages. Raises UsageError where the classes don't fit.
+    """
+    trained = network.metadata.get("config", {})
     classes, single_cls = trained.get("classes"), trained.get("single_cls", False)
     names = names_of(spec.names, single_cls)
-    if len(names) != len(model.names):
+    if len(names) != len(network.names):
         raise UsageError(
-            f"{weights} knows {len(model.names)} classes ({', '.join(model.names[:10])}), "
+            f"{weights} knows {len(network.names)} classes ({', '.join(network.names[:10])}), "
             f"{spec.path} has {len(names)} ({', '.join(names[:10])})"
         )
-    order = class_order(model.names, names, f"{weights} and {spec.path}")
+    order = class_order(network.names, names, f"{weights} and {spec.path}")
     if order != list(range(len(names))):
         log.info(f"the classes of {spec.path} are in another order than those of {weights}: they are matched by name")
         if classes is not None:
-            classes = ",".join(str(order[number]) for number in class_numbers(classes, model.names))
-    elif names != model.names:
-        log.warning(f"the classes have other names in {weights}: {', '.join(model.names)}")
-    index = select(load_index(spec, config.split), classes, single_cls)
+            classes = ",".join(str(order[number]) for number in class_numbers(classes, network.names))
+    elif names != network.names:
+        log.warning(f"the classes have other names in {weights}: {', '.join(network.names)}")
+    index = select(load_index(spec, split), classes, single_cls)
     if classes is not None:
         chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))
         log.info(f"as in training, only boxes of these classes are counted: {chosen}")
-    for line in summary(config.split, index.problems):
+    for line in summary(split, index.problems):
         log.info(line)
     return index, order
 

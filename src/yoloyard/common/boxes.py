@@ -76,5 +76,6 @@ def anchor_points(
     for size, stride in zip(map_sizes, strides, strict=True):
         y, x = (torch.arange(side, device=device, dtype=torch.float32) + 0.5 for side in size)
         points.append(torch.cartesian_prod(y, x).flip(1))
-        point_strides.append(torch.full((len(y) * len(x), 1), float(stride), device=device))
+        # `len` would be a constant in exported programs
+        point_strides.append(torch.full_like(points[-1][:, :1], float(stride)))
     return torch.cat(points), torch.cat(point_strides)

@@ -6,10 +6,10 @@ from importlib import metadata
 PACKAGES = ("yoloyard", "torch", "numpy", "opencv-python-headless", "safetensors")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results."""
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of the packages that decide results, and of `more` packages."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

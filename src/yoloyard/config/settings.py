@@ -222,6 +222,12 @@ class ModelConfig:
     )
     max_det: int | None = setting(None, "most detections of an image; default: as in the weights file", 1)
     device: str = setting("auto", "auto, cpu, cuda, 0, mps")
+    names: str | None = setting(
+        None,
+        "classes of an exported file that doesn't say them: names joined by commas, or a data.yaml",
+        joined=True,
+        is_path=True,
+    )
 
 
 @dataclass(frozen=True)

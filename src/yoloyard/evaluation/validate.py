@@ -44,8 +44,9 @@ def predict_all(
     loader: Iterable[Batch],
     settings: EvaluationConfig,
     goes_on: Callable[[int], bool] = lambda images: True,
+    multi_label: bool = True,
 ) -> dict[int, Detections]:
-    """Detections by image id, several labels a box. `goes_on` is told the number of images of each batch.
+    """Detections by image id, with `multi_label` several labels a box. `goes_on` is told how many images a batch has.
 
     Where it says no, this ends with what was found until then. Raises TooLittleMemoryError.
     """
@@ -58,7 +59,7 @@ def predict_all(
             try:
                 # the true boxes stay where they are counted
                 images = send(part.images, network.device, torch.channels_last)
-                found += detect(network, images, part.transforms, settings, multi_label=True)
+                found += detect(network, images, part.transforms, settings, multi_label)
             except Exception as error:
                 if not memory_line(error):
                     raise

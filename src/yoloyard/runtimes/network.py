@@ -10,6 +10,7 @@ from yoloyard import cpu
 from yoloyard.common.device import Precision
 from yoloyard.common.structures import images_to_float
 from yoloyard.models.heads import Found
+from yoloyard.runtimes.metadata import BOXES, SCORES
 
 
 class Network:
@@ -33,6 +34,15 @@ class Network:
         fused: nn.Module = detector.fused()  # type: ignore[operator]
         cpu.prepare_evaluation(fused, precision)
         self._fused = fused.to(device)  # whose parts may lie on several
+
+    @torch.inference_mode()
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """As `Runtime.outputs` says."""
+        images = images.to(self.device, memory_format=torch.channels_last)
+        with self.precision.autocast():
+            maps = self._fused(images)
+        boxes_xyxy, scores = self._fused.decode(maps)  # type: ignore[operator]
+        return {BOXES: boxes_xyxy, SCORES: scores}
 
     def candidates(self, images: Tensor, conf: float, multi_label: bool) -> Found:
         """As `Runtime.candidates` says."""

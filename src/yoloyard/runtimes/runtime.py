@@ -28,3 +28,10 @@ class Runtime(Protocol):
         batch or a shape that the network can't take.
         """
         ...
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """What an exported file gives of `images`, float32 (B, 3, H, W), RGB, 0 .. 1, by the names in `metadata.py`.
+
+        Weights of torch give `boxes` and `scores`. Raises UserError for a batch or a shape that it can't take.
+        """
+        ...

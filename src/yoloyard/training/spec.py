@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from yoloyard.common.lineage import Step
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.data.pixels.transform import KEPT_PIPELINE
@@ -23,6 +24,7 @@ class RunSpec:
     transform: dict[str, Any] | None  # kind, name and digest of the user's transform
     licence: str | None  # of the weights that training started from
     precision: str = ""  # float32, bfloat16 or float16; empty: checkpoints of format 2 don't say
+    history: list[Step] | None = None  # of the weights that come out; None: older checkpoints don't say
 
     @property
     def model_name(self) -> str:

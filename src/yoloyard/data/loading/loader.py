@@ -167,17 +167,19 @@ def make_val_loader(
     pin_memory: bool = False,
     start_method: str | None = None,
     at_once: int | None = None,
+    fixed_shape: tuple[int, int] | None = None,
 ) -> Loader:
     """Loader of a rank's validation batches, the same at each iteration; over all ranks every image comes once.
 
-    Images of similar shapes come together, in batches that are as small as they can be; `batch` decides the shapes. A
+    Images of similar shapes come together, in batches that are as small as they can be; `batch` decides the shapes,
+    unless all have one `fixed_shape` (H, W), whose longer side is `imgsz`. A
     batch of more than `at_once` images (equal in all ranks) comes in parts of that size, which keep its shape, so that
     neither parts nor ranks change the figures. `image_ids` are positions in the index; `transforms` lead from the
     batch's pixels to those of the original image.
     """
     part = min(batch, at_once or batch)
     requests = [
-        (members[start : start + part], shape)
+        (members[start : start + part], fixed_shape or shape)
         for members, shape in rectangular_batches(index.sizes, imgsz, batch, stride)
         for start in range(0, len(members), part)
     ]

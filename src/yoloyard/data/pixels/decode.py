@@ -28,8 +28,10 @@ _COLOURS = cv2.IMREAD_IGNORE_ORIENTATION | (cv2.IMREAD_COLOR_RGB if _GIVES_RGB e
 _REDUCED = {1: 0} | {by: getattr(cv2, f"IMREAD_REDUCED_GRAYSCALE_{by}") for by in (2, 4, 8)}  # also of colours
 
 
-def decode_image(path: Path, reduction: int = 1) -> np.ndarray:
+def decode_image(path: Path, reduction: int = 1, data: bytes | None = None) -> np.ndarray:
     """The image as uint8 RGB (H, W, 3), EXIF or TIFF orientation applied; of several pages or frames the first.
+
+    `data` is the content of the file if it has been read.
 
     A JPEG can be decoded at a half, a quarter or an eighth of its size (`reduction` 2, 4, 8), sides rounded up, in
     less time than at full size; each pixel is the mean of those that it replaces. Other formats keep their size.
@@ -39,7 +41,7 @@ def decode_image(path: Path, reduction: int = 1) -> np.ndarray:
     and values are shifted from that depth down to 8 bits, the colours together, alpha apart from them.
     Raises UserError naming the file if it is missing, unreadable, cut off, or has other pixels than 8 or 16 bit.
     """
-    return _decode(path, *_opened(path), reduction)
+    return _decode(path, *_opened(path, data), reduction)
 
 
 def largest_reduction(length: int, least: int) -> int:

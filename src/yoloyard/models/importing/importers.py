@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UserError, printable
+from yoloyard.common.lineage import step
 from yoloyard.config import recipes
 from yoloyard.models import registry
 from yoloyard.models.blocks import C2PSA, C3, SPPF, A2C2f, AreaBlock, Attention, Bottleneck, Conv, PSABlock, SplitStack
@@ -40,7 +42,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A `.pt` of yolov5 or ultralytics as (state, metadata), in the names and float32 that `registry.build` makes.
 
     The metadata says what `weights.load_model` needs: `model`, `model_arguments` (the file's own class-branch width
-    and SPPF activation among them), `names`, `channels`, `imgsz`, `licence`; `fused` is True where the file's
+    and SPPF activation among them), `names`, `channels`, `imgsz`, `licence`, `history`; `fused`: True where the file's
     convolutions had absorbed their normalisation, which is then rebuilt as one that changes nothing. Where a file holds
     an exponential moving average, that is taken. Raises UserError if the file is damaged or holds another kind of
     network.
@@ -64,14 +66,18 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     imgsz = as_mapping(content.get("train_args", content.get("opt"))).get("imgsz")  # as newer and older projects say
     known_size = type(imgsz) is int and 32 <= imgsz <= MAX_IMAGE_PIXELS
     licence = content.get("license")
+    licence = printable(licence) if licence and isinstance(licence, str) else LICENCE
+    program = {detector.project: printable(str(content.get("version", "unknown")))}
+    imported = step("imported", path.name, file_sha256(path), licence, program=" ".join(*program.items()))
     metadata = {
         "model": name,
         "model_arguments": arguments,
         "names": _class_names(network, arguments["num_classes"], path),
         "channels": arguments["channels"],
         "imgsz": imgsz if known_size else 20 * max(detector.strides),
-        "licence": printable(licence) if licence and isinstance(licence, str) else LICENCE,
-        "versions": {detector.project: printable(str(content.get("version", "unknown")))},
+        "licence": licence,
+        "versions": program,
+        "history": [imported],
     }
     if iou := recipes.published(name, detector.head.criterion).get("iou"):
         metadata["evaluation"] = {"iou": iou}

@@ -121,6 +121,8 @@ def save_run_weights(
     }
     if spec.model_digest is not None:
         metadata["model_digest"] = spec.model_digest
+    if spec.history is not None:
+        metadata["history"] = spec.history
     save_weights(path, state, metadata)
 
 

@@ -146,6 +146,7 @@ def new_run(
         model_digest=custom.digest if custom else None,
         transform=None,
         licence=licence,
+        history=start.history(config),
         precision=precision,
     )
     return build(spec, folder, device, transform, detector, (train, val))

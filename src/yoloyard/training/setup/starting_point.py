@@ -3,13 +3,15 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.lineage import Step, data_name, longer_history
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
 from yoloyard.models.custom_model import CustomModel, beside, is_custom, read_custom
@@ -55,6 +57,12 @@ class StartingPoint:
         if licence:
             log.info(f"these weights are under {licence}; that is kept in the files of this run")
         return licence
+
+    def history(self, config: TrainConfig) -> list[Step]:
+        """The history of the weights that a run with `config` trains from these."""
+        sha256 = file_sha256(self.file) if self.file else None
+        name = PurePath(config.weights).name if config.weights else None
+        return longer_history(self.metadata, "trained", name, sha256, data=data_name(config.data))
 
 
 def starting_point(given: Mapping[str, Any]) -> StartingPoint:

@@ -1,0 +1,116 @@
+"""The way in: from what is asked for to files, in a run folder of their own."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from yoloyard.commands.model import settings_for
+from yoloyard.common.digests import file_sha256
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.files import new_run_folder
+from yoloyard.common.versions import versions
+from yoloyard.config.overrides import unknown_name
+from yoloyard.config.settings import ExportConfig, ModelConfig
+from yoloyard.evaluation.metrics.showing import Showing
+from yoloyard.export import onnx_file, programs
+from yoloyard.export.job import Job
+from yoloyard.models.detector import Detector
+from yoloyard.models.weights import load_model
+from yoloyard.runtimes.metadata import OUTPUTS, FileFacts
+from yoloyard.storage.fetch import local_weights
+
+log = logging.getLogger(__name__)
+
+TARGETS: Mapping[str, Callable[[Job], Path]] = {
+    "onnx": onnx_file.write,
+    "pt2": programs.write_pt2,
+    "torchscript": programs.write_torchscript,
+}
+OF_TORCH = ("pt2", "torchscript")  # without int8, and without suppression, which torch has no operator for
+EXPORTED = (".onnx", ".xml", ".pt2", ".torchscript")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote: by target a file, or a folder of several."""
+
+    config: ExportConfig
+    folder: Path
+    files: Mapping[str, Path]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document of `yoloyard export --json` (docs/json.md)."""
+        return {"weights": self.config.weights, "folder": self.folder, "files": dict(self.files)}
+
+
+def export(config: ExportConfig) -> Exported:
+    """Write the files that `config` asks for into a new run folder.
+
+    Raises UsageError for settings that don't fit each other, UserError for a file that is no weights file, a network
+    that can't be traced, a missing package and a full disk. What was written before stays.
+    """
+    targets = _targets(config)
+    weights = local_weights(config.weights)
+    if weights.suffix.lower() in EXPORTED:
+        raise UserError(f"{weights} is an exported file; export the weights file that it came from")
+    detector, metadata = load_model(weights)
+    if (channels := metadata.get("channels", 3)) != 3:
+        raise UserError(f"{weights} wants images of {channels} channels; only those of 3 can be exported")
+    facts = _facts(config, weights, detector, metadata)
+    folder = new_run_folder(Path(config.project), config.name)
+    job = Job(config, weights, detector, metadata, facts, folder)
+    if config.imgsz and job.imgsz != config.imgsz:
+        log.info(f"imgsz {config.imgsz} is not a multiple of the stride {max(facts.strides)}: {job.imgsz} is used")
+    files = {}
+    for target in targets:
+        files[target] = TARGETS[target](job)
+        log.info(f"{target}: {files[target]}")
+    return Exported(config, folder, files)
+
+
+def _targets(config: ExportConfig) -> list[str]:
+    """The targets, each once. Raises UsageError for one that is unknown, and for settings that don't fit each other."""
+    if not config.weights:
+        raise UsageError("say which weights file to export: yoloyard export WEIGHTS")
+    targets = list(dict.fromkeys(name.strip() for name in config.to.split(",") if name.strip()))
+    for name in targets:
+        if name not in TARGETS:
+            raise UsageError(unknown_name(name, TARGETS, "target"))
+    if not targets:
+        raise UsageError(f"say what to export to: --to {','.join(TARGETS)}")
+    if config.outputs not in OUTPUTS:
+        raise UsageError(unknown_name(config.outputs, OUTPUTS, "value of --outputs:"))
+    if config.imgsz and config.dynamic:
+        raise UsageError("--imgsz fixes the size and --dynamic leaves it open: leave one out")
+    if config.int8 and config.half:
+        raise UsageError("--int8 and --half are two precisions: leave one out")
+    if config.int8 and not config.data:
+        raise UsageError("--int8 needs images to calibrate with: --data data.yaml")
+    if config.keep_float and not config.int8:
+        raise UsageError("--keep-float is for --int8")
+    if config.outputs != "nms" and (config.conf, config.iou, config.max_det) != (None, None, None):
+        raise UsageError("--conf, --iou and --max-det are for --outputs nms; in other files suppression comes later")
+    for wanted, what in ((config.int8, "--int8"), (config.outputs == "nms", "--outputs nms")):
+        if wanted and (refused := [name for name in targets if name in OF_TORCH]):
+            others = ", ".join(name for name in TARGETS if name not in OF_TORCH)
+            raise UsageError(f"{what} can't be had as {' or '.join(refused)}, but as {others}")
+    return targets
+
+
+def _facts(config: ExportConfig, weights: Path, detector: Detector, metadata: Mapping[str, Any]) -> FileFacts:
+    side = detector.input_size(config.imgsz or metadata.get("imgsz", 640))
+    kept = {**metadata.get("evaluation", {}), **asdict(Showing.of(metadata))}  # as `predict` shows them
+    suppression = settings_for(ModelConfig(conf=config.conf, iou=config.iou, max_det=config.max_det), kept)
+    return FileFacts(
+        outputs=config.outputs,
+        names=metadata.get("names") or [str(number) for number in range(detector.num_classes)],
+        strides=detector.strides,
+        shape=None if config.dynamic else (side, side),
+        max_batch=None,
+        precision="float32",
+        weights_sha256=file_sha256(weights),
+        yoloyard=versions()["yoloyard"],
+        suppression=asdict(suppression) if config.outputs == "nms" else None,
+    )

@@ -1,0 +1,192 @@
+"""Do exported files find what the weights find? Boxes, scores and mAP of each beside torch's, and what is too far off.
+
+torch and the files get equal pixels: letterboxed to the one shape of the files, or to rectangles where they take any.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from yoloyard.commands.model import settings_for
+from yoloyard.commands.val import DEFAULT_BATCH, index_for
+from yoloyard.common.cores import processor, usable_cores
+from yoloyard.common.device import Precision, images_at_once
+from yoloyard.common.files import write_whole_text
+from yoloyard.common.structures import Batch, Detections, Sample
+from yoloyard.common.versions import versions
+from yoloyard.config.settings import EvaluationConfig, ModelConfig
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.loading.batches import collate
+from yoloyard.data.loading.loader import make_val_loader
+from yoloyard.data.pixels.augment import letterbox, minimal_shape
+from yoloyard.demo.write import demo_image
+from yoloyard.evaluation.metrics.coco import evaluate
+from yoloyard.evaluation.metrics.matching import Truth, gather_found, match_boxes, overlapping_pairs
+from yoloyard.evaluation.metrics.showing import MIN_CONF, Showing
+from yoloyard.evaluation.report.page import write_page
+from yoloyard.evaluation.validate import predict_all
+from yoloyard.export.job import Job
+from yoloyard.export.preprocess import input_side
+from yoloyard.runtimes.load import FORMATS, load_runtime
+from yoloyard.runtimes.network import Network
+
+TOLERANCES = {"float32": 1e-3, "float16": 1e-3, "int8": 0.01}  # of mAP50-95
+CLASS_TOLERANCE, CLASS_BOXES = 0.03, 20  # of a class's mAP50-95 in int8, if it has at least so many boxes
+# Without labels, for float32. Its 7 digits round coordinates by less than 0.01 pixels and scores by less than 1e-4;
+# other pixels or another decoding move them further than that.
+MAX_PIXELS, MAX_SCORE = 0.5, 1e-3
+TOLERANCES_SAID = (
+    f"mAP50-95 of float32 and float16 {TOLERANCES['float32']}, int8 may lose {TOLERANCES['int8']}, and of a class with "
+    f"{CLASS_BOXES} boxes or more {CLASS_TOLERANCE}; without --data {MAX_PIXELS} pixels, {MAX_SCORE} of score (float32)"
+)
+DRAWINGS = 8
+PACKAGES = {".onnx": "onnxruntime", ".xml": "openvino"}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The content of parity.json, a line for each file and figure that is too far off, and the page."""
+
+    document: dict[str, Any]
+    failures: tuple[str, ...]
+    page: Path
+
+
+def compare(job: Job, files: Mapping[str, Path]) -> Parity:
+    """Compare `files`, by target, with the weights of `job`; writes parity.json and parity.html into its folder.
+
+    With --data on its val images and by mAP50-95, else on drawings of the demo. What can't run here is listed. Raises
+    UsageError or UserError for data or files that can't be used.
+    """
+    inside = job.facts.suppression
+    settings = settings_for(ModelConfig(), job.metadata.get("evaluation", {}))
+    settings = EvaluationConfig(**inside) if inside else settings
+    reference = Network(job.detector, torch.device("cpu"), Precision("cpu", torch.float32), job.metadata)
+    side, stride, index = input_side(job), max(job.facts.strides), None
+    batches: Iterable[Batch] = ()
+    if job.config.data:
+        index, order = index_for(reference, read_data_yaml(job.config.data), str(job.weights), "val")
+        at_once, shape = images_at_once(reference.device, side), job.facts.shape
+        batches = make_val_loader(index, side, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=shape)
+    else:
+        batches = [_drawing(number, job, side, stride) for number in range(DRAWINGS)]
+
+    def measured(network: Any) -> tuple[dict[int, Detections], dict[str, Any]]:
+        """Detections and, with labels, their figures."""
+        found = predict_all(network, batches, settings, multi_label=inside is None)
+        if index is None:
+            return found, {}
+        named = {image: replace(each, labels=torch.tensor(order)[each.labels]) for image, each in found.items()}
+        metrics = evaluate(index, named, settings.max_det, Showing.of(job.metadata).within(settings))
+        return found, {**metrics.figures(), "classes": [asdict(row) for row in metrics.classes]}
+
+    expected, figures = measured(reference)
+    rows: list[dict[str, Any]] = []
+    for target, path in files.items():
+        rows.append(row := {"target": target, "file": path.name, "bytes": _bytes(path), "failures": []})
+        row["run"] = path.suffix in FORMATS and job.facts.outputs != "maps"
+        if row["run"]:
+            network = load_runtime(path, "cpu")
+            found, row["figures"] = measured(network)
+            row |= {"precision": network.metadata["file"]["precision"], **differences(expected, found)}
+            row["failures"] = judge(row, figures, job)
+    failures = tuple(f"{row['file']}: {line}" for row in rows for line in row["failures"])
+    used = [name for suffix, name in PACKAGES.items() if any(path.suffix == suffix for path in files.values())]
+    facts = {
+        "weights": job.weights.name,
+        "weights_sha256": job.facts.weights_sha256,
+        "input": " x ".join(map(str, job.facts.shape or ("any multiples of", stride))),
+        "machine": f"{processor()['name']}, {usable_cores()} cores",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions(*used).items()),
+        "tolerances": TOLERANCES_SAID,
+    }
+    document = {
+        "facts": facts,
+        "data": f"{job.config.data}, val" if job.config.data else None,
+        "images": len(expected),
+        "boxes": sum(int((each.scores > MIN_CONF).sum()) for each in expected.values()),
+        "min_score": MIN_CONF,
+        "torch": figures,
+        "files": rows,
+        "failures": failures,
+    }
+    write_whole_text(job.folder / "parity.json", json.dumps(document, indent=1))
+    page = job.folder / "parity.html"
+    write_page(page, "parity.html.j2", **document, title=f"Exports of {job.weights.name}")
+    return Parity(document, failures, page)
+
+
+def differences(expected: Mapping[int, Detections], found: Mapping[int, Detections]) -> dict[str, Any]:
+    """How far `found` is from `expected`, by image, in boxes of which one of both at least scores above MIN_CONF.
+
+    Boxes match by class and by the largest IoU, at least 0.5. Those without a match are counted on both sides.
+    """
+    ours, theirs = (gather_found(each, max([*expected, *found]) + 1) for each in (expected, found))
+    truth = Truth(ours.boxes_xyxy, ours.labels, ours.starts, np.zeros(len(ours.labels), bool))
+    matched, _ = match_boxes(theirs, truth, overlapping_pairs(theirs, truth))
+    rows = np.flatnonzero(matched >= 0)
+    rows = rows[np.maximum(theirs.scores[rows], ours.scores[matched[rows]]) > MIN_CONF]
+    alone = np.setdiff1d(np.flatnonzero(ours.scores > MIN_CONF), matched)
+    pixels = np.abs(theirs.boxes_xyxy[rows] - ours.boxes_xyxy[matched[rows]])
+    return {
+        "matched": len(rows),
+        "torch_alone": len(alone),
+        "file_alone": int(((theirs.scores > MIN_CONF) & (matched < 0)).sum()),
+        "pixels": float(pixels.max(initial=0)),
+        "score": float(np.abs(theirs.scores[rows] - ours.scores[matched[rows]]).max(initial=0)),
+    }
+
+
+def judge(row: Mapping[str, Any], expected: Mapping[str, Any], job: Job) -> list[str]:
+    """What is too far off in the file of this row of parity.json, a line each, and what to do.
+
+    `expected`: torch's figures. Without them float32 is judged by its boxes, and others are not judged.
+    """
+    if not expected:
+        alone = row["torch_alone"] + row["file_alone"]
+        far = row["pixels"] > MAX_PIXELS or row["score"] > MAX_SCORE or alone
+        line = f"boxes differ from torch's by up to {row['pixels']:.2f} pixels and {row['score']:.4f} of score, and "
+        line += f"{alone} have no match; rounding explains {MAX_PIXELS} and {MAX_SCORE}: don't use this file"
+        return [line] if far and row["precision"] == "float32" else []
+    found, is_int8 = row["figures"], row["precision"] == "int8"
+    classes = [
+        (f"class {ours['name']} ({ours['boxes']} boxes)", ours["map50_95"], theirs["map50_95"], CLASS_TOLERANCE)
+        for ours, theirs in zip(expected["classes"], found["classes"], strict=True)
+        if ours["boxes"] >= CLASS_BOXES and is_int8
+    ]
+    every = [("all classes", expected["map50_95"], found["map50_95"], TOLERANCES[row["precision"]]), *classes]
+    advice = _keep_float(job) if is_int8 else "leave out --half" if row["precision"] == "float16" else "don't use it"
+    return [
+        f"mAP50-95 of {what}: {before:.4f} in torch, {after:.4f} here, more than {limit} apart; {advice}"
+        for what, before, after, limit in every
+        if (before - after if is_int8 else abs(before - after)) > limit  # int8 may gain
+    ]
+
+
+def _keep_float(job: Job) -> str:
+    """What int8 should leave in float: the layers whose channels belong to classes, then the head."""
+    layers = [".".join(f"head.{layer}".split(".")[:3]) for layer in job.detector.head.last_layers] or ["head"]
+    left = {name.strip() for name in (job.config.keep_float or "").split(",")}
+    parts = next((parts for parts in (layers, ["head"]) if not left.issuperset(parts)), None)
+    return f"--keep-float {','.join(parts)} leaves more in float" if parts else "leave out --int8"
+
+
+def _drawing(number: int, job: Job, side: int, stride: int) -> Batch:
+    """An image of the demo, whole or cut to another shape, letterboxed as `predict` does it."""
+    image = demo_image(0, "val", number).pixels
+    image = image[: len(image) * (4 - number % 4) // 4]
+    height, width = job.facts.shape or minimal_shape(*image.shape[:2], side, stride)
+    boxed, transform = letterbox(image, (height, width))
+    no_boxes = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    return collate([Sample(boxed, *no_boxes, number, transform)], [1])
+
+
+def _bytes(path: Path) -> int:
+    """Of a file, of all in a folder; the weights of an .xml lie in a .bin."""
+    parts = {path, path.with_suffix(".bin")} if path.suffix == ".xml" else {path, *path.rglob("*")}
+    return sum(each.stat().st_size for each in parts if each.is_file())

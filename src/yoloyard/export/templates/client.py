@@ -1,0 +1,77 @@
+"""Boxes by an exported ONNX file, as JSON: `python client.py best.onnx IMAGE [IMAGE ...]`; see preprocess.json.
+
+Needs numpy, opencv-python-headless and onnxruntime.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+def read(path: str) -> np.ndarray:
+    """An image file as uint8 RGB (H, W, 3): EXIF orientation applied, transparent pixels composed on grey."""
+    image, stored = cv2.imread(path, cv2.IMREAD_COLOR), cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    if image is None or stored.dtype != np.uint8:
+        sys.exit(f"{path} is no image of 8 bits")
+    if stored.ndim == 3 and stored.shape[2] == 4:
+        alpha = stored[..., 3:].astype(np.uint16)
+        image = ((stored[..., :3] * alpha + 114 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return image[..., ::-1]
+
+
+def letterbox(image: np.ndarray, imgsz: int, shape: list[int] | None, multiple: int) -> tuple[np.ndarray, ...]:
+    """The input, float32 (1, 3, H, W), and the scale and padding, x and y, that lead to its pixels."""
+    size = np.array(image.shape[:2])
+    new = np.maximum(1, np.round(size * min(imgsz / size)).astype(int))
+    padded = np.array(shape or new + (imgsz - new) % multiple)
+    new = np.maximum(1, np.round(size * min(padded / size)).astype(int))
+    before = (padded - new) // 2
+    image = cv2.resize(image, new[::-1].tolist(), interpolation=cv2.INTER_LINEAR)
+    image = np.pad(image, [*zip(before, padded - new - before, strict=True), (0, 0)], constant_values=114)
+    pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255
+    return pixels, (new / size)[::-1].astype(np.float32), before[::-1].astype(np.float32)
+
+
+def suppress(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, conf: float, iou: float, max_det: int) -> list:
+    """Rows of boxes (n, 4) to keep, best first: of those of a class that overlap by more than `iou` the best one."""
+    order, kept = np.argsort(-scores, kind="stable")[: (scores > conf).sum()][:30_000], []
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    while len(order) and len(kept) < max_det:
+        best, order = order[0], order[1:]
+        kept.append(best)
+        sides = np.minimum(boxes[best, 2:], boxes[order, 2:]) - np.maximum(boxes[best, :2], boxes[order, :2])
+        shared = sides.clip(0).prod(axis=1)
+        overlaps = shared / (areas[best] + areas[order] - shared).clip(np.float32(1e-30))
+        order = order[(overlaps <= iou) | (labels[order] != labels[best])]
+    return kept
+
+
+def main(file: str, *paths: str) -> None:
+    """Print the boxes of all images."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it is read at the import
+    import onnxruntime
+
+    facts = json.loads(Path(__file__).with_name("preprocess.json").read_text(encoding="utf-8"))
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    rows = []
+    for path in paths:
+        image = read(path)
+        pixels, scale, pad = letterbox(image, facts["imgsz"], facts["shape"], facts["multiple"])
+        boxes, *rest = (output[0] for output in session.run(facts["outputs"], {facts["input"]: pixels}))
+        # scores (P, C), or rows of left, top, right, bottom, score and class
+        scores, labels = (rest[0].max(1), rest[0].argmax(1)) if rest else (boxes[:, 4], boxes[:, 5].astype(int))
+        kept = suppress(boxes[:, :4], scores, labels, **facts["suppression"])
+        corners = (boxes[kept, :4].reshape(-1, 2, 2) - pad) / scale
+        corners = np.clip(corners, 0, np.float32(image.shape[1::-1])).reshape(-1, 4)
+        for box, score, label in zip(corners.tolist(), scores[kept].tolist(), labels[kept].tolist(), strict=True):
+            row = {"image": path, "box_xyxy": [round(side, 2) for side in box], "score": round(score, 5)}
+            rows.append({**row, "label": label, "name": facts["names"][label]})
+    print(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:]) if len(sys.argv) > 2 else sys.exit(__doc__)

@@ -1,0 +1,112 @@
+"""A model as the server has it: what computes a batch of images, or of tensors, and answers with the same bits."""
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from starlette.exceptions import HTTPException
+
+from yoloyard.commands.model import Model
+from yoloyard.commands.predict import json_rows
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.structures import Detections, ImageTransform
+from yoloyard.data.pixels.decode import decode_image
+from yoloyard.runtimes.metadata import BOXES, DETECTIONS, SCORES
+from yoloyard.runtimes.runtime import Runtime
+from yoloyard.serving.metrics import Metrics
+
+SENT = Path("that was sent")  # an image's name in the messages of the decoder
+
+Boxed = tuple[np.ndarray, ImageTransform]
+
+
+class Served:
+    """A model with its name; all computing is done in the calling thread and in `decoders`."""
+
+    def __init__(
+        self, name: str, file: str, max_batch: int, metrics: Metrics, decoders: ThreadPoolExecutor
+    ) -> None:
+        self.name, self.model = name, Model(file)
+        self.platform = f"yoloyard_{Path(file).suffix[1:]}"
+        self.max_batch = min(max_batch, self.model.network.max_batch or max_batch)
+        self._metrics, self._decoders = metrics, decoders
+        self._same_bits: dict[tuple[tuple[int, ...], int], bool] = {}  # by shape of an image and number of them
+        self.detect_boxed([self.model.letterboxed(np.full((64, 64, 3), 114, np.uint8))])  # the first one is slow
+
+    @property
+    def output_shapes(self) -> dict[str, list[int]]:
+        """The names of the network's outputs, and their shapes; -1: any number."""
+        if self.model.metadata.get("file", {}).get("outputs") == "nms":
+            return {DETECTIONS: [-1, -1, 6]}
+        return {BOXES: [-1, -1, 4], SCORES: [-1, -1, len(self.model.names)]}
+
+    def predict(self, images: Sequence[bytes]) -> list[Any]:
+        """The answer to each image file, or what is wrong with it."""
+        prepared = list(self._decoders.map(self._prepare, images))
+        found = iter(self.detect_boxed([each for each in prepared if not isinstance(each, HTTPException)]))
+        return [each if isinstance(each, HTTPException) else self._answer(each[1], next(found)) for each in prepared]
+
+    def detect_boxed(self, boxed: Sequence[Boxed]) -> list[Detections]:
+        """Detections of each letterboxed image, with the bits that it has alone.
+
+        A runtime may round otherwise in a batch. So the first batch of each shape and number is computed both ways,
+        and only where all bits are equal are such batches computed at once.
+        """
+        if not boxed:
+            return []
+        shapes = {image.shape for image, _ in boxed}
+        kind = (boxed[0][0].shape, len(boxed))
+        if len(boxed) > 1 and len(shapes) == 1 and kind not in self._same_bits:
+            self._same_bits[kind] = has_same_bits(self.model.network, [image for image, _ in boxed])
+        if len(boxed) == 1 or (len(shapes) == 1 and self._same_bits[kind]):
+            return self.model.detect(boxed)
+        return [self.model.detect([each])[0] for each in boxed]
+
+    def infer(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The network's outputs, float32, for images float32 (B, 3, H, W)."""
+        outputs = self.model.network.outputs(torch.tensor(images))
+        return {name: output.float().cpu().numpy() for name, output in outputs.items()}
+
+    def _prepare(self, data: bytes) -> Boxed | HTTPException:
+        try:
+            return self.model.letterboxed(decode_image(SENT, data=data))
+        except UserError as error:
+            return HTTPException(400, str(error))
+
+    def _answer(self, transform: ImageTransform, found: Detections) -> dict[str, Any]:
+        rows = json_rows(found, self.model.names)
+        self._metrics.count_scores(self.name, rows)
+        size = {"width": transform.original_width, "height": transform.original_height}
+        return {"model": self.name, **size, "detections": rows}
+
+
+@torch.inference_mode()
+def has_same_bits(network: Runtime, images: Sequence[np.ndarray]) -> bool:
+    """Whether `network` gives for uint8 images (H, W, 3) in one batch what it gives for each of them alone."""
+    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(network.device)
+    owners, *together = network.candidates(batch, 0.0, False)
+    for number in range(len(images)):
+        _, *alone = network.candidates(batch[number : number + 1], 0.0, False)
+        mine = owners == number
+        if not all(torch.equal(one[mine], other) for one, other in zip(together, alone, strict=True)):
+            return False
+    return True
+
+
+def named_files(arguments: Sequence[str]) -> dict[str, str]:
+    """The file of each model by its name: of `NAME=FILE`, else its stem. Raises UsageError for a name that won't do."""
+    files: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, file = argument.partition("=")
+        if not equals or "/" in name or Path(argument).exists():
+            name, file = Path(argument).stem, argument
+        if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+            raise UsageError(f"{name!r} can't be a model's name in an address: say NAME={file}, of letters and digits")
+        if name in files:
+            raise UsageError(f"two files are named {name}: {files[name]} and {file}; name one of them, NAME={file}")
+        files[name] = file
+    return files
