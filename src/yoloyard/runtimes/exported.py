@@ -79,25 +79,30 @@ class Exported:
 
     def candidates(self, images: Tensor, conf: float, multi_label: bool) -> Found:
         """As `Runtime.candidates` says. Of a file with suppression inside these are the boxes that it kept."""
+        outputs = self.outputs(images_to_float(images))
+        if self._form == "nms":
+            rows = outputs[DETECTIONS]
+            where, places = ((rows[..., 5] >= 0) & (rows[..., 4] > conf)).nonzero(as_tuple=True)
+            found = rows[where, places]
+            return where, found[:, :4], found[:, 4], found[:, 5].long()
+        where, points, labels, values = above(outputs[SCORES], conf, multi_label)
+        return where, outputs[BOXES][where, points], values, labels
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """As `Runtime.outputs` says, float32."""
         shape, stride = tuple(images.shape[2:]), max(self.strides)
         if self.max_batch is not None and len(images) > self.max_batch:
             raise UserError(f"{self.path} takes at most {self.max_batch} images at once, not {len(images)}")
         if shape != self.fixed_shape if self.fixed_shape else any(side % stride for side in shape):
             takes = shape_text(self.fixed_shape) if self.fixed_shape else f"multiples of {stride} pixels"
             raise UserError(f"{self.path} takes images of {takes}, not {shape_text(shape)}")
-        outputs = self._compute(images_to_float(images))
+        outputs = self._compute(images)
         if self._form == "nms":
-            rows = outputs[0]  # (B, D, 6)
-            where, places = ((rows[..., 5] >= 0) & (rows[..., 4] > conf)).nonzero(as_tuple=True)
-            found = rows[where, places]
-            return where, found[:, :4], found[:, 4], found[:, 5].long()
+            return {DETECTIONS: outputs[0]}
         if self._form == "boxes":
-            boxes, scores = outputs
-        else:
-            boxes, scores = outputs[0].transpose(1, 2).split((4, len(self.names)), dim=2)
-            boxes = cxcywh_to_xyxy(boxes)
-        where, points, labels, values = above(scores, conf, multi_label)
-        return where, boxes[where, points], values, labels
+            return {BOXES: outputs[0], SCORES: outputs[1]}
+        boxes_cxcywh, scores = outputs[0].transpose(1, 2).split((4, len(self.names)), dim=2)
+        return {BOXES: cxcywh_to_xyxy(boxes_cxcywh), SCORES: scores}
 
     def _compute(self, images: Tensor) -> list[Tensor]:
         """The outputs of `_chosen`, float32. Where a batch has one size, a smaller one is filled up and cut again."""
