@@ -56,10 +56,12 @@ def test_parity_json_says_what_was_compared_and_where(drawn: tuple[Job, Parity])
     job, parity = drawn
     document = json.loads((job.folder / "parity.json").read_text(encoding="utf-8"))
     assert document == json.loads(json.dumps(parity.document))
-    assert (document["data"], document["images"], document["torch"]) == (None, 8, {})
-    assert document["facts"]["weights_sha256"] == "0" * 64
-    assert "torch 2." in document["facts"]["versions"]
-    assert "cores" in document["facts"]["machine"]
+    assert (document["images"], document["torch"]) == (8, {})
+    facts = document["facts"]
+    assert (facts["Data"], facts["Input"]) == ("drawings of the demo", "96 x 96")
+    assert "0" * 64 in facts["Weights"]
+    assert "torch 2." in facts["Versions"]
+    assert "cores" in facts["Machine"]
 
 
 def test_the_page_says_that_data_would_measure_map_and_needs_no_other_file(drawn: tuple[Job, Parity]) -> None:

@@ -14,7 +14,7 @@ from yoloyard.common.versions import versions
 from yoloyard.config.overrides import unknown_name
 from yoloyard.config.settings import ExportConfig, ModelConfig
 from yoloyard.evaluation.metrics.showing import Showing
-from yoloyard.export import onnx_file, programs
+from yoloyard.export import int8, onnx_file, openvino_file, programs
 from yoloyard.export.job import Job
 from yoloyard.export.parity import Parity, compare
 from yoloyard.export.preprocess import write_client
@@ -26,8 +26,14 @@ from yoloyard.storage.fetch import local_weights
 
 log = logging.getLogger(__name__)
 
+
+def _onnx(job: Job) -> Path:
+    return int8.write_onnx(job) if job.config.int8 else onnx_file.write(job)
+
+
 TARGETS: Mapping[str, Callable[[Job], Path]] = {
-    "onnx": onnx_file.write,
+    "onnx": _onnx,
+    "openvino": openvino_file.write,
     "pt2": programs.write_pt2,
     "torchscript": programs.write_torchscript,
 }

@@ -31,7 +31,6 @@ from yoloyard.evaluation.metrics.showing import MIN_CONF, Showing
 from yoloyard.evaluation.report.page import write_page
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.export.job import Job
-from yoloyard.export.preprocess import input_side
 from yoloyard.runtimes.load import FORMATS, load_runtime
 from yoloyard.runtimes.network import Network
 
@@ -67,7 +66,7 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     settings = settings_for(ModelConfig(), job.metadata.get("evaluation", {}))
     settings = EvaluationConfig(**inside) if inside else settings
     reference = Network(job.detector, torch.device("cpu"), Precision("cpu", torch.float32), job.metadata)
-    side, stride, index = input_side(job), max(job.facts.strides), None
+    side, stride, index = job.imgsz, max(job.facts.strides), None
     batches: Iterable[Batch] = ()
     if job.config.data:
         index, order = index_for(reference, read_data_yaml(job.config.data), str(job.weights), "val")
@@ -97,17 +96,15 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
             row["failures"] = judge(row, figures, job)
     failures = tuple(f"{row['file']}: {line}" for row in rows for line in row["failures"])
     used = [name for suffix, name in PACKAGES.items() if any(path.suffix == suffix for path in files.values())]
-    facts = {
-        "weights": job.weights.name,
-        "weights_sha256": job.facts.weights_sha256,
-        "input": " x ".join(map(str, job.facts.shape or ("any multiples of", stride))),
-        "machine": f"{processor()['name']}, {usable_cores()} cores",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions(*used).items()),
-        "tolerances": TOLERANCES_SAID,
-    }
     document = {
-        "facts": facts,
-        "data": f"{job.config.data}, val" if job.config.data else None,
+        "facts": {
+            "Weights": f"{job.weights.name}, SHA-256 {job.facts.weights_sha256}",
+            "Data": f"{job.config.data}, val" if job.config.data else "drawings of the demo",
+            "Input": " x ".join(map(str, job.facts.shape or ("any multiples of", stride))),
+            "Machine": f"{processor()['name']}, {usable_cores()} cores",
+            "Versions": ", ".join(f"{name} {version}" for name, version in versions(*used).items()),
+            "Tolerances": TOLERANCES_SAID,
+        },
         "images": len(expected),
         "boxes": sum(int((each.scores > MIN_CONF).sum()) for each in expected.values()),
         "min_score": MIN_CONF,
