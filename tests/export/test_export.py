@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import openvino
 import pytest
 import torch
 from tiny_job import NAMES, SHOWN
@@ -55,8 +56,8 @@ def networks(dynamic: Exported) -> dict[str, Callable[[Tensor], Sequence[Tensor]
 
 
 @pytest.fixture(scope="module")
-def suppressing(weights: Path) -> Path:
-    return exported(weights, outputs="nms").files["onnx"]
+def suppressing(weights: Path) -> Exported:
+    return exported(weights, to="tensorrt,triton,openvino", outputs="nms")
 
 
 def exported(weights: Path, **overrides: Any) -> Exported:
@@ -73,8 +74,13 @@ def opened(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(path)
         return lambda images: [torch.from_numpy(each) for each in session.run(None, {"images": images.numpy()})]
-    program: Any = torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(path)
-    return program  # type: ignore[no-any-return]
+    if path.suffix == ".xml":
+        network = openvino.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda images: [torch.from_numpy(each) for each in network(images.numpy()).values()]
+    program: Callable[[Tensor], Sequence[Tensor]] = (
+        torch.export.load(path).module() if path.suffix == ".pt2" else torch.jit.load(path)
+    )
+    return program
 
 
 def document_of(path: Path) -> Any:
@@ -149,13 +155,21 @@ def test_an_export_brings_a_client_and_a_comparison_that_passes(dynamic: Exporte
     assert not dynamic.parity.failures
 
 
+def test_folders_for_other_machines_hold_the_onnx_file_that_is_compared(suppressing: Exported) -> None:
+    assert list(suppressing.files) == ["onnx", "openvino", "triton", "tensorrt"]
+    content = suppressing.files["onnx"].read_bytes()
+    assert (suppressing.files["triton"] / "tiny" / "1" / "model.onnx").read_bytes() == content
+    assert (suppressing.files["tensorrt"] / "tiny.onnx").read_bytes() == content
+
+
 class TestSuppressionInside:
+    @pytest.mark.parametrize("target", ["onnx", "openvino"])
     def test_gives_the_detections_of_predict_and_ends_with_class_minus_one(
-        self, suppressing: Path, weights: Path
+        self, suppressing: Exported, weights: Path, target: str
     ) -> None:
         drawings = np.stack([demo_image(0, "val", number, 96).pixels for number in range(4)])
         pixels = torch.from_numpy(drawings).permute(0, 3, 1, 2)
-        [rows] = opened(suppressing)(pixels.float() / 255)
+        [rows] = opened(suppressing.files[target])(pixels.float() / 255)
         model = Model(weights)
         expected = detect(model.network, pixels, [None] * len(pixels), model.settings, multi_label=False)
         assert sum(len(each.scores) for each in expected) > 20
@@ -168,8 +182,8 @@ class TestSuppressionInside:
             assert len(found) == 300 > count
             assert (found[count:] == torch.tensor([0, 0, 0, 0, 0, -1.0])).all()
 
-    def test_has_by_default_the_settings_of_predict_and_the_square_of_the_weights(self, suppressing: Path) -> None:
-        facts = document_of(suppressing)["file"]
+    def test_has_by_default_the_settings_of_predict_and_the_square_of_the_weights(self, suppressing: Exported) -> None:
+        facts = document_of(suppressing.files["onnx"])["file"]
         assert facts["suppression"] == {**SHOWN, "max_det": 300}
         assert facts["shape"] == [96, 96]
 
@@ -285,7 +299,7 @@ class TestCommand:
                 detector.head.box_branches[0][2].bias[:8] += 9
             return programs.write_torchscript(replace(job, detector=detector))
 
-        monkeypatch.setitem(TARGETS, "torchscript", write_another)  # type: ignore[arg-type]
+        monkeypatch.setitem(TARGETS, "torchscript", write_another)
         with pytest.raises(SystemExit) as ended:
             main(["export", str(weights), "--to", "torchscript", "--project", str(tmp_path)])
         assert ended.value.code == 1
