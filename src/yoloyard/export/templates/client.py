@@ -13,7 +13,7 @@ import numpy as np
 
 
 def read(path: str) -> np.ndarray:
-    """An image file as uint8 RGB (H, W, 3): EXIF orientation applied, transparent pixels composed on grey."""
+    """An image file as uint8 RGB (H, W, 3): transparent pixels composed on grey, else EXIF orientation applied."""
     image, stored = cv2.imread(path, cv2.IMREAD_COLOR), cv2.imread(path, cv2.IMREAD_UNCHANGED)
     if image is None or stored.dtype != np.uint8:
         sys.exit(f"{path} is no image of 8 bits")
