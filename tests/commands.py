@@ -10,10 +10,21 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from yoloyard.cli.main import main
+
 Command = Callable[..., tuple[int, str, str]]
 
 TINY_NETWORK = f"{Path(__file__).with_name('tiny_network.py')}:Tiny"
 TINY = ["--model", TINY_NETWORK, "--imgsz", "64", "--batch", "4", "--no-amp", "--no-tensorboard", "--device", "cpu"]
+
+
+def exit_code(*words: object) -> int:
+    """The exit code of a command that is run in this process."""
+    try:
+        main([str(word) for word in words])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 def alerts_in(folder: Path) -> list[dict[str, Any]]:

@@ -7,19 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from commands import TINY, Command
-from yoloyard.cli.main import main
+from commands import TINY, Command, exit_code
 from yoloyard.demo.write import write_demo
 from yoloyard.evaluation.report import plots
-
-
-def exit_code(*words: object) -> int:
-    """The exit code of a command that is run in this process."""
-    try:
-        main([str(word) for word in words])
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="session")

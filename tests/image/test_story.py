@@ -80,6 +80,12 @@ def test_the_stages_hold_what_they_say_and_no_more(image: str) -> None:
         assert len(labels["org.opencontainers.image.revision"].removesuffix("-dirty")) == 40
         history = sorted(facts["History"], key=lambda layer: layer.get("size", 0), reverse=True)
         assert history
+        bill = json.loads(
+            run("podman", "run", "--rm", "--entrypoint", "cat", name, "/usr/share/yoloyard/sbom.cdx.json")
+        )
+        packages = {each["name"] for each in bill["components"]}
+        assert {"yoloyard", "torch", "opencv-python-headless"} <= packages
+        assert ("jupyterlab" in packages) == (name == image)
         layers = run("podman", "history", "--no-trunc", "--format", "{{.Size}} {{.CreatedBy}}", name)
         say("\n".join(line[:110] for line in layers.splitlines() if not line.startswith("0 ")))
     version = run("podman", "run", "--rm", f"{image}-runtime", "yoloyard", "--version")
