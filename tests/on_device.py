@@ -119,17 +119,19 @@ def no_waiting(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def check_that_steps_wait_for_nothing(device: torch.device, dtype: torch.dtype, model: str = "yolo11n") -> None:
-    """From the batch's copy to the flags for the host; accumulation and loss scaling included."""
+def check_that_steps_wait_for_nothing(
+    device: torch.device, dtype: torch.dtype, model: str = "yolo11n", steps: int = 6
+) -> None:
+    """From the batch's copy to the flags for the host; accumulation and loss scaling included. `steps`: even."""
     training = Training(device, dtype, model, accumulate=2)
-    batches = [some_batch(seed=seed, pinned=device.type == "cuda") for seed in range(6)]
+    batches = [some_batch(seed=seed, pinned=device.type == "cuda") for seed in range(steps)]
     for batch in batches * 2:  # libraries get ready, memory is allocated, a loss scale is found
         training.step(batch).send().read()
     verdicts: list[Verdict] = []
     with no_waiting(device):
         for batch in batches:
             verdicts.append(training.step(batch).send())
-    assert training.engine.last_update == training.engine.number - 1 == 17
+    assert training.engine.last_update == training.engine.number - 1 == 3 * steps - 1
     assert all(verdict.read().losses_finite for verdict in verdicts)
 
 

@@ -110,7 +110,7 @@ def test_an_error_in_an_own_network_shows_its_line(data: Path, yoloyard: Command
     assert "my_model.py, line 13 (`return x * [1][len(x) - 1]`): IndexError" in err
 
 
-@pytest.mark.parametrize("model", ["yolov5n", "yolo11n", "yolo12n"])
+@pytest.mark.parametrize("model", ["yolov5n", "yolo12n"])
 def test_the_families_train_and_their_last_figures_are_those_of_val(model: str, data: Path, yoloyard: Command) -> None:
     code, out, err = yoloyard("train", "--model", model, "--data", data, "--epochs", 1, *TINY[2:])
     assert (code, err) == (0, "")

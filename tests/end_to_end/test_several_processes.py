@@ -45,6 +45,7 @@ def records(run: str) -> list[dict[str, float]]:
     return read_records(Path("runs", run))
 
 
+@pytest.mark.slow
 def test_two_processes_train_resume_and_speak_once(data: Path) -> None:
     done = start("train", "--data", data, "--epochs", 2, "--name", "two", *TWO)
     out, err = done.communicate()
@@ -71,11 +72,10 @@ def test_two_processes_train_resume_and_speak_once(data: Path) -> None:
         (["--name", "../elsewhere"], "must be a plain name"),
     ],
 )
-def test_what_can_not_be_shared_is_a_usage_error(data: Path, words: list[str], message: str) -> None:
+def test_what_can_not_be_shared_is_a_usage_error(data: Path, yoloyard: Command, words: list[str], message: str) -> None:
     tiny = TINY[: TINY.index("--device")] if "--device" in words else TINY
-    done = start("train", "--data", data, *tiny, *words)
-    _, err = done.communicate()
-    assert done.returncode == 2
+    code, _, err = yoloyard("train", "--data", data, *tiny, *words)
+    assert code == 2
     assert message in err
     assert err.count("yoloyard:") == 1
     assert not Path("runs").exists() or not list(Path("runs").iterdir())

@@ -10,11 +10,13 @@ from torch import nn
 from commands import TINY_NETWORK
 from tiny_network import Tiny
 from yoloyard.config.settings import ExportConfig
+from yoloyard.demo.drawing import NAMES
 from yoloyard.demo.write import demo_image
 from yoloyard.export.job import Job
 from yoloyard.runtimes.metadata import FileFacts
 
-NAMES = ("scratch", "dent", "spot")
+__all__ = ["NAMES", "SHOWN", "tiny_job"]
+
 SHOWN = {"conf": 0.3, "iou": 0.45}
 
 

@@ -117,8 +117,8 @@ def test_training_evaluation_and_decoding_are_the_reference_packages(name: str) 
     assert relative_difference(decoded[:, 4:], expected["decoded"][:, 4:]) < 1e-4
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_every_size_runs_without_looking_at_a_number(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.removesuffix("6")[-1] in "nx"])
+def test_the_smallest_and_largest_size_run_without_looking_at_a_number(name: str) -> None:
     # on the meta device there are no numbers: anything that depends on one raises
     detector = build_on_meta(name, num_classes=7, channels=1)
     maps = detector(torch.empty(2, 1, 128, 192, device="meta"))

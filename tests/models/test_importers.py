@@ -40,8 +40,9 @@ def formula_detector(name: str, num_classes: int, **arguments: Any) -> Detector:
 
 @pytest.mark.usefixtures("foreign_classes")
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")  # of the legacy format, for classes without a file
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolo12n"])
+@pytest.mark.parametrize(
+    ("name", "legacy"), [("yolov8n", False), ("yolov8n", True), ("yolo11n", False), ("yolo12n", False)]
+)
 def test_a_checkpoint_is_recognised_and_read(name: str, legacy: bool, tmp_path: Path) -> None:
     detector = formula_detector(name, num_classes=5, class_width=80)  # as fine-tuned from 80 classes
     network = published_network(detector)

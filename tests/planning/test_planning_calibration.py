@@ -56,6 +56,7 @@ def planned(name: str, calibration: Calibration) -> Estimate:
     return estimate(step_of(name), config, Images(400, 100, 320 * 320), device, cores=2, correction=by)
 
 
+@pytest.mark.slow
 def test_hours_of_the_demo_are_known_within_30_percent_from_a_run_of_another_network(tmp_path: Path) -> None:
     calibration = calibrate(run_folder(tmp_path / "run", "yolov5n-224"))
     kept = keep(calibration)

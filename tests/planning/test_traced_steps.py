@@ -72,7 +72,7 @@ def check_peak(
 
 
 def test_a_traced_peak_is_that_of_a_true_step() -> None:
-    check_peak("yolo11n", 160, 2)
+    check_peak(TINY, 160, 2)
 
 
 @pytest.mark.slow

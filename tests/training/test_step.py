@@ -14,6 +14,7 @@ from torch import Tensor
 
 from memory import SavedBytes
 from on_device import everything
+from tiny_network import Tiny
 from yoloyard import cpu
 from yoloyard.common.device import Precision
 from yoloyard.common.structures import Batch
@@ -49,19 +50,23 @@ def some_batch(images: int = 2, size: int = 64, device: str = "cpu", seed: int =
     )
 
 
+def build(model: str) -> Detector:
+    return Tiny(3) if model == "tiny" else registry.build(model, num_classes=3)
+
+
 class Stage:
-    """A nano detector with all that a step needs."""
+    """A small detector with all that a step needs."""
 
     def __init__(
         self,
         optimizer: str = "SGD",
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
-        model: str = "yolo11n",
+        model: str = "tiny",
     ):
         torch.manual_seed(0)
         with torch.device(device):
-            self.detector: Detector = registry.build(model, num_classes=3)
+            self.detector: Detector = build(model)
         optimization = OptimizerConfig(optimizer=optimizer, lr0=0.01, momentum=0.9, nbs=2, warmup_epochs=0)
         config = TrainConfig(imgsz=64, batch=2, optimization=optimization)
         self.precision = Precision("cpu", dtype)
@@ -96,10 +101,9 @@ class Plain(dict[str, Any]):
         return build
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-@pytest.mark.parametrize("model", NANO)
+@pytest.mark.parametrize(("model", "optimizer"), list(zip(NANO, ["SGD", "AdamW"] * 2, strict=True)))
 def test_a_step_on_the_meta_device_waits_for_nothing(
-    optimizer: str, model: str, monkeypatch: pytest.MonkeyPatch
+    model: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On `meta`, `.item()`, boolean masks, `.cpu()` and `.tolist()` raise."""
     monkeypatch.setattr(optimizers, "OPTIMIZERS", Plain())
@@ -109,15 +113,17 @@ def test_a_step_on_the_meta_device_waits_for_nothing(
     assert stage.engine.average.updates.is_meta
 
 
-@pytest.mark.parametrize(("optimizer", "dtype"), [("SGD", torch.float16), ("AdamW", torch.bfloat16)])
-@pytest.mark.parametrize("model", NANO)
+@pytest.mark.parametrize(
+    ("model", "optimizer", "dtype"),
+    list(zip(NANO, ["SGD", "AdamW"] * 2, [torch.float16, torch.bfloat16] * 2, strict=True)),
+)
 def test_a_step_with_autocast_scaler_and_fused_optimizer_waits_for_nothing(
-    optimizer: str, dtype: torch.dtype, model: str, monkeypatch: pytest.MonkeyPatch
+    model: str, optimizer: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
     # Tensors without content can't be deep-copied; a second one of the same build stands for the copy.
-    twin = SimpleNamespace(deepcopy=lambda _: registry.build(model, num_classes=3))
+    twin = SimpleNamespace(deepcopy=lambda _: build(model))
     monkeypatch.setattr(alone, "copy", twin)
     with FakeTensorMode():
         stage = Stage(optimizer, dtype=dtype, model=model)
@@ -277,7 +283,7 @@ def test_the_norm_of_all_processes_divides_each_ones_loss(model: str) -> None:
 def test_mixed_precision_saves_about_half_of_the_activations() -> None:
     sizes = {}
     for dtype in (torch.float32, torch.bfloat16):
-        stage = Stage(dtype=dtype)
+        stage = Stage(dtype=dtype, model="yolo11n")
         images = some_batch(size=384).images.float() / 255  # large beside the weights' own bfloat16
         weights = [*stage.detector.parameters(), *stage.detector.buffers()]
         saved = SavedBytes(ignored=weights)

@@ -49,6 +49,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Production": {
         "export": ("export:export", "Write a weights file as files for other runtimes, and compare them with it."),
+        "serve": ("serve:serve", "Answer over HTTP what `predict` would say."),
         "licence": ("licence:licence", "Say what weights came from, what is installed, and under which licences."),
     },
     "Machines": {

@@ -16,6 +16,7 @@ from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.structures import Detections, ImageTransform
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.runtimes.metadata import BOXES, DETECTIONS, SCORES
+from yoloyard.runtimes.network import Network
 from yoloyard.runtimes.runtime import Runtime
 from yoloyard.serving.metrics import Metrics
 
@@ -27,14 +28,12 @@ Boxed = tuple[np.ndarray, ImageTransform]
 class Served:
     """A model with its name; all computing is done in the calling thread and in `decoders`."""
 
-    def __init__(
-        self, name: str, file: str, max_batch: int, metrics: Metrics, decoders: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, name: str, file: str, max_batch: int, metrics: Metrics, decoders: ThreadPoolExecutor) -> None:
         self.name, self.model = name, Model(file)
         self.platform = f"yoloyard_{Path(file).suffix[1:]}"
         self.max_batch = min(max_batch, self.model.network.max_batch or max_batch)
         self._metrics, self._decoders = metrics, decoders
-        self._same_bits: dict[tuple[tuple[int, ...], int], bool] = {}  # by shape of an image and number of them
+        self._same_bits: dict[Any, bool] = {}  # by shape of an image and number of them
         self.detect_boxed([self.model.letterboxed(np.full((64, 64, 3), 114, np.uint8))])  # the first one is slow
 
     @property
@@ -53,18 +52,17 @@ class Served:
     def detect_boxed(self, boxed: Sequence[Boxed]) -> list[Detections]:
         """Detections of each letterboxed image, with the bits that it has alone.
 
-        A runtime may round otherwise in a batch. So the first batch of each shape and number is computed both ways,
-        and only where all bits are equal are such batches computed at once.
+        In torch the sigmoid of a score depends on how many scores there are, so weights files compute one image after
+        the other. Exported files may round otherwise in a batch, too: the first batch of each shape and number is
+        computed both ways, and only where all bits are equal are such batches computed at once.
         """
-        if not boxed:
-            return []
         shapes = {image.shape for image, _ in boxed}
-        kind = (boxed[0][0].shape, len(boxed))
-        if len(boxed) > 1 and len(shapes) == 1 and kind not in self._same_bits:
+        if len(boxed) < 2 or len(shapes) > 1 or isinstance(self.model.network, Network):
+            return [self.model.detect([each])[0] for each in boxed]
+        kind = (*shapes, len(boxed))
+        if kind not in self._same_bits:
             self._same_bits[kind] = has_same_bits(self.model.network, [image for image, _ in boxed])
-        if len(boxed) == 1 or (len(shapes) == 1 and self._same_bits[kind]):
-            return self.model.detect(boxed)
-        return [self.model.detect([each])[0] for each in boxed]
+        return self.model.detect(boxed) if self._same_bits[kind] else [self.model.detect([each])[0] for each in boxed]
 
     def infer(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """The network's outputs, float32, for images float32 (B, 3, H, W)."""

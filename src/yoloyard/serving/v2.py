@@ -67,7 +67,9 @@ def read(body: bytes, length: str | None, served: Served) -> Asked:
         _check(size == len(body) - end, f"binary_data_size is {size}, and {len(body) - end} bytes follow the JSON")
         _check(size % FLOAT_BYTES == 0, "binary_data_size must be 4 bytes a number")
         images = np.frombuffer(body, "<f4", offset=end)
-    _check(images.size == math.prod(shape), f"`{INPUT}` has {images.size} numbers, and shape {shape} needs another number")
+    _check(
+        images.size == math.prod(shape), f"`{INPUT}` has {images.size} numbers, and shape {shape} needs another number"
+    )
     _check(images.min() >= 0 and images.max() <= 1, f"`{INPUT}` must lie in 0 .. 1 (a byte divided by 255)")
     binary = _parameters(head).get("binary_data_output", False)
     wanted = _list(head, "outputs") or [{"name": name} for name in served.output_shapes]
@@ -115,7 +117,9 @@ def _shape(shape: Any, served: Served) -> list[int]:
 
 def _list(owner: Mapping[str, Any], key: str, length: int | None = None) -> list[dict[str, Any]]:
     found = owner.get(key, [])
-    _check(isinstance(found, list) and all(isinstance(each, dict) for each in found), f"`{key}` must be objects in a list")
+    _check(
+        isinstance(found, list) and all(isinstance(each, dict) for each in found), f"`{key}` must be objects in a list"
+    )
     _check(length is None or len(found) == length, f"`{key}` must have {length} entry")
     return list(found)
 
