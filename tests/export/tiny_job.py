@@ -31,7 +31,7 @@ def tiny_job(folder: Path, outputs: str = "boxes", shape: tuple[int, int] | None
     with torch.no_grad():
         for name, values in detector.head.named_parameters():
             if name.endswith(".2.weight"):
-                values *= 20 if name.startswith("box") else 8
+                values.mul_(20 if name.startswith("box") else 8)
             elif name.startswith("class") and name.endswith(".2.bias"):
                 values.fill_(-4.0)
         detector(torch.from_numpy(drawings).permute(0, 3, 1, 2) / 255)
