@@ -78,8 +78,8 @@ def test_boxes_and_scores_hardly_change(job: Job) -> None:
     boxes, scores = outputs_of(job.path(".onnx"), image)
     for name in ("best.int8.onnx", "best.int8.tensorrt.onnx", "best.int8.xml"):
         boxes8, scores8 = outputs_of(job.folder / name, image)
-        assert 0 < np.abs(scores8 - scores).mean() < 0.02, name
-        assert 0 < np.abs(boxes8 - boxes).mean() < 2, name  # pixels
+        assert 0 < np.abs(scores8 - scores).mean() < 0.05 * scores.std(), name
+        assert 0 < np.abs(boxes8 - boxes).mean() < 0.05 * boxes.std(), name
 
 
 def outputs_of(path: Path, image: np.ndarray) -> list[np.ndarray]:

@@ -72,9 +72,11 @@ def kept_nodes(model: Any, keep_float: str | None) -> set[str]:
     known: dict[str, set[str]] = {}
     for node in model.graph.node:
         scopes = next((each.value for each in node.metadata_props if each.key == SCOPES), "[]")
-        # the last scope is the operation, the first part of the others what holds the detector while it is traced
-        parts = {scope.partition(".")[2] for scope in ast.literal_eval(scopes)[:-1]}
-        for name in {node.name, *parts} - {""}:
+        # The last scope is the operation; the first part of the others holds the detector while it is traced. A list of
+        # modules is no scope of its own.
+        parts = [scope.split(".")[1:] for scope in ast.literal_eval(scopes)[:-1]]
+        prefixes = {".".join(part[:length]) for part in parts for length in range(1, len(part) + 1)}
+        for name in {node.name, *prefixes} - {""}:
             known.setdefault(name, set()).add(node.name)
     kept: set[str] = set()
     for name in filter(None, map(str.strip, (keep_float or "").split(","))):

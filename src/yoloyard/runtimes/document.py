@@ -27,13 +27,16 @@ def read_document(path: Path) -> dict[str, Any] | None:
         raise
     except Exception as error:  # of protobuf, XML or zip files
         raise UserError(f"{path} is not whole: it was cut short, damaged, or is no {path.suffix} file") from error
+    if text is None:
+        return None
     try:
-        document: dict[str, Any] | None = None if text is None else json.loads(text)
-        if document is None or FileFacts(**document["file"]).format == FileFacts.format:
-            return document
-        raise ValueError("unknown format")
-    except (ValueError, TypeError, LookupError) as error:
-        raise UserError(f"{path} was exported by another version of yoloyard: export it again with this one") from error
+        document: dict[str, Any] = json.loads(text)
+        is_known = FileFacts(**document["file"]).format == FileFacts.format
+    except (ValueError, TypeError, LookupError):
+        is_known = False
+    if not is_known:
+        raise UserError(f"{path} was exported by another version of yoloyard: export it again with this one")
+    return document
 
 
 def _of_onnx(content: bytes) -> str | None:
