@@ -69,8 +69,8 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     batches: Iterable[Batch] = ()
     if job.config.data:
         index, order = index_for(reference, read_data_yaml(job.config.data), str(job.weights), "val")
-        at_once, shape = images_at_once(reference.device, side), job.facts.shape
-        batches = make_val_loader(index, side, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=shape)
+        at_once, fixed = images_at_once(reference.device, side), (side, side) if job.facts.shape else None
+        batches = make_val_loader(index, side, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
     else:
         batches = [_drawing(number, job, side, stride) for number in range(DRAWINGS)]
 
@@ -182,8 +182,8 @@ def _drawing(number: int, job: Job, side: int, stride: int) -> Batch:
     """An image of the demo, whole or cut to another shape, letterboxed as `predict` does it."""
     image = demo_image(0, "val", number).pixels
     image = image[: len(image) * (4 - number % 4) // 4]
-    height, width = job.facts.shape or minimal_shape(*image.shape[:2], side, stride)
-    boxed, transform = letterbox(image, (height, width))
+    shape = (side, side) if job.facts.shape else minimal_shape(image.shape[0], image.shape[1], side, stride)
+    boxed, transform = letterbox(image, shape)
     no_boxes = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
     return collate([Sample(boxed, *no_boxes, number, transform)], [1])
 
