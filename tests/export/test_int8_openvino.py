@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import openvino
 import pytest
-from tiny_job import tiny_job
 
+from tiny_job import tiny_job
 from yoloyard.common.errors import UsageError
 from yoloyard.demo.write import write_demo
 from yoloyard.export import int8, onnx_file, openvino_file
