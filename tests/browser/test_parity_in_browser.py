@@ -16,9 +16,7 @@ def test_a_browser_shows_the_page_of_an_export_without_any_other_file(
     browser: webdriver.Chrome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("YOLOYARD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "export"))
     from tiny_job import tiny_job
-
     from yoloyard.export.parity import compare
     from yoloyard.export.programs import write_torchscript
 

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_job import tiny_job
 
 from exported_files import document, write_onnx
+from tiny_job import tiny_job
 from tiny_network import Tiny
 from yoloyard.cli.main import main
 from yoloyard.config.settings import ExportConfig

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_job import NAMES, tiny_job
 
+from tiny_job import NAMES, tiny_job
 from yoloyard.common.structures import Detections
 from yoloyard.demo.write import write_demo
 from yoloyard.export.job import Job

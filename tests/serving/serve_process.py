@@ -29,12 +29,10 @@ TOKEN = "a-token_of.tests"
 
 def write_gated_weights(folder: Path) -> Path:
     """Tiny weights in `folder` whose network waits as long as there is a file `closed` beside them."""
-    source = inspect.getsource(tiny_network)
-    wait = f"        while os.path.exists({str(folder / 'closed')!r}):\n            time.sleep(0.01)\n"
     head = "    def forward(self, images: Tensor) -> list[Tensor]:\n"
-    assert head in source
-    source = source.replace("from torch import", "import os\nimport time\n\nfrom torch import", 1)
-    return write_tiny_weights(folder, source.replace(head, head + wait))
+    wait = f"        while os.path.exists({str(folder / 'closed')!r}):\n            time.sleep(0.01)\n"
+    assert head in inspect.getsource(tiny_network)
+    return write_tiny_weights(folder, replace=head, by=f"{head}        import os, time\n\n{wait}")
 
 
 def png(height: int, width: int, seed: int = 0) -> bytes:

@@ -14,11 +14,13 @@ import pytest
 import torch
 from serve_process import TOKEN, Server, eventually, png, serving, write_gated_weights
 
+from exported_files import document, write_onnx
 from yoloyard.cli.main import main
 from yoloyard.commands.model import Model
 from yoloyard.commands.predict import json_rows, predict
 from yoloyard.commands.sources import find_sources
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg, image_size
+from yoloyard.demo.drawing import NAMES
 
 PLACES = 6
 
@@ -31,7 +33,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(weights: Path) -> Iterator[Server]:
     flags = ("--queue", PLACES, "--max-batch", 4, "--threads", 1)
-    with serving(weights.parent, weights, f"second={weights}", *flags, token=TOKEN) as server:
+    onnx = write_onnx(weights.parent / "patches.onnx", document())
+    with serving(weights.parent, weights, f"second={weights}", onnx, *flags, token=TOKEN) as server:
         yield server
 
 
@@ -92,6 +95,21 @@ def test_what_comes_while_the_network_is_busy_is_computed_together_and_alike(ser
     grown = {name: value - before.get(name, 0) for name, value in server.measured().items()}
     assert grown['yoloyard_batch_images_sum{model="tiny"}'] == 1 + PLACES
     assert grown['yoloyard_batch_images_count{model="tiny"}'] == 3  # the one that held it up, then 4, then 2
+
+
+def test_a_batch_of_an_exported_file_gives_the_bits_of_each_image_alone(
+    server: Server, weights: Path, tmp_path: Path
+) -> None:
+    model = Model(weights.parent / "patches.onnx")
+    images = [png(96, 70, seed) for seed in range(PLACES)]
+    for _ in range(2):  # the first batch of a shape and number is computed both ways, the second one together
+        with server.held():
+            later = [server.later("/predict?model=patches", image) for image in images]
+            server.waits(PLACES)
+        found = [each.result().json["detections"] for each in later]
+        assert found == [rows_of(model, image, tmp_path) for image in images]
+        assert all(found)
+    assert server.value('yoloyard_batch_images_count{model="patches"}') == 4
 
 
 def test_images_of_two_shapes_and_two_models_wait_for_their_own_batch(server: Server) -> None:
@@ -164,12 +182,12 @@ REFUSED: dict[str, tuple[str, bytes | None, dict[str, str], int, str]] = {
     "a form without the field": ("/predict", *form("image", IMAGES["small"]), 400, "field `file`"),
     "a form that is cut off": ("/predict", form("file", IMAGES["small"])[0][:90], form("", b"")[1], 400, "form"),
     "a form of noise": ("/predict", NOISE, form("", b"")[1], 400, "form"),
-    "an unknown model": ("/predict?model=third", IMAGES["small"], {}, 404, "there are tiny, second"),
-    "no model": ("/predict?model=", IMAGES["small"], {}, 404, "there are tiny, second"),
+    "an unknown model": ("/predict?model=third", IMAGES["small"], {}, 404, "there are tiny, second, patches"),
+    "no model": ("/predict?model=", IMAGES["small"], {}, 404, "there are tiny, second, patches"),
     "an unknown route": ("/predictions", IMAGES["small"], {}, 404, ""),
     "noise as tensors": ("/v2/models/tiny/infer", NOISE[:100_000], {}, 400, "no JSON"),
     "nested JSON": ("/v2/models/tiny/infer", b"[" * 100_000, JSON, 400, "no JSON"),
-    "tensors of an unknown model": ("/v2/models/third/infer", b"{}", JSON, 404, "tiny, second"),
+    "tensors of an unknown model": ("/v2/models/third/infer", b"{}", JSON, 404, "tiny, second, patches"),
     "tensors that are too large": ("/v2/models/tiny/infer", None, {"Content-Length": str(2**40)}, 413, "larger than"),
 }
 
@@ -196,7 +214,7 @@ def test_a_body_without_a_length_ends_at_the_limit(server: Server) -> None:
 
 def test_several_models_must_be_told_apart(server: Server) -> None:
     answer = server.ask("/predict", IMAGES["small"])
-    assert (answer.status, answer.json["error"]) == (400, "say which model, ?model=NAME: tiny, second")
+    assert (answer.status, answer.json["error"]) == (400, "say which model, ?model=NAME: tiny, second, patches")
 
 
 def test_only_health_needs_no_token(server: Server) -> None:
@@ -253,7 +271,7 @@ def test_a_model_describes_itself(server: Server) -> None:
         "inputs": [{"name": "images", "datatype": "FP32", "shape": [-1, 3, -1, -1]}],
         "outputs": [
             {"name": "boxes", "datatype": "FP32", "shape": [-1, -1, 4]},
-            {"name": "scores", "datatype": "FP32", "shape": [-1, -1, 3]},
+            {"name": "scores", "datatype": "FP32", "shape": [-1, -1, len(NAMES)]},
         ],
     }
 

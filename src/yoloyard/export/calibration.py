@@ -64,8 +64,8 @@ def calibration_images(job: Job) -> CalibrationImages:
     log.info(line, extra=ONCE)
     if count < ENOUGH_IMAGES:
         log.info(f"with fewer than {ENOUGH_IMAGES} images int8 depends on which they are", extra=ONCE)
-    if line := bfloat16_line():
-        log.info(line, extra=ONCE)
+    if advice := bfloat16_line():
+        log.info(advice, extra=ONCE)
     ends = np.linspace(0, len(index), count + 1).astype(int)
     chosen = np.random.default_rng(0).integers(ends[:-1], ends[1:])
     shape = job.facts.shape

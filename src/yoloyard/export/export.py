@@ -15,6 +15,7 @@ from yoloyard.config.overrides import unknown_name
 from yoloyard.config.settings import ExportConfig, ModelConfig
 from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.export import int8, onnx_file, openvino_file, programs, tensorrt, triton
+from yoloyard.export.end_nodes import end_nodes
 from yoloyard.export.job import Job
 from yoloyard.export.parity import Parity, compare
 from yoloyard.export.preprocess import write_client
@@ -96,6 +97,9 @@ def export(config: ExportConfig) -> Exported:
         log.info(f"{target}: {files[target]}")
     if (symmetric := job.path(SYMMETRIC, "int8")).exists():
         files["onnx for tensorrt"] = symmetric
+    if config.outputs == "maps" and "onnx" in files:
+        for output, nodes in end_nodes(files["onnx"]).items():
+            log.info(f"{output} ends at {', '.join(f'{node} ({tensor})' for node, tensor in nodes)}")
     write_client(job, files)
     log.info("comparing the files with the weights")
     return Exported(config, folder, files, compare(job, files))
