@@ -104,7 +104,7 @@ def test_the_licence_goes_with_everything_that_is_trained_from_it(
     ]
     code, out, _ = yoloyard("licence", "runs/again")
     assert code == 0
-    assert "the result is under AGPL-3.0" in out
+    assert "weights under AGPL-3.0: the result is under it, too" in out
 
 
 def test_a_file_that_is_no_checkpoint_is_told(
