@@ -321,6 +321,7 @@ def v2_cases() -> dict[str, tuple[dict[str, Any], str]]:
         "a shape of texts": (tensor_request(images, shape=["1", 3, 32, 32]), r"[batch, 3, height, width]"),
         "too few numbers": (tensor_request(images, data=[0.5]), "has 1 numbers"),
         "texts": (tensor_request(images, data=["a"]), "must be numbers"),
+        "an endless number": (tensor_request(images, data=[10**400]), "must be numbers"),
         "ragged lists": (tensor_request(images, data=[[1], [1, 2]]), "must be numbers"),
         "no data": (tensor_request(images, data=None), "has 1 numbers"),
         "bytes not divided by 255": (tensor_request(images + 255), "must lie in 0 .. 1"),

@@ -113,7 +113,7 @@ def serve(
         if token is None:
             log.info("open to all who reach this address: no token is asked for (--token-file FILE asks for one)")
         server.run([listener])
-    log.info("ended; all that was accepted is answered")
+    log.info("ended at once" if server.force_exit else "ended; all that was accepted is answered")
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -61,7 +61,7 @@ def read(body: bytes, length: str | None, served: Served) -> Asked:
     if size is None:
         try:
             images = np.array(tensor.get("data"), np.float32)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise HTTPException(400, f"the data of `{INPUT}` must be numbers in a list") from error
     else:
         _check(size == len(body) - end, f"binary_data_size is {size}, and {len(body) - end} bytes follow the JSON")
