@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
@@ -139,3 +140,17 @@ WRITERS: dict[str, Callable[..., Path]] = {
     ".pt2": write_pt2,
     ".torchscript": write_torchscript,
 }
+# for a test that is run with each; torch takes seconds to import what writes a .pt2
+SUFFIXES = [".onnx", ".xml", ".torchscript", pytest.param(".pt2", marks=pytest.mark.slow)]
+
+
+class Files(dict[str, Path]):
+    """A file of each format by its suffix, written when it is first asked for; it takes images of any shape."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __missing__(self, suffix: str) -> Path:
+        self[suffix] = WRITERS[suffix](self.folder / f"best{suffix}", document())
+        return self[suffix]

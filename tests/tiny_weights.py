@@ -3,9 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from tiny_job import tiny_job
-
 from commands import TINY_NETWORK
+from tiny_job import tiny_job
 from yoloyard.models.weights import save_weights
 
 

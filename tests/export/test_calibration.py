@@ -11,12 +11,19 @@ from torch import Tensor
 import yoloyard
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.data.pixels.decode import encode_jpeg
-from yoloyard.export.calibration import calibration_images
+from yoloyard.export import calibration
+from yoloyard.export.calibration import bfloat16_line, calibration_images
 from yoloyard.models.heads import Found
 from yoloyard.models.registry import build
 from yoloyard.models.weights import save_weights
 
 SHAPES = ((48, 64), (64, 40), (50, 50))  # of the images, in turns
+
+
+@pytest.fixture(autouse=True)
+def no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU of which nothing is said, whatever this one is."""
+    monkeypatch.setattr(calibration, "bfloat16_line", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +83,15 @@ def test_a_dynamic_file_gets_the_images_that_predict_gives(
 
 def test_fewer_images_than_asked_for_are_all_taken_with_a_line(data: Path, tmp_path: Path, said: list[str]) -> None:
     assert len(calibration_images(job_in(tmp_path, data=str(data), calibration_images=300))) == 40
-    assert said == [f"int8 is calibrated with all 40 training images of {data}, not with 300"]
+    assert said == [f"int8 is calibrated with 40 of the 40 training images of {data}, not with 300"]
 
 
 def test_very_few_images_are_named_as_such(data: Path, tmp_path: Path, said: list[str]) -> None:
     assert len(calibration_images(job_in(tmp_path, data=str(data), calibration_images=5))) == 5
-    assert said == ["int8 is calibrated with 5 images; with fewer than 32 it depends on which they are"]
+    assert said == [
+        f"int8 is calibrated with 5 of the 40 training images of {data}",
+        "with fewer than 32 images int8 depends on which they are",
+    ]
 
 
 def test_int8_without_data_names_the_flag(tmp_path: Path) -> None:
@@ -108,3 +118,21 @@ def test_an_image_that_goes_away_meanwhile_is_named(data: Path, tmp_path: Path) 
     (images / "0.jpg").unlink()
     with pytest.raises(UserError, match=r"cannot read the image .*0\.jpg"):
         list(found)
+
+
+@pytest.mark.parametrize(("flags", "is_said"), [("avx512_bf16 amx_tile", False), ("amx_bf16 amx_int8", True)])
+def test_a_cpu_with_amx_is_told_of_bfloat16(tmp_path: Path, flags: str, is_said: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t: fpu {flags} sse\n")
+    assert ("bf16" in (bfloat16_line(tmp_path / "cpuinfo") or "")) is is_said
+
+
+def test_nothing_is_said_where_a_cpu_is_not_known(tmp_path: Path) -> None:
+    assert bfloat16_line(tmp_path / "cpuinfo") is None
+
+
+def test_the_line_comes_before_images_are_read(
+    data: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "bfloat16_line", lambda: "take bfloat16")
+    calibration_images(job_in(tmp_path, data=str(data), calibration_images=40))
+    assert said[-1] == "take bfloat16"

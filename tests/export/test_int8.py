@@ -103,6 +103,8 @@ def test_the_symmetric_file_has_zero_points_of_0_and_no_quantised_bias(
     assert zero_points
     assert all(each.dtype == np.int8 and not each.any() for each in zero_points)
     assert not any(node.op_type == "DequantizeLinear" and node.input[0] in values for node in graph.node)
+    quantised = [node.input[0] for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert sorted(quantised) == ["active", "head_weight", "images", "stem_weight"]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import openvino
 import pytest
-from tiny_job import tiny_job
 
+from tiny_job import tiny_job
 from yoloyard.common.errors import UsageError
 from yoloyard.demo.write import write_demo
 from yoloyard.export import int8, onnx_file, openvino_file
@@ -28,10 +28,10 @@ def job_for(folder: Path, data: Path, **settings: Any) -> Job:
     return tiny_job(folder, int8=True, data=str(data), calibration_images=40, **settings)
 
 
-@pytest.fixture(scope="module", params=[(96, 96), None], ids=["fixed", "dynamic"])
-def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, data: Path) -> Job:
-    """An export in 8 bits for ONNX Runtime, OpenVINO and TensorRT, and in float."""
-    job = job_for(tmp_path_factory.mktemp("export"), data, shape=request.param)
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Job:
+    """An export for any size, in 8 bits for ONNX Runtime, OpenVINO and TensorRT, and in float."""
+    job = job_for(tmp_path_factory.mktemp("export"), data, shape=None)
     onnx_file.write(job)
     openvino_file.write(job)
     int8.write_onnx(job)
@@ -78,8 +78,8 @@ def test_boxes_and_scores_hardly_change(job: Job) -> None:
     boxes, scores = outputs_of(job.path(".onnx"), image)
     for name in ("best.int8.onnx", "best.int8.tensorrt.onnx", "best.int8.xml"):
         boxes8, scores8 = outputs_of(job.folder / name, image)
-        assert 0 < np.abs(scores8 - scores).mean() < 0.02, name
-        assert 0 < np.abs(boxes8 - boxes).mean() < 2, name  # pixels
+        assert 0 < np.abs(scores8 - scores).mean() < 0.1 * scores.std(), name
+        assert 0 < np.abs(boxes8 - boxes).mean() < 0.1 * boxes.std(), name
 
 
 def outputs_of(path: Path, image: np.ndarray) -> list[np.ndarray]:
@@ -88,20 +88,26 @@ def outputs_of(path: Path, image: np.ndarray) -> list[np.ndarray]:
     return [found["boxes"], found["scores"]]
 
 
+def test_suppression_inside_a_file_goes_on_working(data: Path, tmp_path: Path) -> None:
+    job = job_for(tmp_path, data, outputs="nms", shape=None)
+    [rows] = openvino.Core().compile_model(int8.write_onnx(job), "CPU")(next(iter(calibration_images(job)))).values()
+    assert rows.shape == (1, 20, 6)
+    assert 0 < (rows[..., 5] >= 0).sum() < 20
+
+
 def test_it_says_what_it_is(job: Job) -> None:
     document = read_document(job.path(".xml", "int8"))
     assert document is not None
     assert document["file"]["precision"] == "int8"
-    runtime = load_runtime(job.path(".xml", "int8"), "cpu")
-    assert runtime.fixed_shape == (None if job.facts.shape is None else (96, 96))
+    assert load_runtime(job.path(".xml", "int8"), "cpu").fixed_shape is None
 
 
 def test_parts_that_keep_float_names_stay_in_float(data: Path, tmp_path: Path) -> None:
     job = job_for(tmp_path, data, keep_float="head.class_branches,head.box_branches")
     network = openvino.Core().read_model(openvino_file.write(job))
-    weights = [each for each in network.get_ops() if each.get_type_name() == "Convolution"]
-    kept = [each for each in weights if each.input_value(1).get_node().get_type_name() != "FakeQuantize"]
-    assert len(weights) - len(kept) == 3  # stem, fine, coarse
+    convolutions = [each for each in network.get_ops() if each.get_type_name() == "Convolution"]
+    quantised = [each for each in convolutions if each.input_value(1).get_node().get_type_name() != "Constant"]
+    assert (len(convolutions), len(quantised)) == (15, 3)  # stem, fine, coarse
 
 
 def test_an_unknown_part_is_an_error_before_images_are_read(data: Path, tmp_path: Path) -> None:

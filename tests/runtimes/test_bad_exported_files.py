@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 
 import yoloyard
-from exported_files import WRITERS, document, save_onnx, write_ir, write_onnx, write_torchscript
+from exported_files import SUFFIXES, WRITERS, Files, document, save_onnx, write_ir, write_onnx, write_torchscript
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.models.weights import read_weights
 from yoloyard.runtimes.load import load_runtime
@@ -26,9 +26,9 @@ def refusal(path: Path, **settings: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("content", ["the first half", "all but the last bytes", "noise", "nothing"])
-def test_damaged_files(suffix: str, content: str, files: dict[str, Path], tmp_path: Path) -> None:
+def test_damaged_files(suffix: str, content: str, files: Files, tmp_path: Path) -> None:
     whole, path = files[suffix].read_bytes(), tmp_path / f"bad{suffix}"
     noise = torch.randint(0, 256, (10_000,), dtype=torch.uint8).numpy().tobytes()
     cut = {"the first half": whole[: len(whole) // 2], "all but the last bytes": whole[:-7], "noise": noise}
@@ -107,29 +107,27 @@ def test_a_bin_that_is_missing_or_short(tmp_path: Path) -> None:
     ("suffix", "module", "extra"), [(".onnx", "onnxruntime", "onnx"), (".xml", "openvino", "openvino")]
 )
 def test_a_package_that_is_missing(
-    suffix: str, module: str, extra: str, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    suffix: str, module: str, extra: str, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     assert refusal(files[suffix]).endswith(f'pip install "yoloyard[{extra}]"')
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_a_device_that_the_file_does_not_run_on(
-    suffix: str, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_device_that_the_file_does_not_run_on(suffix: str, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yoloyard.runtimes.exported.choose_device", lambda name: torch.device("mps", 0))
     assert f"{files[suffix]} runs on cpu" in refusal(files[suffix], device="mps")
     assert yoloyard.load(files[suffix]).network.device == torch.device("cpu")  # auto
 
 
-def test_onnx_runtime_without_cuda(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_runtime_without_cuda(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("yoloyard.runtimes.exported.choose_device", lambda name: torch.device("cuda", 0))
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
     line = refusal(files[".onnx"], device="cuda")
     assert line.endswith("runs on cpu here, not on cuda:0: NVIDIA's GPUs want onnxruntime-gpu in place of onnxruntime")
 
 
-def test_names_that_are_missing_too_few_or_others(files: dict[str, Path], tmp_path: Path) -> None:
+def test_names_that_are_missing_too_few_or_others(files: Files, tmp_path: Path) -> None:
     other = write_onnx(tmp_path / "other.onnx")
     assert refusal(other) == f"{other} doesn't say its 2 classes: name them, --names a,b or --names data.yaml"
     assert refusal(other, names="a,b,c") == f"--names says 3 classes (a, b, c), {other} has 2"
@@ -139,7 +137,7 @@ def test_names_that_are_missing_too_few_or_others(files: dict[str, Path], tmp_pa
     assert yoloyard.load(other, names=tmp_path / "data.yaml").names == ("x", "y")
 
 
-def test_amp_is_refused(files: dict[str, Path]) -> None:
+def test_amp_is_refused(files: Files) -> None:
     with pytest.raises(UsageError, match=r"--amp is for weights files: .*best\.onnx is computed in the precision"):
         load_runtime(files[".onnx"], "cpu", amp=True)
 
@@ -159,8 +157,9 @@ class Effect:
         return Path.touch, (self.path,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["sample inputs", "constants", "expressions"])
-def test_nothing_in_a_pt2_file_is_executed(place: str, files: dict[str, Path], tmp_path: Path) -> None:
+def test_nothing_in_a_pt2_file_is_executed(place: str, files: Files, tmp_path: Path) -> None:
     mark, changed, pickled = tmp_path / "mark", tmp_path / "best.pt2", io.BytesIO()
     torch.save(Effect(mark), pickled)
     with zipfile.ZipFile(files[".pt2"]) as whole, zipfile.ZipFile(changed, "w") as archive:
@@ -182,7 +181,8 @@ def test_nothing_in_a_pt2_file_is_executed(place: str, files: dict[str, Path], t
     assert not mark.exists()
 
 
-def test_training_does_not_start_from_an_exported_file(files: dict[str, Path]) -> None:
-    for path in files.values():
+def test_training_does_not_start_from_an_exported_file(files: Files) -> None:
+    for suffix in (".onnx", ".xml", ".torchscript"):
+        path = files[suffix]
         with pytest.raises(UserError, match=r"best\.\w+ is an exported file: this takes the weights file"):
             read_weights(path)

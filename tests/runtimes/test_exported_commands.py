@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from exported_files import document, write_ir, write_onnx
+from exported_files import Files, document, write_ir, write_onnx
 from yoloyard.cli.main import main
 from yoloyard.commands.val import validate
 from yoloyard.common.errors import UserError
@@ -47,14 +47,21 @@ def rows_of(folder: Path) -> list[tuple[int, int, float]]:
 
 
 def test_validation_is_the_same_with_all_runtimes_and_batches(
-    files: dict[str, Path], data: Path, said: list[str], tmp_path: Path
+    files: Files, data: Path, said: list[str], tmp_path: Path
 ) -> None:
-    found = {suffix: rows_of(validate(path, data, save_json=True, conf=0.3).folder) for suffix, path in files.items()}
-    assert len(found[".onnx"]) > 20
-    assert all(rows == found[".onnx"] for rows in found.values())
-    assert not any("--amp" in line for line in said)
     one = write_onnx(tmp_path / "one.onnx", document(), shape=(1, 3, "height", "width"))
-    assert rows_of(validate(one, data, save_json=True, conf=0.3).folder) == found[".onnx"]
+    paths = (files[".onnx"], files[".xml"], one)
+    found, *others = [rows_of(validate(path, data, save_json=True, conf=0.3).folder) for path in paths]
+    assert len(found) > 20
+    assert others == [found, found]
+    assert not any("--amp" in line for line in said)
+
+
+@pytest.mark.slow
+def test_validation_with_programs_of_torch(files: Files, data: Path) -> None:
+    paths = [files[suffix] for suffix in (".onnx", ".pt2", ".torchscript")]
+    found, *others = [rows_of(validate(path, data, save_json=True, conf=0.3).folder) for path in paths]
+    assert others == [found, found]
 
 
 def test_validation_pads_to_the_shape_of_a_file(data: Path, said: list[str], tmp_path: Path) -> None:
@@ -70,7 +77,7 @@ def test_validation_of_another_programs_file_takes_the_names_of_the_data(data: P
     assert rows_of(validate(path, data, names=data, save_json=True, conf=0.3).folder)
 
 
-def test_predict_and_info_and_train(files: dict[str, Path], data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_and_info_and_train(files: Files, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = data.parent / "images/val"
     assert run("predict", images, "--weights", files[".onnx"], "--conf", 0.3, "--save-json") == 0
     assert "6 images; results in runs/predict" in capsys.readouterr().out
@@ -90,7 +97,7 @@ def test_info_of_another_programs_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == f"{path} has no metadata of yoloyard\n"
 
 
-def test_an_exported_file_may_lie_in_an_object_store(files: dict[str, Path]) -> None:
+def test_an_exported_file_may_lie_in_an_object_store(files: Files) -> None:
     pytest.importorskip("obstore")
     copy = local_weights(f"file://{files['.onnx']}")
     assert copy.suffix == ".onnx"

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor
 
 import yoloyard
-from exported_files import NAMES, WRITERS, Patches, document, write_ir, write_onnx, write_suppressed_onnx
+from exported_files import (
+    NAMES,
+    SUFFIXES,
+    WRITERS,
+    Files,
+    Patches,
+    document,
+    write_ir,
+    write_onnx,
+    write_suppressed_onnx,
+)
 from yoloyard.common.errors import UserError
 from yoloyard.common.structures import images_to_float
 from yoloyard.models.heads.head import above
@@ -27,10 +37,8 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize("multi_label", [True, False])
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_all_runtimes_find_what_the_network_finds(
-    suffix: str, multi_label: bool, files: dict[str, Path], images: Tensor
-) -> None:
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_all_runtimes_find_what_the_network_finds(suffix: str, multi_label: bool, files: Files, images: Tensor) -> None:
     boxes, scores = Patches()(images_to_float(images))
     where, points, labels, values = above(scores, 0.4, multi_label)
     assert 0 < len(where) < scores.numel()
@@ -43,23 +51,23 @@ def test_all_runtimes_find_what_the_network_finds(
     assert (runtime.names, runtime.strides, runtime.fixed_shape, runtime.max_batch) == (NAMES, (32,), None, None)
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_the_same_images_give_the_same_numbers_each_time(suffix: str, files: dict[str, Path], images: Tensor) -> None:
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_same_images_give_the_same_numbers_each_time(suffix: str, files: Files, images: Tensor) -> None:
     runtime = load_runtime(files[suffix])
     first, *others = [runtime.candidates(images, 0.4, False) for _ in range(4)]
     for other in others:
         assert all(torch.equal(*pair) for pair in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("suffix", WRITERS)
-def test_metadata_is_read_without_the_network(suffix: str, files: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_metadata_is_read_without_the_network(suffix: str, files: Files, tmp_path: Path) -> None:
     known = read_document(files[suffix])
     assert known is not None
     assert known["file"]["names"] == list(NAMES)
     assert read_document(WRITERS[suffix](tmp_path / f"other{suffix}")) is None
 
 
-def test_an_exported_file_is_used_as_a_weights_file(files: dict[str, Path]) -> None:
+def test_an_exported_file_is_used_as_a_weights_file(files: Files) -> None:
     model = yoloyard.load(files[".onnx"])
     assert (model.names, model.imgsz, model.settings.conf, model.settings.iou) == (NAMES, 64, 0.4, 0.6)
     found = model([RGB, RGB[:40]])
@@ -80,7 +88,7 @@ def test_a_file_of_one_shape_pads_to_it_and_says_so_once(suffix: str, tmp_path: 
         yoloyard.load(path, imgsz=128)
 
 
-def test_shapes_that_a_file_cannot_take_are_refused(files: dict[str, Path], images: Tensor, tmp_path: Path) -> None:
+def test_shapes_that_a_file_cannot_take_are_refused(files: Files, images: Tensor, tmp_path: Path) -> None:
     fixed = load_runtime(write_onnx(tmp_path / "a.onnx", document(shape=(96, 96)), ("batch", 3, 96, 96)))
     with pytest.raises(UserError, match=r"takes images of 96 x 96, not 64 x 96"):
         fixed.candidates(images, 0.4, False)

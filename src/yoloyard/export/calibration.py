@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from yoloyard.common.errors import UsageError
+from yoloyard.common.log import ONCE
 from yoloyard.common.structures import images_to_float
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import read_split, require_images
@@ -18,6 +19,7 @@ from yoloyard.export.job import Job
 
 log = logging.getLogger(__name__)
 
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
 ENOUGH_IMAGES = 32  # with fewer, the extremes of a layer depend on which images they are
 
 
@@ -57,12 +59,13 @@ def calibration_images(job: Job) -> CalibrationImages:
     require_images(index, spec, "train")
     wanted = job.config.calibration_images
     count = min(wanted, len(index))
-    if count < wanted:
-        log.info(f"int8 is calibrated with all {count} training images of {spec.path}, not with {wanted}")
+    more = f", not with {wanted}" if count < wanted else ""
+    line = f"int8 is calibrated with {count} of the {len(index)} training images of {spec.path}{more}"
+    log.info(line, extra=ONCE)
     if count < ENOUGH_IMAGES:
-        log.info(
-            f"int8 is calibrated with {count} images; with fewer than {ENOUGH_IMAGES} it depends on which they are"
-        )
+        log.info(f"with fewer than {ENOUGH_IMAGES} images int8 depends on which they are", extra=ONCE)
+    if advice := bfloat16_line():
+        log.info(advice, extra=ONCE)
     ends = np.linspace(0, len(index), count + 1).astype(int)
     chosen = np.random.default_rng(0).integers(ends[:-1], ends[1:])
     shape = job.facts.shape
@@ -71,4 +74,18 @@ def calibration_images(job: Job) -> CalibrationImages:
         None if shape is None else (shape[0], shape[1]),
         job.imgsz,
         max(job.facts.strides),
+    )
+
+
+def bfloat16_line(cpuinfo: Path = CPUINFO) -> str | None:
+    """What to compare int8 with on a CPU whose matrix units compute bfloat16; None on any other, and off Linux.
+
+    There bfloat16 needs about the time of int8 and no calibration. AVX512 alone has instructions for it, too, but
+    OpenVINO was slower with them than in float32.
+    """
+    if not cpuinfo.exists() or "amx_bf16" not in cpuinfo.read_text(encoding="utf-8").split():
+        return None
+    return (
+        "this CPU has AMX: bfloat16 is likely faster here than int8 and loses less; compare it first, with the weights "
+        "file (yoloyard val --amp) or OpenVINO's hint INFERENCE_PRECISION_HINT: bf16"
     )

@@ -34,8 +34,8 @@ class Program:
     """An exported file as its library has loaded it."""
 
     inputs: Sequence[Sequence[int | None]]  # shapes; None: any number
-    outputs: Sequence[str]  # names
-    compute: Callable[[Tensor], Sequence[Tensor]]  # float32 (B, 3, H, W), 0 .. 1, on `device`, to the outputs there
+    outputs: Sequence[str]  # names; empty if the format keeps none: of ours the order says them
+    compute: Callable[[Tensor], Tensor | Sequence[Tensor]]  # float32 (B, 3, H, W), on `device`, to the outputs there
     device: torch.device
 
 
@@ -67,9 +67,11 @@ class Exported:
                     f"{path} holds raw maps (--outputs {facts.outputs}), for the compilers of chips: use the weights "
                     "file, or an export with --outputs boxes"
                 )
-            if missing := set(OUTPUTS[facts.outputs]) - set(program.outputs):
+            wanted = OUTPUTS[facts.outputs]
+            there = list(program.outputs or wanted)
+            if missing := set(wanted) - set(there):
                 raise UserError(f"{path} is damaged: it has no output {' and '.join(sorted(missing))}")
-            self._places = {name: program.outputs.index(name) for name in OUTPUTS[facts.outputs]}
+            self._places = {name: there.index(name) for name in wanted}
             known, classes = tuple(facts.names), len(facts.names)
             self.strides, self.max_batch = tuple(facts.strides), self.max_batch or facts.max_batch
             self.precision = Precision(self.device.type, getattr(torch, facts.precision))
@@ -114,6 +116,7 @@ class Exported:
             found = self._program.compute(filled.to(self.device))
         except Exception as error:  # each library has errors of its own
             raise UserError(f"{self.path} can't be computed: {reason(error)}") from error
+        found = (found,) if isinstance(found, Tensor) else found
         if any(len(each) != len(filled) for each in found):  # sizes that an export has fixed fold into the batch
             raise UserError(f"{self.path} takes other images than it says: its outputs are not one for each image")
         return [each[: len(images)].float() for each in found]
