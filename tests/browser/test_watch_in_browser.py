@@ -1,11 +1,9 @@
 """The page of `yoloyard watch` in headless Chromium, beside a run that goes on, is killed, and is watched no more."""
 
 import contextlib
-import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +15,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from commands import TINY, start
 from yoloyard.demo.write import write_demo
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SCREENSHOT = Path(__file__).parents[2] / "build" / "watch.png"
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    if not CHROMIUM or not DRIVER:
-        pytest.skip("needs chromium and chromedriver (Debian: apt install chromium-driver)")
-    options = webdriver.ChromeOptions()
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "window-size=1200,2600"):
-        options.add_argument(f"--{flag}")
-    options.add_argument("--disable-background-networking")
-    options.add_argument(f"--user-data-dir={tmp_path / 'chromium'}")
-    options.binary_location = CHROMIUM
-    browser = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    yield browser
-    browser.quit()
 
 
 @pytest.mark.slow
