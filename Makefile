@@ -23,7 +23,7 @@ tests: $(VENV)/installed-dev .venv-cloud/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal \
 		-m "not slow and not gpu and not image and not fake_cuda"
 
-test-slow: $(VENV)/installed-dev .venv-cloud/installed
+test-slow: $(VENV)/installed-dev .venv-cloud/installed .venv-clients/installed
 	$(BIN)/python tests/passed.py networks runs exports plans jobs hosts rehearsal downloads
 
 # Builds the cpu image and uses it; installs buildah and podman where it may, says SKIP and why where not.
@@ -35,7 +35,7 @@ test-cloud: $(VENV)/installed-dev .venv-cloud/installed
 	$(BIN)/python tests/passed.py cloud
 
 # Those of test-slow, test-image and test-cloud that depend on a file which has changed since they passed; tests/passed notes it.
-test-changed: $(VENV)/installed-dev .venv-cloud/installed
+test-changed: $(VENV)/installed-dev .venv-cloud/installed .venv-clients/installed
 	$(BIN)/python tests/passed.py
 
 # SkyPilot, what its hosts need (Ray), and a fake AWS. The rest comes from $(VENV), whose packages it sees after its own.
@@ -47,6 +47,13 @@ test-changed: $(VENV)/installed-dev .venv-cloud/installed
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"), "$(CURDIR)/src", sep="\n")' \
 		> "$$(.venv-cloud/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/of-yoloyard.pth" && \
 	touch $@ || echo "SKIP: SkyPilot can't be installed; the tests that need it are skipped"
+
+# The client of Triton's makers, to which the server must look like one of theirs. Where it can't be installed, its test
+# is skipped.
+.venv-clients/installed:
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/$(PIP_INSTALL) "tritonclient[http]>=2.50" && touch $@ || \
+	echo "SKIP: tritonclient can't be installed; the test that needs it is skipped"
 
 # What a training asks of a CUDA device, traced without one by a CUDA build of torch, in an environment of its own.
 test-fake-cuda: .venv-fake-cuda/installed
@@ -110,4 +117,4 @@ $(VENV)/installed-dev: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf .venv .venv-oldest .venv-bench .venv-fake-cuda .venv-cloud .venv-docs site demo trees runs build src/*.egg-info
+	rm -rf .venv .venv-oldest .venv-bench .venv-fake-cuda .venv-cloud .venv-clients .venv-docs site demo trees runs build src/*.egg-info

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "licences": BOTTOM | {"licences", "models", "runtimes"},
     "export": BOTTOM
     | {"export", "commands", "runtimes", "evaluation", "data", "models", "storage", "licences", "demo"},
-    "serving": BOTTOM | {"serving", "commands", "runtimes", "evaluation", "data", "storage"},
+    "serving": BOTTOM | {"serving", "commands", "cpu", "runtimes", "evaluation", "data", "storage"},
     "docker": set(),  # data; its scripts run inside a container, before yoloyard
 }
 

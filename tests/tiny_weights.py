@@ -1,40 +1,23 @@
-"""A weights file of the tiny network, whose boxes overlap and whose scores reach from nearly 0 to nearly 1."""
+"""The network of `tiny_job` as a weights file, beside the user file that it belongs to."""
 
 import hashlib
-import inspect
 from pathlib import Path
 
-import torch
-
-import tiny_network
+from commands import TINY_NETWORK
+from tiny_job import tiny_job
 from yoloyard.models.weights import save_weights
 
-NAMES = ["bolt", "nut", "ring"]
 
-
-def write_tiny_weights(folder: Path, source: str = "", **metadata: object) -> Path:
-    """`tiny.safetensors` in `folder`, for 96 pixels, beside the network's file, or one of this `source`."""
-    source = source or inspect.getsource(tiny_network)
+def write_tiny_weights(folder: Path, replace: str = "", by: str = "") -> Path:
+    """`tiny.safetensors` in `folder`, for 96 pixels, beside `tiny_network.py`, where `replace` is replaced."""
+    job = tiny_job(folder)
+    source = Path(TINY_NETWORK.removesuffix(":Tiny")).read_text().replace(replace or "\0", by)
     (folder / "tiny_network.py").write_text(source)
-    torch.manual_seed(1)
-    detector = tiny_network.Tiny(len(NAMES)).eval()
-    with torch.no_grad():
-        for box, scores in zip(detector.head.box_branches, detector.head.class_branches, strict=True):
-            box[2].weight *= 10
-            box[2].bias[3::16] = 4.0  # sides of some three cells: neighbours overlap
-            scores[2].weight *= 40
-            scores[2].bias.zero_()
-    known = {
+    own = {
         "model": "tiny_network.py:Tiny",
         "model_digest": hashlib.sha256(source.encode()).hexdigest(),
-        "model_arguments": {"num_classes": len(NAMES)},
-        "names": NAMES,
-        "channels": 3,
-        "imgsz": 96,
-        "evaluation": {"conf": 0.001, "iou": 0.7, "max_det": 300, "precision": "float32"},
-        "showing": {"conf": 0.3, "iou": 0.45},
-        "licence": "Apache-2.0",
+        "model_arguments": {"num_classes": job.detector.num_classes},
     }
     path = folder / "tiny.safetensors"
-    save_weights(path, detector.state_dict(), {**known, **metadata})
+    save_weights(path, job.detector.state_dict(), {**job.metadata, **own})
     return path

@@ -1,4 +1,4 @@
-"""A headless Chromium."""
+"""Headless Chromium for the tests of pages."""
 
 import shutil
 from collections.abc import Iterator

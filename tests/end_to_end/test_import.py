@@ -9,6 +9,7 @@ import torch
 
 from commands import Command
 from foreign import published_network
+from yoloyard.common.digests import file_sha256
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.models import registry
 from yoloyard.models.weights import read_weights
@@ -93,7 +94,17 @@ def test_the_licence_goes_with_everything_that_is_trained_from_it(
     assert read_weights(trained)[1]["licence"] == "AGPL-3.0"
     other = ["--weights", trained, "--data", data, "--epochs", 1, "--name", "again"]
     assert yoloyard("train", *other, *SMALL)[0] == 0
-    assert read_weights(Path("runs/again/weights/last.safetensors"))[1]["licence"] == "AGPL-3.0"
+    again = read_weights(Path("runs/again/weights/last.safetensors"))[1]
+    assert again["licence"] == "AGPL-3.0"
+    steps = [(each["what"], each["file"], each["sha256"], each.get("data")) for each in again["history"]]
+    assert steps == [
+        ("imported", "official.pt", file_sha256(checkpoint), None),
+        ("trained", "official.pt", file_sha256(checkpoint), "line/data.yaml"),
+        ("trained", "best.safetensors", file_sha256(trained), "line/data.yaml"),
+    ]
+    code, out, _ = yoloyard("licence", "runs/again")
+    assert code == 0
+    assert "weights under AGPL-3.0: the result is under it, too" in out
 
 
 def test_a_file_that_is_no_checkpoint_is_told(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from yoloyard.common.errors import UsageError
+from yoloyard.common.lineage import longer_history
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.training.setup.settings import resumed
 from yoloyard.training.spec import RunSpec
@@ -39,11 +40,13 @@ def test_format_2_is_read_key_by_key(saved: dict[str, Any]) -> None:
 
 
 def test_what_is_written_is_read_again(saved: dict[str, Any]) -> None:
-    saved |= {"licence": "AGPL-3.0", "precision": "bfloat16"}
+    assert RunSpec.from_json(saved).history is None
+    saved |= {"licence": "AGPL-3.0", "precision": "bfloat16", "history": longer_history({}, "trained", None, None)}
     spec = RunSpec.from_json(saved)
     text = json.dumps({"format": 3, "progress": {}, **spec.to_json()})
     assert RunSpec.from_json(json.loads(text)) == spec
     assert (spec.licence, spec.precision) == ("AGPL-3.0", "bfloat16")
+    assert spec.history == saved["history"]
 
 
 def test_a_model_of_the_registry_has_its_own_name(saved: dict[str, Any]) -> None:

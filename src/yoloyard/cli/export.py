@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from yoloyard.cli.flags import Json, given, print_json, stdout_for_json, takes_settings
-from yoloyard.common.errors import UsageError
+from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.settings import ExportConfig
 
 
@@ -32,9 +32,11 @@ def export(
         done = run(config)
     if json:
         print_json(done.as_dict())
-        return
-    table = Table("target", "file")
-    for target, path in done.files.items():
-        table.add_row(target, path.name)
-    Console().print(table)
-    print(f"files: {done.folder}")
+    else:
+        table = Table("target", "file")
+        for target, path in done.files.items():
+            table.add_row(target, path.name)
+        Console().print(table)
+        print(f"files: {done.folder}\nreport: {done.parity.page}")
+    if done.parity.failures:
+        raise UserError(f"not all files find what the weights find: {'; '.join(done.parity.failures)}")

@@ -31,7 +31,8 @@ def licence(
         print(count_of(len(document["packages"]), "package") + (f"; written to {sbom}" if sbom else ""))
     else:
         for step in document["history"]:
-            shown = [f"{name} {value}" for name, value in step.items() if name != "what" and value]
+            facts = {**step, "sha256": str(step.get("sha256") or "")[:12]}
+            shown = [f"{name} {value}" for name, value in facts.items() if name != "what" and value]
             print(printable(f"{step['what']}: {', '.join(shown)}"))
         print(printable(document["meaning"]))
 

@@ -35,6 +35,10 @@ def info(
         return
     for name, value in found["metadata"].items():
         console.print(f"{name}: {printable(str(value))}", markup=False)
+    if "blocks" not in found:
+        if not found["metadata"]:
+            console.print(f"{model} has no metadata of yoloyard")
+        return
     table = Table("block", "name", "kind", "parameters", "GFLOPs")
     for block in found["blocks"]:
         gigaflops = f"{block['flops'] / 1e9:.3f}"

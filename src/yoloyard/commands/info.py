@@ -12,20 +12,25 @@ from yoloyard.models.custom_model import is_custom
 from yoloyard.models.importing.torch_files import names_in
 from yoloyard.models.profile import profile
 from yoloyard.models.weights import WEIGHT_FILES, load_model
+from yoloyard.runtimes.document import READERS, read_document
 from yoloyard.storage.fetch import local_weights
 
 log = logging.getLogger(__name__)
 
-SHOWN_METADATA = ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "showing", "versions")
+SHOWN_METADATA = ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "showing", "versions", "file")
 
 
 def describe(model: str) -> dict[str, Any]:
     """The document of `yoloyard info MODEL --json` (docs/json.md): blocks, cost, and the metadata of a weights file.
 
-    `model` is a name, a weights file or its address, or my_model.py:build. Raises UserError or UsageError otherwise.
+    `model` is a name, a weights file or its address, or my_model.py:build. Of an exported file there is the metadata
+    alone, with how it is fed and read in `file`. Raises UserError or UsageError otherwise.
     """
     metadata: dict[str, Any] = {}
     file = local_weights(model)
+    if file.suffix.lower() in READERS:
+        document = read_document(file) or {}
+        return {"model": model, "metadata": {name: document[name] for name in SHOWN_METADATA if document.get(name)}}
     if file.suffix.lower() in WEIGHT_FILES:
         if asked := names_in(file):
             names = ", ".join(ascii(name)[1:-1] for name in asked)

@@ -83,25 +83,16 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     threads = Threads(choose_device(config.device).type)
     given = {name: getattr(config, name) for name in ("imgsz", "conf", "iou", "max_det", "names")}
     model = Model(config.weights, config.device, config.amp, for_figures=True, **given)
-    device, precision, metadata, settings = (
-        model.network.device,
-        model.network.precision,
-        model.metadata,
-        model.settings,
-    )
-    fixed_shape = model.network.fixed_shape
+    network, metadata, settings = model.network, model.metadata, model.settings
+    device, precision, fixed_shape = network.device, network.precision, network.fixed_shape
     spec = read_data_yaml(config.data)
-    index, order = index_for(model.network, spec, config.weights, config.split)
+    index, order = index_for(network, spec, config.weights, config.split)
     wanted = config.imgsz or metadata.get("imgsz", 640)
     if model.imgsz != wanted and not fixed_shape:
         log.info(f"imgsz {wanted} is not a multiple of the stride {model.stride}: {model.imgsz} is used")
     reuse_memory(precision)
-    is_weights = isinstance(model.network, Network)
-    if (
-        is_weights
-        and config.amp is None
-        and (precision.name, choose_precision(device, amp=True).name) == ("float32", "bfloat16")
-    ):
+    could_be = choose_precision(device, amp=isinstance(network, Network) and config.amp is None).name
+    if (precision.name, could_be) == ("float32", "bfloat16"):
         log.info(AMP_LINE)
     batch = config.batch or metadata.get("evaluation", {}).get("batch", DEFAULT_BATCH)
     at_once = images_at_once(device, model.imgsz)
@@ -111,7 +102,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     folder = new_run_folder(Path(config.project), config.name or "val")
     threads.choose(wait=True)
     try:
-        found_by_image = predict_all(model.network, loader, settings)
+        found_by_image = predict_all(network, loader, settings)
     finally:
         threads.restore()
     numbers = torch.tensor(order)

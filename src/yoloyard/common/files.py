@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 RUN_MARK = ".yoloyard-run"  # a file in every folder of results; empty, or the id of the launch that writes there
 NAME_BYTES = 255  # of a file's name, on nearly all disks
+EXPORTED_FILES = (".onnx", ".xml", ".pt2", ".torchscript")  # suffixes of networks that other runtimes compute
 LOCK_SECONDS = 8.0  # workers of a killed run end, and its lock with them, within 5 seconds
 
 

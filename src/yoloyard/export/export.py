@@ -14,46 +14,74 @@ from yoloyard.common.versions import versions
 from yoloyard.config.overrides import unknown_name
 from yoloyard.config.settings import ExportConfig, ModelConfig
 from yoloyard.evaluation.metrics.showing import Showing
-from yoloyard.export import onnx_file, programs
+from yoloyard.export import int8, onnx_file, openvino_file, programs, tensorrt, triton
+from yoloyard.export.end_nodes import end_nodes
 from yoloyard.export.job import Job
+from yoloyard.export.parity import Parity, compare
+from yoloyard.export.preprocess import write_client
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
+from yoloyard.runtimes.load import FORMATS
 from yoloyard.runtimes.metadata import OUTPUTS, FileFacts
 from yoloyard.storage.fetch import local_weights
 
 log = logging.getLogger(__name__)
 
-TARGETS: Mapping[str, Callable[[Job], Path]] = {
-    "onnx": onnx_file.write,
+
+def _onnx(job: Job, symmetric: bool = False) -> Path:
+    """The ONNX file in the precision that is asked for, written once; `symmetric`: as TensorRT wants 8 bits."""
+    if not job.config.int8:
+        return onnx_file.write(job)
+    path = job.path(SYMMETRIC if symmetric else ".onnx", "int8")
+    return path if path.exists() else int8.write_onnx(job, symmetric)
+
+
+def _tensorrt(job: Job) -> Path:
+    return tensorrt.write(job, _onnx(job, symmetric=True), "int8" if job.config.int8 else job.precision)
+
+
+# In this order: what is made of the ONNX file comes after it.
+TARGETS: dict[str, Callable[[Job], Path]] = {
+    "onnx": _onnx,
+    "openvino": openvino_file.write,
     "pt2": programs.write_pt2,
     "torchscript": programs.write_torchscript,
+    "triton": lambda job: triton.write(job, _onnx(job)),
+    "tensorrt": _tensorrt,
 }
+SYMMETRIC = ".tensorrt.onnx"
 OF_TORCH = ("pt2", "torchscript")  # without int8, and without suppression, which torch has no operator for
-EXPORTED = (".onnx", ".xml", ".pt2", ".torchscript")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote: by target a file, or a folder of several."""
+    """What an export wrote, by target a file or a folder, and what the comparison with the weights says."""
 
     config: ExportConfig
     folder: Path
     files: Mapping[str, Path]
+    parity: Parity
 
     def as_dict(self) -> dict[str, Any]:
         """The document of `yoloyard export --json` (docs/json.md)."""
-        return {"weights": self.config.weights, "folder": self.folder, "files": dict(self.files)}
+        return {
+            "weights": self.config.weights,
+            "folder": self.folder,
+            "files": dict(self.files),
+            "failures": list(self.parity.failures),
+            "report": self.parity.page,
+        }
 
 
 def export(config: ExportConfig) -> Exported:
-    """Write the files that `config` asks for into a new run folder.
+    """Write the files that `config` asks for into a new run folder, and compare them with the weights.
 
     Raises UsageError for settings that don't fit each other, UserError for a file that is no weights file, a network
     that can't be traced, a missing package and a full disk. What was written before stays.
     """
     targets = _targets(config)
     weights = local_weights(config.weights)
-    if weights.suffix.lower() in EXPORTED:
+    if weights.suffix.lower() in FORMATS:
         raise UserError(f"{weights} is an exported file; export the weights file that it came from")
     detector, metadata = load_model(weights)
     if (channels := metadata.get("channels", 3)) != 3:
@@ -67,17 +95,28 @@ def export(config: ExportConfig) -> Exported:
     for target in targets:
         files[target] = TARGETS[target](job)
         log.info(f"{target}: {files[target]}")
-    return Exported(config, folder, files)
+    if (symmetric := job.path(SYMMETRIC, "int8")).exists():
+        files["onnx for tensorrt"] = symmetric
+    if config.outputs == "maps" and "onnx" in files:
+        for output, nodes in end_nodes(files["onnx"]).items():
+            log.info(f"{output} ends at {', '.join(f'{node} ({tensor})' for node, tensor in nodes)}")
+    write_client(job, files)
+    log.info("comparing the files with the weights")
+    return Exported(config, folder, files, compare(job, files))
 
 
 def _targets(config: ExportConfig) -> list[str]:
-    """The targets, each once. Raises UsageError for one that is unknown, and for settings that don't fit each other."""
+    """The targets in their order, and ONNX where others are made of it.
+
+    Raises UsageError for an unknown one, and for settings that don't fit each other.
+    """
     if not config.weights:
         raise UsageError("say which weights file to export: yoloyard export WEIGHTS")
-    targets = list(dict.fromkeys(name.strip() for name in config.to.split(",") if name.strip()))
-    for name in targets:
-        if name not in TARGETS:
-            raise UsageError(unknown_name(name, TARGETS, "target"))
+    named = {name.strip() for name in config.to.split(",")} - {""}
+    for name in sorted(named - set(TARGETS)):
+        raise UsageError(unknown_name(name, TARGETS, "target"))
+    named |= {"onnx"} if "triton" in named or ("tensorrt" in named and not config.int8) else set()
+    targets = [name for name in TARGETS if name in named]
     if not targets:
         raise UsageError(f"say what to export to: --to {','.join(TARGETS)}")
     if config.outputs not in OUTPUTS:

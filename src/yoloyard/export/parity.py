@@ -19,7 +19,7 @@ from yoloyard.common.device import Precision, images_at_once
 from yoloyard.common.files import write_whole_text
 from yoloyard.common.structures import Batch, Detections, Sample
 from yoloyard.common.versions import versions
-from yoloyard.config.settings import EvaluationConfig, ModelConfig
+from yoloyard.config.settings import ModelConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.loading.batches import collate
 from yoloyard.data.loading.loader import make_val_loader
@@ -31,7 +31,6 @@ from yoloyard.evaluation.metrics.showing import MIN_CONF, Showing
 from yoloyard.evaluation.report.page import write_page
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.export.job import Job
-from yoloyard.export.preprocess import input_side
 from yoloyard.runtimes.load import FORMATS, load_runtime
 from yoloyard.runtimes.network import Network
 
@@ -64,15 +63,14 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     UsageError or UserError for data or files that can't be used.
     """
     inside = job.facts.suppression
-    settings = settings_for(ModelConfig(), job.metadata.get("evaluation", {}))
-    settings = EvaluationConfig(**inside) if inside else settings
+    settings = settings_for(ModelConfig(), inside or job.metadata.get("evaluation", {}))
     reference = Network(job.detector, torch.device("cpu"), Precision("cpu", torch.float32), job.metadata)
-    side, stride, index = input_side(job), max(job.facts.strides), None
+    side, stride, index = job.imgsz, max(job.facts.strides), None
     batches: Iterable[Batch] = ()
     if job.config.data:
         index, order = index_for(reference, read_data_yaml(job.config.data), str(job.weights), "val")
-        at_once, shape = images_at_once(reference.device, side), job.facts.shape
-        batches = make_val_loader(index, side, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=shape)
+        at_once, fixed = images_at_once(reference.device, side), (side, side) if job.facts.shape else None
+        batches = make_val_loader(index, side, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
     else:
         batches = [_drawing(number, job, side, stride) for number in range(DRAWINGS)]
 
@@ -97,17 +95,15 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
             row["failures"] = judge(row, figures, job)
     failures = tuple(f"{row['file']}: {line}" for row in rows for line in row["failures"])
     used = [name for suffix, name in PACKAGES.items() if any(path.suffix == suffix for path in files.values())]
-    facts = {
-        "weights": job.weights.name,
-        "weights_sha256": job.facts.weights_sha256,
-        "input": " x ".join(map(str, job.facts.shape or ("any multiples of", stride))),
-        "machine": f"{processor()['name']}, {usable_cores()} cores",
-        "versions": ", ".join(f"{name} {version}" for name, version in versions(*used).items()),
-        "tolerances": TOLERANCES_SAID,
-    }
     document = {
-        "facts": facts,
-        "data": f"{job.config.data}, val" if job.config.data else None,
+        "facts": {
+            "Weights": f"{job.weights.name}, SHA-256 {job.facts.weights_sha256}",
+            "Data": f"{job.config.data}, val" if job.config.data else "drawings of the demo",
+            "Input": " x ".join(map(str, job.facts.shape or ("any multiples of", stride))),
+            "Machine": f"{processor()['name']}, {usable_cores()} cores",
+            "Versions": ", ".join(f"{name} {version}" for name, version in versions(*used).items()),
+            "Tolerances": TOLERANCES_SAID,
+        },
         "images": len(expected),
         "boxes": sum(int((each.scores > MIN_CONF).sum()) for each in expected.values()),
         "min_score": MIN_CONF,
@@ -124,19 +120,22 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
 def differences(expected: Mapping[int, Detections], found: Mapping[int, Detections]) -> dict[str, Any]:
     """How far `found` is from `expected`, by image, in boxes of which one of both at least scores above MIN_CONF.
 
-    Boxes match by class and by the largest IoU, at least 0.5. Those without a match are counted on both sides.
+    Boxes match by class, an IoU of at least 0.5, and what is nearest in IoU and score: boxes that were cut at the
+    image's edge may be equal. Those without a match are counted on both sides, if a pixel or more of them is left.
     """
     ours, theirs = (gather_found(each, max([*expected, *found]) + 1) for each in (expected, found))
     truth = Truth(ours.boxes_xyxy, ours.labels, ours.starts, np.zeros(len(ours.labels), bool))
-    matched, _ = match_boxes(theirs, truth, overlapping_pairs(theirs, truth))
+    pairs = overlapping_pairs(theirs, truth)
+    nearness = pairs.overlaps - np.abs(theirs.scores[pairs.found] - ours.scores[pairs.truth])
+    matched, _ = match_boxes(theirs, truth, replace(pairs, overlaps=nearness))
     rows = np.flatnonzero(matched >= 0)
     rows = rows[np.maximum(theirs.scores[rows], ours.scores[matched[rows]]) > MIN_CONF]
-    alone = np.setdiff1d(np.flatnonzero(ours.scores > MIN_CONF), matched)
+    ours_count, theirs_count = ((each.scores > MIN_CONF) & (each.areas >= 1) for each in (ours, theirs))
     pixels = np.abs(theirs.boxes_xyxy[rows] - ours.boxes_xyxy[matched[rows]])
     return {
         "matched": len(rows),
-        "torch_alone": len(alone),
-        "file_alone": int(((theirs.scores > MIN_CONF) & (matched < 0)).sum()),
+        "torch_alone": len(np.setdiff1d(np.flatnonzero(ours_count), matched)),
+        "file_alone": int((theirs_count & (matched < 0)).sum()),
         "pixels": float(pixels.max(initial=0)),
         "score": float(np.abs(theirs.scores[rows] - ours.scores[matched[rows]]).max(initial=0)),
     }
@@ -151,19 +150,22 @@ def judge(row: Mapping[str, Any], expected: Mapping[str, Any], job: Job) -> list
         alone = row["torch_alone"] + row["file_alone"]
         far = row["pixels"] > MAX_PIXELS or row["score"] > MAX_SCORE or alone
         line = f"boxes differ from torch's by up to {row['pixels']:.2f} pixels and {row['score']:.4f} of score, and "
-        line += f"{alone} have no match; rounding explains {MAX_PIXELS} and {MAX_SCORE}: don't use this file"
+        line += f"{alone} have no match; rounding explains {MAX_PIXELS} pixels and {MAX_SCORE}: don't use this file"
         return [line] if far and row["precision"] == "float32" else []
     found, is_int8 = row["figures"], row["precision"] == "int8"
-    classes = [
+    pairs = [*zip(expected["classes"], found["classes"], strict=True)]
+    ours, theirs = max(pairs, key=lambda pair: abs(pair[0]["map50_95"] - pair[1]["map50_95"]))
+    what = f"all classes (most apart: {ours['name']}, {ours['map50_95']:.4f} and {theirs['map50_95']:.4f})"
+    measured = [(what, expected["map50_95"], found["map50_95"], TOLERANCES[row["precision"]])]
+    measured += [
         (f"class {ours['name']} ({ours['boxes']} boxes)", ours["map50_95"], theirs["map50_95"], CLASS_TOLERANCE)
-        for ours, theirs in zip(expected["classes"], found["classes"], strict=True)
-        if ours["boxes"] >= CLASS_BOXES and is_int8
+        for ours, theirs in pairs
+        if is_int8 and ours["boxes"] >= CLASS_BOXES
     ]
-    every = [("all classes", expected["map50_95"], found["map50_95"], TOLERANCES[row["precision"]]), *classes]
     advice = _keep_float(job) if is_int8 else "leave out --half" if row["precision"] == "float16" else "don't use it"
     return [
         f"mAP50-95 of {what}: {before:.4f} in torch, {after:.4f} here, more than {limit} apart; {advice}"
-        for what, before, after, limit in every
+        for what, before, after, limit in measured
         if (before - after if is_int8 else abs(before - after)) > limit  # int8 may gain
     ]
 
@@ -180,8 +182,8 @@ def _drawing(number: int, job: Job, side: int, stride: int) -> Batch:
     """An image of the demo, whole or cut to another shape, letterboxed as `predict` does it."""
     image = demo_image(0, "val", number).pixels
     image = image[: len(image) * (4 - number % 4) // 4]
-    height, width = job.facts.shape or minimal_shape(*image.shape[:2], side, stride)
-    boxed, transform = letterbox(image, (height, width))
+    shape = (side, side) if job.facts.shape else minimal_shape(image.shape[0], image.shape[1], side, stride)
+    boxed, transform = letterbox(image, shape)
     no_boxes = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
     return collate([Sample(boxed, *no_boxes, number, transform)], [1])
 

@@ -16,11 +16,6 @@ CLIENT = Path(__file__).with_name("templates") / "client.py"  # not imported: it
 OUTPUTS = {"boxes": [BOXES, SCORES], "nms": [DETECTIONS]}
 
 
-def input_side(job: Job) -> int:
-    """The longer side of the images that a job's files get, in pixels."""
-    return max(job.facts.shape) if job.facts.shape else job.detector.input_size(job.metadata.get("imgsz", 640))
-
-
 def write_client(job: Job, files: Mapping[str, Path]) -> list[Path]:
     """Write preprocess.json and, where there is an ONNX file with boxes, client.py into the job's folder.
 
@@ -35,7 +30,7 @@ def write_client(job: Job, files: Mapping[str, Path]) -> list[Path]:
         "input": INPUT,
         "outputs": OUTPUTS.get(job.facts.outputs, [f"map_{stride}" for stride in job.facts.strides]),
         **{name: facts[name] for name in ("layout", "colours", "input_range", "letterbox", "shape")},
-        "imgsz": input_side(job),
+        "imgsz": job.imgsz,
         "multiple": max(job.facts.strides),
         "fill": 114,
         "interpolation": "bilinear",

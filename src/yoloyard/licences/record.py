@@ -32,9 +32,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _meaning(history: Sequence[Step], licences: str) -> str:
     if licences:
-        return (
-            f"{licences} weights: the result is under {licences} unless you have another licence from their publisher"
-        )
+        return f"weights under {licences}: the result is under it, too, unless their publisher gave you another licence"
     if not history:
         return "the file doesn't say what it came from: ask whoever gave it to you for its terms"
     if history[0]["what"] == "trained" and history[0].get("file") is None:

@@ -41,6 +41,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises UserError, naming the file, if it is missing, cut short, or something else.
     """
+    if path.suffix.lower() in files.EXPORTED_FILES:
+        raise UserError(f"{path} is an exported file: this takes the weights file that it was made from")
     if is_torch_file(path):
         return importers.read_checkpoint(path)
     content = read_bytes(path)

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from yoloyard.common.errors import UserError
 from yoloyard.models.importing.torch_files import read_bytes
+from yoloyard.runtimes.engine import SIDECAR, SUFFIX
 from yoloyard.runtimes.extras import needed
 from yoloyard.runtimes.metadata import KEY, FileFacts
 
@@ -19,20 +20,23 @@ def read_document(path: Path) -> dict[str, Any] | None:
 
     Raises UserError, naming the file, if it is missing, cut short or something else, or of another version.
     """
-    content = read_bytes(path)
+    content = read_bytes(path.with_suffix(SIDECAR) if path.suffix == SUFFIX else path)
     try:
         text = READERS[path.suffix.lower()](content)
     except UserError:
         raise
     except Exception as error:  # of protobuf, XML or zip files
         raise UserError(f"{path} is not whole: it was cut short, damaged, or is no {path.suffix} file") from error
+    if text is None:
+        return None
     try:
-        document: dict[str, Any] | None = None if text is None else json.loads(text)
-        if document is None or FileFacts(**document["file"]).format == FileFacts.format:
-            return document
-        raise ValueError("unknown format")
-    except (ValueError, TypeError, LookupError) as error:
-        raise UserError(f"{path} was exported by another version of yoloyard: export it again with this one") from error
+        document: dict[str, Any] = json.loads(text)
+        is_known = FileFacts(**document["file"]).format == FileFacts.format
+    except (ValueError, TypeError, LookupError):
+        is_known = False
+    if not is_known:
+        raise UserError(f"{path} was exported by another version of yoloyard: export it again with this one")
+    return document
 
 
 def _of_onnx(content: bytes) -> str | None:
@@ -51,9 +55,14 @@ def _of_archive(content: bytes) -> str | None:
         return archive.read(names[0]).decode() if names else None
 
 
+def _of_sidecar(content: bytes) -> str:
+    return json.dumps(json.loads(content)["document"])
+
+
 READERS: dict[str, Callable[[bytes], str | None]] = {
     ".onnx": _of_onnx,
     ".xml": _of_ir,
     ".pt2": _of_archive,
     ".torchscript": _of_archive,
+    SUFFIX: _of_sidecar,
 }

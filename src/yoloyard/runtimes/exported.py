@@ -23,6 +23,7 @@ from yoloyard.runtimes.metadata import BOXES, DETECTIONS, SCORES, FileFacts
 
 log = logging.getLogger(__name__)
 
+JOINED = "joined"  # the only output of other programs: (B, 4 + C, P), centre x, centre y, width, height, scores
 ASSUMED_STRIDE = 32  # of a file that says none
 PROBED_PIXELS = 320  # side of the image by which such a file is recognised, if it takes any size
 OUTPUTS = {"boxes": (BOXES, SCORES), "nms": (DETECTIONS,)}  # by `FileFacts.outputs`
@@ -33,8 +34,8 @@ class Program:
     """An exported file as its library has loaded it."""
 
     inputs: Sequence[Sequence[int | None]]  # shapes; None: any number
-    outputs: Sequence[str]  # names
-    compute: Callable[[Tensor], Sequence[Tensor]]  # float32 (B, 3, H, W), 0 .. 1, on `device`, to the outputs there
+    outputs: Sequence[str]  # names; empty if the format keeps none: of ours the order says them
+    compute: Callable[[Tensor], Tensor | Sequence[Tensor]]  # float32 (B, 3, H, W), on `device`, to the outputs there
     device: torch.device
 
 
@@ -57,7 +58,7 @@ class Exported:
         self.strides: tuple[int, ...] = (ASSUMED_STRIDE,)
         self.precision = Precision(self.device.type, torch.float32)
         if document is None:
-            self._form, self._chosen, classes = self._recognised()
+            self._places, classes = self._recognised()
             known = tuple(names)
         else:
             facts = FileFacts(**document["file"])
@@ -66,8 +67,12 @@ class Exported:
                     f"{path} holds raw maps (--outputs {facts.outputs}), for the compilers of chips: use the weights "
                     "file, or an export with --outputs boxes"
                 )
-            self._form, known, classes = facts.outputs, tuple(facts.names), len(facts.names)
-            self._chosen = [program.outputs.index(name) for name in OUTPUTS[self._form]]
+            wanted = OUTPUTS[facts.outputs]
+            there = list(program.outputs or wanted)
+            if missing := set(wanted) - set(there):
+                raise UserError(f"{path} is damaged: it has no output {' and '.join(sorted(missing))}")
+            self._places = {name: there.index(name) for name in wanted}
+            known, classes = tuple(facts.names), len(facts.names)
             self.strides, self.max_batch = tuple(facts.strides), self.max_batch or facts.max_batch
             self.precision = Precision(self.device.type, getattr(torch, facts.precision))
         if not known:
@@ -80,7 +85,7 @@ class Exported:
     def candidates(self, images: Tensor, conf: float, multi_label: bool) -> Found:
         """As `Runtime.candidates` says. Of a file with suppression inside these are the boxes that it kept."""
         outputs = self.outputs(images_to_float(images))
-        if self._form == "nms":
+        if DETECTIONS in outputs:
             rows = outputs[DETECTIONS]
             where, places = ((rows[..., 5] >= 0) & (rows[..., 4] > conf)).nonzero(as_tuple=True)
             found = rows[where, places]
@@ -88,43 +93,44 @@ class Exported:
         where, points, labels, values = above(outputs[SCORES], conf, multi_label)
         return where, outputs[BOXES][where, points], values, labels
 
+    @torch.inference_mode()
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """As `Runtime.outputs` says, float32."""
+        """As `Runtime.outputs` says."""
         shape, stride = tuple(images.shape[2:]), max(self.strides)
         if self.max_batch is not None and len(images) > self.max_batch:
             raise UserError(f"{self.path} takes at most {self.max_batch} images at once, not {len(images)}")
         if shape != self.fixed_shape if self.fixed_shape else any(side % stride for side in shape):
             takes = shape_text(self.fixed_shape) if self.fixed_shape else f"multiples of {stride} pixels"
             raise UserError(f"{self.path} takes images of {takes}, not {shape_text(shape)}")
-        outputs = self._compute(images)
-        if self._form == "nms":
-            return {DETECTIONS: outputs[0]}
-        if self._form == "boxes":
-            return {BOXES: outputs[0], SCORES: outputs[1]}
-        boxes_cxcywh, scores = outputs[0].transpose(1, 2).split((4, len(self.names)), dim=2)
-        return {BOXES: cxcywh_to_xyxy(boxes_cxcywh), SCORES: scores}
+        found = self._compute(images)
+        if JOINED in self._places:
+            boxes, scores = found[self._places[JOINED]].transpose(1, 2).split((4, len(self.names)), dim=2)
+            return {BOXES: cxcywh_to_xyxy(boxes), SCORES: scores}
+        return {name: found[place] for name, place in self._places.items()}
 
     def _compute(self, images: Tensor) -> list[Tensor]:
-        """The outputs of `_chosen`, float32. Where a batch has one size, a smaller one is filled up and cut again."""
+        """All outputs, float32. Where a batch has one size, a smaller one is filled up and cut again."""
         short = (self._whole_batch or 0) - len(images)
         filled = torch.cat((images, images[:1].expand(short, -1, -1, -1))) if short > 0 else images
         try:
-            outputs = self._program.compute(filled)
+            found = self._program.compute(filled.to(self.device))
         except Exception as error:  # each library has errors of its own
             raise UserError(f"{self.path} can't be computed: {reason(error)}") from error
-        return [outputs[number][: len(images)].float() for number in self._chosen]
+        found = (found,) if isinstance(found, Tensor) else found
+        if any(len(each) != len(filled) for each in found):  # sizes that an export has fixed fold into the batch
+            raise UserError(f"{self.path} takes other images than it says: its outputs are not one for each image")
+        return [each[: len(images)].float() for each in found]
 
-    def _recognised(self) -> tuple[str, list[int], int]:
-        """Form, numbers of the outputs and class count of a file without metadata, by what it makes of an image."""
-        self._chosen = list(range(len(self._program.outputs)))
+    def _recognised(self) -> tuple[dict[str, int], int]:
+        """Places of the outputs and class count of a file without metadata, by what it makes of an image."""
         height, width = self.fixed_shape or (PROBED_PIXELS, PROBED_PIXELS)
-        shapes = [output.shape for output in self._compute(torch.zeros(1, 3, height, width, device=self.device))]
+        shapes = [output.shape for output in self._compute(torch.zeros(1, 3, height, width))]
         ranks = [len(shape) for shape in shapes]
         if ranks == [3] and 4 < shapes[0][1] <= shapes[0][2]:
-            return "joined", [0], shapes[0][1] - 4
+            return {JOINED: 0}, shapes[0][1] - 4
         if ranks == [3, 3] and shapes[0][1] == shapes[1][1] and 4 in (shapes[0][2], shapes[1][2]):
             boxes = int(shapes[0][2] != 4)
-            return "boxes", [boxes, 1 - boxes], shapes[1 - boxes][2]
+            return {BOXES: boxes, SCORES: 1 - boxes}, shapes[1 - boxes][2]
         raise UserError(
             f"{self.path} is no detector that can be used: it makes {', '.join(map(shape_text, shapes))} of an image; "
             "boxes (1, P, 4) with scores (1, P, C), or both in one (1, 4 + C, P), are understood"
@@ -160,8 +166,9 @@ def device_for(path: Path, name: str, kinds: Sequence[str], remedy: str = "leave
 
 
 def reason(error: BaseException) -> str:
-    """What a library says in an error, in one line that isn't endless."""
-    return f"{' '.join(str(error).split()) or type(error).__name__:.300}"
+    """What a library says in an error, in one line: of a long text the beginning and the end."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:80]} ... {text[-220:]}"
 
 
 def shape_text(shape: Sequence[int | None]) -> str:

@@ -10,6 +10,7 @@ from yoloyard.common.device import choose_device, choose_precision
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.models.weights import load_model
 from yoloyard.runtimes.document import read_document
+from yoloyard.runtimes.engine import SUFFIX, refuse_engine
 from yoloyard.runtimes.exported import Exported, Program, reason
 from yoloyard.runtimes.network import Network
 from yoloyard.runtimes.onnx_runtime import open_onnx
@@ -32,6 +33,8 @@ def load_runtime(path: Path, device: str = "auto", amp: bool | None = None, name
     `amp`: mixed precision; None: as in training; an exported file has a precision of its own. `names`: the classes of a
     file that doesn't say them. Raises UsageError or UserError for a file or device that can't be used.
     """
+    if path.suffix == SUFFIX:
+        refuse_engine(path)
     if path.suffix.lower() in FORMATS:
         if amp:
             raise UsageError(f"--amp is for weights files: {path} is computed in the precision that it was exported in")

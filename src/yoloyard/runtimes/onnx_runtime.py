@@ -36,5 +36,6 @@ def open_onnx(path: Path, device: str, document: Any) -> Program:
         array = images.to("cpu", TYPES[inputs[0].type]).contiguous().numpy()
         return [torch.from_numpy(output).to(chosen) for output in session.run(names, {inputs[0].name: array})]
 
-    shapes = [[side if isinstance(side, int) else None for side in each.shape] for each in inputs]
+    # A name such as "64" is a size that torch has fixed while it exported.
+    shapes = [[int(side) if str(side).isdecimal() else None for side in each.shape] for each in inputs]
     return Program(shapes, names, compute, chosen)

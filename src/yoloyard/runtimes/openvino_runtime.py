@@ -11,6 +11,7 @@ from yoloyard.runtimes.exported import Program, device_for
 from yoloyard.runtimes.extras import needed
 from yoloyard.runtimes.metadata import BOXES, DETECTIONS, SCORES
 
+KNOWN = {BOXES, SCORES, DETECTIONS}  # an output may have several names, or none
 TYPES = {"f32": torch.float32, "f16": torch.float16}
 
 
@@ -30,16 +31,10 @@ def open_openvino(path: Path, device: str, document: Any) -> Program:
     core = openvino.Core()
     network = core.compile_model(core.read_model(path, weights), "CPU", wanted)
     shapes = [[side.get_length() if side.is_static else None for side in each.partial_shape] for each in network.inputs]
-    names = [_name(output.get_names(), number) for number, output in enumerate(network.outputs)]
+    names = [min(each.get_names() & KNOWN or {str(number)}) for number, each in enumerate(network.outputs)]
 
     def compute(images: Tensor) -> list[Tensor]:
-        array = images.to(TYPES[network.inputs[0].element_type.get_type_name()]).contiguous().numpy()
-        found = network(array)
+        found = network(images.to(TYPES[network.inputs[0].element_type.get_type_name()]).contiguous().numpy())
         return [torch.from_numpy(found[number]) for number in range(len(names))]
 
     return Program(shapes, names, compute, chosen)
-
-
-def _name(names: set[str], number: int) -> str:
-    """The name of an output, which may have several, or none."""
-    return min(names, key=lambda name: (name not in (BOXES, SCORES, DETECTIONS), name), default=str(number))

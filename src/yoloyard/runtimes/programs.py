@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from yoloyard.common.errors import UserError
-from yoloyard.runtimes.exported import OUTPUTS, Program, device_for
+from yoloyard.runtimes.exported import Program, device_for
 
 INERT_VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 OBJECTS = ("custom_obj", "opaque_obj")  # in names of entries: pickles that torch would execute
 # How sizes of batches and images are written, such as Mul(Integer(32), Symbol('s39', positive=True, integer=True)).
-SIZES = re.compile(
-    r"(\b(Add|CeilDiv|FloorDiv|Integer|Max|Min|Mod|Mul|Pow|Symbol|True|integer|nonnegative|positive|[su]?\d+)\b|['\s+*/(),=-])*"
-)
-SAYS_WARNINGS = ("torch.export", "torch._export.serde.serialize")  # tracebacks before errors
+WORDS = "Add|CeilDiv|FloorDiv|Integer|Max|Min|Mod|Mul|Pow|Symbol|True|integer|nonnegative|positive"
+SIZES = re.compile(rf"(\b({WORDS}|[su]?\d+)\b|['\s+*/(),=-])*")
 
 
 def open_pt2(path: Path, device: str, document: Any) -> Program:
@@ -46,11 +44,10 @@ def open_pt2(path: Path, device: str, document: Any) -> Program:
     values = {each.name: each.meta.get("val") for each in program.graph.nodes if each.op == "placeholder"}
     sides = [values[name].shape for name in program.graph_signature.user_inputs]
     shapes = [[side if isinstance(side, int) else None for side in shape] for shape in sides]
-    outputs = _names(document, len(program.graph_signature.user_outputs))
     # Guards of torch 2.9 and later hold sizes of the example to be the only ones where the program takes all.
     known = inspect.signature(program.module).parameters
     network = program.module(**{"check_guards": False} if "check_guards" in known else {})
-    return Program(shapes, outputs, lambda images: _tensors(network(images)), chosen)
+    return Program(shapes, (), network, chosen)
 
 
 def open_torchscript(path: Path, device: str, document: Any) -> Program:
@@ -64,24 +61,12 @@ def open_torchscript(path: Path, device: str, document: Any) -> Program:
     with warnings.catch_warnings(action="ignore"):  # torch calls the format deprecated
         network = torch.jit.load(path, map_location="cpu")
 
-    def compute(images: Tensor) -> tuple[Tensor, ...]:
+    def compute(images: Tensor) -> Any:
         # Optimised, it would be another program from the second call on, with other roundings.
         with torch.jit.optimized_execution(False):
-            return _tensors(network(images))
+            return network(images)
 
-    facts = document["file"]
-    shape = (None, 3, *(facts["shape"] or (None, None)))
-    return Program([shape], OUTPUTS.get(facts["outputs"], ()), compute, chosen)
-
-
-def _names(document: dict[str, Any] | None, count: int) -> list[str]:
-    """Names of outputs, which the format doesn't keep: of ours they are known by their order."""
-    known = OUTPUTS.get(document["file"]["outputs"], ()) if document else ()
-    return [*known, *map(str, range(len(known), count))]
-
-
-def _tensors(outputs: Any) -> tuple[Tensor, ...]:
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+    return Program([(None, 3, *(document["file"]["shape"] or (None, None)))], (), compute, chosen)
 
 
 @contextlib.contextmanager
@@ -89,13 +74,11 @@ def _inert() -> Iterator[None]:
     """While entered, torch unpickles nothing but tensors, and says what is wrong by errors alone."""
     before = os.environ.get(INERT_VARIABLE)
     os.environ[INERT_VARIABLE] = "1"
-    loggers = [logging.getLogger(name) for name in SAYS_WARNINGS]
-    for each in loggers:
-        each.disabled = True
+    logger = logging.getLogger("torch.export")
+    logger.disabled = True
     try:
         yield
     finally:
-        for each in loggers:
-            each.disabled = False
+        logger.disabled = False
         del os.environ[INERT_VARIABLE]
         os.environ |= {} if before is None else {INERT_VARIABLE: before}

@@ -91,12 +91,14 @@ class Queue:
     async def _compute(self, batch: list[Work], thread: ThreadPoolExecutor) -> None:
         started, items = time.perf_counter(), [work.item for work in batch]
         results: list[Any]
+        self._metrics.computing.set(len(batch))
         try:
             results = await asyncio.get_running_loop().run_in_executor(thread, batch[0].compute, items)
         except Exception as error:  # noqa: BLE001  # whatever the network says: these fail, the server goes on
             log.error(f"{batch[0].model} failed: {type(error).__name__}: {error}")
             results = [error] * len(batch)
         model = batch[0].model
+        self._metrics.computing.set(0)
         self._metrics.batch_seconds.labels(model).observe(time.perf_counter() - started)
         self._metrics.batch_images.labels(model).observe(sum(work.images for work in batch))
         for work, result in zip(batch, results, strict=True):

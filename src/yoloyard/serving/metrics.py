@@ -22,6 +22,7 @@ class Metrics:
             buckets=SECONDS,
         )
         self.waiting = Gauge("yoloyard_queue_requests", "Requests that wait for the network.", registry=registry)
+        self.computing = Gauge("yoloyard_computing_requests", "Requests that are computed now.", registry=registry)
         self.batch_seconds = Histogram(
             "yoloyard_batch_seconds",
             "From a batch's start to its results: decoding, network, suppression.",

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from yoloyard.common.errors import UserError
-from yoloyard.common.files import RUN_MARK, write_whole, write_whole_folder
+from yoloyard.common.files import EXPORTED_FILES, RUN_MARK, write_whole, write_whole_folder
 from yoloyard.common.log import size_text
 from yoloyard.data.store import Store, alone
 from yoloyard.storage.address import is_address, reasons_said
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS_KEPT = 10  # files in the cache of those that came from addresses
 BEST = "weights/best.safetensors"
-WEIGHTS = (".safetensors", ".pt", ".pth")  # files of weights; any other address is that of a run
+WEIGHTS = (".safetensors", ".pt", ".pth", *EXPORTED_FILES)  # files of networks; any other address is that of a run
 
 
 class DamagedCopyError(Exception):
@@ -79,6 +79,8 @@ def local_weights(weights: str) -> Path:
     """
     if not is_address(weights):
         return Path(weights)
+    if weights.lower().endswith(".xml"):
+        raise UserError(f"{weights} needs its .bin beside it: fetch both, or use an .onnx file")
     is_file = weights.lower().endswith(WEIGHTS)
     parent, _, path = weights.rpartition("/") if is_file else (weights.rstrip("/"), "", BEST)
     copies = Copies(parent)

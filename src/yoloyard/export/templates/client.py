@@ -13,9 +13,9 @@ import numpy as np
 
 
 def read(path: str) -> np.ndarray:
-    """An image file as uint8 RGB (H, W, 3): EXIF orientation applied, transparent pixels composed on grey."""
+    """An image file as uint8 RGB (H, W, 3): transparent pixels composed on grey, else EXIF orientation applied."""
     image, stored = cv2.imread(path, cv2.IMREAD_COLOR), cv2.imread(path, cv2.IMREAD_UNCHANGED)
-    if image is None or stored.dtype != np.uint8:
+    if image is None or stored is None or stored.dtype != np.uint8:
         sys.exit(f"{path} is no image of 8 bits")
     if stored.ndim == 3 and stored.shape[2] == 4:
         alpha = stored[..., 3:].astype(np.uint16)
@@ -38,7 +38,8 @@ def letterbox(image: np.ndarray, imgsz: int, shape: list[int] | None, multiple: 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, conf: float, iou: float, max_det: int) -> list:
     """Rows of boxes (n, 4) to keep, best first: of those of a class that overlap by more than `iou` the best one."""
-    order, kept = np.argsort(-scores, kind="stable")[: (scores > conf).sum()][:30_000], []
+    order = np.argsort(-scores, kind="stable")[: (scores > conf).sum()][:30_000]
+    kept: list[int] = []
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     while len(order) and len(kept) < max_det:
         best, order = order[0], order[1:]
@@ -66,7 +67,7 @@ def main(file: str, *paths: str) -> None:
         scores, labels = (rest[0].max(1), rest[0].argmax(1)) if rest else (boxes[:, 4], boxes[:, 5].astype(int))
         kept = suppress(boxes[:, :4], scores, labels, **facts["suppression"])
         corners = (boxes[kept, :4].reshape(-1, 2, 2) - pad) / scale
-        corners = np.clip(corners, 0, np.float32(image.shape[1::-1])).reshape(-1, 4)
+        corners = np.clip(corners, 0, np.array(image.shape[1::-1], np.float32)).reshape(-1, 4)
         for box, score, label in zip(corners.tolist(), scores[kept].tolist(), labels[kept].tolist(), strict=True):
             row = {"image": path, "box_xyxy": [round(side, 2) for side in box], "score": round(score, 5)}
             rows.append({**row, "label": label, "name": facts["names"][label]})

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.files import EXPORTED_FILES
 from yoloyard.common.lineage import Step, data_name, longer_history
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
@@ -21,6 +22,8 @@ from yoloyard.storage.address import is_address
 from yoloyard.storage.fetch import local_weights
 
 log = logging.getLogger(__name__)
+
+FILES = (*WEIGHT_FILES, *EXPORTED_FILES)  # the latter are refused by whoever reads them
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def starting_point(given: Mapping[str, Any]) -> StartingPoint:
     """What `model` (a name, FILE.py:FUNCTION, a weights file) and `weights` mean. Raises UsageError or UserError."""
     model = registry.plain_name(given["model"]) if given.get("model") else None
     path = given.get("weights")
-    if path is None and model is not None and (is_address(model) or Path(model).suffix.lower() in WEIGHT_FILES):
+    if path is None and model is not None and (is_address(model) or Path(model).suffix.lower() in FILES):
         path, model = model, None
     file = local_weights(path) if path else None
     state, metadata = read_weights(file) if file else ({}, {})

@@ -10,11 +10,13 @@ from torch import nn
 from commands import TINY_NETWORK
 from tiny_network import Tiny
 from yoloyard.config.settings import ExportConfig
+from yoloyard.demo.drawing import NAMES
 from yoloyard.demo.write import demo_image
 from yoloyard.export.job import Job
 from yoloyard.runtimes.metadata import FileFacts
 
-NAMES = ("scratch", "dent", "spot")
+__all__ = ["NAMES", "SHOWN", "tiny_job"]
+
 SHOWN = {"conf": 0.3, "iou": 0.45}
 
 
@@ -27,10 +29,11 @@ def tiny_job(folder: Path, outputs: str = "boxes", shape: tuple[int, int] | None
             module.momentum = 1.0  # the statistics are those of the one batch
     drawings = np.stack([demo_image(0, "val", number, 96).pixels for number in range(4)])
     with torch.no_grad():
-        for boxes, classes in zip(detector.head.box_branches, detector.head.class_branches, strict=True):
-            boxes[2].weight.mul_(20)
-            classes[2].weight.mul_(8)
-            classes[2].bias.fill_(-4.0)
+        for name, values in detector.head.named_parameters():
+            if name.endswith(".2.weight"):
+                values.mul_(20 if name.startswith("box") else 8)
+            elif name.startswith("class") and name.endswith(".2.bias"):
+                values.fill_(-4.0)
         detector(torch.from_numpy(drawings).permute(0, 3, 1, 2) / 255)
     detector.eval()
     suppression = {**SHOWN, "max_det": 20} if outputs == "nms" else None

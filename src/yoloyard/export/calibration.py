@@ -1,0 +1,91 @@
+"""Training images by which int8 learns the range of each layer, in the form that `predict` gives a network."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from yoloyard.common.errors import UsageError
+from yoloyard.common.log import ONCE
+from yoloyard.common.structures import images_to_float
+from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.index.index import read_split, require_images
+from yoloyard.data.pixels.augment import letterbox, minimal_shape
+from yoloyard.data.pixels.decode import decode_image
+from yoloyard.export.job import Job
+
+log = logging.getLogger(__name__)
+
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
+ENOUGH_IMAGES = 32  # with fewer, the extremes of a layer depend on which images they are
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """Images float32 (1, 3, H, W), RGB 0 .. 1. Each iteration decodes them again, so they take no memory.
+
+    Iterating raises UserError naming an image that can't be decoded.
+    """
+
+    paths: tuple[Path, ...]
+    shape: tuple[int, int] | None  # the only (H, W); None: as little padding as `stride` allows
+    imgsz: int
+    stride: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for path in self.paths:
+            image = decode_image(path)
+            shape = self.shape or minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
+            pixels = torch.from_numpy(letterbox(image, shape)[0]).permute(2, 0, 1)[None]
+            yield images_to_float(pixels).contiguous().numpy()
+
+
+def calibration_images(job: Job) -> CalibrationImages:
+    """Images of the training split of `--data`, `--calibration-images` of them: one of each part of the list.
+
+    The choice is always the same. A line says so where there are fewer. Raises UsageError without `--data`, UsageError
+    or UserError for a data set without training images that can be used.
+    """
+    if job.config.data is None:
+        raise UsageError("--int8 needs --data, the data.yaml whose training images calibrate it")
+    spec = read_data_yaml(job.config.data)
+    index = read_split(spec, "train")
+    require_images(index, spec, "train")
+    wanted = job.config.calibration_images
+    count = min(wanted, len(index))
+    more = f", not with {wanted}" if count < wanted else ""
+    line = f"int8 is calibrated with {count} of the {len(index)} training images of {spec.path}{more}"
+    log.info(line, extra=ONCE)
+    if count < ENOUGH_IMAGES:
+        log.info(f"with fewer than {ENOUGH_IMAGES} images int8 depends on which they are", extra=ONCE)
+    if advice := bfloat16_line():
+        log.info(advice, extra=ONCE)
+    ends = np.linspace(0, len(index), count + 1).astype(int)
+    chosen = np.random.default_rng(0).integers(ends[:-1], ends[1:])
+    shape = job.facts.shape
+    return CalibrationImages(
+        tuple(index.paths[position] for position in chosen.tolist()),
+        None if shape is None else (shape[0], shape[1]),
+        job.imgsz,
+        max(job.facts.strides),
+    )
+
+
+def bfloat16_line(cpuinfo: Path = CPUINFO) -> str | None:
+    """What to compare int8 with on a CPU whose matrix units compute bfloat16; None on any other, and off Linux.
+
+    There bfloat16 needs about the time of int8 and no calibration. AVX512 alone has instructions for it, too, but
+    OpenVINO was slower with them than in float32.
+    """
+    if not cpuinfo.exists() or "amx_bf16" not in cpuinfo.read_text(encoding="utf-8").split():
+        return None
+    return (
+        "this CPU has AMX: bfloat16 is likely faster here than int8 and loses less; compare it first, with the weights "
+        "file (yoloyard val --amp) or OpenVINO's hint INFERENCE_PRECISION_HINT: bf16"
+    )

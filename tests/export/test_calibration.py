@@ -1,0 +1,138 @@
+"""int8 is calibrated with training images, in the form that predict gives a network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_graph import SIDE, job_in
+from torch import Tensor
+
+import yoloyard
+from yoloyard.common.errors import UsageError, UserError
+from yoloyard.data.pixels.decode import encode_jpeg
+from yoloyard.export import calibration
+from yoloyard.export.calibration import bfloat16_line, calibration_images
+from yoloyard.models.heads import Found
+from yoloyard.models.registry import build
+from yoloyard.models.weights import save_weights
+
+SHAPES = ((48, 64), (64, 40), (50, 50))  # of the images, in turns
+
+
+@pytest.fixture(autouse=True)
+def no_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU of which nothing is said, whatever this one is."""
+    monkeypatch.setattr(calibration, "bfloat16_line", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data.yaml with 40 training images, which have no labels, and no others."""
+    folder = tmp_path_factory.mktemp("data")
+    images = folder / "images" / "train"
+    images.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(40):
+        pixels = random.integers(0, 256, (*SHAPES[number % 3], 3), np.uint8)
+        (images / f"{number:02d}.jpg").write_bytes(encode_jpeg(pixels, 92))
+    (folder / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [a, b]\n")
+    return folder / "data.yaml"
+
+
+def test_the_images_are_spread_over_the_set_and_always_the_same(data: Path, tmp_path: Path) -> None:
+    job = job_in(tmp_path, data=str(data), calibration_images=8)
+    chosen = [int(path.stem) for path in calibration_images(job).paths]
+    assert [number // 5 for number in chosen] == list(range(8))
+    assert [int(path.stem) for path in calibration_images(job).paths] == chosen
+
+
+def test_a_file_of_one_shape_gets_images_padded_to_it(data: Path, tmp_path: Path) -> None:
+    images = list(calibration_images(job_in(tmp_path, data=str(data), calibration_images=40)))
+    assert {(image.shape, image.dtype.name) for image in images} == {((1, 3, SIDE, SIDE), "float32")}
+    grey = np.float32(114) / 255
+    assert (images[0][:, :, :8] == grey).all()  # an image of 48 x 64 has 8 rows of padding above and below
+    assert not (images[0][:, :, 8] == grey).all()
+
+
+class Recorder:
+    """A network that finds nothing and keeps the images that it is given."""
+
+    def __init__(self) -> None:
+        self.images: list[Tensor] = []
+
+    def __call__(self, images: Tensor, conf: float, multi_label: bool) -> Found:
+        self.images.append(images)
+        none = torch.zeros(0, dtype=torch.int64)
+        return none, torch.zeros(0, 4), torch.zeros(0), none
+
+
+def test_a_dynamic_file_gets_the_images_that_predict_gives(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "best.safetensors"
+    facts = {"model": "yolov5n", "model_arguments": {"num_classes": 2}, "names": ["a", "b"], "imgsz": SIDE}
+    save_weights(weights, build("yolov5n", num_classes=2).state_dict(), facts)
+    model, recorder = yoloyard.load(weights, device="cpu"), Recorder()
+    monkeypatch.setattr(model.network, "candidates", recorder)
+    images = calibration_images(job_in(tmp_path, shape=None, data=str(data), calibration_images=3))
+    model(list(images.paths))
+    for given, calibrated in zip(recorder.images, images, strict=True):
+        assert np.array_equal((given / 255).numpy(), calibrated)
+
+
+def test_fewer_images_than_asked_for_are_all_taken_with_a_line(data: Path, tmp_path: Path, said: list[str]) -> None:
+    assert len(calibration_images(job_in(tmp_path, data=str(data), calibration_images=300))) == 40
+    assert said == [f"int8 is calibrated with 40 of the 40 training images of {data}, not with 300"]
+
+
+def test_very_few_images_are_named_as_such(data: Path, tmp_path: Path, said: list[str]) -> None:
+    assert len(calibration_images(job_in(tmp_path, data=str(data), calibration_images=5))) == 5
+    assert said == [
+        f"int8 is calibrated with 5 of the 40 training images of {data}",
+        "with fewer than 32 images int8 depends on which they are",
+    ]
+
+
+def test_int8_without_data_names_the_flag(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--int8 needs --data"):
+        calibration_images(job_in(tmp_path))
+
+
+def test_a_data_set_without_training_images_is_named(data: Path, tmp_path: Path) -> None:
+    without = tmp_path / "data.yaml"
+    without.write_text(f"val: {data.parent / 'images' / 'train'}\nnames: [a, b]\n")
+    with pytest.raises(UsageError, match=r"data\.yaml has no 'train'"):
+        calibration_images(job_in(tmp_path, data=str(without)))
+    without.write_text("train: gone\nval: gone\nnames: [a, b]\n")
+    with pytest.raises(UserError, match=r"train is .*gone, which does not exist"):
+        calibration_images(job_in(tmp_path, data=str(without)))
+
+
+def test_an_image_that_goes_away_meanwhile_is_named(data: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "0.jpg").write_bytes((data.parent / "images/train/00.jpg").read_bytes())
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: [a, b]\n")
+    found = calibration_images(job_in(tmp_path, data=str(tmp_path / "data.yaml")))
+    (images / "0.jpg").unlink()
+    with pytest.raises(UserError, match=r"cannot read the image .*0\.jpg"):
+        list(found)
+
+
+@pytest.mark.parametrize(("flags", "is_said"), [("avx512_bf16 amx_tile", False), ("amx_bf16 amx_int8", True)])
+def test_a_cpu_with_amx_is_told_of_bfloat16(tmp_path: Path, flags: str, is_said: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t: fpu {flags} sse\n")
+    assert ("bf16" in (bfloat16_line(tmp_path / "cpuinfo") or "")) is is_said
+
+
+def test_nothing_is_said_where_a_cpu_is_not_known(tmp_path: Path) -> None:
+    assert bfloat16_line(tmp_path / "cpuinfo") is None
+
+
+def test_the_line_comes_before_images_are_read(
+    data: Path, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "bfloat16_line", lambda: "take bfloat16")
+    calibration_images(job_in(tmp_path, data=str(data), calibration_images=40))
+    assert said[-1] == "take bfloat16"
