@@ -212,6 +212,11 @@ def test_a_body_without_a_length_ends_at_the_limit(server: Server) -> None:
     assert connection.getresponse().status == 413
 
 
+def test_what_is_no_http_is_refused(server: Server) -> None:
+    with server.connection("no request", "") as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+
+
 def test_several_models_must_be_told_apart(server: Server) -> None:
     answer = server.ask("/predict", IMAGES["small"])
     assert (answer.status, answer.json["error"]) == (400, "say which model, ?model=NAME: tiny, second, patches")
@@ -258,7 +263,7 @@ def tensor_request(images: np.ndarray, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def tensors() -> np.ndarray:
-    return np.random.default_rng(0).random((2, 3, 64, 96), dtype=np.float32)
+    return np.random.default_rng(0).random((2, 3, 32, 64), dtype=np.float32)
 
 
 def test_a_model_describes_itself(server: Server) -> None:
@@ -276,11 +281,15 @@ def test_a_model_describes_itself(server: Server) -> None:
     }
 
 
-def test_tensors_in_json_give_the_outputs_of_the_network(server: Server, model: Model, tensors: np.ndarray) -> None:
-    answer = server.ask("/v2/models/tiny/infer", json.dumps(tensor_request(tensors)), JSON)
+@pytest.mark.parametrize("file", ["tiny.safetensors", "patches.onnx"])
+def test_tensors_in_json_give_the_outputs_of_the_network(
+    server: Server, weights: Path, tensors: np.ndarray, file: str
+) -> None:
+    name = Path(file).stem
+    answer = server.ask(f"/v2/models/{name}/infer", json.dumps(tensor_request(tensors)), JSON)
     assert answer.status == 200
-    assert (answer.json["id"], answer.json["model_name"]) == ("7", "tiny")
-    expected = model.network.outputs(torch.tensor(tensors))
+    assert (answer.json["id"], answer.json["model_name"]) == ("7", name)
+    expected = Model(weights.parent / file).network.outputs(torch.tensor(tensors))
     for output in answer.json["outputs"]:
         found = np.array(output["data"], np.float32).reshape(output["shape"])
         assert np.array_equal(found, expected.pop(output["name"]).numpy())
@@ -312,6 +321,7 @@ def v2_cases() -> dict[str, tuple[dict[str, Any], str]]:
         "a shape of texts": (tensor_request(images, shape=["1", 3, 32, 32]), r"[batch, 3, height, width]"),
         "too few numbers": (tensor_request(images, data=[0.5]), "has 1 numbers"),
         "texts": (tensor_request(images, data=["a"]), "must be numbers"),
+        "an endless number": (tensor_request(images, data=[10**400]), "must be numbers"),
         "ragged lists": (tensor_request(images, data=[[1], [1, 2]]), "must be numbers"),
         "no data": (tensor_request(images, data=None), "has 1 numbers"),
         "bytes not divided by 255": (tensor_request(images + 255), "must lie in 0 .. 1"),
