@@ -95,7 +95,7 @@ GROUPS = {
         ("tests/browser",),
         ("src/yoloyard/commands/*.py", "src/yoloyard/common/run_folder.py", "src/yoloyard/evaluation/report/**/*",
          "src/yoloyard/training/listeners/status.py", "src/yoloyard/training/listeners/last_validation.py",
-         "tests/commands.py", "tests/tiny_network.py"),
+         "src/yoloyard/serving/*", "tests/commands.py", "tests/tiny_network.py", "tests/tiny_weights.py"),
     ),
     "rehearsal": Group(
         ("tests/test_gpu_benchmark.py",),

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from importlib.resources import files
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -27,11 +28,20 @@ from yoloyard.serving.metrics import Metrics
 from yoloyard.serving.served import Served
 
 HEALTH = "/v2/health/"
+PAGE = "/"
+# The page loads nothing but images that the user gives to it, and asks only this server.
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 LEFT = 499  # the status under which a request counts whose client has left
 
 
 def make_app(models: Mapping[str, Served], places: int, metrics: Metrics, token: bytes | None) -> Starlette:
-    """The server of these models as an ASGI application; a queue of `places`; `token`: what all but health asks for."""
+    """The server of these models as an ASGI application; a queue of `places`.
+
+    `token`: what all but health and the page ask for; the page asks its user for it.
+    """
     bodies, queue = Bodies(), Queue(places, metrics)
 
     def model_named(name: str | None) -> Served:
@@ -78,8 +88,12 @@ def make_app(models: Mapping[str, Served], places: int, metrics: Metrics, token:
         with suppress(asyncio.CancelledError):
             await working
 
+    page = files("yoloyard.serving").joinpath("page.html").read_bytes()
+    page_headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
     server = {"name": "yoloyard", "version": versions()["yoloyard"], "extensions": ["binary_tensor_data"]}
     routes = [
+        Route(PAGE, lambda request: Response(page, headers=page_headers, media_type="text/html")),
+        Route("/models", _always({"models": list(models)})),
         Route("/predict", predict, methods=["POST"]),
         Route("/metrics", measured),
         Route("/v2", _always(server)),
@@ -129,7 +143,7 @@ class _Door:
     def _is_welcome(self, scope: Scope) -> bool:
         given = dict(scope["headers"]).get(b"authorization", b"")
         scheme, _, token = given.partition(b" ")
-        is_free = self._expected is None or scope["path"].startswith(HEALTH)
+        is_free = self._expected is None or scope["path"].startswith(HEALTH) or scope["path"] == PAGE
         return is_free or hmac.compare_digest(scheme.lower() + b" " + token.strip(), self._expected or b"")
 
 
