@@ -21,6 +21,8 @@ from yoloyard.commands.predict import json_rows, predict
 from yoloyard.commands.sources import find_sources
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg, image_size
 from yoloyard.demo.drawing import NAMES
+from yoloyard.serving.metrics import Metrics
+from yoloyard.serving.served import Served
 
 PLACES = 6
 
@@ -102,14 +104,39 @@ def test_a_batch_of_an_exported_file_gives_the_bits_of_each_image_alone(
 ) -> None:
     model = Model(weights.parent / "patches.onnx")
     images = [png(96, 70, seed) for seed in range(PLACES)]
-    for _ in range(2):  # the first batch of a shape and number is computed both ways, the second one together
-        with server.held():
-            later = [server.later("/predict?model=patches", image) for image in images]
-            server.waits(PLACES)
-        found = [each.result().json["detections"] for each in later]
-        assert found == [rows_of(model, image, tmp_path) for image in images]
-        assert all(found)
-    assert server.value('yoloyard_batch_images_count{model="patches"}') == 4
+    with server.held():
+        later = [server.later("/predict?model=patches", image) for image in images]
+        server.waits(PLACES)
+    found = [each.result().json["detections"] for each in later]
+    assert found == [rows_of(model, image, tmp_path) for image in images]
+    assert all(found)
+    assert server.value('yoloyard_batch_images_count{model="patches"}') == 2
+
+
+@pytest.mark.parametrize("rounds_otherwise", [False, True])
+def test_batches_are_computed_at_once_only_where_that_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds_otherwise: bool
+) -> None:
+    with ThreadPoolExecutor(1) as decoders:
+        served = Served("patches", str(write_onnx(tmp_path / "p.onnx", document())), 4, Metrics(), decoders)
+        served.computes_at_once = True  # as on a device that is no CPU
+        computed, candidates = [], served.model.network.candidates
+
+        def counted(images: torch.Tensor, conf: float, multi_label: bool) -> Any:
+            where, boxes, scores, labels = candidates(images, conf, multi_label)
+            computed.append((len(images), conf > 0))
+            return where, boxes + 1e-5 * (rounds_otherwise and len(images) > 1), scores, labels
+
+        images = [png(96, 96, seed) for seed in range(3)]
+        alone = [served.predict([image])[0] for image in images]
+        monkeypatch.setattr(served.model.network, "candidates", counted)
+        assert served.predict(images) == served.predict(images) == alone
+        once = [(1, True)] * 3 if rounds_otherwise else [(3, True)]
+        assert [each for each in computed if each[1]] == once * 2
+        assert [each for each in computed if not each[1]] == [
+            (3, False),
+            *[(1, False)] * (1 if rounds_otherwise else 3),
+        ]
 
 
 def test_images_of_two_shapes_and_two_models_wait_for_their_own_batch(server: Server) -> None:
