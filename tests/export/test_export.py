@@ -16,9 +16,9 @@ import onnxruntime
 import openvino
 import pytest
 import torch
-from tiny_job import NAMES, SHOWN
 from torch import Tensor
 
+from tiny_job import NAMES, SHOWN
 from tiny_weights import write_tiny_weights
 from yoloyard.cli.main import main
 from yoloyard.commands.model import Model
