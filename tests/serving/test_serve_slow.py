@@ -61,6 +61,17 @@ def test_a_second_server_on_the_port_says_so_in_one_line(weights: Path) -> None:
     assert "is it in use? Say --port NUMBER" in err
 
 
+def test_a_second_ctrl_c_waits_for_no_client(weights: Path) -> None:
+    head = ("POST /predict HTTP/1.1", "Host: a", "Content-Length: 9", "Expect: 100-continue", "")
+    with serving(weights.parent, weights) as server, server.connection(*head) as half:
+        assert half.recv(1000).startswith(b"HTTP/1.1 100")
+        for _ in range(2):
+            server.process.send_signal(signal.SIGINT)
+            eventually(lambda: not is_open(server.port))
+        assert half.recv(1000).startswith(b"HTTP/1.1 503")
+        assert server.process.wait(60) == 0
+
+
 @pytest.fixture(scope="module")
 def server(weights: Path) -> Iterator[Server]:
     with serving(weights.parent, weights, "--queue", 8) as server:
@@ -78,10 +89,16 @@ def test_idle_and_slow_connections_cost_nothing_and_are_closed(server: Server) -
         for each in slow:
             each.sendall(b".")
     assert server.value("yoloyard_queue_requests") == 0
-    for each in idle + heads:
-        assert each.recv(1) == b""
-    for each in slow:
-        assert each.recv(1000).startswith(b"HTTP/1.1 408")
+    with server.held():
+        image = png(40, 60)
+        first, second = ("GET /v2 HTTP/1.1", "Host: a", ""), ("POST /predict HTTP/1.1", "Host: a")
+        together = server.connection(*first, *second, f"Content-Length: {len(image)}", "", body=image)
+        assert together.recv(1000).startswith(b"HTTP/1.1 200")
+        for each in idle + heads:
+            assert each.recv(1) == b""
+        for each in slow:
+            assert each.recv(1000).startswith(b"HTTP/1.1 408")
+    assert together.recv(1000).startswith(b"HTTP/1.1 200")  # though it came with another one, and took long
     assert server.ask("/predict", png(40, 60)).status == 200
 
 
