@@ -1,5 +1,6 @@
 """How the server ends, what it bears, and what other programs make of it."""
 
+import json
 import signal
 import socket
 import ssl
@@ -74,7 +75,7 @@ def test_a_second_ctrl_c_waits_for_no_client(weights: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server(weights: Path) -> Iterator[Server]:
-    with serving(weights.parent, weights, "--queue", 8) as server:
+    with serving(weights.parent, weights, "--queue", 8, "--max-batch", 100) as server:
         yield server
 
 
@@ -89,6 +90,11 @@ def test_idle_and_slow_connections_cost_nothing_and_are_closed(server: Server) -
         for each in slow:
             each.sendall(b".")
     assert server.value("yoloyard_queue_requests") == 0
+    zeros = {"name": "images", "datatype": "FP32", "shape": [1, 3, 32, 32], "data": [0] * 3072}
+    large = json.dumps({"id": "x" * 9_000_000, "inputs": [zeros]}).encode()
+    head = ("POST /v2/models/tiny/infer HTTP/1.1", "Host: a", "Connection: close", f"Content-Length: {len(large)}", "")
+    waits = server.connection(*head, body=large)
+    assert waits.recv(1000).startswith(b"HTTP/1.1 200")
     with server.held():
         image = png(40, 60)
         first, second = ("GET /v2 HTTP/1.1", "Host: a", ""), ("POST /predict HTTP/1.1", "Host: a")
@@ -98,6 +104,7 @@ def test_idle_and_slow_connections_cost_nothing_and_are_closed(server: Server) -
             assert each.recv(1) == b""
         for each in slow:
             assert each.recv(1000).startswith(b"HTTP/1.1 408")
+    assert sum(map(len, iter(lambda: waits.recv(2**20), b""))) > 9_000_000  # though it was not read for half a minute
     assert together.recv(1000).startswith(b"HTTP/1.1 200")  # though it came with another one, and took long
     assert server.ask("/predict", png(40, 60)).status == 200
 
@@ -154,12 +161,12 @@ for binary in (True, False):
 for boxes, scores in found:
     assert boxes.shape == (2, 153, 4) and scores.shape[:2] == (2, 153)
     assert np.array_equal(boxes, found[0][0]) and np.array_equal(scores, found[0][1])
-too_many = http.InferInput("images", [9, 3, 96, 96], "FP32")
-too_many.set_data_from_numpy(np.zeros((9, 3, 96, 96), np.float32))
+too_many = http.InferInput("images", [101, 3, 96, 96], "FP32")
+too_many.set_data_from_numpy(np.zeros((101, 3, 96, 96), np.float32))
 try:
     client.infer("tiny", [too_many])
 except http.InferenceServerException as error:
-    assert "a batch of 9 is too large" in str(error), error
+    assert "a batch of 101 is too large" in str(error), error
 else:
     sys.exit("no error")
 print("done")

@@ -108,7 +108,7 @@ def make_app(models: Mapping[str, Served], places: int, metrics: Metrics, token:
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(_Door, {each.endpoint: each.path for each in routes}, metrics, token)],
+        middleware=[Middleware(_Door, {each.endpoint: each.path for each in routes}, bodies, metrics, token)],
         exception_handlers={HTTPException: _refusal, ClientDisconnect: _gone, Exception: _failure},
         lifespan=lifespan,
     )
@@ -117,10 +117,12 @@ def make_app(models: Mapping[str, Served], places: int, metrics: Metrics, token:
 
 
 class _Door:
-    """Lets in who has the token, and counts every request."""
+    """Lets in who has the token, and counts every request until its client has taken the answer."""
 
-    def __init__(self, app: ASGIApp, paths: Mapping[Any, str], metrics: Metrics, token: bytes | None) -> None:
-        self._app, self._paths, self._metrics = app, paths, metrics
+    def __init__(
+        self, app: ASGIApp, paths: Mapping[Any, str], bodies: Bodies, metrics: Metrics, token: bytes | None
+    ) -> None:
+        self._app, self._paths, self._bodies, self._metrics = app, paths, bodies, metrics
         self._expected = None if token is None else b"bearer " + token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,7 +134,10 @@ class _Door:
         async def noted(message: Message) -> None:
             nonlocal status
             status = message.get("status", status)
-            await send(message)
+            with self._bodies.held(len(message.get("body", b""))):
+                await send({**message, "more_body": True})
+                if message["type"] == "http.response.body":
+                    await send({"type": "http.response.body"})  # which waits until the client has taken the first
 
         try:
             if self._is_welcome(scope):

@@ -1,8 +1,8 @@
 """What a request may cost: bytes, pixels and seconds, each checked before it is spent."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -12,7 +12,7 @@ from yoloyard.data.pixels.image_header import read_header, stored_size, usual_su
 IMAGE_BYTES = 20 * 2**20
 IMAGE_PIXELS = 50_000_000
 JPEG_SCANS = 100  # a progressive JPEG has about 10; each goes over all pixels, and an empty one has some bytes
-BODIES_BYTES = 512 * 2**20  # of all requests together
+BODIES_BYTES = 512 * 2**20  # of all requests and answers together
 BODY_SECONDS = 30  # until all of a body has come
 HEAD_SECONDS = 20  # until the head of a request has come, and how long a connection may rest between two
 EXCHANGE_SECONDS = 120  # from the first byte of a request to the last one of its answer; a reader may stand still
@@ -20,7 +20,7 @@ FORMATS = {".jpg": "JPEG", ".png": "PNG", ".webp": "WebP", ".bmp": "BMP", ".tif"
 
 
 class Bodies:
-    """The bodies of requests, of which at most `most` bytes are in memory at a time."""
+    """The bodies of requests and answers, of which at most `most` bytes are in memory before a request is refused."""
 
     def __init__(self, most: int = BODIES_BYTES) -> None:
         self._most, self._held = most, 0
@@ -48,6 +48,15 @@ class Bodies:
             whole = bytes(body)
             body.clear()
             yield whole
+        finally:
+            self._held -= size
+
+    @contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """Inside, so many bytes more are in memory."""
+        self._held += size
+        try:
+            yield
         finally:
             self._held -= size
 
