@@ -96,9 +96,11 @@ def test_losses_and_weights_are_bit_equal_to_the_uninterrupted_run(
     run.train({}, resume="runs/parts")
     assert losses_of(Path("runs/parts")) == losses_of(whole)
     for name in ("best", "last"):
-        one, _ = read_weights(whole / "weights" / f"{name}.safetensors")
-        other, _ = read_weights(Path(f"runs/parts/weights/{name}.safetensors"))
+        one, facts = read_weights(whole / "weights" / f"{name}.safetensors")
+        other, others = read_weights(Path(f"runs/parts/weights/{name}.safetensors"))
         assert all(torch.equal(one[key], other[key]) for key in one)
+        assert [each["data"] for each in others["history"]] == [each["data"] for each in facts["history"]]
+        assert len(others["history"]) == 1
 
 
 def test_saves_within_an_epoch_change_nothing(whole: Path, data: Path) -> None:

@@ -43,6 +43,8 @@ def test_a_run_leaves_everything_and_its_last_figures_are_those_of_val(
 
     _, metadata = read_weights(run_folder / "weights" / "last.safetensors")
     assert (metadata["epoch"], metadata["imgsz"], metadata["licence"]) == (2, 64, None)
+    [step] = metadata["history"]
+    assert (step["what"], step["file"], step["data"]) == ("trained", None, "line/data.yaml")
     last = {name.removeprefix("val/"): value for name, value in records[-1].items() if name.startswith("val/")}
     assert metadata["metrics"] == last
     code, _, err = yoloyard("val", "--weights", run_folder / "weights" / "last.safetensors", "--data", data)

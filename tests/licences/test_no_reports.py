@@ -6,13 +6,23 @@ strace sees what threads of native code do, too, which Python's audit hook doesn
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import pytest
+
+from commands import TINY_NETWORK
+from tiny_network import Tiny
+from yoloyard.common.digests import file_sha256
+from yoloyard.demo.write import write_demo
+from yoloyard.models.weights import save_weights
 
 pytestmark = pytest.mark.slow
 
@@ -54,12 +64,13 @@ class Watched:
     """A command in a process of its own, with nothing of pytest in its environment and an empty home."""
 
     def __init__(self, folder: Path, *argv: str) -> None:
-        self.home, self._log = folder / "home", folder / "calls"
+        kept = Path(tempfile.mkdtemp(dir=folder))
+        self.home, self._log = kept / "home", kept / "calls"
         self.home.mkdir()
         self.process = subprocess.Popen(
             ["strace", "-f", "--seccomp-bpf", "-qq", "-s", "200", "-e", CALLS, "-o", self._log, sys.executable, *argv],
             cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={"PATH": os.environ["PATH"], "HOME": str(self.home), "OMP_NUM_THREADS": "1"},
+            env={"PATH": os.environ["PATH"], "HOME": str(self.home), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
 
     def outside(self) -> list[str]:
@@ -115,3 +126,53 @@ def test_the_watch_sees_a_report_where_it_is_not_off(name: str, started: dict[tu
 def test_none_is_sent_or_kept_for_later_where_it_is_off(name: str, started: dict[tuple[str, bool], Watched]) -> None:
     assert started[name, True].outside() == []
     assert started[name, True].signs() == []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of the tiny network and the demo set."""
+    folder = tmp_path_factory.mktemp("commands")
+    data = write_demo(folder / "line", seed=3, train=8, val=4, size=96)
+    source = Path(shutil.copy(TINY_NETWORK.rpartition(":")[0], folder))
+    names = ["scratch", "dent", "stain", "missing_screw", "crack"]
+    model = {"model": f"{source.name}:Tiny", "model_digest": file_sha256(source), "model_arguments": {"num_classes": 5}}
+    metadata = {**model, "names": names, "channels": 3, "imgsz": 96, "licence": None}
+    save_weights(folder / "tiny.safetensors", Tiny(5).state_dict(), metadata)
+    assert data == folder / "line" / "data.yaml"
+    return folder
+
+
+def command(folder: Path, *words: str) -> Watched:
+    """A command of yoloyard."""
+    return Watched(folder, "-m", "yoloyard", *words)
+
+
+def test_no_command_reports(folder: Path) -> None:
+    export = ["export", "tiny.safetensors", "--to", "onnx,openvino", "--data", "line/data.yaml"]
+    exports = [
+        command(folder, *export, "--name", "float"),
+        command(folder, *export, "--name", "int8", "--int8", "--calibration-images", "4"),
+    ]
+    for each in exports:
+        assert (each.outside(), each.signs()) == ([], [])
+    files = sorted(str(path) for kind in (".onnx", ".xml") for path in (folder / "runs").rglob(f"*{kind}"))
+    assert len(files) >= 4
+    uses = [command(folder, "val", "--weights", file, "--data", "line/data.yaml") for file in (files[0], files[-1])]
+    uses += [command(folder, "predict", "--weights", file, "line/images/val") for file in (files[1], files[-2])]
+    server = command(folder, "serve", *(f"m{number}={file}" for number, file in enumerate(files)), "--port", "0")
+    assert server.process.stdout is not None
+    said = ""
+    while "http://" not in said:
+        line = server.process.stdout.readline()
+        assert line, said
+        said += line
+    [address] = re.findall(r"http://[\d.:]+", said)
+    body = next((folder / "line" / "images" / "val").iterdir()).read_bytes()
+    until = time.monotonic() + FIRST_REPORT_SECONDS
+    while time.monotonic() < until:
+        with urllib.request.urlopen(urllib.request.Request(f"{address}/predict?model=m0", body), timeout=60) as answer:
+            assert answer.status == 200
+        time.sleep(1)
+    os.kill(int(subprocess.check_output(["pgrep", "-P", str(server.process.pid)])), signal.SIGTERM)
+    for each in [*uses, server]:
+        assert (each.outside(), each.signs()) == ([], [])

@@ -21,6 +21,8 @@ from yoloyard.commands.predict import json_rows, predict
 from yoloyard.commands.sources import find_sources
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg, image_size
 from yoloyard.demo.drawing import NAMES
+from yoloyard.serving.metrics import Metrics
+from yoloyard.serving.served import Served
 
 PLACES = 6
 
@@ -32,7 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(weights: Path) -> Iterator[Server]:
-    flags = ("--queue", PLACES, "--max-batch", 4, "--threads", 1)
+    flags = ("--queue", PLACES, "--max-batch", 4, "--threads", torch.get_num_threads())
     onnx = write_onnx(weights.parent / "patches.onnx", document())
     with serving(weights.parent, weights, f"second={weights}", onnx, *flags, token=TOKEN) as server:
         yield server
@@ -102,14 +104,39 @@ def test_a_batch_of_an_exported_file_gives_the_bits_of_each_image_alone(
 ) -> None:
     model = Model(weights.parent / "patches.onnx")
     images = [png(96, 70, seed) for seed in range(PLACES)]
-    for _ in range(2):  # the first batch of a shape and number is computed both ways, the second one together
-        with server.held():
-            later = [server.later("/predict?model=patches", image) for image in images]
-            server.waits(PLACES)
-        found = [each.result().json["detections"] for each in later]
-        assert found == [rows_of(model, image, tmp_path) for image in images]
-        assert all(found)
-    assert server.value('yoloyard_batch_images_count{model="patches"}') == 4
+    with server.held():
+        later = [server.later("/predict?model=patches", image) for image in images]
+        server.waits(PLACES)
+    found = [each.result().json["detections"] for each in later]
+    assert found == [rows_of(model, image, tmp_path) for image in images]
+    assert all(found)
+    assert server.value('yoloyard_batch_images_count{model="patches"}') == 2
+
+
+@pytest.mark.parametrize("rounds_otherwise", [False, True])
+def test_batches_are_computed_at_once_only_where_that_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds_otherwise: bool
+) -> None:
+    with ThreadPoolExecutor(1) as decoders:
+        served = Served("patches", str(write_onnx(tmp_path / "p.onnx", document())), 4, Metrics(), decoders)
+        served.computes_at_once = True  # as on a device that is no CPU
+        computed, candidates = [], served.model.network.candidates
+
+        def counted(images: torch.Tensor, conf: float, multi_label: bool) -> Any:
+            where, boxes, scores, labels = candidates(images, conf, multi_label)
+            computed.append((len(images), conf > 0))
+            return where, boxes + 1e-5 * (rounds_otherwise and len(images) > 1), scores, labels
+
+        images = [png(96, 96, seed) for seed in range(3)]
+        alone = [served.predict([image])[0] for image in images]
+        monkeypatch.setattr(served.model.network, "candidates", counted)
+        assert served.predict(images) == served.predict(images) == alone
+        once = [(1, True)] * 3 if rounds_otherwise else [(3, True)]
+        assert [each for each in computed if each[1]] == once * 2
+        assert [each for each in computed if not each[1]] == [
+            (3, False),
+            *[(1, False)] * (1 if rounds_otherwise else 3),
+        ]
 
 
 def test_images_of_two_shapes_and_two_models_wait_for_their_own_batch(server: Server) -> None:
@@ -212,6 +239,11 @@ def test_a_body_without_a_length_ends_at_the_limit(server: Server) -> None:
     assert connection.getresponse().status == 413
 
 
+def test_what_is_no_http_is_refused(server: Server) -> None:
+    with server.connection("no request", "") as connection:
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400")
+
+
 def test_several_models_must_be_told_apart(server: Server) -> None:
     answer = server.ask("/predict", IMAGES["small"])
     assert (answer.status, answer.json["error"]) == (400, "say which model, ?model=NAME: tiny, second, patches")
@@ -258,7 +290,7 @@ def tensor_request(images: np.ndarray, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def tensors() -> np.ndarray:
-    return np.random.default_rng(0).random((2, 3, 64, 96), dtype=np.float32)
+    return np.random.default_rng(0).random((2, 3, 32, 64), dtype=np.float32)
 
 
 def test_a_model_describes_itself(server: Server) -> None:
@@ -276,11 +308,15 @@ def test_a_model_describes_itself(server: Server) -> None:
     }
 
 
-def test_tensors_in_json_give_the_outputs_of_the_network(server: Server, model: Model, tensors: np.ndarray) -> None:
-    answer = server.ask("/v2/models/tiny/infer", json.dumps(tensor_request(tensors)), JSON)
+@pytest.mark.parametrize("file", ["tiny.safetensors", "patches.onnx"])
+def test_tensors_in_json_give_the_outputs_of_the_network(
+    server: Server, weights: Path, tensors: np.ndarray, file: str
+) -> None:
+    name = Path(file).stem
+    answer = server.ask(f"/v2/models/{name}/infer", json.dumps(tensor_request(tensors)), JSON)
     assert answer.status == 200
-    assert (answer.json["id"], answer.json["model_name"]) == ("7", "tiny")
-    expected = model.network.outputs(torch.tensor(tensors))
+    assert (answer.json["id"], answer.json["model_name"]) == ("7", name)
+    expected = Model(weights.parent / file).network.outputs(torch.tensor(tensors))
     for output in answer.json["outputs"]:
         found = np.array(output["data"], np.float32).reshape(output["shape"])
         assert np.array_equal(found, expected.pop(output["name"]).numpy())
@@ -312,6 +348,7 @@ def v2_cases() -> dict[str, tuple[dict[str, Any], str]]:
         "a shape of texts": (tensor_request(images, shape=["1", 3, 32, 32]), r"[batch, 3, height, width]"),
         "too few numbers": (tensor_request(images, data=[0.5]), "has 1 numbers"),
         "texts": (tensor_request(images, data=["a"]), "must be numbers"),
+        "an endless number": (tensor_request(images, data=[10**400]), "must be numbers"),
         "ragged lists": (tensor_request(images, data=[[1], [1, 2]]), "must be numbers"),
         "no data": (tensor_request(images, data=None), "has 1 numbers"),
         "bytes not divided by 255": (tensor_request(images + 255), "must lie in 0 .. 1"),

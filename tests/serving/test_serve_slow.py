@@ -14,7 +14,6 @@ import pytest
 from serve_process import Server, eventually, png, serving, write_gated_weights
 
 from commands import start
-from yoloyard.serving.limits import BODY_SECONDS
 
 pytestmark = pytest.mark.slow
 
@@ -62,60 +61,50 @@ def test_a_second_server_on_the_port_says_so_in_one_line(weights: Path) -> None:
     assert "is it in use? Say --port NUMBER" in err
 
 
-def test_idle_and_slow_connections_cost_nothing_and_are_closed(weights: Path) -> None:
-    with serving(weights.parent, weights) as server:
-        idle = [server.connection() for _ in range(1000)]
-        heads = [server.connection("POST /predict HTTP/1.1", "Host: a") for _ in range(100)]
-        slow = [server.connection("POST /predict HTTP/1.1", "Host: a", "Content-Length: 99", "") for _ in range(100)]
-        for _ in range(5):
-            assert server.ask("/predict", png(40, 60)).status == 200
-            for each in heads:
-                each.sendall(b"X: y\r\n")
-            for each in slow:
-                each.sendall(b".")
-        assert server.value("yoloyard_queue_requests") == 0
-        for each in idle + heads:
-            assert each.recv(1) == b""
-        for each in slow:
-            answer = each.recv(1000)
-            assert answer.startswith(b"HTTP/1.1 408")
-            assert f"within {BODY_SECONDS} seconds".encode() in answer
-        assert server.ask("/predict", png(40, 60)).status == 200
-
-
-def test_memory_stays_bounded_where_more_comes_than_can_be_computed(weights: Path) -> None:
-    body = png(40, 60) + bytes(10_000_000)
+@pytest.fixture(scope="module")
+def server(weights: Path) -> Iterator[Server]:
     with serving(weights.parent, weights, "--queue", 8) as server:
-        assert server.ask("/predict", body).status == 200
-        process = psutil.Process(server.process.pid)
-        before, most = process.memory_info().rss, 0
-        with server.held(), ThreadPoolExecutor(30) as clients:
-            waiting = [server.later("/predict", body) for _ in range(8)]
-            server.waits(8)
-            for answer in clients.map(lambda _: server.ask("/predict", body), range(200)):
-                assert answer.status == 429
-                most = max(most, process.memory_info().rss)
-        assert all(each.result().status == 200 for each in waiting)
-    assert most - before < 300_000_000  # of 2 GB that were sent
+        yield server
+
+
+def test_idle_and_slow_connections_cost_nothing_and_are_closed(server: Server) -> None:
+    idle = [server.connection() for _ in range(1000)]
+    heads = [server.connection("POST /predict HTTP/1.1", "Host: a") for _ in range(100)]
+    slow = [server.connection("POST /predict HTTP/1.1", "Host: a", "Content-Length: 99", "") for _ in range(100)]
+    for _ in range(5):
+        assert server.ask("/predict", png(40, 60)).status == 200
+        for each in heads:
+            each.sendall(b"X: y\r\n")
+        for each in slow:
+            each.sendall(b".")
+    assert server.value("yoloyard_queue_requests") == 0
+    for each in idle + heads:
+        assert each.recv(1) == b""
+    for each in slow:
+        assert each.recv(1000).startswith(b"HTTP/1.1 408")
+    assert server.ask("/predict", png(40, 60)).status == 200
+
+
+def test_memory_stays_bounded_where_more_comes_than_can_be_computed(server: Server) -> None:
+    body = png(40, 60) + bytes(10_000_000)
+    assert server.ask("/predict", body).status == 200
+    process = psutil.Process(server.process.pid)
+    before, most = process.memory_info().rss, 0
+    with server.held(), ThreadPoolExecutor(30) as clients:
+        waiting = [server.later("/predict", body) for _ in range(8)]
+        server.waits(8)
+        for answer in clients.map(lambda _: server.ask("/predict", body), range(60)):
+            assert answer.status == 429
+            most = max(most, process.memory_info().rss)
+    assert all(each.result().status == 200 for each in waiting)
+    assert most - before < 300_000_000  # of 600 MB that were sent
 
 
 def test_with_certificates_it_speaks_https_alone(weights: Path, tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
-    make = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-keyout",
-        str(key),
-        "-out",
-        str(cert),
-        *subject,
-    ]
-    subprocess.run(make, check=True, capture_output=True)
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    names = f"-addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {cert}"
+    subprocess.run(f"{make} {names}".split(), check=True, capture_output=True)
     with serving(weights.parent, weights, "--tls-cert", cert, "--tls-key", key) as server:
         assert f"https://127.0.0.1:{server.port}/" in server.lines[0]
         trusted = ssl.create_default_context(cafile=cert)
@@ -124,12 +113,6 @@ def test_with_certificates_it_speaks_https_alone(weights: Path, tmp_path: Path) 
             assert b'"detections"' in answer.read()
         with pytest.raises(OSError, match=r"."):
             server.ask("/v2")
-
-
-@pytest.fixture
-def open_server(weights: Path) -> Iterator[Server]:
-    with serving(weights.parent, weights) as server:
-        yield server
 
 
 TRITON = """
@@ -167,7 +150,7 @@ print("done")
 
 
 @pytest.mark.skipif(not (CLIENTS / "installed").exists(), reason="make .venv-clients/installed could not install it")
-def test_tritonclient_understands_it(open_server: Server) -> None:
-    command = [str(CLIENTS / "bin" / "python"), "-c", TRITON, str(open_server.port)]
+def test_tritonclient_understands_it(server: Server) -> None:
+    command = [str(CLIENTS / "bin" / "python"), "-c", TRITON, str(server.port)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.stdout == "done\n", done.stderr

@@ -47,21 +47,22 @@ def library_licence(file: str) -> str | None:
 
 def _package(dist: metadata.Distribution) -> Package:
     paths = [row[0] for row in csv.reader((dist.read_text("RECORD") or "").splitlines()) if row]
+    facts = dist.metadata  # each access reads it again
     libraries = sorted(found[1] for path in paths if (found := LIBRARY.search(path)))
-    licence, is_spdx = _licence(dist), "License-Expression" in dist.metadata
+    licence, is_spdx = _licence(facts), "License-Expression" in facts
     copyleft = [f"the package itself: {licence}"] if NAMED.search(licence or "") else []
     copyleft += [f"{file}: {known}" for file in libraries if (known := library_licence(file))]
     for path in filter(LICENCE_FILE.search, paths):
         with open(dist.locate_file(path), encoding="utf-8", errors="replace") as file:  # type: ignore[call-overload]
             if names := sorted({each.group() for each in NAMED.finditer(file.read())}):
                 copyleft.append(f"{path.rpartition('/')[2]} names {', '.join(names)}")
-    return Package(dist.name, dist.version, licence, is_spdx, libraries, list(dict.fromkeys(copyleft)))
+    return Package(facts["Name"], facts["Version"], licence, is_spdx, libraries, list(dict.fromkeys(copyleft)))
 
 
-def _licence(dist: metadata.Distribution) -> str | None:
+def _licence(facts: metadata.PackageMetadata) -> str | None:
     """The licence's expression, its name, or what the classifiers say."""
-    told = next((dist.metadata[key] for key in ("License-Expression", "License") if key in dist.metadata), "")
+    told = next((facts[key] for key in ("License-Expression", "License") if key in facts), "")
     if told not in ("", "UNKNOWN") and "\n" not in told and len(told) <= MAX_NAME_LENGTH:
         return told
-    classifiers = dist.metadata.get_all("Classifier") or ()
+    classifiers = facts.get_all("Classifier") or ()
     return ", ".join(each.split(" :: ")[-1] for each in classifiers if each.startswith("License :: ")) or None

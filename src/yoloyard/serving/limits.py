@@ -32,20 +32,21 @@ class Bodies:
         if int(request.headers.get("content-length", 0)) > limit:
             raise too_large
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
-                    body += chunk
-                    size += len(chunk)
-                    self._held += len(chunk)
-                    if size > limit:
-                        raise too_large
-                    if self._held > self._most:
-                        raise busy("too many bytes are waiting")
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    async for chunk in request.stream():
+                        body += chunk
+                        size += len(chunk)
+                        self._held += len(chunk)
+                        if size > limit:
+                            raise too_large
+                        if self._held > self._most:
+                            raise busy("too many bytes are waiting")
+            except TimeoutError as error:
+                raise HTTPException(408, f"the body did not come within {BODY_SECONDS} seconds") from error
             whole = bytes(body)
             body.clear()
             yield whole
-        except TimeoutError as error:
-            raise HTTPException(408, f"the body did not come within {BODY_SECONDS} seconds") from error
         finally:
             self._held -= size
 

@@ -50,8 +50,7 @@ class Connection(H11Protocol):
         self._timer = self.loop.call_later(seconds, self._look, self.cycle)
 
     def _look(self, before: Any) -> None:
-        is_idle = self.cycle is None or self.cycle.response_complete
-        if is_idle or (self.cycle is before and not self.cycle.response_complete):
+        if self.cycle is before or self.cycle.response_complete:  # no request since, or one that takes too long
             self.transport.abort()
         else:
             self._look_in(EXCHANGE_SECONDS)
@@ -113,7 +112,7 @@ def serve(
         if token is None:
             log.info("open to all who reach this address: no token is asked for (--token-file FILE asks for one)")
         server.run([listener])
-    log.info("ended; all that was accepted is answered")
+    log.info("ended at once" if server.force_exit else "ended; all that was accepted is answered")
 
 
 def bound(host: str, port: int) -> socket.socket:

@@ -61,15 +61,13 @@ def read(body: bytes, length: str | None, served: Served) -> Asked:
     if size is None:
         try:
             images = np.array(tensor.get("data"), np.float32)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise HTTPException(400, f"the data of `{INPUT}` must be numbers in a list") from error
     else:
         _check(size == len(body) - end, f"binary_data_size is {size}, and {len(body) - end} bytes follow the JSON")
         _check(size % FLOAT_BYTES == 0, "binary_data_size must be 4 bytes a number")
         images = np.frombuffer(body, "<f4", offset=end)
-    _check(
-        images.size == math.prod(shape), f"`{INPUT}` has {images.size} numbers, and shape {shape} needs another number"
-    )
+    _check(images.size == math.prod(shape), f"`{INPUT}` has {images.size} numbers, which don't fill shape {shape}")
     _check(images.min() >= 0 and images.max() <= 1, f"`{INPUT}` must lie in 0 .. 1 (a byte divided by 255)")
     binary = _parameters(head).get("binary_data_output", False)
     wanted = _list(head, "outputs") or [{"name": name} for name in served.output_shapes]
@@ -102,11 +100,9 @@ def write(served: Served, asked: Asked, arrays: Mapping[str, np.ndarray]) -> tup
 
 def _shape(shape: Any, served: Served) -> list[int]:
     stride, most, fixed = served.model.stride, served.model.imgsz, served.model.network.fixed_shape
-    _check(
-        isinstance(shape, list) and len(shape) == 4 and all(type(side) is int and side > 0 for side in shape)
-        and shape[1] == 3,
-        f"the shape of `{INPUT}` must be [batch, 3, height, width]",
-    )  # fmt: skip
+    is_whole = isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)
+    is_image = is_whole and len(shape) == 4 and shape[1] == 3
+    _check(is_image, f"the shape of `{INPUT}` must be [batch, 3, height, width]")
     _check(shape[0] <= served.max_batch, f"a batch of {shape[0]} is too large: {served.max_batch} is the most")
     if fixed:
         _check(tuple(shape[2:]) == tuple(fixed), f"height and width must be {fixed[0]} and {fixed[1]}")
@@ -117,9 +113,8 @@ def _shape(shape: Any, served: Served) -> list[int]:
 
 def _list(owner: Mapping[str, Any], key: str, length: int | None = None) -> list[dict[str, Any]]:
     found = owner.get(key, [])
-    _check(
-        isinstance(found, list) and all(isinstance(each, dict) for each in found), f"`{key}` must be objects in a list"
-    )
+    is_list = isinstance(found, list) and all(isinstance(each, dict) for each in found)
+    _check(is_list, f"`{key}` must be objects in a list")
     _check(length is None or len(found) == length, f"`{key}` must have {length} entry")
     return list(found)
 
