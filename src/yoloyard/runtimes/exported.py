@@ -14,7 +14,7 @@ from torch import Tensor
 
 from yoloyard.common.boxes import cxcywh_to_xyxy
 from yoloyard.common.device import Precision, choose_device
-from yoloyard.common.errors import UserError
+from yoloyard.common.errors import UserError, memory_line
 from yoloyard.common.log import ONCE
 from yoloyard.common.structures import images_to_float
 from yoloyard.config.settings import EvaluationConfig
@@ -115,6 +115,8 @@ class Exported:
         try:
             found = self._program.compute(filled.to(self.device))
         except Exception as error:  # each library has errors of its own
+            if memory_line(error):  # a smaller batch may do
+                raise
             raise UserError(f"{self.path} can't be computed: {reason(error)}") from error
         found = (found,) if isinstance(found, Tensor) else found
         if any(len(each) != len(filled) for each in found):  # sizes that an export has fixed fold into the batch
