@@ -34,7 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(weights: Path) -> Iterator[Server]:
-    flags = ("--queue", PLACES, "--max-batch", 4, "--threads", 1)
+    flags = ("--queue", PLACES, "--max-batch", 4, "--threads", torch.get_num_threads())
     onnx = write_onnx(weights.parent / "patches.onnx", document())
     with serving(weights.parent, weights, f"second={weights}", onnx, *flags, token=TOKEN) as server:
         yield server
