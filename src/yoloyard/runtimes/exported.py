@@ -19,14 +19,13 @@ from yoloyard.common.log import ONCE
 from yoloyard.common.structures import images_to_float
 from yoloyard.config.settings import EvaluationConfig
 from yoloyard.models.heads.head import Found, above
-from yoloyard.runtimes.metadata import BOXES, DETECTIONS, SCORES, FileFacts
+from yoloyard.runtimes.metadata import BOXES, DETECTIONS, OUTPUTS, SCORES, FileFacts
 
 log = logging.getLogger(__name__)
 
 JOINED = "joined"  # the only output of other programs: (B, 4 + C, P), centre x, centre y, width, height, scores
 ASSUMED_STRIDE = 32  # of a file that says none
 PROBED_PIXELS = 320  # side of the image by which such a file is recognised, if it takes any size
-OUTPUTS = {"boxes": (BOXES, SCORES), "nms": (DETECTIONS,)}  # by `FileFacts.outputs`
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,11 @@ class Exported:
             known = tuple(names)
         else:
             facts = FileFacts(**document["file"])
-            if facts.outputs not in OUTPUTS:
+            if not (wanted := OUTPUTS[facts.outputs]):
                 raise UserError(
                     f"{path} holds raw maps (--outputs {facts.outputs}), for the compilers of chips: use the weights "
                     "file, or an export with --outputs boxes"
                 )
-            wanted = OUTPUTS[facts.outputs]
             there = list(program.outputs or wanted)
             if missing := set(wanted) - set(there):
                 raise UserError(f"{path} is damaged: it has no output {' and '.join(sorted(missing))}")
