@@ -21,7 +21,7 @@ from yoloyard.export.preprocess import write_client
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 from yoloyard.runtimes.metadata import OUTPUTS, FileFacts
-from yoloyard.storage.fetch import local_weights
+from yoloyard.storage.fetch import local_weights, weights_name
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def export(config: ExportConfig) -> Exported:
         raise UserError(f"{weights} wants images of {channels} channels; only those of 3 can be exported")
     facts = _facts(config, weights, detector, metadata)
     folder = new_run_folder(Path(config.project), config.name)
-    job = Job(config, weights, detector, metadata, facts, folder)
+    job = Job(config, Path(weights_name(config.weights)), detector, metadata, facts, folder)
     if config.imgsz and job.imgsz != config.imgsz:
         log.info(f"imgsz {config.imgsz} is not a multiple of the stride {max(facts.strides)}: {job.imgsz} is used")
     files = {}

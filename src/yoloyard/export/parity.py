@@ -67,7 +67,7 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     side, stride, index = job.imgsz, max(job.facts.strides), None
     batches: Iterable[Batch] = ()
     if job.config.data:
-        index, order = index_for(reference, read_data_yaml(job.config.data), str(job.weights), "val")
+        index, order = index_for(reference, read_data_yaml(job.config.data), job.config.weights, "val")
         at_once, fixed = images_at_once(reference.device, side), (side, side) if job.facts.shape else None
         batches = make_val_loader(index, side, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
     else:
