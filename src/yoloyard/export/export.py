@@ -119,8 +119,9 @@ def _targets(config: ExportConfig) -> list[str]:
         raise UsageError("--int8 and --half are two precisions: leave one out")
     if config.int8 and not config.data:
         raise UsageError("--int8 needs images to calibrate with: --data data.yaml")
-    if config.keep_float and not config.int8:
-        raise UsageError("--keep-float is for --int8")
+    for name in ("keep_float", "calibration_images"):
+        if getattr(config, name) != getattr(ExportConfig, name) and not config.int8:
+            raise UsageError(f"--{name.replace('_', '-')} is for --int8")
     if config.outputs != "nms" and (config.conf, config.iou, config.max_det) != (None, None, None):
         raise UsageError("--conf, --iou and --max-det are for --outputs nms; in other files suppression comes later")
     for wanted, what in ((config.int8, "--int8"), (config.outputs == "nms", "--outputs nms")):
