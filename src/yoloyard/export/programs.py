@@ -14,7 +14,7 @@ from yoloyard.runtimes.metadata import KEY
 def write_pt2(job: Job) -> Path:
     """Write the .pt2 file of a job. Raises UserError as `traced` does."""
     path, content = job.path(".pt2", job.precision), io.BytesIO()
-    _, program = traced(job)
+    program = traced(job)
     with quiet_torch():
         torch.export.save(program, content, extra_files={KEY: job.document(job.precision)})
     write_whole(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
