@@ -71,6 +71,13 @@ def test_the_page_says_that_data_would_measure_map_and_needs_no_other_file(drawn
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
+def test_what_is_not_compared_is_not_within_tolerance(tmp_path: Path) -> None:
+    job = tiny_job(tmp_path, outputs="maps")
+    page = compare(job, {"torchscript": job.path(".torchscript")}).page.read_text(encoding="utf-8")
+    assert "not judged" in page
+    assert "within tolerance" not in page
+
+
 def test_without_data_a_file_of_other_weights_is_too_far_off(tmp_path: Path) -> None:
     job = tiny_job(tmp_path)
     changed = replace(job, detector=tiny_job(tmp_path).detector)

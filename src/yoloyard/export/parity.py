@@ -44,7 +44,6 @@ TOLERANCES_SAID = (
     f"{CLASS_BOXES} boxes or more {CLASS_TOLERANCE}; without --data {MAX_PIXELS} pixels, {MAX_SCORE} of score (float32)"
 )
 DRAWINGS = 8
-PACKAGES = {".onnx": "onnxruntime", ".xml": "openvino"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     side, stride, index = job.imgsz, max(job.facts.strides), None
     batches: Iterable[Batch] = ()
     if job.config.data:
-        index, order = index_for(reference, read_data_yaml(job.config.data), str(job.weights), "val")
+        index, order = index_for(reference, read_data_yaml(job.config.data), job.config.weights, "val")
         at_once, fixed = images_at_once(reference.device, side), (side, side) if job.facts.shape else None
         batches = make_val_loader(index, side, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
     else:
@@ -94,14 +93,15 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
             row |= {"precision": network.metadata["file"]["precision"], **differences(expected, found)}
             row["failures"] = judge(row, figures, job)
     failures = tuple(f"{row['file']}: {line}" for row in rows for line in row["failures"])
-    used = [name for suffix, name in PACKAGES.items() if any(path.suffix == suffix for path in files.values())]
     document = {
         "facts": {
             "Weights": f"{job.weights.name}, SHA-256 {job.facts.weights_sha256}",
             "Data": f"{job.config.data}, val" if job.config.data else "drawings of the demo",
             "Input": " x ".join(map(str, job.facts.shape or ("any multiples of", stride))),
             "Machine": f"{processor()['name']}, {usable_cores()} cores",
-            "Versions": ", ".join(f"{name} {version}" for name, version in versions(*used).items()),
+            "Versions": ", ".join(
+                f"{name} {version}" for name, version in versions("onnx", "onnxruntime", "openvino", "nncf").items()
+            ),
             "Tolerances": TOLERANCES_SAID,
         },
         "images": len(expected),
