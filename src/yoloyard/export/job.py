@@ -11,6 +11,8 @@ from yoloyard.config.settings import ExportConfig
 from yoloyard.models.detector import Detector
 from yoloyard.runtimes.metadata import FileFacts
 
+OF_TRAINING = ("classes", "single_cls")  # settings that say which classes of the data the weights know
+
 
 @dataclass(frozen=True)
 class Job:
@@ -42,4 +44,6 @@ class Job:
         """The JSON that a file of this precision carries under `metadata.KEY`."""
         own = replace(self.facts, precision=precision, **facts)
         history = longer_history(self.metadata, "exported", self.weights.name, own.weights_sha256)
-        return json.dumps({**self.metadata, "history": history, "file": own.as_dict()})
+        # of the training, which names folders and addresses of its host, what `val` needs
+        config = {name: value for name, value in self.metadata.get("config", {}).items() if name in OF_TRAINING}
+        return json.dumps({**self.metadata, "config": config, "history": history, "file": own.as_dict()})
