@@ -255,12 +255,13 @@ def test_what_is_no_weights_file_is_refused_without_a_folder(tmp_path: Path, nam
 
 
 class TestCustomModels:
-    def test_a_line_that_torch_can_not_trace_is_named(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("target", ["onnx", "torchscript"])
+    def test_a_line_that_torch_can_not_trace_is_named(self, tmp_path: Path, target: str) -> None:
         line = "fine = self.fine(self.stem(images))"
         weights = write_tiny_weights(tmp_path, line, f"{line}\n        fine = fine if fine.sum() > -1 else -fine")
         with pytest.raises(UserError, match=r"tiny_network.py, line 22 .*fine.sum\(\) > -1.*torch can't trace"):
-            exported(weights)
-        assert not (tmp_path / "runs" / "export" / "tiny.onnx").exists()
+            exported(weights, to=target)
+        assert not (tmp_path / "runs" / "export" / f"tiny.{target}").exists()
 
     def test_sizes_that_tracing_would_fix_are_an_error(self, tmp_path: Path) -> None:
         line = "fine = self.fine(self.stem(images))"

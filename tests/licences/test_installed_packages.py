@@ -117,7 +117,7 @@ def test_the_list_is_valid_cyclonedx(here: dict[str, Package], monkeypatch: pyte
     parts = {each["name"]: each for each in document["components"]}
     assert document["metadata"]["timestamp"] == "2023-11-14T22:13:20+00:00"
     assert parts["odd_one"]["purl"] == "pkg:pypi/odd-one@1.0%2Bcpu"
-    assert parts["torch"]["licenses"][0].keys() == {"expression"}
+    assert parts["numpy"]["licenses"][0].keys() == {"expression"}
     assert parts["pillow"]["components"]
     assert len({each["bom-ref"] for each in document["components"]}) == len(here) + 1
 

@@ -203,6 +203,13 @@ REFUSED: dict[str, tuple[str, bytes | None, dict[str, str], int, str]] = {
     "damaged pixels": ("/predict", bomb(300, 300, b"no pixels"), {}, 400, "cannot read the image"),
     "an image bomb": ("/predict", bomb(30_000, 30_000), {}, 413, "30000x30000 pixels"),
     "an image without pixels": ("/predict", bomb(0, 0), {}, 415, "size"),
+    "a JPEG of endless scans": (
+        "/predict",
+        turned_jpeg()[:-2] + b"\xff\xda\0\x02" * 100 + b"\xff\xd9",
+        {},
+        413,
+        "100 scans",
+    ),
     "another format": ("/predict", b"GIF89a\xff\xff\xff\xff", {}, 415, "JPEG, PNG"),
     "JSON": ("/predict", b'{"image": 1}', JSON, 415, "image file"),
     "too many bytes": ("/predict", None, {"Content-Length": str(2**40)}, 413, "larger than"),
@@ -212,6 +219,7 @@ REFUSED: dict[str, tuple[str, bytes | None, dict[str, str], int, str]] = {
     "an unknown model": ("/predict?model=third", IMAGES["small"], {}, 404, "there are tiny, second, patches"),
     "no model": ("/predict?model=", IMAGES["small"], {}, 404, "there are tiny, second, patches"),
     "an unknown route": ("/predictions", IMAGES["small"], {}, 404, ""),
+    "a route with a slash too many": ("/models/", b"", {}, 404, ""),
     "noise as tensors": ("/v2/models/tiny/infer", NOISE[:100_000], {}, 400, "no JSON"),
     "nested JSON": ("/v2/models/tiny/infer", b"[" * 100_000, JSON, 400, "no JSON"),
     "tensors of an unknown model": ("/v2/models/third/infer", b"{}", JSON, 404, "tiny, second, patches"),
@@ -298,7 +306,6 @@ def test_a_model_describes_itself(server: Server) -> None:
     assert server.ask("/v2/models/second/ready").status == 200
     assert server.ask("/v2/models/tiny").json == {
         "name": "tiny",
-        "versions": ["1"],
         "platform": "yoloyard_safetensors",
         "inputs": [{"name": "images", "datatype": "FP32", "shape": [-1, 3, -1, -1]}],
         "outputs": [
@@ -347,10 +354,13 @@ def v2_cases() -> dict[str, tuple[dict[str, Any], str]]:
         "no shape": (tensor_request(images, shape=None), r"[batch, 3, height, width]"),
         "a shape of texts": (tensor_request(images, shape=["1", 3, 32, 32]), r"[batch, 3, height, width]"),
         "too few numbers": (tensor_request(images, data=[0.5]), "has 1 numbers"),
-        "texts": (tensor_request(images, data=["a"]), "must be numbers"),
+        "texts": (tensor_request(images, data=["0.5"] * 3072), "must be numbers"),
+        "empty lists": (tensor_request(images, data=[[], []]), "has 0 numbers"),
+        "a number among lists": (tensor_request(images, data=[[1], 1]), "must be numbers"),
+        "too many lists": (tensor_request(images, data=[[]] * 2**18), "262,144 lists"),
         "an endless number": (tensor_request(images, data=[10**400]), "must be numbers"),
-        "ragged lists": (tensor_request(images, data=[[1], [1, 2]]), "must be numbers"),
-        "no data": (tensor_request(images, data=None), "has 1 numbers"),
+        "ragged lists": (tensor_request(images, data=[[1], [1, 2]]), "has 3 numbers"),
+        "no data": (tensor_request(images, data=None), "must be numbers"),
         "bytes not divided by 255": (tensor_request(images + 255), "must lie in 0 .. 1"),
         "no number": (tensor_request(images * np.nan), "must lie in 0 .. 1"),
         "another type": (tensor_request(images, datatype="UINT8"), "must be FP32"),
@@ -359,7 +369,10 @@ def v2_cases() -> dict[str, tuple[dict[str, Any], str]]:
             tensor_request(images, data=None, parameters={"binary_data_size": 8}),
             "0 bytes follow",
         ),
-        "an unknown output": (tensor_request(images) | {"outputs": [{"name": "masks"}]}, "boxes, scores, and no masks"),
+        "an unknown output": (
+            tensor_request(images) | {"outputs": [{"name": "\ud800"}]},
+            "the outputs are boxes, scores",
+        ),
         "outputs that are no list": (tensor_request(images) | {"outputs": 3}, "objects in a list"),
         "no inputs": ({"inputs": []}, "must have 1 entry"),
     }
@@ -373,9 +386,12 @@ def test_bad_tensors_get_one_clear_answer_each(server: Server, case: str) -> Non
     assert text in answer.json["error"]
 
 
-@pytest.mark.parametrize("length", ["-1", "x", "99999999999999", ""])
+@pytest.mark.parametrize("length", ["-1", "x", "99999999999999", "0" * 12 + "9999", ""])
 def test_a_wrong_length_of_the_json_is_refused(server: Server, length: str) -> None:
-    answer = server.ask("/v2/models/tiny/infer", b"{}", {"Inference-Header-Content-Length": length})
+    asked = tensor_request(np.zeros((1, 3, 32, 32)), data=None, parameters={"binary_data_size": 0})
+    body = json.dumps(asked).encode().ljust(999)
+    body = body.replace(b'size": 0', b'size": -9000')  # what is left behind a length of 9999
+    answer = server.ask("/v2/models/tiny/infer", body, {"Inference-Header-Content-Length": length})
     assert answer.status == 400
 
 
@@ -390,6 +406,7 @@ WRONG_COMMANDS = {
     "no file of a token": (("a.onnx", "--token-file", "gone"), 1, "the token can't be read: gone"),
     "another's port": (("a.onnx", "--port", "TAKEN"), 1, "can't be served"),
     "no address": (("a.onnx", "--host", "256.0.0.1"), 1, "can't be served"),
+    "no name of a host": (("a.onnx", "--host", "a..b"), 1, "a..b:8000 can't be served"),
     "no place": (("a.onnx", "--queue", "0"), 2, "--queue"),
 }
 

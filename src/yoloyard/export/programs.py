@@ -25,6 +25,7 @@ def write_pt2(job: Job) -> Path:
 def write_torchscript(job: Job) -> Path:
     """Write the .torchscript file of a job. Raises UserError as `traced` does."""
     path, content = job.path(".torchscript", job.precision), io.BytesIO()
+    traced(job)  # which refuses what depends on the content of images; here torch would take the way of the example
     graph, images = graph_of(job)
     with quiet_torch(), explained(job, "torch can't trace this network"):
         script = torch.jit.trace(graph, images, check_trace=False)
