@@ -79,6 +79,7 @@ def export(config: ExportConfig) -> Exported:
     job = Job(config, Path(weights_name(config.weights)), detector, metadata, facts, folder)
     if config.imgsz and job.imgsz != config.imgsz:
         log.info(f"imgsz {config.imgsz} is not a multiple of the stride {max(facts.strides)}: {job.imgsz} is used")
+    _ = job.labelled  # data that don't fit are refused now, not after minutes of calibration
     files = {}
     for target in targets:
         files[target] = TARGETS[target](job)
