@@ -226,6 +226,13 @@ def test_settings_that_can_not_be_are_refused_before_anything_is_read(overrides:
     assert line in str(raised.value)
 
 
+def test_data_of_other_classes_are_refused_before_a_file_is_written(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("train: a\nval: a\nnames: [a, b]\n")
+    with pytest.raises(UsageError, match=r"tiny\.safetensors knows 5 classes .*data\.yaml has 2"):
+        exported(weights, data=str(tmp_path / "data.yaml"), int8=True, project=tmp_path)
+    assert [path.name for path in (tmp_path / "export").iterdir()] == [".yoloyard-run"]
+
+
 def test_files_of_weights_in_an_object_store_have_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("obstore")
     monkeypatch.setenv("YOLOYARD_CACHE", str(tmp_path / "cache"))

@@ -51,10 +51,7 @@ def test_the_repository_has_the_layout_that_triton_reads(repository: Path) -> No
     files = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
     assert files == {"inferenceservice.yaml", "best/config.pbtxt", "best/1/model.onnx"}
     assert (repository / "best/1/model.onnx").read_bytes() == (repository.parent / "best.onnx").read_bytes()
-
-
-def test_a_folder_of_the_repository_can_not_be_imported_in_place_of_a_package(repository: Path) -> None:
-    assert not repository.name.isidentifier()
+    assert not repository.name.isidentifier()  # it must not be imported as the package
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -81,13 +78,6 @@ def test_sizes_that_are_free_in_the_file_are_free_in_the_configuration(tmp_path:
     assert [list(each.dims) for each in (*config.input, *config.output)] == [[3, -1, -1], [-1, 4], [-1, 3]]
 
 
-def test_a_key_that_triton_does_not_know_is_found(repository: Path, tmp_path: Path) -> None:
-    text = (repository / "best/config.pbtxt").read_text(encoding="utf-8")
-    (tmp_path / "config.pbtxt").write_text(text.replace("preferred_batch_size", "preferred_batch"), encoding="utf-8")
-    with pytest.raises(text_format.ParseError, match="preferred_batch"):
-        parsed(tmp_path / "config.pbtxt")
-
-
 def test_the_service_is_valid_for_kserve_and_its_resources_for_kubernetes(repository: Path) -> None:
     service = yaml.safe_load((repository / "inferenceservice.yaml").read_text(encoding="utf-8"))
     jsonschema.validate(service, SCHEMA)
@@ -96,9 +86,6 @@ def test_the_service_is_valid_for_kserve_and_its_resources_for_kubernetes(reposi
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": service["metadata"], "spec": {"containers": [container]}}
     kubernetes_validate.validate(pod, "1.37", strict=True)
     assert (service["apiVersion"], service["kind"]) == ("serving.kserve.io/v1beta1", "InferenceService")
-    model["storageURI"] = model.pop("storageUri")
-    with pytest.raises(jsonschema.ValidationError, match="storageURI"):
-        jsonschema.validate(service, SCHEMA)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,14 @@ def test_an_onnx_file_says_it_was_exported_from_which_weights(tmp_path: Path) ->
     assert (last["file"], last["sha256"], last["licence"]) == ("best.safetensors", "cd" * 32, "AGPL-3.0")
 
 
+def test_an_export_names_no_folder_and_no_address_of_the_training(tmp_path: Path) -> None:
+    config = OLD_CONFIG | {"notify": "https://chat.example/anna", "classes": "0", "single_cls": False}
+    document = document_of({"model": "m", "config": config, "versions": {}}, tmp_path)
+    assert "anna" not in document
+    assert json.loads(document)["config"] == {"classes": "0", "single_cls": False}
+    assert [each["data"] for each in json.loads(document)["history"][:1]] == ["line/data.yaml"]
+
+
 @pytest.mark.slow
 def test_programs_of_torch_and_openvinos_files_say_it_too(tmp_path: Path) -> None:
     document = document_of(RANDOM, tmp_path)

@@ -21,7 +21,13 @@ def licence(
 
     if bool(file) == environment or (sbom is not None and not environment):
         raise UsageError("say either FILE, or --environment with or without --sbom OUT.json")
-    document = _environment(sbom) if environment else _record(file)
+    if environment:
+        document = _environment(sbom)
+    else:  # torch takes its time to import
+        from yoloyard.licences.record import read_record
+        from yoloyard.storage.fetch import local_weights
+
+        document = read_record(local_weights(os.path.expanduser(file)))
     if json:
         print_json(document)
     elif environment:
@@ -35,13 +41,6 @@ def licence(
             shown = [f"{name} {value}" for name, value in facts.items() if name != "what" and value]
             print(printable(f"{step['what']}: {', '.join(shown)}"))
         print(printable(document["meaning"]))
-
-
-def _record(file: str) -> dict[str, Any]:
-    from yoloyard.licences.record import read_record
-    from yoloyard.storage.fetch import local_weights
-
-    return read_record(local_weights(os.path.expanduser(file)))
 
 
 def _environment(out: Path | None) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from yoloyard.common.errors import UsageError
 from yoloyard.common.log import ONCE
 from yoloyard.common.structures import images_to_float
 from yoloyard.data.formats.data_yaml import read_data_yaml
@@ -49,11 +48,10 @@ class CalibrationImages:
 def calibration_images(job: Job) -> CalibrationImages:
     """Images of the training split of `--data`, `--calibration-images` of them: one of each part of the list.
 
-    The choice is always the same. A line says so where there are fewer. Raises UsageError without `--data`, UsageError
-    or UserError for a data set without training images that can be used.
+    The choice is always the same. A line says so where there are fewer. Raises UsageError or UserError for a data set
+    without training images that can be used.
     """
-    if job.config.data is None:
-        raise UsageError("--int8 needs --data, the data.yaml whose training images calibrate it")
+    assert job.config.data is not None  # int8 is refused without
     spec = read_data_yaml(job.config.data)
     index = read_split(spec, "train")
     require_images(index, spec, "train")

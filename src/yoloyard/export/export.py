@@ -31,10 +31,6 @@ def _onnx(job: Job, symmetric: bool = False) -> Path:
     return int8.write_onnx(job, symmetric) if job.config.int8 else onnx_file.write(job)
 
 
-def _tensorrt(job: Job) -> Path:
-    return tensorrt.write(job, _onnx(job, symmetric=True), "int8" if job.config.int8 else job.precision)
-
-
 # In this order: what is made of the ONNX file comes after it.
 TARGETS: dict[str, Callable[[Job], Path]] = {
     "onnx": _onnx,
@@ -42,7 +38,7 @@ TARGETS: dict[str, Callable[[Job], Path]] = {
     "pt2": programs.write_pt2,
     "torchscript": programs.write_torchscript,
     "triton": lambda job: triton.write(job, _onnx(job)),
-    "tensorrt": _tensorrt,
+    "tensorrt": lambda job: tensorrt.write(job, _onnx(job, symmetric=True)),
 }
 OF_TORCH = ("pt2", "torchscript")  # without int8, and without suppression, which torch has no operator for
 
@@ -83,6 +79,7 @@ def export(config: ExportConfig) -> Exported:
     job = Job(config, Path(weights_name(config.weights)), detector, metadata, facts, folder)
     if config.imgsz and job.imgsz != config.imgsz:
         log.info(f"imgsz {config.imgsz} is not a multiple of the stride {max(facts.strides)}: {job.imgsz} is used")
+    _ = job.labelled  # data that don't fit are refused now, not after minutes of calibration
     files = {}
     for target in targets:
         files[target] = TARGETS[target](job)

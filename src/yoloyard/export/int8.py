@@ -10,12 +10,11 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import write_whole
@@ -126,6 +125,7 @@ def quantise_onnx(float_file: Path, out: Path, job: Job, images: CalibrationImag
     excluded = sorted({*beyond_convolutions(nodes), *kept_nodes(model, job.config.keep_float)})
     signed, unsigned = quantization.QuantType.QInt8, quantization.QuantType.QUInt8
     kinds = ["Conv", "ConvTranspose"] if symmetric else None  # None: all that ONNX Runtime computes in 8 bits
+    feeds = ({INPUT: image} for image in images)
     with tempfile.TemporaryDirectory() as folder, _quiet_output():
         prepared, quantised = Path(folder, "prepared.onnx"), Path(folder, "quantised.onnx")
         # its shapes of torch are kept, and its nodes keep their names without the optimization
@@ -133,7 +133,7 @@ def quantise_onnx(float_file: Path, out: Path, job: Job, images: CalibrationImag
         quantization.quantize_static(
             prepared,
             quantised,
-            _Reader(images),
+            SimpleNamespace(get_next=lambda: next(feeds, None)),
             per_channel=True,
             activation_type=signed if symmetric else unsigned,
             weight_type=signed,
@@ -178,17 +178,6 @@ def quantise_openvino(model: Any, float_file: Path, job: Job, images: Calibratio
             subset_size=len(images),
             ignored_scope=nncf.IgnoredScope(names=sorted(ignored), validate=False),
         )
-
-
-class _Reader:
-    """Images one by one, as ONNX Runtime's calibration asks for them."""
-
-    def __init__(self, images: Iterable[np.ndarray]) -> None:
-        self._images = iter(images)
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        image = next(self._images, None)
-        return None if image is None else {INPUT: image}
 
 
 @contextlib.contextmanager

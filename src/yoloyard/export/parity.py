@@ -13,14 +13,13 @@ import numpy as np
 import torch
 
 from yoloyard.commands.model import settings_for
-from yoloyard.commands.val import DEFAULT_BATCH, index_for
+from yoloyard.commands.val import DEFAULT_BATCH
 from yoloyard.common.cores import processor, usable_cores
-from yoloyard.common.device import Precision, images_at_once
+from yoloyard.common.device import images_at_once
 from yoloyard.common.files import write_whole_text
 from yoloyard.common.structures import Batch, Detections, Sample
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import ModelConfig
-from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.loading.batches import collate
 from yoloyard.data.loading.loader import make_val_loader
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
@@ -32,7 +31,6 @@ from yoloyard.evaluation.report.page import write_page
 from yoloyard.evaluation.validate import predict_all
 from yoloyard.export.job import Job
 from yoloyard.runtimes.load import FORMATS, load_runtime
-from yoloyard.runtimes.network import Network
 
 TOLERANCES = {"float32": 1e-3, "float16": 1e-3, "int8": 0.01}  # of mAP50-95
 CLASS_TOLERANCE, CLASS_BOXES = 0.03, 20  # of a class's mAP50-95 in int8, if it has at least so many boxes
@@ -63,12 +61,11 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     """
     inside = job.facts.suppression
     settings = settings_for(ModelConfig(), inside or job.metadata.get("evaluation", {}))
-    reference = Network(job.detector, torch.device("cpu"), Precision("cpu", torch.float32), job.metadata)
-    side, stride, index = job.imgsz, max(job.facts.strides), None
+    side, stride = job.imgsz, max(job.facts.strides)
     batches: Iterable[Batch] = ()
-    if job.config.data:
-        index, order = index_for(reference, read_data_yaml(job.config.data), job.config.weights, "val")
-        at_once, fixed = images_at_once(reference.device, side), (side, side) if job.facts.shape else None
+    if job.labelled:
+        index, order = job.labelled
+        at_once, fixed = images_at_once(job.reference.device, side), (side, side) if job.facts.shape else None
         batches = make_val_loader(index, side, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
     else:
         batches = [_drawing(number, job, side, stride) for number in range(DRAWINGS)]
@@ -76,13 +73,13 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     def measured(network: Any) -> tuple[dict[int, Detections], dict[str, Any]]:
         """Detections and, with labels, their figures."""
         found = predict_all(network, batches, settings, multi_label=inside is None)
-        if index is None:
+        if not job.labelled:
             return found, {}
         named = {image: replace(each, labels=torch.tensor(order)[each.labels]) for image, each in found.items()}
         metrics = evaluate(index, named, settings.max_det, Showing.of(job.metadata).within(settings))
         return found, {**metrics.figures(), "classes": [asdict(row) for row in metrics.classes]}
 
-    expected, figures = measured(reference)
+    expected, figures = measured(job.reference)
     rows: list[dict[str, Any]] = []
     for target, path in files.items():
         rows.append(row := {"target": target, "file": path.name, "bytes": _bytes(path), "failures": []})

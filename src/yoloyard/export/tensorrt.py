@@ -40,13 +40,16 @@ These commands follow NVIDIA's documentation of 10.3 and 11.4; no test ran them.
 """
 
 
-def write(job: Job, onnx_file: Path, precision: str = "float32") -> Path:
+def write(job: Job, onnx_file: Path) -> Path:
     """Write the folder `best.tensorrt`: the ONNX file, README.md, and where TensorRT is, engine and sidecar.
 
-    `precision` is that of `onnx_file`. Returns the folder. Raises UserError where TensorRT refuses the file.
+    Returns the folder. Raises UserError where TensorRT refuses the file.
     """
+    precision = "int8" if job.config.int8 else job.precision
     folder, engine = job.path(".tensorrt", precision), job.path(SUFFIX, precision).name
-    profile = shapes(job)
+    least, most = (job.facts.shape or (side, side) for side in (max(job.facts.strides), job.imgsz))
+    # by trtexec's names: the smallest, the usual and the largest batch
+    profile = {"min": (1, 3, *least), "opt": (USUAL_BATCH, 3, *most), "max": (MAX_BATCH, 3, *most)}
     flags = " ".join(f"--{key}Shapes={INPUT}:{'x'.join(map(str, sizes))}" for key, sizes in profile.items())
 
     def fill(path: Path) -> None:
@@ -64,13 +67,6 @@ def write(job: Job, onnx_file: Path, precision: str = "float32") -> Path:
     sidecar = {**here, "onnx_sha256": file_sha256(onnx_file), "shapes": profile, "document": document}
     write_whole_text((folder / engine).with_suffix(SIDECAR), json.dumps(sidecar, indent=2) + "\n")
     return folder
-
-
-def shapes(job: Job) -> dict[str, tuple[int, ...]]:
-    """Smallest, usual and largest shape of a batch (B, 3, H, W), by trtexec's names for them: min, opt, max."""
-    least = job.facts.shape or (max(job.facts.strides),) * 2
-    most = job.facts.shape or (job.imgsz,) * 2
-    return {"min": (1, 3, *least), "opt": (USUAL_BATCH, 3, *most), "max": (MAX_BATCH, 3, *most)}
 
 
 def build(onnx_file: Path, profile: Mapping[str, tuple[int, ...]]) -> bytes:
