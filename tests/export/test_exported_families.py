@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_job import NAMES
 from torch import nn
 
+from tiny_job import NAMES
 from yoloyard.config.settings import ExportConfig
 from yoloyard.demo.write import demo_image
 from yoloyard.export import onnx_file, programs
