@@ -92,7 +92,7 @@ bench: .venv-bench/installed trees/data.yaml demo/data.yaml
 
 .venv-bench/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet ultralytics-opencv-headless==8.4.190 fastapi --editable ".[tensorboard,serve]"
+	.venv-bench/bin/python -m pip install --quiet ultralytics-opencv-headless==8.4.190 fastapi --editable ".[tensorboard,serve,openvino]"
 	touch $@
 
 demo/data.yaml: .venv-bench/installed

@@ -98,11 +98,12 @@ def runtimes_of(weights: Path, side: int, data: Path, calibration_images: int) -
     with tempfile.TemporaryDirectory() as folder:
         job = Job(config, weights, detector, metadata, facts, Path(folder))
         quantised = replace(job, config=replace(config, int8=True))
+        onnx = onnx_file.write(job)  # first: the others are made from it
         ir = openvino_file.write(job)
         return {
             Kind("torch", "float32"): load_runtime(weights, "cpu", amp=False),
             Kind("torch", "bfloat16"): load_runtime(weights, "cpu", amp=True),
-            Kind("ONNX Runtime", "float32"): load_runtime(onnx_file.write(job), "cpu"),
+            Kind("ONNX Runtime", "float32"): load_runtime(onnx, "cpu"),
             Kind("ONNX Runtime", "int8"): load_runtime(int8.write_onnx(quantised), "cpu"),
             Kind("OpenVINO", "float32"): load_runtime(ir, "cpu"),
             Kind("OpenVINO", "bfloat16"): in_bfloat16(ir),

@@ -39,6 +39,7 @@ def main() -> None:
         "Serve the same weights in turns.",
         weights={"type": Path, "required": True, "help": "a .pt file of the reference"},
         image={"type": Path, "required": True, "help": "the image file that all clients send"},
+        export={"type": Path, "help": "an export of these weights, which ours serves instead of them"},
         seconds={"type": float, "default": 5.0, "help": "of a turn"},
     )
     python = arguments.reference_python
@@ -47,6 +48,7 @@ def main() -> None:
     imported.unlink(missing_ok=True)
     importing = [python, "-m", "yoloyard", "import", arguments.weights, "--out", imported]
     subprocess.run(importing, check=True, env=own_environment())
+    kind = f"{arguments.export.suffix[1:]} file" if arguments.export else "torch"
     form = (
         (
             f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="image"\r\n'
@@ -58,7 +60,7 @@ def main() -> None:
     with contextlib.ExitStack() as servers:
         ports = [free_port(), free_port()]
         commands = [
-            [python, "-m", "yoloyard", "serve", imported, "--port", ports[0]],
+            [python, "-m", "yoloyard", "serve", arguments.export or imported, "--port", ports[0]],
             [python, HERE / "sides" / "serving_theirs.py", arguments.weights.resolve(), ports[1]],
         ]
         sides = [
@@ -76,7 +78,7 @@ def main() -> None:
             for name, (unit, goal, more_is_better) in UNITS.items():
                 ours, theirs = ([each[name] for each in answers] for answers in found)
                 what = f"{clients} client{'s' * (clients > 1)}"
-                rows.append(Row(what, unit, ours, theirs, goal, more_is_better, f"{name}; defaults of each side"))
+                rows.append(Row(what, unit, ours, theirs, goal, more_is_better, f"{name}; ours: {kind}"))
     write_results("serving", rows, python)
 
 

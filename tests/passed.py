@@ -82,7 +82,7 @@ GROUPS = {
         ("tests/runtimes", "tests/export", "tests/serving", "tests/licences"),
         ("src/yoloyard/runtimes/*.py", "src/yoloyard/export/**/*", "src/yoloyard/serving/**/*",
          "src/yoloyard/licences/*.py", "src/yoloyard/models/**/*.py", "src/yoloyard/commands/*.py",
-         "src/yoloyard/common/*.py", "src/yoloyard/evaluation/**/*", "tests/*.py"),
+         "src/yoloyard/common/*.py", "src/yoloyard/data/**/*.py", "src/yoloyard/evaluation/**/*", "tests/*.py"),
     ),
     "hosts": Group(("tests/hosts",), (*TRAINER, "tests/*.py")),  # skipped where there are no network namespaces
     "cloud": Group(  # skipped where there are no namespaces, or SkyPilot can't be installed
@@ -95,7 +95,8 @@ GROUPS = {
         ("tests/browser",),
         ("src/yoloyard/commands/*.py", "src/yoloyard/common/run_folder.py", "src/yoloyard/evaluation/report/**/*",
          "src/yoloyard/training/listeners/status.py", "src/yoloyard/training/listeners/last_validation.py",
-         "src/yoloyard/serving/*", "tests/commands.py", "tests/tiny_network.py", "tests/tiny_weights.py"),
+         "src/yoloyard/serving/*", "tests/commands.py", "tests/tiny_network.py", "tests/tiny_weights.py",
+         "tests/tiny_job.py"),
     ),
     "rehearsal": Group(
         ("tests/test_gpu_benchmark.py",),

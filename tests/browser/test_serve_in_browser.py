@@ -19,6 +19,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from commands import start
 from tiny_weights import write_tiny_weights
 from yoloyard.demo.write import write_demo
+from yoloyard.models.weights import read_weights, save_weights
 
 SCREENSHOTS = Path(__file__).parents[2] / "build"
 ORIENTATION = 0x0112  # the tag of EXIF; 6: to be turned by 90 degrees to the right
@@ -44,8 +45,9 @@ def screenshots(browser: webdriver.Chrome, page: str) -> None:
 
 @pytest.mark.slow
 def test_a_browser_shows_boxes_scores_time_and_errors(browser: webdriver.Chrome, tmp_path: Path) -> None:
-    names = ["<b>bolt</b>", "nut & bolt", "ring"]
-    weights = write_tiny_weights(tmp_path, names=names)
+    weights = write_tiny_weights(tmp_path)
+    state, metadata = read_weights(weights)
+    save_weights(weights, state, {**metadata, "names": [f"<b>{name}</b> & more" for name in metadata["names"]]})
     (tmp_path / "token").write_text("open-sesame\n")
     images = write_demo(tmp_path / "line", seed=3, train=2, val=2, size=480).parent / "images" / "train"
     image, turned, noise = sorted(images.iterdir())[0], tmp_path / "turned.jpg", tmp_path / "noise.jpg"

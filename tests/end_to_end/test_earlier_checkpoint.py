@@ -27,12 +27,9 @@ def test_training_from_a_checkpoint_of_format_2_goes_on(
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, ""), err
     assert "going on in epoch 2 of 3, after 8 images of it" in out
-    expected, metadata = read_weights(KEPT / "went_on.safetensors")
-    found, now = read_weights(folder / "weights" / "last.safetensors")
-    # Another torch or NumPy may round differently.
-    tolerance = (
-        0.0 if metadata["versions"] == now["versions"] | {"yoloyard": metadata["versions"]["yoloyard"]} else 1e-4
-    )
+    expected, _ = read_weights(KEPT / "went_on.safetensors")
+    found, _ = read_weights(folder / "weights" / "last.safetensors")
+    tolerance = 1e-4  # another processor, torch or NumPy may round differently
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=tolerance, atol=tolerance, msg=name)
     records = read_records(folder)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tiny_network import Tiny
 from yoloyard.commands import predict as predict_module
 from yoloyard.commands.model import Model
 from yoloyard.commands.predict import predict
@@ -24,14 +25,15 @@ from yoloyard.common.log import shown_lines
 from yoloyard.common.structures import Detections
 from yoloyard.common.video import UnreadableError, VideoFile, read_frames
 from yoloyard.data.pixels.decode import decode_image
+from yoloyard.runtimes.network import Network
 
 
 class Finder(Model):
     """Finds one box of the first class in every image."""
 
     def __init__(self) -> None:
-        self.names, self.device = ("dent",), torch.device("cpu")
-        self.precision = Precision("cpu", torch.float32)
+        self.names = ("dent",)
+        self.network = Network(Tiny(1), torch.device("cpu"), Precision("cpu", torch.float32))
 
     def _detect(self, image: np.ndarray) -> Detections:
         return Detections(torch.tensor([[4.0, 4, 20, 20]]), torch.tensor([0.9]), torch.tensor([0]))

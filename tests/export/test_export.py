@@ -31,7 +31,8 @@ from yoloyard.export import programs
 from yoloyard.export.export import TARGETS, Exported, export
 from yoloyard.export.job import Job
 from yoloyard.models.detector import Detector
-from yoloyard.models.weights import load_model
+from yoloyard.models.registry import build
+from yoloyard.models.weights import load_model, save_weights
 from yoloyard.runtimes.metadata import KEY
 
 
@@ -213,6 +214,7 @@ def test_half_maps_are_raw_and_float32_of_weights_in_float16(weights: Path, dete
         ({"int8": True}, "--int8 needs images to calibrate with"),
         ({"int8": True, "half": True}, "two precisions"),
         ({"keep_float": "head"}, "--keep-float is for --int8"),
+        ({"calibration_images": 5}, "--calibration-images is for --int8"),
         ({"conf": 0.5}, "are for --outputs nms"),
         ({"to": "onnx,pt2", "outputs": "nms"}, "--outputs nms can't be had as pt2, but as onnx"),
         ({"to": "torchscript", "int8": True, "data": "data.yaml"}, "--int8 can't be had as torchscript, but as onnx"),
@@ -222,6 +224,18 @@ def test_settings_that_can_not_be_are_refused_before_anything_is_read(overrides:
     with pytest.raises(UsageError) as raised:
         export(with_overrides(ExportConfig(), {"weights": "missing.safetensors", **overrides}))
     assert line in str(raised.value)
+
+
+def test_files_of_weights_in_an_object_store_have_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("obstore")
+    monkeypatch.setenv("YOLOYARD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("yoloyard.export.export.compare", lambda job, files: None)
+    monkeypatch.setitem(TARGETS, "torchscript", lambda job: job.path(".torchscript"))  # tracing takes seconds
+    facts = {"model": "yolov5n", "model_arguments": {"num_classes": 2}}
+    path = tmp_path / "run" / "weights" / "best.safetensors"
+    save_weights(path, build("yolov5n", num_classes=2).state_dict(), facts)
+    done = export(ExportConfig(weights=f"file://{path}", to="torchscript", project=str(tmp_path)))
+    assert done.files["torchscript"].name == "best.torchscript"
 
 
 @pytest.mark.parametrize(
@@ -241,11 +255,14 @@ def test_what_is_no_weights_file_is_refused_without_a_folder(tmp_path: Path, nam
 
 
 class TestCustomModels:
-    def test_a_line_that_torch_can_not_trace_is_named(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    @pytest.mark.parametrize("target", ["onnx", "torchscript"])
+    def test_a_line_that_torch_can_not_trace_is_named(
+        self, tmp_path: Path, target: str, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         line = "fine = self.fine(self.stem(images))"
         weights = write_tiny_weights(tmp_path, line, f"{line}\n        fine = fine if fine.sum() > -1 else -fine")
         with pytest.raises(UserError, match=r"tiny_network.py, line 22 .*fine.sum\(\) > -1.*torch can't trace"):
-            exported(weights)
+            exported(weights, to=target)
         assert not (tmp_path / "runs" / "export").exists()  # there is nothing to see in it
         assert capfd.readouterr().err == ""  # torch prints its graph
 

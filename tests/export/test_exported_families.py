@@ -16,6 +16,10 @@ from yoloyard.models import registry
 from yoloyard.runtimes.load import load_runtime
 from yoloyard.runtimes.metadata import FileFacts
 
+# Untrained weights amplify rounding: in torch alone, folding the normalisations moves a box of yolov5n6, 790 pixels
+# wide, by 0.08 pixels.
+MAX_PIXELS = 0.2
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["yolov5n", "yolov8n", "yolo11n", "yolo12n", "yolov5n6"])
@@ -43,5 +47,5 @@ def test_all_files_of_a_family_give_the_boxes_and_scores_of_its_weights(tmp_path
             assert len(found[0]) == scores.numel() > 100
             torch.testing.assert_close(found[2], scores.flatten(), rtol=0, atol=1e-4)
             torch.testing.assert_close(
-                found[1], boxes.repeat_interleave(len(NAMES), dim=1).flatten(0, 1), rtol=0, atol=0.05
+                found[1], boxes.repeat_interleave(len(NAMES), dim=1).flatten(0, 1), rtol=0, atol=MAX_PIXELS
             )

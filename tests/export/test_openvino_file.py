@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import openvino
 import pytest
 from small_graph import SIDE, job_in, write_graph
@@ -50,6 +51,15 @@ def test_half_keeps_weights_in_float16_and_takes_float32(job: Job) -> None:
     for mine, theirs in zip(outputs_of(path, images), outputs_of(job.folder / "best.onnx", images), strict=True):
         assert mine.dtype == np.float32
         assert np.abs(mine - theirs).max() < 1  # of 640 pixels
+
+
+def test_of_equal_scores_the_first_ones_are_kept_as_in_predict(job: Job) -> None:
+    graph = """<ir_version: 8, opset_import: ["" : 18]>
+    best (float[N, M] images) => (int64[N, 2] detections) <int64[1] two = {2}> { s, detections = TopK (images, two) }
+    """
+    onnx.save(onnx.parser.parse_model(graph), job.path(".onnx"))
+    network = openvino.Core().compile_model(openvino_file.write(job), "CPU")
+    assert network(np.full((1, 9), 0.5, np.float32))["detections"].tolist() == [[0, 1]]
 
 
 @pytest.mark.parametrize(("half", "precision"), [(False, "float32"), (True, "float16")])

@@ -129,16 +129,8 @@ def test_a_file_of_an_older_version_says_what_is_known(
     assert "anna" not in json.dumps(found["history"])
 
 
-def test_a_run_folder_means_its_best_weights(written: Callable[[dict[str, Any]], Path], tmp_path: Path) -> None:
-    (tmp_path / "run" / "weights").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"holds no weights/best\.safetensors: name a file, or the folder of a run"):
-        read_record(tmp_path / "run")
-    written(RANDOM).rename(tmp_path / "run" / "weights" / "best.safetensors")
-    assert read_record(tmp_path / "run")["file"] == tmp_path / "run" / "weights" / "best.safetensors"
-
-
 def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
-    for name in ("best.safetensors", "best.onnx", "best.xml", "best.pt2", "best.pt"):
+    for name in ("best.safetensors", "best.onnx", "best.xml", "best.pt2", "best.pt", "notes.txt"):
         with pytest.raises(UserError, match=name):
             read_record(tmp_path / name)
         (tmp_path / name).write_bytes(b"noise")

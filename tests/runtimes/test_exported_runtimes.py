@@ -1,5 +1,6 @@
 """A network finds the same boxes whichever exported file it is in and whichever library computes it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +22,12 @@ from exported_files import (
     write_suppressed_onnx,
 )
 from yoloyard.common.errors import UserError
-from yoloyard.common.structures import images_to_float
+from yoloyard.common.structures import Batch, images_to_float
+from yoloyard.config.settings import EvaluationConfig
+from yoloyard.evaluation.validate import predict_all
 from yoloyard.models.heads.head import above
 from yoloyard.runtimes.document import read_document
+from yoloyard.runtimes.exported import Exported, Program
 from yoloyard.runtimes.load import load_runtime
 
 RGB = np.random.default_rng(0).integers(0, 256, (60, 90, 3)).astype(np.uint8)
@@ -108,6 +112,18 @@ def test_a_batch_above_the_files_own_is_an_error_and_one_below_it_is_filled_up(
         runtime.candidates(images, 0.4, False)
     found, wanted = (each.candidates(images[:1], 0.4, False) for each in (runtime, whole))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+
+def test_a_batch_that_exhausts_the_memory_is_taken_in_parts(images: Tensor, tmp_path: Path) -> None:
+    def compute(images: Tensor) -> tuple[Tensor, Tensor]:
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Patches()(images)
+
+    program = Program([(None, 3, None, None)], (), compute, torch.device("cpu"))
+    network = Exported(tmp_path / "best.pt2", program, json.loads(document()), ())
+    batch = Batch(images, torch.zeros(3, 0, 4), torch.zeros(3, 0), torch.zeros(3, 0), [7, 8, 9], [None] * 3)
+    assert predict_all(network, [batch], EvaluationConfig()).keys() == {7, 8, 9}
 
 
 def test_sizes_that_torch_has_fixed_while_it_exported_are_fixed(tmp_path: Path) -> None:

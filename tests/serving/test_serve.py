@@ -21,6 +21,8 @@ from yoloyard.commands.predict import json_rows, predict
 from yoloyard.commands.sources import find_sources
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg, image_size
 from yoloyard.demo.drawing import NAMES
+from yoloyard.serving.metrics import Metrics
+from yoloyard.serving.served import Served
 
 PLACES = 6
 
@@ -32,7 +34,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(weights: Path) -> Iterator[Server]:
-    flags = ("--queue", PLACES, "--max-batch", 4, "--threads", 1)
+    flags = ("--queue", PLACES, "--max-batch", 4, "--threads", torch.get_num_threads())
     onnx = write_onnx(weights.parent / "patches.onnx", document())
     with serving(weights.parent, weights, f"second={weights}", onnx, *flags, token=TOKEN) as server:
         yield server
@@ -102,14 +104,39 @@ def test_a_batch_of_an_exported_file_gives_the_bits_of_each_image_alone(
 ) -> None:
     model = Model(weights.parent / "patches.onnx")
     images = [png(96, 70, seed) for seed in range(PLACES)]
-    for _ in range(2):  # the first batch of a shape and number is computed both ways, the second one together
-        with server.held():
-            later = [server.later("/predict?model=patches", image) for image in images]
-            server.waits(PLACES)
-        found = [each.result().json["detections"] for each in later]
-        assert found == [rows_of(model, image, tmp_path) for image in images]
-        assert all(found)
-    assert server.value('yoloyard_batch_images_count{model="patches"}') == 4
+    with server.held():
+        later = [server.later("/predict?model=patches", image) for image in images]
+        server.waits(PLACES)
+    found = [each.result().json["detections"] for each in later]
+    assert found == [rows_of(model, image, tmp_path) for image in images]
+    assert all(found)
+    assert server.value('yoloyard_batch_images_count{model="patches"}') == 2
+
+
+@pytest.mark.parametrize("rounds_otherwise", [False, True])
+def test_batches_are_computed_at_once_only_where_that_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds_otherwise: bool
+) -> None:
+    with ThreadPoolExecutor(1) as decoders:
+        served = Served("patches", str(write_onnx(tmp_path / "p.onnx", document())), 4, Metrics(), decoders)
+        served.computes_at_once = True  # as on a device that is no CPU
+        computed, candidates = [], served.model.network.candidates
+
+        def counted(images: torch.Tensor, conf: float, multi_label: bool) -> Any:
+            where, boxes, scores, labels = candidates(images, conf, multi_label)
+            computed.append((len(images), conf > 0))
+            return where, boxes + 1e-5 * (rounds_otherwise and len(images) > 1), scores, labels
+
+        images = [png(96, 96, seed) for seed in range(3)]
+        alone = [served.predict([image])[0] for image in images]
+        monkeypatch.setattr(served.model.network, "candidates", counted)
+        assert served.predict(images) == served.predict(images) == alone
+        once = [(1, True)] * 3 if rounds_otherwise else [(3, True)]
+        assert [each for each in computed if each[1]] == once * 2
+        assert [each for each in computed if not each[1]] == [
+            (3, False),
+            *[(1, False)] * (1 if rounds_otherwise else 3),
+        ]
 
 
 def test_images_of_two_shapes_and_two_models_wait_for_their_own_batch(server: Server) -> None:
@@ -176,6 +203,13 @@ REFUSED: dict[str, tuple[str, bytes | None, dict[str, str], int, str]] = {
     "damaged pixels": ("/predict", bomb(300, 300, b"no pixels"), {}, 400, "cannot read the image"),
     "an image bomb": ("/predict", bomb(30_000, 30_000), {}, 413, "30000x30000 pixels"),
     "an image without pixels": ("/predict", bomb(0, 0), {}, 415, "size"),
+    "a JPEG of endless scans": (
+        "/predict",
+        turned_jpeg()[:-2] + b"\xff\xda\0\x02" * 100 + b"\xff\xd9",
+        {},
+        413,
+        "100 scans",
+    ),
     "another format": ("/predict", b"GIF89a\xff\xff\xff\xff", {}, 415, "JPEG, PNG"),
     "JSON": ("/predict", b'{"image": 1}', JSON, 415, "image file"),
     "too many bytes": ("/predict", None, {"Content-Length": str(2**40)}, 413, "larger than"),
@@ -185,6 +219,7 @@ REFUSED: dict[str, tuple[str, bytes | None, dict[str, str], int, str]] = {
     "an unknown model": ("/predict?model=third", IMAGES["small"], {}, 404, "there are tiny, second, patches"),
     "no model": ("/predict?model=", IMAGES["small"], {}, 404, "there are tiny, second, patches"),
     "an unknown route": ("/predictions", IMAGES["small"], {}, 404, ""),
+    "a route with a slash too many": ("/models/", b"", {}, 404, ""),
     "noise as tensors": ("/v2/models/tiny/infer", NOISE[:100_000], {}, 400, "no JSON"),
     "nested JSON": ("/v2/models/tiny/infer", b"[" * 100_000, JSON, 400, "no JSON"),
     "tensors of an unknown model": ("/v2/models/third/infer", b"{}", JSON, 404, "tiny, second, patches"),
@@ -271,7 +306,6 @@ def test_a_model_describes_itself(server: Server) -> None:
     assert server.ask("/v2/models/second/ready").status == 200
     assert server.ask("/v2/models/tiny").json == {
         "name": "tiny",
-        "versions": ["1"],
         "platform": "yoloyard_safetensors",
         "inputs": [{"name": "images", "datatype": "FP32", "shape": [-1, 3, -1, -1]}],
         "outputs": [
@@ -320,10 +354,13 @@ def v2_cases() -> dict[str, tuple[dict[str, Any], str]]:
         "no shape": (tensor_request(images, shape=None), r"[batch, 3, height, width]"),
         "a shape of texts": (tensor_request(images, shape=["1", 3, 32, 32]), r"[batch, 3, height, width]"),
         "too few numbers": (tensor_request(images, data=[0.5]), "has 1 numbers"),
-        "texts": (tensor_request(images, data=["a"]), "must be numbers"),
+        "texts": (tensor_request(images, data=["0.5"] * 3072), "must be numbers"),
+        "empty lists": (tensor_request(images, data=[[], []]), "has 0 numbers"),
+        "a number among lists": (tensor_request(images, data=[[1], 1]), "must be numbers"),
+        "too many lists": (tensor_request(images, data=[[]] * 2**18), "262,144 lists"),
         "an endless number": (tensor_request(images, data=[10**400]), "must be numbers"),
-        "ragged lists": (tensor_request(images, data=[[1], [1, 2]]), "must be numbers"),
-        "no data": (tensor_request(images, data=None), "has 1 numbers"),
+        "ragged lists": (tensor_request(images, data=[[1], [1, 2]]), "has 3 numbers"),
+        "no data": (tensor_request(images, data=None), "must be numbers"),
         "bytes not divided by 255": (tensor_request(images + 255), "must lie in 0 .. 1"),
         "no number": (tensor_request(images * np.nan), "must lie in 0 .. 1"),
         "another type": (tensor_request(images, datatype="UINT8"), "must be FP32"),
@@ -332,7 +369,10 @@ def v2_cases() -> dict[str, tuple[dict[str, Any], str]]:
             tensor_request(images, data=None, parameters={"binary_data_size": 8}),
             "0 bytes follow",
         ),
-        "an unknown output": (tensor_request(images) | {"outputs": [{"name": "masks"}]}, "boxes, scores, and no masks"),
+        "an unknown output": (
+            tensor_request(images) | {"outputs": [{"name": "\ud800"}]},
+            "the outputs are boxes, scores",
+        ),
         "outputs that are no list": (tensor_request(images) | {"outputs": 3}, "objects in a list"),
         "no inputs": ({"inputs": []}, "must have 1 entry"),
     }
@@ -346,9 +386,12 @@ def test_bad_tensors_get_one_clear_answer_each(server: Server, case: str) -> Non
     assert text in answer.json["error"]
 
 
-@pytest.mark.parametrize("length", ["-1", "x", "99999999999999", ""])
+@pytest.mark.parametrize("length", ["-1", "x", "99999999999999", "0" * 12 + "9999", ""])
 def test_a_wrong_length_of_the_json_is_refused(server: Server, length: str) -> None:
-    answer = server.ask("/v2/models/tiny/infer", b"{}", {"Inference-Header-Content-Length": length})
+    asked = tensor_request(np.zeros((1, 3, 32, 32)), data=None, parameters={"binary_data_size": 0})
+    body = json.dumps(asked).encode().ljust(999)
+    body = body.replace(b'size": 0', b'size": -9000')  # what is left behind a length of 9999
+    answer = server.ask("/v2/models/tiny/infer", body, {"Inference-Header-Content-Length": length})
     assert answer.status == 400
 
 
@@ -363,6 +406,7 @@ WRONG_COMMANDS = {
     "no file of a token": (("a.onnx", "--token-file", "gone"), 1, "the token can't be read: gone"),
     "another's port": (("a.onnx", "--port", "TAKEN"), 1, "can't be served"),
     "no address": (("a.onnx", "--host", "256.0.0.1"), 1, "can't be served"),
+    "no name of a host": (("a.onnx", "--host", "a..b"), 1, "a..b:8000 can't be served"),
     "no place": (("a.onnx", "--queue", "0"), 2, "--queue"),
 }
 

@@ -31,7 +31,7 @@ from yoloyard.training.strategies import build_strategy
 
 CPU = torch.device("cpu")
 BATCH, SIDE = 8, 64
-STEPS = 20
+STEPS = 10
 SGD = OptimizerConfig(optimizer="SGD", lr0=0.02, nbs=2 * BATCH, warmup_epochs=0)  # an update every second batch
 ADAMW = dataclasses.replace(SGD, optimizer="AdamW", lr0=0.001)
 
@@ -79,7 +79,7 @@ def freeze_statistics(detector: nn.Module) -> None:
 
 
 def train(team: Team, model: str, optimization: OptimizerConfig) -> dict[str, Any]:
-    """What the first batch, then 20 batches, then one batch more and a settled state give."""
+    """What the first batch, then 10 batches, then one batch more and a settled state give."""
     engine = engine_of(team, model, optimization, Precision("cpu", torch.float32), live=False)
     before = {f"model.{name}": value.numpy().copy() for name, value in engine.model.state_dict().items()}
     losses, _ = engine.backward(batch_of(0))
@@ -162,7 +162,7 @@ def test_stages_train_as_one_process(
     assert together.keys() == alone["own"].keys()
     for name, value in alone["own"].items():
         assert np.abs(together[name] - value).max() <= 2e-6 * largest, name
-    # how far 20 steps have gone; what is no weight began with zeros
+    # how far 10 steps have gone; what is no weight began with zeros
     way = {name: np.abs(value - alone["before"].get(name, 0)).max() for name, value in alone["state"].items()}
     assert np.median([way[name] for name, value in alone["before"].items() if value.ndim == 4]) > 1e-3
     for stage in stages:

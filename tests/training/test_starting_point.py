@@ -28,7 +28,7 @@ def test_a_network_may_be_named_as_others_name_it(words: dict[str, str], model: 
     assert registry.build(model, num_classes=1).num_classes == 1
 
 
-@pytest.mark.parametrize("name", ["models/my.yaml", "yolov5.yaml", "yolov5n.json", "yolo11n.yaml.txt", "x.onnx"])
+@pytest.mark.parametrize("name", ["models/my.yaml", "yolov5.yaml", "yolov5n.json", "yolo11n.yaml.txt", "x.engine"])
 def test_a_network_that_is_not_here_is_named_as_it_was_said(name: str) -> None:
     with pytest.raises(UsageError, match=f"unknown model '{name}'.*FILE.py:FUNCTION; a weights file ends in"):
         registry.build(starting_point(checked_overrides(TrainConfig, {"model": name})).model, num_classes=1)

@@ -10,7 +10,7 @@ from yoloyard.cli.flags import SWITCH, Json, count_of, print_json
 
 
 def licence(
-    file: Annotated[str, Parameter(help="a weights file, its address, an exported file or a run folder")] = "",
+    file: Annotated[str, Parameter(help="a weights file, its address, or an exported file")] = "",
     *,
     environment: Annotated[bool, SWITCH, Parameter(help="the installed packages and what they bundle")] = False,
     sbom: Annotated[Path | None, Parameter(help="with --environment: write them to this file as CycloneDX")] = None,

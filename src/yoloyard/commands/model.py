@@ -51,7 +51,7 @@ class Model:
         if (channels := self.metadata.get("channels", 3)) != 3:
             raise UserError(f"{config.weights} wants images of {channels} channels; only those of 3 can be used")
         kept = self.metadata.get("evaluation", {})
-        self.settings = settings_for(config, kept if for_figures else kept | asdict(Showing.of(self.metadata)))
+        self.settings = settings_for(config, kept) if for_figures else shown_settings(config, self.metadata)
         self.stride = max(self.network.strides)
         self.imgsz = math.ceil((config.imgsz or self.metadata.get("imgsz", 640)) / self.stride) * self.stride
         if fixed := self.network.fixed_shape:
@@ -92,6 +92,11 @@ def settings_for(config: ModelConfig, kept: Mapping[str, Any]) -> EvaluationConf
     """How predictions are made: as `config` says, else as a weights file has `kept`, else by default."""
     known = {**kept, **{name: value for name, value in vars(config).items() if value is not None}}
     return with_overrides(EvaluationConfig(), {name: known[name] for name in vars(EvaluationConfig()) if name in known})
+
+
+def shown_settings(config: ModelConfig, metadata: Mapping[str, Any]) -> EvaluationConfig:
+    """Those by which `predict` shows the detections of a file with this metadata."""
+    return settings_for(config, {**metadata.get("evaluation", {}), **asdict(Showing.of(metadata))})
 
 
 def _names_given(text: str) -> tuple[str, ...]:

@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from yoloyard.commands.model import settings_for
+from yoloyard.commands.model import shown_settings
 from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import RUN_MARK, new_run_folder
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import unknown_name
 from yoloyard.config.settings import ExportConfig, ModelConfig
-from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.export import int8, onnx_file, openvino_file, programs, tensorrt, triton
 from yoloyard.export.end_nodes import end_nodes
 from yoloyard.export.job import Job
@@ -22,19 +21,15 @@ from yoloyard.export.parity import Parity, compare
 from yoloyard.export.preprocess import write_client
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
-from yoloyard.runtimes.load import FORMATS
 from yoloyard.runtimes.metadata import OUTPUTS, FileFacts
-from yoloyard.storage.fetch import local_weights
+from yoloyard.storage.fetch import local_weights, weights_name
 
 log = logging.getLogger(__name__)
 
 
 def _onnx(job: Job, symmetric: bool = False) -> Path:
-    """The ONNX file in the precision that is asked for, written once; `symmetric`: as TensorRT wants 8 bits."""
-    if not job.config.int8:
-        return onnx_file.write(job)
-    path = job.path(SYMMETRIC if symmetric else ".onnx", "int8")
-    return path if path.exists() else int8.write_onnx(job, symmetric)
+    """The ONNX file in the precision that is asked for; `symmetric`: as TensorRT wants 8 bits."""
+    return int8.write_onnx(job, symmetric) if job.config.int8 else onnx_file.write(job)
 
 
 def _tensorrt(job: Job) -> Path:
@@ -50,7 +45,6 @@ TARGETS: dict[str, Callable[[Job], Path]] = {
     "triton": lambda job: triton.write(job, _onnx(job)),
     "tensorrt": _tensorrt,
 }
-SYMMETRIC = ".tensorrt.onnx"
 OF_TORCH = ("pt2", "torchscript")  # without int8, and without suppression, which torch has no operator for
 
 
@@ -82,14 +76,12 @@ def export(config: ExportConfig) -> Exported:
     """
     targets = _targets(config)
     weights = local_weights(config.weights)
-    if weights.suffix.lower() in FORMATS:
-        raise UserError(f"{weights} is an exported file; export the weights file that it came from")
     detector, metadata = load_model(weights)
     if (channels := metadata.get("channels", 3)) != 3:
         raise UserError(f"{weights} wants images of {channels} channels; only those of 3 can be exported")
     facts = _facts(config, weights, detector, metadata)
     folder = new_run_folder(Path(config.project), config.name)
-    job = Job(config, weights, detector, metadata, facts, folder)
+    job = Job(config, Path(weights_name(config.weights)), detector, metadata, facts, folder)
     try:
         return _exported(job, targets)
     except BaseException:
@@ -107,7 +99,7 @@ def _exported(job: Job, targets: Sequence[str]) -> Exported:
     for target in targets:
         files[target] = TARGETS[target](job)
         log.info(f"{target}: {files[target]}")
-    if (symmetric := job.path(SYMMETRIC, "int8")).exists():
+    if (symmetric := job.path(int8.SYMMETRIC, "int8")).exists():
         files["onnx for tensorrt"] = symmetric
     if config.outputs == "maps" and "onnx" in files:
         for output, nodes in end_nodes(files["onnx"]).items():
@@ -140,8 +132,9 @@ def _targets(config: ExportConfig) -> list[str]:
         raise UsageError("--int8 and --half are two precisions: leave one out")
     if config.int8 and not config.data:
         raise UsageError("--int8 needs images to calibrate with: --data data.yaml")
-    if config.keep_float and not config.int8:
-        raise UsageError("--keep-float is for --int8")
+    for name in ("keep_float", "calibration_images"):
+        if getattr(config, name) != getattr(ExportConfig, name) and not config.int8:
+            raise UsageError(f"--{name.replace('_', '-')} is for --int8")
     if config.outputs != "nms" and (config.conf, config.iou, config.max_det) != (None, None, None):
         raise UsageError("--conf, --iou and --max-det are for --outputs nms; in other files suppression comes later")
     for wanted, what in ((config.int8, "--int8"), (config.outputs == "nms", "--outputs nms")):
@@ -153,8 +146,7 @@ def _targets(config: ExportConfig) -> list[str]:
 
 def _facts(config: ExportConfig, weights: Path, detector: Detector, metadata: Mapping[str, Any]) -> FileFacts:
     side = detector.input_size(config.imgsz or metadata.get("imgsz", 640))
-    kept = {**metadata.get("evaluation", {}), **asdict(Showing.of(metadata))}  # as `predict` shows them
-    suppression = settings_for(ModelConfig(conf=config.conf, iou=config.iou, max_det=config.max_det), kept)
+    suppression = shown_settings(ModelConfig(conf=config.conf, iou=config.iou, max_det=config.max_det), metadata)
     return FileFacts(
         outputs=config.outputs,
         names=metadata.get("names") or [str(number) for number in range(detector.num_classes)],

@@ -19,7 +19,6 @@ from yoloyard.common.errors import UserError, user_line
 from yoloyard.export.job import Job
 from yoloyard.models.custom_model import is_custom
 from yoloyard.models.detector import Detector
-from yoloyard.runtimes.metadata import BOXES, DETECTIONS, SCORES
 
 EXAMPLE_BATCH = 2  # torch takes 0 and 1 for sizes that never change
 EXAMPLE_CELLS = 10  # a side of the example in cells of the largest stride, where any size will do
@@ -52,12 +51,6 @@ class Graph(nn.Module):
             self.detector.half()
             for name, value in constants.items():  # such as anchors, a part of the decoding
                 setattr(self.detector.head, name, value)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the outputs."""
-        maps = [f"map_{stride}" for stride in self.detector.strides]
-        return {"boxes": [BOXES, SCORES], "nms": [DETECTIONS], "maps": maps}[self.outputs]
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         maps = self.detector(images.half() if self.is_half else images)
@@ -95,7 +88,7 @@ def graph_of(job: Job) -> tuple[Graph, Tensor]:
 
 
 @torch.no_grad()
-def traced(job: Job) -> tuple[Graph, ExportedProgram]:
+def traced(job: Job) -> ExportedProgram:
     """The graph as torch.export traces it: any batch and, without a shape of its own, any multiples of the stride.
 
     Raises UserError for a custom model that torch can't trace, with its line where that is known.
@@ -110,7 +103,7 @@ def traced(job: Job) -> tuple[Graph, ExportedProgram]:
     program.example_inputs = None  # which would lie in the file
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it names folders of this machine
-    return graph, program
+    return program
 
 
 def check_open_sizes(job: Job, graph: Graph, program: Callable[[Tensor], Any]) -> None:

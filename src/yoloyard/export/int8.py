@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 CONVOLUTIONS = {"Conv", "ConvTranspose"} | {
     f"{kind}{suffix}" for kind in ("Convolution", "GroupConvolution") for suffix in ("", "BackpropData")
 }
+SYMMETRIC = ".tensorrt.onnx"  # suffix of the file for TensorRT
 # NVIDIA, "Explicit Quantization": zero points are 0; inputs of convolutions are quantised, outputs and biases are not.
 TENSORRT = {
     "ActivationSymmetric": True,
@@ -98,12 +99,14 @@ def float_onnx(job: Job) -> Iterator[Path]:
 
 
 def write_onnx(job: Job, symmetric: bool = False) -> Path:
-    """Write a job's ONNX file in 8 bits, `best.int8.onnx`, or for TensorRT (`symmetric`) `best.int8.tensorrt.onnx`.
+    """Write a job's ONNX file in 8 bits, if it isn't there yet: `best.int8.onnx`, for TensorRT (`symmetric`) its own.
 
     Raises what `onnx_file.write`, `calibration_images` and `quantise_onnx` raise.
     """
+    out = job.path(SYMMETRIC if symmetric else ".onnx", "int8")
+    if out.exists():  # written for another target
+        return out
     images = calibration_images(job)
-    out = job.path(".tensorrt.onnx" if symmetric else ".onnx", "int8")
     with float_onnx(job) as float_file:
         quantise_onnx(float_file, out, job, images, symmetric)
     return out
@@ -116,7 +119,6 @@ def quantise_onnx(float_file: Path, out: Path, job: Job, images: CalibrationImag
     Raises UsageError for an unknown name in `--keep-float`, UserError for an image that can't be read.
     """
     onnx = needed("onnx", "onnx")
-    needed("onnxruntime", "onnx")
     quantization = needed("onnxruntime.quantization", "onnx")
     shape_inference = needed("onnxruntime.quantization.shape_inference", "onnx")
     model = onnx.load(float_file)

@@ -17,7 +17,7 @@ class Job:
     """What each target is handed. `detector` is as `load_model` gives it: float32, on the CPU, in evaluation mode."""
 
     config: ExportConfig
-    weights: Path
+    weights: Path  # by which files are named; where they were read, their copy may have another name
     detector: Detector
     metadata: Mapping[str, Any]  # of the weights file
     facts: FileFacts

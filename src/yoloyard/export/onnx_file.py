@@ -24,13 +24,13 @@ def write(job: Job) -> Path:
         return path
     onnx = needed("onnx", "onnx")
     needed("onnxscript", "onnx")
-    graph, program = traced(job)
+    program = traced(job)
     with quiet_torch(), explained(job, "torch can't write this network as ONNX"):
         exported = torch.onnx.export(
             program,
             (),
             input_names=[INPUT],
-            output_names=graph.names,
+            output_names=job.facts.output_names,
             opset_version=OPSET,
             dynamo=True,
             external_data=False,

@@ -23,6 +23,9 @@ def write(job: Job) -> Path:
         model = openvino.convert_model(float_file)
         if job.config.int8:
             model = quantise_openvino(model, float_file, job, calibration_images(job))
+        for each in model.get_ops():
+            if each.get_type_name() == "TopK":
+                each.set_attribute("stable", True)  # of equal scores the first one counts, as in `predict`
         model.set_rt_info(job.document(precision), [KEY])
 
         def save(folder: Path) -> None:

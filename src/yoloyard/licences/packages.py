@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 MAX_NAME_LENGTH = 100  # of a licence; what is longer is its whole text
 LICENCE_FILE = re.compile(r"(?i)(licen[cs]e|notice|copying|third.?party)[^/]*(?<!\.py)(?<!\.pyc)(?<!\.h)$")
@@ -35,8 +36,11 @@ class Package:
 
 
 def installed() -> list[Package]:
-    """The packages that this Python finds, by name; the first of each, as an import does."""
-    found = {each.name.lower(): each for each in reversed([*metadata.distributions()])}
+    """The packages that this Python finds, by name; the first of each, as an import does.
+
+    What an interrupted pip leaves, a folder without metadata, is no package.
+    """
+    found = {each.name.lower(): each for each in reversed([*metadata.distributions()]) if "Version" in each.metadata}
     return [_package(found[name]) for name in sorted(found)]
 
 
@@ -53,9 +57,10 @@ def _package(dist: metadata.Distribution) -> Package:
     copyleft = [f"the package itself: {licence}"] if NAMED.search(licence or "") else []
     copyleft += [f"{file}: {known}" for file in libraries if (known := library_licence(file))]
     for path in filter(LICENCE_FILE.search, paths):
-        with open(dist.locate_file(path), encoding="utf-8", errors="replace") as file:  # type: ignore[call-overload]
-            if names := sorted({each.group() for each in NAMED.finditer(file.read())}):
-                copyleft.append(f"{path.rpartition('/')[2]} names {', '.join(names)}")
+        file = Path(str(dist.locate_file(path)))
+        text = file.read_text("utf-8", "replace") if file.is_file() else ""  # some images are made smaller without them
+        if names := sorted({each.group() for each in NAMED.finditer(text)}):
+            copyleft.append(f"{file.name} names {', '.join(names)}")
     return Package(facts["Name"], facts["Version"], licence, is_spdx, libraries, list(dict.fromkeys(copyleft)))
 
 

@@ -5,25 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.common.digests import file_sha256
-from yoloyard.common.errors import UserError
 from yoloyard.common.lineage import Step, known_history
-from yoloyard.models.weights import WEIGHT_FILES, read_weights
-from yoloyard.runtimes.document import read_document
-
-RUN_WEIGHTS = ("weights/best.safetensors", "weights/last.safetensors")  # of a run folder, the first that is there
+from yoloyard.models.weights import read_weights
+from yoloyard.runtimes.document import READERS, read_document
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The document of `yoloyard licence FILE --json` (docs/json.md), of a file or a run folder's best weights.
+    """The document of `yoloyard licence FILE --json` (docs/json.md).
 
     Raises UserError if the file is missing, damaged or something else.
     """
-    if path.is_dir():
-        found = [path / name for name in RUN_WEIGHTS if (path / name).exists()]
-        if not found:
-            raise UserError(f"{path} holds no {RUN_WEIGHTS[0]}: name a file, or the folder of a run")
-        path = found[0]
-    metadata = read_weights(path)[1] if path.suffix.lower() in WEIGHT_FILES else read_document(path)
+    metadata = read_document(path) if path.suffix.lower() in READERS else read_weights(path)[1]
     history = known_history(metadata or {})
     licences = list(dict.fromkeys(each["licence"] for each in history if each.get("licence")))
     facts = {"file": path, "sha256": file_sha256(path), "history": history, "licences": licences}

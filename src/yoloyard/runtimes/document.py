@@ -12,7 +12,7 @@ from yoloyard.common.errors import UserError
 from yoloyard.models.importing.torch_files import read_bytes
 from yoloyard.runtimes.engine import SIDECAR, SUFFIX
 from yoloyard.runtimes.extras import needed
-from yoloyard.runtimes.metadata import KEY, FileFacts
+from yoloyard.runtimes.metadata import KEY, OUTPUTS, FileFacts
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
@@ -33,7 +33,8 @@ def read_document(path: Path) -> dict[str, Any] | None:
         return None
     try:
         document: dict[str, Any] = json.loads(text)
-        is_known = FileFacts(**document["file"]).format == FileFacts.format
+        facts = FileFacts(**document["file"])
+        is_known = facts.format == FileFacts.format and facts.outputs in OUTPUTS
     except (ValueError, TypeError, LookupError):
         is_known = False
     if not is_known:

@@ -14,19 +14,18 @@ from torch import Tensor
 
 from yoloyard.common.boxes import cxcywh_to_xyxy
 from yoloyard.common.device import Precision, choose_device
-from yoloyard.common.errors import UserError
+from yoloyard.common.errors import UserError, memory_line
 from yoloyard.common.log import ONCE
 from yoloyard.common.structures import images_to_float
 from yoloyard.config.settings import EvaluationConfig
 from yoloyard.models.heads.head import Found, above
-from yoloyard.runtimes.metadata import BOXES, DETECTIONS, SCORES, FileFacts
+from yoloyard.runtimes.metadata import BOXES, DETECTIONS, OUTPUTS, SCORES, FileFacts
 
 log = logging.getLogger(__name__)
 
 JOINED = "joined"  # the only output of other programs: (B, 4 + C, P), centre x, centre y, width, height, scores
 ASSUMED_STRIDE = 32  # of a file that says none
 PROBED_PIXELS = 320  # side of the image by which such a file is recognised, if it takes any size
-OUTPUTS = {"boxes": (BOXES, SCORES), "nms": (DETECTIONS,)}  # by `FileFacts.outputs`
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,11 @@ class Exported:
             known = tuple(names)
         else:
             facts = FileFacts(**document["file"])
-            if facts.outputs not in OUTPUTS:
+            if not (wanted := OUTPUTS[facts.outputs]):
                 raise UserError(
                     f"{path} holds raw maps (--outputs {facts.outputs}), for the compilers of chips: use the weights "
                     "file, or an export with --outputs boxes"
                 )
-            wanted = OUTPUTS[facts.outputs]
             there = list(program.outputs or wanted)
             if missing := set(wanted) - set(there):
                 raise UserError(f"{path} is damaged: it has no output {' and '.join(sorted(missing))}")
@@ -116,6 +114,8 @@ class Exported:
         try:
             found = self._program.compute(filled.to(self.device))
         except Exception as error:  # each library has errors of its own
+            if memory_line(error):  # a smaller batch may do
+                raise
             raise UserError(f"{self.path} can't be computed: {reason(error)}") from error
         found = (found,) if isinstance(found, Tensor) else found
         if any(len(each) != len(filled) for each in found):  # sizes that an export has fixed fold into the batch

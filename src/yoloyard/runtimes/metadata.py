@@ -12,7 +12,7 @@ KEY = "yoloyard"
 INPUT = "images"  # float32 (B, 3, H, W), RGB, 0 .. 1
 BOXES, SCORES = "boxes", "scores"  # (B, P, 4) xyxy in input pixels and (B, P, C), of `--outputs boxes`
 DETECTIONS = "detections"  # (B, D, 6) left, top, right, bottom, score, class, of `--outputs nms`; no box: class -1
-OUTPUTS = ("boxes", "nms", "maps")  # maps are named map_STRIDE
+OUTPUTS = {"boxes": (BOXES, SCORES), "nms": (DETECTIONS,), "maps": ()}  # by `--outputs`; maps are named map_STRIDE
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class FileFacts:
     input_range: Sequence[float] = (0.0, 1.0)
     letterbox: str = "scale to fit, bilinear, centred on grey 114, an odd pixel of padding right and below"
     format: int = 1
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in their order."""
+        return OUTPUTS[self.outputs] or tuple(f"map_{stride}" for stride in self.strides)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it."""

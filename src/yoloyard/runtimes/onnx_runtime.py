@@ -26,6 +26,7 @@ def open_onnx(path: Path, device: str, document: Any) -> Program:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = ERRORS_ALONE
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait cost others their time
     where = {"device_id": chosen.index} if chosen.type == "cuda" else {}
     session = onnxruntime.InferenceSession(path, options, providers=[(PROVIDERS[chosen.type], where)])
     if session.get_providers()[0] != PROVIDERS[chosen.type]:  # it falls back to the CPU by itself

@@ -43,6 +43,7 @@ def make_app(models: Mapping[str, Served], places: int, metrics: Metrics, token:
     `token`: what all but health and the page ask for; the page asks its user for it.
     """
     bodies, queue = Bodies(), Queue(places, metrics)
+    converting = asyncio.Lock()  # tensors in JSON take many times their bytes: one request at a time
 
     def model_named(name: str | None) -> Served:
         if name is None and len(models) > 1:
@@ -64,11 +65,13 @@ def make_app(models: Mapping[str, Served], places: int, metrics: Metrics, token:
         served = model_named(request.path_params["name"])
         queue.refuse_if_full()
         async with bodies.read(request, v2.most_bytes(served)) as body:
-            asked = await asyncio.to_thread(v2.read, body, request.headers.get(v2.LENGTH), served)
+            async with converting:
+                asked = await asyncio.to_thread(v2.read, body, request.headers.get(v2.LENGTH), served)
             count = len(asked.images)
             work = Work(served.name, object(), lambda items: [served.infer(items[0])], asked.images, images=count)
             outputs = await queue.result(work, request)
-            content, headers = await asyncio.to_thread(v2.write, served, asked, outputs)
+            async with converting:
+                content, headers = await asyncio.to_thread(v2.write, served, asked, outputs)
             return Response(content, headers=headers)
 
     async def metadata(request: Request) -> Response:
@@ -103,12 +106,14 @@ def make_app(models: Mapping[str, Served], places: int, metrics: Metrics, token:
         Route("/v2/models/{name}/ready", ready),
         Route("/v2/models/{name}/infer", infer, methods=["POST"]),
     ]
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(_Door, {each.endpoint: each.path for each in routes}, metrics, token)],
         exception_handlers={HTTPException: _refusal, ClientDisconnect: _gone, Exception: _failure},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # it would send clients to whatever host they have named
+    return app
 
 
 class _Door:
@@ -136,6 +141,8 @@ class _Door:
                 headers = {"WWW-Authenticate": "Bearer"}
                 line = "say the token: the header Authorization: Bearer TOKEN"
                 await JSONResponse({"error": line}, 401, headers)(scope, receive, noted)
+        except asyncio.CancelledError:  # a second Ctrl-C
+            await JSONResponse({"error": "the server was ended"}, 503)(scope, receive, noted)
         finally:
             path = self._paths.get(scope.get("endpoint"), "other")
             self._metrics.request_seconds.labels(path, status).observe(time.perf_counter() - started)

@@ -11,6 +11,7 @@ from yoloyard.data.pixels.image_header import read_header, stored_size, usual_su
 
 IMAGE_BYTES = 20 * 2**20
 IMAGE_PIXELS = 50_000_000
+JPEG_SCANS = 100  # a progressive JPEG has about 10; each goes over all pixels, and an empty one has some bytes
 BODIES_BYTES = 512 * 2**20  # of all requests together
 BODY_SECONDS = 30  # until all of a body has come
 HEAD_SECONDS = 20  # until the head of a request has come, and how long a connection may rest between two
@@ -58,11 +59,13 @@ def busy(reason: str) -> HTTPException:
 
 def size_before_decoding(data: bytes) -> tuple[int, int]:
     """Height and width of the image in `data`, upright. Raises HTTPException for what must not be decoded."""
-    if usual_suffix(data) not in FORMATS:
+    if (suffix := usual_suffix(data)) not in FORMATS:
         raise HTTPException(415, f"this is no image of a format that is taken: {', '.join(FORMATS.values())}")
     header = read_header(data)
     if header.problem:
         raise HTTPException(400, f"cannot read the image: {header.problem}")
+    if suffix == ".jpg" and data.count(b"\xff\xda") > JPEG_SCANS:
+        raise HTTPException(413, f"the image has more than {JPEG_SCANS} scans; save it as a plain JPEG")
     if (size := stored_size(data, header)) is None:
         raise HTTPException(415, "the header of this image does not say its size; save it as JPEG or PNG")
     height, width = size

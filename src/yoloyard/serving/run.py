@@ -36,8 +36,8 @@ class Connection(H11Protocol):
         self._look_in(HEAD_SECONDS)
 
     def on_response_complete(self) -> None:
+        self._look_in(HEAD_SECONDS)  # before the next one, which may have come already, begins below
         super().on_response_complete()
-        self._look_in(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -122,7 +122,7 @@ def bound(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         raise taken(host, port, error) from error
     return listener
 

@@ -33,6 +33,8 @@ class Served:
         self.platform = f"yoloyard_{Path(file).suffix[1:]}"
         self.max_batch = min(max_batch, self.model.network.max_batch or max_batch)
         self._metrics, self._decoders = metrics, decoders
+        network = self.model.network
+        self.computes_at_once = network.device.type != "cpu" and not isinstance(network, Network)
         self._same_bits: dict[Any, bool] = {}  # by shape of an image and number of them
         self.detect_boxed([self.model.letterboxed(np.full((64, 64, 3), 114, np.uint8))])  # the first one is slow
 
@@ -52,12 +54,13 @@ class Served:
     def detect_boxed(self, boxed: Sequence[Boxed]) -> list[Detections]:
         """Detections of each letterboxed image, with the bits that it has alone.
 
-        In torch the sigmoid of a score depends on how many scores there are, so weights files compute one image after
-        the other. Exported files may round otherwise in a batch, too: the first batch of each shape and number is
-        computed both ways, and only where all bits are equal are such batches computed at once.
+        On a CPU one image after the other: a batch takes more memory and no less time. Elsewhere an exported file may
+        round otherwise in a batch: the first one of each shape and number of images is computed both ways, and only
+        where all bits are equal are such batches computed at once. torch rounds the sigmoid of a score by how many
+        scores there are, so its weights files never do.
         """
         shapes = {image.shape for image, _ in boxed}
-        if len(boxed) < 2 or len(shapes) > 1 or isinstance(self.model.network, Network):
+        if len(boxed) < 2 or len(shapes) > 1 or not self.computes_at_once:
             return [self.model.detect([each])[0] for each in boxed]
         kind = (*shapes, len(boxed))
         if kind not in self._same_bits:

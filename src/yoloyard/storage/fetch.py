@@ -96,6 +96,12 @@ def local_weights(weights: str) -> Path:
     return place
 
 
+def weights_name(weights: str) -> str:
+    """The name of the file at a path or an address of weights, which a copy in the cache doesn't have."""
+    is_run = is_address(weights) and not weights.lower().endswith(WEIGHTS)
+    return PurePosixPath(BEST if is_run else weights).name
+
+
 def _fill(copies: Copies, manifest: Manifest, note: dict[str, Any], folder: Path) -> None:
     """Download all files of a manifest, and write `note`. Raises DamagedCopyError."""
     for name, facts in manifest.files.items():
