@@ -102,7 +102,7 @@ def test_the_licence_goes_with_everything_that_is_trained_from_it(
         ("trained", "official.pt", file_sha256(checkpoint), "line/data.yaml"),
         ("trained", "best.safetensors", file_sha256(trained), "line/data.yaml"),
     ]
-    code, out, _ = yoloyard("licence", "runs/again")
+    code, out, _ = yoloyard("licence", "runs/again/weights/last.safetensors")
     assert code == 0
     assert "weights under AGPL-3.0: the result is under it, too" in out
 

@@ -94,6 +94,20 @@ def test_without_data_a_file_of_other_weights_is_too_far_off(tmp_path: Path) -> 
     assert file.exists()
 
 
+def test_where_the_weights_find_nothing_the_file_is_not_judged_and_a_line_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = tiny_job(tmp_path)
+    with torch.no_grad():
+        for branch in job.detector.head.class_branches:  # type: ignore[union-attr]
+            branch[-1].bias.fill_(-20)
+    with caplog.at_level("INFO"):
+        parity = compare(job, {"torchscript": write_torchscript(job)})
+    assert (parity.document["boxes"], parity.document["files"][0]["result"]) == (0, "not judged")
+    assert "not judged: the weights find no box in drawings of the demo; --data data.yaml" in caplog.text
+    assert "within tolerance" not in parity.page.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("shape", [(96, 96), None], ids=["static", "dynamic"])
 def test_with_data_map_is_measured_by_class_and_size(
     shape: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -33,9 +33,9 @@ def export(
     if json:
         print_json(done.as_dict())
     else:
-        table = Table("target", "file")
-        for target, path in done.files.items():
-            table.add_row(target, path.name)
+        table = Table("target", "file", "beside the weights")
+        for row in done.parity.document["files"]:
+            table.add_row(row["target"], row["file"], row["result"])
         Console().print(table)
         print(f"files: {done.folder}\nreport: {done.parity.page}")
     if done.parity.failures:

@@ -48,7 +48,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "import": ("weights:import_weights", "Convert a .pt file of yolov5 or ultralytics to a weights file."),
     },
     "Production": {
-        "export": ("export:export", "Write a weights file as files for other runtimes, and compare them with it."),
+        "export": ("export:export", "Write files for other runtimes, and compare them."),
         "serve": ("serve:serve", "Answer over HTTP what `predict` would say."),
         "licence": ("licence:licence", "Say what weights came from, what is installed, and under which licences."),
     },

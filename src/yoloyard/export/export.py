@@ -1,7 +1,8 @@
 """The way in: from what is asked for to files, in a run folder of their own."""
 
 import logging
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from yoloyard.commands.model import shown_settings
 from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.common.files import new_run_folder
+from yoloyard.common.files import RUN_MARK, new_run_folder
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import unknown_name
 from yoloyard.config.settings import ExportConfig, ModelConfig
@@ -67,7 +68,7 @@ def export(config: ExportConfig) -> Exported:
     """Write the files that `config` asks for into a new run folder, and compare them with the weights.
 
     Raises UsageError for settings that don't fit each other, UserError for a file that is no weights file, a network
-    that can't be traced, a missing package and a full disk. What was written before stays.
+    that can't be traced, a missing package and a full disk. What was written before stays; an empty folder doesn't.
     """
     targets = _targets(config)
     weights = local_weights(config.weights)
@@ -77,6 +78,17 @@ def export(config: ExportConfig) -> Exported:
     facts = _facts(config, weights, detector, metadata)
     folder = new_run_folder(Path(config.project), config.name)
     job = Job(config, Path(weights_name(config.weights)), detector, metadata, facts, folder)
+    try:
+        return _exported(job, targets)
+    except BaseException:
+        if {each.name for each in folder.iterdir()} == {RUN_MARK}:  # the next one gets the name
+            shutil.rmtree(folder)
+        raise
+
+
+def _exported(job: Job, targets: Sequence[str]) -> Exported:
+    """Write all files and compare them."""
+    config, facts, folder = job.config, job.facts, job.folder
     if config.imgsz and job.imgsz != config.imgsz:
         log.info(f"imgsz {config.imgsz} is not a multiple of the stride {max(facts.strides)}: {job.imgsz} is used")
     _ = job.labelled  # data that don't fit are refused now, not after minutes of calibration
@@ -90,7 +102,8 @@ def export(config: ExportConfig) -> Exported:
         for output, nodes in end_nodes(files["onnx"]).items():
             log.info(f"{output} ends at {', '.join(f'{node} ({tensor})' for node, tensor in nodes)}")
     write_client(job, files)
-    log.info("comparing the files with the weights")
+    if config.outputs != "maps":
+        log.info("comparing the files with the weights")
     return Exported(config, folder, files, compare(job, files))
 
 

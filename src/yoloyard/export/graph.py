@@ -4,6 +4,7 @@ Shapes: B batch, P anchor points, C classes, D most detections.
 """
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -139,14 +140,13 @@ def explained(job: Job, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_torch() -> Iterator[None]:
-    """Without torch's warnings about its own internals and about packages that nothing here needs."""
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = registration.level
-    registration.setLevel(logging.ERROR)
+    """Without torch's warnings about its own internals, and the graph that it prints where it can't go on."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             for category in (FutureWarning, DeprecationWarning, torch.jit.TracerWarning):
                 warnings.simplefilter("ignore", category)
             yield
     finally:
-        registration.setLevel(level)
+        logging.disable(before)

@@ -21,6 +21,8 @@ def read_document(path: Path) -> dict[str, Any] | None:
     Raises UserError, naming the file, if it is missing, cut short or something else, or of another version.
     """
     content = read_bytes(path.with_suffix(SIDECAR) if path.suffix == SUFFIX else path)
+    if path.suffix.lower() not in READERS:
+        raise UserError(f"{path} is neither a weights file nor an exported file ({', '.join(READERS)})")
     try:
         text = READERS[path.suffix.lower()](content)
     except UserError:
@@ -41,8 +43,10 @@ def read_document(path: Path) -> dict[str, Any] | None:
 
 
 def _of_onnx(content: bytes) -> str | None:
-    properties = needed("onnx", "onnx").load_model_from_string(content).metadata_props
-    return next((each.value for each in properties if each.key == KEY), None)
+    model = needed("onnx", "onnx").load_model_from_string(content)
+    if not model.HasField("graph"):  # an empty file is a message, too
+        raise ValueError("no graph")
+    return next((each.value for each in model.metadata_props if each.key == KEY), None)
 
 
 def _of_ir(content: bytes) -> str | None:

@@ -74,7 +74,8 @@ class Exported:
             self.strides, self.max_batch = tuple(facts.strides), self.max_batch or facts.max_batch
             self.precision = Precision(self.device.type, getattr(torch, facts.precision))
         if not known:
-            raise UserError(f"{path} doesn't say its {classes} classes: name them, --names a,b or --names data.yaml")
+            remedy = "name them, --names a,b or --names data.yaml; `serve` takes files of `yoloyard export` alone"
+            raise UserError(f"{path} doesn't say its {classes} classes: {remedy}")
         if len(known) != classes or (names and tuple(names) != known):
             own = f": {', '.join(known)}" if document else ""
             raise UserError(f"--names says {len(names)} classes ({', '.join(names)}), {path} has {classes}{own}")
