@@ -50,7 +50,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     "Production": {
         "export": ("export:export", "Write files for other runtimes, and compare them."),
         "serve": ("serve:serve", "Answer over HTTP what `predict` would say."),
-        "licence": ("licence:licence", "Say what weights came from, what is installed, and under which licences."),
+        "licence": ("licence:licence", "Say what weights came from, and under which licence."),
     },
     "Machines": {
         "doctor": ("doctor:doctor_app", "Check whether this host is fit to train."),
