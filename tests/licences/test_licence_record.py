@@ -144,9 +144,6 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"noise")
         with pytest.raises(UserError, match=name):
             read_record(tmp_path / name)
-    (tmp_path / "data.yaml").touch()
-    with pytest.raises(UserError, match=r"data.yaml is neither a weights file nor an exported file \(.onnx, .xml"):
-        read_record(tmp_path / "data.yaml")
 
 
 def test_the_command_prints_a_step_a_line_and_what_they_mean(
