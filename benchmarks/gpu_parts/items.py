@@ -72,6 +72,10 @@ class Ready(nn.Module):
         self.maps = [level.to(device) for level in maps_with_objects(images, 8, 1, side)]
         self.head = AnchorFreeHead((8, 8, 8), 1, (8, 16, 32), depthwise=False).to(device)
         self.decode_above = self.head.decode_above
+        self.strides, self.num_classes = self.head.strides, 1
+
+    def fused(self) -> Self:
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.maps
