@@ -31,7 +31,7 @@ class Steady(Tiny):
         if self.training:
             self.steps += 1
             if os.path.exists(os.environ["SLOW"]):
-                time.sleep(0.2)
+                time.sleep(0.2 if self.steps <= 4 else 1.0)
             if self.steps == int(os.environ.get("STEP", 5)) and os.environ.get("ACTION"):
                 exec(os.environ["ACTION"])
         return super().forward(images)
@@ -45,7 +45,7 @@ class Job:
 
     words: list[object]
     project: Path
-    slow: Path  # while this file is there, a step takes a fifth of a second longer
+    slow: Path  # while this file is there, a step takes a second longer, the first four of a process less
 
     def losses(self, name: str = "line") -> list[float]:
         """The sum of the losses of each epoch so far."""

@@ -97,6 +97,9 @@ class EvaluationConfig:
     conf: float = setting(0.001, "lowest score that counts", 0, 1)
     iou: float = setting(0.7, "overlap above which suppression drops a box", 0, 1)
     max_det: int = setting(300, "most detections of an image", 1)
+    suppression: str = setting(
+        "on", "on: of overlapping boxes the best stays; off: by the head that finds each object once (see --end2end)"
+    )
 
 
 @dataclass(frozen=True)

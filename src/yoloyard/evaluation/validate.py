@@ -19,6 +19,8 @@ from yoloyard.runtimes.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
+KEEPS_ALL = 1.0  # an overlap that no box exceeds
+
 
 @torch.inference_mode()
 def detect(
@@ -28,10 +30,14 @@ def detect(
     settings: EvaluationConfig,
     multi_label: bool,
 ) -> list[Detections]:
-    """Detections of each image, on the CPU. `images` uint8 (B, 3, H, W) on the network's device."""
-    where, boxes, scores, labels = network.candidates(images, settings.conf, multi_label)
+    """Detections of each image, on the CPU. `images` uint8 (B, 3, H, W) on the network's device.
+
+    A network that needs no suppression gives several labels a box in any case, as published.
+    """
+    iou = settings.iou if network.suppression else KEEPS_ALL
+    where, boxes, scores, labels = network.candidates(images, settings.conf, multi_label or not network.suppression)
     found = suppress_found(
-        len(images), where, boxes, scores, labels, settings.iou, settings.max_det, network.precision.has_cpu_paths
+        len(images), where, boxes, scores, labels, iou, settings.max_det, network.precision.has_cpu_paths
     )
     return [
         Detections(transform.to_original(each[0]) if transform else each[0], *each[1:])

@@ -56,15 +56,26 @@ class Detector(nn.Module):
         """What `decode` gives where a score is above `conf`: image, box, score and class, each with a row for one."""
         return self.head.decode_above(maps, conf, multi_label)
 
+    def keep_path(self, suppression: bool) -> None:
+        """Drop what only training needs, and of two kinds of branches those for, or without, suppression.
+
+        Raises UsageError if there is no such path.
+        """
+        self.head.keep_path(suppression)
+
     @torch.no_grad()
-    def fused(self) -> Self:
+    def fused(self, suppression: bool | None = None) -> Self:
         """A copy in evaluation mode whose `Conv` blocks have no BatchNorm; the same up to rounding.
+
+        Of two kinds of branches it has those whose boxes want `suppression`, or those whose boxes don't; None: the
+        former where they are there. Raises UsageError if the network has no such branches.
 
         In evaluation a normalisation is a factor and an offset for each channel, which a convolution can do itself. The
         statistics are those of now, so a network that is trained further must be fused again. Other classes, as a
         custom model may have, stay as they are, and so do layers with hooks or without weights or statistics.
         """
         fused = copy.deepcopy(self).eval().requires_grad_(False)
+        fused.keep_path(self.head.needs_suppression if suppression is None else suppression)
         for block in fused.modules():
             if type(block) is not Conv or not (is_plain(block.conv, nn.Conv2d) and is_plain(block.bn, *NORMALISATIONS)):
                 continue

@@ -12,8 +12,10 @@ from torch.nn.functional import interpolate
 
 from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Detector, Scale
-from yoloyard.models.heads import AnchorFreeHead
+from yoloyard.models.heads import AnchorFreeHead, EndToEndHead
+from yoloyard.models.heads.anchor_free import BINS
 
+PATHS = ("many", "one", "both")
 LEVEL_WIDTHS = (256, 512, 1024)  # before scaling
 Stage = Callable[[int, int], nn.Module]  # makes a block for so many input and output channels
 
@@ -83,10 +85,10 @@ class PathAggregation(nn.Module):
 
 
 class PyramidDetector(Detector):
-    """Images (B, channels, H, W), float 0 .. 1, to three raw maps (B, 64 + C, H / stride, W / stride).
+    """Images (B, channels, H, W), float 0 .. 1, to three raw maps (B, outputs, H / stride, W / stride).
 
-    The children of `backbone` are in the order of the published layer table. `depthwise` and `class_width` are those
-    of `AnchorFreeHead`.
+    The children of `backbone` are in the order of the published layer table. `depthwise`, `class_width` and `bins` are
+    those of `AnchorFreeHead`. `paths`: branches that find each object "many" times, "one" time, or "both".
     """
 
     project = "ultralytics"
@@ -99,11 +101,17 @@ class PyramidDetector(Detector):
         num_classes: int,
         depthwise: bool,
         class_width: int | None,
+        paths: str = "many",
+        bins: int = BINS,
     ) -> None:
         super().__init__()
+        if paths not in PATHS:
+            raise ValueError(f"paths is {paths!r}, not one of {', '.join(PATHS)}")
         self.backbone, self.neck = backbone, neck
         widths = [scale.channels(c) for c in LEVEL_WIDTHS]
-        self.head = AnchorFreeHead(widths, num_classes, (8, 16, 32), depthwise, class_width)
+        kind = EndToEndHead if paths == "both" else AnchorFreeHead
+        arguments = (widths, num_classes, (8, 16, 32), depthwise, class_width)
+        self.head = kind(*arguments, bins=bins, needs_suppression=paths != "one")
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.head(self.neck(*self.backbone(images)))

@@ -29,9 +29,17 @@ class Neck(PathAggregation):
 
 
 def build(
-    scale: str, num_classes: int, channels: int = 3, class_width: int | None = None, sppf_activation: bool = True
+    scale: str,
+    num_classes: int,
+    channels: int = 3,
+    class_width: int | None = None,
+    sppf_activation: bool = True,
+    paths: str = "many",
 ) -> PyramidDetector:
-    """A YOLO11 of the size n, s, m, l or x with fresh weights; the last two arguments fit it to imported files."""
+    """A YOLO11 of the size n, s, m, l or x with fresh weights, whose head has these `paths`.
+
+    `class_width` and `sppf_activation` fit it to imported files.
+    """
     size, all_c3k = SCALES[scale], scale in ALL_C3K
     stage = partial(C3k2, repeats=size.repeats(2))
     shallow, deep = partial(stage, c3k=all_c3k, expansion=0.25), partial(stage, c3k=True)
@@ -43,4 +51,6 @@ def build(
         pool=lambda width: SPPF(width, width, sppf_activation),
         attention=partial(C2PSA, repeats=size.repeats(2)),
     )
-    return PyramidDetector(size, backbone, Neck(size, all_c3k), num_classes, depthwise=True, class_width=class_width)
+    return PyramidDetector(
+        size, backbone, Neck(size, all_c3k), num_classes, depthwise=True, class_width=class_width, paths=paths
+    )

@@ -24,11 +24,18 @@ class Neck(PathAggregation):
         super().__init__(scale, scale.channels(512), partial(A2C2f, repeats=repeats), coarsest_stage)
 
 
-def build(scale: str, num_classes: int, channels: int = 3, class_width: int | None = None) -> PyramidDetector:
-    """A YOLO12 of the size n, s, m, l or x with fresh weights; `class_width` fits it to imported files."""
+def build(
+    scale: str, num_classes: int, channels: int = 3, class_width: int | None = None, paths: str = "many"
+) -> PyramidDetector:
+    """A YOLO12 of the size n, s, m, l or x with fresh weights, whose head has these `paths`.
+
+    `class_width` fits it to imported files.
+    """
     size, residual = SCALES[scale], scale in RESIDUAL
     shallow = partial(C3k2, repeats=size.repeats(2), c3k=scale in yolo11.ALL_C3K, expansion=0.25)
     deep = partial(A2C2f, repeats=size.repeats(4), residual=residual, expansion=1.2 if residual else 2.0)
     stages = (shallow, shallow, partial(deep, areas=4), partial(deep, areas=1))
     backbone = PyramidBackbone(size, channels, yolo11.STAGE_WIDTHS, stages)
-    return PyramidDetector(size, backbone, Neck(size), num_classes, depthwise=True, class_width=class_width)
+    return PyramidDetector(
+        size, backbone, Neck(size), num_classes, depthwise=True, class_width=class_width, paths=paths
+    )

@@ -28,9 +28,17 @@ class Neck(PathAggregation):
 
 
 def build(
-    scale: str, num_classes: int, channels: int = 3, class_width: int | None = None, sppf_activation: bool = True
+    scale: str,
+    num_classes: int,
+    channels: int = 3,
+    class_width: int | None = None,
+    sppf_activation: bool = True,
+    paths: str = "many",
 ) -> PyramidDetector:
-    """A YOLOv8 of the size n, s, m, l or x with fresh weights; the last two arguments fit it to imported files."""
+    """A YOLOv8 of the size n, s, m, l or x with fresh weights, whose head has these `paths`.
+
+    `class_width` and `sppf_activation` fit it to imported files.
+    """
     size = SCALES[scale]
     shallow = partial(C2f, repeats=size.repeats(3), shortcut=True)
     deep = partial(C2f, repeats=size.repeats(6), shortcut=True)
@@ -38,4 +46,6 @@ def build(
     backbone = PyramidBackbone(
         size, channels, STAGE_WIDTHS, stages, pool=lambda width: SPPF(width, width, sppf_activation)
     )
-    return PyramidDetector(size, backbone, Neck(size), num_classes, depthwise=False, class_width=class_width)
+    return PyramidDetector(
+        size, backbone, Neck(size), num_classes, depthwise=False, class_width=class_width, paths=paths
+    )

@@ -55,6 +55,7 @@ class Exported:
         self.fixed_shape = (height, width) if height and width else None
         self.metadata: Mapping[str, Any] = document or {}
         self.strides: tuple[int, ...] = (ASSUMED_STRIDE,)
+        self.suppression = True
         self.precision = Precision(self.device.type, torch.float32)
         if document is None:
             self._places, classes = self._recognised()
@@ -71,6 +72,7 @@ class Exported:
                 raise UserError(f"{path} is damaged: it has no output {' and '.join(sorted(missing))}")
             self._places = {name: there.index(name) for name in wanted}
             known, classes = tuple(facts.names), len(facts.names)
+            self.suppression = facts.needs_suppression
             self.strides, self.max_batch = tuple(facts.strides), self.max_batch or facts.max_batch
             self.precision = Precision(self.device.type, getattr(torch, facts.precision))
         if not known:

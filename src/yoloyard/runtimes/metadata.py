@@ -29,6 +29,7 @@ class FileFacts:
     yoloyard: str  # version that wrote it
     opset: int | None = None
     suppression: dict[str, Any] | None = None  # conf, iou, max_det of a file with `nms`
+    needs_suppression: bool = True  # False: it finds each object once, and overlapping boxes must stay
     layout: str = "NCHW"
     colours: str = "RGB"
     input_range: Sequence[float] = (0.0, 1.0)

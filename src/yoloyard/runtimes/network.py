@@ -14,7 +14,7 @@ from yoloyard.runtimes.metadata import BOXES, SCORES
 
 
 class Network:
-    """A fused copy of `detector` on `device`; `detector` is left as it is."""
+    """A fused copy of `detector` on `device`; `detector` is left as it is. `suppression` is that of `fused`."""
 
     fixed_shape: tuple[int, int] | None = None
     max_batch: int | None = None
@@ -25,13 +25,15 @@ class Network:
         device: torch.device,
         precision: Precision,
         metadata: Mapping[str, Any] | None = None,
+        suppression: bool | None = None,
     ) -> None:
         self.metadata = metadata or {}
         self.names: tuple[str, ...] = tuple(self.metadata.get("names") or map(str, range(detector.num_classes)))  # type: ignore[arg-type]
         self.strides: tuple[int, ...] = detector.strides  # type: ignore[assignment]
         self.device = device
         self.precision = precision
-        fused: nn.Module = detector.fused()  # type: ignore[operator]
+        fused: nn.Module = detector.fused(suppression)  # type: ignore[operator]
+        self.suppression: bool = fused.head.needs_suppression  # type: ignore[assignment, union-attr]
         cpu.prepare_evaluation(fused, precision)
         self._fused = fused.to(device)  # whose parts may lie on several
 

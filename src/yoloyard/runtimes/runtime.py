@@ -19,6 +19,7 @@ class Runtime(Protocol):
     device: torch.device  # where images are given
     precision: Precision  # of its arithmetic; torch.int8 for a quantised file
     fixed_shape: tuple[int, int] | None  # the only (H, W) that the network takes; None: all multiples of the stride
+    suppression: bool  # must overlapping boxes be dropped? Not if it finds each object once
     max_batch: int | None  # most images that the network takes at once; None: any number
 
     def candidates(self, images: Tensor, conf: float, multi_label: bool) -> Found:

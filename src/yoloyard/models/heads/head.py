@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from yoloyard.common.errors import UsageError
+
 # Image int64 (n,), box float32 (n, 4) xyxy in input pixels, score (n,), class int64 (n,); in the order of points.
 Found = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -28,6 +30,8 @@ class Head(nn.Module):
     constants: ClassVar[tuple[str, ...]] = ()
     # Is the class output trained where there is a single class? If not, its rows are useless to other data.
     learns_single_class: ClassVar[bool] = True
+    # Are several boxes found for one object, so that all but the best must be dropped?
+    needs_suppression: bool = True
     # Own name of a part: the name in files of the project that published it, where they differ.
     published_names: ClassVar[Mapping[str, str]] = {}
 
@@ -37,6 +41,21 @@ class Head(nn.Module):
         self.num_classes = num_classes
         self.strides = tuple(strides)
         self.outputs = outputs
+
+    @property
+    def can_skip_suppression(self) -> bool:
+        """Has it branches whose boxes need no suppression?"""
+        return not self.needs_suppression
+
+    def keep_path(self, suppression: bool) -> None:
+        """Keep only what finds boxes for, or without, suppression; the maps are those of that path from then on.
+
+        Raises UsageError if there is no such path.
+        """
+        if suppression and not self.needs_suppression:
+            raise UsageError("these weights find each object once and have nothing to suppress: --suppression off")
+        if not suppression and self.needs_suppression:
+            raise UsageError("this network needs suppression: train one with --end2end, or a YOLO26; --suppression on")
 
     @property
     def last_layers(self) -> list[str]:
