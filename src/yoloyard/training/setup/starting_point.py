@@ -23,6 +23,7 @@ from yoloyard.storage.fetch import local_weights
 
 log = logging.getLogger(__name__)
 
+BOTH = "both"  # of the argument `paths`
 FILES = (*WEIGHT_FILES, *EXPORTED_FILES)  # the latter are refused by whoever reads them
 
 
@@ -36,11 +37,18 @@ class StartingPoint:
     state: dict[str, Tensor] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    def arguments(self, num_classes: int) -> dict[str, Any]:
-        """What the network is built with: the class count, and the rest as the file says if it is of this model."""
+    def arguments(self, num_classes: int, end2end: bool = False) -> dict[str, Any]:
+        """What the network is built with: the class count, and the rest as the file says if it is of this model.
+
+        A head with two pairs of branches is trained whole, whatever the file has of it. Raises UsageError if there is
+        none to be had for `end2end`.
+        """
         same = self.metadata.get("model_arguments", {}) if self.metadata.get("model") == self.model else {}
-        others = {name: value for name, value in same.items() if name not in ("num_classes", "channels")}
-        return {"num_classes": num_classes} | others
+        others = {name: value for name, value in same.items() if name not in ("num_classes", "channels", "paths")}
+        families = registry.families_with_paths()
+        if end2end and (is_custom(self.model) or not self.model.startswith(tuple(families))):
+            raise UsageError(f"--end2end is for {', '.join(families)}; {self.model} has no such branches")
+        return {"num_classes": num_classes} | others | ({"paths": BOTH} if end2end or same.get("paths") == BOTH else {})
 
     def transfer(self, detector: Detector, names: tuple[str, ...]) -> str | None:
         """Put what fits of the file into `detector`; returns its licence. Raises UsageError if nothing fits."""
