@@ -11,7 +11,7 @@ from typing import Any
 
 NEWEST = "newest"  # what `--resume` without a folder means
 AUTO = "auto"  # a number that is found when a run begins
-OPTIMIZERS = ("auto", "SGD", "AdamW")
+OPTIMIZERS = ("auto", "SGD", "AdamW", "MuSGD")
 FREE = {"resumable": True, "decides": False}  # marks of settings that may be others at any time
 
 
@@ -65,7 +65,7 @@ class OptimizerConfig:
     optimizer: str = setting("auto", f"{', '.join(OPTIMIZERS[1:])} or auto (chosen by the number of updates)")
     lr0: float = setting(0.01, "initial learning rate", 0)
     lrf: float = setting(0.01, "final learning rate as a fraction of lr0", 0, 1)
-    momentum: float = setting(0.937, "SGD momentum, or Adam's beta1", 0, 0.9999)
+    momentum: float = setting(0.937, "momentum of SGD and MuSGD, or Adam's beta1", 0, 0.9999)
     weight_decay: float = setting(0.0005, "for a batch of nbs", 0)
     warmup_epochs: float = setting(3.0, "epochs of warm-up", 0)
     warmup_momentum: float = setting(0.8, "momentum at the start of warm-up", 0, 1)
