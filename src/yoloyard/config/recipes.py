@@ -30,6 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "yolov8": {},
     "yolo11": {},
     "yolo12": {},
+    "yolo26": {},
 }
 CUSTOM_RECIPES: dict[object, dict[str, Any]] = {"anchor_based": YOLOV5_LOW}  # by a head's criterion
 

@@ -31,6 +31,7 @@ PUBLISHED_NAMES: dict[tuple[type[nn.Module], ...], dict[str, str]] = {
     (PSABlock,): {"attention": "attn", "feed_forward": "ffn"},
     (Attention,): {"position": "pe", "project": "proj"},
 }
+ONE2ONE = "one2one_"  # how names of branches begin that find each object once
 BN_EPS = 1e-3  # of every family
 MAX_IMAGE_PIXELS = 8192  # of a side
 LICENCE = "AGPL-3.0"  # of yolov5 and ultralytics and the weights that they publish
@@ -81,6 +82,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     if iou := recipes.published(name, detector.head.criterion).get("iou"):
         metadata["evaluation"] = {"iou": iou}
+    if not detector.head.needs_suppression:
+        metadata["evaluation"] = {"suppression": "off"}
     if fused:
         metadata["fused"] = True
     return state, metadata
@@ -147,9 +150,11 @@ def _recognise(
             detector = build(**arguments)
         if _published_shapes(detector, fused) == shapes:
             return name, arguments | _check_modules(detector, modules, fused, path), detector
+    kind = printable(modules[""].path.rpartition(".")[2])
+    hint = " Of networks with one2one branches only YOLO26's for detection is read." if ONE2ONE in str(shapes) else ""
     raise UserError(
-        f"{path} holds a network that can't be imported: the names and shapes of its {len(tensors)} tensors are those "
-        f"of none of {', '.join(registry.BUILDERS)}."
+        f"{path} holds a {kind} that can't be imported: the names and shapes of its {len(tensors)} tensors are those "
+        f"of none of {', '.join(registry.BUILDERS)}.{hint}"
     )
 
 
@@ -157,11 +162,15 @@ def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """The class count and other arguments that the shapes of a file's tensors tell; none if it is another network."""
     head = f"model.{max((int(name.split('.')[1]) for name in shapes if name.split('.')[1].isdecimal()), default=0)}"
     first, anchors = shapes.get("model.0.conv.weight", ()), shapes.get(f"{head}.anchors", ())
-    last = shapes.get(f"{head}.m.0.weight" if anchors else f"{head}.cv3.0.2.weight", ())
+    pairs = [prefix for prefix in ("", ONE2ONE) if f"{head}.{prefix}cv3.0.2.weight" in shapes]  # of branches
+    pair = f"{head}.{pairs[0] if pairs else ''}"
+    last = shapes.get(f"{head}.m.0.weight" if anchors else f"{pair}cv3.0.2.weight", ())
     if len(first) != 4 or len(last) != 4 or min(last) < 1:
         return {}
     if not anchors:
-        return {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
+        found = {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
+        plain_distances = shapes.get(f"{pair}cv2.0.2.weight", ())[:1] == (4,)
+        return found | ({"paths": "both" if len(pairs) == 2 else "one" if pairs[0] else "many"} if plain_distances else {})
     if len(anchors) != 3 or anchors[1] < 1 or last[0] // anchors[1] <= 5:
         return {}
     return {"num_classes": last[0] // anchors[1] - 5, "channels": first[1]}
@@ -187,13 +196,20 @@ def _check_modules(detector: Detector, modules: dict[str, Inert], fused: bool, p
     convolutions = [(name, module) for name, module in detector.named_modules() if isinstance(module, Conv)]
     for name, module in convolutions:
         activation = modules.get(f"{published[name]}.act", Inert()).path.rpartition(".")[2]
-        if name == "backbone.pool.conv_in" and activation == "Identity":
+        if activation == (own := type(module.activation).__name__):
+            pass
+        elif name == "backbone.pool.conv_in" and (activation, own) == ("Identity", "SiLU"):
             arguments["sppf_activation"] = False  # some releases build it so
-        elif activation != type(module.activation).__name__:
+        else:
             raise UserError(f"{path} can't be imported: {published[name]} has the activation {activation!r}.")
         eps = BN_EPS if fused else as_mapping(modules[f"{published[name]}.bn"].state).get("eps")
         if eps != BN_EPS:
             raise UserError(f"{path} can't be imported: the normalisation of {published[name]} has eps {eps}.")
+    for name, module in detector.named_modules():
+        if isinstance(module, SPPF):
+            facts = as_mapping(modules[published[name]].state)
+            if bool(facts.get("add")) != module.add or facts.get("n", 3) != 3:
+                raise UserError(f"{path} can't be imported: {published[name]} pools or adds otherwise than {name}.")
     return arguments
 
 
