@@ -1,4 +1,4 @@
-"""YOLO26 (2026): YOLO11 with more C3k2, attention at the end of the neck, plain distances and a second pair of branches.
+"""YOLO26 (2026): YOLO11 with more C3k2, attention at the end of its neck, plain distances, a second pair of branches.
 
 The second pair finds each object once, so that its boxes need no suppression. Names and shapes are those of `pyramid`.
 Source: the YOLO26 release (2026) and its published layer table.

@@ -5,7 +5,6 @@ Shapes: B batch, C classes, L levels, A anchors a cell, h w cells of a level, P 
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
