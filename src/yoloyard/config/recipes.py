@@ -30,6 +30,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "yolov8": {},
     "yolo11": {},
     "yolo12": {},
+    "yolov9": {"optimizer": "SGD"},  # of MultimediaTechLab's training; see docs/choices.md
 }
 CUSTOM_RECIPES: dict[object, dict[str, Any]] = {"anchor_based": YOLOV5_LOW}  # by a head's criterion
 
