@@ -37,6 +37,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "yolov13l": YOLOV13 | {"scale": 0.9, "mixup": 0.15},
     "yolov13x": YOLOV13 | {"scale": 0.9, "mixup": 0.2},
     "yolov13": YOLOV13,
+    "yolov9": {"optimizer": "SGD"},  # of MultimediaTechLab's training; see docs/choices.md
 }
 CUSTOM_RECIPES: dict[object, dict[str, Any]] = {"anchor_based": YOLOV5_LOW}  # by a head's criterion
 

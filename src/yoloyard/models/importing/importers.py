@@ -33,6 +33,7 @@ from yoloyard.models.blocks import (
 )
 from yoloyard.models.detector import Detector
 from yoloyard.models.hypergraph import DROPOUT, HEAD_WIDTH, AdaptiveHypergraph, Halved, HyperACE
+from yoloyard.models.importing import yolov9_files
 from yoloyard.models.importing.inert_pickle import Inert, TensorView, as_mapping, as_tensor
 from yoloyard.models.importing.torch_files import Checkpoint
 from yoloyard.models.separable import SeparableBottleneck, SeparableConv
@@ -73,7 +74,7 @@ MAX_MODULES = 5_000  # of a network; a damaged file may hold itself
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A `.pt` of yolov5 or ultralytics as (state, metadata), in the names and float32 that `registry.build` makes.
+    """A `.pt` of yolov5, ultralytics or MultimediaTechLab's YOLOv9 (see `yolov9_files`) as (state, metadata), in the names and float32 that `registry.build` makes.
 
     The metadata says what `weights.load_model` needs: `model`, `model_arguments` (the file's own class-branch width
     and SPPF activation among them), `names`, `channels`, `imgsz`, `licence`, `history`; `fused`: True where the file's
@@ -83,6 +84,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     checkpoint = Checkpoint(path)
     content = as_mapping(checkpoint.root)
+    if tensors := yolov9_files.tensors_of(content):
+        return yolov9_files.read_state(checkpoint, tensors, path)
     network = content.get("model") if content.get("ema") is None else content["ema"]
     if not isinstance(network, Inert):
         raise UserError(f"{path} is no checkpoint of a detector: it holds no network under 'model' or 'ema'.")
