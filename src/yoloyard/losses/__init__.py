@@ -8,7 +8,7 @@ from torch import Tensor
 
 from yoloyard.common.errors import UserError
 from yoloyard.config.settings import TrainConfig
-from yoloyard.losses import anchor_based, task_aligned
+from yoloyard.losses import anchor_based, auxiliary, task_aligned
 
 # (maps, boxes_xyxy (B, M, 4) in pixels of the input, labels (B, M), -1 in padded slots) to a sum and a norm, tensors of
 # equal length, for each part of the loss by its name; the caller divides, so that processes can share one normaliser.
@@ -19,6 +19,7 @@ Builder = Callable[[Any, TrainConfig, Tensor | None, int | None], tuple[Criterio
 
 LOSSES: dict[str, Builder] = {
     "anchor_based": anchor_based.build,
+    "auxiliary": auxiliary.build,
     "task_aligned": task_aligned.build,
 }
 

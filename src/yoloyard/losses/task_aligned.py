@@ -55,7 +55,7 @@ class TaskAlignedLoss:
         box_logits, class_logits = (torch.cat(parts, dim=1).float() for parts in zip(*levels, strict=True))
         log_distribution, predicted_grid = boxes_of(box_logits, points, bins)
         predicted, scores = predicted_grid.detach() * strides, class_logits.detach().sigmoid()
-        assignment = assign(predicted, scores, pixels, boxes_xyxy, labels, self.pairs_at_once)
+        assignment = self.assign(predicted, scores, pixels, strides, boxes_xyxy, labels)
         weights = assignment.target_scores
         # A background point has its own cell as its target, which keeps every term finite.
         target_grid = torch.where(assignment.foreground.unsqueeze(-1), assignment.boxes_xyxy / strides, cells)
@@ -63,6 +63,12 @@ class TaskAlignedLoss:
         box = _weighted_sum(1 - complete_iou(predicted_grid, target_grid), weights)
         dfl = _weighted_sum(distribution_loss(log_distribution, target_grid, points), weights)
         return box, _class_loss(class_logits, assignment, self.class_weights), dfl, weights.sum()
+
+    def assign(
+        self, predicted_xyxy: Tensor, scores: Tensor, points: Tensor, strides: Tensor, boxes_xyxy: Tensor, labels: Tensor
+    ) -> Assignment:
+        """What the points (P, 2) of `strides` (P, 1) learn, see `assign`; all in pixels."""
+        return assign(predicted_xyxy, scores, points, boxes_xyxy, labels, self.pairs_at_once)
 
     def _grid_of(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
         """Points (P, 2) in cells, strides (P, 1), points in pixels, cells (P, 4) as boxes, bins; made once a shape."""
