@@ -13,6 +13,7 @@ def val(*, json: Json = False, **flags: Any) -> None:
     from rich.table import Table
 
     from yoloyard.commands.val import validate
+    from yoloyard.evaluation.validate import PATH_NAMES
 
     with stdout_for_json(json):
         found = validate(**given(flags))
@@ -28,4 +29,13 @@ def val(*, json: Json = False, **flags: Any) -> None:
         figures = (row.precision, row.recall, row.map50, row.map50_95)
         table.add_row(row.name, str(row.images), str(row.boxes), *(f"{value:.4f}" for value in figures))
     Console().print(table)
+    if found.other is None:
+        print(f"duplicates per image: {metrics.duplicates:.3f} (shown: {metrics.showing})")
+    else:
+        table = Table("path", "mAP50-95", "mAP50", "recall", "duplicates per image", "median score")
+        table.title = f"recall and duplicates at confidence {metrics.showing.conf:g}"
+        for each in (metrics, found.other):
+            seen = (each.map50_95, each.map50, each.shown_recall, each.duplicates, each.median_score)
+            table.add_row(PATH_NAMES[each.suppression], *(f"{value:.4f}" for value in seen))
+        Console().print(table)
     print(f"report: {found.report}")

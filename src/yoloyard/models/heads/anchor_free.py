@@ -4,8 +4,7 @@ Shapes: B batch, C classes, h w cells of a level, P anchor points (cells of all 
 """
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,11 @@ class AnchorFreeHead(Head):
     """
 
     criterion = "task_aligned"
-    published_names: ClassVar = {"box_branches": "cv2", "class_branches": "cv3", "projection": "dfl.conv.weight"}
+    published_names: Mapping[str, str] = {
+        "box_branches": "cv2",
+        "class_branches": "cv3",
+        "projection": "dfl.conv.weight",
+    }
 
     def __init__(
         self,
@@ -53,6 +56,9 @@ class AnchorFreeHead(Head):
     ) -> None:
         super().__init__(in_channels, num_classes, strides, 4 * bins + num_classes)
         self.bins, self.needs_suppression = bins, needs_suppression
+        if not needs_suppression:  # as they were called beside the others
+            one_to_one = {"box_branches": "one2one_cv2", "class_branches": "one2one_cv3"}
+            self.published_names = {**self.published_names, **one_to_one}
         box_width = max(MIN_BOX_WIDTH, in_channels[0] // 4, 4 * bins)
         class_width = class_width or max(in_channels[0], min(num_classes, 100))
         # start as if an image of 640 x 640 held five objects for each level to find, spread evenly over the classes
