@@ -27,7 +27,7 @@ PREFIXES = ("ema.model.", "model.model.")  # in checkpoints of a training: avera
 SIZES = {(16, 32): "t", (32, 64): "s", (32, 128): "m", (64, 128): "c"}  # by rows of the first and the third layer
 HEAD_LAYER = 22
 CLASSES = "{}.heads.0.class_conv.2.weight"  # of the head that is this layer
-AUXILIARY_HEAD_LAYERS = {"t": 30, "s": 30, "m": 38, "c": 38}
+CLASSES_OF_A_HEAD = re.compile(r"\d+\.heads\.0\.class_conv\.2\.weight$")
 CONSTANT = re.compile(r"\.anc2vec\.anc2vec\.weight$")  # the numbers 0 .. 15
 # Own names within a block: the published ones. They are replaced one after the other.
 RENAMED = (
@@ -83,13 +83,14 @@ def read_state(
     if size is None or len(first) != 4 or len(last) != 4 or min(*first, *last) < 1:
         raise UserError(f"{path} holds a YOLOv9 of none of the sizes t, s, m, c, which can't be imported.")
     arguments = {"num_classes": last[0], "channels": first[1], "class_width": last[1], "auxiliary": False}
-    auxiliary = shapes.get(CLASSES.format(AUXILIARY_HEAD_LAYERS[size]), ())
-    if len(auxiliary) == 4:
-        arguments |= {"auxiliary": True, "auxiliary_class_width": auxiliary[1]}
+    layers = [int(name.split(".")[0]) for name in shapes if CLASSES_OF_A_HEAD.match(name)]
+    if max(layers) > HEAD_LAYER:
+        auxiliary = shapes[CLASSES.format(max(layers))]
+        arguments |= {"auxiliary": True, "auxiliary_class_width": auxiliary[1] if len(auxiliary) == 4 else None}
     with torch.device("meta"):
         detector = registry.build(f"yolov9{size}", **arguments)
     state = {}
-    own_state, names = detector.state_dict(), names_in_files(detector, AUXILIARY_HEAD_LAYERS[size])
+    own_state, names = detector.state_dict(), names_in_files(detector)
     for own_name, name in names.items():
         if name not in shapes and name.endswith("num_batches_tracked"):
             state[own_name] = torch.tensor(0)
@@ -114,13 +115,16 @@ def read_state(
     }
 
 
-def names_in_files(detector: Detector, auxiliary_head_layer: int) -> dict[str, str]:
-    """For all of the detector's state but the constant, the names in files."""
+def names_in_files(detector: Detector) -> dict[str, str]:
+    """For all of the detector's state but the constant, the names in files.
+
+    There the auxiliary branches of the head are a layer of their own, behind all others.
+    """
     own_names = {id(module): name for name, module in detector.named_modules()}
     names = {}
     for number, block in enumerate(detector.blocks):
         for own in block.state_dict() if block is not None else ():
-            layer = auxiliary_head_layer if own.startswith("auxiliary_") else number
+            layer = len(detector.blocks) if own.startswith("auxiliary_") else number
             published = own.replace("conv_out", "conv5") if isinstance(block, SPPF) else own
             for pattern, replacement in RENAMED:
                 published = re.sub(pattern, replacement, published)
