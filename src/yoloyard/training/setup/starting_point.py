@@ -40,11 +40,12 @@ class StartingPoint:
     def arguments(self, num_classes: int, end2end: bool = False) -> dict[str, Any]:
         """What the network is built with: the class count, and the rest as the file says if it is of this model.
 
-        A head with two pairs of branches is trained whole, whatever the file has of it. Raises UsageError if there is
-        none to be had for `end2end`.
+        Branches that only training needs are there, whatever the file has of them. Raises UsageError if the model can't
+        have those that `end2end` asks for.
         """
         same = self.metadata.get("model_arguments", {}) if self.metadata.get("model") == self.model else {}
-        others = {name: value for name, value in same.items() if name not in ("num_classes", "channels", "paths")}
+        of_file = ("num_classes", "channels", "auxiliary", "paths")  # a file for inference may lack some branches
+        others = {name: value for name, value in same.items() if name not in of_file}
         families = registry.families_with_paths()
         if end2end and (is_custom(self.model) or not self.model.startswith(tuple(families))):
             raise UsageError(f"--end2end is for {', '.join(families)}; {self.model} has no such branches")
