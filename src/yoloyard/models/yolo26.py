@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """YOLO26 (2026): YOLO11 with attention at the end of the neck and branches that find each object once.
-=======
-"""YOLO26 (2026): YOLO11 with more C3k2, attention at the end of its neck, plain distances, a second pair of branches.
->>>>>>> main
 
 Its boxes are plain distances, without a distribution. Names and shapes are those of `pyramid`. Source: the YOLO26
 release (2026) and its published layer table.

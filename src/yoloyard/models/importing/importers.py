@@ -210,17 +210,10 @@ def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     if len(first) != 4 or len(last) != 4 or min(last) < 1:
         return {}
     if not anchors:
-<<<<<<< HEAD
         arguments: dict[str, Any] = {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
         if shapes.get(f"{pair}cv2.0.2.weight", ())[:1] == (4,):  # plain distances; one pair is left in fused files
             arguments["paths"] = "both" if len(pairs) == 2 else "one" if pairs == [ONE2ONE] else "many"
         return arguments
-=======
-        found: dict[str, Any] = {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
-        if shapes.get(f"{pair}cv2.0.2.weight", ())[:1] == (4,):  # plain distances
-            found["paths"] = "both" if len(pairs) == 2 else "one" if pairs[0] else "many"
-        return found
->>>>>>> main
     if len(anchors) != 3 or anchors[1] < 1 or last[0] // anchors[1] <= 5:
         return {}
     return {"num_classes": last[0] // anchors[1] - 5, "channels": first[1]}
