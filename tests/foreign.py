@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from yoloyard.models.blocks import SPPF
 from yoloyard.models.detector import Detector
 from yoloyard.models.importing.importers import published_names
 
@@ -35,6 +36,8 @@ def published_network(detector: Detector, sppf_activation: bool = True) -> nn.Mo
             place = network.get_submodule(published.removesuffix(".bn.weight"))
             place.add_module("act", conv.get_submodule("activation"))
             place.get_submodule("bn").eps = 1e-3
+        if isinstance(own_modules.get(own), SPPF):
+            network.get_submodule(published).add = own_modules[own].add  # type: ignore[assignment]
     if not sppf_activation:
         network.get_submodule("model.9.cv1").add_module("act", nn.Identity())
     network.names = {number: f"class {number}" for number in range(detector.num_classes)}
