@@ -32,7 +32,7 @@ from yoloyard.training.strategies import alone
 from yoloyard.training.strategies.alone import Strategy
 
 FLOAT32 = Precision("cpu", torch.float32)
-NANO = ("yolo11n", "yolo12n", "yolov5n", "yolov5n6")
+NANO = ("yolo11n", "yolo12n", "yolov5n", "yolov5n6", "yolov13n")
 
 
 def some_batch(images: int = 2, size: int = 64, device: str = "cpu", seed: int = 0) -> Batch:
@@ -101,7 +101,9 @@ class Plain(dict[str, Any]):
         return build
 
 
-@pytest.mark.parametrize(("model", "optimizer"), list(zip(NANO, ["SGD", "AdamW"] * 2, strict=True)))
+@pytest.mark.parametrize(
+    ("model", "optimizer"), list(zip(NANO, ["SGD", "AdamW", "SGD", "AdamW", "AdamW"], strict=True))
+)
 def test_a_step_on_the_meta_device_waits_for_nothing(
     model: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +117,10 @@ def test_a_step_on_the_meta_device_waits_for_nothing(
 
 @pytest.mark.parametrize(
     ("model", "optimizer", "dtype"),
-    list(zip(NANO, ["SGD", "AdamW"] * 2, [torch.float16, torch.bfloat16] * 2, strict=True)),
+    [
+        *zip(NANO[:4], ["SGD", "AdamW"] * 2, [torch.float16, torch.bfloat16] * 2, strict=True),
+        ("yolov13n", "AdamW", torch.float16),
+    ],
 )
 def test_a_step_with_autocast_scaler_and_fused_optimizer_waits_for_nothing(
     model: str, optimizer: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
