@@ -65,7 +65,13 @@ class TaskAlignedLoss:
         return box, _class_loss(class_logits, assignment, self.class_weights), dfl, weights.sum()
 
     def assign(
-        self, predicted_xyxy: Tensor, scores: Tensor, points: Tensor, strides: Tensor, boxes_xyxy: Tensor, labels: Tensor
+        self,
+        predicted_xyxy: Tensor,
+        scores: Tensor,
+        points: Tensor,
+        strides: Tensor,
+        boxes_xyxy: Tensor,
+        labels: Tensor,
     ) -> Assignment:
         """What the points (P, 2) of `strides` (P, 1) learn, see `assign`; all in pixels."""
         return assign(predicted_xyxy, scores, points, boxes_xyxy, labels, self.pairs_at_once)
