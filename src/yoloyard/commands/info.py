@@ -39,12 +39,15 @@ def describe(model: str) -> dict[str, Any]:
     else:
         with nullcontext() if is_custom(model) else torch.device("meta"):
             detector = registry.build(model, num_classes=80)
+    head = detector.head
     # the forward of a custom model may look at numbers
     device = "cpu" if is_custom(metadata.get("model", model)) else "meta"
+    paths = [name for name, there in (("on", head.needs_suppression), ("off", head.can_skip_suppression)) if there]
     cost = asdict(profile(detector, channels=metadata.get("channels", 3), device=device))
     return {
         "model": model,
         "metadata": {name: metadata[name] for name in SHOWN_METADATA if metadata.get(name) not in (None, {})},
+        "suppression": {"paths": paths, "used": metadata.get("evaluation", {}).get("suppression", paths[0])},
         "num_classes": detector.num_classes,
         "blocks": cost.pop("layers"),
         **cost,

@@ -23,6 +23,8 @@ ADAMW_RATES: dict[str, Any] = {"optimizer": "AdamW", "lr0": 0.002, "momentum": 0
 # what high has of copy-paste needs polygons and is left out.
 YOLOV5_LOW: dict[str, Any] = {"optimizer": "SGD", "box": 0.05, "cls": 0.5, "obj": 1.0, "close_mosaic": 0, "iou": 0.6}
 YOLOV5_HIGH: dict[str, Any] = YOLOV5_LOW | {"cls": 0.3, "obj": 0.7, "lrf": 0.1, "scale": 0.9, "mixup": 0.1}
+# YOLOv13: its project page; copy-paste is left out here, too, and JPEG compression as an augmentation.
+YOLOV13: dict[str, Any] = {"warmup_bias_lr": 0.0}
 RECIPES: dict[str, dict[str, Any]] = {
     "yolov5n": YOLOV5_LOW,
     "yolov5s": YOLOV5_LOW,
@@ -30,6 +32,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "yolov8": {},
     "yolo11": {},
     "yolo12": {},
+    "yolo26": {},
+    "yolov13s": YOLOV13 | {"scale": 0.9, "mixup": 0.05},
+    "yolov13l": YOLOV13 | {"scale": 0.9, "mixup": 0.15},
+    "yolov13x": YOLOV13 | {"scale": 0.9, "mixup": 0.2},
+    "yolov13": YOLOV13,
+    "yolov9": {"optimizer": "SGD"},  # of MultimediaTechLab's training; see docs/choices.md
 }
 CUSTOM_RECIPES: dict[object, dict[str, Any]] = {"anchor_based": YOLOV5_LOW}  # by a head's criterion
 

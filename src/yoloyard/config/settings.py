@@ -11,6 +11,7 @@ from typing import Any
 
 NEWEST = "newest"  # what `--resume` without a folder means
 AUTO = "auto"  # a number that is found when a run begins
+ON_OFF = ("on", "off")  # with suppression, or by branches that find each object once
 OPTIMIZERS = ("auto", "SGD", "AdamW")
 FREE = {"resumable": True, "decides": False}  # marks of settings that may be others at any time
 
@@ -26,6 +27,7 @@ class Setting:
     help: str
     at_least: float | None
     at_most: float | None
+    choices: tuple[str, ...] = ()  # the only values of a text
     joined: bool = False  # a text of parts joined by commas, which may be a list in YAML and Python
     is_path: bool = False  # `~` at its beginning is the home folder
     hidden: bool = False  # in no help and no table
@@ -34,7 +36,7 @@ class Setting:
     auto: bool = False  # may be AUTO among overrides; a configuration has the default until the number is found
 
 
-def setting(default: Any, help: str, at_least: float | None = None, at_most: float | None = None, **kind: bool) -> Any:
+def setting(default: Any, help: str, at_least: float | None = None, at_most: float | None = None, **kind: Any) -> Any:
     """A leaf of the tree, as a dataclass field; the arguments are those of `Setting`."""
     return field(default=default, metadata={"help": help, "at_least": at_least, "at_most": at_most, **kind})
 
@@ -98,7 +100,9 @@ class EvaluationConfig:
     iou: float = setting(0.7, "overlap above which suppression drops a box", 0, 1)
     max_det: int = setting(300, "most detections of an image", 1)
     suppression: str = setting(
-        "on", "on: of overlapping boxes the best stays; off: by the head that finds each object once (see --end2end)"
+        "on",
+        "on: of overlapping boxes the best stays; off: by the head that finds each object once (see --end2end)",
+        choices=ON_OFF,
     )
 
 
@@ -224,6 +228,11 @@ class ModelConfig:
         None, "overlap above which suppression drops a box; default: as in the weights file", 0, 1
     )
     max_det: int | None = setting(None, "most detections of an image; default: as in the weights file", 1)
+    suppression: str | None = setting(
+        None,
+        "on, or off: by branches that find each object once, of networks that have them; default: as in the file",
+        choices=ON_OFF,
+    )
     device: str = setting("auto", "auto, cpu, cuda, 0, mps")
     names: str | None = setting(
         None,

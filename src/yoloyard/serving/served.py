@@ -28,8 +28,16 @@ Boxed = tuple[np.ndarray, ImageTransform]
 class Served:
     """A model with its name; all computing is done in the calling thread and in `decoders`."""
 
-    def __init__(self, name: str, file: str, max_batch: int, metrics: Metrics, decoders: ThreadPoolExecutor) -> None:
-        self.name, self.model = name, Model(file)
+    def __init__(
+        self,
+        name: str,
+        file: str,
+        max_batch: int,
+        metrics: Metrics,
+        decoders: ThreadPoolExecutor,
+        suppression: str | None = None,
+    ) -> None:
+        self.name, self.model = name, Model(file, suppression=suppression)
         self.platform = f"yoloyard_{Path(file).suffix[1:]}"
         self.max_batch = min(max_batch, self.model.network.max_batch or max_batch)
         self._metrics, self._decoders = metrics, decoders

@@ -39,7 +39,8 @@ class StartingPoint:
     def arguments(self, num_classes: int) -> dict[str, Any]:
         """What the network is built with: the class count, and the rest as the file says if it is of this model."""
         same = self.metadata.get("model_arguments", {}) if self.metadata.get("model") == self.model else {}
-        others = {name: value for name, value in same.items() if name not in ("num_classes", "channels")}
+        of_file = ("num_classes", "channels", "auxiliary")  # a file for inference may lack the auxiliary branch
+        others = {name: value for name, value in same.items() if name not in of_file}
         return {"num_classes": num_classes} | others
 
     def transfer(self, detector: Detector, names: tuple[str, ...]) -> str | None:
