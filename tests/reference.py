@@ -182,7 +182,7 @@ def model_file(name: str) -> str:
     """The kept file that holds outputs of the model `name`."""
     if name.startswith("yolov13"):
         return "yolov13.npz"
-    return {"yolo12": "yolo12.npz", "yolov5": "yolov5.npz"}.get(name[:6], "models.npz")
+    return {"yolo12": "yolo12.npz", "yolo26": "yolo26.npz", "yolov5": "yolov5.npz"}.get(name[:6], "models.npz")
 
 
 def numbers(file: str, prefix: str) -> dict[str, Tensor]:

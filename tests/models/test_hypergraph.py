@@ -1,4 +1,4 @@
-"""YOLOv13's hypergraph convolution against the paper's formula, its dropout, its gates and its separable convolutions."""
+"""YOLOv13: the hypergraph convolution by the paper's formula, dropout, gates and separable convolutions."""
 
 import math
 
@@ -49,8 +49,8 @@ def test_the_convolution_is_the_papers_for_each_image_of_a_batch() -> None:
     module, images = hypergraph(), torch.randn(2, CHANNELS, 3, 5)
     with torch.no_grad():
         found = module(images)
-        for image, expected in zip(found, map(lambda each: by_heads(module, each), images), strict=True):
-            torch.testing.assert_close(image, expected, rtol=1e-5, atol=1e-5)
+        expected = torch.stack([by_heads(module, image) for image in images])
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_training_drops_participation_at_random_and_evaluation_does_not() -> None:

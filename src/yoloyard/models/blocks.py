@@ -193,14 +193,21 @@ class C3k2(SplitStack):
 class SPPF(nn.Module):
     """Spatial pyramid pooling, fast: three 5x5 max-poolings in a chain see 5, 9 and 13 cells around each cell.
 
-    `activate_in=False` leaves out the first convolution's activation, as some files of other projects have it.
-    Source: He et al., "Spatial Pyramid Pooling" (2014); the chained form is YOLOv5's (2021).
+    `activate_in=False` leaves out the first convolution's activation, as YOLO26 and some files of other projects have
+    it. With `add` the input is added to the result. Source: He et al., "Spatial Pyramid Pooling" (2014); the chained
+    form is YOLOv5's (2021), the addition YOLO26's (2026).
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, activate_in: bool = True, activation: Activation = nn.SiLU
+        self,
+        in_channels: int,
+        out_channels: int,
+        activate_in: bool = True,
+        add: bool = False,
+        activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__()
+        self.add = add
         hidden = in_channels // 2
         self.conv_in = Conv(in_channels, hidden, activation=activation if activate_in else nn.Identity)
         self.conv_out = Conv(4 * hidden, out_channels, activation=activation)
@@ -209,7 +216,8 @@ class SPPF(nn.Module):
         results = [self.conv_in(x)]
         for _ in range(3):
             results.append(max_pool2d(results[-1], kernel_size=5, stride=1, padding=2))
-        return self.conv_out(torch.cat(results, dim=1))
+        pooled = self.conv_out(torch.cat(results, dim=1))
+        return x + pooled if self.add else pooled
 
 
 class Attention(nn.Module):
@@ -293,6 +301,19 @@ class C2PSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bypass, attended = self.conv_in(x).chunk(2, dim=1)
         return self.conv_out(torch.cat((bypass, self.blocks(attended)), dim=1))
+
+
+class AttendedStack(SplitStack):
+    """The deepest stage of YOLO26's neck: a split stack of a bottleneck with an attention block behind it.
+
+    The attention heads are 64 channels wide. Source: YOLO26 (2026).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, activation: Activation = nn.SiLU) -> None:
+        hidden = out_channels // 2
+        bottleneck = Bottleneck(hidden, hidden, hidden // 2, activation=activation)
+        attention = PSABlock(hidden, max(hidden // 64, 1), activation)
+        super().__init__(in_channels, out_channels, hidden, [nn.Sequential(bottleneck, attention)], activation)
 
 
 class AreaAttention(Attention):

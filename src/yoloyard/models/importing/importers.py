@@ -33,6 +33,7 @@ from yoloyard.models.blocks import (
 )
 from yoloyard.models.detector import Detector
 from yoloyard.models.hypergraph import DROPOUT, HEAD_WIDTH, AdaptiveHypergraph, Halved, HyperACE
+from yoloyard.models.importing import yolov9_files
 from yoloyard.models.importing.inert_pickle import Inert, TensorView, as_mapping, as_tensor
 from yoloyard.models.importing.torch_files import Checkpoint
 from yoloyard.models.separable import SeparableBottleneck, SeparableConv
@@ -64,6 +65,7 @@ PUBLISHED_NAMES: dict[tuple[type[nn.Module], ...], dict[str, str]] = {
         "to_vertices": "hgnn.node_proj.0",
     },
 }
+ONE2ONE = "one2one_"  # how names of branches begin that find each object once
 BN_EPS = 1e-3  # of every family
 MAX_IMAGE_PIXELS = 8192  # of a side
 LICENCE = "AGPL-3.0"  # of yolov5 and ultralytics and the weights that they publish
@@ -72,7 +74,9 @@ MAX_MODULES = 5_000  # of a network; a damaged file may hold itself
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A `.pt` of yolov5 or ultralytics as (state, metadata), in the names and float32 that `registry.build` makes.
+    """A `.pt` of another project as (state, metadata), in the names and float32 that `registry.build` makes.
+
+    Of MultimediaTechLab's YOLOv9 see `yolov9_files`; what follows is of yolov5, ultralytics and those built on them.
 
     The metadata says what `weights.load_model` needs: `model`, `model_arguments` (the file's own class-branch width
     and SPPF activation among them), `names`, `channels`, `imgsz`, `licence`, `history`; `fused`: True where the file's
@@ -82,6 +86,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     checkpoint = Checkpoint(path)
     content = as_mapping(checkpoint.root)
+    if tensors := yolov9_files.tensors_of(content):
+        return yolov9_files.read_state(checkpoint, tensors, path)
     network = content.get("model") if content.get("ema") is None else content["ema"]
     if not isinstance(network, Inert):
         raise UserError(f"{path} is no checkpoint of a detector: it holds no network under 'model' or 'ema'.")
@@ -114,6 +120,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     if iou := recipes.published(name, detector.head.criterion).get("iou"):
         metadata["evaluation"] = {"iou": iou}
+    if not detector.head.needs_suppression:
+        metadata["evaluation"] = {"suppression": "off"}
     if fused:
         metadata["fused"] = True
     return state, metadata
@@ -186,9 +194,11 @@ def _recognise(
             detector = build(**arguments)
         if _published_shapes(detector, fused) == shapes:
             return name, arguments | _check_modules(detector, modules, fused, path), detector
+    kind = printable(modules[""].path.rpartition(".")[2])
+    hint = " Of networks with one2one branches only YOLO26's for detection is read." if ONE2ONE in str(shapes) else ""
     raise UserError(
-        f"{path} holds a network that can't be imported: the names and shapes of its {len(tensors)} tensors are those "
-        f"of none of {', '.join(registry.BUILDERS)}."
+        f"{path} holds a network ({kind}) that can't be imported: the names and shapes of its {len(tensors)} tensors "
+        f"are those of none of {', '.join(registry.BUILDERS)}.{hint}"
     )
 
 
@@ -196,11 +206,16 @@ def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """The class count and other arguments that the shapes of a file's tensors tell; none if it is another network."""
     head = f"model.{max((int(name.split('.')[1]) for name in shapes if name.split('.')[1].isdecimal()), default=0)}"
     first, anchors = shapes.get("model.0.conv.weight", ()), shapes.get(f"{head}.anchors", ())
-    last = shapes.get(f"{head}.m.0.weight" if anchors else f"{head}.cv3.0.2.weight", ())
+    pairs = [prefix for prefix in ("", ONE2ONE) if f"{head}.{prefix}cv3.0.2.weight" in shapes]  # of branches
+    pair = f"{head}.{pairs[0] if pairs else ''}"
+    last = shapes.get(f"{head}.m.0.weight" if anchors else f"{pair}cv3.0.2.weight", ())
     if len(first) != 4 or len(last) != 4 or min(last) < 1:
         return {}
     if not anchors:
-        return {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
+        arguments: dict[str, Any] = {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
+        if shapes.get(f"{pair}cv2.0.2.weight", ())[:1] == (4,):  # plain distances; one pair is left in fused files
+            arguments["paths"] = "both" if len(pairs) == 2 else "one" if pairs == [ONE2ONE] else "many"
+        return arguments
     if len(anchors) != 3 or anchors[1] < 1 or last[0] // anchors[1] <= 5:
         return {}
     return {"num_classes": last[0] // anchors[1] - 5, "channels": first[1]}
@@ -230,15 +245,21 @@ def _check_modules(detector: Detector, modules: dict[str, Inert], fused: bool, p
     convolutions = [(name, module) for name, module in detector.named_modules() if isinstance(module, Conv)]
     for name, module in convolutions:
         activation = modules.get(f"{published[name]}.act", Inert()).path.rpartition(".")[2]
-        if name == "backbone.pool.conv_in" and activation == "Identity":
+        if activation == (own := type(module.activation).__name__):
+            pass
+        elif name == "backbone.pool.conv_in" and (activation, own) == ("Identity", "SiLU"):
             arguments["sppf_activation"] = False  # some releases build it so
-        elif activation != type(module.activation).__name__:
+        else:
             raise UserError(f"{path} can't be imported: {published[name]} has the activation {activation!r}.")
         norm = modules.get(f"{published[name]}.bn")
         eps = BN_EPS if norm is None else as_mapping(norm.state).get("eps")
         if eps != BN_EPS:
             raise UserError(f"{path} can't be imported: the normalisation of {published[name]} has eps {eps}.")
     for name, module in detector.named_modules():
+        if isinstance(module, SPPF):
+            facts = as_mapping(modules[published[name]].state)
+            if bool(facts.get("add")) != module.add or facts.get("n", 3) != 3:
+                raise UserError(f"{path} can't be imported: {published[name]} pools or adds otherwise than {name}.")
         for part, expected in _attributes(module).items():
             facts = as_mapping(modules.get(f"{published[name]}{part}", Inert()).state)
             for key, value in expected.items():
