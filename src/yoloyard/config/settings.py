@@ -278,6 +278,9 @@ class ExportConfig:
         "onnx", "onnx, openvino, pt2, torchscript, triton, tensorrt; several joined by commas", joined=True
     )
     outputs: str = setting("boxes", "boxes (decoded), nms (suppressed, too) or maps (raw, for the compilers of chips)")
+    suppression: str | None = setting(
+        None, "on or off: the branches that need suppression, or those that don't; default: as in the weights file"
+    )
     imgsz: int | None = setting(None, "image size in pixels; default: as in the weights file", 32)
     dynamic: bool = setting(False, "any height and width that are multiples of the stride (default: one square)")
     half: bool = setting(False, "float16 weights")

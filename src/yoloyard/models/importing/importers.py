@@ -74,7 +74,9 @@ MAX_MODULES = 5_000  # of a network; a damaged file may hold itself
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A `.pt` of yolov5, ultralytics or MultimediaTechLab's YOLOv9 (see `yolov9_files`) as (state, metadata), in the names and float32 that `registry.build` makes.
+    """A `.pt` of another project as (state, metadata), in the names and float32 that `registry.build` makes.
+
+    Of MultimediaTechLab's YOLOv9 see `yolov9_files`; what follows is of yolov5, ultralytics and those built on them.
 
     The metadata says what `weights.load_model` needs: `model`, `model_arguments` (the file's own class-branch width
     and SPPF activation among them), `names`, `channels`, `imgsz`, `licence`, `history`; `fused`: True where the file's

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from yoloyard.models.custom_model import CustomModel, beside, is_custom, read_cu
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
 from yoloyard.storage.address import is_address
-from yoloyard.storage.fetch import local_weights
+from yoloyard.storage.fetch import local_weights, weights_name
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class StartingPoint:
     def history(self, config: TrainConfig) -> list[Step]:
         """The history of the weights that a run with `config` trains from these."""
         sha256 = file_sha256(self.file) if self.file else None
-        name = PurePath(config.weights).name if config.weights else None
+        name = weights_name(config.weights) if config.weights else None
         return longer_history(self.metadata, "trained", name, sha256, data=data_name(config.data))
 
 
