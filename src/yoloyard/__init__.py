@@ -67,7 +67,7 @@ def load(weights: str | Path, device: str | int | torch.device | None = "auto", 
     a PIL image, or a list of these.
 
     An exported file will do, too; `names` are the classes of one that doesn't say them.
-    `settings`: imgsz, conf, iou, max_det, names. Raises yoloyard.common.errors.UserError with what to do.
+    `settings`: imgsz, conf, iou, max_det, suppression, names. Raises yoloyard.common.errors.UserError with what to do.
     """
     from yoloyard.commands.model import Model
 

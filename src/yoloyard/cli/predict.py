@@ -30,7 +30,7 @@ def predict(
     if not config.weights:
         raise UsageError("say which weights file: --weights FILE")
     with stdout_for_json(json):
-        settings = {name: getattr(config, name) for name in ("imgsz", "conf", "iou", "max_det", "names")}
+        settings = {name: getattr(config, name) for name in ("imgsz", "conf", "iou", "max_det", "suppression", "names")}
         model = Model(config.weights, config.device, **settings)
         found = find_sources([*sources, *(source or [])])
         folder = new_run_folder(Path(config.project), config.name)

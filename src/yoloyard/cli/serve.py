@@ -21,6 +21,7 @@ def serve(
         Path | None, Parameter(help="certificate (PEM); with --tls-key the server speaks HTTPS")
     ] = None,
     tls_key: Annotated[Path | None, Parameter(help="key of the certificate (PEM)")] = None,
+    suppression: Annotated[str | None, Parameter(help="on or off, for all files; default: as in each file")] = None,
 ) -> None:
     """Answer over HTTP what `predict` would say, until SIGTERM or Ctrl-C."""
     from yoloyard.common.errors import UsageError
@@ -32,4 +33,4 @@ def serve(
         needed(module, "serve")
     from yoloyard.serving.run import serve as run
 
-    run(files, host, port, max_batch, queue, threads, token_file, tls_cert, tls_key)
+    run(files, host, port, max_batch, queue, threads, token_file, tls_cert, tls_key, suppression)

@@ -28,4 +28,14 @@ def val(*, json: Json = False, **flags: Any) -> None:
         figures = (row.precision, row.recall, row.map50, row.map50_95)
         table.add_row(row.name, str(row.images), str(row.boxes), *(f"{value:.4f}" for value in figures))
     Console().print(table)
+    if found.other is None:
+        print(f"duplicates per image: {metrics.duplicates:.3f} (shown: {metrics.showing})")
+    else:
+        table = Table("suppression", "mAP50-95", "mAP50", "recall", "duplicates", "median score")
+        table.title = f"recall, and duplicates per image, at confidence {metrics.showing.conf:g}"
+        for each in (metrics, found.other):
+            seen = (each.map50_95, each.map50, each.shown_recall, each.duplicates, each.median_score)
+            name = f"{each.suppression} (used)" if each is metrics else each.suppression
+            table.add_row(name, *(f"{value:.4f}" for value in seen))
+        Console().print(table)
     print(f"report: {found.report}")

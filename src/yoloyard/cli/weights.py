@@ -22,6 +22,7 @@ def info(
 
     from yoloyard.commands.info import describe
     from yoloyard.common.errors import printable
+    from yoloyard.evaluation.validate import PATH_NAMES
     from yoloyard.models import registry
 
     with stdout_for_json(json):
@@ -39,6 +40,10 @@ def info(
         if not found["metadata"]:
             console.print(f"{model} has no metadata of yoloyard")
         return
+    paths, used = found["suppression"]["paths"], found["suppression"]["used"]
+    if paths != ["on"]:
+        named = [PATH_NAMES[name] + (" (used)" if name == used and len(paths) > 1 else "") for name in paths]
+        console.print(f"{'two paths' if len(paths) > 1 else 'one path'}: {', '.join(named)}")
     table = Table("block", "name", "kind", "parameters", "GFLOPs")
     for block in found["blocks"]:
         gigaflops = f"{block['flops'] / 1e9:.3f}"

@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def describe(model: str) -> dict[str, Any]:
     alone, with how it is fed and read in `file`. Raises UserError or UsageError otherwise.
     """
     metadata: dict[str, Any] = {}
-    file = local_weights(model)
+    file = Path(model) if registry.plain_name(model) in registry.BUILDERS else local_weights(model)
     if file.suffix.lower() in READERS:
         document = read_document(file) or {}
         return {"model": model, "metadata": {name: document[name] for name in SHOWN_METADATA if document.get(name)}}
@@ -39,12 +40,15 @@ def describe(model: str) -> dict[str, Any]:
     else:
         with nullcontext() if is_custom(model) else torch.device("meta"):
             detector = registry.build(model, num_classes=80)
+    head = detector.head
     # the forward of a custom model may look at numbers
     device = "cpu" if is_custom(metadata.get("model", model)) else "meta"
+    paths = [name for name, there in (("on", head.needs_suppression), ("off", head.can_skip_suppression)) if there]
     cost = asdict(profile(detector, channels=metadata.get("channels", 3), device=device))
     return {
         "model": model,
         "metadata": {name: metadata[name] for name in SHOWN_METADATA if metadata.get(name) not in (None, {})},
+        "suppression": {"paths": paths, "used": metadata.get("evaluation", {}).get("suppression", paths[0])},
         "num_classes": detector.num_classes,
         "blocks": cost.pop("layers"),
         **cost,

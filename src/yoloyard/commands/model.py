@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.pixels.arrays import is_one_image, pixels_of
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
 from yoloyard.evaluation.metrics.showing import Showing
-from yoloyard.evaluation.validate import detect
+from yoloyard.evaluation.validate import KEEPS_ALL, detect
 from yoloyard.runtimes.exported import Exported, announce, shape_text
 from yoloyard.runtimes.load import load_runtime
 from yoloyard.storage.fetch import local_weights
@@ -28,10 +28,11 @@ from yoloyard.storage.fetch import local_weights
 class Model:
     """A network with the settings of its file: `model(image)` gives Detections.
 
-    `weights` is a weights file or an exported file. `settings` are imgsz, conf, iou, max_det and names; `conf` and
-    `iou` are by default the pair that the training chose for showing, with `for_figures` those of validation. `image`
-    is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list. Raises UsageError for
-    wrong settings, UserError for a file that can't be used.
+    `weights` is a weights file or an exported file. `settings` are imgsz, conf, iou, max_det, suppression and names;
+    `conf` and `iou` are by default the pair that the training chose for showing, with `for_figures` those of
+    validation. `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
+    Raises UsageError for wrong settings, and a `suppression` that the file can't have; UserError for a file that can't
+    be used.
     """
 
     def __init__(
@@ -46,7 +47,10 @@ class Model:
             raise UsageError(f"say which weights file to load: a path, not {weights!r:.80}")
         config = with_overrides(ModelConfig(), {"weights": weights, "device": device, **settings})
         names = _names_given(config.names) if config.names else ()
-        self.network = load_runtime(local_weights(config.weights), config.device, amp, names)
+        self.network = load_runtime(local_weights(config.weights), config.device, amp, names, config.suppression)
+        if config.iou is not None and not self.network.suppression:
+            raise UsageError(f"{config.weights} is used without suppression: leave out --iou, or say --suppression on")
+        config = replace(config, suppression="on" if self.network.suppression else "off")
         self.metadata, self.names = self.network.metadata, self.network.names
         if (channels := self.metadata.get("channels", 3)) != 3:
             raise UserError(f"{config.weights} wants images of {channels} channels; only those of 3 can be used")
@@ -91,12 +95,16 @@ class Model:
 def settings_for(config: ModelConfig, kept: Mapping[str, Any]) -> EvaluationConfig:
     """How predictions are made: as `config` says, else as a weights file has `kept`, else by default."""
     known = {**kept, **{name: value for name, value in vars(config).items() if value is not None}}
-    return with_overrides(EvaluationConfig(), {name: known[name] for name in vars(EvaluationConfig()) if name in known})
+    known = {name: known[name] for name in vars(EvaluationConfig()) if name in known}
+    settings = with_overrides(EvaluationConfig(), known)
+    return settings if settings.suppression == "on" else replace(settings, iou=KEEPS_ALL)
 
 
 def shown_settings(config: ModelConfig, metadata: Mapping[str, Any]) -> EvaluationConfig:
     """Those by which `predict` shows the detections of a file with this metadata."""
-    return settings_for(config, {**metadata.get("evaluation", {}), **asdict(Showing.of(metadata))})
+    kept = metadata.get("evaluation", {})
+    path = config.suppression or kept.get("suppression", "on")
+    return settings_for(config, {**kept, **asdict(Showing.of(metadata).by_path(path))})
 
 
 def _names_given(text: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 import json
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from yoloyard.common.cores import Threads
 from yoloyard.common.device import choose_device, choose_precision, images_at_once, precision_text
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
+from yoloyard.common.structures import Detections
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import ValConfig
@@ -25,11 +26,11 @@ from yoloyard.data.formats.labels import composed
 from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.index.selection import class_numbers, names_of, select
 from yoloyard.data.loading.limits import check_limit
-from yoloyard.data.loading.loader import make_val_loader
+from yoloyard.data.loading.loader import Loader, make_val_loader
 from yoloyard.evaluation.metrics.coco import Metrics, evaluate
 from yoloyard.evaluation.metrics.showing import Showing
 from yoloyard.evaluation.predictions import save_json
-from yoloyard.evaluation.validate import predict_all
+from yoloyard.evaluation.validate import PATH_NAMES, other_path, predict_all
 from yoloyard.runtimes.network import Network
 from yoloyard.runtimes.runtime import Runtime
 
@@ -49,6 +50,7 @@ class Validation:
     config: ValConfig
     images: int
     metrics: Metrics
+    other: Metrics | None  # of the network's other path, with or without suppression
     folder: Path
 
     @property
@@ -65,6 +67,7 @@ class Validation:
             "images": self.images,
             "figures": self.metrics.figures(),
             "confidence": self.metrics.confidence,
+            "paths": [each.path_figures() for each in (self.metrics, self.other) if each is not None],
             "classes": [asdict(row) for row in self.metrics.classes],
             "report": self.report,
         }
@@ -81,9 +84,13 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     if not config.weights or not config.data:
         raise UsageError("say which weights file and which data.yaml to validate: --weights FILE --data FILE")
     threads = Threads(choose_device(config.device).type)
-    given = {name: getattr(config, name) for name in ("imgsz", "conf", "iou", "max_det", "names")}
-    model = Model(config.weights, config.device, config.amp, for_figures=True, **given)
+    given = {name: getattr(config, name) for name in ("imgsz", "conf", "iou", "max_det", "suppression", "names")}
+    models = [model := Model(config.weights, config.device, config.amp, for_figures=True, **given)]
     network, metadata, settings = model.network, model.metadata, model.settings
+    if isinstance(network, Network) and network.has_both_paths:
+        path = other_path(settings.suppression)
+        given |= {"suppression": path, "iou": config.iou if path == "on" else None}
+        models.append(Model(config.weights, config.device, config.amp, for_figures=True, **given))
     device, precision, fixed_shape = network.device, network.precision, network.fixed_shape
     spec = read_data_yaml(config.data)
     index, order = index_for(network, spec, config.weights, config.split)
@@ -102,19 +109,20 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     folder = new_run_folder(Path(config.project), config.name or "val")
     threads.choose(wait=True)
     try:
-        found_by_image = predict_all(network, loader, settings)
+        predictions, *another = [_predictions(each, loader, order) for each in models]
     finally:
         threads.restore()
-    numbers = torch.tensor(order)
-    predictions = {image_id: replace(found, labels=numbers[found.labels]) for image_id, found in found_by_image.items()}
-    metrics = evaluate(index, predictions, settings.max_det, Showing.of(metadata).within(settings))
-    done = Validation(config, len(index), metrics, folder)
+    metrics = _metrics(model, index, predictions)
+    other = _metrics(models[1], index, another[0]) if another else None
+    done = Validation(config, len(index), metrics, other, folder)
+    overlap = f"IoU {settings.iou}" if settings.suppression == "on" else PATH_NAMES["off"]
     from yoloyard.evaluation.report.report import write_report  # matplotlib takes half a second to import
 
     write_report(
         done.report,
         title=f"{Path(config.weights).name} on {spec.path.name}, {config.split}",
         metrics=metrics,
+        other=other,
         index=index,
         predictions=predictions,
         facts={
@@ -122,7 +130,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
             "Model": metadata.get("model", "unknown"),
             "Data": f"{spec.path}, {config.split}, {len(index):,} images",
             "Image size": f"{model.imgsz} pixels",
-            "NMS": f"score above {settings.conf}, IoU {settings.iou}, at most {settings.max_det} boxes",
+            "NMS": f"score above {settings.conf}, {overlap}, at most {settings.max_det} boxes",
             "Device": f"{device}, {precision_text(precision, device)}",
             "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
         },
@@ -132,6 +140,18 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     if config.save_json:
         save_json(folder / "predictions.json", index, predictions)
     return done
+
+
+def _predictions(model: Model, loader: Loader, order: Sequence[int]) -> dict[int, Detections]:
+    """Detections by image, with the numbers that their classes have in the data by `order`."""
+    numbers = torch.tensor(order)
+    found_by_image = predict_all(model.network, loader, model.settings)
+    return {image_id: replace(found, labels=numbers[found.labels]) for image_id, found in found_by_image.items()}
+
+
+def _metrics(model: Model, index: Index, predictions: Mapping[int, Detections]) -> Metrics:
+    settings, showing = model.settings, Showing.of(model.metadata).within(model.settings)
+    return evaluate(index, predictions, settings.max_det, showing, settings.suppression)
 
 
 def index_for(network: Runtime, spec: DataSpec, weights: str, split: str) -> tuple[Index, list[int]]:

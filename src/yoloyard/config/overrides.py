@@ -24,6 +24,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "cache": {"true": "ram", "false": None, "ram": "ram", "disk": "disk"},
     "optimizer": {name.lower(): name for name in OPTIMIZERS},
     "save_period": {"-1": 0},
+    "suppression": {"on": "on", "off": "off", "true": "on", "false": "off"},  # YAML's on is true
 }
 UNSET_IF_EMPTY = ("weights", "model", "device")
 
@@ -151,6 +152,8 @@ def _checked(leaf: Setting, value: Any) -> Any:
         problem = f"be {kinds}, not {value!r:.80}"
     elif isinstance(value, str) and "\0" in value:
         problem = f"have no NUL byte: {value!r:.80}"
+    elif leaf.choices and value not in leaf.choices:
+        problem = f"be {' or '.join(leaf.choices)}, not {value!r:.80}"
     elif is_number and not math.isfinite(value):
         problem = f"be a finite number, not {value!r}"
     elif is_number and leaf.at_least is not None and value < leaf.at_least:

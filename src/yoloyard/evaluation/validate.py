@@ -20,6 +20,12 @@ from yoloyard.runtimes.runtime import Runtime
 log = logging.getLogger(__name__)
 
 KEEPS_ALL = 1.0  # an overlap that no box exceeds
+PATH_NAMES = {"on": "with suppression", "off": "without suppression"}  # by `--suppression`
+
+
+def other_path(suppression: str) -> str:
+    """`off` for `on`, and the other way round."""
+    return "off" if suppression == "on" else "on"
 
 
 @torch.inference_mode()

@@ -66,8 +66,7 @@ class TaskAlignedLoss:
         box_logits, class_logits = (torch.cat(parts, dim=1).float() for parts in zip(*levels, strict=True))
         log_distribution, predicted_grid = boxes_of(box_logits, points, bins)
         predicted, scores = predicted_grid.detach() * strides, class_logits.detach().sigmoid()
-        selection = self.pairs_at_once, self.top_k, self.best_only
-        assignment = assign(predicted, scores, pixels, boxes_xyxy, labels, *selection)
+        assignment = self.assign(predicted, scores, pixels, strides, boxes_xyxy, labels)
         weights = assignment.target_scores
         # A background point has its own cell as its target, which keeps every term finite.
         target_grid = torch.where(assignment.foreground.unsqueeze(-1), assignment.boxes_xyxy / strides, cells)
@@ -80,6 +79,19 @@ class TaskAlignedLoss:
         """What makes cells of points with `strides` (..., 1) shares of the image's width and height, (..., 4)."""
         height, width = (side * self.strides[0] for side in maps[0].shape[2:])
         return torch.cat((strides / width, strides / height), dim=-1).repeat(1, 2)
+
+    def assign(
+        self,
+        predicted_xyxy: Tensor,
+        scores: Tensor,
+        points: Tensor,
+        strides: Tensor,
+        boxes_xyxy: Tensor,
+        labels: Tensor,
+    ) -> Assignment:
+        """What the points (P, 2) of `strides` (P, 1) learn of the boxes (B, M, 4), see `assign`; all in pixels."""
+        selection = self.pairs_at_once, self.top_k, self.best_only
+        return assign(predicted_xyxy, scores, points, boxes_xyxy, labels, *selection)
 
     def _grid_of(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
         """What follows from the shapes; made once.

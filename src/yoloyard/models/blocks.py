@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, scaled_dot_product_attention
 
 Activation = Callable[[], nn.Module]
+AttentionWithin = Callable[[int, int, int], nn.Module]  # of channels, heads and areas
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")  # of torch's modules
 
 
@@ -114,8 +115,32 @@ class C2f(SplitStack):
         super().__init__(in_channels, out_channels, hidden, blocks, activation)
 
 
-class C3(nn.Module):
-    """Two 1x1 branches of half the width, one with n bottlenecks behind it, joined by a 1x1 convolution.
+class TwoBranches(nn.Module):
+    """What C3 and its like share: two 1x1 branches of `hidden` channels, one with blocks behind it, joined by a 1x1.
+
+    `make_blocks` makes them, for so many channels. Source: Wang et al., "CSPNet" (2019).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        hidden: int,
+        make_blocks: Callable[[int], nn.Module],
+        activation: Activation = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        self.conv_in = Conv(in_channels, hidden, activation=activation)
+        self.conv_skip = Conv(in_channels, hidden, activation=activation)
+        self.blocks = make_blocks(hidden)
+        self.conv_out = Conv(2 * hidden, out_channels, activation=activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_out(torch.cat((self.blocks(self.conv_in(x)), self.conv_skip(x)), dim=1))
+
+
+class C3(TwoBranches):
+    """Two branches of half the width, one of n bottlenecks.
 
     The stage of YOLOv5, whose bottlenecks begin with a 1x1 convolution. Source: Wang et al., "CSPNet" (2019);
     YOLOv5 (2020).
@@ -130,17 +155,11 @@ class C3(nn.Module):
         first_kernel: int = 1,
         activation: Activation = nn.SiLU,
     ) -> None:
-        super().__init__()
-        hidden = out_channels // 2
-        self.conv_in = Conv(in_channels, hidden, activation=activation)
-        self.conv_skip = Conv(in_channels, hidden, activation=activation)
-        self.blocks = nn.Sequential(
-            *(Bottleneck(hidden, hidden, hidden, shortcut, first_kernel, activation) for _ in range(repeats))
-        )
-        self.conv_out = Conv(2 * hidden, out_channels, activation=activation)
+        def bottlenecks(width: int) -> nn.Module:
+            blocks = (Bottleneck(width, width, width, shortcut, first_kernel, activation) for _ in range(repeats))
+            return nn.Sequential(*blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(torch.cat((self.blocks(self.conv_in(x)), self.conv_skip(x)), dim=1))
+        super().__init__(in_channels, out_channels, out_channels // 2, bottlenecks, activation)
 
 
 class C3k(C3):
@@ -174,14 +193,21 @@ class C3k2(SplitStack):
 class SPPF(nn.Module):
     """Spatial pyramid pooling, fast: three 5x5 max-poolings in a chain see 5, 9 and 13 cells around each cell.
 
-    `activate_in=False` leaves out the first convolution's activation, as some files of other projects have it.
-    Source: He et al., "Spatial Pyramid Pooling" (2014); the chained form is YOLOv5's (2021).
+    `activate_in=False` leaves out the first convolution's activation, as YOLO26 and some files of other projects have
+    it. With `add` the input is added to the result. Source: He et al., "Spatial Pyramid Pooling" (2014); the chained
+    form is YOLOv5's (2021), the addition YOLO26's (2026).
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, activate_in: bool = True, activation: Activation = nn.SiLU
+        self,
+        in_channels: int,
+        out_channels: int,
+        activate_in: bool = True,
+        add: bool = False,
+        activation: Activation = nn.SiLU,
     ) -> None:
         super().__init__()
+        self.add = add
         hidden = in_channels // 2
         self.conv_in = Conv(in_channels, hidden, activation=activation if activate_in else nn.Identity)
         self.conv_out = Conv(4 * hidden, out_channels, activation=activation)
@@ -190,7 +216,8 @@ class SPPF(nn.Module):
         results = [self.conv_in(x)]
         for _ in range(3):
             results.append(max_pool2d(results[-1], kernel_size=5, stride=1, padding=2))
-        return self.conv_out(torch.cat(results, dim=1))
+        pooled = self.conv_out(torch.cat(results, dim=1))
+        return x + pooled if self.add else pooled
 
 
 class Attention(nn.Module):
@@ -215,13 +242,20 @@ class Attention(nn.Module):
         self.project = Conv(channels, channels, activation=nn.Identity)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(1, (self.heads, -1))  # (B, heads, 2 key width + value width, h, w)
-        values = qkv[:, :, -self.widths[2] :].flatten(1, 2)  # (B, C, h, w)
-        # (B * areas, heads, N / areas, widths): a band is an image of its own, and a position a row
-        bands = qkv.flatten(3).unflatten(3, (self.areas, -1)).permute(0, 3, 1, 4, 2).flatten(0, 1)
-        attended = scaled_dot_product_attention(*bands.split(self.widths, dim=3))
-        whole = attended.unflatten(0, (-1, self.areas)).permute(0, 2, 4, 1, 3)  # (B, heads, d, areas, N / areas)
-        return self.project(whole.reshape_as(values) + self.position(values))
+        queries, keys, values = self.qkv(x).unflatten(1, (self.heads, -1)).split(self.widths, dim=2)
+        return self.project(attend(queries, keys, values, self.areas) + self.position(values.flatten(1, 2)))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, areas: int) -> Tensor:
+    """Attention of maps (B, heads, width, h, w) within `areas` horizontal bands: (B, heads * width of values, h, w)."""
+    # (B * areas, heads, N / areas, width): a band is an image of its own, and a position a row
+    bands = [
+        each.flatten(3).unflatten(3, (areas, -1)).permute(0, 3, 1, 4, 2).flatten(0, 1)
+        for each in (queries, keys, values)
+    ]
+    attended = scaled_dot_product_attention(*bands)
+    whole = attended.unflatten(0, (-1, areas)).permute(0, 2, 4, 1, 3)  # (B, heads, width, areas, N / areas)
+    return whole.reshape_as(values).flatten(1, 2)
 
 
 class PSABlock(nn.Module):
@@ -236,7 +270,7 @@ class PSABlock(nn.Module):
         heads: int,
         activation: Activation = nn.SiLU,
         expansion: float = 2.0,
-        attention: Attention | None = None,
+        attention: nn.Module | None = None,
     ) -> None:
         super().__init__()
         hidden = int(channels * expansion)
@@ -269,6 +303,19 @@ class C2PSA(nn.Module):
         return self.conv_out(torch.cat((bypass, self.blocks(attended)), dim=1))
 
 
+class AttendedStack(SplitStack):
+    """The deepest stage of YOLO26's neck: a split stack of a bottleneck with an attention block behind it.
+
+    The attention heads are 64 channels wide. Source: YOLO26 (2026).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, activation: Activation = nn.SiLU) -> None:
+        hidden = out_channels // 2
+        bottleneck = Bottleneck(hidden, hidden, hidden // 2, activation=activation)
+        attention = PSABlock(hidden, max(hidden // 64, 1), activation)
+        super().__init__(in_channels, out_channels, hidden, [nn.Sequential(bottleneck, attention)], activation)
+
+
 class AreaAttention(Attention):
     """Attention whose queries, keys and values are equally wide, with a 7x7 position code.
 
@@ -279,13 +326,41 @@ class AreaAttention(Attention):
         super().__init__(channels, heads, areas, key_share=1, position_kernel=7)
 
 
+class SeparateAreaAttention(nn.Module):
+    """Area attention whose queries and keys come from one convolution and the values from another; a 5x5 position code.
+
+    The first half of `queries_keys` are the queries; in all three a head is a run of channels. Source: Lei et al.,
+    "YOLOv13" (2025), which takes the stages of the original YOLOv12.
+    """
+
+    def __init__(self, channels: int, heads: int, areas: int) -> None:
+        super().__init__()
+        self.heads, self.areas = heads, areas
+        self.queries_keys = Conv(channels, 2 * channels, activation=nn.Identity)
+        self.values = Conv(channels, channels, activation=nn.Identity)
+        self.position = Conv(channels, channels, 5, groups=channels, activation=nn.Identity)
+        self.project = Conv(channels, channels, activation=nn.Identity)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys = self.queries_keys(x).unflatten(1, (2, self.heads, -1)).unbind(1)
+        values = self.values(x)
+        attended = attend(queries, keys, values.unflatten(1, (self.heads, -1)), self.areas)
+        return self.project(attended + self.position(values))
+
+
 class AreaBlock(PSABlock):
     """A `PSABlock` with area attention, whose convolutions begin with small normal weights. Source: YOLOv12 (2025)."""
 
     def __init__(
-        self, channels: int, heads: int, areas: int, expansion: float, activation: Activation = nn.SiLU
+        self,
+        channels: int,
+        heads: int,
+        areas: int,
+        expansion: float,
+        activation: Activation = nn.SiLU,
+        attention: AttentionWithin = AreaAttention,
     ) -> None:
-        super().__init__(channels, heads, activation, expansion, AreaAttention(channels, heads, areas))
+        super().__init__(channels, heads, activation, expansion, attention(channels, heads, areas))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
@@ -307,6 +382,7 @@ class A2C2f(nn.Module):
         residual: bool = False,
         expansion: float = 2.0,
         activation: Activation = nn.SiLU,
+        attention: AttentionWithin = AreaAttention,
     ) -> None:
         super().__init__()
         hidden = out_channels // 2
@@ -315,7 +391,8 @@ class A2C2f(nn.Module):
         def stage() -> nn.Module:
             if areas is None:
                 return C3k(hidden, hidden, activation)
-            return nn.Sequential(*(AreaBlock(hidden, hidden // 32, areas, expansion, activation) for _ in range(2)))
+            size = (hidden, hidden // 32, areas, expansion)
+            return nn.Sequential(*(AreaBlock(*size, activation, attention) for _ in range(2)))
 
         self.blocks = nn.ModuleList(stage() for _ in range(repeats))
         self.conv_out = Conv((1 + repeats) * hidden, out_channels, activation=activation)

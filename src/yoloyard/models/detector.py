@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from yoloyard.models.blocks import Conv, is_plain
 from yoloyard.models.heads import Found, Head
+from yoloyard.models.rep_blocks import RepConv
 
 NORMALISATIONS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -65,7 +66,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def fused(self, suppression: bool | None = None) -> Self:
-        """A copy in evaluation mode whose `Conv` blocks have no BatchNorm; the same up to rounding.
+        """A copy in evaluation mode whose `Conv` blocks have no BatchNorm, and `RepConv` are one; else the same.
 
         Of two kinds of branches it has those whose boxes want `suppression`, or those whose boxes don't; None: the
         former where they are there. Raises UsageError if the network has no such branches.
@@ -81,6 +82,10 @@ class Detector(nn.Module):
                 continue
             if block.bn.affine and block.bn.running_mean is not None:
                 block.conv, block.bn = _folded(block.conv, block.bn), nn.Identity()  # type: ignore[assignment]
+        for parent in list(fused.modules()):
+            for name, child in parent.named_children():
+                if type(child) is RepConv:
+                    setattr(parent, name, child.merged())
         return fused
 
 

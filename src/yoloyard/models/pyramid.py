@@ -1,10 +1,11 @@
-"""What YOLOv8, YOLO11 and YOLO12 share: a detector of three levels whose neck goes down the pyramid and up again.
+"""What YOLOv8, YOLO11, YOLO12 and YOLOv13 share: three levels, and a neck that goes down the pyramid and up again.
 
 Shapes: B batch, H W pixels of the input. p3, p4, p5 are feature maps with 8, 16, 32 pixels a cell; the number in a
 block's name is the level that it makes.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,14 @@ from yoloyard.models.heads.anchor_free import BINS
 PATHS = ("many", "one", "both")
 LEVEL_WIDTHS = (256, 512, 1024)  # before scaling
 Stage = Callable[[int, int], nn.Module]  # makes a block for so many input and output channels
+DOWNSAMPLES = (partial(Conv, kernel=3, stride=2),) * 5
 
 
 class PyramidBackbone(nn.Module):
     """Images (B, channels, H, W) to p3, p4, p5: five strided convolutions, a stage behind each of the last four.
 
     `stage_widths` are the output channels of the stages 2 to 5 before scaling. `last` are the blocks behind them by
-    their names, each made for p5's channels.
+    their names, each made for p5's channels. `downsamples` make what halves the map.
     """
 
     def __init__(
@@ -33,19 +35,20 @@ class PyramidBackbone(nn.Module):
         channels: int,
         stage_widths: tuple[int, int, int, int],
         stages: Sequence[Stage],
+        downsamples: Sequence[Stage] = DOWNSAMPLES,
         **last: Callable[[int], nn.Module],
     ) -> None:
         super().__init__()
         c1, c2, c3, c4, c5 = (scale.channels(c) for c in (64, 128, *LEVEL_WIDTHS))
         s2, s3, s4, s5 = (scale.channels(c) for c in stage_widths)
-        self.downsample1 = Conv(channels, c1, 3, stride=2)
-        self.downsample2 = Conv(c1, c2, 3, stride=2)
+        self.downsample1 = downsamples[0](channels, c1)
+        self.downsample2 = downsamples[1](c1, c2)
         self.stage2 = stages[0](c2, s2)
-        self.downsample3 = Conv(s2, c3, 3, stride=2)
+        self.downsample3 = downsamples[2](s2, c3)
         self.stage3 = stages[1](c3, s3)
-        self.downsample4 = Conv(s3, c4, 3, stride=2)
+        self.downsample4 = downsamples[3](s3, c4)
         self.stage4 = stages[2](c4, s4)
-        self.downsample5 = Conv(s4, c5, 3, stride=2)
+        self.downsample5 = downsamples[4](s4, c5)
         self.stage5 = stages[3](c5, s5)
         self.last = tuple(last)
         for name, make in last.items():
@@ -87,8 +90,8 @@ class PathAggregation(nn.Module):
 class PyramidDetector(Detector):
     """Images (B, channels, H, W), float 0 .. 1, to three raw maps (B, outputs, H / stride, W / stride).
 
-    The children of `backbone` are in the order of the published layer table. `depthwise`, `class_width` and `bins` are
-    those of `AnchorFreeHead`. `paths`: branches that find each object "many" times, "one" time, or "both".
+    The children of `backbone` are in the order of the published layer table. `depthwise`, `class_width`, `bins` and
+    `box_bias` are those of `AnchorFreeHead`. `paths`: branches that find each object "many" times, "one" time, "both".
     """
 
     project = "ultralytics"
@@ -103,6 +106,7 @@ class PyramidDetector(Detector):
         class_width: int | None,
         paths: str = "many",
         bins: int = BINS,
+        box_bias: float = 2.0,
     ) -> None:
         super().__init__()
         if paths not in PATHS:
@@ -111,7 +115,7 @@ class PyramidDetector(Detector):
         widths = [scale.channels(c) for c in LEVEL_WIDTHS]
         kind = EndToEndHead if paths == "both" else AnchorFreeHead
         arguments = (widths, num_classes, (8, 16, 32), depthwise, class_width)
-        self.head = kind(*arguments, bins=bins, needs_suppression=paths != "one")
+        self.head = kind(*arguments, bins=bins, box_bias=box_bias, needs_suppression=paths != "one")
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.head(self.neck(*self.backbone(images)))

@@ -27,18 +27,25 @@ FORMATS: dict[str, Callable[[Path, str, Any], Program]] = {
 }
 
 
-def load_runtime(path: Path, device: str = "auto", amp: bool | None = None, names: Sequence[str] = ()) -> Runtime:
+def load_runtime(
+    path: Path,
+    device: str = "auto",
+    amp: bool | None = None,
+    names: Sequence[str] = (),
+    suppression: str | None = None,
+) -> Runtime:
     """The network that a weights file or an exported file holds, ready to compute.
 
     `amp`: mixed precision; None: as in training; an exported file has a precision of its own. `names`: the classes of a
-    file that doesn't say them. Raises UsageError or UserError for a file or device that can't be used.
+    file that doesn't say them. `suppression`: "on" or "off", which branches compute; None: as the file says. Raises
+    UsageError or UserError for a file or device that can't be used, and branches that the file doesn't have.
     """
     if path.suffix == SUFFIX:
         refuse_engine(path)
     if path.suffix.lower() in FORMATS:
         if amp:
             raise UsageError(f"--amp is for weights files: {path} is computed in the precision that it was exported in")
-        return _load_exported(path, device, names)
+        return _load_exported(path, device, names, suppression)
     detector, metadata = load_model(path)
     if names and list(names) != metadata.get("names"):
         raise UsageError(f"{path} says its classes itself: leave out --names")
@@ -46,10 +53,14 @@ def load_runtime(path: Path, device: str = "auto", amp: bool | None = None, name
     kept = metadata.get("evaluation", {})
     precision = choose_precision(chosen, kept.get("precision", "float32") != "float32" if amp is None else amp)
     detector.to(device=chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Network(detector, chosen, precision, metadata)
+    wanted = suppression or kept.get("suppression")
+    try:
+        return Network(detector, chosen, precision, metadata, None if wanted is None else wanted == "on")
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
-def _load_exported(path: Path, device: str, names: Sequence[str]) -> Exported:
+def _load_exported(path: Path, device: str, names: Sequence[str], suppression: str | None) -> Exported:
     document = read_document(path)
     try:
         program = FORMATS[path.suffix.lower()](path, device, document)
@@ -57,4 +68,9 @@ def _load_exported(path: Path, device: str, names: Sequence[str]) -> Exported:
         raise
     except Exception as error:  # each library has classes of its own for what is damaged or too new
         raise UserError(f"{path} can't be loaded: {reason(error)}") from error
-    return Exported(path, program, document, names)
+    network = Exported(path, program, document, names)
+    own = "on" if network.suppression else "off"
+    if suppression not in (None, own):
+        another = f"export the weights again with --suppression {suppression}"
+        raise UsageError(f"{path} is for --suppression {own} alone: leave it out, or {another}")
+    return network

@@ -14,7 +14,10 @@ from yoloyard.runtimes.metadata import BOXES, SCORES
 
 
 class Network:
-    """A fused copy of `detector` on `device`; `detector` is left as it is. `suppression` is that of `fused`."""
+    """A fused copy of `detector` on `device`; `detector` is left as it is. `suppression` is that of `fused`.
+
+    `has_both_paths`: could it have been the other one, too? Raises UsageError as `fused` does.
+    """
 
     fixed_shape: tuple[int, int] | None = None
     max_batch: int | None = None
@@ -32,6 +35,8 @@ class Network:
         self.strides: tuple[int, ...] = detector.strides  # type: ignore[assignment]
         self.device = device
         self.precision = precision
+        head: Any = detector.head
+        self.has_both_paths: bool = head.needs_suppression and head.can_skip_suppression
         fused: nn.Module = detector.fused(suppression)  # type: ignore[operator]
         self.suppression: bool = fused.head.needs_suppression  # type: ignore[assignment, union-attr]
         cpu.prepare_evaluation(fused, precision)

@@ -66,10 +66,12 @@ def serve(
     token_file: Path | None,
     tls_cert: Path | None,
     tls_key: Path | None,
+    suppression: str | None = None,
 ) -> None:
     """Serve the networks in `files` until SIGTERM or Ctrl-C; requests that were accepted are answered then.
 
-    Raises UsageError or UserError for files that can't be used, and where the address is taken.
+    `suppression`: "on" or "off" for all of them; None: as each file says. Raises UsageError or UserError for files that
+    can't be used, and where the address is taken.
     """
     named = named_files(files)
     token = read_token(token_file) if token_file else None
@@ -79,7 +81,7 @@ def serve(
     cv2.setNumThreads(1)  # several images are decoded at a time
     with bound(host, port) as listener, ThreadPoolExecutor(threads, "decode") as decoders:
         metrics = Metrics()
-        models = {name: Served(name, file, max_batch, metrics, decoders) for name, file in named.items()}
+        models = {name: Served(name, file, max_batch, metrics, decoders, suppression) for name, file in named.items()}
         for served in models.values():
             reuse_memory(served.model.network.precision)
         config = uvicorn.Config(

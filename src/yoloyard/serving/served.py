@@ -28,8 +28,16 @@ Boxed = tuple[np.ndarray, ImageTransform]
 class Served:
     """A model with its name; all computing is done in the calling thread and in `decoders`."""
 
-    def __init__(self, name: str, file: str, max_batch: int, metrics: Metrics, decoders: ThreadPoolExecutor) -> None:
-        self.name, self.model = name, Model(file)
+    def __init__(
+        self,
+        name: str,
+        file: str,
+        max_batch: int,
+        metrics: Metrics,
+        decoders: ThreadPoolExecutor,
+        suppression: str | None = None,
+    ) -> None:
+        self.name, self.model = name, Model(file, suppression=suppression)
         self.platform = f"yoloyard_{Path(file).suffix[1:]}"
         self.max_batch = min(max_batch, self.model.network.max_batch or max_batch)
         self._metrics, self._decoders = metrics, decoders
@@ -89,9 +97,10 @@ class Served:
 def has_same_bits(network: Runtime, images: Sequence[np.ndarray]) -> bool:
     """Whether `network` gives for uint8 images (H, W, 3) in one batch what it gives for each of them alone."""
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(network.device)
-    owners, *together = network.candidates(batch, 0.0, False)
+    multi_label = not network.suppression  # as `detect` takes them
+    owners, *together = network.candidates(batch, 0.0, multi_label)
     for number in range(len(images)):
-        _, *alone = network.candidates(batch[number : number + 1], 0.0, False)
+        _, *alone = network.candidates(batch[number : number + 1], 0.0, multi_label)
         mine = owners == number
         if not all(torch.equal(one[mine], other) for one, other in zip(together, alone, strict=True)):
             return False

@@ -12,7 +12,7 @@ from yoloyard.training.validation import validate
 
 
 def finish(run: Run) -> Result:
-    """Evaluate the best weights once more, and write the report."""
+    """Evaluate the best weights once more, by both paths where the network has them, and write the report."""
     setup, progress = run.setup, run.progress
     best, report = setup.folder / "weights" / "best.safetensors", setup.folder / "report.html"
     if progress.best is None:  # the run ended before its first validation
@@ -29,8 +29,10 @@ def finish(run: Run) -> Result:
         detector, metadata = load_model(folder / kept[0])
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = validate(run, detector)
+    has_both = detector.head.needs_suppression and detector.head.can_skip_suppression
+    other = validate(run, detector, beside=found.metrics).metrics if has_both else None
     give_memory_back(setup.precision)  # plots and the process's own end need 150 MB more, most of it code
-    result = Result(setup.folder, best, report, found.metrics, metadata["epoch"])
+    result = Result(setup.folder, best, report, found.metrics, metadata["epoch"], other)
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
             report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete

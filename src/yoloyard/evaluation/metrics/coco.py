@@ -7,6 +7,7 @@ Shapes: I images, C classes, K confidences, R = 101 recall levels.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from yoloyard.common.structures import Detections
 from yoloyard.data.index.index import Index
 from yoloyard.evaluation.metrics import matching
 from yoloyard.evaluation.metrics.average_precision import SIZES, precision_table
+from yoloyard.evaluation.metrics.duplicates import duplicate_rows, median_score, recall_of
 from yoloyard.evaluation.metrics.matching import Curves, ImageCounts, Truth, gather_found
-from yoloyard.evaluation.metrics.showing import Showing, choose_showing, shown_rows
+from yoloyard.evaluation.metrics.showing import IOUS, Showing, choose_showing, shown_rows
+from yoloyard.evaluation.validate import KEEPS_ALL
 
 # What the console, metrics.jsonl, results.csv and the trackers show of an evaluation.
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")
@@ -58,14 +61,34 @@ class Metrics:
     boxes_by_size: tuple[int, ...]  # small, medium, large; a box on a limit is in both sizes, as in COCO
     background_images: int  # images without any box
     background_false_positives: int  # boxes shown in them
+    suppression: str  # "on", or "off": found by branches that find each object once
+    shown_recall: float  # of the boxes that are shown, mean over classes at IoU 0.5
+    duplicates: float  # shown boxes of an image that overlap a better one of their class, mean over images
+    median_score: float  # of all found boxes that are right
 
     def figures(self) -> dict[str, float]:
         """FIGURES by name."""
         return {name: getattr(self, name) for name in FIGURES}
 
+    def path_figures(self) -> dict[str, Any]:
+        """What tells two paths of a network apart, one with and one without suppression."""
+        return {
+            "suppression": self.suppression,
+            "map50_95": self.map50_95,
+            "map50": self.map50,
+            "conf": self.showing.conf,
+            "recall": self.shown_recall,
+            "duplicates_per_image": self.duplicates,
+            "median_score": self.median_score,
+        }
+
 
 def evaluate(
-    index: Index, predictions: Mapping[int, Detections], max_det: int = 300, showing: Showing | None = None
+    index: Index,
+    predictions: Mapping[int, Detections],
+    max_det: int = 300,
+    showing: Showing | None = None,
+    suppression: str = "on",
 ) -> Metrics:
     """Compare `predictions` with the true boxes of `index`.
 
@@ -73,6 +96,7 @@ def evaluate(
     entry had no detections. `max_det` is COCO's maxDets (its own tools default to 100), the number of boxes of a class
     that count in an image. Ignored boxes are COCO's crowds. Box sizes are box areas, not mask areas. Confusions and
     mistakes are those of the boxes that a user sees, by `showing` or, without it, by the best pair for these images.
+    `suppression` says whether there was any; without it ("off") all boxes above a confidence are seen.
     Raises ValueError for an image id that `index` doesn't have.
     """
     if strangers := [image_id for image_id in predictions if not 0 <= image_id < len(index)]:
@@ -99,7 +123,8 @@ def evaluate(
     )
     mean_precision, mean_recall, mean_f1 = matching.mean_over_classes(at_best).tolist()
     background = np.diff(truth.starts) == 0
-    showing = showing or choose_showing(found, truth, pairs, num_classes)
+    ious = IOUS if suppression == "on" else (KEEPS_ALL,)
+    showing = showing or choose_showing(found, truth, pairs, num_classes, ious)
     shown = shown_rows(found, showing)
     counts = matching.image_counts(found, truth, pairs, shown)
     return Metrics(
@@ -122,6 +147,10 @@ def evaluate(
         boxes_by_size=tuple(int(((areas >= low) & (areas <= high)).sum()) for low, high in SIZES[1:]),
         background_images=int(background.sum()),
         background_false_positives=int(counts.false[background].sum()),
+        suppression=suppression,
+        shown_recall=recall_of(found, truth, pairs, shown, num_classes),
+        duplicates=float(duplicate_rows(found, shown).sum() / max(len(index), 1)),
+        median_score=median_score(found, (matched >= 0) & ~ignored),
     )
 
 

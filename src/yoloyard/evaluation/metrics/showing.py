@@ -9,8 +9,8 @@ Shapes: N found boxes of all images, R pairs of found boxes, C classes, K confid
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from yoloyard.evaluation.metrics.matching import (
     mean_over_classes,
     pairwise_overlaps,
 )
+from yoloyard.evaluation.validate import KEEPS_ALL
 
 IOUS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
 MIN_CONF = 0.05  # weaker boxes are shown to nobody who does not ask for them
@@ -38,7 +39,8 @@ TOLERANCE = 0.01  # of F1: less than a small validation set can tell, and about 
 class Showing:
     """Boxes with a score above `conf` are shown; of those of one class that overlap by more than `iou`, the best one.
 
-    The defaults are for weights without a pair; benchmarks/showing.py measured them.
+    Without suppression `iou` is KEEPS_ALL. The defaults are for weights without a pair; benchmarks/showing.py measured
+    them.
     """
 
     conf: float = 0.25
@@ -46,29 +48,39 @@ class Showing:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Showing:
-        """The pair that a weights file holds; the default for a file without one."""
+        """The pair that a weights file holds, for the path that it was chosen for; the default without one."""
         kept = metadata.get("showing", {})
         return cls(kept.get("conf", cls.conf), kept.get("iou", cls.iou))
 
     def __str__(self) -> str:
-        return f"confidence above {self.conf:g}, suppression at IoU {self.iou:g}"
+        kept = "without suppression" if self.iou >= KEEPS_ALL else f"suppression at IoU {self.iou:g}"
+        return f"confidence above {self.conf:g}, {kept}"
+
+    def by_path(self, suppression: str) -> Showing:
+        """The pair for the path with ("on") or without ("off") suppression, which has an overlap of its own."""
+        if suppression == "off":
+            return replace(self, iou=KEEPS_ALL)
+        return self if self.iou < KEEPS_ALL else replace(self, iou=Showing.iou)
 
     def within(self, settings: EvaluationConfig) -> Showing:
         """The pair for detections that were made with `settings`: boxes that these dropped can't be shown."""
-        return Showing(max(self.conf, settings.conf), min(self.iou, settings.iou))
+        pair = self.by_path(settings.suppression)
+        iou = pair.iou if settings.suppression == "off" else min(pair.iou, settings.iou)
+        return Showing(max(pair.conf, settings.conf), iou)
 
 
-def choose_showing(found: Found, truth: Truth, pairs: Pairs, num_classes: int) -> Showing:
+def choose_showing(found: Found, truth: Truth, pairs: Pairs, num_classes: int, ious: Sequence[float] = IOUS) -> Showing:
     """The pair with the best F1, mean over classes at IoU 0.5; the default where nothing right is found.
 
-    `pairs` are those of `overlapping_pairs`. Of overlaps whose F1 is equal but for TOLERANCE the lowest is taken, which
-    shows the fewest duplicates; of confidences the middle of the range over which F1 stays the best.
+    `pairs` are those of `overlapping_pairs`; `ious` are the overlaps to choose from, ascending. Of those whose F1 is
+    equal but for TOLERANCE the lowest is taken, which shows the fewest duplicates; of confidences the middle of the
+    range over which F1 stays the best.
     """
     sure = found.scores >= MIN_CONF
-    neighbours = _neighbours(found, sure, min(IOUS))
+    near = neighbours(found, sure, ious[0])
     peaks: list[tuple[float, Showing]] = []
-    for iou in IOUS:
-        kept = _kept(sure, neighbours, iou)
+    for iou in ious:
+        kept = _kept(sure, near, iou)
         matched, ignored = match_boxes(found, truth, pairs.where(kept[pairs.found]))
         measured = curves(found, truth, matched, ignored | ~kept, num_classes)
         f1 = np.where(measured.confidences >= MIN_CONF, mean_over_classes(measured.f1), 0)
@@ -77,13 +89,17 @@ def choose_showing(found: Found, truth: Truth, pairs: Pairs, num_classes: int) -
         middle = measured.confidences[first + (steps - 1) // 2]
         peaks.append((float(f1[first]), Showing(round(float(middle), 3), iou)))
     best = max(f1 for f1, _ in peaks)
-    return next(showing for f1, showing in peaks if f1 >= best - TOLERANCE) if best > 0 else Showing()
+    return (
+        next(showing for f1, showing in peaks if f1 >= best - TOLERANCE)
+        if best > 0
+        else Showing(iou=max(Showing.iou, ious[0]))
+    )
 
 
 def shown_rows(found: Found, showing: Showing) -> np.ndarray:
     """Which found boxes are shown, bool (N,)."""
     sure = found.scores > showing.conf
-    return _kept(sure, _neighbours(found, sure, showing.iou), showing.iou)
+    return _kept(sure, neighbours(found, sure, showing.iou), showing.iou)
 
 
 def shown(found: Detections, showing: Showing) -> Detections:
@@ -94,7 +110,7 @@ def shown(found: Detections, showing: Showing) -> Detections:
     return Detections(boxes.float(), scores.float(), labels)
 
 
-def _neighbours(found: Found, sure: np.ndarray, iou: float) -> Pairs:
+def neighbours(found: Found, sure: np.ndarray, iou: float) -> Pairs:
     """Pairs of sure boxes of one image and class that overlap by more than `iou`, the better one first."""
     parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for rows in np.split(np.flatnonzero(sure), np.flatnonzero(np.diff(found.images[sure])) + 1):
@@ -105,9 +121,9 @@ def _neighbours(found: Found, sure: np.ndarray, iou: float) -> Pairs:
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _kept(sure: np.ndarray, neighbours: Pairs, iou: float) -> np.ndarray:
+def _kept(sure: np.ndarray, pairs: Pairs, iou: float) -> np.ndarray:
     """Which sure boxes greedy suppression keeps, bool (N,): the fixpoint of `nms` over all images at once."""
-    near = neighbours.where(neighbours.overlaps > iou)
+    near = pairs.where(pairs.overlaps > iou)
     kept = sure
     while True:
         updated = sure.copy()

@@ -11,10 +11,12 @@ from yoloyard.common.structures import Detections
 from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.evaluation.metrics.coco import Metrics
+from yoloyard.evaluation.metrics.duplicates import DUPLICATE_IOU
 from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.report import plots
 from yoloyard.evaluation.report.drawing import draw_boxes, shrunk
 from yoloyard.evaluation.report.page import Image, Row, embedded, labelled, write_page
+from yoloyard.evaluation.validate import PATH_NAMES
 
 SHOWN_IMAGES = 6  # of the best and of the worst
 IMAGE_SIDE = 560  # pixels of the longer side, to keep the page at a few MB
@@ -33,12 +35,14 @@ def write_report(
     commands: Mapping[str, str],
     records: Sequence[Mapping[str, Any]] = (),
     train_index: Index | None = None,
+    other: Metrics | None = None,
 ) -> None:
     """Write the page to `path`, whole or not at all.
 
-    `metrics` are of `predictions` on `index`. `facts` (model, data, device, time, versions ...) and `commands` (by
-    their purpose) are shown unchanged. `records` are the lines of metrics.jsonl, none for a validation. Statistics
-    are those of the labels of `train_index`, without it of `index`; the problems of both are listed.
+    `metrics` are of `predictions` on `index`, `other` those of the network's other path, if it has one. `facts` (model,
+    data, device, time, versions ...) and `commands` (by their purpose) are shown unchanged. `records` are the lines of
+    metrics.jsonl, none for a validation. Statistics are those of the labels of `train_index`, without it of `index`;
+    the problems of both are listed.
     Raises UserError if the file can't be written; the page names an image that can't be read any more.
     """
     found = [*(train_index.problems if train_index is not None else ()), *index.problems]
@@ -60,6 +64,8 @@ def write_report(
         "report.html.j2",
         title=title,
         metrics=metrics,
+        paths={PATH_NAMES[each.suppression]: each.path_figures() for each in (metrics, other) if each is not None},
+        duplicate_iou=DUPLICATE_IOU,
         facts=facts,
         commands=commands,
         training_figures=plots.training_curves(records),

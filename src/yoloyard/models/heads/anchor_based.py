@@ -4,8 +4,7 @@ Shapes: B batch, C classes, L levels, A anchors a cell, h w cells of a level, P 
 """
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ class AnchorBasedHead(Head):
     criterion = "anchor_based"
     constants = ("anchors",)
     learns_single_class = False  # the objectness alone says what there is
-    published_names: ClassVar = {"predictions": "m"}
+    published_names: Mapping[str, str] = {"predictions": "m"}
     anchors: Tensor
 
     def __init__(

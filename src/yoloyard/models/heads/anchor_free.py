@@ -4,8 +4,7 @@ Shapes: B batch, C classes, h w cells of a level, P anchor points (cells of all 
 """
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +27,18 @@ class AnchorFreeHead(Head):
 
     The class branch is made of plain 3x3 convolutions (YOLOv8) or of depthwise separable ones (YOLO11 and later). Its
     width depends on the number of classes; `class_width` overrides it for weights that come from a network with
-    another number. `box_bias` is what the box branch begins with. `needs_suppression=False` is for the branches of an
-    `EndToEndHead` that have learned to find each object once. Sources: Tian et al., "FCOS" (2019); Li et al.,
-    "Generalized Focal Loss" (2020), section 3.2.
+    another number. `box_bias` is what the box branch begins with, `class_bias` the class branch, without one by the
+    number of classes. `box_groups` are those of the box branch behind its first convolution. `needs_suppression=False`
+    is for the branches of an `EndToEndHead` that have learned to find each object once. Sources: Tian et al., "FCOS"
+    (2019); Li et al., "Generalized Focal Loss" (2020), section 3.2.
     """
 
     criterion = "task_aligned"
-    published_names: ClassVar = {"box_branches": "cv2", "class_branches": "cv3", "projection": "dfl.conv.weight"}
+    published_names: Mapping[str, str] = {
+        "box_branches": "cv2",
+        "class_branches": "cv3",
+        "projection": "dfl.conv.weight",
+    }
 
     def __init__(
         self,
@@ -47,15 +51,22 @@ class AnchorFreeHead(Head):
         bins: int = BINS,
         box_bias: float = 2.0,
         needs_suppression: bool = True,
+        class_bias: float | None = None,
+        box_groups: int = 1,
     ) -> None:
         super().__init__(in_channels, num_classes, strides, 4 * bins + num_classes)
         self.bins, self.needs_suppression = bins, needs_suppression
+        if not needs_suppression:  # as they were called beside the others
+            one_to_one = {"box_branches": "one2one_cv2", "class_branches": "one2one_cv3"}
+            self.published_names = {**self.published_names, **one_to_one}
         box_width = max(MIN_BOX_WIDTH, in_channels[0] // 4, 4 * bins)
         class_width = class_width or max(in_channels[0], min(num_classes, 100))
         # start as if an image of 640 x 640 held five objects for each level to find, spread evenly over the classes
-        class_biases = [math.log(5 / num_classes / (640 / stride) ** 2) for stride in self.strides]
+        class_biases = [
+            math.log(5 / num_classes / (640 / stride) ** 2) if class_bias is None else class_bias for stride in strides
+        ]
         self.box_branches = nn.ModuleList(
-            _branch(channels, box_width, 4 * bins, box_bias, False, activation) for channels in in_channels
+            _branch(channels, box_width, 4 * bins, box_bias, False, activation, box_groups) for channels in in_channels
         )
         self.class_branches = nn.ModuleList(
             _branch(channels, class_width, num_classes, bias, depthwise, activation)
@@ -108,19 +119,28 @@ def apply_branches(features: Sequence[Tensor], boxes: nn.ModuleList, classes: nn
 
 
 def _branch(
-    in_channels: int, width: int, out_channels: int, bias: float, depthwise: bool, activation: Activation
+    in_channels: int,
+    width: int,
+    out_channels: int,
+    bias: float,
+    depthwise: bool,
+    activation: Activation,
+    groups: int = 1,
 ) -> nn.Sequential:
-    """Two 3x3 convolutions, plain or depthwise separable, and a 1x1 convolution whose biases begin with `bias`."""
+    """Two 3x3 convolutions, plain or depthwise separable, and a 1x1 convolution whose biases begin with `bias`.
+
+    The second and the last one have `groups`.
+    """
     spatial = [
         nn.Sequential(
             Conv(channels, channels, 3, groups=channels, activation=activation),
             Conv(channels, width, activation=activation),
         )
         if depthwise
-        else Conv(channels, width, 3, activation=activation)
-        for channels in (in_channels, width)
+        else Conv(channels, width, 3, groups=part, activation=activation)
+        for channels, part in ((in_channels, 1), (width, groups))
     ]
-    last = nn.Conv2d(width, out_channels, 1)
+    last = nn.Conv2d(width, out_channels, 1, groups=groups)
     assert last.bias is not None
     nn.init.constant_(last.bias, bias)
     return nn.Sequential(*spatial, last)

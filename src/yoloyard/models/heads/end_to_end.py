@@ -4,7 +4,7 @@ Shapes: B batch, C classes, h w cells of a level.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -24,9 +24,14 @@ class EndToEndHead(AnchorFreeHead):
     """
 
     criterion = "end_to_end"
-    published_names: ClassVar = AnchorFreeHead.published_names | {
+    published_names: Mapping[str, str] = {
+        **AnchorFreeHead.published_names,
         "one_to_one_box_branches": "one2one_cv2",
         "one_to_one_class_branches": "one2one_cv3",
+    }
+    begins_as: ClassVar = {
+        "one_to_one_box_branches": "box_branches",
+        "one_to_one_class_branches": "class_branches",
     }
 
     def __init__(self, *arguments: Any, **more: Any) -> None:

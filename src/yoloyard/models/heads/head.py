@@ -33,7 +33,9 @@ class Head(nn.Module):
     # Are several boxes found for one object, so that all but the best must be dropped?
     needs_suppression: bool = True
     # Own name of a part: the name in files of the project that published it, where they differ.
-    published_names: ClassVar[Mapping[str, str]] = {}
+    published_names: Mapping[str, str] = {}
+    # Part: the part that it begins as where starting weights have none of its own.
+    begins_as: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, in_channels: Sequence[int], num_classes: int, strides: Sequence[int], outputs: int) -> None:
         super().__init__()

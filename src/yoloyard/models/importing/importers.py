@@ -4,6 +4,7 @@ Only here are other projects' layer numbers and parameter names known: `model.<n
 block's place in the published table (`Detector.blocks`) and `PUBLISHED_NAMES` says how the inner names differ.
 """
 
+from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,55 @@ from yoloyard.common.errors import UserError, printable
 from yoloyard.common.lineage import step
 from yoloyard.config import recipes
 from yoloyard.models import registry
-from yoloyard.models.blocks import C2PSA, C3, SPPF, A2C2f, AreaBlock, Attention, Bottleneck, Conv, PSABlock, SplitStack
+from yoloyard.models.blocks import (
+    C2PSA,
+    SPPF,
+    A2C2f,
+    AreaAttention,
+    AreaBlock,
+    Attention,
+    Bottleneck,
+    Conv,
+    PSABlock,
+    SeparateAreaAttention,
+    SplitStack,
+    TwoBranches,
+)
 from yoloyard.models.detector import Detector
+from yoloyard.models.hypergraph import DROPOUT, HEAD_WIDTH, AdaptiveHypergraph, Halved, HyperACE
+from yoloyard.models.importing import yolov9_files
 from yoloyard.models.importing.inert_pickle import Inert, TensorView, as_mapping, as_tensor
 from yoloyard.models.importing.torch_files import Checkpoint
+from yoloyard.models.separable import SeparableBottleneck, SeparableConv
 
-# Own name of a block's part: the published one, where they differ. Heads bring theirs.
+# Own name of a block's part, or of a part's part: the published one, where they differ. Empty: what is in it stands in
+# the block itself. Heads bring theirs.
 PUBLISHED_NAMES: dict[tuple[type[nn.Module], ...], dict[str, str]] = {
     (Conv,): {"activation": "act"},
-    (Bottleneck,): {"conv1": "cv1", "conv2": "cv2"},
-    (SplitStack, SPPF, C2PSA, A2C2f): {"conv_in": "cv1", "blocks": "m", "conv_out": "cv2"},
-    (C3,): {"conv_in": "cv1", "conv_skip": "cv2", "blocks": "m", "conv_out": "cv3"},
+    (SeparableConv,): {"depthwise": "dw", "pointwise": "", "pointwise.conv": "pw"},
+    (Bottleneck, SeparableBottleneck): {"conv1": "cv1", "conv2": "cv2"},
+    (SplitStack, SPPF, C2PSA, A2C2f, HyperACE): {
+        "conv_in": "cv1",
+        "blocks": "m",
+        "conv_out": "cv2",
+        "fuse": "fuse.conv_out",
+    },
+    (TwoBranches,): {"conv_in": "cv1", "conv_skip": "cv2", "blocks": "m", "conv_out": "cv3"},
     (AreaBlock,): {"attention": "attn", "feed_forward": "mlp"},
     (PSABlock,): {"attention": "attn", "feed_forward": "ffn"},
     (Attention,): {"position": "pe", "project": "proj"},
+    (SeparateAreaAttention,): {"queries_keys": "qk", "values": "v", "position": "pe", "project": "proj"},
+    (Halved,): {"widen": "channel_adjust"},
+    (AdaptiveHypergraph,): {
+        "prototypes": "hgnn.edge_generator.prototype_base",
+        "context": "hgnn.edge_generator.context_net",
+        "queries": "hgnn.edge_generator.pre_head_proj",
+        "dropout": "hgnn.edge_generator.dropout",
+        "to_edges": "hgnn.edge_proj.0",
+        "to_vertices": "hgnn.node_proj.0",
+    },
 }
+ONE2ONE = "one2one_"  # how names of branches begin that find each object once
 BN_EPS = 1e-3  # of every family
 MAX_IMAGE_PIXELS = 8192  # of a side
 LICENCE = "AGPL-3.0"  # of yolov5 and ultralytics and the weights that they publish
@@ -39,7 +74,9 @@ MAX_MODULES = 5_000  # of a network; a damaged file may hold itself
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A `.pt` of yolov5 or ultralytics as (state, metadata), in the names and float32 that `registry.build` makes.
+    """A `.pt` of another project as (state, metadata), in the names and float32 that `registry.build` makes.
+
+    Of MultimediaTechLab's YOLOv9 see `yolov9_files`; what follows is of yolov5, ultralytics and those built on them.
 
     The metadata says what `weights.load_model` needs: `model`, `model_arguments` (the file's own class-branch width
     and SPPF activation among them), `names`, `channels`, `imgsz`, `licence`, `history`; `fused`: True where the file's
@@ -49,6 +86,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     checkpoint = Checkpoint(path)
     content = as_mapping(checkpoint.root)
+    if tensors := yolov9_files.tensors_of(content):
+        return yolov9_files.read_state(checkpoint, tensors, path)
     network = content.get("model") if content.get("ema") is None else content["ema"]
     if not isinstance(network, Inert):
         raise UserError(f"{path} is no checkpoint of a detector: it holds no network under 'model' or 'ema'.")
@@ -81,6 +120,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     if iou := recipes.published(name, detector.head.criterion).get("iou"):
         metadata["evaluation"] = {"iou": iou}
+    if not detector.head.needs_suppression:
+        metadata["evaluation"] = {"suppression": "off"}
     if fused:
         metadata["fused"] = True
     return state, metadata
@@ -93,7 +134,7 @@ def _read_state(
     state, names = {}, published_names(detector)
     for own_name in detector.state_dict():
         norm, _, part = (published_name := names[own_name]).rpartition(".bn.")
-        absorbed = fused and norm
+        absorbed = fused and f"{norm}.conv.bias" in tensors
         numbers = checkpoint.read(tensors[f"{norm}.conv.bias" if absorbed else published_name])
         numbers = numbers.float() if numbers.is_floating_point() else numbers
         if absorbed:  # a normalisation that adds this bias and changes nothing else
@@ -113,11 +154,17 @@ def published_names(detector: Detector) -> dict[str, str]:
     for name in (*own_names.values(), *detector.state_dict()):
         parent, _, part = name.rpartition(".")
         if name not in names and parent in names:
-            module = detector.get_submodule(parent)
-            renamed = [parts for kinds, parts in PUBLISHED_NAMES.items() if isinstance(module, kinds)]
-            renamed.append(getattr(module, "published_names", {}))  # of a head
-            names[name] = f"{names[parent]}.{renamed[0].get(part, part)}"
+            outer, _, inner = parent.rpartition(".")
+            renamed = _renamed_parts(detector.get_submodule(parent)).get(part, part)
+            renamed = _renamed_parts(detector.get_submodule(outer)).get(f"{inner}.{part}", renamed)
+            names[name] = f"{names[parent]}.{renamed}".rstrip(".")
     return names
+
+
+def _renamed_parts(module: nn.Module) -> Mapping[str, str]:
+    """Own names of the parts of a block or head to the published ones, where they differ."""
+    tables = (parts for kinds, parts in PUBLISHED_NAMES.items() if isinstance(module, kinds))
+    return next(tables, getattr(module, "published_names", {}))
 
 
 def _modules(network: Inert, path: Path) -> dict[str, Inert]:
@@ -147,9 +194,11 @@ def _recognise(
             detector = build(**arguments)
         if _published_shapes(detector, fused) == shapes:
             return name, arguments | _check_modules(detector, modules, fused, path), detector
+    kind = printable(modules[""].path.rpartition(".")[2])
+    hint = " Of networks with one2one branches only YOLO26's for detection is read." if ONE2ONE in str(shapes) else ""
     raise UserError(
-        f"{path} holds a network that can't be imported: the names and shapes of its {len(tensors)} tensors are those "
-        f"of none of {', '.join(registry.BUILDERS)}."
+        f"{path} holds a network ({kind}) that can't be imported: the names and shapes of its {len(tensors)} tensors "
+        f"are those of none of {', '.join(registry.BUILDERS)}.{hint}"
     )
 
 
@@ -157,11 +206,16 @@ def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     """The class count and other arguments that the shapes of a file's tensors tell; none if it is another network."""
     head = f"model.{max((int(name.split('.')[1]) for name in shapes if name.split('.')[1].isdecimal()), default=0)}"
     first, anchors = shapes.get("model.0.conv.weight", ()), shapes.get(f"{head}.anchors", ())
-    last = shapes.get(f"{head}.m.0.weight" if anchors else f"{head}.cv3.0.2.weight", ())
+    pairs = [prefix for prefix in ("", ONE2ONE) if f"{head}.{prefix}cv3.0.2.weight" in shapes]  # of branches
+    pair = f"{head}.{pairs[0] if pairs else ''}"
+    last = shapes.get(f"{head}.m.0.weight" if anchors else f"{pair}cv3.0.2.weight", ())
     if len(first) != 4 or len(last) != 4 or min(last) < 1:
         return {}
     if not anchors:
-        return {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
+        arguments: dict[str, Any] = {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
+        if shapes.get(f"{pair}cv2.0.2.weight", ())[:1] == (4,):  # plain distances; one pair is left in fused files
+            arguments["paths"] = "both" if len(pairs) == 2 else "one" if pairs == [ONE2ONE] else "many"
+        return arguments
     if len(anchors) != 3 or anchors[1] < 1 or last[0] // anchors[1] <= 5:
         return {}
     return {"num_classes": last[0] // anchors[1] - 5, "channels": first[1]}
@@ -170,11 +224,15 @@ def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 def _published_shapes(detector: Detector, fused: bool) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the tensors that a file of this detector holds; fused, with biases for normalisations."""
     names = published_names(detector)
+    shapes = {names[own]: tuple(tensor.shape) for own, tensor in detector.state_dict().items()}
+    if not fused:
+        return shapes
+    norms = {name.replace(".conv.weight", ".bn") for name in shapes}  # separable convolutions keep theirs
     shapes = {
-        names[own].replace("bn.bias", "conv.bias") if fused else names[own]: tuple(tensor.shape)
-        for own, tensor in detector.state_dict().items()
+        name.replace("bn.bias", "conv.bias") if name.removesuffix(".bias") in norms else name: shape
+        for name, shape in shapes.items()
     }
-    return {name: shape for name, shape in shapes.items() if not (fused and ".bn." in name)}
+    return {name: shape for name, shape in shapes.items() if name.rpartition(".")[0] not in norms}
 
 
 def _check_modules(detector: Detector, modules: dict[str, Inert], fused: bool, path: Path) -> dict[str, Any]:
@@ -187,14 +245,39 @@ def _check_modules(detector: Detector, modules: dict[str, Inert], fused: bool, p
     convolutions = [(name, module) for name, module in detector.named_modules() if isinstance(module, Conv)]
     for name, module in convolutions:
         activation = modules.get(f"{published[name]}.act", Inert()).path.rpartition(".")[2]
-        if name == "backbone.pool.conv_in" and activation == "Identity":
+        if activation == (own := type(module.activation).__name__):
+            pass
+        elif name == "backbone.pool.conv_in" and (activation, own) == ("Identity", "SiLU"):
             arguments["sppf_activation"] = False  # some releases build it so
-        elif activation != type(module.activation).__name__:
+        else:
             raise UserError(f"{path} can't be imported: {published[name]} has the activation {activation!r}.")
-        eps = BN_EPS if fused else as_mapping(modules[f"{published[name]}.bn"].state).get("eps")
+        norm = modules.get(f"{published[name]}.bn")
+        eps = BN_EPS if norm is None else as_mapping(norm.state).get("eps")
         if eps != BN_EPS:
             raise UserError(f"{path} can't be imported: the normalisation of {published[name]} has eps {eps}.")
+    for name, module in detector.named_modules():
+        if isinstance(module, SPPF):
+            facts = as_mapping(modules[published[name]].state)
+            if bool(facts.get("add")) != module.add or facts.get("n", 3) != 3:
+                raise UserError(f"{path} can't be imported: {published[name]} pools or adds otherwise than {name}.")
+        for part, expected in _attributes(module).items():
+            facts = as_mapping(modules.get(f"{published[name]}{part}", Inert()).state)
+            for key, value in expected.items():
+                if facts.get(key) != value:
+                    found = f"is {printable(str(facts.get(key)))}, not {value}"
+                    raise UserError(f"{path} can't be imported: {key} of {published[name]}{part} {found}.")
     return arguments
+
+
+def _attributes(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """What no tensor of a file shows of `module`: attributes and their values, by the published names of its parts."""
+    if isinstance(module, AreaAttention | SeparateAreaAttention):
+        return {"": {"area": module.areas, "num_heads": module.heads}}
+    if isinstance(module, AdaptiveHypergraph):
+        generator = ".hgnn.edge_generator"
+        facts = {"num_heads": module.queries.in_features // HEAD_WIDTH, "context": "both", "scaling": HEAD_WIDTH**0.5}
+        return {generator: facts, f"{generator}.dropout": {"p": DROPOUT}}
+    return {}
 
 
 def _class_names(network: Inert, num_classes: int, path: Path) -> list[str]:

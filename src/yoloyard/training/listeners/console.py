@@ -9,6 +9,7 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from yoloyard.evaluation.validate import PATH_NAMES
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Event, Record, Result
 from yoloyard.training.stopwatch import memory_gigabytes
@@ -90,6 +91,10 @@ class Console:
         table.add_row("mAP50-95", f"{figures['map50_95']:.4f}")
         table.add_row("mAP50", f"{figures['map50']:.4f}")
         table.add_row("precision, recall", f"{figures['precision']:.3f}, {figures['recall']:.3f}")
+        if result.other is not None:
+            for metrics in (result.metrics, result.other):
+                parts = f"mAP50-95 {metrics.map50_95:.4f}", f"{metrics.duplicates:.3f} duplicates an image"
+                table.add_row(PATH_NAMES[metrics.suppression], ", ".join(parts))
         table.add_row("time", f"{seconds / 60:.1f} minutes")
         table.add_row("weights", str(result.weights))
         table.add_row("report", str(result.report))

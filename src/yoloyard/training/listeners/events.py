@@ -127,6 +127,7 @@ class Result:
     report: Path
     metrics: Metrics  # of the best weights
     best_epoch: int  # from 1
+    other: Metrics | None = None  # of the network's other path, with or without suppression
 
 
 @dataclass(frozen=True)

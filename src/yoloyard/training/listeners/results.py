@@ -157,6 +157,7 @@ def write_run_report(result: Result, setup: Setup, predictions: Mapping[int, Det
         result.report,
         title=setup.folder.name,
         metrics=result.metrics,
+        other=result.other,
         index=setup.val_index,
         predictions=predictions,
         facts=facts,

@@ -1,5 +1,6 @@
 """What decides a run: its specification; what is refused, derived from data and host, or changed by a resume."""
 
+import copy
 import dataclasses
 import logging
 import math
@@ -100,6 +101,17 @@ def check_resumable(config: TrainConfig) -> None:
     check_trackers(config)
     if config.backup:
         check_address(config.backup, config.backup_endpoint)
+
+
+def choose_path(detector: Detector, suppression: str | None) -> str:
+    """The path by which epochs are judged: `suppression`, or without it the one for it where the network has that.
+
+    Raises UsageError if the network can't go that path.
+    """
+    if suppression is None:
+        return "on" if detector.head.needs_suppression else "off"
+    copy.deepcopy(detector.head).keep_path(suppression == "on")
+    return suppression
 
 
 def check_placement(device: str, num_processes: int) -> None:

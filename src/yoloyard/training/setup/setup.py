@@ -30,7 +30,7 @@ from yoloyard.training.distributed.watch import apart
 from yoloyard.training.setup.anchors import fit_anchors
 from yoloyard.training.setup.batch_size import find_batch
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
-from yoloyard.training.setup.settings import check_new, derive
+from yoloyard.training.setup.settings import check_new, choose_path, derive
 from yoloyard.training.setup.starting_point import build_detector, freeze, starting_point
 from yoloyard.training.spec import RunSpec
 from yoloyard.training.state.checkpoint import retire
@@ -103,9 +103,10 @@ def new_run(
     data = read_data_yaml(Path(config.data))
     names = names_of(data.names, config.single_cls)
     seed_all(config.seed)
-    arguments = start.arguments(len(names))
+    arguments = start.arguments(len(names), config.end2end)
     detector = build_detector(start.model, custom, arguments)
     chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
+    chosen["suppression"] = choose_path(detector, given.get("suppression"))
     chosen |= {"model": start.model, "data": str(data.path)}
     if start.file is not None:
         named = given.get("weights", named)
