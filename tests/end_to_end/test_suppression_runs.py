@@ -1,4 +1,4 @@
-"""`--suppression`: which of a network's two paths judges, finds and is measured, and what is said where there is one."""
+"""`--suppression`: which of a network's two paths judges, finds and is measured, and what is said of only one."""
 
 import json
 from pathlib import Path
