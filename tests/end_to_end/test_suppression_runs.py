@@ -1,6 +1,7 @@
 """`--suppression`: which of a network's two paths judges, finds and is measured, and what is said of only one."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,14 @@ import pytest
 
 import yoloyard as package
 from commands import TINY, Command, exit_code
+from exported_files import document, write_onnx
+from yoloyard.common.errors import UsageError
+from yoloyard.config.overrides import read_overrides, with_overrides
+from yoloyard.config.settings import TrainConfig
 from yoloyard.evaluation.report import plots
 from yoloyard.models.weights import read_weights
+from yoloyard.serving.metrics import Metrics
+from yoloyard.serving.served import Served
 from yoloyard.training.listeners.results import read_records
 
 BOTH_PATHS = f"{Path(__file__).parents[1] / 'tiny_both_paths.py'}:BothPaths"
@@ -125,3 +132,38 @@ def test_there_are_on_and_off_alone(data: Path, weights: Path, yoloyard: Command
     code, _, err = yoloyard(command, "--weights", weights, "--data", data, "--suppression", "maybe")
     assert code == 2
     assert command == "predict" or "'suppression' must be on or off, not 'maybe'" in err
+
+
+def test_a_server_goes_the_chosen_path(weights: Path, trained: Path, yoloyard: Command) -> None:
+    with ThreadPoolExecutor(1) as decoders:
+        for chosen, used in ((None, "off"), ("on", "on")):
+            served = Served("best", str(weights), 1, Metrics(), decoders, chosen)
+            assert served.model.settings.suppression == used
+    one = trained / "runs" / "line" / "weights" / "best.safetensors"
+    words = ["serve", one, "--port", 0, "--suppression", "off"]
+    assert yoloyard(*words)[::2] == (2, f"yoloyard: {one}: {NEEDS_IT}")
+
+
+def test_an_exported_file_has_one_path(tmp_path: Path) -> None:
+    file = write_onnx(tmp_path / "a.onnx", document())
+    assert package.load(file, suppression="on").settings.suppression == "on"
+    with pytest.raises(UsageError, match=r"a\.onnx is for --suppression on alone: leave it out, or export the weights"):
+        package.load(file, suppression="off")
+    file = write_onnx(tmp_path / "b.onnx", document(needs_suppression=False))
+    assert package.load(file).settings.suppression == "off"
+    with pytest.raises(UsageError, match=r"b\.onnx is for --suppression off alone"):
+        package.load(file, suppression=True)
+
+
+@pytest.mark.parametrize("text", ["on", "On", "'on'", "true", "off", "OFF", "false"])
+def test_a_settings_file_may_say_it_as_yaml_does(tmp_path: Path, text: str) -> None:
+    (tmp_path / "how.yaml").write_text(f"suppression: {text}\n")
+    overrides = read_overrides(tmp_path / "how.yaml")
+    expected = "on" if text.strip("'").lower() in ("on", "true") else "off"
+    assert with_overrides(TrainConfig(), overrides).evaluation.suppression == expected
+
+
+@pytest.mark.parametrize("value", ["maybe", "", 1, None, ["on"]])
+def test_nothing_else_is_understood(value: Any) -> None:
+    with pytest.raises(UsageError, match="'suppression' must be "):
+        with_overrides(TrainConfig(), {"suppression": value})
