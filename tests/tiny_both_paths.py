@@ -16,9 +16,11 @@ class BothPaths(Tiny):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
         self.head = EndToEndHead((8, 8), num_classes, (8, 32), depthwise=False, class_width=8)
-        small, large = self.head.one_to_one_box_branches
         with torch.no_grad():
-            small[2].bias.view(4, -1)[:, :2] = 20  # each side is half a cell away
-            large[2].bias.view(4, -1)[:, -1] = 20  # each side is 15 cells away
-            for classes in self.head.one_to_one_class_branches:
-                classes[2].bias.zero_()
+            for name, values in self.head.named_parameters():
+                if name == "one_to_one_box_branches.0.2.bias":
+                    values.view(4, -1)[:, :2] = 20  # each side is half a cell away
+                elif name == "one_to_one_box_branches.1.2.bias":
+                    values.view(4, -1)[:, -1] = 20  # each side is 15 cells away
+                elif name.startswith("one_to_one_class") and name.endswith(".2.bias"):
+                    values.zero_()
