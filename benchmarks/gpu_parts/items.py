@@ -75,7 +75,7 @@ class Ready(nn.Module):
         self.decode_above = self.head.decode_above
         self.strides, self.num_classes = self.head.strides, 1
 
-    def fused(self) -> Self:
+    def fused(self, suppression: bool | None = None) -> Self:
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:

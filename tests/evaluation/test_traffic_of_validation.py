@@ -29,7 +29,7 @@ class Finding(nn.Module):
         self.decode_above = self.head.decode_above
         self.strides, self.num_classes = self.head.strides, num_classes
 
-    def fused(self) -> Finding:
+    def fused(self, suppression: bool | None = None) -> Finding:
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -13,7 +13,6 @@ def val(*, json: Json = False, **flags: Any) -> None:
     from rich.table import Table
 
     from yoloyard.commands.val import validate
-    from yoloyard.evaluation.validate import PATH_NAMES
 
     with stdout_for_json(json):
         found = validate(**given(flags))
@@ -32,10 +31,11 @@ def val(*, json: Json = False, **flags: Any) -> None:
     if found.other is None:
         print(f"duplicates per image: {metrics.duplicates:.3f} (shown: {metrics.showing})")
     else:
-        table = Table("path", "mAP50-95", "mAP50", "recall", "duplicates per image", "median score")
-        table.title = f"recall and duplicates at confidence {metrics.showing.conf:g}"
+        table = Table("suppression", "mAP50-95", "mAP50", "recall", "duplicates", "median score")
+        table.title = f"recall, and duplicates per image, at confidence {metrics.showing.conf:g}"
         for each in (metrics, found.other):
             seen = (each.map50_95, each.map50, each.shown_recall, each.duplicates, each.median_score)
-            table.add_row(PATH_NAMES[each.suppression], *(f"{value:.4f}" for value in seen))
+            name = f"{each.suppression} (used)" if each is metrics else each.suppression
+            table.add_row(name, *(f"{value:.4f}" for value in seen))
         Console().print(table)
     print(f"report: {found.report}")

@@ -15,7 +15,6 @@ from yoloyard.cpu.memory import give_memory_back, reuse_memory
 from yoloyard.cpu.points_in_boxes import use_points_in_boxes
 from yoloyard.cpu.silu import join_batch_norm_and_silu, join_convolutions_and_silu
 from yoloyard.losses import Criterion
-from yoloyard.losses.task_aligned import TaskAlignedLoss
 
 SETTLED_BATCH = 1  # of the process, from 0: after it maps lie in memory where later steps put them, too
 
@@ -31,8 +30,7 @@ def prepare_training(
         return nullcontext
     reuse_memory(precision)
     join_batch_norm_and_silu(model)
-    if type(criterion) is TaskAlignedLoss:
-        use_points_in_boxes(criterion)
+    use_points_in_boxes(criterion)
     batches = count()
 
     @contextmanager

@@ -9,15 +9,17 @@ box and a point in it, U points that lie in a box, level by level, F of them tha
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from yoloyard.common.boxes import complete_iou
-from yoloyard.losses.assign import EPS, TOP_K, alignment_of, widened
-from yoloyard.losses.task_aligned import BINS, Sums, TaskAlignedLoss, boxes_of, distribution_loss
+from yoloyard.losses import Criterion
+from yoloyard.losses.assign import EPS, alignment_of, widened
+from yoloyard.losses.task_aligned import Sums, TaskAlignedLoss, boxes_of, side_loss, task_aligned_parts
 
+AnyCriterion = TypeVar("AnyCriterion", bound=Criterion)
 MAX_PAIRS = 2**22  # 32 MB for each number of a pair
 
 
@@ -31,9 +33,10 @@ class Inside(NamedTuple):
     strides: Tensor  # (U, 1) pixels
 
 
-def use_points_in_boxes(criterion: TaskAlignedLoss) -> TaskAlignedLoss:
-    """Let `criterion` look at points in boxes alone; returns it."""
-    criterion.sums = partial(sums_of_points_in_boxes, criterion)  # type: ignore[method-assign]
+def use_points_in_boxes(criterion: AnyCriterion) -> AnyCriterion:
+    """Let `criterion`, or what it is made of, look at points in boxes alone where it can; returns it."""
+    for part in task_aligned_parts(criterion):
+        part.sums = partial(sums_of_points_in_boxes, part)  # type: ignore[method-assign]
     return criterion
 
 
@@ -44,27 +47,30 @@ def sums_of_points_in_boxes(criterion: TaskAlignedLoss, maps: list[Tensor], boxe
     inside = points_inside(boxes, images, maps, criterion.strides)
     if inside is None:
         return TaskAlignedLoss.sums(criterion, maps, boxes_xyxy, labels)
-    sizes = (4 * BINS, criterion.num_classes)
+    sizes = (4 * criterion.bins, criterion.num_classes)
     levels = [level.permute(0, 2, 3, 1).flatten(0, 2).split(sizes, 1) for level in maps]
     all_box_logits, all_class_logits = zip(*levels, strict=True)
-    bins = torch.arange(BINS, dtype=torch.float32, device=boxes.device)
+    bins = torch.arange(criterion.bins, dtype=torch.float32, device=boxes.device)
     with torch.no_grad():
         _, predicted_grid = boxes_of(_take(all_box_logits, inside.rows), inside.centres, bins)
         class_logits = _take(all_class_logits, inside.rows)
         unsound = 0 * predicted_grid.sum()  # not a number where one of these is not: no point of it is learned
-    point, box, weights = assign_inside(inside, predicted_grid * inside.strides, class_logits, boxes, classes)
+    predicted_xyxy, selection = predicted_grid * inside.strides, (criterion.top_k, criterion.best_only)
+    point, box, weights = assign_inside(inside, predicted_xyxy, class_logits, boxes, classes, *selection)
 
     learns = torch.zeros(len(inside.centres), dtype=torch.bool, device=boxes.device).index_fill(0, point, True)
     rows = [part[kept] for part, kept in zip(inside.rows, learns.split(list(map(len, inside.rows))), strict=True)]
     centres = inside.centres[point]
     log_distribution, predicted_grid = boxes_of(_take(all_box_logits, rows), centres, bins)
-    target_grid = boxes[box] / inside.strides[point]
+    strides = inside.strides[point]
+    target_grid = boxes[box] / strides
     box_sum = ((1 - complete_iou(predicted_grid, target_grid)) * weights).sum() + unsound
-    dfl = (distribution_loss(log_distribution, target_grid, centres) * weights).sum()
+    scale = criterion.side_scale(maps, strides)
+    sides = (side_loss(log_distribution, predicted_grid, target_grid, centres, scale) * weights).sum()
     counts = list(map(len, rows))
     parts = zip(all_class_logits, rows, classes[box].split(counts), weights.split(counts), strict=True)
     cls = torch.stack([_ClassLoss.apply(*part, criterion.class_weights) for part in parts]).sum()
-    return box_sum, cls, dfl, weights.sum()
+    return box_sum, cls, sides, weights.sum()
 
 
 def points_inside(boxes_xyxy: Tensor, images: Tensor, maps: Sequence[Tensor], strides: Sequence[int]) -> Inside | None:
@@ -114,7 +120,13 @@ def _take(levels: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def assign_inside(
-    inside: Inside, predicted_xyxy: Tensor, class_logits: Tensor, boxes_xyxy: Tensor, labels: Tensor
+    inside: Inside,
+    predicted_xyxy: Tensor,
+    class_logits: Tensor,
+    boxes_xyxy: Tensor,
+    labels: Tensor,
+    top_k: int,
+    best_only: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `assign` gives, for the points in boxes; a point whose target is zero may be left out.
 
@@ -129,12 +141,12 @@ def assign_inside(
         return overlap, alignment_of(class_logits[point, labels[box]].sigmoid().sqrt(), overlap)
 
     overlap, alignment = measure(inside.box, inside.point)
-    # The pairs of the TOP_K best alignments above zero of each box.
+    # The pairs of the `top_k` best alignments above zero of each box.
     order = alignment.argsort(descending=True, stable=True)[: int((alignment > 0).sum())]
     order = order[inside.box[order].argsort(stable=True)]
     counts = torch.bincount(inside.box[order], minlength=num_boxes)
     rank = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[inside.box[order]]
-    selected = order[rank < TOP_K]
+    selected = order[rank < top_k]
 
     points, selectors = inside.point[selected], inside.box[selected]
     selections = torch.bincount(points, minlength=num_points)
@@ -150,6 +162,14 @@ def assign_inside(
     overlap, alignment = measure(box, point)
     none = overlap.new_zeros(num_boxes)
     top_alignment = none.scatter_reduce(0, box, alignment, "amax")[box]
+    if best_only:  # of equal points the first, as in `assign`
+        best_places = (alignment == top_alignment).nonzero().flatten()
+        first = torch.full((num_boxes,), len(box), device=box.device)
+        first = first.scatter_reduce(0, box[best_places], best_places, "amin")
+        kept = first[box] == torch.arange(len(box), device=box.device)
+        point, box, overlap, alignment, top_alignment = (
+            each[kept] for each in (point, box, overlap, alignment, top_alignment)
+        )
     top_overlap = none.scatter_reduce(0, box, overlap, "amax")[box]
     return point, box, alignment * top_overlap / (top_alignment + EPS)
 

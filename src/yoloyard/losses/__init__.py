@@ -8,11 +8,12 @@ from torch import Tensor
 
 from yoloyard.common.errors import UserError
 from yoloyard.config.settings import TrainConfig
-from yoloyard.losses import anchor_based, auxiliary, task_aligned
+from yoloyard.losses import anchor_based, auxiliary, end_to_end, task_aligned
 
 # (maps, boxes_xyxy (B, M, 4) in pixels of the input, labels (B, M), -1 in padded slots) to a sum and a norm, tensors of
 # equal length, for each part of the loss by its name; the caller divides, so that processes can share one normaliser.
-# What is not learned from (background, padding) weighs zero in a sum: shapes stay fixed.
+# What is not learned from (background, padding) weighs zero in a sum: shapes stay fixed. A criterion that changes with
+# the epoch, counted from 0, has a method `set_epoch(epoch, epochs)`, which is called before each batch.
 Criterion = Callable[[list[Tensor], Tensor, Tensor], dict[str, tuple[Tensor, Tensor]]]
 # (head, config, class_weights (C,) or None, free_bytes of the device or None) to the criterion and the parts' gains
 Builder = Callable[[Any, TrainConfig, Tensor | None, int | None], tuple[Criterion, dict[str, float]]]
@@ -20,6 +21,7 @@ Builder = Callable[[Any, TrainConfig, Tensor | None, int | None], tuple[Criterio
 LOSSES: dict[str, Builder] = {
     "anchor_based": anchor_based.build,
     "auxiliary": auxiliary.build,
+    "end_to_end": end_to_end.build,
     "task_aligned": task_aligned.build,
 }
 

@@ -1,6 +1,6 @@
 """Task-aligned assignment: which anchor points learn which box, and how strongly.
 
-Shapes: B batch, M boxes per image (padded), m boxes of a chunk, P anchor points, C classes, K = TOP_K.
+Shapes: B batch, M boxes per image (padded), m boxes of a chunk, P anchor points, C classes, K = `top_k`.
 
 Nothing here depends on the data in shape, and nothing waits for the device. Boxes are taken in chunks, so that memory
 is that of one chunk; this is exact, since everything up to the top-k is independent for each box, and conflicts need
@@ -8,7 +8,8 @@ only sums and a running maximum for each point. A GPU waits for the host here, s
 point comes before the pairs, and x and y are the two planes of one tensor (2, ...): fewer, larger operations.
 
 Source: Feng et al., "TOOD: Task-aligned One-stage Object Detection" (ICCV 2021), section 3.2, with the overlap measured
-as CIoU and boxes narrower than `MINIMUM_SIDE` widened for the search of candidates, as in the published recipe.
+as CIoU and boxes narrower than `MINIMUM_SIDE` widened for the search of candidates, as in the published recipe. Wang et
+al., "YOLOv10" (2024), section 3.1, for one point a box.
 """
 
 import math
@@ -68,12 +69,15 @@ def assign(
     boxes_xyxy: Tensor,
     labels: Tensor,
     pairs_at_once: int = PAIRS_AT_ONCE,
+    top_k: int = TOP_K,
+    best_only: bool = False,
 ) -> Assignment:
-    """Assign boxes to anchor points.
+    """Assign boxes to anchor points: to each box the `top_k` that suit it best, or one of them (`best_only`).
 
     `predicted_xyxy` (B, P, 4) pixels, `predicted_scores` (B, P, C) in 0..1, `points` (P, 2) pixels,
     `boxes_xyxy` (B, M, 4) pixels, `labels` (B, M) with -1 in padded slots. `pairs_at_once` bounds the memory, at
-    BYTES_OF_A_PAIR each; the result does not depend on it.
+    BYTES_OF_A_PAIR each; the result does not depend on it. With `best_only` a box that lost all its points to others
+    gets none.
     """
     num_images, num_points, _ = predicted_xyxy.shape
     num_boxes = boxes_xyxy.shape[1]
@@ -97,9 +101,9 @@ def assign(
         part = slice(start, min(start + chunk, num_boxes))
         inside = (planes_of_points > low[:, :, part]).logical_and_(planes_of_points < high[:, :, part])
         inside = inside.all(dim=0)  # (B, m, P)
-        overlap = _pairwise_overlap(shapes.part(part, -1), predicted).mul_(inside)
+        overlap = pairwise_overlap(shapes.part(part, -1), predicted).mul_(inside)
         rows = classes[:, part, None].expand_as(overlap)
-        top = alignment_of(roots.gather(1, rows), overlap).topk(min(TOP_K, num_points), dim=2, sorted=False).indices
+        top = alignment_of(roots.gather(1, rows), overlap).topk(min(top_k, num_points), dim=2, sorted=False).indices
         chunks.append((top, inside.gather(2, top), overlap.gather(2, top)))  # (B, m, K)
         chunk_overlap, chunk_box = overlap.max(dim=1)
         if start == 0:
@@ -125,16 +129,40 @@ def assign(
 
     point_labels = classes.gather(1, box_of_point)
     alignment = alignment_of(roots.gather(1, point_labels.unsqueeze(1)).squeeze(1), overlap)
+    foreground = selections > 0
+    if best_only:
+        foreground = _best_points(alignment, box_of_point, num_boxes)
+        alignment, overlap = alignment * foreground, overlap * foreground
+    return scored(boxes_xyxy, point_labels, box_of_point, alignment, overlap, foreground)
+
+
+def scored(
+    boxes_xyxy: Tensor, labels: Tensor, box_of_point: Tensor, alignment: Tensor, overlap: Tensor, foreground: Tensor
+) -> Assignment:
+    """The assignment of points to boxes (B, M, 4); all else is of points, (B, P), and zero in the background.
+
+    The target score is the alignment as a share of the box's best one, times the best overlap of the box.
+    """
     # The best alignment and the best overlap that each box reaches, over the points that it was given in the end.
     both = torch.stack((alignment, overlap))  # (2, B, P)
-    best = both.new_zeros(2, num_images, num_boxes).scatter_reduce_(2, box_of_point.expand_as(both), both, "amax")
+    best = both.new_zeros(2, *boxes_xyxy.shape[:2]).scatter_reduce_(2, box_of_point.expand_as(both), both, "amax")
     top_alignment, top_overlap = best.gather(2, box_of_point.expand_as(both))
     return Assignment(
         boxes_xyxy=boxes_xyxy.gather(1, box_of_point.unsqueeze(-1).expand(-1, -1, 4)),
-        labels=point_labels,
+        labels=labels,
         target_scores=alignment.mul_(top_overlap).div_(top_alignment.add_(EPS)),
-        foreground=selections > 0,
+        foreground=foreground,
     )
+
+
+def _best_points(alignment: Tensor, box_of_point: Tensor, num_boxes: int) -> Tensor:
+    """Is a point that of its box with the best `alignment` (B, P), above zero? Of equal ones the first; (B, P)."""
+    numbers = torch.arange(alignment.shape[1], device=alignment.device).expand_as(box_of_point)
+    none = alignment.new_zeros(len(alignment), num_boxes)
+    best = none.scatter_reduce(1, box_of_point, alignment, "amax").gather(1, box_of_point)
+    candidates = torch.where((alignment == best).logical_and_(alignment > 0), numbers, numbers.shape[1])
+    first = torch.full_like(none, numbers.shape[1], dtype=torch.int64)
+    return first.scatter_reduce_(1, box_of_point, candidates, "amin").gather(1, box_of_point) == numbers
 
 
 def widened(low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +171,7 @@ def widened(low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sub(low, more, alpha=0.5), torch.add(high, more, alpha=0.5)
 
 
-def _pairwise_overlap(boxes: Shapes, predicted: Shapes) -> Tensor:
+def pairwise_overlap(boxes: Shapes, predicted: Shapes) -> Tensor:
     """`boxes.complete_iou` of (B, m, 1) with (B, 1, P), clipped at 0, as (B, m, P).
 
     The most expensive step of the loss. Results are written in place, and an enclosing side is the sum of both sides

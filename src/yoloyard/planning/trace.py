@@ -28,7 +28,7 @@ from yoloyard.cpu import early_gradients
 from yoloyard.cpu.points_in_boxes import use_points_in_boxes
 from yoloyard.cpu.silu import join_batch_norm_and_silu
 from yoloyard.losses import Criterion, build_criterion
-from yoloyard.losses.task_aligned import TaskAlignedLoss
+from yoloyard.losses.task_aligned import task_aligned_parts
 from yoloyard.models.detector import Detector
 from yoloyard.planning.counter import Counter, size_of
 from yoloyard.planning.figures import Precision, StepCost
@@ -157,7 +157,7 @@ class _Traced:
             self.criterion, gains = build_criterion(self.model.head, config, None if on_cpu else 10**15)
             if on_cpu:
                 join_batch_norm_and_silu(self.model)
-            if callable(detector.head.criterion) or (on_cpu and type(self.criterion) is TaskAlignedLoss):
+            if callable(detector.head.criterion) or (on_cpu and task_aligned_parts(self.criterion)):
                 self.criterion = self._on_numbers(config)
             strategy, float32 = _Alone(self.model), device.Precision("cpu", torch.float32)
             rest = config, 10**6, strategy, self._around_step
@@ -242,7 +242,7 @@ class _Traced:
         """The loss of the detector with numbers: it may look at them."""
         with _disable_current_modes():
             criterion, _ = build_criterion(self.detector.head, config)
-            if self.on_cpu and isinstance(criterion, TaskAlignedLoss):
+            if self.on_cpu:
                 use_points_in_boxes(criterion)
 
         def with_numbers(maps: list[Tensor], *_: Tensor) -> Parts:

@@ -151,6 +151,8 @@ class Engine:
         number = self.number
         self._label_ratio = self._update_ratio = self._not_measured
         self.schedule.apply(self.optimizer, number)
+        if hasattr(self.criterion, "set_epoch"):
+            self.criterion.set_epoch(number // self.schedule.batches_per_epoch, self.schedule.epochs)
         is_due = self.is_due
         losses, asked = self.backward(batch)
         self._images += batch.source_ids
