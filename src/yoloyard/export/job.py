@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from yoloyard.commands.val import index_for
 from yoloyard.common.device import Precision
@@ -15,6 +16,7 @@ from yoloyard.common.lineage import longer_history
 from yoloyard.config.settings import ExportConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index
+from yoloyard.export.graph import traced
 from yoloyard.models.detector import Detector
 from yoloyard.runtimes.metadata import FileFacts
 from yoloyard.runtimes.network import Network
@@ -47,6 +49,11 @@ class Job:
     def reference(self) -> Network:
         """What the files are compared with: torch, in float32, on the CPU."""
         return Network(self.detector, torch.device("cpu"), Precision("cpu", torch.float32), self.metadata)
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The network as several targets are made of it. Raises UserError as `traced` does."""
+        return traced(self)
 
     @cached_property
     def labelled(self) -> tuple[Index, list[int]] | None:

@@ -2,16 +2,23 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from yoloyard.commands.model import shown_settings
 from yoloyard.common.files import write_whole_text
 from yoloyard.config.settings import ModelConfig
+from yoloyard.evaluation.validate import KEEPS_ALL
 from yoloyard.export.job import Job
 from yoloyard.runtimes.metadata import INPUT
 
 CLIENT = Path(__file__).with_name("templates") / "client.py"  # not imported: it knows nothing of this package
+
+
+def limits_of(config: ModelConfig, metadata: Mapping[str, Any], needs_suppression: bool) -> dict[str, Any]:
+    """conf, iou and max_det by which `predict` shows the boxes of a file with this metadata."""
+    shown = shown_settings(config, metadata)
+    return {"conf": shown.conf, "iou": shown.iou if needs_suppression else KEEPS_ALL, "max_det": shown.max_det}
 
 
 def write_client(job: Job, files: Mapping[str, Path]) -> None:
@@ -31,8 +38,9 @@ def write_client(job: Job, files: Mapping[str, Path]) -> None:
         "multiple": max(job.facts.strides),
         "fill": 114,
         "interpolation": "bilinear",
+        "needs_suppression": job.facts.needs_suppression,
         # of the outputs; a file with `detections` has done it already, and twice is as once
-        "suppression": job.facts.suppression or asdict(shown_settings(ModelConfig(), job.metadata)),
+        "suppression": job.facts.suppression or limits_of(ModelConfig(), job.metadata, job.facts.needs_suppression),
     }
     write_whole_text(job.folder / "preprocess.json", json.dumps(document, indent=1, ensure_ascii=False))
     if job.facts.outputs != "maps" and any(path.suffix == ".onnx" for path in files.values()):

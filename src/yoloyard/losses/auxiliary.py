@@ -24,11 +24,17 @@ class ReachLoss(TaskAlignedLoss):
     """A `TaskAlignedLoss` of one set of branches, assigned by `assign_in_reach`."""
 
     def assign(
-        self, predicted_xyxy: Tensor, scores: Tensor, points: Tensor, strides: Tensor, boxes: Tensor, labels: Tensor
+        self,
+        predicted_xyxy: Tensor,
+        scores: Tensor,
+        points: Tensor,
+        strides: Tensor,
+        boxes_xyxy: Tensor,
+        labels: Tensor,
     ) -> Assignment:
         """As `TaskAlignedLoss.assign` says."""
         reach = MAX_DISTANCE * strides.squeeze(1)
-        return assign_in_reach(predicted_xyxy, scores, points, reach, boxes, labels, self.pairs_at_once)
+        return assign_in_reach(predicted_xyxy, scores, points, reach, boxes_xyxy, labels, self.pairs_at_once)
 
 
 class AuxiliaryLoss:
