@@ -123,7 +123,7 @@ def test_the_overlap_of_pairs_is_complete_iou() -> None:
     boxes[0, 2, 2:] = boxes[0, 2, :2]  # of no size
     expected = complete_iou(boxes[:, :15, None], boxes[:, None]).clamp(min=0)
     shapes = Shapes.of(boxes.movedim(-1, 0))
-    found = module._pairwise_overlap(shapes.part(slice(15), -1), shapes.part(slice(None), -2))
+    found = module.pairwise_overlap(shapes.part(slice(15), -1), shapes.part(slice(None), -2))
     assert torch.allclose(found, expected, atol=1e-6)
 
 
