@@ -122,7 +122,7 @@ def test_the_other_branches_are_exported_where_they_are_asked_for(weights: Path)
     ("overrides", "line"),
     [
         ({"iou": 0.5, "outputs": "nms"}, "--iou is for suppression"),
-        ({"suppression": "of"}, "of"),
+        ({"suppression": "of"}, "'suppression' must be on or off, not 'of'"),
         ({"suppression": "on", "outputs": "nms", "to": "pt2"}, "--outputs nms can't be had as pt2, but as onnx"),
     ],
 )
