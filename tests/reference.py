@@ -178,7 +178,7 @@ def save_numbers(path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> 
 
 def model_file(name: str) -> str:
     """The kept file that holds outputs of the model `name`."""
-    return {"yolo12": "yolo12.npz", "yolov5": "yolov5.npz"}.get(name[:6], "models.npz")
+    return {"yolo12": "yolo12.npz", "yolo26": "yolo26.npz", "yolov5": "yolov5.npz"}.get(name[:6], "models.npz")
 
 
 def numbers(file: str, prefix: str) -> dict[str, Tensor]:

@@ -214,26 +214,26 @@ def test_model_and_weights_name_the_weights_file(command: list[str], spelling: s
 
 
 @pytest.mark.parametrize(
-    ("command", "file", "name", "repository"),
+    ("command", "file", "name", "licence"),
     [
-        ("train data=line/data.yaml", "yolo11n.pt", "yolo11n", "assets"),
-        ("val data=line/data.yaml", "weights/yolo12s.pt", "yolo12s", "assets"),
-        ("predict source=x.jpg", "yolov5nu.pt", "yolov5n", "assets"),
-        ("info", "yolov5m6.pt", "yolov5m6", "yolov5"),
+        ("train data=line/data.yaml", "yolo11n.pt", "yolo11n", "AGPL-3.0"),
+        ("val data=line/data.yaml", "weights/yolo12s.pt", "yolo12s", "AGPL-3.0"),
+        ("predict source=x.jpg", "yolov9c", "yolov9c", "MIT"),
+        ("info", "yolov5m6.pt", "yolov5m6", "AGPL-3.0"),
     ],
 )
 @pytest.mark.usefixtures("data")
 def test_published_weights_that_are_missing_are_explained(
-    command: str, file: str, name: str, repository: str, yoloyard: Command
+    command: str, file: str, name: str, licence: str, yoloyard: Command
 ) -> None:
     code, _, err = yoloyard(*command.split(), f"model={file}")
     assert (code, err.count("\n")) == (1, 1)
     assert f"{file}: No such file" in err
-    assert f"https://github.com/ultralytics/{repository}/releases" in err
-    assert "AGPL-3.0" in err
-    assert "downloads nothing" in err
+    assert f"`yoloyard weights get {name}` fetches the file" in err
+    assert f"under {licence}; nothing else downloads it" in err
     assert f"`yoloyard train --model {name}` starts from random weights" in err
-    assert "AGPL" not in yoloyard(*command.split(), "model=mine.pt")[2]
+    for other in ("mine.pt", "yolov5nu.pt"):
+        assert "yoloyard weights" not in yoloyard(*command.split(), f"model={other}")[2]
 
 
 def test_the_same_setting_has_one_name_in_all_commands() -> None:

@@ -13,7 +13,7 @@ from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import OPTIMIZERS, TrainConfig
 
 FEW_UPDATES = 1000  # of the nominal batch; below, the recipe for small sets is taken
-MANY_UPDATES = 10_000  # above, `auto` means SGD, as published
+MANY_UPDATES = 10_000  # above, `auto` means SGD or MuSGD, as published
 SGD_RATES: dict[str, Any] = {"optimizer": "SGD", "lr0": 0.01, "momentum": 0.937, "warmup_bias_lr": 0.0}
 ADAMW_RATES: dict[str, Any] = {"optimizer": "AdamW", "lr0": 0.002, "momentum": 0.9, "warmup_bias_lr": 0.0}
 
@@ -39,6 +39,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "yolov13": YOLOV13,
     "yolov9": {"optimizer": "SGD"},  # of MultimediaTechLab's training; see docs/choices.md
 }
+# YOLO26 was published with MuSGD; its momentum is 0.9 in the first step alone, then that of the warm-up, as here.
+RATES_OF_MANY = {"yolo26": SGD_RATES | {"optimizer": "MuSGD"}}
 CUSTOM_RECIPES: dict[object, dict[str, Any]] = {"anchor_based": YOLOV5_LOW}  # by a head's criterion
 
 
@@ -47,9 +49,7 @@ def published(model: str, criterion: object) -> Mapping[str, Any]:
 
     A model without one gets what goes with the `criterion` of its head.
     """
-    is_custom = ":" in model  # FILE.py:FUNCTION
-    found = (settings for name, settings in RECIPES.items() if model.startswith(name) and not is_custom)
-    return next(found, CUSTOM_RECIPES.get(criterion, {}))
+    return _by_name(RECIPES, model, CUSTOM_RECIPES.get(criterion, {}))
 
 
 def fit_to_run(
@@ -82,7 +82,8 @@ def fit_to_run(
     else:
         name = f"as published, {updates} updates of {nominal} images"
         lr0 = round(0.002 * 5 / (4 + num_classes), 6)  # as when YOLOv8 and YOLO11 were published (ultralytics 8.3)
-    rates = SGD_RATES if updates > MANY_UPDATES else ADAMW_RATES | {"lr0": lr0}
+    many = _by_name(RATES_OF_MANY, config.model, SGD_RATES)
+    rates = many if updates > MANY_UPDATES else ADAMW_RATES | {"lr0": lr0}
     # The rates belong to the optimizer that they come with.
     chosen = schedule | (rates if optimizer == "auto" else {})
     chosen = {key: value for key, value in chosen.items() if key == "optimizer" or key not in given}
@@ -90,3 +91,10 @@ def fit_to_run(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items()
     )
     return with_overrides(config, chosen), f"recipe {name}: {said or 'all as you set it'}"
+
+
+def _by_name(
+    table: Mapping[str, Mapping[str, Any]], model: str, other: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """The settings of the first name that `model` begins with; `other` if there is none or it is FILE.py:FUNCTION."""
+    return next((found for name, found in table.items() if model.startswith(name) and ":" not in model), other)

@@ -12,7 +12,7 @@ from typing import Any
 NEWEST = "newest"  # what `--resume` without a folder means
 AUTO = "auto"  # a number that is found when a run begins
 ON_OFF = ("on", "off")  # with suppression, or by branches that find each object once
-OPTIMIZERS = ("auto", "SGD", "AdamW")
+OPTIMIZERS = ("auto", "SGD", "AdamW", "MuSGD")
 FREE = {"resumable": True, "decides": False}  # marks of settings that may be others at any time
 
 
@@ -67,7 +67,7 @@ class OptimizerConfig:
     optimizer: str = setting("auto", f"{', '.join(OPTIMIZERS[1:])} or auto (chosen by the number of updates)")
     lr0: float = setting(0.01, "initial learning rate", 0)
     lrf: float = setting(0.01, "final learning rate as a fraction of lr0", 0, 1)
-    momentum: float = setting(0.937, "SGD momentum, or Adam's beta1", 0, 0.9999)
+    momentum: float = setting(0.937, "momentum of SGD and MuSGD, or Adam's beta1", 0, 0.9999)
     weight_decay: float = setting(0.0005, "for a batch of nbs", 0)
     warmup_epochs: float = setting(3.0, "epochs of warm-up", 0)
     warmup_momentum: float = setting(0.8, "momentum at the start of warm-up", 0, 1)
@@ -117,6 +117,9 @@ class TrainConfig:
     )
     model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
     weights: str | None = setting(None, "weight file or its address to start from; what fits is taken", is_path=True)
+    end2end: bool = setting(
+        False, "also train branches that find each object once, without suppression (YOLOv8, 11, 12; YOLO26 has them)"
+    )
     epochs: int = setting(100, "epochs", 1, resumable=True)
     batch: int = setting(16, "images of one step, or auto: as many as a GPU's memory holds, up to nbs", 1, auto=True)
     imgsz: int = setting(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)

@@ -3,9 +3,9 @@
 Shapes: B batch, M boxes per image (padded), m boxes of a chunk, P anchor points, C classes, K = TOP_K.
 
 It differs from `assign` in this: a point whose distribution can't reach all sides of a box is no candidate, and small
-boxes are not widened; a box without a candidate takes the point that suits it best, wherever it is; a point that several
-boxes select goes to the one among these that it overlaps most. As there, no shape depends on the data, nothing waits
-for the device, and boxes are taken in chunks, which changes nothing.
+boxes are not widened; a box without a candidate takes the point that suits it best, wherever it is; a point that
+several boxes select goes to the one among these that it overlaps most. As there, no shape depends on the data, nothing
+waits for the device, and boxes are taken in chunks, which changes nothing.
 """
 
 import torch

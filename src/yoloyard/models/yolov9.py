@@ -1,4 +1,4 @@
-"""YOLOv9 (2024), as the MIT implementation of MultimediaTechLab has it: reparameterised ELAN stages, an auxiliary branch.
+"""YOLOv9 (2024) as MultimediaTechLab's MIT implementation has it: reparameterised ELAN stages, an auxiliary branch.
 
 Shapes: B batch, H W pixels of the input. p3, p4, p5 are feature maps with 8, 16, 32 pixels a cell; the number in a
 block's name is the level that it makes. Source: Wang et al., "YOLOv9: Learning What You Want to Learn Using
@@ -44,7 +44,8 @@ SIZES = {
         (32, 64), (128, 128), (240, 360, 480), (240, 360, 480), (240, 360, 480), (240, 360, 480), (184, 240), 1, False
     ),
     "c": Size(
-        (64, 128), (256, 128), (256, 512, 512), (512,) * 3, (256, 512, 512), (256, 512, 512), (256, 512), 1, False, ADown
+        (64, 128), (256, 128), (256, 512, 512), (512, 512, 512), (256, 512, 512), (256, 512, 512), (256, 512), 1, False,
+        ADown,
     ),
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ MAX_WATCHED_NUMBERS = 2**18  # of a weight whose updates are measured; larger on
 
 def watched(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The decayed weights whose updates are measured: all but the largest ones, no biases and no normalisations."""
-    groups = [group["params"] for group in optimizer.param_groups if group.get("name") == "weight"]
+    groups = [group["params"] for group in optimizer.param_groups if group["name"].endswith("weight")]
     return [weight for group in groups for weight in group if weight.numel() <= MAX_WATCHED_NUMBERS]
 
 

@@ -48,14 +48,15 @@ class Schedule:
         """Set the groups' learning rates and momentum for batch `number` (0-based, since the start of the run)."""
         ramp = self._ramp(number)
         for group in optimizer.param_groups:
-            group["lr"] = self.rate(number, self.config.warmup_bias_lr if group["name"] == "bias" else 0.0)
+            start = self.config.warmup_bias_lr if group["name"].endswith("bias") else 0.0
+            group["lr"] = self.rate(number, start, group["lr_factor"])
             if "momentum" in group:
                 low = self.config.warmup_momentum
                 group["momentum"] = low + ramp * (self.config.momentum - low)
 
-    def rate(self, number: int, start: float = 0.0) -> float:
-        """Learning rate at batch `number` of a group of parameters whose warm-up begins at `start`."""
-        target = self.config.lr0 * self.factor(number // self.batches_per_epoch)
+    def rate(self, number: int, start: float = 0.0, factor: float = 1.0) -> float:
+        """Learning rate at batch `number` of a group whose warm-up leads from `start` to `factor` times the others'."""
+        target = factor * self.config.lr0 * self.factor(number // self.batches_per_epoch)
         return (start + self._ramp(number) * (target - start)) * self.rate_factor
 
     def _ramp(self, number: int) -> float:

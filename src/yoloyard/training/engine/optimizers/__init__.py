@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from yoloyard.common.errors import UsageError
 from yoloyard.config.settings import OptimizerConfig
-from yoloyard.training.engine.optimizers import adamw, sgd
+from yoloyard.models.detector import Detector
+from yoloyard.training.engine.optimizers import adamw, musgd, sgd
 from yoloyard.training.engine.optimizers.plain import is_sharded
 
 # From torch's parameter groups and the settings to the optimizer. A fused one decides on the device whether a step is
@@ -16,6 +17,7 @@ from yoloyard.training.engine.optimizers.plain import is_sharded
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], torch.optim.Optimizer]] = {
     "SGD": sgd.build,
     "AdamW": adamw.build,
+    "MuSGD": musgd.build,
 }
 NORMALISATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -38,14 +40,19 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for group in parameter_groups(model).values() for parameter in group]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, decay: float) -> torch.optim.Optimizer:
-    """The optimizer of `config`; `decay` is of weights alone. Raises UsageError if no parameter is left to train."""
-    groups = [
-        {"params": kind, "name": name, "weight_decay": decay if name == "weight" else 0.0}
-        for name, parameters in parameter_groups(model).items()
-        for kind in by_kind(parameters)
-        if kind
-    ]
+def build_optimizer(model: Detector, config: OptimizerConfig, decay: float) -> torch.optim.Optimizer:
+    """The optimizer of `config`; `decay` is of weights alone. Raises UsageError if no parameter is left to train.
+
+    For MuSGD the branches that learn classes have groups of their own, `class_weight` and so on, and a higher rate.
+    """
+    classes = musgd.class_branches(model.head) if config.optimizer == "MuSGD" else set()
+    groups: list[dict[str, Any]] = []
+    for name, parameters in parameter_groups(model).items():
+        options = {"name": name, "weight_decay": decay if name == "weight" else 0.0, "lr_factor": 1.0}
+        of_classes = options | {"name": f"class_{name}", "lr_factor": musgd.CLASS_RATE}
+        groups += [options | {"params": kind} for kind in by_kind([each for each in parameters if each not in classes])]
+        groups += [of_classes | {"params": kind} for kind in by_kind([each for each in parameters if each in classes])]
+    groups = [group for group in groups if group["params"]]
     if not groups:
         raise UsageError("nothing is left to train: every parameter is frozen; lower --freeze")
     return OPTIMIZERS[config.optimizer](groups, config)
