@@ -140,6 +140,16 @@ def test_a_network_without_such_branches_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("needs_suppression", "own", "other"), [(True, "on", "off"), (False, "off", "on")])
+def test_the_path_of_an_exported_file_can_not_be_changed(
+    needs_suppression: bool, own: str, other: str, tmp_path: Path
+) -> None:
+    file = write_onnx(tmp_path / "best.onnx", document(needs_suppression=needs_suppression))
+    assert Model(file, suppression=own).settings.suppression == own
+    with pytest.raises(UsageError, match=rf"best\.onnx is for --suppression {own} alone: .* --suppression {other}"):
+        Model(file, suppression=other)
+
+
 class TestSelection:
     """Source of the first case: the published selection, the best points first and then the best pairs of these."""
 
