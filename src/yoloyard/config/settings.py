@@ -118,7 +118,7 @@ class TrainConfig:
     model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
     weights: str | None = setting(None, "weight file or its address to start from; what fits is taken", is_path=True)
     end2end: bool = setting(
-        False, "also train branches that find each object once, without suppression (YOLOv8, 11, 12; YOLO26 has them)"
+        False, "also train branches that find each object once, without suppression (YOLOv8, 11, 12, 13; YOLO26 has them)"
     )
     epochs: int = setting(100, "epochs", 1, resumable=True)
     batch: int = setting(16, "images of one step, or auto: as many as a GPU's memory holds, up to nbs", 1, auto=True)
