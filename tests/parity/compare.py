@@ -196,6 +196,7 @@ yoloyard reads that file, and both networks get the same images. `tests/parity/c
   the class.
 - **Losses**: each component of the loss, from the outputs of the reference network in training. There are five sets of
   boxes: a few, an image without boxes, a batch without boxes, 150 boxes in one image, and many boxes in the same cells.
+  Of YOLO26 they are those of the branches that find each object once.
 
 Each figure is the largest difference divided by the largest value; for losses, each component is divided by itself.
 The table has the worst figure of 80 and of 3 classes in float32 files, and for the smallest networks also of 80 classes
