@@ -83,7 +83,7 @@ class LossConfig:
 
     box: float = setting(7.5, "gain of the box loss", 0)
     cls: float = setting(0.5, "gain of the class loss", 0)
-    dfl: float = setting(1.5, "gain of the distribution focal loss (not YOLOv5)", 0)
+    dfl: float = setting(1.5, "gain of the loss of the sides: distribution focal loss, or L1 (YOLO26); not YOLOv5", 0)
     obj: float = setting(1.0, "gain of the objectness loss (YOLOv5)", 0)
     anchor_t: float = setting(4.0, "an anchor learns boxes up to so many times longer or shorter (YOLOv5)", 1)
     autoanchor: bool = setting(True, "make new anchors where the boxes don't fit them (YOLOv5)")
