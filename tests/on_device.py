@@ -21,6 +21,7 @@ from yoloyard.config.settings import OptimizerConfig, TrainConfig
 from yoloyard.losses import build_criterion
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
+from yoloyard.models.heads import EndToEndHead
 from yoloyard.training.engine.compilation import compile_network
 from yoloyard.training.engine.engine import Engine, StepReport, Verdict
 from yoloyard.training.strategies.alone import Strategy
@@ -28,6 +29,13 @@ from yoloyard.training.strategies.alone import Strategy
 NUM_CLASSES = 3
 SGD = OptimizerConfig(optimizer="SGD", momentum=0.9)
 ADAMW = OptimizerConfig(optimizer="AdamW", momentum=0.9)
+
+
+def build(model: str, num_classes: int = NUM_CLASSES) -> Detector:
+    """The detector of this name; `tiny`, or with both paths `tiny both`, is that of the tests."""
+    if model.startswith("tiny"):
+        return Tiny(num_classes, EndToEndHead, bins=1) if model == "tiny both" else Tiny(num_classes)
+    return registry.build(model, num_classes=num_classes)
 
 
 class Training:
@@ -49,8 +57,7 @@ class Training:
         batches_per_epoch: int = 10**6,
     ) -> None:
         torch.manual_seed(0)
-        detector = Tiny(num_classes) if model == "tiny" else registry.build(model, num_classes=num_classes)
-        self.detector: Detector = detector.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.detector: Detector = build(model, num_classes).to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         precision = Precision(device.type, dtype)
         if config is None:
             optimization = replace(optimization, nbs=2 * accumulate, warmup_epochs=0)

@@ -74,11 +74,11 @@ def test_the_page_describes_each_command_that_takes_json() -> None:
     takes_json = {words for words, command in all_commands().items() if "--json" in flags_of(command)}
     described = {" ".join(re.findall(r"(?<= )[a-z]+", f" {command}")) for command in EXAMPLES}
     assert takes_json == described
-    assert len(described) == 17
+    assert len(described) == 18
 
 
 @pytest.mark.parametrize(
-    "command", ["val", "predict", "info MODEL", "info", "data check", "data convert", "doctor diff"]
+    "command", ["val", "predict", "info MODEL", "info", "weights", "data check", "data convert", "doctor diff"]
 )
 def test_json_has_the_form_of_its_page(command: str, run_folder: Path, data: Path, yoloyard: Command) -> None:
     best = run_folder / "weights" / "best.safetensors"
@@ -88,6 +88,7 @@ def test_json_has_the_form_of_its_page(command: str, run_folder: Path, data: Pat
         "predict": ["predict", "--weights", best, data.parent / "images/val", "--json"],
         "info MODEL": ["info", best, "--json"],
         "info": ["info", "--json"],
+        "weights": ["weights", "--json"],
         "data check": ["data", "check", data, "--json"],
         "data convert": ["data", "convert", data, "out=converted", "to=voc", "json=true"],
         "doctor diff": ["doctor", "diff", run_folder, "other", "--json"],
@@ -214,26 +215,26 @@ def test_model_and_weights_name_the_weights_file(command: list[str], spelling: s
 
 
 @pytest.mark.parametrize(
-    ("command", "file", "name", "repository"),
+    ("command", "file", "name", "licence"),
     [
-        ("train data=line/data.yaml", "yolo11n.pt", "yolo11n", "assets"),
-        ("val data=line/data.yaml", "weights/yolo12s.pt", "yolo12s", "assets"),
-        ("predict source=x.jpg", "yolov5nu.pt", "yolov5n", "assets"),
-        ("info", "yolov5m6.pt", "yolov5m6", "yolov5"),
+        ("train data=line/data.yaml", "yolo11n.pt", "yolo11n", "AGPL-3.0"),
+        ("val data=line/data.yaml", "weights/yolo12s.pt", "yolo12s", "AGPL-3.0"),
+        ("predict source=x.jpg", "yolov9c", "yolov9c", "MIT"),
+        ("info", "yolov5m6.pt", "yolov5m6", "AGPL-3.0"),
     ],
 )
 @pytest.mark.usefixtures("data")
 def test_published_weights_that_are_missing_are_explained(
-    command: str, file: str, name: str, repository: str, yoloyard: Command
+    command: str, file: str, name: str, licence: str, yoloyard: Command
 ) -> None:
     code, _, err = yoloyard(*command.split(), f"model={file}")
     assert (code, err.count("\n")) == (1, 1)
     assert f"{file}: No such file" in err
-    assert f"https://github.com/ultralytics/{repository}/releases" in err
-    assert "AGPL-3.0" in err
-    assert "downloads nothing" in err
+    assert f"`yoloyard weights get {name}` fetches the file" in err
+    assert f"under {licence}; nothing else downloads it" in err
     assert f"`yoloyard train --model {name}` starts from random weights" in err
-    assert "AGPL" not in yoloyard(*command.split(), "model=mine.pt")[2]
+    for other in ("mine.pt", "yolov5nu.pt"):
+        assert "yoloyard weights" not in yoloyard(*command.split(), f"model={other}")[2]
 
 
 def test_the_same_setting_has_one_name_in_all_commands() -> None:

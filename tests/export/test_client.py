@@ -26,9 +26,9 @@ from yoloyard.runtimes.metadata import FileFacts
 SHAPE = (64, 64)
 
 
-def patches(folder: Path, shape: tuple[int, int] | None) -> Path:
+def patches(folder: Path, shape: tuple[int, int] | None, needs_suppression: bool = True) -> Path:
     """An export of a network of one convolution, made in no time."""
-    text = document(shape=shape)
+    text = document(shape=shape, needs_suppression=needs_suppression)
     metadata = json.loads(text)
     facts = FileFacts(**metadata.pop("file"))
     metadata["licence"] = "Apache-2.0"
@@ -89,6 +89,13 @@ def test_it_finds_the_boxes_that_predict_finds(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert compared_with_predict(patches(tmp_path, shape), images)
+
+
+def test_it_suppresses_nothing_where_the_network_finds_each_object_once(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compared_with_predict(patches(tmp_path, None, needs_suppression=False), images)
 
 
 @pytest.mark.slow

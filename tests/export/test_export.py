@@ -216,7 +216,6 @@ def test_half_maps_are_raw_and_float32_of_weights_in_float16(weights: Path, dete
         ({"keep_float": "head"}, "--keep-float is for --int8"),
         ({"calibration_images": 5}, "--calibration-images is for --int8"),
         ({"conf": 0.5}, "are for --outputs nms"),
-        ({"to": "onnx,pt2", "outputs": "nms"}, "--outputs nms can't be had as pt2, but as onnx"),
         ({"to": "torchscript", "int8": True, "data": "data.yaml"}, "--int8 can't be had as torchscript, but as onnx"),
     ],
 )

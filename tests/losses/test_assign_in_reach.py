@@ -1,4 +1,4 @@
-"""Assignment of YOLOv9: the specification's numbers, a plain search for random cases, and no shape that depends on data."""
+"""Assignment of YOLOv9: the specification's numbers, a plain search in random cases, no shape that depends on data."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ EXPECTED = {
     37: (2, 0.10211), 44: (2, 0.01177), 68: (0, 0.00494), 69: (0, 0.15757), 70: (2, 0.00547), 73: (2, 0.00347),
     74: (2, 0.01986),
 }  # fmt: skip
-TABLE = [[8, 8, 40, 40], [30, 30, 36, 50], [20, 22, 52, 48], [0, 0, 0, 0]]
+TABLE: list[list[float]] = [[8, 8, 40, 40], [30, 30, 36, 50], [20, 22, 52, 48], [0, 0, 0, 0]]
 
 
 def points_of(size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,8 +157,9 @@ def test_random_cases_are_assigned_as_by_a_plain_search(seed: int, count: int, l
 
 def test_nothing_is_read_from_the_device() -> None:
     points, _, reach = points_of(64)
-    empty = [torch.empty(2, len(points), 4), torch.empty(2, len(points), 3), points, reach, torch.empty(2, 7, 4)]
-    labels = torch.empty(2, 7, dtype=torch.int64, device="meta")
+    predicted, scores = torch.empty(2, len(points), 4, device="meta"), torch.empty(2, len(points), 3, device="meta")
+    boxes, labels = torch.empty(2, 7, 4, device="meta"), torch.empty(2, 7, dtype=torch.int64, device="meta")
     with Launches(forbid_reads=True):
-        found = assign_in_reach(*(each.to("meta") for each in empty), labels, len(points) * 4)
+        points, reach = points.to("meta"), reach.to("meta")
+        found = assign_in_reach(predicted, scores, points, reach, boxes, labels, len(points) * 4)
     assert found.boxes_xyxy.shape == (2, len(points), 4)

@@ -8,10 +8,14 @@ from torch import Tensor
 
 from reference import ANCHORS, POINT_STEP, formula_images, formula_state_dict, model_file, numbers
 from yoloyard.common.boxes import xyxy_to_cxcywh
+from yoloyard.common.device import Precision
 from yoloyard.common.errors import UsageError
+from yoloyard.config.settings import EvaluationConfig
+from yoloyard.evaluation.validate import detect
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.profile import profile
+from yoloyard.runtimes.network import Network
 
 # parameters at 80 classes; billions of FLOPs of the convolutions at 640 pixels
 PUBLISHED = {
@@ -40,8 +44,26 @@ PUBLISHED = {
     "yolo12m": (20_199_168, 67.5),
     "yolo12l": (26_450_784, 88.9),
     "yolo12x": (59_210_784, 199.0),
+    "yolov13n": (2_494_151, 6.21),
+    "yolov13s": (9_055_527, 19.92),
+    "yolov13l": (27_627_783, 84.77),
+    "yolov13x": (64_057_511, 188.39),
+    "yolo26n": (2_572_280, 5.96),
+    "yolo26s": (10_009_784, 22.53),
+    "yolo26m": (21_896_248, 74.77),
+    "yolo26l": (26_299_704, 93.01),
+    "yolo26x": (58_993_368, 208.36),
 }
-ANCHOR_FREE_NANO = ("yolov8n", "yolo11n", "yolo12n")
+# YOLO26 with one of its two pairs of branches, normalisation folded: parameters, billions of FLOPs with attention; then
+# those of the whole network as the original counts them, which are eight for each value that is normalised, too
+ONE_PATH = {
+    "yolo26n": (2_408_932, 5.480, 6.240),
+    "yolo26s": (9_496_140, 20.933, 23.079),
+    "yolo26m": (20_411_132, 68.426, 75.635),
+    "yolo26l": (24_807_420, 86.796, 94.158),
+    "yolo26x": (55_725_948, 194.418, 210.075),
+}
+ANCHOR_FREE_NANO = ("yolov8n", "yolo11n", "yolo12n", "yolo26n", "yolov13n")
 ANCHOR_BASED_NANO = ("yolov5n", "yolov5n6")
 NANO = (*ANCHOR_FREE_NANO, *ANCHOR_BASED_NANO)
 SMALL_AND_LARGE = [
@@ -59,8 +81,14 @@ def build_on_meta(name: str, num_classes: int, **arguments: int) -> Detector:
 
 
 def joined(maps: Sequence[Tensor]) -> Tensor:
-    """Raw maps as (B, 64 + C, P)."""
+    """Raw maps as (B, outputs, P)."""
     return torch.cat([level.flatten(2) for level in maps], dim=2)
+
+
+def without_dropout(detector: Detector) -> None:
+    for module in detector.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
@@ -76,6 +104,23 @@ def test_parameters_and_flops_are_the_published_ones(name: str) -> None:
     assert figures.strides == strides_of(name)
 
 
+@pytest.mark.parametrize("name", [name for name in SMALL_AND_LARGE if name.values[0] in ONE_PATH])
+def test_one_path_of_yolo26_has_the_published_numbers(name: str) -> None:
+    parameters, gflops, gflops_of_all = ONE_PATH[name]
+    detector = build_on_meta(name, num_classes=80)
+    fused = [detector.fused(suppression) for suppression in (True, False)]
+    assert [sum(map(torch.numel, each.parameters())) for each in fused] == [parameters] * 2
+    figures = profile(fused[1])
+    assert (figures.flops + figures.attention_flops) / 1e9 == pytest.approx(gflops, abs=5e-4)
+    normalised: list[int] = []
+    for module in detector.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.register_forward_hook(lambda _module, _inputs, output: normalised.append(output.numel()))
+    figures = profile(detector)
+    counted = figures.flops + figures.attention_flops + 8 * sum(normalised)
+    assert counted / 1e9 == pytest.approx(gflops_of_all, abs=1e-3)
+
+
 def test_profile_adds_up_over_the_layers_and_counts_attention_apart() -> None:
     figures = profile(build_on_meta("yolo11n", num_classes=80))
     assert sum(layer.parameters for layer in figures.layers) == figures.parameters
@@ -88,6 +133,9 @@ def test_profile_adds_up_over_the_layers_and_counts_attention_apart() -> None:
     areas = profile(build_on_meta("yolo12n", num_classes=80))
     assert areas.attention_flops == 4 * 2 * (2 * 4 + 4) * 400 * 400 * (32 + 32)
     assert [layer.index for layer in areas.layers if layer.attention_flops] == [6, 8]
+    hypergraph = profile(build_on_meta("yolov13n", num_classes=80))
+    assert (hypergraph.flops + hypergraph.attention_flops) / 1e9 == pytest.approx(7.25, abs=0.005)
+    assert [layer.index for layer in hypergraph.layers if layer.attention_flops] == [6, 8, 9]
 
 
 @pytest.mark.parametrize("name", SMALL_AND_LARGE)
@@ -109,6 +157,7 @@ def test_training_evaluation_and_decoding_are_the_reference_packages(name: str) 
     with torch.no_grad():
         maps = detector.eval()(images)
         boxes_xyxy, scores = detector.decode(maps)
+        without_dropout(detector)
         training_maps = detector.train()(images)  # batch statistics instead of the running ones
     decoded = torch.cat((xyxy_to_cxcywh(boxes_xyxy), scores), dim=2).transpose(1, 2)[..., ::POINT_STEP]
     assert relative_difference(joined(maps)[..., ::POINT_STEP], expected["eval"]) < 1e-4
@@ -117,13 +166,28 @@ def test_training_evaluation_and_decoding_are_the_reference_packages(name: str) 
     assert relative_difference(decoded[:, 4:], expected["decoded"][:, 4:]) < 1e-4
 
 
+def test_detections_without_suppression_are_the_reference_packages() -> None:
+    detector = build_on_meta("yolo26n", num_classes=3)
+    detector.load_state_dict(formula_state_dict(detector), assign=True)
+    images = (formula_images("yolo26n/3", 2, 128, 160) * 255).round().byte()
+    network = Network(detector, torch.device("cpu"), Precision("cpu", torch.float32, "accelerator"), suppression=False)
+    found = detect(network, images, [None, None], EvaluationConfig(conf=0.0), multi_label=False)
+    rows = 100  # below them some scores are equal but for rounding
+    for own, expected in zip(found, numbers("yolo26.npz", "yolo26n_3")["end2end"], strict=True):
+        assert len(own.boxes) == len(expected) == 300
+        assert relative_difference(own.boxes[:rows], expected[:rows, :4]) < 1e-4
+        assert relative_difference(own.scores[:rows], expected[:rows, 4]) < 1e-4
+        assert own.labels[:rows].tolist() == expected[:rows, 5].tolist()
+        assert relative_difference(own.scores, expected[:, 4]) < 1e-4
+
+
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.removesuffix("6")[-1] in "nx"])
 def test_the_smallest_and_largest_size_run_without_looking_at_a_number(name: str) -> None:
     # on the meta device there are no numbers: anything that depends on one raises
     detector = build_on_meta(name, num_classes=7, channels=1)
     maps = detector(torch.empty(2, 1, 128, 192, device="meta"))
     anchors = 3 if name.startswith("yolov5") else 1
-    channels = anchors * (5 + 7) if name.startswith("yolov5") else 64 + 7
+    channels = {"yolov5": anchors * (5 + 7), "yolo26": 2 * (4 + 7)}.get(name[:6], 64 + 7)
     sizes = [(128 // stride, 192 // stride) for stride in strides_of(name)]
     assert [tuple(level.shape) for level in maps] == [(2, channels, *size) for size in sizes]
     boxes_xyxy, scores = detector.decode(maps)
@@ -198,12 +262,27 @@ def test_fresh_weights_follow_the_recipe(name: str) -> None:
     detector = registry.build(name, num_classes=80)
     state = detector.state_dict()
     for level, class_bias in enumerate((-11.5366, -10.1503, -8.7640)):
-        assert torch.equal(state[f"head.box_branches.{level}.2.bias"], torch.full((64,), 2.0))
-        assert state[f"head.class_branches.{level}.2.bias"].tolist() == pytest.approx([class_bias] * 80, abs=1e-4)
+        box_outputs = 4 if name == "yolo26n" else 64
+        box_bias = torch.full((box_outputs,), 1.0 if name == "yolov13n" else 2.0)
+        for pair in ("", "one_to_one_") if name == "yolo26n" else ("",):
+            assert torch.equal(state[f"head.{pair}box_branches.{level}.2.bias"], box_bias)
+            biases = state[f"head.{pair}class_branches.{level}.2.bias"].tolist()
+            assert biases == pytest.approx([class_bias] * 80, abs=1e-4)
     norms = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.03)}
     fixed = [parameter for parameter in detector.parameters() if not parameter.requires_grad]
-    assert [parameter.flatten().tolist() for parameter in fixed] == [list(range(16))]
+    assert [parameter.flatten().tolist() for parameter in fixed] == ([] if name == "yolo26n" else [list(range(16))])
+
+
+def test_branches_of_both_kinds_begin_alike_and_only_one_kind_moves_the_backbone() -> None:
+    detector = registry.build("yolo11n", num_classes=3, paths="both")
+    maps = detector.eval()(formula_images("both", 1, 64, 64))
+    outputs = 64 + 3
+    assert all(torch.equal(level[:, :outputs], level[:, outputs:]) for level in maps)
+    joined(maps)[:, outputs:].sum().backward()
+    gradients = {name: parameter.grad for name, parameter in detector.named_parameters()}
+    moved = {name.split(".")[1] for name, gradient in gradients.items() if gradient is not None and gradient.any()}
+    assert moved == {"one_to_one_box_branches", "one_to_one_class_branches"}
 
 
 @pytest.mark.parametrize(("num_classes", "width"), [(1, 64), (70, 70), (80, 80), (300, 100)])
@@ -216,7 +295,17 @@ def test_width_of_the_class_branch_follows_the_class_count_unless_told(num_class
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("yolov8n", 23), ("yolo11n", 24), ("yolo12n", 22), ("yolov5n", 25), ("yolov5n6", 34)]
+    ("name", "count"),
+    [
+        ("yolov8n", 23),
+        ("yolo11n", 24),
+        ("yolo12n", 22),
+        ("yolo26n", 24),
+        ("yolov13n", 33),
+        ("yolov13l", 33),
+        ("yolov5n", 25),
+        ("yolov5n6", 34),
+    ],
 )
 def test_blocks_hold_every_parameter_once(name: str, count: int) -> None:
     detector = build_on_meta(name, num_classes=80)

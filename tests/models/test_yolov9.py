@@ -68,7 +68,9 @@ def test_parameters_and_flops_are_the_published_ones(name: str) -> None:
     assert round(figures.flops / 1e9, 2) == gflops
 
 
-@pytest.mark.parametrize("name", ["yolov9t", *(pytest.param(f"yolov9{size}", marks=pytest.mark.slow) for size in "smc")])
+@pytest.mark.parametrize(
+    "name", ["yolov9t", *(pytest.param(f"yolov9{size}", marks=pytest.mark.slow) for size in "smc")]
+)
 def test_outputs_are_those_that_agreed_with_the_original(name: str) -> None:
     """Kept from this implementation on the day when all outputs and losses of yolov9t were the original's."""
     expected = numbers("yolov9.npz", name)
@@ -84,7 +86,8 @@ def test_outputs_are_those_that_agreed_with_the_original(name: str) -> None:
 def test_own_maps_come_first_and_need_no_auxiliary_branch(detector: Detector) -> None:
     images = formula_images("own", 1, 64, 64)
     alone = registry.build("yolov9t", 3, auxiliary=False).eval()
-    alone.load_state_dict({name: detector.state_dict()[name] for name in alone.state_dict()})
+    state = detector.state_dict()
+    alone.load_state_dict({name: state[name] for name in alone.state_dict()})
     with torch.no_grad():
         both, own = detector(images), alone(images)
         fused = detector.fused()(images)
@@ -146,7 +149,11 @@ def test_every_size_runs_without_looking_at_a_number(name: str) -> None:
 
 def test_maps_of_the_first_backbone_are_added_to_those_of_the_second() -> None:
     """Of yolov9m: the maps of its own size, and coarser ones enlarged."""
-    fine, coarse, coarsest = torch.ones(1, 1, 4, 4), torch.tensor([[[[1.0, 2], [3, 4]]]]), torch.full((1, 1, 1, 1), 10.0)
+    fine, coarse, coarsest = (
+        torch.ones(1, 1, 4, 4),
+        torch.tensor([[[[1.0, 2], [3, 4]]]]),
+        torch.full((1, 1, 1, 1), 10.0),
+    )
     added = with_links(100 * fine, (fine, coarse, coarsest))[0, 0]
     assert added.tolist() == [[112, 112, 113, 113]] * 2 + [[114, 114, 115, 115]] * 2
     detector = build_on_meta("yolov9m", 3)

@@ -13,6 +13,7 @@ What is kept, and how to read it, stands in tests/data/README.md.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from reference import (
 )
 
 SIZES = "nsmlx"
-FAMILIES = ("yolov8", "yolo11", "yolo12")
+FAMILIES = ("yolov8", "yolo11", "yolo12", "yolo26")
 MODELS = tuple(f"{family}{size}" for family in FAMILIES for size in SIZES)
 
 
@@ -53,8 +54,9 @@ def reference_model(name: str, num_classes: int) -> DetectionModel:
 def reference_outputs(model: DetectionModel, images: Tensor) -> Outputs:
     """What the model says to images (B, 3, H, W); it is in training mode afterwards."""
 
-    def joined(outputs: dict[str, Tensor]) -> Tensor:
-        return torch.cat((outputs["boxes"], outputs["scores"]), dim=1)
+    def joined(outputs: dict[str, Any]) -> Tensor:
+        pairs = [outputs["one2many"], outputs["one2one"]] if "one2many" in outputs else [outputs]
+        return torch.cat([pair[part] for pair in pairs for part in ("boxes", "scores")], dim=1)
 
     with torch.no_grad():
         decoded, evaluation = model.eval()(images)
@@ -64,12 +66,25 @@ def reference_outputs(model: DetectionModel, images: Tensor) -> Outputs:
 def model_numbers(name: str, num_classes: int, batch: int, height: int, width: int) -> dict[str, np.ndarray]:
     """Outputs of one model for one formula image batch."""
     model = reference_model(name, num_classes)
-    outputs = reference_outputs(model, formula_images(f"{name}/{num_classes}", batch, height, width))
-    return {
+    images = formula_images(f"{name}/{num_classes}", batch, height, width)
+    outputs = reference_outputs(model, images)
+    numbers = {
         "shape": np.array([batch, num_classes, height, width]),
         "parameters": np.array(sum(parameter.numel() for parameter in model.parameters())),
         **outputs.kept(),
     }
+    if name.startswith("yolo26") and num_classes == 80:
+        return {key: numbers[key] for key in ("shape", "parameters", "eval")}  # of two pairs of branches
+    return numbers | ({"end2end": end_to_end(name, num_classes, images)} if name.startswith("yolo26") else {})
+
+
+def end_to_end(name: str, num_classes: int, images: Tensor) -> np.ndarray:
+    """(B, k, 6) of the one-to-one branches in a network that was fused for inference: xyxy in pixels, score, class."""
+    model = reference_model(name, num_classes).eval()
+    model.end2end = True
+    with torch.no_grad():
+        selected, *_ = model.fuse(verbose=False)(images)
+    return selected.numpy()
 
 
 EDGE_TARGETS = np.array(

@@ -73,6 +73,8 @@ def pixels_at(training: Training, block: nn.Module) -> int:
     [
         ("forward", "tiny", 4, 2),
         ("backward", "tiny", 3, 1),
+        ("forward", "tiny both", 4, 2),
+        ("backward", "tiny both", 3, 1),
         ("forward", "yolov5n", 3, 2),
         ("backward", "yolov5n", 5, 2),
         pytest.param("forward", "yolo11n", 4, 2, marks=pytest.mark.slow),
@@ -109,6 +111,14 @@ def test_a_loss_of_the_users_with_norms_that_follow_from_predictions() -> None:
     batch = some_batch(4)
     assert torch.allclose(parts.backward(batch), whole.backward(batch), rtol=1e-4)
     assert_same(gradients_of(parts), gradients_of(whole))
+
+
+def test_forwards_for_norms_alone_leave_the_statistics_as_they_were() -> None:
+    training = Training(CPU, model="tiny both")
+    limit(block_of(training, "forward"), 2 * STEM)
+    training.backward(some_batch(4))
+    counts = [value for name, value in training.detector.state_dict().items() if name.endswith("num_batches_tracked")]
+    assert all(int(count) == 2 for count in counts)  # a part each
 
 
 def test_a_batch_of_many_boxes_is_made_in_parts_too() -> None:

@@ -3,6 +3,7 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ def describe(model: str) -> dict[str, Any]:
     alone, with how it is fed and read in `file`. Raises UserError or UsageError otherwise.
     """
     metadata: dict[str, Any] = {}
-    file = local_weights(model)
+    file = Path(model) if registry.plain_name(model) in registry.BUILDERS else local_weights(model)
     if file.suffix.lower() in READERS:
         document = read_document(file) or {}
         return {"model": model, "metadata": {name: document[name] for name in SHOWN_METADATA if document.get(name)}}

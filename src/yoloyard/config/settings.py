@@ -117,6 +117,9 @@ class TrainConfig:
     )
     model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
     weights: str | None = setting(None, "weight file or its address to start from; what fits is taken", is_path=True)
+    end2end: bool = setting(
+        False, "also train branches that find each object once, without suppression (YOLOv8, 11, 12; YOLO26 has them)"
+    )
     epochs: int = setting(100, "epochs", 1, resumable=True)
     batch: int = setting(16, "images of one step, or auto: as many as a GPU's memory holds, up to nbs", 1, auto=True)
     imgsz: int = setting(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
@@ -275,6 +278,11 @@ class ExportConfig:
         "onnx", "onnx, openvino, pt2, torchscript, triton, tensorrt; several joined by commas", joined=True
     )
     outputs: str = setting("boxes", "boxes (decoded), nms (suppressed, too) or maps (raw, for the compilers of chips)")
+    suppression: str | None = setting(
+        None,
+        "on or off: the branches that need suppression, or those that don't; default: as in the weights file",
+        choices=ON_OFF,
+    )
     imgsz: int | None = setting(None, "image size in pixels; default: as in the weights file", 32)
     dynamic: bool = setting(False, "any height and width that are multiples of the stride (default: one square)")
     half: bool = setting(False, "float16 weights")

@@ -40,10 +40,8 @@ class Store:
 
     @property
     def folder(self) -> Path:
-        """Where they are: YOLOYARD_CACHE, else XDG_CACHE_HOME or ~/.cache, /yoloyard; in it `name`."""
-        shared = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        root = os.environ.get("YOLOYARD_CACHE") or os.path.join(shared, "yoloyard")
-        return Path(os.path.abspath(root), self.name)
+        """Where they are."""
+        return cache_folder(self.name)
 
     def path(self, parts: Iterable[object]) -> Path:
         """The file for what follows from `parts`, of which JSON can be made."""
@@ -86,6 +84,13 @@ class Store:
                 each.unlink()
 
 
+def cache_folder(name: str) -> Path:
+    """Where files of a kind are kept: YOLOYARD_CACHE, else XDG_CACHE_HOME or ~/.cache, /yoloyard; in it `name`."""
+    shared = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    root = os.environ.get("YOLOYARD_CACHE") or os.path.join(shared, "yoloyard")
+    return Path(os.path.abspath(root), name)
+
+
 def warn_not_kept(path: Path, error: Exception) -> None:
     """Log that a file of the cache was not written; all kinds are in one folder and have one line, shown once."""
     cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
@@ -98,15 +103,23 @@ def warn_not_kept(path: Path, error: Exception) -> None:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[bool]:
-    """Keep other processes from making `path` too. False where that can't be: nowhere to write, or no locks there."""
-    from filelock import FileLock
+def alone(path: Path, waiting: str = "") -> Iterator[bool]:
+    """Keep other processes from making `path` too. False where that can't be: nowhere to write, or no locks there.
+
+    `waiting`: a line for the user while another process makes it.
+    """
+    from filelock import FileLock, Timeout
 
     with contextlib.ExitStack() as held:
         is_alone = False
         with contextlib.suppress(OSError, NotImplementedError):  # not writable, or a file system without locks
             path.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(path.with_name(f"{path.name}.lock")))
+            lock = FileLock(path.with_name(f"{path.name}.lock"))
+            try:
+                held.enter_context(lock.acquire(timeout=0 if waiting else -1))
+            except Timeout:
+                log.info(waiting)
+                held.enter_context(lock.acquire())
             is_alone = True
         yield is_alone
 

@@ -3,11 +3,10 @@
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yoloyard.commands.model import shown_settings
 from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import RUN_MARK, new_run_folder
@@ -16,9 +15,9 @@ from yoloyard.config.overrides import unknown_name
 from yoloyard.config.settings import ExportConfig, ModelConfig
 from yoloyard.export import int8, onnx_file, openvino_file, programs, tensorrt, triton
 from yoloyard.export.end_nodes import end_nodes
-from yoloyard.export.job import Job
+from yoloyard.export.job import Job, image_side
 from yoloyard.export.parity import Parity, compare
-from yoloyard.export.preprocess import write_client
+from yoloyard.export.preprocess import limits_of, write_client
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 from yoloyard.runtimes.metadata import OUTPUTS, FileFacts
@@ -67,14 +66,16 @@ class Exported:
 def export(config: ExportConfig) -> Exported:
     """Write the files that `config` asks for into a new run folder, and compare them with the weights.
 
-    Raises UsageError for settings that don't fit each other, UserError for a file that is no weights file, a network
-    that can't be traced, a missing package and a full disk. What was written before stays; an empty folder doesn't.
+    Raises UsageError for settings that don't fit each other or the network, UserError for a file that is no weights
+    file, a network that can't be traced, a missing package and a full disk. What was written before stays; an empty
+    folder doesn't.
     """
     targets = _targets(config)
     weights = local_weights(config.weights)
     detector, metadata = load_model(weights)
     if (channels := metadata.get("channels", 3)) != 3:
         raise UserError(f"{weights} wants images of {channels} channels; only those of 3 can be exported")
+    metadata = _keep_path(config, targets, detector, metadata)
     facts = _facts(config, weights, detector, metadata)
     folder = new_run_folder(Path(config.project), config.name)
     job = Job(config, Path(weights_name(config.weights)), detector, metadata, facts, folder)
@@ -134,16 +135,39 @@ def _targets(config: ExportConfig) -> list[str]:
             raise UsageError(f"--{name.replace('_', '-')} is for --int8")
     if config.outputs != "nms" and (config.conf, config.iou, config.max_det) != (None, None, None):
         raise UsageError("--conf, --iou and --max-det are for --outputs nms; in other files suppression comes later")
-    for wanted, what in ((config.int8, "--int8"), (config.outputs == "nms", "--outputs nms")):
-        if wanted and (refused := [name for name in targets if name in OF_TORCH]):
-            others = ", ".join(name for name in TARGETS if name not in OF_TORCH)
-            raise UsageError(f"{what} can't be had as {' or '.join(refused)}, but as {others}")
+    if config.int8:
+        _refuse_torch(targets, "--int8")
     return targets
 
 
+def _refuse_torch(targets: Sequence[str], what: str) -> None:
+    if refused := [name for name in targets if name in OF_TORCH]:
+        others = ", ".join(name for name in TARGETS if name not in OF_TORCH)
+        raise UsageError(f"{what} can't be had as {' or '.join(refused)}, but as {others}")
+
+
+def _keep_path(
+    config: ExportConfig, targets: Sequence[str], detector: Detector, metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Leave `detector` the branches that are exported, and return the metadata that says which.
+
+    Raises UsageError where there are none, and for settings and targets that these branches can't have.
+    """
+    kept = metadata.get("evaluation", {})
+    path = config.suppression or kept.get("suppression")
+    detector.keep_path(path == "on" if path else detector.head.needs_suppression)
+    needed = detector.head.needs_suppression
+    if needed and config.outputs == "nms":
+        _refuse_torch(targets, "--outputs nms")
+    if not needed and config.iou is not None:
+        raise UsageError("--iou is for suppression, and there is none with --suppression off")
+    return {**metadata, "evaluation": {**kept, "suppression": "on" if needed else "off"}}
+
+
 def _facts(config: ExportConfig, weights: Path, detector: Detector, metadata: Mapping[str, Any]) -> FileFacts:
-    side = detector.input_size(config.imgsz or metadata.get("imgsz", 640))
-    suppression = shown_settings(ModelConfig(conf=config.conf, iou=config.iou, max_det=config.max_det), metadata)
+    side = image_side(config, detector, metadata)
+    needed = detector.head.needs_suppression
+    given = ModelConfig(conf=config.conf, iou=config.iou, max_det=config.max_det)
     return FileFacts(
         outputs=config.outputs,
         names=metadata.get("names") or [str(number) for number in range(detector.num_classes)],
@@ -153,5 +177,6 @@ def _facts(config: ExportConfig, weights: Path, detector: Detector, metadata: Ma
         precision="float32",
         weights_sha256=file_sha256(weights),
         yoloyard=versions()["yoloyard"],
-        suppression=asdict(suppression) if config.outputs == "nms" else None,
+        suppression=limits_of(given, metadata) if config.outputs == "nms" else None,
+        needs_suppression=needed,
     )

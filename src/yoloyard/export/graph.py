@@ -3,12 +3,14 @@
 Shapes: B batch, P anchor points, C classes, D most detections.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 
 from yoloyard.common.errors import UserError, user_line
-from yoloyard.export.job import Job
 from yoloyard.models.custom_model import is_custom
 from yoloyard.models.detector import Detector
+
+if TYPE_CHECKING:
+    from yoloyard.export.job import Job
 
 EXAMPLE_BATCH = 2  # torch takes 0 and 1 for sizes that never change
 EXAMPLE_CELLS = 10  # a side of the example in cells of the largest stride, where any size will do
@@ -37,15 +41,16 @@ def _(boxes: Tensor, class_scores: Tensor, conf: float, iou: float, max_det: int
 class Graph(nn.Module):
     """Images float32 (B, 3, H, W), RGB 0 .. 1, to the outputs of `--outputs`, all float32.
 
-    In float16 (`half`) are weights and arithmetic, but not the decoding. `suppression` has conf, iou and max_det.
+    In float16 (`half`) are weights and arithmetic, but not the decoding. `limits` has conf, iou and max_det of
+    `--outputs nms`; a detector that needs no suppression has no use for iou.
     """
 
     def __init__(
-        self, detector: Detector, outputs: str, is_half: bool, suppression: Mapping[str, Any] | None = None
+        self, detector: Detector, outputs: str, is_half: bool, limits: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__()
         self.detector = detector.fused()  # not prepared for this CPU: oneDNN's joined layers exist in torch alone
-        self.outputs, self.is_half, self.suppression = outputs, is_half, suppression
+        self.outputs, self.is_half, self.limits = outputs, is_half, limits
         if is_half:
             constants = {name: getattr(detector.head, name).clone() for name in detector.head.constants}
             self.detector.half()
@@ -58,7 +63,11 @@ class Graph(nn.Module):
         if self.outputs == "maps":
             return maps
         boxes_xyxy, scores = self.detector.decode(maps)
-        return (boxes_xyxy, scores) if self.suppression is None else detections(boxes_xyxy, scores, **self.suppression)
+        if self.limits is None:
+            return boxes_xyxy, scores
+        if self.detector.head.needs_suppression:
+            return detections(boxes_xyxy, scores, **self.limits)
+        return best_pairs(boxes_xyxy, scores, self.limits["conf"], self.limits["max_det"])
 
 
 def detections(boxes_xyxy: Tensor, scores: Tensor, conf: float, iou: float, max_det: int) -> Tensor:
@@ -74,10 +83,28 @@ def detections(boxes_xyxy: Tensor, scores: Tensor, conf: float, iou: float, max_
     # a small image may have fewer points than detections are asked for
     top, points = nn.functional.pad(kept, (0, max_det)).topk(max_det, dim=1)
     points = points.clamp(max=kept.shape[1] - 1)
-    is_box = top.unsqueeze(2) > 0
-    boxes = torch.where(is_box, boxes_xyxy.gather(1, points.unsqueeze(2).expand(-1, -1, 4)), 0.0)
-    classes = torch.where(is_box, labels.gather(1, points).unsqueeze(2).to(scores.dtype), -1.0)
-    return torch.cat((boxes, top.unsqueeze(2), classes), dim=2)
+    return _rows(boxes_xyxy, points, top, labels.gather(1, points), top > 0)
+
+
+def best_pairs(boxes_xyxy: Tensor, scores: Tensor, conf: float, max_det: int) -> Tensor:
+    """Boxes (B, P, 4) and scores (B, P, C) to the best pairs of box and class, (B, D, 6) as `detections` gives them.
+
+    Overlapping boxes all stay, as those of branches that find each object once.
+    """
+    # a small image may have fewer points; the best pairs lie in as many points, those of the best single scores
+    padded = nn.functional.pad(scores, (0, 0, 0, max_det))
+    _, points = padded.amax(dim=2).topk(max_det, dim=1)
+    best = padded.gather(1, points.unsqueeze(2).expand(-1, -1, scores.shape[2]))
+    top, pairs = best.flatten(1).topk(max_det, dim=1)
+    points = points.gather(1, pairs // scores.shape[2]).clamp(max=scores.shape[1] - 1)
+    return _rows(boxes_xyxy, points, top, pairs % scores.shape[2], top > conf)
+
+
+def _rows(boxes_xyxy: Tensor, points: Tensor, scores: Tensor, labels: Tensor, is_box: Tensor) -> Tensor:
+    """The rows of `detections`: of each (B, D) its point in boxes (B, P, 4), score, class, and whether there is one."""
+    boxes = boxes_xyxy.gather(1, points.unsqueeze(2).expand(-1, -1, 4))
+    rows = torch.cat((boxes, scores.unsqueeze(2), labels.unsqueeze(2).to(boxes.dtype)), dim=2)
+    return torch.where(is_box.unsqueeze(2), rows, rows.new_tensor([0.0, 0, 0, 0, 0, -1]))
 
 
 def graph_of(job: Job) -> tuple[Graph, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
 from yoloyard.commands.val import index_for
 from yoloyard.common.device import Precision
@@ -15,11 +16,17 @@ from yoloyard.common.lineage import longer_history
 from yoloyard.config.settings import ExportConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index
+from yoloyard.export.graph import traced
 from yoloyard.models.detector import Detector
 from yoloyard.runtimes.metadata import FileFacts
 from yoloyard.runtimes.network import Network
 
 OF_TRAINING = ("classes", "single_cls")  # settings that say which classes of the data the weights know
+
+
+def image_side(config: ExportConfig, detector: Detector, metadata: Mapping[str, Any]) -> int:
+    """Side in pixels of the square that an image is fitted into: a multiple of the largest stride."""
+    return detector.input_size(config.imgsz or metadata.get("imgsz", 640))
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,18 @@ class Job:
 
     @property
     def imgsz(self) -> int:
-        """Side in pixels of the square that an image is fitted into: a multiple of the largest stride."""
-        return self.detector.input_size(self.config.imgsz or self.metadata.get("imgsz", 640))
+        """What `image_side` gives."""
+        return image_side(self.config, self.detector, self.metadata)
 
     @cached_property
     def reference(self) -> Network:
         """What the files are compared with: torch, in float32, on the CPU."""
         return Network(self.detector, torch.device("cpu"), Precision("cpu", torch.float32), self.metadata)
+
+    @cached_property
+    def program(self) -> ExportedProgram:
+        """The network as several targets are made of it. Raises UserError as `traced` does."""
+        return traced(self)
 
     @cached_property
     def labelled(self) -> tuple[Index, list[int]] | None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from yoloyard.common.files import write_whole
-from yoloyard.export.graph import explained, quiet_torch, traced
+from yoloyard.export.graph import explained, quiet_torch
 from yoloyard.export.job import Job
 from yoloyard.runtimes.extras import needed
 from yoloyard.runtimes.metadata import INPUT, KEY
@@ -24,7 +24,7 @@ def write(job: Job) -> Path:
         return path
     onnx = needed("onnx", "onnx")
     needed("onnxscript", "onnx")
-    program = traced(job)
+    program = job.program
     with quiet_torch(), explained(job, "torch can't write this network as ONNX"):
         exported = torch.onnx.export(
             program,

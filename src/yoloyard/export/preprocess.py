@@ -2,16 +2,23 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from yoloyard.commands.model import shown_settings
 from yoloyard.common.files import write_whole_text
 from yoloyard.config.settings import ModelConfig
+from yoloyard.data.pixels.decode import BACKGROUND
 from yoloyard.export.job import Job
 from yoloyard.runtimes.metadata import INPUT
 
 CLIENT = Path(__file__).with_name("templates") / "client.py"  # not imported: it knows nothing of this package
+
+
+def limits_of(config: ModelConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """conf, iou and max_det by which `predict` shows the boxes of such a file; without suppression iou is 1."""
+    shown = shown_settings(config, metadata)
+    return {"conf": shown.conf, "iou": shown.iou, "max_det": shown.max_det}
 
 
 def write_client(job: Job, files: Mapping[str, Path]) -> None:
@@ -29,10 +36,11 @@ def write_client(job: Job, files: Mapping[str, Path]) -> None:
         **{name: facts[name] for name in ("layout", "colours", "input_range", "letterbox", "shape")},
         "imgsz": job.imgsz,
         "multiple": max(job.facts.strides),
-        "fill": 114,
+        "fill": BACKGROUND,
         "interpolation": "bilinear",
+        "needs_suppression": job.facts.needs_suppression,
         # of the outputs; a file with `detections` has done it already, and twice is as once
-        "suppression": job.facts.suppression or asdict(shown_settings(ModelConfig(), job.metadata)),
+        "suppression": job.facts.suppression or limits_of(ModelConfig(), job.metadata),
     }
     write_whole_text(job.folder / "preprocess.json", json.dumps(document, indent=1, ensure_ascii=False))
     if job.facts.outputs != "maps" and any(path.suffix == ".onnx" for path in files.values()):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from yoloyard.common.files import write_whole
-from yoloyard.export.graph import check_open_sizes, explained, graph_of, quiet_torch, traced
+from yoloyard.export.graph import check_open_sizes, explained, graph_of, quiet_torch
 from yoloyard.export.job import Job
 from yoloyard.runtimes.metadata import KEY
 
@@ -14,7 +14,7 @@ from yoloyard.runtimes.metadata import KEY
 def write_pt2(job: Job) -> Path:
     """Write the .pt2 file of a job. Raises UserError as `traced` does."""
     path, content = job.path(".pt2", job.precision), io.BytesIO()
-    program = traced(job)
+    program = job.program
     with quiet_torch():
         torch.export.save(program, content, extra_files={KEY: job.document(job.precision)})
     write_whole(path, lambda temporary: temporary.write_bytes(content.getbuffer()))
@@ -25,7 +25,7 @@ def write_pt2(job: Job) -> Path:
 def write_torchscript(job: Job) -> Path:
     """Write the .torchscript file of a job. Raises UserError as `traced` does."""
     path, content = job.path(".torchscript", job.precision), io.BytesIO()
-    traced(job)  # which refuses what depends on the content of images; here torch would take the way of the example
+    _ = job.program  # which refuses what depends on the content of images; here torch would take the way of the example
     graph, images = graph_of(job)
     with quiet_torch(), explained(job, "torch can't trace this network"):
         script = torch.jit.trace(graph, images, check_trace=False)

@@ -24,7 +24,13 @@ class ReachLoss(TaskAlignedLoss):
     """A `TaskAlignedLoss` of one set of branches, assigned by `assign_in_reach`."""
 
     def assign(
-        self, predicted_xyxy: Tensor, scores: Tensor, points: Tensor, strides: Tensor, boxes_xyxy: Tensor, labels: Tensor
+        self,
+        predicted_xyxy: Tensor,
+        scores: Tensor,
+        points: Tensor,
+        strides: Tensor,
+        boxes_xyxy: Tensor,
+        labels: Tensor,
     ) -> Assignment:
         """As `TaskAlignedLoss.assign` says."""
         reach = MAX_DISTANCE * strides.squeeze(1)

@@ -81,11 +81,17 @@ class TaskAlignedLoss:
         return torch.cat((strides / width, strides / height), dim=-1).repeat(1, 2)
 
     def assign(
-        self, predicted_xyxy: Tensor, scores: Tensor, points: Tensor, strides: Tensor, boxes: Tensor, labels: Tensor
+        self,
+        predicted_xyxy: Tensor,
+        scores: Tensor,
+        points: Tensor,
+        strides: Tensor,
+        boxes_xyxy: Tensor,
+        labels: Tensor,
     ) -> Assignment:
-        """What the points (P, 2) of `strides` (P, 1) learn of `boxes` (B, M, 4) xyxy, see `assign`; all in pixels."""
+        """What the points (P, 2) of `strides` (P, 1) learn of the boxes (B, M, 4), see `assign`; all in pixels."""
         selection = self.pairs_at_once, self.top_k, self.best_only
-        return assign(predicted_xyxy, scores, points, boxes, labels, *selection)
+        return assign(predicted_xyxy, scores, points, boxes_xyxy, labels, *selection)
 
     def _grid_of(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
         """What follows from the shapes; made once.

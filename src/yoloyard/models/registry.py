@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from pathlib import PurePath
 from typing import Any
 
@@ -18,11 +19,16 @@ FAMILIES: dict[str, tuple[Callable[..., Detector], str]] = {
     "yolo12": (yolo12.build, "n s m l x"),
     "yolo26": (yolo26.build, "n s m l x"),
     "yolov13": (yolov13.build, "n s l x"),
-    "yolov9": (yolov9.build, "t s m c"),
+    "yolov9": (yolov9.YOLOv9, "t s m c"),
 }
 BUILDERS = {  # by a model's name
     f"{family}{size}": partial(builder, size) for family, (builder, sizes) in FAMILIES.items() for size in sizes.split()
 }
+
+
+def families_with_paths() -> list[str]:
+    """The families whose heads may have branches that find each object once."""
+    return [family for family, (builder, _) in FAMILIES.items() if "paths" in signature(builder).parameters]
 
 
 def plain_name(model: str) -> str:

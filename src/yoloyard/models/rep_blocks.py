@@ -1,4 +1,4 @@
-"""The blocks of YOLOv9: reparameterised convolutions in ELAN stages, downsampling behind a pooling, an auxiliary branch.
+"""The blocks of YOLOv9: reparameterised convolutions in ELAN stages, downsampling behind a pooling, links of backbones.
 
 Shapes: B batch, h w cells of a feature map. Blocks map (B, in_channels, h, w) to (B, out_channels, h, w), or to half
 of h and w where they downsample; h and w are even there.

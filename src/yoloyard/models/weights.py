@@ -111,9 +111,11 @@ def transfer(
 
     `names` are the detector's classes, `source_names` those of `state`. Where they differ, the last layers' rows of
     classes of the same name (case and spaces at the ends ignored), and those of no class, are copied as well, if the
-    layers before them have the same width.
+    layers before them have the same width. What `state` has not of a head's second branches is that of the first ones.
     """
     own = detector.state_dict()
+    for part, first in ((f"head.{part}.", f"head.{first}.") for part, first in detector.head.begins_as.items()):
+        state = {name.replace(first, part): state[name] for name in state if name.startswith(first)} | dict(state)
     plain, source_plain = ([name.strip().lower() for name in each] for each in (names, source_names))
     renamed = bool(names and source_names) and plain != source_plain
     last = [f"head.{layer}.{part}" for layer in detector.head.last_layers for part in ("weight", "bias")]

@@ -1,7 +1,7 @@
-"""YOLO26 (2026): YOLO11 with more C3k2, attention at the end of its neck, plain distances, a second pair of branches.
+"""YOLO26 (2026): YOLO11 with attention at the end of the neck and branches that find each object once.
 
-The second pair finds each object once, so that its boxes need no suppression. Names and shapes are those of `pyramid`.
-Source: the YOLO26 release (2026) and its published layer table.
+Its boxes are plain distances, without a distribution. Names and shapes are those of `pyramid`. Source: the YOLO26
+release (2026) and its published layer table.
 """
 
 from functools import partial

@@ -85,7 +85,7 @@ class StepTrace:
 def build_model(config: TrainConfig, num_classes: int) -> Detector:
     """The network that a run with these settings trains, on the CPU. Raises UsageError or UserError."""
     start = starting_point({"model": config.model, "weights": config.weights})
-    detector = build_detector(start.model, start.custom, start.arguments(num_classes))
+    detector = build_detector(start.model, start.custom, start.arguments(num_classes, config.end2end))
     freeze(detector, config.freeze)
     return detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -151,8 +151,9 @@ def announce(network: Exported, settings: EvaluationConfig) -> None:
     elif pixels:
         log.info(f"{name} takes images of {pixels} pixels alone: all are padded to that", extra=ONCE)
     if kept and (settings.conf < kept["conf"] or settings.iou > kept["iou"] or settings.max_det > kept["max_det"]):
-        limits = f"confidence {kept['conf']:g}, above IoU {kept['iou']:g} or beyond {kept['max_det']} boxes an image"
-        log.info(f"{name} suppresses by itself: nothing comes out of it below {limits}", extra=ONCE)
+        does, overlap = ("suppresses", f", above IoU {kept['iou']:g}") if network.suppression else ("selects", "")
+        limits = f"confidence {kept['conf']:g}{overlap} or beyond {kept['max_det']} boxes an image"
+        log.info(f"{name} {does} by itself: nothing comes out of it below {limits}", extra=ONCE)
 
 
 def device_for(path: Path, name: str, kinds: Sequence[str], remedy: str = "leave out --device") -> torch.device:

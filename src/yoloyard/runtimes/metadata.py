@@ -28,7 +28,7 @@ class FileFacts:
     weights_sha256: str
     yoloyard: str  # version that wrote it
     opset: int | None = None
-    suppression: dict[str, Any] | None = None  # conf, iou, max_det of a file with `nms`
+    suppression: dict[str, Any] | None = None  # conf, iou (1.0: of all overlaps), max_det of a file with `nms`
     needs_suppression: bool = True  # False: it finds each object once, and overlapping boxes must stay
     layout: str = "NCHW"
     colours: str = "RGB"

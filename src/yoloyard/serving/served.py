@@ -97,9 +97,10 @@ class Served:
 def has_same_bits(network: Runtime, images: Sequence[np.ndarray]) -> bool:
     """Whether `network` gives for uint8 images (H, W, 3) in one batch what it gives for each of them alone."""
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(network.device)
-    owners, *together = network.candidates(batch, 0.0, False)
+    multi_label = not network.suppression  # as `detect` takes them
+    owners, *together = network.candidates(batch, 0.0, multi_label)
     for number in range(len(images)):
-        _, *alone = network.candidates(batch[number : number + 1], 0.0, False)
+        _, *alone = network.candidates(batch[number : number + 1], 0.0, multi_label)
         mine = owners == number
         if not all(torch.equal(one[mine], other) for one, other in zip(together, alone, strict=True)):
             return False

@@ -13,6 +13,7 @@ from yoloyard.common.log import size_text
 from yoloyard.data.store import Store, alone
 from yoloyard.storage.address import is_address, reasons_said
 from yoloyard.storage.copies import NOTE, Copies, Manifest, part_of
+from yoloyard.storage.published import fetched, meant
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,11 @@ def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:
 def local_weights(weights: str) -> Path:
     """The file at a path, or in the cache for an address: of a weights file, or of a run, whose best weights it means.
 
-    It is fetched once for each content, by its ETag. Raises UsageError or UserError.
+    It is fetched once for each content, by its ETag. Where no file is at the path, the name of a published file, or of
+    its model, means the one that `yoloyard weights get` has fetched. Raises UsageError or UserError.
     """
     if not is_address(weights):
-        return Path(weights)
+        return fetched(weights) or Path(weights)
     if weights.lower().endswith(".xml"):
         raise UserError(f"{weights} needs its .bin beside it: fetch both, or use an .onnx file")
     is_file = weights.lower().endswith(WEIGHTS)
@@ -97,7 +99,9 @@ def local_weights(weights: str) -> Path:
 
 
 def weights_name(weights: str) -> str:
-    """The name of the file at a path or an address of weights, which a copy in the cache doesn't have."""
+    """The name of the file that `local_weights` finds, which a copy in the cache may not have."""
+    if (known := meant(weights)) is not None:
+        return known.file
     is_run = is_address(weights) and not weights.lower().endswith(WEIGHTS)
     return PurePosixPath(BEST if is_run else weights).name
 

@@ -36,18 +36,23 @@ def letterbox(image: np.ndarray, imgsz: int, shape: list[int] | None, multiple: 
     return pixels, (new / size)[::-1].astype(np.float32), before[::-1].astype(np.float32)
 
 
+def best(scores: np.ndarray, conf: float) -> np.ndarray:
+    """Which of the scores (n,) are above `conf`, best first."""
+    return np.argsort(-scores, kind="stable")[: (scores > conf).sum()]
+
+
 def suppress(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, conf: float, iou: float, max_det: int) -> list:
     """Rows of boxes (n, 4) to keep, best first: of those of a class that overlap by more than `iou` the best one."""
-    order = np.argsort(-scores, kind="stable")[: (scores > conf).sum()][:30_000]
+    order = best(scores, conf)[:30_000]
     kept: list[int] = []
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
     while len(order) and len(kept) < max_det:
-        best, order = order[0], order[1:]
-        kept.append(best)
-        sides = np.minimum(boxes[best, 2:], boxes[order, 2:]) - np.maximum(boxes[best, :2], boxes[order, :2])
+        first, order = order[0], order[1:]
+        kept.append(first)
+        sides = np.minimum(boxes[first, 2:], boxes[order, 2:]) - np.maximum(boxes[first, :2], boxes[order, :2])
         shared = sides.clip(0).prod(axis=1)
-        overlaps = shared / (areas[best] + areas[order] - shared).clip(np.float32(1e-30))
-        order = order[(overlaps <= iou) | (labels[order] != labels[best])]
+        overlaps = shared / (areas[first] + areas[order] - shared).clip(np.float32(1e-30))
+        order = order[(overlaps <= iou) | (labels[order] != labels[first])]
     return kept
 
 
@@ -57,15 +62,24 @@ def main(file: str, *paths: str) -> None:
     import onnxruntime
 
     facts = json.loads(Path(__file__).with_name("preprocess.json").read_text(encoding="utf-8"))
+    limits = facts["suppression"]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     rows = []
     for path in paths:
         image = read(path)
         pixels, scale, pad = letterbox(image, facts["imgsz"], facts["shape"], facts["multiple"])
         boxes, *rest = (output[0] for output in session.run(facts["outputs"], {facts["input"]: pixels}))
-        # scores (P, C), or rows of left, top, right, bottom, score and class
-        scores, labels = (rest[0].max(1), rest[0].argmax(1)) if rest else (boxes[:, 4], boxes[:, 5].astype(int))
-        kept = suppress(boxes[:, :4], scores, labels, **facts["suppression"])
+        if not rest:  # rows of left, top, right, bottom, score and class
+            scores, labels = boxes[:, 4], boxes[:, 5].astype(int)
+        elif facts["needs_suppression"]:  # scores (P, C): a box counts by its best class
+            scores, labels = rest[0].max(1), rest[0].argmax(1)
+        else:  # by each class
+            points, labels = (rest[0] > limits["conf"]).nonzero()
+            boxes, scores = boxes[points], rest[0][points, labels]
+        if facts["needs_suppression"]:
+            kept = suppress(boxes[:, :4], scores, labels, **limits)
+        else:
+            kept = best(scores, limits["conf"])[: limits["max_det"]].tolist()
         corners = (boxes[kept, :4].reshape(-1, 2, 2) - pad) / scale
         corners = np.clip(corners, 0, np.array(image.shape[1::-1], np.float32)).reshape(-1, 4)
         for box, score, label in zip(corners.tolist(), scores[kept].tolist(), labels[kept].tolist(), strict=True):

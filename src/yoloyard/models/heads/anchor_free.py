@@ -28,9 +28,9 @@ class AnchorFreeHead(Head):
     The class branch is made of plain 3x3 convolutions (YOLOv8) or of depthwise separable ones (YOLO11 and later). Its
     width depends on the number of classes; `class_width` overrides it for weights that come from a network with
     another number. `box_bias` is what the box branch begins with, `class_bias` the class branch, without one by the
-    number of classes. `box_groups` are those of the box branch behind its first convolution. `needs_suppression=False` is for the branches of an
-    `EndToEndHead` that have learned to find each object once. Sources: Tian et al., "FCOS" (2019); Li et al.,
-    "Generalized Focal Loss" (2020), section 3.2.
+    number of classes. `box_groups` are those of the box branch behind its first convolution. `needs_suppression=False`
+    is for the branches of an `EndToEndHead` that have learned to find each object once. Sources: Tian et al., "FCOS"
+    (2019); Li et al., "Generalized Focal Loss" (2020), section 3.2.
     """
 
     criterion = "task_aligned"

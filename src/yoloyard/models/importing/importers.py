@@ -74,7 +74,9 @@ MAX_MODULES = 5_000  # of a network; a damaged file may hold itself
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A `.pt` of yolov5, ultralytics or MultimediaTechLab's YOLOv9 (see `yolov9_files`) as (state, metadata), in the names and float32 that `registry.build` makes.
+    """A `.pt` of another project as (state, metadata), in the names and float32 that `registry.build` makes.
+
+    Of MultimediaTechLab's YOLOv9 see `yolov9_files`; what follows is of yolov5, ultralytics and those built on them.
 
     The metadata says what `weights.load_model` needs: `model`, `model_arguments` (the file's own class-branch width
     and SPPF activation among them), `names`, `channels`, `imgsz`, `licence`, `history`; `fused`: True where the file's
@@ -195,8 +197,8 @@ def _recognise(
     kind = printable(modules[""].path.rpartition(".")[2])
     hint = " Of networks with one2one branches only YOLO26's for detection is read." if ONE2ONE in str(shapes) else ""
     raise UserError(
-        f"{path} holds a {kind} that can't be imported: the names and shapes of its {len(tensors)} tensors are those "
-        f"of none of {', '.join(registry.BUILDERS)}.{hint}"
+        f"{path} holds a network ({kind}) that can't be imported: the names and shapes of its {len(tensors)} tensors "
+        f"are those of none of {', '.join(registry.BUILDERS)}.{hint}"
     )
 
 
@@ -210,10 +212,10 @@ def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
     if len(first) != 4 or len(last) != 4 or min(last) < 1:
         return {}
     if not anchors:
-        found: dict[str, Any] = {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
-        if shapes.get(f"{pair}cv2.0.2.weight", ())[:1] == (4,):  # plain distances
-            found["paths"] = "both" if len(pairs) == 2 else "one" if pairs[0] else "many"
-        return found
+        arguments: dict[str, Any] = {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
+        if shapes.get(f"{pair}cv2.0.2.weight", ())[:1] == (4,):  # plain distances; one pair is left in fused files
+            arguments["paths"] = "both" if len(pairs) == 2 else "one" if pairs == [ONE2ONE] else "many"
+        return arguments
     if len(anchors) != 3 or anchors[1] < 1 or last[0] // anchors[1] <= 5:
         return {}
     return {"num_classes": last[0] // anchors[1] - 5, "channels": first[1]}

@@ -6,7 +6,6 @@
 
 import math
 import pickle
-import re
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from yoloyard.common.errors import UserError
+from yoloyard.config.known_weights import where_to_get
 from yoloyard.models.importing.inert_pickle import InertUnpickler, Storage, TensorView
 
 ZIP_MAGIC = b"PK\x03\x04"
@@ -66,21 +66,8 @@ def read_bytes(path: Path, count: int = -1) -> bytes:
         with path.open("rb") as file:
             return file.read(count)
     except OSError as error:
-        hint = _where_to_get(path) if isinstance(error, FileNotFoundError) else ""
+        hint = where_to_get(path.name) if isinstance(error, FileNotFoundError) else ""
         raise UserError(f"cannot read the weights {path}: {error.strerror or error}.{hint}") from error
-
-
-def _where_to_get(path: Path) -> str:
-    """Where a file such as yolo11n.pt that is missing comes from, and under which licence; empty for other names."""
-    published = re.match(r"(yolo(?:v5|v8|11|12)[nsmlx]6?)(\D*)\.pt$", path.name.lower())
-    if published is None:
-        return ""
-    repository = "yolov5" if published[1].startswith("yolov5") and not published[2] else "assets"
-    return (
-        f" Such files are at https://github.com/ultralytics/{repository}/releases, under AGPL-3.0 or ultralytics' "
-        f"enterprise licence; yoloyard downloads nothing. `yoloyard train --model {published[1]}` starts from random "
-        "weights."
-    )
 
 
 def names_in(path: Path) -> tuple[str, ...]:

@@ -24,7 +24,12 @@ from yoloyard.models.importing.torch_files import Checkpoint
 
 LICENCE = "MIT"  # of the project, which states no separate one for its weights
 PREFIXES = ("ema.model.", "model.model.")  # in checkpoints of a training: averaged weights, the last ones
-SIZES = {(16, 32): "t", (32, 64): "s", (32, 128): "m", (64, 128): "c"}  # by rows of the first and the third layer
+SIZES: dict[tuple[int, ...], str] = {
+    (16, 32): "t",
+    (32, 64): "s",
+    (32, 128): "m",
+    (64, 128): "c",
+}  # by rows of the first and the third layer
 HEAD_LAYER = 22
 CLASSES = "{}.heads.0.class_conv.2.weight"  # of the head that is this layer
 CLASSES_OF_A_HEAD = re.compile(r"\d+\.heads\.0\.class_conv\.2\.weight$")
@@ -42,15 +47,17 @@ RENAMED = (
     (r"^(?:auxiliary_)?box_branches\.(\d)\.", r"heads.\1.anchor_conv."),
     (r"^(?:auxiliary_)?class_branches\.(\d)\.", r"heads.\1.class_conv."),
 )
-COCO_NAMES = (
-    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
-    "parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, "
-    "handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, "
-    "surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, "
-    "broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, "
-    "mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, "
-    "teddy bear, hair drier, toothbrush"
-).split(", ")
+COCO_NAMES = [
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
+    "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
+    "elephant", "bear", "zebra", "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis",
+    "snowboard", "sports ball", "kite", "baseball bat", "baseball glove", "skateboard", "surfboard",
+    "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl", "banana", "apple", "sandwich",
+    "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch", "potted plant", "bed",
+    "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven",
+    "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier",
+    "toothbrush",
+]  # fmt: skip
 
 
 def tensors_of(content: Mapping[Any, Any]) -> dict[str, TensorView]:
@@ -74,19 +81,20 @@ def read_state(
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """State and metadata as `importers.read_checkpoint` gives them, of `tensors_of` the file.
 
-    Where the file has no auxiliary branch, `model_arguments` says so. Classes have COCO's names where there are 80, else
-    `class_0` and so on. Raises UserError if the names and shapes are of no YOLOv9.
+    Where the file has no auxiliary branch, `model_arguments` says so. Classes have COCO's names where there are 80,
+    else `class_0` and so on. Raises UserError if the names and shapes are of no YOLOv9.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     rows = tuple(shapes.get(name, (0,))[0] for name in ("0.conv.weight", "2.conv1.conv.weight"))
     size, first, last = SIZES.get(rows), shapes["0.conv.weight"], shapes[CLASSES.format(HEAD_LAYER)]
     if size is None or len(first) != 4 or len(last) != 4 or min(*first, *last) < 1:
         raise UserError(f"{path} holds a YOLOv9 of none of the sizes t, s, m, c, which can't be imported.")
-    arguments = {"num_classes": last[0], "channels": first[1], "class_width": last[1], "auxiliary": False}
+    arguments: dict[str, Any] = {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
     layers = [int(name.split(".")[0]) for name in shapes if CLASSES_OF_A_HEAD.match(name)]
-    if max(layers) > HEAD_LAYER:
+    arguments["auxiliary"] = max(layers) > HEAD_LAYER
+    if arguments["auxiliary"]:
         auxiliary = shapes[CLASSES.format(max(layers))]
-        arguments |= {"auxiliary": True, "auxiliary_class_width": auxiliary[1] if len(auxiliary) == 4 else None}
+        arguments["auxiliary_class_width"] = auxiliary[1] if len(auxiliary) == 4 else None  # the shapes tell below
     with torch.device("meta"):
         detector = registry.build(f"yolov9{size}", **arguments)
     state = {}
@@ -95,7 +103,7 @@ def read_state(
         if name not in shapes and name.endswith("num_batches_tracked"):
             state[own_name] = torch.tensor(0)
         elif shapes.get(name) != own_state[own_name].shape:
-            raise UserError(f"{path} can't be imported: {name} has not the shape that it has in a yolov9{size}, or is missing.")
+            raise UserError(f"{path} can't be imported: of a yolov9{size} {name} is missing or has another shape.")
         else:
             numbers = checkpoint.read(tensors[name])
             state[own_name] = numbers.float() if numbers.is_floating_point() else numbers

@@ -15,6 +15,7 @@ from yoloyard.common.device import release_memory
 from yoloyard.common.errors import TooLittleMemoryError, UserError, memory_line, no_image_fits
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.training.engine import measures
+from yoloyard.training.engine.checkpointing import without_statistics
 from yoloyard.training.engine.measures import Parts
 from yoloyard.training.engine.multi_scale import vary_size
 
@@ -110,7 +111,7 @@ class BackwardPass:
         if len(norm) == 1 and all(each is norm for _, each in first.values()):
             return self._norms(first).clamp(min=1) * (len(parts) * engine.team.size)
         total, from_labels = torch.zeros_like(self._norms(first)), getattr(engine.criterion, "norms", None)
-        with torch.no_grad():
+        with torch.no_grad(), without_statistics(network):
             for batch in map(self._on_device, parts):
                 if from_labels is None:
                     total += self._norms(self._forward(network, batch)[1])

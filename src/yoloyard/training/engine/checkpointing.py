@@ -33,13 +33,13 @@ def _forward(block: Any, *inputs: Any) -> Any:
         return block.forward_with_maps(*inputs)
     if torch.compiler.is_compiling():  # the compiler knows by itself what it may compute twice
         return checkpoint(block.forward_with_maps, *inputs, use_reentrant=False)
-    contexts = lambda: (nullcontext(), _without_statistics(block))  # noqa: E731  # of the two forwards
+    contexts = lambda: (nullcontext(), without_statistics(block))  # noqa: E731  # of the two forwards
     return checkpoint(block.forward_with_maps, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 @contextmanager
-def _without_statistics(block: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm counts into copies of its statistics: in the true ones this batch is counted already."""
+def without_statistics(block: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm counts into copies of its statistics: in the true ones a batch is to be counted once."""
     kept = [(module, dict(module._buffers)) for module in block.modules() if isinstance(module, BatchNorm)]
     for module, buffers in kept:
         module._buffers.update({name: value.clone() for name, value in buffers.items() if value is not None})

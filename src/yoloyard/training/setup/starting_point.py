@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from yoloyard.models.custom_model import CustomModel, beside, is_custom, read_cu
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
 from yoloyard.storage.address import is_address
-from yoloyard.storage.fetch import local_weights
+from yoloyard.storage.fetch import local_weights, weights_name
 
 log = logging.getLogger(__name__)
 
+BOTH = "both"  # of the argument `paths`
 FILES = (*WEIGHT_FILES, *EXPORTED_FILES)  # the latter are refused by whoever reads them
 
 
@@ -36,12 +37,19 @@ class StartingPoint:
     state: dict[str, Tensor] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    def arguments(self, num_classes: int) -> dict[str, Any]:
-        """What the network is built with: the class count, and the rest as the file says if it is of this model."""
+    def arguments(self, num_classes: int, end2end: bool = False) -> dict[str, Any]:
+        """What the network is built with: the class count, and the rest as the file says if it is of this model.
+
+        Branches that only training needs are there, whatever the file has of them. Raises UsageError if the model can't
+        have those that `end2end` asks for.
+        """
         same = self.metadata.get("model_arguments", {}) if self.metadata.get("model") == self.model else {}
-        of_file = ("num_classes", "channels", "auxiliary")  # a file for inference may lack the auxiliary branch
+        of_file = ("num_classes", "channels", "auxiliary", "paths")  # a file for inference may lack some branches
         others = {name: value for name, value in same.items() if name not in of_file}
-        return {"num_classes": num_classes} | others
+        families = registry.families_with_paths()
+        if end2end and (is_custom(self.model) or not self.model.startswith(tuple(families))):
+            raise UsageError(f"--end2end is for {', '.join(families)}; {self.model} has no such branches")
+        return {"num_classes": num_classes} | others | ({"paths": BOTH} if end2end or same.get("paths") == BOTH else {})
 
     def transfer(self, detector: Detector, names: tuple[str, ...]) -> str | None:
         """Put what fits of the file into `detector`; returns its licence. Raises UsageError if nothing fits."""
@@ -65,7 +73,7 @@ class StartingPoint:
     def history(self, config: TrainConfig) -> list[Step]:
         """The history of the weights that a run with `config` trains from these."""
         sha256 = file_sha256(self.file) if self.file else None
-        name = PurePath(config.weights).name if config.weights else None
+        name = weights_name(config.weights) if config.weights else None
         return longer_history(self.metadata, "trained", name, sha256, data=data_name(config.data))
 
 
