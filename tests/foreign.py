@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
+from yoloyard.models.blocks import SPPF, AreaAttention, SeparateAreaAttention
 from yoloyard.models.detector import Detector
+from yoloyard.models.hypergraph import AdaptiveHypergraph
 from yoloyard.models.importing.importers import published_names
 
 PACKAGE = "ultralytics.nn.tasks"
@@ -35,6 +37,16 @@ def published_network(detector: Detector, sppf_activation: bool = True) -> nn.Mo
             place = network.get_submodule(published.removesuffix(".bn.weight"))
             place.add_module("act", conv.get_submodule("activation"))
             place.get_submodule("bn").eps = 1e-3
+    for own, module in own_modules.items():
+        place = network.get_submodule(names[own]) if own in names else network
+        if isinstance(module, AreaAttention | SeparateAreaAttention):
+            place.__dict__.update(area=module.areas, num_heads=module.heads)
+        if isinstance(module, SPPF):
+            place.__dict__.update(add=module.add, n=3)
+        if isinstance(module, AdaptiveHypergraph):
+            generator = place.get_submodule("hgnn.edge_generator")
+            generator.__dict__.update(num_heads=module.queries.in_features // 16, context="both", scaling=4.0)
+            generator.add_module("dropout", nn.Dropout(0.1))
     if not sppf_activation:
         network.get_submodule("model.9.cv1").add_module("act", nn.Identity())
     network.names = {number: f"class {number}" for number in range(detector.num_classes)}

@@ -72,7 +72,7 @@ def _formula_weight(name: str, shape: Sequence[int]) -> np.ndarray:
         return np.arange(16, dtype=np.float32).reshape(shape)
     if name.endswith("anchors"):
         return (anchor_pixels(shape[0]) / level_strides(shape[0]).reshape(-1, 1, 1)).astype(np.float32)
-    if name.endswith("gamma"):
+    if name.endswith(("gamma", "gate")):
         return formula(name, shape, 0.2, 1.0)
     if name.endswith("bn.weight"):
         return formula(name, shape, 0.7, 1.3)
@@ -84,7 +84,9 @@ def _formula_weight(name: str, shape: Sequence[int]) -> np.ndarray:
         return formula(name, shape, 0.6, 1.4)
     if name.endswith("bias"):
         return formula(name, shape, -2.0, 1.0)
-    variance = 1.5 if name.endswith("conv.weight") else 6  # the last layers get more, so that the scores differ
+    variance = 1.5 if name.endswith(("conv.weight", "pw.weight")) else 6  # the last layers get more, so scores differ
+    if name.endswith("dw.weight") or ".hgnn." in name:  # of YOLOv13: without a normalisation behind them
+        variance = 1
     if re.search(r"\.m\.\d\.\d\.(attn|mlp)\.", name):  # of YOLO12: many additions in a row
         variance = 0.5
     bound = (3 * variance / np.prod(shape[1:])) ** 0.5
@@ -178,6 +180,8 @@ def save_numbers(path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> 
 
 def model_file(name: str) -> str:
     """The kept file that holds outputs of the model `name`."""
+    if name.startswith("yolov13"):
+        return "yolov13.npz"
     return {"yolo12": "yolo12.npz", "yolo26": "yolo26.npz", "yolov5": "yolov5.npz"}.get(name[:6], "models.npz")
 
 

@@ -38,7 +38,7 @@ pytestmark = [
 ]
 CUDA = torch.device("cuda:0")
 FREE = int(23.5 * 2**30)  # bytes: of a card of 24 GB, the smallest on which 64 images of 640 pixels fit
-MODELS = ["yolo11n", "yolo12n", "yolov8n", "yolov5n"]
+MODELS = ["yolo11n", "yolo12n", "yolov13n", "yolov8n", "yolov5n"]
 
 
 @pytest.fixture(autouse=True)

@@ -44,6 +44,10 @@ PUBLISHED = {
     "yolo12m": (20_199_168, 67.5),
     "yolo12l": (26_450_784, 88.9),
     "yolo12x": (59_210_784, 199.0),
+    "yolov13n": (2_494_151, 6.21),
+    "yolov13s": (9_055_527, 19.92),
+    "yolov13l": (27_627_783, 84.77),
+    "yolov13x": (64_057_511, 188.39),
     "yolo26n": (2_572_280, 5.96),
     "yolo26s": (10_009_784, 22.53),
     "yolo26m": (21_896_248, 74.77),
@@ -59,7 +63,7 @@ ONE_PATH = {
     "yolo26l": (24_807_420, 86.796, 94.158),
     "yolo26x": (55_725_948, 194.418, 210.075),
 }
-ANCHOR_FREE_NANO = ("yolov8n", "yolo11n", "yolo12n", "yolo26n")
+ANCHOR_FREE_NANO = ("yolov8n", "yolo11n", "yolo12n", "yolo26n", "yolov13n")
 ANCHOR_BASED_NANO = ("yolov5n", "yolov5n6")
 NANO = (*ANCHOR_FREE_NANO, *ANCHOR_BASED_NANO)
 SMALL_AND_LARGE = [
@@ -79,6 +83,12 @@ def build_on_meta(name: str, num_classes: int, **arguments: int) -> Detector:
 def joined(maps: Sequence[Tensor]) -> Tensor:
     """Raw maps as (B, outputs, P)."""
     return torch.cat([level.flatten(2) for level in maps], dim=2)
+
+
+def without_dropout(detector: Detector) -> None:
+    for module in detector.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
@@ -123,6 +133,9 @@ def test_profile_adds_up_over_the_layers_and_counts_attention_apart() -> None:
     areas = profile(build_on_meta("yolo12n", num_classes=80))
     assert areas.attention_flops == 4 * 2 * (2 * 4 + 4) * 400 * 400 * (32 + 32)
     assert [layer.index for layer in areas.layers if layer.attention_flops] == [6, 8]
+    hypergraph = profile(build_on_meta("yolov13n", num_classes=80))
+    assert (hypergraph.flops + hypergraph.attention_flops) / 1e9 == pytest.approx(7.25, abs=0.005)
+    assert [layer.index for layer in hypergraph.layers if layer.attention_flops] == [6, 8, 9]
 
 
 @pytest.mark.parametrize("name", SMALL_AND_LARGE)
@@ -144,6 +157,7 @@ def test_training_evaluation_and_decoding_are_the_reference_packages(name: str) 
     with torch.no_grad():
         maps = detector.eval()(images)
         boxes_xyxy, scores = detector.decode(maps)
+        without_dropout(detector)
         training_maps = detector.train()(images)  # batch statistics instead of the running ones
     decoded = torch.cat((xyxy_to_cxcywh(boxes_xyxy), scores), dim=2).transpose(1, 2)[..., ::POINT_STEP]
     assert relative_difference(joined(maps)[..., ::POINT_STEP], expected["eval"]) < 1e-4
@@ -249,8 +263,9 @@ def test_fresh_weights_follow_the_recipe(name: str) -> None:
     state = detector.state_dict()
     for level, class_bias in enumerate((-11.5366, -10.1503, -8.7640)):
         box_outputs = 4 if name == "yolo26n" else 64
+        box_bias = torch.full((box_outputs,), 1.0 if name == "yolov13n" else 2.0)
         for pair in ("", "one_to_one_") if name == "yolo26n" else ("",):
-            assert torch.equal(state[f"head.{pair}box_branches.{level}.2.bias"], torch.full((box_outputs,), 2.0))
+            assert torch.equal(state[f"head.{pair}box_branches.{level}.2.bias"], box_bias)
             biases = state[f"head.{pair}class_branches.{level}.2.bias"].tolist()
             assert biases == pytest.approx([class_bias] * 80, abs=1e-4)
     norms = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
@@ -281,7 +296,16 @@ def test_width_of_the_class_branch_follows_the_class_count_unless_told(num_class
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("yolov8n", 23), ("yolo11n", 24), ("yolo12n", 22), ("yolo26n", 24), ("yolov5n", 25), ("yolov5n6", 34)],
+    [
+        ("yolov8n", 23),
+        ("yolo11n", 24),
+        ("yolo12n", 22),
+        ("yolo26n", 24),
+        ("yolov13n", 33),
+        ("yolov13l", 33),
+        ("yolov5n", 25),
+        ("yolov5n6", 34),
+    ],
 )
 def test_blocks_hold_every_parameter_once(name: str, count: int) -> None:
     detector = build_on_meta(name, num_classes=80)

@@ -8,7 +8,7 @@ from yoloyard.common.nms import suppress_found
 from yoloyard.models import registry
 from yoloyard.models.detector import Detector
 
-FAMILIES = ["yolov5n", "yolov8n", "yolo11n", "yolo12n"]
+FAMILIES = ["yolov5n", "yolov8n", "yolo11n", "yolo12n", "yolov13n"]
 
 
 def trained_looking(name: str, num_classes: int) -> Detector:

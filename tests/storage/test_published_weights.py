@@ -253,7 +253,7 @@ def test_a_file_that_has_changed_in_the_cache_is_not_used(server: Published, cac
 def test_a_full_disk_leaves_nothing_behind(server: Published, cache: Path) -> None:
     cache.mkdir(parents=True)
     (cache / ".v9-s.pt.part").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="cannot write .*: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
         get(KNOWN)
     assert files_in(cache) == []
     assert get(KNOWN).read_bytes() == CONTENT

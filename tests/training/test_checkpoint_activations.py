@@ -42,7 +42,12 @@ def after_backward(detector: Detector, dtype: torch.dtype, joined: bool, checkpo
 @pytest.mark.parametrize("joined", [True, False])  # the operations of a CPU, or those of all devices
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "model", ["yolo11n", "dropping", *(pytest.param(name, marks=pytest.mark.slow) for name in ("yolo12n", "yolov5n"))]
+    "model",
+    [
+        "yolo11n",
+        "dropping",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("yolo12n", "yolov13n", "yolov5n")),
+    ],
 )
 def test_gradients_and_buffers_are_the_same_to_the_last_bit(model: str, dtype: torch.dtype, joined: bool) -> None:
     torch.manual_seed(0)

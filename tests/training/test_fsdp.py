@@ -326,7 +326,7 @@ class Sharing(Tiny):
 def test_blocks_that_share_a_parameter_are_refused_by_name() -> None:
     with pytest.raises(UsageError, match=r"share parameters \(fine.conv.weight = coarse.conv.weight\); use --strategy"):
         check_shardable(Sharing(3))
-    for model in ("yolo11n", "yolo12n", "yolov5n", "yolov8n"):
+    for model in ("yolo11n", "yolo12n", "yolov13n", "yolov5n", "yolov8n"):
         with torch.device("meta"):
             check_shardable(registry.build(model, num_classes=3))
 

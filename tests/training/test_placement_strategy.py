@@ -26,7 +26,7 @@ from yoloyard.training.setup.settings import check_new
 from yoloyard.training.strategies.alone import Strategy
 from yoloyard.training.strategies.placement import Placement, ends_of, kept_bytes
 
-SLOW = ("yolo12n", "yolov5n")
+SLOW = ("yolo12n", "yolov13n", "yolov5n")
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 

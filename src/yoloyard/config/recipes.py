@@ -93,8 +93,6 @@ def fit_to_run(
     return with_overrides(config, chosen), f"recipe {name}: {said or 'all as you set it'}"
 
 
-def _by_name(
-    table: Mapping[str, Mapping[str, Any]], model: str, other: Mapping[str, Any]
-) -> Mapping[str, Any]:
+def _by_name(table: Mapping[str, Mapping[str, Any]], model: str, other: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of the first name that `model` begins with; `other` if there is none or it is FILE.py:FUNCTION."""
     return next((found for name, found in table.items() if model.startswith(name) and ":" not in model), other)

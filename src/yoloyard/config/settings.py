@@ -279,7 +279,9 @@ class ExportConfig:
     )
     outputs: str = setting("boxes", "boxes (decoded), nms (suppressed, too) or maps (raw, for the compilers of chips)")
     suppression: str | None = setting(
-        None, "on or off: the branches that need suppression, or those that don't; default: as in the weights file"
+        None,
+        "on or off: the branches that need suppression, or those that don't; default: as in the weights file",
+        choices=ON_OFF,
     )
     imgsz: int | None = setting(None, "image size in pixels; default: as in the weights file", 32)
     dynamic: bool = setting(False, "any height and width that are multiples of the stride (default: one square)")

@@ -9,7 +9,9 @@ from yoloyard.training.engine.optimizers.plain import is_sharded, plain
 
 
 def build(
-    groups: list[dict[str, Any]], config: OptimizerConfig, optimizer_class: type[torch.optim.SGD] = plain(torch.optim.SGD)
+    groups: list[dict[str, Any]],
+    config: OptimizerConfig,
+    optimizer_class: type[torch.optim.SGD] = plain(torch.optim.SGD),
 ) -> torch.optim.Optimizer:
     """SGD, fused but for shards, which torch can't. Its momentum begins as zeros, not as the first gradient.
 
