@@ -104,7 +104,7 @@ def test_the_licence_goes_with_everything_that_is_trained_from_it(
     ]
     code, out, _ = yoloyard("licence", "runs/again/weights/last.safetensors")
     assert code == 0
-    assert "weights under AGPL-3.0: the result is under it, too" in out
+    assert "weights under AGPL-3.0: a product that contains the result must be" in out
 
 
 def test_a_file_that_is_no_checkpoint_is_told(

@@ -23,8 +23,14 @@ STEPS = {
         [0.2958, -0.0088, 0.2015, 0.2907, 0.2277, 0.2301, 0.1217, 0.2812, 0.0806, 0.2010, 0.1408, 0.1824],
         [0.5273, -0.1777, 0.4182, 0.1760, 0.0439, 0.2083, 0.1277, 0.3549, 0.2858, 0.1507, 0.1056, 0.4053],
     ),
-    "tall": ([-0.0968, -0.3396, -0.0476, -0.1513, -0.1589, -0.0703], [-0.1987, -0.2178, -0.1471, -0.1579, -0.2556, 0.0148]),
-    "square": ([-0.1249, 0.0807, -0.0655, -0.1341, -0.1307, -0.0498], [-0.2074, 0.1374, -0.1488, 0.0672, -0.0113, 0.2337]),
+    "tall": (
+        [-0.0968, -0.3396, -0.0476, -0.1513, -0.1589, -0.0703],
+        [-0.1987, -0.2178, -0.1471, -0.1579, -0.2556, 0.0148],
+    ),
+    "square": (
+        [-0.1249, 0.0807, -0.0655, -0.1341, -0.1307, -0.0498],
+        [-0.2074, 0.1374, -0.1488, 0.0672, -0.0113, 0.2337],
+    ),
     "bias": ([0.6425, -0.3450, 0.2675], [0.6968, -0.0797, 0.3218]),
 }
 
@@ -46,7 +52,7 @@ def test_steps_are_those_of_the_reference_package() -> None:
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": [bias], "weight_decay": 0.0}]
     optimizer = musgd.build(groups, OptimizerConfig(lr0=0.1, momentum=0.9))
     for step in range(3):
-        for (name, weight), offset in zip(weights.items(), (0, 4, 9, 2), strict=True):
+        for weight, offset in zip(weights.values(), (0, 4, 9, 2), strict=True):
             weight.grad = formula(weight.shape, 5 * step + offset)
         optimizer.step()
         if step in (0, 2):
@@ -58,7 +64,12 @@ def test_steps_are_those_of_the_reference_package() -> None:
 
 def test_matrices_are_orthogonalised_as_the_reference_package_does() -> None:
     found = musgd.orthogonalised(formula((4, 3), 0).mT[None])[0].mT
-    expected = [[-0.2578, 0.4844, -0.5039], [0.1709, -0.2930, -0.5078], [0.5117, -0.3418, 0.0129], [0.3652, 0.8125, -0.0698]]
+    expected = [
+        [-0.2578, 0.4844, -0.5039],
+        [0.1709, -0.2930, -0.5078],
+        [0.5117, -0.3418, 0.0129],
+        [0.3652, 0.8125, -0.0698],
+    ]
     torch.testing.assert_close(found, torch.tensor(expected), rtol=0, atol=6e-5)
     assert not musgd.orthogonalised(torch.zeros(1, 2, 3)).any()  # no direction is none, not nan
 
