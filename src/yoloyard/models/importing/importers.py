@@ -192,6 +192,8 @@ def _recognise(
             continue
         with torch.device("meta"):
             detector = build(**arguments)
+        if not fused and len(detector.state_dict()) != len(shapes):  # told sooner than by names
+            continue
         if _published_shapes(detector, fused) == shapes:
             return name, arguments | _check_modules(detector, modules, fused, path), detector
     kind = printable(modules[""].path.rpartition(".")[2])
