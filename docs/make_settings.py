@@ -61,6 +61,8 @@ def _row(leaf: Setting) -> str:
 
 
 def _range(leaf: Setting) -> str:
+    if leaf.choices:
+        return " or ".join(leaf.choices)
     if leaf.at_least is None:
         return ""
     if leaf.at_most is None:

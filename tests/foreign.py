@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from yoloyard.models.blocks import AreaAttention, SeparateAreaAttention
+from yoloyard.models.blocks import SPPF, AreaAttention, SeparateAreaAttention
 from yoloyard.models.detector import Detector
 from yoloyard.models.hypergraph import AdaptiveHypergraph
 from yoloyard.models.importing.importers import published_names
@@ -41,6 +41,8 @@ def published_network(detector: Detector, sppf_activation: bool = True) -> nn.Mo
         place = network.get_submodule(names[own]) if own in names else network
         if isinstance(module, AreaAttention | SeparateAreaAttention):
             place.__dict__.update(area=module.areas, num_heads=module.heads)
+        if isinstance(module, SPPF):
+            place.__dict__.update(add=module.add, n=3)
         if isinstance(module, AdaptiveHypergraph):
             generator = place.get_submodule("hgnn.edge_generator")
             generator.__dict__.update(num_heads=module.queries.in_features // 16, context="both", scaling=4.0)

@@ -26,10 +26,7 @@ def test_no_source_is_left_over() -> None:
 
 
 def test_each_file_holds_a_model_that_can_be_built() -> None:
-    coming = {"yolo26", "yolov13", "yolov9"} - registry.FAMILIES.keys()
-    assert {name for name, each in known_files().items() if each.family not in coming} == registry.BUILDERS.keys()
-    for family in coming & {"yolov9"}:
-        assert [each.size for each in known_files().values() if each.family == family] == ["t", "s", "m", "c"]
+    assert known_files().keys() == registry.BUILDERS.keys()
 
 
 def test_files_can_be_told_apart_and_figures_are_plausible() -> None:

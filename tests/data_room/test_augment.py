@@ -228,6 +228,10 @@ def test_boxes_of_a_mosaic_are_cut_at_the_canvas() -> None:
         ((5, 10), (11, 11), True, (6, 11), (2, 0)),  # 5.5 rounds to the even 6
         ((5, 10), (9, 9), True, (4, 9), (2, 0)),  # 4.5 to the even 4
         ((1, 1000), (64, 64), True, (1, 64), (31, 0)),  # never nothing
+        ((333, 500), (640, 640), True, (426, 640), (107, 0)),  # these four: MultimediaTechLab's YOLOv9
+        ((425, 640), (640, 640), True, (425, 640), (107, 0)),
+        ((500, 375), (640, 640), True, (640, 480), (0, 80)),
+        ((720, 1280), (640, 640), True, (360, 640), (140, 0)),
     ],
 )
 def test_letterbox_has_the_published_numbers(

@@ -74,11 +74,11 @@ def test_the_page_describes_each_command_that_takes_json() -> None:
     takes_json = {words for words, command in all_commands().items() if "--json" in flags_of(command)}
     described = {" ".join(re.findall(r"(?<= )[a-z]+", f" {command}")) for command in EXAMPLES}
     assert takes_json == described
-    assert len(described) == 17
+    assert len(described) == 18
 
 
 @pytest.mark.parametrize(
-    "command", ["val", "predict", "info MODEL", "info", "data check", "data convert", "doctor diff"]
+    "command", ["val", "predict", "info MODEL", "info", "weights", "data check", "data convert", "doctor diff"]
 )
 def test_json_has_the_form_of_its_page(command: str, run_folder: Path, data: Path, yoloyard: Command) -> None:
     best = run_folder / "weights" / "best.safetensors"
@@ -88,6 +88,7 @@ def test_json_has_the_form_of_its_page(command: str, run_folder: Path, data: Pat
         "predict": ["predict", "--weights", best, data.parent / "images/val", "--json"],
         "info MODEL": ["info", best, "--json"],
         "info": ["info", "--json"],
+        "weights": ["weights", "--json"],
         "data check": ["data", "check", data, "--json"],
         "data convert": ["data", "convert", data, "out=converted", "to=voc", "json=true"],
         "doctor diff": ["doctor", "diff", run_folder, "other", "--json"],

@@ -122,7 +122,7 @@ def test_the_other_branches_are_exported_where_they_are_asked_for(weights: Path)
     ("overrides", "line"),
     [
         ({"iou": 0.5, "outputs": "nms"}, "--iou is for suppression"),
-        ({"suppression": "of"}, "of"),
+        ({"suppression": "of"}, "'suppression' must be on or off, not 'of'"),
         ({"suppression": "on", "outputs": "nms", "to": "pt2"}, "--outputs nms can't be had as pt2, but as onnx"),
     ],
 )
@@ -138,6 +138,16 @@ def test_a_network_without_such_branches_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"this network needs suppression: .*--suppression on"):
         exported(write_tiny_weights(tmp_path), suppression="off")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("needs_suppression", "own", "other"), [(True, "on", "off"), (False, "off", "on")])
+def test_the_path_of_an_exported_file_can_not_be_changed(
+    needs_suppression: bool, own: str, other: str, tmp_path: Path
+) -> None:
+    file = write_onnx(tmp_path / "best.onnx", document(needs_suppression=needs_suppression))
+    assert Model(file, suppression=own).settings.suppression == own
+    with pytest.raises(UsageError, match=rf"best\.onnx is for --suppression {own} alone: .* --suppression {other}"):
+        Model(file, suppression=other)
 
 
 class TestSelection:

@@ -1,6 +1,7 @@
 """The loss of the anchor-free families: the reference's numbers, and what it promises about shapes and memory."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,12 @@ from yoloyard.losses.task_aligned import TaskAlignedLoss, distribution_loss
 from yoloyard.models import registry
 
 STRIDES = (8, 16, 32)
-GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
+GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5, "l1": 1.5}
 
 
-def criterion_of(num_classes: int, in_boxes: bool, weights: Tensor | None = None) -> TaskAlignedLoss:
+def criterion_of(num_classes: int, in_boxes: bool, weights: Tensor | None = None, **more: Any) -> TaskAlignedLoss:
     """The loss of all points, or of those in boxes alone, as on a CPU."""
-    criterion = TaskAlignedLoss(STRIDES, num_classes, weights)
+    criterion = TaskAlignedLoss(STRIDES, num_classes, weights, **more)
     return use_points_in_boxes(criterion) if in_boxes else criterion
 
 
@@ -53,18 +54,16 @@ def test_distribution_focal_loss() -> None:
         )
 
 
-def some_maps(size: int, classes: int, images: int = 1, device: str = "cpu") -> list[Tensor]:
+def some_maps(size: int, classes: int, images: int = 1, device: str = "cpu", bins: int = 16) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    shapes = [(images, 64 + classes, size // stride, size // stride) for stride in STRIDES]
+    shapes = [(images, 4 * bins + classes, size // stride, size // stride) for stride in STRIDES]
     if device == "meta":
         return [torch.empty(shape, device=device, requires_grad=True) for shape in shapes]
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
 
 
 def total(parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
-    return torch.stack(
-        [gain * (parts[name][0] / parts[name][1].clamp(min=1)).sum() for name, gain in GAINS.items()]
-    ).sum()
+    return torch.stack([GAINS[name] * (sums / norms.clamp(min=1)).sum() for name, (sums, norms) in parts.items()]).sum()
 
 
 @pytest.mark.parametrize(
@@ -105,18 +104,24 @@ def some_boxes(images: int, boxes: int, size: int, largest: float, seed: int) ->
 @pytest.mark.parametrize("largest", [0.2, 0.4, 0.9])
 @pytest.mark.parametrize("weights", [None, torch.tensor([1.0, 2, 0.5, 1, 3])])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_points_in_boxes_give_the_loss_of_all_points(largest: float, weights: Tensor | None, seed: int) -> None:
+@pytest.mark.parametrize("kind", [{}, {"bins": 1}, {"bins": 1, "top_k": 7, "best_only": True}])
+def test_points_in_boxes_give_the_loss_of_all_points(
+    largest: float, weights: Tensor | None, seed: int, kind: dict[str, Any]
+) -> None:
     boxes, labels = some_boxes(3, 17, 192, largest, seed)
     found = []
     for in_boxes in (False, True):
         # logits far apart, so that boxes of all sizes are predicted
-        maps = [(4 * level.detach()).requires_grad_() for level in some_maps(192, 5, images=3)]
-        parts = criterion_of(5, in_boxes, weights)(maps, boxes, labels)
+        maps = [4 * level.detach() for level in some_maps(192, 5, images=3, bins=kind.get("bins", 16))]
+        if kind:  # distances of all sizes, of which few are below zero
+            maps = [torch.cat((level[:, :4] / 2 + 3, level[:, 4:]), dim=1) for level in maps]
+        maps = [level.requires_grad_() for level in maps]
+        parts = criterion_of(5, in_boxes, weights, **kind)(maps, boxes, labels)
         total(parts).backward()
         found.append((parts, [level.grad for level in maps]))
     (plain, plain_gradients), (quick, gradients) = found
     assert plain["box"][1] > 0.1
-    for name in GAINS:
+    for name in plain:
         torch.testing.assert_close(quick[name], plain[name], rtol=3e-6, atol=1e-6)
     torch.testing.assert_close(gradients, plain_gradients, rtol=1e-4, atol=1e-6)
 
@@ -128,7 +133,7 @@ def test_too_many_points_in_boxes_are_taken_chunk_by_chunk(monkeypatch: pytest.M
     monkeypatch.setattr(points_in_boxes, "MAX_PAIRS", 10)
     monkeypatch.setattr(points_in_boxes, "assign_inside", None)  # would fail
     many = criterion(maps, boxes, labels)
-    for name in GAINS:
+    for name in many:
         torch.testing.assert_close(many[name], few[name], rtol=3e-6, atol=1e-6)
 
 

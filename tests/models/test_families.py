@@ -319,4 +319,4 @@ def test_blocks_hold_every_parameter_once(name: str, count: int) -> None:
 def test_an_unknown_model_names_the_nearest_and_lists_all() -> None:
     with pytest.raises(UsageError, match=r"unknown model 'yolo11': did you mean yolo11\w\? The models are yolov5n, "):
         registry.build("yolo11", num_classes=3)
-    assert tuple(registry.BUILDERS) == tuple(PUBLISHED)
+    assert {*PUBLISHED} == {name for name in registry.BUILDERS if not name.startswith("yolov9")}  # see test_yolov9.py

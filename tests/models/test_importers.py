@@ -42,7 +42,7 @@ def formula_detector(name: str, num_classes: int, **arguments: Any) -> Detector:
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")  # of the legacy format, for classes without a file
 @pytest.mark.parametrize(
     ("name", "legacy"),
-    [("yolov8n", False), ("yolov8n", True), ("yolo11n", False), ("yolo12n", False), ("yolov13n", False)],
+    [(name, False) for name in ("yolov8n", "yolo11n", "yolo12n", "yolov13n", "yolo26n")] + [("yolov8n", True)],
 )
 def test_a_checkpoint_is_recognised_and_read(name: str, legacy: bool, tmp_path: Path) -> None:
     detector = formula_detector(name, num_classes=5, class_width=80)  # as fine-tuned from 80 classes
@@ -61,7 +61,9 @@ def test_a_checkpoint_is_recognised_and_read(name: str, legacy: bool, tmp_path: 
 
     loaded, metadata = load_model(tmp_path / "last.pt")
     assert metadata["model"] == name
-    assert metadata["model_arguments"] == {"num_classes": 5, "channels": 3, "class_width": 80}
+    paths = {"paths": "both"} if name == "yolo26n" else {}
+    assert metadata["model_arguments"] == {"num_classes": 5, "channels": 3, "class_width": 80} | paths
+    assert "evaluation" not in metadata
     assert metadata["names"] == ["class 0", "class 1", "class 2", "class 3", "class 4"]
     assert metadata["imgsz"] == 416
     assert metadata["licence"] == "AGPL-3.0 (https://example.org)"
@@ -116,9 +118,12 @@ def test_an_anchor_based_checkpoint_keeps_its_own_anchors(name: str, tmp_path: P
 
 
 @pytest.mark.usefixtures("foreign_classes")
-@pytest.mark.parametrize("name", ["yolov5n", "yolo11n", "yolov13n"])
-def test_a_fused_file_computes_the_same(name: str, tmp_path: Path) -> None:
-    detector = formula_detector(name, num_classes=2)
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("yolov5n", {}), ("yolo11n", {}), ("yolov13n", {}), ("yolo26n", {"paths": "many"}), ("yolo26n", {"paths": "one"})],
+)
+def test_a_fused_file_computes_the_same(name: str, arguments: dict[str, str], tmp_path: Path) -> None:
+    detector = formula_detector(name, num_classes=2, **arguments)
     network = published_network(detector)
     for module in network.modules():
         if {"bn", "conv"} <= module._modules.keys():  # separable convolutions are saved with their normalisation
@@ -131,6 +136,10 @@ def test_a_fused_file_computes_the_same(name: str, tmp_path: Path) -> None:
 
     loaded, metadata = load_model(tmp_path / "fused.pt")
     assert metadata["fused"] is True
+    assert metadata["model_arguments"].get("paths") == arguments.get("paths")
+    finds_once = arguments == {"paths": "one"}
+    assert loaded.head.needs_suppression is not finds_once
+    assert (metadata.get("evaluation") == {"suppression": "off"}) is finds_once
     images = formula_images("fused", 1, 64, 96)
     with torch.no_grad():
         for expected, actual in zip(detector(images), loaded(images), strict=True):
@@ -175,6 +184,40 @@ def test_what_would_compute_something_else_is_refused(
     change(network)
     torch.save({"model": network}, tmp_path / "other.pt")
     with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "other.pt")
+
+
+def add_nothing(network: nn.Module) -> None:
+    network.get_submodule("model.9").add = False  # type: ignore[assignment]
+
+
+def activate_pooling(network: nn.Module) -> None:
+    network.get_submodule("model.9.cv1").add_module("act", nn.SiLU())
+
+
+@pytest.mark.usefixtures("foreign_classes")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (add_nothing, r"model\.9 pools or adds"),
+        (activate_pooling, r"model\.9\.cv1 has the activation 'SiLU'"),
+    ],
+)
+def test_a_yolo26_that_would_compute_something_else_is_refused(
+    change: Callable[[nn.Module], None], message: str, tmp_path: Path
+) -> None:
+    network = published_network(formula_detector("yolo26n", num_classes=2))
+    change(network)
+    torch.save({"model": network}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=message):
+        load_model(tmp_path / "other.pt")
+
+
+@pytest.mark.usefixtures("foreign_classes")
+def test_branches_that_find_objects_once_by_distributions_are_refused(tmp_path: Path) -> None:
+    network = published_network(formula_detector("yolo11n", num_classes=2, paths="both"))  # such as YOLOv10's
+    torch.save({"model": network}, tmp_path / "other.pt")
+    with pytest.raises(UserError, match=r"other\.pt holds a network \(DetectionModel\) .* only YOLO26's"):
         load_model(tmp_path / "other.pt")
 
 

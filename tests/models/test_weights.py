@@ -141,6 +141,28 @@ def test_rows_of_classes_with_the_same_name_are_taken() -> None:
     assert transfer(detector, source.state_dict(), ["hole", "knot"], ["scratch", "dent", "stain"]).classes == ()
 
 
+def test_branches_that_find_objects_once_begin_as_those_of_the_file_that_find_them_many_times() -> None:
+    source = registry.build("yolo11n", num_classes=3)
+    source.state_dict()["head.class_branches.1.2.bias"].normal_()
+    detector = registry.build("yolo11n", num_classes=2, paths="both")
+    fresh = detector.state_dict()["head.one_to_one_class_branches.1.2.bias"].clone()
+    report = transfer(detector, source.state_dict(), ["hole", "dent"], ["scratch", "dent", "stain"])
+    own, theirs = detector.state_dict(), source.state_dict()
+    for name in own:
+        if name.startswith("head.one_to_one_") and ".2." not in name:
+            assert torch.equal(own[name], theirs[name.replace("one_to_one_", "")]), name
+    assert own["head.one_to_one_class_branches.1.2.bias"][1] == theirs["head.class_branches.1.2.bias"][1]
+    assert own["head.one_to_one_class_branches.1.2.bias"][0] == fresh[0]
+    assert len(report.taken) + len(report.fresh) == len(own)
+    assert len(report.unused) == 6  # of other classes
+    assert all(name in theirs for name in report.unused)
+
+    # weights with both kinds give each its own
+    both = {name: torch.full_like(tensor, float("one_to_one" in name)) for name, tensor in own.items()}
+    assert transfer(detector, both).fresh == ()
+    assert all((tensor == float("one_to_one" in name)).all() for name, tensor in detector.state_dict().items())
+
+
 def test_what_does_not_belong_is_not_used() -> None:
     detector = registry.build("yolo11n", num_classes=3)
     source = detector.state_dict() | {"neck.attention.weight": torch.zeros(1)}

@@ -78,9 +78,10 @@ def test_outputs_are_those_that_agreed_with_the_original(name: str) -> None:
     images = formula_images(name, 1, 64, 96)
     with torch.no_grad():
         maps, training_maps = detector(images), detector.train()(images)
-    for kind, found in (("eval", maps), ("train", training_maps)):
+    # Six cells of the coarsest map are few for a variance: rounding, which depends on the threads, grows.
+    for kind, found, most in (("eval", maps, 1e-4), ("train", training_maps, 1e-3)):
         difference = (joined(found)[..., ::POINT_STEP] - expected[kind]).abs().max()
-        assert difference / expected[kind].abs().max() < 1e-4, kind
+        assert difference / expected[kind].abs().max() < most, kind
 
 
 def test_own_maps_come_first_and_need_no_auxiliary_branch(detector: Detector) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from weights_server import Published, cut, free_port, publishing, redirect, silent, slow, status, weights_content
 
+from weights_server import Published, cut, free_port, publishing, redirect, silent, slow, status, weights_content
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.known_weights import KnownFile, known_files
 from yoloyard.storage import download
@@ -253,7 +253,7 @@ def test_a_file_that_has_changed_in_the_cache_is_not_used(server: Published, cac
 def test_a_full_disk_leaves_nothing_behind(server: Published, cache: Path) -> None:
     cache.mkdir(parents=True)
     (cache / ".v9-s.pt.part").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="cannot write .*: No space left on device"):
+    with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
         get(KNOWN)
     assert files_in(cache) == []
     assert get(KNOWN).read_bytes() == CONTENT

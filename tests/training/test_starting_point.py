@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from yoloyard.common.errors import UsageError
 from yoloyard.config.overrides import checked_overrides
@@ -37,3 +38,33 @@ def test_a_network_that_is_not_here_is_named_as_it_was_said(name: str) -> None:
 def test_a_weights_file_may_be_called_pth(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"cannot read the weights .*no\.pth: No such file"):
         starting_point({"model": str(tmp_path / "no.pth")})
+
+
+def test_branches_that_find_objects_once_are_asked_for() -> None:
+    assert StartingPoint("yolo11n").arguments(3, end2end=True) == {"num_classes": 3, "paths": "both"}
+    assert StartingPoint("yolo11n").arguments(3) == {"num_classes": 3}
+    families = ", ".join(registry.families_with_paths())
+    assert {"yolov8", "yolo11", "yolo12", "yolo26"} <= set(families.split(", "))
+    for model in ("yolov5n", "/home/yolov8_of_mine.py:build"):
+        with pytest.raises(UsageError, match=f"^--end2end is for {families}; {model} has no such branches$"):
+            StartingPoint(model).arguments(3, end2end=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "paths", "end2end", "trained"),
+    [
+        ("yolo26n", "one", False, None),  # fused for inference; without the argument there are both
+        ("yolo26n", "many", True, "both"),
+        ("yolo11n", "both", False, "both"),
+        ("yolo11n", None, True, "both"),
+    ],
+)
+def test_both_kinds_of_branches_are_trained_whatever_a_file_has_of_them(
+    model: str, paths: str | None, end2end: bool, trained: str | None
+) -> None:
+    arguments = {"num_classes": 80, "class_width": 80} | ({"paths": paths} if paths else {})
+    start = StartingPoint(model, metadata={"model": model, "model_arguments": arguments})
+    chosen = start.arguments(3, end2end)
+    assert chosen == {"num_classes": 3, "class_width": 80} | ({"paths": trained} if trained else {})
+    with torch.device("meta"):
+        assert registry.build(model, **chosen).head.criterion == "end_to_end"

@@ -45,7 +45,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "demo": ("data:demo", "Write the demo data set: images of parts, with exact boxes."),
     },
     "Weights": {
-        "weights": ("published:weights_app", "List weights files that others publish, with their licences; fetch one."),
+        "weights": ("published:weights_app", "List published weights and their licences, or fetch one."),
         "import": ("weights:import_weights", "Convert a .pt file of yolov5 or ultralytics to a weights file."),
     },
     "Production": {

@@ -44,8 +44,8 @@ def weights(
     for name, terms in dict.fromkeys((each.data, each.data_terms) for each in found):
         print(f"{name}: {terms}")
     print(
-        "code, weights: licences; as code: none is stated for the weights alone. mAP50-95: as published, on val2017\n"
-        "at 640 pixels. read here: a test of yoloyard has read files of this form, though not this very file.\n"
+        "code, weights: licences; as code: none is stated for the weights alone. mAP50-95: as published, on\n"
+        "val2017 at 640 pixels. read here: a test of yoloyard has read files of this form, if not this one.\n"
         "`yoloyard weights get MODEL` fetches a file; docs/weights.md says what the licences mean."
     )
 

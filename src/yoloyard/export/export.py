@@ -15,7 +15,7 @@ from yoloyard.config.overrides import unknown_name
 from yoloyard.config.settings import ExportConfig, ModelConfig
 from yoloyard.export import int8, onnx_file, openvino_file, programs, tensorrt, triton
 from yoloyard.export.end_nodes import end_nodes
-from yoloyard.export.job import Job
+from yoloyard.export.job import Job, image_side
 from yoloyard.export.parity import Parity, compare
 from yoloyard.export.preprocess import limits_of, write_client
 from yoloyard.models.detector import Detector
@@ -41,7 +41,6 @@ TARGETS: dict[str, Callable[[Job], Path]] = {
     "tensorrt": lambda job: tensorrt.write(job, _onnx(job, symmetric=True)),
 }
 OF_TORCH = ("pt2", "torchscript")  # without int8, and without suppression, which torch has no operator for
-PATHS = {"on": True, "off": False}  # by `--suppression`
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,6 @@ def _targets(config: ExportConfig) -> list[str]:
         raise UsageError(f"say what to export to: --to {','.join(TARGETS)}")
     if config.outputs not in OUTPUTS:
         raise UsageError(unknown_name(config.outputs, OUTPUTS, "value of --outputs:"))
-    if config.suppression is not None and config.suppression not in PATHS:
-        raise UsageError(unknown_name(config.suppression, PATHS, "value of --suppression:"))
     if config.imgsz and config.dynamic:
         raise UsageError("--imgsz fixes the size and --dynamic leaves it open: leave one out")
     if config.int8 and config.half:
@@ -158,7 +155,7 @@ def _keep_path(
     """
     kept = metadata.get("evaluation", {})
     path = config.suppression or kept.get("suppression")
-    detector.keep_path(PATHS[path] if path else detector.head.needs_suppression)
+    detector.keep_path(path == "on" if path else detector.head.needs_suppression)
     needed = detector.head.needs_suppression
     if needed and config.outputs == "nms":
         _refuse_torch(targets, "--outputs nms")
@@ -168,7 +165,7 @@ def _keep_path(
 
 
 def _facts(config: ExportConfig, weights: Path, detector: Detector, metadata: Mapping[str, Any]) -> FileFacts:
-    side = detector.input_size(config.imgsz or metadata.get("imgsz", 640))
+    side = image_side(config, detector, metadata)
     needed = detector.head.needs_suppression
     given = ModelConfig(conf=config.conf, iou=config.iou, max_det=config.max_det)
     return FileFacts(
@@ -180,6 +177,6 @@ def _facts(config: ExportConfig, weights: Path, detector: Detector, metadata: Ma
         precision="float32",
         weights_sha256=file_sha256(weights),
         yoloyard=versions()["yoloyard"],
-        suppression=limits_of(given, metadata, needed) if config.outputs == "nms" else None,
+        suppression=limits_of(given, metadata) if config.outputs == "nms" else None,
         needs_suppression=needed,
     )

@@ -24,6 +24,11 @@ from yoloyard.runtimes.network import Network
 OF_TRAINING = ("classes", "single_cls")  # settings that say which classes of the data the weights know
 
 
+def image_side(config: ExportConfig, detector: Detector, metadata: Mapping[str, Any]) -> int:
+    """Side in pixels of the square that an image is fitted into: a multiple of the largest stride."""
+    return detector.input_size(config.imgsz or metadata.get("imgsz", 640))
+
+
 @dataclass(frozen=True)
 class Job:
     """What each target is handed. `detector` is as `load_model` gives it: float32, on the CPU, in evaluation mode."""
@@ -42,8 +47,8 @@ class Job:
 
     @property
     def imgsz(self) -> int:
-        """Side in pixels of the square that an image is fitted into: a multiple of the largest stride."""
-        return self.detector.input_size(self.config.imgsz or self.metadata.get("imgsz", 640))
+        """What `image_side` gives."""
+        return image_side(self.config, self.detector, self.metadata)
 
     @cached_property
     def reference(self) -> Network:

@@ -64,7 +64,7 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     UsageError or UserError for data or files that can't be used.
     """
     inside = job.facts.suppression
-    settings = settings_for(ModelConfig(), inside or job.metadata.get("evaluation", {}))
+    settings = settings_for(ModelConfig(), {**job.metadata.get("evaluation", {}), **(inside or {})})
     side, stride = job.imgsz, max(job.facts.strides)
     batches: Iterable[Batch] = ()
     if job.labelled:
@@ -80,7 +80,9 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
         if not job.labelled:
             return found, {}
         named = {image: replace(each, labels=torch.tensor(order)[each.labels]) for image, each in found.items()}
-        metrics = evaluate(index, named, settings.max_det, Showing.of(job.metadata).within(settings))
+        metrics = evaluate(
+            index, named, settings.max_det, Showing.of(job.metadata).within(settings), settings.suppression
+        )
         return found, {**metrics.figures(), "classes": [asdict(row) for row in metrics.classes]}
 
     expected, figures = measured(job.reference)

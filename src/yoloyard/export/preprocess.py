@@ -8,17 +8,17 @@ from typing import Any
 from yoloyard.commands.model import shown_settings
 from yoloyard.common.files import write_whole_text
 from yoloyard.config.settings import ModelConfig
-from yoloyard.evaluation.validate import KEEPS_ALL
+from yoloyard.data.pixels.decode import BACKGROUND
 from yoloyard.export.job import Job
 from yoloyard.runtimes.metadata import INPUT
 
 CLIENT = Path(__file__).with_name("templates") / "client.py"  # not imported: it knows nothing of this package
 
 
-def limits_of(config: ModelConfig, metadata: Mapping[str, Any], needs_suppression: bool) -> dict[str, Any]:
-    """conf, iou and max_det by which `predict` shows the boxes of a file with this metadata."""
+def limits_of(config: ModelConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """conf, iou and max_det by which `predict` shows the boxes of such a file; without suppression iou is 1."""
     shown = shown_settings(config, metadata)
-    return {"conf": shown.conf, "iou": shown.iou if needs_suppression else KEEPS_ALL, "max_det": shown.max_det}
+    return {"conf": shown.conf, "iou": shown.iou, "max_det": shown.max_det}
 
 
 def write_client(job: Job, files: Mapping[str, Path]) -> None:
@@ -36,11 +36,11 @@ def write_client(job: Job, files: Mapping[str, Path]) -> None:
         **{name: facts[name] for name in ("layout", "colours", "input_range", "letterbox", "shape")},
         "imgsz": job.imgsz,
         "multiple": max(job.facts.strides),
-        "fill": 114,
+        "fill": BACKGROUND,
         "interpolation": "bilinear",
         "needs_suppression": job.facts.needs_suppression,
         # of the outputs; a file with `detections` has done it already, and twice is as once
-        "suppression": job.facts.suppression or limits_of(ModelConfig(), job.metadata, job.facts.needs_suppression),
+        "suppression": job.facts.suppression or limits_of(ModelConfig(), job.metadata),
     }
     write_whole_text(job.folder / "preprocess.json", json.dumps(document, indent=1, ensure_ascii=False))
     if job.facts.outputs != "maps" and any(path.suffix == ".onnx" for path in files.values()):

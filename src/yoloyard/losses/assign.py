@@ -101,7 +101,7 @@ def assign(
         part = slice(start, min(start + chunk, num_boxes))
         inside = (planes_of_points > low[:, :, part]).logical_and_(planes_of_points < high[:, :, part])
         inside = inside.all(dim=0)  # (B, m, P)
-        overlap = _pairwise_overlap(shapes.part(part, -1), predicted).mul_(inside)
+        overlap = pairwise_overlap(shapes.part(part, -1), predicted).mul_(inside)
         rows = classes[:, part, None].expand_as(overlap)
         top = alignment_of(roots.gather(1, rows), overlap).topk(min(top_k, num_points), dim=2, sorted=False).indices
         chunks.append((top, inside.gather(2, top), overlap.gather(2, top)))  # (B, m, K)
@@ -133,13 +133,23 @@ def assign(
     if best_only:
         foreground = _best_points(alignment, box_of_point, num_boxes)
         alignment, overlap = alignment * foreground, overlap * foreground
+    return scored(boxes_xyxy, point_labels, box_of_point, alignment, overlap, foreground)
+
+
+def scored(
+    boxes_xyxy: Tensor, labels: Tensor, box_of_point: Tensor, alignment: Tensor, overlap: Tensor, foreground: Tensor
+) -> Assignment:
+    """The assignment of points to boxes (B, M, 4); all else is of points, (B, P), and zero in the background.
+
+    The target score is the alignment as a share of the box's best one, times the best overlap of the box.
+    """
     # The best alignment and the best overlap that each box reaches, over the points that it was given in the end.
     both = torch.stack((alignment, overlap))  # (2, B, P)
-    best = both.new_zeros(2, num_images, num_boxes).scatter_reduce_(2, box_of_point.expand_as(both), both, "amax")
+    best = both.new_zeros(2, *boxes_xyxy.shape[:2]).scatter_reduce_(2, box_of_point.expand_as(both), both, "amax")
     top_alignment, top_overlap = best.gather(2, box_of_point.expand_as(both))
     return Assignment(
         boxes_xyxy=boxes_xyxy.gather(1, box_of_point.unsqueeze(-1).expand(-1, -1, 4)),
-        labels=point_labels,
+        labels=labels,
         target_scores=alignment.mul_(top_overlap).div_(top_alignment.add_(EPS)),
         foreground=foreground,
     )
@@ -161,7 +171,7 @@ def widened(low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sub(low, more, alpha=0.5), torch.add(high, more, alpha=0.5)
 
 
-def _pairwise_overlap(boxes: Shapes, predicted: Shapes) -> Tensor:
+def pairwise_overlap(boxes: Shapes, predicted: Shapes) -> Tensor:
     """`boxes.complete_iou` of (B, m, 1) with (B, 1, P), clipped at 0, as (B, m, P).
 
     The most expensive step of the loss. Results are written in place, and an enclosing side is the sum of both sides

@@ -11,7 +11,7 @@ waits for the device, and boxes are taken in chunks, which changes nothing.
 import torch
 from torch import Tensor
 
-from yoloyard.losses.assign import EPS, PAIRS_AT_ONCE, TOP_K, Assignment, Shapes, _pairwise_overlap, alignment_of
+from yoloyard.losses.assign import PAIRS_AT_ONCE, TOP_K, Assignment, Shapes, alignment_of, pairwise_overlap, scored
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def assign_in_reach(
     for start in range(0, num_boxes, chunk):
         part = slice(start, min(start + chunk, num_boxes))
         own = shapes.part(part, -1)
-        overlap = _pairwise_overlap(own, predicted)  # (B, m, P)
+        overlap = pairwise_overlap(own, predicted)  # (B, m, P)
         alignment = alignment_of(roots.gather(1, classes[:, part, None].expand_as(overlap)), overlap)
         alignment.masked_fill_(is_padding[:, part], 0)
         suits_best = alignment.max(dim=2, keepdim=True)
@@ -70,15 +70,7 @@ def assign_in_reach(
 
     point_labels = classes.gather(1, box_of_point)
     alignment = alignment_of(roots.gather(1, point_labels.unsqueeze(1)).squeeze(1), overlap)
-    both = torch.stack((alignment, overlap))  # (2, B, P)
-    best = both.new_zeros(2, num_images, num_boxes).scatter_reduce_(2, box_of_point.expand_as(both), both, "amax")
-    top_alignment, top_overlap = best.gather(2, box_of_point.expand_as(both))
-    return Assignment(
-        boxes_xyxy=boxes_xyxy.gather(1, box_of_point.unsqueeze(-1).expand(-1, -1, 4)),
-        labels=point_labels,
-        target_scores=alignment.mul_(top_overlap).div_(top_alignment.add_(EPS)),
-        foreground=foreground,
-    )
+    return scored(boxes_xyxy, point_labels, box_of_point, alignment, overlap, foreground)
 
 
 def candidates(low: Tensor, high: Tensor, points: Tensor, reach: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ FAMILIES: dict[str, tuple[Callable[..., Detector], str]] = {
     "yolo12": (yolo12.build, "n s m l x"),
     "yolo26": (yolo26.build, "n s m l x"),
     "yolov13": (yolov13.build, "n s l x"),
-    "yolov9": (yolov9.build, "t s m c"),
+    "yolov9": (yolov9.YOLOv9, "t s m c"),
 }
 BUILDERS = {  # by a model's name
     f"{family}{size}": partial(builder, size) for family, (builder, sizes) in FAMILIES.items() for size in sizes.split()

@@ -113,7 +113,7 @@ def transfer(
     classes of the same name (case and spaces at the ends ignored), and those of no class, are copied as well, if the
     layers before them have the same width. What `state` has not of a head's second branches is that of the first ones.
     """
-    own = detector.state_dict()
+    own, given = detector.state_dict(), tuple(state)
     for part, first in ((f"head.{part}.", f"head.{first}.") for part, first in detector.head.begins_as.items()):
         state = {name.replace(first, part): state[name] for name in state if name.startswith(first)} | dict(state)
     plain, source_plain = ([name.strip().lower() for name in each] for each in (names, source_names))
@@ -139,7 +139,7 @@ def transfer(
                 own[name][ours] = state[name][theirs].to(own[name])
             classes = tuple(names[row] for row, _ in pairs)
     kept = tuple(name for name in own if name in taken)
-    return TransferReport(kept, fresh, tuple(name for name in state if name not in taken), classes)
+    return TransferReport(kept, fresh, tuple(name for name in given if name not in taken), classes)
 
 
 def _summary(names: Sequence[str]) -> str:

@@ -143,7 +143,8 @@ class SecondBackbone(nn.Module):
 class YOLOv9(Detector):
     """Images (B, channels, H, W), float 0 .. 1, to three raw maps (B, outputs, H / stride, W / stride).
 
-    With its auxiliary branch the maps are those of `AuxiliaryHead` with both sets of branches.
+    `scale` is the size t, s, m or c. With the `auxiliary` branch the maps are those of `AuxiliaryHead` with both sets
+    of branches. The widths of the class branches fit it to imported files.
     """
 
     project = "MultimediaTechLab/YOLO"
@@ -152,21 +153,21 @@ class YOLOv9(Detector):
         self,
         scale: str,
         num_classes: int,
-        channels: int,
-        class_width: int | None,
-        auxiliary: bool,
-        auxiliary_class_width: int | None,
+        channels: int = 3,
+        class_width: int | None = None,
+        auxiliary: bool = True,
+        auxiliary_class_width: int | None = None,
     ) -> None:
         super().__init__()
-        size, self.has_second_backbone = SIZES[scale], scale in WITH_SECOND_BACKBONE
+        size = SIZES[scale]
         self.backbone, self.top_down, self.bottom_up = Backbone(size, channels), TopDown(size), BottomUp(size)
         self.auxiliary: TopDown | SecondBackbone | None = None
+        self.has_second_backbone = scale in WITH_SECOND_BACKBONE
+        widths = None
         if auxiliary:
             self.auxiliary = SecondBackbone(size, channels) if self.has_second_backbone else TopDown(size)
-        auxiliary_channels = (size.stages if self.has_second_backbone else size.neck) if auxiliary else None
-        self.head = AuxiliaryHead(
-            size.neck, num_classes, (8, 16, 32), auxiliary_channels, class_width, auxiliary_class_width
-        )
+            widths = size.stages if self.has_second_backbone else size.neck
+        self.head = AuxiliaryHead(size.neck, num_classes, (8, 16, 32), widths, class_width, auxiliary_class_width)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         features = self.backbone(images)
@@ -186,18 +187,3 @@ class YOLOv9(Detector):
         """The layers of the published table; None stands for one without weights. The head has all branches."""
         own = [*self.backbone.children(), *self.top_down.blocks, *self.bottom_up.blocks, self.head]
         return own if self.auxiliary is None else [*own, *self.auxiliary.blocks]
-
-
-def build(
-    scale: str,
-    num_classes: int,
-    channels: int = 3,
-    class_width: int | None = None,
-    auxiliary: bool = True,
-    auxiliary_class_width: int | None = None,
-) -> YOLOv9:
-    """A YOLOv9 of the size t, s, m or c with fresh weights, with or without its `auxiliary` branch.
-
-    The widths of the class branches fit it to imported files.
-    """
-    return YOLOv9(scale, num_classes, channels, class_width, auxiliary, auxiliary_class_width)
