@@ -44,15 +44,15 @@ PUBLISHED = {
     "yolo12m": (20_199_168, 67.5),
     "yolo12l": (26_450_784, 88.9),
     "yolo12x": (59_210_784, 199.0),
-    "yolov13n": (2_494_151, 6.21),
-    "yolov13s": (9_055_527, 19.92),
-    "yolov13l": (27_627_783, 84.77),
-    "yolov13x": (64_057_511, 188.39),
     "yolo26n": (2_572_280, 5.96),
     "yolo26s": (10_009_784, 22.53),
     "yolo26m": (21_896_248, 74.77),
     "yolo26l": (26_299_704, 93.01),
     "yolo26x": (58_993_368, 208.36),
+    "yolov13n": (2_494_151, 6.21),
+    "yolov13s": (9_055_527, 19.92),
+    "yolov13l": (27_627_783, 84.77),
+    "yolov13x": (64_057_511, 188.39),
 }
 # YOLO26 with one of its two pairs of branches, normalisation folded: parameters, billions of FLOPs with attention; then
 # those of the whole network as the original counts them, which are eight for each value that is normalised, too
@@ -319,4 +319,4 @@ def test_blocks_hold_every_parameter_once(name: str, count: int) -> None:
 def test_an_unknown_model_names_the_nearest_and_lists_all() -> None:
     with pytest.raises(UsageError, match=r"unknown model 'yolo11': did you mean yolo11\w\? The models are yolov5n, "):
         registry.build("yolo11", num_classes=3)
-    assert tuple(registry.BUILDERS) == tuple(PUBLISHED)
+    assert {*PUBLISHED} == {name for name in registry.BUILDERS if not name.startswith("yolov9")}  # see test_yolov9.py

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from weights_server import Published, cut, free_port, publishing, redirect, silent, slow, status, weights_content
 
+from weights_server import Published, cut, free_port, publishing, redirect, silent, slow, status, weights_content
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.known_weights import KnownFile, known_files
 from yoloyard.storage import download

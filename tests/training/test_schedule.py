@@ -92,6 +92,8 @@ def test_every_model_has_its_published_recipe() -> None:
     assert (low["box"], low["cls"], low["obj"], low["iou"]) == (0.05, 0.5, 1.0, 0.6)
     assert (high["cls"], high["obj"], high["lrf"], high["scale"], high["mixup"]) == (0.3, 0.7, 0.1, 0.9, 0.1)
     assert published("yolo12n", "task_aligned") == {}
+    assert published("yolov13n", "task_aligned") == {"warmup_bias_lr": 0.0}
+    assert published("yolov13x", "task_aligned") == {"warmup_bias_lr": 0.0, "scale": 0.9, "mixup": 0.2}
     for words in RECIPES.values():
         with_overrides(TrainConfig(), words)
     # a network of the user's own gets the gains of its kind of head

@@ -119,7 +119,7 @@ def like(module: torch.nn.Module) -> torch.nn.Module:
 
 @pytest.mark.parametrize(
     ("model", "optimizer", "dtype"),
-    list(zip(NETWORKS, cycle(["SGD", "AdamW"]), cycle([torch.float16, torch.bfloat16]), strict=False)),
+    list(zip(NETWORKS, cycle(["SGD", "AdamW", "MuSGD"]), cycle([torch.float16, torch.bfloat16]), strict=False)),
 )
 def test_a_step_with_autocast_scaler_and_fused_optimizer_waits_for_nothing(
     model: str, optimizer: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
@@ -148,7 +148,7 @@ def poisoned(detector: Detector, value: float) -> Iterator[None]:
     handle.remove()
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "MuSGD"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("good_steps_before", [0, 2])
 def test_a_bad_step_leaves_no_trace(optimizer: str, value: float, good_steps_before: int) -> None:
@@ -185,8 +185,9 @@ def test_a_bad_batch_among_accumulated_ones_spoils_only_its_own_update() -> None
     assert stage.step(some_batch(seed=5)).found_inf == 0
 
 
-def test_good_steps_lower_the_loss_and_move_the_average() -> None:
-    stage = Stage("AdamW")
+@pytest.mark.parametrize("optimizer", ["AdamW", "MuSGD"])
+def test_good_steps_lower_the_loss_and_move_the_average(optimizer: str) -> None:
+    stage = Stage(optimizer)
     batch = some_batch()
     losses = []
     for _ in range(16):

@@ -83,7 +83,7 @@ class LossConfig:
 
     box: float = setting(7.5, "gain of the box loss", 0)
     cls: float = setting(0.5, "gain of the class loss", 0)
-    dfl: float = setting(1.5, "gain of the distribution focal loss (not YOLOv5)", 0)
+    dfl: float = setting(1.5, "gain of the loss of the sides: distribution focal loss, or L1 (YOLO26); not YOLOv5", 0)
     obj: float = setting(1.0, "gain of the objectness loss (YOLOv5)", 0)
     anchor_t: float = setting(4.0, "an anchor learns boxes up to so many times longer or shorter (YOLOv5)", 1)
     autoanchor: bool = setting(True, "make new anchors where the boxes don't fit them (YOLOv5)")
@@ -118,7 +118,8 @@ class TrainConfig:
     model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
     weights: str | None = setting(None, "weight file or its address to start from; what fits is taken", is_path=True)
     end2end: bool = setting(
-        False, "also train branches that find each object once, without suppression (YOLOv8, 11, 12, 13; YOLO26 has them)"
+        False,
+        "also train branches that find each object once (YOLOv8, 11, 12, 13; YOLO26 has them)",
     )
     epochs: int = setting(100, "epochs", 1, resumable=True)
     batch: int = setting(16, "images of one step, or auto: as many as a GPU's memory holds, up to nbs", 1, auto=True)

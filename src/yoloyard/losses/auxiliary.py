@@ -8,16 +8,15 @@ MultimediaTechLab.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import task_aligned
 from yoloyard.losses.assign import Assignment
 from yoloyard.losses.assign_in_reach import assign_in_reach
-from yoloyard.losses.task_aligned import BINS, MAX_DISTANCE, TaskAlignedLoss
+from yoloyard.losses.task_aligned import BINS, MAX_DISTANCE, TaskAlignedLoss, joined
 
-AUXILIARY_WEIGHT = 0.25
+SHARES = 1.0, 0.25  # of the own and of the auxiliary branches
 
 
 class ReachLoss(TaskAlignedLoss):
@@ -50,19 +49,11 @@ class AuxiliaryLoss:
     def __call__(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums (n,) and norms (n,) of `box`, `cls` and `dfl`: those of the own branches, then of the auxiliary ones.
 
-        The sums of the latter are times AUXILIARY_WEIGHT. `boxes_xyxy` (B, M, 4) pixels of the network's input,
+        The sums of the latter are times their share. `boxes_xyxy` (B, M, 4) pixels of the network's input,
         `labels` (B, M) with -1 in padded slots.
         """
         sets = zip(*(level.split(self.path_outputs, dim=1) for level in maps), strict=True)
-        found = [self.of_branches(list(levels), boxes_xyxy, labels) for levels in sets]
-        weights = (1.0, AUXILIARY_WEIGHT)
-        return {
-            name: (
-                torch.cat([parts[name][0] * weight for parts, weight in zip(found, weights, strict=False)]),
-                torch.cat([parts[name][1] for parts in found]),
-            )
-            for name in found[0]
-        }
+        return joined([self.of_branches(list(levels), boxes_xyxy, labels) for levels in sets], SHARES)
 
 
 def build(

@@ -7,11 +7,10 @@ Sources: Wang et al., "YOLOv10" (2024), section 3.1, for two assignments; YOLO26
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from yoloyard.config.settings import TrainConfig
-from yoloyard.losses.task_aligned import TaskAlignedLoss, loss_of_branches
+from yoloyard.losses.task_aligned import TaskAlignedLoss, joined, loss_of_branches
 
 FIRST_SHARE, LAST_SHARE = 0.8, 0.1  # of the one-to-many branches in the loss of the first and of the last epoch
 
@@ -39,14 +38,7 @@ class EndToEndLoss:
         """
         halves = zip(*(level.chunk(2, dim=1) for level in maps), strict=True)
         pairs = zip(self.branches, halves, strict=True)
-        many, one = (loss(list(half), boxes_xyxy, labels) for loss, half in pairs)
-        return {
-            name: (
-                torch.cat((many[name][0] * self.shares[0], one[name][0] * self.shares[1])),
-                torch.cat((many[name][1], one[name][1])),
-            )
-            for name in many
-        }
+        return joined([loss(list(half), boxes_xyxy, labels) for loss, half in pairs], self.shares)
 
 
 def build(

@@ -7,6 +7,7 @@ Sources: Feng et al., "TOOD" (ICCV 2021) for the assignment and the class loss w
 (2026) for the sides without a distribution.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,6 +126,17 @@ def loss_of_branches(
     pairs = PAIRS_AT_ONCE if free_bytes is None else int(free_bytes * SHARE_OF_MEMORY) // BYTES_OF_A_PAIR
     top_k = TOP_K_OF_ONE if best_only else TOP_K
     return TaskAlignedLoss(head.strides, head.num_classes, class_weights, pairs, head.bins, top_k, best_only)
+
+
+def joined(parts: Sequence[Mapping[str, tuple[Tensor, Tensor]]], shares: Sequence[float]) -> dict[str, Any]:
+    """Sums (n,), times the `shares`, and norms (n,) by name, of the `parts` that n sets of branches give."""
+    return {
+        name: (
+            torch.cat([part[name][0] * share for part, share in zip(parts, shares, strict=False)]),
+            torch.cat([part[name][1] for part in parts]),
+        )
+        for name in parts[0]
+    }
 
 
 def task_aligned_parts(criterion: object) -> list[TaskAlignedLoss]:

@@ -187,11 +187,15 @@ def _recognise(
     """The model whose names and shapes are exactly the file's, its arguments, and it itself on the meta device."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     arguments = _arguments(shapes)
+    weights = sorted(shape for shape in shapes.values() if len(shape) > 1)  # as fusing leaves them
     for name, build in registry.BUILDERS.items() if arguments else ():
         if not arguments.keys() <= signature(build).parameters.keys():
             continue
         with torch.device("meta"):
             detector = build(**arguments)
+        sizes = sorted(tuple(tensor.shape) for tensor in detector.state_dict().values() if tensor.ndim > 1)
+        if sizes != weights:  # told sooner than by names
+            continue
         if _published_shapes(detector, fused) == shapes:
             return name, arguments | _check_modules(detector, modules, fused, path), detector
     kind = printable(modules[""].path.rpartition(".")[2])
