@@ -100,12 +100,12 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     dtype = torch.bfloat16 if native else torch.float32
 
     def rounded(values: Tensor) -> Tensor:
-        return values.bfloat16().to(dtype)
+        return values.copy_(values.bfloat16())
 
     first, second, third = NEWTON_SCHULZ
     matrices = matrices.bfloat16().float()
     norms = torch.linalg.matrix_norm(matrices, keepdim=True).bfloat16().float()
-    found = rounded(matrices / (norms + MIN_NORM))
+    found = rounded((matrices / (norms + MIN_NORM)).to(dtype))
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = rounded(found @ found.mT)
         factor = rounded(torch.baddbmm(square, square, square, beta=second, alpha=third))
