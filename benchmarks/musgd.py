@@ -1,7 +1,7 @@
 """What MuSGD takes of a training step on this CPU: all of it, and its Newton-Schulz iterations alone.
 
-`python benchmarks/musgd.py --model yolo26n --batch 8 --imgsz 320` prints medians of a few steps, in seconds of CPU time. Each
-batch is an update, as with `--nbs BATCH`; with the default, 64 images an update, the share is smaller.
+`python benchmarks/musgd.py --model yolo26n --batch 8 --imgsz 320` prints medians of a few steps in seconds of CPU time.
+Each batch is an update, as with `--nbs BATCH`; with the default, 64 images an update, the share is smaller.
 """
 
 from __future__ import annotations

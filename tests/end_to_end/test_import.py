@@ -88,7 +88,7 @@ def test_the_licence_goes_with_everything_that_is_trained_from_it(
 ) -> None:
     code, out, _ = yoloyard("train", "--weights", checkpoint, "--data", data, "--epochs", 1, *SMALL)
     assert code == 0
-    assert out.count("AGPL-3.0") == 1
+    assert out.count("weights under AGPL-3.0") == 1
     assert "took 349 of 349 tensors" in out
     trained = Path("runs/line/weights/best.safetensors")
     assert read_weights(trained)[1]["licence"] == "AGPL-3.0"
@@ -104,7 +104,7 @@ def test_the_licence_goes_with_everything_that_is_trained_from_it(
     ]
     code, out, _ = yoloyard("licence", "runs/again/weights/last.safetensors")
     assert code == 0
-    assert "weights under AGPL-3.0: the result is under it, too" in out
+    assert "weights under AGPL-3.0: a product that contains the result must be" in out
 
 
 def test_a_file_that_is_no_checkpoint_is_told(

@@ -37,6 +37,37 @@ small (float[N, 3, 64, 64] images) => (float[N, 64, 4] boxes, float[N, 64, 2] sc
 """
 
 
+# Each of four edges takes a share of each of 1,600 cells, as attention and hypergraphs do.
+SHARES = """
+<ir_version: 8, opset_import: ["" : 18]>
+shares (float[N, 3, 40, 40] images) => (float[N, 6, 8, 1] boxes)
+<int64[3] flat = {0, 8, 1600}, int64[4] square = {0, 4, 8, 1}>
+{
+    stem = Conv <kernel_shape = [1, 1]> (images, stem_weight)
+    rows = Reshape (stem, flat)
+    logits = MatMul (edge_weight, rows)
+    shares = Softmax <axis = 2> (logits)
+    turned = Transpose <perm = [0, 2, 1]> (rows)
+    edges = MatMul (shares, turned)
+    map = Reshape (edges, square)
+    boxes = Conv <kernel_shape = [1, 1]> (map, head_weight)
+}
+"""
+
+
+def write_shares(path: Path) -> Path:
+    """Write the graph SHARES with random weights."""
+    model = onnx.parser.parse_model(SHARES)
+    random = np.random.default_rng(0)
+    for name, shape in {"stem_weight": (8, 3, 1, 1), "edge_weight": (4, 8), "head_weight": (6, 4, 1, 1)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(random.normal(size=shape).astype(np.float32), name))
+    for node in model.graph.node:
+        node.name = f"node_{node.output[0]}"
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
+
+
 def write_graph(path: Path) -> Path:
     """Write the graph; its convolutions lie in the parts `stem.conv` and `head.last` of the network."""
     model = onnx.parser.parse_model(GRAPH)

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from small_graph import CELLS, SIDE, job_in, write_graph
+from small_graph import CELLS, SIDE, job_in, write_graph, write_shares
 
 from yoloyard.common.errors import UsageError
 from yoloyard.export.calibration import CalibrationImages
@@ -78,6 +78,18 @@ def test_boxes_and_scores_hardly_change(float_file: Path, quantised: Path, image
     assert boxes8.shape == (1, CELLS, 4)
     assert 0 < np.abs(boxes8 - boxes).max() < 10  # of 640 pixels
     assert 0 < np.abs(scores8 - scores).max() < 0.02
+
+
+def test_shares_of_many_cells_do_not_become_zero(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    images = [random.random((1, 3, 40, 40), np.float32) for _ in range(4)]
+    float_file, out = write_shares(tmp_path / "best.onnx"), tmp_path / "best.int8.onnx"
+    quantise_onnx(float_file, out, job_in(tmp_path, int8=True), images)  # type: ignore[arg-type]
+    found, expected = (
+        onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"images": images[0]})[0]
+        for path in (out, float_file)
+    )
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def test_batches_of_any_size_are_taken(quantised: Path, images: list[np.ndarray]) -> None:

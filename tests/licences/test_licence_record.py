@@ -55,7 +55,7 @@ def test_every_step_is_named_with_what_went_into_it(written: Callable[[dict[str,
     assert found["history"][1]["data"] == "line/data.yaml"
     assert found["history"][1]["sha256"] == found["history"][0]["sha256"]
     assert found["licences"] == ["AGPL-3.0"]
-    assert "under AGPL-3.0: the result is under it, too, unless their publisher gave you another" in found["meaning"]
+    assert "under AGPL-3.0: a product that contains the result must be offered" in found["meaning"]
 
 
 def test_an_onnx_file_says_it_was_exported_from_which_weights(tmp_path: Path) -> None:

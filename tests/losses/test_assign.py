@@ -32,7 +32,7 @@ EXPECTED_OF_CROWD = {
 EXPECTED_OF_CROWD_OF_ONE = {
     18: (2, 0.53402), 26: (1, 0.63405), 27: (3, 0.61647), 54: (5, 0.24566), 80: (4, 0.00724)
 }  # fmt: skip
-ONE = {"top_k": 7, "best_only": True}
+ONE: dict[str, Any] = {"top_k": 7, "best_only": True}
 
 
 def points_of(size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -40,6 +40,7 @@ def maps_of(detector: Detector) -> list[Tensor]:
         ("yolo11n", CARD_OF_24_GB, 150),  # the smallest card on which this batch fits
         ("yolo11n", CARD_OF_8_GB, 290),
         ("yolov5n", CARD_OF_24_GB, 500),
+        ("yolo26n", CARD_OF_24_GB, 320),
     ],
 )
 def test_assignment_and_loss_launch_few_kernels(model: str, free_bytes: int, most: int) -> None:

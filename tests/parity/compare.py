@@ -32,6 +32,7 @@ from reference import (
 from yoloyard.common.boxes import xyxy_to_cxcywh
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import build_criterion
+from yoloyard.losses.end_to_end import EndToEndLoss
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 
@@ -81,11 +82,14 @@ def own_outputs(detector: Detector, images: Tensor) -> Outputs:
 
 
 def own_losses(detector: Detector, maps: list[Tensor], targets: np.ndarray) -> dict[str, Tensor]:
-    """The components of our loss, gains in them, for raw maps (B, K, h, w)."""
+    """The components of our loss, gains in them, for raw maps (B, K, h, w); of two pairs of branches, of the second."""
     head = detector.head
-    criterion, _ = build_criterion(head, TrainConfig())
+    criterion, own_gains = build_criterion(head, TrainConfig())
     gains = ANCHOR_BASED_GAINS if head.criterion == "anchor_based" else ANCHOR_FREE_GAINS
     parts = criterion(maps, *padded_targets(targets, BATCH))
+    if isinstance(criterion, EndToEndLoss):
+        ones = {name: (sums[1] / criterion.shares[1], norms[1]) for name, (sums, norms) in parts.items()}
+        return {name: own_gains[name] * total / norm.clamp(min=1) for name, (total, norm) in ones.items()}
     return {name: gain * (parts[name][0] / parts[name][1].clamp(min=1)).sum() for name, gain in gains.items()}
 
 
@@ -192,6 +196,7 @@ yoloyard reads that file, and both networks get the same images. `tests/parity/c
   the class.
 - **Losses**: each component of the loss, from the outputs of the reference network in training. There are five sets of
   boxes: a few, an image without boxes, a batch without boxes, 150 boxes in one image, and many boxes in the same cells.
+  Of YOLO26 they are those of the branches that find each object once.
 
 Each figure is the largest difference divided by the largest value; for losses, each component is divided by itself.
 The table has the worst figure of 80 and of 3 classes in float32 files, and for the smallest networks also of 80 classes

@@ -122,7 +122,10 @@ def loss_cases() -> dict[str, tuple[tuple[int, int, int, int], np.ndarray]]:
 def reference_loss(
     model: DetectionModel, maps: Sequence[Tensor], targets: np.ndarray
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The total loss and the components for raw maps (B, 64 + C, h, w) of the strides 8, 16, 32."""
+    """The total loss and the components for raw maps (B, outputs, h, w) of the strides 8, 16, 32.
+
+    Of two pairs of branches the components are those of the one-to-one branches.
+    """
     height, width = maps[0].shape[2] * STRIDES[0], maps[0].shape[3] * STRIDES[0]
     rows = normalised_targets(targets, height, width)
     batch = {
@@ -131,10 +134,20 @@ def reference_loss(
         "cls": rows[:, 1:2],
         "bboxes": rows[:, 2:],
     }
-    joined = torch.cat([level.flatten(2) for level in maps], dim=2)
-    outputs = {"boxes": joined[:, :64], "scores": joined[:, 64:], "feats": list(maps)}
-    losses, components = model.loss(batch, outputs)
-    return losses.sum(), {name: components[f"{name}_loss"] for name in ("box", "cls", "dfl")}
+
+    def outputs(levels: Sequence[Tensor]) -> dict[str, Any]:
+        boxes, scores = torch.cat([level.flatten(2) for level in levels], dim=2).split(
+            (sides, model.model[-1].nc), dim=1
+        )
+        return {"boxes": boxes, "scores": scores, "feats": list(levels)}
+
+    sides = 4 * model.model[-1].reg_max
+    if maps[0].shape[1] == sides + model.model[-1].nc:
+        losses, components = model.loss(batch, outputs(maps))
+    else:
+        many, one = zip(*(level.chunk(2, dim=1) for level in maps), strict=True)
+        losses, components = model.loss(batch, {"one2many": outputs(many), "one2one": outputs(one)})
+    return losses.sum(), {name.removesuffix("_loss"): value for name, value in components.items()}
 
 
 def loss_numbers(name: str, shape: tuple[int, int, int, int], targets: np.ndarray) -> dict[str, np.ndarray]:

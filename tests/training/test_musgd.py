@@ -52,7 +52,7 @@ def test_steps_are_those_of_the_reference_package() -> None:
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": [bias], "weight_decay": 0.0}]
     optimizer = musgd.build(groups, OptimizerConfig(lr0=0.1, momentum=0.9))
     for step in range(3):
-        for (name, weight), offset in zip(weights.items(), (0, 4, 9, 2), strict=True):
+        for weight, offset in zip(weights.values(), (0, 4, 9, 2), strict=True):
             weight.grad = formula(weight.shape, 5 * step + offset)
         optimizer.step()
         if step in (0, 2):

@@ -13,13 +13,15 @@ CPU = pytest.param(torch.device("cpu"), id="cpu")
 
 @pytest.mark.gpu
 @NEEDS_CUDA
-@pytest.mark.parametrize("model", ["yolo11n", "yolov5n"])
+@pytest.mark.parametrize("model", ["yolo11n", "yolov5n", "yolo26n"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_step_waits_for_nothing(model: str, dtype: torch.dtype) -> None:
     on_device.check_that_steps_wait_for_nothing(torch.device("cuda"), dtype, model)
 
 
-@pytest.mark.parametrize(("dtype", "model"), [(torch.float32, "yolo11n"), (torch.float16, "yolov5n")], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "model"), [(torch.float32, "yolo11n"), (torch.float16, "yolov5n"), (torch.float32, "tiny both")], ids=str
+)
 def test_no_operation_of_a_step_reads_a_number(dtype: torch.dtype, model: str) -> None:
     on_device.check_that_steps_wait_for_nothing(torch.device("cpu"), dtype, model, steps=2)
 
@@ -36,7 +38,7 @@ def test_a_read_in_the_step_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("device", [CPU, GPU])
-@pytest.mark.parametrize("model", ["yolo11n", "yolo12n", "yolov5n"])
+@pytest.mark.parametrize("model", ["yolo11n", "yolo12n", "yolov5n", "yolo26n"])
 def test_losses_are_those_of_the_cpu(device: torch.device, model: str) -> None:
     on_device.check_that_losses_are_those_of_the_cpu(device, model)
 

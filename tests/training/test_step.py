@@ -32,7 +32,7 @@ from yoloyard.training.strategies import alone
 from yoloyard.training.strategies.alone import Strategy
 
 FLOAT32 = Precision("cpu", torch.float32)
-NETWORKS = ("yolo11n", "yolo12n", "yolov5n", "yolov5n6", "tiny both", "yolov13n")
+NETWORKS = ("yolo11n", "yolo12n", "yolov5n", "yolov5n6", "tiny both")
 
 
 def some_batch(images: int = 2, size: int = 64, device: str = "cpu", seed: int = 0) -> Batch:

@@ -82,7 +82,8 @@ def weights_get(
             return
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), transient=True) as progress:
+    columns = BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task(known.file)
         get(known, lambda done, total: progress.update(task, completed=done, total=total))
     print(f"{known.model} is there: --weights {known.model} uses it")

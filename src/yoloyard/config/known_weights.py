@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yoloyard.common.lineage import PERMISSIVE
+
 TABLE = Path(__file__).with_name("known_weights.toml")
-PERMISSIVE = ("MIT", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause")  # may be in a product whose source stays closed
 
 
 @dataclass(frozen=True)

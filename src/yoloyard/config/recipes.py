@@ -40,7 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "yolov9": {"optimizer": "SGD"},  # of MultimediaTechLab's training; see docs/choices.md
 }
 # YOLO26 was published with MuSGD; its momentum is 0.9 in the first step alone, then that of the warm-up, as here.
-RATES_OF_MANY = {"yolo26": SGD_RATES | {"optimizer": "MuSGD"}}
+RATES_OF_MANY: dict[str, dict[str, Any]] = {"yolo26": SGD_RATES | {"optimizer": "MuSGD"}}
 CUSTOM_RECIPES: dict[object, dict[str, Any]] = {"anchor_based": YOLOV5_LOW}  # by a head's criterion
 
 
@@ -85,7 +85,7 @@ def fit_to_run(
     many = _by_name(RATES_OF_MANY, config.model, SGD_RATES)
     rates = many if updates > MANY_UPDATES else ADAMW_RATES | {"lr0": lr0}
     # The rates belong to the optimizer that they come with.
-    chosen = schedule | (rates if optimizer == "auto" else {})
+    chosen = {**schedule, **(rates if optimizer == "auto" else {})}
     chosen = {key: value for key, value in chosen.items() if key == "optimizer" or key not in given}
     said = ", ".join(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in chosen.items()

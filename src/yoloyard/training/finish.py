@@ -6,6 +6,7 @@ from yoloyard.cpu.memory import give_memory_back
 from yoloyard.models.weights import load_model
 from yoloyard.training.begin import Run
 from yoloyard.training.distributed.run_files import files_here
+from yoloyard.training.listeners.card import write_card
 from yoloyard.training.listeners.events import Result
 from yoloyard.training.listeners.results import save_run_weights, write_run_report
 from yoloyard.training.validation import validate
@@ -35,6 +36,7 @@ def finish(run: Run) -> Result:
     result = Result(setup.folder, best, report, found.metrics, metadata["epoch"], other)
     with run.team.on_rank_0() as is_rank_0:
         if is_rank_0:
+            write_card(best.with_suffix(".md"), setup, result.best_epoch, found.metrics, other)
             report.unlink(missing_ok=True)  # that of a run that was extended since; a run with a report is complete
             write_run_report(result, setup, found.detections, progress.seconds)
     return result

@@ -66,6 +66,7 @@ PUBLISHED_NAMES: dict[tuple[type[nn.Module], ...], dict[str, str]] = {
     },
 }
 ONE2ONE = "one2one_"  # how names of branches begin that find each object once
+PLAIN = "yolo26"  # the family whose boxes are plain distances
 BN_EPS = 1e-3  # of every family
 MAX_IMAGE_PIXELS = 8192  # of a side
 LICENCE = "AGPL-3.0"  # of yolov5 and ultralytics and the weights that they publish
@@ -187,12 +188,16 @@ def _recognise(
     """The model whose names and shapes are exactly the file's, its arguments, and it itself on the meta device."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     arguments = _arguments(shapes)
+    weights = sorted(shape for shape in shapes.values() if len(shape) > 1)  # as fusing leaves them
     for name, build in registry.BUILDERS.items() if arguments else ():
-        if not arguments.keys() <= signature(build).parameters.keys():
+        if not arguments.keys() <= signature(build).parameters.keys() or name.startswith(PLAIN) != (
+            "paths" in arguments
+        ):
             continue
         with torch.device("meta"):
             detector = build(**arguments)
-        if not fused and len(detector.state_dict()) != len(shapes):  # told sooner than by names
+        sizes = sorted(tuple(tensor.shape) for tensor in detector.state_dict().values() if tensor.ndim > 1)
+        if sizes != weights:  # told sooner than by names
             continue
         if _published_shapes(detector, fused) == shapes:
             return name, arguments | _check_modules(detector, modules, fused, path), detector
@@ -217,6 +222,8 @@ def _arguments(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         arguments: dict[str, Any] = {"num_classes": last[0], "channels": first[1], "class_width": last[1]}
         if shapes.get(f"{pair}cv2.0.2.weight", ())[:1] == (4,):  # plain distances; one pair is left in fused files
             arguments["paths"] = "both" if len(pairs) == 2 else "one" if pairs == [ONE2ONE] else "many"
+        elif ONE2ONE in pairs:  # by distributions, as YOLOv10's
+            return {}
         return arguments
     if len(anchors) != 3 or anchors[1] < 1 or last[0] // anchors[1] <= 5:
         return {}

@@ -21,6 +21,7 @@ from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.models.weights import save_weights
 from yoloyard.training.listeners import events
+from yoloyard.training.listeners.card import write_card
 from yoloyard.training.listeners.events import Event, Record, Result
 from yoloyard.training.setup.setup import Setup
 
@@ -102,7 +103,10 @@ def validation_batch(config: TrainConfig) -> int:
 def save_run_weights(
     path: Path, setup: Setup, state: Mapping[str, Tensor], epoch: int, metrics: Metrics | None
 ) -> None:
-    """Write a weight file for prediction, evaluation and further training; `epoch` is from 1. Raises UserError."""
+    """Write a weight file for prediction, evaluation and further training; `epoch` is from 1. Raises UserError.
+
+    Beside the best one comes its card.
+    """
     config, spec = setup.config, setup.spec
     used = {"batch": validation_batch(config), "precision": spec.precision}
     metadata: dict[str, Any] = {
@@ -124,6 +128,8 @@ def save_run_weights(
     if spec.history is not None:
         metadata["history"] = spec.history
     save_weights(path, state, metadata)
+    if path.stem == "best" and metrics is not None:
+        write_card(path.with_suffix(".md"), setup, epoch, metrics)
 
 
 def write_run_report(result: Result, setup: Setup, predictions: Mapping[int, Detections], seconds: float) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import EXPORTED_FILES
-from yoloyard.common.lineage import Step, data_name, longer_history
+from yoloyard.common.lineage import Step, data_name, known_history, longer_history, meaning
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
 from yoloyard.models.custom_model import CustomModel, beside, is_custom, read_custom
@@ -66,8 +66,7 @@ class StartingPoint:
         if metadata.get("fused"):
             log.info("that file was fused for inference: its normalisation begins again; the unfused file is better")
         licence: str | None = metadata.get("licence")
-        if licence:
-            log.info(f"these weights are under {licence}; that is kept in the files of this run")
+        log.info(meaning(known_history(metadata)))
         return licence
 
     def history(self, config: TrainConfig) -> list[Step]:

@@ -14,7 +14,7 @@ from yoloyard.common.device import choose_precision
 from yoloyard.config.settings import OptimizerConfig
 from yoloyard.models.heads import Head
 from yoloyard.training.engine.optimizers import sgd
-from yoloyard.training.engine.optimizers.plain import is_sharded, plain
+from yoloyard.training.engine.optimizers.plain import is_sharded
 
 MUON_SHARE = 0.2  # of the learning rate
 CLASS_RATE = 3.0  # learning rate of branches that learn classes, as a multiple of the others'
@@ -23,7 +23,7 @@ NEWTON_SCHULZ_STEPS = 5
 MIN_NORM = 1e-7
 
 
-class MuSGD(plain(torch.optim.SGD)):  # type: ignore[misc]
+class MuSGD(sgd.SGD):  # type: ignore[misc, valid-type]
     """Keeps two momenta of a matrix: that of SGD, a sum, and `mean_gradient`. Others are trained by SGD alone.
 
     A step on whose `found_inf` () is 1 changes nothing. Weights whose matrices have equal sides are orthogonalised
@@ -53,6 +53,7 @@ class MuSGD(plain(torch.optim.SGD)):  # type: ignore[misc]
     def _mixed(self, weight: Tensor, momentum: float) -> Tensor:
         """The gradient of `weight` and its mean, which follows, mixed as Nesterov does."""
         gradient, mean = weight.grad, self.state[weight]["mean_gradient"]
+        assert gradient is not None
         if (found_inf := getattr(self, "found_inf", None)) is not None:
             gradient = torch.where(found_inf.to(mean.device) > 0, mean, gradient)  # by which the mean stays as it is
         mean.lerp_(gradient, 1 - momentum)
@@ -99,12 +100,12 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     dtype = torch.bfloat16 if native else torch.float32
 
     def rounded(values: Tensor) -> Tensor:
-        return values.bfloat16().to(dtype)
+        return values.copy_(values.bfloat16())
 
     first, second, third = NEWTON_SCHULZ
     matrices = matrices.bfloat16().float()
     norms = torch.linalg.matrix_norm(matrices, keepdim=True).bfloat16().float()
-    found = rounded(matrices / (norms + MIN_NORM))
+    found = rounded((matrices / (norms + MIN_NORM)).to(dtype))
     for _ in range(NEWTON_SCHULZ_STEPS):
         square = rounded(found @ found.mT)
         factor = rounded(torch.baddbmm(square, square, square, beta=second, alpha=third))
@@ -132,4 +133,10 @@ def _like(weight: Tensor, matrix: Tensor) -> Tensor:
 
 def _whole(tensor: Tensor) -> Tensor:
     """All of a tensor of which a shard lies here, on the device on which processes exchange."""
-    return tensor.to(tensor.device_mesh.device_type).full_tensor() if is_sharded(tensor) else tensor
+    if not is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(tensor, DTensor)
+    there: DTensor = tensor.to(tensor.device_mesh.device_type)  # type: ignore[assignment]
+    return there.full_tensor()
