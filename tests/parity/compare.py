@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from yoloyard.losses.end_to_end import EndToEndLoss
 
 from reference import (
     ANCHOR_BASED_GAINS,
@@ -32,7 +33,6 @@ from reference import (
 from yoloyard.common.boxes import xyxy_to_cxcywh
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import build_criterion
-from yoloyard.losses.end_to_end import EndToEndLoss
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 
