@@ -17,20 +17,8 @@ from yoloyard.common.errors import UserError, printable
 from yoloyard.common.lineage import step
 from yoloyard.config import recipes
 from yoloyard.models import registry
-from yoloyard.models.blocks import (
-    C2PSA,
-    SPPF,
-    A2C2f,
-    AreaAttention,
-    AreaBlock,
-    Attention,
-    Bottleneck,
-    Conv,
-    PSABlock,
-    SeparateAreaAttention,
-    SplitStack,
-    TwoBranches,
-)
+from yoloyard.models.attention import C2PSA, A2C2f, AreaAttention, AreaBlock, Attention, PSABlock, SeparateAreaAttention
+from yoloyard.models.blocks import SPPF, Bottleneck, Conv, SplitStack, TwoBranches
 from yoloyard.models.detector import Detector
 from yoloyard.models.hypergraph import DROPOUT, HEAD_WIDTH, AdaptiveHypergraph, Halved, HyperACE
 from yoloyard.models.importing import yolov9_files
