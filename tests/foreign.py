@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from yoloyard.models.blocks import SPPF, AreaAttention, SeparateAreaAttention
+from yoloyard.models.attention import AreaAttention, SeparateAreaAttention
+from yoloyard.models.blocks import SPPF
 from yoloyard.models.detector import Detector
 from yoloyard.models.hypergraph import AdaptiveHypergraph
 from yoloyard.models.importing.importers import published_names

@@ -14,14 +14,16 @@ from yoloyard.common.device import Precision
 from yoloyard.cpu.silu import ConvolutionSiLU, join_batch_norm_and_silu, join_convolutions_and_silu
 from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Detector
+from yoloyard.models.heads import Head
 
 
 class Small(Detector):
-    """Two blocks, without a head."""
+    """Two blocks; its head has nothing to compute."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = Conv(4, 8, 3), Conv(8, 8, 3)
+        self.head = Head((8,), num_classes=1, strides=(8,), outputs=8)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(self.first(x))

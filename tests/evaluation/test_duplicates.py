@@ -5,12 +5,12 @@ import pytest
 import torch
 from evaluation_cases import detections, make_index, random_case
 
+from yoloyard.common.nms import KEEPS_ALL
 from yoloyard.common.structures import Detections
 from yoloyard.evaluation.metrics.coco import evaluate
 from yoloyard.evaluation.metrics.duplicates import DUPLICATE_IOU, duplicate_rows
 from yoloyard.evaluation.metrics.matching import gather_found
 from yoloyard.evaluation.metrics.showing import Showing
-from yoloyard.evaluation.validate import KEEPS_ALL
 
 BOX, NEAR, ELSEWHERE = (0.0, 0.0, 100.0, 100.0), (10.0, 0.0, 110.0, 100.0), (300.0, 300.0, 400.0, 400.0)
 ALL_ABOVE_HALF = Showing(0.5, KEEPS_ALL)

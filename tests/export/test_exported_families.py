@@ -36,7 +36,7 @@ def test_all_files_of_a_family_give_the_boxes_and_scores_of_its_weights(tmp_path
             parameter.data.fill_(1.0)  # a gate of YOLOv13, which begins shut
     with torch.no_grad():
         detector.train()(images / 255)
-    detector.keep_path(suppression=not detector.head.can_skip_suppression)
+    detector.keep_path(suppression="off" not in detector.head.paths)
     facts = FileFacts("boxes", NAMES, detector.strides, None, None, "float32", "0" * 64, "0.1.0")
     metadata = {"model": model, "names": list(NAMES)}
     job = Job(ExportConfig(dynamic=True), Path("best.safetensors"), detector.eval(), metadata, facts, tmp_path)

@@ -10,7 +10,7 @@ from launches import Launches
 from memory import LiveBytes
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import build_criterion
-from yoloyard.losses.auxiliary import AuxiliaryLoss, ReachLoss
+from yoloyard.losses.branches import AUXILIARY_SHARES, BranchesLoss, ReachLoss
 from yoloyard.models.heads import AuxiliaryHead
 
 STRIDES, CLASSES = (8, 16, 32), 5
@@ -39,16 +39,17 @@ def total(parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
 
 
 @pytest.fixture
-def criterion() -> AuxiliaryLoss:
-    return AuxiliaryLoss(ReachLoss(STRIDES, CLASSES))
+def criterion() -> BranchesLoss:
+    return BranchesLoss(2 * (ReachLoss(STRIDES, CLASSES),), AUXILIARY_SHARES, AUXILIARY_SHARES)
 
 
 def test_each_set_of_branches_is_learned_as_if_alone_and_the_auxiliary_one_counts_a_quarter(
-    criterion: AuxiliaryLoss,
+    criterion: BranchesLoss,
 ) -> None:
     maps, targets = some_maps(128, sets=2), some_boxes()
     own, auxiliary = (list(half) for half in zip(*(level.chunk(2, dim=1) for level in maps), strict=True))
-    both, alone, other = (criterion(levels, *targets) for levels in (maps, own, auxiliary))
+    both = criterion(maps, *targets)
+    alone, other = (ReachLoss(STRIDES, CLASSES)(levels, *targets) for levels in (own, auxiliary))
     for name in GAINS:
         assert both[name][0].tolist() == [alone[name][0].item(), 0.25 * other[name][0].item()]
         assert both[name][1].tolist() == [alone[name][1].item(), other[name][1].item()]
@@ -77,7 +78,7 @@ def test_the_head_names_the_loss_and_settings_give_its_gains() -> None:
         [[20.0, 20, 20, 20]],  # of no size
     ],
 )
-def test_losses_and_gradients_stay_finite_at_the_edges(boxes: list[list[float]], criterion: AuxiliaryLoss) -> None:
+def test_losses_and_gradients_stay_finite_at_the_edges(boxes: list[list[float]], criterion: BranchesLoss) -> None:
     maps = some_maps(64, sets=2, images=1)
     labels = [-1 if box == [0.0, 0, 0, 0] else 0 for box in boxes]
     loss = total(criterion(maps, torch.tensor(boxes).view(1, -1, 4), torch.tensor([labels]).long()))
@@ -87,13 +88,13 @@ def test_losses_and_gradients_stay_finite_at_the_edges(boxes: list[list[float]],
 
 
 @pytest.mark.parametrize("channel", [5, 66, 75, 136])  # box and class logits of both sets
-def test_what_is_not_finite_shows_in_the_loss(channel: int, criterion: AuxiliaryLoss) -> None:
+def test_what_is_not_finite_shows_in_the_loss(channel: int, criterion: BranchesLoss) -> None:
     maps = [level.detach() for level in some_maps(128, sets=2)]
     maps[0][:, channel] = math.nan
     assert not math.isfinite(total(criterion(maps, *some_boxes())).item())
 
 
-def test_a_thousand_boxes_an_image_need_less_than_two_gigabytes(criterion: AuxiliaryLoss) -> None:
+def test_a_thousand_boxes_an_image_need_less_than_two_gigabytes(criterion: BranchesLoss) -> None:
     """As many as the loss of one set of branches may need."""
     with LiveBytes() as memory:
         maps = some_maps(640, sets=2, images=16, device="meta")
@@ -103,7 +104,7 @@ def test_a_thousand_boxes_an_image_need_less_than_two_gigabytes(criterion: Auxil
     assert memory.peak < 2 * 2**30
 
 
-def test_nothing_is_read_from_the_device(criterion: AuxiliaryLoss) -> None:
+def test_nothing_is_read_from_the_device(criterion: BranchesLoss) -> None:
     maps, targets = some_maps(64, sets=2, device="meta"), [each.to("meta") for each in some_boxes()]
     criterion(maps, *targets)  # what is made once a shape
     with Launches(forbid_reads=True):

@@ -10,7 +10,7 @@ from yoloyard.common.boxes import complete_iou
 from yoloyard.config.settings import LossConfig, TrainConfig
 from yoloyard.cpu.points_in_boxes import use_points_in_boxes
 from yoloyard.losses import build_criterion
-from yoloyard.losses.end_to_end import EndToEndLoss
+from yoloyard.losses.branches import FIRST_SHARES, LAST_SHARES, BranchesLoss
 from yoloyard.losses.task_aligned import TaskAlignedLoss, side_loss
 from yoloyard.models.heads import AnchorFreeHead, EndToEndHead
 
@@ -32,10 +32,10 @@ TOTALS = {
 }
 
 
-def criterion_of(in_boxes: bool = False) -> EndToEndLoss:
+def criterion_of(in_boxes: bool = False) -> BranchesLoss:
     """The loss of YOLO26 for two classes, of all points or, as on a CPU, of those in boxes."""
     many, one = TaskAlignedLoss(STRIDES, 2, bins=1), TaskAlignedLoss(STRIDES, 2, bins=1, top_k=7, best_only=True)
-    criterion = EndToEndLoss(many, one)
+    criterion = BranchesLoss((many, one), FIRST_SHARES, LAST_SHARES)
     return use_points_in_boxes(criterion) if in_boxes else criterion
 
 
@@ -145,7 +145,7 @@ def test_each_head_gets_the_loss_of_its_branches() -> None:
         assert (criterion.bins, criterion.top_k, criterion.best_only) == (1, 7 if best_only else 10, best_only)
         assert gains == {"box": 1.0, "cls": 2.0, "l1": 3.0}
     criterion, gains = made["both"]
-    assert isinstance(criterion, EndToEndLoss)
+    assert isinstance(criterion, BranchesLoss)
     assert [(each.bins, each.top_k, each.best_only) for each in criterion.branches] == [(16, 10, False), (16, 7, True)]
     assert gains == {"box": 1.0, "cls": 2.0, "dfl": 3.0}
 

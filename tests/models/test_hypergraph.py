@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, linear, silu
 
 from yoloyard.models import registry
-from yoloyard.models.blocks import A2C2f
+from yoloyard.models.attention import A2C2f
 from yoloyard.models.hypergraph import AdaptiveHypergraph, Halved
 from yoloyard.models.separable import SeparableConv
 

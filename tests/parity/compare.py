@@ -32,7 +32,7 @@ from reference import (
 from yoloyard.common.boxes import xyxy_to_cxcywh
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import build_criterion
-from yoloyard.losses.end_to_end import EndToEndLoss
+from yoloyard.losses.branches import BranchesLoss
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 
@@ -87,7 +87,7 @@ def own_losses(detector: Detector, maps: list[Tensor], targets: np.ndarray) -> d
     criterion, own_gains = build_criterion(head, TrainConfig())
     gains = ANCHOR_BASED_GAINS if head.criterion == "anchor_based" else ANCHOR_FREE_GAINS
     parts = criterion(maps, *padded_targets(targets, BATCH))
-    if isinstance(criterion, EndToEndLoss):
+    if isinstance(criterion, BranchesLoss):
         ones = {name: (sums[1] / criterion.shares[1], norms[1]) for name, (sums, norms) in parts.items()}
         return {name: own_gains[name] * total / norm.clamp(min=1) for name, (total, norm) in ones.items()}
     return {name: gain * (parts[name][0] / parts[name][1].clamp(min=1)).sum() for name, gain in gains.items()}

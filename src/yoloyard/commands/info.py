@@ -40,10 +40,9 @@ def describe(model: str) -> dict[str, Any]:
     else:
         with nullcontext() if is_custom(model) else torch.device("meta"):
             detector = registry.build(model, num_classes=80)
-    head = detector.head
     # the forward of a custom model may look at numbers
     device = "cpu" if is_custom(metadata.get("model", model)) else "meta"
-    paths = [name for name, there in (("on", head.needs_suppression), ("off", head.can_skip_suppression)) if there]
+    paths = list(detector.head.paths)
     cost = asdict(profile(detector, channels=metadata.get("channels", 3), device=device))
     return {
         "model": model,

@@ -12,6 +12,7 @@ import torch
 
 from yoloyard.commands.sources import check_kind
 from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.nms import KEEPS_ALL
 from yoloyard.common.structures import Detections, ImageTransform
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import EvaluationConfig, ModelConfig
@@ -19,7 +20,7 @@ from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.pixels.arrays import is_one_image, pixels_of
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
 from yoloyard.evaluation.metrics.showing import Showing
-from yoloyard.evaluation.validate import KEEPS_ALL, detect
+from yoloyard.evaluation.validate import detect
 from yoloyard.runtimes.exported import Exported, announce, shape_text
 from yoloyard.runtimes.load import load_runtime
 from yoloyard.storage.fetch import local_weights

@@ -87,7 +87,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     given = {name: getattr(config, name) for name in ("imgsz", "conf", "iou", "max_det", "suppression", "names")}
     models = [model := Model(config.weights, config.device, config.amp, for_figures=True, **given)]
     network, metadata, settings = model.network, model.metadata, model.settings
-    if isinstance(network, Network) and network.has_both_paths:
+    if isinstance(network, Network) and len(network.paths) > 1:
         path = other_path(settings.suppression)
         given |= {"suppression": path, "iou": config.iou if path == "on" else None}
         models.append(Model(config.weights, config.device, config.amp, for_figures=True, **given))

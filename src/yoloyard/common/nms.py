@@ -16,6 +16,7 @@ from yoloyard.common.boxes import pairwise_iou
 
 CANDIDATES = 30_000  # of one image, by score
 BLOCK = 256
+KEEPS_ALL = 1.0  # an overlap that no box exceeds
 IMAGES_AT_ONCE = 16  # on a CPU, whose caches are small; elsewhere all, which takes fewer launches
 ROUNDS = 4  # between two reads whether the mask still changes; on an accelerator each read makes the host wait
 

@@ -12,14 +12,13 @@ from torch import Tensor
 
 from yoloyard.common.errors import TooLittleMemoryError, memory_line, no_image_fits
 from yoloyard.common.log import ONCE
-from yoloyard.common.nms import suppress_found
+from yoloyard.common.nms import KEEPS_ALL, suppress_found
 from yoloyard.common.structures import Batch, Detections, ImageTransform, send
 from yoloyard.config.settings import EvaluationConfig
 from yoloyard.runtimes.runtime import Runtime
 
 log = logging.getLogger(__name__)
 
-KEEPS_ALL = 1.0  # an overlap that no box exceeds
 PATH_NAMES = {"on": "with suppression", "off": "without suppression"}  # by `--suppression`
 
 

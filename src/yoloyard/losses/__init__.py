@@ -8,7 +8,7 @@ from torch import Tensor
 
 from yoloyard.common.errors import UserError
 from yoloyard.config.settings import TrainConfig
-from yoloyard.losses import anchor_based, auxiliary, end_to_end, task_aligned
+from yoloyard.losses import anchor_based, branches, task_aligned
 
 # (maps, boxes_xyxy (B, M, 4) in pixels of the input, labels (B, M), -1 in padded slots) to a sum and a norm, tensors of
 # equal length, for each part of the loss by its name; the caller divides, so that processes can share one normaliser.
@@ -20,8 +20,8 @@ Builder = Callable[[Any, TrainConfig, Tensor | None, int | None], tuple[Criterio
 
 LOSSES: dict[str, Builder] = {
     "anchor_based": anchor_based.build,
-    "auxiliary": auxiliary.build,
-    "end_to_end": end_to_end.build,
+    "auxiliary": branches.build_auxiliary,
+    "end_to_end": branches.build_end_to_end,
     "task_aligned": task_aligned.build,
 }
 

@@ -7,9 +7,8 @@ Sources: Feng et al., "TOOD" (ICCV 2021) for the assignment and the class loss w
 (2026) for the sides without a distribution.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +24,17 @@ BINS = 16  # of each side's distance, in grid units 0..15
 MAX_DISTANCE = BINS - 1 - 0.01
 TOP_K_OF_ONE = 7  # points that a box chooses its only one from
 SHARE_OF_MEMORY = 1 / 8  # of what is free before the first step; the forward's maps want the rest
+
+
+class Grid(NamedTuple):
+    """What follows from the shapes of the maps."""
+
+    points: Tensor  # (P, 2) x and y in cells
+    strides: Tensor  # (P, 1) pixels
+    pixels: Tensor  # the points (P, 2) in pixels
+    cells: Tensor  # (P, 4) xyxy in cells: the cell around each point
+    scale: Tensor  # (P, 4), see `side_scale`
+    bins: Tensor  # (bins,) 0 .. bins - 1, float32
 
 
 @dataclass(eq=False)
@@ -43,7 +53,7 @@ class TaskAlignedLoss:
     bins: int = BINS
     top_k: int = TOP_K
     best_only: bool = False
-    _grids: dict[tuple[tuple[int, int], ...], tuple[Tensor, ...]] = field(default_factory=dict)
+    _grids: dict[tuple[tuple[int, int], ...], Grid] = field(default_factory=dict)
 
     def __call__(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Sums (1,) and norms (1,) of `box`, `cls` and the sides, `dfl` or `l1`, on this process.
@@ -59,21 +69,27 @@ class TaskAlignedLoss:
         """The name of the loss of the sides."""
         return "dfl" if self.bins > 1 else "l1"
 
+    def gains(self, config: TrainConfig) -> dict[str, float]:
+        """The gains of the parts by their names."""
+        return {"box": config.loss.box, "cls": config.loss.cls, self.name_of_sides: config.loss.dfl}
+
     def sums(self, maps: list[Tensor], boxes_xyxy: Tensor, labels: Tensor) -> Sums:
         """The sums over all points and their norm. No shape depends on the data, and nothing waits for the device."""
-        points, strides, pixels, cells, scale, bins = self._grid_of(maps)
+        grid = self._grid_of(maps)
         # (B, h * w, K) is how a channels_last map lies in memory, so nothing is transposed, back and forth
         levels = [level.permute(0, 2, 3, 1).flatten(1, 2).split((4 * self.bins, self.num_classes), 2) for level in maps]
         box_logits, class_logits = (torch.cat(parts, dim=1).float() for parts in zip(*levels, strict=True))
-        log_distribution, predicted_grid = boxes_of(box_logits, points, bins)
-        predicted, scores = predicted_grid.detach() * strides, class_logits.detach().sigmoid()
-        assignment = self.assign(predicted, scores, pixels, strides, boxes_xyxy, labels)
+        log_distribution, predicted_grid = boxes_of(box_logits, grid.points, grid.bins)
+        predicted, scores = predicted_grid.detach() * grid.strides, class_logits.detach().sigmoid()
+        assignment = self.assign(predicted, scores, grid, boxes_xyxy, labels)
         weights = assignment.target_scores
         # A background point has its own cell as its target, which keeps every term finite.
-        target_grid = torch.where(assignment.foreground.unsqueeze(-1), assignment.boxes_xyxy / strides, cells)
+        learns = assignment.foreground.unsqueeze(-1)
+        target_grid = torch.where(learns, assignment.boxes_xyxy / grid.strides, grid.cells)
 
         box = _weighted_sum(1 - complete_iou(predicted_grid, target_grid), weights)
-        sides = _weighted_sum(side_loss(log_distribution, predicted_grid, target_grid, points, scale), weights)
+        of_sides = side_loss(log_distribution, predicted_grid, target_grid, grid.points, grid.scale)
+        sides = _weighted_sum(of_sides, weights)
         return box, _class_loss(class_logits, assignment, self.class_weights), sides, weights.sum()
 
     def side_scale(self, maps: list[Tensor], strides: Tensor) -> Tensor:
@@ -81,30 +97,19 @@ class TaskAlignedLoss:
         height, width = (side * self.strides[0] for side in maps[0].shape[2:])
         return torch.cat((strides / width, strides / height), dim=-1).repeat(1, 2)
 
-    def assign(
-        self,
-        predicted_xyxy: Tensor,
-        scores: Tensor,
-        points: Tensor,
-        strides: Tensor,
-        boxes_xyxy: Tensor,
-        labels: Tensor,
-    ) -> Assignment:
-        """What the points (P, 2) of `strides` (P, 1) learn of the boxes (B, M, 4), see `assign`; all in pixels."""
+    def assign(self, predicted: Tensor, scores: Tensor, grid: Grid, boxes_xyxy: Tensor, labels: Tensor) -> Assignment:
+        """What the points learn of the boxes (B, M, 4), see `assign`; `predicted` (B, P, 4) xyxy in pixels."""
         selection = self.pairs_at_once, self.top_k, self.best_only
-        return assign(predicted_xyxy, scores, points, boxes_xyxy, labels, *selection)
+        return assign(predicted, scores, grid.pixels, boxes_xyxy, labels, *selection)
 
-    def _grid_of(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
-        """What follows from the shapes; made once.
-
-        Points (P, 2) in cells, strides (P, 1), points in pixels, cells (P, 4) as boxes, `side_scale`, bins.
-        """
+    def _grid_of(self, maps: list[Tensor]) -> Grid:
+        """The `Grid` of these maps; made once for the same sizes."""
         sizes = tuple((level.shape[2], level.shape[3]) for level in maps)
         if sizes not in self._grids:
             points, strides = anchor_points(list(sizes), self.strides, maps[0].device)
             cells = torch.cat((points - 0.5, points + 0.5), dim=1)
             bins = torch.arange(self.bins, dtype=torch.float32, device=points.device)
-            self._grids[sizes] = points, strides, points * strides, cells, self.side_scale(maps, strides), bins
+            self._grids[sizes] = Grid(points, strides, points * strides, cells, self.side_scale(maps, strides), bins)
         return self._grids[sizes]
 
 
@@ -116,27 +121,20 @@ def build(
     A head that needs no suppression learns one point for each box.
     """
     criterion = loss_of_branches(head, class_weights, free_bytes, best_only=not head.needs_suppression)
-    return criterion, {"box": config.loss.box, "cls": config.loss.cls, criterion.name_of_sides: config.loss.dfl}
+    return criterion, criterion.gains(config)
 
 
 def loss_of_branches(
-    head: Any, class_weights: Tensor | None, free_bytes: int | None, best_only: bool
+    head: Any,
+    class_weights: Tensor | None,
+    free_bytes: int | None,
+    best_only: bool = False,
+    kind: type[TaskAlignedLoss] = TaskAlignedLoss,
 ) -> TaskAlignedLoss:
     """The loss of a pair of branches that finds each object many times, or once (`best_only`)."""
     pairs = PAIRS_AT_ONCE if free_bytes is None else int(free_bytes * SHARE_OF_MEMORY) // BYTES_OF_A_PAIR
     top_k = TOP_K_OF_ONE if best_only else TOP_K
-    return TaskAlignedLoss(head.strides, head.num_classes, class_weights, pairs, head.bins, top_k, best_only)
-
-
-def joined(parts: Sequence[Mapping[str, tuple[Tensor, Tensor]]], shares: Sequence[float]) -> dict[str, Any]:
-    """Sums (n,), times the `shares`, and norms (n,) by name, of the `parts` that n sets of branches give."""
-    return {
-        name: (
-            torch.cat([part[name][0] * share for part, share in zip(parts, shares, strict=False)]),
-            torch.cat([part[name][1] for part in parts]),
-        )
-        for name in parts[0]
-    }
+    return kind(head.strides, head.num_classes, class_weights, pairs, head.bins, top_k, best_only)
 
 
 def task_aligned_parts(criterion: object) -> list[TaskAlignedLoss]:

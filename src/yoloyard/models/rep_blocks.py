@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
 
-from yoloyard.models.blocks import C3, Activation, Conv, SplitStack, is_plain
+from yoloyard.models.blocks import Conv, SplitStack, TwoBranches, is_plain
 
 
 class RepConv(nn.Module):
@@ -22,11 +22,11 @@ class RepConv(nn.Module):
     Source: Ding et al., "RepVGG" (2021), without its identity branch.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, activation: Activation = nn.SiLU) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.conv1 = Conv(in_channels, out_channels, 3, activation=nn.Identity)
         self.conv2 = Conv(in_channels, out_channels, activation=nn.Identity)
-        self.activation = activation()
+        self.activation = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activation(self.conv1(x) + self.conv2(x))
@@ -47,44 +47,41 @@ class RepConv(nn.Module):
 class RepBottleneck(nn.Module):
     """A `RepConv` and a 3x3 convolution of full width, added to the input."""
 
-    def __init__(self, channels: int, activation: Activation = nn.SiLU) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = RepConv(channels, channels, activation)
-        self.conv2 = Conv(channels, channels, 3, activation=activation)
+        self.conv1 = RepConv(channels, channels)
+        self.conv2 = Conv(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(self.conv1(x))
 
 
-class RepCSP(C3):
-    """A `C3` of n `RepBottleneck`; published as RepNCSP."""
+class RepCSP(TwoBranches):
+    """Two branches of half the width, one of n `RepBottleneck`; published as RepNCSP."""
 
-    def __init__(self, in_channels: int, out_channels: int, repeats: int, activation: Activation = nn.SiLU) -> None:
-        super().__init__(in_channels, out_channels, 0, shortcut=True, activation=activation)
-        self.blocks = nn.Sequential(*(RepBottleneck(out_channels // 2, activation) for _ in range(repeats)))
+    def __init__(self, in_channels: int, out_channels: int, repeats: int) -> None:
+        def bottlenecks(width: int) -> nn.Module:
+            return nn.Sequential(*(RepBottleneck(width) for _ in range(repeats)))
+
+        super().__init__(in_channels, out_channels, out_channels // 2, bottlenecks)
 
 
 class ELAN(SplitStack):
     """A split stack of two 3x3 convolutions; `part` channels before the split. Source: Wang et al., "ELAN" (2022)."""
 
-    def __init__(self, in_channels: int, out_channels: int, part: int, activation: Activation = nn.SiLU) -> None:
+    def __init__(self, in_channels: int, out_channels: int, part: int) -> None:
         half = part // 2
-        blocks = [Conv(half, half, 3, activation=activation) for _ in range(2)]
-        super().__init__(in_channels, out_channels, half, blocks, activation)
+        blocks = [Conv(half, half, 3) for _ in range(2)]
+        super().__init__(in_channels, out_channels, half, blocks, nn.SiLU)
 
 
 class RepELAN(SplitStack):
     """An ELAN whose two steps are a `RepCSP` of n bottlenecks and a 3x3 convolution; published as RepNCSPELAN."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, part: int, repeats: int, activation: Activation = nn.SiLU
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, part: int, repeats: int) -> None:
         half = part // 2
-        blocks = [
-            nn.Sequential(RepCSP(half, half, repeats, activation), Conv(half, half, 3, activation=activation))
-            for _ in range(2)
-        ]
-        super().__init__(in_channels, out_channels, half, blocks, activation)
+        blocks = [nn.Sequential(RepCSP(half, half, repeats), Conv(half, half, 3)) for _ in range(2)]
+        super().__init__(in_channels, out_channels, half, blocks, nn.SiLU)
 
 
 def blurred(x: Tensor) -> Tensor:
@@ -95,9 +92,9 @@ def blurred(x: Tensor) -> Tensor:
 class AConv(nn.Module):
     """Blurs, then downsamples by a 3x3 convolution."""
 
-    def __init__(self, in_channels: int, out_channels: int, activation: Activation = nn.SiLU) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = Conv(in_channels, out_channels, 3, stride=2, activation=activation)
+        self.conv = Conv(in_channels, out_channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(blurred(x))
@@ -106,10 +103,10 @@ class AConv(nn.Module):
 class ADown(nn.Module):
     """Blurs, then downsamples one half of the channels by a 3x3 convolution, the other by the largest of 3x3 cells."""
 
-    def __init__(self, in_channels: int, out_channels: int, activation: Activation = nn.SiLU) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv1 = Conv(in_channels // 2, out_channels // 2, 3, stride=2, activation=activation)
-        self.conv2 = Conv(in_channels // 2, out_channels // 2, activation=activation)
+        self.conv1 = Conv(in_channels // 2, out_channels // 2, 3, stride=2)
+        self.conv2 = Conv(in_channels // 2, out_channels // 2)
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = blurred(x).chunk(2, dim=1)

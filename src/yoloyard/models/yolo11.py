@@ -5,7 +5,8 @@ Names and shapes are those of `pyramid`. Source: the YOLO11 release (2024) and i
 
 from functools import partial
 
-from yoloyard.models.blocks import C2PSA, SPPF, C3k2
+from yoloyard.models.attention import C2PSA
+from yoloyard.models.blocks import SPPF, C3k2
 from yoloyard.models.detector import Scale
 from yoloyard.models.pyramid import PathAggregation, PyramidBackbone, PyramidDetector
 

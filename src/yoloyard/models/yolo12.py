@@ -7,7 +7,8 @@ Detectors" (2025), and the published layer table.
 from functools import partial
 
 from yoloyard.models import yolo11
-from yoloyard.models.blocks import A2C2f, C3k2
+from yoloyard.models.attention import A2C2f
+from yoloyard.models.blocks import C3k2
 from yoloyard.models.detector import Scale
 from yoloyard.models.pyramid import PathAggregation, PyramidBackbone, PyramidDetector
 

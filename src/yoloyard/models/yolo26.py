@@ -7,7 +7,8 @@ release (2026) and its published layer table.
 from functools import partial
 
 from yoloyard.models import yolo11
-from yoloyard.models.blocks import C2PSA, SPPF, AttendedStack, C3k2
+from yoloyard.models.attention import C2PSA, AttendedStack
+from yoloyard.models.blocks import SPPF, C3k2
 from yoloyard.models.detector import Scale
 from yoloyard.models.pyramid import PathAggregation, PyramidBackbone, PyramidDetector
 

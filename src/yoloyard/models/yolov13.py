@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from yoloyard.models import yolo11
-from yoloyard.models.blocks import A2C2f, Conv, SeparateAreaAttention
+from yoloyard.models.attention import A2C2f, SeparateAreaAttention
+from yoloyard.models.blocks import Conv
 from yoloyard.models.detector import Scale
 from yoloyard.models.hypergraph import Halved, HyperACE, Tunnel
 from yoloyard.models.pyramid import DOWNSAMPLES, LEVEL_WIDTHS, PathAggregation, PyramidBackbone, PyramidDetector
@@ -48,7 +49,7 @@ class Neck(PathAggregation):
         return down3, tunnels[5](up4, enhanced4), tunnels[6](up5, enhanced5)
 
 
-class Yolov13(PyramidDetector):
+class YOLOv13(PyramidDetector):
     """A `PyramidDetector` with the layer table of YOLOv13."""
 
     project = "yolov13"
@@ -68,7 +69,7 @@ class Yolov13(PyramidDetector):
 
 def build(
     scale: str, num_classes: int, channels: int = 3, class_width: int | None = None, paths: str = "many"
-) -> Yolov13:
+) -> YOLOv13:
     """A YOLOv13 of the size n, s, l or x with fresh weights, whose head has these `paths`.
 
     `class_width` fits it to imported files.
@@ -88,4 +89,4 @@ def build(
         (conv, partial(conv, groups=2), partial(conv, groups=4), separable, separable),
     )
     neck = Neck(size, HYPEREDGES[scale])
-    return Yolov13(size, backbone, neck, num_classes, True, class_width, paths, box_bias=1.0)
+    return YOLOv13(size, backbone, neck, num_classes, True, class_width, paths, box_bias=1.0)

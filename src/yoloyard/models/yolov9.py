@@ -27,10 +27,8 @@ class Size:
 
     stem: tuple[int, int]
     stage2: tuple[int, int]  # output channels, and those within
-    downsample: tuple[int, int, int]
-    stages: tuple[int, int, int]
-    parts: tuple[int, int, int]  # channels within the backbone's stages
-    neck: tuple[int, int, int]
+    widths: tuple[int, int, int]  # of the downsampled maps, within the backbone's stages and of the neck
+    stages: tuple[int, int, int]  # output channels of the backbone's stages
     bottom_up: tuple[int, int]  # of the downsampling to the levels 4 and 5
     repeats: int
     plain_stage2: bool = True
@@ -38,16 +36,11 @@ class Size:
 
 
 SIZES = {
-    "t": Size((16, 32), (32, 32), (64, 96, 128), (64, 96, 128), (64, 96, 128), (64, 96, 128), (48, 64), 3),
-    "s": Size((32, 64), (64, 64), (128, 192, 256), (128, 192, 256), (128, 192, 256), (128, 192, 256), (96, 128), 3),
-    "m": Size(
-        (32, 64), (128, 128), (240, 360, 480), (240, 360, 480), (240, 360, 480), (240, 360, 480), (184, 240), 1, False
-    ),
-    "c": Size(
-        (64, 128), (256, 128), (256, 512, 512), (512, 512, 512), (256, 512, 512), (256, 512, 512), (256, 512), 1, False,
-        ADown,
-    ),
-}  # fmt: skip
+    "t": Size((16, 32), (32, 32), (64, 96, 128), (64, 96, 128), (48, 64), 3),
+    "s": Size((32, 64), (64, 64), (128, 192, 256), (128, 192, 256), (96, 128), 3),
+    "m": Size((32, 64), (128, 128), (240, 360, 480), (240, 360, 480), (184, 240), 1, False),
+    "c": Size((64, 128), (256, 128), (256, 512, 512), (512, 512, 512), (256, 512), 1, False, ADown),
+}
 
 
 class Backbone(nn.Module):
@@ -56,16 +49,16 @@ class Backbone(nn.Module):
     def __init__(self, size: Size, channels: int) -> None:
         super().__init__()
         (c1, c2), (s2, part2) = size.stem, size.stage2
-        (d3, d4, d5), (s3, s4, s5), (part3, part4, part5) = size.downsample, size.stages, size.parts
+        (w3, w4, w5), (s3, s4, s5) = size.widths, size.stages
         self.downsample1 = Conv(channels, c1, 3, stride=2)
         self.downsample2 = Conv(c1, c2, 3, stride=2)
         self.stage2 = ELAN(c2, s2, part2) if size.plain_stage2 else RepELAN(c2, s2, part2, size.repeats)
-        self.downsample3 = size.down(s2, d3)
-        self.stage3 = RepELAN(d3, s3, part3, size.repeats)
-        self.downsample4 = size.down(s3, d4)
-        self.stage4 = RepELAN(d4, s4, part4, size.repeats)
-        self.downsample5 = size.down(s4, d5)
-        self.stage5 = RepELAN(d5, s5, part5, size.repeats)
+        self.downsample3 = size.down(s2, w3)
+        self.stage3 = RepELAN(w3, s3, w3, size.repeats)
+        self.downsample4 = size.down(s3, w4)
+        self.stage4 = RepELAN(w4, s4, w4, size.repeats)
+        self.downsample5 = size.down(s4, w5)
+        self.stage5 = RepELAN(w5, s5, w5, size.repeats)
 
     def forward(self, images: Tensor, links: Sequence[Sequence[Tensor]] = ((), (), ())) -> Levels:
         """`links` of another backbone are added before the stages 3, 4 and 5."""
@@ -80,7 +73,7 @@ class TopDown(nn.Module):
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        (s3, s4, s5), (n3, n4, n5) = size.stages, size.neck
+        (s3, s4, s5), (n3, n4, n5) = size.stages, size.widths
         self.pool = SPPF(s5, n5)
         self.top_down4 = RepELAN(n5 + s4, n4, n4, size.repeats)
         self.top_down3 = RepELAN(n4 + s3, n3, n3, size.repeats)
@@ -101,7 +94,7 @@ class BottomUp(nn.Module):
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        (n3, n4, n5), (d4, d5) = size.neck, size.bottom_up
+        (n3, n4, n5), (d4, d5) = size.widths, size.bottom_up
         self.downsample4 = size.down(n3, d4)
         self.bottom_up4 = RepELAN(d4 + n4, n4, n4, size.repeats)
         self.downsample5 = size.down(n4, d5)
@@ -122,9 +115,7 @@ class SecondBackbone(nn.Module):
 
     def __init__(self, size: Size, channels: int) -> None:
         super().__init__()
-        self.links = nn.ModuleList(
-            Links(width, size.downsample[: level + 1]) for level, width in enumerate(size.stages)
-        )
+        self.links = nn.ModuleList(Links(width, size.widths[: level + 1]) for level, width in enumerate(size.stages))
         self.backbone = Backbone(size, channels)
 
     def forward(self, images: Tensor, p3: Tensor, p4: Tensor, p5: Tensor) -> Levels:
@@ -166,8 +157,8 @@ class YOLOv9(Detector):
         widths = None
         if auxiliary:
             self.auxiliary = SecondBackbone(size, channels) if self.has_second_backbone else TopDown(size)
-            widths = size.stages if self.has_second_backbone else size.neck
-        self.head = AuxiliaryHead(size.neck, num_classes, (8, 16, 32), widths, class_width, auxiliary_class_width)
+            widths = size.stages if self.has_second_backbone else size.widths
+        self.head = AuxiliaryHead(size.widths, num_classes, (8, 16, 32), widths, class_width, auxiliary_class_width)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         features = self.backbone(images)

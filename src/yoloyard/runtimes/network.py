@@ -16,7 +16,7 @@ from yoloyard.runtimes.metadata import BOXES, SCORES
 class Network:
     """A fused copy of `detector` on `device`; `detector` is left as it is. `suppression` is that of `fused`.
 
-    `has_both_paths`: could it have been the other one, too? Raises UsageError as `fused` does.
+    `paths` are those of the detector's head. Raises UsageError as `fused` does.
     """
 
     fixed_shape: tuple[int, int] | None = None
@@ -35,8 +35,7 @@ class Network:
         self.strides: tuple[int, ...] = detector.strides  # type: ignore[assignment]
         self.device = device
         self.precision = precision
-        head: Any = detector.head
-        self.has_both_paths: bool = head.needs_suppression and head.can_skip_suppression
+        self.paths: tuple[str, ...] = detector.head.paths  # type: ignore[assignment, union-attr]
         fused: nn.Module = detector.fused(suppression)  # type: ignore[operator]
         self.suppression: bool = fused.head.needs_suppression  # type: ignore[assignment, union-attr]
         cpu.prepare_evaluation(fused, precision)

@@ -30,8 +30,7 @@ def finish(run: Run) -> Result:
         detector, metadata = load_model(folder / kept[0])
     detector.to(device=setup.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = validate(run, detector)
-    has_both = detector.head.needs_suppression and detector.head.can_skip_suppression
-    other = validate(run, detector, beside=found.metrics).metrics if has_both else None
+    other = validate(run, detector, beside=found.metrics).metrics if len(detector.head.paths) > 1 else None
     give_memory_back(setup.precision)  # plots and the process's own end need 150 MB more, most of it code
     result = Result(setup.folder, best, report, found.metrics, metadata["epoch"], other)
     with run.team.on_rank_0() as is_rank_0:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from yoloyard.common.nms import KEEPS_ALL
 from yoloyard.common.structures import Detections
 from yoloyard.data.index.index import Index
 from yoloyard.evaluation.metrics import matching
@@ -18,7 +19,6 @@ from yoloyard.evaluation.metrics.average_precision import SIZES, precision_table
 from yoloyard.evaluation.metrics.duplicates import duplicate_rows, median_score, recall_of
 from yoloyard.evaluation.metrics.matching import Curves, ImageCounts, Truth, gather_found
 from yoloyard.evaluation.metrics.showing import IOUS, Showing, choose_showing, shown_rows
-from yoloyard.evaluation.validate import KEEPS_ALL
 
 # What the console, metrics.jsonl, results.csv and the trackers show of an evaluation.
 FIGURES = ("map50_95", "map50", "map75", "map_small", "map_medium", "map_large", "precision", "recall", "f1")

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from yoloyard.common.nms import KEEPS_ALL
 from yoloyard.common.structures import Detections
 from yoloyard.config.settings import EvaluationConfig
 from yoloyard.evaluation.metrics.matching import (
@@ -28,7 +29,6 @@ from yoloyard.evaluation.metrics.matching import (
     mean_over_classes,
     pairwise_overlaps,
 )
-from yoloyard.evaluation.validate import KEEPS_ALL
 
 IOUS = (0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)
 MIN_CONF = 0.05  # weaker boxes are shown to nobody who does not ask for them
@@ -89,11 +89,9 @@ def choose_showing(found: Found, truth: Truth, pairs: Pairs, num_classes: int, i
         middle = measured.confidences[first + (steps - 1) // 2]
         peaks.append((float(f1[first]), Showing(round(float(middle), 3), iou)))
     best = max(f1 for f1, _ in peaks)
-    return (
-        next(showing for f1, showing in peaks if f1 >= best - TOLERANCE)
-        if best > 0
-        else Showing(iou=max(Showing.iou, ious[0]))
-    )
+    if not best > 0:  # nor where it is no number, without true boxes
+        return Showing(iou=max(Showing.iou, ious[0]))
+    return next(showing for f1, showing in peaks if f1 >= best - TOLERANCE)
 
 
 def shown_rows(found: Found, showing: Showing) -> np.ndarray:

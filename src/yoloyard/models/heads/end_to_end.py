@@ -43,8 +43,8 @@ class EndToEndHead(AnchorFreeHead):
         self.has_both = True
 
     @property
-    def can_skip_suppression(self) -> bool:
-        return self.has_both or super().can_skip_suppression
+    def paths(self) -> tuple[str, ...]:
+        return ("on", "off") if self.has_both else super().paths
 
     @property
     def last_layers(self) -> list[str]:
@@ -53,12 +53,13 @@ class EndToEndHead(AnchorFreeHead):
 
     def keep_path(self, suppression: bool) -> None:
         """As `Head.keep_path` says."""
-        if self.has_both and not suppression:
-            self.box_branches, self.class_branches = self.one_to_one_box_branches, self.one_to_one_class_branches
-        if self.has_both:
-            del self.one_to_one_box_branches, self.one_to_one_class_branches
-            self.has_both, self.outputs, self.needs_suppression = False, self.path_outputs, suppression
         super().keep_path(suppression)
+        if not self.has_both:
+            return
+        if not suppression:
+            self.box_branches, self.class_branches = self.one_to_one_box_branches, self.one_to_one_class_branches
+        del self.one_to_one_box_branches, self.one_to_one_class_branches
+        self.has_both, self.outputs, self.needs_suppression = False, self.path_outputs, suppression
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         many = super().forward(features)

@@ -45,19 +45,23 @@ class Head(nn.Module):
         self.outputs = outputs
 
     @property
-    def can_skip_suppression(self) -> bool:
-        """Has it branches whose boxes need no suppression?"""
-        return not self.needs_suppression
+    def paths(self) -> tuple[str, ...]:
+        """The values of `--suppression` that it has branches for, the one that is used by default first."""
+        return ("on",) if self.needs_suppression else ("off",)
+
+    def check_path(self, suppression: bool) -> None:
+        """Raise UsageError if there are no branches for, or without, suppression."""
+        if suppression and "on" not in self.paths:
+            raise UsageError("these weights find each object once and have nothing to suppress: --suppression off")
+        if not suppression and "off" not in self.paths:
+            raise UsageError("this network needs suppression: train one with --end2end, or a YOLO26; --suppression on")
 
     def keep_path(self, suppression: bool) -> None:
         """Keep only what finds boxes for, or without, suppression; the maps are those of that path from then on.
 
         Raises UsageError if there is no such path.
         """
-        if suppression and not self.needs_suppression:
-            raise UsageError("these weights find each object once and have nothing to suppress: --suppression off")
-        if not suppression and self.needs_suppression:
-            raise UsageError("this network needs suppression: train one with --end2end, or a YOLO26; --suppression on")
+        self.check_path(suppression)
 
     @property
     def last_layers(self) -> list[str]:

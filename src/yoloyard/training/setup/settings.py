@@ -1,6 +1,5 @@
 """What decides a run: its specification; what is refused, derived from data and host, or changed by a resume."""
 
-import copy
 import dataclasses
 import logging
 import math
@@ -109,8 +108,8 @@ def choose_path(detector: Detector, suppression: str | None) -> str:
     Raises UsageError if the network can't go that path.
     """
     if suppression is None:
-        return "on" if detector.head.needs_suppression else "off"
-    copy.deepcopy(detector.head).keep_path(suppression == "on")
+        return detector.head.paths[0]
+    detector.head.check_path(suppression == "on")
     return suppression
 
 
