@@ -1,6 +1,7 @@
 """Imports point one way, modules have no effect when they are imported, and the project speaks of itself alone."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,14 @@ def test_help_is_quick_because_it_needs_little() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_while_the_command_is_imported_is_a_line(tmp_path: Path) -> None:
+    (tmp_path / "cyclopts.py").write_text("raise KeyboardInterrupt")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "yoloyard", "info"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "yoloyard: stopped\n")
 
 
 def test_importing_everything_changes_nothing() -> None:

@@ -1,7 +1,5 @@
 """YOLOv9 against its published numbers, and what its auxiliary branch and its reparameterised blocks promise."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,6 +23,7 @@ PUBLISHED = {
     "yolov9c": (51_182_144, 25_498_784, 25_288_800, 102.14),
 }
 ONE_LEVEL = 16
+SIZES = [pytest.param(name, marks=[] if name == "yolov9t" else [pytest.mark.slow]) for name in PUBLISHED]
 
 
 def build_on_meta(name: str, num_classes: int, **arguments: int) -> Detector:
@@ -56,11 +55,7 @@ def parameters(detector: nn.Module) -> int:
     return sum(map(torch.numel, detector.parameters()))
 
 
-def sizes(fast: str) -> list[Any]:
-    return [pytest.param(name, marks=[] if name[-1] == fast else [pytest.mark.slow]) for name in PUBLISHED]
-
-
-@pytest.mark.parametrize("name", sizes("t"))
+@pytest.mark.parametrize("name", SIZES)
 def test_parameters_and_flops_are_the_published_ones(name: str) -> None:
     trained, inference, fused, gflops = PUBLISHED[name]
     detector = build_on_meta(name, 80)
@@ -71,9 +66,7 @@ def test_parameters_and_flops_are_the_published_ones(name: str) -> None:
     assert round(figures.flops / 1e9, 2) == gflops
 
 
-@pytest.mark.parametrize(
-    "name", ["yolov9t", *(pytest.param(f"yolov9{size}", marks=pytest.mark.slow) for size in "smc")]
-)
+@pytest.mark.parametrize("name", SIZES)
 def test_outputs_are_those_that_agreed_with_the_original(name: str) -> None:
     """Kept from this implementation on the day when all outputs and losses of yolov9t were the original's."""
     expected = numbers("yolov9.npz", name)
@@ -140,7 +133,7 @@ def test_the_auxiliary_branch_trains_the_backbone(name: str) -> None:
     assert trained == {"backbone", "auxiliary", "head"}
 
 
-@pytest.mark.parametrize("name", sizes("c"))
+@pytest.mark.parametrize("name", SIZES)
 def test_every_size_runs_without_looking_at_a_number(name: str) -> None:
     detector = build_on_meta(name, num_classes=7, channels=1)
     maps = detector(torch.empty(2, 1, 128, 192, device="meta"))

@@ -55,6 +55,7 @@ PUBLISHED_NAMES: dict[tuple[type[nn.Module], ...], dict[str, str]] = {
 }
 ONE2ONE = "one2one_"  # how names of branches begin that find each object once
 PLAIN = "yolo26"  # the family whose boxes are plain distances
+FIRST_ROWS = {"n": (16,), "s": (32,), "m": (48, 64), "l": (64,), "x": (80, 96)}  # of the first weights, by size
 BN_EPS = 1e-3  # of every family
 MAX_IMAGE_PIXELS = 8192  # of a side
 LICENCE = "AGPL-3.0"  # of yolov5 and ultralytics and the weights that they publish
@@ -178,9 +179,11 @@ def _recognise(
     arguments = _arguments(shapes)
     weights = sorted(shape for shape in shapes.values() if len(shape) > 1)  # as fusing leaves them
     for name, build in registry.BUILDERS.items() if arguments else ():
-        if not arguments.keys() <= signature(build).parameters.keys() or name.startswith(PLAIN) != (
-            "paths" in arguments
-        ):
+        sized = shapes["model.0.conv.weight"][0] in FIRST_ROWS.get(
+            name.removesuffix("6")[-1], ()
+        )  # building all is slow
+        accepted = arguments.keys() <= signature(build).parameters.keys()
+        if not (sized and accepted) or name.startswith(PLAIN) != ("paths" in arguments):
             continue
         with torch.device("meta"):
             detector = build(**arguments)
