@@ -186,6 +186,12 @@ def test_what_the_server_answers_is_said(code: int, word: str, server: Published
     assert files_in(cache) == []
 
 
+@pytest.mark.parametrize("length", ["", "all of it"])
+def test_a_server_that_states_no_length_is_heard_to_the_end(length: str, server: Published) -> None:
+    server.answers = [status(200, CONTENT, **{"Content-Length": length})]
+    assert get(KNOWN).read_bytes() == CONTENT
+
+
 def test_without_a_network_it_says_which_file_to_put_where(
     cache: Path, server: Published, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:

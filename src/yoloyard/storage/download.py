@@ -97,8 +97,7 @@ def _answer_error(address: str, code: int, reason: str) -> FetchError:
 
 def _receive(answer: HTTPResponse, address: str, part: Path, show: Show) -> None:
     """Write what comes to `part`, at its end if the server goes on there."""
-    length = answer.headers.get("Content-Length")
-    done, total = _content_range(answer) or (0, int(length) if length else None)
+    done, total = _content_range(answer) or (0, answer.length)
     with part.open("ab" if done else "wb") as file:
         if not done:
             _note(part).write_text("\n".join([address, *_validators(answer)[:1]]), encoding="utf-8")
