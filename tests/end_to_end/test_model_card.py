@@ -69,7 +69,7 @@ def test_a_licence_is_told_in_plain_words(licences: tuple[str | None, ...], said
 
 
 def test_a_card_shows_both_paths_and_no_name_acts_as_markup(tmp_path: Path) -> None:
-    names = ("<script>|`x`", "never in training", "never in validation")
+    names = ("<script>|`x` @b http://c", "never in training", "never in validation")
     empty = np.zeros(0)
 
     def index(labels: list[int]) -> Index:
@@ -94,9 +94,9 @@ def test_a_card_shows_both_paths_and_no_name_acts_as_markup(tmp_path: Path) -> N
     write_card(tmp_path / "best.md", setup, 3, metrics("on", 0.5), metrics("off", 0.25))
     card = (tmp_path / "best.md").read_text()
     assert "| on | 0.500 | 0.500 |\n| off | 0.250 | 0.250 |" in card
-    assert "| \\<script\\>\\|\\`x\\` | 2 | 1 | 0.500 | 0.500 |" in card
+    assert "| \\<script\\>\\|\\`x\\` \\@b http\\://c | 2 | 1 | 0.500 | 0.500 |" in card
     assert "| never in validation | 1 | 0 | not known | not known |" in card
-    assert "Classes without a box in training: it is never found: 1" in card
+    assert "Classes without a box in training, which are never found: 1." in card
     assert "weights under AGPL-3.0: a product that contains" in card
     assert "trained on \\<b\\>set/data.yaml" in card
     assert not {"anna", "secret"} & set(re.findall(r"\w+", card))

@@ -172,8 +172,8 @@ def drop_names(network: nn.Module) -> None:
     [
         (change_activation, "model.3 has the activation 'ReLU'"),
         (change_eps, "model.3 has eps 1e-05"),
-        (fuse_one_layer, "names and shapes of its 500 tensors are those of none of yolov5n, "),
-        (add_a_layer, "names and shapes of its 501 tensors are those of none of yolov5n, "),
+        (fuse_one_layer, "names and shapes of its 500 tensors are those of no size of yolov5, "),
+        (add_a_layer, "names and shapes of its 501 tensors are those of no size of yolov5, "),
         (drop_names, "not one name for each"),
     ],
 )

@@ -80,7 +80,10 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return yolov9_files.read_state(checkpoint, tensors, path)
     network = content.get("model") if content.get("ema") is None else content["ema"]
     if not isinstance(network, Inert):
-        raise UserError(f"{path} is no checkpoint of a detector: it holds no network under 'model' or 'ema'.")
+        raise UserError(
+            f"{path} is no checkpoint of a detector: it holds no network under 'model' or "
+            "'ema', and is no state dict of YOLOv9; `yoloyard weights` lists files that are read."
+        )
     modules = _modules(network, path)
     tensors = {
         f"{name}.{part}": tensor
@@ -196,7 +199,7 @@ def _recognise(
     hint = " Of networks with one2one branches only YOLO26's for detection is read." if ONE2ONE in str(shapes) else ""
     raise UserError(
         f"{path} holds a network ({kind}) that can't be imported: the names and shapes of its {len(tensors)} tensors "
-        f"are those of none of {', '.join(registry.BUILDERS)}.{hint}"
+        f"are those of no size of {', '.join(registry.FAMILIES)}; `yoloyard weights` lists files that are read.{hint}"
     )
 
 

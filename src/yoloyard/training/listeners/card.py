@@ -95,10 +95,10 @@ def _classes(training_boxes: np.ndarray, metrics: Metrics) -> list[str]:
         rows.append((_safe(of_class.name), f"{training_boxes[label]:,}", f"{of_class.boxes:,}", *figures))
     lines = _table(("class", "boxes, training", "boxes, validation", "mAP50-95", "mAP50"), rows)
     if more := len(order) - len(rows):
-        lines += ["", f"{more} more classes have fewer boxes; `report.html` of the run has them all."]
+        lines += ["", f"{more} more classes have no more boxes than these; `report.html` of the run has them all."]
     for what, labels in (
-        ("training: it is never found", [label for label in order if not training_boxes[label]]),
-        ("validation: nobody knows how well it is found", [each for each in order if not metrics.classes[each].boxes]),
+        ("training, which are never found", [label for label in order if not training_boxes[label]]),
+        ("validation, whose figures nobody knows", [each for each in order if not metrics.classes[each].boxes]),
     ):
         if labels:
             lines += ["", f"Classes without a box in {what}: {len(labels)}."]
@@ -117,4 +117,4 @@ def _boxes(index: Index) -> np.ndarray:
 
 def _safe(text: str) -> str:
     """A name as plain text: no sign in it acts as Markdown or HTML."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|!&~$])", r"\\\1", printable(" ".join(text.split())))
+    return re.sub(r"([\\`*_{}\[\]<>()#|!&~$@]|:(?=//))", r"\\\1", printable(" ".join(text.split())))
