@@ -54,7 +54,7 @@ PUBLISHED_NAMES: dict[tuple[type[nn.Module], ...], dict[str, str]] = {
     },
 }
 ONE2ONE = "one2one_"  # how names of branches begin that find each object once
-PLAIN = "yolo26"  # the family whose boxes are plain distances
+PLAIN_BOXES = "yolo26"  # the family whose boxes are distances without a distribution
 FIRST_ROWS = {"n": (16,), "s": (32,), "m": (48, 64), "l": (64,), "x": (80, 96)}  # of the first weights, by size
 BN_EPS = 1e-3  # of every family
 MAX_IMAGE_PIXELS = 8192  # of a side
@@ -180,18 +180,17 @@ def _recognise(
     """The model whose names and shapes are exactly the file's, its arguments, and it itself on the meta device."""
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     arguments = _arguments(shapes)
-    weights = sorted(shape for shape in shapes.values() if len(shape) > 1)  # as fusing leaves them
+    sizes = sorted(shape for shape in shapes.values() if len(shape) > 1)  # of weights, as fusing leaves them
     for name, build in registry.BUILDERS.items() if arguments else ():
-        sized = shapes["model.0.conv.weight"][0] in FIRST_ROWS.get(
-            name.removesuffix("6")[-1], ()
-        )  # building all is slow
-        accepted = arguments.keys() <= signature(build).parameters.keys()
-        if not (sized and accepted) or name.startswith(PLAIN) != ("paths" in arguments):
+        rows = FIRST_ROWS.get(name.removesuffix("6")[-1], ())  # building all networks is slow
+        if shapes["model.0.conv.weight"][0] not in rows or name.startswith(PLAIN_BOXES) != ("paths" in arguments):
+            continue
+        if not arguments.keys() <= signature(build).parameters.keys():
             continue
         with torch.device("meta"):
             detector = build(**arguments)
-        sizes = sorted(tuple(tensor.shape) for tensor in detector.state_dict().values() if tensor.ndim > 1)
-        if sizes != weights:  # told sooner than by names
+        own = detector.state_dict().values()
+        if sorted(tuple(tensor.shape) for tensor in own if tensor.ndim > 1) != sizes:  # told sooner than by names
             continue
         if _published_shapes(detector, fused) == shapes:
             return name, arguments | _check_modules(detector, modules, fused, path), detector
