@@ -54,7 +54,8 @@ class Head(nn.Module):
         if suppression and "on" not in self.paths:
             raise UsageError("these weights find each object once and have nothing to suppress: --suppression off")
         if not suppression and "off" not in self.paths:
-            raise UsageError("this network needs suppression: train one with --end2end, or a YOLO26; --suppression on")
+            missing = "these weights have no branches that find each object once"
+            raise UsageError(f"{missing}: --suppression on, or train with --end2end")
 
     def keep_path(self, suppression: bool) -> None:
         """Keep only what finds boxes for, or without, suppression; the maps are those of that path from then on.
