@@ -8,7 +8,7 @@ def run() -> None:
     try:
         from yoloyard.cli.main import main
     except KeyboardInterrupt:
-        print("yoloyard: stopped", file=sys.stderr)
+        sys.stderr.write("yoloyard: stopped\n")
         sys.exit(130)
     main()
 

@@ -61,7 +61,12 @@ def test_a_file_is_found_by_its_name_and_its_model_s(name: str, model: str) -> N
     assert f"`yoloyard weights get {model}`" in where_to_get(name)
 
 
-@pytest.mark.parametrize("name", ["yolov9s.pt", "yolov5nu.pt", "yolo11n-seg.pt", "mine.pt", "models/yolo11n.pt", ""])
+def test_where_another_file_has_the_name_of_a_model_the_known_one_is_named() -> None:
+    assert find_known("yolov9s.pt") is None  # ultralytics publishes another network under this name
+    assert "`yoloyard weights get yolov9s` fetches v9-s.pt, which MultimediaTechLab" in where_to_get("yolov9s.pt")
+
+
+@pytest.mark.parametrize("name", ["yolov5nu.pt", "yolo11n-seg.pt", "mine.pt", "models/yolo11n.pt", ""])
 def test_other_files_are_not_taken_for_one_of_them(name: str) -> None:
     assert find_known(name) is None
     assert where_to_get(name) == ""

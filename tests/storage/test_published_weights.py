@@ -151,6 +151,13 @@ def test_redirects_to_something_else_than_a_web_server_are_not_followed(target: 
         get(KNOWN)
 
 
+@pytest.mark.parametrize("target", ["", "http://[v9-s.pt", "http://a..b/v9-s.pt"])
+def test_redirects_that_lead_nowhere_are_said_in_a_line(target: str, server: Published) -> None:
+    server.answers = [redirect(target or f"{server.address}/again") for _ in range(30)]
+    with pytest.raises(UserError, match=r"(can't be fetched|infinite loop)[^\n]* put it at [^\n]*v9-s\.pt$"):
+        get(KNOWN)
+
+
 def test_redirects_from_https_to_http_are_not_followed(
     server: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +184,12 @@ def test_what_the_server_answers_is_said(code: int, word: str, server: Published
     with pytest.raises(UserError, match=f"{source_of(KNOWN)}: the server answers {word}"):
         get(KNOWN)
     assert files_in(cache) == []
+
+
+@pytest.mark.parametrize("length", ["", "all of it"])
+def test_a_server_that_states_no_length_is_heard_to_the_end(length: str, server: Published) -> None:
+    server.answers = [status(200, CONTENT, **{"Content-Length": length})]
+    assert get(KNOWN).read_bytes() == CONTENT
 
 
 def test_without_a_network_it_says_which_file_to_put_where(
@@ -211,6 +224,15 @@ def test_a_mirror_that_is_no_address_is_refused(mirror: str, cache: Path, monkey
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("mirror", ["http://[localhost", "http://localhost:abc", "http://a..b", "http://localhost/ö"])
+def test_a_mirror_that_only_looks_like_an_address_is_said(
+    mirror: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLOYARD_MIRROR", mirror)
+    with pytest.raises(UserError, match=r"can't be fetched \(.*YOLOYARD_MIRROR names a mirror"):
+        get(KNOWN)
+
+
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -227,6 +249,7 @@ def test_another_file_than_the_published_one_is_removed(
     with pytest.raises(UserError, match="what came, and was removed,") as raised:
         get(STATED)
     assert reason in str(raised.value)
+    assert f"put it at {cache / STATED.file}" in str(raised.value)
     assert files_in(cache) == []
 
 

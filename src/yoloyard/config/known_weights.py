@@ -86,11 +86,14 @@ def find_known(name: str) -> KnownFile | None:
 
 
 def where_to_get(name: str) -> str:
-    """How to get the published file that is called so, and under which licence; empty for other names."""
-    if (known := find_known(name)) is None:
+    """How to get the published file that is called so, and under which licence; empty for other names.
+
+    For `yolov9s.pt`, a file of ultralytics that can't be read, it is the one that can.
+    """
+    if (known := find_known(name) or known_files().get(name.lower().removesuffix(".pt"))) is None:
         return ""
     return (
-        f" `yoloyard weights get {known.model}` fetches the file that {known.publisher} publishes, under "
+        f" `yoloyard weights get {known.model}` fetches {known.file}, which {known.publisher} publishes under "
         f"{known.licence}; nothing else downloads it. `yoloyard train --model {known.model}` starts from random "
         "weights."
     )

@@ -10,7 +10,7 @@ from http.client import HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO
 
-from yoloyard.common.errors import UserError
+from yoloyard.common.errors import UserError, printable
 from yoloyard.common.files import cannot_write
 from yoloyard.common.log import size_text
 
@@ -78,7 +78,7 @@ def _ask(address: str, part: Path) -> HTTPResponse:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or "Range" not in headers:
-            raise FetchError(f"{address}: the server answers {error.code} {error.reason}") from error
+            raise _answer_error(address, error.code, str(error.reason)) from error
     else:
         is_same = validator in (_validators(answer) or [validator])
         goes_on = _content_range(answer)[:1] == (_size(part),) and is_same
@@ -86,15 +86,18 @@ def _ask(address: str, part: Path) -> HTTPResponse:
             return answer
         answer.close()
         if "Range" not in headers:
-            raise FetchError(f"{address}: the server answers {answer.status} {answer.reason}")
+            raise _answer_error(address, answer.status, answer.reason)
     forget(part)  # of another file, or the server counts otherwise
     return _ask(address, part)
 
 
+def _answer_error(address: str, code: int, reason: str) -> FetchError:
+    return FetchError(f"{address}: the server answers {code} {printable(' '.join(reason.split()))}")
+
+
 def _receive(answer: HTTPResponse, address: str, part: Path, show: Show) -> None:
     """Write what comes to `part`, at its end if the server goes on there."""
-    length = answer.headers.get("Content-Length")
-    done, total = _content_range(answer) or (0, int(length) if length else None)
+    done, total = _content_range(answer) or (0, answer.length)
     with part.open("ab" if done else "wb") as file:
         if not done:
             _note(part).write_text("\n".join([address, *_validators(answer)[:1]]), encoding="utf-8")
@@ -127,9 +130,9 @@ def _network(address: str) -> Iterator[None]:
     """Within the context, what the network raises becomes a CutError."""
     try:
         yield
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # the last one of an address that is none
         why = error.reason if isinstance(error, urllib.error.URLError) else error
-        reason = getattr(why, "strerror", None) or str(why) or type(why).__name__
+        reason = getattr(why, "strerror", None) or printable(str(why)) or type(why).__name__
         raise CutError(f"{address} can't be fetched ({reason})") from error
 
 

@@ -72,10 +72,7 @@ def get(known: KnownFile, show: Show = lambda done, total: None) -> Path:
         try:
             download(source, part, show)
         except FetchError as error:
-            raise UserError(
-                f"{error}. {MIRROR} names a mirror of {GITHUB}. Without a network, bring {known.address} here by other "
-                f"means and put it at {path}"
-            ) from error
+            raise UserError(f"{error}. {_other_ways(known)}") from error
         try:
             sha256 = _check(part, known, source)
         except UserError:
@@ -87,6 +84,13 @@ def get(known: KnownFile, show: Show = lambda done, total: None) -> Path:
     return path
 
 
+def _other_ways(known: KnownFile) -> str:
+    return (
+        f"{MIRROR} names a mirror of {GITHUB}. Without a network, bring {known.address} here by other means and put it "
+        f"at {place_of(known)}"
+    )
+
+
 def _check(path: Path, known: KnownFile, source: str = "") -> str:
     """The SHA-256 of a file. Raises UserError if it is not the published one, with what to do about it.
 
@@ -95,7 +99,8 @@ def _check(path: Path, known: KnownFile, source: str = "") -> str:
     with path.open("rb") as file:
         start = file.read(40)
     what = f"{source}: what came, and was removed," if source else str(path)
-    again = "" if source else f"; remove it, and `yoloyard weights get {known.model}` fetches it again"
+    again = f"; remove it, and `yoloyard weights get {known.model}` fetches it again"
+    again = f". {_other_ways(known)}" if source else again
     if not start.startswith(TORCH_MAGICS):
         raise UserError(f"{what} is no weights file: it begins with {start!r}{again}")
     size = path.stat().st_size
