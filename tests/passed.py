@@ -82,7 +82,8 @@ GROUPS = {
         ("tests/runtimes", "tests/export", "tests/serving", "tests/licences"),
         ("src/yoloyard/runtimes/*.py", "src/yoloyard/export/**/*", "src/yoloyard/serving/**/*",
          "src/yoloyard/licences/*.py", "src/yoloyard/models/**/*.py", "src/yoloyard/commands/*.py",
-         "src/yoloyard/common/*.py", "src/yoloyard/data/**/*.py", "src/yoloyard/evaluation/**/*", "tests/*.py"),
+         "src/yoloyard/cli/*.py", "src/yoloyard/config/*.py", "src/yoloyard/storage/*.py", "src/yoloyard/common/*.py",
+         "src/yoloyard/data/**/*.py", "src/yoloyard/evaluation/**/*", "tests/*.py"),
     ),
     "hosts": Group(("tests/hosts",), (*TRAINER, "tests/*.py")),  # skipped where there are no network namespaces
     "cloud": Group(  # skipped where there are no namespaces, or SkyPilot can't be installed

@@ -190,8 +190,8 @@ def test_detections_without_suppression_are_the_reference_packages() -> None:
         assert relative_difference(own.scores, expected[:, 4]) < 1e-4
 
 
-@pytest.mark.parametrize("name", [size for size in SIZES if str(size.values[0]).removesuffix("6")[-1] in "nx"])
-def test_the_smallest_and_largest_size_run_without_looking_at_a_number(name: str) -> None:
+@pytest.mark.parametrize("name", SIZES)
+def test_every_size_runs_without_looking_at_a_number(name: str) -> None:
     # on the meta device there are no numbers: anything that depends on one raises
     detector = build_on_meta(name, num_classes=7, channels=1)
     maps = detector(torch.empty(2, 1, 128, 192, device="meta"))
