@@ -277,7 +277,7 @@ def test_everything_that_we_do_not_have_is_named_at_once() -> None:
         "copy_paste: 0.3 (without it: 0)",
         "cutmix: 0.1 (without it: 0)",
         "batch: -1 (a size that is found automatically; say how many images)",
-        "optimizer: NAdam (there are auto, SGD, AdamW)",
+        "optimizer: NAdam (there are auto, SGD, AdamW, MuSGD)",
         "cls_pw: 0.5 (without it: 0)",
         "device: -1 (an idle GPU that is found automatically; say which, such as 0)",
         "freeze: [3, 4] (the first N layers only)",

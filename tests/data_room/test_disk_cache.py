@@ -115,7 +115,7 @@ def test_what_killed_processes_left_is_removed(index: Index) -> None:
 
 
 def test_without_locks_what_another_process_may_be_writing_stays(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")  # as of some network disks
 
     path = cached_on_disk(index, 64).path

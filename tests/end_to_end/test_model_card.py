@@ -22,7 +22,7 @@ def test_a_run_leaves_a_card_beside_its_best_weights(run_folder: Path, data: Pat
     metadata = read_weights(run_folder / "weights" / "best.safetensors")[1]
     assert card.startswith("# tiny\\_network.py:Tiny, trained on line/data.yaml\n")
     figures = metadata["metrics"]
-    assert f"| on | {figures['map50_95']:.3f} | {figures['map50']:.3f} |" in card
+    assert f"| on (used) | {figures['map50_95']:.3f} | {figures['map50']:.3f} |" in card
     assert f"Of epoch {metadata['epoch']}, on the validation images" in card
     found = re.search(r"- Training: \d+ images, \d+ boxes, 5 classes\n- Validation: (\d+) images", card)
     assert found is not None
@@ -93,7 +93,7 @@ def test_a_card_shows_both_paths_and_no_name_acts_as_markup(tmp_path: Path) -> N
 
     write_card(tmp_path / "best.md", setup, 3, metrics("on", 0.5), metrics("off", 0.25))
     card = (tmp_path / "best.md").read_text()
-    assert "| on | 0.500 | 0.500 |\n| off | 0.250 | 0.250 |" in card
+    assert "| on (used) | 0.500 | 0.500 |\n| off | 0.250 | 0.250 |" in card
     assert "| \\<script\\>\\|\\`x\\` \\@b http\\://c | 2 | 1 | 0.500 | 0.500 |" in card
     assert "| never in validation | 1 | 0 | not known | not known |" in card
     assert "Classes without a box in training, which are never found: 1." in card

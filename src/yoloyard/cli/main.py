@@ -46,7 +46,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Weights": {
         "weights": ("published:weights_app", "List published weights and their licences, or fetch one."),
-        "import": ("weights:import_weights", "Convert a .pt file of yolov5 or ultralytics to a weights file."),
+        "import": ("weights:import_weights", "Convert a .pt file of another project to a weights file."),
     },
     "Production": {
         "export": ("export:export", "Write files for other runtimes, and compare them."),

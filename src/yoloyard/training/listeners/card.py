@@ -50,7 +50,11 @@ def write_card(path: Path, setup: Setup, epoch: int, metrics: Metrics, other: Me
         "",
         *_table(
             ("suppression", "mAP50-95", "mAP50"),
-            ((each.suppression, f"{each.map50_95:.3f}", f"{each.map50:.3f}") for each in (metrics, other) if each),
+            (
+                (f"{each.suppression}{' (used)' * (each is metrics)}", f"{each.map50_95:.3f}", f"{each.map50:.3f}")
+                for each in (metrics, other)
+                if each
+            ),
         ),
         "",
         f"Of epoch {epoch}, on the validation images, which also chose this epoch: expect a little less on others.",
