@@ -69,6 +69,7 @@ def copied() -> list[tuple[int, int]]:
     return [(each.epoch, each.position) for each in Copies(ADDRESS).read_manifests()]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_a_bare_machine_with_the_same_losses(data: Path, proxy: Proxy, yoloyard: Command) -> None:
     train(data, backup=None, name="whole")
     with pytest.raises(Interrupted) as stopped:

@@ -46,6 +46,7 @@ def build(num_classes):
 OWN = ["--imgsz", 64, "--batch", 4, "--no-amp", "--no-tensorboard", "--device", "cpu"]
 
 
+@pytest.mark.slow
 def test_an_own_network_trains_from_weights_and_is_used_from_the_runs_copy(data: Path, yoloyard: Command) -> None:
     classes = read_data_yaml(data).names
     official = registry.build("yolo11n", num_classes=len(classes))

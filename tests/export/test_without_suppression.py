@@ -70,6 +70,7 @@ def assert_same(found: list[Detections], expected: list[Detections]) -> None:
         assert ours.labels.tolist() == theirs.labels.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx", "openvino", "torchscript"])
 @pytest.mark.parametrize("sides", [(96, 64), (32, 32)], ids=["more points than boxes", "fewer"])
 def test_each_target_selects_the_boxes_that_the_weights_find_without_suppression(
@@ -81,6 +82,7 @@ def test_each_target_selects_the_boxes_that_the_weights_find_without_suppression
     assert_same(found, expected)
 
 
+@pytest.mark.slow
 def test_boxes_of_one_class_that_overlap_stay(selecting: Exported) -> None:
     found = found_by(load_runtime(selecting.files["onnx"]), 96, 96)
     overlaps = [
@@ -89,6 +91,7 @@ def test_boxes_of_one_class_that_overlap_stay(selecting: Exported) -> None:
     assert max(float(each.max()) for each in overlaps) > 0.7
 
 
+@pytest.mark.slow
 def test_no_suppression_is_in_the_file_and_it_says_so(selecting: Exported) -> None:
     model = onnx.load(selecting.files["onnx"])
     assert "NonMaxSuppression" not in {node.op_type for node in model.graph.node}
@@ -102,6 +105,7 @@ def test_no_suppression_is_in_the_file_and_it_says_so(selecting: Exported) -> No
     assert (facts["needs_suppression"], facts["suppression"]) == (False, said["file"]["suppression"])
 
 
+@pytest.mark.slow
 def test_all_files_are_compared_with_the_same_branches_of_the_weights(selecting: Exported) -> None:
     assert not selecting.parity.failures
     for row in selecting.parity.document["files"]:

@@ -378,6 +378,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 def test_each_hostile_file_ends_in_one_line(tmp_path: Path) -> None:
     """In a process of their own: some of these would end the interpreter or take all memory."""
     files = [tmp_path / f"{kind}.pt" for kind in HOSTILE]

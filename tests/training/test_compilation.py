@@ -103,6 +103,7 @@ def test_a_network_that_looks_at_numbers_is_compiled_in_several_pieces() -> None
     network(torch.rand(SHAPE))[0].sum().backward()
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_sizes_where_they_vary() -> None:
     programs = []
 

@@ -74,7 +74,7 @@ def pixels_at(training: Training, block: nn.Module) -> int:
         ("forward", "tiny", 4, 2),
         ("backward", "tiny", 3, 1),
         ("forward", "tiny both", 4, 2),
-        ("backward", "tiny both", 3, 1),
+        pytest.param("backward", "tiny both", 3, 1, marks=pytest.mark.slow),
         ("forward", "yolov5n", 3, 2),
         ("backward", "yolov5n", 5, 2),
         pytest.param("forward", "yolo11n", 4, 2, marks=pytest.mark.slow),
