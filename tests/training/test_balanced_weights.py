@@ -70,5 +70,5 @@ def test_the_criterion_has_them_on_the_network_s_device(model: str, device: str)
 def test_a_criterion_that_is_not_there_is_named() -> None:
     head = registry.build("yolo11n", num_classes=3).head
     head.criterion = "task_alined"
-    with pytest.raises(UserError, match=r"unknown criterion 'task_alined' of a head: there are anchor_based, .*task_al"):
+    with pytest.raises(UserError, match=r"unknown criterion 'task_alined' of a head: there are .*, task_aligned"):
         build_criterion(head, TrainConfig())
