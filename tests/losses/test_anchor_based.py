@@ -124,24 +124,11 @@ def test_positive_weights_multiply_what_positive_targets_contribute() -> None:
         assert (thrice[part] - plain[part]).item() == pytest.approx(2 * (weighted[part] - plain[part]).item(), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "boxes",
-    [
-        [[0.0, 0, 0, 0]],  # no box: one padded slot
-        [],  # not even a slot
-        [[10.0, 10, 11, 11]],  # one pixel
-        [[-90.0, -90, 200, 200]],  # larger than the image
-        [[100.0, 100, 130, 130]],  # outside
-        [[8.0, 8, 40, 40], [8.0, 8, 40, 40]],  # two on the same cells
-        [[20.0, 20, 20, 20]],  # of no size
-        [[32.0, 32, 64, 64]],  # in the corner
-    ],
-)
-def test_losses_and_gradients_stay_finite_at_the_edges(boxes: list[list[float]]) -> None:
+def test_losses_and_gradients_stay_finite_at_the_edges(edge_boxes: list[list[float]]) -> None:
     maps = some_maps(64, 3)
-    labels = [-1 if box == [0.0, 0, 0, 0] else 0 for box in boxes]
+    labels = [-1 if box == [0.0, 0, 0, 0] else 0 for box in edge_boxes]
     criterion = AnchorBasedLoss(ANCHORS, STRIDES, 3)
-    parts = means(criterion(maps, torch.tensor(boxes).view(1, -1, 4), torch.tensor([labels]).long()))
+    parts = means(criterion(maps, torch.tensor(edge_boxes).view(1, -1, 4), torch.tensor([labels]).long()))
     loss = parts["box"] + parts["obj"] + parts["cls"]
     loss.backward()
     assert math.isfinite(loss.item())

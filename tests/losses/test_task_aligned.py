@@ -66,23 +66,11 @@ def total(parts: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
     return torch.stack([GAINS[name] * (sums / norms.clamp(min=1)).sum() for name, (sums, norms) in parts.items()]).sum()
 
 
-@pytest.mark.parametrize(
-    "boxes",
-    [
-        [[0.0, 0, 0, 0]],  # no box: one padded slot
-        [],  # not even a slot
-        [[10.0, 10, 11, 11]],  # one pixel
-        [[-90.0, -90, 200, 200]],  # larger than the image
-        [[100.0, 100, 130, 130]],  # outside
-        [[8.0, 8, 40, 40], [8.0, 8, 40, 40]],  # two on the same cells
-        [[20.0, 20, 20, 20]],  # of no size
-    ],
-)
 @pytest.mark.parametrize("in_boxes", [False, True])
-def test_losses_and_gradients_stay_finite_at_the_edges(boxes: list[list[float]], in_boxes: bool) -> None:
+def test_losses_and_gradients_stay_finite_at_the_edges(edge_boxes: list[list[float]], in_boxes: bool) -> None:
     maps, criterion = some_maps(64, 3), criterion_of(3, in_boxes)
-    labels = [-1 if box == [0.0, 0, 0, 0] else 0 for box in boxes]
-    parts = criterion(maps, torch.tensor(boxes).view(1, -1, 4), torch.tensor([labels]).long())
+    labels = [-1 if box == [0.0, 0, 0, 0] else 0 for box in edge_boxes]
+    parts = criterion(maps, torch.tensor(edge_boxes).view(1, -1, 4), torch.tensor([labels]).long())
     loss = total(parts)
     loss.backward()
     assert math.isfinite(loss.item())
