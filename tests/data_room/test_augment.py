@@ -47,7 +47,7 @@ def coloured(image: np.ndarray, config: AugmentConfig, random: np.random.Generat
 
 def coloured_bounds(image: np.ndarray, colour: np.ndarray) -> np.ndarray | None:
     """xyxy bounds of the pixels that are nearer to `colour` than to black, grey or another colour."""
-    others = np.concatenate((COLOURS, [[0, 0, 0], augment.GREY]))
+    others = np.concatenate((COLOURS, [[0, 0, 0], (114,) * 3]))
     distances = np.abs(image[:, :, None].astype(int) - others).sum(axis=-1)
     rows, columns = np.nonzero((others[distances.argmin(axis=-1)] == colour).all(axis=-1))
     if not len(rows):

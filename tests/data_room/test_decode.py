@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from yoloyard.common.errors import UserError
-from yoloyard.data.pixels import augment
+from yoloyard.data.pixels.channels import background
 from yoloyard.data.pixels.decode import BACKGROUND, decode_image, image_size
 
 # An image without symmetry: what is seen after each EXIF orientation was applied must be this.
@@ -187,7 +187,7 @@ def test_cmyk_is_converted_as_pillow_does(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
 def test_transparent_pixels_show_the_grey_of_the_padding(tmp_path: Path, suffix: str) -> None:
-    assert augment.GREY == (BACKGROUND,) * 3 == (114,) * 3
+    assert background(np.dtype(np.uint8)) == BACKGROUND == 114
     alpha = np.arange(64 * 64).reshape(64, 64).astype(np.uint8)
     options = {"lossless": True, "exact": True} if suffix == ".webp" else {}
     file = save(tmp_path / f"image{suffix}", np.dstack((NOISE, alpha)), **options)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from yoloyard.common.pixel_spec import EIGHT_BITS
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
@@ -50,7 +51,7 @@ def test_batches_through_pipes_are_those_through_shared_memory(
 def test_shared_memory_is_enough_for_the_batches_of_both_loaders_and_all_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    batch = batch_bytes(16, 640, 640, 0)
+    batch = batch_bytes(16, (640, 640), 0, EIGHT_BITS)
     assert batch == 16 * 3 * 640 * 640
     monkeypatch.setattr(limits, "free_shared_memory", lambda: 2 * (2 * 8 + 2) * batch)
     assert shortage(batch, workers=8) is None

@@ -70,5 +70,5 @@ def write_environment(event: Event) -> None:
         setup = event.setup
         data = {"train": setup.train_index.facts(), "val": setup.val_index.facts()}
         facts = environment.facts(setup.device, setup.spec.precision, data, setup.folder)
-        facts["pixels"] = setup.train_index.pixels()  # of an image; loading takes as long as there are pixels
+        facts["pixels"] = setup.train_index.mean_pixels()  # of an image; loading takes as long as there are pixels
         write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))

@@ -39,7 +39,7 @@ class ImageTransform:
 class Sample:
     """One image and its boxes during augmentation."""
 
-    image: np.ndarray  # uint8 RGB (H, W, 3)
+    image: np.ndarray  # uint8 or uint16 (H, W, channels), as `PixelSpec` says
     boxes_xyxy: np.ndarray  # float32 (n, 4), pixels of `image`
     labels: np.ndarray  # int64 (n,)
     ignore: np.ndarray  # bool (n,), crowd and difficult
@@ -52,7 +52,7 @@ class Sample:
 class Batch:
     """What the loader hands to the trainer and the evaluator."""
 
-    images: Tensor  # uint8 (B, 3, H, W), channels_last
+    images: Tensor  # uint8 or uint16 (B, channels, H, W), channels_last
     boxes: Tensor  # float32 (B, M, 4), xyxy pixels of the batch image, padded with zeros
     labels: Tensor  # int64 (B, M), padded with -1
     ignore: Tensor  # bool (B, M)
@@ -102,5 +102,7 @@ def send(tensor: Tensor, device: torch.device, memory_format: torch.memory_forma
 
 
 def images_to_float(images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) to float32 0..1: the one place where pixels are scaled."""
+    """uint8 or uint16 (B, C, H, W) to float32 0..1: the one place where pixels are scaled."""
+    if images.dtype == torch.uint16:
+        return images.to(torch.float32) / 65535
     return images / 255  # in one pass

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from yoloyard.common.errors import UsageError
+from yoloyard.common.image_size import parse_size
 from yoloyard.config.settings import AUTO, OPTIMIZERS, Setting, TrainConfig, settings_of
 
 Config = TypeVar("Config")
 
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "nothing"}
+KINDS[tuple] = "HEIGHTxWIDTH"
 
 # Spellings of YOLOv5's command line: names, and values in small letters.
 ALIASES = {"img": "imgsz", "img_size": "imgsz", "batch_size": "batch", "cfg": "model"}
@@ -142,23 +144,24 @@ def _replaced(config: Any, values: Mapping[str, Any]) -> Any:
 
 def _checked(leaf: Setting, value: Any) -> Any:
     """The value in a type of the leaf. Raises UsageError if it has none, or lies outside the leaf's range."""
-    allowed = typing.get_args(leaf.type) if isinstance(leaf.type, types.UnionType) else (leaf.type,)
+    kinds = typing.get_args(leaf.type) if isinstance(leaf.type, types.UnionType) else (leaf.type,)
+    allowed = tuple(typing.get_origin(kind) or kind for kind in kinds)
     if (value is None and type(None) in allowed) or (leaf.auto and value == AUTO):
         return value
     value = _converted(leaf, value, allowed)
-    is_number = type(value) in (int, float)
+    numbers = value if type(value) is tuple else (value,) if type(value) in (int, float) else ()
     if type(value) not in allowed:
-        kinds = " or ".join([KINDS[kind] for kind in allowed] + [AUTO] * leaf.auto)
-        problem = f"be {kinds}, not {value!r:.80}"
+        possible = " or ".join([KINDS[kind] for kind in allowed] + [AUTO] * leaf.auto)
+        problem = f"be {possible}, not {value!r:.80}"
     elif isinstance(value, str) and "\0" in value:
         problem = f"have no NUL byte: {value!r:.80}"
     elif leaf.choices and value not in leaf.choices:
         problem = f"be {' or '.join(leaf.choices)}, not {value!r:.80}"
-    elif is_number and not math.isfinite(value):
+    elif not all(map(math.isfinite, numbers)):
         problem = f"be a finite number, not {value!r}"
-    elif is_number and leaf.at_least is not None and value < leaf.at_least:
+    elif numbers and leaf.at_least is not None and min(numbers) < leaf.at_least:
         problem = f"be at least {leaf.at_least:g}, not {value!r}"
-    elif is_number and leaf.at_most is not None and value > leaf.at_most:
+    elif numbers and leaf.at_most is not None and max(numbers) > leaf.at_most:
         problem = f"be at most {leaf.at_most:.10g}, not {value!r}"
     else:
         return value
@@ -171,6 +174,8 @@ def _converted(leaf: Setting, value: Any, allowed: tuple[Any, ...]) -> Any:
         value = value.tolist()
     if str(type(value)) == "<class 'torch.device'>":  # torch is imported by few commands
         value = str(value)
+    if tuple in allowed:
+        value = parse_size(value)
     if leaf.joined and isinstance(value, list | tuple):
         value = ",".join(map(str, value))
     if isinstance(value, os.PathLike):

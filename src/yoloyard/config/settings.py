@@ -123,7 +123,9 @@ class TrainConfig:
     )
     epochs: int = setting(100, "epochs", 1, resumable=True)
     batch: int = setting(16, "images of one step, or auto: as many as a GPU's memory holds, up to nbs", 1, auto=True)
-    imgsz: int = setting(640, "training size in pixels, rounded up to a multiple of the largest stride", 32)
+    imgsz: int | tuple[int, int] = setting(
+        640, "training size in pixels, or HEIGHTxWIDTH; rounded up to a multiple of the largest stride", 32
+    )
     device: str = setting(
         "auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True, resumable=True, decides=False
     )
@@ -226,7 +228,9 @@ class ModelConfig:
     """How a weights file is used. None stands for the value in the file."""
 
     weights: str = setting("", "a weights file or its address; required", is_path=True)
-    imgsz: int | None = setting(None, "image size in pixels; default: as in the weights file", 32)
+    imgsz: int | tuple[int, int] | None = setting(
+        None, "image size in pixels, or HEIGHTxWIDTH; default: as in the weights file", 32
+    )
     conf: float | None = setting(None, "lowest score; default: as in the weights file", 0, 1)
     iou: float | None = setting(
         None, "overlap above which suppression drops a box; default: as in the weights file", 0, 1
@@ -284,7 +288,9 @@ class ExportConfig:
         "on or off: the branches that need suppression, or those that don't; default: as in the weights file",
         choices=ON_OFF,
     )
-    imgsz: int | None = setting(None, "image size in pixels; default: as in the weights file", 32)
+    imgsz: int | tuple[int, int] | None = setting(
+        None, "image size in pixels, or HEIGHTxWIDTH; default: as in the weights file", 32
+    )
     dynamic: bool = setting(False, "any height and width that are multiples of the stride (default: one square)")
     half: bool = setting(False, "float16 weights")
     int8: bool = setting(False, "8-bit weights and activations; needs --data")

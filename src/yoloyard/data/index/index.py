@@ -20,6 +20,7 @@ import numpy as np
 
 from yoloyard.common.cores import map_in_threads
 from yoloyard.common.errors import UserError
+from yoloyard.common.pixel_spec import EIGHT_BITS, PixelSpec
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec
 from yoloyard.data.formats.labels import LabelledImage, Labels
@@ -30,7 +31,7 @@ from yoloyard.data.index.unchanged import NOTES, look, noted, write_note
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 from yoloyard.data.store import Store, alone, map_arrays, stamp, write_arrays
 
-INDEXES = Store("index", ".safetensors", version=6, kept=50)  # the version also stands for how labels are understood
+INDEXES = Store("index", ".safetensors", version=7, kept=50)  # the version also stands for how labels are understood
 READING_THREADS = 4  # files on network disks come one round trip each
 
 Item = TypeVar("Item")
@@ -91,6 +92,7 @@ class Index:
     file_names: Texts  # as the COCO JSON says, else the path from the folder of the split's images
     file: Path | None = None  # of the cache, that the arrays are mapped from
     skipped: int = 0  # images that the split names and that can't be used
+    pixels: PixelSpec = EIGHT_BITS  # what its images are made of
 
     @classmethod
     def of(cls, split: ReadSplit, names: tuple[str, ...]) -> Index:
@@ -142,7 +144,7 @@ class Index:
         """How much there is, and the fingerprint, by which two runs tell whether they had the same data."""
         return {"images": len(self), "boxes": len(self.labels), "skipped": self.skipped, "sha256": self.fingerprint()}
 
-    def pixels(self) -> int:
+    def mean_pixels(self) -> int:
         """Pixels of an image, on average; 0 without images."""
         return round(float(np.prod(self.sizes, axis=1, dtype=np.int64).mean())) if len(self) else 0
 
@@ -240,6 +242,7 @@ def open_index(file: Path) -> Index:
     arrays, facts = map_arrays(file)
     parts: dict[str, Any] = {**arrays, **facts, "names": tuple(facts["names"])}
     parts["problems"] = tuple(Problem(*each) for each in facts["problems"])
+    parts["pixels"] = PixelSpec.of({"pixels": facts["pixels"]})
     for name, kind in (("paths", Paths), ("file_names", Texts)):
         parts[name] = kind(parts.pop(f"{name}.text"), parts.pop(f"{name}.offsets"))
     return Index(file=file, **parts)
@@ -259,6 +262,7 @@ def save_index(index: Index, file: Path, is_alone: bool = False) -> Index:
         elif isinstance(value, np.ndarray):
             arrays[name] = value
     facts = {"names": index.names, "problems": list(map(astuple, index.problems)), "skipped": index.skipped}
+    facts["pixels"] = index.pixels.as_dict()
     INDEXES.write(file, lambda temporary: write_arrays(temporary, arrays, facts), is_alone)
     saved = find_index(file)
     return index if saved is None else saved

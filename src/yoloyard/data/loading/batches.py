@@ -9,13 +9,14 @@ import torch
 from torch.utils.data import Dataset
 
 from yoloyard.common.errors import UserError
+from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.common.structures import Batch, Sample
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.epoch_plan import EpochOrder, EpochPlan
 from yoloyard.data.loading.image_cache import AllImages, RecentImages, load_resized
 from yoloyard.data.loading.sampling import BatchRequest, part_of, sample_random, window
-from yoloyard.data.pixels import augment
+from yoloyard.data.pixels import augment, channels
 from yoloyard.data.pixels.transform import Transform
 
 Images = RecentImages | AllImages
@@ -35,7 +36,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
     def __getitem__(self, request: BatchRequest) -> Batch | UserError:
         """The batch. An error is returned as a value: torch's loader would wrap one that is raised in a traceback."""
         height, width = self._epoch_order(request).shapes[request.positions[0] // self.config.batch].tolist()
-        images = np.empty((len(request.positions), height, width, 3), np.uint8)
+        images = channels.empty(len(request.positions), (height, width), self.index.pixels)
         try:
             samples = [self._sample(request, *each) for each in zip(request.positions, images, strict=True)]
         except UserError as error:
@@ -43,7 +44,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
         return collate(samples, self.buckets, images)
 
     def _sample(self, request: BatchRequest, position: int, image: np.ndarray) -> Sample:
-        """The sample at a position of the epoch, its image written into `image` (H, W, 3)."""
+        """The sample at a position of the epoch, its image written into `image` (H, W, channels)."""
         order, config = self._epoch_order(request), self.config.augment
         position %= len(order.images)
         index, repeat = int(order.images[position]), int(order.repeats[position])
@@ -68,10 +69,11 @@ class TrainingBatches(Dataset[Batch | UserError]):
         sample = self._load(index)
         if request.mosaic and random.random() < config.mosaic:
             partners = self._partners(3, position, request, random)
-            canvas = (2 * imgsz, 2 * imgsz)
+            height, width = shape_of(imgsz)
+            canvas = 2 * height, 2 * width
             tiles = augment.mosaic_tiles([sample, *map(self._load, partners)], imgsz, random)
         else:
-            canvas = sample.image.shape[:2]
+            canvas = sample.image.shape[0], sample.image.shape[1]
             tiles = [augment.Tile(sample, 0, 0)]
         matrix, zoom = augment.draw_affine(*canvas, shape, config, random)
         return augment.place(tiles, canvas, matrix, zoom, shape)
@@ -85,7 +87,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
         return [int(order[each % len(order)]) for each in positions]
 
     def _load(self, index: int) -> Sample:
-        """An image with its long side imgsz and its boxes, without those to be ignored."""
+        """An image that just fits into imgsz and its boxes, without those to be ignored."""
         image = self.images[index]
         boxes, labels, ignore = self.index.annotations(index)
         height, width = self.index.sizes[index].tolist()
@@ -102,7 +104,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
 class ValidationBatches(Dataset[Batch | UserError]):
     """Makes the validation batches that it is asked for."""
 
-    def __init__(self, index: Index, imgsz: int) -> None:
+    def __init__(self, index: Index, imgsz: ImageSize) -> None:
         self.index, self.imgsz = index, imgsz
         counts = np.diff(index.offsets)
         self.buckets = padding_buckets(float(counts.mean()), int(counts.max()))
@@ -128,8 +130,8 @@ class ValidationBatches(Dataset[Batch | UserError]):
 def collate(samples: Sequence[Sample], buckets: Sequence[int], images: np.ndarray | None = None) -> Batch:
     """Samples of one size as a Batch; boxes are padded to the smallest of the ascending `buckets` that is enough.
 
-    If a transform has added so many boxes that the largest is too small, it is doubled. `images` (B, H, W, 3) holds the
-    samples' images if they are in one array already.
+    If a transform has added so many boxes that the largest is too small, it is doubled. `images` (B, H, W, channels)
+    holds the samples' images if they are in one array already.
     """
     most = max(len(sample.labels) for sample in samples)
     larger = (buckets[-1] * 2**doubled for doubled in itertools.count(1))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.sampling import epoch_order, rectangular_shape
@@ -28,7 +29,7 @@ class EpochPlan:
 
     factors: np.ndarray  # float64 (N,), at least 1: how often each image comes on average
     batch: int  # images of all ranks
-    imgsz: int
+    imgsz: ImageSize
     seed: int
     sizes: np.ndarray | None = None  # int (N, 2) height, width; given where batches are rectangular
     stride: int = 32
@@ -48,7 +49,10 @@ class EpochPlan:
         images = np.repeat(np.arange(len(counts)), counts)
         repeats = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
         if self.sizes is None:
-            order, shapes = epoch_order(self.seed, epoch, len(self)), np.full((self.num_batches, 2), self.imgsz)
+            order, shapes = (
+                epoch_order(self.seed, epoch, len(self)),
+                np.tile(shape_of(self.imgsz), (self.num_batches, 1)),
+            )
         else:
             order, shapes = self._rectangular(self.sizes[images], epoch)
         images, repeats = images[order], repeats[order]

@@ -1,7 +1,7 @@
 """Decoded training images that are kept: the few that a worker needs again soon, or all of them (`--cache`).
 
-All are uint8 RGB (H, W, 3) with their long side `imgsz`. JPEGs are decoded at a half or less if that still has `imgsz`
-pixels, which is quicker and looks the same. Validation keeps none and decodes them in full.
+They are (H, W, channels) of the index's `PixelSpec` and just fit into `imgsz`. JPEGs are decoded at a half or less if
+that still has enough pixels, which is quicker and looks the same. Validation keeps none and decodes them in full.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from yoloyard.common.cores import map_in_threads, usable_cores
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole
+from yoloyard.common.image_size import ImageSize, shape_of, size_text
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.limits import free_memory
+from yoloyard.data.pixels import channels
 from yoloyard.data.pixels.augment import resized_shape
 from yoloyard.data.pixels.decode import decode_image, image_size, largest_reduction
 from yoloyard.data.store import Store, alone, stamp
@@ -35,15 +36,17 @@ USABLE_MEMORY_SHARE = 0.9  # of what is free; the rest is for the training itsel
 USABLE_DISK_SHARE = 0.95
 # A file's name is a digest of what decides its content, so one that is mapped never changes. Few are kept, for they are
 # large; on a local disk, one in use stays readable even when it is removed.
-DECODED = Store("decoded", ".pixels", version=2, kept=4)
+DECODED = Store("decoded", ".pixels", version=3, kept=4)
 
 
 class RecentImages:
     """Decodes images and keeps the `capacity` most recently used, at least IMAGES_OF_A_SAMPLE."""
 
-    def __init__(self, index: Index, imgsz: int, capacity: int) -> None:
+    def __init__(self, index: Index, imgsz: ImageSize, capacity: int) -> None:
         self.index, self.imgsz, self.capacity = index, imgsz, max(capacity, IMAGES_OF_A_SAMPLE)
+        self._bytes = index.pixels.image_bytes(*shape_of(imgsz))  # at most, of an image
         self._images: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._memory: dict[int, np.ndarray] = {}  # of each of them, bytes
 
     def __getitem__(self, position: int) -> np.ndarray:
         """The image; its pixels are overwritten once `capacity` others have been asked for after it."""
@@ -51,8 +54,11 @@ class RecentImages:
         if image is None:
             # Memory that is new to a process costs as much time as the resize that fills it.
             is_full = len(self._images) == self.capacity
-            memory = self._images.popitem(last=False)[1].base if is_full else np.empty(3 * self.imgsz**2, np.uint8)
+            memory = (
+                self._memory.pop(self._images.popitem(last=False)[0]) if is_full else np.empty(self._bytes, np.uint8)
+            )
             image = load_resized(self.index, position, self.imgsz, True, memory)
+            self._memory[position] = memory
         self._images[position] = image
         return image
 
@@ -62,22 +68,23 @@ class AllImages:
 
     pixels: torch.Tensor | np.ndarray
 
-    def __init__(self, index: Index, imgsz: int) -> None:
+    def __init__(self, index: Index, imgsz: ImageSize) -> None:
+        self.spec, self.imgsz = index.pixels, imgsz
         self.shapes = np.array([resized_shape(height, width, imgsz) for height, width in index.sizes.tolist()])
-        self.offsets = np.cumsum([0, *(3 * self.shapes.prod(axis=1))], dtype=np.int64)
-        self.bytes, self.imgsz = int(self.offsets[-1]), imgsz
+        self.offsets = np.cumsum([0, *self.spec.image_bytes(*self.shapes.astype(np.int64).T)], dtype=np.int64)
+        self.bytes = int(self.offsets[-1])
 
     def __getitem__(self, position: int) -> np.ndarray:
         height, width = self.shapes[position]
-        start, end = self.offsets[position], self.offsets[position + 1]
-        return np.asarray(self.pixels)[start:end].reshape(height, width, 3)
+        memory = np.asarray(self.pixels)[self.offsets[position] : self.offsets[position + 1]]
+        return memory.view(self.spec.dtype).reshape(height, width, self.spec.channels)
 
     def require(self, cache: str, free: int, share: float, rest: str) -> None:
         """Raises UserError if they need more than this share of the bytes that are free."""
         if self.bytes > share * free:
             raise UserError(
-                f"--cache {cache} needs {self.bytes / 2**30:.1f} GiB for {len(self.shapes)} images at {self.imgsz} px, "
-                f"but only {free / 2**30:.1f} GiB {rest}"
+                f"--cache {cache} needs {self.bytes / 2**30:.1f} GiB for {len(self.shapes)} images at "
+                f"{size_text(self.imgsz)} px, but only {free / 2**30:.1f} GiB {rest}"
             )
 
 
@@ -99,7 +106,7 @@ class DiskImages(AllImages):
         self.map(self.path)
 
 
-def cached_in_memory(index: Index, imgsz: int, shared: bool) -> AllImages:
+def cached_in_memory(index: Index, imgsz: ImageSize, shared: bool) -> AllImages:
     """All images in one block of memory. Raises UserError if they don't fit, or an image can't be read.
 
     `shared`: the workers are not forked, so the block must lie in shared memory to reach them.
@@ -112,13 +119,13 @@ def cached_in_memory(index: Index, imgsz: int, shared: bool) -> AllImages:
         images.pixels.share_memory_()
 
     def fill(position: int) -> None:
-        load_resized(index, position, imgsz, True, images[position].reshape(-1))
+        load_resized(index, position, imgsz, True, images[position].reshape(-1).view(np.uint8))
 
     map_in_threads(fill, range(len(index)), usable_cores(), at_once=1)
     return images
 
 
-def cached_on_disk(index: Index, imgsz: int) -> DiskImages:
+def cached_on_disk(index: Index, imgsz: ImageSize) -> DiskImages:
     """All images in a file of the user's cache folder, into which they are decoded first if they aren't there yet.
 
     Of several processes that need the same ones, one decodes and the others wait. A file is put in place when it is
@@ -127,7 +134,7 @@ def cached_on_disk(index: Index, imgsz: int) -> DiskImages:
     """
     images = DiskImages(index, imgsz)
     files = zip(map(str, index.paths), map(stamp, index.paths), index.sizes.tolist(), strict=True)
-    path = DECODED.path((imgsz, True, *files))
+    path = DECODED.path((imgsz, index.pixels.as_dict(), True, *files))
 
     def write(temporary: Path) -> None:
         rest = f"are free in {path.parent}; make room, or name another folder by YOLOYARD_CACHE"
@@ -152,20 +159,22 @@ def cached_on_disk(index: Index, imgsz: int) -> DiskImages:
 
 
 def load_resized(
-    index: Index, position: int, imgsz: int, reduced: bool = False, memory: np.ndarray | None = None
+    index: Index, position: int, imgsz: ImageSize, reduced: bool = False, memory: np.ndarray | None = None
 ) -> np.ndarray:
-    """An image with its long side `imgsz`, written into `memory` (bytes,) if that is given.
+    """An image that just fits into `imgsz`, written into `memory` (bytes,) if that is given.
 
     Raises UserError naming a file that can't be read or that has changed.
     """
     path = index.paths[position]
     height, width = index.sizes[position].tolist()
-    reduction = largest_reduction(max(height, width), imgsz) if reduced else 1
+    shape = resized_shape(height, width, imgsz)
+    reduction = largest_reduction(max(height, width), max(shape)) if reduced else 1
     image = decode_image(path, reduction)
     # Only JPEGs can be reduced.
     if image.shape[:2] not in ((height, width), (math.ceil(height / reduction), math.ceil(width / reduction))):
         now_height, now_width = image_size(path)
         raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {now_width}x{now_height}")
-    shape = resized_shape(height, width, imgsz)
-    out = None if memory is None else memory[: 3 * shape[0] * shape[1]].reshape(*shape, 3)
-    return cv2.resize(image, shape[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
+    if memory is None:
+        return channels.resize(image, shape)
+    size = image.dtype.itemsize * image.shape[2] * shape[0] * shape[1]
+    return channels.resize(image, shape, memory[:size].view(image.dtype).reshape(*shape, image.shape[2]))

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from yoloyard.common.errors import UserError
+from yoloyard.common.pixel_spec import PixelSpec
 
 SHM = "/dev/shm"
 PREFETCHED = 2  # batches that a worker makes ahead; torch's default
@@ -56,9 +57,9 @@ def possible_workers(workers: int) -> tuple[int, str | None]:
     return possible, f"{free} more files may be open (ulimit -n), too few for {workers} workers: {possible} are used"
 
 
-def batch_bytes(images: int, height: int, width: int, boxes: int) -> int:
-    """Bytes of a batch of so many images, with so many boxes each (see structures.Batch)."""
-    return images * (3 * height * width + boxes * (4 * 4 + 8 + 1))
+def batch_bytes(images: int, shape: tuple[int, int], boxes: int, pixels: PixelSpec) -> int:
+    """Bytes of a batch of so many images (H, W), with so many boxes each (see structures.Batch)."""
+    return images * (pixels.image_bytes(*shape) + boxes * (4 * 4 + 8 + 1))
 
 
 def free_shared_memory() -> int | None:

@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
@@ -122,7 +123,7 @@ def make_train_loader(
     stride: int = 32,
     transform: Transform | None = None,
 ) -> TrainLoader:
-    """Loader of a rank's share of each training batch: uint8 (batch / ranks, 3, imgsz, imgsz), no ignored boxes.
+    """Loader of a rank's share of each training batch: (batch / ranks, channels, height, width), no ignored boxes.
 
     With `--rect` height and width are multiples of `stride` instead. `start_method` of the workers: fork, spawn or
     forkserver; None is the system's usual one. Raises UsageError if the batch is larger than the data set or can't be
@@ -137,7 +138,7 @@ def make_train_loader(
     images: Images
     if config.cache is None:
         # Beyond this some images are decoded again; the samples stay the same.
-        affordable = KEPT_BYTES // (max(1, config.workers) * 3 * config.imgsz**2)
+        affordable = KEPT_BYTES // (max(1, config.workers) * index.pixels.image_bytes(*shape_of(config.imgsz)))
         kept = min(images_in_use(plan.num_batches, config.batch, config.workers, world_size), affordable)
         images = RecentImages(index, config.imgsz, kept)
     elif config.cache == "ram":
@@ -149,8 +150,8 @@ def make_train_loader(
     if transform is not None and config.workers and not are_forked:
         transform.check_spawn()
     dataset = TrainingBatches(index, images, config, plan, transform)
-    side = config.imgsz + (stride if config.rect else 0)
-    largest = batch_bytes(config.batch // world_size, side, side, dataset.buckets[-1])
+    height, width = (side + (stride if config.rect else 0) for side in shape_of(config.imgsz))
+    largest = batch_bytes(config.batch // world_size, (height, width), dataset.buckets[-1], index.pixels)
     loader = TrainLoader(dataset, [], config.workers, pin_memory, start_method, largest)
     loader.rank, loader.world_size = rank, world_size
     return loader
@@ -158,7 +159,7 @@ def make_train_loader(
 
 def make_val_loader(
     index: Index,
-    imgsz: int,
+    imgsz: ImageSize,
     batch: int,
     stride: int = 32,
     workers: int = 0,
@@ -172,7 +173,7 @@ def make_val_loader(
     """Loader of a rank's validation batches, the same at each iteration; over all ranks every image comes once.
 
     Images of similar shapes come together, in batches that are as small as they can be; `batch` decides the shapes,
-    unless all have one `fixed_shape` (H, W), whose longer side is `imgsz`. A
+    unless all have one `fixed_shape` (H, W), the size of `imgsz`. A
     batch of more than `at_once` images (equal in all ranks) comes in parts of that size, which keep its shape, so that
     neither parts nor ranks change the figures. `image_ids` are positions in the index; `transforms` lead from the
     batch's pixels to those of the original image.
@@ -184,7 +185,7 @@ def make_val_loader(
         for start in range(0, len(members), part)
     ]
     dataset = ValidationBatches(index, imgsz)
-    largest = max(batch_bytes(len(members), *shape, dataset.buckets[-1]) for members, shape in requests)
+    largest = max(batch_bytes(len(members), shape, dataset.buckets[-1], index.pixels) for members, shape in requests)
     return Loader(dataset, requests[rank::world_size], workers, pin_memory, start_method, largest)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from yoloyard.common.image_size import ImageSize, shape_of
+
 # Workers take batches in turn. Partners come from batches that are a multiple of this apart, so that each of 1, 2, 4 or
 # 8 workers uses only images that it has decoded itself.
 WINDOW_STRIDE = 8
@@ -78,12 +80,12 @@ def batch_requests(
 
 
 def rectangular_batches(
-    sizes: np.ndarray, imgsz: int, batch: int, stride: int = 32
+    sizes: np.ndarray, imgsz: ImageSize, batch: int, stride: int = 32
 ) -> list[tuple[list[int], tuple[int, int]]]:
     """Images of sizes int (N, 2) height, width in batches of similar shape: (image ids, (H, W) of the batch).
 
-    Sorted by height / width; a batch is as long as `imgsz` and as wide as its widest needs, half a stride to spare,
-    both rounded up to the stride, as YOLOv5 and its successors validate.
+    Sorted by height / width; a batch is as high and wide as the highest and widest of its images that are fitted into
+    `imgsz`, half a stride to spare, both rounded up to the stride, as YOLOv5 and its successors validate.
     """
     ratios = sizes[:, 0] / sizes[:, 1]
     order = np.argsort(ratios, kind="stable")
@@ -93,10 +95,11 @@ def rectangular_batches(
     ]
 
 
-def rectangular_shape(lowest: float, highest: float, imgsz: int, stride: int) -> tuple[int, int]:
+def rectangular_shape(lowest: float, highest: float, imgsz: ImageSize, stride: int) -> tuple[int, int]:
     """The (H, W) of a batch whose images have ratios height / width from `lowest` to `highest`."""
-    shape = (highest, 1.0) if highest < 1 else (1.0, 1 / lowest) if lowest > 1 else (1.0, 1.0)
-    height, width = (math.ceil(side * imgsz / stride + 0.5) * stride for side in shape)
+    most_height, most_width = shape_of(imgsz)
+    shape = min(highest * most_width, most_height), min(1 / lowest * most_height, most_width)
+    height, width = (math.ceil(side / stride + 0.5) * stride for side in shape)
     return height, width
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.common.structures import ImageTransform, Sample
 from yoloyard.config.settings import AugmentConfig
-from yoloyard.data.pixels.decode import BACKGROUND
+from yoloyard.data.pixels import channels
 
 # A box stays after the affine step if enough of it is left to be recognised.
 MIN_BOX_SIDE_PIXELS = 2.0
@@ -21,14 +22,14 @@ MIN_VISIBLE_AREA = 0.10  # of its area before
 MAX_ASPECT_RATIO = 100.0
 MIN_DEPTH = 1e-3  # of a point with perspective; keeps the divisor away from 0
 
-GREY = (BACKGROUND,) * 3
 STRIP_ROWS = 64
 
 
-def resized_shape(height: int, width: int, imgsz: int) -> tuple[int, int]:
-    """Height and width of an image that is resized so that its long side is `imgsz`; the short one is rounded up."""
-    ratio = imgsz / max(height, width)
-    return min(math.ceil(height * ratio), imgsz), min(math.ceil(width * ratio), imgsz)
+def resized_shape(height: int, width: int, imgsz: ImageSize) -> tuple[int, int]:
+    """Height and width of an image that is resized to just fit into `imgsz`, rounded up."""
+    most_height, most_width = shape_of(imgsz)
+    ratio = min(most_height / height, most_width / width)
+    return min(math.ceil(height * ratio), most_height), min(math.ceil(width * ratio), most_width)
 
 
 def letterbox(
@@ -42,20 +43,20 @@ def letterbox(
     height, width = image.shape[:2]
     new_height, new_width = _scaled(height, width, min(shape[0] / height, shape[1] / width, math.inf if enlarge else 1))
     if (new_height, new_width) != (height, width):
-        image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_LINEAR)
+        image = channels.resize(image, (new_height, new_width))
     pad_y, pad_x = shape[0] - new_height, shape[1] - new_width
     top, left = pad_y // 2, pad_x // 2
     if pad_y or pad_x:
-        border = top, pad_y - top, left, pad_x - left
-        image = cv2.copyMakeBorder(image, *border, cv2.BORDER_CONSTANT, value=GREY)
+        image = channels.pad(image, top, pad_y - top, left, pad_x - left)
     height, width = original_shape or (height, width)
     return image, ImageTransform(height, width, new_width / width, new_height / height, left, top)
 
 
-def minimal_shape(height: int, width: int, imgsz: int, stride: int = 32) -> tuple[int, int]:
-    """The smallest letterbox (H, W) for an image scaled to `imgsz`: as little padding as the stride allows."""
-    new_height, new_width = _scaled(height, width, min(imgsz / height, imgsz / width))
-    return new_height + (imgsz - new_height) % stride, new_width + (imgsz - new_width) % stride
+def minimal_shape(height: int, width: int, imgsz: ImageSize, stride: int = 32) -> tuple[int, int]:
+    """The smallest letterbox (H, W) for an image fitted into `imgsz`: as little padding as the stride allows."""
+    most_height, most_width = shape_of(imgsz)
+    new_height, new_width = _scaled(height, width, min(most_height / height, most_width / width))
+    return new_height + (most_height - new_height) % stride, new_width + (most_width - new_width) % stride
 
 
 def _scaled(height: int, width: int, ratio: float) -> tuple[int, int]:
@@ -71,13 +72,13 @@ class Tile:
     top: int
 
 
-def mosaic_tiles(samples: Sequence[Sample], imgsz: int, random: np.random.Generator) -> list[Tile]:
+def mosaic_tiles(samples: Sequence[Sample], imgsz: ImageSize, random: np.random.Generator) -> list[Tile]:
     """Four images whose corners meet near the middle of a canvas of twice `imgsz`.
 
     Order: top left, top right, bottom left, bottom right; the first gives the image id.
     Source: Bochkovskiy et al., "YOLOv4" (arXiv 2004.10934), section 3.3.
     """
-    centre_y, centre_x = (int(random.uniform(imgsz / 2, 3 * imgsz / 2)) for _ in range(2))
+    centre_y, centre_x = (int(random.uniform(side / 2, 3 * side / 2)) for side in shape_of(imgsz))
     tiles = []
     for position, sample in enumerate(samples):
         height, width = sample.image.shape[:2]
@@ -89,7 +90,7 @@ def mosaic_tiles(samples: Sequence[Sample], imgsz: int, random: np.random.Genera
 
 def joined(tiles: Sequence[Tile], shape: tuple[int, int]) -> Sample:
     """All tiles as one image of `shape` (H, W); they and their boxes are cut at its edges."""
-    canvas = np.full((*shape, 3), BACKGROUND, np.uint8)
+    canvas = channels.blank_like(tiles[0].sample.image, shape)
     for tile in tiles:
         x, y = max(tile.left, 0), max(tile.top, 0)
         part = tile.sample.image[y - tile.top : shape[0] - tile.top, x - tile.left : shape[1] - tile.left]
@@ -144,12 +145,10 @@ def warp(sample: Sample, matrix: np.ndarray, zoom: float, shape: tuple[int, int]
     # OpenCV counts from the centres of pixels, the matrix from the image's edge: half a pixel there and back.
     to_edge = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     on_centres = np.linalg.inv(to_edge) @ matrix @ to_edge
-    size = shape[::-1]
-    if matrix[2, 0] or matrix[2, 1]:
-        image = cv2.warpPerspective(sample.image, on_centres, size, borderValue=GREY)
-    else:
-        image = cv2.warpAffine(sample.image, on_centres[:2], size, borderValue=GREY)
-    boxes = warp_boxes(sample.boxes_xyxy, matrix).clip(0, [*size, *size])
+    if not matrix[2, :2].any():
+        on_centres[2] = 0, 0, 1
+    image = channels.warp(sample.image, on_centres, shape)
+    boxes = warp_boxes(sample.boxes_xyxy, matrix).clip(0, [shape[1], shape[0]] * 2)
     return _united([sample], image, boxes, _recognisable(boxes, sample.boxes_xyxy, zoom))
 
 
@@ -163,7 +162,7 @@ def place(
     """
     if matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1]:
         return warp(joined(tiles, canvas), matrix, zoom, shape)
-    image = np.full((*shape, 3), BACKGROUND, np.uint8)
+    image = channels.blank_like(tiles[0].sample.image, shape)
     moved = []
     for tile in tiles:
         height, width = tile.sample.image.shape[:2]
@@ -171,7 +170,7 @@ def place(
         in_y, out_y, scale_y = _spans(tile.top, height, canvas[0], matrix[1, 1], matrix[1, 2], shape[0])
         part = image[out_y, out_x]
         if part.size:
-            cv2.resize(tile.sample.image[in_y, in_x], part.shape[1::-1], dst=part, interpolation=cv2.INTER_LINEAR)
+            channels.resize(tile.sample.image[in_y, in_x], part.shape[:2], part)
         shift = np.array([out_x.start - in_x.start * scale_x, out_y.start - in_y.start * scale_y] * 2)
         boxes = tile.sample.boxes_xyxy * np.array([scale_x, scale_y] * 2) + shift
         moved.append(boxes.clip([out_x.start, out_y.start] * 2, [out_x.stop, out_y.stop] * 2))
@@ -280,6 +279,6 @@ def mixup(sample: Sample, partner: Sample, random: np.random.Generator) -> Sampl
     Source: Zhang et al., "mixup" (arXiv 1710.09412); shares by Beta(32, 32) as published for YOLO.
     """
     share = random.beta(32, 32)
-    image = (sample.image * np.float32(share) + partner.image * np.float32(1 - share)).astype(np.uint8)
+    image = (sample.image * np.float32(share) + partner.image * np.float32(1 - share)).astype(sample.image.dtype)
     boxes = np.concatenate((sample.boxes_xyxy, partner.boxes_xyxy))
     return _united([sample, partner], image, boxes, slice(None))
