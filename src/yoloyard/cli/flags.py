@@ -40,7 +40,8 @@ def takes_settings(tree: type, **spellings: str) -> Callable[[Callable[..., None
         default = "" if leaf.default in (None, "") else f" (default: {leaf.default})"
         names = [f"--{leaf.name}", f"--{spellings[leaf.name]}"] if leaf.name in spellings else None
         parameter = Parameter(name=names, help=leaf.help + default, show_default=False, show=not leaf.hidden)
-        kind: Any = Annotated[(leaf.type | Auto if leaf.auto else leaf.type) | None, parameter]
+        kind: Any = str if leaf.name == "imgsz" else leaf.type | Auto if leaf.auto else leaf.type  # imgsz: 512x2048
+        kind = Annotated[kind | None, parameter]
         flags.append(inspect.Parameter(leaf.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
