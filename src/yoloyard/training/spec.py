@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from yoloyard.common.image_size import parse_size
 from yoloyard.common.lineage import Step
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig, flat_settings
@@ -50,5 +49,5 @@ class RunSpec:
         """What `to_json` gave, or the state.json of format 2. Raises UsageError for a setting that is unknown here."""
         values = {field.name: saved[field.name] for field in fields(cls) if field.name in saved}
         config = with_overrides(TrainConfig(), saved["config"])
-        given = {name: parse_size(value) if name == "imgsz" else value for name, value in saved["given"].items()}
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in saved["given"].items()}
         return cls(**values | {"config": config, "given": given, "names": tuple(saved["names"])})
