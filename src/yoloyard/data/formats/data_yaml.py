@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.pixel_spec import EIGHT_BITS, PixelSpec
 from yoloyard.data.formats.labels import decoded
 from yoloyard.data.formats.layout import find_path, search_folder
 from yoloyard.data.formats.table import FORMATS, SplitFormat, image_formats
@@ -60,6 +61,7 @@ class DataSpec:
     splits: dict[str, tuple[Entry, ...]]
     root: Path  # the folder that relative paths start from
     keypoint_values: int = 0  # how many numbers of keypoints follow the box in a row of text labels
+    pixels: PixelSpec = EIGHT_BITS
 
 
 def read_data_yaml(path: Path | str) -> DataSpec:

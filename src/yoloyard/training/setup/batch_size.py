@@ -116,7 +116,7 @@ def measured_step(
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             for _ in range(STEPS):
                 maps.clear()
-                engine.step(noise(images, side, boxes, detector.num_classes))
+                engine.step(noise(images, side, boxes, detector.num_classes, detector.channels))
     except Exception as error:
         if isinstance(error, TooLittleMemoryError) or memory_line(error):
             return math.inf, 0
@@ -126,9 +126,9 @@ def measured_step(
     return (math.inf, 0) if engine.micro_batch < images else (memory.max_memory_reserved(device), sum(maps.values()))
 
 
-def noise(images: int, side: int, boxes: int, num_classes: int) -> Batch:
+def noise(images: int, side: int, boxes: int, num_classes: int, channels: int = 3) -> Batch:
     """A batch that costs what a true one costs at most."""
-    pixels = torch.randint(0, 256, (images, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    pixels = torch.randint(0, 256, (images, side, side, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
     corners, labels = torch.rand(images, boxes, 2) * side * 0.8, torch.randint(0, num_classes, (images, boxes))
     boxes_xyxy, ignore = torch.cat((corners, corners + side * 0.1), dim=2), torch.zeros(images, boxes, dtype=torch.bool)
     return Batch(pixels, boxes_xyxy, labels, ignore, list(range(images)), [None] * images)
