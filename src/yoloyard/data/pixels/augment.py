@@ -26,8 +26,10 @@ MIN_DEPTH = 1e-3  # of a point with perspective; keeps the divisor away from 0
 STRIP_ROWS = 64
 
 
-def resized_shape(height: int, width: int, imgsz: ImageSize) -> tuple[int, int]:
-    """Height and width of an image that is resized to just fit into `imgsz`, rounded up."""
+def resized_shape(height: int, width: int, imgsz: ImageSize | None) -> tuple[int, int]:
+    """Height and width of an image that is resized to just fit into `imgsz`, rounded up; as it is without one."""
+    if imgsz is None:
+        return height, width
     most_height, most_width = shape_of(imgsz)
     ratio = min(most_height / height, most_width / width)
     return min(math.ceil(height * ratio), most_height), min(math.ceil(width * ratio), most_width)
