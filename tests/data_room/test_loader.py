@@ -58,9 +58,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
     counter: collections.Counter[str] = collections.Counter()
     decode = image_cache.decode_image
 
-    def counting(path: Path, reduction: int) -> np.ndarray:
+    def counting(path: Path, reduction: int, **options: Any) -> np.ndarray:
         counter[path.name] += 1
-        return decode(path, reduction)
+        return decode(path, reduction, **options)
 
     monkeypatch.setattr(image_cache, "decode_image", counting)
     return counter

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from yoloyard.common.errors import UserError
-from yoloyard.data.pixels.decode import compose, decode_image, to_8_bits
+from yoloyard.data.pixels.decode import compose, decode_image
+from yoloyard.data.pixels.depth import to_8_bits
 
 
 def is_one_image(given: Any) -> bool:
