@@ -41,7 +41,9 @@ def read_values(path: str, channels: int, bits: int, window: list[float] | None,
     return values.reshape(*values.shape[:2], -1)[..., ::-1]
 
 
-def letterbox(image: np.ndarray, imgsz: int, shape: list[int] | None, multiple: int) -> tuple[np.ndarray, ...]:
+def letterbox(
+    image: np.ndarray, imgsz: int | list[int], shape: list[int] | None, multiple: int
+) -> tuple[np.ndarray, ...]:
     """The input, float32 (1, channels, H, W), and the scale and padding, x and y, that lead to its pixels."""
     size = np.array(image.shape[:2])
     new = np.maximum(1, np.round(size * min(imgsz / size)).astype(int))
