@@ -4,6 +4,7 @@ Nothing in such a file is executed when it is read, and damage is detected.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from yoloyard.models import custom_model, registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.importing import importers
 from yoloyard.models.importing.torch_files import is_torch_file, read_bytes
+from yoloyard.models.pyramid import has_p2
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")  # suffixes that are read
 
@@ -112,8 +114,12 @@ def transfer(
     `names` are the detector's classes, `source_names` those of `state`. Where they differ, the last layers' rows of
     classes of the same name (case and spaces at the ends ignored), and those of no class, are copied as well, if the
     layers before them have the same width. What `state` has not of a head's second branches is that of the first ones.
+    Where one of both has a level of stride 4, branches go to those of the same stride.
     """
-    own, given = detector.state_dict(), tuple(state)
+    own = detector.state_dict()
+    if levels := has_p2(own) - has_p2(state):
+        state = {_level_moved(name, levels): tensor for name, tensor in state.items()}
+    given = tuple(state)
     for part, first in ((f"head.{part}.", f"head.{first}.") for part, first in detector.head.begins_as.items()):
         state = {name.replace(first, part): state[name] for name in state if name.startswith(first)} | dict(state)
     plain, source_plain = ([name.strip().lower() for name in each] for each in (names, source_names))
@@ -140,6 +146,11 @@ def transfer(
             classes = tuple(names[row] for row, _ in pairs)
     kept = tuple(name for name in own if name in taken)
     return TransferReport(kept, fresh, tuple(name for name in given if name not in taken), classes)
+
+
+def _level_moved(name: str, levels: int) -> str:
+    """The name of a branch's tensor so many levels of the head later; any other as it is."""
+    return re.sub(r"^(head\.\w+_branches\.)(\d+)", lambda found: f"{found[1]}{int(found[2]) + levels}", name)
 
 
 def _summary(names: Sequence[str]) -> str:
