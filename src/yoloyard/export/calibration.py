@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from yoloyard.common.image_size import ImageSize
 from yoloyard.common.log import ONCE
 from yoloyard.common.structures import images_to_float
 from yoloyard.data.formats.data_yaml import read_data_yaml
@@ -31,7 +32,7 @@ class CalibrationImages:
 
     paths: tuple[Path, ...]
     shape: tuple[int, int] | None  # the only (H, W); None: as little padding as `stride` allows
-    imgsz: int
+    imgsz: ImageSize
     stride: int
 
     def __len__(self) -> int:
