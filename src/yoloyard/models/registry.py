@@ -14,8 +14,8 @@ from yoloyard.models.detector import Detector
 # A family's `build` and its sizes
 FAMILIES: dict[str, tuple[Callable[..., Detector], str]] = {
     "yolov5": (yolov5.build, "n s m l x n6 s6 m6 l6 x6"),
-    "yolov8": (yolov8.build, "n s m l x"),
-    "yolo11": (yolo11.build, "n s m l x"),
+    "yolov8": (yolov8.build, "n s m l x n-p2 s-p2 m-p2 l-p2 x-p2"),
+    "yolo11": (yolo11.build, "n s m l x n-p2 s-p2 m-p2 l-p2 x-p2"),
     "yolo12": (yolo12.build, "n s m l x"),
     "yolo26": (yolo26.build, "n s m l x"),
     "yolov13": (yolov13.build, "n s l x"),

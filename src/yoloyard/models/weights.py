@@ -4,6 +4,7 @@ Nothing in such a file is executed when it is read, and damage is detected.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from yoloyard.models import custom_model, registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.importing import importers
 from yoloyard.models.importing.torch_files import is_torch_file, read_bytes
+from yoloyard.models.pyramid import has_p2
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")  # suffixes that are read
 
@@ -118,9 +120,13 @@ def transfer(
     classes of the same name (case and spaces at the ends ignored), and those of no class, are copied as well, if the
     layers before them have the same width. What `state` has not of a head's second branches is that of the first ones.
 
-    Layers that take images of other channels are converted: see `for_channels`.
+    Layers that take images of other channels are converted: see `for_channels`. Where one of both has a level of stride
+    4, branches go to those of the same stride.
     """
-    own, given = detector.state_dict(), tuple(state)
+    own = detector.state_dict()
+    if levels := has_p2(own) - has_p2(state):
+        state = {_level_moved(name, levels): tensor for name, tensor in state.items()}
+    given = tuple(state)
     state, channels = _of_channels(own, state, detector.channels)
     for part, first in ((f"head.{part}.", f"head.{first}.") for part, first in detector.head.begins_as.items()):
         state = {name.replace(first, part): state[name] for name in state if name.startswith(first)} | dict(state)
@@ -175,6 +181,11 @@ def _of_channels(
         if name in own and value.ndim == 4 and (value.shape[1], own[name].shape[1]) == (before, channels)
     }
     return {**state, **takes}, (before, channels)
+
+
+def _level_moved(name: str, levels: int) -> str:
+    """The name of a branch's tensor so many levels of the head later; any other as it is."""
+    return re.sub(r"^(head\.\w+_branches\.)(\d+)", lambda found: f"{found[1]}{int(found[2]) + levels}", name)
 
 
 def _summary(names: Sequence[str]) -> str:

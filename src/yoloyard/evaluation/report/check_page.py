@@ -45,11 +45,13 @@ def write_check_page(
     problems: Mapping[str, Sequence[Problem]],
     pairs: Sequence[tuple[Path, Path, str]],
     facts: Mapping[str, object],
+    matching: tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]] = ((), (), ()),
 ) -> None:
     """Write the page to `path`, whole or not at all.
 
     `indexes` are the splits that could be read, `problems` those of every split, `pairs` the duplicates: an image, the
-    one it repeats, and how. Raises UserError if the file can't be written; an image that can't be shown is named.
+    one it repeats, and how, `matching` heads and rows of a table and lines below it. Raises UserError if the file can't
+    be written; an image that can't be shown is named.
     """
     found = {(split, kind): [p for p in each if p.kind == kind] for split, each in problems.items() for kind in KINDS}
     kind_rows = [
@@ -73,6 +75,7 @@ def write_check_page(
             for duplicate, original, how in pairs[:SHOWN_PAIRS]
         ],
         more_pairs=max(0, len(pairs) - SHOWN_PAIRS),
+        matching=matching,
         splits=[
             (split, class_rows(index), plots.label_statistics(index), _samples(index))
             for split, index in indexes.items()
