@@ -130,7 +130,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
             "Weights": config.weights,
             "Model": metadata.get("model", "unknown"),
             "Data": f"{spec.path}, {config.split}, {len(index):,} images",
-            "Image size": f"{size_text(model.imgsz)} pixels",
+            "Image size": f"{size_text(model.imgsz)} pixels, {index.pixels.text}",
             "NMS": f"score above {settings.conf}, {overlap}, at most {settings.max_det} boxes",
             "Device": f"{device}, {precision_text(precision, device)}",
             "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),

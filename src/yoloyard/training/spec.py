@@ -24,6 +24,7 @@ class RunSpec:
     transform: dict[str, Any] | None  # kind, name and digest of the user's transform
     licence: str | None  # of the weights that training started from
     precision: str = ""  # float32, bfloat16 or float16; empty: checkpoints of format 2 don't say
+    pixels: dict[str, Any] | None = None  # `PixelSpec.as_dict` of the images; None: older checkpoints, of 8 bits
     history: list[Step] | None = None  # of the weights that come out; None: older checkpoints don't say
 
     @property

@@ -32,7 +32,7 @@ def write_card(path: Path, setup: Setup, epoch: int, metrics: Metrics, other: Me
     settings = {
         "model": _safe(spec.model_name),
         "start": start,
-        "image size": f"{size_text(config.imgsz)} pixels",
+        "image size": f"{size_text(config.imgsz)} pixels, {setup.train_index.pixels.text}",
         "epochs": f"{config.epochs}, the best one is {epoch}",
         "batch": config.batch,
         "optimizer": f"{config.optimization.optimizer}, lr0 {config.optimization.lr0:g}",

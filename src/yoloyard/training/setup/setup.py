@@ -13,6 +13,7 @@ import yaml
 from yoloyard.common.device import Precision
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import RunLock, new_run_folder, write_whole, write_whole_text
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.user_file import UserFile
 from yoloyard.config import recipes
 from yoloyard.config.overrides import with_overrides
@@ -153,6 +154,7 @@ def new_run(
         licence=licence,
         history=start.history(config),
         precision=precision,
+        pixels=train.pixels.as_dict(),
     )
     return build(spec, folder, device, transform, detector, (train, val))
 
@@ -179,6 +181,9 @@ def build(
         raise apart(
             f"the training images or the classes of {config.data} have changed since the run began; start a new one"
         )
+    if train.pixels != (wanted := PixelSpec.of({"pixels": spec.pixels or {}})):
+        line = f"the images of {config.data} are {train.pixels.text} now, and were {wanted.text} when the run began"
+        raise apart(f"{line}; put channels, bits, window and files back, or start a new run")
     if detector is None:
         custom = read_kept(config.model, spec.model_digest, [kept or folder]) if is_custom(config.model) else None
         detector = build_detector(config.model, custom, spec.model_arguments)
