@@ -4,9 +4,9 @@
     python benchmarks/large_images.py measure --data drawn=big/data.yaml craters=craters/data.yaml \
         --start demo.safetensors --reference-python sahi/bin/python
 
-All trainings start from the same weights, see 640 x 640 pixels at once, have one thread and about the same processor
-time: what an image costs is measured first, and the epochs are those that fit into `--seconds`. Each arm then predicts
-the validation images in a process of its own. Runs and predictions that are there already are not repeated.
+All trainings start from the same weights, have one thread and about the same processor time: what an epoch costs is
+measured first, and the epochs are those that fit into `--seconds`. Whole images are seen at 640 pixels. Each arm then
+predicts the validation images in a process of its own. Runs and predictions that are there already are not repeated.
 """
 
 import argparse
@@ -38,8 +38,9 @@ from yoloyard.evaluation.metrics.coco import evaluate, gather_truth
 
 MODEL = "yolo11n"
 IMGSZ = 640
-WHOLE, TILES, SAHI = "whole image scaled down", "tiles", "tiles merged by SAHI"
-FLAGS = {WHOLE: (), TILES: ("--tile", str(IMGSZ), "--tile-positive", "0.5")}
+WHOLE, TILES = "whole image scaled down", "tiles"
+SAHI = {f"tiles merged by SAHI's {merging}": merging for merging in ("GREEDYNMM", "NMS")}
+POSITIVE = 0.5  # share of tiles with a box in an epoch
 SIZES = {
     "below 8 px": (0, 8),
     "8 to 16": (8, 16),
@@ -62,6 +63,7 @@ def main() -> None:
     measuring.add_argument("--data", nargs="+", required=True, metavar="NAME=DATA.YAML", help="the data sets")
     measuring.add_argument("--start", type=Path, required=True, help="weights file that every training starts from")
     measuring.add_argument("--reference-python", type=Path, help="interpreter of an environment with yoloyard and sahi")
+    measuring.add_argument("--tile", type=int, default=640, help="side of a tile in pixels, and what the network sees")
     measuring.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     measuring.add_argument("--seconds", type=float, default=60, help="of one processor core, for each training")
     measuring.add_argument("--work", type=Path, default=Path("runs", "large-images"), help="folder of the runs")
@@ -74,12 +76,12 @@ def main() -> None:
 
 def draw(folder: Path) -> None:
     """Write the drawn set: defects as in `yoloyard demo`, but small ones in large images."""
-    for split, count in DRAWN_IMAGES.items():
+    for seed, (split, count) in enumerate(DRAWN_IMAGES.items()):
         images, labels = folder / "images" / split, folder / "labels" / split
         images.mkdir(parents=True)
         labels.mkdir(parents=True)
         for number in range(count):
-            rng = np.random.default_rng([len(split), number])
+            rng = np.random.default_rng([seed, number])
             surface = SURFACES[number % len(SURFACES)]
             image = draw_image(rng, surface, True, DRAWN_SIZE, DRAWN_SCALE, MOST_DEFECTS)
             boxes = image.boxes_xyxy / DRAWN_SIZE
@@ -101,11 +103,17 @@ def measure(arguments: argparse.Namespace) -> None:
         row
         for seed in arguments.seeds
         for name, data in sets.items()
-        for arm in FLAGS
+        for arm in (WHOLE, TILES)
         for row in run_once(arguments, name, data, arm, seed)
     ]
     results = {
-        "settings": {"model": MODEL, "imgsz": IMGSZ, "seconds": arguments.seconds, "seeds": arguments.seeds},
+        "settings": {
+            "model": MODEL,
+            "imgsz": IMGSZ,
+            "tile": arguments.tile,
+            "seconds": arguments.seconds,
+            "seeds": arguments.seeds,
+        },
         "machine": {"processor": processor_name(), "python": platform.python_version(), **versions()},
         "runs": rows,
     }
@@ -117,34 +125,42 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def run_once(arguments: argparse.Namespace, name: str, data: Path, arm: str, seed: int) -> list[dict[str, Any]]:
-    """Train one arm once and score it; two rows where SAHI merges the tiles, too."""
-    folder = arguments.work / f"{name}-{arm.partition(' ')[0]}-{seed}"
+    """Train one arm once and score it; more rows where SAHI merges the tiles, too."""
+    folder = arguments.work / f"{name}-{short(arguments, arm)}-{seed}"
     done = folder / "seconds.json"
     if not done.is_file():
         epochs = max(1, round(arguments.seconds / seconds_per_epoch(arguments, name, data, arm)))
-        seconds = train(folder, data, MODEL, epochs, seed, *flags(arguments, arm))
+        seconds = train(folder, data, MODEL, epochs, seed, **settings(arguments, arm))
         done.write_text(json.dumps({"epochs": epochs, "training_seconds": seconds}), encoding="utf-8")
     trained = json.loads(done.read_text(encoding="utf-8"))
     index = load_index(read_data_yaml(data), "val")
     weights = folder / "weights" / "last.safetensors"
     rows = []
-    for predictor in (arm, SAHI) if arm == TILES and arguments.reference_python else (arm,):
+    for predictor in (arm, *SAHI) if arm == TILES and arguments.reference_python else (arm,):
         row = {"data": name, "arm": predictor, "seed": seed, **trained, **score(arguments, index, weights, predictor)}
         print(f"{folder.name}, {predictor}: {json.dumps(row)}", flush=True)
         rows.append(row)
     return rows
 
 
-def flags(arguments: argparse.Namespace, arm: str) -> tuple[str, ...]:
+def short(arguments: argparse.Namespace, arm: str) -> str:
+    """The arm in names of folders."""
+    return "whole" if arm == WHOLE else f"tiles-{arguments.tile}"
+
+
+def settings(arguments: argparse.Namespace, arm: str) -> dict[str, Any]:
     """What the training of an arm is told besides `choosing.SETTINGS`."""
-    return ("--weights", str(arguments.start.resolve()), "--imgsz", str(IMGSZ), *FLAGS[arm])
+    tile = arguments.tile
+    seen = {"imgsz": IMGSZ} if arm == WHOLE else {"imgsz": tile, "tile": tile, "tile_positive": POSITIVE}
+    return {"weights": arguments.start.resolve(), **seen}
 
 
 def seconds_per_epoch(arguments: argparse.Namespace, name: str, data: Path, arm: str) -> float:
     """Processor seconds of an epoch: the difference between trainings of one epoch and of two."""
-    file = arguments.work / f"cost-{name}-{arm.partition(' ')[0]}.json"
+    file = arguments.work / f"cost-{name}-{short(arguments, arm)}.json"
     if not file.is_file():
-        few, many = (train(file.with_suffix(""), data, MODEL, epochs, 0, *flags(arguments, arm)) for epochs in (1, 2))
+        told = settings(arguments, arm)
+        few, many = (train(file.with_suffix(""), data, MODEL, epochs, 0, **told) for epochs in (1, 2))
         file.write_text(json.dumps({"seconds_per_epoch": many - few}), encoding="utf-8")
         print(f"{name}, {arm}: {file.read_text()}", flush=True)
     seconds: float = json.loads(file.read_text(encoding="utf-8"))["seconds_per_epoch"]
@@ -153,11 +169,12 @@ def seconds_per_epoch(arguments: argparse.Namespace, name: str, data: Path, arm:
 
 def score(arguments: argparse.Namespace, index: Index, weights: Path, predictor: str) -> dict[str, float]:
     """Figures of the weights on the validation images, processor seconds an image and gigabytes of its process."""
-    file = weights.parent.parent / ("sahi.json" if predictor == SAHI else "found.json")
+    merging = SAHI.get(predictor)
+    file = weights.parent.parent / (f"sahi-{merging}.json" if merging else "found.json")
     if not file.is_file():
-        python = arguments.reference_python if predictor == SAHI else sys.executable
+        python = arguments.reference_python if merging else sys.executable
         command = [python, HERE / "large_images_predict.py", weights, file, "--max-det", str(MAX_DET)]
-        command += ["--slices", str(IMGSZ)] if predictor == SAHI else []
+        command += ["--slices", str(arguments.tile), "--merging", merging] if merging else []
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([*command, "--images", *index.paths], env=environment, check=True)
     kept = json.loads(file.read_text(encoding="utf-8"))

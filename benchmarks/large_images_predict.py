@@ -1,6 +1,7 @@
 """Predicts large images with a weights file, as `yoloyard.load` does or in SAHI's slices: the sides of large_images.py.
 
-SAHI cuts the images and merges what is found, with its own defaults; the network and its settings are the same.
+SAHI cuts the images and merges what is found; the network and its settings are the same. Its default, GREEDYNMM, merges
+boxes by their intersection over the smaller one. For low scores it takes NMS by IoU instead, so both are measured.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import torch
 import yoloyard
 
 CONF, IOU = 0.01, 0.6
+METRICS = {"GREEDYNMM": "IOS", "NMS": "IOU"}  # of SAHI's merging
 OVERLAP = 0.2  # of slices, as of tiles by default
 Found = tuple[list[list[float]], list[float], list[int]]  # boxes xyxy, scores, labels
 
@@ -28,11 +30,14 @@ def main() -> None:
     parser.add_argument("--images", nargs="+", required=True)
     parser.add_argument("--max-det", type=int, required=True)
     parser.add_argument("--slices", type=int, default=0, help="predict in SAHI's slices of so many pixels")
+    parser.add_argument("--merging", choices=METRICS, default="GREEDYNMM", help="what SAHI does with boxes of slices")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings: dict[str, Any] = {"device": "cpu", "conf": CONF, "iou": IOU, "max_det": arguments.max_det}
     if arguments.slices:
-        predict = in_slices(yoloyard.load(arguments.weights, tile="off", **settings), arguments.slices)
+        predict = in_slices(
+            yoloyard.load(arguments.weights, tile="off", **settings), arguments.slices, arguments.merging
+        )
     else:
         predict = as_loaded(yoloyard.load(arguments.weights, **settings))
     found, seconds = [], []
@@ -55,11 +60,11 @@ def as_loaded(model: Any) -> Callable[[str], Found]:
     return predict
 
 
-def in_slices(model: Any, size: int) -> Callable[[str], Found]:
+def in_slices(model: Any, size: int, merging: str) -> Callable[[str], Found]:
     """Detections of an image file in SAHI's slices of `size` x `size` pixels, which a model without tiles sees."""
     from sahi.models.base import DetectionModel
-    from sahi.prediction import ObjectPrediction
     from sahi.predict import get_sliced_prediction
+    from sahi.prediction import ObjectPrediction
 
     channels = model.metadata.get("channels", 3)
 
@@ -103,6 +108,9 @@ def in_slices(model: Any, size: int) -> Callable[[str], Found]:
             overlap_height_ratio=OVERLAP,
             overlap_width_ratio=OVERLAP,
             perform_standard_pred=False,
+            postprocess_type=merging,
+            postprocess_match_metric=METRICS[merging],
+            force_postprocess_type=True,
             verbose=0,
         )
         objects = result.object_prediction_list
