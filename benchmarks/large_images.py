@@ -179,7 +179,9 @@ def score(arguments: argparse.Namespace, index: Index, weights: Path, predictor:
         subprocess.run([*command, "--images", *index.paths], env=environment, check=True)
     kept = json.loads(file.read_text(encoding="utf-8"))
     found = {
-        number: Detections(torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.tensor(labels, dtype=int))
+        number: Detections(
+            torch.tensor(boxes).reshape(-1, 4), torch.tensor(scores), torch.tensor(labels, dtype=torch.int64)
+        )
         for number, (boxes, scores, labels) in enumerate(kept["found"])
     }
     metrics = evaluate(index, found, max_det=MAX_DET)

@@ -68,7 +68,7 @@ def in_slices(model: Any, size: int, merging: str) -> Callable[[str], Found]:
 
     channels = model.metadata.get("channels", 3)
 
-    class Yoloyard(DetectionModel):  # type: ignore[misc]
+    class Yoloyard(DetectionModel):
         """Our network, as SAHI calls it."""
 
         def load_model(self) -> None:

@@ -26,7 +26,7 @@ def read_member(package: tarfile.TarFile, name: str, digest: str) -> bytes:
     file = package.extractfile(f"pycda-0.1.16/pycda/sample_imgs/{name}")
     content = file.read() if file else b""
     if hashlib.sha256(content).hexdigest() != digest:
-        raise SystemExit(f"{name} in {package.name} is not the file of pycda 0.1.16: fetch the package again")
+        raise SystemExit(f"{name} in {package.name!r} is not the file of pycda 0.1.16: fetch the package again")
     return content
 
 
