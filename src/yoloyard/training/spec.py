@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from yoloyard.common.lineage import Step
+from yoloyard.common.pixel_spec import EIGHT_BITS, PixelSpec
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.data.pixels.transform import KEPT_PIPELINE
@@ -25,6 +26,7 @@ class RunSpec:
     licence: str | None  # of the weights that training started from
     precision: str = ""  # float32, bfloat16 or float16; empty: checkpoints of format 2 don't say
     history: list[Step] | None = None  # of the weights that come out; None: older checkpoints don't say
+    pixels: PixelSpec = EIGHT_BITS  # what the images are made of; older checkpoints had no others
 
     @property
     def model_name(self) -> str:
@@ -42,11 +44,15 @@ class RunSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The specification in the types of JSON, for `from_json`."""
-        return vars(self) | {"config": flat_settings(self.config), "names": list(self.names)}
+        return vars(self) | {
+            "config": flat_settings(self.config),
+            "names": list(self.names),
+            "pixels": self.pixels.as_dict(),
+        }
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Self:
         """What `to_json` gave, or the state.json of format 2. Raises UsageError for a setting that is unknown here."""
         values = {field.name: saved[field.name] for field in fields(cls) if field.name in saved}
         config = with_overrides(TrainConfig(), saved["config"])
-        return cls(**values | {"config": config, "names": tuple(saved["names"])})
+        return cls(**values | {"config": config, "names": tuple(saved["names"]), "pixels": PixelSpec.of(saved)})
