@@ -99,6 +99,9 @@ def test_three_channels_keep_16_bits_grey_and_transparency(tmp_path: Path) -> No
     assert (seen[:, :10] == 114 * 257).all()
     cv2.imwrite(str(tmp_path / "grey.png"), colours[..., 0])
     assert (decode_image(tmp_path / "grey.png", pixels=PixelSpec(bits=16)) == colours[..., :1]).all()
+    planes = np.moveaxis(colours, 2, 0)
+    tifffile.imwrite(tmp_path / "planes.tif", planes, photometric="rgb", planarconfig="separate")
+    assert (decode_image(tmp_path / "planes.tif", pixels=PixelSpec(bits=16)) == colours).all()
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".jpg", ".bmp"])
