@@ -45,6 +45,8 @@ class Loader(DataLoader):
     An iteration raises UserError naming the file if an image can't be read.
     """
 
+    dataset: TrainingBatches | ValidationBatches
+
     def __init__(
         self,
         dataset: TrainingBatches | ValidationBatches,
@@ -136,8 +138,7 @@ def make_train_loader(
     """
     if config.batch > len(index):
         raise UsageError(f"--batch {config.batch} is more than the {len(index)} images; use --batch {len(index)}")
-    tiling = index.tiling
-    whole, imgsz = (index, config.imgsz) if tiling is None else (tiling.whole, None)  # of what is decoded
+    whole, imgsz = index.whole, config.imgsz if index.tiling is None else None  # what is decoded, at which size
     if config.batch % world_size:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {world_size} processes")
     plan = plan_epochs(index, config, stride)
@@ -156,7 +157,7 @@ def make_train_loader(
         images = cached_on_disk(whole, imgsz)
     else:
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
-    if tiling is not None:
+    if index.tiling is not None:
         images = TileImages(index, config.imgsz, images)
     if transform is not None and config.workers and not are_forked:
         transform.check_spawn()
@@ -186,8 +187,8 @@ def make_val_loader(
     Images of similar shapes come together, in batches that are as small as they can be; `batch` decides the shapes,
     unless all have one `fixed_shape` (H, W), the size of `imgsz`. Tiles have that shape, and those of an image come
     together, in one rank. A batch of more than `at_once` images (equal in all ranks) comes in parts of that size, which
-    keep its shape, so that neither parts nor ranks change the figures. `image_ids` are positions in the index; `transforms` lead from the
-    batch's pixels to those of the original image.
+    keep its shape, so that neither parts nor ranks change the figures. `image_ids` are positions in the index;
+    `transforms` lead from the batch's pixels to those of the original image.
     """
     part = min(batch, at_once or batch)
     requests: list[ValRequest]

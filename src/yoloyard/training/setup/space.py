@@ -33,7 +33,9 @@ def needed_bytes(setup: Setup) -> dict[str, int]:
         "weights": 3 * state,  # the best, the last, and one that is being written
         "TensorBoard": tensorboard if config.tensorboard else 0,
         "the report": REPORT_BYTES,
-        "decoded images": AllImages(setup.train_index, config.imgsz).bytes if config.cache == "disk" else 0,
+        "decoded images": AllImages(setup.train_index, None if config.tile else config.imgsz).bytes
+        if config.cache == "disk"
+        else 0,
     }
 
 
