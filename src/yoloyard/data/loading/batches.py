@@ -58,7 +58,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
         colours = augment.draw_colours(config, random)
         sample = augment.flip(sample, config, random, image)
         if colours is not None:
-            augment.adjust_colours(image, colours)
+            augment.adjust_colours(image, colours, self.index.pixels)
         return sample
 
     def _placed(
