@@ -14,6 +14,7 @@ from yoloyard.commands.sources import check_kind
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.nms import KEEPS_ALL
 from yoloyard.common.structures import Detections, ImageTransform
+from yoloyard.common.tiles import TileSpec
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import EvaluationConfig, ModelConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
@@ -58,6 +59,7 @@ class Model:
         kept = self.metadata.get("evaluation", {})
         self.settings = settings_for(config, kept) if for_figures else shown_settings(config, self.metadata)
         self.stride = max(self.network.strides)
+        self.tile = TileSpec.of(self.metadata, config.tile, config.tile_overlap)
         self.imgsz = math.ceil((config.imgsz or self.metadata.get("imgsz", 640)) / self.stride) * self.stride
         if fixed := self.network.fixed_shape:
             if config.imgsz and self.imgsz != max(fixed):

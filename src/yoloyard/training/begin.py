@@ -129,9 +129,8 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
         with team.watch.long_work():  # which `--cache ram` makes a long one
             train_loader = make()
     reading |= {"rank": team.rank, "world_size": team.size, "workers": config.workers, "at_once": at_once}
-    val_loader = make_val_loader(
-        tiled(setup.val_index, tile_spec(config)), config.imgsz, validation_batch(config), **reading
-    )
+    val_tiles = tiled(setup.val_index, tile_spec(config))
+    val_loader = make_val_loader(val_tiles, config.imgsz, validation_batch(config), **reading)
     if config.compile:
         set_training_mode(model)
         with team.watch.long_work():
