@@ -27,7 +27,7 @@ def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
 
     Raises UserError where too much is left out.
     """
-    splits = {"train": load_index(spec, "train"), "val": load_index(spec, "val")}
+    splits = _load(spec)
     splits["val"] = _with_duplicates(spec, config, **splits)
     for split, index in splits.items():
         if index.skipped:
@@ -66,7 +66,7 @@ def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
 
 def load_splits_again(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
     """The splits of a run that has begun: to go on with it, or to join it. Logs nothing about the data."""
-    train, val = _select(config, load_index(spec, "train"), load_index(spec, "val"))
+    train, val = _select(config, **_load(spec))
     return tiled(train, tile_spec(config)), val
 
 
@@ -80,6 +80,12 @@ def _tiles(config: TrainConfig, train: Index) -> Index:
             "pixels; leave out --tile, or say a smaller one"
         )
     return tiled(train, spec)
+
+
+def _load(spec: DataSpec) -> dict[str, Index]:
+    """Both splits whole; the images of val are made as those of train."""
+    train = load_index(spec, "train")
+    return {"train": train, "val": load_index(spec.with_pixels(train.pixels, "train"), "val")}
 
 
 def _select(config: TrainConfig, train: Index, val: Index) -> tuple[Index, Index]:

@@ -14,7 +14,7 @@ import torch
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.device import choose_devices
 from yoloyard.common.errors import UsageError
-from yoloyard.common.image_size import shape_of, size_text
+from yoloyard.common.image_size import say_rounded, shape_of, size_text
 from yoloyard.config import recipes
 from yoloyard.config.overrides import unknown_name, with_overrides
 from yoloyard.config.settings import AUTO, TrainConfig, flat_settings, settings_of
@@ -137,8 +137,7 @@ def derive(
     """The configuration with what follows from data, network and host, each said in a line. Raises UsageError."""
     stride = max(detector.strides)
     imgsz = detector.input_size(config.imgsz)
-    if imgsz != config.imgsz:
-        log.info(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
+    say_rounded(config.imgsz, imgsz, stride)
     if config.tile and min(shape_of(config.tile)) < stride:
         raise UsageError(f"--tile {size_text(config.tile)} is less than the network's largest stride, {stride}")
     items = "tiles" if config.tile else "images"
