@@ -106,7 +106,7 @@ class ValidationBatches(Dataset[Batch | UserError]):
 
     def __init__(self, index: Index, imgsz: ImageSize) -> None:
         self.index, self.imgsz = index, imgsz
-        self.tiles = TileImages(index, imgsz, RecentImages(index.tiling.whole, None, 1)) if index.tiling else None
+        self.tiles = TileImages(index, imgsz, RecentImages(index.whole, None, 1)) if index.tiling else None
         counts = np.diff(index.offsets)
         self.buckets = padding_buckets(float(counts.mean()), int(counts.max()))
 
