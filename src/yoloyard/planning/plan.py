@@ -152,7 +152,9 @@ def _training(given: Mapping[str, Any], num_images: int | None) -> tuple[TrainCo
     """Settings as a run chooses them, number of classes, the data, and boxes that an image is padded to."""
     config = with_overrides(TrainConfig(), given)
     detector = build_model(config, CLASSES)
-    config = with_overrides(config, {**recipes.published(config.model, detector.head.criterion), **given})
+    config = with_overrides(
+        config, {**recipes.published(config.model, detector.head.criterion, config.preset), **given}
+    )
     if given.get("batch") == AUTO:  # the largest up to this
         config = dataclasses.replace(config, batch=config.optimization.nbs)
     if num_images is not None:
