@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -18,6 +19,8 @@ from yoloyard.commands.val import DEFAULT_BATCH
 from yoloyard.common.cores import processor, usable_cores
 from yoloyard.common.device import images_at_once
 from yoloyard.common.files import write_whole_text
+from yoloyard.common.image_size import ImageSize, shape_of
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import Batch, Detections, Sample
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import ModelConfig
@@ -65,14 +68,15 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     """
     inside = job.facts.suppression
     settings = settings_for(ModelConfig(), {**job.metadata.get("evaluation", {}), **(inside or {})})
-    side, stride = job.imgsz, max(job.facts.strides)
+    imgsz, stride = job.imgsz, max(job.facts.strides)
+    fixed = shape_of(imgsz) if job.facts.shape else None
     batches: Iterable[Batch] = ()
     if job.labelled:
         index, order = job.labelled
-        at_once, fixed = images_at_once(job.reference.device, side), (side, side) if job.facts.shape else None
-        batches = make_val_loader(index, side, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
+        at_once = images_at_once(job.reference.device, imgsz)
+        batches = make_val_loader(index, imgsz, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
     else:
-        batches = [_drawing(number, job, side, stride) for number in range(DRAWINGS)]
+        batches = [_drawing(number, fixed, imgsz, stride, PixelSpec.of(job.metadata)) for number in range(DRAWINGS)]
 
     def measured(network: Any) -> tuple[dict[int, Detections], dict[str, Any]]:
         """Detections and, with labels, their figures."""
@@ -183,14 +187,20 @@ def judge(row: Mapping[str, Any], expected: Mapping[str, Any], job: Job) -> list
     ]
 
 
-def _drawing(number: int, job: Job, side: int, stride: int) -> Batch:
+def _drawing(number: int, fixed: tuple[int, int] | None, imgsz: ImageSize, stride: int, pixels: PixelSpec) -> Batch:
     """An image of the demo, whole or cut to another shape, letterboxed as `predict` does it."""
     image = demo_image(0, "val", number).pixels
-    image = image[: len(image) * (4 - number % 4) // 4]
-    shape = (side, side) if job.facts.shape else minimal_shape(image.shape[0], image.shape[1], side, stride)
-    boxed, transform = letterbox(image, shape)
+    image = _as_wanted(image[: len(image) * (4 - number % 4) // 4], pixels)
+    boxed, transform = letterbox(image, fixed or minimal_shape(image.shape[0], image.shape[1], imgsz, stride))
     no_boxes = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
     return collate([Sample(boxed, *no_boxes, number, transform)], [1])
+
+
+def _as_wanted(image: np.ndarray, pixels: PixelSpec) -> np.ndarray:
+    """A drawing, uint8 RGB (H, W, 3), in the channels and bits of a network; a channel that is no colour is grey."""
+    if not pixels.has_colours:
+        image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], pixels.channels, axis=2)
+    return image if pixels.bits == 8 else image * np.uint16(257)
 
 
 def _bytes(path: Path) -> int:

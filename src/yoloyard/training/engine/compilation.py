@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from yoloyard.common.device import Precision, same_random_numbers
 from yoloyard.common.errors import memory_line
+from yoloyard.common.image_size import shape_of
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
 
@@ -26,13 +27,14 @@ def shapes_vary(config: TrainConfig) -> bool:
     return config.multi_scale or config.rect
 
 
-def shape_to_try(config: TrainConfig, processes: int, stride: int) -> Shape:
-    """The (B, 3, H, W) of one process's batches; where they vary, a rectangle, whose numbers are all different."""
-    images = config.batch // processes
-    if not shapes_vary(config):
-        return images, 3, config.imgsz, config.imgsz
-    height, width, *_ = (side for side in range(config.imgsz, config.imgsz + 3 * stride, stride) if side != images)
-    return images, 3, height, width
+def shape_to_try(config: TrainConfig, processes: int, stride: int, channels: int = 3) -> Shape:
+    """(B, channels, H, W) of one process's batches; where they vary, a rectangle, whose numbers are all different."""
+    images, (height, width) = config.batch // processes, shape_of(config.imgsz)
+    while shapes_vary(config) and height == images:
+        height += stride
+    while shapes_vary(config) and width in (images, height):
+        width += stride
+    return images, channels, height, width
 
 
 def compile_network(
@@ -44,7 +46,7 @@ def compile_network(
     backend: str = "inductor",
     pieces: Sequence[nn.Module] = (),
 ) -> nn.Module:
-    """`network` compiled for training batches of `shape` (B, 3, H, W), or itself, with a line that says why not.
+    """`network` compiled for training batches of `shape` (B, channels, H, W), or itself, with a line that says why not.
 
     `network` is `detector` in training mode, or what shares its work among processes. `dynamic`: one program serves all
     H and W. Then H, W and B must differ in `shape`, since the compiler takes equal numbers for ones that are always
