@@ -5,6 +5,7 @@ import logging
 import shlex
 
 from yoloyard.common.errors import UserError
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates, known_duplicates, state_of
 from yoloyard.data.audit.problems import SHOWN_ERRORS, summary
@@ -59,9 +60,9 @@ def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
     return train, val
 
 
-def load_splits_again(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
-    """The splits of a run that has begun: to go on with it, or to join it. Logs nothing about the data."""
-    return _select(config, **_load(spec))
+def load_splits_again(spec: DataSpec, config: TrainConfig, pixels: PixelSpec | None = None) -> tuple[Index, Index]:
+    """The splits of a run that has begun, made of its `pixels`: to go on with it, or to join it. Logs no problems."""
+    return _select(config, **_load(spec if pixels is None else spec.with_pixels(pixels, "the run")))
 
 
 def _load(spec: DataSpec) -> dict[str, Index]:

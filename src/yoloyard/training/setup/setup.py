@@ -153,6 +153,7 @@ def new_run(
         licence=licence,
         history=start.history(config),
         precision=precision,
+        pixels=train.pixels,
     )
     return build(spec, folder, device, transform, detector, (train, val))
 
@@ -174,7 +175,7 @@ def build(
     Raises UserError if data or the user's files have changed, UsageError if the transform must be handed in.
     """
     config = spec.config
-    train, val = splits or load_splits_again(read_data_yaml(Path(config.data)), config)
+    train, val = splits or load_splits_again(read_data_yaml(Path(config.data)), config, spec.pixels)
     if (train.names_digest(), train.names) != (spec.images, spec.names):
         raise apart(
             f"the training images or the classes of {config.data} have changed since the run began; start a new one"
