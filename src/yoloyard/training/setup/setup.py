@@ -112,7 +112,7 @@ def new_run(
     seed_all(config.seed)
     arguments = start.arguments(len(names), config.end2end, data.pixels.channels)
     detector = build_detector(start.model, custom, arguments)
-    chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
+    chosen = recipes.published(start.model, detector.head.criterion, config.preset) | given
     chosen["suppression"] = choose_path(detector, given.get("suppression"))
     chosen |= {"model": start.model, "data": str(data.path)}
     if config.tile and "imgsz" not in given:
