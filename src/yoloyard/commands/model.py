@@ -15,6 +15,7 @@ from yoloyard.common.image_size import of_metadata, of_shape, rounded_up, shape_
 from yoloyard.common.nms import KEEPS_ALL
 from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import Detections, ImageTransform
+from yoloyard.common.tiles import TileSpec
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import EvaluationConfig, ModelConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
@@ -58,6 +59,7 @@ class Model:
         kept = self.metadata.get("evaluation", {})
         self.settings = settings_for(config, kept) if for_figures else shown_settings(config, self.metadata)
         self.stride = max(self.network.strides)
+        self.tile = TileSpec.of(self.metadata, config.tile, config.tile_overlap)
         self.imgsz = rounded_up(config.imgsz or of_metadata(self.metadata), self.stride)
         if fixed := self.network.fixed_shape:
             if config.imgsz and shape_of(self.imgsz) != fixed:
