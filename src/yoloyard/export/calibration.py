@@ -10,6 +10,7 @@ import torch
 
 from yoloyard.common.image_size import ImageSize
 from yoloyard.common.log import ONCE
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import images_to_float
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import read_split, require_images
@@ -25,7 +26,7 @@ ENOUGH_IMAGES = 32  # with fewer, the extremes of a layer depend on which images
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Images float32 (1, 3, H, W), RGB 0 .. 1. Each iteration decodes them again, so they take no memory.
+    """Images float32 (1, channels, H, W), 0 .. 1. Each iteration decodes them again, so they take no memory.
 
     Iterating raises UserError naming an image that can't be decoded.
     """
@@ -34,13 +35,14 @@ class CalibrationImages:
     shape: tuple[int, int] | None  # the only (H, W); None: as little padding as `stride` allows
     imgsz: ImageSize
     stride: int
+    pixels: PixelSpec
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for path in self.paths:
-            image = decode_image(path)
+            image = decode_image(path, pixels=self.pixels)
             shape = self.shape or minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
             pixels = torch.from_numpy(letterbox(image, shape)[0]).permute(2, 0, 1)[None]
             yield images_to_float(pixels).contiguous().numpy()
@@ -54,7 +56,7 @@ def calibration_images(job: Job) -> CalibrationImages:
     """
     assert job.config.data is not None  # int8 is refused without
     spec = read_data_yaml(job.config.data)
-    index = read_split(spec, "train")
+    index = read_split(spec.with_pixels(PixelSpec.of(job.metadata), job.config.weights), "train")
     require_images(index, spec, "train")
     wanted = job.config.calibration_images
     count = min(wanted, len(index))
@@ -73,6 +75,7 @@ def calibration_images(job: Job) -> CalibrationImages:
         None if shape is None else (shape[0], shape[1]),
         job.imgsz,
         max(job.facts.strides),
+        index.pixels,
     )
 
 

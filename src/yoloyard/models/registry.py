@@ -46,7 +46,7 @@ def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> D
     Raises UsageError for a name that isn't there.
     """
     if custom_model.is_custom(name):
-        return custom_model.read_custom(name).build(num_classes)
+        return custom_model.read_custom(name).build(num_classes, channels)
     name = plain_name(name)
     if name not in BUILDERS:
         near = difflib.get_close_matches(name, BUILDERS, n=1)
@@ -55,4 +55,6 @@ def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> D
             f"unknown model {name!r}: {hint}The models are {', '.join(BUILDERS)}; one of your own: FILE.py:FUNCTION; "
             "a weights file ends in .safetensors, .pt or .pth."
         )
-    return BUILDERS[name](num_classes=num_classes, channels=channels, **arguments)
+    detector = BUILDERS[name](num_classes=num_classes, channels=channels, **arguments)
+    detector.channels = channels
+    return detector

@@ -104,7 +104,7 @@ def new_run(
     data = read_data_yaml(Path(config.data))
     names = names_of(data.names, config.single_cls)
     seed_all(config.seed)
-    arguments = start.arguments(len(names), config.end2end)
+    arguments = start.arguments(len(names), config.end2end, data.pixels.channels)
     detector = build_detector(start.model, custom, arguments)
     chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
     chosen["suppression"] = choose_path(detector, given.get("suppression"))

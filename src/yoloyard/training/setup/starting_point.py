@@ -38,8 +38,8 @@ class StartingPoint:
     state: dict[str, Tensor] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    def arguments(self, num_classes: int, end2end: bool = False) -> dict[str, Any]:
-        """What the network is built with: the class count, and the rest as the file says if it is of this model.
+    def arguments(self, num_classes: int, end2end: bool = False, channels: int = 3) -> dict[str, Any]:
+        """What the network is built with: class count and channels of the data, the rest as a file of this model says.
 
         With or without a level of stride 4 it is the same model.
         Branches that only training needs are there, whatever the file has of them. Raises UsageError if the model can't
@@ -52,7 +52,8 @@ class StartingPoint:
         families = registry.families_with_paths()
         if end2end and (is_custom(self.model) or not self.model.startswith(tuple(families))):
             raise UsageError(f"--end2end is for {', '.join(families)}; {self.model} has no such branches")
-        return {"num_classes": num_classes} | others | ({"paths": BOTH} if end2end or same.get("paths") == BOTH else {})
+        of_data = {"num_classes": num_classes} | ({} if channels == 3 else {"channels": channels})
+        return of_data | others | ({"paths": BOTH} if end2end or same.get("paths") == BOTH else {})
 
     def transfer(self, detector: Detector, names: tuple[str, ...]) -> str | None:
         """Put what fits of the file into `detector`; returns its licence. Raises UsageError if nothing fits."""
