@@ -128,7 +128,7 @@ def test_boxes_lie_where_validation_places_them(imgsz: ImageSize, monkeypatch: p
 
 def test_boxes_without_a_place_are_named_by_group_and_in_a_line() -> None:
     # 2000 pixels fit into 640: a pixel becomes 0.32
-    boxes = [[[10, 10, 19, 16], [0, 0, 640, 640]], [[64, 64, 264, 264]], [[1001, 40, 1007, 46], [990, 30, 1200, 60]]]
+    boxes = [[[14, 14, 23, 20], [0, 0, 640, 640]], [[64, 64, 264, 264]], [[1001, 40, 1007, 46], [990, 30, 1100, 60]]]
     index = index_of(boxes, [(2000, 2000)] * 3, [0, 1, 1, 0, 1])
     report = matching_report(head_of("yolo11n"), "yolo11n", index, 640, 4.0)
     assert report is not None
@@ -139,7 +139,7 @@ def test_boxes_without_a_place_are_named_by_group_and_in_a_line() -> None:
     ]
     table = report.table()
     assert list(table) == ["all", "small", "medium", "large", "class scratch", "class hole"]
-    assert table["all"] == pytest.approx({"boxes": 5, "none": 0.4, "few": 0, "some": 0.2, "many": 0.4}, abs=0.21)
+    assert table["all"] == pytest.approx({"boxes": 5, "none": 0.4, "few": 0, "some": 0.2, "many": 0.4})
     assert table["class scratch"]["none"] == 1
     first, second = report.lines()
     assert first == (
