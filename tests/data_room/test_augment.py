@@ -39,9 +39,9 @@ def alone(sample: Sample) -> augment.Tile:
 
 def coloured(image: np.ndarray, config: AugmentConfig, random: np.random.Generator) -> np.ndarray:
     """The image with other colours."""
-    changed, tables = image.copy(), augment.draw_colours(config, random)
-    if tables is not None:
-        augment.adjust_colours(changed, tables)
+    changed, gains = image.copy(), augment.draw_colours(config, random)
+    if gains is not None:
+        augment.adjust_colours(changed, gains)
     return changed
 
 

@@ -33,6 +33,11 @@ class PixelSpec:
         """The brightest value: 255 or 65535."""
         return 2**self.bits - 1
 
+    @property
+    def has_colours(self) -> bool:
+        """Are the channels red, green and blue, and not three lights?"""
+        return self.channels == 3 and not self.files
+
     def image_bytes(self, height: Any, width: Any) -> Any:
         """Bytes of an image of so many pixels, or of several, by arrays of heights and of widths."""
         return height * width * self.channels * self.bits // 8

@@ -126,6 +126,16 @@ class TrainConfig:
     imgsz: int | tuple[int, int] = setting(
         640, "training size in pixels, or HEIGHTxWIDTH; rounded up to a multiple of the largest stride", 32
     )
+    tile: int | tuple[int, int] | None = setting(
+        None,
+        "cut images into tiles of so many of their pixels, or HEIGHTxWIDTH; imgsz is the same unless you say another",
+        0,
+    )
+    tile_overlap: float = setting(0.2, "overlap of neighbouring tiles, as a share of a tile", 0, 0.99)
+    tile_visible: float = setting(0.5, "a box counts in a tile that holds at least this share of it", 0.01, 1)
+    tile_positive: float | None = setting(
+        None, "share of tiles with a box in each epoch, or auto: all tiles once", 0.01, 1
+    )
     device: str = setting(
         "auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True, resumable=True, decides=False
     )
@@ -231,6 +241,10 @@ class ModelConfig:
     imgsz: int | tuple[int, int] | None = setting(
         None, "image size in pixels, or HEIGHTxWIDTH; default: as in the weights file", 32
     )
+    tile: int | tuple[int, int] | None = setting(
+        None, "cut images into tiles of so many pixels, or HEIGHTxWIDTH, or off; default: as in the weights file", 0
+    )
+    tile_overlap: float | None = setting(None, "overlap of tiles, a share; default: as in the weights file", 0, 0.99)
     conf: float | None = setting(None, "lowest score; default: as in the weights file", 0, 1)
     iou: float | None = setting(
         None, "overlap above which suppression drops a box; default: as in the weights file", 0, 1

@@ -15,6 +15,8 @@ from yoloyard.common.log import ONCE
 from yoloyard.common.nms import KEEPS_ALL, suppress_found
 from yoloyard.common.structures import Batch, Detections, ImageTransform, send
 from yoloyard.config.settings import EvaluationConfig
+from yoloyard.data.index.tiled import Tiling
+from yoloyard.evaluation.whole_images import WholeImages
 from yoloyard.runtimes.runtime import Runtime
 
 log = logging.getLogger(__name__)
@@ -56,12 +58,16 @@ def predict_all(
     settings: EvaluationConfig,
     goes_on: Callable[[int], bool] = lambda images: True,
     multi_label: bool = True,
+    tiling: Tiling | None = None,
 ) -> dict[int, Detections]:
-    """Detections by image id, with `multi_label` several labels a box. `goes_on` is told how many images a batch has.
+    """Detections by image id, with `multi_label` several labels a box. `goes_on` is told how many images are done.
 
-    Where it says no, this ends with what was found until then. Raises TooLittleMemoryError.
+    Where it says no, this ends with what was found until then. Where the images of `loader` are tiles, by `tiling`,
+    detections are those of whole images, merged over seams. Raises TooLittleMemoryError.
     """
     predictions: dict[int, Detections] = {}
+    iou = settings.iou if network.suppression else KEEPS_ALL
+    of_tiles = WholeImages(tiling, iou, settings.max_det) if tiling is not None else None
     at_once = network.max_batch or sys.maxsize  # images; fewer where they exhaust the memory
     for batch in loader:
         found: list[Detections] = []
@@ -79,7 +85,9 @@ def predict_all(
                 at_once = (len(part.images) + 1) // 2
                 line = f"out of memory in the validation: it goes on with {at_once} images at a time; figures stay"
                 log.warning(line, extra=ONCE)
-        predictions.update(zip(batch.image_ids, found, strict=True))
-        if not goes_on(len(found)):
+        done = dict(zip(batch.image_ids, found, strict=True))
+        done = of_tiles(done) if of_tiles is not None else done
+        predictions |= done
+        if not goes_on(len(done)):
             break
     return predictions

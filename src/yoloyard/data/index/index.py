@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from yoloyard.data.index.read import ReadSplit, read_sources
 from yoloyard.data.index.unchanged import NOTES, look, noted, write_note
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
 from yoloyard.data.store import Store, alone, map_arrays, stamp, write_arrays
+
+if TYPE_CHECKING:
+    from yoloyard.data.index.tiled import Tiling
 
 INDEXES = Store("index", ".safetensors", version=7, kept=50)  # the version also stands for how labels are understood
 READING_THREADS = 4  # files on network disks come one round trip each
@@ -48,7 +51,10 @@ class Stored(Sequence[Item]):
     @classmethod
     def of(cls, items: Iterable[Item]) -> Self:
         """Store these, file names in any encoding among them."""
-        encoded = [os.fsencode(str(item)) for item in items]
+        return cls._joined([os.fsencode(str(item)) for item in items])
+
+    @classmethod
+    def _joined(cls, encoded: list[bytes]) -> Self:
         return cls(np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)], dtype=np.int64))
 
     def __len__(self) -> int:
@@ -65,6 +71,11 @@ class Stored(Sequence[Item]):
             return [self[each] for each in range(len(self))[position]]
         position = range(len(self))[position]
         return type(self).make(os.fsdecode(self.text[self.offsets[position] : self.offsets[position + 1]].tobytes()))
+
+    def at(self, positions: np.ndarray) -> Self:
+        """Those at these positions."""
+        text, ends = self.text.tobytes(), self.offsets.tolist()
+        return self._joined([text[ends[each] : ends[each + 1]] for each in positions.tolist()])
 
 
 class Texts(Stored[str]):
@@ -93,6 +104,7 @@ class Index:
     file: Path | None = None  # of the cache, that the arrays are mapped from
     skipped: int = 0  # images that the split names and that can't be used
     pixels: PixelSpec = EIGHT_BITS  # what its images are made of
+    tiling: Tiling | None = None  # of an index of tiles: its images are parts of images
 
     @classmethod
     def of(cls, split: ReadSplit, names: tuple[str, ...]) -> Index:
@@ -147,6 +159,10 @@ class Index:
     def mean_pixels(self) -> int:
         """Pixels of an image, on average; 0 without images."""
         return round(float(np.prod(self.sizes, axis=1, dtype=np.int64).mean())) if len(self) else 0
+
+    def mean_bytes(self) -> int:
+        """Bytes of an image of full size in memory, on average; at least 1."""
+        return max(self.pixels.image_bytes(self.mean_pixels(), 1), 1)
 
     def __reduce__(self) -> tuple[object, ...]:
         # A worker that is spawned maps the same files instead of receiving the arrays.

@@ -8,7 +8,7 @@ import numpy as np
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.config.overrides import unknown_name
 from yoloyard.data.formats.labels import composed
-from yoloyard.data.index.index import INDEXES, Index, Paths, Texts, find_index, save_index
+from yoloyard.data.index.index import INDEXES, Index, find_index, save_index
 
 SELECTION_VERSION = 1  # part of the cache's key: raise it when a selection means something else
 ONE_CLASS = ("object",)
@@ -43,8 +43,8 @@ def select(
     counts = np.bincount(image_of_box[boxes], minlength=len(index))[images]
     selected = replace(
         index,
-        paths=Paths.of(index.paths[each] for each in images),
-        file_names=Texts.of(index.file_names[each] for each in images),
+        paths=index.paths.at(images),
+        file_names=index.file_names.at(images),
         offsets=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
         **{name: getattr(index, name)[images] for name in ("sizes", "source_ids")},
         **{name: getattr(index, name)[boxes] for name in ("boxes", "labels", "ignore")},

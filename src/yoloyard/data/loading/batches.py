@@ -14,12 +14,12 @@ from yoloyard.common.structures import Batch, Sample
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.epoch_plan import EpochOrder, EpochPlan
-from yoloyard.data.loading.image_cache import AllImages, RecentImages, load_resized
+from yoloyard.data.loading.image_cache import AllImages, RecentImages, TileImages, load_resized
 from yoloyard.data.loading.sampling import BatchRequest, part_of, sample_random, window
 from yoloyard.data.pixels import augment, channels
 from yoloyard.data.pixels.transform import Transform
 
-Images = RecentImages | AllImages
+Images = RecentImages | AllImages | TileImages
 ValRequest = tuple[list[int], tuple[int, int]]  # positions in the index, and the (H, W) that they are fitted into
 
 
@@ -58,7 +58,7 @@ class TrainingBatches(Dataset[Batch | UserError]):
         colours = augment.draw_colours(config, random)
         sample = augment.flip(sample, config, random, image)
         if colours is not None:
-            augment.adjust_colours(image, colours)
+            augment.adjust_colours(image, colours, self.index.pixels)
         return sample
 
     def _placed(
@@ -106,6 +106,7 @@ class ValidationBatches(Dataset[Batch | UserError]):
 
     def __init__(self, index: Index, imgsz: ImageSize) -> None:
         self.index, self.imgsz = index, imgsz
+        self.tiles = TileImages(index, imgsz, RecentImages(index.tiling.whole, None, 1)) if index.tiling else None
         counts = np.diff(index.offsets)
         self.buckets = padding_buckets(float(counts.mean()), int(counts.max()))
 
@@ -119,7 +120,7 @@ class ValidationBatches(Dataset[Batch | UserError]):
 
     def _sample(self, image_id: int, shape: tuple[int, int]) -> Sample:
         height, width = self.index.sizes[image_id].tolist()
-        image = load_resized(self.index, image_id, self.imgsz)
+        image = load_resized(self.index, image_id, self.imgsz) if self.tiles is None else self.tiles[image_id]
         image, transform = augment.letterbox(image, shape, False, (height, width))
         boxes, labels, ignore = self.index.annotations(image_id)
         boxes *= np.array([transform.scale_x, transform.scale_y] * 2, np.float32)

@@ -11,7 +11,7 @@ import numpy as np
 from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
-from yoloyard.data.loading.sampling import epoch_order, rectangular_shape
+from yoloyard.data.loading.sampling import KEPT_BYTES, epoch_order, near_order, rectangular_shape
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class EpochOrder:
 class EpochPlan:
     """What decides the order of each epoch."""
 
-    factors: np.ndarray  # float64 (N,), at least 1: how often each image comes on average
+    factors: np.ndarray  # float64 (N,): how often each image comes on average; at least 1, but for clean tiles
     batch: int  # images of all ranks
     imgsz: ImageSize
     seed: int
     sizes: np.ndarray | None = None  # int (N, 2) height, width; given where batches are rectangular
     stride: int = 32
+    sources: np.ndarray | None = None  # int64 (N,): of tiles, the images that they are parts of
+    kept: int = 0  # how many of these may be in memory at a time
 
     def __len__(self) -> int:
         """Positions of an epoch; the last batch is filled from its start."""
@@ -48,13 +50,14 @@ class EpochPlan:
         counts = _draw_counts(self.factors, len(self), np.random.default_rng([self.seed, epoch, 3]))
         images = np.repeat(np.arange(len(counts)), counts)
         repeats = np.arange(len(images)) - np.repeat(np.cumsum(counts) - counts, counts)
-        if self.sizes is None:
-            order, shapes = (
-                epoch_order(self.seed, epoch, len(self)),
-                np.tile(shape_of(self.imgsz), (self.num_batches, 1)),
-            )
-        else:
+        shapes = np.tile(shape_of(self.imgsz), (self.num_batches, 1))
+        if self.sizes is not None:
             order, shapes = self._rectangular(self.sizes[images], epoch)
+        elif self.sources is not None:
+            random = np.random.default_rng([self.seed, epoch, 0])
+            order = near_order(self.sources[images], self.batch, self.kept, random)
+        else:
+            order = epoch_order(self.seed, epoch, len(self))
         images, repeats = images[order], repeats[order]
         if left_out:
             images, repeats = self._without(left_out, images, repeats, epoch)
@@ -88,10 +91,33 @@ class EpochPlan:
 
 
 def plan_epochs(index: Index, config: TrainConfig, stride: int = 32) -> EpochPlan:
-    """The plan that the settings `repeat_factor` and `rect` ask for; with neither, every image comes once."""
+    """The plan that the settings `repeat_factor`, `tile_positive` and `rect` ask for; else every image comes once."""
     factors = repeat_factors(index, config.repeat_factor) if config.repeat_factor else np.ones(len(index))
+    if config.tile_positive is not None:
+        factors = with_share(factors, has_boxes(index), config.tile_positive)
     sizes = np.array(index.sizes) if config.rect else None
-    return EpochPlan(factors, config.batch, config.imgsz, config.seed, sizes, stride)
+    sources, kept = None, 0
+    if index.tiling is not None:
+        sources, kept = index.tiling.sources, KEPT_BYTES // index.tiling.whole.mean_bytes()
+    return EpochPlan(factors, config.batch, config.imgsz, config.seed, sizes, stride, sources, kept)
+
+
+def has_boxes(index: Index) -> np.ndarray:
+    """Which images have a box that is trained, bool (N,)."""
+    trained = np.repeat(np.arange(len(index)), np.diff(index.offsets))[~np.array(index.ignore)]
+    return np.bincount(trained, minlength=len(index)) > 0
+
+
+def with_share(factors: np.ndarray, positive: np.ndarray, share: float) -> np.ndarray:
+    """`factors` (N,) of the `positive` images (N,) as they are, and of the others so that the first are this `share`.
+
+    An epoch has all positive images and as many others as that asks for, drawn again in each: some of them, or each
+    several times. Where all are positive, or none is, all factors stay.
+    """
+    if positive.all() or not positive.any():
+        return factors
+    others = factors[positive].sum() * (1 - share) / share
+    return np.where(positive, factors, others / np.count_nonzero(~positive))
 
 
 def repeat_factors(index: Index, threshold: float) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Decoded training images that are kept: the few that a worker needs again soon, or all of them (`--cache`).
 
-They are (H, W, channels) of the index's `PixelSpec` and just fit into `imgsz`. JPEGs are decoded at a half or less if
-that still has enough pixels, which is quicker and looks the same. Validation keeps none and decodes them in full.
+They are (H, W, channels) of the index's `PixelSpec` and just fit into `imgsz`; without one, where tiles are cut from
+them, they have their full size. JPEGs are decoded at a half or less if that still has enough pixels, which is quicker
+and looks the same. Validation keeps none, but for its tiles, and decodes them in full.
 """
 
 from __future__ import annotations
@@ -40,11 +41,12 @@ DECODED = Store("decoded", ".pixels", version=3, kept=4)
 
 
 class RecentImages:
-    """Decodes images and keeps the `capacity` most recently used, at least IMAGES_OF_A_SAMPLE."""
+    """Decodes images and keeps the `capacity` most recently used, at least IMAGES_OF_A_SAMPLE; of full size at least 1."""
 
-    def __init__(self, index: Index, imgsz: ImageSize, capacity: int) -> None:
-        self.index, self.imgsz, self.capacity = index, imgsz, max(capacity, IMAGES_OF_A_SAMPLE)
-        self._bytes = index.pixels.image_bytes(*shape_of(imgsz))  # at most, of an image
+    def __init__(self, index: Index, imgsz: ImageSize | None, capacity: int) -> None:
+        self.index, self.imgsz, self.capacity = index, imgsz, max(capacity, IMAGES_OF_A_SAMPLE if imgsz else 1)
+        shapes = index.sizes.astype(np.int64) if imgsz is None else np.array([shape_of(imgsz)])
+        self._bytes = int(index.pixels.image_bytes(*shapes.T).max())  # at most, of an image
         self._images: OrderedDict[int, np.ndarray] = OrderedDict()
         self._memory: dict[int, np.ndarray] = {}  # of each of them, bytes
 
@@ -68,7 +70,7 @@ class AllImages:
 
     pixels: torch.Tensor | np.ndarray
 
-    def __init__(self, index: Index, imgsz: ImageSize) -> None:
+    def __init__(self, index: Index, imgsz: ImageSize | None) -> None:
         self.spec, self.imgsz = index.pixels, imgsz
         self.shapes = np.array([resized_shape(height, width, imgsz) for height, width in index.sizes.tolist()])
         self.offsets = np.cumsum([0, *self.spec.image_bytes(*self.shapes.astype(np.int64).T)], dtype=np.int64)
@@ -84,8 +86,23 @@ class AllImages:
         if self.bytes > share * free:
             raise UserError(
                 f"--cache {cache} needs {self.bytes / 2**30:.1f} GiB for {len(self.shapes)} images at "
-                f"{size_text(self.imgsz)} px, but only {free / 2**30:.1f} GiB {rest}"
+                f"{f'{size_text(self.imgsz)} px' if self.imgsz else 'full size'}, "
+                f"but only {free / 2**30:.1f} GiB {rest}"
             )
+
+
+class TileImages:
+    """The tiles of an index that is `tiled`, cut from `images`, which are whole ones of full size."""
+
+    def __init__(self, index: Index, imgsz: ImageSize, images: RecentImages | AllImages) -> None:
+        assert index.tiling is not None
+        self.tiling, self.imgsz, self.images = index.tiling, imgsz, images
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        """The tile, scaled as its specification says, in memory of its own."""
+        left, top, right, bottom = self.tiling.crops[position].tolist()
+        tile = self.images[int(self.tiling.sources[position])][top:bottom, left:right]
+        return channels.resize(tile, self.tiling.spec.scaled_shape(bottom - top, right - left, self.imgsz))
 
 
 class DiskImages(AllImages):
@@ -106,7 +123,7 @@ class DiskImages(AllImages):
         self.map(self.path)
 
 
-def cached_in_memory(index: Index, imgsz: ImageSize, shared: bool) -> AllImages:
+def cached_in_memory(index: Index, imgsz: ImageSize | None, shared: bool) -> AllImages:
     """All images in one block of memory. Raises UserError if they don't fit, or an image can't be read.
 
     `shared`: the workers are not forked, so the block must lie in shared memory to reach them.
@@ -125,7 +142,7 @@ def cached_in_memory(index: Index, imgsz: ImageSize, shared: bool) -> AllImages:
     return images
 
 
-def cached_on_disk(index: Index, imgsz: ImageSize) -> DiskImages:
+def cached_on_disk(index: Index, imgsz: ImageSize | None) -> DiskImages:
     """All images in a file of the user's cache folder, into which they are decoded first if they aren't there yet.
 
     Of several processes that need the same ones, one decodes and the others wait. A file is put in place when it is
@@ -159,9 +176,9 @@ def cached_on_disk(index: Index, imgsz: ImageSize) -> DiskImages:
 
 
 def load_resized(
-    index: Index, position: int, imgsz: ImageSize, reduced: bool = False, memory: np.ndarray | None = None
+    index: Index, position: int, imgsz: ImageSize | None, reduced: bool = False, memory: np.ndarray | None = None
 ) -> np.ndarray:
-    """An image that just fits into `imgsz`, written into `memory` (bytes,) if that is given.
+    """An image that just fits into `imgsz`, or of full size, written into `memory` (bytes,) if that is given.
 
     Raises UserError naming a file that can't be read or that has changed.
     """

@@ -23,14 +23,19 @@ from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.batches import Images, TrainingBatches, ValidationBatches, ValRequest
 from yoloyard.data.loading.epoch_plan import plan_epochs
-from yoloyard.data.loading.image_cache import RecentImages, cached_in_memory, cached_on_disk
+from yoloyard.data.loading.image_cache import RecentImages, TileImages, cached_in_memory, cached_on_disk
 from yoloyard.data.loading.limits import batch_bytes, possible_workers, shortage
-from yoloyard.data.loading.sampling import BatchRequest, batch_requests, images_in_use, rectangular_batches
+from yoloyard.data.loading.sampling import (
+    KEPT_BYTES,
+    BatchRequest,
+    batch_requests,
+    images_in_use,
+    rectangular_batches,
+    tile_batches,
+)
 from yoloyard.data.pixels.transform import Transform
 
 log = logging.getLogger(__name__)
-
-KEPT_BYTES = 2 * 2**30  # of decoded images, over all workers of a process that trains
 
 
 class Loader(DataLoader):
@@ -131,6 +136,8 @@ def make_train_loader(
     """
     if config.batch > len(index):
         raise UsageError(f"--batch {config.batch} is more than the {len(index)} images; use --batch {len(index)}")
+    tiling = index.tiling
+    whole, imgsz = (index, config.imgsz) if tiling is None else (tiling.whole, None)  # of what is decoded
     if config.batch % world_size:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {world_size} processes")
     plan = plan_epochs(index, config, stride)
@@ -138,15 +145,19 @@ def make_train_loader(
     images: Images
     if config.cache is None:
         # Beyond this some images are decoded again; the samples stay the same.
-        affordable = KEPT_BYTES // (max(1, config.workers) * index.pixels.image_bytes(*shape_of(config.imgsz)))
-        kept = min(images_in_use(plan.num_batches, config.batch, config.workers, world_size), affordable)
-        images = RecentImages(index, config.imgsz, kept)
+        kept = plan.kept // max(1, config.workers)
+        if imgsz is not None:
+            affordable = KEPT_BYTES // (max(1, config.workers) * index.pixels.image_bytes(*shape_of(imgsz)))
+            kept = min(images_in_use(plan.num_batches, config.batch, config.workers, world_size), affordable)
+        images = RecentImages(whole, imgsz, kept)
     elif config.cache == "ram":
-        images = cached_in_memory(index, config.imgsz, shared=not are_forked)
+        images = cached_in_memory(whole, imgsz, shared=not are_forked)
     elif config.cache == "disk":
-        images = cached_on_disk(index, config.imgsz)
+        images = cached_on_disk(whole, imgsz)
     else:
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
+    if tiling is not None:
+        images = TileImages(index, config.imgsz, images)
     if transform is not None and config.workers and not are_forked:
         transform.check_spawn()
     dataset = TrainingBatches(index, images, config, plan, transform)
@@ -173,20 +184,25 @@ def make_val_loader(
     """Loader of a rank's validation batches, the same at each iteration; over all ranks every image comes once.
 
     Images of similar shapes come together, in batches that are as small as they can be; `batch` decides the shapes,
-    unless all have one `fixed_shape` (H, W), the size of `imgsz`. A
-    batch of more than `at_once` images (equal in all ranks) comes in parts of that size, which keep its shape, so that
-    neither parts nor ranks change the figures. `image_ids` are positions in the index; `transforms` lead from the
+    unless all have one `fixed_shape` (H, W), the size of `imgsz`. Tiles have that shape, and those of an image come
+    together, in one rank. A batch of more than `at_once` images (equal in all ranks) comes in parts of that size, which
+    keep its shape, so that neither parts nor ranks change the figures. `image_ids` are positions in the index; `transforms` lead from the
     batch's pixels to those of the original image.
     """
     part = min(batch, at_once or batch)
-    requests = [
-        (members[start : start + part], fixed_shape or shape)
-        for members, shape in rectangular_batches(index.sizes, imgsz, batch, stride)
-        for start in range(0, len(members), part)
-    ]
+    requests: list[ValRequest]
+    if index.tiling is not None:
+        tiles = tile_batches(index.tiling.sources, part, workers, rank, world_size)
+        requests = [(members, fixed_shape or shape_of(imgsz)) for members in tiles]
+    else:
+        requests = [
+            (members[start : start + part], fixed_shape or shape)
+            for members, shape in rectangular_batches(index.sizes, imgsz, batch, stride)
+            for start in range(0, len(members), part)
+        ][rank::world_size]
     dataset = ValidationBatches(index, imgsz)
-    largest = max(batch_bytes(len(members), shape, dataset.buckets[-1], index.pixels) for members, shape in requests)
-    return Loader(dataset, requests[rank::world_size], workers, pin_memory, start_method, largest)
+    sizes = [batch_bytes(len(members), shape, dataset.buckets[-1], index.pixels) for members, shape in requests]
+    return Loader(dataset, requests, workers, pin_memory, start_method, max(sizes, default=0))
 
 
 class _BatchByValue(Batch):

@@ -4,6 +4,7 @@ An epoch is a permutation of the images, repeats included (see `epoch_plan.py`).
 same image for any number of workers or ranks.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ WINDOW_IMAGES = 64  # about so many images to choose partners from, and at least
 # Ranks take contiguous shares of each batch. Partners come from one part of their batches, so that each of 2, 4 or 8
 # ranks uses its own images, if that leaves enough to choose from.
 PART_IMAGES = 16
+IMAGES_OF_A_BATCH = 4  # at least, that its tiles are of
+KEPT_BYTES = 2 * 2**30  # of decoded images, over all workers of a process that trains
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,46 @@ def images_in_use(num_batches: int, batch: int, workers: int, world_size: int = 
     stretch = math.ceil(num_batches / _num_stretches(num_batches, batch))
     part = batch // math.gcd(world_size, _num_parts(batch))
     return math.ceil(stretch / math.gcd(max(1, workers), WINDOW_STRIDE)) * part
+
+
+def near_order(sources: np.ndarray, batch: int, kept: int, random: np.random.Generator) -> np.ndarray:
+    """A permutation int64 (L,) in which parts of the same image come near one another; `sources` (L,) are their images.
+
+    Workers and ranks take every eighth batch, or fewer, and parts of batches, as mosaics do. Each such lane of places
+    has images of its own: it goes through them a few at a time, whose parts are shuffled, so that each image is decoded
+    about once. How many at a time follows from how many images may be `kept` in memory by all workers together: half of
+    them are in use. A batch has parts of at least IMAGES_OF_A_BATCH images, also where that is too much.
+    """
+    places, parts = np.arange(len(sources)), _num_parts(batch)
+    most = max(parts, IMAGES_OF_A_BATCH)
+    stride = next(each for each in (WINDOW_STRIDE, 4, 2, 1) if each == 1 or 2 * each * most <= kept)
+    at_once = max(kept // 2 // (stride * parts), -(-most // parts))
+    lanes = places // batch % stride * parts + places % batch // (batch // parts)
+    by_lane = np.argsort(lanes, kind="stable")
+    _, images = np.unique(random.permutation(sources.max() + 1)[sources], return_inverse=True)  # in random order
+    by_image = np.argsort(images, kind="stable")
+    order = np.empty_like(places)
+    order[by_lane] = by_image[np.lexsort((random.random(len(places)), images[by_image] // at_once, lanes[by_lane]))]
+    return order
+
+
+def tile_batches(sources: np.ndarray, batch: int, workers: int, rank: int, world_size: int) -> list[list[int]]:
+    """A rank's batches of at most `batch` tiles, which are parts of the images `sources` (N,), ascending.
+
+    An image's tiles are of one rank and, as far as batches go round evenly, of one worker. Neither ranks nor workers
+    change which tiles are together in a batch.
+    """
+    groups: list[range] = []  # of the tiles of one image, or of several with few tiles
+    for start, end in itertools.pairwise([0, *(np.flatnonzero(np.diff(sources)) + 1).tolist(), len(sources)]):
+        if groups and end - groups[-1].start <= batch:
+            groups[-1] = range(groups[-1].start, end)
+        else:
+            groups.append(range(start, end))
+    queues: list[list[list[int]]] = [[] for _ in range(max(1, workers))]
+    for group in groups[rank::world_size]:
+        shortest = min(queues, key=len)
+        shortest += (list(group[first : first + batch]) for first in range(0, len(group), batch))
+    return [tiles for row in itertools.zip_longest(*queues) for tiles in row if tiles is not None]
 
 
 def batch_requests(

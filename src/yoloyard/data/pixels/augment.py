@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from yoloyard.common.image_size import ImageSize, shape_of
+from yoloyard.common.pixel_spec import EIGHT_BITS, PixelSpec
 from yoloyard.common.structures import ImageTransform, Sample
 from yoloyard.config.settings import AugmentConfig
 from yoloyard.data.pixels import channels
@@ -25,8 +26,10 @@ MIN_DEPTH = 1e-3  # of a point with perspective; keeps the divisor away from 0
 STRIP_ROWS = 64
 
 
-def resized_shape(height: int, width: int, imgsz: ImageSize) -> tuple[int, int]:
-    """Height and width of an image that is resized to just fit into `imgsz`, rounded up."""
+def resized_shape(height: int, width: int, imgsz: ImageSize | None) -> tuple[int, int]:
+    """Height and width of an image that is resized to just fit into `imgsz`, rounded up; as it is without one."""
+    if imgsz is None:
+        return height, width
     most_height, most_width = shape_of(imgsz)
     ratio = min(most_height / height, most_width / width)
     return min(math.ceil(height * ratio), most_height), min(math.ceil(width * ratio), most_width)
@@ -231,30 +234,43 @@ def warp_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def draw_colours(config: AugmentConfig, random: np.random.Generator) -> np.ndarray | None:
-    """Random tables uint8 (3, 256) that turn the hue (0..179) and scale saturation and value; None for no change."""
+    """Random gains (3,) of hue, saturation and value, from -1 to 1 times those of the settings; None for no change."""
     gains = random.uniform(-1, 1, 3) * (config.hsv_h, config.hsv_s, config.hsv_v)
-    if not (config.hsv_h or config.hsv_s or config.hsv_v):
-        return None
+    return gains if config.hsv_h or config.hsv_s or config.hsv_v else None
+
+
+def adjust_colours(image: np.ndarray, gains: np.ndarray, pixels: PixelSpec = EIGHT_BITS) -> None:
+    """Turn the hue of an image by `gains[0]` of a circle, and scale saturation and value by 1 + the others, in place.
+
+    Only colours have a hue and a saturation. Other images, and the lights of an image from several files, change by
+    their brightness alone, all channels alike.
+    """
+    if not pixels.has_colours:
+        flat = image.reshape(len(image), -1)
+        cv2.multiply(flat, 1 + float(gains[2]), dst=flat)  # clipped at the brightest value
+        return
+    # Strips stay in the processor's cache.
+    for top in range(0, len(image), STRIP_ROWS):
+        change = _adjust_8_bits if image.dtype == np.uint8 else _adjust_16_bits
+        change(image[top : top + STRIP_ROWS], gains)
+
+
+def _adjust_8_bits(strip: np.ndarray, gains: np.ndarray) -> None:
     levels = np.arange(256.0)
     hue, others = (levels + 180 * gains[0]) % 180, (levels * (1 + gains[1:, None])).clip(0, 255)
-    return np.stack((hue, *others)).astype(np.uint8)
+    hsv = cv2.cvtColor(strip, cv2.COLOR_RGB2HSV)
+    # A table for each plane is quicker than OpenCV's table of three channels.
+    planes = cv2.split(hsv)
+    for plane, table in zip(planes, (hue, *others), strict=True):
+        cv2.LUT(plane, table.astype(np.uint8), dst=plane)
+    cv2.cvtColor(cv2.merge(planes, hsv), cv2.COLOR_HSV2RGB, dst=strip)
 
 
-def adjust_colours(image: np.ndarray, tables: np.ndarray) -> None:
-    """Change hue, saturation and value of an image, in place, by the tables (3, 256) of `draw_colours`."""
-    # Strips stay in the processor's cache. A table for each plane is quicker than OpenCV's table of three channels.
-    height, width = image.shape[:2]
-    hsv = np.empty((STRIP_ROWS, width, 3), np.uint8)
-    planes = [np.empty(hsv.shape[:2], np.uint8) for _ in range(3)]
-    for top in range(0, height, STRIP_ROWS):
-        strip = image[top : top + STRIP_ROWS]
-        hsv, planes = hsv[: len(strip)], [plane[: len(strip)] for plane in planes]  # the last strip is lower
-        cv2.cvtColor(strip, cv2.COLOR_RGB2HSV, dst=hsv)
-        cv2.split(hsv, planes)
-        for plane, table in zip(planes, tables, strict=True):
-            cv2.LUT(plane, table, dst=plane)
-        cv2.merge(planes, hsv)
-        cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=strip)
+def _adjust_16_bits(strip: np.ndarray, gains: np.ndarray) -> None:
+    hsv = cv2.cvtColor(strip / np.float32(65535), cv2.COLOR_RGB2HSV)  # 0..360, 0..1, 0..1
+    hsv[..., 0] = (hsv[..., 0] + 360 * gains[0]) % 360
+    hsv[..., 1:] = (hsv[..., 1:] * (1 + gains[1:])).clip(0, 1)
+    strip[...] = (cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 65535).round()
 
 
 def flip(sample: Sample, config: AugmentConfig, random: np.random.Generator, out: np.ndarray | None = None) -> Sample:

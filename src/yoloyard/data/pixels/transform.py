@@ -1,7 +1,9 @@
 """A user's transform of training images: a function or an Albumentations pipeline.
 
-`image, boxes, labels = transform(image, boxes, labels)`: uint8 RGB (H, W, 3), float32 (n, 4) xyxy in pixels and int64
-(n,). It comes after mosaic, affine and mixup, before colour jitter and flips.
+`image, boxes, labels = transform(image, boxes, labels)`: the image (H, W, channels) as the network takes it, of most
+data uint8 RGB, else uint8 or uint16 with the channels of the data; float32 (n, 4) xyxy in pixels and int64 (n,). It
+comes after mosaic, affine and mixup, before colour jitter and flips. Albumentations knows no uint16: its pipelines get
+such images as float32 0..1, in which all values of 16 bits stay apart.
 """
 
 import contextlib
@@ -89,7 +91,7 @@ class Transform:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
                 raise self._wrong(path, f"{place}: {reason}" if place else reason) from error
         try:
-            image, boxes, labels = _checked(result, num_classes)
+            image, boxes, labels = _checked(result, num_classes, sample.image)
             if self.is_pipeline and self.label_field is None and image.shape != sample.image.shape:
                 raise ValueError(f"it changes the image's size, so it must be given the boxes: {BOX_PARAMS}")
         except ValueError as error:
@@ -100,10 +102,16 @@ class Transform:
         if not self.is_pipeline:
             return self._function(sample.image, sample.boxes_xyxy, sample.labels)
         self._function.set_random_seed(seed)
+        has_16_bits = sample.image.dtype == np.uint16
+        image = sample.image / np.float32(65535) if has_16_bits else sample.image
+        given = {} if self.label_field is None else {"bboxes": sample.boxes_xyxy, self.label_field: sample.labels}
+        found = self._function(image=image, **given)
+        image = found["image"]
+        if has_16_bits and isinstance(image, np.ndarray) and image.dtype == np.float32:
+            image = (image * 65535).round().clip(0, 65535).astype(np.uint16)
         if self.label_field is None:
-            return self._function(image=sample.image)["image"], sample.boxes_xyxy, sample.labels
-        found = self._function(image=sample.image, bboxes=sample.boxes_xyxy, **{self.label_field: sample.labels})
-        return found["image"], found["bboxes"], found[self.label_field]
+            return image, sample.boxes_xyxy, sample.labels
+        return image, found["bboxes"], found[self.label_field]
 
     def _wrong(self, image: Path, reason: str) -> UserError:
         return UserError(f"the transform {self.name} fails on {image}: {reason}")
@@ -208,16 +216,18 @@ def _seeded(seed: int) -> Iterator[None]:
         np.random.set_state(states[1])
 
 
-def _checked(result: Any, num_classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, boxes and labels in their agreed form. Raises ValueError saying what else came."""
+def _checked(result: Any, num_classes: int, given: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image, boxes and labels in their agreed form, the image in that of `given`. Raises ValueError otherwise."""
     if not isinstance(result, tuple | list) or len(result) != 3:
         came = f"{len(result)} things" if isinstance(result, tuple | list) else type(result).__name__
         raise ValueError(f"it must return image, boxes, labels, not {came}")
     image, boxes, labels = result
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    is_array = isinstance(image, np.ndarray) and image.ndim == 3
+    if not is_array or (image.dtype, image.shape[2]) != (given.dtype, given.shape[2]):
         came = f"{type(image).__name__} {getattr(image, 'dtype', '')} {tuple(getattr(image, 'shape', ()))}"
         raise ValueError(
-            f"its image must be a uint8 array (height, width, 3), not {came}; leave out normalisation and tensors"
+            f"its image must be a {given.dtype} array (height, width, {given.shape[2]}), not {came}; leave out "
+            "normalisation and tensors"
         )
     if 0 in image.shape:
         raise ValueError(f"its image has no pixels: {image.shape}")

@@ -28,7 +28,7 @@ def vary_size(batch: Batch, config: TrainConfig, stride: int, epoch: int, number
 
 
 def resize(batch: Batch, factor: float, stride: int) -> Batch:
-    """Images uint8 (B, 3, H, W) `factor` times larger, both sides rounded up to the stride; boxes with them."""
+    """Images (B, channels, H, W) `factor` times larger, both sides rounded up to the stride; boxes with them."""
     height, width = batch.images.shape[2:]
     new_height, new_width = (math.ceil(round(side * factor / stride, 6)) * stride for side in (height, width))
     if (new_height, new_width) == (height, width):
@@ -37,4 +37,5 @@ def resize(batch: Batch, factor: float, stride: int) -> Batch:
     boxes = batch.boxes.clone()
     boxes[..., 0::2] *= new_width / width
     boxes[..., 1::2] *= new_height / height
-    return replace(batch, images=images.round_().to(torch.uint8, memory_format=torch.channels_last), boxes=boxes)
+    images = images.round_().to(batch.images.dtype, memory_format=torch.channels_last)
+    return replace(batch, images=images, boxes=boxes)
