@@ -18,7 +18,19 @@ from yoloyard.storage.fetch import local_weights
 
 log = logging.getLogger(__name__)
 
-SHOWN_METADATA = ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "showing", "versions", "file")
+SHOWN_METADATA = (
+    "model",
+    "names",
+    "imgsz",
+    "tile",
+    "epoch",
+    "metrics",
+    "licence",
+    "evaluation",
+    "showing",
+    "versions",
+    "file",
+)
 
 
 def describe(model: str) -> dict[str, Any]:

@@ -4,8 +4,8 @@ Shapes: T tiles, N boxes of all tiles, n and m boxes of two tiles. Sides are lef
 
 A side of a box is *cut* if it lies at the edge of its tile, inside the image: the object may go on there. Two boxes of
 one class, of tiles that overlap in a row or a column, are one object iff they agree at every side, or the one that ends
-earlier is cut there. Chains of such pairs make an object that is larger than a tile; each side of the result comes from
-boxes in which it isn't cut. A tile finds an object once, so two boxes of a tile never become one.
+earlier is cut there. Chains of such pairs make an object that is larger than a tile; each of its sides is the mean of
+those that aren't cut. A tile finds an object once, so two boxes of a tile never become one.
 
 Without overlap nothing shows that two halves belong together: then nothing is joined.
 """
@@ -37,10 +37,11 @@ def merge_seams(detections: Sequence[Detections], tiles: np.ndarray, iou: float,
     cut = (boxes <= edges[owners] + CUT_PIXELS) & (edges > edges.min(axis=0))[owners]
     objects = _joined(_pairs(boxes, cut, labels.numpy(), owners, tiles), owners)
 
-    outermost, known = np.full((2, len(boxes), 4), np.inf)
+    outermost, total, whole = np.full_like(boxes, np.inf), np.zeros_like(boxes), np.zeros_like(boxes)
     np.minimum.at(outermost, objects, boxes)
-    np.minimum.at(known, objects, np.where(cut, np.inf, boxes))
-    extents = torch.from_numpy(np.where(np.isinf(known), outermost, known) * INWARDS).float()
+    np.add.at(total, objects, np.where(cut, 0, boxes))
+    np.add.at(whole, objects, ~cut)
+    extents = torch.from_numpy(np.where(whole, total / np.maximum(whole, 1), outermost) * INWARDS).float()
     first = torch.from_numpy(np.flatnonzero(objects == np.arange(len(boxes))))
     best = torch.zeros_like(scores).scatter_reduce(0, torch.from_numpy(objects), scores, "amax")
     parts = extents[first], best[first], labels[first]
@@ -72,6 +73,8 @@ def _pairs(
     tolerance = SIDE_PIXELS + SIDE_SHARE * -np.tile(boxes[:, :2] + boxes[:, 2:], 2)
     pairs: list[tuple[float, int, int]] = []
     for pair in _neighbours(tiles):
+        if not np.diff(ends)[pair].all():
+            continue
         low, high = tiles[pair, :2].max(axis=0) - CUT_PIXELS, tiles[pair, 2:].min(axis=0) + CUT_PIXELS
         rows, columns = (
             ends[tile] + np.flatnonzero(((mine[:, :2] <= high) & (-mine[:, 2:] >= low)).all(axis=1))

@@ -35,6 +35,8 @@ def write_client(job: Job, files: Mapping[str, Path]) -> None:
         "outputs": job.facts.output_names,
         **{name: facts[name] for name in ("layout", "colours", "input_range", "letterbox", "shape")},
         "imgsz": job.imgsz,
+        # what an input is a part of: tiles of this size, overlapping by this share; null: whole images
+        "tile": job.metadata.get("tile"),
         "multiple": max(job.facts.strides),
         "fill": BACKGROUND,
         "interpolation": "bilinear",

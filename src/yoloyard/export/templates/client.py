@@ -62,6 +62,8 @@ def main(file: str, *paths: str) -> None:
     import onnxruntime
 
     facts = json.loads(Path(__file__).with_name("preprocess.json").read_text(encoding="utf-8"))
+    if facts["tile"]:
+        sys.exit(f"{file} takes tiles of images, which this program doesn't cut and merge: use yoloyard.load")
     limits = facts["suppression"]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     rows = []
