@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from yoloyard.common.device import images_at_once
+from yoloyard.common.image_size import ImageSize
 
 GIGABYTE = 2**30
 
 
-@pytest.mark.parametrize(("imgsz", "count"), [(320, 8), (640, 2), (1280, 1), (1920, 1), (32, 800)])
-def test_a_cpu_gets_as_many_pixels_at_any_size(imgsz: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("imgsz", "count"), [(320, 8), (640, 2), (1280, 1), (1920, 1), (32, 800), ((160, 640), 8), ((2048, 512), 1)]
+)
+def test_a_cpu_gets_as_many_pixels_at_any_size(imgsz: ImageSize, count: int) -> None:
     assert images_at_once(torch.device("cpu"), imgsz) == count
 
 

@@ -249,6 +249,8 @@ def test_the_settings_of_an_ultralytics_run_are_ours() -> None:
         ({"batch": 4.0}, "batch", 4),
         ({"imgsz": "64"}, "imgsz", 64),
         ({"imgsz": 64.0}, "imgsz", 64),
+        ({"imgsz": [640, 640]}, "imgsz", 640),
+        ({"imgsz": [512, 2048]}, "imgsz", (512, 2048)),
         ({"model": "yolo11n.pt", "pretrained": "False"}, "model", "yolo11n"),
         ({"rect": "False"}, "mosaic", 1.0),
         ({"optimizer": "SGD", "lr0": "1e-3"}, "lr0", 0.001),

@@ -58,11 +58,9 @@ def test_neither_are_those_of_settings_files_of_others(name: str, tmp_path: Path
         (["train", "--data", "x.yaml"], "--batch=0.7"),
         (["train", "--data", "x.yaml"], "--epochs=1.6"),
         (["train", "--data", "x.yaml"], "--seed=1.5"),
-        (["train", "--data", "x.yaml"], "imgsz=640.5"),
         (["val", "--weights", "x", "--data", "x"], "--batch=1.5"),
         (["val", "--weights", "x", "--data", "x"], "--workers=0.5"),
         (["predict", "--weights", "x", "x.jpg"], "--max-det=2.5"),
-        (["predict", "--weights", "x", "x.jpg"], "--imgsz=1e-3"),
         (["demo", "x"], "--seed=0.5"),
         (["up"], "--ssh-port=22.5"),
     ],
@@ -210,11 +208,21 @@ def test_a_switch_may_have_a_value(words: list[str], normal: list[str]) -> None:
     assert normal_arguments(words, app) == normal
 
 
+@pytest.mark.parametrize("value", ["640.5", "1e-3", "wide", "512,160", "512x", "16x640"])
+def test_a_size_is_a_number_or_a_height_and_a_width(value: str, yoloyard: Command) -> None:
+    code, _, err = yoloyard("predict", "--weights", "x", "x.jpg", f"--imgsz={value}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(
+        "yoloyard: 'imgsz' must be " + ("at least 32" if value == "16x640" else "a whole number or HEI")
+    )
+
+
 @pytest.mark.parametrize("words", [["--img", "64", "64"], ["--imgsz=640", "480"], ["--img-size", "64", "96"]])
 @pytest.mark.parametrize("command", ["train", "predict", "val"])
 def test_two_sizes_are_refused(command: str, words: list[str], yoloyard: Command) -> None:
     code, _, err = yoloyard(command, *words)
-    assert (code, err) == (2, f"yoloyard: --imgsz takes one number: leave out the second, {words[-1]}\n")
+    assert code == 2
+    assert err.endswith(f"HEIGHTxWIDTH as one word: --imgsz {words[-2].rpartition('=')[2]}x{words[-1]}\n")
 
 
 def test_values_as_others_say_them(yoloyard: Command) -> None:

@@ -17,7 +17,7 @@ from yoloyard.demo.write import demo_image
 from yoloyard.evaluation.seams import merge_seams
 from yoloyard.models.weights import load_model, save_weights
 
-TILE = {"size": 96, "overlap": 0.25, "visible": 0.5}
+TILE = TileSpec(96, overlap=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a network that was trained with TILE."""
     path = write_tiny_weights(tmp_path_factory.mktemp("tiled"))
     detector, metadata = load_model(path)
-    save_weights(path, detector.state_dict(), {**metadata, "tile": TILE})
+    save_weights(path, detector.state_dict(), {**metadata, "tile": TILE.as_dict()})
     return path
 
 
@@ -40,7 +40,7 @@ def same(one: Detections, other: Detections) -> bool:
 
 
 def test_an_image_is_cut_as_the_file_says_and_its_tiles_are_merged(weights: Path, image: np.ndarray) -> None:
-    whole, tiles = Model(weights, tile="off"), tile_boxes(200, 240, TileSpec(**TILE))
+    whole, tiles = Model(weights, tile="off"), tile_boxes(200, 240, TILE)
     assert len(tiles) == 9
     found = [whole(image[top:bottom, left:right]) for left, top, right, bottom in tiles.tolist()]
     for each, (left, top, *_) in zip(found, tiles.tolist(), strict=True):
@@ -58,9 +58,9 @@ def test_tile_and_overlap_take_the_place_of_those_of_the_file(weights: Path, ima
 
 
 def test_an_exported_file_is_used_by_tiles_of_its_one_shape(tmp_path: Path, image: np.ndarray) -> None:
-    text = json.dumps({**json.loads(document(shape=(64, 64), max_batch=2)), "tile": {**TILE, "size": 64}})
+    text = json.dumps({**json.loads(document(shape=(64, 64), max_batch=2)), "tile": {"size": 64, "overlap": 0.25}})
     tiled, found = Model(write_onnx(tmp_path / "tiled.onnx", text, ("batch", 3, 64, 64))), []
-    tiles = tile_boxes(*image.shape[:2], TileSpec(64, 0.25))
+    tiles = tile_boxes(200, 240, TileSpec(64, 0.25))
     once = Model(write_onnx(tmp_path / "once.onnx", document(shape=(64, 64)), ("batch", 3, 64, 64)))
     for left, top, right, bottom in tiles.tolist():
         part = once(image[top:bottom, left:right])

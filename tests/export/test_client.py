@@ -26,10 +26,12 @@ from yoloyard.runtimes.metadata import FileFacts
 SHAPE = (64, 64)
 
 
-def patches(folder: Path, shape: tuple[int, int] | None, needs_suppression: bool = True) -> Path:
+def patches(
+    folder: Path, shape: tuple[int, int] | None, needs_suppression: bool = True, imgsz: int | list[int] = 64
+) -> Path:
     """An export of a network of one convolution, made in no time."""
-    text = document(shape=shape, needs_suppression=needs_suppression)
-    metadata = json.loads(text)
+    metadata = {**json.loads(document(shape=shape, needs_suppression=needs_suppression)), "imgsz": imgsz}
+    text = json.dumps(metadata)
     facts = FileFacts(**metadata.pop("file"))
     metadata["licence"] = "Apache-2.0"
     job = Job(ExportConfig(), Path("best.safetensors"), Tiny(2), metadata, facts, folder)
@@ -83,12 +85,16 @@ def compared_with_predict(folder: Path, images: list[Path]) -> set[int]:
     return {row["label"] for row in expected}
 
 
-@pytest.mark.parametrize("shape", [SHAPE, None], ids=["static", "dynamic"])
+@pytest.mark.parametrize(("shape", "imgsz"), [(SHAPE, 64), (None, 64), ((64, 96), [64, 96]), (None, [64, 160])])
 def test_it_finds_the_boxes_that_predict_finds(
-    shape: tuple[int, int] | None, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int] | None,
+    imgsz: int | list[int],
+    images: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert compared_with_predict(patches(tmp_path, shape), images)
+    assert compared_with_predict(patches(tmp_path, shape, imgsz=imgsz), images)
 
 
 def test_it_suppresses_nothing_where_the_network_finds_each_object_once(

@@ -104,6 +104,8 @@ def test_without_tensorrt_the_folder_has_the_file_and_a_command_for_each_version
 def test_a_file_of_any_size_is_for_shapes_from_one_stride_to_the_size_of_the_training(tmp_path: Path) -> None:
     readme = (written(tmp_path, None) / "README.md").read_text(encoding="utf-8")
     assert "--minShapes=images:1x3x32x32 --optShapes=images:1x3x96x96 --maxShapes=images:8x3x96x96" in readme
+    wide = tensorrt.write(job_in(tmp_path, None, imgsz="60x150"), tmp_path / "best.onnx")
+    assert "--maxShapes=images:8x3x64x160" in (wide / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("version", "flags"), [("10.3.0", 1 << 1), ("11.4.0.106", 0)])

@@ -165,6 +165,11 @@ def test_a_job_without_a_name_has_that_of_its_file_or_folder(folder: str, file: 
     assert job_of(tmp_path / folder, "train: {data: a}", file).name == name
 
 
+@pytest.mark.parametrize("train", ["--data a --imgsz 512x2048", "{data: a, imgsz: [512, 2048]}"])
+def test_a_height_and_a_width_stand_as_json_keeps_them(train: str, tmp_path: Path) -> None:
+    assert job_of(tmp_path, f"train: {train}").train["imgsz"] == "512x2048"
+
+
 def test_a_settings_file_is_read_and_what_stands_beside_it_wins(tmp_path: Path) -> None:
     (tmp_path / "args.yaml").write_text("epochs: 7\nimgsz: 320\n", encoding="utf-8")
     job = job_of(tmp_path, "train: --config args.yaml --data a.yaml --epochs 9")

@@ -11,6 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from memory import LiveBytes
 from yoloyard.common.boxes import complete_iou, cxcywh_to_xyxy
+from yoloyard.config.settings import TrainConfig
+from yoloyard.losses import build_criterion
 from yoloyard.losses.anchor_based import AnchorBasedLoss
 from yoloyard.models import registry
 from yoloyard.models.yolov5 import P5_ANCHORS, P6_ANCHORS
@@ -191,3 +193,11 @@ def test_the_norms_follow_from_the_labels_alone(classes: int) -> None:
     for name, (_, norms) in expected.items():
         assert torch.equal(found[name], norms), name
     assert found["box"].sum() > 0
+
+
+def test_the_gain_of_objectness_follows_the_area() -> None:
+    head = registry.build("yolov5n", num_classes=3).head
+    gains = {size: build_criterion(head, TrainConfig(imgsz=size))[1] for size in (640, (320, 1280), (640, 1280), 960)}
+    assert gains[320, 1280] == gains[640]
+    assert gains[640, 1280] == pytest.approx(gains[640] | {"obj": 2 * gains[640]["obj"]})
+    assert gains[960]["obj"] == pytest.approx(1.5**2 * gains[640]["obj"])

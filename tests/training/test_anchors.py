@@ -79,6 +79,13 @@ def test_sizes_are_those_of_training(said: list[str]) -> None:
     assert "medium" not in said[0]
 
 
+def test_boxes_are_those_of_images_that_just_fit_into_a_height_and_a_width(said: list[str]) -> None:
+    """Images of 2560 x 1280 at 160 x 2560 are an eighth as large."""
+    fit_anchors(head_of(), index_of([np.full((3, 2), 480.0)], (1280, 2560)), (160, 2560), 4.0, 0)
+    assert "medium 100.0%" in said[0]
+    assert "large" not in said[0]
+
+
 def test_evolution_improves_on_what_it_starts_from() -> None:
     random = np.random.default_rng(1)
     boxes = random.lognormal(3.5, 0.8, (400, 2))

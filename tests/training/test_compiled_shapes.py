@@ -48,6 +48,9 @@ def test_no_batch_of_an_epoch_is_compiled_again(setting: str, batch: int) -> Non
         ({"rect": True}, 1, (16, 3, 640, 672)),
         ({"multi_scale": True}, 4, (4, 3, 640, 672)),
         ({"rect": True, "imgsz": 64, "batch": 64}, 1, (64, 3, 96, 128)),
+        ({"imgsz": (64, 160)}, 1, (16, 3, 64, 160)),
+        ({"multi_scale": True, "imgsz": (64, 160)}, 1, (16, 3, 64, 160)),
+        ({"rect": True, "imgsz": (64, 160), "batch": 160}, 1, (160, 3, 64, 192)),
         ({"rect": True, "imgsz": 64, "batch": 96}, 1, (96, 3, 64, 128)),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
-from yoloyard.training.engine.multi_scale import draw_side, resize, vary_size
+from yoloyard.training.engine.multi_scale import draw_side, largest_size, resize, vary_size
 
 
 def batch_with_a_square(height: int = 64, width: int = 64) -> Batch:
@@ -60,3 +60,12 @@ def test_only_on_request_and_without_a_look_at_the_device() -> None:
     assert {vary_size(batch, asked, 32, 0, number).images.shape[2] for number in range(20)} == {32, 64, 96}
     on_meta = dataclasses.replace(batch, images=batch.images.to("meta"), boxes=batch.boxes.to("meta"))
     assert resize(on_meta, 0.5, 32).images.shape == (2, 3, 32, 32)
+
+
+def test_a_height_and_a_width_keep_their_ratio_up_to_the_stride() -> None:
+    asked, batch = TrainConfig(imgsz=(64, 160), multi_scale=True), batch_with_a_square(64, 160)
+    drawn = {tuple(vary_size(batch, asked, 32, 0, number).images.shape[2:]) for number in range(60)}
+    assert drawn == {(64, 96), (64, 128), (64, 160), (96, 192), (96, 224)}
+    assert largest_size(asked, 32) == (96, 256)  # not below any of them
+    assert largest_size(TrainConfig(imgsz=(64, 160)), 32) == (64, 160)
+    assert largest_size(TrainConfig(imgsz=96, multi_scale=True), 32) == 160

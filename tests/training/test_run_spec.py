@@ -49,6 +49,16 @@ def test_what_is_written_is_read_again(saved: dict[str, Any]) -> None:
     assert spec.history == saved["history"]
 
 
+def test_the_size_that_a_user_gave_may_be_said_again(saved: dict[str, Any]) -> None:
+    saved["config"] |= {"imgsz": [64, 160]}
+    saved["given"] |= {"imgsz": [60, 150]}
+    spec = RunSpec.from_json(saved)
+    for size in ((60, 150), (64, 160)):
+        assert resumed(spec, {"imgsz": size}, 1, Path("runs/one"), 3).config.imgsz == (64, 160)
+    with pytest.raises(UsageError, match="can't change imgsz"):
+        resumed(spec, {"imgsz": (60, 160)}, 1, Path("runs/one"), 3)
+
+
 def test_a_model_of_the_registry_has_its_own_name(saved: dict[str, Any]) -> None:
     saved |= {"config": saved["config"] | {"model": "yolo11n"}, "model_digest": None}
     assert RunSpec.from_json(saved).model_name == "yolo11n"

@@ -44,9 +44,9 @@ def normal_arguments(argv: Sequence[str], app: cyclopts.App) -> list[str]:
         if normal and argument.lower() in SWITCH_VALUES and normal[-1] in switches:
             normal[-1] += f"={argument}"
             continue
-        is_second = " ".join(normal[-2:]).rpartition("--imgsz")[2][1:].isdecimal()
-        if is_second and argument.isdecimal() and int(argument) >= MIN_IMAGE_PIXELS:
-            raise UsageError(f"--imgsz takes one number: leave out the second, {argument}")
+        first = " ".join(normal[-2:]).rpartition("--imgsz")[2][1:]
+        if first.isdecimal() and argument.isdecimal() and int(argument) >= MIN_IMAGE_PIXELS:
+            raise UsageError(f"--imgsz takes a side, or HEIGHTxWIDTH as one word: --imgsz {first}x{argument}")
         normal.append(argument)
     pairs = itertools.pairwise([*normal, "-"])  # each with the one after it
     return [f"{one}={BARE_FLAGS[one]}" if one in BARE_FLAGS and two[:1] == "-" else one for one, two in pairs]

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import os
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,7 +41,8 @@ def takes_settings(tree: type, **spellings: str) -> Callable[[Callable[..., None
         default = "" if leaf.default in (None, "") else f" (default: {leaf.default})"
         names = [f"--{leaf.name}", f"--{spellings[leaf.name]}"] if leaf.name in spellings else None
         parameter = Parameter(name=names, help=leaf.help + default, show_default=False, show=not leaf.hidden)
-        kind: Any = Annotated[(leaf.type | Auto if leaf.auto else leaf.type) | None, parameter]
+        is_size = any(typing.get_origin(kind) is tuple for kind in typing.get_args(leaf.type))  # such as 512x2048
+        kind: Any = Annotated[(str if is_size else leaf.type | Auto if leaf.auto else leaf.type) | None, parameter]
         flags.append(inspect.Parameter(leaf.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

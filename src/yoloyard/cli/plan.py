@@ -74,12 +74,13 @@ def plan(
 
 def _show(plan: "Plan", everything: bool) -> None:
     from yoloyard.cli.runs import print_table
+    from yoloyard.common.image_size import size_text
     from yoloyard.planning.plan import CONTEXT_BYTES, MICRO_BATCHES
     from yoloyard.planning.prices import is_usable
 
     config, cost, images = plan.config, plan.cost, plan.images
     print(
-        f"{config.model} at {config.imgsz} pixels: {cost.parameters / 1e6:.1f} M parameters, a step takes "
+        f"{config.model} at {size_text(config.imgsz)} pixels: {cost.parameters / 1e6:.1f} M parameters, a step takes "
         f"{cost.flops / 1e9:.0f} GFLOPs an image (traced)"
     )
     print(

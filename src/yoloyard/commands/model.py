@@ -1,6 +1,5 @@
 """A weights file as a function of images: what `yoloyard.load` returns and `yoloyard predict` uses."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,7 +12,7 @@ import torch
 from yoloyard.commands.sources import check_kind
 from yoloyard.common.device import images_at_once
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.common.image_size import shape_of
+from yoloyard.common.image_size import of_metadata, of_shape, rounded_up, shape_of, size_text
 from yoloyard.common.nms import KEEPS_ALL
 from yoloyard.common.structures import Detections, ImageTransform
 from yoloyard.common.tiles import TileSpec, tile_boxes
@@ -63,12 +62,13 @@ class Model:
         kept = self.metadata.get("evaluation", {})
         self.settings = settings_for(config, kept) if for_figures else shown_settings(config, self.metadata)
         self.stride = max(self.network.strides)
-        self.imgsz = math.ceil((config.imgsz or self.metadata.get("imgsz", 640)) / self.stride) * self.stride
+        self.imgsz = rounded_up(config.imgsz or of_metadata(self.metadata), self.stride)
         if fixed := self.network.fixed_shape:
-            if config.imgsz and self.imgsz != max(fixed):
+            if config.imgsz and shape_of(self.imgsz) != fixed:
                 takes = f"{config.weights} takes images of {shape_text(fixed)} pixels alone"
-                raise UserError(f"{takes}: leave out --imgsz {config.imgsz}, or export with it, or with --dynamic")
-            self.imgsz = max(fixed)
+                asked = size_text(config.imgsz)
+                raise UserError(f"{takes}: leave out --imgsz {asked}, or export with it, or with --dynamic")
+            self.imgsz = of_shape(fixed)
         self.tile = TileSpec.of(self.metadata, config.tile, config.tile_overlap)
         if config.tile_overlap is not None and self.tile is None:
             raise UsageError(

@@ -15,6 +15,7 @@ from yoloyard.common.cores import Threads
 from yoloyard.common.device import choose_device, choose_precision, images_at_once, precision_text
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
+from yoloyard.common.image_size import of_metadata, say_rounded, size_text
 from yoloyard.common.structures import Detections
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import with_overrides
@@ -94,9 +95,8 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     device, precision, fixed_shape = network.device, network.precision, network.fixed_shape
     spec = read_data_yaml(config.data)
     index, order = index_for(network, spec, config.weights, config.split)
-    wanted = config.imgsz or metadata.get("imgsz", 640)
-    if model.imgsz != wanted and not fixed_shape:
-        log.info(f"imgsz {wanted} is not a multiple of the stride {model.stride}: {model.imgsz} is used")
+    if not fixed_shape:
+        say_rounded(config.imgsz or of_metadata(metadata), model.imgsz, model.stride)
     reuse_memory(precision)
     could_be = choose_precision(device, amp=isinstance(network, Network) and config.amp is None).name
     if (precision.name, could_be) == ("float32", "bfloat16"):
@@ -129,7 +129,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
             "Weights": config.weights,
             "Model": metadata.get("model", "unknown"),
             "Data": f"{spec.path}, {config.split}, {len(index):,} images",
-            "Image size": f"{model.imgsz} pixels",
+            "Image size": f"{size_text(model.imgsz)} pixels",
             "NMS": f"score above {settings.conf}, {overlap}, at most {settings.max_det} boxes",
             "Device": f"{device}, {precision_text(precision, device)}",
             "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),

@@ -1,6 +1,7 @@
 """Where the work is done and in which precision: decided once, from the configuration and what the hardware has."""
 
 import gc
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 
 from yoloyard.common.errors import UsageError
+from yoloyard.common.image_size import ImageSize, shape_of
 
 CPU_PIXELS = 2 * 640**2  # of images that a network gets at once: more are no faster, on two cores, and need more memory
 GPU_BYTES = 1024  # for a pixel of an image: the maps of the largest networks take 468 in float32
@@ -169,12 +171,13 @@ def release_memory(device: torch.device) -> None:
         empty_cache()
 
 
-def images_at_once(device: torch.device, imgsz: int) -> int | None:
-    """How many images of `imgsz` pixels a network that predicts gets together; None: as many as there are.
+def images_at_once(device: torch.device, imgsz: ImageSize) -> int | None:
+    """How many images of size `imgsz` a network that predicts gets together; None: as many as there are.
 
     Few on a CPU, on a GPU what half of its free memory holds. An image's figures don't depend on it.
     """
+    pixels = math.prod(shape_of(imgsz))
     if device.type == "cpu":
-        return max(1, CPU_PIXELS // imgsz**2)
+        return max(1, CPU_PIXELS // pixels)
     free = free_bytes(device)
-    return None if free is None else max(1, free // (2 * GPU_BYTES * imgsz**2))
+    return None if free is None else max(1, free // (2 * GPU_BYTES * pixels))

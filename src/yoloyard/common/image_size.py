@@ -1,7 +1,12 @@
 """The size that images are fitted into: one number of pixels for a square, or a height and a width."""
 
+import logging
 import math
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+log = logging.getLogger(__name__)
 
 ImageSize = int | tuple[int, int]  # a square's side, or (height, width), in pixels
 
@@ -11,10 +16,21 @@ def shape_of(imgsz: ImageSize) -> tuple[int, int]:
     return (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
 
 
+def of_shape(shape: Sequence[int]) -> ImageSize:
+    """The ImageSize of a height and a width in pixels."""
+    height, width = shape
+    return height if height == width else (height, width)
+
+
+def of_metadata(metadata: Mapping[str, Any]) -> ImageSize:
+    """The size that a weights file with this metadata is for: JSON has a list for a height and a width."""
+    imgsz: ImageSize = parse_size(metadata.get("imgsz", 640))
+    return imgsz
+
+
 def rounded_up(imgsz: ImageSize, multiple: int) -> ImageSize:
     """Both sides rounded up to a multiple, such as the largest stride."""
-    height, width = (math.ceil(side / multiple) * multiple for side in shape_of(imgsz))
-    return height if height == width else (height, width)
+    return of_shape([math.ceil(side / multiple) * multiple for side in shape_of(imgsz)])
 
 
 def size_text(imgsz: ImageSize) -> str:
@@ -22,11 +38,16 @@ def size_text(imgsz: ImageSize) -> str:
     return str(imgsz) if isinstance(imgsz, int) else "{}x{}".format(*imgsz)
 
 
-def parse_size(value: object) -> object:
+def parse_size(value: Any) -> Any:
     """The ImageSize that a text such as `512x2048` or a list of two whole numbers says; any other value as it is."""
     if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", value)):
         value = tuple(map(int, match.groups()))
     if isinstance(value, list | tuple) and len(value) == 2 and all(type(side) is int for side in value):
-        height, width = value
-        return height if height == width else (height, width)
+        return of_shape(value)
     return value
+
+
+def say_rounded(wanted: ImageSize, used: ImageSize, stride: int) -> None:
+    """A line where the size that is used isn't the one that was wanted."""
+    if used != wanted:
+        log.info(f"imgsz {size_text(wanted)} is not a multiple of the stride {stride}: {size_text(used)} is used")

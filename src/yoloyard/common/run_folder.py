@@ -101,6 +101,8 @@ def read_run(folder: Path, is_copy: bool = False) -> RunFolder:
         else:
             problems.append(f"metrics.jsonl:{number} is no line of figures")
     settings = _read(folder / "config.yaml", read_yaml, problems)
+    # heights and widths as flags say them
+    settings |= {name: "x".join(map(str, value)) for name, value in settings.items() if isinstance(value, list)}
     state, reason = _state_of(folder, status, is_copy)
 
     epochs = status.get("epochs") or settings.get("epochs")

@@ -109,8 +109,8 @@ def _complaint(name: str, value: Any) -> str | None:
         return f"there are {', '.join(OPTIMIZERS)}"
     if name == "device" and "-1" in re.findall(r"[^\s,'\"()\[\]]+", str(value)):
         return "an idle GPU that is found automatically; say which, such as 0"
-    if name == "imgsz" and isinstance(value, list):
-        return "one number only"
+    if name == "imgsz" and isinstance(value, list) and len(value) != 2:
+        return "one number, or height and width"
     if name == "freeze" and isinstance(value, list) and len(value) > 1 and value != list(range(len(value))):
         return "the first N layers only"
     return None

@@ -305,7 +305,7 @@ class ExportConfig:
     imgsz: int | tuple[int, int] | None = setting(
         None, "image size in pixels, or HEIGHTxWIDTH; default: as in the weights file", 32
     )
-    dynamic: bool = setting(False, "any height and width that are multiples of the stride (default: one square)")
+    dynamic: bool = setting(False, "any height and width that are multiples of the stride (default: one size)")
     half: bool = setting(False, "float16 weights")
     int8: bool = setting(False, "8-bit weights and activations; needs --data")
     data: str | None = setting(

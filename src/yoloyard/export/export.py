@@ -10,12 +10,13 @@ from typing import Any
 from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import RUN_MARK, new_run_folder
+from yoloyard.common.image_size import say_rounded, shape_of
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import unknown_name
 from yoloyard.config.settings import ExportConfig, ModelConfig
 from yoloyard.export import int8, onnx_file, openvino_file, programs, tensorrt, triton
 from yoloyard.export.end_nodes import end_nodes
-from yoloyard.export.job import Job, image_side
+from yoloyard.export.job import Job, image_size
 from yoloyard.export.parity import Parity, compare
 from yoloyard.export.preprocess import limits_of, write_client
 from yoloyard.models.detector import Detector
@@ -90,8 +91,7 @@ def export(config: ExportConfig) -> Exported:
 def _exported(job: Job, targets: Sequence[str]) -> Exported:
     """Write all files and compare them."""
     config, facts, folder = job.config, job.facts, job.folder
-    if config.imgsz and job.imgsz != config.imgsz:
-        log.info(f"imgsz {config.imgsz} is not a multiple of the stride {max(facts.strides)}: {job.imgsz} is used")
+    say_rounded(config.imgsz or job.imgsz, job.imgsz, max(facts.strides))
     _ = job.labelled  # data that don't fit are refused now, not after minutes of calibration
     files = {}
     for target in targets:
@@ -165,14 +165,13 @@ def _keep_path(
 
 
 def _facts(config: ExportConfig, weights: Path, detector: Detector, metadata: Mapping[str, Any]) -> FileFacts:
-    side = image_side(config, detector, metadata)
     needed = detector.head.needs_suppression
     given = ModelConfig(conf=config.conf, iou=config.iou, max_det=config.max_det)
     return FileFacts(
         outputs=config.outputs,
         names=metadata.get("names") or [str(number) for number in range(detector.num_classes)],
         strides=detector.strides,
-        shape=None if config.dynamic else (side, side),
+        shape=None if config.dynamic else shape_of(image_size(config, detector, metadata)),
         max_batch=None,
         precision="float32",
         weights_sha256=file_sha256(weights),

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 
 from yoloyard.commands.val import index_for
 from yoloyard.common.device import Precision
+from yoloyard.common.image_size import ImageSize, of_metadata
 from yoloyard.common.lineage import longer_history
 from yoloyard.config.settings import ExportConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
@@ -24,9 +25,9 @@ from yoloyard.runtimes.network import Network
 OF_TRAINING = ("classes", "single_cls")  # settings that say which classes of the data the weights know
 
 
-def image_side(config: ExportConfig, detector: Detector, metadata: Mapping[str, Any]) -> int:
-    """Side in pixels of the square that an image is fitted into: a multiple of the largest stride."""
-    return detector.input_size(config.imgsz or metadata.get("imgsz", 640))
+def image_size(config: ExportConfig, detector: Detector, metadata: Mapping[str, Any]) -> ImageSize:
+    """The size that an image is fitted into: multiples of the largest stride."""
+    return detector.input_size(config.imgsz or of_metadata(metadata))
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Job:
         return "float16" if self.config.half else "float32"
 
     @property
-    def imgsz(self) -> int:
-        """What `image_side` gives."""
-        return image_side(self.config, self.detector, self.metadata)
+    def imgsz(self) -> ImageSize:
+        """What `image_size` gives."""
+        return image_size(self.config, self.detector, self.metadata)
 
     @cached_property
     def reference(self) -> Network:

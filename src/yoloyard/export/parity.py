@@ -18,9 +18,12 @@ from yoloyard.commands.val import DEFAULT_BATCH
 from yoloyard.common.cores import processor, usable_cores
 from yoloyard.common.device import images_at_once
 from yoloyard.common.files import write_whole_text
+from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.common.structures import Batch, Detections, Sample
+from yoloyard.common.tiles import TileSpec
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import ModelConfig
+from yoloyard.data.index.tiled import tiled
 from yoloyard.data.loading.batches import collate
 from yoloyard.data.loading.loader import make_val_loader
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
@@ -65,18 +68,22 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     """
     inside = job.facts.suppression
     settings = settings_for(ModelConfig(), {**job.metadata.get("evaluation", {}), **(inside or {})})
-    side, stride = job.imgsz, max(job.facts.strides)
+    imgsz, stride = job.imgsz, max(job.facts.strides)
+    fixed = shape_of(imgsz) if job.facts.shape else None
     batches: Iterable[Batch] = ()
+    tiling = None
     if job.labelled:
         index, order = job.labelled
-        at_once, fixed = images_at_once(job.reference.device, side), (side, side) if job.facts.shape else None
-        batches = make_val_loader(index, side, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
+        at_once = images_at_once(job.reference.device, imgsz)
+        tiles = tiled(index, TileSpec.of(job.metadata))
+        tiling = tiles.tiling
+        batches = make_val_loader(tiles, imgsz, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
     else:
-        batches = [_drawing(number, job, side, stride) for number in range(DRAWINGS)]
+        batches = [_drawing(number, fixed, imgsz, stride) for number in range(DRAWINGS)]
 
     def measured(network: Any) -> tuple[dict[int, Detections], dict[str, Any]]:
         """Detections and, with labels, their figures."""
-        found = predict_all(network, batches, settings, multi_label=inside is None)
+        found = predict_all(network, batches, settings, multi_label=inside is None, tiling=tiling)
         if not job.labelled:
             return found, {}
         named = {image: replace(each, labels=torch.tensor(order)[each.labels]) for image, each in found.items()}
@@ -183,12 +190,11 @@ def judge(row: Mapping[str, Any], expected: Mapping[str, Any], job: Job) -> list
     ]
 
 
-def _drawing(number: int, job: Job, side: int, stride: int) -> Batch:
+def _drawing(number: int, fixed: tuple[int, int] | None, imgsz: ImageSize, stride: int) -> Batch:
     """An image of the demo, whole or cut to another shape, letterboxed as `predict` does it."""
     image = demo_image(0, "val", number).pixels
     image = image[: len(image) * (4 - number % 4) // 4]
-    shape = (side, side) if job.facts.shape else minimal_shape(image.shape[0], image.shape[1], side, stride)
-    boxed, transform = letterbox(image, shape)
+    boxed, transform = letterbox(image, fixed or minimal_shape(image.shape[0], image.shape[1], imgsz, stride))
     no_boxes = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
     return collate([Sample(boxed, *no_boxes, number, transform)], [1])
 

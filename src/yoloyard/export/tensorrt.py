@@ -14,6 +14,7 @@ from typing import Any
 from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import link_or_copy, write_whole, write_whole_folder, write_whole_text
+from yoloyard.common.image_size import shape_of
 from yoloyard.export.job import Job
 from yoloyard.runtimes.engine import SIDECAR, SUFFIX, facts_here
 from yoloyard.runtimes.metadata import INPUT
@@ -47,7 +48,7 @@ def write(job: Job, onnx_file: Path) -> Path:
     """
     precision = "int8" if job.config.int8 else job.precision
     folder, engine = job.path(".tensorrt", precision), job.path(SUFFIX, precision).name
-    least, most = (job.facts.shape or (side, side) for side in (max(job.facts.strides), job.imgsz))
+    least, most = (job.facts.shape or shape_of(size) for size in (max(job.facts.strides), job.imgsz))
     # by trtexec's names: the smallest, the usual and the largest batch
     profile = {"min": (1, 3, *least), "opt": (USUAL_BATCH, 3, *most), "max": (MAX_BATCH, 3, *most)}
     flags = " ".join(f"--{key}Shapes={INPUT}:{'x'.join(map(str, sizes))}" for key, sizes in profile.items())

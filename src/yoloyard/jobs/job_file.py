@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from yoloyard.common.errors import UsageError
+from yoloyard.common.image_size import size_text
 from yoloyard.config.foreign import translated_overrides
 from yoloyard.config.overrides import (
     checked_overrides,
@@ -296,6 +297,8 @@ class _File:
 
     def setting(self, name: str, value: Any) -> Any:
         leaf = settings_of(TrainConfig)[name]
+        if isinstance(value, tuple):  # JSON, which notes of launches are, has none
+            return size_text(value)
         if not leaf.is_path or not isinstance(value, str) or is_address(value):
             return value
         file = value.partition(":")[0]

@@ -6,6 +6,7 @@ anchor: each box may be learned in five cells, its own and those to the left, ab
 Source: YOLOv5 7.0 (2022); Zheng et al. (AAAI 2020) for CIoU.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from yoloyard.common.boxes import complete_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
+from yoloyard.common.image_size import shape_of
 from yoloyard.config.settings import TrainConfig
 
 THREE_LEVELS = (4.0, 1.0, 0.4)  # weights of the levels' objectness
@@ -125,7 +127,8 @@ def build(
     return criterion, {
         "box": loss.box * levels,
         "cls": loss.cls * levels * head.num_classes / 80,
-        "obj": loss.obj * levels * (config.imgsz / 640) ** 2,
+        # by the area: the loss is a mean over cells, of which a box has a few in an image of any size
+        "obj": loss.obj * levels * math.prod(side / 640 for side in shape_of(config.imgsz)),
     }
 
 

@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from yoloyard.common.image_size import ImageSize, rounded_up
 from yoloyard.models.blocks import Conv, is_plain
 from yoloyard.models.heads import Found, Head
 from yoloyard.models.rep_blocks import RepConv
@@ -45,9 +46,9 @@ class Detector(nn.Module):
         """The blocks that `--freeze N` counts: a family's in their published order, None for those without weights."""
         return list(self.children())
 
-    def input_size(self, imgsz: int) -> int:
-        """`imgsz` pixels rounded up to a multiple of the largest stride."""
-        return math.ceil(imgsz / max(self.strides)) * max(self.strides)
+    def input_size(self, imgsz: ImageSize) -> ImageSize:
+        """`imgsz` with both sides rounded up to a multiple of the largest stride."""
+        return rounded_up(imgsz, max(self.strides))
 
     def decode(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Raw maps to boxes (B, P, 4), xyxy in input pixels, not clipped, and scores (B, P, C) in 0 .. 1."""

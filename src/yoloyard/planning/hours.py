@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from yoloyard.common.image_size import shape_of
 from yoloyard.config.settings import TrainConfig
 from yoloyard.planning.figures import Estimate, Gpu, Precision, StepCost
 
@@ -97,7 +98,8 @@ def seconds_of(
 
     is_decoded_once = config.cache is not None or images.train <= KEPT_IMAGES
     decoded = images.pixels * table["decode"]
-    sample = by.loader * (config.imgsz**2 * table["augment"] + decoded / (config.epochs if is_decoded_once else 1))
+    augmented = math.prod(shape_of(config.imgsz)) * table["augment"]
+    sample = by.loader * (augmented + decoded / (config.epochs if is_decoded_once else 1))
     most = 0 if is_cpu(gpu) else min(config.workers, max(1, cores // count))
     processes = 2 ** int(math.log2(most)) if most else 0  # of each device, as a run chooses them
     loader = share * sample / max(1, processes)

@@ -35,7 +35,7 @@ from yoloyard.planning.figures import Precision, StepCost
 from yoloyard.training.engine.checkpointing import checkpoint_activations
 from yoloyard.training.engine.engine import Engine
 from yoloyard.training.engine.measures import LABELS_PERIOD, Parts
-from yoloyard.training.engine.multi_scale import LARGEST
+from yoloyard.training.engine.multi_scale import largest_size
 from yoloyard.training.setup.batch_size import noise
 from yoloyard.training.setup.starting_point import build_detector, freeze, set_training_mode, starting_point
 from yoloyard.training.strategies.alone import Strategy
@@ -144,7 +144,7 @@ class _Traced:
 
     def __init__(self, detector: Detector, config: TrainConfig, on_cpu: bool, boxes: int, waits: bool) -> None:
         self.detector, self.on_cpu, self.boxes, self.waits = detector, on_cpu, boxes, waits
-        self.side = detector.input_size(int(config.imgsz * (LARGEST if config.multi_scale else 1)))
+        self.imgsz = largest_size(config, max(detector.strides))
         optimizer = "AdamW" if config.optimization.optimizer == "auto" else config.optimization.optimizer
         optimization = dataclasses.replace(config.optimization, optimizer=optimizer, nbs=1 + waits, warmup_epochs=0)
         config = dataclasses.replace(config, batch=1, multi_scale=False, optimization=optimization)
@@ -214,7 +214,7 @@ class _Traced:
     def _batch(self, images: int) -> Batch:
         """A batch without content."""
         with _disable_current_modes():
-            self.batch = noise(images, self.side, self.boxes, self.detector.num_classes)
+            self.batch = noise(images, self.imgsz, self.boxes, self.detector.num_classes)
         pixels, boxes, labels = map(torch.empty_like, (self.batch.images, self.batch.boxes, self.batch.labels))
         return dataclasses.replace(self.batch, images=pixels, boxes=boxes, labels=labels)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from starlette.exceptions import HTTPException
 
+from yoloyard.common.image_size import shape_of, size_text
 from yoloyard.runtimes.metadata import INPUT
 from yoloyard.serving.served import Served
 
@@ -44,7 +45,7 @@ def description(served: Served) -> dict[str, Any]:
 
 def most_bytes(served: Served) -> int:
     """Of a request to this model: its largest batch as binary tensor."""
-    return served.max_batch * 3 * served.model.imgsz**2 * FLOAT_BYTES + JSON_BYTES
+    return served.max_batch * 3 * math.prod(shape_of(served.model.imgsz)) * FLOAT_BYTES + JSON_BYTES
 
 
 def read(body: bytes, length: str | None, served: Served) -> Asked:
@@ -108,8 +109,9 @@ def _shape(shape: Any, served: Served) -> list[int]:
     _check(shape[0] <= served.max_batch, f"a batch of {shape[0]} is too large: {served.max_batch} is the most")
     if fixed:
         _check(tuple(shape[2:]) == tuple(fixed), f"height and width must be {fixed[0]} and {fixed[1]}")
-    sides = "height and width must be multiples of"
-    _check(all(side % stride == 0 and side <= most for side in shape[2:]), f"{sides} {stride}, at most {most}")
+    sides = f"height and width must be multiples of {stride}, at most {size_text(most)}"
+    limits = zip(shape[2:], shape_of(most), strict=True)
+    _check(all(side % stride == 0 and side <= limit for side, limit in limits), sides)
     return list(shape)
 
 

@@ -49,4 +49,5 @@ class RunSpec:
         """What `to_json` gave, or the state.json of format 2. Raises UsageError for a setting that is unknown here."""
         values = {field.name: saved[field.name] for field in fields(cls) if field.name in saved}
         config = with_overrides(TrainConfig(), saved["config"])
-        return cls(**values | {"config": config, "names": tuple(saved["names"])})
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in saved["given"].items()}
+        return cls(**values | {"config": config, "given": given, "names": tuple(saved["names"])})

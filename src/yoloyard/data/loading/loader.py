@@ -186,8 +186,8 @@ def make_val_loader(
     Images of similar shapes come together, in batches that are as small as they can be; `batch` decides the shapes,
     unless all have one `fixed_shape` (H, W), the size of `imgsz`. Tiles have that shape, and those of an image come
     together, in one rank. A batch of more than `at_once` images (equal in all ranks) comes in parts of that size, which
-    keep its shape, so that neither parts nor ranks change the figures. `image_ids` are positions in the index; `transforms` lead from the
-    batch's pixels to those of the original image.
+    keep its shape, so that neither parts nor ranks change the figures. `image_ids` are positions in the index;
+    `transforms` lead from the batch's pixels to those of the original image.
     """
     part = min(batch, at_once or batch)
     requests: list[ValRequest]

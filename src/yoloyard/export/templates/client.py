@@ -23,7 +23,9 @@ def read(path: str) -> np.ndarray:
     return image[..., ::-1]
 
 
-def letterbox(image: np.ndarray, imgsz: int, shape: list[int] | None, multiple: int) -> tuple[np.ndarray, ...]:
+def letterbox(
+    image: np.ndarray, imgsz: int | list[int], shape: list[int] | None, multiple: int
+) -> tuple[np.ndarray, ...]:
     """The input, float32 (1, 3, H, W), and the scale and padding, x and y, that lead to its pixels."""
     size = np.array(image.shape[:2])
     new = np.maximum(1, np.round(size * min(imgsz / size)).astype(int))

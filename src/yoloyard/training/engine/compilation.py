@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from yoloyard.common.device import Precision, same_random_numbers
 from yoloyard.common.errors import memory_line
+from yoloyard.common.image_size import shape_of
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
 
@@ -28,10 +29,11 @@ def shapes_vary(config: TrainConfig) -> bool:
 
 def shape_to_try(config: TrainConfig, processes: int, stride: int) -> Shape:
     """The (B, 3, H, W) of one process's batches; where they vary, a rectangle, whose numbers are all different."""
-    images = config.batch // processes
-    if not shapes_vary(config):
-        return images, 3, config.imgsz, config.imgsz
-    height, width, *_ = (side for side in range(config.imgsz, config.imgsz + 3 * stride, stride) if side != images)
+    images, (height, width) = config.batch // processes, shape_of(config.imgsz)
+    while shapes_vary(config) and height == images:
+        height += stride
+    while shapes_vary(config) and width in (images, height):
+        width += stride
     return images, 3, height, width
 
 

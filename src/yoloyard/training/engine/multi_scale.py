@@ -7,14 +7,21 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from yoloyard.common.image_size import ImageSize, of_shape, rounded_up, shape_of
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 
 SMALLEST, LARGEST = 0.5, 1.5  # times imgsz
 
 
+def largest_size(config: TrainConfig, stride: int) -> ImageSize:
+    """The size of the largest batches of a run."""
+    factor = LARGEST if config.multi_scale else 1
+    return rounded_up(of_shape([int(side * factor) for side in shape_of(config.imgsz)]), stride)
+
+
 def draw_side(imgsz: int, stride: int, seed: int, epoch: int, number: int) -> int:
-    """The side in pixels for batch `number`, the same on all ranks. Source: the multi-scale training of YOLOv5 7.0."""
+    """The longer side in pixels for batch `number`, the same on all ranks. Source: YOLOv5 7.0, multi-scale training."""
     low, high = math.ceil(SMALLEST * imgsz / stride), math.floor(LARGEST * imgsz / stride)
     return stride * int(np.random.default_rng([seed, epoch, 2, number]).integers(low, high + 1))
 
@@ -23,8 +30,9 @@ def vary_size(batch: Batch, config: TrainConfig, stride: int, epoch: int, number
     """The batch resized (bilinear) as drawn for it, boxes with it; the batch itself without `multi_scale`."""
     if not config.multi_scale:
         return batch
-    side = draw_side(config.imgsz, stride, config.seed, epoch, number)
-    return resize(batch, side / config.imgsz, stride)
+    longer = max(shape_of(config.imgsz))
+    side = draw_side(longer, stride, config.seed, epoch, number)
+    return resize(batch, side / longer, stride)
 
 
 def resize(batch: Batch, factor: float, stride: int) -> Batch:

@@ -8,6 +8,7 @@ import numpy as np
 
 from yoloyard.common.errors import printable
 from yoloyard.common.files import write_whole_text
+from yoloyard.common.image_size import size_text
 from yoloyard.common.lineage import data_name, meaning
 from yoloyard.common.versions import versions
 from yoloyard.data.index.index import Index
@@ -31,7 +32,7 @@ def write_card(path: Path, setup: Setup, epoch: int, metrics: Metrics, other: Me
     settings = {
         "model": _safe(spec.model_name),
         "start": start,
-        "image size": f"{config.imgsz} pixels",
+        "image size": f"{size_text(config.imgsz)} pixels",
         "epochs": f"{config.epochs}, the best one is {epoch}",
         "batch": config.batch,
         "optimizer": f"{config.optimization.optimizer}, lr0 {config.optimization.lr0:g}",

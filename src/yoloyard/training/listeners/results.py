@@ -14,6 +14,7 @@ from torch import Tensor
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole_text
+from yoloyard.common.image_size import size_text
 from yoloyard.common.log import ONCE
 from yoloyard.common.structures import Detections
 from yoloyard.common.versions import versions
@@ -141,7 +142,7 @@ def write_run_report(result: Result, setup: Setup, predictions: Mapping[int, Det
         "Data": config.data,
         "Images": f"{len(setup.train_index):,} for training, {len(setup.val_index):,} for validation",
         "Epochs": f"{len(records)} of {config.epochs}, the best one {result.best_epoch}",
-        "Image size": f"{config.imgsz} pixels",
+        "Image size": f"{size_text(config.imgsz)} pixels",
         "Batch": f"{config.batch} images",
         "Optimizer": f"{config.optimization.optimizer}, lr0 {config.optimization.lr0:g}",
         "Device": f"{setup.device}, {setup.precision.name}",

@@ -9,6 +9,7 @@ import logging
 import numpy as np
 import torch
 
+from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.data.index.index import Index
 from yoloyard.models.heads import Head
 
@@ -21,18 +22,18 @@ RESTARTS, GENERATIONS = 30, 1000  # of k-means, and of the evolution
 SIZES_PIXELS = (("all", 0.0, np.inf), ("small", 0.0, 32.0), ("medium", 32.0, 96.0), ("large", 96.0, np.inf))  # COCO's
 
 
-def fit_anchors(head: Head, index: Index, imgsz: int, anchor_t: float, seed: int) -> None:
+def fit_anchors(head: Head, index: Index, imgsz: ImageSize, anchor_t: float, seed: int) -> None:
     """Give the head new anchors where fewer than 98 % of the boxes are within `anchor_t` times one; log the shares."""
     random = np.random.default_rng(seed)
-    shapes = index.sizes[:, ::-1].astype(np.float64)
-    per_image = imgsz / shapes.max(axis=1)
+    shape = np.array(shape_of(imgsz))
+    per_image = (shape / index.sizes).min(axis=1)  # that an image just fits
     trained = ~np.array(index.ignore)
-    image_of_box = np.repeat(np.arange(len(shapes)), np.diff(index.offsets))[trained]
+    image_of_box = np.repeat(np.arange(len(per_image)), np.diff(index.offsets))[trained]
     boxes = (index.boxes[:, 2:] - index.boxes[:, :2])[trained] * per_image[image_of_box, None]
     if not len(boxes):
         return
     # As the zoom of the augmentation will vary them.
-    varied = boxes * random.uniform(0.9, 1.1, len(shapes))[image_of_box, None]
+    varied = boxes * random.uniform(0.9, 1.1, len(per_image))[image_of_box, None]
     anchors = head.get_buffer("anchors")
     old = anchors.flatten(0, 1).double().cpu().numpy()
     before = recall_by_size(varied, old, anchor_t)
@@ -40,7 +41,7 @@ def fit_anchors(head: Head, index: Index, imgsz: int, anchor_t: float, seed: int
         log.info(f"anchors fit: {_line(before)} of the boxes are in their reach")
         return
     log.info(f"anchors fit only {before['all']:.1%} of the boxes: looking for better ones (--no-autoanchor: keep)")
-    new = make_anchors(boxes, len(old), imgsz, anchor_t, random)
+    new = make_anchors(boxes, len(old), shape[::-1], anchor_t, random)
     after = recall_by_size(varied, new, anchor_t)
     log.info(f"  old anchors: {_line(before)}")
     log.info(f"  new anchors: {_line(after)}")
@@ -61,14 +62,19 @@ def recall_by_size(boxes: np.ndarray, anchors: np.ndarray, anchor_t: float) -> d
     return {name: float(chosen.mean()) if len(chosen) else float("nan") for name, chosen in of_size.items()}
 
 
-def make_anchors(boxes: np.ndarray, count: int, imgsz: int, anchor_t: float, random: np.random.Generator) -> np.ndarray:
-    """`count` anchors for boxes (n, 2), by k-means and evolution, smallest area first."""
+def make_anchors(
+    boxes: np.ndarray, count: int, largest: np.ndarray | int, anchor_t: float, random: np.random.Generator
+) -> np.ndarray:
+    """`count` anchors for boxes (n, 2), by k-means and evolution, smallest area first.
+
+    `largest` (2,): the training size. Where boxes are too few to choose from, the first anchors are any up to it.
+    """
     boxes = boxes[(boxes >= MIN_SIDE_PIXELS).any(axis=1)].astype(np.float32)
     if len(boxes) > MAX_BOXES:
         boxes = random.choice(boxes, MAX_BOXES, replace=False)
     anchors = _k_means(boxes, count, random)
     if len(anchors) < count:  # too few different boxes
-        anchors = (np.sort(random.random(2 * count)).reshape(count, 2) * imgsz).astype(np.float32)
+        anchors = (np.sort(random.random(2 * count)).reshape(count, 2) * largest).astype(np.float32)
     best = _fitness(boxes, anchors, anchor_t)
     for _ in range(GENERATIONS):
         mask, size = random.random(anchors.shape) < 0.9, random.random()

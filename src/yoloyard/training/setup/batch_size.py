@@ -12,6 +12,7 @@ from torch import Tensor
 
 from yoloyard.common.device import Precision, free_bytes, release_memory, repeated_shapes, same_random_numbers
 from yoloyard.common.errors import TooLittleMemoryError, memory_line, no_image_fits
+from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.common.log import size_text
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
@@ -20,7 +21,7 @@ from yoloyard.models.detector import Detector
 from yoloyard.training.engine.checkpointing import checkpoint_activations
 from yoloyard.training.engine.compilation import shapes_vary
 from yoloyard.training.engine.engine import Engine
-from yoloyard.training.engine.multi_scale import LARGEST
+from yoloyard.training.engine.multi_scale import largest_size
 from yoloyard.training.setup.starting_point import freeze, set_training_mode
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ def measured_step(
     optimizer = "AdamW" if optimization.optimizer == "auto" else optimization.optimizer  # which keeps the most
     optimization = dataclasses.replace(optimization, nbs=images, optimizer=optimizer)
     own = dataclasses.replace(config, batch=images, multi_scale=False, optimization=optimization)
-    side = detector.input_size(int(config.imgsz * (LARGEST if config.multi_scale else 1)))
+    imgsz = largest_size(config, max(detector.strides))
 
     def pack(tensor: Tensor) -> Tensor:
         maps[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -116,7 +117,7 @@ def measured_step(
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             for _ in range(STEPS):
                 maps.clear()
-                engine.step(noise(images, side, boxes, detector.num_classes))
+                engine.step(noise(images, imgsz, boxes, detector.num_classes))
     except Exception as error:
         if isinstance(error, TooLittleMemoryError) or memory_line(error):
             return math.inf, 0
@@ -126,9 +127,11 @@ def measured_step(
     return (math.inf, 0) if engine.micro_batch < images else (memory.max_memory_reserved(device), sum(maps.values()))
 
 
-def noise(images: int, side: int, boxes: int, num_classes: int) -> Batch:
+def noise(images: int, imgsz: ImageSize, boxes: int, num_classes: int) -> Batch:
     """A batch that costs what a true one costs at most."""
-    pixels = torch.randint(0, 256, (images, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    corners, labels = torch.rand(images, boxes, 2) * side * 0.8, torch.randint(0, num_classes, (images, boxes))
-    boxes_xyxy, ignore = torch.cat((corners, corners + side * 0.1), dim=2), torch.zeros(images, boxes, dtype=torch.bool)
-    return Batch(pixels, boxes_xyxy, labels, ignore, list(range(images)), [None] * images)
+    shape = shape_of(imgsz)
+    pixels, sides = torch.randint(0, 256, (images, *shape, 3), dtype=torch.uint8), torch.tensor(shape[::-1])
+    corners, labels = torch.rand(images, boxes, 2) * sides * 0.8, torch.randint(0, num_classes, (images, boxes))
+    boxes_xyxy = torch.cat((corners, corners + sides * 0.1), dim=2)
+    ignore = torch.zeros(images, boxes, dtype=torch.bool)
+    return Batch(pixels.permute(0, 3, 1, 2), boxes_xyxy, labels, ignore, list(range(images)), [None] * images)

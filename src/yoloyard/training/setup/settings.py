@@ -14,6 +14,7 @@ import torch
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.device import choose_devices
 from yoloyard.common.errors import UsageError
+from yoloyard.common.image_size import say_rounded
 from yoloyard.config import recipes
 from yoloyard.config.overrides import unknown_name, with_overrides
 from yoloyard.config.settings import AUTO, TrainConfig, flat_settings, settings_of
@@ -132,8 +133,7 @@ def derive(
     """The configuration with what follows from data, network and host, each said in a line. Raises UsageError."""
     stride = max(detector.strides)
     imgsz = detector.input_size(config.imgsz)
-    if imgsz != config.imgsz:
-        log.info(f"imgsz {config.imgsz} is not a multiple of the stride {stride}: {imgsz} is used")
+    say_rounded(config.imgsz, imgsz, stride)
     shares = shares_of(config.nodes, processes)
     batch = max(min(config.batch, len(index)) // shares, 1) * shares
     if batch > len(index):

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from yoloyard.common.device import Precision
 from yoloyard.common.errors import UserError, memory_line
+from yoloyard.common.image_size import shape_of
 from yoloyard.common.structures import Batch, images_to_float
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models.detector import Detector
@@ -242,7 +243,7 @@ class _Loss:
 def _shape(config: TrainConfig, stages: int) -> tuple[int, int, int, int]:
     """Of a micro-batch. Two a stage keep stages busy for most of the time; more would leave BatchNorm fewer images."""
     count = 2 * stages if config.batch % (2 * stages) == 0 else stages
-    return config.batch // count, 3, config.imgsz, config.imgsz
+    return config.batch // count, 3, *shape_of(config.imgsz)
 
 
 def _swapped(tensor: Tensor, *order: int) -> Tensor:

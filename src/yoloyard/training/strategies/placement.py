@@ -70,7 +70,7 @@ def kept_bytes(detector: Detector) -> dict[nn.Module, int]:
     hooks = [block.register_forward_pre_hook(begin) for block in detector.blocks if block is not None]
     was_training, device = detector.training, next(detector.parameters()).device
     detector.eval()  # leaves statistics and random numbers alone
-    side = detector.input_size(2 * max(detector.strides))
+    side = 2 * max(detector.strides)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.enable_grad():
         maps = detector(torch.zeros(1, 3, side, side, device=device))  # holds all that was packed
     del maps
