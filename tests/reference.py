@@ -22,6 +22,7 @@ from yoloyard.models.importing.importers import published_names
 
 FOLDER = Path(__file__).parent / "data" / "reference"
 STRIDES = (8, 16, 32)
+P2_STRIDES = (4, 8, 16, 32)
 ANCHORS = {  # by the number of levels: published anchors, width and height in pixels, three a level
     3: (
         ((10, 13), (16, 30), (33, 23)),
@@ -180,9 +181,14 @@ def save_numbers(path: Path, groups: Mapping[str, Mapping[str, np.ndarray]]) -> 
 
 def model_file(name: str) -> str:
     """The kept file that holds outputs of the model `name`."""
-    if name.startswith("yolov13"):
-        return "yolov13.npz"
+    if name.startswith("yolov13") or name.endswith("-p2"):
+        return "p2.npz" if name.endswith("-p2") else "yolov13.npz"
     return {"yolo12": "yolo12.npz", "yolo26": "yolo26.npz", "yolov5": "yolov5.npz"}.get(name[:6], "models.npz")
+
+
+def batch_of(name: str) -> int:
+    """How many images the kept outputs with 3 classes are of."""
+    return 1 if name.endswith("-p2") else 2
 
 
 def numbers(file: str, prefix: str) -> dict[str, Tensor]:
@@ -198,7 +204,8 @@ class LossCase:
     """Raw maps, targets and what the reference package's loss says to them."""
 
     name: str
-    maps: list[Tensor]  # raw maps (B, 64 + C, h, w) for strides 8, 16, 32; they require a gradient
+    strides: tuple[int, ...]
+    maps: list[Tensor]  # raw maps (B, 64 + C, h, w), one a stride; they require a gradient
     batch: Batch  # boxes (B, M, 4), xyxy pixels; labels (B, M), padded with -1
     box: float  # the components, with the default gains 7.5, 0.5 and 1.5 in them
     cls: float
@@ -210,13 +217,21 @@ class LossCase:
 GRADIENT_STEP = 5
 
 
-def formula_maps(case: str, batch: int, num_classes: int, height: int, width: int, targets: np.ndarray) -> list[Tensor]:
+def formula_maps(
+    case: str,
+    batch: int,
+    num_classes: int,
+    height: int,
+    width: int,
+    targets: np.ndarray,
+    strides: Sequence[int] = STRIDES,
+) -> list[Tensor]:
     """Raw maps (B, 64 + C, H / stride, W / stride) of a detector that has learned something.
 
     The cells of an image take turns to predict its boxes, roughly; `targets` (n, 6) is image, class, xyxy in pixels.
     """
     maps = []
-    for stride in STRIDES:
+    for stride in strides:
         size = (height // stride, width // stride)
         boxes = formula(f"{case}/boxes/{stride}", (batch, 4, 16, *size), -1, 1)
         scores = formula(f"{case}/scores/{stride}", (batch, num_classes, *size), -9, 1)
@@ -233,6 +248,11 @@ def formula_maps(case: str, batch: int, num_classes: int, height: int, width: in
     return maps
 
 
+def loss_strides(name: str) -> tuple[int, ...]:
+    """Pixels of a cell of each level of a kept loss case."""
+    return P2_STRIDES if name == "four_levels" else STRIDES
+
+
 def loss_case_names() -> list[str]:
     """The names of the kept loss cases."""
     with np.load(FOLDER / "losses.npz") as archive:
@@ -245,9 +265,12 @@ def loss_case(name: str) -> LossCase:
     batch, num_classes, height, width = kept["shape"].tolist()
     targets = kept["targets"].numpy()  # (n, 6): image, class, xyxy in pixels, images in order
     boxes, labels = padded_targets(targets, batch)
+    strides = loss_strides(name)
+    maps = formula_maps(name, batch, num_classes, height, width, targets, strides)
     return LossCase(
         name=name,
-        maps=[level.requires_grad_() for level in formula_maps(name, batch, num_classes, height, width, targets)],
+        strides=strides,
+        maps=[level.requires_grad_() for level in maps],
         batch=Batch(
             images=torch.zeros(batch, 3, height, width, dtype=torch.uint8),
             boxes=boxes,

@@ -26,7 +26,7 @@ def test_no_source_is_left_over() -> None:
 
 
 def test_each_file_holds_a_model_that_can_be_built() -> None:
-    assert known_files().keys() == registry.BUILDERS.keys()
+    assert known_files().keys() == {name for name in registry.BUILDERS if not name.endswith("-p2")}
 
 
 def test_files_can_be_told_apart_and_figures_are_plausible() -> None:

@@ -120,7 +120,17 @@ def test_keys_for_other_programs_are_read_past(tmp_path: Path) -> None:
         ("train: images\nnames: [a\nval: x\n", r"line 3: not valid YAML"),
         ("train: images\nnames:\n\t- a\n", r"line 3: not valid YAML"),
         ("just text\n", r"expected lines such as"),
-        ("train: images\nnames: [a]\nchannels: 4\n", r"channels is 4"),
+        ("train: images\nnames: [a]\nchannels: 0\n", r"channels must be a whole number such as 1 or 3, not 0"),
+        ("train: images\nnames: [a]\nchannel: 1\n", r"unknown key 'channel'; the nearest valid one is 'channels'"),
+        ("train: images\nnames: [a]\nbits: 12\n", r"bits must be 8 or 16, those of the pixels in memory, not 12"),
+        ("train: images\nnames: [a]\nwindow: 4095\n", r"window must be \[low, high\], .* not 4095"),
+        ("train: images\nnames: [a]\nwindow: [1%, 4095]\n", r"window must be \[low, high\]"),
+        ("train: images\nnames: [a]\nwindow: [4095, 0]\n", r"window is \[4095, 0\]: low must be below high"),
+        ("train: images\nnames: [a]\nwindow: [1%, 101%]\n", r"both from 0 to 100"),
+        ("train: images\nnames: [a]\nfiles: [_a]\n", r"files must be a list of two or more parts of names"),
+        ("train: images\nnames: [a]\nfiles: [_a, _a]\n", r"files names one part twice: _a, _a"),
+        ("train: images\nnames: [a]\nfiles: [top/, _b]\n", r"files must be parts of names or folders"),
+        ("train: images\nnames: [a]\nchannels: 3\nfiles: [a, b]\n", r"channels is 3 but files names 2"),
     ],
 )
 def test_what_is_wrong_is_said_with_the_file(tmp_path: Path, text: str, message: str) -> None:

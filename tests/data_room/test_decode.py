@@ -274,9 +274,6 @@ def test_white_may_be_zero(tmp_path: Path) -> None:
         (DEEP.astype(np.uint32), {}),
         (DEEP.astype(np.float16), {339: 3}),
         (DEEP.astype(np.float32), {339: 3}),
-        (np.dstack([SEEN] * 2), {}),  # six channels
-        (SEEN[..., :2], {338: 2}),  # OpenCV drops the alpha of grey TIFFs
-        (np.dstack([DEEP] * 3), {284: 2}),  # one channel after the other, which it mixes up
         (np.dstack([DEEP] * 4), {262: 5}),  # CMYK
     ],
 )
@@ -288,6 +285,16 @@ def test_pixels_that_could_only_be_guessed_at_are_refused(
     for read in (decode_image, image_size):  # so that they are left out before the training
         with pytest.raises(UserError, match=rf"{file}: .*save (it|them)"):
             read(file)
+
+
+@pytest.mark.parametrize(("pixels", "tags"), [(np.dstack([SEEN] * 2), {}), (SEEN[..., :2], {338: 2})])
+def test_channels_that_are_no_colours_are_refused_where_three_are_wanted(
+    tmp_path: Path, pixels: np.ndarray, tags: dict[int, int]
+) -> None:
+    file = tmp_path / "image.tif"
+    file.write_bytes(tiff(pixels, 2, tags))
+    with pytest.raises(UserError, match=rf"{file}: it has {pixels.shape[2]} channels .* or say `channels: "):
+        decode_image(file)
 
 
 def test_of_several_pages_the_first_is_read(tmp_path: Path) -> None:

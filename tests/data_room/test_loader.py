@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -58,9 +59,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> collections.Counter[str]:
     counter: collections.Counter[str] = collections.Counter()
     decode = image_cache.decode_image
 
-    def counting(path: Path, reduction: int) -> np.ndarray:
+    def counting(path: Path, reduction: int, **options: Any) -> np.ndarray:
         counter[path.name] += 1
-        return decode(path, reduction)
+        return decode(path, reduction, **options)
 
     monkeypatch.setattr(image_cache, "decode_image", counting)
     return counter

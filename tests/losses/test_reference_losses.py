@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reference import GRADIENT_STEP, STRIDES, loss_case, loss_case_names
+from reference import GRADIENT_STEP, loss_case, loss_case_names
 from yoloyard.cpu.points_in_boxes import use_points_in_boxes
 from yoloyard.losses.task_aligned import TaskAlignedLoss
 
@@ -15,7 +15,7 @@ GAINS = {"box": 7.5, "cls": 0.5, "dfl": 1.5}
 def test_equal_to_the_reference(name: str, in_boxes: bool) -> None:
     case = loss_case(name)
     num_classes = case.maps[0].shape[1] - 64
-    criterion = TaskAlignedLoss(STRIDES, num_classes)
+    criterion = TaskAlignedLoss(case.strides, num_classes)
     if in_boxes:
         use_points_in_boxes(criterion)
     parts = criterion(case.maps, case.batch.boxes, case.batch.labels)

@@ -1,12 +1,13 @@
 """The families against their published numbers and against the reference package's outputs (tests/data/README.md)."""
 
+import math
 from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from reference import ANCHORS, POINT_STEP, formula_images, formula_state_dict, model_file, numbers
+from reference import ANCHORS, POINT_STEP, batch_of, formula_images, formula_state_dict, model_file, numbers
 from yoloyard.common.boxes import xyxy_to_cxcywh
 from yoloyard.common.device import Precision
 from yoloyard.common.errors import UsageError
@@ -35,6 +36,11 @@ PUBLISHED = {
     "yolov8m": (25_902_640, 78.9),
     "yolov8l": (43_691_520, 165.2),
     "yolov8x": (68_229_648, 257.8),
+    "yolov8n-p2": (3_354_144, 17.2232704),
+    "yolov8s-p2": (10_884_336, 39.3416704),
+    "yolov8m-p2": (25_082_496, 98.4240128),
+    "yolov8l-p2": (42_888_080, 205.4111232),
+    "yolov8x-p2": (66_637_536, 316.921856),
     "yolo11n": (2_624_080, 6.5),
     "yolo11s": (9_458_752, 21.5),
     "yolo11m": (20_114_688, 68.0),
@@ -64,17 +70,26 @@ ONE_PATH = {
     "yolo26l": (24_807_420, 86.796, 94.158),
     "yolo26x": (55_725_948, 194.418, 210.075),
 }
-ANCHOR_FREE_NANO = ("yolov8n", "yolo11n", "yolo12n", "yolo26n", "yolov13n")
+# YOLO11 with a level of stride 4, which the reference package does not have: what its parts add up to.
+OWN = {
+    "yolo11n-p2": (2_740_032, 11.158),
+    "yolo11s-p2": (9_625_968, 29.255),
+    "yolo11m-p2": (20_591_120, 88.105),
+    "yolo11l-p2": (26_116_368, 112.487),
+    "yolo11x-p2": (57_849_456, 243.552),
+}
+ANCHOR_FREE_NANO = ("yolov8n", "yolov8n-p2", "yolo11n", "yolo12n", "yolo26n", "yolov13n")
 ANCHOR_BASED_NANO = ("yolov5n", "yolov5n6")
 NANO = (*ANCHOR_FREE_NANO, *ANCHOR_BASED_NANO)
 # The smallest of each family; the others, which say the same of larger tables, are slow.
 SIZES = [
-    pytest.param(name, marks=[] if name.removesuffix("6")[-1] == "n" else [pytest.mark.slow]) for name in PUBLISHED
+    pytest.param(name, marks=[] if name.removesuffix("6").removesuffix("-p2")[-1] == "n" else [pytest.mark.slow])
+    for name in PUBLISHED
 ]
 
 
 def strides_of(name: str) -> tuple[int, ...]:
-    return (8, 16, 32, 64) if name.endswith("6") else (8, 16, 32)
+    return {"6": (8, 16, 32, 64), "2": (4, 8, 16, 32)}.get(name[-1], (8, 16, 32))
 
 
 def build_on_meta(name: str, num_classes: int, **arguments: int) -> Detector:
@@ -101,7 +116,8 @@ def relative_difference(actual: Tensor, expected: Tensor) -> float:
 def test_parameters_are_the_published_ones(name: str) -> None:
     detector = build_on_meta(name, num_classes=80)
     assert sum(map(torch.numel, detector.parameters())) == PUBLISHED[name][0]
-    assert len(next(detector.parameters())) in FIRST_ROWS[name.removesuffix("6")[-1]]  # so that files are recognised
+    size = name.removesuffix("6").removesuffix("-p2")[-1]
+    assert len(next(detector.parameters())) in FIRST_ROWS[size]  # so that files are recognised
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -111,6 +127,22 @@ def test_a_profile_says_the_published_flops(name: str) -> None:
     assert figures.parameters == parameters
     assert figures.flops / 1e9 == pytest.approx(gflops, rel=0.01)
     assert figures.strides == strides_of(name)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "yolo11n-p2" else [pytest.mark.slow]) for name in OWN]
+)
+def test_yolo11_gets_from_a_level_of_stride_4_what_yolov8_gets(name: str) -> None:
+    """One more step down the pyramid and up again, and a branch of each kind; all else is as without that level."""
+    own = profile(fine := build_on_meta(name, num_classes=80))
+    assert (own.parameters, own.strides) == (OWN[name][0], strides_of(name))
+    assert own.flops / 1e9 == pytest.approx(OWN[name][1], rel=1e-4)
+    coarse = build_on_meta(name.removesuffix("-p2"), num_classes=80)
+    for part, more in (("backbone", set()), ("neck", {"top_down2", "downsample3", "bottom_up3"})):
+        shapes = {each: tensor.shape for each, tensor in fine.get_submodule(part).state_dict().items()}
+        before = {each: tensor.shape for each, tensor in coarse.get_submodule(part).state_dict().items()}
+        assert before.items() <= shapes.items()
+        assert {each.split(".")[0] for each in shapes.keys() - before} == more
 
 
 @pytest.mark.parametrize("name", [size for size in SIZES if size.values[0] in ONE_PATH])
@@ -161,7 +193,7 @@ def test_outputs_of_every_size_are_the_reference_packages(name: str) -> None:
 def test_training_evaluation_and_decoding_are_the_reference_packages(name: str) -> None:
     detector = build_on_meta(name, num_classes=3)
     detector.load_state_dict(formula_state_dict(detector), assign=True)
-    images = formula_images(f"{name}/3", 2, 128, 192 if name.endswith("6") else 160)
+    images = formula_images(f"{name}/3", batch_of(name), 128, 192 if name.endswith("6") else 160)
     expected = numbers(model_file(name), f"{name}_3")
     with torch.no_grad():
         maps = detector.eval()(images)
@@ -270,7 +302,8 @@ def test_fresh_anchor_based_weights_follow_the_recipe(name: str) -> None:
 def test_fresh_weights_follow_the_recipe(name: str) -> None:
     detector = registry.build(name, num_classes=80)
     state = detector.state_dict()
-    for level, class_bias in enumerate((-11.5366, -10.1503, -8.7640)):
+    for level, stride in enumerate(strides_of(name)):
+        class_bias = math.log(5 / 80 / (640 / stride) ** 2)  # -11.5366, -10.1503, -8.7640 for 8, 16, 32
         box_outputs = 4 if name == "yolo26n" else 64
         box_bias = torch.full((box_outputs,), 1.0 if name == "yolov13n" else 2.0)
         for pair in ("", "one_to_one_") if name == "yolo26n" else ("",):
@@ -312,6 +345,8 @@ def test_width_of_the_class_branch_follows_the_class_count_unless_told(num_class
         ("yolo26n", 24),
         ("yolov13n", 33),
         ("yolov13l", 33),
+        ("yolov8n-p2", 29),
+        ("yolo11n-p2", 30),
         ("yolov5n", 25),
         ("yolov5n6", 34),
     ],
@@ -328,4 +363,5 @@ def test_blocks_hold_every_parameter_once(name: str, count: int) -> None:
 def test_an_unknown_model_names_the_nearest_and_lists_all() -> None:
     with pytest.raises(UsageError, match=r"unknown model 'yolo11': did you mean yolo11\w\? The models are yolov5n, "):
         registry.build("yolo11", num_classes=3)
-    assert {*PUBLISHED} == {name for name in registry.BUILDERS if not name.startswith("yolov9")}  # see test_yolov9.py
+    others = {name for name in registry.BUILDERS if name.startswith("yolov9")}  # see test_yolov9.py
+    assert {*PUBLISHED, *OWN} | others == {*registry.BUILDERS}

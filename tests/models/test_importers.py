@@ -42,7 +42,8 @@ def formula_detector(name: str, num_classes: int, **arguments: Any) -> Detector:
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")  # of the legacy format, for classes without a file
 @pytest.mark.parametrize(
     ("name", "legacy"),
-    [(name, False) for name in ("yolov8n", "yolo11n", "yolo12n", "yolov13n", "yolo26n")] + [("yolov8n", True)],
+    [(name, False) for name in ("yolov8n", "yolov8n-p2", "yolo11n", "yolo12n", "yolov13n", "yolo26n")]
+    + [("yolov8n", True)],
 )
 def test_a_checkpoint_is_recognised_and_read(name: str, legacy: bool, tmp_path: Path) -> None:
     detector = formula_detector(name, num_classes=5, class_width=80)  # as fine-tuned from 80 classes

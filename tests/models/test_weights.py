@@ -163,6 +163,24 @@ def test_branches_that_find_objects_once_begin_as_those_of_the_file_that_find_th
     assert all((tensor == float("one_to_one" in name)).all() for name, tensor in detector.state_dict().items())
 
 
+def test_branches_go_to_those_of_their_stride_where_one_network_has_a_level_more() -> None:
+    coarse, fine = (registry.build(name, num_classes=2, class_width=80) for name in ("yolo11n", "yolo11n-p2"))
+    report = transfer(fine, coarse.state_dict())
+    assert {".".join(name.split(".")[:3]) for name in report.fresh} == {
+        "neck.top_down2.conv_in", "neck.top_down2.blocks", "neck.top_down2.conv_out", "neck.downsample3.conv",
+        "neck.downsample3.bn", "neck.bottom_up3.conv_in", "neck.bottom_up3.blocks", "neck.bottom_up3.conv_out",
+        "head.box_branches.0", "head.class_branches.0",
+    }  # fmt: skip
+    assert not report.unused
+    for level in range(3):
+        assert torch.equal(fine.head.get_parameter(f"box_branches.{level + 1}.1.conv.weight"),
+                           coarse.head.get_parameter(f"box_branches.{level}.1.conv.weight"))  # fmt: skip
+    again = registry.build("yolo11n", num_classes=2, class_width=80)
+    report = transfer(again, fine.state_dict())
+    assert not report.fresh
+    assert all(torch.equal(tensor, coarse.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
 def test_what_does_not_belong_is_not_used() -> None:
     detector = registry.build("yolo11n", num_classes=3)
     source = detector.state_dict() | {"neck.attention.weight": torch.zeros(1)}

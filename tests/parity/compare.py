@@ -152,7 +152,8 @@ def compare_package(package: str, only: Sequence[str]) -> dict[str, Any]:
     reference: Reference = importlib.import_module(module)
     rows = []
     for name in only or reference.MODELS:
-        variants = [(80, False), (3, False), *([(80, True)] if name.removesuffix("6").endswith("n") else [])]
+        is_nano = name.removesuffix("6").removesuffix("-p2").endswith("n")
+        variants = [(80, False), (3, False), *([(80, True)] if is_nano else [])]
         for num_classes, half in variants:
             row = compare_model(reference, name, num_classes, half, extras)
             gc.collect()  # the networks hold themselves

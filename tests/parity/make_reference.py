@@ -25,11 +25,13 @@ from ultralytics.utils import DEFAULT_CFG
 from reference import (
     FOLDER,
     GRADIENT_STEP,
-    STRIDES,
+    P2_STRIDES,
     Outputs,
+    batch_of,
     formula_images,
     formula_maps,
     formula_weights,
+    loss_strides,
     model_file,
     normalised_targets,
     random_targets,
@@ -38,7 +40,8 @@ from reference import (
 
 SIZES = "nsmlx"
 FAMILIES = ("yolov8", "yolo11", "yolo12", "yolo26")
-MODELS = tuple(f"{family}{size}" for family in FAMILIES for size in SIZES)
+WITH_P2 = tuple(f"yolov8{size}-p2" for size in SIZES)  # there is no YOLO11 with four levels
+MODELS = (*(f"{family}{size}" for family in FAMILIES for size in SIZES), *WITH_P2)
 
 
 def reference_model(name: str, num_classes: int) -> DetectionModel:
@@ -112,6 +115,7 @@ def loss_cases() -> dict[str, tuple[tuple[int, int, int, int], np.ndarray]]:
         "image_without_boxes": ((3, 3, 96, 160), [4, 0, 2]),
         "no_boxes": ((2, 3, 96, 160), [0, 0]),
         "crowded": ((2, 5, 160, 128), [150, 7]),
+        "four_levels": ((1, 2, 64, 96), [12]),
     }
     cases = {
         name: (shape, random_targets(name, counts, *shape[1:])) for name, (shape, counts) in shapes_and_counts.items()
@@ -122,11 +126,12 @@ def loss_cases() -> dict[str, tuple[tuple[int, int, int, int], np.ndarray]]:
 def reference_loss(
     model: DetectionModel, maps: Sequence[Tensor], targets: np.ndarray
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The total loss and the components for raw maps (B, outputs, h, w) of the strides 8, 16, 32.
+    """The total loss and the components for raw maps (B, outputs, h, w), the finest first.
 
     Of two pairs of branches the components are those of the one-to-one branches.
     """
-    height, width = maps[0].shape[2] * STRIDES[0], maps[0].shape[3] * STRIDES[0]
+    stride = int(model.stride[0])
+    height, width = maps[0].shape[2] * stride, maps[0].shape[3] * stride
     rows = normalised_targets(targets, height, width)
     batch = {
         "img": torch.zeros(len(maps[0]), 3, height, width),
@@ -152,8 +157,10 @@ def reference_loss(
 
 def loss_numbers(name: str, shape: tuple[int, int, int, int], targets: np.ndarray) -> dict[str, np.ndarray]:
     """One loss case, as tests/reference.py reads it."""
-    maps = [level.requires_grad_() for level in formula_maps(name, *shape, targets)]
-    total, components = reference_loss(reference_model("yolov8n", shape[1]), maps, targets)
+    strides = loss_strides(name)
+    maps = [level.requires_grad_() for level in formula_maps(name, *shape, targets, strides)]
+    model = "yolov8n-p2" if strides == P2_STRIDES else "yolov8n"
+    total, components = reference_loss(reference_model(model, shape[1]), maps, targets)
     total.backward()
     gradients = torch.cat([level.grad.flatten(2) for level in maps if level.grad is not None], dim=2)
     return {
@@ -172,9 +179,10 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"ultralytics {ultralytics.__version__}, torch {torch.__version__}")
     for file in sorted({model_file(name) for name in MODELS}):
-        names = [name for name in MODELS if model_file(name) == file]
+        names = [name for name in MODELS if model_file(name) == file and name not in WITH_P2[1:]]
         models = {name: model_numbers(name, 80, 1, 64, 96) for name in names}
-        models |= {f"{name}_3": model_numbers(name, 3, 2, 128, 160) for name in names if name.endswith("n")}
+        nano = [name for name in names if name.removesuffix("-p2").endswith("n")]
+        models |= {f"{name}_3": model_numbers(name, 3, batch_of(name), 128, 160) for name in nano}
         save_numbers(folder / file, models)
     save_numbers(folder / "losses.npz", {name: loss_numbers(name, *case) for name, case in loss_cases().items()})
 

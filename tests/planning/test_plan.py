@@ -27,11 +27,11 @@ TRACES: dict[bool, list[StepTrace]] = {}
 
 
 def traced_once(
-    config: TrainConfig, num_classes: int, precisions: Any, recomputed: Any, on_cpu: bool = False, boxes: int = 8
+    config: TrainConfig, num_classes: int, precisions: Any, recomputed: Any, on_cpu: bool = False, **images: int
 ) -> list[StepTrace]:
     """The traces of the network that all tests here plan for, whatever its classes: tracing takes a second or two."""
     if on_cpu not in TRACES:
-        TRACES[on_cpu] = trace_steps(config, num_classes, precisions, recomputed, on_cpu, boxes)
+        TRACES[on_cpu] = trace_steps(config, num_classes, precisions, recomputed, on_cpu, **images)
     return TRACES[on_cpu]
 
 

@@ -7,14 +7,26 @@ from typing import Annotated
 import cyclopts
 from cyclopts import Parameter, validators
 
-from yoloyard.cli.flags import Data, Json, Name, Project, count_of, print_json, stdout_for_json
+from yoloyard.cli.flags import Data, Json, Name, Project, count_of, given, print_json, stdout_for_json
 
+Model = Annotated[str | None, Parameter(help="whose maps the boxes are matched with (default: that of train)")]
+Imgsz = Annotated[
+    str | None, Parameter(help="training size for that: pixels, or HEIGHTxWIDTH (default: that of train)")
+]
 data_app = cyclopts.App(name="data")
 
 
 @data_app.command(name="check")
-def data_check(data: Data, *, project: Project = Path("runs"), name: Name = "check", json: Json = False) -> None:
-    """List what is wrong with a data set, and what is in it.
+def data_check(
+    data: Data,
+    *,
+    project: Project = Path("runs"),
+    name: Name = "check",
+    model: Model = None,
+    imgsz: Imgsz = None,
+    json: Json = False,
+) -> None:
+    """List what is wrong with a data set, what is in it, and how its boxes match a model.
 
     Exits with 1 if there is an error.
     """
@@ -26,7 +38,7 @@ def data_check(data: Data, *, project: Project = Path("runs"), name: Name = "che
     from yoloyard.data.audit.problems import KINDS
 
     with stdout_for_json(json):
-        check = check_data(data, project, name)
+        check = check_data(data, project, name, **given({"model": model, "imgsz": imgsz}))
     if json:
         print_json(check.as_dict())
         sys.exit(1 if check.errors else 0)
@@ -50,6 +62,8 @@ def data_check(data: Data, *, project: Project = Path("runs"), name: Name = "che
         for label, *numbers in class_rows(index):
             table.add_row(Text(label), *(f"{number:,}" for number in numbers))
         console.print(table)
+    for line in check.matching.lines() if check.matching else ():
+        print(line)
     counts = f"{count_of(check.errors, 'error')}, {count_of(check.warnings, 'warning')}"
     print(f"{counts}; all of them, and images: {check.page}")
     if check.errors:

@@ -7,15 +7,22 @@ from typing import Any
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder
+from yoloyard.common.image_size import rounded_up, size_text
 from yoloyard.common.versions import versions
+from yoloyard.config.overrides import with_overrides
+from yoloyard.config.settings import TrainConfig
 from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates, state_of
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.formats.labels import decoded
 from yoloyard.data.index.index import Index, read_split, require_boxes
 from yoloyard.evaluation.report.check_page import class_rows, write_check_page
+from yoloyard.training.setup.anchors import fit_anchors
+from yoloyard.training.setup.matching_report import COLUMNS, MatchingReport, matching_report
+from yoloyard.training.setup.starting_point import StartingPoint, build_detector, starting_point
 
 MAX_PROBLEMS_SHOWN = 3  # of a kind on the console; the page has all
+PLACES = ("no place", "1 to 3 places", "4 to 9", "10 and more")
 CLASS_COLUMNS = ("name", "images", "boxes", "small", "medium", "large")
 
 
@@ -27,6 +34,7 @@ class Check:
     indexes: dict[str, Index]  # the splits whose images were found
     problems: dict[str, list[Problem]]  # of every split of the data.yaml
     page: Path
+    matching: MatchingReport | None = None  # of the training boxes
 
     @property
     def errors(self) -> int:
@@ -59,15 +67,19 @@ class Check:
                 for split, problems in self.problems.items()
                 for problem in problems
             ],
+            "matching": self.matching and self.matching.as_dict(),
             "report": self.page,
         }
 
 
-def check_data(data: str | Path, project: str | Path = "runs", name: str = "check") -> Check:
+def check_data(data: str | Path, project: str | Path = "runs", name: str = "check", **network: Any) -> Check:
     """Check all splits of a data.yaml and write `check.html` into a new run folder. The data are only read.
 
-    A split that can't be used at all is a problem like others. Raises UsageError if the data.yaml itself is wrong.
+    `network` may hold `model` and `imgsz` as `train` takes them: how boxes match its maps is part of the page. A split
+    that can't be used at all is a problem like others. Raises UsageError if the data.yaml itself or `network` is wrong.
     """
+    config = with_overrides(TrainConfig(), network)
+    start = starting_point({"model": config.model})
     spec = read_data_yaml(data)
     indexes: dict[str, Index] = {}
     problems: dict[str, list[Problem]] = {}
@@ -90,6 +102,7 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
             problems[second].append(duplicate_problem(duplicate, one, other, first))
             if one[duplicate.first] != other[duplicate.second]:
                 pairs.append((other[duplicate.second], one[duplicate.first], duplicate.how))
+    matching = _matching(start, config, indexes["train"]) if "train" in indexes else None
     folder = new_run_folder(Path(project), name)
     facts = {
         "Data": spec.path,
@@ -97,5 +110,32 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
         "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     page = folder / "check.html"
-    write_check_page(page, f"Check of {spec.path.name}", indexes, problems, pairs, facts)
-    return Check(spec.path, indexes, problems, page)
+    write_check_page(page, f"Check of {spec.path.name}", indexes, problems, pairs, facts, _section(matching))
+    return Check(spec.path, indexes, problems, page, matching)
+
+
+def _matching(start: StartingPoint, config: TrainConfig, train: Index) -> MatchingReport | None:
+    """How the boxes match the network that a training with `config` would begin with."""
+    detector = build_detector(start.model, start.custom, start.arguments(len(train.names)))
+    head, imgsz = detector.head, rounded_up(config.imgsz, max(detector.strides))
+    if "anchors" in head.constants:
+        if "head.anchors" in start.state:
+            head.get_buffer("anchors").copy_(start.state["head.anchors"])
+        fit_anchors(head, train, imgsz, config.loss.anchor_t, config.seed)
+    return matching_report(head, start.model, train, imgsz, config.loss.anchor_t)
+
+
+def _section(matching: MatchingReport | None) -> tuple[list[str], list[list[str]], list[str]]:
+    """What the page shows of it: a title of each column, rows, and lines."""
+    if matching is None:
+        return [], [], []
+    heads = [f"{matching.model}, {size_text(matching.imgsz)} pixels", "boxes", *PLACES]
+    rows = [
+        [name, f"{columns['boxes']:,.0f}", *(f"{columns[each]:.1%}" for each in COLUMNS[1:])]
+        for name, columns in matching.table().items()
+    ]
+    named = [
+        f"{box['width']:g}x{box['height']:g} pixels of the input, {box['class']}, {box['image']}"
+        for box in matching.boxes_without()
+    ]
+    return heads, rows, [*matching.lines()[:1], *named]

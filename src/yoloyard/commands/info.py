@@ -55,7 +55,7 @@ def describe(model: str) -> dict[str, Any]:
     # the forward of a custom model may look at numbers
     device = "cpu" if is_custom(metadata.get("model", model)) else "meta"
     paths = list(detector.head.paths)
-    cost = asdict(profile(detector, channels=metadata.get("channels", 3), device=device))
+    cost = asdict(profile(detector, device=device))
     return {
         "model": model,
         "metadata": {name: metadata[name] for name in SHOWN_METADATA if metadata.get(name) not in (None, {})},

@@ -14,6 +14,7 @@ from yoloyard.common.device import images_at_once
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.image_size import of_metadata, of_shape, rounded_up, shape_of, size_text
 from yoloyard.common.nms import KEEPS_ALL
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import Detections, ImageTransform
 from yoloyard.common.tiles import TileSpec, tile_boxes
 from yoloyard.config.overrides import with_overrides
@@ -57,8 +58,7 @@ class Model:
             raise UsageError(f"{config.weights} is used without suppression: leave out --iou, or say --suppression on")
         config = replace(config, suppression="on" if self.network.suppression else "off")
         self.metadata, self.names = self.network.metadata, self.network.names
-        if (channels := self.metadata.get("channels", 3)) != 3:
-            raise UserError(f"{config.weights} wants images of {channels} channels; only those of 3 can be used")
+        self.pixels = PixelSpec.of(self.metadata)
         kept = self.metadata.get("evaluation", {})
         self.settings = settings_for(config, kept) if for_figures else shown_settings(config, self.metadata)
         self.stride = max(self.network.strides)
@@ -83,8 +83,12 @@ class Model:
         Raises UserError if an image can't be read or is something else (see `data.pixels.arrays.pixels_of`).
         """
         if is_one_image(images) or hasattr(images, "read"):  # an open file gives lines
-            return self._detect(_pixels(images))
-        return [self._detect(_pixels(image)) for image in images]
+            return self.find(_pixels(images, self.pixels))
+        return [self.find(_pixels(image, self.pixels)) for image in images]
+
+    def find(self, image: np.ndarray) -> Detections:
+        """Detections of an image (H, W, channels) that is made already as `pixels` says."""
+        return self._detect(image)
 
     def input_shape(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the network's input for an image of this size, or for any tile."""
@@ -92,7 +96,7 @@ class Model:
         return self.network.fixed_shape or free
 
     def letterboxed(self, image: np.ndarray) -> tuple[np.ndarray, ImageTransform]:
-        """The network's input, uint8 RGB (H, W, 3), for an image of this form, or a tile, and the way back."""
+        """The network's input (H, W, channels), for an image of this form, or a tile, and the way back."""
         height, width = image.shape[:2]
         shape = self.input_shape(height, width)
         if self.tile is None:
@@ -144,10 +148,10 @@ def _names_given(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(","))
 
 
-def _pixels(image: Any) -> np.ndarray:
+def _pixels(image: Any, pixels: PixelSpec) -> np.ndarray:
     try:
         if isinstance(image, str | os.PathLike) and os.path.exists(path := os.path.expanduser(image)):
             check_kind(os.fsdecode(path))
-        return pixels_of(image)
+        return pixels_of(image, pixels)
     except (NotImplementedError, TypeError, ValueError) as error:  # a meta or sparse tensor, a path with a NUL byte
         raise UserError(f"an image can't be {type(image).__name__} {image!r:.40}: {error}") from error

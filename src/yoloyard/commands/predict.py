@@ -22,6 +22,7 @@ from yoloyard.common.files import is_full, write_whole, write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.common.video import UnreadableError, VideoFile
 from yoloyard.cpu.memory import reuse_memory
+from yoloyard.data.pixels.view import viewed
 from yoloyard.evaluation.report.drawing import draw_boxes
 
 log = logging.getLogger(__name__)
@@ -64,9 +65,9 @@ def predict(model: Model, sources: Sequence[Source], folder: Path, save_txt: boo
             video: VideoFile | None = None
             before = done.images
             try:
-                for image in images_of(source):
+                for image in images_of(source, model.pixels):
                     threads.choose(every=SECONDS_BETWEEN_CHOICES)
-                    found = model(image.image)
+                    found = model.find(image.image)
                     done.images += 1
                     log.info(f"{image.name}: {_summary(found, model.names)}")
                     if save_json:
@@ -76,7 +77,7 @@ def predict(model: Model, sources: Sequence[Source], folder: Path, save_txt: boo
                         path = folder / "labels" / Path(image.name).with_suffix(".txt")
                         attempt(partial(write_whole_text, path, _yolo_rows(image, found)))
                     boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
-                    drawn = draw_boxes(image.image, boxes, labels, model.names, scores)
+                    drawn = draw_boxes(viewed(image.image), boxes, labels, model.names, scores)
                     if not source.is_video:
                         attempt(partial(_write_image, folder / image.name, drawn))
                     else:

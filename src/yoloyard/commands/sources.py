@@ -15,8 +15,10 @@ import numpy as np
 
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import free_name, plain_path
+from yoloyard.common.pixel_spec import EIGHT_BITS, PixelSpec
 from yoloyard.common.video import VIDEO_SUFFIXES, UnreadableError, is_video, read_frames
 from yoloyard.data.formats.layout import Search, is_marked, is_side_folder, search_folder
+from yoloyard.data.pixels.arrays import pixels_of
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES, decode_image
 
 log = logging.getLogger(__name__)
@@ -40,7 +42,7 @@ class SourceImage:
 
     name: str
     source: str
-    image: np.ndarray  # uint8 RGB (H, W, 3)
+    image: np.ndarray  # as the network's `PixelSpec` says, of most uint8 RGB (H, W, 3)
     frames_per_second: float = 0.0  # of the video or camera that it is a frame of
 
 
@@ -83,16 +85,22 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
     return sources
 
 
-def images_of(source: Source) -> Iterator[SourceImage]:
-    """The image of a file, or the frames of a video or camera. Raises UnreadableError."""
+def images_of(source: Source, pixels: PixelSpec = EIGHT_BITS) -> Iterator[SourceImage]:
+    """The image of a file, or the frames of a video or camera, as `pixels` says. Raises UnreadableError."""
     if source.is_video:
+        wanted = "" if pixels.takes_colours else f"{pixels.channels} channels"
+        if pixels.window and not pixels.percent and pixels.window[1] > 255:
+            wanted = "values from {:g} to {:g}".format(*pixels.window)
+        if wanted:
+            line = f"{source.address}: frames are RGB of 8 bits, and the network takes images of {wanted}"
+            raise UnreadableError(f"{line}: save them as image files")
         stem = source.name.removesuffix(".mp4")
         for frame in read_frames(source.address, _is_stream(source.address)):
             name, origin = f"{stem}/{frame.number:06d}.jpg", f"{source.name}#{frame.number}"
-            yield SourceImage(name, origin, frame.image, frame.frames_per_second)
+            yield SourceImage(name, origin, pixels_of(frame.image, pixels), frame.frames_per_second)
         return
     try:
-        image = decode_image(Path(source.address))
+        image = decode_image(Path(source.address), pixels=pixels)
     except UserError as error:
         raise UnreadableError(str(error)) from error
     with plain_path(Path(source.address)) as opened:

@@ -16,6 +16,7 @@ from yoloyard.common.device import choose_device, choose_precision, images_at_on
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
 from yoloyard.common.image_size import of_metadata, say_rounded, size_text
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import Detections
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import with_overrides
@@ -174,7 +175,7 @@ def index_for(network: Runtime, spec: DataSpec, weights: str, split: str) -> tup
             classes = ",".join(str(order[number]) for number in class_numbers(classes, network.names))
     elif names != network.names:
         log.warning(f"the classes have other names in {weights}: {', '.join(network.names)}")
-    index = select(load_index(spec, split), classes, single_cls)
+    index = select(load_index(spec.with_pixels(PixelSpec.of(network.metadata), weights), split), classes, single_cls)
     if classes is not None:
         chosen = ", ".join(spec.names[number] for number in class_numbers(classes, spec.names))
         log.info(f"as in training, only boxes of these classes are counted: {chosen}")

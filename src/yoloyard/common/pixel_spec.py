@@ -38,6 +38,11 @@ class PixelSpec:
         """Are the channels red, green and blue, and not three lights?"""
         return self.channels == 3 and not self.files
 
+    @property
+    def takes_colours(self) -> bool:
+        """Can colours be made into such an image? Of one channel they become grey."""
+        return self.channels == 1 or self.has_colours
+
     def image_bytes(self, height: Any, width: Any) -> Any:
         """Bytes of an image of so many pixels, or of several, by arrays of heights and of widths."""
         return height * width * self.channels * self.bits // 8

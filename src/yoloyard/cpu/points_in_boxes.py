@@ -16,7 +16,7 @@ from torch import Tensor
 
 from yoloyard.common.boxes import complete_iou
 from yoloyard.losses import Criterion
-from yoloyard.losses.assign import EPS, alignment_of, widened
+from yoloyard.losses.assign import EPS, alignment_of, minimum_side_of, widened
 from yoloyard.losses.task_aligned import Sums, TaskAlignedLoss, boxes_of, side_loss, task_aligned_parts
 
 AnyCriterion = TypeVar("AnyCriterion", bound=Criterion)
@@ -79,7 +79,7 @@ def points_inside(boxes_xyxy: Tensor, images: Tensor, maps: Sequence[Tensor], st
     None if there are more than MAX_PAIRS, which would take more memory than all points do chunk by chunk.
     """
     low, high = boxes_xyxy.split(2, dim=-1)
-    low, high = widened(low, high, high - low)
+    low, high = widened(low, high, high - low, minimum_side_of(strides))
     ranges = []
     for level, stride in zip(maps, strides, strict=True):
         size = torch.tensor([level.shape[3], level.shape[2]], device=low.device)

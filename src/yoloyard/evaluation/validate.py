@@ -37,7 +37,7 @@ def detect(
     settings: EvaluationConfig,
     multi_label: bool,
 ) -> list[Detections]:
-    """Detections of each image, on the CPU. `images` uint8 (B, 3, H, W) on the network's device.
+    """Detections of each image, on the CPU. `images` uint8 or uint16 (B, channels, H, W) on the network's device.
 
     A network that needs no suppression gives several labels a box in any case, as published.
     """

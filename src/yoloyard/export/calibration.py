@@ -10,6 +10,7 @@ import torch
 
 from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.common.log import ONCE
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import images_to_float
 from yoloyard.common.tiles import TileSpec
 from yoloyard.data.formats.data_yaml import read_data_yaml
@@ -28,7 +29,7 @@ ENOUGH_IMAGES = 32  # with fewer, the extremes of a layer depend on which images
 
 @dataclass(frozen=True)
 class CalibrationImages:
-    """Images float32 (1, 3, H, W), RGB 0 .. 1. Each iteration decodes them again, so they take no memory.
+    """Images float32 (1, channels, H, W), 0 .. 1. Each iteration decodes them again, so they take no memory.
 
     Iterating raises UserError naming an image that can't be decoded.
     """
@@ -37,6 +38,7 @@ class CalibrationImages:
     shape: tuple[int, int] | None  # the only (H, W); None: as little padding as `stride` allows
     imgsz: ImageSize
     stride: int
+    pixels: PixelSpec
     tile: TileSpec | None = None  # of a network of tiles; `crops` (n, 4) xyxy says which one of each image
     crops: np.ndarray | None = None
 
@@ -45,7 +47,7 @@ class CalibrationImages:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for number, path in enumerate(self.paths):
-            image = decode_image(path)
+            image = decode_image(path, pixels=self.pixels)
             if self.tile is None or self.crops is None:
                 shape = self.shape or minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
             else:
@@ -64,7 +66,7 @@ def calibration_images(job: Job) -> CalibrationImages:
     """
     assert job.config.data is not None  # int8 is refused without
     spec = read_data_yaml(job.config.data)
-    index = read_split(spec, "train")
+    index = read_split(spec.with_pixels(PixelSpec.of(job.metadata), job.config.weights), "train")
     require_images(index, spec, "train")
     tiles = tiled(index, tile := TileSpec.of(job.metadata))
     usable = np.flatnonzero(np.diff(tiles.offsets)) if tile else np.arange(len(index))
@@ -86,6 +88,7 @@ def calibration_images(job: Job) -> CalibrationImages:
         None if shape is None else (shape[0], shape[1]),
         job.imgsz,
         max(job.facts.strides),
+        index.pixels,
         tile,
         tiles.tiling.crops[chosen] if tiles.tiling else None,
     )

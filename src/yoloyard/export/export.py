@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from yoloyard.common.digests import file_sha256
-from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.errors import UsageError
 from yoloyard.common.files import RUN_MARK, new_run_folder
 from yoloyard.common.image_size import say_rounded, shape_of
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import unknown_name
 from yoloyard.config.settings import ExportConfig, ModelConfig
@@ -18,7 +19,7 @@ from yoloyard.export import int8, onnx_file, openvino_file, programs, tensorrt, 
 from yoloyard.export.end_nodes import end_nodes
 from yoloyard.export.job import Job, image_size
 from yoloyard.export.parity import Parity, compare
-from yoloyard.export.preprocess import limits_of, write_client
+from yoloyard.export.preprocess import colours_of, limits_of, write_client
 from yoloyard.models.detector import Detector
 from yoloyard.models.weights import load_model
 from yoloyard.runtimes.metadata import OUTPUTS, FileFacts
@@ -74,8 +75,6 @@ def export(config: ExportConfig) -> Exported:
     targets = _targets(config)
     weights = local_weights(config.weights)
     detector, metadata = load_model(weights)
-    if (channels := metadata.get("channels", 3)) != 3:
-        raise UserError(f"{weights} wants images of {channels} channels; only those of 3 can be exported")
     metadata = _keep_path(config, targets, detector, metadata)
     facts = _facts(config, weights, detector, metadata)
     folder = new_run_folder(Path(config.project), config.name)
@@ -178,4 +177,5 @@ def _facts(config: ExportConfig, weights: Path, detector: Detector, metadata: Ma
         yoloyard=versions()["yoloyard"],
         suppression=limits_of(given, metadata) if config.outputs == "nms" else None,
         needs_suppression=needed,
+        colours=colours_of(PixelSpec.of(metadata)),
     )

@@ -39,7 +39,7 @@ def _(boxes: Tensor, class_scores: Tensor, conf: float, iou: float, max_det: int
 
 
 class Graph(nn.Module):
-    """Images float32 (B, 3, H, W), RGB 0 .. 1, to the outputs of `--outputs`, all float32.
+    """Images float32 (B, channels, H, W), 0 .. 1, to the outputs of `--outputs`, all float32.
 
     In float16 (`half`) are weights and arithmetic, but not the decoding. `limits` has conf, iou and max_det of
     `--outputs nms`; a detector that needs no suppression has no use for iou.
@@ -108,10 +108,11 @@ def _rows(boxes_xyxy: Tensor, points: Tensor, scores: Tensor, labels: Tensor, is
 
 
 def graph_of(job: Job) -> tuple[Graph, Tensor]:
-    """What a job's files compute, and example images (2, 3, H, W)."""
+    """What a job's files compute, and example images (2, channels, H, W)."""
     graph = Graph(job.detector, job.facts.outputs, job.config.half, job.facts.suppression).eval()
     height, width = job.facts.shape or 2 * (EXAMPLE_CELLS * max(job.detector.strides),)
-    return graph, torch.rand(EXAMPLE_BATCH, 3, height, width, generator=torch.Generator().manual_seed(0))
+    shape = EXAMPLE_BATCH, job.detector.channels, height, width
+    return graph, torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
@@ -141,7 +142,7 @@ def check_open_sizes(job: Job, graph: Graph, program: Callable[[Tensor], Any]) -
     """
     stride = max(job.detector.strides)
     sides = job.facts.shape or (stride * (EXAMPLE_CELLS + 2), stride * (EXAMPLE_CELLS - 2))
-    images = torch.zeros(EXAMPLE_BATCH + 1, 3, *sides)
+    images = torch.zeros(EXAMPLE_BATCH + 1, job.detector.channels, *sides)
     expected, found = ([part.shape for part in _parts(each(images))] for each in (graph, program))
     if found != expected:
         raise UserError(f"traced with one size it gives {found} for another one, not {expected}")

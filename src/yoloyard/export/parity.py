@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
@@ -19,6 +20,7 @@ from yoloyard.common.cores import processor, usable_cores
 from yoloyard.common.device import images_at_once
 from yoloyard.common.files import write_whole_text
 from yoloyard.common.image_size import ImageSize, shape_of
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import Batch, Detections, Sample
 from yoloyard.common.tiles import TileSpec
 from yoloyard.common.versions import versions
@@ -79,7 +81,7 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
         tiling = tiles.tiling
         batches = make_val_loader(tiles, imgsz, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
     else:
-        batches = [_drawing(number, fixed, imgsz, stride) for number in range(DRAWINGS)]
+        batches = [_drawing(number, fixed, imgsz, stride, PixelSpec.of(job.metadata)) for number in range(DRAWINGS)]
 
     def measured(network: Any) -> tuple[dict[int, Detections], dict[str, Any]]:
         """Detections and, with labels, their figures."""
@@ -190,13 +192,20 @@ def judge(row: Mapping[str, Any], expected: Mapping[str, Any], job: Job) -> list
     ]
 
 
-def _drawing(number: int, fixed: tuple[int, int] | None, imgsz: ImageSize, stride: int) -> Batch:
+def _drawing(number: int, fixed: tuple[int, int] | None, imgsz: ImageSize, stride: int, pixels: PixelSpec) -> Batch:
     """An image of the demo, whole or cut to another shape, letterboxed as `predict` does it."""
     image = demo_image(0, "val", number).pixels
-    image = image[: len(image) * (4 - number % 4) // 4]
+    image = _as_wanted(image[: len(image) * (4 - number % 4) // 4], pixels)
     boxed, transform = letterbox(image, fixed or minimal_shape(image.shape[0], image.shape[1], imgsz, stride))
     no_boxes = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
     return collate([Sample(boxed, *no_boxes, number, transform)], [1])
+
+
+def _as_wanted(image: np.ndarray, pixels: PixelSpec) -> np.ndarray:
+    """A drawing, uint8 RGB (H, W, 3), in the channels and bits of a network; a channel that is no colour is grey."""
+    if not pixels.has_colours:
+        image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], pixels.channels, axis=2)
+    return image if pixels.bits == 8 else image * np.uint16(257)
 
 
 def _bytes(path: Path) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from yoloyard.commands.model import shown_settings
 from yoloyard.common.files import write_whole_text
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.config.settings import ModelConfig
 from yoloyard.data.pixels.decode import BACKGROUND
 from yoloyard.export.job import Job
@@ -21,12 +22,30 @@ def limits_of(config: ModelConfig, metadata: Mapping[str, Any]) -> dict[str, Any
     return {"conf": shown.conf, "iou": shown.iou, "max_det": shown.max_det}
 
 
+def colours_of(pixels: PixelSpec) -> str:
+    """What the channels of the input are."""
+    return "RGB" if pixels.has_colours else "grey" if pixels.channels == 1 else f"{pixels.channels} as in the data"
+
+
+def scaling_of(pixels: PixelSpec) -> str:
+    """How values of a file become an input of 0..1, for whoever writes a program."""
+    if pixels.window is None:
+        depth = "the smallest of 8, 10, 12, 14 and 16 bits that holds the brightest value of the image"
+        deep = "value / (2^depth - 1)" if pixels.bits == 16 else "(value >> (depth - 8)) / 255"
+        return f"of files of 8 bits value / 255; of 16 bits {deep}, depth is {depth}"
+    where = "{:g} and {:g}".format(*pixels.window)
+    where = f"the percentiles {where} of all values of the image" if pixels.percent else where
+    return (
+        f"(value - low) / (high - low), clipped to 0..1 and rounded to 1 / {pixels.largest}; low and high are {where}"
+    )
+
+
 def write_client(job: Job, files: Mapping[str, Path]) -> None:
     """Write preprocess.json and, where there is an ONNX file with boxes, client.py into the job's folder.
 
     `files`: what was written, by target. Raises UserError if the disk is full.
     """
-    facts = job.facts.as_dict()
+    facts, pixels = job.facts.as_dict(), PixelSpec.of(job.metadata)
     document = {
         **{name: facts[name] for name in ("format", "yoloyard", "weights_sha256", "names", "strides", "max_batch")},
         "licence": job.metadata.get("licence"),
@@ -38,7 +57,9 @@ def write_client(job: Job, files: Mapping[str, Path]) -> None:
         # what an input is a part of: tiles of this size, overlapping by this share; null: whole images
         "tile": job.metadata.get("tile"),
         "multiple": max(job.facts.strides),
-        "fill": BACKGROUND,
+        "pixels": pixels.as_dict(),
+        "scaling": scaling_of(pixels),
+        "fill": BACKGROUND * (pixels.largest // 255),
         "interpolation": "bilinear",
         "needs_suppression": job.facts.needs_suppression,
         # of the outputs; a file with `detections` has done it already, and twice is as once

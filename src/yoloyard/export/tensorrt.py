@@ -50,7 +50,8 @@ def write(job: Job, onnx_file: Path) -> Path:
     folder, engine = job.path(".tensorrt", precision), job.path(SUFFIX, precision).name
     least, most = (job.facts.shape or shape_of(size) for size in (max(job.facts.strides), job.imgsz))
     # by trtexec's names: the smallest, the usual and the largest batch
-    profile = {"min": (1, 3, *least), "opt": (USUAL_BATCH, 3, *most), "max": (MAX_BATCH, 3, *most)}
+    batches = {"min": (1, least), "opt": (USUAL_BATCH, most), "max": (MAX_BATCH, most)}
+    profile = {name: (images, job.detector.channels, *size) for name, (images, size) in batches.items()}
     flags = " ".join(f"--{key}Shapes={INPUT}:{'x'.join(map(str, sizes))}" for key, sizes in profile.items())
 
     def fill(path: Path) -> None:

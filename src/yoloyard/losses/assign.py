@@ -8,11 +8,12 @@ only sums and a running maximum for each point. A GPU waits for the host here, s
 point comes before the pairs, and x and y are the two planes of one tensor (2, ...): fewer, larger operations.
 
 Source: Feng et al., "TOOD: Task-aligned One-stage Object Detection" (ICCV 2021), section 3.2, with the overlap measured
-as CIoU and boxes narrower than `MINIMUM_SIDE` widened for the search of candidates, as in the published recipe. Wang et
-al., "YOLOv10" (2024), section 3.1, for one point a box.
+as CIoU and boxes narrower than the second stride widened for the search of candidates, as in the published recipe. Wang
+et al., "YOLOv10" (2024), section 3.1, for one point a box.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from yoloyard.common.boxes import IOU_EPS
 
 TOP_K = 10
-MINIMUM_SIDE = 16.0  # pixels; the second stride
+MINIMUM_SIDE = 16.0  # pixels; the second stride of 8, 16, 32
 EPS = 1e-9
 PAIRS_AT_ONCE = 2**22  # of a box and a point, where nothing is known of memory; on a CPU it suits the caches
 BYTES_OF_A_PAIR = 22  # that are needed at once, at most
@@ -71,13 +72,14 @@ def assign(
     pairs_at_once: int = PAIRS_AT_ONCE,
     top_k: int = TOP_K,
     best_only: bool = False,
+    minimum_side: float = MINIMUM_SIDE,
 ) -> Assignment:
     """Assign boxes to anchor points: to each box the `top_k` that suit it best, or one of them (`best_only`).
 
     `predicted_xyxy` (B, P, 4) pixels, `predicted_scores` (B, P, C) in 0..1, `points` (P, 2) pixels,
     `boxes_xyxy` (B, M, 4) pixels, `labels` (B, M) with -1 in padded slots. `pairs_at_once` bounds the memory, at
     BYTES_OF_A_PAIR each; the result does not depend on it. With `best_only` a box that lost all its points to others
-    gets none.
+    gets none. For `minimum_side` see `widened`.
     """
     num_images, num_points, _ = predicted_xyxy.shape
     num_boxes = boxes_xyxy.shape[1]
@@ -91,7 +93,7 @@ def assign(
     shapes = Shapes.of(torch.cat((boxes_xyxy.movedim(-1, 0), predicted_xyxy.movedim(-1, 0)), dim=2))
     predicted = shapes.part(slice(num_boxes, None), -2)
     own = shapes.part(slice(num_boxes), -1)
-    low, high = widened(own.low, own.high, own.size)
+    low, high = widened(own.low, own.high, own.size, minimum_side)
     low.masked_fill_((labels < 0).unsqueeze(-1), math.inf)  # nothing is inside
     planes_of_points = points.movedim(-1, 0)[:, None, None]  # (2, 1, 1, P)
 
@@ -99,8 +101,7 @@ def assign(
     chunk = max(1, pairs_at_once // (num_images * num_points))
     for start in range(0, num_boxes, chunk):
         part = slice(start, min(start + chunk, num_boxes))
-        inside = (planes_of_points > low[:, :, part]).logical_and_(planes_of_points < high[:, :, part])
-        inside = inside.all(dim=0)  # (B, m, P)
+        inside = points_between(planes_of_points, low[:, :, part], high[:, :, part])  # (B, m, P)
         overlap = pairwise_overlap(shapes.part(part, -1), predicted).mul_(inside)
         rows = classes[:, part, None].expand_as(overlap)
         top = alignment_of(roots.gather(1, rows), overlap).topk(min(top_k, num_points), dim=2, sorted=False).indices
@@ -165,9 +166,19 @@ def _best_points(alignment: Tensor, box_of_point: Tensor, num_boxes: int) -> Ten
     return first.scatter_reduce_(1, box_of_point, candidates, "amin").gather(1, box_of_point) == numbers
 
 
-def widened(low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-    """Two corners of boxes, pixels; sides of `size` below MINIMUM_SIDE are widened about their centre."""
-    more = size.clamp(min=MINIMUM_SIDE).sub_(size)
+def minimum_side_of(strides: Sequence[int]) -> float:
+    """The side, pixels, to which the boxes of a head with these strides are `widened`: its second stride."""
+    return float(strides[1]) if len(strides) > 1 else MINIMUM_SIDE
+
+
+def points_between(planes_of_points: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Which points lie strictly between two corners; all have x and y as planes, the first dimension."""
+    return (planes_of_points > low).logical_and_(planes_of_points < high).all(dim=0)
+
+
+def widened(low: Tensor, high: Tensor, size: Tensor, minimum_side: float) -> tuple[Tensor, Tensor]:
+    """Two corners of boxes, pixels; sides of `size` below `minimum_side` are widened about their centre."""
+    more = size.clamp(min=minimum_side).sub_(size)
     return torch.sub(low, more, alpha=0.5), torch.add(high, more, alpha=0.5)
 
 

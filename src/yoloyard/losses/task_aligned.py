@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from yoloyard.common.boxes import anchor_points, complete_iou
 from yoloyard.config.settings import TrainConfig
-from yoloyard.losses.assign import BYTES_OF_A_PAIR, PAIRS_AT_ONCE, TOP_K, Assignment, assign
+from yoloyard.losses.assign import BYTES_OF_A_PAIR, PAIRS_AT_ONCE, TOP_K, Assignment, assign, minimum_side_of
 
 Sums = tuple[Tensor, Tensor, Tensor, Tensor]  # box, cls, dfl or l1, and their norm, each ()
 
@@ -99,7 +99,7 @@ class TaskAlignedLoss:
 
     def assign(self, predicted: Tensor, scores: Tensor, grid: Grid, boxes_xyxy: Tensor, labels: Tensor) -> Assignment:
         """What the points learn of the boxes (B, M, 4), see `assign`; `predicted` (B, P, 4) xyxy in pixels."""
-        selection = self.pairs_at_once, self.top_k, self.best_only
+        selection = self.pairs_at_once, self.top_k, self.best_only, minimum_side_of(self.strides)
         return assign(predicted, scores, grid.pixels, boxes_xyxy, labels, *selection)
 
     def _grid_of(self, maps: list[Tensor]) -> Grid:

@@ -20,17 +20,19 @@ __all__ = ["CustomModel", "beside", "is_custom", "read_kept", "read_custom"]
 class CustomModel(UserFile):
     """A user file and the name of a function in it, `build(num_classes) -> Detector`."""
 
-    def build(self, num_classes: int) -> Detector:
+    def build(self, num_classes: int, channels: int = 3) -> Detector:
         """The user's detector, on the CPU, after one forward with an empty image, which shows mistakes early.
 
-        Raises UserError with the line of the user file if the file, the function or that forward fails, and UsageError
-        if the function is not there.
+        The function is told nothing of `channels`, those of the images: its detector takes so many or not. Raises
+        UserError with the line of the user file if the file, the function or that forward fails, and UsageError if the
+        function is not there.
         """
         function = self.load("model")
         try:
             detector = function(num_classes)
             if not isinstance(detector, Detector):
                 raise UserError(f"{self.path}: {self.function} must return a yoloyard Detector, not {detector!r:.80}")
+            detector.channels = channels
             _check(detector, num_classes, str(self.path))
         except UserError:
             raise
@@ -84,12 +86,23 @@ def _check(detector: Detector, num_classes: int, name: str) -> None:
     training = detector.training
     try:
         with torch.no_grad():
-            maps = detector.eval()(torch.zeros(1, 3, size, size))
+            maps = _maps(detector.eval(), size, name)
             _check_levels(f"{name}: forward must return", head, maps, [head.outputs] * len(head.strides), size)
             detector.decode(maps)
     finally:
         hook.remove()
     detector.train(training)
+
+
+def _maps(detector: Detector, size: int, name: str) -> Any:
+    """What `detector` makes of an empty image. Raises UserError where it is the number of channels that it fails on."""
+    try:
+        return detector(torch.zeros(1, detector.channels, size, size))
+    except RuntimeError as error:
+        if detector.channels == 3 or "channels" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name}: the images of the data have {detector.channels} channels: {reason:.200}") from error
 
 
 def _check_levels(what: str, head: Head, maps: Any, channels: Sequence[int], size: int) -> None:

@@ -37,7 +37,7 @@ class Profile:
     imgsz: int
 
 
-def profile(detector: Detector, imgsz: int = 640, channels: int = 3, device: str = "meta") -> Profile:
+def profile(detector: Detector, imgsz: int = 640, device: str = "meta") -> Profile:
     """Cost of `detector` for an image (1, channels, imgsz, imgsz), imgsz in pixels.
 
     The detector stays as it is, on its device. A copy is traced on the meta device, where nothing is computed, or on
@@ -46,7 +46,7 @@ def profile(detector: Detector, imgsz: int = 640, channels: int = 3, device: str
     traced = copy.deepcopy(detector).to(device).eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        traced(torch.zeros(1, channels, imgsz, imgsz, device=device))
+        traced(torch.zeros(1, detector.channels, imgsz, imgsz, device=device))
     counts = {path.partition(".")[2]: operators for path, operators in counter.get_flop_counts().items()}
 
     names = {id(module): name for name, module in traced.named_modules()}

@@ -14,8 +14,8 @@ from yoloyard.models.detector import Detector
 # A family's `build` and its sizes
 FAMILIES: dict[str, tuple[Callable[..., Detector], str]] = {
     "yolov5": (yolov5.build, "n s m l x n6 s6 m6 l6 x6"),
-    "yolov8": (yolov8.build, "n s m l x"),
-    "yolo11": (yolo11.build, "n s m l x"),
+    "yolov8": (yolov8.build, "n s m l x n-p2 s-p2 m-p2 l-p2 x-p2"),
+    "yolo11": (yolo11.build, "n s m l x n-p2 s-p2 m-p2 l-p2 x-p2"),
     "yolo12": (yolo12.build, "n s m l x"),
     "yolo26": (yolo26.build, "n s m l x"),
     "yolov13": (yolov13.build, "n s l x"),
@@ -46,7 +46,7 @@ def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> D
     Raises UsageError for a name that isn't there.
     """
     if custom_model.is_custom(name):
-        return custom_model.read_custom(name).build(num_classes)
+        return custom_model.read_custom(name).build(num_classes, channels)
     name = plain_name(name)
     if name not in BUILDERS:
         near = difflib.get_close_matches(name, BUILDERS, n=1)
@@ -55,4 +55,6 @@ def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> D
             f"unknown model {name!r}: {hint}The models are {', '.join(BUILDERS)}; one of your own: FILE.py:FUNCTION; "
             "a weights file ends in .safetensors, .pt or .pth."
         )
-    return BUILDERS[name](num_classes=num_classes, channels=channels, **arguments)
+    detector = BUILDERS[name](num_classes=num_classes, channels=channels, **arguments)
+    detector.channels = channels
+    return detector

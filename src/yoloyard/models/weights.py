@@ -4,6 +4,7 @@ Nothing in such a file is executed when it is read, and damage is detected.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from yoloyard.models import custom_model, registry
 from yoloyard.models.detector import Detector
 from yoloyard.models.importing import importers
 from yoloyard.models.importing.torch_files import is_torch_file, read_bytes
+from yoloyard.models.pyramid import has_p2
 
 WEIGHT_FILES = (".safetensors", ".pt", ".pth")  # suffixes that are read
 
@@ -95,13 +97,18 @@ class TransferReport:
     fresh: tuple[str, ...]  # no tensor of this name and shape
     unused: tuple[str, ...]  # tensors of the source that had no place
     classes: tuple[str, ...] = ()  # classes whose rows of the last layer were taken, by name
+    channels: tuple[int, int] | None = None  # of the source's images and ours, where they differ
 
     def __str__(self) -> str:
         line = f"took {len(self.taken)} of {len(self.taken) + len(self.fresh)} tensors"
         without_place = [name for name in self.unused if name not in self.fresh]
         line += f"; new: {_summary(self.fresh)}" if self.fresh else ""
         line += f"; not used: {_summary(without_place)}" if without_place else ""
-        return line + (f"; class rows taken by name: {', '.join(self.classes)}" if self.classes else "")
+        line += f"; class rows taken by name: {', '.join(self.classes)}" if self.classes else ""
+        if self.channels is None:
+            return line
+        source, own = self.channels
+        return f"{line}; the first layer: each of {own} channels has 1/{own} of the sum over the {source} of the file"
 
 
 def transfer(
@@ -112,8 +119,15 @@ def transfer(
     `names` are the detector's classes, `source_names` those of `state`. Where they differ, the last layers' rows of
     classes of the same name (case and spaces at the ends ignored), and those of no class, are copied as well, if the
     layers before them have the same width. What `state` has not of a head's second branches is that of the first ones.
+
+    Layers that take images of other channels are converted: see `for_channels`. Where one of both has a level of stride
+    4, branches go to those of the same stride.
     """
-    own, given = detector.state_dict(), tuple(state)
+    own = detector.state_dict()
+    if levels := has_p2(own) - has_p2(state):
+        state = {_level_moved(name, levels): tensor for name, tensor in state.items()}
+    given = tuple(state)
+    state, channels = _of_channels(own, state, detector.channels)
     for part, first in ((f"head.{part}.", f"head.{first}.") for part, first in detector.head.begins_as.items()):
         state = {name.replace(first, part): state[name] for name in state if name.startswith(first)} | dict(state)
     plain, source_plain = ([name.strip().lower() for name in each] for each in (names, source_names))
@@ -139,7 +153,39 @@ def transfer(
                 own[name][ours] = state[name][theirs].to(own[name])
             classes = tuple(names[row] for row, _ in pairs)
     kept = tuple(name for name in own if name in taken)
-    return TransferReport(kept, fresh, tuple(name for name in given if name not in taken), classes)
+    return TransferReport(kept, fresh, tuple(name for name in given if name not in taken), classes, channels)
+
+
+def for_channels(weights: Tensor, channels: int) -> Tensor:
+    """The weights (out, channels', k, k) of a layer that takes images, for images of other `channels`.
+
+    Each channel gets the sum over those of before, divided by their new number. So grey gives exactly what it gave as
+    three equal channels, and an image that is alike in all channels gives the same with any number of them.
+    """
+    return (weights.sum(dim=1, keepdim=True) / channels).repeat(1, channels, 1, 1)
+
+
+def _of_channels(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], channels: int
+) -> tuple[Mapping[str, Tensor], tuple[int, int] | None]:
+    """`state` with the layers that take images converted, and the channels before and after; None: they are equal.
+
+    A layer takes images if it has the channels of the first one, as a second backbone has.
+    """
+    first = next((name for name, value in own.items() if value.ndim == 4), "")
+    if first not in state or state[first].ndim != 4 or (before := state[first].shape[1]) == channels:
+        return state, None
+    takes = {
+        name: for_channels(value, channels)
+        for name, value in state.items()
+        if name in own and value.ndim == 4 and (value.shape[1], own[name].shape[1]) == (before, channels)
+    }
+    return {**state, **takes}, (before, channels)
+
+
+def _level_moved(name: str, levels: int) -> str:
+    """The name of a branch's tensor so many levels of the head later; any other as it is."""
+    return re.sub(r"^(head\.\w+_branches\.)(\d+)", lambda found: f"{found[1]}{int(found[2]) + levels}", name)
 
 
 def _summary(names: Sequence[str]) -> str:

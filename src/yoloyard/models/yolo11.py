@@ -8,7 +8,7 @@ from functools import partial
 from yoloyard.models.attention import C2PSA
 from yoloyard.models.blocks import SPPF, C3k2
 from yoloyard.models.detector import Scale
-from yoloyard.models.pyramid import PathAggregation, PyramidBackbone, PyramidDetector
+from yoloyard.models.pyramid import P2, PathAggregation, PyramidBackbone, PyramidDetector
 
 SCALES = {
     "n": Scale(depth=0.50, width=0.25, max_channels=1024),
@@ -24,9 +24,11 @@ ALL_C3K = "mlx"  # sizes whose every stage is made of C3k; n and s have them at 
 class Neck(PathAggregation):
     """The neck, of C3k2 stages."""
 
-    def __init__(self, scale: Scale, all_c3k: bool) -> None:
+    def __init__(self, scale: Scale, all_c3k: bool, has_p2: bool) -> None:
         stage = partial(C3k2, repeats=scale.repeats(2))
-        super().__init__(scale, scale.channels(512), partial(stage, c3k=all_c3k), partial(stage, c3k=True))
+        p2_width, p3_width = map(scale.channels, STAGE_WIDTHS[:2])
+        stages = partial(stage, c3k=all_c3k), partial(stage, c3k=True)
+        super().__init__(scale, p3_width, *stages, p2_width if has_p2 else None)
 
 
 def build(
@@ -37,10 +39,11 @@ def build(
     sppf_activation: bool = True,
     paths: str = "many",
 ) -> PyramidDetector:
-    """A YOLO11 of the size n, s, m, l or x with fresh weights, whose head has these `paths`.
+    """A YOLO11 of the size n, s, m, l or x, or of these with P2, with fresh weights, whose head has these `paths`.
 
     `class_width` and `sppf_activation` fit it to imported files.
     """
+    has_p2, scale = scale.endswith(P2), scale.removesuffix(P2)
     size, all_c3k = SCALES[scale], scale in ALL_C3K
     stage = partial(C3k2, repeats=size.repeats(2))
     shallow, deep = partial(stage, c3k=all_c3k, expansion=0.25), partial(stage, c3k=True)
@@ -49,9 +52,9 @@ def build(
         channels,
         STAGE_WIDTHS,
         (shallow, shallow, deep, deep),
+        levels=3 + has_p2,
         pool=lambda width: SPPF(width, width, sppf_activation),
         attention=partial(C2PSA, repeats=size.repeats(2)),
     )
-    return PyramidDetector(
-        size, backbone, Neck(size, all_c3k), num_classes, depthwise=True, class_width=class_width, paths=paths
-    )
+    neck = Neck(size, all_c3k, has_p2)
+    return PyramidDetector(size, backbone, neck, num_classes, depthwise=True, class_width=class_width, paths=paths)

@@ -36,7 +36,8 @@ class Neck(PathAggregation):
         self.finer = Conv(c4, c3)
         self.tunnels = nn.ModuleList(Tunnel() for _ in range(7))  # in the order of the published layer table
 
-    def forward(self, p3: Tensor, p4: Tensor, p5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, *levels: Tensor) -> tuple[Tensor, ...]:
+        p3, p4, p5 = levels
         tunnels = self.tunnels
         enhanced4 = self.enhance(p3, p4, p5)
         enhanced3, enhanced5 = interpolate(enhanced4, scale_factor=2.0), self.coarser(enhanced4)

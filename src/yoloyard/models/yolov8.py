@@ -7,7 +7,7 @@ from functools import partial
 
 from yoloyard.models.blocks import SPPF, C2f
 from yoloyard.models.detector import Scale
-from yoloyard.models.pyramid import PathAggregation, PyramidBackbone, PyramidDetector
+from yoloyard.models.pyramid import P2, PathAggregation, PyramidBackbone, PyramidDetector
 
 SCALES = {
     "n": Scale(depth=0.33, width=0.25, max_channels=1024),
@@ -22,9 +22,10 @@ STAGE_WIDTHS = (128, 256, 512, 1024)  # of the backbone, before scaling
 class Neck(PathAggregation):
     """The neck, of C2f stages without shortcuts."""
 
-    def __init__(self, scale: Scale) -> None:
+    def __init__(self, scale: Scale, has_p2: bool) -> None:
         stage = partial(C2f, repeats=scale.repeats(3), shortcut=False)
-        super().__init__(scale, scale.channels(256), stage, stage)
+        p2_width, p3_width = map(scale.channels, STAGE_WIDTHS[:2])
+        super().__init__(scale, p3_width, stage, stage, p2_width if has_p2 else None)
 
 
 def build(
@@ -35,17 +36,15 @@ def build(
     sppf_activation: bool = True,
     paths: str = "many",
 ) -> PyramidDetector:
-    """A YOLOv8 of the size n, s, m, l or x with fresh weights, whose head has these `paths`.
+    """A YOLOv8 of the size n, s, m, l or x, or of these with P2, with fresh weights, whose head has these `paths`.
 
     `class_width` and `sppf_activation` fit it to imported files.
     """
-    size = SCALES[scale]
+    has_p2, size = scale.endswith(P2), SCALES[scale.removesuffix(P2)]
     shallow = partial(C2f, repeats=size.repeats(3), shortcut=True)
     deep = partial(C2f, repeats=size.repeats(6), shortcut=True)
     stages = (shallow, deep, deep, shallow)
-    backbone = PyramidBackbone(
-        size, channels, STAGE_WIDTHS, stages, pool=lambda width: SPPF(width, width, sppf_activation)
-    )
-    return PyramidDetector(
-        size, backbone, Neck(size), num_classes, depthwise=False, class_width=class_width, paths=paths
-    )
+    pool = lambda width: SPPF(width, width, sppf_activation)  # noqa: E731
+    backbone = PyramidBackbone(size, channels, STAGE_WIDTHS, stages, levels=3 + has_p2, pool=pool)
+    neck = Neck(size, has_p2)
+    return PyramidDetector(size, backbone, neck, num_classes, depthwise=False, class_width=class_width, paths=paths)

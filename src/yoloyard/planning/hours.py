@@ -27,6 +27,7 @@ class Images:
     train: int
     val: int
     pixels: float = 640 * 480  # of an image file, on average
+    channels: int = 3
 
 
 @dataclass(frozen=True)

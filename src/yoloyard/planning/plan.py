@@ -119,7 +119,8 @@ def make_plan(given: Mapping[str, Any], demands: Demands, num_images: int | None
     config, num_classes, images, boxes = _training(given, num_images)
     of_precision: tuple[Precision, ...] = ("float32", "amp")
     pairs = [(each, recomputed) for recomputed in (False, True) for each in of_precision]
-    traces = dict(zip(pairs, trace_steps(config, num_classes, of_precision, (False, True), boxes=boxes), strict=True))
+    what: dict[str, Any] = {"boxes": boxes, "channels": images.channels}
+    traces = dict(zip(pairs, trace_steps(config, num_classes, of_precision, (False, True), **what), strict=True))
 
     @functools.cache
     def on(gpu: str, count: int, cores: int) -> Estimate:
@@ -132,7 +133,7 @@ def make_plan(given: Mapping[str, Any], demands: Demands, num_images: int | None
         own = traces
         if is_cpu(gpu):
             precision, recomputed = _precision(config, gpu), config.checkpoint_activations
-            found = trace_steps(config, num_classes, [precision], [recomputed], on_cpu=True, boxes=boxes)
+            found = trace_steps(config, num_classes, [precision], [recomputed], on_cpu=True, **what)
             own = {(precision, recomputed): found[0]}
         here.append(_estimated(own, config, images, gpu, 1, 1, usable_cores()))
     choices = ranked(offers, lambda offer: on(offer.gpu, offer.count, offer.cores))
@@ -151,23 +152,26 @@ def _facts(each: Estimate) -> dict[str, Any]:
 def _training(given: Mapping[str, Any], num_images: int | None) -> tuple[TrainConfig, int, Images, int]:
     """Settings as a run chooses them, number of classes, the data, and boxes that an image is padded to."""
     config = with_overrides(TrainConfig(), given)
-    detector = build_model(config, CLASSES)
+    if num_images is None and not config.data:
+        raise UsageError("say which data: --data FILE; or how many training images there will be: --images N")
+    is_here = num_images is None or (config.data and Path(config.data).is_file())
+    data = read_data_yaml(Path(config.data)) if is_here else None
+    channels = data.pixels.channels if data else 3
+    detector = build_model(config, CLASSES, channels)
     config = with_overrides(config, {**recipes.published(config.model, detector.head.criterion), **given})
     if given.get("batch") == AUTO:  # the largest up to this
         config = dataclasses.replace(config, batch=config.optimization.nbs)
     if num_images is not None:
-        data = read_data_yaml(Path(config.data)) if config.data and Path(config.data).is_file() else None
         classes = len(names_of(data.names, config.single_cls)) if data else CLASSES
-        return config, classes, Images(num_images, round(VAL_SHARE * num_images)), BOXES
-    if not config.data:
-        raise UsageError("say which data: --data FILE; or how many training images there will be: --images N")
-    data = read_data_yaml(Path(config.data))
+        return config, classes, Images(num_images, round(VAL_SHARE * num_images), channels=channels), BOXES
+    assert data is not None
     if config.classes is not None:
         chosen = ",".join(map(str, class_numbers(config.classes, data.names)))
         config = dataclasses.replace(config, classes=chosen)
     train, val = load_splits_again(data, config)
     pixels = float(np.prod(train.sizes, axis=1, dtype=np.int64).mean())
-    return config, len(train.names), Images(len(train), len(val), pixels), training_buckets(train, config)[-1]
+    images = Images(len(train), len(val), pixels, channels)
+    return config, len(train.names), images, training_buckets(train, config)[-1]
 
 
 def _estimated(

@@ -82,10 +82,10 @@ class StepTrace:
         return self.alive[0] - few * of_one, of_one
 
 
-def build_model(config: TrainConfig, num_classes: int) -> Detector:
+def build_model(config: TrainConfig, num_classes: int, channels: int = 3) -> Detector:
     """The network that a run with these settings trains, on the CPU. Raises UsageError or UserError."""
     start = starting_point({"model": config.model, "weights": config.weights})
-    detector = build_detector(start.model, start.custom, start.arguments(num_classes, config.end2end))
+    detector = build_detector(start.model, start.custom, start.arguments(num_classes, config.end2end, channels))
     freeze(detector, config.freeze)
     return detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -98,6 +98,7 @@ def trace_step(
     recomputed: bool,
     on_cpu: bool = False,
     boxes: int = BOXES,
+    channels: int = 3,
 ) -> StepCost:
     """The cost of one step of a device with `images` images, each padded to `boxes` boxes, and of its update.
 
@@ -106,7 +107,7 @@ def trace_step(
     Raises UsageError or UserError, this also for a custom model that reads numbers.
     """
     waits = round(max(config.batch, config.optimization.nbs) / images) > 1
-    traced = _Traced(build_model(config, num_classes), config, on_cpu, boxes, waits)
+    traced = _Traced(build_model(config, num_classes, channels), config, on_cpu, boxes, waits)
     if recomputed:
         traced.recompute()
     return traced.step(images, precision)[0]
@@ -119,12 +120,13 @@ def trace_steps(
     recomputed: Sequence[bool] = (False, True),
     on_cpu: bool = False,
     boxes: int = BOXES,
+    channels: int = 3,
 ) -> list[StepTrace]:
     """What `trace_step` gives for any number of images, of each precision, without and with recomputed activations.
 
     Gradients of earlier batches count, as if all images of an update did not fit at once.
     """
-    traced, traces = _Traced(build_model(config, num_classes), config, on_cpu, boxes, waits=True), []
+    traced, traces = _Traced(build_model(config, num_classes, channels), config, on_cpu, boxes, waits=True), []
     for each in sorted(recomputed):
         if each:
             traced.recompute()
@@ -214,7 +216,7 @@ class _Traced:
     def _batch(self, images: int) -> Batch:
         """A batch without content."""
         with _disable_current_modes():
-            self.batch = noise(images, self.imgsz, self.boxes, self.detector.num_classes)
+            self.batch = noise(images, self.imgsz, self.boxes, self.detector.num_classes, self.detector.channels)
         pixels, boxes, labels = map(torch.empty_like, (self.batch.images, self.batch.boxes, self.batch.labels))
         return dataclasses.replace(self.batch, images=pixels, boxes=boxes, labels=labels)
 

@@ -16,6 +16,7 @@ from yoloyard.common.boxes import cxcywh_to_xyxy
 from yoloyard.common.device import Precision, choose_device
 from yoloyard.common.errors import UserError, memory_line
 from yoloyard.common.log import ONCE
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import images_to_float
 from yoloyard.config.settings import EvaluationConfig
 from yoloyard.models.heads.head import Found, above
@@ -34,7 +35,7 @@ class Program:
 
     inputs: Sequence[Sequence[int | None]]  # shapes; None: any number
     outputs: Sequence[str]  # names; empty if the format keeps none: of ours the order says them
-    compute: Callable[[Tensor], Tensor | Sequence[Tensor]]  # float32 (B, 3, H, W), on `device`, to the outputs there
+    compute: Callable[[Tensor], Tensor | Sequence[Tensor]]  # float32 (B, C, H, W), on `device`, to the outputs there
     device: torch.device
 
 
@@ -47,9 +48,11 @@ class Exported:
 
     def __init__(self, path: Path, program: Program, document: Mapping[str, Any] | None, names: Sequence[str]) -> None:
         self.path, self.device, self._program = path, program.device, program
-        if len(program.inputs) != 1 or len(program.inputs[0]) != 4 or program.inputs[0][1] != 3:
+        channels = PixelSpec.of(document or {}).channels
+        if len(program.inputs) != 1 or len(program.inputs[0]) != 4 or program.inputs[0][1] != channels:
             found = ", ".join(map(shape_text, program.inputs)) or "nothing"
-            raise UserError(f"{path} is no detector that can be used: its input is {found}, not images (B, 3, H, W)")
+            line = f"{path} is no detector that can be used: its input is {found}"
+            raise UserError(f"{line}, not images (B, {channels}, H, W)")
         self._whole_batch, _, height, width = program.inputs[0]
         self.max_batch = self._whole_batch
         self.fixed_shape = (height, width) if height and width else None

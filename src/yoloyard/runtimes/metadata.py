@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 KEY = "yoloyard"
-INPUT = "images"  # float32 (B, 3, H, W), RGB, 0 .. 1
+INPUT = "images"  # float32 (B, channels, H, W), 0 .. 1; three channels are RGB
 BOXES, SCORES = "boxes", "scores"  # (B, P, 4) xyxy in input pixels and (B, P, C), of `--outputs boxes`
 DETECTIONS = "detections"  # (B, D, 6) left, top, right, bottom, score, class, of `--outputs nms`; no box: class -1
 OUTPUTS = {"boxes": (BOXES, SCORES), "nms": (DETECTIONS,), "maps": ()}  # by `--outputs`; maps are named map_STRIDE

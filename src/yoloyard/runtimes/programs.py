@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from yoloyard.common.errors import UserError
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.runtimes.exported import Program, device_for
 
 INERT_VARIABLE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
@@ -66,7 +67,8 @@ def open_torchscript(path: Path, device: str, document: Any) -> Program:
         with torch.jit.optimized_execution(False):
             return network(images)
 
-    return Program([(None, 3, *(document["file"]["shape"] or (None, None)))], (), compute, chosen)
+    shape = (None, PixelSpec.of(document).channels, *(document["file"]["shape"] or (None, None)))
+    return Program([shape], (), compute, chosen)
 
 
 @contextlib.contextmanager

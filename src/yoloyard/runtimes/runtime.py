@@ -23,7 +23,7 @@ class Runtime(Protocol):
     max_batch: int | None  # most images that the network takes at once; None: any number
 
     def candidates(self, images: Tensor, conf: float, multi_label: bool) -> Found:
-        """Boxes with a score above `conf` in `images`, uint8 (B, 3, H, W) on `device`.
+        """Boxes with a score above `conf` in `images`, uint8 or uint16 (B, channels, H, W) on `device`.
 
         With `multi_label` a box comes once for each such class, else only for its best one. Raises UserError for a
         batch or a shape that the network can't take.
@@ -31,7 +31,7 @@ class Runtime(Protocol):
         ...
 
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """What an exported file gives of `images`, float32 (B, 3, H, W), RGB, 0 .. 1, by the names in `metadata.py`.
+        """What an exported file gives of `images`, float32 (B, channels, H, W), 0 .. 1, by the names in `metadata.py`.
 
         Weights of torch give `boxes` and `scores`. Raises UserError for a batch or a shape that it can't take.
         """

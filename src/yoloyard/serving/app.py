@@ -20,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.versions import versions
 from yoloyard.serving import v2
 from yoloyard.serving.batching import Queue, Work
@@ -56,7 +57,9 @@ def make_app(models: Mapping[str, Served], places: int, metrics: Metrics, token:
         served = model_named(request.query_params.get("model"))
         queue.refuse_if_full()
         async with bodies.read(request, IMAGE_BYTES) as body:
-            image, size = await asyncio.to_thread(_image_in, body, request.headers.get("content-type", ""))
+            image, size = await asyncio.to_thread(
+                _image_in, body, request.headers.get("content-type", ""), served.model.pixels
+            )
             inputs = served.inputs_of(*size)
             kind = (served.name, served.model.input_shape(*size), inputs)
             at_once = max(1, served.max_batch // inputs)
@@ -161,14 +164,14 @@ class _Door:
         return is_free or hmac.compare_digest(scheme.lower() + b" " + token.strip(), self._expected or b"")
 
 
-def _image_in(body: bytes, content_type: str) -> tuple[bytes, tuple[int, int]]:
-    """The image file in a body, and its height and width, upright. Raises HTTPException."""
+def _image_in(body: bytes, content_type: str, pixels: PixelSpec) -> tuple[bytes, tuple[int, int]]:
+    """The image file in a body, to become `pixels`, and its height and width, upright. Raises HTTPException."""
     kind, options = parse_options_header(content_type)
     if kind == b"multipart/form-data":
         body = _file_in(body, options.get(b"boundary", b""))
     elif kind == b"application/json" or kind.startswith(b"text/"):
         raise HTTPException(415, "send the bytes of an image file, or a form with it in the field `file`")
-    return body, size_before_decoding(body)
+    return body, size_before_decoding(body, pixels)
 
 
 def _file_in(body: bytes, boundary: bytes) -> bytes:

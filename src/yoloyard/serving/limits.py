@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from yoloyard.common.pixel_spec import EIGHT_BITS, PixelSpec
 from yoloyard.data.pixels.image_header import read_header, stored_size, usual_suffix
 
 IMAGE_BYTES = 20 * 2**20
@@ -67,8 +68,11 @@ def busy(reason: str) -> HTTPException:
     return HTTPException(429, f"{reason}: try again", headers={"Retry-After": "1"})
 
 
-def size_before_decoding(data: bytes) -> tuple[int, int]:
-    """Height and width of the image in `data`, upright. Raises HTTPException for what must not be decoded."""
+def size_before_decoding(data: bytes, pixels: PixelSpec = EIGHT_BITS) -> tuple[int, int]:
+    """Height and width of the image in `data`, upright. Raises HTTPException for what must not be decoded.
+
+    `pixels`: what the network takes. More channels or bits than those of RGB make the largest image smaller.
+    """
     if (suffix := usual_suffix(data)) not in FORMATS:
         raise HTTPException(415, f"this is no image of a format that is taken: {', '.join(FORMATS.values())}")
     header = read_header(data)
@@ -81,6 +85,7 @@ def size_before_decoding(data: bytes) -> tuple[int, int]:
     height, width = size
     if height < 1 or width < 1:
         raise HTTPException(400, f"cannot read the image: its header says {width}x{height} pixels")
-    if height * width > IMAGE_PIXELS:
-        raise HTTPException(413, f"the image has {width}x{height} pixels; {IMAGE_PIXELS:,} is the most")
+    most = IMAGE_PIXELS * 3 // max(3, pixels.image_bytes(1, 1))
+    if height * width > most:
+        raise HTTPException(413, f"the image has {width}x{height} pixels; {most:,} is the most")
     return (width, height) if header.orientation > 4 else (height, width)

@@ -40,13 +40,17 @@ class Served:
         suppression: str | None = None,
     ) -> None:
         self.name, self.model = name, Model(file, suppression=suppression)
+        if files := self.model.pixels.files:
+            line = f"{file} takes images of {len(files)} files each, and a request has one"
+            raise UserError(f"{line}: use yoloyard.load, or predict")
         self.platform = f"yoloyard_{Path(file).suffix[1:]}"
         self.max_batch = min(max_batch, self.model.network.max_batch or max_batch)
         self._metrics, self._decoders = metrics, decoders
         network = self.model.network
         self.computes_at_once = network.device.type != "cpu" and not isinstance(network, Network)
         self._same_bits: dict[Any, bool] = {}  # by shape of an image and number of them
-        self.detect_boxed([self._boxed(np.full((64, 64, 3), 114, np.uint8))])  # the first one is slow
+        blank = np.zeros((64, 64, self.model.pixels.channels), self.model.pixels.dtype)
+        self.detect_boxed([self._boxed(blank)])  # the first one is slow
 
     @property
     def output_shapes(self) -> dict[str, list[int]]:
@@ -87,13 +91,13 @@ class Served:
         return self.model.detect(boxed) if self._same_bits[kind] else [self.model.detect([each])[0] for each in boxed]
 
     def infer(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The network's outputs, float32, for images float32 (B, 3, H, W)."""
+        """The network's outputs, float32, for images float32 (B, channels, H, W)."""
         outputs = self.model.network.outputs(torch.tensor(images))
         return {name: output.float().cpu().numpy() for name, output in outputs.items()}
 
     def _prepare(self, data: bytes) -> Boxed | HTTPException:
         try:
-            return self._boxed(decode_image(SENT, data=data))
+            return self._boxed(decode_image(SENT, data=data, pixels=self.model.pixels))
         except UserError as error:
             return HTTPException(400, str(error))
 
@@ -113,7 +117,7 @@ class Served:
 
 @torch.inference_mode()
 def has_same_bits(network: Runtime, images: Sequence[np.ndarray]) -> bool:
-    """Whether `network` gives for uint8 images (H, W, 3) in one batch what it gives for each of them alone."""
+    """Whether `network` gives for images (H, W, channels) in one batch what it gives for each of them alone."""
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(network.device)
     multi_label = not network.suppression  # as `detect` takes them
     owners, *together = network.candidates(batch, 0.0, multi_label)

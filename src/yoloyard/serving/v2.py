@@ -22,7 +22,7 @@ LISTS = 2**18  # and objects in a JSON: in memory each takes 30 times its bytes
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: images float32 (B, 3, H, W), and which outputs it wants, each binary or not."""
+    """A request: images float32 (B, channels, H, W), and which outputs it wants, each binary or not."""
 
     images: np.ndarray
     outputs: Mapping[str, bool]
@@ -37,7 +37,7 @@ def description(served: Served) -> dict[str, Any]:
     return {
         "name": served.name,
         "platform": served.platform,
-        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, 3, height, width]}],
+        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, served.model.pixels.channels, height, width]}],
         "outputs": [{"name": name, "datatype": "FP32", "shape": shape} for name, shape in outputs],
         **tile,
     }
@@ -45,7 +45,10 @@ def description(served: Served) -> dict[str, Any]:
 
 def most_bytes(served: Served) -> int:
     """Of a request to this model: its largest batch as binary tensor."""
-    return served.max_batch * 3 * math.prod(shape_of(served.model.imgsz)) * FLOAT_BYTES + JSON_BYTES
+    return (
+        served.max_batch * served.model.pixels.channels * math.prod(shape_of(served.model.imgsz)) * FLOAT_BYTES
+        + JSON_BYTES
+    )
 
 
 def read(body: bytes, length: str | None, served: Served) -> Asked:
@@ -104,8 +107,9 @@ def write(served: Served, asked: Asked, arrays: Mapping[str, np.ndarray]) -> tup
 def _shape(shape: Any, served: Served) -> list[int]:
     stride, most, fixed = served.model.stride, served.model.imgsz, served.model.network.fixed_shape
     is_whole = isinstance(shape, list) and all(type(side) is int and side > 0 for side in shape)
-    is_image = is_whole and len(shape) == 4 and shape[1] == 3
-    _check(is_image, f"the shape of `{INPUT}` must be [batch, 3, height, width]")
+    channels = served.model.pixels.channels
+    is_image = is_whole and len(shape) == 4 and shape[1] == channels
+    _check(is_image, f"the shape of `{INPUT}` must be [batch, {channels}, height, width]")
     _check(shape[0] <= served.max_batch, f"a batch of {shape[0]} is too large: {served.max_batch} is the most")
     if fixed:
         _check(tuple(shape[2:]) == tuple(fixed), f"height and width must be {fixed[0]} and {fixed[1]}")

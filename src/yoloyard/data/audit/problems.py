@@ -10,6 +10,8 @@ KINDS = {
     "image unreadable": True,
     "image too small": True,
     "image size differs": True,  # from the size that its labels were made for
+    "image incomplete": True,  # one of its several files is missing, damaged or unlike the first
+    "channels differ": True,  # from those that the data.yaml says
     "label unreadable": True,
     "label malformed": True,
     "label outside the image": True,
@@ -17,6 +19,8 @@ KINDS = {
     "class unknown": True,
     "label of two images": True,  # of a.jpg and a.png
     "duplicate across splits": True,  # the same bytes, or the same image in another size, quality or mirrored
+    "bits differ": False,  # between images of a split
+    "colours made grey": False,
     "label twice": False,
     "label with score": False,
     "label with keypoints": False,  # as it seems: nothing says so

@@ -6,24 +6,27 @@ import logging
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from yoloyard.common.errors import UsageError, UserError
+from yoloyard.common.pixel_spec import EIGHT_BITS, PixelSpec
 from yoloyard.data.formats.labels import decoded
 from yoloyard.data.formats.layout import find_path, search_folder
+from yoloyard.data.formats.pixel_keys import PIXEL_KEYS, read_pixel_keys
 from yoloyard.data.formats.table import FORMATS, SplitFormat, image_formats
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 ALSO_VAL = ("validation", "valid")  # where there is no val
-KEYS = ("path", *SPLITS, "names", "nc")
+NUMBERS = ("nc", "channels", "bits")  # keys whose values are numbers
+KEYS = ("path", *SPLITS, "names", "nc", *PIXEL_KEYS)
 
 # Users' files carry these for other programs. They are passed over and never acted upon; `download` may hold code.
 HARMLESS_KEYS = (
-    "author", "channels", "colormap", "contributor", "created", "date", "description", "download", "flip_idx", "info",
+    "author", "colormap", "contributor", "created", "date", "description", "download", "flip_idx", "info",
     "is_coco", "kpt_names", "kpt_shape", "licence", "license", "minival", "name", "roboflow", "scope", "stuff_names",
     "tags", "task", "url", "version", "yaml_file",
 )  # fmt: skip
@@ -60,6 +63,21 @@ class DataSpec:
     splits: dict[str, tuple[Entry, ...]]
     root: Path  # the folder that relative paths start from
     keypoint_values: int = 0  # how many numbers of keypoints follow the box in a row of text labels
+    pixels: PixelSpec = EIGHT_BITS  # what its images are made of; the index has their bits
+    bits: int | None = None  # of the pixels; None: the images decide
+
+    def with_pixels(self, pixels: PixelSpec, whose: str) -> Self:
+        """This with images as those of a training split or a weights file; the names of files stay.
+
+        `whose` they are is for messages. Raises UserError if it wants other channels; a line tells of another window.
+        """
+        own = self.pixels
+        if own.channels != pixels.channels:
+            what = f"channels is {own.channels}, but {whose} has images of {pixels.channels} channels"
+            raise UserError(f"{self.path}: {what}; it must be trained again for others")
+        if own.window is not None and (own.window, own.percent) != (pixels.window, pixels.percent):
+            log.info(f"{self.path}: its window is not that of {whose}, which is used")
+        return replace(self, pixels=replace(pixels, files=own.files), bits=pixels.bits)
 
 
 def read_data_yaml(path: Path | str) -> DataSpec:
@@ -77,14 +95,13 @@ def read_data_yaml(path: Path | str) -> DataSpec:
     for key in unknown:
         turned = [own for own in KEYS if sorted(own) == sorted(key.lower())]  # such as vla
         nearest = next(iter(turned or difflib.get_close_matches(key.lower(), KEYS, n=1, cutoff=LIKE_OURS)), None)
-        if nearest and nearest not in tree and (nearest == "nc" or not isinstance(tree.get(key), int | float)):
+        if nearest and nearest not in tree and (nearest in NUMBERS or not isinstance(tree.get(key), int | float)):
             valid = f"the nearest valid one is {nearest!r} (valid are {', '.join(KEYS)})"
             raise UsageError(f"{path}: unknown key {key!r}; {valid}")
     keypoint_values = _keypoint_values(path, tree)
     if unknown:
         log.info(f"{path}: keys that mean nothing here are passed over: {', '.join(unknown)}")
-    if tree.get("channels", 3) not in (3, "3"):
-        raise UsageError(f"{path}: channels is {tree['channels']!r}, only images of 3 channels can be trained on")
+    pixels, bits = read_pixel_keys(path, tree, texts)
     root, entry = path.parent, tree.get("path") and texts["path"]
     if entry not in (None, ""):
         if not isinstance(entry, str):
@@ -99,7 +116,7 @@ def read_data_yaml(path: Path | str) -> DataSpec:
     if keypoint_values:
         log.info(f"{path}: kpt_shape says that rows have keypoints: they are left out, the boxes are used")
     names = _names(path, tree.get("names") and texts["names"], tree.get("nc"), next(iter(splits.values())))
-    return DataSpec(path, names, splits, root, keypoint_values)
+    return DataSpec(path, names, splits, root, keypoint_values, pixels, bits)
 
 
 def _parse(path: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:

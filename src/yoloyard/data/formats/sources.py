@@ -16,6 +16,7 @@ from yoloyard.data.formats.labels import decoded
 from yoloyard.data.formats.layout import Places, find_label, find_path, label_places, search_folder, spellings
 from yoloyard.data.formats.table import IMAGE_FOLDERS, SplitFormat, image_formats, label_suffixes
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
+from yoloyard.data.pixels.lights import files_of, first_file
 
 NOT_LABELS = ("classes.txt",)  # what programs for labelling leave beside them
 
@@ -63,7 +64,7 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
     """
     if split not in spec.splits:
         raise UsageError(f"{spec.path} has no {split!r}; it names {', '.join(spec.splits)}")
-    sources, entries = Sources(), spec.splits[split]
+    sources, entries, files = Sources(), spec.splits[split], spec.pixels.files
     labels_of: dict[str, Path] = {}
     folders: list[str] = []  # of which `images` come
     for entry in entries:
@@ -77,6 +78,8 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
         if entry.labels is not None and not os.path.isdir(entry.path):
             raise UserError(f"{spec.path}: {split} has images: {entry.path}, which is not a folder")
         images = _images_of(entry, spec, sources)
+        if files:
+            images = list(dict.fromkeys(str(first_file(Path(image), files)) for image in images))
         folders += [str(entry.path)] if os.path.isdir(entry.path) else {os.path.dirname(image) for image in images}
         places: dict[str, Places] = {}  # for each folder of images
         listed: dict[Path, dict[str, str]] = {}
@@ -97,6 +100,10 @@ def find_sources(spec: DataSpec, split: str) -> Sources:
         if len(own) > 1 and os.path.exists(labels):
             what = f"it is the label file of {' and '.join(own)}; each gets its boxes"
             sources.problems.append(Problem("label of two images", str(labels), what))
+    if files:
+        named = (file.image(name) for file in sources.split_files for name in file.file_names)
+        firsts = [*map(Path, labels_of), *named]
+        sources.watched.update(os.path.dirname(each) for image in firsts for each in files_of(image, files))
     if folders:
         sources.folder = Path(os.path.commonpath(folders))
     # Labels that a list file doesn't mention are no mistake, and a folder that is named may serve several splits.

@@ -20,7 +20,7 @@ from yoloyard.data.store import Store, map_arrays, stamp, write_arrays
 
 log = logging.getLogger(__name__)
 
-IMAGE_FACTS = Store("images", ".safetensors", version=2, kept=50)  # the version also stands for what counts as damage
+IMAGE_FACTS = Store("images", ".safetensors", version=3, kept=50)  # the version also stands for what counts as damage
 MIN_SIDE_PIXELS = 10  # below it nothing can be seen
 THUMBNAIL_SIDE_PIXELS = 32
 UNREAD = bytes(16)  # the digest of a file that can't be read
@@ -35,6 +35,8 @@ class ImageFacts:
     width: int
     digest: bytes  # BLAKE2b of the file, 16 bytes; zeros where it can't be read
     thumbnail: np.ndarray  # uint8 grey (32, 32); zeros where the image can't be used
+    channels: int = 0  # of the file: 1 grey, 3 colours, 4 with alpha, or others; 0 where the image can't be used
+    bits: int = 0  # 8 or 16, as the file stores values
     problem: Problem | None = None  # why it can't be used
 
 
@@ -69,14 +71,14 @@ def _examine_file(key: bytes) -> ImageFacts:
         digest = hashlib.blake2b(data, digest_size=16).digest()
         height, width = image_size(path, data)
         if min(height, width) >= MIN_SIDE_PIXELS:
-            thumbnail = decode_thumbnail(path, data, (height, width), THUMBNAIL_SIDE_PIXELS)
-            return ImageFacts(height, width, digest, thumbnail)
+            thumbnail, channels, bits = decode_thumbnail(path, data, (height, width), THUMBNAIL_SIDE_PIXELS)
+            return ImageFacts(height, width, digest, thumbnail, channels, bits)
         kind, what = "image too small", f"{width}x{height} pixels, below {MIN_SIDE_PIXELS} a side"
     except (OSError, UserError) as error:
         reason = getattr(error, "strerror", None) or str(error).removeprefix(f"cannot read the image {path}: ")
         kind, what = "image unreadable", f"cannot read the image: {reason}"
     thumbnail = np.zeros((THUMBNAIL_SIDE_PIXELS, THUMBNAIL_SIDE_PIXELS), np.uint8)
-    return ImageFacts(0, 0, digest, thumbnail, Problem(kind, str(path), what, "image skipped"))
+    return ImageFacts(0, 0, digest, thumbnail, problem=Problem(kind, str(path), what, "image skipped"))
 
 
 Entry = tuple[list[int], ImageFacts]  # of an image: its stamp, its facts
@@ -85,12 +87,12 @@ Entry = tuple[list[int], ImageFacts]  # of an image: its stamp, its facts
 def _read(file: Path) -> dict[bytes, Entry]:
     arrays, problems = map_arrays(file)
     keys, stamps, sizes = arrays["paths"].tobytes().split(b"\0"), arrays["stamps"].tolist(), arrays["sizes"].tolist()
-    digests, thumbnails = np.asarray(arrays["digests"]), np.asarray(arrays["thumbnails"])
-    rows = zip(keys, stamps, sizes, digests, thumbnails, strict=True)
+    digests, thumbnails, forms = (np.asarray(arrays[name]) for name in ("digests", "thumbnails", "forms"))
+    rows = zip(keys, stamps, sizes, digests, thumbnails, forms.tolist(), strict=True)
     found = {position: Problem(*problem) for position, problem in problems.items()}
     return {
-        key: (own, ImageFacts(height, width, digest.tobytes(), thumbnail, found.get(str(position))))
-        for position, (key, own, (height, width), digest, thumbnail) in enumerate(rows)
+        key: (own, ImageFacts(height, width, digest.tobytes(), thumbnail, channels, bits, found.get(str(position))))
+        for position, (key, own, (height, width), digest, thumbnail, (channels, bits)) in enumerate(rows)
     }
 
 
@@ -100,6 +102,7 @@ def _write(file: Path, entries: dict[bytes, Entry]) -> None:
         "paths": np.frombuffer(b"\0".join(entries), np.uint8),
         "stamps": np.array([own for own, _ in entries.values()], np.int64).reshape(-1, 2),
         "sizes": np.array([(each.height, each.width) for each in facts], np.int32).reshape(-1, 2),
+        "forms": np.array([(each.channels, each.bits) for each in facts], np.int32).reshape(-1, 2),
         "digests": np.frombuffer(b"".join(each.digest for each in facts), np.uint8).reshape(-1, 16),
         "thumbnails": np.array([each.thumbnail for each in facts], np.uint8),
     }

@@ -29,12 +29,13 @@ from yoloyard.data.formats.table import label_suffixes
 from yoloyard.data.index.read import ReadSplit, read_sources
 from yoloyard.data.index.unchanged import NOTES, look, noted, write_note
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
+from yoloyard.data.pixels.lights import files_of
 from yoloyard.data.store import Store, alone, map_arrays, stamp, write_arrays
 
 if TYPE_CHECKING:
     from yoloyard.data.index.tiled import Tiling
 
-INDEXES = Store("index", ".safetensors", version=7, kept=50)  # the version also stands for how labels are understood
+INDEXES = Store("index", ".safetensors", version=8, kept=50)  # the version also stands for how labels are understood
 READING_THREADS = 4  # files on network disks come one round trip each
 
 Item = TypeVar("Item")
@@ -124,6 +125,7 @@ class Index:
             category_ids=np.array(split.category_ids, np.int64),
             file_names=Texts.of(image.name for image in images),
             skipped=split.skipped,
+            pixels=split.pixels,
         )
 
     def __len__(self) -> int:
@@ -186,7 +188,7 @@ def read_split(spec: DataSpec, split: str) -> Index:
     the others wait. Raises UsageError or UserError if there are no images.
     """
     entries = [[str(entry.path), str(entry.labels)] for entry in spec.splits.get(split, ())]
-    parts = (spec.names, spec.keypoint_values, str(spec.path), str(spec.root), split, entries)
+    parts = (*_meaning(spec), str(spec.path), str(spec.root), split, entries)
     suffixes = label_suffixes()  # of the formats that are known
     note, began = NOTES.path([INDEXES.version, sorted(suffixes), *parts]), time.time()
     known = noted(note)
@@ -242,15 +244,25 @@ def _read_labels(image: SourceImage) -> bytes | Problem | None:
     return Problem("label unreadable", str(image.labels), what, "image skipped")
 
 
+def _meaning(spec: DataSpec) -> tuple[object, ...]:
+    """What a data.yaml says of labels and pixels."""
+    return spec.names, spec.keypoint_values, spec.pixels.as_dict(), spec.bits
+
+
 def _key(spec: DataSpec, sources: Sources, files: list[bytes | Problem | None]) -> Iterator[object]:
-    yield spec.names, spec.keypoint_values, str(sources.folder), [str(problem) for problem in sources.problems]
+    yield *_meaning(spec), str(sources.folder), [str(problem) for problem in sources.problems]
     for file in sources.split_files:
         yield str(file.path), str(file.folder), hashlib.sha256(file.content).hexdigest()
         for name in file.file_names:
-            yield stamp(file.image(name))
+            yield stamps(file.image(name), spec.pixels)
     for image, content in zip(sources.images, files, strict=True):
         stated = hashlib.sha256(content).hexdigest() if isinstance(content, bytes) else content and str(content)
-        yield str(image.path), stamp(image.path), str(image.labels), stated
+        yield str(image.path), stamps(image.path, spec.pixels), str(image.labels), stated
+
+
+def stamps(path: Path, pixels: PixelSpec) -> list[list[int]]:
+    """The `stamp` of each file of the image at `path`."""
+    return [stamp(each) for each in files_of(path, pixels.files)]
 
 
 def open_index(file: Path) -> Index:

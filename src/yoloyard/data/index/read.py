@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.formats.data_yaml import DataSpec
 from yoloyard.data.formats.labels import LabelledImage, Labels
 from yoloyard.data.formats.sources import SourceImage, Sources
 from yoloyard.data.formats.table import parse_label_files
 from yoloyard.data.formats.yolo_txt import pose_problem
-from yoloyard.data.index.image_facts import ImageFacts, examine
+from yoloyard.data.index.image_facts import ImageFacts
+from yoloyard.data.index.split_pixels import examine_images
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class ReadSplit:
     category_ids: list[int]  # of the classes
     problems: list[Problem]
     skipped: int  # images that the split names and that can't be used
+    pixels: PixelSpec  # what its images are made of
 
 
 def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes | Problem | None]) -> ReadSplit:
@@ -51,7 +54,8 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
     own = [(source, file) for source, file in zip(sources.images, files, strict=True) if source.path not in names]
     names |= {source.path: os.path.relpath(source.path, sources.folder) for source, _ in own}
 
-    facts = dict(zip(names, examine(list(names), split), strict=True))
+    facts, pixels, warnings = examine_images(list(names), spec, split)
+    problems += warnings
     labels: dict[Path, Labels] = {}
     for said, rows in zip(sets, rows_of, strict=True):
         sizes = np.zeros((len(said.image_ids), 2), np.int64)
@@ -76,7 +80,7 @@ def read_sources(spec: DataSpec, split: str, sources: Sources, files: list[bytes
             images[path] = LabelledImage(names[path], size, mine.boxes, mine.labels, mine.ignore, source_id)
     missing = sum(problem.kind == "image missing" for problem in problems)
     skipped = len(names) - len(images) + missing + sum(said.images_left_out for said in sets)
-    return ReadSplit(images, category_ids, problems, skipped)
+    return ReadSplit(images, category_ids, problems, skipped, pixels)
 
 
 def _labels_of_files(

@@ -23,12 +23,12 @@ from yoloyard.common.cores import map_in_threads, usable_cores
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole
 from yoloyard.common.image_size import ImageSize, shape_of, size_text
-from yoloyard.data.index.index import Index
+from yoloyard.data.index.index import Index, stamps
 from yoloyard.data.loading.limits import free_memory
 from yoloyard.data.pixels import channels
 from yoloyard.data.pixels.augment import resized_shape
 from yoloyard.data.pixels.decode import decode_image, image_size, largest_reduction
-from yoloyard.data.store import Store, alone, stamp
+from yoloyard.data.store import Store, alone
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ USABLE_MEMORY_SHARE = 0.9  # of what is free; the rest is for the training itsel
 USABLE_DISK_SHARE = 0.95
 # A file's name is a digest of what decides its content, so one that is mapped never changes. Few are kept, for they are
 # large; on a local disk, one in use stays readable even when it is removed.
-DECODED = Store("decoded", ".pixels", version=3, kept=4)
+DECODED = Store("decoded", ".pixels", version=4, kept=4)
 
 
 class RecentImages:
@@ -150,8 +150,8 @@ def cached_on_disk(index: Index, imgsz: ImageSize | None) -> DiskImages:
     Raises UserError if there is not enough space, the folder can't be written, or an image can't be read.
     """
     images = DiskImages(index, imgsz)
-    files = zip(map(str, index.paths), map(stamp, index.paths), index.sizes.tolist(), strict=True)
-    path = DECODED.path((imgsz, index.pixels.as_dict(), True, *files))
+    files = ((str(path), stamps(path, index.pixels)) for path in index.paths)
+    path = DECODED.path((imgsz, index.pixels.as_dict(), True, index.sizes.tolist(), *files))
 
     def write(temporary: Path) -> None:
         rest = f"are free in {path.parent}; make room, or name another folder by YOLOYARD_CACHE"
@@ -186,7 +186,7 @@ def load_resized(
     height, width = index.sizes[position].tolist()
     shape = resized_shape(height, width, imgsz)
     reduction = largest_reduction(max(height, width), max(shape)) if reduced else 1
-    image = decode_image(path, reduction)
+    image = decode_image(path, reduction, pixels=index.pixels)
     # Only JPEGs can be reduced.
     if image.shape[:2] not in ((height, width), (math.ceil(height / reduction), math.ceil(width / reduction))):
         now_height, now_width = image_size(path)

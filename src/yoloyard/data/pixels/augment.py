@@ -247,7 +247,7 @@ def adjust_colours(image: np.ndarray, gains: np.ndarray, pixels: PixelSpec = EIG
     """
     if not pixels.has_colours:
         flat = image.reshape(len(image), -1)
-        cv2.multiply(flat, 1 + float(gains[2]), dst=flat)  # clipped at the brightest value
+        cv2.addWeighted(flat, 1 + float(gains[2]), flat, 0, 0, dst=flat)  # clipped at the brightest value
         return
     # Strips stay in the processor's cache.
     for top in range(0, len(image), STRIP_ROWS):

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -47,6 +48,7 @@ class Header:
     problem: str | None = None  # what is wrong with the file
     transparent_grey: int | None = None  # of a grey PNG: the decoded value that is wholly transparent
     tiff: TiffPage | None = None  # of a TIFF: its first page
+    jpeg_channels: int = 0  # of a JPEG: 1 grey, 3 colours (CMYK among them, which is decoded to colours)
 
 
 def has_format(data: bytes, start: bytes) -> bool:
@@ -79,18 +81,20 @@ def stored_size(data: bytes, header: Header) -> tuple[int, int] | None:
 
 def _jpeg(data: bytes) -> Header:
     """Go from marker to marker, among the compressed pixels too, up to the end marker (ITU-T T.81, annex B)."""
-    position, exif, is_header = 2, b"", True
+    position, exif, is_header, channels = 2, b"", True, 0
     while found := _JPEG_MARKER.search(data, position):
         marker, position = data[found.start() + 1], found.end()
         if is_header and (marker < 0xC0 or marker == 0xD9):
             break
         if marker == 0xD9:
-            return Header(_orientation(exif))
+            return Header(_orientation(exif), jpeg_channels=min(channels, 3))
         if not is_header and marker < 0xC4:
             return Header(problem=f"it is damaged: no JPEG has a marker {marker:02x} among its pixels")
         length = int.from_bytes(data[position : position + 2], "big")
         if is_header and marker == 0xE1 and data.startswith(b"Exif\0\0", position + 2):
             exif += data[position + 8 : position + length]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and position + 7 < len(data):
+            channels = data[position + 7]  # after length, precision, height and width of a frame
         is_header &= marker != 0xDA  # start of scan
         position += length
     return Header(problem=f"{CUT_OFF}, or its header is damaged" if is_header else f"{CUT_OFF} (no end marker)")
@@ -158,13 +162,26 @@ def _tiff_refusal(page: TiffPage) -> str | None:
     bits, samples = page.bitspersample, page.samplesperpixel
     if page.sampleformat != 1 or bits > 16:
         return f"its pixels are signed, floating-point or of {bits} bits; save it as 8 or 16 bit"
-    if samples not in (1, 3, 4):
-        return f"it has {samples} channels (grey with alpha is such); save it as grey, RGB or RGBA, or as a PNG"
-    if bits == 16 and samples > 1 and page.planarconfig == 2:
-        return "its channels are stored one after the other in 16 bit; save them interleaved"
-    if bits == 16 and page.photometric not in (0, 1, 2):
+    if bits == 16 and samples in (3, 4) and page.photometric not in (0, 1, 2):
         return "it is neither grey nor RGB in 16 bit; save it as RGB, or in 8 bit"
     return None
+
+
+def gives_all_channels(page: TiffPage) -> bool:
+    """Whether OpenCV gives all that is in this TIFF: not planes of 16 bit, nor channels that are no colours."""
+    has_planes = page.bitspersample == 16 and page.planarconfig == 2
+    return page.samplesperpixel == 1 or (page.samplesperpixel in (3, 4) and page.photometric != 1 and not has_planes)
+
+
+def tiff_samples(data: bytes) -> np.ndarray:
+    """All channels of the first page (H, W, channels) as stored, not turned. Raises whatever the bytes lead to."""
+    from tifffile import TiffFile
+
+    with TiffFile(io.BytesIO(data)) as file:
+        page = file.pages.first
+        samples = page.asarray()
+    samples = np.moveaxis(samples, 0, 2) if page.planarconfig == 2 else samples
+    return np.ascontiguousarray(samples, samples.dtype.newbyteorder("="))
 
 
 def tiff_alpha(page: TiffPage) -> str:

@@ -1,6 +1,16 @@
 """Images of any number of channels and bits as a person can look at them."""
 
+from pathlib import Path
+
 import numpy as np
+
+from yoloyard.common.pixel_spec import PixelSpec
+from yoloyard.data.pixels.decode import decode_image
+
+
+def view_of(path: Path, pixels: PixelSpec) -> np.ndarray:
+    """The image of a file, or of the files that belong to it, as `viewed` shows it. Raises what `decode_image` does."""
+    return viewed(decode_image(path, pixels=pixels))
 
 
 def viewed(image: np.ndarray) -> np.ndarray:

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from yoloyard.common.errors import UserError
+from yoloyard.common.pixel_spec import EIGHT_BITS, PixelSpec
 from yoloyard.data.audit.problems import KINDS, Problem
 from yoloyard.data.index.index import Index
-from yoloyard.data.pixels.decode import decode_image
+from yoloyard.data.pixels.view import view_of
 from yoloyard.evaluation.metrics.average_precision import AREA_LIMITS
 from yoloyard.evaluation.report import plots
 from yoloyard.evaluation.report.drawing import shrunk
@@ -44,11 +45,13 @@ def write_check_page(
     problems: Mapping[str, Sequence[Problem]],
     pairs: Sequence[tuple[Path, Path, str]],
     facts: Mapping[str, object],
+    matching: tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]] = ((), (), ()),
 ) -> None:
     """Write the page to `path`, whole or not at all.
 
     `indexes` are the splits that could be read, `problems` those of every split, `pairs` the duplicates: an image, the
-    one it repeats, and how. Raises UserError if the file can't be written; an image that can't be shown is named.
+    one it repeats, and how, `matching` heads and rows of a table and lines below it. Raises UserError if the file can't
+    be written; an image that can't be shown is named.
     """
     found = {(split, kind): [p for p in each if p.kind == kind] for split, each in problems.items() for kind in KINDS}
     kind_rows = [
@@ -56,6 +59,7 @@ def write_check_page(
         for kind, is_error in KINDS.items()
         if any(counts := [len(found[split, kind]) for split in problems])
     ]
+    pixels = next((index.pixels for index in indexes.values()), EIGHT_BITS)
     write_page(
         path,
         "check.html.j2",
@@ -67,10 +71,11 @@ def write_check_page(
         problems=[(*where, lines) for where, lines in found.items() if lines],
         worst_files=_worst_files(indexes, problems),
         pairs=[
-            Row(f"{how} as {original}", [_image(duplicate), _image(original)], str(duplicate))
+            Row(f"{how} as {original}", [_image(duplicate, pixels), _image(original, pixels)], str(duplicate))
             for duplicate, original, how in pairs[:SHOWN_PAIRS]
         ],
         more_pairs=max(0, len(pairs) - SHOWN_PAIRS),
+        matching=matching,
         splits=[
             (split, class_rows(index), plots.label_statistics(index), _samples(index))
             for split, index in indexes.items()
@@ -101,7 +106,7 @@ def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[P
     worst = sorted((key for key in by_file if len(by_file[key]) > 1), key=lambda key: -len(by_file[key]))[:SHOWN_FILES]
     stems = [(split, Path(file).stem) for split, file in worst]
     images = {
-        (split, path.stem): [_image(path, index, position)]
+        (split, path.stem): [_labelled(index, position)]
         for split, index in indexes.items()
         for position, path in enumerate(index.paths)
         if (split, path.stem) in stems
@@ -117,17 +122,23 @@ def _samples(index: Index) -> list[Row]:
     chosen = with_boxes[np.linspace(0, len(with_boxes) - 1, min(SHOWN_SAMPLES, len(with_boxes))).astype(int)].tolist()
     rows = [chosen[start : start + 2] for start in range(0, len(chosen), 2)]
     return [
-        Row(", ".join(index.paths[each].name for each in row), [_image(index.paths[each], index, each) for each in row])
+        Row(
+            ", ".join(index.paths[each].name for each in row),
+            [_labelled(index, each) for each in row],
+        )
         for row in rows
     ]
 
 
-def _image(path: Path, index: Index | None = None, position: int = 0) -> Image:
-    """An image, with its labels where it is that at `position` of `index`."""
+def _image(path: Path, pixels: PixelSpec) -> Image:
     try:
-        pixels = decode_image(path)
+        return embedded(shrunk(view_of(path, pixels), IMAGE_SIDE)[0], path.name, "image")
     except UserError as error:
         return Image(error=str(error))
-    if index is not None:
-        return labelled(pixels, index, position, IMAGE_SIDE)
-    return embedded(shrunk(pixels, IMAGE_SIDE)[0], path.name, "image")
+
+
+def _labelled(index: Index, position: int) -> Image:
+    try:
+        return labelled(view_of(index.paths[position], index.pixels), index, position, IMAGE_SIDE)
+    except UserError as error:
+        return Image(error=str(error))

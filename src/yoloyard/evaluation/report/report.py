@@ -9,7 +9,7 @@ import numpy as np
 from yoloyard.common.errors import UserError
 from yoloyard.common.structures import Detections
 from yoloyard.data.index.index import Index
-from yoloyard.data.pixels.decode import decode_image
+from yoloyard.data.pixels.view import view_of
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.evaluation.metrics.duplicates import DUPLICATE_IOU
 from yoloyard.evaluation.metrics.showing import shown
@@ -97,7 +97,7 @@ def _compared(image_id: int, metrics: Metrics, index: Index, found: Detections |
     path, counts = index.paths[image_id], metrics.image_counts
     text = f"{counts.correct[image_id]} right, {counts.missed[image_id]} missed, {counts.false[image_id]} false"
     try:
-        pixels = decode_image(path)
+        pixels = view_of(path, index.pixels)
     except UserError as error:
         return Row(text, [Image(error=str(error))], path.name)
     predicted, scale = shrunk(pixels, IMAGE_SIDE)

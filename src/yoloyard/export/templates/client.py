@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 
 
-def read(path: str) -> np.ndarray:
-    """An image file as uint8 RGB (H, W, 3): transparent pixels composed on grey, else EXIF orientation applied."""
+def read(path: str, pixels: dict) -> np.ndarray:
+    """An image file as uint8 or uint16 (H, W, channels): transparent pixels composed on grey, else EXIF applied."""
+    if pixels["channels"] == 1 or pixels["bits"] == 16 or pixels["window"]:
+        return read_values(path, **pixels)
     image, stored = cv2.imread(path, cv2.IMREAD_COLOR), cv2.imread(path, cv2.IMREAD_UNCHANGED)
     if image is None or stored is None or stored.dtype != np.uint8:
         sys.exit(f"{path} is no image of 8 bits")
@@ -23,18 +25,36 @@ def read(path: str) -> np.ndarray:
     return image[..., ::-1]
 
 
+def read_values(path: str, channels: int, bits: int, window: list[float] | None, **_: object) -> np.ndarray:
+    """Grey or RGB of any depth, its window or depth stretched over all values of so many bits."""
+    values = cv2.imread(path, cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR))
+    if values is None or values.dtype not in (np.uint8, np.uint16):
+        sys.exit(f"{path} is no image of 8 or 16 bits")
+    depth = next(depth for depth in (8, 10, 12, 14, 16) if int(values.max()) < 2**depth)
+    is_deep, largest = values.dtype == np.uint16, 2**bits - 1
+    if window or bits == 16:
+        low, high = window or (0, 2**depth - 1 if is_deep else 255)
+        shares = np.clip((values - np.float64(low)) / (high - low), 0, 1)
+        values = np.floor(shares * largest + 0.5).astype(np.uint8 if bits == 8 else np.uint16)
+    elif is_deep:
+        values = (values // 2 ** (depth - 8)).astype(np.uint8)
+    return values.reshape(*values.shape[:2], -1)[..., ::-1]
+
+
 def letterbox(
     image: np.ndarray, imgsz: int | list[int], shape: list[int] | None, multiple: int
 ) -> tuple[np.ndarray, ...]:
-    """The input, float32 (1, 3, H, W), and the scale and padding, x and y, that lead to its pixels."""
+    """The input, float32 (1, channels, H, W), and the scale and padding, x and y, that lead to its pixels."""
     size = np.array(image.shape[:2])
     new = np.maximum(1, np.round(size * min(imgsz / size)).astype(int))
     padded = np.array(shape or new + (imgsz - new) % multiple)
     new = np.maximum(1, np.round(size * min(padded / size)).astype(int))
     before = (padded - new) // 2
-    image = cv2.resize(image, new[::-1].tolist(), interpolation=cv2.INTER_LINEAR)
-    image = np.pad(image, [*zip(before, padded - new - before, strict=True), (0, 0)], constant_values=114)
-    pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / 255
+    largest = np.iinfo(image.dtype).max
+    image = cv2.resize(image, new[::-1].tolist(), interpolation=cv2.INTER_LINEAR).reshape(*new, -1)
+    sides = [*zip(before, padded - new - before, strict=True), (0, 0)]
+    image = np.pad(image, sides, constant_values=114 * (largest // 255))
+    pixels = image.transpose(2, 0, 1)[None].astype(np.float32) / largest
     return pixels, (new / size)[::-1].astype(np.float32), before[::-1].astype(np.float32)
 
 
@@ -66,11 +86,14 @@ def main(file: str, *paths: str) -> None:
     facts = json.loads(Path(__file__).with_name("preprocess.json").read_text(encoding="utf-8"))
     if facts["tile"]:
         sys.exit(f"{file} takes tiles of images, which this program doesn't cut and merge: use yoloyard.load")
+    wanted = facts["pixels"]
+    if wanted["channels"] not in (1, 3) or wanted["files"] or wanted["percent"]:
+        sys.exit(f"{file} takes {facts['colours']} ({facts['scaling']}), which this program can't make: use yoloyard")
     limits = facts["suppression"]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     rows = []
     for path in paths:
-        image = read(path)
+        image = read(path, facts["pixels"])
         pixels, scale, pad = letterbox(image, facts["imgsz"], facts["shape"], facts["multiple"])
         boxes, *rest = (output[0] for output in session.run(facts["outputs"], {facts["input"]: pixels}))
         if not rest:  # rows of left, top, right, bottom, score and class

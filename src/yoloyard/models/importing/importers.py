@@ -24,6 +24,7 @@ from yoloyard.models.hypergraph import DROPOUT, HEAD_WIDTH, AdaptiveHypergraph, 
 from yoloyard.models.importing import yolov9_files
 from yoloyard.models.importing.inert_pickle import Inert, TensorView, as_mapping, as_tensor
 from yoloyard.models.importing.torch_files import Checkpoint
+from yoloyard.models.pyramid import P2
 from yoloyard.models.separable import SeparableBottleneck, SeparableConv
 
 # Own name of a block's part, or of a part's part: the published one, where they differ. Empty: what is in it stands in
@@ -182,7 +183,7 @@ def _recognise(
     arguments = _arguments(shapes)
     sizes = sorted(shape for shape in shapes.values() if len(shape) > 1)  # of weights, as fusing leaves them
     for name, build in registry.BUILDERS.items() if arguments else ():
-        rows = FIRST_ROWS.get(name.removesuffix("6")[-1], ())  # building all networks is slow
+        rows = FIRST_ROWS.get(name.removesuffix("6").removesuffix(P2)[-1], ())  # building all networks is slow
         if shapes["model.0.conv.weight"][0] not in rows or name.startswith(PLAIN_BOXES) != ("paths" in arguments):
             continue
         if not arguments.keys() <= signature(build).parameters.keys():

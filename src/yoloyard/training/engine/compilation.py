@@ -27,14 +27,14 @@ def shapes_vary(config: TrainConfig) -> bool:
     return config.multi_scale or config.rect
 
 
-def shape_to_try(config: TrainConfig, processes: int, stride: int) -> Shape:
-    """The (B, 3, H, W) of one process's batches; where they vary, a rectangle, whose numbers are all different."""
+def shape_to_try(config: TrainConfig, processes: int, stride: int, channels: int = 3) -> Shape:
+    """(B, channels, H, W) of one process's batches; where they vary, a rectangle, whose numbers are all different."""
     images, (height, width) = config.batch // processes, shape_of(config.imgsz)
     while shapes_vary(config) and height == images:
         height += stride
     while shapes_vary(config) and width in (images, height):
         width += stride
-    return images, 3, height, width
+    return images, channels, height, width
 
 
 def compile_network(
@@ -46,7 +46,7 @@ def compile_network(
     backend: str = "inductor",
     pieces: Sequence[nn.Module] = (),
 ) -> nn.Module:
-    """`network` compiled for training batches of `shape` (B, 3, H, W), or itself, with a line that says why not.
+    """`network` compiled for training batches of `shape` (B, channels, H, W), or itself, with a line that says why not.
 
     `network` is `detector` in training mode, or what shares its work among processes. `dynamic`: one program serves all
     H and W. Then H, W and B must differ in `shape`, since the compiler takes equal numbers for ones that are always

@@ -11,7 +11,8 @@ from typing import Any
 
 from yoloyard.common.files import write_soon
 from yoloyard.common.run_folder import LAST_VALIDATION
-from yoloyard.data.pixels.decode import decode_image, encode_jpeg
+from yoloyard.data.pixels.decode import encode_jpeg
+from yoloyard.data.pixels.view import view_of
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.report.drawing import draw_boxes, shrunk
@@ -55,7 +56,7 @@ class LastValidation:
         """Some images with what was found in them, in the form of `page.Image`."""
         images = []
         for number, path in enumerate(self._setup.val_index.paths[:IMAGES_SHOWN]):
-            pixels, scale = shrunk(decode_image(path), IMAGE_SIDE)
+            pixels, scale = shrunk(view_of(path, self._setup.val_index.pixels), IMAGE_SIDE)
             found = shown(validation.detections[number], validation.metrics.showing)
             boxes, labels, scores = (part.numpy() for part in (found.boxes, found.labels, found.scores))
             drawn = draw_boxes(pixels, boxes * scale, labels, self._setup.spec.names, scores)

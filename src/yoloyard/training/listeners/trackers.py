@@ -15,7 +15,8 @@ from yoloyard.common.files import plain_path, write_whole_text
 from yoloyard.common.structures import Detections
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.data.index.index import Index
-from yoloyard.data.pixels.decode import decode_image, encode_jpeg
+from yoloyard.data.pixels.decode import encode_jpeg
+from yoloyard.data.pixels.view import view_of, viewed
 from yoloyard.evaluation.metrics.showing import shown
 from yoloyard.evaluation.report.drawing import draw_boxes
 from yoloyard.training.listeners import events
@@ -145,7 +146,7 @@ class Tracker:
             for row, real in enumerate(batch.labels[:IMAGES_SHOWN] >= 0):
                 pixels: Any = batch.images[row].permute(1, 2, 0).cpu().numpy()
                 boxes, labels = (values[row][real].cpu().numpy() for values in (batch.boxes, batch.labels))
-                image = draw_boxes(np.ascontiguousarray(pixels), boxes, labels, names)
+                image = draw_boxes(viewed(pixels), boxes, labels, names)
                 self._sink.image(f"training batch/{row}", image, event.number)
         elif isinstance(event, events.EpochEnded):
             if event.epoch == 1:  # not before the first step, which needn't wait for it
@@ -154,7 +155,7 @@ class Tracker:
             if validation := event.validation():
                 for number in range(min(PREDICTIONS_SHOWN, len(validation.detections))):
                     found = shown(validation.detections[number], validation.metrics.showing)
-                    pixels = decode_image(self._setup.val_index.paths[number])
+                    pixels = view_of(self._setup.val_index.paths[number], self._setup.val_index.pixels)
                     show_prediction(self._sink, number, pixels, found, names, event.epoch)
         elif isinstance(event, events.AlertRaised):
             self._sink.alert(event, self._epoch)

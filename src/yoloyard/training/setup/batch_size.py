@@ -117,7 +117,7 @@ def measured_step(
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             for _ in range(STEPS):
                 maps.clear()
-                engine.step(noise(images, imgsz, boxes, detector.num_classes))
+                engine.step(noise(images, imgsz, boxes, detector.num_classes, detector.channels))
     except Exception as error:
         if isinstance(error, TooLittleMemoryError) or memory_line(error):
             return math.inf, 0
@@ -127,10 +127,10 @@ def measured_step(
     return (math.inf, 0) if engine.micro_batch < images else (memory.max_memory_reserved(device), sum(maps.values()))
 
 
-def noise(images: int, imgsz: ImageSize, boxes: int, num_classes: int) -> Batch:
+def noise(images: int, imgsz: ImageSize, boxes: int, num_classes: int, channels: int = 3) -> Batch:
     """A batch that costs what a true one costs at most."""
     shape = shape_of(imgsz)
-    pixels, sides = torch.randint(0, 256, (images, *shape, 3), dtype=torch.uint8), torch.tensor(shape[::-1])
+    pixels, sides = torch.randint(0, 256, (images, *shape, channels), dtype=torch.uint8), torch.tensor(shape[::-1])
     corners, labels = torch.rand(images, boxes, 2) * sides * 0.8, torch.randint(0, num_classes, (images, boxes))
     boxes_xyxy = torch.cat((corners, corners + sides * 0.1), dim=2)
     ignore = torch.zeros(images, boxes, dtype=torch.bool)

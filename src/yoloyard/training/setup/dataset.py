@@ -22,7 +22,7 @@ QUICK_PAIRS, QUICK_PIXELS = 10**8, 10**8
 
 def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
     """The splits of a new run; logs what is wrong or left out. Raises UserError where it is too much."""
-    splits = {"train": load_index(spec, "train"), "val": load_index(spec, "val")}
+    splits = _load(spec)
     splits["val"] = _with_duplicates(spec, config, **splits)
     for split, index in splits.items():
         if index.skipped:
@@ -61,7 +61,13 @@ def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
 
 def load_splits_again(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
     """The splits of a run that has begun: to go on with it, or to join it. Logs nothing about the data."""
-    return _select(config, load_index(spec, "train"), load_index(spec, "val"))
+    return _select(config, **_load(spec))
+
+
+def _load(spec: DataSpec) -> dict[str, Index]:
+    """Both splits whole; the images of val are made as those of train."""
+    train = load_index(spec, "train")
+    return {"train": train, "val": load_index(spec.with_pixels(train.pixels, "train"), "val")}
 
 
 def _select(config: TrainConfig, train: Index, val: Index) -> tuple[Index, Index]:

@@ -30,6 +30,7 @@ from yoloyard.training.distributed.watch import apart
 from yoloyard.training.setup.anchors import fit_anchors
 from yoloyard.training.setup.batch_size import find_batch
 from yoloyard.training.setup.dataset import load_splits, load_splits_again
+from yoloyard.training.setup.matching_report import matching_report
 from yoloyard.training.setup.settings import check_new, choose_path, derive
 from yoloyard.training.setup.starting_point import build_detector, freeze, starting_point
 from yoloyard.training.spec import RunSpec
@@ -103,7 +104,7 @@ def new_run(
     data = read_data_yaml(Path(config.data))
     names = names_of(data.names, config.single_cls)
     seed_all(config.seed)
-    arguments = start.arguments(len(names), config.end2end)
+    arguments = start.arguments(len(names), config.end2end, data.pixels.channels)
     detector = build_detector(start.model, custom, arguments)
     chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
     chosen["suppression"] = choose_path(detector, given.get("suppression"))
@@ -126,6 +127,9 @@ def new_run(
     licence = start.transfer(detector, names)
     if "anchors" in detector.head.constants and config.loss.autoanchor:
         fit_anchors(detector.head, train, config.imgsz, config.loss.anchor_t, config.seed)
+    if report := matching_report(detector.head, start.model, train, config.imgsz, config.loss.anchor_t):
+        for line in report.lines():
+            log.info(line)
     freeze(detector, config.freeze)
     check_strategy(config, detector)
 

@@ -17,6 +17,7 @@ from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
 from yoloyard.models.custom_model import CustomModel, beside, is_custom, read_custom
 from yoloyard.models.detector import Detector
+from yoloyard.models.pyramid import P2
 from yoloyard.models.weights import WEIGHT_FILES, read_weights, transfer
 from yoloyard.storage.address import is_address
 from yoloyard.storage.fetch import local_weights, weights_name
@@ -37,19 +38,22 @@ class StartingPoint:
     state: dict[str, Tensor] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
-    def arguments(self, num_classes: int, end2end: bool = False) -> dict[str, Any]:
-        """What the network is built with: the class count, and the rest as the file says if it is of this model.
+    def arguments(self, num_classes: int, end2end: bool = False, channels: int = 3) -> dict[str, Any]:
+        """What the network is built with: class count and channels of the data, the rest as a file of this model says.
 
+        With or without a level of stride 4 it is the same model.
         Branches that only training needs are there, whatever the file has of them. Raises UsageError if the model can't
         have those that `end2end` asks for.
         """
-        same = self.metadata.get("model_arguments", {}) if self.metadata.get("model") == self.model else {}
+        is_same = str(self.metadata.get("model")).removesuffix(P2) == self.model.removesuffix(P2)
+        same = self.metadata.get("model_arguments", {}) if is_same else {}
         of_file = ("num_classes", "channels", "auxiliary", "paths")  # a file for inference may lack some branches
         others = {name: value for name, value in same.items() if name not in of_file}
         families = registry.families_with_paths()
         if end2end and (is_custom(self.model) or not self.model.startswith(tuple(families))):
             raise UsageError(f"--end2end is for {', '.join(families)}; {self.model} has no such branches")
-        return {"num_classes": num_classes} | others | ({"paths": BOTH} if end2end or same.get("paths") == BOTH else {})
+        of_data = {"num_classes": num_classes} | ({} if channels == 3 else {"channels": channels})
+        return of_data | others | ({"paths": BOTH} if end2end or same.get("paths") == BOTH else {})
 
     def transfer(self, detector: Detector, names: tuple[str, ...]) -> str | None:
         """Put what fits of the file into `detector`; returns its licence. Raises UsageError if nothing fits."""

@@ -44,7 +44,7 @@ FLOAT32 = Precision("cpu", torch.float32)
 
 
 def cut(detector: Detector, count: int, shape: Sequence[int], precision: Precision = FLOAT32) -> list[Stage]:
-    """`detector` as `count` stages, whose modules share its parameters; images are float32 of `shape` (B, 3, H, W).
+    """`detector` as `count` stages, whose modules share its parameters; `shape` (B, channels, H, W) of float32 images.
 
     The most expensive stage is as cheap as it can be, by arithmetic and by bytes that wait for the backward pass.
     Raises UsageError where the network can't be cut.

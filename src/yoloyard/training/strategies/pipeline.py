@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def check_cuttable(config: TrainConfig, model: Detector) -> None:
     """Raise UsageError if `model`, on the CPU, can't be cut into a stage for each process."""
-    cut(model, config.processes, _shape(config, config.processes))
+    cut(model, config.processes, _shape(config, config.processes, model.channels))
 
 
 class Pipeline(Strategy):
@@ -53,7 +53,7 @@ class Pipeline(Strategy):
         super().__init__(model, team)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
-        shape = _shape(config, team.size)
+        shape = _shape(config, team.size, model.channels)
         stages, self.micro_batches = cut(model, team.size, shape, precision), config.batch // shape[0]
         states = [stage.module.state_dict(keep_vars=True).values() for stage in stages]
         self._owner = {tensor: rank for rank, state in enumerate(states) for tensor in state}
@@ -240,10 +240,10 @@ class _Loss:
         return torch.stack((sums, norms.clamp(min=1)), dim=1)
 
 
-def _shape(config: TrainConfig, stages: int) -> tuple[int, int, int, int]:
+def _shape(config: TrainConfig, stages: int, channels: int) -> tuple[int, int, int, int]:
     """Of a micro-batch. Two a stage keep stages busy for most of the time; more would leave BatchNorm fewer images."""
     count = 2 * stages if config.batch % (2 * stages) == 0 else stages
-    return config.batch // count, 3, *shape_of(config.imgsz)
+    return config.batch // count, channels, *shape_of(config.imgsz)
 
 
 def _swapped(tensor: Tensor, *order: int) -> Tensor:
