@@ -19,7 +19,8 @@ from yoloyard.storage.fetch import local_weights
 log = logging.getLogger(__name__)
 
 SHOWN_METADATA = (
-    "model", "names", "imgsz", "pixels", "epoch", "metrics", "licence", "evaluation", "showing", "versions", "file",
+    "model", "names", "imgsz", "tile", "pixels", "epoch", "metrics", "licence", "evaluation", "showing", "versions",
+    "file",
 )  # fmt: skip
 
 
