@@ -61,8 +61,8 @@ class CalibrationImages:
 def calibration_images(job: Job) -> CalibrationImages:
     """Images of the training split of `--data`, `--calibration-images` of them: one of each part of the list.
 
-    Of a network of tiles they are tiles with boxes, if there are any. The choice is always the same. A line says so where
-    there are fewer. Raises UsageError or UserError for a data set without training images that can be used.
+    Of a network of tiles they are tiles with boxes, if there are any. The choice is always the same. A line says so
+    where there are fewer. Raises UsageError or UserError for a data set without training images that can be used.
     """
     assert job.config.data is not None  # int8 is refused without
     spec = read_data_yaml(job.config.data)
