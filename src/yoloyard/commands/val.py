@@ -133,7 +133,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
             "Weights": config.weights,
             "Model": metadata.get("model", "unknown"),
             "Data": f"{spec.path}, {config.split}, {len(index):,} images",
-            "Image size": f"{size_text(model.imgsz)} pixels",
+            "Image size": f"{size_text(model.imgsz)} pixels, {index.pixels.text}",
             "Tiles": f"{model.tile or 'none, images are whole'}",
             "NMS": f"score above {settings.conf}, {overlap}, at most {settings.max_det} boxes",
             "Device": f"{device}, {precision_text(precision, device)}",

@@ -33,7 +33,7 @@ def write_card(path: Path, setup: Setup, epoch: int, metrics: Metrics, other: Me
     settings = {
         "model": _safe(spec.model_name),
         "start": start,
-        "image size": f"{size_text(config.imgsz)} pixels",
+        "image size": f"{size_text(config.imgsz)} pixels, {setup.train_index.pixels.text}",
         "tiles": f"{tile_spec(config) or 'none, images are whole'}",
         "epochs": f"{config.epochs}, the best one is {epoch}",
         "batch": config.batch,

@@ -146,7 +146,7 @@ def write_run_report(result: Result, setup: Setup, predictions: Mapping[int, Det
         "Data": config.data,
         "Images": f"{len(setup.train_index):,} for training, {len(setup.val_index):,} for validation",
         "Epochs": f"{len(records)} of {config.epochs}, the best one {result.best_epoch}",
-        "Image size": f"{size_text(config.imgsz)} pixels",
+        "Image size": f"{size_text(config.imgsz)} pixels, {setup.train_index.pixels.text}",
         "Tiles": f"{tile_spec(config) or 'none, images are whole'}",
         "Batch": f"{config.batch} images",
         "Optimizer": f"{config.optimization.optimizer}, lr0 {config.optimization.lr0:g}",

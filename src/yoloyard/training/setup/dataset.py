@@ -6,6 +6,7 @@ import shlex
 
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.image_size import shape_of, size_text
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.audit.duplicates import duplicate_problem, find_duplicates, known_duplicates, state_of
 from yoloyard.data.audit.problems import SHOWN_ERRORS, summary
@@ -64,9 +65,9 @@ def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
     return _tiles(config, train), val
 
 
-def load_splits_again(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
-    """The splits of a run that has begun: to go on with it, or to join it. Logs nothing about the data."""
-    train, val = _select(config, **_load(spec))
+def load_splits_again(spec: DataSpec, config: TrainConfig, pixels: PixelSpec | None = None) -> tuple[Index, Index]:
+    """The splits of a run that has begun, made of its `pixels`: to go on with it, or to join it. Logs no problems."""
+    train, val = _select(config, **_load(spec if pixels is None else spec.with_pixels(pixels, "the run")))
     return tiled(train, tile_spec(config)), val
 
 

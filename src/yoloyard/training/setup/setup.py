@@ -112,7 +112,7 @@ def new_run(
     seed_all(config.seed)
     arguments = start.arguments(len(names), config.end2end, data.pixels.channels)
     detector = build_detector(start.model, custom, arguments)
-    chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
+    chosen = recipes.published(start.model, detector.head.criterion, config.preset) | given
     chosen["suppression"] = choose_path(detector, given.get("suppression"))
     chosen |= {"model": start.model, "data": str(data.path)}
     if config.tile and "imgsz" not in given:
@@ -161,6 +161,7 @@ def new_run(
         licence=licence,
         history=start.history(config),
         precision=precision,
+        pixels=train.pixels,
     )
     return build(spec, folder, device, transform, detector, (train, val))
 
@@ -182,11 +183,14 @@ def build(
     Raises UserError if data or the user's files have changed, UsageError if the transform must be handed in.
     """
     config = spec.config
-    train, val = splits or load_splits_again(read_data_yaml(Path(config.data)), config)
+    train, val = splits or load_splits_again(read_data_yaml(Path(config.data)), config, spec.pixels)
     if (train.whole.names_digest(), train.names) != (spec.images, spec.names):
         raise apart(
             f"the training images or the classes of {config.data} have changed since the run began; start a new one"
         )
+    if train.pixels != spec.pixels:
+        line = f"the images of {config.data} are {train.pixels.text} now, and were {spec.pixels.text}"
+        raise apart(f"{line} when the run began; put channels, bits, window and files back, or start a new run")
     if detector is None:
         custom = read_kept(config.model, spec.model_digest, [kept or folder]) if is_custom(config.model) else None
         detector = build_detector(config.model, custom, spec.model_arguments)
