@@ -114,7 +114,7 @@ def images_of(source: Source, pixels: PixelSpec = EIGHT_BITS) -> Iterator[Source
     except UserError as error:
         raise UnreadableError(str(error)) from error
     with plain_path(Path(source.address)) as opened:
-        count = cv2.imcount(opened)
+        count = cv2.imcount(opened) if pixels.takes_colours else 1  # of other channels it writes errors to the terminal
     if count > 1:
         log.info(f"{source.address}: the first of {count} frames or pages is taken")
     yield SourceImage(source.name, source.address, image)
