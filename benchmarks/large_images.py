@@ -16,7 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ SIZES = {
 MAX_DET = 1000
 
 DRAWN_IMAGES = {"train": 12, "val": 6}
-DRAWN_SIZE, DRAWN_SCALE, MOST_DEFECTS = 4096, 0.45, 40  # defects are 7 to 50 pixels long
+DRAWN_SIZE, DRAWN_SCALE, MOST_DEFECTS = 4096, 0.6, 40  # sides of 8 to 66 pixels
 SURFACES = ("steel", "aluminium", "green board", "blue board")
 
 
@@ -167,7 +167,7 @@ def seconds_per_epoch(arguments: argparse.Namespace, name: str, data: Path, arm:
     return seconds
 
 
-def score(arguments: argparse.Namespace, index: Index, weights: Path, predictor: str) -> dict[str, float]:
+def score(arguments: argparse.Namespace, index: Index, weights: Path, predictor: str) -> dict[str, float | None]:
     """Figures of the weights on the validation images, processor seconds an image and gigabytes of its process."""
     merging = SAHI.get(predictor)
     file = weights.parent.parent / (f"sahi-{merging}.json" if merging else "found.json")
@@ -197,31 +197,37 @@ def score(arguments: argparse.Namespace, index: Index, weights: Path, predictor:
     }
 
 
-def recall_by_size(index: Index, found: Mapping[int, Detections]) -> dict[str, float]:
-    """Share of the true boxes of each of SIZES that are found at IoU 0.5; nan where there are none."""
+def recall_by_size(index: Index, found: Mapping[int, Detections]) -> dict[str, float | None]:
+    """Share of the true boxes of each of SIZES that are found at IoU 0.5; None where there are none."""
     truth, boxes = gather_truth(index), matching.gather_found(found, len(index))
     matched, _ = matching.match_boxes(boxes, truth, matching.overlapping_pairs(boxes, truth))
     hit = np.isin(np.arange(len(truth.labels)), matched)
     sides = np.sqrt(truth.areas)
     asked = {name: ~truth.ignore & (sides >= low) & (sides < high) for name, (low, high) in SIZES.items()}
-    return {name: float(hit[rows].mean()) if rows.any() else float("nan") for name, rows in asked.items()}
+    return {name: float(hit[rows].mean()) if rows.any() else None for name, rows in asked.items()}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """A Markdown table for each data set: means over the seeds, and in brackets the lowest and the highest."""
-    figures = ("map50_95", "map50", *(f"recall {name}" for name in SIZES), "precision", "duplicates")
-    means = ("seconds", "gigabytes", "training_seconds")
-    heads = ("arm", "mAP50-95", "mAP50", *(f"recall {name}" for name in SIZES), "precision", "duplicates an image")
-    heads += ("s an image", "GB", "training, s")
+    recalls = [f"recall {name}" for name in SIZES]
+    spreads = {"mAP50-95": "map50_95", "mAP50": "map50", **{name: name for name in recalls}}
+    means = {"precision": "precision", "duplicates an image": "duplicates", "s an image": "seconds"}
+    means |= {"GB": "gigabytes", "training, s": "training_seconds"}
+    heads = ("arm", *spreads, *means)
     lines = []
     for data in dict.fromkeys(row["data"] for row in rows):
         lines += ["", f"### {data}", "", f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
         for arm in dict.fromkeys(row["arm"] for row in rows):
             group = [row for row in rows if (row["data"], row["arm"]) == (data, arm)]
-            cells = [spread([row[key] for row in group]) for key in figures]
-            cells += [f"{statistics.mean(row[key] for row in group):.2f}" for key in means]
+            cells = ["" if None in values else spread(values) for values in columns(group, spreads.values())]
+            cells += [f"{statistics.mean(values):.2f}" for values in columns(group, means.values())]
             lines.append(f"| {arm} | {' | '.join(cells)} |")
     return "\n".join(lines).strip() + "\n"
+
+
+def columns(rows: Sequence[Mapping[str, Any]], keys: Iterable[str]) -> list[list[Any]]:
+    """The values of each key in all rows."""
+    return [[row[key] for row in rows] for key in keys]
 
 
 if __name__ == "__main__":

@@ -189,8 +189,8 @@ def build(
             f"the training images or the classes of {config.data} have changed since the run began; start a new one"
         )
     if train.pixels != spec.pixels:
-        line = f"the images of {config.data} are {train.pixels.text} now, and were {spec.pixels.text} when the run began"
-        raise apart(f"{line}; put channels, bits, window and files back, or start a new run")
+        line = f"the images of {config.data} are {train.pixels.text} now, and were {spec.pixels.text}"
+        raise apart(f"{line} when the run began; put channels, bits, window and files back, or start a new run")
     if detector is None:
         custom = read_kept(config.model, spec.model_digest, [kept or folder]) if is_custom(config.model) else None
         detector = build_detector(config.model, custom, spec.model_arguments)
