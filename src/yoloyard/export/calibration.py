@@ -61,8 +61,8 @@ class CalibrationImages:
 def calibration_images(job: Job) -> CalibrationImages:
     """Images of the training split of `--data`, `--calibration-images` of them: one of each part of the list.
 
-    Of a network of tiles they are tiles with boxes, if there are any. The choice is always the same. A line says so where there are fewer. Raises UsageError or UserError for a data set
-    without training images that can be used.
+    Of a network of tiles they are tiles with boxes, if there are any. The choice is always the same. A line says so
+    where there are fewer. Raises UsageError or UserError for a data set without training images that can be used.
     """
     assert job.config.data is not None  # int8 is refused without
     spec = read_data_yaml(job.config.data)
@@ -74,7 +74,8 @@ def calibration_images(job: Job) -> CalibrationImages:
     wanted = job.config.calibration_images
     count = min(wanted, len(usable))
     more = f", not with {wanted}" if count < wanted else ""
-    line = f"int8 is calibrated with {count} of the {len(usable)} training {'tiles' if tile else 'images'} of {spec.path}{more}"
+    what = "tiles with boxes" if tile else "training images"
+    line = f"int8 is calibrated with {count} of the {len(usable)} {what} of {spec.path}{more}"
     log.info(line, extra=ONCE)
     if count < ENOUGH_IMAGES:
         log.info(f"with fewer than {ENOUGH_IMAGES} images int8 depends on which they are", extra=ONCE)
