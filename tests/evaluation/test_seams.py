@@ -11,7 +11,7 @@ from yoloyard.evaluation.seams import merge_seams
 ROW = np.array([(0, 0, 100, 100), (80, 0, 180, 100), (160, 0, 260, 100)])
 FOUR = np.array([(0, 0, 100, 100), (80, 0, 180, 100), (0, 80, 100, 180), (80, 80, 180, 180)])
 JITTER_PIXELS = 1.5
-CASES = 300
+CASES = 200
 
 
 def found_in(*rows: tuple[float, ...]) -> Detections:

@@ -18,9 +18,10 @@ import torch
 from yoloyard.common.nms import suppress_found
 from yoloyard.common.structures import Detections
 
-CUT_PIXELS = 2.0  # a side so near to its tile's edge is cut
-SIDE_PIXELS = 3.0  # boxes agree at a side that differs by this, and SIDE_SHARE of the smaller one's width or height
-SIDE_SHARE = 0.15
+# Shares are of a box's width or height, since large boxes are less exact.
+CUT_PIXELS, CUT_SHARE = 2.0, 0.1  # a side so near to its tile's edge is cut
+CUT_LIMIT = 0.25  # of what two tiles share, so that two objects that end there, apart or touching, stay two
+SIDE_PIXELS, SIDE_SHARE = 3.0, 0.25  # two boxes agree at a side that differs by this; the smaller box counts
 INWARDS = np.array([1.0, 1.0, -1.0, -1.0])  # times a side: of two boxes the larger one ends earlier
 
 
@@ -34,8 +35,10 @@ def merge_seams(detections: Sequence[Detections], tiles: np.ndarray, iou: float,
     boxes = torch.cat([each.boxes for each in detections]).double().numpy() * INWARDS
     scores, labels = (torch.cat([getattr(each, name) for each in detections]) for name in ("scores", "labels"))
     edges = tiles * INWARDS
-    cut = (boxes <= edges[owners] + CUT_PIXELS) & (edges > edges.min(axis=0))[owners]
-    objects = _joined(_pairs(boxes, cut, labels.numpy(), owners, tiles), owners)
+    limit = np.maximum(CUT_LIMIT * _shared(tiles), CUT_PIXELS)
+    reach = boxes - np.minimum(CUT_PIXELS + CUT_SHARE * _sizes(boxes), limit)
+    cut = (reach <= edges[owners]) & (edges > edges.min(axis=0))[owners]
+    objects = _joined(_pairs(boxes, reach, cut, labels.numpy(), owners, tiles), owners)
 
     outermost, total, whole = np.full_like(boxes, np.inf), np.zeros_like(boxes), np.zeros_like(boxes)
     np.minimum.at(outermost, objects, boxes)
@@ -46,6 +49,12 @@ def merge_seams(detections: Sequence[Detections], tiles: np.ndarray, iou: float,
     best = torch.zeros_like(scores).scatter_reduce(0, torch.from_numpy(objects), scores, "amax")
     parts = extents[first], best[first], labels[first]
     return Detections(*suppress_found(1, torch.zeros_like(first), *parts, iou, max_det)[0])
+
+
+def _shared(tiles: np.ndarray) -> np.ndarray:
+    """Width, height, width and height (4,) of what neighbouring tiles share at least, of a tile alone its own."""
+    steps = [np.diff(np.unique(tiles[:, axis])).max(initial=0) for axis in (0, 1)]
+    return np.tile(tiles[0, 2:] - tiles[0, :2] - steps, 2)
 
 
 def _neighbours(tiles: np.ndarray) -> Iterator[list[int]]:
@@ -62,30 +71,37 @@ def _neighbours(tiles: np.ndarray) -> Iterator[list[int]]:
                     yield [int(tile), int(other)]
 
 
+def _sizes(boxes: np.ndarray) -> np.ndarray:
+    """Width, height, width and height (N, 4) of boxes that INWARDS made."""
+    return -np.tile(boxes[:, :2] + boxes[:, 2:], 2)
+
+
 def _pairs(
-    boxes: np.ndarray, cut: np.ndarray, labels: np.ndarray, owners: np.ndarray, tiles: np.ndarray
+    boxes: np.ndarray, reach: np.ndarray, cut: np.ndarray, labels: np.ndarray, owners: np.ndarray, tiles: np.ndarray
 ) -> list[tuple[float, int, int]]:
     """Boxes that are one object, two by two, and before them how much they differ, 0 .. 1; the most alike first.
 
-    Boxes (N, 4) are as INWARDS makes them, `cut` (N, 4) says of each side whether it is cut.
+    Boxes (N, 4) are as INWARDS makes them, and so is how far they may reach; `cut` (N, 4) says which sides are cut.
     """
     ends = np.searchsorted(owners, np.arange(len(tiles) + 1))
-    tolerance = SIDE_PIXELS + SIDE_SHARE * -np.tile(boxes[:, :2] + boxes[:, 2:], 2)
+    tolerance = SIDE_PIXELS + SIDE_SHARE * _sizes(boxes)
     pairs: list[tuple[float, int, int]] = []
     for pair in _neighbours(tiles):
         if not np.diff(ends)[pair].all():
             continue
-        low, high = tiles[pair, :2].max(axis=0) - CUT_PIXELS, tiles[pair, 2:].min(axis=0) + CUT_PIXELS
+        low, high = tiles[pair, :2].max(axis=0), tiles[pair, 2:].min(axis=0)
+        common = np.concatenate((low, high)) * INWARDS
         rows, columns = (
             ends[tile] + np.flatnonzero(((mine[:, :2] <= high) & (-mine[:, 2:] >= low)).all(axis=1))
-            for tile, mine in ((tile, boxes[ends[tile] : ends[tile + 1]]) for tile in pair)
+            for tile, mine in ((tile, reach[ends[tile] : ends[tile + 1]]) for tile in pair)
         )
         if not len(rows) or not len(columns):
             continue
         one, two = boxes[rows, None], boxes[columns]
         goes_on = np.where(one > two, cut[rows, None], cut[columns])
-        cost = np.abs(one - two) / np.minimum(tolerance[rows, None], tolerance[columns])
-        cost = np.where(goes_on, 0, cost).max(axis=2)
+        inside = np.abs(np.maximum(one, common) - np.maximum(two, common))  # all that is known of a side that goes on
+        cost = np.where(goes_on, inside, np.abs(one - two)) / np.minimum(tolerance[rows, None], tolerance[columns])
+        cost = cost.max(axis=2)
         cost[labels[rows, None] != labels[columns]] = np.inf
         is_best = (cost == cost.min(axis=0)) & (cost == cost.min(axis=1, keepdims=True)) & (cost <= 1)
         places = is_best.nonzero()

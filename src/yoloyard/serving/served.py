@@ -81,7 +81,7 @@ class Served:
         scores there are, so its weights files never do.
         """
         if self.model.tile:
-            return [self.model(image) for image, _ in boxed]
+            return [self.model.find(image) for image, _ in boxed]
         shapes = {image.shape for image, _ in boxed}
         if len(boxed) < 2 or len(shapes) > 1 or not self.computes_at_once:
             return [self.model.detect([each])[0] for each in boxed]
