@@ -1,5 +1,6 @@
 """The matching report counts just the places that the losses have for each box."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def test_anchors_are_those_that_yolov5_learns_by(model: str) -> None:
     assert 0 in learned
 
 
-def index_of(boxes: list[list[list[float]]], sizes: list[tuple[int, int]], labels: list[int]) -> Index:
+def index_of(boxes: Sequence[Sequence[Sequence[float]]], sizes: list[tuple[int, int]], labels: list[int]) -> Index:
     """Images of `sizes` (height, width) with these boxes each."""
     names = [f"{number}.png" for number in range(len(sizes))]
     flat = [box for each in boxes for box in each]
@@ -108,11 +109,16 @@ def index_of(boxes: list[list[list[float]]], sizes: list[tuple[int, int]], label
 @pytest.mark.parametrize("imgsz", [320, (256, 640)])
 def test_boxes_lie_where_validation_places_them(imgsz: ImageSize, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = [(1000, 1333), (77, 2048), (640, 480), (1000, 1333)]
-    boxes = [[[3.3, 4.7, 55.1, 60.9]], [], [[1, 1, 2, 2], [100, 30, 479.5, 640]], [[999.2, 5, 1333, 1000]]]
+    boxes: list[list[list[float]]] = [
+        [[3.3, 4.7, 55.1, 60.9]],
+        [],
+        [[1, 1, 2, 2], [100, 30, 479.5, 640]],
+        [[999.2, 5, 1333, 1000]],
+    ]
     index = index_of(boxes, sizes, [0, 1, 0, 1])
 
     def blank(index: Index, position: int, imgsz: ImageSize | None, *_: Any) -> np.ndarray:
-        return np.zeros((*batches.augment.resized_shape(*sizes[position], imgsz), 3), np.uint8)  # type: ignore[arg-type]
+        return np.zeros((*batches.augment.resized_shape(*sizes[position], imgsz), 3), np.uint8)
 
     monkeypatch.setattr(batches, "load_resized", blank)
     batch = ValidationBatches(index, imgsz)[[0, 1, 2, 3], shape_of(imgsz)]
@@ -122,7 +128,7 @@ def test_boxes_lie_where_validation_places_them(imgsz: ImageSize, monkeypatch: p
 
 def test_boxes_without_a_place_are_named_by_group_and_in_a_line() -> None:
     # 2000 pixels fit into 640: a pixel becomes 0.32
-    boxes = [[[10, 10, 19, 16], [0, 0, 640, 640]], [[64, 64, 264, 264]], [[1001, 40, 1007, 46], [990, 30, 1200, 60]]]
+    boxes = [[[14, 14, 23, 20], [0, 0, 640, 640]], [[64, 64, 264, 264]], [[1001, 40, 1007, 46], [990, 30, 1100, 60]]]
     index = index_of(boxes, [(2000, 2000)] * 3, [0, 1, 1, 0, 1])
     report = matching_report(head_of("yolo11n"), "yolo11n", index, 640, 4.0)
     assert report is not None
@@ -133,7 +139,7 @@ def test_boxes_without_a_place_are_named_by_group_and_in_a_line() -> None:
     ]
     table = report.table()
     assert list(table) == ["all", "small", "medium", "large", "class scratch", "class hole"]
-    assert table["all"] == pytest.approx({"boxes": 5, "none": 0.4, "few": 0, "some": 0.2, "many": 0.4}, abs=0.21)
+    assert table["all"] == pytest.approx({"boxes": 5, "none": 0.4, "few": 0, "some": 0.2, "many": 0.4})
     assert table["class scratch"]["none"] == 1
     first, second = report.lines()
     assert first == (

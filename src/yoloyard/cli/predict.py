@@ -23,6 +23,7 @@ def predict(
     from yoloyard.commands.predict import predict as run
     from yoloyard.commands.sources import find_sources
     from yoloyard.common.files import new_run_folder
+    from yoloyard.common.pixel_spec import PixelSpec
     from yoloyard.config.overrides import with_overrides
     from yoloyard.evaluation.metrics.showing import Showing
 
@@ -33,7 +34,7 @@ def predict(
         own = ("imgsz", "tile", "tile_overlap", "conf", "iou", "max_det", "suppression", "names")
         settings = {name: getattr(config, name) for name in own}
         model = Model(config.weights, config.device, **settings)
-        found = find_sources([*sources, *(source or [])])
+        found = find_sources([*sources, *(source or [])], PixelSpec.of(model.metadata).files)
         folder = new_run_folder(Path(config.project), config.name)
         shown = Showing(model.settings.conf, model.settings.iou)
         if model.tile:

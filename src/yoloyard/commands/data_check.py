@@ -7,7 +7,7 @@ from typing import Any
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder
-from yoloyard.common.image_size import rounded_up, size_text
+from yoloyard.common.image_size import size_text
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig
@@ -117,7 +117,7 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
 def _matching(start: StartingPoint, config: TrainConfig, train: Index) -> MatchingReport | None:
     """How the boxes match the network that a training with `config` would begin with."""
     detector = build_detector(start.model, start.custom, start.arguments(len(train.names)))
-    head, imgsz = detector.head, rounded_up(config.imgsz, max(detector.strides))
+    head, imgsz = detector.head, detector.input_size(config.imgsz)
     if "anchors" in head.constants:
         if "head.anchors" in start.state:
             head.get_buffer("anchors").copy_(start.state["head.anchors"])

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from yoloyard.common.errors import UsageError
-from yoloyard.common.image_size import shape_of, size_text
 from yoloyard.common.tiles import TileSpec, tile_boxes
+from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
 
 
@@ -23,6 +22,11 @@ class Tiling:
     whole: Index  # the split itself
     sources: np.ndarray  # int64 (N,), ascending: the image in `whole` that each tile is part of
     crops: np.ndarray  # int32 (N, 4) xyxy, pixels of that image
+
+
+def tile_spec(config: TrainConfig) -> TileSpec | None:
+    """How a run cuts its images; None where it doesn't."""
+    return TileSpec(config.tile, config.tile_overlap, config.tile_visible) if config.tile else None
 
 
 def tiled(index: Index, spec: TileSpec | None) -> Index:
@@ -72,13 +76,3 @@ def boxes_in_tiles(boxes: np.ndarray, tiles: np.ndarray, visible: float) -> tupl
     corners = tiles[of_tile][:, :2]
     cut = np.concatenate((low[of_tile, rows] - corners, high[of_tile, rows] - corners), axis=1)
     return of_tile, cut.astype(np.float32), rows
-
-
-def require_cuts(index: Index, spec: TileSpec) -> None:
-    """Raises UsageError if no image is larger than a tile."""
-    if (index.sizes <= shape_of(spec.size)).all():
-        height, width = index.sizes.max(axis=0).tolist()
-        raise UsageError(
-            f"--tile {size_text(spec.size)}: no image is larger than a tile, all are within {height}x{width} pixels; "
-            "leave out --tile, or say a smaller one"
-        )
