@@ -122,9 +122,9 @@ def seconds_per_image(arguments: argparse.Namespace, model: str) -> float:
     return cost
 
 
-def train(folder: Path, data: Path, model: str, epochs: int, seed: int, *more: str) -> float:
-    """Processor seconds of one training, whose run folder is `folder`."""
-    flags = SETTINGS | {"model": model, "data": data.resolve(), "epochs": epochs, "seed": seed}
+def train(folder: Path, data: Path, model: str, epochs: int, seed: int, *more: str, **settings: Any) -> float:
+    """Processor seconds of one training, whose run folder is `folder`; `settings` come before SETTINGS."""
+    flags = SETTINGS | settings | {"model": model, "data": data.resolve(), "epochs": epochs, "seed": seed}
     flags |= {"project": folder.parent, "name": folder.name}
     words = [f"{key}={value}" for key, value in flags.items()]
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ import torch
 from side_by_side import RESULTS, processor
 
 from yoloyard.commands.val import index_for
+from yoloyard.common.image_size import shape_of
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import EvaluationConfig, ExportConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
@@ -92,7 +93,7 @@ def random_weights(model: str, folder: Path) -> Path:
 def runtimes_of(weights: Path, side: int, data: Path, calibration_images: int) -> dict[Kind, Runtime]:
     """All runtimes of a weights file, for images of one size."""
     detector, metadata = load_model(weights)
-    shape = (detector.input_size(side),) * 2
+    shape = shape_of(detector.input_size(side))
     facts = FileFacts("boxes", metadata["names"], detector.strides, shape, None, "float32", "", "")
     config = ExportConfig(str(weights), imgsz=side, data=str(data), calibration_images=calibration_images)
     with tempfile.TemporaryDirectory() as folder:

@@ -33,27 +33,28 @@ def read_boxes(xml: bytes) -> np.ndarray:
     return np.array(boxes, np.float64).reshape(-1, 4) - [1, 1, 0, 0]
 
 
-def tile_starts(length: int) -> list[int]:
+def tile_starts(length: int, tile: int) -> list[int]:
     """Evenly spaced positions of tiles that cover `length` pixels with at least OVERLAP in common."""
-    count = max(int(np.ceil((length - OVERLAP) / (TILE - OVERLAP))), 1)
-    return np.linspace(0, max(length - TILE, 0), count).round().astype(int).tolist()
+    count = max(int(np.ceil((length - OVERLAP) / (tile - OVERLAP))), 1)
+    return np.linspace(0, max(length - tile, 0), count).round().astype(int).tolist()
 
 
-def boxes_of_tile(boxes: np.ndarray, left: int, top: int) -> np.ndarray:
+def boxes_of_tile(boxes: np.ndarray, left: int, top: int, width: int, height: int) -> np.ndarray:
     """The part of `boxes` (n, 4) that lies in the tile at (left, top): (k, 4) xyxy in pixels of the tile."""
-    cut = (boxes - [left, top, left, top]).clip(0, TILE)
+    cut = (boxes - [left, top, left, top]).clip(0, [width, height, width, height])
     area, area_cut = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (boxes, cut))
     return cut[area_cut >= VISIBLE * area]
 
 
-def label_lines(boxes: np.ndarray) -> str:
+def label_lines(boxes: np.ndarray, width: int, height: int) -> str:
     """YOLO rows, `class x_centre y_centre width height` as fractions of the tile; there is one class, tree."""
-    rows = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1) / TILE
+    rows = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], axis=1)
+    rows /= [width, height, width, height]
     return "".join("0 {:.6f} {:.6f} {:.6f} {:.6f}\n".format(*row) for row in rows)
 
 
-def write_split(wheel: zipfile.ZipFile, split: str, out: Path) -> tuple[int, int]:
-    """Write the tiles of one split below `out`; returns how many tiles and boxes there are."""
+def write_split(wheel: zipfile.ZipFile, split: str, out: Path, whole: bool) -> tuple[int, int]:
+    """Write the tiles of one split below `out`, or its `whole` photos; returns how many images and boxes there are."""
     images, labels = out / "images" / split, out / "labels" / split
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
@@ -63,12 +64,13 @@ def write_split(wheel: zipfile.ZipFile, split: str, out: Path) -> tuple[int, int
         if pixels is None:
             raise SystemExit(f"{photo}.png in {wheel.filename} cannot be decoded: fetch the wheel again")
         boxes = read_boxes(wheel.read(f"deepforest/data/{photo}.xml"))
-        for top in tile_starts(pixels.shape[0]):
-            for left in tile_starts(pixels.shape[1]):
+        height, width = pixels.shape[:2] if whole else (TILE, TILE)
+        for top in tile_starts(pixels.shape[0], height):
+            for left in tile_starts(pixels.shape[1], width):
                 name = f"{photo}_{top:04d}_{left:04d}"
-                inside = boxes_of_tile(boxes, left, top)
-                cv2.imwrite(str(images / f"{name}.png"), pixels[top : top + TILE, left : left + TILE])
-                (labels / f"{name}.txt").write_text(label_lines(inside), encoding="utf-8")
+                inside = boxes_of_tile(boxes, left, top, width, height)
+                cv2.imwrite(str(images / f"{name}.png"), pixels[top : top + height, left : left + width])
+                (labels / f"{name}.txt").write_text(label_lines(inside, width, height), encoding="utf-8")
                 num_tiles, num_boxes = num_tiles + 1, num_boxes + len(inside)
     return num_tiles, num_boxes
 
@@ -77,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Cut the annotated photos of the deepforest wheel into tiles.")
     parser.add_argument("wheel", type=Path, help="deepforest-2.1.0-py3-none-any.whl")
     parser.add_argument("--out", type=Path, default=Path("trees"), help="new folder for tiles and labels")
+    parser.add_argument("--whole", action="store_true", help="write the photos as they are, not cut into tiles")
     arguments = parser.parse_args()
     if not arguments.wheel.is_file():
         parser.error(f"no file {arguments.wheel}: fetch it with `pip download --no-deps deepforest==2.1.0`")
@@ -84,11 +87,12 @@ def main() -> None:
         parser.error(f"{arguments.out} exists already: remove it, or name another folder with --out")
     with zipfile.ZipFile(arguments.wheel) as wheel:
         for split in PHOTOS:
-            num_tiles, num_boxes = write_split(wheel, split, arguments.out)
-            print(f"{split}: {num_tiles} tiles, {num_boxes} boxes")
+            num_tiles, num_boxes = write_split(wheel, split, arguments.out, arguments.whole)
+            print(f"{split}: {num_tiles} {'photos' if arguments.whole else 'tiles'}, {num_boxes} boxes")
     data = arguments.out / "data.yaml"
     data.write_text("train: images/train\nval: images/val\nnames:\n  0: tree\n", encoding="utf-8")
-    print(f"next: yoloyard train --model yolo11n --data {data} --imgsz {TILE} --epochs 100")
+    size = f"--tile {TILE}" if arguments.whole else f"--imgsz {TILE}"
+    print(f"next: yoloyard train --model yolo11n --data {data} {size} --epochs 100")
 
 
 if __name__ == "__main__":

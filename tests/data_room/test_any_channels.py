@@ -1,16 +1,21 @@
 """Augmentation, transforms and views of images with any number of channels, of 8 and 16 bits."""
 
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from yoloyard.commands.sources import Source, images_of
 from yoloyard.common.errors import UserError
 from yoloyard.common.pixel_spec import EIGHT_BITS, PixelSpec
 from yoloyard.common.structures import Batch, Sample
+from yoloyard.common.video import UnreadableError
 from yoloyard.config.settings import AugmentConfig
 from yoloyard.data.pixels import augment
+from yoloyard.data.pixels.arrays import pixels_of
 from yoloyard.data.pixels.transform import Transform
 from yoloyard.data.pixels.view import viewed
 from yoloyard.training.engine.multi_scale import resize
@@ -135,3 +140,53 @@ def test_pipelines_of_albumentations_keep_all_bits(spec: PixelSpec, monkeypatch:
     else:
         with pytest.raises(UserError, match=r"fails on a.png: TypeError: CLAHE .* expects 1-channel or 3-channel"):
             colours(sample, np.random.default_rng(0), 1, Path("a.png"))
+
+
+RGB = drawn(EIGHT_BITS).image
+DEEP_GREY = PixelSpec(1, 16, window=(100, 4000))
+
+
+@pytest.mark.parametrize(
+    ("given", "spec", "expected"),
+    [
+        (RGB, PixelSpec(1), cv2.cvtColor(RGB, cv2.COLOR_RGB2GRAY)[..., None]),
+        (RGB[..., 0], PixelSpec(1), RGB[..., :1]),
+        (RGB[..., :1], PixelSpec(1, 16), RGB[..., :1] * np.uint16(257)),
+        (RGB, PixelSpec(3, 16), RGB * np.uint16(257)),
+        (np.dstack((RGB, np.zeros_like(RGB[..., 0]))), PixelSpec(3, 16), np.full(RGB.shape, 114 * 257, np.uint16)),
+        (drawn(PixelSpec(5, 16)).image, PixelSpec(5, 16), drawn(PixelSpec(5, 16)).image),
+        (torch.from_numpy(drawn(PixelSpec(5)).image), PixelSpec(5), drawn(PixelSpec(5)).image),
+        (RGB, PixelSpec(3, files=("_a", "_b", "_c")), RGB),
+        (np.array([[100, 4000, 50, 2050]], np.uint16), DEEP_GREY, np.array([[[0], [65535], [0], [32768]]], np.uint16)),
+    ],
+)
+def test_arrays_become_what_a_file_with_their_values_becomes(given: Any, spec: PixelSpec, expected: np.ndarray) -> None:
+    found = pixels_of(given, spec)
+    np.testing.assert_array_equal(found, expected)
+    assert found.dtype == spec.dtype
+
+
+@pytest.mark.parametrize(
+    ("given", "spec", "line"),
+    [
+        (RGB, PixelSpec(5), r"\(height, width, 5\), not \(40, 56, 3\) \(the network takes 5 channels, last\)"),
+        (RGB[..., 0], PixelSpec(3, files=("_a", "_b", "_c")), r"\(height, width, 3\), not \(40, 56, 1\)"),
+        (RGB.transpose(2, 0, 1), PixelSpec(1), r"not \(3, 40, 56\) \(channels first"),
+        (RGB / 255, PixelSpec(5), "uint8 or uint16, not float64"),
+    ],
+)
+def test_arrays_of_other_channels_are_refused(given: Any, spec: PixelSpec, line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        pixels_of(given, spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        (PixelSpec(5), "the network takes images of 5 channels: save them as image files"),
+        (DEEP_GREY, "the network takes images of values from 100 to 4000: save them"),
+    ],
+)
+def test_frames_of_a_camera_are_refused_where_they_say_too_little(spec: PixelSpec, line: str) -> None:
+    with pytest.raises(UnreadableError, match=line):
+        next(images_of(Source("0", "camera0.mp4", is_video=True), spec))

@@ -25,7 +25,7 @@ def wide(tmp_path: Path) -> Path:
     for folder in ("images", "labels"):
         (tmp_path / "wide" / folder).mkdir(parents=True)
     for number in range(8):
-        image, centres = np.full((128, 320, 3), 60, np.uint8), [(random.integers(40, 90), 60), (60, 240)]
+        image, centres = np.full((128, 320, 3), 60, np.uint8), [(int(random.integers(40, 90)), 60), (60, 240)]
         for y, x in centres:
             image[y - 20 : y + 20, x - 20 : x + 20] = 220
         cv2.imwrite(str(tmp_path / "wide" / "images" / f"{number}.png"), image)
@@ -68,10 +68,11 @@ def test_a_run_of_a_height_and_a_width(
     assert package.load(best, imgsz=(96, 300)).imgsz == (96, 320)
     code, out, err = yoloyard("export", best, "--to", "onnx", "--json")
     assert code == 0, err
-    exported = package.load(json.loads(out)["files"]["onnx"])
+    file = json.loads(out)["files"]["onnx"]
+    exported = package.load(file)
     assert (exported.imgsz, exported.network.fixed_shape) == ((64, 160), (64, 160))
     image = wide.parent / "images" / "0.png"
     assert exported(image).boxes.numpy() == pytest.approx(model(image).boxes.numpy(), abs=0.1)
     with pytest.raises(UserError, match="alone: leave out --imgsz 160"):
-        package.load(exported.network.path, imgsz=160)
+        package.load(file, imgsz=160)
     assert yoloyard("predict", "--weights", best, "--imgsz", "96x320", wide.parent / "images")[0] == 0

@@ -1,7 +1,10 @@
 """int8 is calibrated with training images, in the form that predict gives a network."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor
 
 import yoloyard
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.data.pixels.decode import encode_jpeg
+from yoloyard.data.pixels.decode import decode_image, encode_jpeg
 from yoloyard.export import calibration
 from yoloyard.export.calibration import bfloat16_line, calibration_images
 from yoloyard.models.heads import Found
@@ -53,6 +56,21 @@ def test_a_file_of_one_shape_gets_images_padded_to_it(data: Path, tmp_path: Path
     grey = np.float32(114) / 255
     assert (images[0][:, :, :8] == grey).all()  # an image of 48 x 64 has 8 rows of padding above and below
     assert not (images[0][:, :, 8] == grey).all()
+
+
+def test_a_network_of_tiles_gets_tiles_with_boxes_cut_from_the_images(data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(data.parent, tmp_path / "labelled")
+    labels = folder / "labels" / "train"
+    labels.mkdir(parents=True)
+    for number in range(40):
+        (labels / f"{number:02d}.txt").write_text("0 0.9 0.9 0.1 0.1\n")
+    job = job_in(tmp_path, data=str(folder / "data.yaml"), calibration_images=6)
+    images = calibration_images(replace(job, metadata={**job.metadata, "tile": {"size": 32, "overlap": 0.0}}))
+    for path, image in zip(images.paths, images, strict=True):
+        corner = decode_image(path)[-32:, -32:]
+        assert image.shape == (1, 3, SIDE, SIDE)
+        expected = cv2.resize(corner, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1) / np.float32(255)
+        assert (image[0] == expected).all()
 
 
 class Recorder:

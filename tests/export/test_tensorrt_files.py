@@ -4,6 +4,7 @@ No TensorRT runs here. A stand-in has the names of its API that the documentatio
 flag for precision, for example, it doesn't have.
 """
 
+import dataclasses
 import importlib.machinery
 import json
 import logging
@@ -20,6 +21,7 @@ from made_onnx import job_in, write_boxes
 
 from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UserError
+from yoloyard.config.settings import ExportConfig
 from yoloyard.export import tensorrt
 from yoloyard.runtimes.document import read_document
 
@@ -104,7 +106,8 @@ def test_without_tensorrt_the_folder_has_the_file_and_a_command_for_each_version
 def test_a_file_of_any_size_is_for_shapes_from_one_stride_to_the_size_of_the_training(tmp_path: Path) -> None:
     readme = (written(tmp_path, None) / "README.md").read_text(encoding="utf-8")
     assert "--minShapes=images:1x3x32x32 --optShapes=images:1x3x96x96 --maxShapes=images:8x3x96x96" in readme
-    wide = tensorrt.write(job_in(tmp_path, None, imgsz="60x150"), tmp_path / "best.onnx")
+    job = dataclasses.replace(job_in(tmp_path, shape=None), config=ExportConfig(imgsz=(60, 150)))
+    wide = tensorrt.write(job, tmp_path / "best.onnx")
     assert "--maxShapes=images:8x3x64x160" in (wide / "README.md").read_text(encoding="utf-8")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from serve_process import TOKEN, Server, eventually, png, serving, write_gated_weights
+from starlette.exceptions import HTTPException
 
 from exported_files import document, write_onnx
 from yoloyard.cli.main import main
@@ -21,6 +22,8 @@ from yoloyard.commands.predict import json_rows, predict
 from yoloyard.commands.sources import find_sources
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg, image_size
 from yoloyard.demo.drawing import NAMES
+from yoloyard.models.weights import load_model, save_weights
+from yoloyard.serving import v2
 from yoloyard.serving.metrics import Metrics
 from yoloyard.serving.served import Served
 
@@ -423,3 +426,22 @@ def test_a_wrong_command_ends_with_one_line(
     err = capsys.readouterr().err
     assert (end.value.code, err.count("\n")) == (code, 1)
     assert text in err
+
+
+def test_a_file_of_tiles_is_served_as_predict_uses_it(weights: Path, tmp_path: Path) -> None:
+    detector, metadata = load_model(weights)
+    tiled = weights.parent / "tiled.safetensors"
+    save_weights(tiled, detector.state_dict(), {**metadata, "tile": {"size": 96, "overlap": 0.2, "visible": 0.5}})
+    with ThreadPoolExecutor(2) as decoders:
+        served = Served("tiled", str(tiled), 4, Metrics(), decoders)
+        contents = [png(150, 250), b"", png(90, 80)]
+        answers = served.predict(contents)
+    assert [each["detections"] for each in answers[::2]] == [
+        rows_of(served.model, content, tmp_path) for content in contents[::2]
+    ]
+    assert (answers[0]["width"], answers[0]["height"], answers[1].status_code) == (250, 150, 400)
+    assert answers[0]["detections"]
+    assert served.inputs_of(150, 250) == 8
+    with pytest.raises(HTTPException, match="413: the image would be cut into 6241 tiles; 500 is the most"):
+        served.inputs_of(6000, 6000)
+    assert v2.description(served)["tile"]["size"] == 96

@@ -1,13 +1,14 @@
-"""The commands for data sets: `data check`, `data convert` and `demo`."""
+"""The commands for data sets: `data check`, `data preview`, `data convert` and `demo`."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cyclopts
 from cyclopts import Parameter, validators
 
-from yoloyard.cli.flags import Data, Json, Name, Project, count_of, given, print_json, stdout_for_json
+from yoloyard.cli.flags import Data, Json, Name, Project, count_of, given, print_json, stdout_for_json, takes_settings
+from yoloyard.config.settings import TrainConfig
 
 Model = Annotated[str | None, Parameter(help="whose maps the boxes are matched with (default: that of train)")]
 Imgsz = Annotated[
@@ -68,6 +69,24 @@ def data_check(
     print(f"{counts}; all of them, and images: {check.page}")
     if check.errors:
         sys.exit(1)
+
+
+@data_app.command(name="preview")
+@takes_settings(TrainConfig)
+def data_preview(
+    data: Data,
+    *,
+    config: Annotated[Path | None, Parameter(help="a YAML file of the settings below; flags win")] = None,
+    **flags: Any,
+) -> None:
+    """Show what the network will see of the training images, on a page. The flags are those of train."""
+    from yoloyard.commands.data_preview import preview_data
+    from yoloyard.config.foreign import translated_overrides
+    from yoloyard.config.overrides import checked_overrides, normal_overrides, read_overrides
+
+    in_file = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
+    page = preview_data(checked_overrides(TrainConfig, in_file | given(flags) | {"data": str(data)}))
+    print(f"what the network will see: {page}")
 
 
 @data_app.command(name="convert")

@@ -35,7 +35,10 @@ def exact_value(kind: Any, tokens: Sequence[cyclopts.Token]) -> Any:
 
 
 def takes_settings(tree: type, **spellings: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give `command(**overrides)` a flag for each setting of `tree`; `spellings` are further names of some."""
+    """Give `command(**overrides)` a flag for each setting of `tree` that is no argument of its own.
+
+    `spellings` are further names of some.
+    """
     flags = []
     for leaf in settings_of(tree).values():
         default = "" if leaf.default in (None, "") else f" (default: {leaf.default})"
@@ -47,8 +50,9 @@ def takes_settings(tree: type, **spellings: str) -> Callable[[Callable[..., None
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        command.__signature__ = inspect.Signature([*own, *flags])  # type: ignore[attr-defined]
-        command.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *flags]}
+        every = [*own, *(flag for flag in flags if flag.name not in {parameter.name for parameter in own})]
+        command.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
         return command
 
     return decorate

@@ -23,6 +23,7 @@ def predict(
     from yoloyard.commands.predict import predict as run
     from yoloyard.commands.sources import find_sources
     from yoloyard.common.files import new_run_folder
+    from yoloyard.common.pixel_spec import PixelSpec
     from yoloyard.config.overrides import with_overrides
     from yoloyard.evaluation.metrics.showing import Showing
 
@@ -30,11 +31,14 @@ def predict(
     if not config.weights:
         raise UsageError("say which weights file: --weights FILE")
     with stdout_for_json(json):
-        settings = {name: getattr(config, name) for name in ("imgsz", "conf", "iou", "max_det", "suppression", "names")}
+        own = ("imgsz", "tile", "tile_overlap", "conf", "iou", "max_det", "suppression", "names")
+        settings = {name: getattr(config, name) for name in own}
         model = Model(config.weights, config.device, **settings)
-        found = find_sources([*sources, *(source or [])])
+        found = find_sources([*sources, *(source or [])], PixelSpec.of(model.metadata).files)
         folder = new_run_folder(Path(config.project), config.name)
         shown = Showing(model.settings.conf, model.settings.iou)
+        if model.tile:
+            print(f"images are cut: {model.tile}")
         print(f"shown: {shown}")
         done = run(model, found, folder, config.save_txt, config.save_json)
     if json:

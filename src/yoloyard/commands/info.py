@@ -18,7 +18,10 @@ from yoloyard.storage.fetch import local_weights
 
 log = logging.getLogger(__name__)
 
-SHOWN_METADATA = ("model", "names", "imgsz", "epoch", "metrics", "licence", "evaluation", "showing", "versions", "file")
+SHOWN_METADATA = (
+    "model", "names", "imgsz", "tile", "pixels", "epoch", "metrics", "licence", "evaluation", "showing", "versions",
+    "file",
+)  # fmt: skip
 
 
 def describe(model: str) -> dict[str, Any]:

@@ -10,17 +10,21 @@ import numpy as np
 import torch
 
 from yoloyard.commands.sources import check_kind
+from yoloyard.common.device import images_at_once
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.image_size import of_metadata, of_shape, rounded_up, shape_of, size_text
 from yoloyard.common.nms import KEEPS_ALL
 from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import Detections, ImageTransform
+from yoloyard.common.tiles import TileSpec, tile_boxes
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import EvaluationConfig, ModelConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
+from yoloyard.data.pixels import channels
 from yoloyard.data.pixels.arrays import is_one_image, pixels_of
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
 from yoloyard.evaluation.metrics.showing import Showing
+from yoloyard.evaluation.seams import merge_seams
 from yoloyard.evaluation.validate import detect
 from yoloyard.runtimes.exported import Exported, announce, shape_text
 from yoloyard.runtimes.load import load_runtime
@@ -30,11 +34,11 @@ from yoloyard.storage.fetch import local_weights
 class Model:
     """A network with the settings of its file: `model(image)` gives Detections.
 
-    `weights` is a weights file or an exported file. `settings` are imgsz, conf, iou, max_det, suppression and names;
-    `conf` and `iou` are by default the pair that the training chose for showing, with `for_figures` those of
-    validation. `image` is a path, a uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list.
-    Raises UsageError for wrong settings, and a `suppression` that the file can't have; UserError for a file that can't
-    be used.
+    `weights` is a weights file or an exported file. `settings` are imgsz, tile, tile_overlap, conf, iou, max_det,
+    suppression and names; `conf` and `iou` are by default the pair that the training chose for showing, with
+    `for_figures` those of validation. Where the file or `tile` says so, images are cut into tiles. `image` is a path, a
+    uint8 RGB array (H, W, 3), a PIL image, or a list of these, which gives a list. Raises UsageError for wrong
+    settings, and a `suppression` that the file can't have; UserError for a file that can't be used.
     """
 
     def __init__(
@@ -65,6 +69,11 @@ class Model:
                 asked = size_text(config.imgsz)
                 raise UserError(f"{takes}: leave out --imgsz {asked}, or export with it, or with --dynamic")
             self.imgsz = of_shape(fixed)
+        self.tile = TileSpec.of(self.metadata, config.tile, config.tile_overlap)
+        if config.tile_overlap is not None and self.tile is None:
+            raise UsageError(
+                f"{config.weights} takes whole images: say --tile PIXELS, too, or leave out --tile-overlap"
+            )
         if isinstance(self.network, Exported):
             announce(self.network, self.settings)
 
@@ -79,23 +88,38 @@ class Model:
 
     def find(self, image: np.ndarray) -> Detections:
         """Detections of an image (H, W, channels) that is made already as `pixels` says."""
-        return self._detect(image)
+        if self.tile is None:
+            return self.detect([self.letterboxed(image)])[0]
+        height, width = image.shape[:2]
+        tiles = tile_boxes(height, width, self.tile)
+        limits = images_at_once(self.network.device, self.imgsz), self.network.max_batch
+        at_once = min(each or len(tiles) for each in limits)
+        found: list[Detections] = []
+        for start in range(0, len(tiles), at_once):
+            some = tiles[start : start + at_once].tolist()
+            parts = self.detect([self.letterboxed(image[top:bottom, left:right]) for left, top, right, bottom in some])
+            for (left, top, *_), part in zip(some, parts, strict=True):
+                found.append(replace(part, boxes=part.boxes + torch.tensor([left, top] * 2)))
+        return merge_seams(found, tiles, self.settings.iou, self.settings.max_det)
 
     def input_shape(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the network's input for an image of this size."""
-        return self.network.fixed_shape or minimal_shape(height, width, self.imgsz, self.stride)
+        """Height and width of the network's input for an image of this size, or for any tile."""
+        free = shape_of(self.imgsz) if self.tile else minimal_shape(height, width, self.imgsz, self.stride)
+        return self.network.fixed_shape or free
 
     def letterboxed(self, image: np.ndarray) -> tuple[np.ndarray, ImageTransform]:
-        """The network's input (H, W, channels), for an image of this form, and the way back."""
-        return letterbox(image, self.input_shape(*image.shape[:2]))
+        """The network's input (H, W, channels), for an image of this form, or a tile, and the way back."""
+        height, width = image.shape[:2]
+        shape = self.input_shape(height, width)
+        if self.tile is None:
+            return letterbox(image, shape)
+        scaled = channels.resize(image, self.tile.scaled_shape(height, width, self.imgsz))
+        return letterbox(scaled, shape, enlarge=False, original_shape=(height, width))
 
     def detect(self, boxed: Sequence[tuple[np.ndarray, ImageTransform]]) -> list[Detections]:
         """Detections of images that `letterboxed` gave, all of one shape, computed as one batch."""
         images = torch.from_numpy(np.stack([image for image, _ in boxed])).permute(0, 3, 1, 2).to(self.network.device)
         return detect(self.network, images, [transform for _, transform in boxed], self.settings, multi_label=False)
-
-    def _detect(self, image: np.ndarray) -> Detections:
-        return self.detect([self.letterboxed(image)])[0]
 
 
 def settings_for(config: ModelConfig, kept: Mapping[str, Any]) -> EvaluationConfig:

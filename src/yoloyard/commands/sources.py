@@ -20,6 +20,7 @@ from yoloyard.common.video import VIDEO_SUFFIXES, UnreadableError, is_video, rea
 from yoloyard.data.formats.layout import Search, is_marked, is_side_folder, search_folder
 from yoloyard.data.pixels.arrays import pixels_of
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES, decode_image
+from yoloyard.data.pixels.lights import first_file
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,11 @@ class SourceImage:
     frames_per_second: float = 0.0  # of the video or camera that it is a frame of
 
 
-def find_sources(arguments: Sequence[str]) -> list[Source]:
+def find_sources(arguments: Sequence[str], files: Sequence[str] = ()) -> list[Source]:
     """The single sources that paths, globs, camera numbers and stream addresses name, in order.
 
-    Folders are searched as `search_folder` does; what is passed over is logged.
+    Folders are searched as `search_folder` does; what is passed over is logged. Of images that consist of several
+    `files` (see `data.pixels.lights`) each comes once, by its first file.
     Raises UsageError if one of them does not exist or holds nothing.
     """
     if not arguments:
@@ -75,6 +77,14 @@ def find_sources(arguments: Sequence[str]) -> list[Source]:
             for file in sorted(map(Path, search.files)):
                 name = file.relative_to(argument) if is_folder else Path(file.name)
                 found.append((str(file), name, file.suffix.lower() in VIDEO_SUFFIXES, True))
+    if files:
+        images: dict[Path, tuple[str, Path, bool, bool]] = {}
+        for address, name, has_frames, is_optional in found:
+            path = Path(address)
+            first = path if has_frames else first_file(path, files)
+            if path == first or first not in images:
+                images[first] = (address if path == first else str(first), name, has_frames, is_optional)
+        found = list(images.values())
     taken: set[str] = set()
     sources = []
     for address, name, has_frames, is_optional in found:
@@ -104,7 +114,7 @@ def images_of(source: Source, pixels: PixelSpec = EIGHT_BITS) -> Iterator[Source
     except UserError as error:
         raise UnreadableError(str(error)) from error
     with plain_path(Path(source.address)) as opened:
-        count = cv2.imcount(opened)
+        count = cv2.imcount(opened) if pixels.takes_colours else 1  # of other channels it writes errors to the terminal
     if count > 1:
         log.info(f"{source.address}: the first of {count} frames or pages is taken")
     yield SourceImage(source.name, source.address, image)

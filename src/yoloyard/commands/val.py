@@ -27,6 +27,7 @@ from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.formats.labels import composed
 from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.index.selection import class_numbers, names_of, select
+from yoloyard.data.index.tiled import tiled
 from yoloyard.data.loading.limits import check_limit
 from yoloyard.data.loading.loader import Loader, make_val_loader
 from yoloyard.evaluation.metrics.coco import Metrics, evaluate
@@ -39,6 +40,7 @@ from yoloyard.runtimes.runtime import Runtime
 log = logging.getLogger(__name__)
 
 DEFAULT_BATCH = 32
+USED = ("imgsz", "tile", "tile_overlap", "conf", "iou", "max_det", "suppression", "names")  # of the file, unless given
 AMP_LINE = (
     "computing in float32; --amp computes in bfloat16, which this device has: 1.5 times as fast where it was measured, "
     "with an mAP that differed by less than 0.001"
@@ -86,7 +88,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     if not config.weights or not config.data:
         raise UsageError("say which weights file and which data.yaml to validate: --weights FILE --data FILE")
     threads = Threads(choose_device(config.device).type)
-    given = {name: getattr(config, name) for name in ("imgsz", "conf", "iou", "max_det", "suppression", "names")}
+    given = {name: getattr(config, name) for name in USED}
     models = [model := Model(config.weights, config.device, config.amp, for_figures=True, **given)]
     network, metadata, settings = model.network, model.metadata, model.settings
     if isinstance(network, Network) and len(network.paths) > 1:
@@ -104,8 +106,9 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
         log.info(AMP_LINE)
     batch = config.batch or metadata.get("evaluation", {}).get("batch", DEFAULT_BATCH)
     at_once = images_at_once(device, model.imgsz)
+    tiles = tiled(index, model.tile)
     loader = make_val_loader(
-        index, model.imgsz, batch, model.stride, config.workers, at_once=at_once, fixed_shape=fixed_shape
+        tiles, model.imgsz, batch, model.stride, config.workers, at_once=at_once, fixed_shape=fixed_shape
     )
     folder = new_run_folder(Path(config.project), config.name or "val")
     threads.choose(wait=True)
@@ -130,7 +133,8 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
             "Weights": config.weights,
             "Model": metadata.get("model", "unknown"),
             "Data": f"{spec.path}, {config.split}, {len(index):,} images",
-            "Image size": f"{size_text(model.imgsz)} pixels",
+            "Image size": f"{size_text(model.imgsz)} pixels, {index.pixels.text}",
+            "Tiles": f"{model.tile or 'none, images are whole'}",
             "NMS": f"score above {settings.conf}, {overlap}, at most {settings.max_det} boxes",
             "Device": f"{device}, {precision_text(precision, device)}",
             "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
@@ -146,7 +150,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
 def _predictions(model: Model, loader: Loader, order: Sequence[int]) -> dict[int, Detections]:
     """Detections by image, with the numbers that their classes have in the data by `order`."""
     numbers = torch.tensor(order)
-    found_by_image = predict_all(model.network, loader, model.settings)
+    found_by_image = predict_all(model.network, loader, model.settings, tiling=loader.dataset.index.tiling)
     return {image_id: replace(found, labels=numbers[found.labels]) for image_id, found in found_by_image.items()}
 
 

@@ -34,6 +34,14 @@ class PixelSpec:
         return 2**self.bits - 1
 
     @property
+    def text(self) -> str:
+        """For users, such as `1 channel of 16 bits, window 0 to 4095`."""
+        text = "RGB" if self.has_colours else "1 channel" if self.channels == 1 else f"{self.channels} channels"
+        text += f" of {self.bits} bits" + (f", a channel from each of {', '.join(self.files)}" if self.files else "")
+        sign = "%" if self.percent else ""
+        return text + (", window {:g}{sign} to {:g}{sign}".format(*self.window, sign=sign) if self.window else "")
+
+    @property
     def has_colours(self) -> bool:
         """Are the channels red, green and blue, and not three lights?"""
         return self.channels == 3 and not self.files

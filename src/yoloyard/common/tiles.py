@@ -28,6 +28,9 @@ class TileSpec:
         if min(shape_of(self.size)) < MIN_TILE_PIXELS:
             raise UsageError(f"--tile {size_text(self.size)}: a tile has at least {MIN_TILE_PIXELS} pixels a side")
 
+    def __str__(self) -> str:
+        return f"tiles of {size_text(self.size)} pixels that overlap by {self.overlap:.0%}"
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)

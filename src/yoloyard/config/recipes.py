@@ -41,15 +41,31 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # YOLO26 was published with MuSGD; its momentum is 0.9 in the first step alone, then that of the warm-up, as here.
 RATES_OF_MANY: dict[str, dict[str, Any]] = {"yolo26": SGD_RATES | {"optimizer": "MuSGD"}}
+# `--preset`. The camera of a line stands still, and its colours don't change; light and exposure do. Which turns a part
+# allows and how its belt runs, only the user knows.
+PRESETS: dict[str | None, dict[str, Any]] = {
+    None: {},
+    "inspection": {
+        "hsv_h": 0.0,
+        "hsv_s": 0.2,
+        "hsv_v": 0.2,
+        "scale": 0.25,
+        "flipud": 0.5,
+        "fliplr": 0.5,
+        "copy_paste": 0.5,
+        "light": 0.3,
+        "noise": 0.02,
+    },
+}
 CUSTOM_RECIPES: dict[object, dict[str, Any]] = {"anchor_based": YOLOV5_LOW}  # by a head's criterion
 
 
-def published(model: str, criterion: object) -> Mapping[str, Any]:
-    """The settings in which the model's published recipe differs from the defaults.
+def published(model: str, criterion: object, preset: str | None = None) -> dict[str, Any]:
+    """The settings in which the model's published recipe, and then the `preset`, differ from the defaults.
 
     A model without one gets what goes with the `criterion` of its head.
     """
-    return _by_name(RECIPES, model, CUSTOM_RECIPES.get(criterion, {}))
+    return {**_by_name(RECIPES, model, CUSTOM_RECIPES.get(criterion, {})), **PRESETS[preset]}
 
 
 def fit_to_run(

@@ -57,7 +57,14 @@ class AugmentConfig:
     perspective: float = setting(0.0, "perspective, plus or minus, per pixel", 0, 0.01)
     flipud: float = setting(0.0, "probability of an upside-down flip", 0, 1)
     fliplr: float = setting(0.5, "probability of a left-right flip", 0, 1)
-    close_mosaic: int = setting(10, "last epochs without mosaic and mixup", 0)
+    close_mosaic: int = setting(10, "last epochs without mosaic, mixup and copy_paste", 0)
+    # See docs/line.md.
+    copy_paste: float = setting(0.0, "probability of pasting up to three defects of another image", 0, 1)
+    light: float = setting(0.0, "uneven light and highlights, up to this fraction", 0, 1)
+    belt_blur: float = setting(0.0, "blur along the belt, up to so many pixels of imgsz", 0, 100)
+    belt_angle: float = setting(0.0, "direction of the belt in degrees, clockwise from the image's width", -360, 360)
+    noise: float = setting(0.0, "noise of the sensor: standard deviation of white, up to this fraction of it", 0, 1)
+    rotate90: str = setting("0", "degrees by which the part may be turned: 0, 180 or 90", choices=("0", "180", "90"))
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,9 @@ class TrainConfig:
     strict: bool = setting(False, "stop if anything is wrong with the data, instead of leaving out what can't be used")
     check_duplicates: bool = setting(
         False, "look for images of val that are in train too, also where that takes more than a few seconds"
+    )
+    preset: str | None = setting(
+        None, "inspection: augmentation for parts on a line (docs/line.md); your own flags win", choices=("inspection",)
     )
     model: str = setting("yolo11n", "a name (see yoloyard info), a weight file, or my_model.py:build", is_path=True)
     weights: str | None = setting(None, "weight file or its address to start from; what fits is taken", is_path=True)

@@ -38,14 +38,25 @@ class DrawnImage:
     surface: str
 
 
-def draw_image(rng: np.random.Generator, surface_name: str, defective: bool, size: int) -> DrawnImage:
-    """Draw one image of `size` x `size` pixels with one to five defects that don't touch, or with none."""
+def draw_image(
+    rng: np.random.Generator,
+    surface_name: str,
+    defective: bool,
+    size: int,
+    scale: float | None = None,
+    most_defects: int = 5,
+) -> DrawnImage:
+    """Draw one image of `size` x `size` pixels with one to `most_defects` defects that don't touch, or with none.
+
+    Details and defects are `scale` times as large as in an image of 320 pixels; without it they grow with the image.
+    """
+    scale = size / 320 if scale is None else scale
     kind = "metal" if surface_name in _METALS else "board" if surface_name in _BOARDS else "fabric"
     shares = np.array(list(_SHARES[kind].values()))
-    num_defects = int(rng.integers(1, 6)) if defective else 0
+    num_defects = int(rng.integers(1, most_defects + 1)) if defective else 0
     wanted = [str(name) for name in rng.choice(list(_SHARES[kind]), num_defects, p=shares / shares.sum())]
     holes = wanted.count("missing_screw")
-    zoom = float(rng.uniform(0.75, 1.35)) * size / 320  # how near the camera is; details scale with it
+    zoom = float(rng.uniform(0.75, 1.35)) * scale  # how near the camera is; details scale with it
     sockets = _socket_positions(rng, size, zoom, holes) if kind != "fabric" else []
     taken = [(x - 14 * zoom, y - 14 * zoom, x + 14 * zoom, y + 14 * zoom) for x, y in sockets]  # xyxy areas in use
     draw_surface = {"metal": _brushed_metal, "board": _circuit_board, "fabric": _fabric}[kind]
@@ -59,7 +70,7 @@ def draw_image(rng: np.random.Generator, surface_name: str, defective: bool, siz
         if name == "missing_screw":
             continue
         draw, smallest, largest = _DEFECTS[name]
-        side = round(float(np.exp(rng.uniform(np.log(smallest), np.log(largest)))) * size / 320)
+        side = round(float(np.exp(rng.uniform(np.log(smallest), np.log(largest)))) * scale)
         if corner := _free_place(rng, taken, size, side, side):
             patch = np.s_[corner[1] : corner[1] + side, corner[0] : corner[0] + side]
             defects.append((name, patch, draw(rng, pixels[patch], kind)))

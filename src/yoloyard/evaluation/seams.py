@@ -4,8 +4,8 @@ Shapes: T tiles, N boxes of all tiles, n and m boxes of two tiles. Sides are lef
 
 A side of a box is *cut* if it lies at the edge of its tile, inside the image: the object may go on there. Two boxes of
 one class, of tiles that overlap in a row or a column, are one object iff they agree at every side, or the one that ends
-earlier is cut there. Chains of such pairs make an object that is larger than a tile; each side of the result comes from
-boxes in which it isn't cut. A tile finds an object once, so two boxes of a tile never become one.
+earlier is cut there. Chains of such pairs make an object that is larger than a tile; each of its sides is the mean of
+those that aren't cut. A tile finds an object once, so two boxes of a tile never become one.
 
 Without overlap nothing shows that two halves belong together: then nothing is joined.
 """
@@ -18,9 +18,10 @@ import torch
 from yoloyard.common.nms import suppress_found
 from yoloyard.common.structures import Detections
 
-CUT_PIXELS = 2.0  # a side so near to its tile's edge is cut
-SIDE_PIXELS = 3.0  # boxes agree at a side that differs by this, and SIDE_SHARE of the smaller one's width or height
-SIDE_SHARE = 0.15
+# Shares are of a box's width or height, since large boxes are less exact.
+CUT_PIXELS, CUT_SHARE = 2.0, 0.1  # a side so near to its tile's edge is cut
+CUT_LIMIT = 0.25  # of what two tiles share, so that two objects that end there, apart or touching, stay two
+SIDE_PIXELS, SIDE_SHARE = 3.0, 0.25  # two boxes agree at a side that differs by this; the smaller box counts
 INWARDS = np.array([1.0, 1.0, -1.0, -1.0])  # times a side: of two boxes the larger one ends earlier
 
 
@@ -30,32 +31,33 @@ def merge_seams(detections: Sequence[Detections], tiles: np.ndarray, iou: float,
     `tiles` int (T, 4) xyxy, a grid as `tile_boxes` makes it. An object has the best score of its boxes. Of objects of a
     class that overlap by more than `iou` the best one stays, as in one image, and of all at most `max_det`.
     """
-    counts = [len(each) for each in detections]
+    owners = np.repeat(np.arange(len(tiles)), [len(each) for each in detections])
     boxes = torch.cat([each.boxes for each in detections]).double().numpy() * INWARDS
     scores, labels = (torch.cat([getattr(each, name) for each in detections]) for name in ("scores", "labels"))
-    sides = np.asarray(tiles) * INWARDS
-    cut = (boxes <= np.repeat(sides + CUT_PIXELS, counts, axis=0)) & np.repeat(
-        sides > sides.min(axis=0), counts, axis=0
-    )
-    ends = np.cumsum([0, *counts])
-    found = [
-        (cost, ends[tile] + row, ends[other] + column)
-        for tile, other in _neighbours(np.asarray(tiles))
-        for cost, row, column in _matches(
-            *(
-                (boxes[rows], cut[rows], labels[rows].numpy())
-                for rows in (slice(*ends[tile : tile + 2]), slice(*ends[other : other + 2]))
-            )
-        )
-    ]
-    objects = _joined(sorted(found), np.repeat(np.arange(len(counts)), counts))
-    merged = np.array([_extent(boxes[rows], cut[rows]) for rows in objects]).reshape(-1, 4) * INWARDS
-    best = torch.tensor([max(rows, key=scores.__getitem__) for rows in objects], dtype=torch.int64)
-    parts = torch.from_numpy(merged).float(), scores[best], labels[best]
-    return Detections(*suppress_found(1, torch.zeros_like(best), *parts, iou, max_det)[0])
+    edges = tiles * INWARDS
+    limit = np.maximum(CUT_LIMIT * _shared(tiles), CUT_PIXELS)
+    reach = boxes - np.minimum(CUT_PIXELS + CUT_SHARE * _sizes(boxes), limit)
+    cut = (reach <= edges[owners]) & (edges > edges.min(axis=0))[owners]
+    objects = _joined(_pairs(boxes, reach, cut, labels.numpy(), owners, tiles), owners)
+
+    outermost, total, whole = np.full_like(boxes, np.inf), np.zeros_like(boxes), np.zeros_like(boxes)
+    np.minimum.at(outermost, objects, boxes)
+    np.add.at(total, objects, np.where(cut, 0, boxes))
+    np.add.at(whole, objects, ~cut)
+    extents = torch.from_numpy(np.where(whole, total / np.maximum(whole, 1), outermost) * INWARDS).float()
+    first = torch.from_numpy(np.flatnonzero(objects == np.arange(len(boxes))))
+    best = torch.zeros_like(scores).scatter_reduce(0, torch.from_numpy(objects), scores, "amax")
+    parts = extents[first], best[first], labels[first]
+    return Detections(*suppress_found(1, torch.zeros_like(first), *parts, iou, max_det)[0])
 
 
-def _neighbours(tiles: np.ndarray) -> Iterator[tuple[int, int]]:
+def _shared(tiles: np.ndarray) -> np.ndarray:
+    """Width, height, width and height (4,) of what neighbouring tiles share at least, of a tile alone its own."""
+    steps = [np.diff(np.unique(tiles[:, axis])).max(initial=0) for axis in (0, 1)]
+    return np.tile(tiles[0, 2:] - tiles[0, :2] - steps, 2)
+
+
+def _neighbours(tiles: np.ndarray) -> Iterator[list[int]]:
     """Pairs of tiles of one row, or of one column, that overlap. What lies over a corner is in such a pair, too."""
     for along in (0, 1):
         across = tiles[:, [1 - along, 3 - along]]
@@ -66,41 +68,54 @@ def _neighbours(tiles: np.ndarray) -> Iterator[tuple[int, int]]:
                 for other in members[place + 1 :]:
                     if tiles[other, along] >= tiles[tile, 2 + along]:
                         break
-                    yield int(tile), int(other)
+                    yield [int(tile), int(other)]
 
 
-def _matches(one: tuple[np.ndarray, ...], other: tuple[np.ndarray, ...]) -> Iterator[tuple[float, int, int]]:
-    """Pairs of boxes of two tiles that are one object, and of each how much they differ, 0 .. 1.
+def _sizes(boxes: np.ndarray) -> np.ndarray:
+    """Width, height, width and height (N, 4) of boxes that INWARDS made."""
+    return -np.tile(boxes[:, :2] + boxes[:, 2:], 2)
 
-    Of each tile there are boxes (n, 4) as INWARDS makes them, which sides are cut (n, 4), and labels (n,).
+
+def _pairs(
+    boxes: np.ndarray, reach: np.ndarray, cut: np.ndarray, labels: np.ndarray, owners: np.ndarray, tiles: np.ndarray
+) -> list[tuple[float, int, int]]:
+    """Boxes that are one object, two by two, and before them how much they differ, 0 .. 1; the most alike first.
+
+    Boxes (N, 4) are as INWARDS makes them, and so is how far they may reach; `cut` (N, 4) says which sides are cut.
     """
-    boxes, cut, labels = one
-    others, cut_too, labels_too = other
-    if not len(labels) or not len(labels_too):
-        return
-    first, second = boxes[:, None], others[None]
-    size = np.minimum(*(-(each[..., :2] + each[..., 2:]) for each in (first, second)))
-    differences = np.abs(first - second) / (SIDE_PIXELS + SIDE_SHARE * np.tile(size, 2))
-    goes_on = np.where(first > second, cut[:, None], cut_too[None])
-    cost = np.where(goes_on, 0, differences).max(axis=2)
-    cost[labels[:, None] != labels_too[None]] = np.inf
-    is_best = (cost == cost.min(axis=0)) & (cost == cost.min(axis=1, keepdims=True)) & (cost <= 1)
-    for row, column in np.argwhere(is_best):
-        yield float(cost[row, column]), int(row), int(column)
+    ends = np.searchsorted(owners, np.arange(len(tiles) + 1))
+    tolerance = SIDE_PIXELS + SIDE_SHARE * _sizes(boxes)
+    pairs: list[tuple[float, int, int]] = []
+    for pair in _neighbours(tiles):
+        if not np.diff(ends)[pair].all():
+            continue
+        low, high = tiles[pair, :2].max(axis=0), tiles[pair, 2:].min(axis=0)
+        common = np.concatenate((low, high)) * INWARDS
+        rows, columns = (
+            ends[tile] + np.flatnonzero(((mine[:, :2] <= high) & (-mine[:, 2:] >= low)).all(axis=1))
+            for tile, mine in ((tile, reach[ends[tile] : ends[tile + 1]]) for tile in pair)
+        )
+        if not len(rows) or not len(columns):
+            continue
+        one, two = boxes[rows, None], boxes[columns]
+        goes_on = np.where(one > two, cut[rows, None], cut[columns])
+        inside = np.abs(np.maximum(one, common) - np.maximum(two, common))  # all that is known of a side that goes on
+        cost = np.where(goes_on, inside, np.abs(one - two)) / np.minimum(tolerance[rows, None], tolerance[columns])
+        cost = cost.max(axis=2)
+        cost[labels[rows, None] != labels[columns]] = np.inf
+        is_best = (cost == cost.min(axis=0)) & (cost == cost.min(axis=1, keepdims=True)) & (cost <= 1)
+        places = is_best.nonzero()
+        pairs += zip(cost[places].tolist(), rows[places[0]].tolist(), columns[places[1]].tolist(), strict=True)
+    return sorted(pairs)
 
 
-def _joined(pairs: Sequence[tuple[float, int, int]], owners: np.ndarray) -> list[list[int]]:
-    """The boxes of each object, by pairs in their order. One that would give an object two boxes of a tile is left."""
-    members = {row: [row] for row in range(len(owners))}
-    for _, row, other in pairs:
-        mine, theirs = members[row], members[other]
-        if not {owners[each] for each in mine} & {owners[each] for each in theirs}:
-            mine += theirs
-            members |= dict.fromkeys(theirs, mine)
-    return list({id(each): each for each in members.values()}.values())
-
-
-def _extent(boxes: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """The sides of an object (4,), each of the boxes (n, 4) in which it isn't cut; if it is in all, the outermost."""
-    known = np.where(cut & ~cut.all(axis=0), np.inf, boxes)
-    return known.min(axis=0)
+def _joined(pairs: Sequence[tuple[float, int, int]], owners: np.ndarray) -> np.ndarray:
+    """Of each box (N,) the first one of its object. A pair that would join two boxes of a tile is left out."""
+    objects = np.arange(len(owners))
+    members = [[row] for row in range(len(owners))]
+    for _, *pair in pairs:
+        first, other = sorted(objects[pair].tolist())
+        if not set(owners[members[first]]) & set(owners[members[other]]):
+            objects[members[other]] = first
+            members[first] += members[other]
+    return objects

@@ -26,6 +26,7 @@ class WholeImages:
             corner = detections.boxes.new_tensor(self._tiling.crops[tile, [0, 1, 0, 1]])
             tiles[tile] = Detections(detections.boxes + corner, detections.scores, detections.labels)
             if len(tiles) == self._tiles[image]:
-                crops = self._tiling.crops[list(tiles)]
-                whole[image] = merge_seams(list(self._found.pop(image).values()), crops, *self._limits)
+                numbers = sorted(self._found.pop(image))
+                parts = [tiles[each] for each in numbers]
+                whole[image] = merge_seams(parts, self._tiling.crops[numbers], *self._limits)
         return whole

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from yoloyard.common.image_size import ImageSize
+from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.common.log import ONCE
 from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import images_to_float
+from yoloyard.common.tiles import TileSpec
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import read_split, require_images
+from yoloyard.data.index.tiled import tiled
+from yoloyard.data.pixels import channels
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.export.job import Job
@@ -36,46 +39,59 @@ class CalibrationImages:
     imgsz: ImageSize
     stride: int
     pixels: PixelSpec
+    tile: TileSpec | None = None  # of a network of tiles; `crops` (n, 4) xyxy says which one of each image
+    crops: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for path in self.paths:
+        for number, path in enumerate(self.paths):
             image = decode_image(path, pixels=self.pixels)
-            shape = self.shape or minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
-            pixels = torch.from_numpy(letterbox(image, shape)[0]).permute(2, 0, 1)[None]
+            if self.tile is None or self.crops is None:
+                shape = self.shape or minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
+            else:
+                left, top, right, bottom = self.crops[number].tolist()
+                scaled = self.tile.scaled_shape(bottom - top, right - left, self.imgsz)
+                image, shape = channels.resize(image[top:bottom, left:right], scaled), shape_of(self.imgsz)
+            pixels = torch.from_numpy(letterbox(image, shape, self.tile is None)[0]).permute(2, 0, 1)[None]
             yield images_to_float(pixels).contiguous().numpy()
 
 
 def calibration_images(job: Job) -> CalibrationImages:
     """Images of the training split of `--data`, `--calibration-images` of them: one of each part of the list.
 
-    The choice is always the same. A line says so where there are fewer. Raises UsageError or UserError for a data set
-    without training images that can be used.
+    Of a network of tiles they are tiles with boxes, if there are any. The choice is always the same. A line says so
+    where there are fewer. Raises UsageError or UserError for a data set without training images that can be used.
     """
     assert job.config.data is not None  # int8 is refused without
     spec = read_data_yaml(job.config.data)
     index = read_split(spec.with_pixels(PixelSpec.of(job.metadata), job.config.weights), "train")
     require_images(index, spec, "train")
+    tiles = tiled(index, tile := TileSpec.of(job.metadata))
+    usable = np.flatnonzero(np.diff(tiles.offsets)) if tile else np.arange(len(index))
+    usable = usable if len(usable) else np.arange(len(tiles))
     wanted = job.config.calibration_images
-    count = min(wanted, len(index))
+    count = min(wanted, len(usable))
     more = f", not with {wanted}" if count < wanted else ""
-    line = f"int8 is calibrated with {count} of the {len(index)} training images of {spec.path}{more}"
+    what = "tiles with boxes" if tile else "training images"
+    line = f"int8 is calibrated with {count} of the {len(usable)} {what} of {spec.path}{more}"
     log.info(line, extra=ONCE)
     if count < ENOUGH_IMAGES:
         log.info(f"with fewer than {ENOUGH_IMAGES} images int8 depends on which they are", extra=ONCE)
     if advice := bfloat16_line():
         log.info(advice, extra=ONCE)
-    ends = np.linspace(0, len(index), count + 1).astype(int)
-    chosen = np.random.default_rng(0).integers(ends[:-1], ends[1:])
+    ends = np.linspace(0, len(usable), count + 1).astype(int)
+    chosen = usable[np.random.default_rng(0).integers(ends[:-1], ends[1:])]
     shape = job.facts.shape
     return CalibrationImages(
-        tuple(index.paths[position] for position in chosen.tolist()),
+        tuple(tiles.paths[position] for position in chosen.tolist()),
         None if shape is None else (shape[0], shape[1]),
         job.imgsz,
         max(job.facts.strides),
         index.pixels,
+        tile,
+        tiles.tiling.crops[chosen] if tiles.tiling else None,
     )
 
 

@@ -22,8 +22,10 @@ from yoloyard.common.files import write_whole_text
 from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import Batch, Detections, Sample
+from yoloyard.common.tiles import TileSpec
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import ModelConfig
+from yoloyard.data.index.tiled import tiled
 from yoloyard.data.loading.batches import collate
 from yoloyard.data.loading.loader import make_val_loader
 from yoloyard.data.pixels.augment import letterbox, minimal_shape
@@ -71,16 +73,19 @@ def compare(job: Job, files: Mapping[str, Path]) -> Parity:
     imgsz, stride = job.imgsz, max(job.facts.strides)
     fixed = shape_of(imgsz) if job.facts.shape else None
     batches: Iterable[Batch] = ()
+    tiling = None
     if job.labelled:
         index, order = job.labelled
         at_once = images_at_once(job.reference.device, imgsz)
-        batches = make_val_loader(index, imgsz, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
+        tiles = tiled(index, TileSpec.of(job.metadata))
+        tiling = tiles.tiling
+        batches = make_val_loader(tiles, imgsz, DEFAULT_BATCH, stride, at_once=at_once, fixed_shape=fixed)
     else:
         batches = [_drawing(number, fixed, imgsz, stride, PixelSpec.of(job.metadata)) for number in range(DRAWINGS)]
 
     def measured(network: Any) -> tuple[dict[int, Detections], dict[str, Any]]:
         """Detections and, with labels, their figures."""
-        found = predict_all(network, batches, settings, multi_label=inside is None)
+        found = predict_all(network, batches, settings, multi_label=inside is None, tiling=tiling)
         if not job.labelled:
             return found, {}
         named = {image: replace(each, labels=torch.tensor(order)[each.labels]) for image, each in found.items()}

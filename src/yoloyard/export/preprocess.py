@@ -54,6 +54,8 @@ def write_client(job: Job, files: Mapping[str, Path]) -> None:
         "outputs": job.facts.output_names,
         **{name: facts[name] for name in ("layout", "colours", "input_range", "letterbox", "shape")},
         "imgsz": job.imgsz,
+        # what an input is a part of: tiles of this size, overlapping by this share; null: whole images
+        "tile": job.metadata.get("tile"),
         "multiple": max(job.facts.strides),
         "pixels": pixels.as_dict(),
         "scaling": scaling_of(pixels),

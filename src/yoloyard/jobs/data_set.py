@@ -23,7 +23,9 @@ from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.log import size_text
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
+from yoloyard.data.formats.pixel_keys import pixel_keys
 from yoloyard.data.formats.sources import find_sources
+from yoloyard.data.pixels.lights import files_of
 from yoloyard.data.store import Store, stamp
 from yoloyard.storage.address import is_address, open_store, reasons_said
 
@@ -83,10 +85,12 @@ def _files_of(spec: DataSpec) -> tuple[list[Path], list[str]]:
             continue
         splits.append(split)
         sources = find_sources(spec, split)
-        files |= {image.path for image in sources.images} | {Path(file) for file in sources.lists}
+        images = [image.path for image in sources.images]
+        files |= {Path(file) for file in sources.lists}
         files |= {image.labels for image in sources.images if image.labels.exists()}
         for each in sources.split_files:
-            files |= {image for name in each.file_names if (image := each.image(name)).is_file()}
+            images += [each.image(name) for name in each.file_names]
+        files |= {file for image in images for file in files_of(image, spec.pixels.files) if file.is_file()}
     return sorted(files), splits
 
 
@@ -108,6 +112,7 @@ def _yaml(spec: DataSpec, folder: Path, splits: Sequence[str]) -> str:
     if spec.keypoint_values:
         each = 3 if spec.keypoint_values % 3 == 0 else 2
         tree["kpt_shape"] = [spec.keypoint_values // each, each]
+    tree |= pixel_keys(spec.pixels, spec.bits)
     return yaml.safe_dump(tree | {"names": list(spec.names)}, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -158,7 +158,8 @@ def _training(given: Mapping[str, Any], num_images: int | None) -> tuple[TrainCo
     data = read_data_yaml(Path(config.data)) if is_here else None
     channels = data.pixels.channels if data else 3
     detector = build_model(config, CLASSES, channels)
-    config = with_overrides(config, {**recipes.published(config.model, detector.head.criterion), **given})
+    recipe = recipes.published(config.model, detector.head.criterion, config.preset)
+    config = with_overrides(config, {**recipe, **given})
     if given.get("batch") == AUTO:  # the largest up to this
         config = dataclasses.replace(config, batch=config.optimization.nbs)
     if num_images is not None:

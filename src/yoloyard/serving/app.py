@@ -60,8 +60,10 @@ def make_app(models: Mapping[str, Served], places: int, metrics: Metrics, token:
             image, size = await asyncio.to_thread(
                 _image_in, body, request.headers.get("content-type", ""), served.model.pixels
             )
-            kind = (served.name, served.model.input_shape(*size))
-            work = Work(served.name, kind, served.predict, image, at_once=served.max_batch)
+            inputs = served.inputs_of(*size)
+            kind = (served.name, served.model.input_shape(*size), inputs)
+            at_once = max(1, served.max_batch // inputs)
+            work = Work(served.name, kind, served.predict, image, at_once, images=inputs)
             return JSONResponse(await queue.result(work, request))
 
     async def infer(request: Request) -> Response:

@@ -12,6 +12,7 @@ from yoloyard.data.pixels.image_header import read_header, stored_size, usual_su
 
 IMAGE_BYTES = 20 * 2**20
 IMAGE_PIXELS = 50_000_000
+IMAGE_TILES = 500  # each takes the network as long as an image that isn't cut
 JPEG_SCANS = 100  # a progressive JPEG has about 10; each goes over all pixels, and an empty one has some bytes
 BODIES_BYTES = 512 * 2**20  # of all requests and answers together
 BODY_SECONDS = 30  # until all of a body has come

@@ -14,10 +14,12 @@ from yoloyard.commands.model import Model
 from yoloyard.commands.predict import json_rows
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.structures import Detections, ImageTransform
+from yoloyard.common.tiles import tile_boxes
 from yoloyard.data.pixels.decode import decode_image
 from yoloyard.runtimes.metadata import BOXES, DETECTIONS, SCORES
 from yoloyard.runtimes.network import Network
 from yoloyard.runtimes.runtime import Runtime
+from yoloyard.serving.limits import IMAGE_TILES
 from yoloyard.serving.metrics import Metrics
 
 SENT = Path("that was sent")  # an image's name in the messages of the decoder
@@ -48,7 +50,7 @@ class Served:
         self.computes_at_once = network.device.type != "cpu" and not isinstance(network, Network)
         self._same_bits: dict[Any, bool] = {}  # by shape of an image and number of them
         blank = np.zeros((64, 64, self.model.pixels.channels), self.model.pixels.dtype)
-        self.detect_boxed([self.model.letterboxed(blank)])  # the first one is slow
+        self.detect_boxed([self._boxed(blank)])  # the first one is slow
 
     @property
     def output_shapes(self) -> dict[str, list[int]]:
@@ -57,6 +59,13 @@ class Served:
             return {DETECTIONS: [-1, -1, 6]}
         return {BOXES: [-1, -1, 4], SCORES: [-1, -1, len(self.model.names)]}
 
+    def inputs_of(self, height: int, width: int) -> int:
+        """How many inputs of the network an image of this size is cut into. Raises HTTPException for too many."""
+        inputs = len(tile_boxes(height, width, self.model.tile)) if self.model.tile else 1
+        if inputs > IMAGE_TILES:
+            raise HTTPException(413, f"the image would be cut into {inputs} tiles; {IMAGE_TILES} is the most")
+        return inputs
+
     def predict(self, images: Sequence[bytes]) -> list[Any]:
         """The answer to each image file, or what is wrong with it."""
         prepared = list(self._decoders.map(self._prepare, images))
@@ -64,13 +73,15 @@ class Served:
         return [each if isinstance(each, HTTPException) else self._answer(each[1], next(found)) for each in prepared]
 
     def detect_boxed(self, boxed: Sequence[Boxed]) -> list[Detections]:
-        """Detections of each letterboxed image, with the bits that it has alone.
+        """Detections of each image that `_boxed` gave, with the bits that it has alone.
 
         On a CPU one image after the other: a batch takes more memory and no less time. Elsewhere an exported file may
         round otherwise in a batch: the first one of each shape and number of images is computed both ways, and only
         where all bits are equal are such batches computed at once. torch rounds the sigmoid of a score by how many
         scores there are, so its weights files never do.
         """
+        if self.model.tile:
+            return [self.model.find(image) for image, _ in boxed]
         shapes = {image.shape for image, _ in boxed}
         if len(boxed) < 2 or len(shapes) > 1 or not self.computes_at_once:
             return [self.model.detect([each])[0] for each in boxed]
@@ -86,9 +97,16 @@ class Served:
 
     def _prepare(self, data: bytes) -> Boxed | HTTPException:
         try:
-            return self.model.letterboxed(decode_image(SENT, data=data, pixels=self.model.pixels))
+            return self._boxed(decode_image(SENT, data=data, pixels=self.model.pixels))
         except UserError as error:
             return HTTPException(400, str(error))
+
+    def _boxed(self, image: np.ndarray) -> Boxed:
+        """An image as `detect_boxed` takes it: letterboxed; whole where the model cuts it into tiles."""
+        if self.model.tile:
+            height, width = image.shape[:2]
+            return image, ImageTransform(height, width, 1, 1, 0, 0)
+        return self.model.letterboxed(image)
 
     def _answer(self, transform: ImageTransform, found: Detections) -> dict[str, Any]:
         rows = json_rows(found, self.model.names)

@@ -30,14 +30,16 @@ class Asked:
 
 
 def description(served: Served) -> dict[str, Any]:
-    """The metadata of a model."""
+    """The metadata of a model, with `tile` where its input is a tile of an image that the client must cut."""
     height, width = served.model.network.fixed_shape or (-1, -1)
     outputs = served.output_shapes.items()
+    tile = {"tile": served.model.tile.as_dict()} if served.model.tile else {}
     return {
         "name": served.name,
         "platform": served.platform,
         "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, served.model.pixels.channels, height, width]}],
         "outputs": [{"name": name, "datatype": "FP32", "shape": shape} for name, shape in outputs],
+        **tile,
     }
 
 

@@ -16,6 +16,7 @@ from yoloyard import cpu
 from yoloyard.common.cores import Threads
 from yoloyard.common.device import free_bytes, images_at_once, precision_text
 from yoloyard.common.errors import UserError
+from yoloyard.data.index.tiled import tile_spec, tiled
 from yoloyard.data.loading.loader import Loader, TrainLoader, make_train_loader, make_val_loader
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.losses import build_criterion
@@ -121,14 +122,15 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     strategy = build_strategy(config, model, team, setup.precision, setup.spec.model_digest is not None)
     rank, shares = strategy.share
     reading: dict[str, Any] = {"stride": stride, "pin_memory": device.type == "cuda"}
-    make = partial(make_train_loader, setup.train_index, config, rank, shares, transform=setup.transform, **reading)
+    make = partial(make_train_loader, setup.train_tiles, config, rank, shares, transform=setup.transform, **reading)
     if config.cache == "disk":
         train_loader = team.first_of_host_first(make)
     else:
         with team.watch.long_work():  # which `--cache ram` makes a long one
             train_loader = make()
     reading |= {"rank": team.rank, "world_size": team.size, "workers": config.workers, "at_once": at_once}
-    val_loader = make_val_loader(setup.val_index, config.imgsz, validation_batch(config), **reading)
+    val_tiles = tiled(setup.val_index, tile_spec(config))
+    val_loader = make_val_loader(val_tiles, config.imgsz, validation_batch(config), **reading)
     if config.compile:
         set_training_mode(model)
         with team.watch.long_work():

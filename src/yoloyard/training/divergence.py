@@ -152,7 +152,7 @@ def offending_images(run: Run, suspects: Sequence[int]) -> list[int]:
                 raise sample
             found.append((sample.source_ids, sample_norm(run.engine, detector, sample)))
     bad = offending(run.team.broadcast([each for share in run.team.gather(found) for each in share]))
-    return bad if len(bad) <= MAX_LEFT_OUT_SHARE * len(run.setup.train_index) else []
+    return bad if len(bad) <= MAX_LEFT_OUT_SHARE * len(run.setup.train_tiles) else []
 
 
 def offending(found: Sequence[tuple[tuple[int, ...], float]]) -> list[int]:
@@ -169,6 +169,6 @@ def offending(found: Sequence[tuple[tuple[int, ...], float]]) -> list[int]:
 
 def named(run: Run, images: Sequence[int]) -> str:
     """The paths of images of the training set, the first ones of many."""
-    paths: list[Path | str] = [run.setup.train_index.paths[image] for image in dict.fromkeys(images)]
+    paths: list[Path | str] = [run.setup.train_tiles.paths[image] for image in dict.fromkeys(images)]
     more = f" and {len(paths) - MAX_IMAGES_NAMED} more" if len(paths) > MAX_IMAGES_NAMED else ""
     return ", ".join(map(str, paths[:MAX_IMAGES_NAMED])) + more

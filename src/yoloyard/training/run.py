@@ -117,7 +117,7 @@ def joined(
 
     Raises UserError if this host has other data, or what `build` raises.
     """
-    splits = load_splits_again(read_data_yaml(Path(spec.config.data)), spec.config)
+    splits = load_splits_again(read_data_yaml(Path(spec.config.data)), spec.config, spec.pixels)
     if team.watch.is_first_of_host:
         for split, index, fingerprint in zip(("train", "val"), splits, fingerprints, strict=True):
             if index.fingerprint() != fingerprint:

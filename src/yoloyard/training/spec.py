@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from yoloyard.common.lineage import Step
+from yoloyard.common.pixel_spec import EIGHT_BITS, PixelSpec
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.data.pixels.transform import KEPT_PIPELINE
@@ -25,6 +26,7 @@ class RunSpec:
     licence: str | None  # of the weights that training started from
     precision: str = ""  # float32, bfloat16 or float16; empty: checkpoints of format 2 don't say
     history: list[Step] | None = None  # of the weights that come out; None: older checkpoints don't say
+    pixels: PixelSpec = EIGHT_BITS  # what the images are made of; older checkpoints had no others
 
     @property
     def model_name(self) -> str:
@@ -42,7 +44,11 @@ class RunSpec:
 
     def to_json(self) -> dict[str, Any]:
         """The specification in the types of JSON, for `from_json`."""
-        return vars(self) | {"config": flat_settings(self.config), "names": list(self.names)}
+        return vars(self) | {
+            "config": flat_settings(self.config),
+            "names": list(self.names),
+            "pixels": self.pixels.as_dict(),
+        }
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> Self:
@@ -50,4 +56,5 @@ class RunSpec:
         values = {field.name: saved[field.name] for field in fields(cls) if field.name in saved}
         config = with_overrides(TrainConfig(), saved["config"])
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in saved["given"].items()}
-        return cls(**values | {"config": config, "given": given, "names": tuple(saved["names"])})
+        derived = {"config": config, "given": given, "names": tuple(saved["names"]), "pixels": PixelSpec.of(saved)}
+        return cls(**values | derived)

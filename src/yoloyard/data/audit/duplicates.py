@@ -15,10 +15,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from yoloyard.common.cores import map_in_threads, usable_cores
 from yoloyard.common.errors import UserError
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.data.audit.problems import Problem
 from yoloyard.data.index.image_facts import ImageFacts, examine
 from yoloyard.data.index.index import Index
-from yoloyard.data.pixels.decode import decode_image, encode_jpeg
+from yoloyard.data.pixels.decode import COLOUR_CHANNELS, decode_image, encode_jpeg
+from yoloyard.data.pixels.view import viewed
 from yoloyard.data.store import Store
 
 log = logging.getLogger(__name__)
@@ -100,7 +102,8 @@ def _compare(
         def decide(row: int) -> Duplicate | None:
             position = others[row]
             for candidate, orientation in proposed[row]:
-                if how := _same_image(first[usable[candidate]], second[position], orientation):
+                one, other = (first[usable[candidate]], here[usable[candidate]]), (second[position], there[position])
+                if how := _same_image(one, other, orientation):
                     return Duplicate(usable[candidate], position, how)
             return None
 
@@ -177,16 +180,23 @@ def _coarse(thumbnails: np.ndarray) -> np.ndarray:
     return thumbnails.reshape(count, side, 2, side, 2).mean(axis=(2, 4), dtype=np.float32).reshape(count, -1)
 
 
-def _same_image(first: Path, second: Path, orientation: tuple[bool, int]) -> str:
+def _same_image(first: tuple[Path, ImageFacts], second: tuple[Path, ImageFacts], orientation: tuple[bool, int]) -> str:
     """How `second`, turned to `orientation`, is the same image as `first`; empty if it isn't."""
     try:
-        one, other = decode_image(first), np.ascontiguousarray(turned(decode_image(second), orientation))
-        qualities = _quality(first), _quality(second)
+        one, other = _rgb(*first), np.ascontiguousarray(turned(_rgb(*second), orientation))
+        qualities = _quality(first[0]), _quality(second[0])
     except (UserError, OSError):
         return ""  # changed or removed since it was examined: nothing can be said
     changes = list(filter(None, (ORIENTATIONS[orientation], "resized" if one.shape != other.shape else "")))
     same = _like(_grey(one), _grey(other)) if changes else _is_encoding(one, qualities[0], other, qualities[1])
     return f"the same image ({', '.join(changes or ['encoded again'])})" if same else ""
+
+
+def _rgb(path: Path, facts: ImageFacts) -> np.ndarray:
+    """The image as uint8 RGB, of other than 1, 3 or 4 channels what can be seen of it."""
+    if facts.channels in COLOUR_CHANNELS:
+        return decode_image(path)
+    return viewed(decode_image(path, pixels=PixelSpec(channels=facts.channels)))
 
 
 def _is_encoding(one: np.ndarray, quality: int, other: np.ndarray, other_quality: int) -> bool:

@@ -14,6 +14,7 @@ from yoloyard.common.files import fill_folder, free_name, write_whole_folder
 from yoloyard.data.formats.data_yaml import DataSpec
 from yoloyard.data.formats.labels import LabelledImage
 from yoloyard.data.formats.layout import is_side_folder
+from yoloyard.data.formats.pixel_keys import pixel_keys
 from yoloyard.data.formats.table import FORMATS, IMAGE_FOLDERS, ImageFormat, SplitFormat
 from yoloyard.data.index.index import Index, read_split, require_images
 from yoloyard.data.pixels.decode import IMAGE_SUFFIXES
@@ -39,13 +40,16 @@ def convert(spec: DataSpec, out: Path, to: str) -> Path:
     for folder in {path for entry in searched for path in (entry.path, entry.place)}:
         if folder.is_dir() and out.is_relative_to(os.path.realpath(folder)):
             raise UsageError(f"{out} is in {folder} and would become part of the data set: name a folder outside")
+    if spec.pixels.files:
+        raise UsageError(f"{spec.path}: files says that images consist of several files, which can't be converted yet")
     indexes = {split: read_split(spec, split) for split in spec.splits}
     for split, index in indexes.items():
         require_images(index, spec, split)
 
     def write(folder: Path) -> None:
         data: dict[str, Any] = {split: _write_split(folder, split, index, form) for split, index in indexes.items()}
-        text = yaml.safe_dump(data | {"names": list(spec.names)}, sort_keys=False, allow_unicode=True)
+        data |= pixel_keys(spec.pixels, spec.bits) | {"names": list(spec.names)}
+        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
         (folder / "data.yaml").write_text(text, encoding="utf-8")
 
     (fill_folder if out.exists() else write_whole_folder)(out, write)

@@ -73,8 +73,8 @@ class DataSpec:
         """
         own = self.pixels
         if own.channels != pixels.channels:
-            what = f"channels is {own.channels}, but {whose} has images of {pixels.channels} channels"
-            raise UserError(f"{self.path}: {what}; it must be trained again for others")
+            what = f"channels is {own.channels}, but {whose} was made for {pixels.channels}"
+            raise UserError(f"{self.path}: {what}; correct the data.yaml, or train again for its images")
         if own.window is not None and (own.window, own.percent) != (pixels.window, pixels.percent):
             log.info(f"{self.path}: its window is not that of {whose}, which is used")
         return replace(self, pixels=replace(pixels, files=own.files), bits=pixels.bits)

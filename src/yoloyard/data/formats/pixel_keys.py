@@ -30,6 +30,13 @@ def read_pixel_keys(path: Path, tree: Mapping[Any, Any], texts: Mapping[Any, Any
     return PixelSpec(int(channels), bits or 8, window, percent, files), bits
 
 
+def pixel_keys(pixels: PixelSpec, bits: int | None) -> dict[str, Any]:
+    """What a data.yaml must say so that `read_pixel_keys` gives these."""
+    ends = pixels.window and [f"{end:g}%" if pixels.percent else end for end in pixels.window]
+    found = {"channels": pixels.channels, "bits": bits, "window": ends, "files": list(pixels.files)}
+    return {key: value for key, value in found.items() if value and (key, value) != ("channels", 3)}
+
+
 def _window(path: Path, value: Any) -> tuple[tuple[float, float], bool]:
     """The two ends, and whether they are percentiles."""
     ends = value if isinstance(value, list) else []

@@ -128,6 +128,11 @@ class Index:
             pixels=split.pixels,
         )
 
+    @property
+    def whole(self) -> Index:
+        """That of the whole images, of an index of tiles; any other itself."""
+        return self if self.tiling is None else self.tiling.whole
+
     def __len__(self) -> int:
         return len(self.sizes)
 

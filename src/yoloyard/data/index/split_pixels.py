@@ -55,13 +55,12 @@ def _as_one(files: Sequence[Path], facts: Mapping[Path, ImageFacts], pixels: Pix
         if own.problem:
             return replace(first, problem=own.problem)
         if (own.height, own.width, own.bits) != (first.height, first.width, first.bits):
-            what = (
-                f"it has {own.width}x{own.height} pixels of {own.bits} bits, but {files[0].name}, a file of the same "
-            )
-            what += f"image, {first.width}x{first.height} of {first.bits}"
+            mine, other = (f"{each.width}x{each.height} pixels of {each.bits} bits" for each in (own, first))
+            what = f"it has {mine}, but {files[0].name} of the same image {other}"
             return _skipped(first, "image incomplete", file, what)
         if own.channels not in (COLOUR_CHANNELS if wanted in (1, 3) else (wanted,)):
-            what = f"it has {own.channels} channels and must have {wanted} (`channels` in the data.yaml)"
+            what = f"it has {own.channels} channels and must have {wanted} (`channels` in the data.yaml"
+            what += "; pages of a TIFF are no channels)" if file.suffix.lower() in (".tif", ".tiff") else ")"
             return _skipped(first, "channels differ", file, what)
     return first
 

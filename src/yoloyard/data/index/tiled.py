@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from yoloyard.common.errors import UsageError
-from yoloyard.common.image_size import shape_of, size_text
+from yoloyard.common.image_size import ImageSize
 from yoloyard.common.tiles import TileSpec, tile_boxes
+from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
+from yoloyard.data.pixels.augment import resized_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,11 @@ class Tiling:
     whole: Index  # the split itself
     sources: np.ndarray  # int64 (N,), ascending: the image in `whole` that each tile is part of
     crops: np.ndarray  # int32 (N, 4) xyxy, pixels of that image
+
+
+def tile_spec(config: TrainConfig) -> TileSpec | None:
+    """How a run cuts its images; None where it doesn't."""
+    return TileSpec(config.tile, config.tile_overlap, config.tile_visible) if config.tile else None
 
 
 def tiled(index: Index, spec: TileSpec | None) -> Index:
@@ -54,6 +60,12 @@ def tiled(index: Index, spec: TileSpec | None) -> Index:
     )
 
 
+def input_shape(index: Index, height: int, width: int, imgsz: ImageSize) -> tuple[int, int]:
+    """Height and width that an image of `index`, or a tile, has in the network's input of `imgsz`, without padding."""
+    fit = resized_shape if index.tiling is None else index.tiling.spec.scaled_shape
+    return fit(height, width, imgsz)
+
+
 def boxes_in_tiles(boxes: np.ndarray, tiles: np.ndarray, visible: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which of the boxes (k, 4) count in which of the tiles (T, 4): numbers of tiles, boxes cut, numbers of boxes.
 
@@ -72,13 +84,3 @@ def boxes_in_tiles(boxes: np.ndarray, tiles: np.ndarray, visible: float) -> tupl
     corners = tiles[of_tile][:, :2]
     cut = np.concatenate((low[of_tile, rows] - corners, high[of_tile, rows] - corners), axis=1)
     return of_tile, cut.astype(np.float32), rows
-
-
-def require_cuts(index: Index, spec: TileSpec) -> None:
-    """Raises UsageError if no image is larger than a tile."""
-    if (index.sizes <= shape_of(spec.size)).all():
-        height, width = index.sizes.max(axis=0).tolist()
-        raise UsageError(
-            f"--tile {size_text(spec.size)}: no image is larger than a tile, all are within {height}x{width} pixels; "
-            "leave out --tile, or say a smaller one"
-        )

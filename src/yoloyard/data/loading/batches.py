@@ -16,9 +16,10 @@ from yoloyard.data.index.index import Index
 from yoloyard.data.loading.epoch_plan import EpochOrder, EpochPlan
 from yoloyard.data.loading.image_cache import AllImages, RecentImages, TileImages, load_resized
 from yoloyard.data.loading.sampling import BatchRequest, part_of, sample_random, window
-from yoloyard.data.pixels import augment, channels
+from yoloyard.data.pixels import augment, channels, line
 from yoloyard.data.pixels.transform import Transform
 
+PASTE_TRIES = 8  # images of which the first with a box gives what is pasted
 Images = RecentImages | AllImages | TileImages
 ValRequest = tuple[list[int], tuple[int, int]]  # positions in the index, and the (H, W) that they are fitted into
 
@@ -56,9 +57,10 @@ class TrainingBatches(Dataset[Batch | UserError]):
         if self.transform is not None:
             sample = self.transform(sample, random, len(self.index.names), self.index.paths[index])
         colours = augment.draw_colours(config, random)
-        sample = augment.flip(sample, config, random, image)
+        sample = augment.flip(line.rotate90(sample, config, random), config, random, image)
         if colours is not None:
             augment.adjust_colours(image, colours, self.index.pixels)
+        line.expose(image, config, random)
         return sample
 
     def _placed(
@@ -66,17 +68,28 @@ class TrainingBatches(Dataset[Batch | UserError]):
     ) -> Sample:
         """Image `index`, in a mosaic or alone, moved onto an output of `shape` (H, W)."""
         imgsz, config = self.config.imgsz, self.config.augment
-        sample = self._load(index)
+        sample = self._pasted(index, position, request, random)
         if request.mosaic and random.random() < config.mosaic:
             partners = self._partners(3, position, request, random)
             height, width = shape_of(imgsz)
             canvas = 2 * height, 2 * width
-            tiles = augment.mosaic_tiles([sample, *map(self._load, partners)], imgsz, random)
+            others = [self._pasted(partner, position, request, random) for partner in partners]
+            tiles = augment.mosaic_tiles([sample, *others], imgsz, random)
         else:
             canvas = sample.image.shape[0], sample.image.shape[1]
             tiles = [augment.Tile(sample, 0, 0)]
         matrix, zoom = augment.draw_affine(*canvas, shape, config, random)
         return augment.place(tiles, canvas, matrix, zoom, shape)
+
+    def _pasted(self, index: int, position: int, request: BatchRequest, random: np.random.Generator) -> Sample:
+        """Image `index`, with defects of another one where `copy_paste` says so."""
+        probability = self.config.augment.copy_paste if request.mosaic else 0
+        sample = self._load(index)
+        if not probability or random.random() >= probability:
+            return sample
+        partners = self._partners(PASTE_TRIES, position, request, random)  # most images of a line have no defect
+        partner = next((each for each in partners if self.index.offsets[each] < self.index.offsets[each + 1]), None)
+        return sample if partner is None else line.copy_paste(sample, self._load(partner), random)
 
     def _partners(self, count: int, position: int, request: BatchRequest, random: np.random.Generator) -> list[int]:
         """Images drawn from the window of the epoch that `position` lies in."""
@@ -106,7 +119,7 @@ class ValidationBatches(Dataset[Batch | UserError]):
 
     def __init__(self, index: Index, imgsz: ImageSize) -> None:
         self.index, self.imgsz = index, imgsz
-        self.tiles = TileImages(index, imgsz, RecentImages(index.tiling.whole, None, 1)) if index.tiling else None
+        self.tiles = TileImages(index, imgsz, RecentImages(index.whole, None, 1)) if index.tiling else None
         counts = np.diff(index.offsets)
         self.buckets = padding_buckets(float(counts.mean()), int(counts.max()))
 
@@ -158,7 +171,8 @@ def collate(samples: Sequence[Sample], buckets: Sequence[int], images: np.ndarra
 def training_buckets(index: Index, config: TrainConfig) -> tuple[int, ...]:
     """Numbers of boxes that the images of a training batch are padded to, ascending."""
     counts = np.diff(index.offsets)
-    most = (4 if config.augment.mosaic else 1) * (2 if config.augment.mixup else 1) * int(counts.max())
+    most = int(counts.max()) + (line.MOST_PASTED if config.augment.copy_paste else 0)
+    most *= (4 if config.augment.mosaic else 1) * (2 if config.augment.mixup else 1)
     return padding_buckets(4 * float(counts.mean()), most)
 
 

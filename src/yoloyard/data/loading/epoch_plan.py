@@ -98,7 +98,7 @@ def plan_epochs(index: Index, config: TrainConfig, stride: int = 32) -> EpochPla
     sizes = np.array(index.sizes) if config.rect else None
     sources, kept = None, 0
     if index.tiling is not None:
-        sources, kept = index.tiling.sources, KEPT_BYTES // index.tiling.whole.mean_bytes()
+        sources, kept = index.tiling.sources, KEPT_BYTES // index.whole.mean_bytes()
     return EpochPlan(factors, config.batch, config.imgsz, config.seed, sizes, stride, sources, kept)
 
 

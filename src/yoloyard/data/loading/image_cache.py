@@ -41,7 +41,7 @@ DECODED = Store("decoded", ".pixels", version=4, kept=4)
 
 
 class RecentImages:
-    """Decodes images and keeps the `capacity` most recently used, at least IMAGES_OF_A_SAMPLE; of full size at least 1."""
+    """Decodes images and keeps the `capacity` most recently used, at least IMAGES_OF_A_SAMPLE, or 1 of full size."""
 
     def __init__(self, index: Index, imgsz: ImageSize | None, capacity: int) -> None:
         self.index, self.imgsz, self.capacity = index, imgsz, max(capacity, IMAGES_OF_A_SAMPLE if imgsz else 1)

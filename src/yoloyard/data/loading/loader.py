@@ -45,6 +45,8 @@ class Loader(DataLoader):
     An iteration raises UserError naming the file if an image can't be read.
     """
 
+    dataset: TrainingBatches | ValidationBatches
+
     def __init__(
         self,
         dataset: TrainingBatches | ValidationBatches,
@@ -136,8 +138,7 @@ def make_train_loader(
     """
     if config.batch > len(index):
         raise UsageError(f"--batch {config.batch} is more than the {len(index)} images; use --batch {len(index)}")
-    tiling = index.tiling
-    whole, imgsz = (index, config.imgsz) if tiling is None else (tiling.whole, None)  # of what is decoded
+    whole, imgsz = index.whole, config.imgsz if index.tiling is None else None  # what is decoded, at which size
     if config.batch % world_size:
         raise UsageError(f"--batch {config.batch} can't be shared evenly by {world_size} processes")
     plan = plan_epochs(index, config, stride)
@@ -156,7 +157,7 @@ def make_train_loader(
         images = cached_on_disk(whole, imgsz)
     else:
         raise UsageError(f"--cache {config.cache}: there are ram and disk")
-    if tiling is not None:
+    if index.tiling is not None:
         images = TileImages(index, config.imgsz, images)
     if transform is not None and config.workers and not are_forked:
         transform.check_spawn()

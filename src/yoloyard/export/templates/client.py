@@ -84,9 +84,12 @@ def main(file: str, *paths: str) -> None:
     import onnxruntime
 
     facts = json.loads(Path(__file__).with_name("preprocess.json").read_text(encoding="utf-8"))
+    if facts["tile"]:
+        sys.exit(f"{file} takes tiles of images, which this program doesn't cut and merge: use yoloyard.load")
     wanted = facts["pixels"]
     if wanted["channels"] not in (1, 3) or wanted["files"] or wanted["percent"]:
-        sys.exit(f"{file} takes {facts['colours']} ({facts['scaling']}), which this program can't make: use yoloyard")
+        kind = "a window by percentiles" if wanted["percent"] else f"{wanted['channels']} channels"
+        sys.exit(f"{file} takes images of {kind}, which this program can't make: use yoloyard.load")
     limits = facts["suppression"]
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     rows = []

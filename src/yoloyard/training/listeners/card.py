@@ -12,6 +12,7 @@ from yoloyard.common.image_size import size_text
 from yoloyard.common.lineage import data_name, meaning
 from yoloyard.common.versions import versions
 from yoloyard.data.index.index import Index
+from yoloyard.data.index.tiled import tile_spec
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.training.setup.setup import Setup
 
@@ -32,7 +33,8 @@ def write_card(path: Path, setup: Setup, epoch: int, metrics: Metrics, other: Me
     settings = {
         "model": _safe(spec.model_name),
         "start": start,
-        "image size": f"{size_text(config.imgsz)} pixels",
+        "image size": f"{size_text(config.imgsz)} pixels, {setup.train_index.pixels.text}",
+        "tiles": f"{tile_spec(config) or 'none, images are whole'}",
         "epochs": f"{config.epochs}, the best one is {epoch}",
         "batch": config.batch,
         "optimizer": f"{config.optimization.optimizer}, lr0 {config.optimization.lr0:g}",

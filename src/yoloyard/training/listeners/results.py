@@ -19,6 +19,7 @@ from yoloyard.common.log import ONCE
 from yoloyard.common.structures import Detections
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import TrainConfig, flat_settings
+from yoloyard.data.index.tiled import tile_spec
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.models.weights import save_weights
 from yoloyard.training.listeners import events
@@ -125,6 +126,8 @@ def save_run_weights(
         "epoch": epoch,
         "metrics": metrics.figures() if metrics else {},
     }
+    if tiles := tile_spec(config):
+        metadata["tile"] = tiles.as_dict()
     if spec.model_digest is not None:
         metadata["model_digest"] = spec.model_digest
     if spec.history is not None:
@@ -143,7 +146,8 @@ def write_run_report(result: Result, setup: Setup, predictions: Mapping[int, Det
         "Data": config.data,
         "Images": f"{len(setup.train_index):,} for training, {len(setup.val_index):,} for validation",
         "Epochs": f"{len(records)} of {config.epochs}, the best one {result.best_epoch}",
-        "Image size": f"{size_text(config.imgsz)} pixels",
+        "Image size": f"{size_text(config.imgsz)} pixels, {setup.train_index.pixels.text}",
+        "Tiles": f"{tile_spec(config) or 'none, images are whole'}",
         "Batch": f"{config.batch} images",
         "Optimizer": f"{config.optimization.optimizer}, lr0 {config.optimization.lr0:g}",
         "Device": f"{setup.device}, {setup.precision.name}",

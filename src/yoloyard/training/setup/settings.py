@@ -14,12 +14,12 @@ import torch
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.device import choose_devices
 from yoloyard.common.errors import UsageError
-from yoloyard.common.image_size import say_rounded
+from yoloyard.common.image_size import say_rounded, shape_of, size_text
 from yoloyard.config import recipes
 from yoloyard.config.overrides import unknown_name, with_overrides
 from yoloyard.config.settings import AUTO, TrainConfig, flat_settings, settings_of
 from yoloyard.data.index.index import Index
-from yoloyard.data.loading.epoch_plan import plan_epochs
+from yoloyard.data.loading.epoch_plan import has_boxes, plan_epochs
 from yoloyard.evaluation.metrics.coco import FIGURES
 from yoloyard.models.detector import Detector
 from yoloyard.storage.address import check_address
@@ -59,6 +59,10 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
     for name in ("mosaic", "mixup"):
         if config.rect and given.get(name):
             raise UsageError(f"--rect has no {name}: leave out --rect or --{name}")
+    if config.tile and config.rect:
+        raise UsageError("--rect has nothing to do where all tiles have one shape: leave out --rect or --tile")
+    if config.tile_positive is not None and not config.tile:
+        raise UsageError("--tile-positive is a share of tiles: say --tile PIXELS too, or leave it out")
     if config.single_cls and config.class_weights is not None:
         raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
     check_resumable(config)
@@ -134,12 +138,15 @@ def derive(
     stride = max(detector.strides)
     imgsz = detector.input_size(config.imgsz)
     say_rounded(config.imgsz, imgsz, stride)
+    if config.tile and min(shape_of(config.tile)) < stride:
+        raise UsageError(f"--tile {size_text(config.tile)} is less than the network's largest stride, {stride}")
+    items = "tiles" if config.tile else "images"
     shares = shares_of(config.nodes, processes)
     batch = max(min(config.batch, len(index)) // shares, 1) * shares
     if batch > len(index):
-        raise UsageError(f"{len(index)} training images are too few for {shares} processes")
+        raise UsageError(f"{len(index)} training {items} are too few for {shares} processes")
     if config.batch > len(index):
-        log.info(f"batch {config.batch} is more than the {len(index)} training images: {batch} is used")
+        log.info(f"batch {config.batch} is more than the {len(index)} training {items}: {batch} is used")
     elif batch != config.batch:
         whom = f"{processes} processes" if shares == processes else f"each number of hosts in --nodes {config.nodes}"
         log.info(f"batch {config.batch} can't be shared evenly by {whom}: {batch} is used")
@@ -158,11 +165,28 @@ def derive(
         log.info(f"class weights: {class_weights_line(weights, index.names)}")
     config = with_overrides(config, derived)
     places = len(plan_epochs(index, config, stride))
-    if config.repeat_factor:
+    if index.tiling is not None:
+        log.info(tiles_line(index, config, places))
+    elif config.repeat_factor:
         log.info(f"repeat factor {config.repeat_factor:g}: an epoch has {places} images instead of {len(index)}")
     config, line = recipes.fit_to_run(config, given, places, detector.num_classes)
     log.info(line)
     return config
+
+
+def tiles_line(index: Index, config: TrainConfig, places: int) -> str:
+    """What the tiles of `index` are, for the user; `places` of them an epoch."""
+    assert index.tiling is not None
+    spec, positive = index.tiling.spec, np.count_nonzero(has_boxes(index))
+    parts = [f"{spec}: {len(index):,} of {len(index.whole):,} images, {positive:,} with boxes"]
+    if places != len(index):
+        parts.append(f"{places:,} of them an epoch")
+    scale = spec.scaled_shape(*shape_of(spec.size), config.imgsz)[0] / shape_of(spec.size)[0]
+    if not 0.9 < scale < 1.1:
+        parts.append(f"scaled by {scale:.2f} to fit into imgsz {size_text(config.imgsz)}")
+    if not spec.overlap:
+        parts.append("without overlap, what lies on a seam is found in parts, and nothing can join them")
+    return "; ".join(parts)
 
 
 def resumed(spec: RunSpec, overrides: Mapping[str, Any], num_processes: int, folder: Path, epochs_done: int) -> RunSpec:

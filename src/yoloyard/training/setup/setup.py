@@ -13,6 +13,7 @@ import yaml
 from yoloyard.common.device import Precision
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import RunLock, new_run_folder, write_whole, write_whole_text
+from yoloyard.common.image_size import rounded_up
 from yoloyard.common.user_file import UserFile
 from yoloyard.config import recipes
 from yoloyard.config.overrides import with_overrides
@@ -49,7 +50,7 @@ class Setup:
     folder: Path
     device: torch.device
     detector: Detector  # on the CPU
-    train_index: Index
+    train_tiles: Index  # what is trained on: the training images or, with `--tile`, their tiles
     val_index: Index
     transform: Transform | None  # the user's
 
@@ -57,6 +58,11 @@ class Setup:
     def config(self) -> TrainConfig:
         """The resolved configuration."""
         return self.spec.config
+
+    @property
+    def train_index(self) -> Index:
+        """The training images, which are whole here."""
+        return self.train_tiles.whole
 
     @property
     def precision(self) -> Precision:
@@ -106,9 +112,11 @@ def new_run(
     seed_all(config.seed)
     arguments = start.arguments(len(names), config.end2end, data.pixels.channels)
     detector = build_detector(start.model, custom, arguments)
-    chosen = dict(recipes.published(start.model, detector.head.criterion)) | given
+    chosen = recipes.published(start.model, detector.head.criterion, config.preset) | given
     chosen["suppression"] = choose_path(detector, given.get("suppression"))
     chosen |= {"model": start.model, "data": str(data.path)}
+    if config.tile and "imgsz" not in given:
+        chosen["imgsz"] = rounded_up(config.tile, max(detector.strides))
     if start.file is not None:
         named = given.get("weights", named)
         chosen["weights"] = named if is_address(named) else str(start.file.resolve())
@@ -146,13 +154,14 @@ def new_run(
         config=config,
         given=given,
         names=names,
-        images=train.names_digest(),
+        images=train.whole.names_digest(),
         model_arguments=arguments,
         model_digest=custom.digest if custom else None,
         transform=None,
         licence=licence,
         history=start.history(config),
         precision=precision,
+        pixels=train.pixels,
     )
     return build(spec, folder, device, transform, detector, (train, val))
 
@@ -174,11 +183,14 @@ def build(
     Raises UserError if data or the user's files have changed, UsageError if the transform must be handed in.
     """
     config = spec.config
-    train, val = splits or load_splits_again(read_data_yaml(Path(config.data)), config)
-    if (train.names_digest(), train.names) != (spec.images, spec.names):
+    train, val = splits or load_splits_again(read_data_yaml(Path(config.data)), config, spec.pixels)
+    if (train.whole.names_digest(), train.names) != (spec.images, spec.names):
         raise apart(
             f"the training images or the classes of {config.data} have changed since the run began; start a new one"
         )
+    if train.pixels != spec.pixels:
+        line = f"the images of {config.data} are {train.pixels.text} now, and were {spec.pixels.text}"
+        raise apart(f"{line} when the run began; put channels, bits, window and files back, or start a new run")
     if detector is None:
         custom = read_kept(config.model, spec.model_digest, [kept or folder]) if is_custom(config.model) else None
         detector = build_detector(config.model, custom, spec.model_arguments)
@@ -193,7 +205,7 @@ def build(
         folder=folder,
         device=device,
         detector=detector,
-        train_index=train,
+        train_tiles=train,
         val_index=val,
         transform=transform,
     )

@@ -27,13 +27,14 @@ def needed_bytes(setup: Setup) -> dict[str, int]:
     drawn = int(PIXEL_BYTES * setup.val_index.sizes[:PREDICTIONS_SHOWN].prod(axis=1, dtype=int).sum())
     tensorboard = config.epochs * EPOCH_BYTES + config.epochs // config.val_period * drawn
     copies = min(config.keep, config.epochs // config.save_period) if config.save_period else 0
+    size = None if config.tile else config.imgsz  # of decoded images
     waiting = 2 if config.backup else 0  # one that is being sent to the backup, and the next one
     return {
         "checkpoints": (3 + copies + waiting) * checkpoint,  # the last, the one before, one that is being written
         "weights": 3 * state,  # the best, the last, and one that is being written
         "TensorBoard": tensorboard if config.tensorboard else 0,
         "the report": REPORT_BYTES,
-        "decoded images": AllImages(setup.train_index, config.imgsz).bytes if config.cache == "disk" else 0,
+        "decoded images": AllImages(setup.train_index, size).bytes if config.cache == "disk" else 0,
     }
 
 

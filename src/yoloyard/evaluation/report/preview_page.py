@@ -1,0 +1,123 @@
+"""preview.html: what a network will see of its training images, on one page without other files.
+
+Shapes: H W pixels, n boxes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from yoloyard.common.image_size import ImageSize
+from yoloyard.data.index.index import Index
+from yoloyard.data.pixels.augment import resized_shape
+from yoloyard.data.pixels.view import view_of, viewed
+from yoloyard.evaluation.report.drawing import draw_boxes, shrunk
+from yoloyard.evaluation.report.page import Image, counted, embedded, labelled, write_page
+
+IMAGE_SIDE, SMALL_SIDE = 560, 240  # pixels of the longer side on the page
+SMALL_BOX = 8.0  # pixels of the shorter side: what a network of stride 8 hardly sees
+SIZE_HEADS = ("Class", "Boxes", "Smallest", "Median", "Largest", f"Below {SMALL_BOX:g} px")
+
+
+@dataclass(frozen=True)
+class View:
+    """An image as the network sees it."""
+
+    pixels: np.ndarray  # uint8 or uint16 (H, W, channels)
+    boxes_xyxy: np.ndarray  # (n, 4)
+    labels: np.ndarray  # (n,)
+
+    def at_edge(self) -> int:
+        """How many boxes reach an edge, where most of them are cut."""
+        height, width = self.pixels.shape[:2]
+        return int((np.abs(self.boxes_xyxy - [0, 0, width, height]) < 0.01).any(axis=1).sum())
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A training image and what becomes of it."""
+
+    position: int  # in the index
+    seen: View
+    boxes: int  # of all images that it was made of, pasted ones included
+    alone: Mapping[str, View]  # under each augmentation alone
+
+
+def box_sizes(index: Index, imgsz: ImageSize) -> list[tuple[str, int, str, str, str, str]]:
+    """A row of SIZE_HEADS for each class that has boxes: their shorter sides in pixels of the network's input.
+
+    Without augmentation; boxes that are to be ignored don't count.
+    """
+    spec = index.tiling and index.tiling.spec
+    scales = [
+        (spec.scaled_shape(height, width, imgsz) if spec else resized_shape(height, width, imgsz))[0] / height
+        for height, width in index.sizes.tolist()
+    ]
+    sides = (index.boxes[:, 2:] - index.boxes[:, :2]).min(axis=1) * np.repeat(scales, np.diff(index.offsets))
+    rows = []
+    for label, name in enumerate(index.names):
+        mine = sides[(index.labels == label) & ~index.ignore]
+        if len(mine):
+            low, middle, high = (f"{side:.1f} px" for side in np.quantile(mine, (0, 0.5, 1)))
+            rows.append((name, len(mine), low, middle, high, f"{(mine < SMALL_BOX).mean():.0%}"))
+    return rows
+
+
+def write_preview_page(
+    path: Path,
+    title: str,
+    index: Index,
+    previews: Sequence[Preview],
+    sizes: Sequence[Sequence[object]],
+    facts: Mapping[str, object],
+) -> None:
+    """Write the page to `path`, whole or not at all. Raises UserError if it can't be written, or an image not read."""
+    before, after = sum(each.boxes for each in previews), sum(len(each.seen.labels) for each in previews)
+    at_edge = sum(each.seen.at_edge() for each in previews)
+    height, width = previews[0].seen.pixels.shape[:2]
+    write_page(
+        path,
+        "preview.html.j2",
+        title=title,
+        facts=facts,
+        summary_tiles=[
+            ("Network sees", f"{width}x{height}", "pixels, width x height"),
+            ("Training", f"{len(index):,}", "tiles" if index.tiling else "images"),
+            ("Boxes dropped", f"{max(0, before - after):,}", f"of {before:,} that went into these samples"),
+            (
+                "Boxes at an edge",
+                f"{at_edge:,}",
+                f"of {after:,}, most of them cut",
+            ),
+        ],
+        size_heads=SIZE_HEADS,
+        sizes=sizes,
+        samples=[_sample(index, each) for each in previews],
+    )
+
+
+def _sample(index: Index, preview: Preview) -> tuple[str, str, list[Image], list[tuple[str, Image]]]:
+    """Name, a line, the original beside what the network sees, and small images by the name of an augmentation."""
+    name, seen = index.paths[preview.position].name, preview.seen
+    original = view_of(index.paths[preview.position], index.pixels)
+    if index.tiling is not None:
+        left, top, right, bottom = index.tiling.crops[preview.position].tolist()
+        name, original = f"{name} at {left}, {top}", np.ascontiguousarray(original[top:bottom, left:right])
+    line = f"{counted(len(seen.labels), 'box', 'boxes')} of {preview.boxes}, {seen.at_edge()} at an edge"
+    pair = [
+        labelled(original, index, preview.position, IMAGE_SIDE),
+        _drawn(seen, index, name, "what the network sees", IMAGE_SIDE),
+    ]
+    return (
+        name,
+        line,
+        pair,
+        [(what, _drawn(view, index, name, what, SMALL_SIDE)) for what, view in preview.alone.items()],
+    )
+
+
+def _drawn(view: View, index: Index, name: str, what: str, side: int) -> Image:
+    small, scale = shrunk(viewed(view.pixels), side)
+    return embedded(draw_boxes(small, view.boxes_xyxy * scale, view.labels, index.names), name, what)
