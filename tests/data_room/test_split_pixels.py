@@ -190,13 +190,13 @@ def test_what_is_wrong_with_files_of_an_image_is_named(write_set: Callable[..., 
     index = read_split(read_data_yaml(data), "train")
     assert [path.name for path in index.paths] == ["5_a.png"]
     assert index.skipped == 6
+    usual = "of the same image 64x40 pixels of 16 bits"
     said = {str(problem).replace(str(images), "") for problem in index.problems if problem.is_error}
     assert said == {
         "/0_a.png: there is no /0_b.png, another file of this image; image skipped",
         "/1_a.png: there is no /1_a.png, another file of this image; image skipped",
-        "/2_c.png: it has 64x41 pixels of 16 bits, but 2_a.png of the same image 64x40 pixels of 16 bits; "
-        "image skipped",
-        "/3_c.png: it has 64x40 pixels of 8 bits, but 3_a.png of the same image 64x40 pixels of 16 bits; image skipped",
+        f"/2_c.png: it has 64x41 pixels of 16 bits, but 2_a.png {usual}; image skipped",
+        f"/3_c.png: it has 64x40 pixels of 8 bits, but 3_a.png {usual}; image skipped",
         "/4_b.png: cannot read the image: the file is empty; image skipped",
         "/other.png: its name has none of _a, _b, _c, so that it belongs to no image; image skipped",
     }

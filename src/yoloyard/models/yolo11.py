@@ -24,7 +24,7 @@ ALL_C3K = "mlx"  # sizes whose every stage is made of C3k; n and s have them at 
 class Neck(PathAggregation):
     """The neck, of C3k2 stages."""
 
-    def __init__(self, scale: Scale, all_c3k: bool, has_p2: bool) -> None:
+    def __init__(self, scale: Scale, all_c3k: bool, has_p2: bool = False) -> None:
         stage = partial(C3k2, repeats=scale.repeats(2))
         p2_width, p3_width = map(scale.channels, STAGE_WIDTHS[:2])
         stages = partial(stage, c3k=all_c3k), partial(stage, c3k=True)

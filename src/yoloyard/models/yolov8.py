@@ -22,7 +22,7 @@ STAGE_WIDTHS = (128, 256, 512, 1024)  # of the backbone, before scaling
 class Neck(PathAggregation):
     """The neck, of C2f stages without shortcuts."""
 
-    def __init__(self, scale: Scale, has_p2: bool) -> None:
+    def __init__(self, scale: Scale, has_p2: bool = False) -> None:
         stage = partial(C2f, repeats=scale.repeats(3), shortcut=False)
         p2_width, p3_width = map(scale.channels, STAGE_WIDTHS[:2])
         super().__init__(scale, p3_width, stage, stage, p2_width if has_p2 else None)

@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from yoloyard.common.image_size import ImageSize
 from yoloyard.common.tiles import TileSpec, tile_boxes
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
+from yoloyard.data.pixels.augment import resized_shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,12 @@ def tiled(index: Index, spec: TileSpec | None) -> Index:
         file=None,
         tiling=Tiling(spec, index, sources, corners),
     )
+
+
+def input_shape(index: Index, height: int, width: int, imgsz: ImageSize) -> tuple[int, int]:
+    """Height and width that an image of `index`, or a tile, has in the network's input of `imgsz`, without padding."""
+    fit = resized_shape if index.tiling is None else index.tiling.spec.scaled_shape
+    return fit(height, width, imgsz)
 
 
 def boxes_in_tiles(boxes: np.ndarray, tiles: np.ndarray, visible: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,7 +26,8 @@ def fit_anchors(head: Head, index: Index, imgsz: ImageSize, anchor_t: float, see
     """Give the head new anchors where fewer than 98 % of the boxes are within `anchor_t` times one; log the shares."""
     random = np.random.default_rng(seed)
     shape = np.array(shape_of(imgsz))
-    per_image = (shape / index.sizes).min(axis=1)  # that an image just fits
+    fitting = index.sizes if index.tiling is None else np.tile(shape_of(index.tiling.spec.size), (len(index), 1))
+    per_image = (shape / fitting).min(axis=1)  # that an image, or a whole tile, just fits
     trained = ~np.array(index.ignore)
     image_of_box = np.repeat(np.arange(len(per_image)), np.diff(index.offsets))[trained]
     boxes = (index.boxes[:, 2:] - index.boxes[:, :2])[trained] * per_image[image_of_box, None]

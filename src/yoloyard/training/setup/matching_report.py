@@ -16,7 +16,7 @@ from torch import Tensor
 from yoloyard.common.boxes import xyxy_to_cxcywh
 from yoloyard.common.image_size import ImageSize, shape_of, size_text
 from yoloyard.data.index.index import Index
-from yoloyard.data.pixels.augment import resized_shape
+from yoloyard.data.index.tiled import input_shape
 from yoloyard.losses.anchor_based import match
 from yoloyard.losses.assign import points_between
 from yoloyard.losses.assign_in_reach import candidates
@@ -114,7 +114,7 @@ def letterboxed(index: Index, imgsz: ImageSize) -> np.ndarray:
     sizes, number = np.unique(index.sizes, axis=0, return_inverse=True)
     ways = []  # scales, then paddings, of left, top, right, bottom
     for height, width in sizes.tolist():
-        new_height, new_width = resized_shape(height, width, imgsz)
+        new_height, new_width = input_shape(index, height, width, imgsz)
         padding = [(side - new) // 2 for side, new in zip(shape_of(imgsz), (new_height, new_width), strict=True)]
         ways.append(([new_width / width, new_height / height] * 2, padding[::-1] * 2))
     scale, pad = np.array(ways, np.float32).swapaxes(0, 1)[:, np.repeat(number.ravel(), np.diff(index.offsets))]
