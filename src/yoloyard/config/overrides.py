@@ -28,7 +28,6 @@ VALUES: dict[str, dict[str, Any]] = {
     "save_period": {"-1": 0},
     "suppression": {"on": "on", "off": "off", "true": "on", "false": "off"},  # YAML's on is true
     "tile": {"off": 0, "false": 0},
-    "tile_positive": {"auto": None},
 }
 UNSET_IF_EMPTY = ("weights", "model", "device")
 

@@ -144,7 +144,7 @@ class TrainConfig:
     tile_overlap: float = setting(0.2, "overlap of neighbouring tiles, as a share of a tile", 0, 0.99)
     tile_visible: float = setting(0.5, "a box counts in a tile that holds at least this share of it", 0.01, 1)
     tile_positive: float | None = setting(
-        None, "share of tiles with a box in each epoch, or auto: all tiles once", 0.01, 1
+        None, "share of tiles with a box in each epoch; auto or left out: all tiles once", 0.01, 1, auto=True
     )
     device: str = setting(
         "auto", "auto, cpu, cuda, 0, mps, or several: 0,1", joined=True, resumable=True, decides=False

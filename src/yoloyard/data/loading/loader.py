@@ -26,6 +26,7 @@ from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.data.loading.image_cache import RecentImages, TileImages, cached_in_memory, cached_on_disk
 from yoloyard.data.loading.limits import batch_bytes, possible_workers, shortage
 from yoloyard.data.loading.sampling import (
+    IMAGES_OF_A_BATCH,
     KEPT_BYTES,
     BatchRequest,
     batch_requests,
@@ -150,6 +151,11 @@ def make_train_loader(
         if imgsz is not None:
             affordable = KEPT_BYTES // (max(1, config.workers) * index.pixels.image_bytes(*shape_of(imgsz)))
             kept = min(images_in_use(plan.num_batches, config.batch, config.workers, world_size), affordable)
+        elif kept < IMAGES_OF_A_BATCH < len(whole):
+            log.info(
+                f"images of {whole.mean_bytes() / 1e6:.0f} MB are decoded several times an epoch, since only {kept} of "
+                "them may lie in the memory of a worker: --cache disk decodes each once; fewer --workers helps, too"
+            )
         images = RecentImages(whole, imgsz, kept)
     elif config.cache == "ram":
         images = cached_in_memory(whole, imgsz, shared=not are_forked)
