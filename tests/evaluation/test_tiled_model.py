@@ -35,8 +35,9 @@ def image() -> np.ndarray:
 
 
 def same(one: Detections, other: Detections) -> bool:
-    parts = ("boxes", "scores", "labels")
-    return len(one) > 0 and all(torch.equal(getattr(one, part), getattr(other, part)) for part in parts)
+    """But for roundings, which a batch may have others of."""
+    close = len(one) == len(other) > 0 and torch.allclose(one.boxes, other.boxes, atol=0.01)
+    return close and torch.allclose(one.scores, other.scores, atol=1e-4) and torch.equal(one.labels, other.labels)
 
 
 def test_an_image_is_cut_as_the_file_says_and_its_tiles_are_merged(weights: Path, image: np.ndarray) -> None:

@@ -88,7 +88,19 @@ class Model:
 
     def find(self, image: np.ndarray) -> Detections:
         """Detections of an image (H, W, channels) that is made already as `pixels` says."""
-        return self.detect([self.letterboxed(image)])[0] if self.tile is None else self._in_tiles(image, self.tile)
+        if self.tile is None:
+            return self.detect([self.letterboxed(image)])[0]
+        height, width = image.shape[:2]
+        tiles = tile_boxes(height, width, self.tile)
+        limits = images_at_once(self.network.device, self.imgsz), self.network.max_batch
+        at_once = min(each or len(tiles) for each in limits)
+        found: list[Detections] = []
+        for start in range(0, len(tiles), at_once):
+            some = tiles[start : start + at_once].tolist()
+            parts = self.detect([self.letterboxed(image[top:bottom, left:right]) for left, top, right, bottom in some])
+            for (left, top, *_), part in zip(some, parts, strict=True):
+                found.append(replace(part, boxes=part.boxes + torch.tensor([left, top] * 2)))
+        return merge_seams(found, tiles, self.settings.iou, self.settings.max_det)
 
     def input_shape(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the network's input for an image of this size, or for any tile."""
@@ -108,19 +120,6 @@ class Model:
         """Detections of images that `letterboxed` gave, all of one shape, computed as one batch."""
         images = torch.from_numpy(np.stack([image for image, _ in boxed])).permute(0, 3, 1, 2).to(self.network.device)
         return detect(self.network, images, [transform for _, transform in boxed], self.settings, multi_label=False)
-
-    def _in_tiles(self, image: np.ndarray, spec: TileSpec) -> Detections:
-        height, width = image.shape[:2]
-        tiles = tile_boxes(height, width, spec)
-        limits = images_at_once(self.network.device, self.imgsz), self.network.max_batch
-        at_once = min(each or len(tiles) for each in limits)
-        found: list[Detections] = []
-        for start in range(0, len(tiles), at_once):
-            some = tiles[start : start + at_once].tolist()
-            parts = self.detect([self.letterboxed(image[top:bottom, left:right]) for left, top, right, bottom in some])
-            for (left, top, *_), part in zip(some, parts, strict=True):
-                found.append(replace(part, boxes=part.boxes + torch.tensor([left, top] * 2)))
-        return merge_seams(found, tiles, self.settings.iou, self.settings.max_det)
 
 
 def settings_for(config: ModelConfig, kept: Mapping[str, Any]) -> EvaluationConfig:

@@ -74,8 +74,9 @@ def calibration_images(job: Job) -> CalibrationImages:
     wanted = job.config.calibration_images
     count = min(wanted, len(usable))
     more = f", not with {wanted}" if count < wanted else ""
-    kind = "tiles" if tile else "images"
-    log.info(f"int8 is calibrated with {count} of the {len(usable)} training {kind} of {spec.path}{more}", extra=ONCE)
+    what = "tiles with boxes" if tile else "training images"
+    line = f"int8 is calibrated with {count} of the {len(usable)} {what} of {spec.path}{more}"
+    log.info(line, extra=ONCE)
     if count < ENOUGH_IMAGES:
         log.info(f"with fewer than {ENOUGH_IMAGES} images int8 depends on which they are", extra=ONCE)
     if advice := bfloat16_line():
