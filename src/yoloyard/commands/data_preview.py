@@ -42,7 +42,7 @@ def preview_data(given: dict[str, Any]) -> Path:
         del given["batch"]
     setup = new_run(given, torch.device("cpu"), "float32", 1)
     config, stride = setup.config, max(setup.detector.strides)
-    loader = make_train_loader(setup.train_index, config, stride=stride, transform=setup.transform)
+    loader = make_train_loader(setup.train_tiles, config, stride=stride, transform=setup.transform)
     index, images, plan = loader.dataset.index, loader.dataset.images, loader.dataset.plan
     mosaic = loader.requests(0)[0].mosaic
     samples = _Counting(index, images, config, plan, setup.transform)
