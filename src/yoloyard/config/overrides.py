@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from yoloyard.common.errors import UsageError
-from yoloyard.common.image_size import parse_size
+from yoloyard.common.image_size import parse_size, size_text
 from yoloyard.config.settings import AUTO, OPTIMIZERS, Setting, TrainConfig, settings_of
 
 Config = TypeVar("Config")
@@ -161,7 +161,7 @@ def _checked(leaf: Setting, value: Any) -> Any:
     elif not all(map(math.isfinite, numbers)):
         problem = f"be a finite number, not {value!r}"
     elif numbers and leaf.at_least is not None and min(numbers) < leaf.at_least:
-        problem = f"be at least {leaf.at_least:g}, not {value!r}"
+        problem = f"be at least {leaf.at_least:g}, not {size_text(value) if type(value) is tuple else repr(value)}"
     elif numbers and leaf.at_most is not None and max(numbers) > leaf.at_most:
         problem = f"be at most {leaf.at_most:.10g}, not {value!r}"
     else:

@@ -61,8 +61,10 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
             raise UsageError(f"--rect has no {name}: leave out --rect or --{name}")
     if config.tile and config.rect:
         raise UsageError("--rect has nothing to do where all tiles have one shape: leave out --rect or --tile")
-    if config.tile_positive is not None and not config.tile:
-        raise UsageError("--tile-positive is a share of tiles: say --tile PIXELS too, or leave it out")
+    for name in ("tile_overlap", "tile_visible", "tile_positive"):
+        if name in given and given[name] is not None and not config.tile:
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} says something of tiles: say --tile PIXELS too, or leave out --{flag}")
     if config.single_cls and config.class_weights is not None:
         raise UsageError("--single-cls leaves one class and --class-weights nothing to weigh: leave out one of them")
     check_resumable(config)
