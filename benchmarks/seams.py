@@ -79,8 +79,8 @@ def alike(box: np.ndarray, others: np.ndarray, tiles: np.ndarray) -> bool:
     common, _ = shows(tiles, tiles)
     common = common.reshape(-1, 4)[(common[..., 2:] > common[..., :2]).all(axis=2).ravel()]
     parts, _ = shows(np.vstack((box, others)), common)
-    there: np.ndarray = (parts[..., 2:] > parts[..., :2]).all(axis=2)
-    near: np.ndarray = np.abs(parts[:, :1] - parts[:, 1:]).max(axis=2) <= 10
+    there = np.asarray((parts[..., 2:] > parts[..., :2]).all(axis=2))
+    near = np.asarray(np.abs(parts[:, :1] - parts[:, 1:]).max(axis=2) <= 10)
     return bool((near & there[:, :1] & there[:, 1:]).any())
 
 
