@@ -31,40 +31,38 @@ def images_of(page: str) -> dict[str, np.ndarray]:
 
 
 def test_the_page_shows_samples_and_each_augmentation_alone(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--preset", "inspection", "--rotate90", "90", "--belt-blur", "5", "--mosaic", "0"]
+    flags = ["--preset", "inspection", "--rotate90", "90", "--belt-blur", "5", "--belt-angle", "90", "--mosaic", "0"]
     assert exit_code("data", "preview", data, *TINY, *flags, "--close-mosaic", "0") == 0
     path = Path("runs/preview/preview.html")
-    assert capsys.readouterr().out.strip() == f"what the network will see: {path}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"what the network will see: {path}"
     page = path.read_text(encoding="utf-8")
     assert "http://" not in page
     assert "https://" not in page
     for text in (
         "Network sees",
         "64x64",
-        "light 0.3, belt_blur 5.0, noise 0.02, belt_angle 0",
+        "light 0.3, noise 0.02, belt_blur 5.0, belt_angle 90.0",
         "Below 8 px",
         "inspection",
     ):
         assert text in page, text
     images = images_of(page)
     names = sorted({alt.split(":")[0] for alt in images})
-    assert len(names) == 6
+    assert len(names) >= 3
     shown = {"copy_paste", "position", "colours", "flips", "rotate90", "light", "belt_blur", "noise"}
+    shown |= {"labels", "what the network sees"}
     for name in names:
-        assert {alt.split(": ")[1] for alt in images if alt.startswith(name)} == shown | {
-            "labels",
-            "what the network sees",
-        }
-        # Without zoom and shift, the images are those of the file: both flips turn it by 180 degrees.
+        assert {alt.split(": ")[1] for alt in images if alt.startswith(name)} == shown
+        # Nothing else is on: two flips turn the image by 180 degrees.
         plain, flipped = images[f"{name}: noise"], images[f"{name}: flips"][::-1, ::-1]
         assert np.median(np.abs(plain - flipped)) < 12
     assert not (Path("runs/preview") / "checkpoints").exists()
     assert exit_code("data", "preview", data, *TINY, "--imgsz", "32x96") == 0
-    assert "96x32" in Path("runs/preview2/preview.html").read_text(encoding="utf-8")
+    assert "96x32" in Path("runs/preview-2/preview.html").read_text(encoding="utf-8")
 
 
 def test_every_augmentation_has_its_group() -> None:
-    assert {*STILL, "close_mosaic", "belt_angle"} == {field.name for field in dataclasses.fields(AugmentConfig)}
+    assert {*STILL, "close_mosaic"} == {field.name for field in dataclasses.fields(AugmentConfig)}
     still = AugmentConfig(**STILL)
     assert augmentations_alone(still, True) == {}
     config = dataclasses.replace(still, fliplr=0.2, mosaic=0.3, light=0.4)

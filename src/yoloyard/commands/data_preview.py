@@ -26,7 +26,8 @@ GROUPS = {
     "position": ("degrees", "translate", "scale", "shear", "perspective"),
     "colours": ("hsv_h", "hsv_s", "hsv_v"),
     "flips": ("flipud", "fliplr"),
-    **{name: (name,) for name in ("rotate90", "light", "belt_blur", "noise")},
+    **{name: (name,) for name in ("rotate90", "light", "noise")},
+    "belt_blur": ("belt_blur", "belt_angle"),
 }
 STILL: dict[str, Any] = {name: 0.0 for names in GROUPS.values() for name in names} | {"rotate90": "0"}
 ALWAYS = (*UNTIL_CLOSE, "flipud", "fliplr")  # probabilities: what is shown alone happens
@@ -42,7 +43,7 @@ def preview_data(given: dict[str, Any]) -> Path:
         del given["batch"]
     setup = new_run(given, torch.device("cpu"), "float32", 1)
     config, stride = setup.config, max(setup.detector.strides)
-    loader = make_train_loader(setup.train_index, config, stride=stride, transform=setup.transform)
+    loader = make_train_loader(setup.train_tiles, config, stride=stride, transform=setup.transform)
     index, images, plan = loader.dataset.index, loader.dataset.images, loader.dataset.plan
     mosaic = loader.requests(0)[0].mosaic
     samples = _Counting(index, images, config, plan, setup.transform)
@@ -120,6 +121,6 @@ def _facts(config: TrainConfig, index: Index) -> dict[str, object]:
         "Window": "{} to {} {}".format(*pixels.window, unit) if pixels.window else "all values",
     }
     if index.tiling is not None:
-        spec, images = index.tiling.spec, len(index.tiling.whole)
+        spec, images = index.tiling.spec, len(index.whole)
         facts["Tile"] = f"{size_text(spec.size)}, overlap {spec.overlap:g}: {len(index):,} of {images:,} images"
     return facts | {"Preset": config.preset or "none", "Augmentation": ", ".join(on) or "none", "Seed": config.seed}

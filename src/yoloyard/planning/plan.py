@@ -12,12 +12,15 @@ import numpy as np
 
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UsageError
+from yoloyard.common.image_size import rounded_up
 from yoloyard.config import recipes
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import AUTO, TrainConfig
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.selection import class_numbers, names_of
+from yoloyard.data.index.tiled import tile_spec, tiled
 from yoloyard.data.loading.batches import training_buckets
+from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.planning.calibrate import correction
 from yoloyard.planning.choose import Choice, Demands, Recommendation, ranked, recommend
 from yoloyard.planning.figures import Estimate, Gpu, Precision, StepCost
@@ -160,6 +163,8 @@ def _training(given: Mapping[str, Any], num_images: int | None) -> tuple[TrainCo
     detector = build_model(config, CLASSES, channels)
     recipe = recipes.published(config.model, detector.head.criterion, config.preset)
     config = with_overrides(config, {**recipe, **given})
+    if config.tile and "imgsz" not in given:
+        config = dataclasses.replace(config, imgsz=rounded_up(config.tile, max(detector.strides)))
     if given.get("batch") == AUTO:  # the largest up to this
         config = dataclasses.replace(config, batch=config.optimization.nbs)
     if num_images is not None:
@@ -171,7 +176,8 @@ def _training(given: Mapping[str, Any], num_images: int | None) -> tuple[TrainCo
         config = dataclasses.replace(config, classes=chosen)
     train, val = load_splits_again(data, config)
     pixels = float(np.prod(train.sizes, axis=1, dtype=np.int64).mean())
-    images = Images(len(train), len(val), pixels, channels)
+    places = len(plan_epochs(train, config)) if config.tile else len(train)
+    images = Images(places, len(tiled(val, tile_spec(config))), pixels, channels)
     return config, len(train.names), images, training_buckets(train, config)[-1]
 
 

@@ -56,7 +56,7 @@ class MatchingReport:
         for name, chosen in groups.items():
             if count := int(chosen.sum()):
                 kinds = np.bincount(np.digitize(self.places[chosen], LIMITS), minlength=len(LIMITS) + 1)
-                table[name] = dict(zip(COLUMNS, (count, *(kinds / count).tolist()), strict=True))
+                table[name] = dict(zip(COLUMNS, (count, *(kinds / count).round(4).tolist()), strict=True))
         return table
 
     def boxes_without(self) -> list[dict[str, Any]]:
