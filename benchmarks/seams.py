@@ -79,8 +79,8 @@ def alike(box: np.ndarray, others: np.ndarray, tiles: np.ndarray) -> bool:
     common, _ = shows(tiles, tiles)
     common = common.reshape(-1, 4)[(common[..., 2:] > common[..., :2]).all(axis=2).ravel()]
     parts, _ = shows(np.vstack((box, others)), common)
-    there = (parts[..., 2:] > parts[..., :2]).all(axis=2)
-    near = np.abs(parts[:, :1] - parts[:, 1:]).max(axis=2) <= 10
+    there = np.asarray((parts[..., 2:] > parts[..., :2]).all(axis=2))
+    near = np.asarray(np.abs(parts[:, :1] - parts[:, 1:]).max(axis=2) <= 10)
     return bool((near & there[:, :1] & there[:, 1:]).any())
 
 
@@ -171,7 +171,7 @@ def main() -> None:
         return
     from yoloyard.common.tiles import TileSpec, tile_boxes
 
-    table = []
+    table: list[dict[str, Any]] = []
     for overlap in OVERLAPS:
         tiles = tile_boxes(SIZE, SIZE, TileSpec(TILE, overlap))
         for noise, sizes in NOISES.items():
@@ -196,7 +196,7 @@ def main() -> None:
     (RESULTS / "seams.json").write_text(json.dumps({"images": given.images, "rows": table}, indent=1) + "\n")
     head = ["overlap", "noise", "merged by", "found", "joined", "lost", "extra", "mean IoU"]
     lines = [
-        f"{given.images} drawn images of {SIZE} pixels a setting, of 12 objects, in tiles of {TILE}; shares of the objects.",
+        f"{given.images} drawn images of {SIZE} pixels, of 12 objects each, in tiles of {TILE}; shares of the objects.",
         "",
         f"| {' | '.join(head)} |",
         f"|{' --- |' * len(head)}",

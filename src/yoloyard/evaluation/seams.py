@@ -20,7 +20,7 @@ from yoloyard.common.structures import Detections
 
 # Shares are of a box's width or height, since large boxes are less exact.
 CUT_PIXELS, CUT_SHARE = 2.0, 0.1  # a side so near to its tile's edge is cut
-CUT_LIMIT = 0.25  # of what two tiles share, so that two objects that end there, apart or touching, stay two
+CUT_LIMIT = 0.25  # of what two tiles share, so that two objects which both end there, apart or in contact, stay two
 SIDE_PIXELS, SIDE_SHARE = 3.0, 0.25  # two boxes agree at a side that differs by this; the smaller box counts
 INWARDS = np.array([1.0, 1.0, -1.0, -1.0])  # times a side: of two boxes the larger one ends earlier
 
