@@ -184,7 +184,7 @@ def test_validate_takes_what_load_takes(weights: Path, data: Path, monkeypatch: 
         {"data": b"x"},
         {"data": ""},
         {"imgsz": 64.5},
-        {"imgsz": (64, 64)},
+        {"imgsz": (64, 64, 64)},
         {"batch": 0},
         {"batch": 0.7},
         {"workers": -1},

@@ -22,6 +22,7 @@ from yoloyard.commands.sources import find_sources
 from yoloyard.common.device import Precision
 from yoloyard.common.errors import UserError
 from yoloyard.common.log import shown_lines
+from yoloyard.common.pixel_spec import EIGHT_BITS
 from yoloyard.common.structures import Detections
 from yoloyard.common.video import UnreadableError, VideoFile, read_frames
 from yoloyard.data.pixels.decode import decode_image
@@ -32,10 +33,10 @@ class Finder(Model):
     """Finds one box of the first class in every image."""
 
     def __init__(self) -> None:
-        self.names = ("dent",)
+        self.names, self.pixels = ("dent",), EIGHT_BITS
         self.network = Network(Tiny(1), torch.device("cpu"), Precision("cpu", torch.float32))
 
-    def _detect(self, image: np.ndarray) -> Detections:
+    def find(self, image: np.ndarray) -> Detections:
         return Detections(torch.tensor([[4.0, 4, 20, 20]]), torch.tensor([0.9]), torch.tensor([0]))
 
 

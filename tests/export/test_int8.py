@@ -2,6 +2,7 @@
 
 import json
 import logging
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -80,6 +81,10 @@ def test_boxes_and_scores_hardly_change(float_file: Path, quantised: Path, image
     assert 0 < np.abs(scores8 - scores).max() < 0.02
 
 
+@pytest.mark.skipif(
+    platform.machine() == "x86_64" and "vnni" not in Path("/proc/cpuinfo").read_text(encoding="utf-8"),
+    reason="without VNNI sums of two products are cut off at 16 bits, which three inputs and large weights exceed",
+)
 def test_shares_of_many_cells_do_not_become_zero(tmp_path: Path) -> None:
     random = np.random.default_rng(1)
     images = [random.random((1, 3, 40, 40), np.float32) for _ in range(4)]

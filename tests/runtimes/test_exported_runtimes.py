@@ -50,7 +50,7 @@ def test_all_runtimes_find_what_the_network_finds(suffix: str, multi_label: bool
     found = runtime.candidates(images, 0.4, multi_label)
     assert torch.equal(found[0], where)
     assert torch.equal(found[3], labels)
-    torch.testing.assert_close(found[1], boxes[where, points], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[1], boxes[where, points], atol=3e-4, rtol=0)  # of 320 pixels
     torch.testing.assert_close(found[2], values, atol=1e-6, rtol=0)
     assert (runtime.names, runtime.strides, runtime.fixed_shape, runtime.max_batch) == (NAMES, (32,), None, None)
 
@@ -170,4 +170,4 @@ def test_a_file_of_another_program_works_with_names(
     where, points, labels, _ = above(scores, 0.4, False)
     found = model.network.candidates(images, 0.4, False)
     assert torch.equal(found[3], labels)
-    torch.testing.assert_close(found[1], boxes[where, points], atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[1], boxes[where, points], atol=3e-4, rtol=0)  # of 320 pixels

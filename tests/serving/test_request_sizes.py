@@ -9,11 +9,13 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from yoloyard.common.image_size import ImageSize
+from yoloyard.common.pixel_spec import EIGHT_BITS
 from yoloyard.serving import v2
 
 
 def served(imgsz: ImageSize) -> Any:
-    model = SimpleNamespace(stride=32, imgsz=imgsz, network=SimpleNamespace(fixed_shape=None))
+    network = SimpleNamespace(fixed_shape=None)
+    model = SimpleNamespace(stride=32, imgsz=imgsz, network=network, pixels=EIGHT_BITS, tile=None)
     return SimpleNamespace(name="best", max_batch=2, model=model, output_shapes={"boxes": [-1, -1, 4]})
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from yoloyard.common.pixel_spec import EIGHT_BITS
 from yoloyard.common.structures import Detections
 from yoloyard.config.settings import TrainConfig
 from yoloyard.evaluation.metrics.coco import ClassMetrics
@@ -46,7 +47,7 @@ def started(folder: Path, epoch: int = 0, seconds: float = 0.0) -> RunStarted:
         config=TrainConfig(epochs=7),
         folder=folder,
         spec=SimpleNamespace(names=["dent"]),
-        val_index=SimpleNamespace(paths=[folder / "no.jpg"]),
+        val_index=SimpleNamespace(paths=[folder / "no.jpg"], pixels=EIGHT_BITS),
     )
     return RunStarted(folder, epoch, setup, seconds)
 

@@ -86,7 +86,8 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
     for split in spec.splits:
         problems[split] = []
         try:
-            indexes[split] = read_split(spec, split)
+            own = spec.with_pixels(indexes["train"].pixels, "train") if "train" in indexes else spec
+            indexes[split] = read_split(own, split)
             problems[split] += indexes[split].problems
             if split != "test" or len(indexes[split].boxes):  # often without labels, to be labelled by others
                 require_boxes(indexes[split], spec, split)

@@ -39,12 +39,12 @@ def size_text(imgsz: ImageSize) -> str:
 
 
 def parse_size(value: Any) -> Any:
-    """The ImageSize that a text such as `512x2048` or a list of two whole numbers says; any other value as it is."""
+    """The ImageSize that a text such as `512x2048` or a list of two whole numbers says; other values as lists or as they are."""
     if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", value)):
         value = tuple(map(int, match.groups()))
-    if isinstance(value, list | tuple) and len(value) == 2 and all(type(side) is int for side in value):
-        return of_shape(value)
-    return value
+    if not isinstance(value, list | tuple):
+        return value
+    return of_shape(value) if len(value) == 2 and all(type(side) is int for side in value) else list(value)
 
 
 def say_rounded(wanted: ImageSize, used: ImageSize, stride: int) -> None:
