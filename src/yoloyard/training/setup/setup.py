@@ -140,6 +140,8 @@ def new_run(
             log.info(line)
     freeze(detector, config.freeze)
     check_strategy(config, detector)
+    if config.strategy == "pipeline" and train.pixels.bits == 16:
+        raise UsageError(f"--strategy pipeline takes images of 8 bits: say `bits: 8` in {config.data}, or leave it out")
 
     # Named after the data file, or after the file's folder where it is called data.yaml.
     name = config.name or (data.path.parent.name if data.path.stem == "data" else "") or data.path.stem

@@ -61,7 +61,7 @@ class Pipeline(Strategy):
         takes, gives = map(_examples, (stage.takes, stage.gives))
         if self.is_first:
             layout = torch.channels_last  # which older versions of torch look at
-            takes = (torch.empty(shape, device="meta", memory_format=layout),)
+            takes = (torch.empty(shape, dtype=torch.uint8, device="meta", memory_format=layout),)
         if self.is_last:
             gives = (torch.empty(1, device="meta", requires_grad=True),)
         # Without examples torch finds the shapes by one more forward and loss, of memory that nobody has written.
@@ -92,8 +92,7 @@ class Pipeline(Strategy):
         self.loss = loss = _Loss(engine, batch, self.micro_batches)
         try:
             with engine.around_step():
-                images = [images_to_float(batch.images)] if self.is_first else []
-                self._schedule.step(*images, target=torch.empty(self.micro_batches))
+                self._schedule.step(*[batch.images] * self.is_first, target=torch.empty(self.micro_batches))
         except RuntimeError as error:
             cause = error.__cause__ or error  # torch wraps what the model raises
             if memory_line(cause):
@@ -183,7 +182,7 @@ class _Computing(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
         if self.pipeline.is_first:
-            values = tensors
+            values = (images_to_float(tensors[0]),)
         else:
             values = tree_unflatten([_swapped(tensor, 0, 3, 1, 2) for tensor in tensors], self.form)
         with self.precision.autocast():
