@@ -39,7 +39,7 @@ def size_text(imgsz: ImageSize) -> str:
 
 
 def parse_size(value: Any) -> Any:
-    """The ImageSize that a text such as `512x2048` or a list of two whole numbers says; other values as lists or as they are."""
+    """The ImageSize that a text such as `512x2048`, or a list of two whole numbers, says; no other tuple is left."""
     if isinstance(value, str) and (match := re.fullmatch(r"\s*(\d+)\s*[xX]\s*(\d+)\s*", value)):
         value = tuple(map(int, match.groups()))
     if not isinstance(value, list | tuple):
