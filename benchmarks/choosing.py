@@ -44,7 +44,7 @@ from yoloyard.runtimes.network import Network
 
 MODELS = ("yolov5n", "yolov8n", "yolov9t", "yolo11n", "yolo12n", "yolov13n", "yolo26n")
 ANOTHER_HEAD = "yolo26n without suppression"  # the other branches of the runs of yolo26n
-SETTINGS = {"imgsz": 256, "batch": 8, "workers": 0, "cache": "ram", "device": "cpu", "val_period": 1000}
+SETTINGS = {"imgsz": 192, "batch": 8, "workers": 0, "cache": "ram", "device": "cpu", "val_period": 1000}
 FLAGS = ("--no-amp", "--no-tensorboard", "--exist-ok")
 SMALL = 32.0**2  # square pixels, as in COCO
 DUPLICATE_IOU = 0.8
