@@ -44,7 +44,7 @@ from yoloyard.runtimes.network import Network
 
 MODELS = ("yolov5n", "yolov8n", "yolov9t", "yolo11n", "yolo12n", "yolov13n", "yolo26n")
 ANOTHER_HEAD = "yolo26n without suppression"  # the other branches of the runs of yolo26n
-SETTINGS = {"imgsz": 320, "batch": 8, "workers": 0, "cache": "ram", "device": "cpu", "val_period": 1000}
+SETTINGS = {"imgsz": 192, "batch": 8, "workers": 0, "cache": "ram", "device": "cpu", "val_period": 1000}
 FLAGS = ("--no-amp", "--no-tensorboard", "--exist-ok")
 SMALL = 32.0**2  # square pixels, as in COCO
 DUPLICATE_IOU = 0.8
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--trees", type=Path, help="data.yaml written by examples/trees/prepare.py")
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=150, help="of one processor core, for each training")
+    parser.add_argument("--seconds", type=float, default=120, help="of one processor core, for each training")
     parser.add_argument("--optimizers", nargs="+", default=["auto"], help="auto, or others to compare with it")
     parser.add_argument("--work", type=Path, default=Path("runs", "choosing"), help="folder of the training runs")
     parser.add_argument("--train-only", action="store_true", help="neither latencies nor a table")
