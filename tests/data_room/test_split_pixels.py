@@ -288,3 +288,25 @@ def test_predict_takes_each_image_of_several_files_once(write_set: Callable[...,
     assert Path(source.address).name == "1_a.png"
     assert len(find_sources([str(tmp_path / "images")])) == 12
     assert len(list(images_of(source))) == 1
+
+
+def test_lights_in_folders_are_one_source_whatever_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for light in ("top", "left"):
+        (tmp_path / "images" / light).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / "images" / light / "1.png"), np.full((40, 40), 9, np.uint8))
+    monkeypatch.chdir(tmp_path)
+    for argument in ("images", str(tmp_path / "images"), "images/left/1.png", "images/../images"):
+        [source] = find_sources([argument], ("top/", "left/"))
+        assert Path(source.address).resolve() == tmp_path / "images" / "top" / "1.png"
+    monkeypatch.chdir(tmp_path / "images" / "left")
+    [source] = find_sources(["1.png"], ("top/", "left/"))
+    assert Path(source.address).resolve() == tmp_path / "images" / "top" / "1.png"
+
+
+def test_three_lights_are_not_taken_for_colours(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [dent]\n")
+    spec = read_data_yaml(tmp_path / "data.yaml")
+    lights = PixelSpec(files=("_a", "_b", "_c"))
+    with pytest.raises(UserError, match=r"are red, green and blue, but those of best\.safetensors three lights"):
+        spec.with_pixels(lights, "best.safetensors")
+    assert spec.with_pixels(PixelSpec(bits=16), "best.safetensors").pixels.bits == 16

@@ -63,7 +63,7 @@ def test_other_images_than_rgb_of_8_bits_from_training_to_an_exported_file(
     run, pixels = Path("runs") / name, {"bits": 16 if name == "deep" else 8, "channels": channels}
     weights = run / "weights" / "best.safetensors"
     detector, metadata = load_model(weights)
-    assert (detector.channels, metadata["channels"]) == (channels, channels)
+    assert (detector.image_channels, metadata["channels"]) == (channels, channels)
     assert pixels.items() <= metadata["pixels"].items()
     if name == "deep":
         assert exit_code("train", "--resume", run, "--epochs", 2) == 0, capsys.readouterr().err

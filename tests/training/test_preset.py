@@ -27,6 +27,8 @@ def test_a_run_has_the_values_of_its_preset_and_keeps_them(tmp_path: Path, monke
     rest = {name: value for name, value in PRESETS["inspection"].items() if name != "light"}
     assert rest.items() <= values.items()
     assert checked_overrides(TrainConfig, values).items() <= flat_settings(setup.config).items()  # --config config.yaml
+    again = new_run(checked_overrides(TrainConfig, values | {"name": "again"}), torch.device("cpu"), "float32", 1)
+    assert flat_settings(again.config) == flat_settings(setup.config) | {"name": "again"}
     assert resumed(setup.spec, {"preset": "inspection"}, 1, setup.folder, 0).config == setup.config
     with pytest.raises(UsageError, match="a resumed run can't change light"):
         resumed(setup.spec, {"light": 0.3}, 1, setup.folder, 0)

@@ -117,7 +117,9 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
 
 def _matching(start: StartingPoint, config: TrainConfig, train: Index) -> MatchingReport | None:
     """How the boxes match the network that a training with `config` would begin with."""
-    detector = build_detector(start.model, start.custom, start.arguments(len(train.names)))
+    detector = build_detector(
+        start.model, start.custom, start.arguments(len(train.names), channels=train.pixels.channels)
+    )
     head, imgsz = detector.head, detector.input_size(config.imgsz)
     if "anchors" in head.constants:
         if "head.anchors" in start.state:

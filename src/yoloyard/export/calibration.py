@@ -74,7 +74,7 @@ def calibration_images(job: Job) -> CalibrationImages:
     wanted = job.config.calibration_images
     count = min(wanted, len(usable))
     more = f", not with {wanted}" if count < wanted else ""
-    what = "tiles with boxes" if tile else "training images"
+    what = "training images" if tile is None else "tiles with boxes" if len(usable) < len(tiles) else "tiles"
     line = f"int8 is calibrated with {count} of the {len(usable)} {what} of {spec.path}{more}"
     log.info(line, extra=ONCE)
     if count < ENOUGH_IMAGES:

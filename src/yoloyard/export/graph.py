@@ -111,7 +111,7 @@ def graph_of(job: Job) -> tuple[Graph, Tensor]:
     """What a job's files compute, and example images (2, channels, H, W)."""
     graph = Graph(job.detector, job.facts.outputs, job.config.half, job.facts.suppression).eval()
     height, width = job.facts.shape or 2 * (EXAMPLE_CELLS * max(job.detector.strides),)
-    shape = EXAMPLE_BATCH, job.detector.channels, height, width
+    shape = EXAMPLE_BATCH, job.detector.image_channels, height, width
     return graph, torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
@@ -142,7 +142,7 @@ def check_open_sizes(job: Job, graph: Graph, program: Callable[[Tensor], Any]) -
     """
     stride = max(job.detector.strides)
     sides = job.facts.shape or (stride * (EXAMPLE_CELLS + 2), stride * (EXAMPLE_CELLS - 2))
-    images = torch.zeros(EXAMPLE_BATCH + 1, job.detector.channels, *sides)
+    images = torch.zeros(EXAMPLE_BATCH + 1, job.detector.image_channels, *sides)
     expected, found = ([part.shape for part in _parts(each(images))] for each in (graph, program))
     if found != expected:
         raise UserError(f"traced with one size it gives {found} for another one, not {expected}")

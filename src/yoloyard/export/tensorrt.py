@@ -51,7 +51,7 @@ def write(job: Job, onnx_file: Path) -> Path:
     least, most = (job.facts.shape or shape_of(size) for size in (max(job.facts.strides), job.imgsz))
     # by trtexec's names: the smallest, the usual and the largest batch
     batches = {"min": (1, least), "opt": (USUAL_BATCH, most), "max": (MAX_BATCH, most)}
-    profile = {name: (images, job.detector.channels, *size) for name, (images, size) in batches.items()}
+    profile = {name: (images, job.detector.image_channels, *size) for name, (images, size) in batches.items()}
     flags = " ".join(f"--{key}Shapes={INPUT}:{'x'.join(map(str, sizes))}" for key, sizes in profile.items())
 
     def fill(path: Path) -> None:

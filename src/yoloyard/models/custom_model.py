@@ -32,7 +32,7 @@ class CustomModel(UserFile):
             detector = function(num_classes)
             if not isinstance(detector, Detector):
                 raise UserError(f"{self.path}: {self.function} must return a yoloyard Detector, not {detector!r:.80}")
-            detector.channels = channels
+            detector.image_channels = channels
             _check(detector, num_classes, str(self.path))
         except UserError:
             raise
@@ -97,12 +97,13 @@ def _check(detector: Detector, num_classes: int, name: str) -> None:
 def _maps(detector: Detector, size: int, name: str) -> Any:
     """What `detector` makes of an empty image. Raises UserError where it is the number of channels that it fails on."""
     try:
-        return detector(torch.zeros(1, detector.channels, size, size))
+        return detector(torch.zeros(1, detector.image_channels, size, size))
     except RuntimeError as error:
-        if detector.channels == 3 or "channels" not in str(error):
+        if detector.image_channels == 3 or "channels" not in str(error):
             raise
         reason = " ".join(str(error).split())
-        raise UserError(f"{name}: the images of the data have {detector.channels} channels: {reason:.200}") from error
+        what = f"the images of the data have {detector.image_channels} channels"
+        raise UserError(f"{name}: {what}: {reason:.200}") from error
 
 
 def _check_levels(what: str, head: Head, maps: Any, channels: Sequence[int], size: int) -> None:

@@ -29,7 +29,7 @@ class Detector(nn.Module):
     """
 
     head: Head
-    channels: int = 3  # of its images, set by who builds it
+    image_channels: int = 3  # of its images, set by who builds it
     project: ClassVar[str]  # that published the family, as its weight files name the project
 
     @property

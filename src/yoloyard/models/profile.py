@@ -46,7 +46,7 @@ def profile(detector: Detector, imgsz: int = 640, device: str = "meta") -> Profi
     traced = copy.deepcopy(detector).to(device).eval()
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        traced(torch.zeros(1, detector.channels, imgsz, imgsz, device=device))
+        traced(torch.zeros(1, detector.image_channels, imgsz, imgsz, device=device))
     counts = {path.partition(".")[2]: operators for path, operators in counter.get_flop_counts().items()}
 
     names = {id(module): name for name, module in traced.named_modules()}

@@ -56,5 +56,5 @@ def build(name: str, num_classes: int, channels: int = 3, **arguments: Any) -> D
             "a weights file ends in .safetensors, .pt or .pth."
         )
     detector = BUILDERS[name](num_classes=num_classes, channels=channels, **arguments)
-    detector.channels = channels
+    detector.image_channels = channels
     return detector

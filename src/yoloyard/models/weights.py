@@ -127,7 +127,7 @@ def transfer(
     if levels := has_p2(own) - has_p2(state):
         state = {_level_moved(name, levels): tensor for name, tensor in state.items()}
     given = tuple(state)
-    state, channels = _of_channels(own, state, detector.channels)
+    state, channels = _of_channels(own, state, detector.image_channels)
     for part, first in ((f"head.{part}.", f"head.{first}.") for part, first in detector.head.begins_as.items()):
         state = {name.replace(first, part): state[name] for name in state if name.startswith(first)} | dict(state)
     plain, source_plain = ([name.strip().lower() for name in each] for each in (names, source_names))

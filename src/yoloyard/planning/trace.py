@@ -216,7 +216,7 @@ class _Traced:
     def _batch(self, images: int) -> Batch:
         """A batch without content."""
         with _disable_current_modes():
-            self.batch = noise(images, self.imgsz, self.boxes, self.detector.num_classes, self.detector.channels)
+            self.batch = noise(images, self.imgsz, self.boxes, self.detector.num_classes, self.detector.image_channels)
         pixels, boxes, labels = map(torch.empty_like, (self.batch.images, self.batch.boxes, self.batch.labels))
         return dataclasses.replace(self.batch, images=pixels, boxes=boxes, labels=labels)
 

@@ -134,7 +134,7 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
     if config.compile:
         set_training_mode(model)
         with team.watch.long_work():
-            shape = shape_to_try(config, team.size, stride, model.channels)
+            shape = shape_to_try(config, team.size, stride, model.image_channels)
             options: dict[str, Any] = {"dynamic": shapes_vary(config), "pieces": strategy.pieces}
             strategy.network = compile_network(strategy.network, model, shape, setup.precision, **options)
     parts = model, criterion, gains, setup.precision, config

@@ -69,12 +69,16 @@ class DataSpec:
     def with_pixels(self, pixels: PixelSpec, whose: str) -> Self:
         """This with images as those of a training split or a weights file; the names of files stay.
 
-        `whose` they are is for messages. Raises UserError if it wants other channels; a line tells of another window.
+        `whose` they are is for messages. Raises UserError for other channels; a line tells of another window.
         """
         own = self.pixels
         if own.channels != pixels.channels:
             what = f"channels is {own.channels}, but {whose} was made for {pixels.channels}"
             raise UserError(f"{self.path}: {what}; correct the data.yaml, or train again for its images")
+        if own.has_colours != pixels.has_colours:
+            kind = {True: "red, green and blue", False: "three lights"}
+            what = f"its images are {kind[own.has_colours]}, but those of {whose} {kind[pixels.has_colours]}"
+            raise UserError(f"{self.path}: {what}; correct `files`, or train again for these images")
         if own.window is not None and (own.window, own.percent) != (pixels.window, pixels.percent):
             log.info(f"{self.path}: its window is not that of {whose}, which is used")
         return replace(self, pixels=replace(pixels, files=own.files), bits=pixels.bits)

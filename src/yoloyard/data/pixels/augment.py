@@ -249,20 +249,24 @@ def adjust_colours(image: np.ndarray, gains: np.ndarray, pixels: PixelSpec = EIG
         flat = image.reshape(len(image), -1)
         cv2.addWeighted(flat, 1 + float(gains[2]), flat, 0, 0, dst=flat)  # clipped at the brightest value
         return
-    # Strips stay in the processor's cache.
-    for top in range(0, len(image), STRIP_ROWS):
-        change = _adjust_8_bits if image.dtype == np.uint8 else _adjust_16_bits
-        change(image[top : top + STRIP_ROWS], gains)
-
-
-def _adjust_8_bits(strip: np.ndarray, gains: np.ndarray) -> None:
     levels = np.arange(256.0)
     hue, others = (levels + 180 * gains[0]) % 180, (levels * (1 + gains[1:, None])).clip(0, 255)
+    tables = np.stack((hue, *others)).astype(np.uint8)
+    # Strips stay in the processor's cache.
+    for top in range(0, len(image), STRIP_ROWS):
+        strip = image[top : top + STRIP_ROWS]
+        if image.dtype == np.uint8:
+            _adjust_8_bits(strip, tables)
+        else:
+            _adjust_16_bits(strip, gains)
+
+
+def _adjust_8_bits(strip: np.ndarray, tables: np.ndarray) -> None:
     hsv = cv2.cvtColor(strip, cv2.COLOR_RGB2HSV)
     # A table for each plane is quicker than OpenCV's table of three channels.
     planes = cv2.split(hsv)
-    for plane, table in zip(planes, (hue, *others), strict=True):
-        cv2.LUT(plane, table.astype(np.uint8), dst=plane)
+    for plane, table in zip(planes, tables, strict=True):
+        cv2.LUT(plane, table, dst=plane)
     cv2.cvtColor(cv2.merge(planes, hsv), cv2.COLOR_HSV2RGB, dst=strip)
 
 

@@ -27,7 +27,9 @@ def files_of(path: Path, files: Sequence[str]) -> list[Path]:
         return [path]
     place, length = max(found)
     names = [text[: place - length] + mark + text[place:] for mark in marks]
-    return [path if name == text else Path(name) if has_folders else path.with_name(name) for name in names]
+    if not has_folders:
+        return [path.with_name(name) for name in names]
+    return [Path(name if path.is_absolute() else os.path.relpath(name)) for name in names]
 
 
 def first_file(path: Path, files: Sequence[str]) -> Path:

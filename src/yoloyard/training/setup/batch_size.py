@@ -117,7 +117,7 @@ def measured_step(
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             for _ in range(STEPS):
                 maps.clear()
-                engine.step(noise(images, imgsz, boxes, detector.num_classes, detector.channels))
+                engine.step(noise(images, imgsz, boxes, detector.num_classes, detector.image_channels))
     except Exception as error:
         if isinstance(error, TooLittleMemoryError) or memory_line(error):
             return math.inf, 0

@@ -62,7 +62,7 @@ def check_new(config: TrainConfig, given: Mapping[str, Any], device: torch.devic
     if config.tile and config.rect:
         raise UsageError("--rect has nothing to do where all tiles have one shape: leave out --rect or --tile")
     for name in ("tile_overlap", "tile_visible", "tile_positive"):
-        if name in given and given[name] is not None and not config.tile:
+        if not config.tile and given.get(name, getattr(TrainConfig(), name)) != getattr(TrainConfig(), name):
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} says something of tiles: say --tile PIXELS too, or leave out --{flag}")
     if config.single_cls and config.class_weights is not None:
@@ -144,11 +144,13 @@ def derive(
         raise UsageError(f"--tile {size_text(config.tile)} is less than the network's largest stride, {stride}")
     items = "tiles" if config.tile else "images"
     shares = shares_of(config.nodes, processes)
-    batch = max(min(config.batch, len(index)) // shares, 1) * shares
-    if batch > len(index):
-        raise UsageError(f"{len(index)} training {items} are too few for {shares} processes")
-    if config.batch > len(index):
-        log.info(f"batch {config.batch} is more than the {len(index)} training {items}: {batch} is used")
+    # Of tiles an epoch may have few; a batch has none of them twice.
+    most = len(index) if index.tiling is None else min(len(index), len(plan_epochs(index, config, stride)))
+    batch = max(min(config.batch, most) // shares, 1) * shares
+    if batch > most:
+        raise UsageError(f"{most} training {items} are too few for {shares} processes")
+    if config.batch > most:
+        log.info(f"batch {config.batch} is more than the {most} training {items}: {batch} is used")
     elif batch != config.batch:
         whom = f"{processes} processes" if shares == processes else f"each number of hosts in --nodes {config.nodes}"
         log.info(f"batch {config.batch} can't be shared evenly by {whom}: {batch} is used")

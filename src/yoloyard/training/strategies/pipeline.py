@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 def check_cuttable(config: TrainConfig, model: Detector) -> None:
     """Raise UsageError if `model`, on the CPU, can't be cut into a stage for each process."""
-    cut(model, config.processes, _shape(config, config.processes, model.channels))
+    cut(model, config.processes, _shape(config, config.processes, model.image_channels))
 
 
 class Pipeline(Strategy):
@@ -53,7 +53,7 @@ class Pipeline(Strategy):
         super().__init__(model, team)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, src=0)
-        shape = _shape(config, team.size, model.channels)
+        shape = _shape(config, team.size, model.image_channels)
         stages, self.micro_batches = cut(model, team.size, shape, precision), config.batch // shape[0]
         states = [stage.module.state_dict(keep_vars=True).values() for stage in stages]
         self._owner = {tensor: rank for rank, state in enumerate(states) for tensor in state}

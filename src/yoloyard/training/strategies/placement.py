@@ -72,7 +72,7 @@ def kept_bytes(detector: Detector) -> dict[nn.Module, int]:
     detector.eval()  # leaves statistics and random numbers alone
     side = 2 * max(detector.strides)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.enable_grad():
-        maps = detector(torch.zeros(1, detector.channels, side, side, device=device))  # holds all that was packed
+        maps = detector(torch.zeros(1, detector.image_channels, side, side, device=device))  # holds all that was packed
     del maps
     detector.train(was_training)
     for hook in hooks:
