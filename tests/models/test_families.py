@@ -1,6 +1,7 @@
 """The families against their published numbers and against the reference package's outputs (tests/data/README.md)."""
 
 import math
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -179,7 +180,10 @@ def test_profile_adds_up_over_the_layers_and_counts_attention_apart() -> None:
     assert [layer.index for layer in hypergraph.layers if layer.attention_flops] == [6, 8, 9]
 
 
-@pytest.mark.parametrize("name", SIZES)
+WITH_OUTPUTS = [each for each in SIZES if not re.fullmatch("yolov8[smlx]-p2", str(each.values[0]))]  # kept of n alone
+
+
+@pytest.mark.parametrize("name", WITH_OUTPUTS)
 def test_outputs_of_every_size_are_the_reference_packages(name: str) -> None:
     detector = build_on_meta(name, num_classes=80)
     detector.load_state_dict(formula_state_dict(detector), assign=True)
