@@ -83,9 +83,11 @@ class _BatchNormSiLU(torch.autograd.Function):
 def join_convolutions_and_silu(fused: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Join both, to compute in `dtype`, in the `Conv` blocks of `fused` whose normalisation is folded.
 
-    `fused` is not trained any more. oneDNN pads with zeros alone, by a number of cells.
+    `fused` is not trained any more. oneDNN pads with zeros alone, by a number of cells, and has bfloat16 on some
+    processors alone.
     """
-    for block in fused.modules() if HAS_SWISH else ():
+    is_possible = HAS_SWISH and (dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    for block in fused.modules() if is_possible else ():
         if type(block) is Conv and is_plain(block.bn, nn.Identity) and is_plain(block.activation, nn.SiLU):
             conv = block.conv
             if is_plain(conv, nn.Conv2d) and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
