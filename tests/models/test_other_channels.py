@@ -69,7 +69,7 @@ class TwoBackbones(Tiny):
 
     def __init__(self, channels: int) -> None:
         super().__init__(2)
-        self.stem, self.second, self.channels = Conv(channels, 8, 7, 4), Conv(channels, 4, 3), channels
+        self.stem, self.second, self.image_channels = Conv(channels, 8, 7, 4), Conv(channels, 4, 3), channels
 
 
 def test_a_second_backbone_starts_from_converted_weights_too() -> None:
@@ -96,4 +96,4 @@ def test_a_custom_model_is_used_if_it_takes_the_channels_of_the_data(tmp_path: P
         read_custom(f"{file}:Tiny").build(2, 5)
     assert "\n" not in str(raised.value)
     file.write_text(source.replace("Conv(3,", "Conv(5,"))
-    assert read_custom(f"{file}:Tiny").build(2, 5).channels == 5
+    assert read_custom(f"{file}:Tiny").build(2, 5).image_channels == 5
