@@ -81,10 +81,10 @@ def data_preview(
 ) -> None:
     """Show what the network will see of the training images, on a page. The flags are those of train."""
     from yoloyard.commands.data_preview import preview_data
-    from yoloyard.config.foreign import translated_overrides
-    from yoloyard.config.overrides import checked_overrides, normal_overrides, read_overrides
+    from yoloyard.config.foreign import overrides_of
+    from yoloyard.config.overrides import checked_overrides
 
-    in_file = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
+    in_file = overrides_of(config) if config else {}
     page = preview_data(checked_overrides(TrainConfig, in_file | given(flags) | {"data": str(data)}))
     print(f"what the network will see: {page}")
 

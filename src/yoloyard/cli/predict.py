@@ -19,7 +19,7 @@ def predict(
     **flags: Any,
 ) -> None:
     """Find objects in images, videos and camera streams."""
-    from yoloyard.commands.model import Model
+    from yoloyard.commands.model import USED, Model
     from yoloyard.commands.predict import predict as run
     from yoloyard.commands.sources import find_sources
     from yoloyard.common.files import new_run_folder
@@ -31,8 +31,7 @@ def predict(
     if not config.weights:
         raise UsageError("say which weights file: --weights FILE")
     with stdout_for_json(json):
-        own = ("imgsz", "tile", "tile_overlap", "conf", "iou", "max_det", "suppression", "names")
-        settings = {name: getattr(config, name) for name in own}
+        settings = {name: getattr(config, name) for name in USED}
         model = Model(config.weights, config.device, **settings)
         found = find_sources([*sources, *(source or [])], PixelSpec.of(model.metadata).files)
         folder = new_run_folder(Path(config.project), config.name)

@@ -26,15 +26,15 @@ def train(
 
     from yoloyard.commands.train import train as run
     from yoloyard.common.log import shown_lines
-    from yoloyard.config.foreign import translated_overrides
-    from yoloyard.config.overrides import checked_overrides, normal_overrides, read_overrides
+    from yoloyard.config.foreign import overrides_of
+    from yoloyard.config.overrides import checked_overrides
     from yoloyard.training.distributed.cluster import become_worker, is_worker, place_here
     from yoloyard.training.distributed.launch import command, launch
     from yoloyard.training.distributed.meeting import meeting_of
     from yoloyard.training.run import RunHere, find_run, num_processes, to_this_host
 
     resume = {"true": NEWEST, "false": None}.get(str(resume).lower(), resume)
-    in_file = normal_overrides(TrainConfig, translated_overrides(read_overrides(config), config)) if config else {}
+    in_file = overrides_of(config) if config else {}
     overrides = in_file | given(flags)
     if secret := overrides.get("notify"):  # environment.json and W&B keep the command line
         sys.argv[:] = [argument.replace(secret, "***") for argument in sys.argv]

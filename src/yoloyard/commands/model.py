@@ -30,6 +30,8 @@ from yoloyard.runtimes.exported import Exported, announce, shape_text
 from yoloyard.runtimes.load import load_runtime
 from yoloyard.storage.fetch import local_weights
 
+USED = ("imgsz", "tile", "tile_overlap", "conf", "iou", "max_det", "suppression", "names")  # of the file, unless given
+
 
 class Model:
     """A network with the settings of its file: `model(image)` gives Detections.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from yoloyard.commands.model import Model
+from yoloyard.commands.model import USED, Model
 from yoloyard.common.cores import Threads
 from yoloyard.common.device import choose_device, choose_precision, images_at_once, precision_text
 from yoloyard.common.errors import UsageError
@@ -40,7 +40,6 @@ from yoloyard.runtimes.runtime import Runtime
 log = logging.getLogger(__name__)
 
 DEFAULT_BATCH = 32
-USED = ("imgsz", "tile", "tile_overlap", "conf", "iou", "max_det", "suppression", "names")  # of the file, unless given
 AMP_LINE = (
     "computing in float32; --amp computes in bfloat16, which this device has: 1.5 times as fast where it was measured, "
     "with an mAP that differed by less than 0.001"

@@ -13,8 +13,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from yoloyard.common.errors import UsageError
-from yoloyard.config.overrides import whole_number
-from yoloyard.config.settings import OPTIMIZERS
+from yoloyard.config.overrides import normal_overrides, read_overrides, whole_number
+from yoloyard.config.settings import OPTIMIZERS, TrainConfig
 
 TEXTS = ("data", "model", "cfg", "weights", "optimizer", "device", "classes")  # in which 0123 is no number
 RATES = ("lr0", "momentum", "warmup_bias_lr")  # that `optimizer: auto` chooses as well
@@ -36,6 +36,14 @@ class Dialect:
     shared: str  # the same name and meaning as ours
     converted: dict[str, tuple[str, Callable[[Any], Any]]]  # our name, and our value; None: left out, as in `shared`
     neutral: dict[str, tuple[Any, ...]]  # names that we don't have: the values that change nothing
+
+
+def overrides_of(file: Path) -> dict[str, Any]:
+    """The overrides of a training, by the names of `TrainConfig`, in a file of `--config`, ours or another project's.
+
+    Raises UsageError for a file that can't be read or followed, and for an unknown name.
+    """
+    return normal_overrides(TrainConfig, translated_overrides(read_overrides(file), file))
 
 
 def translated_overrides(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:

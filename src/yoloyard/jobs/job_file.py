@@ -14,11 +14,9 @@ import yaml
 
 from yoloyard.common.errors import UsageError
 from yoloyard.common.image_size import size_text
-from yoloyard.config.foreign import translated_overrides
+from yoloyard.config.foreign import overrides_of
 from yoloyard.config.overrides import (
     checked_overrides,
-    normal_overrides,
-    read_overrides,
     setting_name,
     unknown_name,
     values_as_written,
@@ -270,7 +268,7 @@ class _File:
             config = given.pop("config", None)
             if config is not None:
                 file = Path(self.local(str(config)))
-                given = normal_overrides(TrainConfig, translated_overrides(read_overrides(file), file)) | given
+                given = overrides_of(file) | given
                 for key in given.keys() & DECIDED.keys():
                     self.check_setting(key, given[key], keys.get("config", node))
             settings = checked_overrides(TrainConfig, given)
