@@ -175,9 +175,10 @@ def _training(given: Mapping[str, Any], num_images: int | None) -> tuple[TrainCo
         chosen = ",".join(map(str, class_numbers(config.classes, data.names)))
         config = dataclasses.replace(config, classes=chosen)
     train, val = load_splits_again(data, config)
-    pixels = float(np.prod(train.whole.sizes, axis=1, dtype=np.int64).mean())
+    pixels = float(np.prod(train.sizes, axis=1, dtype=np.int64).mean())
+    train, val = (tiled(index, tile_spec(config)) for index in (train, val))
     places = len(plan_epochs(train, config)) if config.tile else len(train)
-    images = Images(places, len(tiled(val, tile_spec(config))), pixels, channels)
+    images = Images(places, len(val), pixels, channels)
     return config, len(train.names), images, training_buckets(train, config)[-1]
 
 

@@ -39,7 +39,7 @@ def validate(run: Run, detector: Detector, beside: Metrics | None = None) -> Val
     with team.watch.long_work():
         try:
             network = Network(detector, setup.device, setup.precision, suppression=settings.suppression == "on")
-            own = predict_all(network, run.val_loader, settings, goes_on, tiling=run.val_loader.dataset.index.tiling)
+            own = predict_all(network, run.val_loader, settings, goes_on, tiling=setup.val_tiles.tiling)
         except TooLittleMemoryError as error:
             run.engine.exhausted = str(error)
     end_if_exhausted(run)

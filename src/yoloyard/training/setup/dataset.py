@@ -13,7 +13,6 @@ from yoloyard.data.audit.problems import SHOWN_ERRORS, summary
 from yoloyard.data.formats.data_yaml import DataSpec
 from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.index.selection import class_numbers, select
-from yoloyard.data.index.tiled import tile_spec, tiled
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +23,9 @@ QUICK_PAIRS, QUICK_PIXELS = 10**8, 10**8
 
 
 def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
-    """The splits of a new run; logs what is wrong or left out. With `--tile` the training split is one of tiles.
+    """The splits of a new run, of whole images; logs what is wrong or left out.
 
-    Raises UserError where too much is left out.
+    Raises UserError where too much is left out, UsageError where `--tile` would cut no training image.
     """
     splits = _load(spec)
     splits["val"] = _with_duplicates(spec, config, **splits)
@@ -62,25 +61,18 @@ def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
         log.info(f"all classes are one: {train.names[0]}")
     if config.fraction < 1:
         log.info(f"fraction {config.fraction:g}: {len(train)} training images are used")
-    return _tiles(config, train), val
+    if config.tile and (train.sizes <= shape_of(config.tile)).all():
+        height, width = train.sizes.max(axis=0).tolist()
+        raise UsageError(
+            f"--tile {size_text(config.tile)}: no training image is larger than a tile, all are within "
+            f"{height}x{width} pixels; leave out --tile, or say a smaller one"
+        )
+    return train, val
 
 
 def load_splits_again(spec: DataSpec, config: TrainConfig, pixels: PixelSpec | None = None) -> tuple[Index, Index]:
     """The splits of a run that has begun, made of its `pixels`: to go on with it, or to join it. Logs no problems."""
-    train, val = _select(config, **_load(spec if pixels is None else spec.with_pixels(pixels, "the run")))
-    return tiled(train, tile_spec(config)), val
-
-
-def _tiles(config: TrainConfig, train: Index) -> Index:
-    """What is trained on: with `--tile` the tiles of the training images. Raises UsageError where it cuts none."""
-    spec = tile_spec(config)
-    if spec is not None and (train.sizes <= shape_of(spec.size)).all():
-        height, width = train.sizes.max(axis=0).tolist()
-        raise UsageError(
-            f"--tile {size_text(spec.size)}: no training image is larger than a tile, all are within {height}x{width} "
-            "pixels; leave out --tile, or say a smaller one"
-        )
-    return tiled(train, spec)
+    return _select(config, **_load(spec if pixels is None else spec.with_pixels(pixels, "the run")))
 
 
 def _load(spec: DataSpec) -> dict[str, Index]:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from yoloyard.config.settings import AUTO, TrainConfig, flat_settings
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import Index
 from yoloyard.data.index.selection import class_numbers, names_of
+from yoloyard.data.index.tiled import tile_spec, tiled
 from yoloyard.data.loading.batches import training_buckets
 from yoloyard.data.pixels.transform import Transform, restore
 from yoloyard.models import registry
@@ -50,7 +52,7 @@ class Setup:
     folder: Path
     device: torch.device
     detector: Detector  # on the CPU
-    train_tiles: Index  # what is trained on: the training images or, with `--tile`, their tiles
+    train_index: Index  # of whole images, and so is the other one
     val_index: Index
     transform: Transform | None  # the user's
 
@@ -59,10 +61,15 @@ class Setup:
         """The resolved configuration."""
         return self.spec.config
 
-    @property
-    def train_index(self) -> Index:
-        """The training images, which are whole here."""
-        return self.train_tiles.whole
+    @cached_property
+    def train_tiles(self) -> Index:
+        """What is trained on: the training images or, with `--tile`, their tiles."""
+        return tiled(self.train_index, tile_spec(self.config))
+
+    @cached_property
+    def val_tiles(self) -> Index:
+        """What is predicted in validation: the images or, with `--tile`, their tiles."""
+        return tiled(self.val_index, tile_spec(self.config))
 
     @property
     def precision(self) -> Precision:
@@ -125,7 +132,8 @@ def new_run(
     if config.classes is not None:
         chosen["classes"] = class_numbers(config.classes, data.names)
     config = with_overrides(config, chosen)
-    train, val = load_splits(data, config)
+    splits = load_splits(data, config)
+    train = tiled(splits[0], tile_spec(config))
     if given.get("batch") == AUTO:
         arithmetic = Precision(device.type, getattr(torch, precision), config.device_path)
         boxes = training_buckets(train, config)[-1]
@@ -156,7 +164,7 @@ def new_run(
         config=config,
         given=given,
         names=names,
-        images=train.whole.names_digest(),
+        images=splits[0].names_digest(),
         model_arguments=arguments,
         model_digest=custom.digest if custom else None,
         transform=None,
@@ -165,7 +173,7 @@ def new_run(
         precision=precision,
         pixels=train.pixels,
     )
-    return build(spec, folder, device, transform, detector, (train, val))
+    return build(spec, folder, device, transform, detector, splits)
 
 
 def build(
@@ -186,7 +194,7 @@ def build(
     """
     config = spec.config
     train, val = splits or load_splits_again(read_data_yaml(Path(config.data)), config, spec.pixels)
-    if (train.whole.names_digest(), train.names) != (spec.images, spec.names):
+    if (train.names_digest(), train.names) != (spec.images, spec.names):
         raise apart(
             f"the training images or the classes of {config.data} have changed since the run began; start a new one"
         )
@@ -207,7 +215,7 @@ def build(
         folder=folder,
         device=device,
         detector=detector,
-        train_tiles=train,
+        train_index=train,
         val_index=val,
         transform=transform,
     )
