@@ -110,8 +110,11 @@ def ours(cases: list[Any]) -> list[Any]:
     merged = []
     for case in cases:
         tables = [torch.tensor(rows).reshape(-1, 6).float() for rows in case["tiles_found"]]
-        found = [Detections(each[:, :4], each[:, 4], each[:, 5].long()) for each in tables]
-        done = merge_seams(found, np.array(case["tiles"]), 0.7, 300)
+        tiles = np.array(case["tiles"])
+        corners = torch.from_numpy(tiles[:, [0, 1, 0, 1]])
+        pairs = zip(tables, corners, strict=True)
+        found = [Detections(each[:, :4] - corner, each[:, 4], each[:, 5].long()) for each, corner in pairs]
+        done = merge_seams(found, tiles, 0.7, 300)
         merged.append(torch.cat((done.boxes, done.labels[:, None]), dim=1).tolist())
     return merged
 

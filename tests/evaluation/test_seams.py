@@ -1,5 +1,7 @@
 """What a seam between tiles cuts is found once, and what merely touches stays apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -20,14 +22,21 @@ def found_in(*rows: tuple[float, ...]) -> Detections:
     return Detections(full[:, :4], full[:, 4], full[:, 5].long())
 
 
+def merge(found: list[Detections], tiles: np.ndarray, iou: float = 0.7, max_det: int = 300) -> Detections:
+    """`merge_seams` of boxes in pixels of the image."""
+    corners = torch.from_numpy(tiles[:, [0, 1, 0, 1]])
+    moved = [replace(each, boxes=each.boxes - corner) for each, corner in zip(found, corners, strict=True)]
+    return merge_seams(moved, tiles, iou, max_det)
+
+
 def merged(tiles: np.ndarray, *found: Detections) -> list[list[float]]:
     """The boxes of the image, from left to right; nothing is found in the last tiles."""
     full = [*found, *[found_in()] * (len(tiles) - len(found))]
-    return sorted(merge_seams(full, tiles, iou=0.7, max_det=300).boxes.tolist())
+    return sorted(merge(full, tiles).boxes.tolist())
 
 
 def test_an_object_cut_by_a_seam_has_its_full_extent_and_the_best_score() -> None:
-    found = merge_seams([found_in((60, 40, 99, 60, 0.9)), found_in((81, 42, 130, 62, 0.6))], ROW[:2], 0.7, 300)
+    found = merge([found_in((60, 40, 99, 60, 0.9)), found_in((81, 42, 130, 62, 0.6))], ROW[:2])
     assert found.boxes.tolist() == [[60, 41, 130, 61]]
     assert found.scores.tolist() == [torch.tensor(0.9).item()]
 
@@ -85,7 +94,7 @@ def test_classes_stay_apart() -> None:
 
 def test_two_boxes_of_a_tile_never_become_one_object() -> None:
     double = found_in((60, 40, 100, 60, 0.9), (60, 42, 100, 64, 0.5))
-    found = merge_seams([double, found_in((80, 41, 130, 61))], ROW[:2], iou=1.0, max_det=300)
+    found = merge([double, found_in((80, 41, 130, 61))], ROW[:2], iou=1.0)
     assert found.boxes.tolist() == [[60, 40.5, 130, 60.5], [60, 42, 100, 64]]
 
 
@@ -99,9 +108,9 @@ def test_without_overlap_nothing_is_joined() -> None:
 
 def test_suppression_and_the_limit_are_those_of_an_image() -> None:
     same = found_in((20, 20, 60, 60, 0.8), (20, 20, 60, 58, 0.7), (20, 20, 40, 60, 0.6))
-    assert merge_seams([same], ROW[:1], 0.7, 300).scores.tolist() == pytest.approx([0.8, 0.6])
-    assert merge_seams([same], ROW[:1], 1.0, 2).scores.tolist() == pytest.approx([0.8, 0.7])
-    assert len(merge_seams([found_in()] * 3, ROW, 0.7, 300)) == 0
+    assert merge([same], ROW[:1]).scores.tolist() == pytest.approx([0.8, 0.6])
+    assert merge([same], ROW[:1], 1.0, 2).scores.tolist() == pytest.approx([0.8, 0.7])
+    assert len(merge([found_in()] * 3, ROW)) == 0
 
 
 def clipped(boxes: np.ndarray, regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,7 +193,7 @@ def test_drawn_objects_are_found_exactly_once_each_with_their_sides() -> None:
     objects = cut = 0
     for seed in range(CASES):
         drawing = Drawing(seed)
-        found = merge_seams(drawing.detections(), drawing.tiles, iou=0.7, max_det=300)
+        found = merge(drawing.detections(), drawing.tiles)
         differences = np.abs(found.boxes.numpy()[:, None] - drawing.boxes).max(axis=2)
         same = (differences <= JITTER_PIXELS + 1e-3) & (found.labels.numpy()[:, None] == drawing.labels)
         assert same.sum(axis=0).tolist() == [1] * len(drawing.boxes), seed

@@ -15,7 +15,7 @@ import yoloyard
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.data.pixels.decode import decode_image, encode_jpeg
 from yoloyard.export import calibration
-from yoloyard.export.calibration import bfloat16_line, calibration_images
+from yoloyard.export.calibration import CalibrationImages, bfloat16_line, calibration_images
 from yoloyard.models.heads import Found
 from yoloyard.models.registry import build
 from yoloyard.models.weights import save_weights
@@ -43,11 +43,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data.yaml"
 
 
+def paths_of(images: CalibrationImages) -> list[Path]:
+    return [images.batches.index.paths[position] for (position,), _ in images.requests]
+
+
 def test_the_images_are_spread_over_the_set_and_always_the_same(data: Path, tmp_path: Path) -> None:
     job = job_in(tmp_path, data=str(data), calibration_images=8)
-    chosen = [int(path.stem) for path in calibration_images(job).paths]
+    chosen = [int(path.stem) for path in paths_of(calibration_images(job))]
     assert [number // 5 for number in chosen] == list(range(8))
-    assert [int(path.stem) for path in calibration_images(job).paths] == chosen
+    assert [int(path.stem) for path in paths_of(calibration_images(job))] == chosen
 
 
 def test_a_file_of_one_shape_gets_images_padded_to_it(data: Path, tmp_path: Path) -> None:
@@ -66,7 +70,7 @@ def test_a_network_of_tiles_gets_tiles_with_boxes_cut_from_the_images(data: Path
         (labels / f"{number:02d}.txt").write_text("0 0.9 0.9 0.1 0.1\n")
     job = job_in(tmp_path, data=str(folder / "data.yaml"), calibration_images=6)
     images = calibration_images(replace(job, metadata={**job.metadata, "tile": {"size": 32, "overlap": 0.0}}))
-    for path, image in zip(images.paths, images, strict=True):
+    for path, image in zip(paths_of(images), images, strict=True):
         corner = decode_image(path)[-32:, -32:]
         assert image.shape == (1, 3, SIDE, SIDE)
         expected = cv2.resize(corner, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR).transpose(2, 0, 1) / np.float32(255)
@@ -94,7 +98,7 @@ def test_a_dynamic_file_gets_the_images_that_predict_gives(
     model, recorder = yoloyard.load(weights, device="cpu"), Recorder()
     monkeypatch.setattr(model.network, "candidates", recorder)
     images = calibration_images(job_in(tmp_path, shape=None, data=str(data), calibration_images=3))
-    model(list(images.paths))
+    model(paths_of(images))
     for given, calibrated in zip(recorder.images, images, strict=True):
         assert np.array_equal((given / 255).numpy(), calibrated)
 

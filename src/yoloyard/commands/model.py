@@ -99,9 +99,7 @@ class Model:
         found: list[Detections] = []
         for start in range(0, len(tiles), at_once):
             some = tiles[start : start + at_once].tolist()
-            parts = self.detect([self.letterboxed(image[top:bottom, left:right]) for left, top, right, bottom in some])
-            for (left, top, *_), part in zip(some, parts, strict=True):
-                found.append(replace(part, boxes=part.boxes + torch.tensor([left, top] * 2)))
+            found += self.detect([self.letterboxed(image[top:bottom, left:right]) for left, top, right, bottom in some])
         return merge_seams(found, tiles, self.settings.iou, self.settings.max_det)
 
     def input_shape(self, height: int, width: int) -> tuple[int, int]:

@@ -10,13 +10,14 @@ those that aren't cut. A tile finds an object once, so two boxes of a tile never
 Without overlap nothing shows that two halves belong together: then nothing is joined.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from yoloyard.common.nms import suppress_found
 from yoloyard.common.structures import Detections
+from yoloyard.data.index.tiled import Tiling
 
 # Shares are of a box's width or height, since large boxes are less exact.
 CUT_PIXELS, CUT_SHARE = 2.0, 0.1  # a side so near to its tile's edge is cut
@@ -26,13 +27,14 @@ INWARDS = np.array([1.0, 1.0, -1.0, -1.0])  # times a side: of two boxes the lar
 
 
 def merge_seams(detections: Sequence[Detections], tiles: np.ndarray, iou: float, max_det: int) -> Detections:
-    """Detections of an image from those of its tiles, all with boxes xyxy in pixels of the image.
+    """Detections of an image, with boxes xyxy in its pixels, from those of its tiles, with boxes in pixels of the tile.
 
     `tiles` int (T, 4) xyxy, a grid as `tile_boxes` makes it. An object has the best score of its boxes. Of objects of a
     class that overlap by more than `iou` the best one stays, as in one image, and of all at most `max_det`.
     """
     owners = np.repeat(np.arange(len(tiles)), [len(each) for each in detections])
-    boxes = torch.cat([each.boxes for each in detections]).double().numpy() * INWARDS
+    boxes = torch.cat([each.boxes for each in detections]).double().numpy()
+    boxes = (boxes + tiles[owners][:, [0, 1, 0, 1]]) * INWARDS
     scores, labels = (torch.cat([getattr(each, name) for each in detections]) for name in ("scores", "labels"))
     edges = tiles * INWARDS
     limit = np.maximum(CUT_LIMIT * _shared(tiles), CUT_PIXELS)
@@ -49,6 +51,28 @@ def merge_seams(detections: Sequence[Detections], tiles: np.ndarray, iou: float,
     best = torch.zeros_like(scores).scatter_reduce(0, torch.from_numpy(objects), scores, "amax")
     parts = extents[first], best[first], labels[first]
     return Detections(*suppress_found(1, torch.zeros_like(first), *parts, iou, max_det)[0])
+
+
+class WholeImages:
+    """Takes the detections of tiles as they come and gives those of an image as soon as all its tiles are there."""
+
+    def __init__(self, tiling: Tiling, iou: float, max_det: int) -> None:
+        self._tiling, self._limits = tiling, (iou, max_det)
+        self._tiles = np.bincount(tiling.sources)  # of each image
+        self._found: dict[int, dict[int, Detections]] = {}  # by image that is not whole yet, by tile
+
+    def __call__(self, found: Mapping[int, Detections]) -> dict[int, Detections]:
+        """Detections by image, of those that are whole now, from detections by tile, boxes in pixels of the tile."""
+        whole = {}
+        for tile, detections in found.items():
+            image = int(self._tiling.sources[tile])
+            tiles = self._found.setdefault(image, {})
+            tiles[tile] = detections
+            if len(tiles) == self._tiles[image]:
+                numbers = sorted(self._found.pop(image))
+                parts = [tiles[each] for each in numbers]
+                whole[image] = merge_seams(parts, self._tiling.crops[numbers], *self._limits)
+        return whole
 
 
 def _shared(tiles: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from yoloyard.common.nms import KEEPS_ALL, suppress_found
 from yoloyard.common.structures import Batch, Detections, ImageTransform, send
 from yoloyard.config.settings import EvaluationConfig
 from yoloyard.data.index.tiled import Tiling
-from yoloyard.evaluation.whole_images import WholeImages
+from yoloyard.evaluation.seams import WholeImages
 from yoloyard.runtimes.runtime import Runtime
 
 log = logging.getLogger(__name__)

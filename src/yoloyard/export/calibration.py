@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from yoloyard.common.image_size import ImageSize, shape_of
+from yoloyard.common.errors import UserError
+from yoloyard.common.image_size import shape_of
 from yoloyard.common.log import ONCE
 from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import images_to_float
@@ -16,9 +16,8 @@ from yoloyard.common.tiles import TileSpec
 from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.index import read_split, require_images
 from yoloyard.data.index.tiled import tiled
-from yoloyard.data.pixels import channels
-from yoloyard.data.pixels.augment import letterbox, minimal_shape
-from yoloyard.data.pixels.decode import decode_image
+from yoloyard.data.loading.batches import ValidationBatches, ValRequest
+from yoloyard.data.pixels.augment import minimal_shape
 from yoloyard.export.job import Job
 
 log = logging.getLogger(__name__)
@@ -34,28 +33,18 @@ class CalibrationImages:
     Iterating raises UserError naming an image that can't be decoded.
     """
 
-    paths: tuple[Path, ...]
-    shape: tuple[int, int] | None  # the only (H, W); None: as little padding as `stride` allows
-    imgsz: ImageSize
-    stride: int
-    pixels: PixelSpec
-    tile: TileSpec | None = None  # of a network of tiles; `crops` (n, 4) xyxy says which one of each image
-    crops: np.ndarray | None = None
+    batches: ValidationBatches
+    requests: list[ValRequest]  # one for each image
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.requests)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        for number, path in enumerate(self.paths):
-            image = decode_image(path, pixels=self.pixels)
-            if self.tile is None or self.crops is None:
-                shape = self.shape or minimal_shape(image.shape[0], image.shape[1], self.imgsz, self.stride)
-            else:
-                left, top, right, bottom = self.crops[number].tolist()
-                scaled = self.tile.scaled_shape(bottom - top, right - left, self.imgsz)
-                image, shape = channels.resize(image[top:bottom, left:right], scaled), shape_of(self.imgsz)
-            pixels = torch.from_numpy(letterbox(image, shape, self.tile is None)[0]).permute(2, 0, 1)[None]
-            yield images_to_float(pixels).contiguous().numpy()
+        for request in self.requests:
+            batch = self.batches[request]
+            if isinstance(batch, UserError):
+                raise batch
+            yield images_to_float(batch.images).contiguous().numpy()
 
 
 def calibration_images(job: Job) -> CalibrationImages:
@@ -82,17 +71,14 @@ def calibration_images(job: Job) -> CalibrationImages:
     if advice := bfloat16_line():
         log.info(advice, extra=ONCE)
     ends = np.linspace(0, len(usable), count + 1).astype(int)
-    chosen = usable[np.random.default_rng(0).integers(ends[:-1], ends[1:])]
-    shape = job.facts.shape
-    return CalibrationImages(
-        tuple(tiles.paths[position] for position in chosen.tolist()),
-        None if shape is None else (shape[0], shape[1]),
-        job.imgsz,
-        max(job.facts.strides),
-        index.pixels,
-        tile,
-        tiles.tiling.crops[chosen] if tiles.tiling else None,
-    )
+    chosen = usable[np.random.default_rng(0).integers(ends[:-1], ends[1:])].tolist()
+    one_shape = shape_of(job.imgsz) if job.facts.shape or tile else None  # else as little padding as the stride allows
+    shapes = [
+        one_shape or minimal_shape(height, width, job.imgsz, max(job.facts.strides))
+        for height, width in tiles.sizes[chosen].tolist()
+    ]
+    requests = [([position], shape) for position, shape in zip(chosen, shapes, strict=True)]
+    return CalibrationImages(ValidationBatches(tiles, job.imgsz), requests)
 
 
 def bfloat16_line(cpuinfo: Path = CPUINFO) -> str | None:
