@@ -13,6 +13,7 @@ from yoloyard.common.boxes import anchor_points
 from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index, Paths, Texts
+from yoloyard.data.index.tiled import input_boxes
 from yoloyard.data.loading import batches
 from yoloyard.data.loading.batches import ValidationBatches
 from yoloyard.losses import build_criterion
@@ -21,7 +22,7 @@ from yoloyard.losses.assign_in_reach import assign_in_reach
 from yoloyard.losses.task_aligned import MAX_DISTANCE
 from yoloyard.models import registry
 from yoloyard.models.heads import Head
-from yoloyard.training.setup.matching_report import letterboxed, matching_report, places_of
+from yoloyard.training.setup.matching_report import matching_report, places_of
 
 SHAPE = (128, 192)
 
@@ -123,7 +124,7 @@ def test_boxes_lie_where_validation_places_them(imgsz: ImageSize, monkeypatch: p
     monkeypatch.setattr(batches, "load_resized", blank)
     batch = ValidationBatches(index, imgsz)[[0, 1, 2, 3], shape_of(imgsz)]
     assert not isinstance(batch, Exception)
-    assert np.array_equal(letterboxed(index, imgsz), batch.boxes[batch.labels >= 0].numpy())
+    assert np.array_equal(input_boxes(index, imgsz), batch.boxes[batch.labels >= 0].numpy())
 
 
 def test_boxes_without_a_place_are_named_by_group_and_in_a_line() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from yoloyard.common.image_size import ImageSize
+from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.common.tiles import TileSpec, tile_boxes
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
@@ -60,10 +60,15 @@ def tiled(index: Index, spec: TileSpec | None) -> Index:
     )
 
 
-def input_shape(index: Index, height: int, width: int, imgsz: ImageSize) -> tuple[int, int]:
-    """Height and width that an image of `index`, or a tile, has in the network's input of `imgsz`, without padding."""
+def input_boxes(index: Index, imgsz: ImageSize) -> np.ndarray:
+    """All boxes of `index` as validation places them, float32 (n, 4) xyxy, pixels of the network's input of `imgsz`."""
     fit = resized_shape if index.tiling is None else index.tiling.spec.scaled_shape
-    return fit(height, width, imgsz)
+    sizes, number = np.unique(index.sizes, axis=0, return_inverse=True)
+    scaled = np.array([fit(height, width, imgsz) for height, width in sizes.tolist()])
+    ways = scaled / sizes, (shape_of(imgsz) - scaled) // 2  # scales, and padding above and to the left
+    of_box = np.repeat(number.ravel(), np.diff(index.offsets))
+    scale, padding = (way.astype(np.float32)[of_box][:, [1, 0, 1, 0]] for way in ways)
+    return index.boxes * scale + padding
 
 
 def boxes_in_tiles(boxes: np.ndarray, tiles: np.ndarray, visible: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from yoloyard.common.image_size import ImageSize
 from yoloyard.data.index.index import Index
-from yoloyard.data.index.tiled import input_shape
+from yoloyard.data.index.tiled import input_boxes
 from yoloyard.data.pixels.view import view_of, viewed
 from yoloyard.evaluation.report.drawing import draw_boxes, shrunk
 from yoloyard.evaluation.report.page import Image, counted, embedded, labelled, write_page
@@ -50,8 +50,8 @@ def box_sizes(index: Index, imgsz: ImageSize) -> list[tuple[str, int, str, str, 
 
     Without augmentation; boxes that are to be ignored don't count.
     """
-    scales = [input_shape(index, height, width, imgsz)[0] / height for height, width in index.sizes.tolist()]
-    sides = (index.boxes[:, 2:] - index.boxes[:, :2]).min(axis=1) * np.repeat(scales, np.diff(index.offsets))
+    boxes = input_boxes(index, imgsz)
+    sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
     rows = []
     for label, name in enumerate(index.names):
         mine = sides[(index.labels == label) & ~index.ignore]

@@ -11,6 +11,7 @@ import torch
 
 from yoloyard.common.image_size import ImageSize, shape_of
 from yoloyard.data.index.index import Index
+from yoloyard.data.index.tiled import input_boxes
 from yoloyard.models.heads import Head
 
 log = logging.getLogger(__name__)
@@ -25,16 +26,14 @@ SIZES_PIXELS = (("all", 0.0, np.inf), ("small", 0.0, 32.0), ("medium", 32.0, 96.
 def fit_anchors(head: Head, index: Index, imgsz: ImageSize, anchor_t: float, seed: int) -> None:
     """Give the head new anchors where fewer than 98 % of the boxes are within `anchor_t` times one; log the shares."""
     random = np.random.default_rng(seed)
-    shape = np.array(shape_of(imgsz))
-    fitting = index.sizes if index.tiling is None else np.tile(shape_of(index.tiling.spec.size), (len(index), 1))
-    per_image = (shape / fitting).min(axis=1)  # that an image, or a whole tile, just fits
     trained = ~np.array(index.ignore)
-    image_of_box = np.repeat(np.arange(len(per_image)), np.diff(index.offsets))[trained]
-    boxes = (index.boxes[:, 2:] - index.boxes[:, :2])[trained] * per_image[image_of_box, None]
+    boxes_xyxy = input_boxes(index, imgsz)[trained].astype(float)
+    boxes = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     if not len(boxes):
         return
     # As the zoom of the augmentation will vary them.
-    varied = boxes * random.uniform(0.9, 1.1, len(per_image))[image_of_box, None]
+    zooms = np.repeat(random.uniform(0.9, 1.1, len(index)), np.diff(index.offsets))
+    varied = boxes * zooms[trained, None]
     anchors = head.get_buffer("anchors")
     old = anchors.flatten(0, 1).double().cpu().numpy()
     before = recall_by_size(varied, old, anchor_t)
@@ -42,7 +41,7 @@ def fit_anchors(head: Head, index: Index, imgsz: ImageSize, anchor_t: float, see
         log.info(f"anchors fit: {_line(before)} of the boxes are in their reach")
         return
     log.info(f"anchors fit only {before['all']:.1%} of the boxes: looking for better ones (--no-autoanchor: keep)")
-    new = make_anchors(boxes, len(old), shape[::-1], anchor_t, random)
+    new = make_anchors(boxes, len(old), np.array(shape_of(imgsz)[::-1]), anchor_t, random)
     after = recall_by_size(varied, new, anchor_t)
     log.info(f"  old anchors: {_line(before)}")
     log.info(f"  new anchors: {_line(after)}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from yoloyard.common.boxes import xyxy_to_cxcywh
 from yoloyard.common.image_size import ImageSize, shape_of, size_text
 from yoloyard.data.index.index import Index
-from yoloyard.data.index.tiled import input_shape
+from yoloyard.data.index.tiled import input_boxes
 from yoloyard.losses.anchor_based import match
 from yoloyard.losses.assign import points_between
 from yoloyard.losses.assign_in_reach import candidates
@@ -104,21 +104,9 @@ def matching_report(head: Head, model: str, index: Index, imgsz: ImageSize, anch
     without = WITHOUT.get(head.criterion) if isinstance(head.criterion, str) else None
     if without is None or not len(rows):
         return None
-    boxes = torch.from_numpy(letterboxed(index, imgsz)[rows])
+    boxes = torch.from_numpy(input_boxes(index, imgsz)[rows])
     places = torch.cat([places_of(part, head, shape_of(imgsz), anchor_t) for part in boxes.split(BOXES_AT_ONCE)])
     return MatchingReport(model, imgsz, index, rows, (boxes[:, 2:] - boxes[:, :2]).numpy(), places.numpy(), without)
-
-
-def letterboxed(index: Index, imgsz: ImageSize) -> np.ndarray:
-    """All boxes of `index` as validation places them, float32 (n, 4), pixels of the network's input."""
-    sizes, number = np.unique(index.sizes, axis=0, return_inverse=True)
-    ways = []  # scales, then paddings, of left, top, right, bottom
-    for height, width in sizes.tolist():
-        new_height, new_width = input_shape(index, height, width, imgsz)
-        padding = [(side - new) // 2 for side, new in zip(shape_of(imgsz), (new_height, new_width), strict=True)]
-        ways.append(([new_width / width, new_height / height] * 2, padding[::-1] * 2))
-    scale, pad = np.array(ways, np.float32).swapaxes(0, 1)[:, np.repeat(number.ravel(), np.diff(index.offsets))]
-    return index.boxes * scale + pad
 
 
 def places_of(boxes_xyxy: Tensor, head: Any, shape: tuple[int, int], anchor_t: float) -> Tensor:
