@@ -102,7 +102,7 @@ def test_metadata_that_does_not_fit_the_tensors_is_told(file: Path) -> None:
         ({"model": "yolo99n"}, "names a model that this version can't build: unknown model 'yolo99n'"),
         ({"model_arguments": {"num_classes": 3, "depth": 1}}, "names a model that this version can't build"),
         ({"model": 7}, "doesn't say of which model"),
-        ({"model": "yolo11s"}, r"doesn't fit the model yolo11s that it names: backbone.attention \(35\), .* more\."),
+        ({"model": "yolo11s"}, r"doesn't fit the model yolo11s that it names: backbone.stage4 \(45\), .* more\."),
     ):
         save_weights(file, state, metadata | changed)
         with pytest.raises(UserError, match=message):
@@ -179,6 +179,15 @@ def test_branches_go_to_those_of_their_stride_where_one_network_has_a_level_more
     report = transfer(again, fine.state_dict())
     assert not report.fresh
     assert all(torch.equal(tensor, coarse.state_dict()[name]) for name, tensor in again.state_dict().items())
+
+
+def test_rows_of_classes_behind_layers_of_another_width_are_not_taken() -> None:
+    source, detector = (registry.build("yolo11n", count, class_width=width) for count, width in ((3, 64), (2, 80)))
+    before = detector.state_dict()["head.class_branches.0.2.bias"].clone()
+    report = transfer(detector, source.state_dict(), ("b", "a"), ("a", "b", "c"))
+    assert (report.classes, "head.class_branches.0.2.bias" in report.fresh) == ((), True)
+    assert torch.equal(detector.state_dict()["head.class_branches.0.2.bias"], before)
+    assert str(report) == "took 448 of 499 tensors; new: head.class_branches (51)"
 
 
 def test_what_does_not_belong_is_not_used() -> None:

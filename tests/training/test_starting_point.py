@@ -9,6 +9,7 @@ from yoloyard.common.errors import UsageError
 from yoloyard.config.overrides import checked_overrides
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
+from yoloyard.models.weights import transfer
 from yoloyard.training.setup.starting_point import StartingPoint, starting_point
 
 
@@ -68,3 +69,15 @@ def test_both_kinds_of_branches_are_trained_whatever_a_file_has_of_them(
     assert chosen == {"num_classes": 3, "class_width": 80} | ({"paths": trained} if trained else {})
     with torch.device("meta"):
         assert registry.build(model, **chosen).head.criterion == "end_to_end"
+
+
+@pytest.mark.parametrize("model", ["yolo11n", "yolo11s-p2", "yolov9t"])
+def test_class_branches_are_taken_whatever_their_width_would_be_for_other_classes_and_levels(model: str) -> None:
+    of_file = model.removesuffix("-p2")
+    source = registry.build(of_file, num_classes=70)
+    metadata = {"model": of_file, "model_arguments": {"num_classes": 70}}
+    detector = registry.build(model, **StartingPoint(model, state=source.state_dict(), metadata=metadata).arguments(2))
+    report = transfer(detector, source.state_dict(), ("a", "b"), tuple("abcdefg") * 10)
+    taken, there = (sum("class_branches" in name for name in names) for names in (report.taken, source.state_dict()))
+    assert taken == there - 2 * len(source.head.last_layers) > 0
+    assert report.classes == ("a", "b")

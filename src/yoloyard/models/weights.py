@@ -147,7 +147,8 @@ def transfer(
     counts = (len(sum(rows, shared)), len(sum(source, source_shared)))
     classes: tuple[str, ...] = ()
     for name in last:
-        fits = name in fresh and name in state and own[name].shape[1:] == state[name].shape[1:]
+        weight = f"{name.rpartition('.')[0]}.weight"  # whose width counts for the bias, too
+        fits = name in fresh and {name, weight} <= state.keys() and own[weight].shape[1:] == state[weight].shape[1:]
         if fits and (len(own[name]), len(state[name])) == counts:
             for ours, theirs in [(shared, source_shared), *((rows[a], source[b]) for a, b in pairs)]:
                 own[name][ours] = state[name][theirs].to(own[name])
@@ -191,5 +192,5 @@ def _level_moved(name: str, levels: int) -> str:
 def _summary(names: Sequence[str]) -> str:
     """Tensor names as the parts of the network that they belong to, with their number: "head.class_branches (75)"."""
     parts = Counter(".".join(name.split(".")[:2]) for name in names)
-    shown = [f"{part} ({count})" for part, count in list(parts.items())[:4]]
+    shown = [f"{part} ({count})" for part, count in parts.most_common(4)]
     return ", ".join(shown) + (f", and {len(parts) - 4} more" if len(parts) > 4 else "")

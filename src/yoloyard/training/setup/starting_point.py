@@ -25,6 +25,10 @@ from yoloyard.storage.fetch import local_weights, weights_name
 log = logging.getLogger(__name__)
 
 BOTH = "both"  # of the argument `paths`
+WIDTHS = {  # arguments of models, and layers whose inputs have these widths
+    "class_width": "head.class_branches.0.2.weight",
+    "auxiliary_class_width": "head.auxiliary_class_branches.0.2.weight",
+}
 FILES = (*WEIGHT_FILES, *EXPORTED_FILES)  # the latter are refused by whoever reads them
 
 
@@ -41,7 +45,8 @@ class StartingPoint:
     def arguments(self, num_classes: int, end2end: bool = False, channels: int = 3) -> dict[str, Any]:
         """What the network is built with: class count and channels of the data, the rest as a file of this model says.
 
-        With or without a level of stride 4 it is the same model.
+        With or without a level of stride 4 it is the same model. Class branches have the width that the file's have,
+        whatever it would be for these classes and levels, or nothing of them could be taken.
         Branches that only training needs are there, whatever the file has of them. Raises UsageError if the model can't
         have those that `end2end` asks for.
         """
@@ -49,6 +54,8 @@ class StartingPoint:
         same = self.metadata.get("model_arguments", {}) if is_same else {}
         of_file = ("num_classes", "channels", "auxiliary", "paths")  # a file for inference may lack some branches
         others = {name: value for name, value in same.items() if name not in of_file}
+        if is_same and self.custom is None:
+            others |= {name: self.state[last].shape[1] for name, last in WIDTHS.items() if last in self.state}
         families = registry.families_with_paths()
         if end2end and (is_custom(self.model) or not self.model.startswith(tuple(families))):
             raise UsageError(f"--end2end is for {', '.join(families)}; {self.model} has no such branches")
