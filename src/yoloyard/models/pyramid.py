@@ -71,16 +71,17 @@ class PyramidBackbone(nn.Module):
 
 
 class PathAggregation(nn.Module):
-    """p3 of `p3_width` channels, p4, p5 to three maps that have seen each other: once down the pyramid, once up again.
+    """p3, p4, p5 to three maps that have seen each other: once down the pyramid, once up again.
 
-    With `p2_width` there are four maps: p2 of so many channels comes first. All blocks are made by `stage` but that of
-    the coarsest map. Source: Liu et al., "PANet" (2018).
+    With `has_p2` there are four maps: p2 comes first. `stage_widths` are those of the backbone. All blocks are made by
+    `stage` but that of the coarsest map. Source: Liu et al., "PANet" (2018).
     """
 
     def __init__(
-        self, scale: Scale, p3_width: int, stage: Stage, coarsest_stage: Stage, p2_width: int | None = None
+        self, scale: Scale, stage_widths: Sequence[int], stage: Stage, coarsest_stage: Stage, has_p2: bool = False
     ) -> None:
         super().__init__()
+        p2_width, p3_width = map(scale.channels, stage_widths[:2])
         c3, c4, c5 = (scale.channels(c) for c in LEVEL_WIDTHS)
         self.top_down4 = stage(c5 + c4, c4)
         self.top_down3 = stage(c4 + p3_width, c3)
@@ -88,7 +89,7 @@ class PathAggregation(nn.Module):
         self.bottom_up4 = stage(c3 + c4, c4)
         self.downsample5 = Conv(c4, c4, 3, stride=2)
         self.bottom_up5 = coarsest_stage(c4 + c5, c5)
-        if p2_width is not None:
+        if has_p2:
             c2 = scale.channels(P2_WIDTH)
             self.top_down2 = stage(c3 + p2_width, c2)
             self.downsample3 = Conv(c2, c2, 3, stride=2)

@@ -26,9 +26,7 @@ class Neck(PathAggregation):
 
     def __init__(self, scale: Scale, all_c3k: bool, has_p2: bool = False) -> None:
         stage = partial(C3k2, repeats=scale.repeats(2))
-        p2_width, p3_width = map(scale.channels, STAGE_WIDTHS[:2])
-        stages = partial(stage, c3k=all_c3k), partial(stage, c3k=True)
-        super().__init__(scale, p3_width, *stages, p2_width if has_p2 else None)
+        super().__init__(scale, STAGE_WIDTHS, partial(stage, c3k=all_c3k), partial(stage, c3k=True), has_p2)
 
 
 def build(

@@ -22,7 +22,7 @@ class Neck(PathAggregation):
     def __init__(self, scale: Scale) -> None:
         repeats = scale.repeats(2)
         coarsest_stage = partial(C3k2, repeats=repeats, c3k=True)
-        super().__init__(scale, scale.channels(512), partial(A2C2f, repeats=repeats), coarsest_stage)
+        super().__init__(scale, yolo11.STAGE_WIDTHS, partial(A2C2f, repeats=repeats), coarsest_stage)
 
 
 def build(

@@ -20,7 +20,7 @@ class Neck(PathAggregation):
 
     def __init__(self, scale: Scale) -> None:
         stage = partial(C3k2, repeats=scale.repeats(2), c3k=True)
-        super().__init__(scale, scale.channels(512), stage, AttendedStack)
+        super().__init__(scale, yolo11.STAGE_WIDTHS, stage, AttendedStack)
 
 
 def build(

@@ -30,7 +30,7 @@ class Neck(PathAggregation):
         p3, p4, p5 = (scale.channels(c) for c in yolo11.STAGE_WIDTHS[1:])
         c3, c4, c5 = (scale.channels(c) for c in LEVEL_WIDTHS)
         stage = partial(SeparableC3k2, repeats=scale.repeats(2), c3k=True)
-        super().__init__(scale, p3, stage, stage)
+        super().__init__(scale, yolo11.STAGE_WIDTHS, stage, stage)
         self.enhance = HyperACE((p3, p4, p5), c4, scale.repeats(2), hyperedges)
         self.coarser = Halved(c4, c5)
         self.finer = Conv(c4, c3)

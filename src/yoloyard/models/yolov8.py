@@ -24,8 +24,7 @@ class Neck(PathAggregation):
 
     def __init__(self, scale: Scale, has_p2: bool = False) -> None:
         stage = partial(C2f, repeats=scale.repeats(3), shortcut=False)
-        p2_width, p3_width = map(scale.channels, STAGE_WIDTHS[:2])
-        super().__init__(scale, p3_width, stage, stage, p2_width if has_p2 else None)
+        super().__init__(scale, STAGE_WIDTHS, stage, stage, has_p2)
 
 
 def build(

@@ -115,7 +115,6 @@ def save_run_weights(
         "model": spec.model_name,
         "model_arguments": spec.model_arguments,
         "names": list(spec.names),
-        "channels": setup.train_index.pixels.channels,
         "pixels": setup.train_index.pixels.as_dict(),
         "imgsz": config.imgsz,
         "evaluation": dataclasses.asdict(config.evaluation) | used,
