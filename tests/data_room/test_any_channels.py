@@ -69,10 +69,10 @@ def test_each_channel_is_augmented_as_if_it_were_alone(spec: PixelSpec) -> None:
     def augmented(samples: list[Sample], config: AugmentConfig) -> np.ndarray:
         random = np.random.default_rng(7)
         canvas = 2 * 48, 2 * 64
-        tiles = augment.mosaic_tiles(samples, (48, 64), random)
+        placed = augment.mosaic(samples, (48, 64), random)
         matrix, zoom = augment.draw_affine(*canvas, (48, 64), config, random)
-        sample = augment.place(tiles, canvas, matrix, zoom, (48, 64))
-        sample = augment.mixup(sample, augment.place(tiles[:1], canvas, matrix, zoom, (48, 64)), random)
+        sample = augment.place(placed, canvas, matrix, zoom, (48, 64))
+        sample = augment.mixup(sample, augment.place(placed[:1], canvas, matrix, zoom, (48, 64)), random)
         return augment.flip(sample, config, random).image
 
     for settings in (config, AugmentConfig()):

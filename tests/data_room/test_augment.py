@@ -32,9 +32,9 @@ def image(height: int, width: int, boxes: list[list[int]], colours: np.ndarray) 
     return Sample(image, np.array(boxes, np.float32).reshape(-1, 4), labels, np.zeros(len(boxes), bool), 0)
 
 
-def alone(sample: Sample) -> augment.Tile:
+def alone(sample: Sample) -> augment.Placed:
     """The image on a canvas of its own size."""
-    return augment.Tile(sample, 0, 0)
+    return augment.Placed(sample, 0, 0)
 
 
 def coloured(image: np.ndarray, config: AugmentConfig, random: np.random.Generator) -> np.ndarray:
@@ -75,10 +75,10 @@ def test_boxes_enclose_the_same_pixels_after_all_steps(data: st.DataObject, seed
         sample = image(height, width, [box], COLOURS[number : number + 1])
         sample.labels[:] = number
         samples.append(sample)
-    tiles = augment.mosaic_tiles(samples, imgsz, random) if with_mosaic else [alone(samples[0])]
+    placed = augment.mosaic(samples, imgsz, random) if with_mosaic else [alone(samples[0])]
     height, width = (2 * imgsz, 2 * imgsz) if with_mosaic else samples[0].image.shape[:2]
     matrix, zoom = augment.draw_affine(height, width, shape, config, random)
-    sample = augment.place(tiles, (height, width), matrix, zoom, shape)
+    sample = augment.place(placed, (height, width), matrix, zoom, shape)
     sample = augment.flip(sample, config, random)
     assert sample.image.shape == (*shape, 3)
     assert sample.boxes_xyxy.dtype == np.float32
@@ -190,7 +190,7 @@ def test_a_mosaic_has_no_seams(seed: int, shapes: list[tuple[int, int]]) -> None
         left = 64 + (centre_x if position % 2 else centre_x - width)
         part = surface[top : top + height, left : left + width]
         samples.append(Sample(part, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), position))
-    joined = augment.joined(augment.mosaic_tiles(samples, imgsz, np.random.default_rng(seed)), (128, 128))
+    joined = augment.joined(augment.mosaic(samples, imgsz, np.random.default_rng(seed)), (128, 128))
     # Around the meeting point everything is covered by images.
     near = np.s_[max(centre_y - 40, 0) : centre_y + 40, max(centre_x - 40, 0) : centre_x + 40]
     assert (joined.image[near] == surface[64:192, 64:192][near]).all()
@@ -208,7 +208,7 @@ def test_a_mosaic_has_no_seams(seed: int, shapes: list[tuple[int, int]]) -> None
 
 def test_boxes_of_a_mosaic_are_cut_at_the_canvas() -> None:
     samples = [image(64, 64, [[0, 0, 64, 64]], COLOURS[:1]) for _ in range(4)]
-    sample = augment.joined(augment.mosaic_tiles(samples, 32, np.random.default_rng(1)), (64, 64))
+    sample = augment.joined(augment.mosaic(samples, 32, np.random.default_rng(1)), (64, 64))
     assert sample.image.shape == (64, 64, 3)
     assert sample.boxes_xyxy.min() == 0
     assert sample.boxes_xyxy.max() == 64

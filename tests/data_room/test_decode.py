@@ -13,7 +13,7 @@ from PIL import Image
 
 from yoloyard.common.errors import UserError
 from yoloyard.data.pixels.channels import background
-from yoloyard.data.pixels.decode import BACKGROUND, decode_image, image_size
+from yoloyard.data.pixels.decode import BACKGROUND, decode_image, read_size
 
 # An image without symmetry: what is seen after each EXIF orientation was applied must be this.
 SEEN = np.zeros((24, 40, 3), np.uint8)
@@ -118,7 +118,7 @@ def test_each_orientation_is_seen_the_same(tmp_path: Path, form: str, orientatio
     file.write_bytes(data)
     image = decode_image(file)
     assert image.shape == SEEN.shape
-    assert image_size(file) == (24, 40)
+    assert read_size(file) == (24, 40)
     # JPEG blurs the edges between the colours
     away = (slice(2, None, 7), slice(2, None, 7)) if form == "JPEG" else (slice(None), slice(None))
     assert np.abs(image[away] - seen[away]).max() <= (4 if form == "JPEG" else 0)
@@ -157,7 +157,7 @@ def test_lossless_images_have_pillows_pixels(tmp_path: Path, suffix: str, mode: 
     image = Image.fromarray(NOISE).convert(mode)
     file = save(tmp_path / f"image{suffix}", image, **({"lossless": True} if suffix == ".webp" else {}))
     assert difference(decode_image(file), np.array(image.convert("RGB"))) == 0
-    assert image_size(file) == (64, 64)
+    assert read_size(file) == (64, 64)
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 30, "optimize": True}])
@@ -166,7 +166,7 @@ def test_jpegs_have_pillows_pixels(tmp_path: Path, mode: str, options: dict[str,
     smooth = cv2.resize(NOISE[:8, :8], (50, 30), interpolation=cv2.INTER_CUBIC)
     file = save(tmp_path / "image.jpg", Image.fromarray(smooth).convert(mode), **options)
     assert difference(decode_image(file), np.array(Image.open(file).convert("RGB"))) <= 2
-    assert image_size(file) == (30, 50)
+    assert read_size(file) == (30, 50)
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"])
@@ -282,7 +282,7 @@ def test_pixels_that_could_only_be_guessed_at_are_refused(
 ) -> None:
     file = tmp_path / "image.tif"
     file.write_bytes(tiff(pixels, 2 if pixels.ndim == 3 else 1, tags))
-    for read in (decode_image, image_size):  # so that they are left out before the training
+    for read in (decode_image, read_size):  # so that they are left out before the training
         with pytest.raises(UserError, match=rf"{file}: .*save (it|them)"):
             read(file)
 
@@ -303,7 +303,7 @@ def test_of_several_pages_the_first_is_read(tmp_path: Path) -> None:
         file = save(tmp_path / f"pages{suffix}", pages[0], save_all=True, append_images=pages[1:])
         assert (decode_image(file) == 10).all()
     file = save(tmp_path / "pages.webp", pages[0], save_all=True, append_images=pages[1:], lossless=True)
-    assert image_size(file) == (20, 30)
+    assert read_size(file) == (20, 30)
     if cv2.__version__ >= "4.12":  # before, it is an error
         assert (decode_image(file) == 10).all()
 
@@ -314,7 +314,7 @@ def test_both_byte_orders_and_big_tiffs_are_read(tmp_path: Path, order: str, big
     file = tmp_path / "image.tif"
     file.write_bytes(tiff(STORED[6], 2, {274: 6}, order, big))
     assert difference(decode_image(file), SEEN) == 0
-    assert image_size(file) == (24, 40)
+    assert read_size(file) == (24, 40)
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_sizes_are_read_without_decoding(
     size = decode_image(file).shape[:2]
     assert size == ((300, 400) if "exif" in options else (400, 300))
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
-    assert image_size(file) == size
+    assert read_size(file) == size
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "WEBP", "TIFF"])
@@ -349,12 +349,12 @@ def test_a_cut_file_is_named(tmp_path: Path, form: str, part: float, side: int) 
     file = tmp_path / "cut"
     kept = whole[: int(part * len(whole))]
     file.write_bytes(kept)
-    for read in (decode_image, image_size):
+    for read in (decode_image, read_size):
         with pytest.raises(UserError, match=rf"{file}.*cut off"):
             read(file)
     if form in ("JPEG", "PNG"):  # as a download that was broken off leaves it
         file.write_bytes(kept + bytes(len(whole) - len(kept)))
-        for read in (decode_image, image_size):
+        for read in (decode_image, read_size):
             with pytest.raises(UserError, match=rf"{file}.*cut off"):
                 read(file)
 
@@ -365,10 +365,10 @@ def test_the_end_of_a_thumbnail_is_not_the_end_of_its_image(tmp_path: Path) -> N
     whole = image[:2] + block + image[2:]
     file = tmp_path / "cut.jpg"
     file.write_bytes(whole)
-    assert image_size(file) == decode_image(file).shape[:2] == (64, 64)
+    assert read_size(file) == decode_image(file).shape[:2] == (64, 64)
     for length in (2 + len(block), 2 + len(block) + 20, len(whole) - 2):
         file.write_bytes(whole[:length])
-        for read in (decode_image, image_size):
+        for read in (decode_image, read_size):
             with pytest.raises(UserError, match=rf"{file}.*cut off"):
                 read(file)
 
@@ -381,7 +381,7 @@ def test_fill_bytes_and_thumbnails_before_the_pixels_are_passed_over(tmp_path: P
     file.write_bytes(image[:2] + block + b"\xff\xff\xff" + image[2:])
     assert decode_image(file).shape == SEEN.shape
     assert (decode_image(file)[4, 4] // 100 == (2, 0, 0)).all()  # the corner that is red
-    assert image_size(file) == (24, 40)
+    assert read_size(file) == (24, 40)
 
 
 def test_foreign_bytes_among_a_jpegs_pixels_are_found(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_foreign_bytes_among_a_jpegs_pixels_are_found(tmp_path: Path) -> None:
     assert decode_image(file).shape == NOISE.shape
     middle = len(whole) // 2
     file.write_bytes(whole[:middle] + b"\x12\xff\x34" + whole[middle + 3 :])
-    for read in (decode_image, image_size):  # so that it is left out before the training
+    for read in (decode_image, read_size):  # so that it is left out before the training
         with pytest.raises(UserError, match=rf"{file}: it is damaged"):
             read(file)
 
@@ -399,11 +399,11 @@ def test_foreign_bytes_among_a_jpegs_pixels_are_found(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_large_images_and_odd_exif_blocks_are_not_refused(tmp_path: Path) -> None:
     """Pillow takes more than 179 million pixels for an attack."""
-    assert image_size(save(tmp_path / "large.png", Image.new("1", (14_000, 14_000)))) == (14_000, 14_000)
+    assert read_size(save(tmp_path / "large.png", Image.new("1", (14_000, 14_000)))) == (14_000, 14_000)
     for block in (b"", b"garbage!" * 4, b"II*\0", b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 274, 3, 1, 9, 0)):
         file = tmp_path / "odd.jpg"
         file.write_bytes(encode(NOISE, "JPEG", exif=b"Exif\0\0" + block))
-        assert image_size(file) == decode_image(file).shape[:2] == (64, 64)
+        assert read_size(file) == decode_image(file).shape[:2] == (64, 64)
 
 
 def test_a_png_whose_middle_is_destroyed_is_named(tmp_path: Path) -> None:
@@ -420,13 +420,13 @@ def test_a_png_whose_middle_is_destroyed_is_named(tmp_path: Path) -> None:
 def test_what_is_no_image_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "nothing.jpg"
     file.write_bytes(content)
-    for read in (decode_image, image_size):
+    for read in (decode_image, read_size):
         with pytest.raises(UserError, match=str(file)):
             read(file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    for read in (decode_image, image_size):
+    for read in (decode_image, read_size):
         with pytest.raises(UserError, match=r"gone\.png: No such file"):
             read(tmp_path / "gone.png")
 
@@ -450,7 +450,7 @@ def test_a_tiff_with_a_damaged_count_is_read_or_named(tmp_path: Path) -> None:
             damaged[entry + 4] = count
             (tmp_path / "a.tif").write_bytes(damaged)
             try:
-                assert image_size(tmp_path / "a.tif", bytes(damaged)) == (40, 60)
+                assert read_size(tmp_path / "a.tif", bytes(damaged)) == (40, 60)
             except UserError as error:
                 refused[int.from_bytes(content[entry : entry + 2], "little")] = str(error)
     assert {256, 257} <= refused.keys()  # width and height

@@ -21,8 +21,8 @@ from yoloyard.data.pixels import augment
 IMGSZ = 64
 
 
-def plain(tiles: list[augment.Tile], canvas: tuple[int, int], *how: object) -> Sample:
-    return augment.warp(augment.joined(tiles, canvas), *how)  # type: ignore[arg-type]
+def plain(placed: list[augment.Placed], canvas: tuple[int, int], *how: object) -> Sample:
+    return augment.warp(augment.joined(placed, canvas), *how)  # type: ignore[arg-type]
 
 
 def sample(random: np.random.Generator, label: int) -> Sample:
@@ -41,13 +41,13 @@ def test_a_sample_is_that_of_the_plain_way_to_less_than_a_pixel(seed: int, with_
     random = np.random.default_rng(seed)
     samples = [sample(random, label) for label in range(4)]
     if with_mosaic:
-        canvas, tiles = (2 * IMGSZ, 2 * IMGSZ), augment.mosaic_tiles(samples, IMGSZ, random)
+        canvas, placed = (2 * IMGSZ, 2 * IMGSZ), augment.mosaic(samples, IMGSZ, random)
     else:
         height, width = samples[0].image.shape[:2]
-        canvas, tiles = (height, width), [augment.Tile(samples[0], 0, 0)]
+        canvas, placed = (height, width), [augment.Placed(samples[0], 0, 0)]
     matrix, zoom = augment.draw_affine(*canvas, (IMGSZ, IMGSZ), AugmentConfig(translate=0.2), random)
-    expected = plain(tiles, canvas, matrix, zoom, (IMGSZ, IMGSZ))
-    found = augment.place(tiles, canvas, matrix, zoom, (IMGSZ, IMGSZ))
+    expected = plain(placed, canvas, matrix, zoom, (IMGSZ, IMGSZ))
+    found = augment.place(placed, canvas, matrix, zoom, (IMGSZ, IMGSZ))
     assert (found.image_id, found.source_ids) == (expected.image_id, expected.source_ids)
     boxes = dict(zip(expected.labels.tolist(), expected.boxes_xyxy, strict=True))
     for label, box in zip(found.labels.tolist(), found.boxes_xyxy, strict=True):
@@ -63,10 +63,10 @@ def test_a_sample_is_that_of_the_plain_way_to_less_than_a_pixel(seed: int, with_
 @pytest.mark.parametrize("change", [{"degrees": 5.0}, {"shear": 5.0}, {"perspective": 0.001}])
 def test_what_a_crop_cannot_do_is_warped(change: dict[str, float]) -> None:
     random = np.random.default_rng(3)
-    tiles = augment.mosaic_tiles([sample(random, label) for label in range(4)], IMGSZ, random)
+    placed = augment.mosaic([sample(random, label) for label in range(4)], IMGSZ, random)
     canvas, shape = (2 * IMGSZ, 2 * IMGSZ), (IMGSZ, IMGSZ)
     matrix, zoom = augment.draw_affine(*canvas, shape, AugmentConfig(**change), random)  # type: ignore[arg-type]
-    found, expected = augment.place(tiles, canvas, matrix, zoom, shape), plain(tiles, canvas, matrix, zoom, shape)
+    found, expected = augment.place(placed, canvas, matrix, zoom, shape), plain(placed, canvas, matrix, zoom, shape)
     assert (found.image == expected.image).all()
     assert (found.boxes_xyxy == expected.boxes_xyxy).all()
 
@@ -104,16 +104,16 @@ def test_several_hundred_samples_are_distributed_as_those_of_the_plain_way(
     assert steps[0] == pytest.approx(steps[1], rel=0.05)
 
 
-def test_neighbouring_tiles_leave_no_gap() -> None:
+def test_neighbouring_images_leave_no_gap() -> None:
     random = np.random.default_rng(0)
     for _ in range(200):
         whites = [
             dataclasses.replace(sample(random, label), image=np.full((IMGSZ, IMGSZ, 3), 255, np.uint8))
             for label in range(4)
         ]
-        tiles = augment.mosaic_tiles(whites, IMGSZ, random)
+        placed = augment.mosaic(whites, IMGSZ, random)
         canvas = (2 * IMGSZ, 2 * IMGSZ)
         matrix, zoom = augment.draw_affine(*canvas, (IMGSZ, IMGSZ), AugmentConfig(), random)
-        image = augment.place(tiles, canvas, matrix, zoom, (IMGSZ, IMGSZ)).image[..., 0]
+        image = augment.place(placed, canvas, matrix, zoom, (IMGSZ, IMGSZ)).image[..., 0]
         rows, columns = np.flatnonzero((image == 255).any(axis=1)), np.flatnonzero((image == 255).any(axis=0))
         assert (image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] == 255).all()

@@ -20,7 +20,7 @@ from yoloyard.cli.main import main
 from yoloyard.commands.model import Model
 from yoloyard.commands.predict import json_rows, predict
 from yoloyard.commands.sources import find_sources
-from yoloyard.data.pixels.decode import decode_image, encode_jpeg, image_size
+from yoloyard.data.pixels.decode import decode_image, encode_jpeg, read_size
 from yoloyard.demo.drawing import NAMES
 from yoloyard.models.weights import load_model, save_weights
 from yoloyard.serving import v2
@@ -76,7 +76,7 @@ def test_an_image_gives_what_predict_gives_bit_for_bit(server: Server, model: Mo
     assert answer.json["detections"] == expected
     body, headers = form("file", IMAGES[name])
     assert server.ask("/predict?model=second", body, headers).json["detections"] == expected
-    assert (answer.json["height"], answer.json["width"]) == image_size(tmp_path / "image")
+    assert (answer.json["height"], answer.json["width"]) == read_size(tmp_path / "image")
 
 
 def test_the_rows_are_those_of_predictions_json(server: Server, model: Model, tmp_path: Path) -> None:

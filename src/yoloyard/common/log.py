@@ -45,6 +45,6 @@ def time_text(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
-def size_text(size: float) -> str:
+def bytes_text(size: float) -> str:
     """Bytes, such as 12.5 MB or 1.3 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

@@ -18,7 +18,7 @@ import yaml
 
 from yoloyard.common.errors import alert_line
 from yoloyard.common.files import is_locked
-from yoloyard.common.log import size_text, time_text
+from yoloyard.common.log import bytes_text, time_text
 
 STATUS, LAST_VALIDATION = "status.json", "last_validation.json"
 STATUS_KEYS = {"state", "reason", "host", "pid", "started", "updated", "seconds", "epoch", "epochs", "step", "steps"}
@@ -73,7 +73,7 @@ class RunFolder:
             "best (epoch)": f"{best['value']:.4f} ({best['epoch']})" if best else "",
             "time": time_text(self.seconds),
             "left at most": time_text(self.seconds_left) if self.seconds_left else "",
-            "size": size_text(self.bytes),
+            "size": bytes_text(self.bytes),
             "backup": ", ".join(filter(None, (newest, late, backup.get("error")))) if backup else "",
             "alerts": str(len(self.alerts) or ""),
         }

@@ -10,14 +10,14 @@ from typing import Any
 from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import RUN_MARK, new_run_folder
-from yoloyard.common.image_size import say_rounded, shape_of
+from yoloyard.common.image_size import of_metadata, say_rounded, shape_of
 from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import unknown_name
 from yoloyard.config.settings import ExportConfig, ModelConfig
 from yoloyard.export import int8, onnx_file, openvino_file, programs, tensorrt, triton
 from yoloyard.export.end_nodes import end_nodes
-from yoloyard.export.job import Job, image_size
+from yoloyard.export.job import Job
 from yoloyard.export.parity import Parity, compare
 from yoloyard.export.preprocess import colours_of, limits_of, write_client
 from yoloyard.models.detector import Detector
@@ -170,7 +170,7 @@ def _facts(config: ExportConfig, weights: Path, detector: Detector, metadata: Ma
         outputs=config.outputs,
         names=metadata.get("names") or [str(number) for number in range(detector.num_classes)],
         strides=detector.strides,
-        shape=None if config.dynamic else shape_of(image_size(config, detector, metadata)),
+        shape=None if config.dynamic else shape_of(detector.input_size(config.imgsz or of_metadata(metadata))),
         max_batch=None,
         precision="float32",
         weights_sha256=file_sha256(weights),

@@ -25,11 +25,6 @@ from yoloyard.runtimes.network import Network
 OF_TRAINING = ("classes", "single_cls")  # settings that say which classes of the data the weights know
 
 
-def image_size(config: ExportConfig, detector: Detector, metadata: Mapping[str, Any]) -> ImageSize:
-    """The size that an image is fitted into: multiples of the largest stride."""
-    return detector.input_size(config.imgsz or of_metadata(metadata))
-
-
 @dataclass(frozen=True)
 class Job:
     """What each target is handed. `detector` is as `load_model` gives it: float32, on the CPU, in evaluation mode."""
@@ -48,8 +43,8 @@ class Job:
 
     @property
     def imgsz(self) -> ImageSize:
-        """What `image_size` gives."""
-        return image_size(self.config, self.detector, self.metadata)
+        """The size that an image is fitted into: multiples of the largest stride."""
+        return self.detector.input_size(self.config.imgsz or of_metadata(self.metadata))
 
     @cached_property
     def reference(self) -> Network:

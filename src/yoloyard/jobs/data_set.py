@@ -21,7 +21,7 @@ import yaml
 from yoloyard.common.cores import map_in_threads, usable_cores
 from yoloyard.common.digests import file_sha256
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 from yoloyard.data.formats.data_yaml import DataSpec, read_data_yaml
 from yoloyard.data.formats.pixel_keys import pixel_keys
 from yoloyard.data.formats.sources import find_sources
@@ -124,7 +124,7 @@ def _digests(folder: Path, names: Sequence[str]) -> list[str]:
     changed = [name for name in names if known.get(name, [None])[:-1] != stamps[name]]
     size = sum(stamps[name][0] for name in changed if stamps[name])
     if size > SAID_BYTES:
-        log.info(f"reading {size_text(size)} of data for their fingerprint, this once")
+        log.info(f"reading {bytes_text(size)} of data for their fingerprint, this once")
     digests = map_in_threads(lambda name: _digest(folder / name), changed, min(8, usable_cores()))
     new = {name: [*stamps[name], digest] for name, digest in zip(changed, digests, strict=True)}
     rows = {name: new.get(name) or known[name] for name in names}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yoloyard.common.errors import UsageError, UserError
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 from yoloyard.common.run_folder import read_run
 from yoloyard.jobs import sky_task, skypilot
 from yoloyard.jobs.launched import FILE, Launch, parse_launch
@@ -46,7 +46,7 @@ def describe(prepared: Prepared, new: bool = False) -> str:
     launch, task = prepared.launch, _task(prepared)[0]
     what = f"{launch.nodes} x " + (f"{launch.gpu}:{launch.gpus}" if launch.gpus else "CPU")
     spot = " on spot" if prepared.job.resources.spot else ""
-    data = f", {_data_place(prepared)}/ ({size_text(prepared.data.bytes)} of data)" if prepared.data.folder else ""
+    data = f", {_data_place(prepared)}/ ({bytes_text(prepared.data.bytes)} of data)" if prepared.data.folder else ""
     made = [
         f"a managed job of SkyPilot, {task['name']}",
         f"{what}{spot} on {launch.on}, each with its disk; all labelled {LABEL}={task['name']}",

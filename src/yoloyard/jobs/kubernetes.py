@@ -15,7 +15,7 @@ import yaml
 import yoloyard.docker
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.files import write_whole_folder
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 from yoloyard.jobs.data_set import YAML
 from yoloyard.jobs.launched import FILE, Launch, write_launch
 from yoloyard.jobs.prepare import Prepared
@@ -58,8 +58,8 @@ def write_kubernetes(prepared: Prepared, folder: Path) -> None:
     name, data = _plain(launch.name), prepared.data
     if data.folder is not None:
         log.info(
-            f"first copy {len(data.files):,} files ({size_text(data.bytes)}) of {data.folder} to {launch.name}/data on "
-            "the volume yoloyard-workspace (docs/kubernetes.md)"
+            f"first copy {len(data.files):,} files ({bytes_text(data.bytes)}) of {data.folder} to {launch.name}/data "
+            "on the volume yoloyard-workspace (docs/kubernetes.md)"
         )
     if prepared.job.resources.spot:
         log.info("spot: each cloud has taints and labels of its own for such nodes; add those of yours to the pod")
@@ -78,8 +78,8 @@ def _write(prepared: Prepared, folder: Path) -> None:
     names = sorted(path.name for path in files.iterdir())
     if (size := sum((files / each).stat().st_size for each in names)) > CONFIG_MAP_BYTES:
         raise UserError(
-            f"the checkout has {size_text(size)} compressed, more than a ConfigMap takes "
-            f"({size_text(CONFIG_MAP_BYTES)}): `launch --on kubernetes` starts the job by SkyPilot"
+            f"the checkout has {bytes_text(size)} compressed, more than a ConfigMap takes "
+            f"({bytes_text(CONFIG_MAP_BYTES)}): `launch --on kubernetes` starts the job by SkyPilot"
         )
     job, secret, storage = (yaml.safe_load((BASE / f"{each}.yaml").read_bytes()) for each in PARTS)
     _fill(job, launch)

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from yoloyard.common.errors import UsageError, UserError, last_line, printable
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 from yoloyard.common.run_folder import read_run
 from yoloyard.jobs import setting_up
 from yoloyard.jobs.job_folder import JobFolder, probe, script_of
@@ -125,7 +125,7 @@ def describe(prepared: Prepared, new: bool = False) -> str:
     """What `launch` would make and start, for people; no connection is opened."""
     launch, data, root = prepared.launch, prepared.data, "~/.yoloyard"
     patch = f" with changes in {len(prepared.source.changed)} files" if launch.patch else ""
-    sent = f"{len(data.files):,} files, {size_text(data.bytes)}" if data.folder else f"from {data.source}"
+    sent = f"{len(data.files):,} files, {bytes_text(data.bytes)}" if data.folder else f"from {data.source}"
     run = next_run(launch, launch.run) if new else f"{launch.run}, or the next where that is finished"
     rows = {
         f"{root}/packages/{launch.yoloyard}": "this package",

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import yoloyard
 from yoloyard.common.errors import UserError, last_line
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 from yoloyard.jobs.data_set import DataSet
 from yoloyard.jobs.job_folder import JobFolder
 from yoloyard.jobs.launched import Launch
@@ -203,7 +203,7 @@ def check_room(job: JobFolder, needed: float) -> None:
     """Raises UserError if the disk of ~/.yoloyard there has less free than `needed` bytes and something to spare."""
     free = 1024 * int(job.run("looking at the disk", FREE, job.root))
     if free < needed + SPARE_BYTES:
-        what = f"{job.host} has {size_text(free)} free in {job.root}, the job needs {size_text(needed + SPARE_BYTES)}"
+        what = f"{job.host} has {bytes_text(free)} free in {job.root}, the job needs {bytes_text(needed + SPARE_BYTES)}"
         raise UserError(f"{what}: make room there, or make {job.root} a link to a folder on a larger disk")
 
 
@@ -242,7 +242,7 @@ def send_source(job: JobFolder, source: Source) -> None:
         if old != source.commit:
             source.bundle(Path(scratch, BUNDLE), old)
         size = sum(path.stat().st_size for path in Path(scratch).iterdir())
-        log.info(f"sending the commit {source.commit[:12]}, {size_text(size)}")
+        log.info(f"sending the commit {source.commit[:12]}, {bytes_text(size)}")
         job.rsync("sending the commit", "-rt", "--partial-dir=.partial", f"{scratch}/", f"{job.there(job.path)}/")
     job.run("checking the commit out", f'cd "$1" && shift && {{\n{CHECKOUT}\n}}', job.path, source.commit)
 
@@ -258,7 +258,7 @@ def send_data(job: JobFolder, data: DataSet) -> None:
         job.rsync("sending the list of the data", "-t", listed, f"{job.there(job.path)}/")
         there = 1024 * int(job.run("looking at the data", LIST_DATA, job.path) or 0)
         check_room(job, max(0, data.bytes - there))
-        log.info(f"sending {len(data.files):,} files of {data.folder}, {size_text(data.bytes)}; what is there stays")
+        log.info(f"sending {len(data.files):,} files of {data.folder}, {bytes_text(data.bytes)}; what is there stays")
         options = ["-tL", "--partial-dir=.rsync-partial", "--from0", f"--files-from={listed}"]
         job.rsync("sending the data", *options, f"{data.folder}/", f"{job.there(job.path)}/data/", is_shown=True)
     job.run("clearing the data", CLEAR_DATA, job.path)

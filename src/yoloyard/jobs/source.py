@@ -13,7 +13,7 @@ from pathlib import Path
 
 from yoloyard.common.errors import UsageError, UserError, last_line
 from yoloyard.common.files import RUN_MARK
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 
 log = logging.getLogger(__name__)
 
@@ -179,8 +179,8 @@ def _new_files(top: Path, elsewhere: Collection[str]) -> list[str]:
     if sum(sizes.values()) > LARGE_PATCH:
         largest = ", ".join(sorted(sizes, key=lambda name: -sizes[name])[:3])
         raise UsageError(
-            f"{size_text(sum(sizes.values()))} in {top} are neither committed nor ignored (the largest of {len(new):,} "
-            f"files: {largest}): commit them, name them in .gitignore, or let `data:` hold them"
+            f"{bytes_text(sum(sizes.values()))} in {top} are neither committed nor ignored (the largest of "
+            f"{len(new):,} files: {largest}): commit them, name them in .gitignore, or let `data:` hold them"
         )
     return new
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 from yoloyard.planning.figures import Estimate, Offer
 from yoloyard.planning.prices import is_usable
 
@@ -133,7 +133,7 @@ def _rent(good: Sequence[Choice], demands: Demands, mine: str) -> Recommendation
 
 def _no_memory(choices: Sequence[Choice], gpus: Sequence[Estimate], mine: str) -> Recommendation:
     able = [each for each in gpus if each.micro_batch > 0]
-    need = f"a step with one image takes {size_text(min(each.peak_bytes for each in gpus))}"
+    need = f"a step with one image takes {bytes_text(min(each.peak_bytes for each in gpus))}"
     if not able:
         reason = f"None has enough memory: {need}: lower --imgsz or take a smaller --model.{mine}"
         return Recommendation("memory", reason)

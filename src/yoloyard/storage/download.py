@@ -12,7 +12,7 @@ from typing import IO
 
 from yoloyard.common.errors import UserError, printable
 from yoloyard.common.files import cannot_write
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 
 READ_SECONDS = 30.0  # that a server may be silent; all together may take any time
 CONNECTIONS = 5  # that are cut, one after the other, before it is given up
@@ -54,7 +54,7 @@ def download(address: str, part: Path, show: Show) -> None:
             return
         except CutError as error:
             if connection == CONNECTIONS or _size(part) <= before:  # nothing came: it is not worth another
-                kept = f"; {size_text(_size(part))} are here, and the same command goes on from there"
+                kept = f"; {bytes_text(_size(part))} are here, and the same command goes on from there"
                 raise FetchError(f"{error}{kept if _validator(part, address) and _size(part) else ''}") from error
         except OSError as error:
             forget(part)
@@ -110,7 +110,7 @@ def _receive(answer: HTTPResponse, address: str, part: Path, show: Show) -> None
             file.write(chunk)
             done += len(chunk)
     if total is not None and done != total:
-        raise CutError(f"{address}: the connection was cut after {size_text(done)} of {size_text(total)}")
+        raise CutError(f"{address}: the connection was cut after {bytes_text(done)} of {bytes_text(total)}")
 
 
 def _content_range(answer: HTTPResponse) -> tuple[int, int] | tuple[()]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import EXPORTED_FILES, RUN_MARK, write_whole, write_whole_folder
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 from yoloyard.data.store import Store, alone
 from yoloyard.storage.address import is_address, reasons_said
 from yoloyard.storage.copies import NOTE, Copies, Manifest, part_of
@@ -68,7 +68,7 @@ def fetch_run(address: str, endpoint: str | None, project: Path) -> Path:
                     log.warning(f"{address}: checkpoint {manifest.number} is damaged: {error}; trying the one before")
                     continue
                 size = sum(each["size"] for each in manifest.files.values())
-                log.info(f"fetched {size_text(size)} from {address} into {folder}")
+                log.info(f"fetched {bytes_text(size)} from {address} into {folder}")
                 return folder
     raise UserError(f"{address} holds no whole checkpoint: each of its {len(manifests)} is damaged, as said above")
 
@@ -92,7 +92,7 @@ def local_weights(weights: str) -> Path:
         cache = Store("weights", Path(path).suffix, 1, WEIGHTS_KEPT)
         place = cache.path([weights, found["e_tag"], found["size"]])
         if cache.find(place, Path.stat) is None:
-            log.info(f"fetching {weights} ({size_text(found['size'])})")
+            log.info(f"fetching {weights} ({bytes_text(found['size'])})")
             cache.make_room(place, is_alone=False)
             write_whole(place, partial(copies.download, path))
     return place

@@ -15,7 +15,7 @@ import numpy as np
 from yoloyard.common.cores import map_in_threads, usable_cores
 from yoloyard.common.errors import UserError
 from yoloyard.data.audit.problems import Problem
-from yoloyard.data.pixels.decode import decode_thumbnail, image_size
+from yoloyard.data.pixels.decode import decode_thumbnail, read_size
 from yoloyard.data.store import Store, map_arrays, stamp, write_arrays
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def _examine_file(key: bytes) -> ImageFacts:
     try:
         data = path.read_bytes()
         digest = hashlib.blake2b(data, digest_size=16).digest()
-        height, width = image_size(path, data)
+        height, width = read_size(path, data)
         if min(height, width) >= MIN_SIDE_PIXELS:
             thumbnail, channels, bits = decode_thumbnail(path, data, (height, width), THUMBNAIL_SIDE_PIXELS)
             return ImageFacts(height, width, digest, thumbnail, channels, bits)

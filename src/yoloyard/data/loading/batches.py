@@ -74,12 +74,12 @@ class TrainingBatches(Dataset[Batch | UserError]):
             height, width = shape_of(imgsz)
             canvas = 2 * height, 2 * width
             others = [self._pasted(partner, position, request, random) for partner in partners]
-            tiles = augment.mosaic_tiles([sample, *others], imgsz, random)
+            placed = augment.mosaic([sample, *others], imgsz, random)
         else:
             canvas = sample.image.shape[0], sample.image.shape[1]
-            tiles = [augment.Tile(sample, 0, 0)]
+            placed = [augment.Placed(sample, 0, 0)]
         matrix, zoom = augment.draw_affine(*canvas, shape, config, random)
-        return augment.place(tiles, canvas, matrix, zoom, shape)
+        return augment.place(placed, canvas, matrix, zoom, shape)
 
     def _pasted(self, index: int, position: int, request: BatchRequest, random: np.random.Generator) -> Sample:
         """Image `index`, with defects of another one where `copy_paste` says so."""

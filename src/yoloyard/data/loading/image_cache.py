@@ -27,7 +27,7 @@ from yoloyard.data.index.index import Index, stamps
 from yoloyard.data.loading.limits import free_memory
 from yoloyard.data.pixels import channels
 from yoloyard.data.pixels.augment import resized_shape
-from yoloyard.data.pixels.decode import decode_image, image_size, largest_reduction
+from yoloyard.data.pixels.decode import decode_image, largest_reduction, read_size
 from yoloyard.data.store import Store, alone
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ def load_resized(
     image = decode_image(path, reduction, pixels=index.pixels)
     # Only JPEGs can be reduced.
     if image.shape[:2] not in ((height, width), (math.ceil(height / reduction), math.ceil(width / reduction))):
-        now_height, now_width = image_size(path)
+        now_height, now_width = read_size(path)
         raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {now_width}x{now_height}")
     if memory is None:
         return channels.resize(image, shape)

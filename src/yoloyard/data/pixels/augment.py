@@ -67,7 +67,7 @@ def _scaled(height: int, width: int, ratio: float) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Tile:
+class Placed:
     """An image and its position on a canvas."""
 
     sample: Sample
@@ -75,37 +75,37 @@ class Tile:
     top: int
 
 
-def mosaic_tiles(samples: Sequence[Sample], imgsz: ImageSize, random: np.random.Generator) -> list[Tile]:
+def mosaic(samples: Sequence[Sample], imgsz: ImageSize, random: np.random.Generator) -> list[Placed]:
     """Four images whose corners meet near the middle of a canvas of twice `imgsz`.
 
     Order: top left, top right, bottom left, bottom right; the first gives the image id.
     Source: Bochkovskiy et al., "YOLOv4" (arXiv 2004.10934), section 3.3.
     """
     centre_y, centre_x = (int(random.uniform(side / 2, 3 * side / 2)) for side in shape_of(imgsz))
-    tiles = []
+    placed = []
     for position, sample in enumerate(samples):
         height, width = sample.image.shape[:2]
         left = centre_x if position % 2 else centre_x - width
         top = centre_y if position // 2 else centre_y - height
-        tiles.append(Tile(sample, left, top))
-    return tiles
+        placed.append(Placed(sample, left, top))
+    return placed
 
 
-def joined(tiles: Sequence[Tile], shape: tuple[int, int]) -> Sample:
-    """All tiles as one image of `shape` (H, W); they and their boxes are cut at its edges."""
-    canvas = channels.blank_like(tiles[0].sample.image, shape)
-    for tile in tiles:
-        x, y = max(tile.left, 0), max(tile.top, 0)
-        part = tile.sample.image[y - tile.top : shape[0] - tile.top, x - tile.left : shape[1] - tile.left]
+def joined(placed: Sequence[Placed], shape: tuple[int, int]) -> Sample:
+    """All placed images as one of `shape` (H, W); they and their boxes are cut at its edges."""
+    canvas = channels.blank_like(placed[0].sample.image, shape)
+    for each in placed:
+        x, y = max(each.left, 0), max(each.top, 0)
+        part = each.sample.image[y - each.top : shape[0] - each.top, x - each.left : shape[1] - each.left]
         canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
-    boxes = _on_canvas(tiles, shape)
+    boxes = _on_canvas(placed, shape)
     seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    return _united([tile.sample for tile in tiles], canvas, boxes, seen)
+    return _united([each.sample for each in placed], canvas, boxes, seen)
 
 
-def _on_canvas(tiles: Sequence[Tile], shape: tuple[int, int]) -> np.ndarray:
-    """The boxes (n, 4) of all tiles in pixels of the canvas."""
-    moved = [tile.sample.boxes_xyxy + np.array([tile.left, tile.top] * 2, np.float32) for tile in tiles]
+def _on_canvas(placed: Sequence[Placed], shape: tuple[int, int]) -> np.ndarray:
+    """The boxes (n, 4) of all placed images in pixels of the canvas."""
+    moved = [each.sample.boxes_xyxy + np.array([each.left, each.top] * 2, np.float32) for each in placed]
     return np.concatenate(moved).clip(0, [shape[1], shape[0]] * 2).astype(np.float32)
 
 
@@ -156,30 +156,30 @@ def warp(sample: Sample, matrix: np.ndarray, zoom: float, shape: tuple[int, int]
 
 
 def place(
-    tiles: Sequence[Tile], canvas: tuple[int, int], matrix: np.ndarray, zoom: float, shape: tuple[int, int]
+    placed: Sequence[Placed], canvas: tuple[int, int], matrix: np.ndarray, zoom: float, shape: tuple[int, int]
 ) -> Sample:
-    """Tiles on a canvas of size `canvas` (H, W), moved by `matrix` onto an output of `shape` (H, W), as `warp` does it.
+    """Images on a canvas of `canvas` (H, W), moved by `matrix` onto an output of `shape` (H, W), as `warp` does it.
 
-    Without rotation, shear and perspective each tile is cropped and resized directly into the output, in a fraction of
+    Without rotation, shear and perspective each image is cropped and resized directly into the output, in a fraction of
     the time. Crops have whole pixels, so images and their boxes are up to half a pixel away from the matrix.
     """
     if matrix[0, 1] or matrix[1, 0] or matrix[2, 0] or matrix[2, 1]:
-        return warp(joined(tiles, canvas), matrix, zoom, shape)
-    image = channels.blank_like(tiles[0].sample.image, shape)
+        return warp(joined(placed, canvas), matrix, zoom, shape)
+    image = channels.blank_like(placed[0].sample.image, shape)
     moved = []
-    for tile in tiles:
-        height, width = tile.sample.image.shape[:2]
-        in_x, out_x, scale_x = _spans(tile.left, width, canvas[1], matrix[0, 0], matrix[0, 2], shape[1])
-        in_y, out_y, scale_y = _spans(tile.top, height, canvas[0], matrix[1, 1], matrix[1, 2], shape[0])
+    for each in placed:
+        height, width = each.sample.image.shape[:2]
+        in_x, out_x, scale_x = _spans(each.left, width, canvas[1], matrix[0, 0], matrix[0, 2], shape[1])
+        in_y, out_y, scale_y = _spans(each.top, height, canvas[0], matrix[1, 1], matrix[1, 2], shape[0])
         part = image[out_y, out_x]
         if part.size:
-            channels.resize(tile.sample.image[in_y, in_x], part.shape[:2], part)
+            channels.resize(each.sample.image[in_y, in_x], part.shape[:2], part)
         shift = np.array([out_x.start - in_x.start * scale_x, out_y.start - in_y.start * scale_y] * 2)
-        boxes = tile.sample.boxes_xyxy * np.array([scale_x, scale_y] * 2) + shift
+        boxes = each.sample.boxes_xyxy * np.array([scale_x, scale_y] * 2) + shift
         moved.append(boxes.clip([out_x.start, out_y.start] * 2, [out_x.stop, out_y.stop] * 2))
     boxes = np.concatenate(moved)
-    kept = _recognisable(boxes, _on_canvas(tiles, canvas), zoom)
-    return _united([tile.sample for tile in tiles], image, boxes, kept)
+    kept = _recognisable(boxes, _on_canvas(placed, canvas), zoom)
+    return _united([each.sample for each in placed], image, boxes, kept)
 
 
 def _spans(corner: int, size: int, canvas: int, zoom: float, shift: float, length: int) -> tuple[slice, slice, float]:
@@ -187,7 +187,7 @@ def _spans(corner: int, size: int, canvas: int, zoom: float, shift: float, lengt
 
     The image has `size` pixels from `corner` of a `canvas` on, and what is seen of it is moved onto `length` pixels.
     """
-    # A pixel of the output belongs to the tile that has its centre, so that tiles neither overlap nor leave gaps.
+    # A pixel of the output belongs to the image that has its centre, so that images neither overlap nor leave gaps.
     low, high = max(corner, 0), min(corner + size, canvas)
     start = min(max(math.ceil(low * zoom + shift - 0.5), 0), length)
     stop = min(max(math.ceil(high * zoom + shift - 0.5), start), length)

@@ -67,7 +67,7 @@ def largest_reduction(length: int, least: int) -> int:
     return next((by for by in (8, 4, 2) if length >= by * least), 1)
 
 
-def image_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
+def read_size(path: Path, data: bytes | None = None) -> tuple[int, int]:
     """Height and width of the image, orientation applied. `data` is the content of the file if it has been read.
 
     Only rare formats are decoded. Raises UserError naming the file if it is missing, unreadable or cut off.

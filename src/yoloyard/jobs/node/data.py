@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path, PurePosixPath
 
 from yoloyard.common.errors import UserError
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 from yoloyard.storage.address import reasons_said
 from yoloyard.storage.copies import Copies, facts_of
 
@@ -45,7 +45,7 @@ def fetch_data(address: str, endpoint: str | None, folder: Path, look: Callable[
     sizes = {name: (folder / name).stat().st_size for name in found if (folder / name).is_file()}
     missing = [name for name, facts in found.items() if came.get(name) != facts or sizes.get(name) != facts[0]]
     total, done, lock = sum(found[name][0] for name in missing), 0, threading.Lock()
-    log.info(f"data: {len(missing)} of {len(found)} files ({size_text(total)}) are fetched from {address}")
+    log.info(f"data: {len(missing)} of {len(found)} files ({bytes_text(total)}) are fetched from {address}")
 
     def fetch(name: str) -> int:
         size, tag = found[name]

@@ -13,7 +13,7 @@ from torch import Tensor
 from yoloyard.common.device import Precision, free_bytes, release_memory, repeated_shapes, same_random_numbers
 from yoloyard.common.errors import TooLittleMemoryError, memory_line, no_image_fits
 from yoloyard.common.image_size import ImageSize, shape_of
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 from yoloyard.losses import build_criterion
@@ -54,7 +54,7 @@ def find_batch(
     images = max(images for images, peak in peaks.items() if peak <= limit)
     log.info(
         f"batch auto: {images * processes} images, {images} on each device; of the steps that were tried "
-        f"({', '.join(map(str, peaks))} images) this one took {size_text(peaks[images])} of {size_text(total)}"
+        f"({', '.join(map(str, peaks))} images) this one took {bytes_text(peaks[images])} of {bytes_text(total)}"
     )
     return images * processes
 
@@ -68,7 +68,7 @@ def largest_batch(limit: int, most: int, step: Callable[[int], tuple[float, int]
     tried = {1: step(1)}
     first, saved = tried[1]
     if first > limit:
-        raise TooLittleMemoryError(no_image_fits(f"{size_text(first)} of {size_text(limit)}"))
+        raise TooLittleMemoryError(no_image_fits(f"{bytes_text(first)} of {bytes_text(limit)}"))
 
     def fits(images: int) -> bool:
         if images not in tried:

@@ -3,7 +3,7 @@
 import logging
 import shutil
 
-from yoloyard.common.log import size_text
+from yoloyard.common.log import bytes_text
 from yoloyard.data.loading.image_cache import AllImages
 from yoloyard.training.listeners.trackers import PREDICTIONS_SHOWN
 from yoloyard.training.setup.setup import Setup
@@ -43,10 +43,10 @@ def tell_space(setup: Setup) -> None:
     needed = needed_bytes(setup)
     written = sum(path.stat().st_size for path in setup.folder.rglob("*") if path.is_file())
     in_folder, free = sum(needed.values()) - needed["decoded images"], shutil.disk_usage(setup.folder).free + written
-    parts = ", ".join(f"{name} {size_text(value)}" for name, value in needed.items() if value)
-    log.info(f"the run needs up to {size_text(sum(needed.values()))} of disk ({parts})")
+    parts = ", ".join(f"{name} {bytes_text(value)}" for name, value in needed.items() if value)
+    log.info(f"the run needs up to {bytes_text(sum(needed.values()))} of disk ({parts})")
     if free < in_folder:
         log.warning(
-            f"only {size_text(free)} are free in {setup.folder}: make room, or keep less "
+            f"only {bytes_text(free)} are free in {setup.folder}: make room, or keep less "
             "(--save-period 0, --keep 1, --no-tensorboard); a save that does not fit is left out, and training goes on"
         )
