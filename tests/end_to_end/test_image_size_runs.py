@@ -3,13 +3,12 @@
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-import yaml
 
 import yoloyard as package
 from commands import TINY, Command
+from squares import write_squares
 from yoloyard.common.errors import UserError
 from yoloyard.config.overrides import checked_overrides, read_overrides
 from yoloyard.config.settings import TrainConfig
@@ -22,18 +21,8 @@ WORDS = [word for word in TINY if word not in ("--imgsz", "64")]
 def wide(tmp_path: Path) -> Path:
     """Eight strips of 128 x 320 pixels with two bright squares each; the data.yaml."""
     random = np.random.default_rng(0)
-    for folder in ("images", "labels"):
-        (tmp_path / "wide" / folder).mkdir(parents=True)
-    for number in range(8):
-        image, centres = np.full((128, 320, 3), 60, np.uint8), [(int(random.integers(40, 90)), 60), (60, 240)]
-        for y, x in centres:
-            image[y - 20 : y + 20, x - 20 : x + 20] = 220
-        cv2.imwrite(str(tmp_path / "wide" / "images" / f"{number}.png"), image)
-        lines = [f"0 {x / 320} {y / 128} {40 / 320} {40 / 128}\n" for y, x in centres]
-        (tmp_path / "wide" / "labels" / f"{number}.txt").write_text("".join(lines))
-    data = tmp_path / "wide" / "data.yaml"
-    data.write_text(yaml.safe_dump({"path": str(data.parent), "train": "images", "val": "images", "names": ["square"]}))
-    return data
+    centres = [[(int(random.integers(40, 90)), 60), (60, 240)] for _ in range(8)]
+    return write_squares(tmp_path / "wide", (128, 320), 40, centres)
 
 
 @pytest.mark.slow

@@ -3,12 +3,10 @@
 import json
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
-import yaml
 
 from commands import TINY, Command
+from squares import write_squares
 from yoloyard.models.weights import read_weights
 
 WORDS = [word for word in TINY if word not in ("--imgsz", "64")]
@@ -17,18 +15,8 @@ WORDS = [word for word in TINY if word not in ("--imgsz", "64")]
 @pytest.fixture
 def large(tmp_path: Path) -> Path:
     """Six images of 150 x 260 pixels with two bright squares each; the data.yaml."""
-    for folder in ("images", "labels"):
-        (tmp_path / "large" / folder).mkdir(parents=True)
-    for number in range(6):
-        image = np.full((150, 260, 3), 60, np.uint8)
-        for y, x in (centres := [(40 + 10 * number, 60), (75, 200)]):
-            image[y - 10 : y + 10, x - 10 : x + 10] = 220
-        cv2.imwrite(str(tmp_path / "large" / "images" / f"{number}.png"), image)
-        lines = [f"0 {x / 260} {y / 150} {20 / 260} {20 / 150}\n" for y, x in centres]
-        (tmp_path / "large" / "labels" / f"{number}.txt").write_text("".join(lines))
-    data = tmp_path / "large" / "data.yaml"
-    data.write_text(yaml.safe_dump({"path": str(data.parent), "train": "images", "val": "images", "names": ["square"]}))
-    return data
+    centres = [[(40 + 10 * number, 60), (75, 200)] for number in range(6)]
+    return write_squares(tmp_path / "large", (150, 260), 20, centres)
 
 
 @pytest.mark.slow
