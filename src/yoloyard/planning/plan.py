@@ -174,9 +174,8 @@ def _training(given: Mapping[str, Any], num_images: int | None) -> tuple[TrainCo
     if config.classes is not None:
         chosen = ",".join(map(str, class_numbers(config.classes, data.names)))
         config = dataclasses.replace(config, classes=chosen)
-    train, val = load_splits_again(data, config)
-    pixels = float(np.prod(train.sizes, axis=1, dtype=np.int64).mean())
-    train, val = (tiled(index, tile_spec(config)) for index in (train, val))
+    train, val = (tiled(index, tile_spec(config)) for index in load_splits_again(data, config))
+    pixels = float(np.prod(train.whole.sizes, axis=1, dtype=np.int64).mean())
     places = len(plan_epochs(train, config)) if config.tile else len(train)
     images = Images(places, len(val), pixels, channels)
     return config, len(train.names), images, training_buckets(train, config)[-1]
