@@ -59,7 +59,7 @@ def test_the_page_shows_samples_and_each_augmentation_alone(data: Path, capsys: 
     assert not (Path("runs/preview") / "checkpoints").exists()
     wide = ["32x96" if flag == "64" else flag for flag in TINY]
     assert exit_code("data", "preview", data, *wide) == 0
-    assert "96x32" in Path("runs/preview-2/preview.html").read_text(encoding="utf-8")
+    assert "32x96" in Path("runs/preview-2/preview.html").read_text(encoding="utf-8")
 
 
 def test_settings_that_change_nothing_of_what_is_seen_are_passed_over(data: Path) -> None:

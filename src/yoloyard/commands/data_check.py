@@ -8,6 +8,7 @@ from typing import Any
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder
 from yoloyard.common.image_size import size_text
+from yoloyard.common.lineage import data_name
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig
@@ -111,7 +112,7 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
         "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     page = folder / "check.html"
-    write_check_page(page, f"Check of {spec.path.name}", indexes, problems, pairs, facts, _section(matching))
+    write_check_page(page, f"Check of {data_name(str(spec.path))}", indexes, problems, pairs, facts, _section(matching))
     return Check(spec.path, indexes, problems, page, matching)
 
 

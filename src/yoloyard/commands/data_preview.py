@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from yoloyard.common.lineage import data_name
 from yoloyard.common.structures import Batch, Sample
 from yoloyard.common.tiles import image_facts
 from yoloyard.config.settings import AUTO, AugmentConfig, TrainConfig, settings_of
@@ -68,7 +69,7 @@ def preview_data(given: dict[str, Any]) -> Path:
         seen, before = _sample(samples, request), samples.boxes
         shown_alone = {name: _sample(batches, request) for name, batches in alone.items()}
         previews.append(Preview(int(order[position]), seen, before, shown_alone))
-    page, title = setup.folder / "preview.html", f"Preview of {Path(config.data).name}"
+    page, title = setup.folder / "preview.html", f"Preview of {data_name(config.data)}"
     write_preview_page(page, title, index, previews, box_sizes(index, config.imgsz), _facts(config, index))
     return page
 

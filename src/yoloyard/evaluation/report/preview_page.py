@@ -19,7 +19,7 @@ from yoloyard.evaluation.report.page import Image, counted, embedded, labelled, 
 
 IMAGE_SIDE, SMALL_SIDE = 560, 240  # pixels of the longer side on the page
 SMALL_BOX = 8.0  # pixels of the shorter side: what a network of stride 8 hardly sees
-SIZE_HEADS = ("Class", "Boxes", "Smallest", "Median", "Largest", f"Below {SMALL_BOX:g} px")
+SIZE_HEADS = ("Class", "Boxes", f"Below {SMALL_BOX:g} px", "Smallest", "Median", "Largest")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Preview:
     alone: Mapping[str, Sample]  # under each augmentation alone
 
 
-def box_sizes(index: Index, imgsz: ImageSize) -> list[tuple[str, int, str, str, str, str]]:
+def box_sizes(index: Index, imgsz: ImageSize) -> list[tuple[str, ...]]:
     """A row of SIZE_HEADS for each class that has boxes: their shorter sides in pixels of the network's input.
 
     Without augmentation; boxes that are to be ignored don't count.
@@ -43,8 +43,8 @@ def box_sizes(index: Index, imgsz: ImageSize) -> list[tuple[str, int, str, str, 
     for label, name in enumerate(index.names):
         mine = sides[(index.labels == label) & ~index.ignore]
         if len(mine):
-            low, middle, high = (f"{side:.1f} px" for side in np.quantile(mine, (0, 0.5, 1)))
-            rows.append((name, len(mine), low, middle, high, f"{(mine < SMALL_BOX).mean():.0%}"))
+            quantiles = (f"{side:.1f}" for side in np.quantile(mine, (0, 0.5, 1)))
+            rows.append((name, f"{len(mine):,}", f"{(mine < SMALL_BOX).mean():.0%}", *quantiles))
     return rows
 
 
@@ -66,7 +66,7 @@ def write_preview_page(
         title=title,
         facts=facts,
         summary_tiles=[
-            ("Network sees", f"{width}x{height}", "pixels, width x height"),
+            ("Network sees", f"{height}x{width}", "pixels, height x width"),
             ("Training", f"{len(index):,}", f"tiles of {len(index.whole):,} images" if index.tiling else "images"),
             ("Boxes dropped", f"{max(0, before - after):,}", f"of {before:,} that went into these samples"),
             ("Boxes at an edge", f"{at_edge:,}", f"of {after:,}, most of them cut"),
@@ -84,7 +84,8 @@ def _sample(index: Index, preview: Preview) -> tuple[str, str, list[Image], list
     if index.tiling is not None:
         left, top, right, bottom = index.tiling.crops[preview.position].tolist()
         name, original = f"{name} at {left}, {top}", np.ascontiguousarray(original[top:bottom, left:right])
-    line = f"{counted(len(seen.labels), 'box', 'boxes')} of {preview.boxes}, {_at_edge(seen)} at an edge"
+    before = counted(preview.boxes, "box", "boxes")
+    line = f"{len(seen.labels)} of {before}, {_at_edge(seen)} at an edge" if preview.boxes else "no boxes"
     pair = [
         labelled(original, index, preview.position, IMAGE_SIDE),
         _drawn(seen, index, name, "what the network sees", IMAGE_SIDE),
