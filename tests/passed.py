@@ -97,7 +97,7 @@ GROUPS = {
         ("src/yoloyard/commands/*.py", "src/yoloyard/common/run_folder.py", "src/yoloyard/evaluation/report/**/*",
          "src/yoloyard/training/listeners/status.py", "src/yoloyard/training/listeners/last_validation.py",
          "src/yoloyard/serving/*", "tests/commands.py", "tests/tiny_network.py", "tests/tiny_weights.py",
-         "tests/tiny_job.py"),
+         "tests/tiny_job.py", "tests/screenshots.py"),
     ),
     "rehearsal": Group(
         ("tests/test_gpu_benchmark.py",),

@@ -17,30 +17,17 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from commands import start
+from screenshots import screenshots
 from tiny_weights import write_tiny_weights
 from yoloyard.demo.write import write_demo
 from yoloyard.models.weights import read_weights, save_weights
 
-SCREENSHOTS = Path(__file__).parents[2] / "build"
 ORIENTATION = 0x0112  # the tag of EXIF; 6: to be turned by 90 degrees to the right
 DROP = """
 const bytes = Uint8Array.from(atob(arguments[0]), each => each.charCodeAt(0)), data = new DataTransfer();
 data.items.add(new File([bytes], arguments[1], {type: "image/jpeg"}));
 document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
 """
-
-
-def screenshots(browser: webdriver.Chrome, page: str) -> None:
-    """The page, light and dark, wide and narrow; nothing reaches over its edges."""
-    SCREENSHOTS.mkdir(exist_ok=True)
-    for colours in ("light", "dark"):
-        feature = {"features": [{"name": "prefers-color-scheme", "value": colours}]}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
-        for width in (1200, 400):
-            size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-            browser.save_screenshot(str(SCREENSHOTS / f"serve_{page}_{colours}_{width}.png"))
-            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.slow
@@ -102,7 +89,7 @@ def test_a_browser_shows_boxes_scores_time_and_errors(browser: webdriver.Chrome,
 
         browser.get(address)
         comes(lambda: browser.find_element(By.ID, "token").is_displayed())
-        screenshots(browser, "token")
+        screenshots(browser, "serve_token")
         give_token("guessed")
         comes(lambda: said() == "the server does not take this token")
         give_token("open-sesame")
@@ -113,19 +100,19 @@ def test_a_browser_shows_boxes_scores_time_and_errors(browser: webdriver.Chrome,
         browser.find_element(By.ID, "file").send_keys(str(image))
         comes(lambda: said().startswith(f"{image.name}: ") and "boxes" in said())
         check_boxes(image, "first")
-        screenshots(browser, "boxes")
+        screenshots(browser, "serve_boxes")
 
         Select(browser.find_element(By.ID, "model")).select_by_visible_text("second")
         browser.execute_script(DROP, base64.b64encode(turned.read_bytes()).decode(), turned.name)
         comes(lambda: said().startswith("turned.jpg: ") and "boxes" in said())
         check_boxes(turned, "second")
         assert "240 x 480 pixels" in said()
-        screenshots(browser, "turned")
+        screenshots(browser, "serve_turned")
 
         browser.find_element(By.ID, "file").send_keys(str(noise))
         comes(lambda: said().startswith("noise.jpg: 415: this is no image of a format that is taken"))
         assert not browser.find_element(By.ID, "drawing").is_displayed()
-        screenshots(browser, "error")
+        screenshots(browser, "serve_error")
 
         asked = browser.execute_script("return performance.getEntriesByType('resource').map(each => each.name)")
         assert asked

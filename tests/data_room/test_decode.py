@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from yoloyard.common.errors import UserError
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.data.pixels.channels import background
 from yoloyard.data.pixels.decode import BACKGROUND, decode_image, read_size
 
@@ -122,6 +123,8 @@ def test_each_orientation_is_seen_the_same(tmp_path: Path, form: str, orientatio
     # JPEG blurs the edges between the colours
     away = (slice(2, None, 7), slice(2, None, 7)) if form == "JPEG" else (slice(None), slice(None))
     assert np.abs(image[away] - seen[away]).max() <= (4 if form == "JPEG" else 0)
+    grey = decode_image(file, pixels=PixelSpec(channels=1))[..., 0]
+    assert np.abs(grey[away].astype(int) - cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[away]).max() <= 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

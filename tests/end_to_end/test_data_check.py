@@ -1,5 +1,6 @@
 """`yoloyard data check` finds whatever is wrong with its file and line; training leaves it out, or stops."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,15 @@ def test_warnings_alone_pass(data: Path, yoloyard: Command) -> None:
     code, out, _ = yoloyard("data", "check", data)
     assert code == 0
     assert "0 errors, 1 warning;" in out
+
+
+def test_the_page_names_the_smallest_boxes_without_a_place(data: Path, yoloyard: Command) -> None:
+    rows = [f"0 {0.003 + number / 110:.4f} 0.0031 0.003 0.003" for number in range(105)]
+    rewrite(data.parent / "labels/train/0000.txt", *rows)
+    yoloyard("data", "check", data)
+    page = Path("runs/check/check.html").read_text()
+    (all_boxes,), (more,) = (re.findall(each, page) for each in (r"(\d+) of \d+ boxes", r"and (\d+) more: --json"))
+    assert page.count(" pixels of the input, ") == int(all_boxes) - int(more) == 100
 
 
 def test_empty_splits_are_in_the_table(data: Path, yoloyard: Command) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from commands import TINY, exit_code
-from yoloyard.commands.data_preview import GROUPS, STILL, augmentations_alone
+from yoloyard.commands.data_preview import GROUPS, STILL, UNSEEN, augmentations_alone
 from yoloyard.config.settings import AugmentConfig
 from yoloyard.demo.write import write_demo
 
@@ -59,7 +59,23 @@ def test_the_page_shows_samples_and_each_augmentation_alone(data: Path, capsys: 
     assert not (Path("runs/preview") / "checkpoints").exists()
     wide = ["32x96" if flag == "64" else flag for flag in TINY]
     assert exit_code("data", "preview", data, *wide) == 0
-    assert "96x32" in Path("runs/preview-2/preview.html").read_text(encoding="utf-8")
+    assert "32x96" in Path("runs/preview-2/preview.html").read_text(encoding="utf-8")
+
+
+def test_settings_that_change_nothing_of_what_is_seen_are_passed_over(data: Path) -> None:
+    run = Path("runs/line")
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("name: line\nexist_ok: true\nprocesses: 3\nstrategy: fsdp\nimgsz: 96\n")
+    flags = ["--strategy", "pipeline", "--sync-bn", "--cpu-offload", "--compress-gradients", "--compile", "--wandb"]
+    flags += ["--single-cls", "--class-weights", "balanced", "--suppression", "off", "--cache", "tape"]
+    flags += ["--best-by", "luck", "--on-divergence", "pray", "--freeze", "nothing", "--backup", "nowhere://x"]
+    flags += ["--nodes", "1:4", "--rendezvous", "nowhere:1", "--notify", "https://chat.example"]
+    assert exit_code("data", "preview", data, *TINY, "--config", run / "config.yaml", *flags) == 0
+    assert [path.name for path in run.iterdir()] == ["checkpoints", "config.yaml"]
+    passed_over = Path("runs/preview/preview.html").read_bytes()
+    assert exit_code("data", "preview", data, *TINY, "--single-cls") == 0
+    assert Path("runs/preview-2/preview.html").read_bytes() == passed_over
+    assert UNSEEN.isdisjoint(("batch", "epochs", "fraction", "imgsz", "model", "rect", "seed", "time", "transform"))
 
 
 def test_every_augmentation_has_its_group() -> None:

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ from exported_files import document, write_onnx
 from tiny_job import tiny_job
 from tiny_network import Tiny
 from yoloyard.cli.main import main
+from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.config.settings import ExportConfig
+from yoloyard.data.pixels.decode import decode_image
 from yoloyard.demo.write import demo_image
 from yoloyard.export import onnx_file
 from yoloyard.export.job import Job
@@ -119,6 +122,30 @@ def test_it_finds_the_boxes_of_a_true_export(
     assert len(compared_with_predict(tmp_path, images)) > 2
 
 
+@pytest.mark.parametrize("window", [None, (20, 200), (100, 3000)], ids=str)
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_it_reads_what_yoloyard_decodes(
+    channels: int, bits: int, window: tuple[float, float] | None, images: list[Path], tmp_path: Path
+) -> None:
+    read = runpy.run_path(str(CLIENT))["read"]
+    pixels, random = PixelSpec(channels, bits, window), np.random.default_rng(3)
+    for name, most, kind in (("8.png", 256, np.uint8), ("12.png", 4096, np.uint16), ("16.png", 65536, np.uint16),
+                             ("8.bmp", 256, np.uint8), ("8.webp", 256, np.uint8)):  # fmt: skip
+        for shape in ((20, 30), (20, 30, 3), (20, 30, 4)):
+            cv2.imwrite(str(tmp_path / f"{len(shape) * shape[-1]}_{name}"), random.integers(0, most, shape, kind))
+    empty = random.integers(0, 256, (20, 30, 4), np.uint8) * np.array([1, 1, 1, 0], np.uint8)
+    for name in ("empty.bmp", "empty.png"):
+        cv2.imwrite(str(tmp_path / name), empty)
+    faint = random.integers(0, 65536, (20, 30, 4), np.uint16) // np.array([1, 1, 1, 32], np.uint16)
+    cv2.imwrite(str(tmp_path / "faint.png"), faint)  # the depths of colours and of alpha differ
+    Image.fromarray(random.integers(0, 256, (20, 30, 2), np.uint8), "LA").save(tmp_path / "grey_alpha.png")
+
+    for path in [*images, *tmp_path.iterdir()]:
+        expected = decode_image(path, pixels=pixels)
+        assert np.array_equal(read(str(path), **json.loads(json.dumps(pixels.as_dict()))), expected), path.name
+
+
 def test_it_imports_numpy_opencv_and_onnx_runtime_alone() -> None:
     tree = ast.walk(ast.parse(CLIENT.read_text(encoding="utf-8")))
     modules = {alias.name for node in tree if isinstance(node, ast.Import) for alias in node.names}
@@ -130,16 +157,16 @@ def test_it_keeps_onnx_runtime_from_reporting_to_its_maker(dynamic: Path, tmp_pa
     assert client(dynamic, "best.onnx", "a.png", first=str(tmp_path)).stderr == "1\n"
 
 
-SIXTEEN_BITS = cv2.imencode(".png", np.zeros((9, 9), np.uint16))[1].tobytes()
+FLOATS = cv2.imencode(".tif", np.zeros((9, 9), np.float32))[1].tobytes()
 
 
-@pytest.mark.parametrize("content", [b"", b"text", SIXTEEN_BITS], ids=["empty", "text", "16 bits"])
-def test_what_is_no_image_of_8_bits_ends_it_with_a_line(content: bytes, dynamic: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"text", FLOATS], ids=["empty", "text", "floats"])
+def test_what_is_no_image_of_8_or_16_bits_ends_it_with_a_line(content: bytes, dynamic: Path, tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(content)
     done = client(dynamic, dynamic / "best.onnx", path)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"{path} is no image of 8 bits"
+    assert done.stderr.splitlines()[-1] == f"{path} is no image of 8 or 16 bits"
 
 
 def test_without_images_it_says_how_it_is_used(dynamic: Path) -> None:

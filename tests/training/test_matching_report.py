@@ -138,6 +138,7 @@ def test_boxes_without_a_place_are_named_by_group_and_in_a_line() -> None:
         ("2.png", "scratch", 1.9, 1.9),
         ("0.png", "scratch", 2.9, 1.9),
     ]
+    assert report.boxes_without(1) == without[:1]
     table = report.table()
     assert list(table) == ["all", "small", "medium", "large", "class scratch", "class hole"]
     assert table["all"] == pytest.approx({"boxes": 5, "none": 0.4, "few": 0, "some": 0.2, "many": 0.4})

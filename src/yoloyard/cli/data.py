@@ -79,13 +79,17 @@ def data_preview(
     config: Annotated[Path | None, Parameter(help="a YAML file of the settings below; flags win")] = None,
     **flags: Any,
 ) -> None:
-    """Show what the network will see of the training images, on a page. The flags are those of train."""
+    """Show what the network will see of the training images, on a page.
+
+    The flags are those of train; those that change nothing of what the network sees are passed over.
+    """
     from yoloyard.commands.data_preview import preview_data
     from yoloyard.config.foreign import overrides_of
     from yoloyard.config.overrides import checked_overrides
 
     in_file = overrides_of(config) if config else {}
-    page = preview_data(checked_overrides(TrainConfig, in_file | given(flags) | {"data": str(data)}))
+    overrides = in_file | {"name": "preview"} | given(flags) | {"data": str(data)}
+    page = preview_data(checked_overrides(TrainConfig, overrides))
     print(f"what the network will see: {page}")
 
 

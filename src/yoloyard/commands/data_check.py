@@ -8,6 +8,7 @@ from typing import Any
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import new_run_folder
 from yoloyard.common.image_size import size_text
+from yoloyard.common.lineage import data_name
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import TrainConfig
@@ -22,6 +23,7 @@ from yoloyard.training.setup.matching_report import COLUMNS, MatchingReport, mat
 from yoloyard.training.setup.starting_point import StartingPoint, build_detector, starting_point
 
 MAX_PROBLEMS_SHOWN = 3  # of a kind on the console; the page has all
+MAX_BOXES_SHOWN = 100  # without a place, on the page
 PLACES = ("no place", "1 to 3 places", "4 to 9", "10 and more")
 CLASS_COLUMNS = ("name", "images", "boxes", "small", "medium", "large")
 
@@ -102,7 +104,7 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
         for duplicate in find_duplicates(one, other, state_of(indexes[first], indexes[second])):
             problems[second].append(duplicate_problem(duplicate, one, other, first))
             if one[duplicate.first] != other[duplicate.second]:
-                pairs.append((other[duplicate.second], one[duplicate.first], duplicate.how))
+                pairs.append(((indexes[second], duplicate.second), (indexes[first], duplicate.first), duplicate.how))
     matching = _matching(start, config, indexes["train"]) if "train" in indexes else None
     folder = new_run_folder(Path(project), name)
     facts = {
@@ -111,7 +113,7 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
         "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
     }
     page = folder / "check.html"
-    write_check_page(page, f"Check of {spec.path.name}", indexes, problems, pairs, facts, _section(matching))
+    write_check_page(page, f"Check of {data_name(str(spec.path))}", indexes, problems, pairs, facts, _section(matching))
     return Check(spec.path, indexes, problems, page, matching)
 
 
@@ -139,6 +141,7 @@ def _section(matching: MatchingReport | None) -> tuple[list[str], list[list[str]
     ]
     named = [
         f"{box['width']:g}x{box['height']:g} pixels of the input, {box['class']}, {box['image']}"
-        for box in matching.boxes_without()
+        for box in matching.boxes_without(MAX_BOXES_SHOWN)
     ]
-    return heads, rows, [*matching.lines()[:1], *named]
+    more = [f"and {matching.num_without - len(named):,} more: --json lists all"] * (matching.num_without > len(named))
+    return heads, rows, [*matching.lines()[:1], *named, *more]

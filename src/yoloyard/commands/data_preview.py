@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from yoloyard.common.image_size import size_text
+from yoloyard.common.lineage import data_name
 from yoloyard.common.structures import Batch, Sample
-from yoloyard.config.settings import AUTO, AugmentConfig, TrainConfig
+from yoloyard.common.tiles import image_facts
+from yoloyard.config.settings import AUTO, AugmentConfig, TrainConfig, settings_of
 from yoloyard.data.index.index import Index
+from yoloyard.data.index.tiled import tile_spec
 from yoloyard.data.loading.batches import TrainingBatches
 from yoloyard.data.loading.loader import make_train_loader
 from yoloyard.data.loading.sampling import BatchRequest
-from yoloyard.evaluation.report.preview_page import Preview, View, box_sizes, write_preview_page
+from yoloyard.evaluation.report.preview_page import Preview, box_sizes, write_preview_page
 from yoloyard.training.setup.setup import new_run
 
 SHOWN, SHOWN_WITHOUT_BOXES = 12, 3  # samples, and how many of them may have no box in their own image
@@ -31,14 +33,19 @@ GROUPS = {
 }
 STILL: dict[str, Any] = {name: 0.0 for names in GROUPS.values() for name in names} | {"rotate90": "0"}
 ALWAYS = (*UNTIL_CLOSE, "flipud", "fliplr")  # probabilities: what is shown alone happens
+# Settings that change nothing of what the network sees: most of those that a resumed run may change, and these.
+UNSEEN = {name for name, leaf in settings_of(TrainConfig).items() if leaf.resumable} - {"epochs", "time"}
+UNSEEN |= {"amp", "best_by", "cache", "check_duplicates", "class_weights", "device_path", "exist_ok", "freeze"}
+UNSEEN |= {"suppression", "sync_bn"}
 
 
 def preview_data(given: dict[str, Any]) -> Path:
     """Write the page for a training with these checked overrides into a new run folder; returns its path.
 
-    The samples are those of the first epoch, by the same seed. Raises UsageError or UserError as a training does.
+    The samples are those of the first epoch, by the same seed. Settings that are UNSEEN count for nothing.
+    Raises UsageError or UserError as a training does.
     """
-    given = {"name": "preview"} | given | {"cache": None, "workers": 0}
+    given = {name: value for name, value in given.items() if name not in UNSEEN} | {"workers": 0}
     if given.get("batch") == AUTO:  # which would measure a step
         del given["batch"]
     setup = new_run(given, torch.device("cpu"), "float32", 1)
@@ -59,10 +66,10 @@ def preview_data(given: dict[str, Any]) -> Path:
     for position in _chosen(order, np.diff(index.offsets)):
         request = BatchRequest(0, range(position, position + 1), mosaic)
         samples.boxes = 0
-        seen, before = _view(samples, request), samples.boxes
-        shown_alone = {name: _view(batches, request) for name, batches in alone.items()}
+        seen, before = _sample(samples, request), samples.boxes
+        shown_alone = {name: _sample(batches, request) for name, batches in alone.items()}
         previews.append(Preview(int(order[position]), seen, before, shown_alone))
-    page, title = setup.folder / "preview.html", f"Preview of {Path(config.data).name}"
+    page, title = setup.folder / "preview.html", f"Preview of {data_name(config.data)}"
     write_preview_page(page, title, index, previews, box_sizes(index, config.imgsz), _facts(config, index))
     return page
 
@@ -99,28 +106,23 @@ def _chosen(order: np.ndarray, counts: np.ndarray) -> list[int]:
     return sorted(np.flatnonzero(has_boxes)[: SHOWN - len(without)].tolist() + without)
 
 
-def _view(batches: TrainingBatches, request: BatchRequest) -> View:
-    """The one image of a request. Raises UserError if a file can't be read."""
+def _sample(batches: TrainingBatches, request: BatchRequest) -> Sample:
+    """The one sample of a request. Raises UserError if a file can't be read."""
     batch = batches[request]
     if not isinstance(batch, Batch):
         raise batch
-    count = int((batch.labels[0] >= 0).sum())
-    pixels = batch.images[0].permute(1, 2, 0).numpy()
-    return View(pixels, batch.boxes[0, :count].numpy(), batch.labels[0, :count].numpy())
+    labels = batch.labels[0].numpy()
+    boxes, labels, ignore = (part[labels >= 0] for part in (batch.boxes[0].numpy(), labels, batch.ignore[0].numpy()))
+    return Sample(batch.images[0].permute(1, 2, 0).numpy(), boxes, labels, ignore, batch.image_ids[0])
 
 
 def _facts(config: TrainConfig, index: Index) -> dict[str, object]:
-    pixels, changed = index.pixels, dataclasses.asdict(config.augment)
+    changed = dataclasses.asdict(config.augment)
     on = [f"{name} {changed[name]}" for name in STILL if changed[name] != STILL[name]]
-    unit = "% of each image's pixels" if pixels.percent else ""
-    facts: dict[str, object] = {
+    return {
         "Data": config.data,
-        "Image size": size_text(config.imgsz),
-        "Channels": f"{pixels.channels}, a file each" if pixels.files else pixels.channels,
-        "Bits": pixels.bits,
-        "Window": "{} to {} {}".format(*pixels.window, unit) if pixels.window else "all values",
+        **image_facts(config.imgsz, index.pixels, tile_spec(config)),
+        "Preset": config.preset or "none",
+        "Augmentation": ", ".join(on) or "none",
+        "Seed": config.seed,
     }
-    if index.tiling is not None:
-        spec, images = index.tiling.spec, len(index.whole)
-        facts["Tile"] = f"{size_text(spec.size)}, overlap {spec.overlap:g}: {len(index):,} of {images:,} images"
-    return facts | {"Preset": config.preset or "none", "Augmentation": ", ".join(on) or "none", "Seed": config.seed}

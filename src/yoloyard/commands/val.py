@@ -15,9 +15,10 @@ from yoloyard.common.cores import Threads
 from yoloyard.common.device import choose_device, choose_precision, images_at_once, precision_text
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
-from yoloyard.common.image_size import of_metadata, say_rounded, size_text
+from yoloyard.common.image_size import of_metadata, say_rounded
 from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import Detections
+from yoloyard.common.tiles import image_facts
 from yoloyard.common.versions import versions
 from yoloyard.config.overrides import with_overrides
 from yoloyard.config.settings import ValConfig
@@ -132,8 +133,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
             "Weights": config.weights,
             "Model": metadata.get("model", "unknown"),
             "Data": f"{spec.path}, {config.split}, {len(index):,} images",
-            "Image size": f"{size_text(model.imgsz)} pixels, {index.pixels.text}",
-            "Tiles": f"{model.tile or 'none, images are whole'}",
+            **image_facts(model.imgsz, index.pixels, model.tile),
             "NMS": f"score above {settings.conf}, {overlap}, at most {settings.max_det} boxes",
             "Device": f"{device}, {precision_text(precision, device)}",
             "Versions": ", ".join(f"{name} {version}" for name, version in versions().items()),

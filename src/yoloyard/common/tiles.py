@@ -12,6 +12,7 @@ import numpy as np
 
 from yoloyard.common.errors import UsageError
 from yoloyard.common.image_size import ImageSize, parse_size, shape_of, size_text
+from yoloyard.common.pixel_spec import PixelSpec
 
 MIN_TILE_PIXELS = 32  # the largest stride of most networks
 
@@ -57,6 +58,12 @@ class TileSpec:
         most, tile = shape_of(imgsz), shape_of(self.size)
         ratio = min(most[0] / tile[0], most[1] / tile[1])
         return min(math.ceil(height * ratio), most[0]), min(math.ceil(width * ratio), most[1])
+
+
+def image_facts(imgsz: ImageSize, pixels: PixelSpec, tile: TileSpec | None) -> dict[str, str]:
+    """For reports: what images are as the network sees them, and whether they are cut into tiles."""
+    size = f"{size_text(imgsz)} pixels, {pixels.text}"
+    return {"Image size": size, "Tiles": str(tile or "none, images are whole")}
 
 
 def tile_boxes(height: int, width: int, spec: TileSpec) -> np.ndarray:

@@ -153,7 +153,8 @@ def _composed(path: Path, data: bytes, header: Header, image: np.ndarray, pixels
 def _values(path: Path, data: bytes, header: Header, reduction: int, channels: int) -> np.ndarray:
     """The values as stored, uint8 or uint16 (H, W, channels), turned; colours made grey for one channel."""
     if has_format(data, JPEG):
-        image = _stored(path, data, (cv2.IMREAD_GRAYSCALE if channels == 1 else _COLOURS) | _REDUCED[reduction])
+        kind = cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_GRAYSCALE if channels == 1 else _COLOURS
+        image = _stored(path, data, kind | _REDUCED[reduction])
     elif header.tiff and header.tiff.samplesperpixel > 1 and channels > 1:
         image = _samples(path, data)  # of four channels OpenCV takes the last for alpha, and multiplies by it
     else:

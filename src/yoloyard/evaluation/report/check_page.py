@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from yoloyard.common.errors import UserError
-from yoloyard.common.pixel_spec import EIGHT_BITS, PixelSpec
 from yoloyard.data.audit.problems import KINDS, Problem
 from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.view import view_of
 from yoloyard.evaluation.metrics.average_precision import AREA_LIMITS
 from yoloyard.evaluation.report import plots
-from yoloyard.evaluation.report.drawing import shrunk
-from yoloyard.evaluation.report.page import Image, Row, counted, embedded, labelled, write_page
+from yoloyard.evaluation.report.page import Image, Row, counted, labelled, write_page
 
 SHOWN_SAMPLES = 6  # of a split
 SHOWN_PAIRS = 8
@@ -43,15 +41,15 @@ def write_check_page(
     title: str,
     indexes: Mapping[str, Index],
     problems: Mapping[str, Sequence[Problem]],
-    pairs: Sequence[tuple[Path, Path, str]],
+    pairs: Sequence[tuple[tuple[Index, int], tuple[Index, int], str]],
     facts: Mapping[str, object],
     matching: tuple[Sequence[str], Sequence[Sequence[str]], Sequence[str]] = ((), (), ()),
 ) -> None:
     """Write the page to `path`, whole or not at all.
 
-    `indexes` are the splits that could be read, `problems` those of every split, `pairs` the duplicates: an image, the
-    one it repeats, and how, `matching` heads and rows of a table and lines below it. Raises UserError if the file can't
-    be written; an image that can't be shown is named.
+    `indexes` are the splits that could be read, `problems` those of every split, `pairs` the duplicates: an image as
+    index and position, the one it repeats, and how, `matching` heads and rows of a table and lines below it. Raises
+    UserError if the file can't be written; an image that can't be shown is named.
     """
     found = {(split, kind): [p for p in each if p.kind == kind] for split, each in problems.items() for kind in KINDS}
     kind_rows = [
@@ -59,7 +57,6 @@ def write_check_page(
         for kind, is_error in KINDS.items()
         if any(counts := [len(found[split, kind]) for split in problems])
     ]
-    pixels = next((index.pixels for index in indexes.values()), EIGHT_BITS)
     write_page(
         path,
         "check.html.j2",
@@ -71,8 +68,8 @@ def write_check_page(
         problems=[(*where, lines) for where, lines in found.items() if lines],
         worst_files=_worst_files(indexes, problems),
         pairs=[
-            Row(f"{how} as {original}", [_image(duplicate, pixels), _image(original, pixels)], str(duplicate))
-            for duplicate, original, how in pairs[:SHOWN_PAIRS]
+            Row(f"{how} as {one.paths[first]}", [_image(other, second), _image(one, first)], str(other.paths[second]))
+            for (other, second), (one, first), how in pairs[:SHOWN_PAIRS]
         ],
         more_pairs=max(0, len(pairs) - SHOWN_PAIRS),
         matching=matching,
@@ -106,7 +103,7 @@ def _worst_files(indexes: Mapping[str, Index], problems: Mapping[str, Sequence[P
     worst = sorted((key for key in by_file if len(by_file[key]) > 1), key=lambda key: -len(by_file[key]))[:SHOWN_FILES]
     stems = [(split, Path(file).stem) for split, file in worst]
     images = {
-        (split, path.stem): [_labelled(index, position)]
+        (split, path.stem): [_image(index, position)]
         for split, index in indexes.items()
         for position, path in enumerate(index.paths)
         if (split, path.stem) in stems
@@ -122,22 +119,11 @@ def _samples(index: Index) -> list[Row]:
     chosen = with_boxes[np.linspace(0, len(with_boxes) - 1, min(SHOWN_SAMPLES, len(with_boxes))).astype(int)].tolist()
     rows = [chosen[start : start + 2] for start in range(0, len(chosen), 2)]
     return [
-        Row(
-            ", ".join(index.paths[each].name for each in row),
-            [_labelled(index, each) for each in row],
-        )
-        for row in rows
+        Row(", ".join(index.paths[each].name for each in row), [_image(index, each) for each in row]) for row in rows
     ]
 
 
-def _image(path: Path, pixels: PixelSpec) -> Image:
-    try:
-        return embedded(shrunk(view_of(path, pixels), IMAGE_SIDE)[0], path.name, "image")
-    except UserError as error:
-        return Image(error=str(error))
-
-
-def _labelled(index: Index, position: int) -> Image:
+def _image(index: Index, position: int) -> Image:
     try:
         return labelled(view_of(index.paths[position], index.pixels), index, position, IMAGE_SIDE)
     except UserError as error:

@@ -12,33 +12,37 @@ import cv2
 import numpy as np
 
 
-def read(path: str, pixels: dict) -> np.ndarray:
+def read(path: str, channels: int, bits: int, window: list[float] | None, **_: object) -> np.ndarray:
     """An image file as uint8 or uint16 (H, W, channels): transparent pixels composed on grey, else EXIF applied."""
-    if pixels["channels"] == 1 or pixels["bits"] == 16 or pixels["window"]:
-        return read_values(path, **pixels)
-    image, stored = cv2.imread(path, cv2.IMREAD_COLOR), cv2.imread(path, cv2.IMREAD_UNCHANGED)
-    if image is None or stored is None or stored.dtype != np.uint8:
-        sys.exit(f"{path} is no image of 8 bits")
-    if stored.ndim == 3 and stored.shape[2] == 4:
-        alpha = stored[..., 3:].astype(np.uint16)
-        image = ((stored[..., :3] * alpha + 114 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return image[..., ::-1]
-
-
-def read_values(path: str, channels: int, bits: int, window: list[float] | None, **_: object) -> np.ndarray:
-    """Grey or RGB of any depth, its window or depth stretched over all values of so many bits."""
-    values = cv2.imread(path, cv2.IMREAD_ANYDEPTH | (cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR))
-    if values is None or values.dtype not in (np.uint8, np.uint16):
+    stored = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    if stored is None or stored.dtype not in (np.uint8, np.uint16):
         sys.exit(f"{path} is no image of 8 or 16 bits")
+    start = Path(path).read_bytes()[:2]
+    if channels == 3 and stored.ndim == 3 and stored.shape[2] == 4:
+        if start in (b"II", b"MM"):
+            sys.exit(f"{path} is a TIFF with transparency, which this program can't compose: use yoloyard.load")
+        image, largest = stretched(stored[..., :3], bits, window), 2**bits - 1
+        if start != b"BM" or stored[..., 3].any():  # else nobody filled it
+            alpha = stretched(stored[..., 3:], bits, None).astype(np.uint32)
+            behind = 114 * (largest // 255) * (largest - alpha)
+            image = ((image * alpha + behind + largest // 2) // largest).astype(image.dtype)
+        return image[..., ::-1]
+    is_grey = channels == 1 and start == b"\xff\xd8"  # a JPEG holds its grey
+    kind = cv2.IMREAD_GRAYSCALE if is_grey else cv2.IMREAD_COLOR
+    values = np.array(cv2.imread(path, cv2.IMREAD_ANYDEPTH | kind))
+    values = cv2.cvtColor(values, cv2.COLOR_BGR2GRAY) if channels == 1 and not is_grey else values
+    return stretched(values, bits, window).reshape(*values.shape[:2], -1)[..., ::-1]
+
+
+def stretched(values: np.ndarray, bits: int, window: list[float] | None) -> np.ndarray:
+    """Values of 8 or 16 bits, their window or depth stretched over all values of so many bits."""
     depth = next(depth for depth in (8, 10, 12, 14, 16) if int(values.max()) < 2**depth)
-    is_deep, largest = values.dtype == np.uint16, 2**bits - 1
+    is_deep = values.dtype == np.uint16
     if window or bits == 16:
         low, high = window or (0, 2**depth - 1 if is_deep else 255)
         shares = np.clip((values - np.float64(low)) / (high - low), 0, 1)
-        values = np.floor(shares * largest + 0.5).astype(np.uint8 if bits == 8 else np.uint16)
-    elif is_deep:
-        values = (values // 2 ** (depth - 8)).astype(np.uint8)
-    return values.reshape(*values.shape[:2], -1)[..., ::-1]
+        return np.floor(shares * (2**bits - 1) + 0.5).astype(np.uint8 if bits == 8 else np.uint16)
+    return (values // 2 ** (depth - 8)).astype(np.uint8) if is_deep else values
 
 
 def letterbox(
@@ -94,7 +98,7 @@ def main(file: str, *paths: str) -> None:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     rows = []
     for path in paths:
-        image = read(path, facts["pixels"])
+        image = read(path, **facts["pixels"])
         pixels, scale, pad = letterbox(image, facts["imgsz"], facts["shape"], facts["multiple"])
         boxes, *rest = (output[0] for output in session.run(facts["outputs"], {facts["input"]: pixels}))
         if not rest:  # rows of left, top, right, bottom, score and class

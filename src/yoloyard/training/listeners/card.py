@@ -8,8 +8,8 @@ import numpy as np
 
 from yoloyard.common.errors import printable
 from yoloyard.common.files import write_whole_text
-from yoloyard.common.image_size import size_text
 from yoloyard.common.lineage import data_name, meaning
+from yoloyard.common.tiles import image_facts
 from yoloyard.common.versions import versions
 from yoloyard.data.index.index import Index
 from yoloyard.data.index.tiled import tile_spec
@@ -33,8 +33,7 @@ def write_card(path: Path, setup: Setup, epoch: int, metrics: Metrics, other: Me
     settings = {
         "model": _safe(spec.model_name),
         "start": start,
-        "image size": f"{size_text(config.imgsz)} pixels, {setup.train_index.pixels.text}",
-        "tiles": f"{tile_spec(config) or 'none, images are whole'}",
+        **{name.lower(): text for name, text in image_facts(config.imgsz, train.pixels, tile_spec(config)).items()},
         "epochs": f"{config.epochs}, the best one is {epoch}",
         "batch": config.batch,
         "optimizer": f"{config.optimization.optimizer}, lr0 {config.optimization.lr0:g}",

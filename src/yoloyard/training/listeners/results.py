@@ -14,9 +14,9 @@ from torch import Tensor
 
 from yoloyard.common.errors import UserError
 from yoloyard.common.files import write_whole_text
-from yoloyard.common.image_size import size_text
 from yoloyard.common.log import ONCE
 from yoloyard.common.structures import Detections
+from yoloyard.common.tiles import image_facts
 from yoloyard.common.versions import versions
 from yoloyard.config.settings import TrainConfig, flat_settings
 from yoloyard.data.index.tiled import tile_spec
@@ -145,8 +145,7 @@ def write_run_report(result: Result, setup: Setup, predictions: Mapping[int, Det
         "Data": config.data,
         "Images": f"{len(setup.train_index):,} for training, {len(setup.val_index):,} for validation",
         "Epochs": f"{len(records)} of {config.epochs}, the best one {result.best_epoch}",
-        "Image size": f"{size_text(config.imgsz)} pixels, {setup.train_index.pixels.text}",
-        "Tiles": f"{tile_spec(config) or 'none, images are whole'}",
+        **image_facts(config.imgsz, setup.train_index.pixels, tile_spec(config)),
         "Batch": f"{config.batch} images",
         "Optimizer": f"{config.optimization.optimizer}, lr0 {config.optimization.lr0:g}",
         "Device": f"{setup.device}, {setup.precision.name}",

@@ -59,10 +59,15 @@ class MatchingReport:
                 table[name] = dict(zip(COLUMNS, (count, *(kinds / count).round(4).tolist()), strict=True))
         return table
 
-    def boxes_without(self) -> list[dict[str, Any]]:
-        """The boxes without a place, the smallest first: image, class, width and height in pixels of the input."""
+    @property
+    def num_without(self) -> int:
+        """How many boxes have no place."""
+        return int((self.places == 0).sum())
+
+    def boxes_without(self, most: int | None = None) -> list[dict[str, Any]]:
+        """The `most` smallest boxes without a place: image, class, width and height in pixels of the input."""
         none = np.flatnonzero(self.places == 0)
-        none = none[np.argsort(self.sizes[none].prod(axis=1), kind="stable")]
+        none = none[np.argsort(self.sizes[none].prod(axis=1), kind="stable")][:most]
         images = np.searchsorted(self.index.offsets, self.rows[none], side="right") - 1
         return [
             {
@@ -76,16 +81,18 @@ class MatchingReport:
 
     def lines(self) -> list[str]:
         """What a user can act on, in at most two lines; none if each box has a place."""
-        boxes = self.boxes_without()
-        if not boxes:
+        if not self.num_without:
             return []
         options = ["a larger --imgsz"] + ["--tile"] * (self.index.tiling is None)
         options += [f"{self.model}{P2}"] * (f"{self.model}{P2}" in registry.BUILDERS)
-        count, share = f"{len(boxes):,} of {len(self.rows):,} boxes", len(boxes) / len(self.rows)
-        smallest = [f"{box['width']:g}x{box['height']:g} ({box['class']}) in {box['image'].name}" for box in boxes]
+        count, share = f"{self.num_without:,} of {len(self.rows):,} boxes", self.num_without / len(self.rows)
+        smallest = [
+            f"{box['width']:g}x{box['height']:g} ({box['class']}) in {box['image'].name}"
+            for box in self.boxes_without(SHOWN)
+        ]
         return [
             f"{count} ({share:.2%}) {self.without.format(size=size_text(self.imgsz))}: try {' or '.join(options)}",
-            f"  the smallest, in pixels of the network's input: {'; '.join(smallest[:SHOWN])}",
+            f"  the smallest, in pixels of the network's input: {'; '.join(smallest)}",
         ]
 
     def as_dict(self) -> dict[str, Any]:
