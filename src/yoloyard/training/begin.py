@@ -16,7 +16,6 @@ from yoloyard import cpu
 from yoloyard.common.cores import Threads
 from yoloyard.common.device import free_bytes, images_at_once, precision_text
 from yoloyard.common.errors import UserError
-from yoloyard.data.index.tiled import tile_spec, tiled
 from yoloyard.data.loading.loader import Loader, TrainLoader, make_train_loader, make_val_loader
 from yoloyard.evaluation.metrics.coco import Metrics
 from yoloyard.losses import build_criterion
@@ -129,8 +128,7 @@ def begin(setup: Setup, listeners: Listeners, team: Team, interrupt: InterruptRe
         with team.watch.long_work():  # which `--cache ram` makes a long one
             train_loader = make()
     reading |= {"rank": team.rank, "world_size": team.size, "workers": config.workers, "at_once": at_once}
-    val_tiles = tiled(setup.val_index, tile_spec(config))
-    val_loader = make_val_loader(val_tiles, config.imgsz, validation_batch(config), **reading)
+    val_loader = make_val_loader(setup.val_tiles, config.imgsz, validation_batch(config), **reading)
     if config.compile:
         set_training_mode(model)
         with team.watch.long_work():

@@ -93,7 +93,7 @@ def train(
                 if id_ := launch_id():
                     (setup.folder / RUN_MARK).write_text(id_)
         spec, folder, header = team.broadcast((setup.spec, setup.folder, header) if setup else None)
-        of_rank_0 = [index.whole.fingerprint() for index in (setup.train_index, setup.val_index)] if setup else None
+        of_rank_0 = [index.fingerprint() for index in (setup.train_index, setup.val_index)] if setup else None
         fingerprints = team.broadcast(of_rank_0)
         if "data" in overrides:  # may be elsewhere on each host
             here = dataclasses.replace(spec.config, data=os.path.abspath(overrides["data"]))

@@ -24,7 +24,7 @@ QUICK_PAIRS, QUICK_PIXELS = 10**8, 10**8
 
 
 def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
-    """The splits of a new run; logs what is wrong or left out. With `--tile` the training split is one of tiles.
+    """The splits of a new run; logs what is wrong or left out. With `--tile` both are of tiles.
 
     Raises UserError where too much is left out.
     """
@@ -62,13 +62,13 @@ def load_splits(spec: DataSpec, config: TrainConfig) -> tuple[Index, Index]:
         log.info(f"all classes are one: {train.names[0]}")
     if config.fraction < 1:
         log.info(f"fraction {config.fraction:g}: {len(train)} training images are used")
-    return _tiles(config, train), val
+    return _tiles(config, train), tiled(val, tile_spec(config))
 
 
 def load_splits_again(spec: DataSpec, config: TrainConfig, pixels: PixelSpec | None = None) -> tuple[Index, Index]:
     """The splits of a run that has begun, made of its `pixels`: to go on with it, or to join it. Logs no problems."""
     train, val = _select(config, **_load(spec if pixels is None else spec.with_pixels(pixels, "the run")))
-    return tiled(train, tile_spec(config)), val
+    return tiled(train, tile_spec(config)), tiled(val, tile_spec(config))
 
 
 def _tiles(config: TrainConfig, train: Index) -> Index:

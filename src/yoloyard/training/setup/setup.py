@@ -51,7 +51,7 @@ class Setup:
     device: torch.device
     detector: Detector  # on the CPU
     train_tiles: Index  # what is trained on: the training images or, with `--tile`, their tiles
-    val_index: Index
+    val_tiles: Index  # the same of validation
     transform: Transform | None  # the user's
 
     @property
@@ -63,6 +63,11 @@ class Setup:
     def train_index(self) -> Index:
         """The training images, which are whole here."""
         return self.train_tiles.whole
+
+    @property
+    def val_index(self) -> Index:
+        """The validation images, which are whole here."""
+        return self.val_tiles.whole
 
     @property
     def precision(self) -> Precision:
@@ -208,7 +213,7 @@ def build(
         device=device,
         detector=detector,
         train_tiles=train,
-        val_index=val,
+        val_tiles=val,
         transform=transform,
     )
 
