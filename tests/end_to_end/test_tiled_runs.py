@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from commands import TINY, Command, start
+from commands import TINY, Command
 from yoloyard.models.weights import read_weights
-from yoloyard.training.listeners.results import read_records
 
 WORDS = [word for word in TINY if word not in ("--imgsz", "64")]
 
@@ -60,19 +59,6 @@ def test_a_run_on_tiles(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     figures, of_training = json.loads(out)["figures"], read_weights(best)[1]["metrics"]
     assert figures == pytest.approx({name: of_training[name] for name in figures}, abs=1e-6, nan_ok=True)
     assert yoloyard("val", "--weights", best, "--data", large, "--tile", "off")[0] == 0
-
-
-@pytest.mark.slow
-def test_two_processes_train_on_tiles_and_resume(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YOLOYARD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    tiled = ("--tile", "60x90", "--tile-positive", 0.5, "--processes", 2)
-    for words in (["--data", large, "--epochs", 1, *tiled, *WORDS], ["--resume", "runs/large", "--epochs", 2]):
-        out, err = (run := start("train", *words)).communicate(timeout=120)
-        assert (run.returncode, err) == (0, ""), err
-        assert "2 x cpu" in out
-    assert "going on in epoch 2" in out
-    assert [record["epoch"] for record in read_records(Path("runs/large"))] == [1, 2]
 
 
 @pytest.mark.parametrize(
