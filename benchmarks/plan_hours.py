@@ -75,8 +75,7 @@ def ratio(name: str, by: str, is_corrected: bool) -> float:
     config = with_overrides(TrainConfig(), {key: value for key, value in run.settings.items() if key not in left_out})
     classes, precision = len(run.validation["classes"]), calibration.precision
     cost = trace_step(config, classes, config.batch, precision, False, on_cpu=is_cpu(calibration.device))
-    images = Images(facts["data"]["train"]["images"], facts["data"]["val"]["images"], facts["pixels"])
-    correction = calibration.correction if is_corrected else None
+    images, correction = Images(**facts["samples"]), calibration.correction if is_corrected else None
     return 3600 * estimate(cost, config, images, calibration.device, correction=correction).hours / run.seconds
 
 
@@ -87,14 +86,13 @@ def kept(folder: Path) -> dict[str, Any]:
     left_out = ("data", "project", "name", "device", "exist_ok")
     changed = {key: value for key, value in run.settings.items() if defaults.get(key) != value and key not in left_out}
     measured = ("epoch", "speed", "memory", "threads")
-    facts_of = ("versions", "processors", "threads", "device", "accelerator", "precision", "pixels")
+    facts_of = ("versions", "processors", "threads", "device", "accelerator", "precision", "samples")
     return {
         "settings": {"model": run.settings["model"], **changed},
         "records": [{key: record[key] for key in record if key.startswith(measured)} for record in run.records],
         "status": {**json.loads((folder / "status.json").read_text()), "host": "here", "pid": 1},
         "environment": {
             **{name: facts[name] for name in facts_of},
-            "data": {split: {"images": each["images"]} for split, each in facts["data"].items()},
             "machine": {name: facts["machine"][name] for name in ("cpus", "processor", "memory")},
         },
         "classes": len(run.validation["classes"]),

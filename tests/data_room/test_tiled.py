@@ -20,7 +20,7 @@ from yoloyard.data.index.index import Index, load_index
 from yoloyard.data.index.tiled import boxes_in_tiles, tiled
 from yoloyard.data.loading import image_cache
 from yoloyard.data.loading.epoch_plan import EpochPlan, plan_epochs, with_share
-from yoloyard.data.loading.loader import make_train_loader, make_val_loader
+from yoloyard.data.loading.loader import decoded_again, make_train_loader, make_val_loader
 from yoloyard.data.loading.sampling import near_order, tile_batches
 
 SPEC = TileSpec(64, 0.25, 0.5)
@@ -153,6 +153,35 @@ def test_loaders_decode_each_image_once(large: Index, monkeypatch: pytest.Monkey
         decoded.clear()
         list(batches)
         assert decoded == Counter({f"{number}.png": 1 for number in range(9)})
+
+
+def test_full_images_are_kept_in_so_many_bytes(large: Index) -> None:
+    sizes = large.pixels.image_bytes(*large.sizes.T.astype(np.int64))
+    images = image_cache.RecentFullImages(large, most := 3 * int(sizes.max()))
+    for position in [*range(9), 8, 7, 6, 0]:
+        assert (images[position] == image_cache.load_resized(large, position, None)).all()
+        assert sum(each.nbytes for each in images._images.values()) <= most
+    assert list(images._images) == [8, 7, 6, 0]  # two of them are small
+    last = image_cache.RecentFullImages(large, 0)
+    assert all(last[position] is last[position] and len(last._images) == 1 for position in (0, 8, 3))
+
+
+@pytest.mark.parametrize(
+    ("kept", "workers", "ranks", "reason"),
+    [
+        (64, 8, 2, ""),
+        (64, 3, 1, "3 workers need the same ones: --cache disk decodes each once; --workers 8 helps, too"),
+        (59, 8, 1, "8 workers need the same ones: --cache disk decodes each once; --workers 4 helps, too"),
+        (64, 0, 4, "4 processes need the same ones: --cache disk decodes each once"),
+        (12, 4, 1, "only 3 of them may lie in the memory of a worker: "),
+        (1200, 3, 1, ""),  # all of them are kept
+    ],
+)
+def test_why_images_are_decoded_again_is_said(kept: int, workers: int, ranks: int, reason: str) -> None:
+    plan = EpochPlan(np.ones(8000), 32, 64, 5, sources=np.repeat(np.arange(400), 20), kept=kept)
+    found = decoded_again(plan, 400, workers, ranks)
+    assert found.startswith(reason)
+    assert bool(found) == bool(reason)
 
 
 @pytest.mark.parametrize("change", [{"workers": 2}, {"cache": "ram"}, {"cache": "disk"}])

@@ -68,6 +68,17 @@ def test_a_run_starts_rolls_back_ends_and_goes_on_with_its_folder_on_one_host(fo
 
 
 @pytest.mark.slow
+def test_hosts_train_on_tiles_of_the_same_images_and_go_on(folders: list[Path]) -> None:
+    words = ["--data", "line/data.yaml", "--tile", 64]
+    for goes_on in (["--epochs", 1, "--name", "apart", *TINY], ["--resume", "--epochs", 2]):
+        running = start_on_two_hosts(folders, "train", *words, *goes_on)
+        (_, err), (_, other) = (each.communicate(timeout=120) for each in running)
+        assert [each.returncode for each in running] == [0, 0], err + other
+        words = words[:2]
+    assert [record["epoch"] for record in read_records(folders[0] / "runs" / "apart")] == [1, 2]
+
+
+@pytest.mark.slow
 def test_a_host_with_other_data_is_named_before_the_first_step(folders: list[Path]) -> None:
     labels = max((folders[1] / "line" / "labels" / "val").iterdir(), key=lambda path: path.stat().st_size)
     labels.write_text("")

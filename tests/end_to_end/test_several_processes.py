@@ -82,8 +82,8 @@ def test_what_can_not_be_shared_is_a_usage_error(data: Path, yoloyard: Command, 
 
 
 def test_from_python_the_command_to_use_is_named(data: Path) -> None:
-    with pytest.raises(UsageError, match=r"yoloyard train --data=.*--processes=2"):
-        package.train(data=str(data), device="cpu", processes=2)
+    with pytest.raises(UsageError, match=r"yoloyard train --data=.*--imgsz=64x96 .*--processes=2"):
+        package.train(data=str(data), imgsz="64x96", device="cpu", processes=2)
 
 
 @pytest.mark.slow

@@ -28,6 +28,10 @@ def test_a_run_on_tiles(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert code == 0, err
     assert "tiles of 60x90 pixels that overlap by 20%: 72 of 6 images" in out
     assert "6 images, 6 for validation" in out
+    samples = json.loads(Path("runs/large/environment.json").read_text())["samples"]
+    assert f"{samples['train']} of them an epoch" in out
+    assert (samples["val"], samples["val_pixels"]) == (72, 150 * 260 / 12)
+    assert samples["train_pixels"] == pytest.approx(6 * 150 * 260 / samples["train"])
     best = Path("runs/large/weights/best.safetensors")
     metadata = read_weights(best)[1]
     assert (metadata["tile"], metadata["imgsz"]) == ({"size": [60, 90], "overlap": 0.2, "visible": 0.5}, [64, 96])

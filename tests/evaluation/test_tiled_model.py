@@ -51,9 +51,29 @@ def test_an_image_is_cut_as_the_file_says_and_its_tiles_are_merged(weights: Path
 
 def test_tile_and_overlap_take_the_place_of_those_of_the_file(weights: Path, image: np.ndarray) -> None:
     assert Model(weights, tile=64, tile_overlap=0).tile == TileSpec(64, 0, 0.5)
-    assert same(Model(weights, tile=240)(image), Model(weights, tile="off")(image))  # the image is one tile
+    whole = Model(weights, tile="off")
+    assert same(Model(weights, tile=240, imgsz=96)(image), whole(image))  # the image is one tile
     with pytest.raises(UsageError, match="takes whole images: say --tile PIXELS, too"):
         Model(weights, tile="off", tile_overlap=0.1)
+
+
+def test_objects_keep_their_scale_in_other_tiles_or_a_line_says_so(
+    weights: Path, tmp_path: Path, said: list[str]
+) -> None:
+    assert Model(weights, tile="160x192").imgsz == (160, 192)
+    assert Model(weights, tile=192, tile_overlap=0.5).imgsz == 192
+    assert Model(weights).imgsz == 96
+    assert said == []
+    assert Model(weights, tile=192, imgsz=96).imgsz == 96
+    Model(weights, tile="off")
+    text = json.dumps({**json.loads(document(shape=(64, 64))), "tile": {"size": 64, "overlap": 0.25}})
+    Model(write_onnx(tmp_path / "tiled.onnx", text, ("batch", 3, 64, 64)), tile=128)
+    assert said[:3] == [
+        "tiles of 192 pixels that overlap by 25% at imgsz 96 show objects at 0.5 times the scale of the training",
+        "the network is for tiles of 96 pixels that overlap by 25%: objects may come at another scale, "
+        "which --imgsz decides",
+        "tiles of 128 pixels that overlap by 25% at imgsz 64 show objects at 0.5 times the scale of the training",
+    ]
 
 
 def test_an_exported_file_is_used_by_tiles_of_its_one_shape(tmp_path: Path, image: np.ndarray) -> None:

@@ -71,7 +71,7 @@ def test_a_cheaper_gpu_is_named_once_the_job_is_finished(
     run = run_in(tmp_path / "line", "NVIDIA H100 80GB HBM3")
     (run / "config.yaml").write_text(json.dumps({"model": TINY_NETWORK, "imgsz": 64, "batch": 16, "epochs": 2}))
     machine = {"cpus": {"usable": 16}}
-    facts = {"precision": "float32", "machine": machine, "data": {"train": {"images": 999}, "val": {"images": 99}}}
+    facts = {"precision": "float32", "machine": machine, "samples": {"train": 999, "val": 99}}
     (run / "environment.json").write_text(json.dumps(facts))
     launch = Launch(**{**LAUNCH, "gpu": "H100", "gpus": 1, "price": 3.0})
     write_bill(run, launch, [attempt(1, 1300)], "finished", "")

@@ -128,6 +128,15 @@ def test_the_number_of_images_is_counted_where_the_data_is(capsys: pytest.Captur
     assert found["recommendation"]["verdict"] == "own"
 
 
+def test_tiles_are_counted_where_the_data_is_and_else_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = write_demo(tmp_path / "demo", train=6, val=2, size=96)
+    found = planned(capsys, *TRAINING, "--data", data, "--tile", 48)
+    assert found["images"] == {"train": 6 * 9, "val": 2 * 9, "kind": "counted"}
+    given = planned(capsys, *TRAINING, "--images", 100, "--tile", 48)
+    assert given["images"]["train"] == 100
+    assert [note for note in given["notes"] if "--images is the number of tiles in an epoch" in note]
+
+
 def test_a_plan_that_people_read_fits_into_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["plan", *TRAINING, "--images", "50000", "--all"])

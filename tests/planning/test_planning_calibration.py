@@ -53,7 +53,7 @@ def planned(name: str, calibration: Calibration) -> Estimate:
     """The plan of a kept run, on the device of the calibration."""
     config, device = with_overrides(TrainConfig(), RUNS[name]["settings"]), calibration.device
     by = correction(device, calibration.precision)
-    return estimate(step_of(name), config, Images(400, 100, 320 * 320), device, cores=2, correction=by)
+    return estimate(step_of(name), config, Images(400, 100, 320 * 320, 320 * 320), device, cores=2, correction=by)
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_what_can_not_be_compared_is_refused_with_its_reason(tmp_path: Path) -> 
     assert "unknown GPU 'Radeon VII'" in refused("other", environment={"accelerator": "Radeon VII"})
     assert "lacks 'cpus': an older version wrote it" in refused("old", environment={"machine": {}})
     assert "metrics.jsonl:1 is no line of figures" in refused("figures", records=["corrupt", *RUNS["demo"]["records"]])
-    assert "environment.json is damaged" in refused("facts", environment={"data": None})
+    assert "environment.json is damaged" in refused("facts", environment={"samples": None})
     assert "lacks 'speed/images_per_second'" in refused("figure", records=[{"epoch": 1}])
 
 

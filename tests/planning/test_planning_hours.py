@@ -96,7 +96,7 @@ def test_gradients_are_exchanged_once_an_update() -> None:
 
 
 def test_decoded_images_that_are_kept_make_the_loader_faster() -> None:
-    large = Images(5000, 100, pixels=4e6)
+    large = Images(5000, 100, 4e6, 4e6)
     decoded, kept = plan(SMALL, images=large, cores=4), plan(SMALL, images=large, cores=4, cache="disk")
     assert decoded.bound == "loader"
     assert kept.images_per_second > 2 * decoded.images_per_second

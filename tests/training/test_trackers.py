@@ -231,6 +231,16 @@ def test_tensorboard_shows_images_and_figures(tmp_path: Path) -> None:
     assert np.abs(shown - drawn).mean() < 8 < np.abs(IMAGE - drawn).mean()  # apart from what a JPEG loses
 
 
+def test_a_large_prediction_is_shown_small(tmp_path: Path) -> None:
+    large = np.full((1000, 1600, 3), 90, np.uint8)
+    found = Detections(torch.tensor([[400.0, 400, 1200, 800]]), torch.tensor([0.9]), torch.tensor([0]))
+    shown: list[np.ndarray] = []
+    sink: Any = SimpleNamespace(image=lambda name, image, epoch: shown.append(image))
+    show_prediction(sink, 0, large, found, ["dent"], 1)
+    boxes, labels, scores = found.boxes.numpy() * 0.4, found.labels.numpy(), found.scores.numpy()
+    assert (shown[0] == draw_boxes(np.full((400, 640, 3), 90, np.uint8), boxes, labels, ["dent"], scores)).all()
+
+
 @pytest.mark.parametrize("name", ["\udccf\udcee", "项目", "10:20 %d"])
 def test_a_run_folder_may_be_called_anything(name: str, tmp_path: Path) -> None:
     folder = tmp_path / name

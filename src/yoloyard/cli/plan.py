@@ -35,7 +35,8 @@ def plan(
         Path | None, Parameter(help="CSV file with prices of your own (default: prices.csv in ~/.config/yoloyard)")
     ] = None,
     images: Annotated[
-        int | None, Parameter(help="number of training images, if they are not here", validator=_Above0)
+        int | None,
+        Parameter(help="number of training images (with --tile: of tiles), if they are not here", validator=_Above0),
     ] = None,
     calibrate: Annotated[
         Path | None, Parameter(help="compare with this run and keep the correction for its device; plans nothing")
@@ -83,8 +84,9 @@ def _show(plan: "Plan", everything: bool) -> None:
         f"{config.model} at {size_text(config.imgsz)} pixels: {cost.parameters / 1e6:.1f} M parameters, a step takes "
         f"{cost.flops / 1e9:.0f} GFLOPs an image (traced)"
     )
+    kind = f"{'tiles' if config.tile else 'images'} ({plan.kind_of_images})"
     print(
-        f"{images.train:,} training and {images.val:,} validation images ({plan.kind_of_images}), "
+        f"{images.train:,} training and {images.val:,} validation {kind}, "
         f"batch {config.batch}, {count_of(config.epochs, 'epoch')}: {plan.estimates[0].steps:,} steps"
     )
     print(f"\nGB of a step by images of a micro-batch (traced; a GPU's own {CONTEXT_BYTES / 1e9:.1f} GB is modelled)\n")

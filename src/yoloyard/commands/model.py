@@ -1,5 +1,6 @@
 """A weights file as a function of images: what `yoloyard.load` returns and `yoloyard predict` uses."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from yoloyard.commands.sources import check_kind
 from yoloyard.common.device import images_at_once
 from yoloyard.common.errors import UsageError, UserError
 from yoloyard.common.image_size import of_metadata, of_shape, rounded_up, shape_of, size_text
+from yoloyard.common.log import ONCE
 from yoloyard.common.nms import KEEPS_ALL
 from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import Detections, ImageTransform
@@ -29,6 +31,8 @@ from yoloyard.evaluation.validate import detect
 from yoloyard.runtimes.exported import Exported, announce, shape_text
 from yoloyard.runtimes.load import load_runtime
 from yoloyard.storage.fetch import local_weights
+
+log = logging.getLogger(__name__)
 
 USED = ("imgsz", "tile", "tile_overlap", "conf", "iou", "max_det", "suppression", "names")  # of the file, unless given
 
@@ -64,18 +68,30 @@ class Model:
         kept = self.metadata.get("evaluation", {})
         self.settings = settings_for(config, kept) if for_figures else shown_settings(config, self.metadata)
         self.stride = max(self.network.strides)
-        self.imgsz = rounded_up(config.imgsz or of_metadata(self.metadata), self.stride)
+        trained = TileSpec.of(self.metadata)
+        self.tile = TileSpec.of(self.metadata, config.tile, config.tile_overlap)
+        self.wanted_imgsz = config.imgsz or of_metadata(self.metadata)  # before it is rounded to the stride
+        if trained and self.tile and self.tile.size != trained.size and not config.imgsz:  # objects keep their scale
+            self.wanted_imgsz = self.tile.imgsz_for(trained.scale(self.wanted_imgsz))
+        self.imgsz = rounded_up(self.wanted_imgsz, self.stride)
         if fixed := self.network.fixed_shape:
             if config.imgsz and shape_of(self.imgsz) != fixed:
                 takes = f"{config.weights} takes images of {shape_text(fixed)} pixels alone"
                 asked = size_text(config.imgsz)
                 raise UserError(f"{takes}: leave out --imgsz {asked}, or export with it, or with --dynamic")
             self.imgsz = of_shape(fixed)
-        self.tile = TileSpec.of(self.metadata, config.tile, config.tile_overlap)
         if config.tile_overlap is not None and self.tile is None:
             raise UsageError(
                 f"{config.weights} takes whole images: say --tile PIXELS, too, or leave out --tile-overlap"
             )
+        if (trained is None) != (self.tile is None) and not config.imgsz:
+            cut = trained or "whole images"
+            log.info(f"the network is for {cut}: objects may come at another scale, which --imgsz decides", extra=ONCE)
+        elif trained and self.tile:
+            ratio = self.tile.scale(self.imgsz) / trained.scale(of_metadata(self.metadata))
+            if round(ratio, 1) != 1:
+                at = f"{self.tile} at imgsz {size_text(self.imgsz)}"
+                log.info(f"{at} show objects at {ratio:.1f} times the scale of the training", extra=ONCE)
         if isinstance(self.network, Exported):
             announce(self.network, self.settings)
 

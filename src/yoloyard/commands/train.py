@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from yoloyard.common.log import shown_lines
 from yoloyard.config.overrides import checked_overrides
 from yoloyard.config.settings import NEWEST, TrainConfig
 from yoloyard.machines import environment
+from yoloyard.planning.hours import Images
 from yoloyard.training import run
 from yoloyard.training.listeners.backup import Backup
 from yoloyard.training.listeners.console import Console
@@ -70,5 +72,5 @@ def write_environment(event: Event) -> None:
         setup = event.setup
         data = {"train": setup.train_index.facts(), "val": setup.val_index.facts()}
         facts = environment.facts(setup.device, setup.spec.precision, data, setup.folder)
-        facts["pixels"] = setup.train_index.mean_pixels()  # of an image; loading takes as long as there are pixels
+        facts["samples"] = asdict(Images.of(setup.train_tiles, setup.val_tiles, setup.config))
         write_whole_text(setup.folder / "environment.json", json.dumps(facts, indent=1))

@@ -15,7 +15,7 @@ from yoloyard.common.cores import Threads
 from yoloyard.common.device import choose_device, choose_precision, images_at_once, precision_text
 from yoloyard.common.errors import UsageError
 from yoloyard.common.files import new_run_folder, write_whole_text
-from yoloyard.common.image_size import of_metadata, say_rounded
+from yoloyard.common.image_size import say_rounded
 from yoloyard.common.pixel_spec import PixelSpec
 from yoloyard.common.structures import Detections
 from yoloyard.common.tiles import image_facts
@@ -99,7 +99,7 @@ def validate(weights: str | Path = "", data: str | Path = "", **overrides: Any) 
     spec = read_data_yaml(config.data)
     index, order = index_for(network, spec, config.weights, config.split)
     if not fixed_shape:
-        say_rounded(config.imgsz or of_metadata(metadata), model.imgsz, model.stride)
+        say_rounded(model.wanted_imgsz, model.imgsz, model.stride)
     reuse_memory(precision)
     could_be = choose_precision(device, amp=isinstance(network, Network) and config.amp is None).name
     if (precision.name, could_be) == ("float32", "bfloat16"):

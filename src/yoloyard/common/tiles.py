@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from yoloyard.common.errors import UsageError
-from yoloyard.common.image_size import ImageSize, parse_size, shape_of, size_text
+from yoloyard.common.image_size import ImageSize, of_shape, parse_size, shape_of, size_text
 from yoloyard.common.pixel_spec import PixelSpec
 
 MIN_TILE_PIXELS = 32  # the largest stride of most networks
@@ -53,11 +53,19 @@ class TileSpec:
         """Height and width that a tile of this height and width has in the network's input, rounded up.
 
         A whole tile just fits into `imgsz`; a smaller one, of a smaller image, has the same scale, so that a defect has
-        one size in all images. `imgsz` must be what the weights were trained with, or the scale is another one.
+        one size in all images.
         """
-        most, tile = shape_of(imgsz), shape_of(self.size)
-        ratio = min(most[0] / tile[0], most[1] / tile[1])
+        most, ratio = shape_of(imgsz), self.scale(imgsz)
         return min(math.ceil(height * ratio), most[0]), min(math.ceil(width * ratio), most[1])
+
+    def scale(self, imgsz: ImageSize) -> float:
+        """Pixels of the network's input of `imgsz` for each pixel of a tile."""
+        most, tile = shape_of(imgsz), shape_of(self.size)
+        return min(most[0] / tile[0], most[1] / tile[1])
+
+    def imgsz_for(self, scale: float) -> ImageSize:
+        """The network's input in which a tile has this scale, not yet rounded to the stride."""
+        return of_shape([math.ceil(side * scale - 1e-6) for side in shape_of(self.size)])
 
 
 def image_facts(imgsz: ImageSize, pixels: PixelSpec, tile: TileSpec | None) -> dict[str, str]:

@@ -47,9 +47,9 @@ def _cheapest(run: RunFolder, job: dict[str, Any], environment: dict[str, Any]) 
     offers = [offer for offer in all_offers(None)[0] if demands.allow(offer) and not offer.doubts]
     if not offers:
         raise UserError("there are no prices of other offers here: yoloyard plan says how to get them")
-    images = Images(*(int(environment["data"][split]["images"]) for split in ("train", "val")))
+    images = Images(**environment["samples"])
     precision: Precision = "float32" if environment["precision"].startswith("float32") else "amp"
-    config, cost = step_of_run(run, precision)
+    config, cost = step_of_run(run, precision, images.channels)
 
     def on(gpu: Gpu, cores: int) -> Estimate:
         found = estimate(cost, config, images, gpu, job["gpus"], job["nodes"], cores or 8 * job["gpus"])

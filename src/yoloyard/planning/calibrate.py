@@ -65,7 +65,7 @@ def calibrate(folder: Path) -> Calibration:
         raise UserError(f"{folder}/metrics.jsonl lacks '{lacking[0]}': an older version wrote it; take a newer run")
     records = run.records[1:] or run.records  # in the first epoch memory and algorithms are found
     device, precision, images, cores = _facts(folder, statistics.median_low(int(each["threads"]) for each in records))
-    config, cost = step_of_run(run, precision, is_cpu(device))
+    config, cost = step_of_run(run, precision, images.channels, is_cpu(device))
     host = (device, config.processes, 1, cores)
     planned = seconds_of(cost, config, images, *host, Correction())
 
@@ -101,14 +101,17 @@ def calibrate(folder: Path) -> Calibration:
     return Calibration(folder, device, precision, rows, correction)
 
 
-def step_of_run(run: RunFolder, precision: Precision, on_cpu: bool = False) -> tuple[TrainConfig, StepCost]:
+def step_of_run(
+    run: RunFolder, precision: Precision, channels: int, on_cpu: bool = False
+) -> tuple[TrainConfig, StepCost]:
     """What decides the time of a run that is there, and what a step of one of its devices costs. Raises UserError."""
     from yoloyard.planning.trace import trace_step
 
     settings = {name: value for name, value in run.settings.items() if name not in ELSEWHERE}
     config = with_overrides(TrainConfig(), settings)
     classes, share = len(run.validation.get("classes", ())) or 80, max(1, config.batch // config.processes)
-    return config, trace_step(config, classes, share, precision, config.checkpoint_activations, on_cpu=on_cpu)
+    how = precision, config.checkpoint_activations
+    return config, trace_step(config, classes, share, *how, on_cpu=on_cpu, channels=channels)
 
 
 def keep(calibration: Calibration) -> Path:
@@ -161,8 +164,7 @@ def _facts(folder: Path, threads: int) -> tuple[Gpu, Precision, Images, int]:
     file = folder / "environment.json"
     try:
         facts = read_json(file.read_text(encoding="utf-8"))
-        train, val = (int(facts["data"][split]["images"]) for split in ("train", "val"))
-        images = Images(train, val, float(facts["pixels"]))
+        images = Images(**facts["samples"])
         precision: Precision = "float32" if facts["precision"].startswith("float32") else "amp"
         cores, name = int(facts["machine"]["cpus"]["usable"]), facts["accelerator"]
         if name is None and facts["device"] == "cpu":

@@ -11,9 +11,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from yoloyard.common.image_size import shape_of
 from yoloyard.config.settings import TrainConfig
+from yoloyard.data.index.index import Index
+from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.planning.figures import Estimate, Gpu, Precision, StepCost
 
 TABLE = Path(__file__).with_name("efficiencies.toml")
@@ -22,12 +25,24 @@ KEPT_IMAGES = 512  # of a smaller set all decoded images are kept (data/loading/
 
 @dataclass(frozen=True)
 class Images:
-    """The data of a training."""
+    """The data of a training: its images or, with `--tile`, its tiles."""
 
-    train: int
+    train: int  # of an epoch
     val: int
-    pixels: float = 640 * 480  # of an image file, on average
+    train_pixels: float = 640 * 480  # decoded for each of them, on average
+    val_pixels: float = 640 * 480
     channels: int = 3
+
+    @classmethod
+    def of(cls, train: Index, val: Index, config: TrainConfig) -> Self:
+        """Those of a run on these splits, which are tiles already where it cuts its images."""
+
+        def decoded(split: Index, count: int) -> float:  # once for all tiles of an image
+            share = min(1.0, len(split.whole) / count) if split.tiling else 1.0
+            return share * split.whole.mean_pixels()
+
+        places = len(plan_epochs(train, config))
+        return cls(places, len(val), decoded(train, places), decoded(val, len(val)), train.pixels.channels)
 
 
 @dataclass(frozen=True)
@@ -98,8 +113,8 @@ def seconds_of(
         times["launches"] = 0.0
 
     is_decoded_once = config.cache is not None or images.train <= KEPT_IMAGES
-    decoded = images.pixels * table["decode"]
     augmented = math.prod(shape_of(config.imgsz)) * table["augment"]
+    decoded = images.train_pixels * table["decode"]
     sample = by.loader * (augmented + decoded / (config.epochs if is_decoded_once else 1))
     most = 0 if is_cpu(gpu) else min(config.workers, max(1, cores // count))
     processes = 2 ** int(math.log2(most)) if most else 0  # of each device, as a run chooses them
@@ -112,7 +127,7 @@ def seconds_of(
 
     evaluated = images.val / devices
     forward = device / share * table["validation"]
-    decoding = by.loader * decoded / max(1, processes)
+    decoding = by.loader * images.val_pixels * table["decode"] / max(1, processes)
     validation = evaluated * (max(forward, decoding) if processes else forward + decoding)
     validation += images.val * table["evaluation"]
     return Seconds(device, exchange, loader, step, validation, max(bounds, key=lambda name: bounds[name]))

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from yoloyard.common.cores import usable_cores
 from yoloyard.common.errors import UsageError
 from yoloyard.common.image_size import rounded_up
@@ -20,7 +18,6 @@ from yoloyard.data.formats.data_yaml import read_data_yaml
 from yoloyard.data.index.selection import class_numbers, names_of
 from yoloyard.data.index.tiled import tile_spec, tiled
 from yoloyard.data.loading.batches import training_buckets
-from yoloyard.data.loading.epoch_plan import plan_epochs
 from yoloyard.planning.calibrate import correction
 from yoloyard.planning.choose import Choice, Demands, Recommendation, ranked, recommend
 from yoloyard.planning.figures import Estimate, Gpu, Precision, StepCost
@@ -31,6 +28,7 @@ from yoloyard.planning.trace import BOXES, StepTrace, build_model, trace_steps
 from yoloyard.training.setup.dataset import load_splits_again
 
 CLASSES = 80  # where no data.yaml says it
+TILES_GIVEN = "with --tile, --images is the number of tiles in an epoch: how many an image has, only the data can say"
 VAL_SHARE = 0.2  # of the training images, where the data is not here
 CORES_OF_A_GPU = 8  # where an offer doesn't say it
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -116,10 +114,13 @@ class Plan:
 def make_plan(given: Mapping[str, Any], demands: Demands, num_images: int | None, prices: Path | None) -> Plan:
     """The plan of a training with these checked overrides.
 
-    `num_images`: of training, if the data is not here. `prices`: the user's price list. Raises UsageError or UserError.
+    `num_images`: of training, with `--tile` of tiles, if the data is not here. `prices`: the user's price list.
+    Raises UsageError or UserError.
     """
     offers, notes = all_offers(prices)
     config, num_classes, images, boxes = _training(given, num_images)
+    if config.tile and num_images is not None:
+        notes = [*notes, TILES_GIVEN]
     of_precision: tuple[Precision, ...] = ("float32", "amp")
     pairs = [(each, recomputed) for recomputed in (False, True) for each in of_precision]
     what: dict[str, Any] = {"boxes": boxes, "channels": images.channels}
@@ -175,10 +176,7 @@ def _training(given: Mapping[str, Any], num_images: int | None) -> tuple[TrainCo
         chosen = ",".join(map(str, class_numbers(config.classes, data.names)))
         config = dataclasses.replace(config, classes=chosen)
     train, val = (tiled(index, tile_spec(config)) for index in load_splits_again(data, config))
-    pixels = float(np.prod(train.whole.sizes, axis=1, dtype=np.int64).mean())
-    places = len(plan_epochs(train, config)) if config.tile else len(train)
-    images = Images(places, len(val), pixels, channels)
-    return config, len(train.names), images, training_buckets(train, config)[-1]
+    return config, len(train.names), Images.of(train, val, config), training_buckets(train, config)[-1]
 
 
 def _estimated(

@@ -98,6 +98,7 @@ def trace_step(
     recomputed: bool,
     on_cpu: bool = False,
     boxes: int = BOXES,
+    channels: int = 3,
 ) -> StepCost:
     """The cost of one step of a device with `images` images, each padded to `boxes` boxes, and of its update.
 
@@ -106,7 +107,7 @@ def trace_step(
     Raises UsageError or UserError, this also for a custom model that reads numbers.
     """
     waits = round(max(config.batch, config.optimization.nbs) / images) > 1
-    traced = _Traced(build_model(config, num_classes), config, on_cpu, boxes, waits)
+    traced = _Traced(build_model(config, num_classes, channels), config, on_cpu, boxes, waits)
     if recomputed:
         traced.recompute()
     return traced.step(images, precision)[0]

@@ -14,13 +14,13 @@ from yoloyard.common.structures import Batch, Sample
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.epoch_plan import EpochOrder, EpochPlan
-from yoloyard.data.loading.image_cache import AllImages, RecentImages, TileImages, load_resized
+from yoloyard.data.loading.image_cache import AllImages, RecentFullImages, RecentImages, TileImages, load_resized
 from yoloyard.data.loading.sampling import BatchRequest, part_of, sample_random, window
 from yoloyard.data.pixels import augment, channels, line
 from yoloyard.data.pixels.transform import Transform
 
 PASTE_TRIES = 8  # images of which the first with a box gives what is pasted
-Images = RecentImages | AllImages | TileImages
+Images = RecentImages | RecentFullImages | AllImages | TileImages
 ValRequest = tuple[list[int], tuple[int, int]]  # positions in the index, and the (H, W) that they are fitted into
 
 
@@ -119,7 +119,7 @@ class ValidationBatches(Dataset[Batch | UserError]):
 
     def __init__(self, index: Index, imgsz: ImageSize) -> None:
         self.index, self.imgsz = index, imgsz
-        self.tiles = TileImages(index, imgsz, RecentImages(index.whole, None, 1)) if index.tiling else None
+        self.tiles = TileImages(index, imgsz, RecentFullImages(index.whole, 0)) if index.tiling else None
         counts = np.diff(index.offsets)
         self.buckets = padding_buckets(float(counts.mean()), int(counts.max()))
 

@@ -41,12 +41,11 @@ DECODED = Store("decoded", ".pixels", version=4, kept=4)
 
 
 class RecentImages:
-    """Decodes images and keeps the `capacity` most recently used, at least IMAGES_OF_A_SAMPLE, or 1 of full size."""
+    """Decodes images and keeps the `capacity` most recently used, at least IMAGES_OF_A_SAMPLE."""
 
-    def __init__(self, index: Index, imgsz: ImageSize | None, capacity: int) -> None:
-        self.index, self.imgsz, self.capacity = index, imgsz, max(capacity, IMAGES_OF_A_SAMPLE if imgsz else 1)
-        shapes = index.sizes.astype(np.int64) if imgsz is None else np.array([shape_of(imgsz)])
-        self._bytes = int(index.pixels.image_bytes(*shapes.T).max())  # at most, of an image
+    def __init__(self, index: Index, imgsz: ImageSize, capacity: int) -> None:
+        self.index, self.imgsz, self.capacity = index, imgsz, max(capacity, IMAGES_OF_A_SAMPLE)
+        self._bytes = int(index.pixels.image_bytes(*shape_of(imgsz)))  # at most, of an image
         self._images: OrderedDict[int, np.ndarray] = OrderedDict()
         self._memory: dict[int, np.ndarray] = {}  # of each of them, bytes
 
@@ -61,6 +60,25 @@ class RecentImages:
             )
             image = load_resized(self.index, position, self.imgsz, True, memory)
             self._memory[position] = memory
+        self._images[position] = image
+        return image
+
+
+class RecentFullImages:
+    """Decodes images of full size and keeps the most recently used in so many bytes, at least the last one."""
+
+    def __init__(self, index: Index, most_bytes: int) -> None:
+        self.index, self.most_bytes = index, most_bytes
+        self._images: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def __getitem__(self, position: int) -> np.ndarray:
+        """The image, not to be written to."""
+        image = self._images.pop(position, None)
+        if image is None:
+            others = self.most_bytes - int(self.index.pixels.image_bytes(*self.index.sizes[position].tolist()))
+            while self._images and sum(each.nbytes for each in self._images.values()) > others:
+                self._images.popitem(last=False)
+            image = load_resized(self.index, position, None)
         self._images[position] = image
         return image
 
@@ -94,7 +112,7 @@ class AllImages:
 class TileImages:
     """The tiles of an index that is `tiled`, cut from `images`, which are whole ones of full size."""
 
-    def __init__(self, index: Index, imgsz: ImageSize, images: RecentImages | AllImages) -> None:
+    def __init__(self, index: Index, imgsz: ImageSize, images: RecentImages | RecentFullImages | AllImages) -> None:
         assert index.tiling is not None
         self.tiling, self.imgsz, self.images = index.tiling, imgsz, images
 
@@ -192,6 +210,6 @@ def load_resized(
         now_height, now_width = read_size(path)
         raise UserError(f"{path} has changed: it was {width}x{height} pixels and is {now_width}x{now_height}")
     if memory is None:
-        return channels.resize(image, shape)
+        return image if image.shape[:2] == shape else channels.resize(image, shape)
     size = image.dtype.itemsize * image.shape[2] * shape[0] * shape[1]
     return channels.resize(image, shape, memory[:size].view(image.dtype).reshape(*shape, image.shape[2]))

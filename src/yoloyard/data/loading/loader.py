@@ -22,8 +22,14 @@ from yoloyard.common.structures import Batch
 from yoloyard.config.settings import TrainConfig
 from yoloyard.data.index.index import Index
 from yoloyard.data.loading.batches import Images, TrainingBatches, ValidationBatches, ValRequest
-from yoloyard.data.loading.epoch_plan import plan_epochs
-from yoloyard.data.loading.image_cache import RecentImages, TileImages, cached_in_memory, cached_on_disk
+from yoloyard.data.loading.epoch_plan import EpochPlan, plan_epochs
+from yoloyard.data.loading.image_cache import (
+    RecentFullImages,
+    RecentImages,
+    TileImages,
+    cached_in_memory,
+    cached_on_disk,
+)
 from yoloyard.data.loading.limits import batch_bytes, possible_workers, shortage
 from yoloyard.data.loading.sampling import (
     IMAGES_OF_A_BATCH,
@@ -31,6 +37,7 @@ from yoloyard.data.loading.sampling import (
     BatchRequest,
     batch_requests,
     images_in_use,
+    num_lanes,
     rectangular_batches,
     tile_batches,
 )
@@ -147,16 +154,16 @@ def make_train_loader(
     images: Images
     if config.cache is None:
         # Beyond this some images are decoded again; the samples stay the same.
-        kept = plan.kept // max(1, config.workers)
+        of_a_worker = KEPT_BYTES // max(1, config.workers)
         if imgsz is not None:
-            affordable = KEPT_BYTES // (max(1, config.workers) * index.pixels.image_bytes(*shape_of(imgsz)))
-            kept = min(images_in_use(plan.num_batches, config.batch, config.workers, world_size), affordable)
-        elif kept < IMAGES_OF_A_BATCH < len(whole):
-            log.info(
-                f"images of {whole.mean_bytes() / 1e6:.0f} MB are decoded several times an epoch, since only {kept} of "
-                "them may lie in the memory of a worker: --cache disk decodes each once; fewer --workers helps, too"
-            )
-        images = RecentImages(whole, imgsz, kept)
+            affordable = of_a_worker // index.pixels.image_bytes(*shape_of(imgsz))
+            in_use = images_in_use(plan.num_batches, config.batch, config.workers, world_size)
+            images = RecentImages(whole, imgsz, min(in_use, affordable))
+        else:
+            if reason := decoded_again(plan, len(whole), config.workers, world_size):
+                size = f"{whole.mean_bytes() / 1e6:.0f} MB"
+                log.info(f"images of {size} are decoded several times an epoch, since {reason}")
+            images = RecentFullImages(whole, of_a_worker)
     elif config.cache == "ram":
         images = cached_in_memory(whole, imgsz, shared=not are_forked)
     elif config.cache == "disk":
@@ -173,6 +180,20 @@ def make_train_loader(
     loader = TrainLoader(dataset, [], config.workers, pin_memory, start_method, largest)
     loader.rank, loader.world_size = rank, world_size
     return loader
+
+
+def decoded_again(plan: EpochPlan, images: int, workers: int, world_size: int) -> str:
+    """Why so many images are decoded more than once an epoch for their tiles, and what helps; "" where they aren't."""
+    workers = max(1, workers)
+    kept, (stride, parts) = plan.kept // workers, num_lanes(plan.batch, plan.kept)
+    once = "--cache disk decodes each once"
+    if kept >= images:
+        return ""
+    if kept < IMAGES_OF_A_BATCH:
+        return f"only {kept} of them may lie in the memory of a worker: {once}; fewer --workers helps, too"
+    if stride % workers:
+        return f"{workers} workers need the same ones: {once}; --workers {stride} helps, too"
+    return f"{world_size} processes need the same ones: {once}" if parts % world_size else ""
 
 
 def make_val_loader(

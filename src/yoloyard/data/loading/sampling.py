@@ -70,6 +70,16 @@ def images_in_use(num_batches: int, batch: int, workers: int, world_size: int = 
     return math.ceil(stretch / math.gcd(max(1, workers), WINDOW_STRIDE)) * part
 
 
+def num_lanes(batch: int, kept: int) -> tuple[int, int]:
+    """How `near_order` deals an epoch to lanes: so many batches in turn, and so many parts of each batch.
+
+    Where these are multiples of the numbers of workers and of ranks, no two of them take tiles of the same image.
+    """
+    parts = _num_parts(batch)
+    most = 2 * max(parts, IMAGES_OF_A_BATCH)
+    return next(each for each in (WINDOW_STRIDE, 4, 2, 1) if each == 1 or each * most <= kept), parts
+
+
 def near_order(sources: np.ndarray, batch: int, kept: int, random: np.random.Generator) -> np.ndarray:
     """A permutation int64 (L,) in which parts of the same image come near one another; `sources` (L,) are their images.
 
@@ -78,10 +88,8 @@ def near_order(sources: np.ndarray, batch: int, kept: int, random: np.random.Gen
     about once. How many at a time follows from how many images may be `kept` in memory by all workers together: half of
     them are in use. A batch has parts of at least IMAGES_OF_A_BATCH images, also where that is too much.
     """
-    places, parts = np.arange(len(sources)), _num_parts(batch)
-    most = max(parts, IMAGES_OF_A_BATCH)
-    stride = next(each for each in (WINDOW_STRIDE, 4, 2, 1) if each == 1 or 2 * each * most <= kept)
-    at_once = max(kept // 2 // (stride * parts), -(-most // parts))
+    places, (stride, parts) = np.arange(len(sources)), num_lanes(batch, kept)
+    at_once = max(kept // 2 // (stride * parts), -(-IMAGES_OF_A_BATCH // parts))
     lanes = places // batch % stride * parts + places % batch // (batch // parts)
     by_lane = np.argsort(lanes, kind="stable")
     _, images = np.unique(random.permutation(sources.max() + 1)[sources], return_inverse=True)  # in random order

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from psutil import Process
 
 from yoloyard.common.errors import UsageError
+from yoloyard.common.image_size import size_text
 from yoloyard.config.settings import NEWEST
 from yoloyard.training.distributed.cluster import LAUNCH
 from yoloyard.training.distributed.meeting import UNNAMED, Meeting
@@ -32,7 +33,7 @@ def command(overrides: Mapping[str, Any], resume: str | None) -> list[str]:
         if isinstance(value, bool):
             arguments.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
-            arguments.append(f"--{flag}={value}")
+            arguments.append(f"--{flag}={size_text(value) if isinstance(value, tuple) else value}")
     return arguments
 
 

@@ -18,7 +18,7 @@ from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.decode import encode_jpeg
 from yoloyard.data.pixels.view import view_of, viewed
 from yoloyard.evaluation.metrics.showing import shown
-from yoloyard.evaluation.report.drawing import draw_boxes
+from yoloyard.evaluation.report.drawing import draw_boxes, shrunk
 from yoloyard.training.listeners import events
 from yoloyard.training.listeners.events import Event
 
@@ -27,6 +27,7 @@ JPEG_QUALITY = 90  # of TensorBoard's images
 BATCHES_SHOWN = 3  # the first ones
 IMAGES_SHOWN = 8  # of a batch
 PREDICTIONS_SHOWN = 3  # images of each validation
+PREDICTION_SIDE = 640  # pixels of the longer side, so that large images don't fill the disk
 
 
 class TensorBoard:
@@ -175,9 +176,10 @@ def show_labels(sink: Sink, index: Index) -> None:
 def show_prediction(
     sink: Sink, name: object, image: np.ndarray, found: Detections, names: Sequence[str], epoch: int
 ) -> None:
-    """Show what was found in a validation image, uint8 RGB (H, W, 3)."""
+    """Show what was found in a validation image, uint8 RGB (H, W, 3), of which a large one is made smaller."""
+    small, scale = shrunk(image, PREDICTION_SIDE)
     boxes, labels, scores = (values.numpy() for values in (found.boxes, found.labels, found.scores))
-    sink.image(f"prediction/{name}", draw_boxes(image, boxes, labels, names, scores), epoch)
+    sink.image(f"prediction/{name}", draw_boxes(small, boxes * scale, labels, names, scores), epoch)
 
 
 def check_trackers(config: TrainConfig) -> None:

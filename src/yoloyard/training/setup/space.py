@@ -5,7 +5,7 @@ import shutil
 
 from yoloyard.common.log import bytes_text
 from yoloyard.data.loading.image_cache import AllImages
-from yoloyard.training.listeners.trackers import PREDICTIONS_SHOWN
+from yoloyard.training.listeners.trackers import PREDICTION_SIDE, PREDICTIONS_SHOWN
 from yoloyard.training.setup.setup import Setup
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,8 @@ def needed_bytes(setup: Setup) -> dict[str, int]:
     moments = MOMENTS.get(config.optimization.optimizer, 2)
     accumulates = config.optimization.nbs >= 1.5 * config.batch  # then gradients may wait for an update
     checkpoint = 2 * state + (moments + accumulates) * trained
-    drawn = int(PIXEL_BYTES * setup.val_index.sizes[:PREDICTIONS_SHOWN].prod(axis=1, dtype=int).sum())
+    sizes = setup.val_index.sizes[:PREDICTIONS_SHOWN].clip(max=PREDICTION_SIDE)
+    drawn = int(PIXEL_BYTES * sizes.prod(axis=1, dtype=int).sum())
     tensorboard = config.epochs * EPOCH_BYTES + config.epochs // config.val_period * drawn
     copies = min(config.keep, config.epochs // config.save_period) if config.save_period else 0
     size = None if config.tile else config.imgsz  # of decoded images
