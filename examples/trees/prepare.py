@@ -69,7 +69,8 @@ def write_split(wheel: zipfile.ZipFile, split: str, out: Path, whole: bool) -> t
             for left in tile_starts(pixels.shape[1], width):
                 name = f"{photo}_{top:04d}_{left:04d}"
                 inside = boxes_of_tile(boxes, left, top, width, height)
-                cv2.imwrite(str(images / f"{name}.png"), pixels[top : top + height, left : left + width])
+                part = pixels[top : top + height, left : left + width]
+                (images / f"{name}.png").write_bytes(cv2.imencode(".png", part)[1].tobytes())
                 (labels / f"{name}.txt").write_text(label_lines(inside, width, height), encoding="utf-8")
                 num_tiles, num_boxes = num_tiles + 1, num_boxes + len(inside)
     return num_tiles, num_boxes
@@ -85,12 +86,17 @@ def main() -> None:
         parser.error(f"no file {arguments.wheel}: fetch it with `pip download --no-deps deepforest==2.1.0`")
     if arguments.out.exists():
         parser.error(f"{arguments.out} exists already: remove it, or name another folder with --out")
-    with zipfile.ZipFile(arguments.wheel) as wheel:
-        for split in PHOTOS:
-            num_tiles, num_boxes = write_split(wheel, split, arguments.out, arguments.whole)
-            print(f"{split}: {num_tiles} {'photos' if arguments.whole else 'tiles'}, {num_boxes} boxes")
     data = arguments.out / "data.yaml"
-    data.write_text("train: images/train\nval: images/val\nnames:\n  0: tree\n", encoding="utf-8")
+    try:
+        with zipfile.ZipFile(arguments.wheel) as wheel:
+            for split in PHOTOS:
+                num_tiles, num_boxes = write_split(wheel, split, arguments.out, arguments.whole)
+                print(f"{split}: {num_tiles} {'photos' if arguments.whole else 'tiles'}, {num_boxes} boxes")
+        data.write_text("train: images/train\nval: images/val\nnames:\n  0: tree\n", encoding="utf-8")
+    except (zipfile.BadZipFile, EOFError, KeyError) as error:
+        parser.error(f"{arguments.wheel} is not the wheel of deepforest 2.1.0 ({error}): fetch it again")
+    except OSError as error:
+        parser.error(f"{arguments.out}: {error.strerror or error}; remove it before the next try")
     size = f"--tile {TILE}" if arguments.whole else f"--imgsz {TILE}"
     print(f"next: yoloyard train --model yolo11n --data {data} {size} --epochs 100")
 

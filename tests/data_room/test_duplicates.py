@@ -10,6 +10,7 @@ import pytest
 from yoloyard.data.audit import duplicates as duplicates_module
 from yoloyard.data.audit.duplicates import ORIENTATIONS, Duplicate, find_duplicates, turned
 from yoloyard.data.pixels.decode import decode_image
+from yoloyard.data.pixels.lights import files_of
 from yoloyard.demo.write import demo_image
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -130,6 +131,26 @@ def test_a_file_that_is_removed_meanwhile_is_no_duplicate(
     monkeypatch.setattr(duplicates_module, "decode_image", decode_and_lose)
     monkeypatch.setenv("YOLOYARD_CACHE", str(tmp_path / "empty"))  # so that they are compared again
     assert find_duplicates(train, [val]) == []
+
+
+def test_images_of_several_lights_are_duplicates_only_if_all_files_are(parts: list[np.ndarray], tmp_path: Path) -> None:
+    dark, lights = noisy(np.full_like(parts[0], 8), 0, sigma=1.0), ("_dark", "_side")
+
+    def lit(folder: str, sides: list[np.ndarray], quality: int | None = None) -> list[Path]:
+        images = [tmp_path / folder / f"{number}_dark.png" for number in range(len(sides))]
+        images[0].parent.mkdir()
+        for path, side in zip(images, sides, strict=True):
+            for file, image in zip(files_of(path, lights), (dark, side), strict=True):
+                file.write_bytes(write(tmp_path / f"{folder}-{file.stem}", [image], quality)[0].read_bytes())
+        return images
+
+    train = lit("train", parts[:4])
+    others = lit("others", parts[4:6])  # each first file has the bytes of all first files of train
+    assert find_duplicates(train, others, files=lights) == []
+    assert find_duplicates(train, lit("same", parts[2:3]), files=lights) == [Duplicate(2, 0, "the same bytes")]
+    assert find_duplicates(train, lit("again", parts[2:3], 90), files=lights) == [
+        Duplicate(2, 0, "the same image (encoded again)")
+    ]
 
 
 def test_what_has_not_changed_is_not_compared_again(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tiny_network import Tiny
+from yoloyard.commands.info import describe
 from yoloyard.common.errors import UserError
 from yoloyard.config.settings import TrainConfig
 from yoloyard.models import registry
@@ -97,3 +98,14 @@ def test_a_custom_model_is_used_if_it_takes_the_channels_of_the_data(tmp_path: P
     assert "\n" not in str(raised.value)
     file.write_text(source.replace("Conv(3,", "Conv(5,"))
     assert read_custom(f"{file}:Tiny").build(2, 5).image_channels == 5
+
+
+def test_a_custom_model_without_data_is_looked_at_with_the_channels_of_its_first_convolution(tmp_path: Path) -> None:
+    file = tmp_path / "grey.py"
+    file.write_text(
+        "from yoloyard.models import registry\n\n\n"
+        "def build(num_classes):\n    return registry.build('yolo11n', num_classes, channels=1)\n"
+    )
+    described = describe(f"{file}:build")
+    grey = registry.build("yolo11n", 80, channels=1)
+    assert described["parameters"] == sum(each.numel() for each in grey.parameters())

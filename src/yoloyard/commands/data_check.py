@@ -101,7 +101,7 @@ def check_data(data: str | Path, project: str | Path = "runs", name: str = "chec
     pairs = []
     for first, second in combinations(indexes, 2):
         one, other = indexes[first].paths, indexes[second].paths
-        for duplicate in find_duplicates(one, other, state_of(indexes[first], indexes[second])):
+        for duplicate in find_duplicates(one, other, state_of(indexes[first], indexes[second]), spec.pixels.files):
             problems[second].append(duplicate_problem(duplicate, one, other, first))
             if one[duplicate.first] != other[duplicate.second]:
                 pairs.append(((indexes[second], duplicate.second), (indexes[first], duplicate.first), duplicate.how))

@@ -1,7 +1,6 @@
 """What `yoloyard info` says of a model or a weights file."""
 
 import logging
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from yoloyard.models import registry
-from yoloyard.models.custom_model import is_custom
+from yoloyard.models.custom_model import is_custom, read_custom
 from yoloyard.models.importing.torch_files import names_in
 from yoloyard.models.profile import profile
 from yoloyard.models.weights import WEIGHT_FILES, load_model
@@ -40,8 +39,10 @@ def describe(model: str) -> dict[str, Any]:
             names = ", ".join(ascii(name)[1:-1] for name in asked)
             log.info(f"the file names these functions and classes; none of them is run: {names}")
         detector, metadata = load_model(file)
+    elif is_custom(model):
+        detector = read_custom(model).build(num_classes=80, channels=None)
     else:
-        with nullcontext() if is_custom(model) else torch.device("meta"):
+        with torch.device("meta"):
             detector = registry.build(model, num_classes=80)
     # the forward of a custom model may look at numbers
     device = "cpu" if is_custom(metadata.get("model", model)) else "meta"

@@ -20,19 +20,20 @@ __all__ = ["CustomModel", "beside", "is_custom", "read_kept", "read_custom"]
 class CustomModel(UserFile):
     """A user file and the name of a function in it, `build(num_classes) -> Detector`."""
 
-    def build(self, num_classes: int, channels: int = 3) -> Detector:
+    def build(self, num_classes: int, channels: int | None = 3) -> Detector:
         """The user's detector, on the CPU, after one forward with an empty image, which shows mistakes early.
 
-        The function is told nothing of `channels`, those of the images: its detector takes so many or not. Raises
-        UserError with the line of the user file if the file, the function or that forward fails, and UsageError if the
-        function is not there.
+        The function is told nothing of `channels`, those of the images: its detector takes so many or not. Without
+        data, None, they are those of its first convolution. Raises UserError with the line of the user file if the
+        file, the function or that forward fails, and UsageError if the function is not there.
         """
         function = self.load("model")
         try:
             detector = function(num_classes)
             if not isinstance(detector, Detector):
                 raise UserError(f"{self.path}: {self.function} must return a yoloyard Detector, not {detector!r:.80}")
-            detector.image_channels = channels
+            first = next((each for each in detector.modules() if isinstance(each, torch.nn.Conv2d)), None)
+            detector.image_channels = channels or (3 if first is None else first.in_channels)
             _check(detector, num_classes, str(self.path))
         except UserError:
             raise

@@ -20,12 +20,13 @@ from yoloyard.data.audit.problems import Problem
 from yoloyard.data.index.image_facts import ImageFacts, examine
 from yoloyard.data.index.index import Index
 from yoloyard.data.pixels.decode import COLOUR_CHANNELS, decode_image, encode_jpeg
+from yoloyard.data.pixels.lights import files_of
 from yoloyard.data.pixels.view import viewed
 from yoloyard.data.store import Store
 
 log = logging.getLogger(__name__)
 
-RESULTS = Store("images", ".json", version=2, kept=100)  # the version also stands for what counts as a duplicate
+RESULTS = Store("images", ".json", version=3, kept=100)  # the version also stands for what counts as a duplicate
 TOLD_FROM_PAIRS = 10_000_000  # so many pairs take long enough for a line
 
 THUMBNAIL_COMPONENTS = 64  # in which nearest ones are looked for
@@ -59,56 +60,82 @@ class Duplicate:
     how: str  # "the same bytes", or "the same image (mirrored, resized)"
 
 
-def find_duplicates(first: Sequence[Path], second: Sequence[Path], state: str | None = None) -> list[Duplicate]:
+Files = Sequence[tuple[Path, ImageFacts]]  # of one image, a light each; most images have one
+
+
+def find_duplicates(
+    first: Sequence[Path], second: Sequence[Path], state: str | None = None, files: Sequence[str] = ()
+) -> list[Duplicate]:
     """The images of `second` that are duplicates of one of `first`, each once, in the order of `second`.
 
-    Crops are not found. Two shots of a scene in which nothing has changed, saved in different qualities or sizes, can't
-    be told from a duplicate. If the result is kept under `state` (see `state_of`), no image is looked at.
+    Of images of several `files` (as in PixelSpec) all must be duplicates. Crops are not found. Two shots of a scene in
+    which nothing has changed, saved in different qualities or sizes, can't be told from a duplicate. If the result is
+    kept under `state` (see `state_of`), no image is looked at.
     """
     if (known := known_duplicates(state)) is not None:
         return known
-    here, there = examine(first), examine(second)
-    images = ((str(path), facts.digest.hex()) for path, facts in zip([*first, *second], [*here, *there], strict=True))
-    file, files = RESULTS.path((len(first), *images)), [] if state is None else [RESULTS.path([state])]
-    found = _kept(file)
+    here, there = (_examine(paths, files) for paths in (first, second))
+    images = ((str(path), facts.digest.hex()) for image in (*here, *there) for path, facts in image)
+    kept, to_write = RESULTS.path((len(first), *images)), [] if state is None else [RESULTS.path([state])]
+    found = _kept(kept)
     if found is None:
-        found = _compare(first, here, second, there)
-        files.append(file)
+        found = _compare(here, there)
+        to_write.append(kept)
     text = json.dumps([astuple(each) for each in found])
-    for each in files:
+    for each in to_write:
         RESULTS.write(each, lambda temporary: temporary.write_text(text))
     return found
 
 
-def _compare(
-    first: Sequence[Path], here: Sequence[ImageFacts], second: Sequence[Path], there: Sequence[ImageFacts]
-) -> list[Duplicate]:
-    usable = [position for position, facts in enumerate(here) if not facts.problem]
-    by_digest = {here[position].digest: position for position in reversed(usable)}
+def _examine(paths: Sequence[Path], files: Sequence[str]) -> list[Files]:
+    """All files of each image, with their facts."""
+    images = [files_of(path, files) for path in paths]
+    facts = iter(examine([file for image in images for file in image]))
+    return [[(file, next(facts)) for file in image] for image in images]
+
+
+def _compare(here: Sequence[Files], there: Sequence[Files]) -> list[Duplicate]:
+    usable = [position for position, image in enumerate(here) if not _has_problem(image)]
+    by_digest = {_digest(here[position]): position for position in reversed(usable)}
     duplicates, others = [], []
-    for position, facts in enumerate(there):
-        if not facts.problem and facts.digest in by_digest:
-            duplicates.append(Duplicate(by_digest[facts.digest], position, "the same bytes"))
-        elif not facts.problem:
+    for position, image in enumerate(there):
+        if _has_problem(image):
+            continue
+        if (same := by_digest.get(_digest(image))) is not None:
+            duplicates.append(Duplicate(same, position, "the same bytes"))
+        else:
             others.append(position)
     if usable and others:
         if len(usable) * len(others) >= TOLD_FROM_PAIRS:
             log.info(f"comparing {len(others):,} images with {len(usable):,} others, to find duplicates")
         proposed = _nearest(
-            np.stack([here[position].thumbnail for position in usable]),
-            np.stack([there[position].thumbnail for position in others]),
+            np.stack([_thumbnail(here[position]) for position in usable]),
+            np.stack([_thumbnail(there[position]) for position in others]),
         )
 
         def decide(row: int) -> Duplicate | None:
-            position = others[row]
             for candidate, orientation in proposed[row]:
-                one, other = (first[usable[candidate]], here[usable[candidate]]), (second[position], there[position])
-                if how := _same_image(one, other, orientation):
-                    return Duplicate(usable[candidate], position, how)
+                one, other = here[usable[candidate]], there[others[row]]
+                ways = [_same_image(*pair, orientation) for pair in zip(one, other, strict=True)]
+                if all(ways):
+                    return Duplicate(usable[candidate], others[row], ways[0])
             return None
 
         duplicates += filter(None, map_in_threads(decide, range(len(others)), usable_cores(), at_once=1))
     return sorted(duplicates, key=lambda each: each.second)
+
+
+def _has_problem(image: Files) -> bool:
+    return any(facts.problem for _, facts in image)
+
+
+def _digest(image: Files) -> bytes:
+    return b"".join(facts.digest for _, facts in image)
+
+
+def _thumbnail(image: Files) -> np.ndarray:
+    """The mean of the thumbnails of all files, uint8 (32, 32)."""
+    return np.mean([facts.thumbnail for _, facts in image], axis=0).astype(np.uint8)
 
 
 def known_duplicates(state: str | None) -> list[Duplicate] | None:

@@ -93,7 +93,7 @@ def _with_duplicates(spec: DataSpec, config: TrainConfig, train: Index, val: Ind
     state = state_of(train, val)
     pixels = int(val.sizes.prod(axis=1, dtype=int).sum())
     if config.check_duplicates or config.strict or (len(train) * len(val) <= QUICK_PAIRS and pixels <= QUICK_PIXELS):
-        duplicates = find_duplicates(train.paths, val.paths, state)
+        duplicates = find_duplicates(train.paths, val.paths, state, spec.pixels.files)
     elif (known := known_duplicates(state)) is not None:
         duplicates = known
     else:
