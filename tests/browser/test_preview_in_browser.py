@@ -14,6 +14,8 @@ from commands import exit_code
 from screenshots import screenshots
 from yoloyard.demo.write import write_demo
 
+LINE = ("--preset", "inspection", "--light", "0.3", "--noise", "0.02", "--belt-blur", "4")
+
 
 def as_is(path: Path) -> None:
     """A colour image of 8 bits, as it was drawn."""
@@ -67,7 +69,7 @@ def test_a_browser_shows_the_page_of_a_preview_without_any_other_file(
     for path in sorted(tmp_path.glob("line/images/*/*.jpg")):
         change(path)
     data.write_text(data.read_text() + keys)
-    assert exit_code("data", "preview", data, *flags, "--preset", "inspection", "--belt-blur", "4") == 0
+    assert exit_code("data", "preview", data, *flags, "--preset", "inspection", *LINE) == 0
 
     browser.get((tmp_path / "runs" / "preview" / "preview.html").as_uri())
 

@@ -19,12 +19,17 @@ from yoloyard.training.setup.setup import new_run
 def test_a_run_has_the_values_of_its_preset_and_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YOLOYARD_CACHE", str(tmp_path / "cache"))
     given = {"data": str(write_demo(tmp_path / "demo", 0, 8, 2, 64)), "model": TINY_NETWORK, "imgsz": 64, "batch": 4}
-    given |= {"project": str(tmp_path), "preset": "inspection", "light": 0.1, "belt_blur": 4.0}
+    given |= {"project": str(tmp_path), "preset": "inspection", "copy_paste": 0.1, "belt_blur": 4.0}
     setup = new_run(given, torch.device("cpu"), "float32", 1)
     setup.keep()
     values = yaml.safe_load((setup.folder / "config.yaml").read_text())
-    assert (values["preset"], values["light"], values["belt_blur"], values["rotate90"]) == ("inspection", 0.1, 4.0, "0")
-    rest = {name: value for name, value in PRESETS["inspection"].items() if name != "light"}
+    assert (values["preset"], values["copy_paste"], values["belt_blur"], values["rotate90"]) == (
+        "inspection",
+        0.1,
+        4.0,
+        "0",
+    )
+    rest = {name: value for name, value in PRESETS["inspection"].items() if name != "copy_paste"}
     assert rest.items() <= values.items()
     assert checked_overrides(TrainConfig, values).items() <= flat_settings(setup.config).items()  # --config config.yaml
     again = new_run(checked_overrides(TrainConfig, values | {"name": "again"}), torch.device("cpu"), "float32", 1)

@@ -41,8 +41,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 # YOLO26 was published with MuSGD; its momentum is 0.9 in the first step alone, then that of the warm-up, as here.
 RATES_OF_MANY: dict[str, dict[str, Any]] = {"yolo26": SGD_RATES | {"optimizer": "MuSGD"}}
-# `--preset`. The camera of a line stands still, and its colours don't change; light and exposure do. Which turns a part
-# allows and how its belt runs, only the user knows.
+# `--preset`. The camera of a line stands still, and its colours don't change. Which turns a part allows, how its belt
+# runs and whether its light changes, only the user knows; docs/line.md has measurements.
 PRESETS: dict[str | None, dict[str, Any]] = {
     None: {},
     "inspection": {
@@ -53,8 +53,6 @@ PRESETS: dict[str | None, dict[str, Any]] = {
         "flipud": 0.5,
         "fliplr": 0.5,
         "copy_paste": 0.5,
-        "light": 0.3,
-        "noise": 0.02,
     },
 }
 CUSTOM_RECIPES: dict[object, dict[str, Any]] = {"anchor_based": YOLOV5_LOW}  # by a head's criterion
