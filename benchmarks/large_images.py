@@ -119,7 +119,7 @@ def measure(arguments: argparse.Namespace) -> None:
         "runs": rows,
     }
     text = table(rows)
-    name = f"large-images-{date.today().isoformat()}"
+    name = f"large-images-{'-'.join(sets)}-{date.today().isoformat()}"
     (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     (RESULTS / f"{name}.md").write_text(text, encoding="utf-8")
     print(text)
