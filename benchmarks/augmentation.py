@@ -3,8 +3,8 @@
     yoloyard demo demo
     python benchmarks/augmentation.py --data demo=demo/data.yaml another=another/data.yaml
 
-Every training has one thread, the same network, size and number of epochs; arms and seeds come in turns, so that
-whatever is there when it is interrupted can be compared. Runs that are there already are not repeated.
+Every training has one thread, the same network and size, and sees equally many images; arms and seeds come in turns,
+so that whatever is there when it is interrupted can be compared. Runs that are there already are not repeated.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from choosing import score, spread
+from choosing import epochs_of, score, spread
 from side_by_side import RESULTS, processor_name
 
 from yoloyard.common.versions import versions
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=FILE", help="names and data.yaml files")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--images", type=int, default=2000, help="that a training sees, as whole epochs")
     parser.add_argument("--model", default="yolo11n")
     parser.add_argument("--weights", help="start from this weights file")
     parser.add_argument("--work", type=Path, default=Path("runs", "augmentation"), help="folder of the training runs")
@@ -61,7 +61,7 @@ def main() -> None:
     print(text)
     if arguments.no_results:
         return
-    shared = {name: getattr(arguments, name) for name in ("epochs", "model", "weights", "seeds")}
+    shared = {name: getattr(arguments, name) for name in ("images", "model", "weights", "seeds")}
     results = {
         "settings": SETTINGS | shared | {"arms": {name: ARMS[name] for name in arguments.arms}},
         "machine": {"processor": processor_name(), "python": platform.python_version(), **versions()},
@@ -77,7 +77,11 @@ def run_once(arguments: argparse.Namespace, name: str, data: Path, arm: str, see
     folder = arguments.work / f"{name}-{arm}-{seed}"
     done = folder / "scored.json"
     if not done.is_file():
-        values = SETTINGS | ARMS[arm] | {"model": arguments.model, "data": data.resolve(), "epochs": arguments.epochs}
+        values = (
+            SETTINGS
+            | ARMS[arm]
+            | {"model": arguments.model, "data": data.resolve(), "epochs": epochs_of(arguments.images, data)}
+        )
         values |= {"seed": seed, "project": folder.parent, "name": folder.name}
         values |= {"weights": arguments.weights} if arguments.weights else {}
         arguments.work.mkdir(parents=True, exist_ok=True)

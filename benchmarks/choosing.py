@@ -95,8 +95,7 @@ def run_once(
     folder = arguments.work / f"{name}-{model}-{optimizer}-{seed}"
     done = folder / "scored.json"
     if not done.is_file():
-        index = load_index(read_data_yaml(data), "train")
-        epochs = max(1, round(arguments.seconds / (seconds_per_image(arguments, model) * len(index))))
+        epochs = epochs_of(arguments.seconds / seconds_per_image(arguments, model), data)
         seconds = train(folder, data, model, epochs, seed, "--optimizer", optimizer)
         rows = []
         for suppression in ("on", "off") if model == "yolo26n" else ("on",):
@@ -120,6 +119,11 @@ def seconds_per_image(arguments: argparse.Namespace, model: str) -> float:
         print(f"{model}: {file.read_text()}", flush=True)
     cost: float = json.loads(file.read_text(encoding="utf-8"))["seconds_per_image"]
     return cost
+
+
+def epochs_of(images: float, data: Path) -> int:
+    """The number of epochs in which a training sees about so many images."""
+    return max(1, round(images / len(load_index(read_data_yaml(data), "train"))))
 
 
 def train(folder: Path, data: Path, model: str, epochs: int, seed: int, *more: str, **settings: Any) -> float:

@@ -1,4 +1,4 @@
-"""What helps small objects? A level of stride 4 and the Wasserstein distance, on two sets with equal epochs.
+"""What helps small objects? A level of stride 4 and the Wasserstein distance, on two sets after equally many images.
 
     yoloyard demo demo
     python examples/trees/prepare.py deepforest-2.1.0-py3-none-any.whl --out trees
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from choosing import small_recall, spread
+from choosing import epochs_of, small_recall, spread
 from side_by_side import RESULTS, processor_name
 from torch import Tensor
 
@@ -43,12 +43,12 @@ FIGURES = ("map50_95", "map50", "map_small", "small_recall")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare ways to find small objects with equal epochs.")
+    parser = argparse.ArgumentParser(description="Compare ways to find small objects after equally many images.")
     parser.add_argument("--demo", type=Path, help="its data.yaml; left out if this is not given")
     parser.add_argument("--trees", type=Path, help="data.yaml written by examples/trees/prepare.py")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--images", type=int, default=2000, help="that a training sees, as whole epochs")
     parser.add_argument("--constant", type=float, default=12.8, help="pixels that the distance is divided by")
     parser.add_argument("--work", type=Path, default=Path("runs", "small_objects"), help="folder of the training runs")
     parser.add_argument("--train", help=argparse.SUPPRESS)  # a variant and its settings as JSON: one training, here
@@ -65,7 +65,7 @@ def main() -> None:
         for variant in arguments.variants
     ]
     results = {
-        "settings": SETTINGS | {"epochs": arguments.epochs, "seeds": arguments.seeds, "constant": arguments.constant},
+        "settings": SETTINGS | {"images": arguments.images, "seeds": arguments.seeds, "constant": arguments.constant},
         "machine": {"processor": processor_name(), "python": platform.python_version(), **versions()},
         "runs": rows,
     }
@@ -77,10 +77,11 @@ def main() -> None:
 
 def run_once(arguments: argparse.Namespace, name: str, data: Path, variant: str, seed: int) -> dict[str, Any]:
     """Train one variant once, in a process of its own, and score it."""
-    folder = arguments.work / f"{name}-{variant}-{arguments.epochs}-{seed}"
+    folder = arguments.work / f"{name}-{variant}-{arguments.images}-{seed}"
     done = folder / "scored.json"
     if not done.is_file():
-        settings = SETTINGS | {"data": str(data.resolve()), "epochs": arguments.epochs, "seed": seed}
+        epochs = epochs_of(arguments.images, data)
+        settings = SETTINGS | {"data": str(data.resolve()), "epochs": epochs, "seed": seed}
         settings |= {"project": str(folder.parent), "name": folder.name}
         given = json.dumps({"variant": variant, "constant": arguments.constant, "settings": settings})
         arguments.work.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def run_once(arguments: argparse.Namespace, name: str, data: Path, variant: str,
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             command = [sys.executable, __file__, "--train", given]
             subprocess.run(command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
-        row = {"data": name, "variant": variant, "seed": seed, **score(data, folder)}
+        row = {"data": name, "variant": variant, "seed": seed, "epochs": epochs, **score(data, folder)}
         done.write_text(json.dumps(row), encoding="utf-8")
         print(f"{folder.name}: " + ", ".join(f"{key} {row[key]:.4f}" for key in FIGURES), flush=True)
     scored: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
