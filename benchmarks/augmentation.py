@@ -28,6 +28,7 @@ from yoloyard.common.versions import versions
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "inspection": {"preset": "inspection"},
+    "inspection, light, noise": {"preset": "inspection", "light": 0.3, "noise": 0.02},
     "copy_paste": {"copy_paste": 0.5},
     "light": {"light": 0.3},
     "belt_blur": {"belt_blur": 4},
