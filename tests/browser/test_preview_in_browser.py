@@ -69,7 +69,7 @@ def test_a_browser_shows_the_page_of_a_preview_without_any_other_file(
     for path in sorted(tmp_path.glob("line/images/*/*.jpg")):
         change(path)
     data.write_text(data.read_text() + keys)
-    assert exit_code("data", "preview", data, *flags, "--preset", "inspection", *LINE) == 0
+    assert exit_code("data", "preview", data, *flags, *LINE) == 0
 
     browser.get((tmp_path / "runs" / "preview" / "preview.html").as_uri())
 
